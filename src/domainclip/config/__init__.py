@@ -1,0 +1,38 @@
+"""Recipes: what the user can set, how it is checked, and how the rest is decided. Never imports torch."""
+
+from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config.recipe_files import load_recipe, parse_overrides, read_recipe, shipped_recipes
+from domainclip.config.resolve import DataFacts, Decision, ModelFacts, contrastive_batch, resolve, steps_per_epoch
+from domainclip.config.slices import (
+    DataSettings,
+    EvaluationSettings,
+    LossSettings,
+    MemorySettings,
+    ModelSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainingSettings,
+)
+
+__all__ = [
+    "CLIPFinetuningConfig",
+    "DataFacts",
+    "DataSettings",
+    "Decision",
+    "EvaluationSettings",
+    "FrozenConfig",
+    "LossSettings",
+    "MemorySettings",
+    "ModelFacts",
+    "ModelSettings",
+    "OptimizerSettings",
+    "RunSettings",
+    "TrainingSettings",
+    "contrastive_batch",
+    "load_recipe",
+    "parse_overrides",
+    "read_recipe",
+    "resolve",
+    "shipped_recipes",
+    "steps_per_epoch",
+]

@@ -1,0 +1,67 @@
+"""The base of every settings slice: values are checked on creation and on assignment, and errors are plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from domainclip.errors import ConfigurationError
+from domainclip.registry import nearest
+
+_NOT_ABOVE_ZERO = {"greater_than": "positive", "greater_than_equal": "zero or more"}
+
+
+def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
+    """One pydantic error as the sentence a user wants to read; begins with what is wrong in plain words."""
+    key = str(error["loc"][0]) if error["loc"] else ""
+    value, kind, context = error["input"], error["type"], error.get("ctx", {})
+    if kind in {"extra_forbidden", "no_such_attribute"}:
+        guess = nearest(key, fields)
+        hint = f": did you mean {guess!r}?" if guess else ". `domainclip config show` lists the known ones"
+        return f"Unknown key {key!r}{hint}"
+    if not key or kind == "value_error":  # our own validators speak plainly already
+        return str(context.get("error", error["msg"]))
+    field = fields.get(key)
+    title = (field.title if field is not None and field.title else key.replace("_", " ").capitalize())
+    named = f"({key}={value!r})"
+    limit = next((context[name] for name in ("gt", "ge", "lt", "le") if name in context), None)
+    if kind == "frozen_instance":
+        return f"{key} cannot be changed: a run works on a frozen copy of its recipe"
+    if kind == "literal_error":
+        return f"Invalid {title[0].lower() + title[1:]} {value!r}: choose {context['expected']}"
+    if kind in _NOT_ABOVE_ZERO and limit == 0:
+        return f"{title} must be {_NOT_ABOVE_ZERO[kind]} {named}"
+    if kind.startswith(("greater_than", "less_than")):
+        bound = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+        word = next(bound[name] for name in bound if name in context)
+        return f"{title} must be {word} {limit} {named}"
+    message = error["msg"].replace("Input should be ", "")
+    return f"{title} must be {message} {named}"
+
+
+class Settings(BaseModel):
+    """A slice of the recipe. Raises ``ConfigurationError`` (also a ``ValueError``) for an unknown key or a bad value."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), validate_default=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise self._plain(error.errors()) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise self._plain(error.errors()) from None
+
+    @classmethod
+    def _plain(cls, errors: Sequence[ErrorDetails]) -> ConfigurationError:
+        messages = [plain_message(error, cls.model_fields) for error in errors]
+        problem = ConfigurationError("\n".join(dict.fromkeys(messages)))
+        problem.keys = [str(error["loc"][0]) for error in errors if error["loc"]]  # type: ignore[attr-defined]
+        return problem

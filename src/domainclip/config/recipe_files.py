@@ -1,0 +1,160 @@
+"""Recipes on disk and the order in which sources override each other.
+
+defaults < domain preset < recipe file < environment (``DOMAINCLIP_LEARNING_RATE=1e-5``) < command line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from domainclip.config.recipe import CLIPFinetuningConfig
+from domainclip.errors import ConfigurationError
+from domainclip.registry import nearest
+
+_SHIPPED = resources.files("domainclip.config") / "recipes"
+ENVIRONMENT_PREFIX = "DOMAINCLIP_"
+_NOT_KEYS = {"DOMAINCLIP_DATA"}  # where the tests find their data
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
+
+
+def parse_recipe(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Values and line numbers (from 1) of a YAML recipe. Raises ``ConfigurationError`` naming file and line."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return {}, {}
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigurationError(f"{source}: a recipe is a list of 'key: value' lines, this is something else")
+        lines: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            line = key_node.start_mark.line + 1
+            if key in lines:
+                raise ConfigurationError(f"{source} line {line}: {key!r} stands twice (first on line {lines[key]})")
+            lines[key] = line
+        return yaml.safe_load(text), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise ConfigurationError(f"{source}{where}: not valid YAML ({problem})") from None
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """YAML 1.1 reads 1e-5 (no point) as text; a recipe means the number."""
+    fixed = dict(values)
+    for key, value in values.items():
+        if isinstance(value, str):
+            try:
+                fixed[key] = float(value) if "e" in value.lower() else value
+            except ValueError:
+                continue
+    return fixed
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigurationError(f"Recipe {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"Recipe {path} cannot be read: {error}") from None
+
+
+def recipe_values(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, int], str]:
+    """Values, line numbers and a name for messages, of a shipped recipe or a recipe file."""
+    name = str(name_or_path)
+    if name in shipped_recipes():
+        values, lines = parse_recipe((_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
+        return _numbers(values), lines, f"recipe {name}"
+    if not Path(name).exists() and not name.endswith((".yaml", ".yml")) and "/" not in name:
+        guess = nearest(name, shipped_recipes())
+        hint = f"Did you mean {guess!r}? " if guess else ""
+        raise ConfigurationError(
+            f"Unknown recipe {name!r}. {hint}Shipped: {', '.join(shipped_recipes())}; or give the path of a YAML file"
+        )
+    values, lines = parse_recipe(_read_text(Path(name)), name)
+    return _numbers(values), lines, name
+
+
+def _checked(values: Mapping[str, Any], lines: Mapping[str, int], source: str) -> CLIPFinetuningConfig:
+    try:
+        return CLIPFinetuningConfig(**values)
+    except ConfigurationError as error:
+        keys = [key for key in getattr(error, "keys", []) if key in lines]
+        where = f" line {lines[keys[0]]}" if keys else ""
+        raise ConfigurationError(f"{error} [{source}{where}]") from None
+
+
+def read_recipe(name_or_path: str | Path) -> CLIPFinetuningConfig:
+    """A shipped recipe by name, or a recipe file by path."""
+    return _checked(*recipe_values(name_or_path))
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """``["learning_rate=1e-5", "lock_text=true"]`` as values; each value is read as YAML."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        key = key.strip().replace("-", "_")
+        if not separator or not key:
+            raise ConfigurationError(f"{override!r} is not key=value")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[key] = text
+        if isinstance(values[key], dict | bool) and "str" in str(CLIPFinetuningConfig.model_fields.get(key)):
+            # "data_path=yes" and "caption_col=a: b" are text where the key holds text.
+            annotation = CLIPFinetuningConfig.model_fields[key].annotation
+            if annotation in (str, str | None):
+                values[key] = text
+    return _numbers(values)
+
+
+def environment_values(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Keys given as ``DOMAINCLIP_<KEY>``. Raises ``ConfigurationError`` for an unknown one."""
+    values: dict[str, Any] = {}
+    for name, text in sorted((environment if environment is not None else os.environ).items()):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in _NOT_KEYS:
+            continue
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if key not in CLIPFinetuningConfig.model_fields:
+            guess = nearest(key, CLIPFinetuningConfig.model_fields)
+            hint = f": did you mean {ENVIRONMENT_PREFIX}{guess.upper()}?" if guess else ""
+            raise ConfigurationError(f"Unknown key {key!r} in the environment variable {name}{hint}")
+        values.update(parse_overrides([f"{key}={text}"]))
+    return values
+
+
+def load_recipe(
+    name_or_path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> CLIPFinetuningConfig:
+    """The recipe file, then the environment, then ``overrides``; what none of them names stays unset."""
+    values: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    source = "command line"
+    if name_or_path is not None:
+        values, lines, source = recipe_values(name_or_path)
+        _checked(values, lines, source)  # an error in the file is reported as the file's, not as an override's
+    merged = {**values, **environment_values(environment), **(overrides or {})}
+    return CLIPFinetuningConfig(**merged)
+
+
+def domain_preset(domain: str) -> dict[str, Any]:
+    """What the domain's own recipe sets, without the domain's name; empty for a domain without one."""
+    if domain not in shipped_recipes():
+        return {}
+    values, _, _ = recipe_values(domain)
+    return {key: value for key, value in values.items() if key != "domain"}

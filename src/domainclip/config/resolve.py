@@ -1,0 +1,185 @@
+"""Deciding what the user left unset, each decision with its reason.
+
+Reads plain facts about model, data and device, so that it runs (and is tested) without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config.recipe_files import domain_preset
+from domainclip.errors import ConfigurationError
+
+DUPLICATE_SHARE = 0.01
+"""Above this share of rows whose caption is not theirs alone, plain contrastive targets are wrong too often."""
+SMALL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One value nobody set, and why it is what it is."""
+
+    key: str
+    value: Any
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    native_resolution: int  # pixels
+    text_length: int  # tokens
+    fixed_text_length: bool
+    image_tower_kind: str  # "transformer" or "convolutional"
+    text_tower_kind: str
+    temperature: float
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    train_rows: int
+    repeated_caption_share: float  # rows whose caption another row has too, in [0, 1]
+    labelled_share: float  # in [0, 1]
+    classes: int
+    names_sides: bool  # some caption says left or right
+    cores: int
+
+
+def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) -> tuple[FrozenConfig, list[Decision]]:
+    """A frozen recipe without unset values, and the decisions that made it.
+
+    Raises ``ConfigurationError`` where a set value does not fit the model or the data.
+    """
+    values = config.model_dump()
+    decisions: list[Decision] = []
+
+    def decide(key: str, value: Any, reason: str) -> None:
+        values[key] = value
+        decisions.append(Decision(key, value, reason))
+
+    set_keys = {key for key in type(config).model_fields if config.is_set(key)}
+    preset = domain_preset(config.domain)
+    for key, value in preset.items():
+        if key not in set_keys:
+            decide(key, value, f"preset of the domain {config.domain}")
+    given = set_keys | set(preset)
+
+    _resolve_inputs(config, model, set_keys, decide)
+    _resolve_batch(values, data, set_keys, decide)
+    _resolve_objective(values, model, data, given, decide)
+    _resolve_rates(values, model, given, decide)
+    _resolve_schedule(values, data, given, decide)
+    _resolve_augmentation(values, data, given, decide)
+    _resolve_reading(values, data, given, decide)
+    return CLIPFinetuningConfig(**values).frozen(), decisions
+
+
+def contrastive_batch(values: dict[str, Any] | FrozenConfig) -> int:
+    """Pairs that share one loss: ``batch_size × gradient_accumulation_steps``."""
+    if isinstance(values, FrozenConfig):
+        values = values.__dict__
+    return int(values["batch_size"]) * int(values["gradient_accumulation_steps"])
+
+
+def steps_per_epoch(values: dict[str, Any] | FrozenConfig, rows: int) -> int:
+    """Optimizer steps in one pass; the last partial batch is dropped unless that would leave none."""
+    return max(1, rows // contrastive_batch(values))
+
+
+def _resolve_inputs(config: CLIPFinetuningConfig, model: ModelFacts, set_keys: set[str], decide: Any) -> None:
+    if "image_resolution" not in set_keys:
+        decide("image_resolution", model.native_resolution, "what the model's own image processor says")
+    if "max_sequence_length" not in set_keys:
+        if model.fixed_text_length:
+            decide("max_sequence_length", model.text_length, "the text tower reads its last position: full length only")
+        else:
+            decide("max_sequence_length", min(77, model.text_length), "min(77, the text tower's limit)")
+    elif model.fixed_text_length and config.max_sequence_length != model.text_length:
+        raise ConfigurationError(
+            f"max_sequence_length={config.max_sequence_length} does not fit: this text tower reads its last position "
+            f"and needs its full {model.text_length} tokens. Leave the key out"
+        )
+    elif config.max_sequence_length > model.text_length:
+        raise ConfigurationError(
+            f"max_sequence_length={config.max_sequence_length} is more than the text tower's {model.text_length}"
+        )
+
+
+def _resolve_batch(values: dict[str, Any], data: DataFacts, set_keys: set[str], decide: Any) -> None:
+    if "batch_size" in set_keys:
+        return
+    size = max(2, min(SMALL_BATCH, data.train_rows // 8))
+    per_step = max(1, size // values["gradient_accumulation_steps"])
+    decide("batch_size", per_step, f"contrastive batch min(256, {data.train_rows} rows / 8)")
+
+
+def _resolve_objective(
+    values: dict[str, Any], model: ModelFacts, data: DataFacts, given: set[str], decide: Any
+) -> None:
+    share = data.repeated_caption_share
+    if "loss_type" not in given:
+        if share > DUPLICATE_SHARE:
+            decide("loss_type", "multi_positive", f"{share:.0%} of the rows share their caption with another row")
+        else:
+            decide("loss_type", "contrastive", f"only {share:.1%} of the rows share their caption with another row")
+    if "positives" not in given or values["positives"] == "auto":
+        if values["augment_text"]:
+            decide("positives", "label", "augment_text shows labels as captions, which rows of one class share")
+        elif data.labelled_share > 0.5 and data.classes > 1 and share > 0.5:
+            decide("positives", "label", "captions repeat within labelled classes: rows of one class describe one thing")
+        else:
+            decide("positives", "caption", "captions are mostly their rows' own: only equal ones count as positives")
+    if "temperature" not in given:
+        decide("temperature", model.temperature, "the model's own logit_scale, trained on")
+        values["learnable_temp"] = True
+
+
+def _resolve_rates(values: dict[str, Any], model: ModelFacts, given: set[str], decide: Any) -> None:
+    base = values["learning_rate"]
+    for tower, kind in (("image", model.image_tower_kind), ("text", model.text_tower_kind)):
+        key = f"{tower}_learning_rate"
+        if key in given:
+            continue
+        if kind == "convolutional":
+            decide(key, base * 10, "a batch-normalised convolutional tower wants ten times a transformer's rate")
+        else:
+            decide(key, base, "learning_rate, for a transformer tower")
+
+
+def _resolve_schedule(values: dict[str, Any], data: DataFacts, given: set[str], decide: Any) -> None:
+    epoch = steps_per_epoch(values, data.train_rows)
+    total = epoch * values["num_epochs"]
+    if values["max_steps"] is not None:
+        total = min(total, values["max_steps"])
+    if "warmup_steps" not in given:
+        decide("warmup_steps", min(500, math.ceil(total / 10)), f"min(500, 10 % of {total} steps)")
+    for key in ("eval_steps", "save_steps"):
+        if key not in given and values[key] > epoch:
+            decide(key, epoch, f"once an epoch ({epoch} steps)")
+    if "logging_steps" not in given:
+        decide("logging_steps", max(1, min(100, epoch // 5)), "at least five lines an epoch")
+
+
+def _resolve_augmentation(values: dict[str, Any], data: DataFacts, given: set[str], decide: Any) -> None:
+    if not values["augment_images"]:
+        return
+    if "horizontal_flip" not in given:
+        if data.names_sides:
+            decide("horizontal_flip", False, "captions say left or right")
+        else:
+            decide("horizontal_flip", values["domain"] != "medical", "no caption says left or right")
+
+
+def _resolve_reading(values: dict[str, Any], data: DataFacts, given: set[str], decide: Any) -> None:
+    if "num_workers" in given:
+        return
+    bytes_each = 3 * values["image_resolution"] ** 2 * (1.3 if values["augment_images"] else 1.0)
+    if bytes_each * data.train_rows <= values["image_cache_mb"] * 2**20:
+        decide("num_workers", 0, "all decoded pictures fit into image_cache_mb: later epochs read memory")
+    else:
+        decide("num_workers", max(0, min(4, data.cores - 1)), f"{data.cores} cores, one left for training")

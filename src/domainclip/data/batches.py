@@ -1,0 +1,242 @@
+"""Rows to batches: order, collating, workers, prefetching."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.dataset import CLIPDataset, RawItem
+from domainclip.errors import DataError
+
+Batch = dict[str, Any]
+
+
+def collate_fn(items: Sequence[dict[str, Any]]) -> Batch:
+    """Stack items of ``CLIPDataset`` as they are: full text length, every caption, normalised pictures."""
+    return {
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "input_ids": torch.stack([item["input_ids"] for item in items]),
+        "attention_mask": torch.stack([item["attention_mask"] for item in items]),
+        "image_paths": [item["image_path"] for item in items],
+        "captions": [item["caption"] for item in items],
+    }
+
+
+class PairCollator:
+    """Raw items to the trainer's batch, with no work done twice.
+
+    - ``pixels`` uint8 ``[B, 3, R, R]``: bytes travel, the device normalises.
+    - ``input_ids``, ``attention_mask`` int64 ``[U, L]``: the U distinct texts of the batch, padded to the longest
+      (to the full length where the text tower needs it), and ``caption_index`` int64 ``[B]``: the text of each row.
+    - ``group_ids`` int64 ``[B]``, ``rows``, ``image_paths``, ``captions``.
+    - ``problems``: (picture, reason) of rows left out because their picture cannot be read.
+
+    ``pad_to_multiple``: round the length up, and above 8, where the device keeps memory for every shape it has
+    seen (MPS).
+    """
+
+    def __init__(self, dataset: CLIPDataset, pad_to_multiple: int = 1) -> None:
+        self.tokens = dataset.tokens
+        self.texts = dataset.texts
+        self.group_ids = dataset.group_ids
+        self.paths = [str(pair.image_path) for pair in dataset.pairs]
+        self.pad_token_id = dataset.pad_token_id
+        self.fixed_length = dataset.text_length if dataset.fixed_length else None
+        self.text_length = dataset.text_length
+        self.pad_to_multiple = pad_to_multiple
+
+    def length(self, longest: int) -> int:
+        if self.fixed_length is not None:
+            return self.fixed_length
+        rounded = -(-longest // self.pad_to_multiple) * self.pad_to_multiple
+        return min(max(rounded, 9 if self.pad_to_multiple > 1 else 1), self.text_length)
+
+    def __call__(self, items: Sequence[RawItem]) -> Batch:
+        good = [item for item in items if item.pixels is not None]
+        distinct = list(dict.fromkeys(item.text for item in good))
+        place = {text: index for index, text in enumerate(distinct)}
+        tokens = [self.tokens[text] for text in distinct]
+        length = self.length(max((len(ids) for ids in tokens), default=1))
+        input_ids = torch.full((len(distinct), length), self.pad_token_id, dtype=torch.long)
+        attention_mask = torch.zeros(len(distinct), length, dtype=torch.long)
+        for row, ids in enumerate(tokens):
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        rows = [item.row for item in good]
+        return {
+            "pixels": torch.stack([item.pixels for item in good if item.pixels is not None]) if good else None,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "caption_index": torch.tensor([place[item.text] for item in good], dtype=torch.long),
+            "group_ids": self.group_ids[torch.tensor(rows, dtype=torch.long)],
+            "rows": rows,
+            "image_paths": [self.paths[row] for row in rows],
+            "captions": [self.texts[item.text] for item in good],
+            "problems": [(self.paths[item.row], item.problem) for item in items if item.pixels is None],
+        }
+
+
+class EpochBatchSampler:
+    """Batches of (epoch, row) keys: the order depends on the seed and the epoch alone, so it can be taken up anywhere.
+
+    ``set_position(epoch, skip)`` starts an epoch at its batch number ``skip``. The last partial batch is dropped
+    when ``drop_last``, unless it is the only one.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, shuffle: bool, drop_last: bool) -> None:
+        self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
+        self.drop_last = drop_last and rows >= batch_size
+        self.epoch = 0
+        self.skip = 0
+
+    def set_position(self, epoch: int, skip: int = 0) -> None:
+        self.epoch, self.skip = epoch, skip
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.rows, self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    def order(self, epoch: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.rows))
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self.rows, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self.order(self.epoch)
+        for batch in range(self.skip, len(self)):
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, row) for row in rows]
+
+
+class _RawView(Dataset):
+    """The data set read through ``fetch``."""
+
+    def __init__(self, dataset: CLIPDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> RawItem:
+        return self.dataset.fetch(key)
+
+
+def create_training_loader(
+    dataset: CLIPDataset, config: CLIPFinetuningConfig, batch_size: int, pad_to_multiple: int = 1
+) -> DataLoader:
+    """The trainer's own loader: lean batches, and a sampler with a position (``loader.batch_sampler``)."""
+    sampler = EpochBatchSampler(len(dataset), batch_size, config.seed, config.shuffle, drop_last=True)
+    return DataLoader(
+        _RawView(dataset),
+        batch_sampler=sampler,  # type: ignore[arg-type]
+        collate_fn=PairCollator(dataset, pad_to_multiple),
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        prefetch_factor=2 if config.num_workers else None,
+        # A loader without one draws from the global generator at every epoch, which a resumed run would repeat.
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def create_dataloader(
+    dataset: Dataset,
+    config: CLIPFinetuningConfig,
+    batch_size: int | None = None,
+    shuffle: bool | None = None,
+    drop_last: bool | None = None,
+) -> DataLoader:
+    """A plain ``DataLoader`` of ``collate_fn`` batches. A shuffled one drops the last partial batch unless that
+    would leave none."""
+    size = batch_size or config.batch_size or 32
+    rows = len(dataset)  # type: ignore[arg-type]
+    if rows == 0:
+        raise DataError("No valid image-text pairs: the data set is empty")
+    shuffle = config.shuffle if shuffle is None else shuffle
+    drop_last = shuffle if drop_last is None else drop_last
+    return DataLoader(
+        dataset,
+        batch_size=size,
+        shuffle=shuffle,
+        drop_last=drop_last and rows >= size,
+        num_workers=config.num_workers,
+        collate_fn=collate_fn,
+        persistent_workers=config.num_workers > 0,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def create_train_val_dataloaders(
+    train_dataset: Dataset, val_dataset: Dataset, config: CLIPFinetuningConfig, batch_size: int | None = None
+) -> tuple[DataLoader, DataLoader]:
+    """A shuffled loader for training and an ordered, complete one for validation."""
+    return (
+        create_dataloader(train_dataset, config, batch_size),
+        create_dataloader(val_dataset, config, batch_size, shuffle=False, drop_last=False),
+    )
+
+
+class PrefetchDataLoader:
+    """Prepares the next batches in a thread and puts their tensors on the device while the last one is trained.
+
+    Reading pictures releases the interpreter lock, so one thread overlaps with the training even without worker
+    processes. An error in the thread is raised where the batch was awaited.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device | str = "cpu", depth: int = 2) -> None:
+        self.loader = loader
+        self.device = torch.device(device)
+        self.depth = depth
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        non_blocking = self.device.type == "cuda"
+        return {
+            key: value.to(self.device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
+
+    def __iter__(self) -> Iterator[Batch]:
+        ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=self.depth)
+        stop = threading.Event()
+
+        def put(kind: str, value: Any) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put((kind, value), timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def read() -> None:
+            try:
+                for batch in self.loader:
+                    if not put("batch", batch):
+                        return
+                put("end", None)
+            except BaseException as error:
+                put("error", error)
+
+        thread = threading.Thread(target=read, name="domainclip-prefetch", daemon=True)
+        thread.start()
+        try:
+            while True:
+                kind, value = ready.get()
+                if kind == "end":
+                    return
+                if kind == "error":
+                    raise value
+                # The device is driven from this thread alone (MPS wants a single one).
+                yield self._on_device(value)
+        finally:
+            stop.set()
+            thread.join(timeout=10)

@@ -1,0 +1,73 @@
+"""Decoded pictures kept across epochs, within a bound, shared by every worker process."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.heap import BufferWrapper
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+
+class PictureCache:
+    """At most ``capacity`` bytes of uint8 pictures for ``rows`` rows, filled in the order they come.
+
+    With ``shared`` the memory is ``multiprocessing``'s kind: a worker that decodes a picture saves every other
+    worker the work, and the object survives being sent to a spawned process (macOS, Windows). What does not fit is
+    not kept: with every row read once an epoch, throwing out old pictures for new ones would never hit.
+    """
+
+    def __init__(self, rows: int, capacity: int, shared: bool = False) -> None:
+        self.capacity = capacity
+        self.rows = rows
+        self.shared = shared
+        # Layout of the table: bytes used, then for each row offset + 1 (0: not here), height and width.
+        table = 8 * (1 + 3 * rows)
+        # Neither kind touches its pages before they are written: an unused cache costs address space alone.
+        self._memory: Any = BufferWrapper(table + capacity) if shared else np.zeros(table + capacity, dtype=np.uint8)
+        # A spawn-context lock can be handed to workers of any start method.
+        self._lock = multiprocessing.get_context("spawn").Lock()
+        self._map()
+
+    def _map(self) -> None:
+        whole = np.frombuffer(self._memory.create_memoryview() if self.shared else self._memory, dtype=np.uint8)
+        table = 8 * (1 + 3 * self.rows)
+        self._table = whole[:table].view(np.int64)
+        self._bytes = whole[table : table + self.capacity]
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.shared:
+            raise TypeError("A picture cache that is not shared cannot be sent to a worker process")
+        return {key: value for key, value in self.__dict__.items() if key not in {"_table", "_bytes"}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
+
+    def get(self, row: int) -> UInt8[Tensor, "3 h w"] | None:
+        """The picture, as a view of the memory (not to be written to); None when it is not here."""
+        offset, height, width = self._table[1 + 3 * row : 4 + 3 * row].tolist()
+        if offset == 0:
+            return None
+        return torch.from_numpy(self._bytes[offset - 1 : offset - 1 + 3 * height * width]).view(3, height, width)
+
+    def put(self, row: int, picture: UInt8[Tensor, "3 h w"]) -> bool:
+        """Keep a picture; False when there is no room (or another worker was first)."""
+        size = picture.numel()
+        with self._lock:
+            start = int(self._table[0])
+            if self._table[1 + 3 * row] or start + size > self.capacity:
+                return False
+            self._table[0] = start + size
+        self._bytes[start : start + size] = picture.contiguous().view(-1).numpy()
+        self._table[2 + 3 * row], self._table[3 + 3 * row] = picture.shape[1:]
+        self._table[1 + 3 * row] = start + 1  # last: a reader that sees it sees the whole picture
+        return True
+
+    @property
+    def used(self) -> int:
+        """Bytes in use."""
+        return int(self._table[0])

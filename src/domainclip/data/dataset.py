@@ -1,0 +1,208 @@
+"""Pairs as a torch data set: one item in the form users know, and the lean form the trainer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.cache import PictureCache
+from domainclip.data.image_spec import ImageSpec
+from domainclip.data.images import read_image
+from domainclip.data.records import ImageTextPair
+from domainclip.data.transforms import ImageTransform, TextTransform, view_rng
+from domainclip.errors import DataError, PictureError
+
+RowKey = int | tuple[int, int]
+"""A row, or (epoch, row): the epoch picks the random view and the caption."""
+
+
+@dataclass
+class RawItem:
+    """One row as the collator wants it: bytes, and the number of its text in the data set's table of texts."""
+
+    row: int
+    text: int
+    pixels: Tensor | None  # uint8 [3, side, side]; None when the picture cannot be read
+    problem: str = ""
+
+
+def _token_ids(processor: Any, texts: list[str], max_length: int) -> list[list[int]]:
+    if hasattr(processor, "token_ids"):
+        return processor.token_ids(texts, max_length)
+    encoded = processor.tokenizer(texts, truncation=True, max_length=max_length, padding=False)
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+class CLIPDataset(Dataset):
+    """Image-text pairs, tokenized once, with pictures decoded on demand and cached within ``image_cache_mb``.
+
+    ``processor`` is an ``EncoderProcessor`` or a ``transformers`` processor (anything with ``tokenizer`` and
+    ``image_processor``). Items are dicts: ``pixel_values`` float32 ``[3, R, R]``, ``input_ids`` and
+    ``attention_mask`` int64 ``[max_sequence_length]``, ``image_path``, ``caption``.
+
+    ``group_ids`` int64 ``[n]``: rows with equal ids describe the same thing and are each other's positives; by
+    label where ``config.positives`` is ``label``, by caption otherwise.
+
+    Raises ``DataError`` "No valid image-text pairs" for none, and ``PictureError`` on reading a bad picture.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[ImageTextPair | tuple[Path, str]],
+        processor: Any,
+        config: CLIPFinetuningConfig,
+        image_transform: ImageTransform | None = None,
+        text_transform: Callable[[str], str] | None = None,
+        *,
+        cache: bool = True,
+    ) -> None:
+        self.pairs = [pair if isinstance(pair, ImageTextPair) else ImageTextPair(*pair) for pair in pairs]
+        if not self.pairs:
+            raise DataError("No valid image-text pairs: the data set is empty")
+        self.config = config
+        self.seed = config.seed
+        spec = ImageSpec.from_processor(processor.image_processor)
+        if not config.is_set("image_resolution"):
+            config = config.updated(image_resolution=spec.resolution)
+        self.image_transform = image_transform or ImageTransform(config, augment=False, spec=spec)
+        self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
+        self.fixed_length = getattr(processor, "text_padding", "causal") == "fixed"
+        self.text_length = min(config.max_sequence_length, getattr(processor, "max_length", config.max_sequence_length))
+        transform = text_transform or TextTransform()
+        self._prompts: dict[str, list[int]] = {}
+        self._build_texts([[transform(text) for text in texts] for texts in self._texts_of_rows()], processor)
+        self.group_ids = self._groups()
+        capacity = self._cache_bytes(config) if cache else 0
+        self._cache = PictureCache(len(self.pairs), capacity, shared=config.num_workers > 0) if capacity else None
+
+    def _texts_of_rows(self) -> list[list[str]]:
+        return [[pair.caption] for pair in self.pairs]
+
+    def _build_texts(self, texts_of_rows: list[list[str]], processor: Any) -> None:
+        """The table of distinct texts with their tokens, and each row's texts as numbers in it."""
+        numbers: dict[str, int] = {}
+        self._row_texts = [[numbers.setdefault(text, len(numbers)) for text in texts] for texts in texts_of_rows]
+        if self.config.augment_text:
+            for label in sorted({pair.label for pair in self.pairs if pair.label}):
+                prompts = [template.replace("{}", label) for template in self.config.prompt_templates]
+                self._prompts[label] = [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
+        self.texts = list(numbers)
+        self.tokens = [torch.tensor(ids) for ids in _token_ids(processor, self.texts, self.text_length)]
+
+    def _groups(self) -> Tensor:
+        by_label = self.config.positives == "label"
+        keys: dict[Any, int] = {}
+        ids = []
+        for pair, texts in zip(self.pairs, self._row_texts, strict=True):
+            key = ("label", pair.label) if by_label and pair.label else ("texts", frozenset(texts))
+            ids.append(keys.setdefault(key, len(keys)))
+        return torch.tensor(ids)
+
+    def _cache_bytes(self, config: CLIPFinetuningConfig) -> int:
+        side = self.image_transform.resolution
+        # An augmented picture is kept with the margin its crops need, and with its own proportions.
+        margin = 2.2 / config.crop_scale if self.image_transform.augment else 1.0
+        return min(config.image_cache_mb * 2**20, int(len(self.pairs) * 3 * side * side * margin))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def pixels(self, key: RowKey) -> Tensor:
+        """The picture of a row as uint8 ``[3, R, R]``, augmented where the transform says so."""
+        epoch, row = key if isinstance(key, tuple) else (0, key)
+        base = self._cache.get(row) if self._cache else None
+        if base is None:
+            base = self.image_transform.base(read_image(self.pairs[row].image_path, self.config.max_image_pixels))
+            if self._cache:
+                self._cache.put(row, base)
+        return self.image_transform.finish(base, view_rng(self.seed, epoch, row))
+
+    def text_number(self, key: RowKey) -> int:
+        """Which text of the table a row shows: its caption, one of its captions, or its label as a prompt."""
+        epoch, row = key if isinstance(key, tuple) else (0, key)
+        choices = self._row_texts[row]
+        prompts = self._prompts.get(self.pairs[row].label or "")
+        if len(choices) == 1 and not prompts:
+            return choices[0]
+        rng = view_rng(self.seed + 1, epoch, row)  # + 1: not the numbers that draw the picture's view
+        if prompts and rng.random() < 0.5:
+            return rng.choice(prompts)
+        return rng.choice(choices)
+
+    def fetch(self, key: RowKey) -> RawItem:
+        """The lean form. A bad picture becomes an item with a ``problem``, unless ``strict``."""
+        row = key[1] if isinstance(key, tuple) else key
+        try:
+            return RawItem(row, self.text_number(key), self.pixels(key))
+        except PictureError as error:
+            if self.config.strict:
+                raise
+            return RawItem(row, self.text_number(key), None, str(error))
+
+    def __getitem__(self, key: RowKey) -> dict[str, Any]:
+        row = key[1] if isinstance(key, tuple) else key
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        row %= len(self)
+        key = (key[0], row) if isinstance(key, tuple) else row
+        number = self.text_number(key)
+        tokens = self.tokens[number]
+        input_ids = torch.full((self.text_length,), self.pad_token_id, dtype=torch.long)
+        attention_mask = torch.zeros(self.text_length, dtype=torch.long)
+        input_ids[: len(tokens)] = tokens
+        attention_mask[: len(tokens)] = 1
+        return {
+            "pixel_values": self.image_transform.spec.normalise(self.pixels(key)[None])[0],
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "image_path": str(self.pairs[row].image_path),
+            "caption": self.texts[number],
+        }
+
+
+class MultiCaptionCLIPDataset(CLIPDataset):
+    """Pictures with several captions each; every epoch draws one of them per picture.
+
+    ``items``: a mapping or list of (picture, captions). ``from_pairs`` gathers the rows of one picture.
+    """
+
+    def __init__(
+        self,
+        items: Mapping[Path, Sequence[str]] | Sequence[tuple[Path, Sequence[str]]],
+        processor: Any,
+        config: CLIPFinetuningConfig,
+        image_transform: ImageTransform | None = None,
+        text_transform: Callable[[str], str] | None = None,
+        *,
+        labels: Mapping[Path, str | None] | None = None,
+        cache: bool = True,
+    ) -> None:
+        rows = list(items.items()) if isinstance(items, Mapping) else list(items)
+        empty = [str(path) for path, captions in rows if not captions]
+        if empty:
+            raise DataError(f"No caption for {len(empty)} pictures, the first is {empty[0]}")
+        self._captions = [list(captions) for _, captions in rows]
+        labels = labels or {}
+        pairs = [ImageTextPair(Path(path), captions[0], labels.get(path)) for path, captions in rows]
+        super().__init__(pairs, processor, config, image_transform, text_transform, cache=cache)
+
+    @classmethod
+    def from_pairs(
+        cls, pairs: Sequence[ImageTextPair], processor: Any, config: CLIPFinetuningConfig, **options: Any
+    ) -> MultiCaptionCLIPDataset:
+        captions: dict[Path, list[str]] = {}
+        labels: dict[Path, str | None] = {}
+        for pair in pairs:
+            captions.setdefault(pair.image_path, []).append(pair.caption)
+            labels.setdefault(pair.image_path, pair.label)
+        return cls(captions, processor, config, labels=labels, **options)
+
+    def _texts_of_rows(self) -> list[list[str]]:
+        return self._captions

@@ -1,0 +1,91 @@
+"""What a check of the data found, for people (a table) and for programs (a dictionary)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+MAX_EXAMPLES = 5
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+@dataclass
+class Finding:
+    """One thing found: ``count`` of the pictures, rows, captions or classes that ``detail`` names.
+
+    ``error``: it would spoil a run or its figures; ``warning``: worth a look; ``info``: worth knowing.
+    """
+
+    name: str
+    severity: Severity
+    count: int
+    examples: list[str]
+    advice: str
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        self.examples = self.examples[:MAX_EXAMPLES]
+
+
+@dataclass
+class DataCheckReport:
+    """``rows`` and ``pictures`` count what was looked at (rows by split); ``findings`` are ordered by
+    severity."""
+
+    path: str
+    rows: dict[str, int]
+    pictures: int
+    findings: list[Finding] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+
+    @property
+    def exit_code(self) -> int:
+        """1 where any finding is an error, else 0."""
+        return int(any(finding.severity == "error" for finding in self.findings))
+
+    def named(self, name: str) -> list[Finding]:
+        """The findings of this name, in order."""
+        return [finding for finding in self.findings if finding.name == name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, ready for JSON."""
+        return {
+            "path": self.path,
+            "exit_code": self.exit_code,
+            "rows": dict(self.rows),
+            "pictures": self.pictures,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+    def render(self) -> RenderableType:
+        """A table to print with ``rich``."""
+        parts = ", ".join(f"{name} {count:,}" for name, count in self.rows.items()) or "none"
+        counts = {severity: sum(f.severity == severity for f in self.findings) for severity in SEVERITIES}
+        # Text, not markup: captions and paths may hold square brackets.
+        head = Text(f"{self.path}: rows {parts}; {self.pictures:,} pictures")
+        table = Table(show_lines=True)
+        for column in ("", "finding", "count", "what", "advice"):
+            table.add_column(column, justify="right" if column == "count" else "left")
+        for finding in self.findings:
+            what = "\n".join(
+                filter(None, [finding.detail, *(f"· {example}" for example in finding.examples)])
+            )
+            table.add_row(
+                Text(finding.severity, style=_STYLES[finding.severity]),
+                Text(finding.name),
+                Text(f"{finding.count:,}"),
+                Text(what),
+                Text(finding.advice),
+            )
+        total = Text(
+            ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items())
+        )
+        return Group(head, table, total) if self.findings else Group(head, total)

@@ -1,0 +1,113 @@
+"""How a model wants its pictures: the resize, crop and statistics of its own image processor, as plain numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_TORCH_MODES = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Resize, crop and normalise as ``transformers``' image processor of the model does, sizes in pixels.
+
+    ``resize``: ``shortest`` brings the shorter side to ``size`` and keeps the proportions, ``squash`` makes a
+    ``size`` × ``size`` square of any picture. ``crop``: side of the central square cut out afterwards, or None.
+    """
+
+    size: int = 224
+    crop: int | None = 224
+    resize: Literal["shortest", "squash"] = "shortest"
+    resample: int = Image.Resampling.BICUBIC
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> ImageSpec:
+        """Read a ``transformers`` image processor (or anything with its attributes)."""
+        size = dict(processor.size)
+        crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
+        shortest = size.get("shortest_edge")
+        side = int(shortest or size["height"])
+        cut = int(crop.get("height") or crop["shortest_edge"]) if crop else None
+        if shortest and cut is None:
+            cut = side  # batches need squares
+        normalise = getattr(processor, "do_normalize", True)
+        mean = tuple(float(v) for v in processor.image_mean) if normalise else (0.0, 0.0, 0.0)
+        std = tuple(float(v) for v in processor.image_std) if normalise else (1.0, 1.0, 1.0)
+        return cls(
+            size=side,
+            crop=cut,
+            resize="shortest" if shortest else "squash",
+            resample=int(getattr(processor, "resample", Image.Resampling.BICUBIC)),
+            mean=mean,  # type: ignore[arg-type]
+            std=std,  # type: ignore[arg-type]
+        )
+
+    @property
+    def resolution(self) -> int:
+        """Side of the picture the model receives."""
+        return self.crop or self.size
+
+    def at(self, resolution: int) -> ImageSpec:
+        """The same treatment for another resolution; the margin that a crop removes keeps its proportion."""
+        if resolution == self.resolution:
+            return self
+        if self.crop is None:
+            return replace(self, size=resolution)
+        return replace(self, size=round(self.size * resolution / self.crop), crop=resolution)
+
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after the resize. Rounds as ``transformers`` does (the longer side is cut to whole pixels)."""
+        if self.resize == "squash":
+            return self.size, self.size
+        if height <= width:
+            return self.size, int(self.size * width / height)
+        return int(self.size * height / width), self.size
+
+    def apply(self, picture: np.ndarray) -> UInt8[Tensor, "3 side side"]:
+        """Resize and crop an uint8 ``[height, width, 3]`` picture; within 1/255 of the model's own processor."""
+        height, width = self.resized_shape(*picture.shape[:2])
+        resized = resize(picture, height, width, self.resample)
+        return center_crop(resized, self.crop) if self.crop else resized
+
+    def normalise(self, pixels: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
+        """Bytes to the model's numbers, in one pass on whatever device the bytes are."""
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=pixels.device).view(3, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
+        return torch.addcmul(shift.view(3, 1, 1), pixels.float(), scale)
+
+
+def resize(picture: np.ndarray, height: int, width: int, resample: int) -> UInt8[Tensor, "3 h w"]:
+    """Antialiased resize of uint8 ``[h, w, 3]``, on torch where it equals Pillow within 1/255 and is faster."""
+    if picture.shape[:2] == (height, width):
+        return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+    mode = _TORCH_MODES.get(Image.Resampling(resample))
+    if mode is None:
+        shrunk = Image.fromarray(picture).resize((width, height), Image.Resampling(resample))
+        return torch.from_numpy(np.array(shrunk)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    return F.interpolate(pixels, size=(height, width), mode=mode, antialias=True, align_corners=False)[0]
+
+
+def center_crop(pixels: UInt8[Tensor, "3 h w"], side: int) -> UInt8[Tensor, "3 side side"]:
+    """The central square; a side shorter than the square is padded with black, as ``transformers`` pads."""
+    height, width = pixels.shape[1:]
+    if height < side or width < side:
+        top, left = max(0, -(-(side - height) // 2)), max(0, -(-(side - width) // 2))
+        bottom, right = max(0, side - height - top), max(0, side - width - left)
+        pixels = F.pad(pixels, (left, right, top, bottom))
+        height, width = pixels.shape[1:]
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[:, top : top + side, left : left + side]

@@ -1,0 +1,80 @@
+"""What a data set is made of: pairs of a picture's path and a caption, and the rows that were set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ImageTextPair(tuple[Path, str]):
+    """``(image_path, caption)`` that also carries ``label`` and ``group``.
+
+    It unpacks, compares and hashes as the plain two-tuple; ``label`` (the class) and ``group`` (patient,
+    board, slide: what must never straddle two splits) are attributes, None where the data do not say.
+    """
+
+    label: str | None
+    group: str | None
+
+    def __new__(
+        cls, image_path: Path | str, caption: str, label: str | None = None, group: str | None = None
+    ) -> ImageTextPair:
+        pair = super().__new__(cls, (Path(image_path), caption))
+        pair.label = label
+        pair.group = group
+        return pair
+
+    @classmethod
+    def of(cls, pair: Sequence) -> ImageTextPair:
+        """``pair`` itself, or a plain ``(path, caption)`` tuple with no label and no group."""
+        return pair if isinstance(pair, cls) else cls(*pair)
+
+    @property
+    def image_path(self) -> Path:
+        return self[0]
+
+    @property
+    def caption(self) -> str:
+        return self[1]
+
+    # Pickle would rebuild a tuple subclass from the tuple alone, which is not what __new__ takes.
+    def __reduce__(self) -> tuple:
+        return type(self), (self[0], self[1], self.label, self.group)
+
+    def __repr__(self) -> str:
+        extras = "".join(
+            f", {name}={value!r}" for name, value in (("label", self.label), ("group", self.group)) if value
+        )
+        return f"ImageTextPair({str(self[0])!r}, {self[1]!r}{extras})"
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that was set aside: ``where`` names file and row ("train.csv row 12"), ``reason`` says why.
+
+    ``kind`` is the reason in one of a few fixed phrases, for counting: "missing picture", "empty caption",
+    "malformed row".
+    """
+
+    where: str
+    image_path: str
+    reason: str
+    kind: str = "malformed row"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class PairList(list[ImageTextPair]):
+    """The usable pairs of one source, in the source's order, and in ``quarantine`` the rows set aside."""
+
+    def __init__(
+        self,
+        pairs: Iterable[ImageTextPair] = (),
+        source: str = "",
+        quarantine: Iterable[Quarantined] = (),
+    ) -> None:
+        super().__init__(pairs)
+        self.source = source
+        self.quarantine: list[Quarantined] = list(quarantine)

@@ -1,0 +1,257 @@
+"""Train, validation and test: given by files, or cut so that no group and no picture is in two of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from domainclip.data import huggingface, tables
+from domainclip.data.directories import SPLIT_NAMES, are_split_folders, visible_folders
+from domainclip.data.group_split import assign, find_units, picture_key
+from domainclip.data.loaders import META_FILE, DatasetLoader
+from domainclip.data.records import ImageTextPair, PairList
+from domainclip.errors import ConfigurationError, DataError
+
+
+@dataclass
+class DataSplits:
+    """The three splits (``val`` and ``test`` may be empty); ``notes`` says in sentences how they came
+    about."""
+
+    train: PairList
+    val: PairList
+    test: PairList
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class GivenSplit:
+    """One split as the data bring it: ``name`` is what notes call it, ``folder`` may hold a ``meta.csv``."""
+
+    name: str
+    folder: Path | None
+    load: Callable[[], PairList]
+
+
+def split_pairs(
+    pairs: Sequence[ImageTextPair],
+    train: float = 0.8,
+    val: float = 0.1,
+    test: float = 0.1,
+    seed: int = 42,
+) -> tuple[PairList, PairList, PairList]:
+    """Divide ``pairs`` by ratio; rows of one group, and rows of one picture, stay together.
+
+    Stratified by label as well as the groups allow; a class with three groups or more has at least one in
+    train. The same seed and rows give the same splits, whatever the order of the rows (see ``group_split``).
+    Rows keep their order within a split; a quarantine goes with the training split.
+
+    Raises ``ConfigurationError``: ratios that are negative, leave train nothing, or do not sum to 1.
+    """
+    ratios = (train, val, test)
+    if min(ratios) < 0 or train <= 0:
+        raise ConfigurationError(f"Split ratios must not be negative and train must be positive: {ratios}")
+    if abs(sum(ratios) - 1) > 1e-6:
+        raise ConfigurationError(f"Split ratios must sum to 1: {train} + {val} + {test} = {sum(ratios):g}")
+    rows = [ImageTextPair.of(pair) for pair in pairs]
+    units = find_units(rows)
+    place = [0] * len(rows)
+    for unit, index in zip(units, assign(units, ratios, seed), strict=True):
+        for row in unit.rows:
+            place[row] = index
+    source = getattr(pairs, "source", "")
+    parts = tuple(
+        PairList((pair for pair, at in zip(rows, place, strict=True) if at == index), source)
+        for index in range(3)
+    )
+    parts[0].quarantine = list(getattr(pairs, "quarantine", []))
+    return parts[0], parts[1], parts[2]
+
+
+def load_splits(
+    data_path: Path | str,
+    *,
+    image_col: str = "image_path",
+    caption_col: str = "caption",
+    label_col: str = "label",
+    group_col: str = "group",
+    train_split: float = 0.8,
+    val_split: float = 0.1,
+    test_split: float = 0.1,
+    seed: int = 42,
+    strict: bool = False,
+    image_root: Path | str | None = None,
+    caption_template: str | None = None,
+) -> DataSplits:
+    """The splits of the data at ``data_path``, and in ``notes`` every decision taken.
+
+    Given splits are kept: a directory with ``train.csv`` (.tsv, .json, .jsonl, .parquet) and perhaps
+    ``val.*`` or ``validation.*`` and ``test.*``; folders of these names; or the splits of a Hugging Face data
+    set. A missing one is cut from the training split by group, never from the test split. Anything else is
+    divided by ratio. Groups come from a ``meta.csv`` beside the table (columns ``image_path`` and ``group``),
+    else from the group column; without either each picture is its own group.
+
+    Raises ``DataError`` and ``ConfigurationError`` as ``DatasetLoader`` and ``split_pairs`` do.
+    """
+    ratios = {"train": train_split, "validation": val_split, "test": test_split}
+    split_pairs([], train_split, val_split, test_split)  # wrong ratios fail before a long load
+    given = given_splits(
+        data_path,
+        image_col=image_col,
+        caption_col=caption_col,
+        label_col=label_col,
+        group_col=group_col,
+        image_root=image_root,
+        strict=strict,
+        caption_template=caption_template,
+    )
+    notes: list[str] = []
+    loaded = {name: part.load() for name, part in given.items()}
+    for name, part in given.items():
+        pairs = loaded[name]
+        join_groups(pairs, part.folder, image_col, group_col, notes)
+        if pairs.quarantine:
+            notes.append(
+                f"{part.name}: {_count(len(pairs.quarantine), 'row')} set aside, first {pairs.quarantine[0]}"
+            )
+    if len(given) == 1:
+        return _divide(given["train"].name, loaded["train"], ratios, seed, notes)
+
+    file_names = {name: part.name for name, part in given.items()}
+    notes.insert(
+        0,
+        ", ".join(
+            f"{name}: {_rows_and_groups(pairs)} of {file_names[name]}" for name, pairs in loaded.items()
+        ),
+    )
+    for missing in ("test", "validation"):
+        if missing in loaded:
+            continue
+        loaded[missing], note = PairList(), f"{missing}: none (the data give none and its ratio is 0)"
+        if ratios[missing] > 0:
+            share = ratios[missing] / (ratios["train"] + ratios[missing])
+            loaded["train"], loaded[missing], _ = split_pairs(loaded["train"], 1 - share, share, 0.0, seed)
+            note = (
+                f"{missing}: {_rows_and_groups(loaded[missing])} cut from {file_names['train']}, which keeps "
+                f"{_rows_and_groups(loaded['train'])}; no group is in both"
+            )
+        notes.append(note)
+    splits = DataSplits(loaded["train"], loaded["validation"], loaded["test"], notes)
+    notes.extend(leakage_notes(splits))
+    return splits
+
+
+def given_splits(path: Path | str, **options: object) -> dict[str, GivenSplit]:
+    """The splits that ``path`` brings, by name ("train", "validation", "test"); one entry means one undivided
+    set.
+
+    ``options`` go to ``DatasetLoader.load``. Raises ``DataError`` where two files claim one split.
+    """
+
+    def part(name: str, where: Path | str, folder: Path | None, split: str = "train") -> GivenSplit:
+        return GivenSplit(name, folder, lambda: DatasetLoader.load(where, split=split, **options))  # type: ignore[arg-type]
+
+    folder = Path(path)
+    if str(path).startswith(huggingface.PREFIX):
+        available = huggingface.open_splits(path)
+        chosen = {name: key for name, keys in SPLIT_NAMES.items() for key in keys[::-1] if key in available}
+        if "train" not in chosen:
+            if len(available) > 1:
+                raise DataError(f"Data set {path} has no split 'train': it has {', '.join(available)}")
+            chosen = {"train": next(iter(available))}
+        return {name: part(f"{path} [{key}]", path, None, key) for name, key in chosen.items()}
+    if not folder.is_dir():
+        return {"train": part(folder.name, folder, folder.parent)}
+    entries = {entry.name: entry for entry in sorted(folder.iterdir())}
+    candidates = {
+        stem + suffix for names in SPLIT_NAMES.values() for stem in names for suffix in tables.TABLE_SUFFIXES
+    }
+    if not any("train" + suffix in entries for suffix in tables.TABLE_SUFFIXES):
+        if not are_split_folders(visible_folders(folder)):
+            return {"train": part(folder.name or str(folder), folder, folder)}
+        candidates = {stem for names in SPLIT_NAMES.values() for stem in names}
+    result = {}
+    for name, stems in SPLIT_NAMES.items():
+        found = [
+            entry
+            for key, entry in entries.items()
+            if key.lower() in candidates and entry.stem.lower() in stems
+        ]
+        if len(found) > 1:
+            raise DataError(
+                f"{folder} has {' and '.join(entry.name for entry in found)}, which both name the {name} "
+                "split: remove or rename one"
+            )
+        if found:
+            result[name] = part(found[0].name, found[0], found[0].parent)
+    return result
+
+
+def join_groups(
+    pairs: PairList, folder: Path | None, image_col: str, group_col: str, notes: list[str]
+) -> None:
+    """Set each pair's group from ``meta.csv`` in ``folder``, matched by picture; a pair it lacks keeps its
+    own."""
+    meta = folder / META_FILE if folder is not None else None
+    if meta is None or not meta.is_file():
+        return
+    header, rows = tables.read_delimited(meta, ",")
+    if image_col not in header or group_col not in header:
+        notes.append(f"{META_FILE} is not used: it lacks the column {image_col!r} or {group_col!r}")
+        return
+    groups = {
+        os.path.normpath(os.path.join(meta.parent, row.values[image_col])): row.values[group_col].strip()
+        for row in rows
+    }
+    for pair in pairs:
+        pair.group = groups.get(picture_key(pair)) or pair.group
+
+
+def _divide(name: str, pairs: PairList, ratios: dict[str, float], seed: int, notes: list[str]) -> DataSplits:
+    train, val, test = split_pairs(pairs, ratios["train"], ratios["validation"], ratios["test"], seed)
+    what = "group" if any(pair.group is not None for pair in pairs) else "picture"
+    counts = ", ".join(
+        f"{split} {_rows_and_groups(part)}"
+        for split, part in (("train", train), ("validation", val), ("test", test))
+    )
+    shares = " / ".join(f"{share:g}" for share in ratios.values())
+    notes.insert(0, f"{name} is divided {shares} with seed {seed}: {counts}; no {what} is in two of them")
+    for split, part in (("validation", val), ("test", test)):
+        if not part and ratios[split] > 0:
+            notes.append(
+                f"{split} is empty: {name} has too few {what}s to divide ({_rows_and_groups(pairs)})"
+            )
+    return DataSplits(train, val, test, notes)
+
+
+def leakage_notes(splits: DataSplits) -> list[str]:
+    """A warning for each two splits that share groups or pictures."""
+    named = (("train", splits.train), ("validation", splits.val), ("test", splits.test))
+    notes = []
+    for index, (name, pairs) in enumerate(named):
+        for other_name, other in named[index + 1 :]:
+            for what, keys, other_keys in (
+                ("group", group_names(pairs), group_names(other)),
+                ("picture", {picture_key(pair) for pair in pairs}, {picture_key(pair) for pair in other}),
+            ):
+                if shared := keys & other_keys:
+                    notes.append(
+                        f"Warning: {_count(len(shared), what)} in both {name} and {other_name} (such as "
+                        f"{min(shared)}): results on {other_name} will look better than they are"
+                    )
+    return notes
+
+
+def group_names(pairs: Sequence[ImageTextPair]) -> set[str]:
+    return {pair.group for pair in pairs if pair.group is not None}
+
+
+def _rows_and_groups(pairs: PairList) -> str:
+    groups = group_names(pairs)
+    return _count(len(pairs), "row") + (f" in {_count(len(groups), 'group')}" if groups else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

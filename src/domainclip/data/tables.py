@@ -1,0 +1,166 @@
+"""Reading tables (CSV, TSV, JSON, JSON lines, Parquet) into rows, with errors that name file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domainclip.errors import DataError, MissingExtraError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+
+
+@dataclass
+class Row:
+    """``where`` is "row 12" (the line of the file, from 1) or "entry 3" (of a JSON list, from 1).
+
+    ``problem`` says why the row cannot be trusted, None where it can.
+    """
+
+    where: str
+    values: dict[str, Any]
+    problem: str | None = None
+
+
+def read_text(path: Path) -> str:
+    """The file as text: UTF-8, a byte-order mark dropped. Raises ``DataError`` for anything else or
+    nothing."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"Data file not found: {path}") from None
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}") from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path} is not UTF-8 (its first bytes say UTF-16): save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} in line {line}; save it as UTF-8"
+        ) from None
+    if not text.strip():
+        raise DataError(f"{path} is empty: no valid image-text pairs in it")
+    return text
+
+
+def read_delimited(path: Path, delimiter: str) -> tuple[list[str], Iterator[Row]]:
+    """Header and rows of a CSV or TSV file whose first line names the columns; blank lines are skipped."""
+    # strict: an unclosed quote is an error; otherwise it would swallow the rows that follow into one caption.
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    records = _records(reader, path)
+    header = [name.strip() for name in next(records)[1]]
+    repeated = {name for name in header if name and header.count(name) > 1}
+    if repeated:
+        raise DataError(f"{path} names the column {sorted(repeated)[0]!r} twice: rename one of them")
+
+    def rows() -> Iterator[Row]:
+        for line, fields in records:
+            problem = None
+            if len(fields) > len(header) and any(field.strip() for field in fields[len(header) :]):
+                problem = (
+                    f"{len(fields)} fields where the header names {len(header)}: "
+                    "put quotation marks around a caption that holds the separator"
+                )
+            fields += [""] * (len(header) - len(fields))
+            yield Row(f"row {line}", dict(zip(header, fields, strict=False)), problem)
+
+    return header, rows()
+
+
+def _records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Non-blank records with the line each begins on."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"Malformed table {path}, line {line}: {error}. A field with a quotation mark is written in "
+                'quotation marks, with those inside doubled: "a 5"" pipe"'
+            ) from None
+        if any(field.strip() for field in fields):
+            yield line, fields
+
+
+def read_json(path: Path) -> Iterator[Row]:
+    """Entries of a JSON list, or of the list under ``"data"``."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = " (one object a line? name the file .jsonl)" if error.msg == "Extra data" else ""
+        raise DataError(
+            f"Malformed JSON in {path}, line {error.lineno}, column {error.colno}: {error.msg}{hint}"
+        ) from None
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if not isinstance(content, list):
+        found = (
+            f"an object with keys {', '.join(content)}"
+            if isinstance(content, dict)
+            else type(content).__name__
+        )
+        raise DataError(
+            f'{path} must hold a list of {{"image": …, "caption": …}} or {{"data": [...]}}, not {found}'
+        )
+    return (_entry(path, f"entry {number}", value) for number, value in enumerate(content, start=1))
+
+
+def read_json_lines(path: Path) -> Iterator[Row]:
+    """One JSON object a line; blank lines are skipped."""
+    # Split at line feeds alone: str.splitlines also splits at U+2028, which JSON allows inside a string.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"Malformed JSON in {path}, line {number}, column {error.colno}: {error.msg}"
+                ) from None
+            yield _entry(path, f"row {number}", value)
+
+
+def _entry(path: Path, where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{path}, {where}: must be an object with 'image' and 'caption', not {type(value).__name__}"
+        )
+    return Row(where, value)
+
+
+def parquet_columns(path: Path) -> list[str]:
+    return list(_parquet_file(path).schema_arrow.names)
+
+
+def read_parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
+    """Rows of a Parquet file, ``columns`` only, numbered from 1."""
+    number = 0
+    for batch in _parquet_file(path).iter_batches(columns=list(columns), batch_size=4096):
+        for values in batch.to_pylist():
+            number += 1
+            yield Row(f"row {number}", values)
+
+
+def _parquet_file(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "parquet", f"Reading {path}") from None
+    if not path.is_file():
+        raise DataError(f"Data file not found: {path}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty: no valid image-text pairs in it")
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from None

@@ -1,0 +1,143 @@
+"""From a picture to what the model takes, with or without augmentation; and the same for captions."""
+
+from __future__ import annotations
+
+import math
+import random
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from domainclip.config import DataSettings
+from domainclip.data.image_spec import ImageSpec, resize
+from domainclip.data.images import to_rgb
+from domainclip.errors import DataError
+
+_ASPECT = (3 / 4, 4 / 3)
+"""Range of a random crop's proportions (Szegedy et al. 2015, and every CLIP recipe since)."""
+
+
+class ImageTransform:
+    """Resize, crop and normalise as the model's own processor does; with ``augment``, a random view instead.
+
+    The work is in two steps, so that the first can be kept across epochs: ``base`` is the part without chance
+    (decode and resize; with ``augment`` somewhat larger than needed), ``finish`` draws the random view.
+    Augmentation: a crop of at least ``crop_scale`` of the area, flips and quarter turns where the recipe allows
+    them, and a jitter of brightness and contrast.
+    """
+
+    def __init__(self, config: DataSettings, augment: bool = False, spec: ImageSpec | None = None) -> None:
+        spec = spec or ImageSpec()
+        # An ImageTransform made from a bare config has no model to ask: the config's resolution holds.
+        self.spec = spec.at(config.image_resolution)
+        self.config = config
+        self.augment = augment
+
+    @property
+    def resolution(self) -> int:
+        return self.spec.resolution
+
+    def base(self, picture: np.ndarray) -> UInt8[Tensor, "3 h w"]:
+        if not self.augment:
+            return self.spec.apply(picture)
+        # Large enough that the smallest crop is not enlarged, never larger than the original.
+        margin = 1 / math.sqrt(self.config.crop_scale)
+        larger = self.spec.at(min(math.ceil(self.resolution * margin), max(self.resolution, min(picture.shape[:2]))))
+        return resize(picture, *larger.resized_shape(*picture.shape[:2]), larger.resample)
+
+    def finish(self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 side side"]:
+        if not self.augment:
+            return pixels
+        config = self.config
+        top, left, height, width = self._crop_box(pixels.shape[1], pixels.shape[2], rng)
+        region = pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
+        view = resize(region, self.resolution, self.resolution, self.spec.resample)
+        if config.horizontal_flip and rng.random() < 0.5:
+            view = view.flip(2)
+        if config.vertical_flip and rng.random() < 0.5:
+            view = view.flip(1)
+        if config.rotate90:
+            view = view.rot90(rng.randrange(4), (1, 2))
+        if config.color_jitter:
+            view = self._jitter(view, rng)
+        return view
+
+    def _crop_box(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int]:
+        # A squashed picture has lost its proportions already: its crops keep the square's.
+        squash = self.spec.resize == "squash"
+        limit = height * width if squash else min(height, width) ** 2 * 1.0
+        for _ in range(10):
+            area = limit * rng.uniform(self.config.crop_scale, 1.0)
+            aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                return (
+                    rng.randint(0, height - crop_height),
+                    rng.randint(0, width - crop_width),
+                    crop_height,
+                    crop_width,
+                )
+        side = min(height, width)
+        return (height - side) // 2, (width - side) // 2, side, side
+
+    def _jitter(self, view: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 h w"]:
+        strength = self.config.color_jitter
+        contrast = 1 + rng.uniform(-strength, strength)
+        brightness = 255 * rng.uniform(-strength, strength)
+        values = view.float()
+        mean = float(values.mean())
+        return values.mul_(contrast).add_(mean * (1 - contrast) + brightness).clamp_(0, 255).round_().byte()
+
+    def __call__(
+        self, picture: Image.Image | np.ndarray, rng: random.Random | None = None
+    ) -> Float[Tensor, "3 side side"]:
+        array = np.asarray(to_rgb(picture)) if isinstance(picture, Image.Image) else picture
+        pixels = self.finish(self.base(array), rng or random.Random())  # noqa: S311
+        return self.spec.normalise(pixels[None])[0]
+
+
+class MultiResolutionImageTransform:
+    """One ``ImageTransform`` per resolution, chosen per call. Raises ``DataError`` for a resolution not listed."""
+
+    def __init__(
+        self,
+        config: DataSettings,
+        resolutions: Sequence[int] = (224, 288, 384),
+        augment: bool = False,
+        spec: ImageSpec | None = None,
+    ) -> None:
+        if not resolutions:
+            raise DataError("Give at least one resolution")
+        spec = spec or ImageSpec()
+        self.resolutions = list(resolutions)
+        self._transforms = {
+            side: ImageTransform(config.model_copy(update={"image_resolution": side}), augment, spec.at(side))
+            for side in self.resolutions
+        }
+
+    def __call__(
+        self, picture: Image.Image | np.ndarray, resolution: int | None = None, rng: random.Random | None = None
+    ) -> Float[Tensor, "3 side side"]:
+        side = self.resolutions[0] if resolution is None else resolution
+        if side not in self._transforms:
+            raise DataError(f"Resolution {side} is not one of {self.resolutions}")
+        return self._transforms[side](picture, rng)
+
+
+class TextTransform:
+    """Unicode composed (NFC), white space folded to single spaces: what a tokenizer would stumble over."""
+
+    def __call__(self, caption: str) -> str:
+        return " ".join(unicodedata.normalize("NFC", caption).split())
+
+
+def view_rng(seed: int, epoch: int, index: int) -> random.Random:
+    """The random numbers of one row in one epoch: the same in any worker, and after any resume."""
+    return random.Random(f"{seed}/{epoch}/{index}")
+
+

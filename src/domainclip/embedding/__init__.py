@@ -1,0 +1,5 @@
+"""The inference engine."""
+
+from domainclip.embedding.engine import EmbeddingEngine
+
+__all__ = ["EmbeddingEngine"]

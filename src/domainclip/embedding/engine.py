@@ -1,0 +1,130 @@
+"""Embedding pictures and texts with a trained encoder: batches, threads that decode, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from domainclip.data.image_spec import ImageSpec
+from domainclip.data.images import MAX_PIXELS, read_image, to_rgb
+from domainclip.data.transforms import TextTransform
+from domainclip.errors import DataError, PictureError
+
+Picture = Path | str | Image.Image
+
+
+class EmbeddingEngine:
+    """Encodes any number of pictures or texts. ``encoder`` is a ``DualEncoder`` or anything that looks like one.
+
+    Pictures are preprocessed exactly as the model's own image processor does. Decoded pictures of files are kept up
+    to ``cache_mb`` MiB, since a training run embeds its validation pictures again and again.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        device: torch.device | str = "cpu",
+        *,
+        batch_size: int = 64,
+        resolution: int | None = None,
+        max_length: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        cache_mb: int = 512,
+        autocast: Any = None,
+    ) -> None:
+        self.encoder = encoder
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        spec = ImageSpec.from_processor(encoder.processor.image_processor)
+        self.spec = spec.at(resolution) if resolution else spec
+        self.max_length = max_length
+        self.max_pixels = max_pixels
+        self.autocast = autocast
+        self._transform = TextTransform()
+        self._cache: dict[str, Tensor] = {}
+        self._room = cache_mb * 2**20
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        training = self.encoder.training
+        self.encoder.eval()
+        try:
+            with torch.no_grad():
+                if self.autocast is None:
+                    yield
+                else:
+                    with self.autocast():
+                        yield
+        finally:
+            self.encoder.train(training)
+
+    def _pixels(self, picture: Picture) -> Tensor:
+        if isinstance(picture, Image.Image):
+            return self.spec.apply(np.asarray(to_rgb(picture)))
+        key = str(picture)
+        found = self._cache.get(key)
+        if found is None:
+            found = self.spec.apply(read_image(Path(picture), self.max_pixels)).contiguous()
+            if self._room >= found.numel():
+                self._room -= found.numel()
+                self._cache[key] = found
+        return found
+
+    def readable(self, pictures: Sequence[Path]) -> list[str]:
+        """Decode every picture (into the cache) and return, for each, what is wrong with it, or ''."""
+
+        def problem(picture: Path) -> str:
+            try:
+                self._pixels(picture)
+            except PictureError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(problem, pictures))
+
+    def encode_images(self, pictures: Sequence[Picture]) -> Float[Tensor, "n dim"]:
+        """Unit-length embeddings, float32 on the CPU. Raises ``PictureError`` for one that cannot be read."""
+        if not len(pictures):
+            raise DataError("No pictures to encode")
+        rows = []
+        with ThreadPoolExecutor() as pool, self._inference():
+            for start in range(0, len(pictures), self.batch_size):
+                pixels = torch.stack(list(pool.map(self._pixels, pictures[start : start + self.batch_size])))
+                embeds = self.encoder.encode_image(self.spec.normalise(pixels.to(self.device)))
+                rows.append(F.normalize(embeds.float(), dim=-1).cpu())
+        return torch.cat(rows)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
+        """Unit-length embeddings, float32 on the CPU; equal texts are encoded once."""
+        if not len(texts):
+            raise DataError("No texts to encode")
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise DataError("Texts must be a list of strings")
+        cleaned = [self._transform(text) for text in texts]
+        distinct = list(dict.fromkeys(cleaned))
+        # Longest first: neighbours have like lengths (little padding), and what would not fit shows at once.
+        processor = self.encoder.processor
+        ids = processor.token_ids(distinct, self.max_length)
+        order = sorted(range(len(distinct)), key=lambda index: -len(ids[index]))
+        embeds: list[Tensor | None] = [None] * len(distinct)
+        with self._inference():
+            for start in range(0, len(order), self.batch_size):
+                part = order[start : start + self.batch_size]
+                length = processor.max_length if processor.text_padding == "fixed" else len(ids[part[0]])
+                input_ids, mask = processor.pad([ids[index] for index in part], length)
+                output = self.encoder.encode_text(input_ids.to(self.device), mask.to(self.device))
+                for index, row in zip(part, F.normalize(output.float(), dim=-1).cpu(), strict=True):
+                    embeds[index] = row
+        place = {text: index for index, text in enumerate(distinct)}
+        return torch.stack([embeds[place[text]] for text in cleaned])  # type: ignore[misc]

@@ -1,0 +1,73 @@
+"""The package's exceptions. Each message says what was wrong, with which value, and what to do about it.
+
+Whatever is wrong with a *value* the user gave is also a ``ValueError``, so that callers who know nothing of
+this package still catch it. The command line turns every ``CLIPFinetuningError`` into one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+
+class CLIPFinetuningError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ConfigurationError(CLIPFinetuningError, ValueError):
+    """A recipe or setting is wrong: unknown key, value out of range, keys that contradict each other."""
+
+
+class DataError(CLIPFinetuningError, ValueError):
+    """A data set cannot be used as it is: missing column, no valid pair, unreadable file."""
+
+
+class PictureError(DataError):
+    """One picture cannot be read. Outside ``strict`` mode its row is set aside, counted and reported."""
+
+
+class ShapeError(CLIPFinetuningError, ValueError):
+    """Tensors whose shapes or values do not fit the operation."""
+
+
+class ModelLoadError(CLIPFinetuningError):
+    """A model, tokenizer or image processor could not be loaded."""
+
+
+class ModelNotInitializedError(CLIPFinetuningError, RuntimeError):
+    """Something needs the model before ``setup()`` has loaded it."""
+
+
+class DeviceError(CLIPFinetuningError, RuntimeError):
+    """The device asked for is not there, or does not do what is asked of it."""
+
+
+class MPSCompatibilityError(DeviceError):
+    """Apple's Metal backend is missing, too old, or gives wrong numbers."""
+
+
+class MemoryConstraintError(CLIPFinetuningError, RuntimeError):
+    """The work does not fit into the memory there is."""
+
+
+class TrainingDivergedError(CLIPFinetuningError, RuntimeError):
+    """Training went wrong in a way that more steps do not mend: non-finite loss, collapse."""
+
+
+class CheckpointError(CLIPFinetuningError):
+    """A checkpoint is damaged, incomplete, or belongs to another recipe."""
+
+
+class MissingExtraError(CLIPFinetuningError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed. "
+            f"Install it with: pip install 'domainclip[{extra}]'"
+        )
+
+
+class Interrupted(CLIPFinetuningError):
+    """Training was stopped by a signal after saving; carries the exit code a shell expects (128 + signal)."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,105 @@
+"""From class names to the text side of a zero-shot classifier.
+
+A class is described by several sentences rather than one; the mean of their embeddings is the class's weight
+vector (Radford et al. 2021, section 3.1.4, "prompt ensembling").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from domainclip.errors import ConfigurationError, ShapeError
+
+DEFAULT_TEMPLATES: tuple[str, ...] = (
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "an image of a {}.",
+    "a close-up photo of a {}.",
+    "a picture showing {}.",
+    "{}",
+)
+
+# Letters whose *names* start with a vowel sound: "an MRI scan", but "a CT scan".
+_VOWEL_SOUNDING_INITIALS = frozenset("AEFHILMNORSX")
+
+
+def class_prompts(
+    labels: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES, fix_article: bool = True
+) -> dict[str, list[str]]:
+    """The sentences that describe each label, one per template, keyed by the label as given.
+
+    ``{}`` in a template stands for the label, whose underscores are read as spaces. With ``fix_article`` an
+    "a" or "an" right before the label is made to suit it, judged by its first letter (so "an hour" is
+    missed). Raises ``ConfigurationError`` for an empty list, an empty label or a template without ``{}``.
+    """
+    if not labels:
+        raise ConfigurationError("No class names to make prompts from: give at least one label")
+    if not templates:
+        raise ConfigurationError("No prompt templates: give at least one, such as 'a photo of a {}.'")
+    for template in templates:
+        if "{}" not in template:
+            raise ConfigurationError(
+                f"The prompt template {template!r} has no place for the class name: write {{}} where it "
+                "belongs"
+            )
+    prompts: dict[str, list[str]] = {}
+    for label in labels:
+        spoken = " ".join(label.replace("_", " ").split())
+        if not spoken:
+            raise ConfigurationError(
+                f"The class name {label!r} is empty: name the class or leave its rows out"
+            )
+        prompts[label] = [_fill(template, spoken, fix_article) for template in templates]
+    return prompts
+
+
+def _fill(template: str, spoken: str, fix_article: bool) -> str:
+    if fix_article:
+        article = "an" if _starts_with_vowel_sound(spoken) else "a"
+
+        def suited(found: re.Match[str]) -> str:
+            return (article.capitalize() if found[1][0] == "A" else article) + found[2]
+
+        template = re.sub(r"\b([Aa]n?)(\s+\{\})", suited, template)
+    # Not str.format: a label may hold braces of its own.
+    return template.replace("{}", spoken)
+
+
+def _starts_with_vowel_sound(spoken: str) -> bool:
+    first = spoken.split()[0].strip("\"'([")
+    if len(first) > 1 and first.isupper():
+        return first[0] in _VOWEL_SOUNDING_INITIALS
+    return first.lower().startswith(tuple("aeiou"))
+
+
+def classifier_weights(
+    encode_text: Callable[[list[str]], Float[Tensor, "texts dim"]], prompts: Mapping[str, Sequence[str]]
+) -> Float[Tensor, "classes dim"]:
+    """One unit vector per class, in the order of ``prompts``: normalise, average, normalise again.
+
+    Normalising first gives every sentence the same say. Equal sentences are encoded once. Raises
+    ``ConfigurationError`` for a class without prompts and ``ShapeError`` where the encoder returns something
+    other than one row per text.
+    """
+    if not prompts:
+        raise ConfigurationError("No class prompts to build a classifier from: give at least one class")
+    for label, sentences in prompts.items():
+        if not sentences:
+            raise ConfigurationError(f"The class {label!r} has no prompts: give it at least one sentence")
+    place = {
+        text: row for row, text in enumerate(dict.fromkeys(t for texts in prompts.values() for t in texts))
+    }
+    embeds = encode_text(list(place))
+    if embeds.ndim != 2 or len(embeds) != len(place):
+        raise ShapeError(
+            f"Batch size mismatch: {len(place)} prompts gave embeddings of shape {tuple(embeds.shape)}"
+        )
+    embeds = F.normalize(embeds.float(), dim=-1)
+    means = [embeds[[place[text] for text in sentences]].mean(dim=0) for sentences in prompts.values()]
+    return F.normalize(torch.stack(means), dim=-1)

@@ -1,0 +1,276 @@
+"""``CLIPFinetuningController``: builds the parts from a recipe and runs them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from domainclip.config import CLIPFinetuningConfig, Decision, FrozenConfig, contrastive_batch, resolve
+from domainclip.data.batches import create_training_loader
+from domainclip.data.dataset import CLIPDataset
+from domainclip.data.image_spec import ImageSpec
+from domainclip.data.records import ImageTextPair
+from domainclip.data.transforms import ImageTransform
+from domainclip.devices import DeviceManager, MemoryManager
+from domainclip.devices.precision import PrecisionDecision, choose_precision
+from domainclip.embedding import EmbeddingEngine
+from domainclip.errors import ConfigurationError, DataError, ModelNotInitializedError
+from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
+from domainclip.files import replaced_directory
+from domainclip.finetune.facts import data_facts, model_facts
+from domainclip.losses import build_loss
+from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
+from domainclip.similarity import SIMILARITIES
+from domainclip.training import Trainer, TrainingResult, Validation
+from domainclip.training.checkpoint import load_weights
+
+log = logging.getLogger(__name__)
+
+Pairs = Sequence[ImageTextPair] | CLIPDataset
+
+
+class CLIPFinetuningController:
+    """Load a model, use it, fine-tune it, judge it.
+
+    ``model`` (a ``DualEncoder``) and ``processor`` are None before ``setup()``; encoding then raises
+    ``ModelNotInitializedError`` (a ``RuntimeError``).
+    """
+
+    def __init__(self, config: CLIPFinetuningConfig | None = None, console: Console | None = None) -> None:
+        self.config = config or CLIPFinetuningConfig()
+        self.console = console or Console(stderr=True)
+        self.model: DualEncoder | None = None
+        self.processor: EncoderProcessor | None = None
+        self.device_manager: DeviceManager | None = None
+        self.precision: PrecisionDecision | None = None
+        self.recipe: FrozenConfig | None = None
+        self.decisions: list[Decision] = []
+        self._status = "not_initialized"
+
+    # --- setting up ---
+
+    def setup(self) -> None:
+        """Choose the device and load the model onto it.
+
+        Raises ``DeviceError``, ``ModelLoadError``, ``ConfigurationError`` (unknown loss type, refused precision).
+        """
+        config = self.config
+        refuse_what_is_not_wired(config)
+        build_loss(config)
+        manager = DeviceManager(config.use_mps, config.device)
+        self.precision = choose_precision(manager.device, config.precision, config.mixed_precision)
+        manager.optimize_for_device()
+        encoder = load_encoder(config)
+        encoder.frozen_batch_norm = config.freeze_batch_norm
+        self.device_manager = manager
+        self.model = encoder.to(manager.device)
+        self.processor = encoder.processor
+        self._status = "ready"
+
+    def _encoder(self) -> DualEncoder:
+        if self.model is None:
+            raise ModelNotInitializedError("Model not initialized: call setup() first")
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        if self.device_manager is None:
+            raise ModelNotInitializedError("Model not initialized: call setup() first")
+        return self.device_manager.device
+
+    def get_model_state(self) -> dict[str, Any]:
+        """``status`` (not_initialized, ready, training, trained), device, model and its size."""
+        manager = self.device_manager
+        return {
+            "status": self._status,
+            "model_name": self.config.model_name,
+            "domain": self.config.domain,
+            "device_type": manager.device.type if manager else None,
+            "device_reason": manager.reason if manager else None,
+            "is_apple_silicon": manager.is_apple_silicon if manager else None,
+            "precision": self.precision.name if self.precision else None,
+            "parameters": sum(p.numel() for p in self.model.parameters()) if self.model else None,
+            "trainable_parameters": (
+                sum(p.numel() for p in self.model.parameters() if p.requires_grad) if self.model else None
+            ),
+        }
+
+    def determine_batch_size(self) -> int:
+        """Pairs a step: the recipe's ``batch_size``, or what the device's memory suggests."""
+        if self.config.batch_size is not None:
+            return self.config.batch_size
+        return MemoryManager(self.device).optimal_batch_size
+
+    # --- using the model ---
+
+    def engine(self, batch_size: int | None = None) -> EmbeddingEngine:
+        """An inference engine over the present weights, in float32: figures that are reported do not depend on
+        what the device rounds to."""
+        config = self.recipe or self.config
+        return EmbeddingEngine(
+            self._encoder(),
+            self.device,
+            batch_size=batch_size or config.eval_batch_size,
+            resolution=config.image_resolution if config.is_set("image_resolution") else None,
+            max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
+            max_pixels=config.max_image_pixels,
+        )
+
+    def encode_text(self, texts: list[str]) -> Float[Tensor, "n dim"]:
+        """Unit-length text embeddings, float32 on the CPU."""
+        self._encoder()
+        return self.engine().encode_texts(texts)
+
+    def encode_image(self, images: list[Image.Image]) -> Float[Tensor, "n dim"]:
+        """Unit-length picture embeddings, float32 on the CPU."""
+        self._encoder()
+        return self.engine().encode_images(images)
+
+    def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:
+        """Similarity of every picture to every text by the recipe's ``similarity_metric``."""
+        return SIMILARITIES[self.config.similarity_metric](self.encode_image(images), self.encode_text(text))
+
+    # --- training and judging ---
+
+    def prepare(self, train_pairs: Sequence[ImageTextPair]) -> FrozenConfig:
+        """Resolve the recipe for this model and these rows; sets ``recipe`` and ``decisions``."""
+        encoder = self._encoder()
+        if len(train_pairs) < 2:
+            raise DataError(f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed")
+        self.recipe, self.decisions = resolve(self.config, model_facts(encoder), data_facts(train_pairs))
+        if len({pair.label or pair.caption for pair in train_pairs}) == 1:
+            raise DataError(
+                "Every training row has the same caption or label: there is nothing to tell apart. Add rows of other "
+                "kinds"
+            )
+        return self.recipe
+
+    def training_data(self, pairs: Sequence[ImageTextPair]) -> CLIPDataset:
+        """The training rows, augmented as the resolved recipe says."""
+        assert self.recipe is not None and self.processor is not None
+        spec = ImageSpec.from_processor(self.processor.image_processor)
+        transform = ImageTransform(self.recipe, augment=self.recipe.augment_images, spec=spec)
+        return CLIPDataset(pairs, self.processor, self.recipe, transform)
+
+    def fine_tune(
+        self,
+        train_dataset: Pairs,
+        val_dataset: Pairs | None = None,
+        output_path: str | Path | None = None,
+        *,
+        resume: bool = False,
+        engine: EmbeddingEngine | None = None,
+    ) -> dict[str, Any]:
+        """Train, keep the weights of the best validation, and save them to ``output_path/model``.
+
+        ``train_dataset``: pairs, or a ``CLIPDataset`` (used as it is, with its own transforms). Without
+        ``val_dataset`` the last weights are kept. Returns ``train_loss`` (mean over the steps), ``training_time``
+        (seconds), ``steps``, ``samples_per_second``, ``best``, ``model_path``, ``warnings`` and more.
+        """
+        encoder = self._encoder()
+        assert self.precision is not None
+        folder = Path(output_path or self.config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        pairs = train_dataset.pairs if isinstance(train_dataset, CLIPDataset) else list(train_dataset)
+        recipe = self.recipe or self.prepare(pairs)
+        data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
+        self._apply_recipe(encoder, recipe)
+        # MPS keeps memory for every shape it has seen: a few lengths only.
+        loader = create_training_loader(
+            data, recipe, contrastive_batch(recipe), pad_to_multiple=16 if self.device.type == "mps" else 1
+        )
+        validate = self._validation(val_dataset, engine) if val_dataset else None
+        torch.manual_seed(recipe.seed)
+        trainer = Trainer(
+            encoder, build_loss(recipe), loader, data.image_transform.spec, recipe, self.device, self.precision,
+            folder, validate, self.console,
+        )  # fmt: skip
+        self._status = "training"
+        result = trainer.train(resume=resume)
+        if result.best is not None and (folder / "best").is_dir():
+            load_weights(encoder, folder / "best")
+        with replaced_directory(folder / "model") as temporary:
+            encoder.save(temporary)
+        encoder.eval()
+        self._status = "trained"
+        return _summary(result, folder / "model")
+
+    def _apply_recipe(self, encoder: DualEncoder, recipe: FrozenConfig) -> None:
+        if recipe.lock_image:
+            encoder.lock("image")
+        if recipe.lock_text:
+            encoder.lock("text")
+        encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)
+
+    def _validation(self, pairs: Pairs, engine: EmbeddingEngine | None) -> Any:
+        rows = pairs.pairs if isinstance(pairs, CLIPDataset) else list(pairs)
+        evaluator = self.evaluator(rows)
+        embed = engine or self.engine()
+
+        def validate() -> Validation:
+            metrics = evaluator(embed)
+            return Validation(metrics, evaluator.primary_metric, evaluator.greater_is_better)
+
+        return validate
+
+    def evaluator(self, pairs: Sequence[ImageTextPair]) -> DomainEvaluator:
+        config = self.recipe or self.config
+        if config.is_set("prompt_templates"):
+            return DomainEvaluator(pairs, config.prompt_templates)
+        return DomainEvaluator(pairs)
+
+    def evaluate(self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None) -> EvaluationResult:
+        """Zero-shot classification (where there are labels) and retrieval on these rows."""
+        return self.evaluator(pairs).evaluate(engine or self.engine())
+
+    def evaluate_on_domain(
+        self, test_dataset: Pairs, domain_metrics: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """The metrics asked for (``accuracy``, ``f1_score``, ``i2t_R@1``, …), or all there are.
+
+        Raises ``ConfigurationError`` "Invalid metric" for a name that this data set does not give.
+        """
+        self._encoder()
+        pairs = test_dataset.pairs if isinstance(test_dataset, CLIPDataset) else list(test_dataset)
+        metrics = self.evaluate(pairs).metrics
+        if domain_metrics is None:
+            return metrics
+        unknown = [name for name in domain_metrics if name not in metrics]
+        if unknown:
+            raise ConfigurationError(
+                f"Invalid metric {unknown[0]!r}: these rows give {', '.join(sorted(metrics))}"
+            )
+        return {name: metrics[name] for name in domain_metrics}
+
+
+def refuse_what_is_not_wired(config: CLIPFinetuningConfig) -> None:
+    """Keys that are part of the recipe's vocabulary but do nothing yet must not be ignored in silence."""
+    for key in ("temperature_scheduling", "alignment_visualization"):
+        if getattr(config, key):
+            raise ConfigurationError(f"{key}=true is not available in this version: leave it out")
+
+
+def _summary(result: TrainingResult, model_path: Path) -> dict[str, Any]:
+    return {
+        "train_loss": result.train_loss,
+        "final_loss": result.final_loss,
+        "training_time": result.training_time,
+        "steps": result.steps,
+        "epochs": result.epochs,
+        "samples_per_second": result.samples_per_second,
+        "peak_memory_mb": result.peak_memory_mb,
+        "best": result.best,
+        "stopped_early": result.stopped_early,
+        "warnings": result.warnings,
+        "bad_pictures": result.bad_pictures,
+        "resumed_from": result.resumed_from,
+        "model_path": str(model_path),
+    }

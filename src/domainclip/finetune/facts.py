@@ -1,0 +1,39 @@
+"""What a model and a data set say about themselves, for ``config.resolve``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from domainclip.config import DataFacts, ModelFacts
+from domainclip.data.records import ImageTextPair
+from domainclip.models import DualEncoder
+
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+def model_facts(encoder: DualEncoder) -> ModelFacts:
+    return ModelFacts(
+        native_resolution=encoder.native_resolution,
+        text_length=encoder.text_length,
+        fixed_text_length=encoder.processor.text_padding == "fixed",
+        image_tower_kind=encoder.image_tower_kind,
+        text_tower_kind="transformer",
+        temperature=float((-encoder.logit_scale).exp()),
+    )
+
+
+def data_facts(pairs: Sequence[ImageTextPair]) -> DataFacts:
+    captions = Counter(" ".join(pair.caption.split()) for pair in pairs)
+    repeated = sum(count for count in captions.values() if count > 1)
+    labels = [pair.label for pair in pairs if pair.label is not None]
+    return DataFacts(
+        train_rows=len(pairs),
+        repeated_caption_share=repeated / max(1, len(pairs)),
+        labelled_share=len(labels) / max(1, len(pairs)),
+        classes=len(set(labels)),
+        names_sides=any(_SIDES.search(caption) for caption in captions),
+        cores=os.cpu_count() or 1,
+    )

@@ -1,0 +1,225 @@
+"""A whole run from a recipe: data, the evaluation before, training, the evaluation after, the report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.records import ImageTextPair, PairList
+from domainclip.data.splits import DataSplits, load_splits
+from domainclip.embedding import EmbeddingEngine
+from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.evaluation.model_card import model_card
+from domainclip.evaluation.report import jsonable, write_report
+from domainclip.files import write_bytes, write_json, write_text
+from domainclip.finetune.controller import CLIPFinetuningController
+from domainclip.training.metrics_log import read_metrics
+
+_PARTS = (
+    "recipe.yaml", "run.json", "before.json", "metrics.jsonl", "checkpoints", "best", "model", "report.md",
+    "report.json", "plots", "predictions.csv", "set_aside.json",
+)  # fmt: skip
+"""What a run writes into its folder; nothing else in there is touched."""
+
+
+@dataclass
+class RunOutcome:
+    folder: Path
+    report: dict[str, Any]
+
+
+def claim_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make sure, before any work, that the run can be written here and destroys no other.
+
+    Raises ``ConfigurationError`` for a folder that cannot be written, or that holds another run.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        write_bytes(probe, b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"The output directory {folder} cannot be written: {error.strerror or error}. Give another one"
+        ) from None
+    used = [name for name in _PARTS if (folder / name).exists()]
+    if resume or not used:
+        return
+    if not overwrite:
+        raise ConfigurationError(
+            f"{folder} already holds a run ({', '.join(used[:3])}). Use --resume to go on with it, --overwrite to "
+            "start again, or another output directory"
+        )
+    for name in used:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def environment() -> dict[str, Any]:
+    """Versions a run depends on."""
+    packages = {}
+    for name in ("domainclip", "torch", "transformers", "numpy", "pillow", "simplejpeg", "safetensors"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
+
+
+def _readable(pairs: PairList, engine: EmbeddingEngine, name: str, strict: bool, set_aside: list[dict]) -> PairList:
+    """The rows whose pictures decode; the others are noted. Decoded pictures stay in the engine's cache."""
+    problems = engine.readable([pair.image_path for pair in pairs])
+    kept = PairList([pair for pair, problem in zip(pairs, problems, strict=True) if not problem], pairs.source)
+    for pair, problem in zip(pairs, problems, strict=True):
+        if problem:
+            if strict:
+                raise DataError(f"{name}: {problem}")
+            set_aside.append({"split": name, "image_path": str(pair.image_path), "reason": problem})
+    return kept
+
+
+def run_training(
+    config: CLIPFinetuningConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    splits: DataSplits | None = None,
+) -> RunOutcome:
+    """Everything ``domainclip train`` does. The folder ``config.output_dir`` then holds what repeats the run.
+
+    Raises the package's errors for bad input before work starts; ``Interrupted`` after SIGINT or SIGTERM.
+    """
+    console = console or Console(stderr=True)
+    folder = Path(config.output_dir)
+    started = time.monotonic()
+    if splits is None:
+        splits = load_splits(
+            config.data_path, image_col=config.image_col, caption_col=config.caption_col, label_col=config.label_col,
+            group_col=config.group_col, train_split=config.train_split, val_split=config.val_split,
+            test_split=config.test_split, seed=config.seed, strict=config.strict,
+        )  # fmt: skip
+    claim_folder(folder, resume, overwrite)
+    controller = CLIPFinetuningController(config, console)
+    controller.setup()
+    assert controller.device_manager is not None and controller.precision is not None
+    console.print(f"Device: {controller.device_manager.device} ({controller.device_manager.reason})")
+    console.print(f"Precision: {controller.precision.name} ({controller.precision.reason})")
+    for note in splits.notes:
+        console.print(f"Data: {note}")
+
+    recipe = controller.prepare(splits.train)
+    for decision in controller.decisions:
+        console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False)
+    engine = controller.engine()
+    set_aside = [
+        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
+        for name, pairs in (("train", splits.train), ("val", splits.val), ("test", splits.test))
+        for row in pairs.quarantine
+    ]
+    val = _readable(splits.val, engine, "val", config.strict, set_aside)
+    test = _readable(splits.test, engine, "test", config.strict, set_aside)
+    judged, judged_name = (test, "test") if len(test) else (val, "val")
+    write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=True, allow_unicode=True))
+    write_json(folder / "run.json", jsonable({
+        "command": sys.argv, "environment": environment(), "decisions": [d.to_dict() for d in controller.decisions],
+        "device": {"type": controller.device.type, "name": controller.device_manager.name},
+        "precision": controller.precision.name, "notes": splits.notes,
+    }))  # fmt: skip
+
+    before = _before(controller, judged, engine, folder, resume) if len(judged) else None
+    result = controller.fine_tune(splits.train, val if len(val) else None, folder, resume=resume, engine=engine)
+    set_aside += [
+        {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()
+    ]
+    if set_aside:
+        write_json(folder / "set_aside.json", set_aside)
+    after = controller.evaluate(judged, engine) if len(judged) else None
+    run = _report_content(controller, splits, judged_name, before, after, result, set_aside, folder, started)
+    write_report(folder, run)
+    write_text(folder / "model" / "README.md", model_card(run))
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    console.print(_before_after_table(report, judged_name))
+    console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}")
+    return RunOutcome(folder, report)
+
+
+def _before(
+    controller: CLIPFinetuningController, pairs: list[ImageTextPair], engine: EmbeddingEngine, folder: Path,
+    resume: bool,
+) -> EvaluationResult:  # fmt: skip
+    """The evaluation of the untrained weights; a resumed run reads what the first start found."""
+    kept = folder / "before.json"
+    if resume and kept.is_file():
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        return EvaluationResult(content["metrics"], content["details"])
+    result = controller.evaluate(pairs, engine)
+    write_json(kept, jsonable(asdict(result)))
+    return result
+
+
+def _report_content(
+    controller: CLIPFinetuningController, splits: DataSplits, judged: str, before: EvaluationResult | None,
+    after: EvaluationResult | None, result: dict[str, Any], set_aside: list[dict], folder: Path, started: float,
+) -> dict[str, Any]:  # fmt: skip
+    config, recipe = controller.config, controller.recipe
+    assert recipe is not None and controller.device_manager is not None and controller.precision is not None
+    warnings = list(result["warnings"])
+    if judged == "val":
+        warnings.append("There is no test split: before and after are of the validation split that chose the checkpoint")
+    if set_aside:
+        warnings.append(f"{len(set_aside)} pictures or rows were set aside (set_aside.json), first: {set_aside[0]['reason']}")
+    best = result["best"]
+    fixed = controller.processor is not None and controller.processor.text_padding == "fixed"
+    name = config.model_name if not config.vision_model_name else f"{config.vision_model_name} + {config.text_model_name}"
+    return {
+        "before": before,
+        "after": after,
+        "judged_on": judged,
+        "validation": best["all"] if best else {},
+        "training": {
+            "train_loss": result["train_loss"], "final_loss": result["final_loss"], "steps": result["steps"],
+            "epochs": result["epochs"], "training_time_s": result["training_time"],
+            "run_time_s": time.monotonic() - started, "samples_per_s": result["samples_per_second"],
+            "peak_memory_mb": result["peak_memory_mb"], "best_step": best["step"] if best else None,
+            "stopped_early": result["stopped_early"], "resumed_from": result["resumed_from"],
+        },
+        "history": read_metrics(folder / "metrics.jsonl"),
+        "data": {
+            "counts": {"train": len(splits.train), "validation": len(splits.val), "test": len(splits.test)},
+            "notes": splits.notes,
+        },
+        "decisions": [decision.to_dict() for decision in controller.decisions],
+        "device": f"{controller.device_manager.name}, {controller.precision.name}",
+        "domain": config.domain,
+        "base_model": name,
+        "checkpoint": str(folder / "model"),
+        "text_padding": "max_length" if fixed else None,
+        "warnings": warnings,
+        "next": [f"domainclip evaluate --model {folder / 'model'} --data YOUR_DATA"],
+    }  # fmt: skip
+
+
+def _before_after_table(report: dict[str, Any], judged: str) -> Table:
+    table = Table(title=f"Before and after, {judged} split")
+    for column, justify in (("metric", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    shown = ("acc1", "acc5", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR")
+    for name in shown:
+        if report["after"].get(name) is not None:
+            before = report["before"].get(name)
+            table.add_row(name, "" if before is None else f"{before:.3f}", f"{report['after'][name]:.3f}")
+    return table

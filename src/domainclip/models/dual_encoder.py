@@ -1,0 +1,173 @@
+"""The one interface the rest of the package sees: a picture tower, a text tower, and the scale of their dot product."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from domainclip.models.processor import EncoderProcessor
+
+MAX_LOGIT_SCALE = math.log(100.0)
+"""CLIP clips its learned scale so that logits are never multiplied by more than 100 (Radford et al. 2021, §2.5)."""
+
+TowerKind = Literal["transformer", "convolutional"]
+Tower = Literal["image", "text", "scale"]
+
+_LAYER = re.compile(r"\.(?:layers?|blocks|stages)\.(\d+)\.")
+
+
+class DualEncoder(nn.Module):
+    """A Hugging Face dual encoder with what training and serving must know about it.
+
+    ``model`` is any ``transformers`` model with ``get_image_features``, ``get_text_features`` and a
+    ``logit_scale`` (natural logarithm of the inverse temperature; the one owner of the temperature in training).
+
+    ``frozen_batch_norm``: in ``train()`` mode batch-norm layers still use their stored statistics. Batch
+    statistics would make the embedding of a picture depend on which others share its chunk, so that chunks and
+    full batch disagree, and would drift on a few hundred pictures.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: EncoderProcessor,
+        *,
+        name: str = "",
+        fresh_projections: bool = False,
+        frozen_batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.fresh_projections = fresh_projections
+        self.frozen_batch_norm = frozen_batch_norm
+        self._locked: set[str] = set()
+
+    # --- what it is ---
+
+    @property
+    def model_type(self) -> str:
+        return str(self.model.config.model_type)
+
+    @property
+    def is_siglip(self) -> bool:
+        return self.model_type.startswith("siglip")
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        return self.model.logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        return getattr(self.model, "logit_bias", None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.logit_scale.dtype
+
+    @property
+    def embedding_dim(self) -> int:
+        config = self.model.config
+        if self.is_siglip:  # SigLIP has no projection of the picture tower: its hidden size is the shared one.
+            return int(config.vision_config.hidden_size)
+        return int(config.projection_dim)
+
+    @property
+    def native_resolution(self) -> int:
+        """Side in pixels of what the model's own image processor hands to the tower."""
+        processor = self.processor.image_processor
+        size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+        return int(size.get("height") or size.get("shortest_edge"))
+
+    @property
+    def text_length(self) -> int:
+        """Longest caption in tokens that the text tower takes, special tokens included."""
+        return self.processor.max_length
+
+    @property
+    def image_tower_kind(self) -> TowerKind:
+        """``convolutional`` for batch-normalised ImageNet towers, which want about ten times a transformer's rate."""
+        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.vision_model.modules())
+        return "convolutional" if batch_norm else "transformer"
+
+    # --- embeddings ---
+
+    def encode_image(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """Picture embeddings, not normalised."""
+        output = self.model.get_image_features(pixel_values=pixel_values)
+        return output.pooler_output
+
+    def encode_text(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch dim"]:
+        """Text embeddings, not normalised."""
+        if self.is_siglip:
+            attention_mask = None  # SigLIP was trained without one: its tower attends to the padding.
+        output = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return output.pooler_output
+
+    # --- what is trained ---
+
+    def named_tower_parameters(self) -> Iterator[tuple[Tower, str, nn.Parameter]]:
+        """Every parameter once, with the tower it belongs to."""
+        for name, parameter in self.model.named_parameters():
+            if name.startswith(("vision_model.", "visual_projection.")):
+                yield "image", name, parameter
+            elif name.startswith(("text_model.", "text_projection.")):
+                yield "text", name, parameter
+            else:
+                yield "scale", name, parameter
+
+    def layer_index(self, name: str) -> int | None:
+        """Depth of the block a parameter belongs to, counted from the input; None outside the blocks."""
+        found = _LAYER.search(name)
+        return int(found.group(1)) if found else None
+
+    def lock(self, tower: Literal["image", "text"]) -> None:
+        """Freeze a tower and its projection (projections that were just created stay trainable: they know nothing yet)."""
+        self._locked.add(tower)
+        for owner, name, parameter in self.named_tower_parameters():
+            fresh = self.fresh_projections and "projection." in name
+            if owner == tower and not fresh:
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        super().train(mode)
+        if mode:
+            if self.frozen_batch_norm:
+                for module in self.model.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
+            if "image" in self._locked:
+                self.model.vision_model.eval()
+            if "text" in self._locked:
+                self.model.text_model.eval()  # no dropout in a tower that does not learn
+        return self
+
+    @torch.no_grad()
+    def set_temperature(self, temperature: float, *, trainable: bool) -> None:
+        """Overwrite the model's scale by 1 / temperature."""
+        self.logit_scale.fill_(math.log(1.0 / temperature))
+        self.logit_scale.requires_grad_(trainable)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep CLIP's scale at or below 100. SigLIP's is free: its bias balances it (Zhai et al. 2023)."""
+        if not self.is_siglip:
+            self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    def save(self, folder: Path) -> None:
+        """Write what plain ``transformers`` loads: weights (safetensors), config, tokenizer, image processor."""
+        self.model.save_pretrained(folder)
+        self.processor.save(folder)

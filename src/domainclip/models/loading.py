@@ -1,0 +1,170 @@
+"""From a hub name, a local directory or two backbones to a ``DualEncoder``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, VisionTextDualEncoderModel
+from transformers.utils import logging as transformers_logging
+
+from domainclip.config import ModelSettings
+from domainclip.errors import ConfigurationError, ModelLoadError
+from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.processor import EncoderProcessor, TextPadding
+from domainclip.models.tiny import make_tiny_clip
+
+log = logging.getLogger(__name__)
+
+TINY = "tiny"
+"""The model name that stands for a random CLIP made on the spot."""
+
+_PADDING: dict[str, TextPadding] = {
+    "clip": "causal",
+    "siglip": "fixed",
+    "vision-text-dual-encoder": "masked",
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading prints a bar per model; one line of ours says as much."""
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+def _load(kind: str, loader: Any, name: str, **options: Any) -> Any:
+    """``loader.from_pretrained`` with its many failures turned into one message that says how to go on."""
+    looks_local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    path = Path(name).expanduser()
+    if looks_local and not path.is_dir():
+        raise ModelLoadError(
+            f"Cannot load the {kind}: the directory {name} does not exist. Give a directory written by "
+            "save_pretrained, or a hub name such as openai/clip-vit-base-patch32"
+        )
+    try:
+        return loader.from_pretrained(str(path) if looks_local else name, **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        if looks_local:
+            raise ModelLoadError(f"Cannot load the {kind} from {path}: {reason}") from error
+        raise ModelLoadError(
+            f"Cannot load the {kind} {name!r} from the hub: the name is wrong, the model is gated, or there is no "
+            f"network ({reason}). To work offline, download it once on a machine with a network "
+            f"(hf download {name} --local-dir DIR) and give model_name=DIR"
+        ) from error
+
+
+def _text_limit(config: Any, tokenizer: Any) -> int:
+    text = getattr(config, "text_config", config)
+    positions = int(getattr(text, "max_position_embeddings", 0) or 77)
+    if getattr(text, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
+        positions -= int(text.pad_token_id) + 1  # their position numbers start after the padding index
+    stated = int(getattr(tokenizer, "model_max_length", positions) or positions)
+    return min(positions, stated)
+
+
+def _check_usable(model: Any, name: str) -> None:
+    missing = [
+        part
+        for part in ("get_image_features", "get_text_features", "logit_scale", "vision_model", "text_model")
+        if not hasattr(model, part)
+    ]
+    if missing:
+        raise ModelLoadError(
+            f"{name} is a {type(model).__name__}, not a dual encoder (it lacks {', '.join(missing)}). Supported: "
+            "CLIPModel, SiglipModel (also SigLIP 2 at fixed resolution), VisionTextDualEncoderModel"
+        )
+    if model.config.model_type == "siglip2":
+        raise ModelLoadError(
+            f"{name} is a NaFlex SigLIP 2 (variable numbers of patches), which this package does not train. "
+            "Use a fixed-resolution SigLIP 2 such as google/siglip2-base-patch16-224"
+        )
+
+
+def _processor(name: str, config: Any, tokenizer_name: str, image_name: str) -> EncoderProcessor:
+    tokenizer = _load("tokenizer", AutoTokenizer, tokenizer_name)
+    # Pillow's backend is the reference: it does not need torchvision, and CLIP was trained with it.
+    image_processor = _load("image processor", AutoImageProcessor, image_name, backend="pil")
+    padding = _PADDING.get(config.model_type)
+    if padding is None:
+        log.warning(
+            "How %s pads its texts is not known: captions are padded to the full length, which is always right", name
+        )
+        padding = "fixed"
+    if tokenizer.pad_token_id is None:
+        raise ModelLoadError(f"The tokenizer of {name} has no padding token: set pad_token in tokenizer_config.json")
+    return EncoderProcessor(tokenizer, image_processor, padding, _text_limit(config, tokenizer))
+
+
+def _assemble(settings: ModelSettings) -> DualEncoder:
+    """Two backbones joined by new linear projections, as domain CLIPs such as BiomedCLIP are."""
+    vision_name, text_name = settings.vision_model_name, settings.text_model_name
+    if not vision_name or not text_name:
+        raise ConfigurationError(
+            "vision_model_name and text_model_name go together: give both, or model_name alone"
+        )
+    vision = _load("vision model", AutoModel, vision_name, dtype=torch.float32)
+    text = _load("text model", AutoModel, text_name, dtype=torch.float32)
+    # A CLIP or SigLIP given as a backbone lends the tower that is asked for.
+    vision = getattr(vision, "vision_model", vision)
+    text = getattr(text, "text_model", text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        try:
+            model = VisionTextDualEncoderModel(vision_model=vision, text_model=text)
+        except (ValueError, AttributeError) as error:
+            raise ModelLoadError(f"{vision_name} and {text_name} cannot be joined: {error}") from error
+    processor = _processor(text_name, model.config, text_name, vision_name)
+    if getattr(text.config, "model_type", "").startswith("siglip"):
+        processor.text_padding = "fixed"
+    encoder = DualEncoder(model, processor, name=f"{vision_name} + {text_name}", fresh_projections=True)
+    _check_pooling(encoder)
+    return encoder
+
+
+@torch.no_grad()
+def _check_pooling(encoder: DualEncoder) -> None:
+    """A backbone without a pooled vector cannot be told from its config; two small inputs tell."""
+    encoder.eval()
+    side = encoder.native_resolution
+    tokens = encoder.processor.tokenize(["a", "two words"])
+    try:
+        image = encoder.encode_image(torch.zeros(2, 3, side, side))
+        text = encoder.encode_text(**tokens)
+    except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ModelLoadError(
+            f"{encoder.name}: a tower gives no pooled vector that a linear projection takes ({error}). Towers known "
+            "to work: ViT, CLIP, DeiT, DINOv2, MobileNet, ConvNeXt for pictures; BERT, RoBERTa, MiniLM for text"
+        ) from error
+    if image.shape != (2, encoder.embedding_dim) or text.shape != (2, encoder.embedding_dim):
+        raise ModelLoadError(
+            f"{encoder.name}: embeddings have shapes {tuple(image.shape)} and {tuple(text.shape)}, expected "
+            f"(2, {encoder.embedding_dim}) for both"
+        )
+
+
+def load_encoder(settings: ModelSettings) -> DualEncoder:
+    """The dual encoder a recipe names, in float32 on the CPU, in ``eval()`` mode.
+
+    Raises ``ModelLoadError`` for a wrong name, a missing network, or a model that is not a dual encoder.
+    """
+    if settings.vision_model_name or settings.text_model_name:
+        with _quiet():
+            return _assemble(settings)
+    name = settings.model_name
+    if name == TINY:
+        return make_tiny_clip(settings.seed)
+    with _quiet():
+        config = _load("model's config", AutoConfig, name)
+        model = _load("model", AutoModel, name, dtype=torch.float32)
+        _check_usable(model, name)
+        processor = _processor(name, config, name, name)
+    return DualEncoder(model, processor, name=name).eval()

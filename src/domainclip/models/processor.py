@@ -1,0 +1,94 @@
+"""What turns pictures and sentences into a model's inputs: its own image processor and its own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from domainclip.errors import DataError
+
+TextPadding = Literal["causal", "masked", "fixed"]
+
+
+class EncoderProcessor:
+    """Tokenizer and image processor of one dual encoder, called like a ``transformers`` processor.
+
+    ``text_padding`` says what padding the text tower allows:
+
+    - ``causal``: the embedding is read at the end token, and no token sees a later one, so padding is never
+      seen. Padding to the longest caption of the batch is exact (CLIP).
+    - ``masked``: padding is masked out of attention; exact again (BERT towers).
+    - ``fixed``: the tower sees the padding and reads the last position (SigLIP). Captions are always padded to
+      ``max_length``; anything shorter gives other embeddings.
+    """
+
+    def __init__(self, tokenizer: Any, image_processor: Any, text_padding: TextPadding, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.text_padding: TextPadding = text_padding
+        self.max_length = max_length
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    def token_ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut to ``max_length``, without padding."""
+        limit = min(max_length or self.max_length, self.max_length)
+        # Left to right and with the end token kept, as the tower was trained; the tokenizer's own files may
+        # carry another truncation length (the one last used), hence the explicit one.
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=limit, padding=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Length of each text in tokens, special tokens included, before any cutting."""
+        encoded = self.tokenizer(list(texts), truncation=False, padding=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def pad(self, ids: Sequence[Sequence[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Right-padded ``input_ids`` and ``attention_mask``, both int64 ``[n, length]``."""
+        input_ids = torch.full((len(ids), length), self.pad_token_id, dtype=torch.long)
+        mask = torch.zeros((len(ids), length), dtype=torch.long)
+        for row, tokens in enumerate(ids):
+            input_ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            mask[row, : len(tokens)] = 1
+        return input_ids, mask
+
+    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, torch.Tensor]:
+        """``input_ids`` and ``attention_mask`` padded to the longest text, or to the full length where the
+        tower needs it.
+
+        Raises ``DataError`` for something that is not a list of strings.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise DataError("Texts must be a list of strings")
+        ids = self.token_ids(texts, max_length)
+        length = self.max_length if self.text_padding == "fixed" else max((len(row) for row in ids), default=1)
+        input_ids, attention_mask = self.pad(ids, length)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        **_: Any,
+    ) -> dict[str, torch.Tensor]:
+        """``pixel_values`` float32 ``[n, 3, H, W]`` and/or ``input_ids``, ``attention_mask`` int64 ``[n, L]``."""
+        if text is None and images is None:
+            raise DataError("Give text, images or both")
+        batch: dict[str, torch.Tensor] = {}
+        if text is not None:
+            batch.update(self.tokenize([text] if isinstance(text, str) else list(text)))
+        if images is not None:
+            pictures = [images] if isinstance(images, Image.Image) else list(images)
+            rgb = [picture.convert("RGB") for picture in pictures]
+            batch["pixel_values"] = self.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
+        return batch
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)

@@ -1,0 +1,140 @@
+"""Saving a run so that it can be killed at any moment and go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from domainclip.errors import CheckpointError
+from domainclip.files import replaced_directory, sha256_of, write_json
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8})$")
+MANIFEST = "manifest.json"
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every generator a run uses: Python's, NumPy's, torch's, the device's."""
+    version, keys, gauss = random.getstate()
+    name, array, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    state: dict[str, Any] = {
+        "python": [version, list(keys), gauss],
+        "numpy": [name, [int(v) for v in array], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, array, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(array, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    step: int
+
+
+class CheckpointStore:
+    """Checkpoints of one run under ``folder``: ``step-00000120/`` with ``state.pt`` and a SHA-256 manifest.
+
+    A checkpoint is written beside its final place, fsynced and renamed: it is there whole or not at all. The last
+    ``keep`` are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def all(self) -> list[Checkpoint]:
+        """Oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [(int(match.group(1)), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
+        return [Checkpoint(path, step) for step, path in sorted(found)]
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Raises ``CheckpointError`` when it cannot be written; whatever was saved before stays."""
+        target = self.folder / f"step-{step:08d}"
+        try:
+            self._sweep()
+            with replaced_directory(target) as temporary:
+                torch.save(state, temporary / "state.pt")
+                digest = sha256_of(temporary / "state.pt")
+                write_json(temporary / MANIFEST, {"step": step, "files": {"state.pt": digest}})
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise CheckpointError(
+                f"Checkpoint at step {step} could not be written to {self.folder}: {error}. What was saved before is "
+                "untouched; free some space"
+            ) from error
+        for old in self.all()[: -self.keep]:
+            shutil.rmtree(old.path, ignore_errors=True)
+        return target
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left half-written."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name.endswith((".tmp", ".old")):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Raises ``CheckpointError`` when a file is missing, damaged or not what the manifest says."""
+        try:
+            manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
+            for name, digest in manifest["files"].items():
+                if sha256_of(checkpoint.path / name) != digest:
+                    raise CheckpointError(f"{checkpoint.path / name} is damaged: its SHA-256 is not the manifest's")
+            return torch.load(checkpoint.path / "state.pt", map_location="cpu", weights_only=True)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{checkpoint.path} cannot be read: {error}") from error
+
+    def load_latest(self) -> tuple[dict[str, Any], Checkpoint, list[str]] | None:
+        """The newest checkpoint that is whole, and what was wrong with newer ones; None when there is none at all.
+
+        Raises ``CheckpointError`` when there are checkpoints and every one is damaged.
+        """
+        problems: list[str] = []
+        for checkpoint in reversed(self.all()):
+            try:
+                return self.load(checkpoint), checkpoint, problems
+            except CheckpointError as error:
+                problems.append(str(error))
+                log.warning("%s; trying the one before", error)
+        if problems:
+            raise CheckpointError(
+                "No checkpoint is whole: " + "; ".join(problems) + ". Start again with another output directory"
+            )
+        return None
+
+
+def load_weights(encoder: Any, folder: Path) -> None:
+    """Put the weights of a folder written by ``DualEncoder.save`` into an encoder of the same shape."""
+    from transformers import AutoModel
+
+    saved = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    encoder.model.load_state_dict(saved.state_dict())

@@ -1,0 +1,69 @@
+"""Watching for what ruins a run in silence, and saying what to do about it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from domainclip.errors import TrainingDivergedError
+
+COLLAPSED_SPREAD = 0.02
+"""Root-mean-square distance of unit embeddings from their mean, in [0, 1]; below this all pictures look the same."""
+PATIENCE = 3
+"""Observations in a row before a warning: one bad batch is no collapse."""
+
+
+def check_finite(loss: float, grad_norm: float, step: int, learning_rate: float, precision: str, saved: str) -> None:
+    """Raises ``TrainingDivergedError`` with advice when the loss or the gradient is not a number."""
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {grad_norm}"
+    advice = f"lower learning_rate (now {learning_rate:g}) by three, lengthen warmup_steps"
+    if precision != "fp32":
+        advice += f", or set precision=fp32 (now {precision})"
+    raise TrainingDivergedError(
+        f"Training diverged at step {step}: {what}. {saved} To go on: {advice}; "
+        "`domainclip data check` shows whether pictures or captions are broken"
+    )
+
+
+@dataclass
+class CollapseGuard:
+    """Looks at one observation per log line and warns (once per kind) when the run stands still or falls together."""
+
+    warmup_steps: int
+    clamped_scale: float | None
+    """The largest logit scale the model allows (its logarithm's clamp), or None."""
+    warnings: list[str] = field(default_factory=list)
+    _runs: dict[str, int] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+
+    def observe(self, step: int, loss: float, batch: int, spread: float, logit_scale: float) -> list[str]:
+        """New warnings. ``spread``: see ``COLLAPSED_SPREAD``; ``logit_scale``: the factor itself, not its logarithm."""
+        if step <= self.warmup_steps:
+            return []
+        chance = math.log(batch)
+        found = {
+            "chance": batch > 1 and abs(loss - chance) < 0.01 * chance,
+            "collapse": spread < COLLAPSED_SPREAD,
+            "scale_high": self.clamped_scale is not None and logit_scale >= 0.999 * self.clamped_scale,
+            "scale_low": logit_scale < 1.0,
+        }
+        text = {
+            "chance": f"the loss stands at ln({batch}) = {chance:.2f}, as if guessing: the model learns nothing. Raise "
+            "learning_rate, unlock a tower, or look whether captions fit the pictures",
+            "collapse": f"picture embeddings have collapsed (spread {spread:.4f}): every picture gets the same one. "
+            "Lower learning_rate, lengthen warmup_steps, or start again from the pretrained weights",
+            "scale_high": f"logit_scale is at its limit ({logit_scale:.0f}): the model is over-confident, usually on "
+            "captions it has learned by heart. Train shorter, augment more, or fix temperature",
+            "scale_low": f"logit_scale fell to {logit_scale:.2f}: similarities hardly count any more. Lower "
+            "learning_rate or fix temperature",
+        }
+        new = []
+        for kind, seen in found.items():
+            self._runs[kind] = self._runs.get(kind, 0) + 1 if seen else 0
+            if self._runs[kind] == PATIENCE and kind not in self._said:
+                self._said.add(kind)
+                new.append(f"step {step}: {text[kind]}")
+        self.warnings += new
+        return new
