@@ -31,7 +31,9 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[T], T]:
         def add(entry: T) -> T:
             if name in self._entries:
-                raise ConfigurationError(f"A {self.kind} named {name!r} is registered already: choose another name")
+                raise ConfigurationError(
+                    f"A {self.kind} named {name!r} is registered already: choose another name"
+                )
             self._entries[name] = entry
             return entry
 

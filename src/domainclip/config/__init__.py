@@ -2,7 +2,14 @@
 
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.recipe_files import load_recipe, parse_overrides, read_recipe, shipped_recipes
-from domainclip.config.resolve import DataFacts, Decision, ModelFacts, contrastive_batch, resolve, steps_per_epoch
+from domainclip.config.resolve import (
+    DataFacts,
+    Decision,
+    ModelFacts,
+    contrastive_batch,
+    resolve,
+    steps_per_epoch,
+)
 from domainclip.config.slices import (
     DataSettings,
     EvaluationSettings,

@@ -25,7 +25,7 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
     if not key or kind == "value_error":  # our own validators speak plainly already
         return str(context.get("error", error["msg"]))
     field = fields.get(key)
-    title = (field.title if field is not None and field.title else key.replace("_", " ").capitalize())
+    title = field.title if field is not None and field.title else key.replace("_", " ").capitalize()
     named = f"({key}={value!r})"
     limit = next((context[name] for name in ("gt", "ge", "lt", "le") if name in context), None)
     if kind == "frozen_instance":
@@ -45,7 +45,9 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
 class Settings(BaseModel):
     """A slice of the recipe. Raises ``ConfigurationError`` (also a ``ValueError``) for an unknown key or a bad value."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), validate_default=False)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, protected_namespaces=(), validate_default=False
+    )
 
     def __init__(self, **values: Any) -> None:
         try:

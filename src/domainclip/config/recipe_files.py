@@ -24,7 +24,9 @@ _NOT_KEYS = {"DOMAINCLIP_DATA"}  # where the tests find their data
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes inside the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def parse_recipe(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
@@ -34,13 +36,17 @@ def parse_recipe(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]
         if node is None:
             return {}, {}
         if not isinstance(node, yaml.MappingNode):
-            raise ConfigurationError(f"{source}: a recipe is a list of 'key: value' lines, this is something else")
+            raise ConfigurationError(
+                f"{source}: a recipe is a list of 'key: value' lines, this is something else"
+            )
         lines: dict[str, int] = {}
         for key_node, _ in node.value:
             key = str(key_node.value)
             line = key_node.start_mark.line + 1
             if key in lines:
-                raise ConfigurationError(f"{source} line {line}: {key!r} stands twice (first on line {lines[key]})")
+                raise ConfigurationError(
+                    f"{source} line {line}: {key!r} stands twice (first on line {lines[key]})"
+                )
             lines[key] = line
         return yaml.safe_load(text), lines
     except yaml.YAMLError as error:
@@ -75,7 +81,9 @@ def recipe_values(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, i
     """Values, line numbers and a name for messages, of a shipped recipe or a recipe file."""
     name = str(name_or_path)
     if name in shipped_recipes():
-        values, lines = parse_recipe((_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
+        values, lines = parse_recipe(
+            (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
+        )
         return _numbers(values), lines, f"recipe {name}"
     if not Path(name).exists() and not name.endswith((".yaml", ".yml")) and "/" not in name:
         guess = nearest(name, shipped_recipes())
@@ -147,7 +155,9 @@ def load_recipe(
     source = "command line"
     if name_or_path is not None:
         values, lines, source = recipe_values(name_or_path)
-        _checked(values, lines, source)  # an error in the file is reported as the file's, not as an override's
+        _checked(
+            values, lines, source
+        )  # an error in the file is reported as the file's, not as an override's
     merged = {**values, **environment_values(environment), **(overrides or {})}
     return CLIPFinetuningConfig(**merged)
 

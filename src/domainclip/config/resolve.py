@@ -50,7 +50,9 @@ class DataFacts:
     cores: int
 
 
-def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) -> tuple[FrozenConfig, list[Decision]]:
+def resolve(
+    config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts
+) -> tuple[FrozenConfig, list[Decision]]:
     """A frozen recipe without unset values, and the decisions that made it.
 
     Raises ``ConfigurationError`` where a set value does not fit the model or the data.
@@ -96,7 +98,11 @@ def _resolve_inputs(config: CLIPFinetuningConfig, model: ModelFacts, set_keys: s
         decide("image_resolution", model.native_resolution, "what the model's own image processor says")
     if "max_sequence_length" not in set_keys:
         if model.fixed_text_length:
-            decide("max_sequence_length", model.text_length, "the text tower reads its last position: full length only")
+            decide(
+                "max_sequence_length",
+                model.text_length,
+                "the text tower reads its last position: full length only",
+            )
         else:
             decide("max_sequence_length", min(77, model.text_length), "min(77, the text tower's limit)")
     elif model.fixed_text_length and config.max_sequence_length != model.text_length:
@@ -124,16 +130,32 @@ def _resolve_objective(
     share = data.repeated_caption_share
     if "loss_type" not in given:
         if share > DUPLICATE_SHARE:
-            decide("loss_type", "multi_positive", f"{share:.0%} of the rows share their caption with another row")
+            decide(
+                "loss_type", "multi_positive", f"{share:.0%} of the rows share their caption with another row"
+            )
         else:
-            decide("loss_type", "contrastive", f"only {share:.1%} of the rows share their caption with another row")
+            decide(
+                "loss_type",
+                "contrastive",
+                f"only {share:.1%} of the rows share their caption with another row",
+            )
     if "positives" not in given or values["positives"] == "auto":
         if values["augment_text"]:
-            decide("positives", "label", "augment_text shows labels as captions, which rows of one class share")
+            decide(
+                "positives", "label", "augment_text shows labels as captions, which rows of one class share"
+            )
         elif data.labelled_share > 0.5 and data.classes > 1 and share > 0.5:
-            decide("positives", "label", "captions repeat within labelled classes: rows of one class describe one thing")
+            decide(
+                "positives",
+                "label",
+                "captions repeat within labelled classes: rows of one class describe one thing",
+            )
         else:
-            decide("positives", "caption", "captions are mostly their rows' own: only equal ones count as positives")
+            decide(
+                "positives",
+                "caption",
+                "captions are mostly their rows' own: only equal ones count as positives",
+            )
     if "temperature" not in given:
         decide("temperature", model.temperature, "the model's own logit_scale, trained on")
         values["learnable_temp"] = True
@@ -146,7 +168,9 @@ def _resolve_rates(values: dict[str, Any], model: ModelFacts, given: set[str], d
         if key in given:
             continue
         if kind == "convolutional":
-            decide(key, base * 10, "a batch-normalised convolutional tower wants ten times a transformer's rate")
+            decide(
+                key, base * 10, "a batch-normalised convolutional tower wants ten times a transformer's rate"
+            )
         else:
             decide(key, base, "learning_rate, for a transformer tower")
 

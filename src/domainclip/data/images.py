@@ -50,8 +50,8 @@ def _open(path: Path, source: io.BytesIO | Path, max_pixels: int) -> Image.Image
     pixels = picture.width * picture.height
     if pixels > max_pixels:
         raise PictureError(
-            f"{path}: {picture.width}×{picture.height} is {pixels:,} pixels, above the limit of {max_pixels:,} "
-            "(max_image_pixels); shrink the picture or raise the limit"
+            f"{path}: {picture.width}×{picture.height} is {pixels:,} pixels, above max_image_pixels={max_pixels:,}; "
+            "shrink the picture first"
         )
     return picture
 
@@ -76,7 +76,9 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         span = high - low or 1.0
-        return Image.fromarray(np.nan_to_num((values - low) / span * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(
+            np.nan_to_num((values - low) / span * 255).clip(0, 255).astype(np.uint8)
+        ).convert("RGB")
     if picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))

@@ -47,7 +47,9 @@ class ImageTransform:
             return self.spec.apply(picture)
         # Large enough that the smallest crop is not enlarged, never larger than the original.
         margin = 1 / math.sqrt(self.config.crop_scale)
-        larger = self.spec.at(min(math.ceil(self.resolution * margin), max(self.resolution, min(picture.shape[:2]))))
+        larger = self.spec.at(
+            min(math.ceil(self.resolution * margin), max(self.resolution, min(picture.shape[:2])))
+        )
         return resize(picture, *larger.resized_shape(*picture.shape[:2]), larger.resample)
 
     def finish(self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 side side"]:
@@ -121,7 +123,10 @@ class MultiResolutionImageTransform:
         }
 
     def __call__(
-        self, picture: Image.Image | np.ndarray, resolution: int | None = None, rng: random.Random | None = None
+        self,
+        picture: Image.Image | np.ndarray,
+        resolution: int | None = None,
+        rng: random.Random | None = None,
     ) -> Float[Tensor, "3 side side"]:
         side = self.resolutions[0] if resolution is None else resolution
         if side not in self._transforms:
@@ -139,5 +144,3 @@ class TextTransform:
 def view_rng(seed: int, epoch: int, index: int) -> random.Random:
     """The random numbers of one row in one epoch: the same in any worker, and after any resume."""
     return random.Random(f"{seed}/{epoch}/{index}")
-
-

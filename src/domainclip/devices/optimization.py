@@ -3,6 +3,7 @@ undone."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import torch
 
 from domainclip.devices import cgroup, platform
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 
 
 class Optimization(NamedTuple):
@@ -38,9 +39,10 @@ def optimize(device: torch.device) -> tuple[list[Optimization], list[Undo]]:
         return _optimize_cuda(device)
     if device.type == "mps":
         return _optimize_mps()
-    done, undo = _cpu_threads()
+    threads, undo_threads = _cpu_threads()
     matmul, undo_matmul = _cpu_matmul()
-    return done + matmul, undo + undo_matmul
+    allocator, undo_allocator = _cpu_allocator()
+    return threads + matmul + allocator, undo_threads + undo_matmul + undo_allocator
 
 
 def matmul_error() -> float:
@@ -99,6 +101,37 @@ def _cpu_threads() -> tuple[list[Optimization], list[Undo]]:
     return (
         [Optimization(f"set compute threads from {before} to {usable}", f"{limit}; more threads would wait")],
         [lambda: torch.set_num_threads(before)],
+    )
+
+
+# glibc's malloc.h, and its own defaults to go back to.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_MALLOC_KEEP = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 * 2**20}
+_MALLOC_DEFAULT = {_M_MMAP_MAX: 65536, _M_TRIM_THRESHOLD: 128 * 2**10, _M_TOP_PAD: 128 * 2**10}
+
+
+def _cpu_allocator() -> tuple[list[Optimization], list[Undo]]:
+    """Let the allocator keep large blocks instead of giving each back to the kernel.
+
+    A training step allocates the same activations again and again. glibc maps every block above 32 MiB anew and
+    unmaps it after use, and the kernel zeroes its pages each time: on a convolutional tower that took longer than
+    the arithmetic. The price is that freed memory stays with the process until it ends.
+    """
+    if platform.system() != "Linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return [], []
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt = libc.mallopt
+    except (OSError, AttributeError):  # musl and others have no such settings
+        return [], []
+    if not all(mallopt(name, value) for name, value in _MALLOC_KEEP.items()):
+        return [], []
+    reason = (
+        "each step's activations reuse pages the process already has; without it the kernel zeroes them anew"
+    )
+    return (
+        [Optimization("told the C allocator to keep large blocks", reason)],
+        [lambda: [mallopt(name, value) for name, value in _MALLOC_DEFAULT.items()]],
     )
 
 

@@ -30,7 +30,6 @@ from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
 from domainclip.similarity import SIMILARITIES
 from domainclip.training import Trainer, TrainingResult, Validation
-from domainclip.training.checkpoint import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +71,7 @@ class CLIPFinetuningController:
         encoder.frozen_batch_norm = config.freeze_batch_norm
         self.device_manager = manager
         self.model = encoder.to(manager.device)
+        encoder.optimize_layout(manager.device)
         self.processor = encoder.processor
         self._status = "ready"
 
@@ -144,7 +144,9 @@ class CLIPFinetuningController:
         """Resolve the recipe for this model and these rows; sets ``recipe`` and ``decisions``."""
         encoder = self._encoder()
         if len(train_pairs) < 2:
-            raise DataError(f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed")
+            raise DataError(
+                f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed"
+            )
         self.recipe, self.decisions = resolve(self.config, model_facts(encoder), data_facts(train_pairs))
         if len({pair.label or pair.caption for pair in train_pairs}) == 1:
             raise DataError(
@@ -196,7 +198,7 @@ class CLIPFinetuningController:
         self._status = "training"
         result = trainer.train(resume=resume)
         if result.best is not None and (folder / "best").is_dir():
-            load_weights(encoder, folder / "best")
+            encoder.load_weights(folder / "best")
         with replaced_directory(folder / "model") as temporary:
             encoder.save(temporary)
         encoder.eval()
@@ -227,7 +229,9 @@ class CLIPFinetuningController:
             return DomainEvaluator(pairs, config.prompt_templates)
         return DomainEvaluator(pairs)
 
-    def evaluate(self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None) -> EvaluationResult:
+    def evaluate(
+        self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None
+    ) -> EvaluationResult:
         """Zero-shot classification (where there are labels) and retrieval on these rows."""
         return self.evaluator(pairs).evaluate(engine or self.engine())
 

@@ -21,7 +21,7 @@ def model_facts(encoder: DualEncoder) -> ModelFacts:
         fixed_text_length=encoder.processor.text_padding == "fixed",
         image_tower_kind=encoder.image_tower_kind,
         text_tower_kind="transformer",
-        temperature=float((-encoder.logit_scale).exp()),
+        temperature=float((-encoder.logit_scale.detach()).exp()),
     )
 
 

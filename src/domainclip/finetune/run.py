@@ -68,6 +68,17 @@ def claim_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def splits_of(config: CLIPFinetuningConfig) -> dict[str, Any]:
+    """The keywords of ``load_splits`` that a recipe holds."""
+    return {
+        key: getattr(config, key)
+        for key in (
+            "image_col", "caption_col", "label_col", "group_col", "train_split", "val_split", "test_split", "seed",
+            "strict",
+        )
+    }  # fmt: skip
+
+
 def environment() -> dict[str, Any]:
     """Versions a run depends on."""
     packages = {}
@@ -79,10 +90,14 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
 
 
-def _readable(pairs: PairList, engine: EmbeddingEngine, name: str, strict: bool, set_aside: list[dict]) -> PairList:
+def readable_pairs(
+    pairs: PairList, engine: EmbeddingEngine, name: str, strict: bool, set_aside: list[dict]
+) -> PairList:
     """The rows whose pictures decode; the others are noted. Decoded pictures stay in the engine's cache."""
     problems = engine.readable([pair.image_path for pair in pairs])
-    kept = PairList([pair for pair, problem in zip(pairs, problems, strict=True) if not problem], pairs.source)
+    kept = PairList(
+        [pair for pair, problem in zip(pairs, problems, strict=True) if not problem], pairs.source
+    )
     for pair, problem in zip(pairs, problems, strict=True):
         if problem:
             if strict:
@@ -107,11 +122,7 @@ def run_training(
     folder = Path(config.output_dir)
     started = time.monotonic()
     if splits is None:
-        splits = load_splits(
-            config.data_path, image_col=config.image_col, caption_col=config.caption_col, label_col=config.label_col,
-            group_col=config.group_col, train_split=config.train_split, val_split=config.val_split,
-            test_split=config.test_split, seed=config.seed, strict=config.strict,
-        )  # fmt: skip
+        splits = load_splits(config.data_path, **splits_of(config))
     claim_folder(folder, resume, overwrite)
     controller = CLIPFinetuningController(config, console)
     controller.setup()
@@ -130,8 +141,8 @@ def run_training(
         for name, pairs in (("train", splits.train), ("val", splits.val), ("test", splits.test))
         for row in pairs.quarantine
     ]
-    val = _readable(splits.val, engine, "val", config.strict, set_aside)
-    test = _readable(splits.test, engine, "test", config.strict, set_aside)
+    val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
+    test = readable_pairs(splits.test, engine, "test", config.strict, set_aside)
     judged, judged_name = (test, "test") if len(test) else (val, "val")
     write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=True, allow_unicode=True))
     write_json(folder / "run.json", jsonable({
@@ -141,9 +152,12 @@ def run_training(
     }))  # fmt: skip
 
     before = _before(controller, judged, engine, folder, resume) if len(judged) else None
-    result = controller.fine_tune(splits.train, val if len(val) else None, folder, resume=resume, engine=engine)
+    result = controller.fine_tune(
+        splits.train, val if len(val) else None, folder, resume=resume, engine=engine
+    )
     set_aside += [
-        {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()
+        {"split": "train", "image_path": path, "reason": reason}
+        for path, reason in result["bad_pictures"].items()
     ]
     if set_aside:
         write_json(folder / "set_aside.json", set_aside)
@@ -179,12 +193,20 @@ def _report_content(
     assert recipe is not None and controller.device_manager is not None and controller.precision is not None
     warnings = list(result["warnings"])
     if judged == "val":
-        warnings.append("There is no test split: before and after are of the validation split that chose the checkpoint")
+        warnings.append(
+            "There is no test split: before and after are of the validation split that chose the checkpoint"
+        )
     if set_aside:
-        warnings.append(f"{len(set_aside)} pictures or rows were set aside (set_aside.json), first: {set_aside[0]['reason']}")
+        warnings.append(
+            f"{len(set_aside)} pictures or rows were set aside (set_aside.json), first: {set_aside[0]['reason']}"
+        )
     best = result["best"]
     fixed = controller.processor is not None and controller.processor.text_padding == "fixed"
-    name = config.model_name if not config.vision_model_name else f"{config.vision_model_name} + {config.text_model_name}"
+    name = (
+        config.model_name
+        if not config.vision_model_name
+        else f"{config.vision_model_name} + {config.text_model_name}"
+    )
     return {
         "before": before,
         "after": after,

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from domainclip.models.processor import EncoderProcessor
+from domainclip.models.quiet import quiet_transformers
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP clips its learned scale so that logits are never multiplied by more than 100 (Radford et al. 2021, §2.5)."""
@@ -76,7 +77,9 @@ class DualEncoder(nn.Module):
     @property
     def embedding_dim(self) -> int:
         config = self.model.config
-        if self.is_siglip:  # SigLIP has no projection of the picture tower: its hidden size is the shared one.
+        if (
+            self.is_siglip
+        ):  # SigLIP has no projection of the picture tower: its hidden size is the shared one.
             return int(config.vision_config.hidden_size)
         return int(config.projection_dim)
 
@@ -95,7 +98,9 @@ class DualEncoder(nn.Module):
     @property
     def image_tower_kind(self) -> TowerKind:
         """``convolutional`` for batch-normalised ImageNet towers, which want about ten times a transformer's rate."""
-        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.vision_model.modules())
+        batch_norm = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.vision_model.modules()
+        )
         return "convolutional" if batch_norm else "transformer"
 
     # --- embeddings ---
@@ -155,6 +160,16 @@ class DualEncoder(nn.Module):
                 self.model.text_model.eval()  # no dropout in a tower that does not learn
         return self
 
+    def optimize_layout(self, device: torch.device) -> bool:
+        """Keep a convolutional picture tower's tensors in channels-last order where kernels prefer it (CPU, CUDA).
+
+        The numbers are the same up to rounding; on MPS the order brings nothing. True when it was done.
+        """
+        if self.image_tower_kind != "convolutional" or device.type not in {"cpu", "cuda"}:
+            return False
+        self.model.vision_model.to(memory_format=torch.channels_last)
+        return True
+
     @torch.no_grad()
     def set_temperature(self, temperature: float, *, trainable: bool) -> None:
         """Overwrite the model's scale by 1 / temperature."""
@@ -169,5 +184,12 @@ class DualEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write what plain ``transformers`` loads: weights (safetensors), config, tokenizer, image processor."""
-        self.model.save_pretrained(folder)
-        self.processor.save(folder)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+            self.processor.save(folder)
+
+    def load_weights(self, folder: Path) -> None:
+        """Take over the weights of a folder that ``save`` wrote for a model of the same shape."""
+        with quiet_transformers():
+            saved = type(self.model).from_pretrained(folder, dtype=self.dtype)
+        self.model.load_state_dict(saved.state_dict())

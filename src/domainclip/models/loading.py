@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, VisionTextDualEncoderModel
-from transformers.utils import logging as transformers_logging
 
 from domainclip.config import ModelSettings
 from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.processor import EncoderProcessor, TextPadding
+from domainclip.models.quiet import quiet_transformers
 from domainclip.models.tiny import make_tiny_clip
 
 log = logging.getLogger(__name__)
@@ -28,16 +26,6 @@ _PADDING: dict[str, TextPadding] = {
     "siglip": "fixed",
     "vision-text-dual-encoder": "masked",
 }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading prints a bar per model; one line of ours says as much."""
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.enable_progress_bar()
 
 
 def _load(kind: str, loader: Any, name: str, **options: Any) -> Any:
@@ -96,11 +84,14 @@ def _processor(name: str, config: Any, tokenizer_name: str, image_name: str) -> 
     padding = _PADDING.get(config.model_type)
     if padding is None:
         log.warning(
-            "How %s pads its texts is not known: captions are padded to the full length, which is always right", name
+            "How %s pads its texts is not known: captions are padded to the full length, which is always right",
+            name,
         )
         padding = "fixed"
     if tokenizer.pad_token_id is None:
-        raise ModelLoadError(f"The tokenizer of {name} has no padding token: set pad_token in tokenizer_config.json")
+        raise ModelLoadError(
+            f"The tokenizer of {name} has no padding token: set pad_token in tokenizer_config.json"
+        )
     return EncoderProcessor(tokenizer, image_processor, padding, _text_limit(config, tokenizer))
 
 
@@ -151,18 +142,26 @@ def _check_pooling(encoder: DualEncoder) -> None:
         )
 
 
+def load_processor(name: str) -> EncoderProcessor:
+    """Tokenizer and image processor of a model, without its weights."""
+    if name == TINY:
+        return make_tiny_clip().processor
+    with quiet_transformers():
+        return _processor(name, _load("model's config", AutoConfig, name), name, name)
+
+
 def load_encoder(settings: ModelSettings) -> DualEncoder:
     """The dual encoder a recipe names, in float32 on the CPU, in ``eval()`` mode.
 
     Raises ``ModelLoadError`` for a wrong name, a missing network, or a model that is not a dual encoder.
     """
     if settings.vision_model_name or settings.text_model_name:
-        with _quiet():
+        with quiet_transformers():
             return _assemble(settings)
     name = settings.model_name
     if name == TINY:
         return make_tiny_clip(settings.seed)
-    with _quiet():
+    with quiet_transformers():
         config = _load("model's config", AutoConfig, name)
         model = _load("model", AutoModel, name, dtype=torch.float32)
         _check_usable(model, name)

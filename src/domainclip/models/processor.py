@@ -26,7 +26,9 @@ class EncoderProcessor:
       ``max_length``; anything shorter gives other embeddings.
     """
 
-    def __init__(self, tokenizer: Any, image_processor: Any, text_padding: TextPadding, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: Any, image_processor: Any, text_padding: TextPadding, max_length: int
+    ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.text_padding: TextPadding = text_padding
@@ -67,7 +69,9 @@ class EncoderProcessor:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("Texts must be a list of strings")
         ids = self.token_ids(texts, max_length)
-        length = self.max_length if self.text_padding == "fixed" else max((len(row) for row in ids), default=1)
+        length = (
+            self.max_length if self.text_padding == "fixed" else max((len(row) for row in ids), default=1)
+        )
         input_ids, attention_mask = self.pad(ids, length)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 

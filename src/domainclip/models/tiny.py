@@ -21,7 +21,9 @@ _CORPUS = (
 ).split()
 
 
-def train_tokenizer(corpus: Sequence[str], vocab_size: int = 600, max_length: int = 77) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    corpus: Sequence[str], vocab_size: int = 600, max_length: int = 77
+) -> PreTrainedTokenizerFast:
     """A lower-casing byte-level BPE in CLIP's manner: start token, text, end token; padded with the end token."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])

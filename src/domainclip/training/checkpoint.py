@@ -72,7 +72,9 @@ class CheckpointStore:
         """Oldest first."""
         if not self.folder.is_dir():
             return []
-        found = [(int(match.group(1)), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
+        found = [
+            (int(match.group(1)), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))
+        ]
         return [Checkpoint(path, step) for step, path in sorted(found)]
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -106,7 +108,9 @@ class CheckpointStore:
             manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
             for name, digest in manifest["files"].items():
                 if sha256_of(checkpoint.path / name) != digest:
-                    raise CheckpointError(f"{checkpoint.path / name} is damaged: its SHA-256 is not the manifest's")
+                    raise CheckpointError(
+                        f"{checkpoint.path / name} is damaged: its SHA-256 is not the manifest's"
+                    )
             return torch.load(checkpoint.path / "state.pt", map_location="cpu", weights_only=True)
         except CheckpointError:
             raise
@@ -127,14 +131,8 @@ class CheckpointStore:
                 log.warning("%s; trying the one before", error)
         if problems:
             raise CheckpointError(
-                "No checkpoint is whole: " + "; ".join(problems) + ". Start again with another output directory"
+                "No checkpoint is whole: "
+                + "; ".join(problems)
+                + ". Start again with another output directory"
             )
         return None
-
-
-def load_weights(encoder: Any, folder: Path) -> None:
-    """Put the weights of a folder written by ``DualEncoder.save`` into an encoder of the same shape."""
-    from transformers import AutoModel
-
-    saved = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    encoder.model.load_state_dict(saved.state_dict())

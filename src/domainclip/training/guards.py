@@ -13,7 +13,9 @@ PATIENCE = 3
 """Observations in a row before a warning: one bad batch is no collapse."""
 
 
-def check_finite(loss: float, grad_norm: float, step: int, learning_rate: float, precision: str, saved: str) -> None:
+def check_finite(
+    loss: float, grad_norm: float, step: int, learning_rate: float, precision: str, saved: str
+) -> None:
     """Raises ``TrainingDivergedError`` with advice when the loss or the gradient is not a number."""
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return

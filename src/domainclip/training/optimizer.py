@@ -12,7 +12,9 @@ from domainclip.config import OptimizerSettings
 from domainclip.errors import ConfigurationError
 
 
-def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    encoder: Any, settings: OptimizerSettings, loss: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """Groups by tower, depth and decay. ``encoder`` is a ``DualEncoder``.
 
     - Weight decay on matrices only: on norms, biases, embeddings of size one and the logit scale it would pull
@@ -54,7 +56,9 @@ def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module 
     for name, parameter in loss.named_parameters() if loss is not None else []:
         add(parameter, settings.learning_rate, 0.0, f"loss.{name}")
     if not groups:
-        raise ConfigurationError("Nothing to train: every parameter is frozen. Unlock a tower (lock_image, lock_text)")
+        raise ConfigurationError(
+            "Nothing to train: every parameter is frozen. Unlock a tower (lock_image, lock_text)"
+        )
     return list(groups.values())
 
 

@@ -17,7 +17,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -156,7 +163,8 @@ class Trainer:
         state, settings = self.state, self.settings
         metrics = MetricsLog(self.folder / "metrics.jsonl", state.step)
         guard = CollapseGuard(
-            settings.warmup_steps, None if self.encoder.is_siglip else float(torch.tensor(MAX_LOGIT_SCALE).exp())
+            settings.warmup_steps,
+            None if self.encoder.is_siglip else float(torch.tensor(MAX_LOGIT_SCALE).exp()),
         )
         started, training_seconds, rows_seen, stopped_early = time.monotonic(), 0.0, 0, False
         self.encoder.train()
@@ -173,7 +181,9 @@ class Trainer:
                     if state.batch == len(self.sampler):
                         state.epoch, state.batch = state.epoch + 1, 0
                     last = state.step == self.total_steps
-                    if output is not None and (state.step % settings.logging_steps == 0 or last or self._on_cpu):
+                    if output is not None and (
+                        state.step % settings.logging_steps == 0 or last or self._on_cpu
+                    ):
                         self._observe(output, norm, rows, guard, metrics, training_seconds, rows_seen, last)
                     training_seconds += time.monotonic() - clock
                     advance(state.last_loss)
@@ -185,7 +195,8 @@ class Trainer:
                     if self._signal and not done:
                         name = signal.Signals(self._signal).name
                         raise Interrupted(
-                            self._signal, f"Stopped by {name} at step {state.step}; saved. Resume with --resume"
+                            self._signal,
+                            f"Stopped by {name} at step {state.step}; saved. Resume with --resume",
                         )
                     if done or state.batch == 0:
                         break
@@ -219,7 +230,9 @@ class Trainer:
         settings, optimizer = self.settings, self.optimizer
         set_rates(
             optimizer,
-            rate_factor(self.state.step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio),
+            rate_factor(
+                self.state.step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio
+            ),
         )
         optimizer.zero_grad(set_to_none=True)
         output = self.step_fn(batch)
@@ -282,7 +295,12 @@ class Trainer:
         metrics.write(step=state.step, **{f"val_{name}": value for name, value in result.metrics.items()})
         sign = 1 if result.greater_is_better else -1
         if state.best is None or sign * result.value > sign * state.best["value"]:
-            state.best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
+            state.best = {
+                "step": state.step,
+                "metric": result.primary,
+                "value": result.value,
+                "all": result.metrics,
+            }
             state.without_gain = 0
             self._keep_best()
         else:
@@ -300,7 +318,9 @@ class Trainer:
                 self.encoder.save(temporary)
                 write_json(temporary / "best.json", self.state.best)
         except (OSError, RuntimeError) as error:
-            self._warn(f"step {self.state.step}: the best weights could not be written ({error}); training goes on")
+            self._warn(
+                f"step {self.state.step}: the best weights could not be written ({error}); training goes on"
+            )
 
     def _warn(self, text: str) -> None:
         self.state.warnings.append(text)
@@ -380,6 +400,8 @@ class Trainer:
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
-        task = progress.add_task("training", total=self.total_steps, completed=self.state.step, loss=float("nan"))
+        task = progress.add_task(
+            "training", total=self.total_steps, completed=self.state.step, loss=float("nan")
+        )
         with progress:
             yield lambda loss: progress.update(task, advance=1, loss=loss)

@@ -1,0 +1,5 @@
+"""The ``domainclip`` command."""
+
+from domainclip.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,217 @@
+"""The ``domainclip`` command: one function per subcommand, imports inside, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from domainclip.errors import CLIPFinetuningError, Interrupted
+
+app = typer.Typer(
+    name="domainclip",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune CLIP for a specialised domain, on the machine you have.",
+    epilog="First result: domainclip demo. With your own pictures: domainclip data check FILE, then "
+    "domainclip train --data FILE.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Show and check recipes.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on them.")
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys, such as learning_rate=1e-5."),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="A shipped recipe (default, debug, medical, …) or a YAML file."),
+]
+Data = Annotated[str | None, typer.Option("--data", "-d", help="A table, a directory, or hf:NAME.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub name or local directory of the model.")]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="Folder for the run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def _named(**options: object) -> dict[str, object]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _config(recipe: str | None, overrides: list[str] | None, **options: object):  # type: ignore[no-untyped-def]
+    from domainclip.config import load_recipe, parse_overrides
+
+    return load_recipe(recipe, {**_named(**options), **parse_overrides(overrides or [])})
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    data: Data = None,
+    model: Model = None,
+    output: Output = None,
+    recipe: Recipe = None,
+    domain: Annotated[str | None, typer.Option(help="general, medical, industrial or scientific.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the output folder.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
+    ] = False,
+) -> None:
+    """Fine-tune a model on pictures with captions; evaluates before and after and writes a report."""
+    config = _config(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
+    from domainclip.finetune import run_training
+
+    run_training(config, resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def evaluate(
+    overrides: Overrides = None,
+    data: Data = None,
+    model: Model = None,
+    recipe: Recipe = None,
+    split: Annotated[str, typer.Option(help="train, val or test; all for every row.")] = "test",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the figures to this JSON file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Zero-shot classification and retrieval of a model on a data set."""
+    config = _config(recipe, overrides, data_path=data, model_name=model)
+    from domainclip.finetune.evaluate import run_evaluation
+
+    report = run_evaluation(config, split)
+    if output is not None:
+        from domainclip.files import write_json
+
+        write_json(output, report.to_dict())
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        report.print()
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the demonstration.")] = Path(
+        "outputs/demo"
+    ),
+) -> None:
+    """Train a small CLIP from scratch on bundled pictures: no network, a few minutes."""
+    from domainclip.config import parse_overrides
+    from domainclip.demo import run_demo
+
+    run_demo(output, parse_overrides(overrides or []))
+
+
+@app.command()
+def doctor(
+    as_json: AsJson = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or mps; left out, the one that would be chosen.")
+    ] = None,
+) -> None:
+    """Check this machine: device, versions, precision, and whether its numbers agree with the CPU's."""
+    from domainclip.doctor import diagnose
+
+    report = diagnose(device)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        typer.echo(report.render())
+    raise typer.Exit(report.exit_code)
+
+
+@config_app.command("show")
+def config_show(overrides: Overrides = None, recipe: Recipe = None, as_json: AsJson = False) -> None:
+    """Every key with its value, where the value comes from, and what the key means."""
+    from domainclip.cli.config_table import recipe_rows, recipe_table
+
+    config = _config(recipe, overrides)
+    if as_json:
+        _print_json(recipe_rows(config))
+    else:
+        from rich.console import Console
+
+        Console().print(recipe_table(config))
+
+
+@config_app.command("validate")
+def config_validate(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")], overrides: Overrides = None
+) -> None:
+    """Check a recipe; exit code 2 and the file's line when something is wrong."""
+    config = _config(recipe, overrides)
+    names = ", ".join(sorted(config.to_dict(only_set=True))) or "nothing"
+    typer.echo(f"{recipe}: valid; sets {names}")
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(help="A table, a directory, or hf:NAME.")],
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Count tokens with this model's tokenizer.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Broken pictures, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
+    config = _config(None, overrides, model_name=model)
+    from domainclip.data.check import check_data
+
+    count_tokens, limit = None, config.max_sequence_length
+    if model is not None:
+        from domainclip.models.loading import load_processor
+
+        processor = load_processor(model)
+        count_tokens, limit = processor.count_tokens, min(limit, processor.max_length)
+    report = check_data(
+        path, batch_size=config.batch_size, max_tokens=limit, count_tokens=count_tokens, image_col=config.image_col,
+        caption_col=config.caption_col, label_col=config.label_col, group_col=config.group_col,
+        max_pixels=config.max_image_pixels,
+    )  # fmt: skip
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(report.render())
+    raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(installed("domainclip"))
+
+
+def main() -> None:
+    """Entry point: turns the package's errors into one line and exit code 2, signals into 130 and 143."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except Interrupted as stop:
+        typer.secho(str(stop), err=True)
+        sys.exit(stop.exit_code)
+    except CLIPFinetuningError as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("Interrupted", err=True)
+        sys.exit(130)
