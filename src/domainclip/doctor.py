@@ -152,9 +152,7 @@ def _check_versions(report: DoctorReport) -> None:
         report.versions["domainclip"] = importlib.metadata.version("domainclip")
     except importlib.metadata.PackageNotFoundError:
         advice = "Install it (pip install -e .) so that the versions it needs are known"
-        report.checks.append(
-            Check("versions", "warn", "domainclip runs from its source, not installed", advice)
-        )
+        report.checks.append(Check("versions", "warn", "domainclip runs from its source, not installed", advice))
         return
     wrong: list[str] = []
     for requirement in wanted:
@@ -172,18 +170,14 @@ def _check_versions(report: DoctorReport) -> None:
         report.checks.append(Check("versions", "fail", "; ".join(wrong), "pip install --upgrade domainclip"))
         return
     names = ("python", "torch", "transformers", "domainclip")
-    report.checks.append(
-        Check("versions", "ok", ", ".join(f"{name} {report.versions[name]}" for name in names))
-    )
+    report.checks.append(Check("versions", "ok", ", ".join(f"{name} {report.versions[name]}" for name in names)))
 
 
 def _choose_device(report: DoctorReport, asked: str | None) -> DeviceManager:
     try:
         manager = DeviceManager(device=asked)
     except DeviceError as error:
-        report.checks.append(
-            Check("device asked for", "fail", str(error), "Leave the device unset to have one chosen")
-        )
+        report.checks.append(Check("device asked for", "fail", str(error), "Leave the device unset to have one chosen"))
         manager = DeviceManager()
     idle: list[str] = []
     if asked is None:  # who asks for the CPU knows of the GPU
@@ -296,9 +290,7 @@ def summarise(comparisons: list[Comparison]) -> list[Check]:
             )
             checks.append(Check(name, "ok", detail))
             continue
-        shown = [
-            f"{w.name}: {w.detail or f'relative error {w.error:.1e}, limit {w.tolerance:.1e}'}" for w in wrong
-        ]
+        shown = [f"{w.name}: {w.detail or f'relative error {w.error:.1e}, limit {w.tolerance:.1e}'}" for w in wrong]
         advice = " / ".join(dict.fromkeys(item.remedy for item in wrong))
         checks.append(Check(name, "fail", "; ".join(shown), advice))
     return checks

@@ -31,9 +31,7 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[T], T]:
         def add(entry: T) -> T:
             if name in self._entries:
-                raise ConfigurationError(
-                    f"A {self.kind} named {name!r} is registered already: choose another name"
-                )
+                raise ConfigurationError(f"A {self.kind} named {name!r} is registered already: choose another name")
             self._entries[name] = entry
             return entry
 
@@ -43,9 +41,7 @@ class Registry(Generic[T]):
         if name not in self._entries:
             guess = nearest(name, self._entries)
             hint = f" Did you mean {guess!r}?" if guess else ""
-            raise ConfigurationError(
-                f"Invalid {self.kind} {name!r}.{hint} Known: {', '.join(sorted(self._entries))}"
-            )
+            raise ConfigurationError(f"Invalid {self.kind} {name!r}.{hint} Known: {', '.join(sorted(self._entries))}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

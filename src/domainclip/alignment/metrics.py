@@ -61,9 +61,7 @@ def ranks_of_best_hit(
     return 1 + ((scores >= best) & ~relevant).sum(dim=1)
 
 
-def _chunked(
-    scores: ScoreRows, relevant: RelevanceRows, n_queries: int, chunk: int
-) -> Int[Tensor, " queries"]:
+def _chunked(scores: ScoreRows, relevant: RelevanceRows, n_queries: int, chunk: int) -> Int[Tensor, " queries"]:
     if chunk < 1:
         raise ShapeError(f"chunk must be at least 1, got {chunk}")
     parts = []
@@ -243,9 +241,7 @@ def _matrix_and_targets(
 ) -> tuple[Tensor, Tensor]:
     matrix = torch.as_tensor(similarity).detach()
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ShapeError(
-            f"Expected a 2D similarity matrix [n_images, n_texts], got shape {tuple(matrix.shape)}"
-        )
+        raise ShapeError(f"Expected a 2D similarity matrix [n_images, n_texts], got shape {tuple(matrix.shape)}")
     matrix = _floating(matrix)
     if targets is None:
         images, texts = _group_ids(image_groups, text_groups, *matrix.shape)
@@ -285,9 +281,7 @@ def _group_ids(
         if len(ids) != expected:
             raise ShapeError(f"{name} has {len(ids)} ids for {expected} rows: give one id per row")
         if None in ids:
-            raise ShapeError(
-                f"{name} has no id (None) in row {ids.index(None)}: give it one or leave the row out"
-            )
+            raise ShapeError(f"{name} has no id (None) in row {ids.index(None)}: give it one or leave the row out")
         sides.append(torch.tensor([numbers.setdefault(group, len(numbers)) for group in ids]))
     return sides[0], sides[1]
 

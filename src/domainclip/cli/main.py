@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from pathlib import Path
@@ -63,12 +64,8 @@ def train(
     output: Output = None,
     recipe: Recipe = None,
     domain: Annotated[str | None, typer.Option(help="general, medical, industrial or scientific.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the output folder.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
 ) -> None:
     """Fine-tune a model on pictures with captions; evaluates before and after and writes a report."""
     config = _config(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
@@ -211,6 +208,13 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except CLIPFinetuningError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            raise
+        typer.secho(
+            f"Error: the disk is full ({error}). What was saved is whole: free some space, then --resume", err=True
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         typer.secho("Interrupted", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,15 +39,19 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
         bound = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
         word = next(bound[name] for name in bound if name in context)
         return f"{title} must be {word} {limit} {named}"
-    message = error["msg"].replace("Input should be ", "")
-    return f"{title} must be {message} {named}"
+    message = re.sub(r"^\w+ should ", "", error["msg"])  # "Input should be …", "String should have …"
+    return f"{title} must {message} {named}"
 
 
 class Settings(BaseModel):
     """A slice of the recipe. Raises ``ConfigurationError`` (also a ``ValueError``) for an unknown key or a bad value."""
 
     model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, protected_namespaces=(), validate_default=False
+        extra="forbid",
+        validate_assignment=True,
+        protected_namespaces=(),
+        validate_default=False,
+        allow_inf_nan=False,
     )
 
     def __init__(self, **values: Any) -> None:
@@ -56,9 +61,13 @@ class Settings(BaseModel):
             raise self._plain(error.errors()) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        values, fields_set = dict(self.__dict__), set(self.model_fields_set)
         try:
             super().__setattr__(name, value)
         except ValidationError as error:
+            # Where two keys contradict each other pydantic finds out after it has assigned: take that back.
+            object.__setattr__(self, "__dict__", values)
+            object.__setattr__(self, "__pydantic_fields_set__", fields_set)
             raise self._plain(error.errors()) from None
 
     @classmethod

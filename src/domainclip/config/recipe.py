@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSe
 
     def frozen(self) -> FrozenConfig:
         """An unchangeable copy that remembers which keys were set."""
-        return FrozenConfig.model_construct(_fields_set=set(self.model_fields_set), **self.__dict__)
+        return FrozenConfig.model_construct(_fields_set=set(self.model_fields_set), **copy.deepcopy(self.__dict__))
 
     def updated(self, **values: Any) -> CLIPFinetuningConfig:
         """A copy with some keys set to other values, checked."""

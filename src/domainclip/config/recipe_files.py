@@ -19,14 +19,13 @@ from domainclip.registry import nearest
 
 _SHIPPED = resources.files("domainclip.config") / "recipes"
 ENVIRONMENT_PREFIX = "DOMAINCLIP_"
-_NOT_KEYS = {"DOMAINCLIP_DATA"}  # where the tests find their data
+_NOT_KEYS = {"DOMAINCLIP_DATA", "DOMAINCLIP_CACHE"}
+"""Where the tests find their data, and where pictures out of Hugging Face data sets are kept."""
 
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes inside the package."""
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml")
-    )
+    return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
 def parse_recipe(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
@@ -36,19 +35,18 @@ def parse_recipe(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]
         if node is None:
             return {}, {}
         if not isinstance(node, yaml.MappingNode):
-            raise ConfigurationError(
-                f"{source}: a recipe is a list of 'key: value' lines, this is something else"
-            )
+            raise ConfigurationError(f"{source}: a recipe is a list of 'key: value' lines, this is something else")
         lines: dict[str, int] = {}
         for key_node, _ in node.value:
             key = str(key_node.value)
             line = key_node.start_mark.line + 1
             if key in lines:
-                raise ConfigurationError(
-                    f"{source} line {line}: {key!r} stands twice (first on line {lines[key]})"
-                )
+                raise ConfigurationError(f"{source} line {line}: {key!r} stands twice (first on line {lines[key]})")
             lines[key] = line
-        return yaml.safe_load(text), lines
+            # A key is a name: YAML would read "on" as true and "1" as a number.
+            if isinstance(key_node, yaml.ScalarNode) and key != "<<":
+                key_node.tag = "tag:yaml.org,2002:str"
+        return yaml.SafeLoader("").construct_document(node), lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
@@ -56,11 +54,16 @@ def parse_recipe(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]
         raise ConfigurationError(f"{source}{where}: not valid YAML ({problem})") from None
 
 
+def _holds_text(key: str) -> bool:
+    field = CLIPFinetuningConfig.model_fields.get(key)
+    return field is not None and field.annotation in (str, str | None)
+
+
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     """YAML 1.1 reads 1e-5 (no point) as text; a recipe means the number."""
     fixed = dict(values)
     for key, value in values.items():
-        if isinstance(value, str):
+        if isinstance(value, str) and not _holds_text(key):
             try:
                 fixed[key] = float(value) if "e" in value.lower() else value
             except ValueError:
@@ -81,9 +84,7 @@ def recipe_values(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, i
     """Values, line numbers and a name for messages, of a shipped recipe or a recipe file."""
     name = str(name_or_path)
     if name in shipped_recipes():
-        values, lines = parse_recipe(
-            (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
-        )
+        values, lines = parse_recipe((_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
         return _numbers(values), lines, f"recipe {name}"
     if not Path(name).exists() and not name.endswith((".yaml", ".yml")) and "/" not in name:
         guess = nearest(name, shipped_recipes())
@@ -121,11 +122,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             values[key] = text
-        if isinstance(values[key], dict | bool) and "str" in str(CLIPFinetuningConfig.model_fields.get(key)):
-            # "data_path=yes" and "caption_col=a: b" are text where the key holds text.
-            annotation = CLIPFinetuningConfig.model_fields[key].annotation
-            if annotation in (str, str | None):
-                values[key] = text
+        if _holds_text(key) and not isinstance(values[key], str | None):
+            values[key] = text  # "data_path=yes", "output_dir=2024-01-01" and "caption_col=a: b" are text there
     return _numbers(values)
 
 
@@ -155,9 +153,7 @@ def load_recipe(
     source = "command line"
     if name_or_path is not None:
         values, lines, source = recipe_values(name_or_path)
-        _checked(
-            values, lines, source
-        )  # an error in the file is reported as the file's, not as an override's
+        _checked(values, lines, source)  # an error in the file is reported as the file's, not as an override's
     merged = {**values, **environment_values(environment), **(overrides or {})}
     return CLIPFinetuningConfig(**merged)
 

@@ -50,9 +50,7 @@ class DataFacts:
     cores: int
 
 
-def resolve(
-    config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts
-) -> tuple[FrozenConfig, list[Decision]]:
+def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) -> tuple[FrozenConfig, list[Decision]]:
     """A frozen recipe without unset values, and the decisions that made it.
 
     Raises ``ConfigurationError`` where a set value does not fit the model or the data.
@@ -62,6 +60,7 @@ def resolve(
 
     def decide(key: str, value: Any, reason: str) -> None:
         values[key] = value
+        decisions[:] = [decision for decision in decisions if decision.key != key]  # facts overrule a preset
         decisions.append(Decision(key, value, reason))
 
     set_keys = {key for key in type(config).model_fields if config.is_set(key)}
@@ -76,7 +75,7 @@ def resolve(
     _resolve_objective(values, model, data, given, decide)
     _resolve_rates(values, model, given, decide)
     _resolve_schedule(values, data, given, decide)
-    _resolve_augmentation(values, data, given, decide)
+    _resolve_augmentation(values, data, set_keys, given, decide)
     _resolve_reading(values, data, given, decide)
     return CLIPFinetuningConfig(**values).frozen(), decisions
 
@@ -96,6 +95,11 @@ def steps_per_epoch(values: dict[str, Any] | FrozenConfig, rows: int) -> int:
 def _resolve_inputs(config: CLIPFinetuningConfig, model: ModelFacts, set_keys: set[str], decide: Any) -> None:
     if "image_resolution" not in set_keys:
         decide("image_resolution", model.native_resolution, "what the model's own image processor says")
+    elif model.image_tower_kind == "transformer" and config.image_resolution != model.native_resolution:
+        raise ConfigurationError(
+            f"image_resolution={config.image_resolution} does not fit: this picture tower has position embeddings for "
+            f"{model.native_resolution} pixels. Leave the key out, or start from a model of that resolution"
+        )
     if "max_sequence_length" not in set_keys:
         if model.fixed_text_length:
             decide(
@@ -117,11 +121,17 @@ def _resolve_inputs(config: CLIPFinetuningConfig, model: ModelFacts, set_keys: s
 
 
 def _resolve_batch(values: dict[str, Any], data: DataFacts, set_keys: set[str], decide: Any) -> None:
+    parts = values["gradient_accumulation_steps"]
     if "batch_size" in set_keys:
+        if contrastive_batch(values) < 2:
+            raise ConfigurationError(
+                "batch_size=1 has nothing to contrast a pair with: set batch_size to 2 or more, or "
+                "gradient_accumulation_steps"
+            )
         return
     size = max(2, min(SMALL_BATCH, data.train_rows // 8))
-    per_step = max(1, size // values["gradient_accumulation_steps"])
-    decide("batch_size", per_step, f"contrastive batch min(256, {data.train_rows} rows / 8)")
+    reason = f"contrastive batch of {size}: min(256, {data.train_rows} rows / 8), at least 2"
+    decide("batch_size", max(1, size // parts), reason + (f"; in {parts} steps" if parts > 1 else ""))
 
 
 def _resolve_objective(
@@ -130,9 +140,7 @@ def _resolve_objective(
     share = data.repeated_caption_share
     if "loss_type" not in given:
         if share > DUPLICATE_SHARE:
-            decide(
-                "loss_type", "multi_positive", f"{share:.0%} of the rows share their caption with another row"
-            )
+            decide("loss_type", "multi_positive", f"{share:.0%} of the rows share their caption with another row")
         else:
             decide(
                 "loss_type",
@@ -141,9 +149,7 @@ def _resolve_objective(
             )
     if "positives" not in given or values["positives"] == "auto":
         if values["augment_text"]:
-            decide(
-                "positives", "label", "augment_text shows labels as captions, which rows of one class share"
-            )
+            decide("positives", "label", "augment_text shows labels as captions, which rows of one class share")
         elif data.labelled_share > 0.5 and data.classes > 1 and share > 0.5:
             decide(
                 "positives",
@@ -157,8 +163,9 @@ def _resolve_objective(
                 "captions are mostly their rows' own: only equal ones count as positives",
             )
     if "temperature" not in given:
-        decide("temperature", model.temperature, "the model's own logit_scale, trained on")
-        values["learnable_temp"] = True
+        decide("temperature", model.temperature, "the model's own logit_scale")
+        if "learnable_temp" not in given:
+            decide("learnable_temp", True, "the model's own temperature is trained on")
 
 
 def _resolve_rates(values: dict[str, Any], model: ModelFacts, given: set[str], decide: Any) -> None:
@@ -168,9 +175,7 @@ def _resolve_rates(values: dict[str, Any], model: ModelFacts, given: set[str], d
         if key in given:
             continue
         if kind == "convolutional":
-            decide(
-                key, base * 10, "a batch-normalised convolutional tower wants ten times a transformer's rate"
-            )
+            decide(key, base * 10, "a batch-normalised convolutional tower wants ten times a transformer's rate")
         else:
             decide(key, base, "learning_rate, for a transformer tower")
 
@@ -189,14 +194,17 @@ def _resolve_schedule(values: dict[str, Any], data: DataFacts, given: set[str], 
         decide("logging_steps", max(1, min(100, epoch // 5)), "at least five lines an epoch")
 
 
-def _resolve_augmentation(values: dict[str, Any], data: DataFacts, given: set[str], decide: Any) -> None:
+def _resolve_augmentation(
+    values: dict[str, Any], data: DataFacts, set_keys: set[str], given: set[str], decide: Any
+) -> None:
     if not values["augment_images"]:
         return
-    if "horizontal_flip" not in given:
-        if data.names_sides:
-            decide("horizontal_flip", False, "captions say left or right")
-        else:
-            decide("horizontal_flip", values["domain"] != "medical", "no caption says left or right")
+    if data.names_sides:  # what the captions say overrules the domain's preset, not the user
+        for key in ("horizontal_flip", "rotate90"):
+            if key not in set_keys and (values[key] or key not in given):
+                decide(key, False, "captions say left or right")
+    elif "horizontal_flip" not in given:
+        decide("horizontal_flip", True, "no caption says left or right")
 
 
 def _resolve_reading(values: dict[str, Any], data: DataFacts, given: set[str], decide: Any) -> None:

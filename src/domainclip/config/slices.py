@@ -12,6 +12,16 @@ from pydantic import Field, field_validator, model_validator
 
 from domainclip.config.base import Settings
 
+DEFAULT_TEMPLATES = (
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "an image of a {}.",
+    "a close-up photo of a {}.",
+    "a picture showing {}.",
+    "{}",
+)
+"""Sentences a class is described by where the user gives none; {} stands for its label."""
+
 Domain = Literal["general", "medical", "industrial", "scientific"]
 
 
@@ -29,69 +39,41 @@ class ModelSettings(SeedSettings):
     )
     vision_model_name: str | None = Field(None, description="Picture backbone to join with text_model_name.")
     text_model_name: str | None = Field(None, description="Text backbone to join with vision_model_name.")
-    freeze_batch_norm: bool = Field(
-        True, description="Keep the stored statistics of batch-norm layers in training."
-    )
+    freeze_batch_norm: bool = Field(True, description="Keep the stored statistics of batch-norm layers in training.")
 
 
 class DataSettings(SeedSettings):
-    domain: Domain = Field(
-        "general", description="Domain preset: learning rate, length of training, augmentation."
-    )
-    data_path: str = Field(
-        "data", min_length=1, description="A table, a directory, or a Hugging Face data set."
-    )
+    domain: Domain = Field("general", description="Domain preset: learning rate, length of training, augmentation.")
+    data_path: str = Field("data", min_length=1, description="A table, a directory, or a Hugging Face data set.")
     image_col: str = Field("image_path", min_length=1, description="Column (key) with the picture's path.")
     caption_col: str = Field("caption", min_length=1, description="Column (key) with the caption.")
     label_col: str = Field("label", min_length=1, description="Column (key) with the class, if there is one.")
-    group_col: str = Field(
-        "group", min_length=1, description="Column whose values never straddle splits (patient…)."
-    )
-    train_split: float = Field(
-        0.8, gt=0, le=1, description="Share of rows for training where no split is given."
-    )
+    group_col: str = Field("group", min_length=1, description="Column whose values never straddle splits (patient…).")
+    train_split: float = Field(0.8, gt=0, le=1, description="Share of rows for training where no split is given.")
     val_split: float = Field(0.1, ge=0, lt=1, description="Share for validation (chooses the checkpoint).")
     test_split: float = Field(0.1, ge=0, lt=1, description="Share for the test (only reported).")
-    strict: bool = Field(
-        False, description="Stop at the first bad picture or row instead of setting it aside."
-    )
+    strict: bool = Field(False, description="Stop at the first bad picture or row instead of setting it aside.")
     max_image_pixels: int = Field(
         178_956_970,
         gt=0,
         le=178_956_970,
         description="Larger pictures are refused before decoding, in pixels.",
     )
-    num_workers: int = Field(
-        4, ge=0, le=128, description="Processes that read pictures; 0 reads beside the training."
-    )
-    image_cache_mb: int = Field(
-        2048, ge=0, description="Memory for decoded pictures kept across epochs, in MiB."
-    )
+    num_workers: int = Field(4, ge=0, le=128, description="Processes that read pictures; 0 reads beside the training.")
+    image_cache_mb: int = Field(2048, ge=0, description="Memory for decoded pictures kept across epochs, in MiB.")
     shuffle: bool = Field(True, description="Draw the training rows in a new order each epoch.")
-    image_resolution: int = Field(
-        224, ge=16, le=4096, description="Side of the picture given to the model, in pixels."
-    )
-    max_sequence_length: int = Field(
-        77, ge=4, le=8192, description="Longest caption in tokens; longer ones are cut."
-    )
+    image_resolution: int = Field(224, ge=16, le=4096, description="Side of the picture given to the model, in pixels.")
+    max_sequence_length: int = Field(77, ge=4, le=8192, description="Longest caption in tokens; longer ones are cut.")
     positives: Literal["auto", "caption", "label"] = Field(
         "auto", description="Rows that count as each other's positives: equal caption, or equal label."
     )
-    augment_images: bool = Field(
-        True, description="Random crops, flips where harmless, and light jitter in training."
-    )
-    augment_text: bool = Field(
-        False, description="Also show the label as a prompt in place of some captions."
-    )
-    crop_scale: float = Field(
-        0.7, gt=0, le=1, description="Smallest share of the picture's area a random crop keeps."
-    )
+    augment_images: bool = Field(True, description="Random crops, flips where harmless, and light jitter in training.")
+    augment_text: bool = Field(False, description="Also show the label as a prompt in place of some captions.")
+    crop_scale: float = Field(0.7, gt=0, le=1, description="Smallest share of the picture's area a random crop keeps.")
     horizontal_flip: bool = Field(False, description="Mirror left and right in augmentation.")
     vertical_flip: bool = Field(False, description="Mirror top and bottom in augmentation.")
     rotate90: bool = Field(False, description="Turn by multiples of 90 degrees in augmentation.")
-    color_jitter: float = Field(
-        0.1, ge=0, le=1, description="Strength of brightness and contrast jitter, as a share."
-    )
+    color_jitter: float = Field(0.1, ge=0, le=1, description="Strength of brightness and contrast jitter, as a share.")
 
     @model_validator(mode="after")
     def _splits_make_a_whole(self) -> Self:
@@ -103,13 +85,9 @@ class DataSettings(SeedSettings):
 
 class LossSettings(Settings):
     loss_type: str = Field("contrastive", min_length=1, description="Name of the training objective.")
-    temperature: float = Field(
-        0.07, gt=0, description="Divides the similarities; set, it overwrites the model's own."
-    )
+    temperature: float = Field(0.07, gt=0, description="Divides the similarities; set, it overwrites the model's own.")
     learnable_temp: bool = Field(False, description="Train a temperature that was set here.")
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Share of the target spread over all candidates."
-    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all candidates.")
     hard_negative_ratio: float = Field(0.5, gt=0, le=1, description="Share of the negatives that are mined.")
     hard_negative_mining_strategy: Literal["semi-hard", "hard", "weighted"] = Field(
         "semi-hard", title="Mining strategy", description="How negatives are mined."
@@ -121,15 +99,11 @@ class LossSettings(Settings):
         "warmup", title="Temperature schedule", description="How the temperature changes."
     )
     multi_scale_scales: list[float] = Field([1.0, 0.75, 0.5], min_length=1, description="Temperature scales.")
-    multi_scale_weights: list[float] = Field(
-        [1.0, 0.75, 0.5], min_length=1, description="Weight of each scale."
-    )
+    multi_scale_weights: list[float] = Field([1.0, 0.75, 0.5], min_length=1, description="Weight of each scale.")
     similarity_metric: Literal["cosine", "dot", "euclidean"] = Field(
         "cosine", title="Metric", description="How two embeddings are compared."
     )
-    normalize_embeddings: bool = Field(
-        True, description="Bring embeddings to length 1 before comparing them."
-    )
+    normalize_embeddings: bool = Field(True, description="Bring embeddings to length 1 before comparing them.")
 
     @model_validator(mode="after")
     def _one_weight_per_scale(self) -> Self:
@@ -146,23 +120,17 @@ class OptimizerSettings(Settings):
     image_learning_rate: float | None = Field(None, gt=0, description="Peak rate of the picture tower.")
     text_learning_rate: float | None = Field(None, gt=0, description="Peak rate of the text tower.")
     num_epochs: int = Field(10, gt=0, title="Number of epochs", description="Passes over the training rows.")
-    max_steps: int | None = Field(
-        None, gt=0, description="Stop after this many optimizer steps, if that comes first."
-    )
+    max_steps: int | None = Field(None, gt=0, description="Stop after this many optimizer steps, if that comes first.")
     warmup_steps: int = Field(500, ge=0, description="Steps over which the rate rises linearly from zero.")
     min_learning_rate_ratio: float = Field(
         0.0, ge=0, le=1, description="Where the cosine ends, as a share of the peak."
     )
-    weight_decay: float = Field(
-        0.01, ge=0, description="Decay of weight matrices (never of norms, biases, the scale)."
-    )
+    weight_decay: float = Field(0.01, ge=0, description="Decay of weight matrices (never of norms, biases, the scale).")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the gradient's mean.")
     adam_beta2: float = Field(0.98, ge=0, lt=1, description="AdamW's decay of the gradient's square.")
     adam_epsilon: float = Field(1e-6, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="Each layer nearer the input learns this much slower."
-    )
+    layer_decay: float = Field(1.0, gt=0, le=1, description="Each layer nearer the input learns this much slower.")
     lock_image: bool = Field(False, description="Do not train the picture tower.")
     lock_text: bool = Field(False, description="Do not train the text tower.")
 
@@ -193,7 +161,7 @@ class EvaluationSettings(Settings):
         None, gt=0, description="Stop after this many validations without a better primary metric."
     )
     prompt_templates: list[str] = Field(
-        ["a photo of a {}."], min_length=1, description="Sentences for zero-shot classes; {} is the label."
+        list(DEFAULT_TEMPLATES), min_length=1, description="Sentences for zero-shot classes; {} is the label."
     )
     eval_batch_size: int = Field(64, gt=0, description="Pictures embedded at once in evaluation.")
     retrieval_top_k: int = Field(5, gt=0, description="Results shown per query.")
@@ -205,9 +173,7 @@ class EvaluationSettings(Settings):
     def _templates_take_a_label(cls, templates: list[str]) -> list[str]:
         for template in templates:
             if template.count("{}") != 1:
-                raise ValueError(
-                    f"Prompt template {template!r} must contain {{}} exactly once, for the label"
-                )
+                raise ValueError(f"Prompt template {template!r} must contain {{}} exactly once, for the label")
         return templates
 
 

@@ -71,9 +71,7 @@ class PairCollator:
             attention_mask[row, : len(ids)] = 1
         rows = [item.row for item in good]
         return {
-            "pixels": torch.stack([item.pixels for item in good if item.pixels is not None])
-            if good
-            else None,
+            "pixels": torch.stack([item.pixels for item in good if item.pixels is not None]) if good else None,
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "caption_index": torch.tensor([place[item.text] for item in good], dtype=torch.long),

@@ -27,17 +27,13 @@ class PictureCache:
         # Layout of the table: bytes used, then for each row offset + 1 (0: not here), height and width.
         table = 8 * (1 + 3 * rows)
         # Neither kind touches its pages before they are written: an unused cache costs address space alone.
-        self._memory: Any = (
-            BufferWrapper(table + capacity) if shared else np.zeros(table + capacity, dtype=np.uint8)
-        )
+        self._memory: Any = BufferWrapper(table + capacity) if shared else np.zeros(table + capacity, dtype=np.uint8)
         # A spawn-context lock can be handed to workers of any start method.
         self._lock = multiprocessing.get_context("spawn").Lock()
         self._map()
 
     def _map(self) -> None:
-        whole = np.frombuffer(
-            self._memory.create_memoryview() if self.shared else self._memory, dtype=np.uint8
-        )
+        whole = np.frombuffer(self._memory.create_memoryview() if self.shared else self._memory, dtype=np.uint8)
         table = 8 * (1 + 3 * self.rows)
         self._table = whole[:table].view(np.int64)
         self._bytes = whole[table : table + self.capacity]
@@ -56,9 +52,7 @@ class PictureCache:
         offset, height, width = self._table[1 + 3 * row : 4 + 3 * row].tolist()
         if offset == 0:
             return None
-        return torch.from_numpy(self._bytes[offset - 1 : offset - 1 + 3 * height * width]).view(
-            3, height, width
-        )
+        return torch.from_numpy(self._bytes[offset - 1 : offset - 1 + 3 * height * width]).view(3, height, width)
 
     def put(self, row: int, picture: UInt8[Tensor, "3 h w"]) -> bool:
         """Keep a picture; False when there is no room (or another worker was first)."""

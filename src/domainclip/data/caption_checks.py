@@ -153,9 +153,7 @@ def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
     if single:
         advice = "A class of one picture cannot be both trained and tested: add pictures or merge classes."
         findings.append(
-            Finding(
-                "single-picture-classes", "warning", len(single), single, advice, "classes of one picture"
-            )
+            Finding("single-picture-classes", "warning", len(single), single, advice, "classes of one picture")
         )
     if missing := len(pairs) - len(labelled):
         examples = [str(pair.image_path) for pair in pairs if pair.label is None][:5]

@@ -80,13 +80,9 @@ def check_data(
             notes: list[str] = []
             join_groups(pairs, part.folder, image_col, group_col, notes)
         except DataError as error:
-            findings.append(
-                Finding("unreadable-table", "error", 1, [str(error)], "Mend the file.", part.name)
-            )
+            findings.append(Finding("unreadable-table", "error", 1, [str(error)], "Mend the file.", part.name))
             continue
-        findings += [
-            Finding("meta-file", "info", 1, [], "Add the columns, or name them.", note) for note in notes
-        ]
+        findings += [Finding("meta-file", "info", 1, [], "Add the columns, or name them.", note) for note in notes]
         splits[name] = pairs
     every = [pair for pairs in splits.values() for pair in pairs]
     findings += _set_aside([row for pairs in splits.values() for row in pairs.quarantine], len(every))
@@ -115,9 +111,7 @@ def check_data(
     base = Path(path) if Path(path).is_dir() else Path(path).parent
     for finding in findings:
         finding.examples = [example.replace(f"{base}{os.sep}", "") for example in finding.examples]
-    return DataCheckReport(
-        str(path), {name: len(pairs) for name, pairs in splits.items()}, len(paths), findings
-    )
+    return DataCheckReport(str(path), {name: len(pairs) for name, pairs in splits.items()}, len(paths), findings)
 
 
 def _key(path: Path) -> str:
@@ -131,9 +125,7 @@ def _set_aside(rows: Sequence[Quarantined], usable: int) -> list[Finding]:
         if these:
             total = usable + len(rows)
             detail = f"{len(these)} of {total} rows ({len(these) / total:.1%}) are set aside"
-            findings.append(
-                Finding(name, bad_share_severity(len(these), total), len(these), these, advice, detail)
-            )
+            findings.append(Finding(name, bad_share_severity(len(these), total), len(these), these, advice, detail))
     return findings
 
 
@@ -141,16 +133,10 @@ def _size(train: PairList, batch_size: int | None) -> list[Finding]:
     rows = len(train)
     if rows < 2:
         advice = "Contrastive training compares rows: it needs at least two, and many more to learn anything."
-        return [
-            Finding("too-few-rows", "error", rows, [], advice, f"{rows} usable row in the training split")
-        ]
+        return [Finding("too-few-rows", "error", rows, [], advice, f"{rows} usable row in the training split")]
     if batch_size is not None and rows < batch_size:
-        detail = (
-            f"{rows} training rows are fewer than the batch size {batch_size}: there is one, smaller batch"
-        )
-        return [
-            Finding("rows-below-batch", "warning", rows, [], f"Set batch_size to at most {rows}.", detail)
-        ]
+        detail = f"{rows} training rows are fewer than the batch size {batch_size}: there is one, smaller batch"
+        return [Finding("rows-below-batch", "warning", rows, [], f"Set batch_size to at most {rows}.", detail)]
     return []
 
 
@@ -162,15 +148,11 @@ def _unseen_classes(splits: Mapping[str, PairList]) -> list[Finding]:
         if unseen and known != {None}:
             advice = "Unless unseen classes are the point, move some of their groups into the training split."
             detail = f"classes of {name} that the training split lacks"
-            findings.append(
-                Finding("unseen-classes", "warning", len(unseen), [str(u) for u in unseen], advice, detail)
-            )
+            findings.append(Finding("unseen-classes", "warning", len(unseen), [str(u) for u in unseen], advice, detail))
     return findings
 
 
-def _leakage(
-    splits: Mapping[str, PairList], exact: list[list[Path]], near: list[list[Path]]
-) -> list[Finding]:
+def _leakage(splits: Mapping[str, PairList], exact: list[list[Path]], near: list[list[Path]]) -> list[Finding]:
     """Groups and pictures that occur in two given splits."""
     # Pictures with equal content get one name, and so do those that look alike.
     same = {_key(path): _key(group[0]) for group in exact for path in group}
@@ -180,9 +162,7 @@ def _leakage(
     for index, first in enumerate(names):
         for second in names[index + 1 :]:
             where = f"in both {first} and {second}"
-            contents = [
-                {same.get(key, key) for key in map(picture_key, splits[name])} for name in (first, second)
-            ]
+            contents = [{same.get(key, key) for key in map(picture_key, splits[name])} for name in (first, second)]
             looks = [{alike.get(key, key) for key in keys} for keys in contents]
             groups = [group_names(splits[name]) for name in (first, second)]
             shared = contents[0] & contents[1]

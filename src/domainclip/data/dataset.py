@@ -74,17 +74,13 @@ class CLIPDataset(Dataset):
         self.image_transform = image_transform or ImageTransform(config, augment=False, spec=spec)
         self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
         self.fixed_length = getattr(processor, "text_padding", "causal") == "fixed"
-        self.text_length = min(
-            config.max_sequence_length, getattr(processor, "max_length", config.max_sequence_length)
-        )
+        self.text_length = min(config.max_sequence_length, getattr(processor, "max_length", config.max_sequence_length))
         transform = text_transform or TextTransform()
         self._prompts: dict[str, list[int]] = {}
         self._build_texts([[transform(text) for text in texts] for texts in self._texts_of_rows()], processor)
         self.group_ids = self._groups()
         capacity = self._cache_bytes(config) if cache else 0
-        self._cache = (
-            PictureCache(len(self.pairs), capacity, shared=config.num_workers > 0) if capacity else None
-        )
+        self._cache = PictureCache(len(self.pairs), capacity, shared=config.num_workers > 0) if capacity else None
 
     def _texts_of_rows(self) -> list[list[str]]:
         return [[pair.caption] for pair in self.pairs]
@@ -92,9 +88,7 @@ class CLIPDataset(Dataset):
     def _build_texts(self, texts_of_rows: list[list[str]], processor: Any) -> None:
         """The table of distinct texts with their tokens, and each row's texts as numbers in it."""
         numbers: dict[str, int] = {}
-        self._row_texts = [
-            [numbers.setdefault(text, len(numbers)) for text in texts] for texts in texts_of_rows
-        ]
+        self._row_texts = [[numbers.setdefault(text, len(numbers)) for text in texts] for texts in texts_of_rows]
         if self.config.augment_text:
             for label in sorted({pair.label for pair in self.pairs if pair.label}):
                 prompts = [template.replace("{}", label) for template in self.config.prompt_templates]
@@ -125,9 +119,7 @@ class CLIPDataset(Dataset):
         epoch, row = key if isinstance(key, tuple) else (0, key)
         base = self._cache.get(row) if self._cache else None
         if base is None:
-            base = self.image_transform.base(
-                read_image(self.pairs[row].image_path, self.config.max_image_pixels)
-            )
+            base = self.image_transform.base(read_image(self.pairs[row].image_path, self.config.max_image_pixels))
             if self._cache:
                 self._cache.put(row, base)
         return self.image_transform.finish(base, view_rng(self.seed, epoch, row))

@@ -22,9 +22,7 @@ SPLIT_NAMES = {"train": ("train",), "validation": ("val", "validation", "valid",
 def caption_from_label(template: str, label: str) -> str:
     """``template`` with ``{label}`` (or ``{}``) replaced by the label."""
     if "{label}" not in template and "{}" not in template:
-        raise DataError(
-            f"Invalid caption_template {template!r}: it must contain {{label}}, where the label goes"
-        )
+        raise DataError(f"Invalid caption_template {template!r}: it must contain {{label}}, where the label goes")
     return template.replace("{label}", label).replace("{}", label)
 
 
@@ -113,9 +111,7 @@ def _from_class_folders(folder: Path, pictures: list[Path], template: str, stric
     for picture in pictures:
         relative = picture.relative_to(folder)
         if len(relative.parts) == 1:
-            builder.set_aside(
-                str(relative), str(relative), "lies in no class folder and has no caption", EMPTY_CAPTION
-            )
+            builder.set_aside(str(relative), str(relative), "lies in no class folder and has no caption", EMPTY_CAPTION)
             continue
         label = relative.parts[0].replace("_", " ").strip()
         builder.add(str(relative), str(relative), caption_from_label(template, label), label)

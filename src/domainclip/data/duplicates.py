@@ -65,9 +65,7 @@ def _link(hashes: np.ndarray, grey: np.ndarray) -> np.ndarray:
     """``[n]``: the same number for all pictures of one group."""
     root = np.arange(len(hashes))
     for band in range(_BANDS):
-        values = ((hashes >> np.uint64(_BAND_BITS * band)) & np.uint64((1 << _BAND_BITS) - 1)).astype(
-            np.int64
-        )
+        values = ((hashes >> np.uint64(_BAND_BITS * band)) & np.uint64((1 << _BAND_BITS) - 1)).astype(np.int64)
         order = np.argsort(values, kind="stable")
         values = values[order]
         for flipped in [0, *(1 << bit for bit in range(_BAND_BITS))]:
@@ -113,8 +111,6 @@ def _bit_count(values: np.ndarray) -> np.ndarray:
     """Set bits of each uint64, by adding neighbouring fields (numpy has its own from 2.0, this works in
     1.26)."""
     values = values - ((values >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    values = (values & np.uint64(0x3333333333333333)) + (
-        (values >> np.uint64(2)) & np.uint64(0x3333333333333333)
-    )
+    values = (values & np.uint64(0x3333333333333333)) + ((values >> np.uint64(2)) & np.uint64(0x3333333333333333))
     values = (values + (values >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
     return (values * np.uint64(0x0101010101010101)) >> np.uint64(56)

@@ -75,9 +75,7 @@ class DataCheckReport:
         for column in ("", "finding", "count", "what", "advice"):
             table.add_column(column, justify="right" if column == "count" else "left")
         for finding in self.findings:
-            what = "\n".join(
-                filter(None, [finding.detail, *(f"· {example}" for example in finding.examples)])
-            )
+            what = "\n".join(filter(None, [finding.detail, *(f"· {example}" for example in finding.examples)]))
             table.add_row(
                 Text(finding.severity, style=_STYLES[finding.severity]),
                 Text(finding.name),
@@ -85,7 +83,5 @@ class DataCheckReport:
                 Text(what),
                 Text(finding.advice),
             )
-        total = Text(
-            ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items())
-        )
+        total = Text(", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items()))
         return Group(head, table, total) if self.findings else Group(head, total)

@@ -138,9 +138,7 @@ def assign(units: Sequence[Unit], ratios: tuple[float, float, float], seed: int)
     return chosen
 
 
-def _fill_empty_splits(
-    units: Sequence[Unit], chosen: list[int], wanted: list[int], draws: list[bytes]
-) -> None:
+def _fill_empty_splits(units: Sequence[Unit], chosen: list[int], wanted: list[int], draws: list[bytes]) -> None:
     """Give an empty split the smallest unit of the fullest one, preferably no class's last unit there."""
     if len(units) < len(wanted):
         return

@@ -76,9 +76,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         span = high - low or 1.0
-        return Image.fromarray(
-            np.nan_to_num((values - low) / span * 255).clip(0, 255).astype(np.uint8)
-        ).convert("RGB")
+        return Image.fromarray(np.nan_to_num((values - low) / span * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))

@@ -108,9 +108,7 @@ class DatasetLoader:
         return _build(path, rows, columns, image_root, strict, caption_template, cache)
 
     @staticmethod
-    def from_directory(
-        path: Path | str, caption_template: str | None = None, strict: bool = False
-    ) -> PairList:
+    def from_directory(path: Path | str, caption_template: str | None = None, strict: bool = False) -> PairList:
         """A directory of pictures, the first of these that fits:
 
         1. ``captions.txt`` with ``name<TAB>caption`` lines (pictures beside it or in ``images/``);
@@ -176,9 +174,7 @@ class DatasetLoader:
         ``from_directory``.
         """
         folder, columns = Path(path), (image_col, caption_col, label_col, group_col)
-        if str(path).startswith(huggingface.PREFIX) or (
-            folder.is_dir() and huggingface.is_saved_dataset(folder)
-        ):
+        if str(path).startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
             if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
                 # One split saved alone keeps its own name, whatever the folder is called.
                 split = next(iter(huggingface.open_splits(folder)))

@@ -22,9 +22,7 @@ def missing_field(kind: str, name: str, source: str, found: Iterable[str], optio
     guess = nearest(name, found)
     hint = f" (did you mean {guess!r}?)" if guess else ""
     listing = ", ".join(found) if found else "none"
-    return DataError(
-        f"Missing {name!r} {kind} in {source}: found {kind}s {listing}{hint}; name it with {option}=…"
-    )
+    return DataError(f"Missing {name!r} {kind} in {source}: found {kind}s {listing}{hint}; name it with {option}=…")
 
 
 def resolve_image_field(wanted: str, found: Iterable[str]) -> str:

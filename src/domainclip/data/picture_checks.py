@@ -42,11 +42,7 @@ def unusable_pictures(facts: Sequence[PictureFacts]) -> list[Finding]:
             detail = f"{len(bad)} of {len(facts)} pictures ({len(bad) / len(facts):.1%}) cannot be used"
             findings.append(Finding(name, severity, len(bad), bad, advice, detail))
     good = [fact for fact in facts if fact.problem is None]
-    tiny = [
-        f"{fact.path} ({fact.width}x{fact.height})"
-        for fact in good
-        if min(fact.width, fact.height) < TINY_SIDE
-    ]
+    tiny = [f"{fact.path} ({fact.width}x{fact.height})" for fact in good if min(fact.width, fact.height) < TINY_SIDE]
     if tiny:
         advice = "Look at them: cut-outs that went wrong, icons, placeholders?"
         findings.append(
@@ -88,9 +84,7 @@ def duplicates(
 ) -> list[Finding]:
     """Pictures that occur more than once, and copies whose labels contradict each other."""
     findings = []
-    advice = (
-        "Keep one of each, or give copies the same value in the group column: then no split separates them."
-    )
+    advice = "Keep one of each, or give copies the same value in the group column: then no split separates them."
     for name, groups, detail in (
         ("exact-duplicates", exact, "files with the same content as another"),
         ("near-duplicates", near, "pictures that look like another, re-saved or re-scaled"),

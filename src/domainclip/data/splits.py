@@ -63,8 +63,7 @@ def split_pairs(
             place[row] = index
     source = getattr(pairs, "source", "")
     parts = tuple(
-        PairList((pair for pair, at in zip(rows, place, strict=True) if at == index), source)
-        for index in range(3)
+        PairList((pair for pair, at in zip(rows, place, strict=True) if at == index), source) for index in range(3)
     )
     parts[0].quarantine = list(getattr(pairs, "quarantine", []))
     return parts[0], parts[1], parts[2]
@@ -113,18 +112,14 @@ def load_splits(
         pairs = loaded[name]
         join_groups(pairs, part.folder, image_col, group_col, notes)
         if pairs.quarantine:
-            notes.append(
-                f"{part.name}: {_count(len(pairs.quarantine), 'row')} set aside, first {pairs.quarantine[0]}"
-            )
+            notes.append(f"{part.name}: {_count(len(pairs.quarantine), 'row')} set aside, first {pairs.quarantine[0]}")
     if len(given) == 1:
         return _divide(given["train"].name, loaded["train"], ratios, seed, notes)
 
     file_names = {name: part.name for name, part in given.items()}
     notes.insert(
         0,
-        ", ".join(
-            f"{name}: {_rows_and_groups(pairs)} of {file_names[name]}" for name, pairs in loaded.items()
-        ),
+        ", ".join(f"{name}: {_rows_and_groups(pairs)} of {file_names[name]}" for name, pairs in loaded.items()),
     )
     for missing in ("test", "validation"):
         if missing in loaded:
@@ -165,20 +160,14 @@ def given_splits(path: Path | str, **options: object) -> dict[str, GivenSplit]:
     if not folder.is_dir():
         return {"train": part(folder.name, folder, folder.parent)}
     entries = {entry.name: entry for entry in sorted(folder.iterdir())}
-    candidates = {
-        stem + suffix for names in SPLIT_NAMES.values() for stem in names for suffix in tables.TABLE_SUFFIXES
-    }
+    candidates = {stem + suffix for names in SPLIT_NAMES.values() for stem in names for suffix in tables.TABLE_SUFFIXES}
     if not any("train" + suffix in entries for suffix in tables.TABLE_SUFFIXES):
         if not are_split_folders(visible_folders(folder)):
             return {"train": part(folder.name or str(folder), folder, folder)}
         candidates = {stem for names in SPLIT_NAMES.values() for stem in names}
     result = {}
     for name, stems in SPLIT_NAMES.items():
-        found = [
-            entry
-            for key, entry in entries.items()
-            if key.lower() in candidates and entry.stem.lower() in stems
-        ]
+        found = [entry for key, entry in entries.items() if key.lower() in candidates and entry.stem.lower() in stems]
         if len(found) > 1:
             raise DataError(
                 f"{folder} has {' and '.join(entry.name for entry in found)}, which both name the {name} "
@@ -189,9 +178,7 @@ def given_splits(path: Path | str, **options: object) -> dict[str, GivenSplit]:
     return result
 
 
-def join_groups(
-    pairs: PairList, folder: Path | None, image_col: str, group_col: str, notes: list[str]
-) -> None:
+def join_groups(pairs: PairList, folder: Path | None, image_col: str, group_col: str, notes: list[str]) -> None:
     """Set each pair's group from ``meta.csv`` in ``folder``, matched by picture; a pair it lacks keeps its
     own."""
     meta = folder / META_FILE if folder is not None else None
@@ -213,16 +200,13 @@ def _divide(name: str, pairs: PairList, ratios: dict[str, float], seed: int, not
     train, val, test = split_pairs(pairs, ratios["train"], ratios["validation"], ratios["test"], seed)
     what = "group" if any(pair.group is not None for pair in pairs) else "picture"
     counts = ", ".join(
-        f"{split} {_rows_and_groups(part)}"
-        for split, part in (("train", train), ("validation", val), ("test", test))
+        f"{split} {_rows_and_groups(part)}" for split, part in (("train", train), ("validation", val), ("test", test))
     )
     shares = " / ".join(f"{share:g}" for share in ratios.values())
     notes.insert(0, f"{name} is divided {shares} with seed {seed}: {counts}; no {what} is in two of them")
     for split, part in (("validation", val), ("test", test)):
         if not part and ratios[split] > 0:
-            notes.append(
-                f"{split} is empty: {name} has too few {what}s to divide ({_rows_and_groups(pairs)})"
-            )
+            notes.append(f"{split} is empty: {name} has too few {what}s to divide ({_rows_and_groups(pairs)})")
     return DataSplits(train, val, test, notes)
 
 

@@ -104,14 +104,8 @@ def read_json(path: Path) -> Iterator[Row]:
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list):
-        found = (
-            f"an object with keys {', '.join(content)}"
-            if isinstance(content, dict)
-            else type(content).__name__
-        )
-        raise DataError(
-            f'{path} must hold a list of {{"image": …, "caption": …}} or {{"data": [...]}}, not {found}'
-        )
+        found = f"an object with keys {', '.join(content)}" if isinstance(content, dict) else type(content).__name__
+        raise DataError(f'{path} must hold a list of {{"image": …, "caption": …}} or {{"data": [...]}}, not {found}')
     return (_entry(path, f"entry {number}", value) for number, value in enumerate(content, start=1))
 
 
@@ -123,17 +117,13 @@ def read_json_lines(path: Path) -> Iterator[Row]:
             try:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(
-                    f"Malformed JSON in {path}, line {number}, column {error.colno}: {error.msg}"
-                ) from None
+                raise DataError(f"Malformed JSON in {path}, line {number}, column {error.colno}: {error.msg}") from None
             yield _entry(path, f"row {number}", value)
 
 
 def _entry(path: Path, where: str, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise DataError(
-            f"{path}, {where}: must be an object with 'image' and 'caption', not {type(value).__name__}"
-        )
+        raise DataError(f"{path}, {where}: must be an object with 'image' and 'caption', not {type(value).__name__}")
     return Row(where, value)
 
 

@@ -8,7 +8,6 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -47,9 +46,7 @@ class ImageTransform:
             return self.spec.apply(picture)
         # Large enough that the smallest crop is not enlarged, never larger than the original.
         margin = 1 / math.sqrt(self.config.crop_scale)
-        larger = self.spec.at(
-            min(math.ceil(self.resolution * margin), max(self.resolution, min(picture.shape[:2])))
-        )
+        larger = self.spec.at(min(math.ceil(self.resolution * margin), max(self.resolution, min(picture.shape[:2]))))
         return resize(picture, *larger.resized_shape(*picture.shape[:2]), larger.resample)
 
     def finish(self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 side side"]:
@@ -99,7 +96,7 @@ class ImageTransform:
         self, picture: Image.Image | np.ndarray, rng: random.Random | None = None
     ) -> Float[Tensor, "3 side side"]:
         array = np.asarray(to_rgb(picture)) if isinstance(picture, Image.Image) else picture
-        pixels = self.finish(self.base(array), rng or random.Random())  # noqa: S311
+        pixels = self.finish(self.base(array), rng or random.Random())
         return self.spec.normalise(pixels[None])[0]
 
 

@@ -163,9 +163,7 @@ def _compare_embeddings(
     results = [compare("image embeddings", encode_images, _remedy(device, precision))]
     for length in lengths:
         remedy = _remedy(device, precision, length=length, attention=True)
-        results.append(
-            compare(f"text embeddings, {length} tokens", _text_encoder(*inputs.texts(length)), remedy)
-        )
+        results.append(compare(f"text embeddings, {length} tokens", _text_encoder(*inputs.texts(length)), remedy))
     return results
 
 
@@ -187,17 +185,13 @@ def _compare_attention(device: torch.device, precision: Precision, length: int) 
     """Causal attention alone, on inputs of unit size: in a whole model of random weights it hardly shows."""
     dtype = AUTOCAST_DTYPES[precision] or torch.float32
     generator = torch.Generator().manual_seed(length)
-    query, key, value = (
-        torch.randn(2, 4, length, _HEAD_WIDTH, generator=generator).to(dtype) for _ in range(3)
-    )
+    query, key, value = (torch.randn(2, 4, length, _HEAD_WIDTH, generator=generator).to(dtype) for _ in range(3))
     scores = query.double() @ key.double().mT / math.sqrt(_HEAD_WIDTH)
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
     exact = scores.masked_fill(later, -math.inf).softmax(-1) @ value.double()
 
     def error() -> float:
-        ours = F.scaled_dot_product_attention(
-            query.to(device), key.to(device), value.to(device), is_causal=True
-        )
+        ours = F.scaled_dot_product_attention(query.to(device), key.to(device), value.to(device), is_causal=True)
         return _row_error(ours, exact)
 
     with torch.no_grad():
@@ -301,9 +295,7 @@ def _roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def _remedy(
-    device: torch.device, precision: Precision, *, length: int | None = None, attention: bool = False
-) -> str:
+def _remedy(device: torch.device, precision: Precision, *, length: int | None = None, attention: bool = False) -> str:
     """What to switch off, the cheapest first."""
     steps: list[str] = []
     if precision != "fp32":

@@ -93,25 +93,19 @@ class DeviceManager:
     def __init__(self, use_mps: bool = True, device: str | None = None) -> None:
         self.fallbacks: list[Fallback] = []
         self._undo: list[Undo] = []
-        self.device, self.reason = (
-            self._choose(use_mps) if device is None else self._as_asked(device, use_mps)
-        )
+        self.device, self.reason = self._choose(use_mps) if device is None else self._as_asked(device, use_mps)
 
     def _choose(self, use_mps: bool) -> tuple[torch.device, str]:
         obstacle = mps_obstacle() if use_mps else "switched off by use_mps=false"
         if obstacle is None:
-            return torch.device(
-                "mps"
-            ), f"{platform.chip_name() or 'Apple Silicon'} with a working Metal backend"
+            return torch.device("mps"), f"{platform.chip_name() or 'Apple Silicon'} with a working Metal backend"
         self._pass_over("mps", obstacle, alarming=use_mps and platform.is_apple_silicon())
         chosen = torch.device("cuda")
         obstacle = cuda_obstacle(chosen)
         if obstacle is None:
             return chosen, f"{platform.cuda_name(chosen)} is visible and works"
         self._pass_over("cuda", obstacle, alarming=platform.cuda_is_built() and platform.cuda_is_available())
-        return torch.device("cpu"), "no usable accelerator: " + "; ".join(
-            f"{d}: {r}" for d, r in self.fallbacks
-        )
+        return torch.device("cpu"), "no usable accelerator: " + "; ".join(f"{d}: {r}" for d, r in self.fallbacks)
 
     def _pass_over(self, device: str, reason: str, alarming: bool) -> None:
         self.fallbacks.append(Fallback(device, reason))
@@ -129,9 +123,7 @@ class DeviceManager:
             if not use_mps:
                 raise ConfigurationError("device='mps' contradicts use_mps=false: drop one of the two")
             if (obstacle := mps_obstacle()) is not None:
-                raise MPSCompatibilityError(
-                    f"device='mps' cannot be used: {obstacle}. Otherwise use device='cpu'"
-                )
+                raise MPSCompatibilityError(f"device='mps' cannot be used: {obstacle}. Otherwise use device='cpu'")
         if device.type == "cuda" and (obstacle := cuda_obstacle(device)) is not None:
             raise DeviceError(f"device={name!r} cannot be used: {obstacle}. Otherwise use device='cpu'")
         return device, "asked for"

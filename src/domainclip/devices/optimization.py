@@ -70,17 +70,13 @@ def _cpu_matmul() -> tuple[list[Optimization], list[Undo]]:
     torch.set_float32_matmul_precision("medium")
     error = matmul_error()
     if error <= max(FLOAT32_ERROR_LIMIT, 2 * baseline):
-        reason = (
-            f"measured relative error {error:.1e} (was {baseline:.1e}): still float32, by a faster library"
-        )
+        reason = f"measured relative error {error:.1e} (was {baseline:.1e}): still float32, by a faster library"
         return (
             [Optimization("set float32 matmul precision to 'medium'", reason)],
             [lambda: torch.set_float32_matmul_precision(before)],
         )
     torch.set_float32_matmul_precision(before)
-    reason = (
-        f"'medium' raised the measured relative error from {baseline:.1e} to {error:.1e}: no longer float32"
-    )
+    reason = f"'medium' raised the measured relative error from {baseline:.1e} to {error:.1e}: no longer float32"
     return [Optimization(f"left float32 matmul precision at {before!r}", reason)], []
 
 
@@ -95,9 +91,7 @@ def _cpu_threads() -> tuple[list[Optimization], list[Undo]]:
     if before <= usable:
         return [], []
     torch.set_num_threads(usable)
-    limit = (
-        f"the container grants {quota:g} cores" if quota is not None else f"the process may use {cores} cores"
-    )
+    limit = f"the container grants {quota:g} cores" if quota is not None else f"the process may use {cores} cores"
     return (
         [Optimization(f"set compute threads from {before} to {usable}", f"{limit}; more threads would wait")],
         [lambda: torch.set_num_threads(before)],
@@ -126,9 +120,7 @@ def _cpu_allocator() -> tuple[list[Optimization], list[Undo]]:
         return [], []
     if not all(mallopt(name, value) for name, value in _MALLOC_KEEP.items()):
         return [], []
-    reason = (
-        "each step's activations reuse pages the process already has; without it the kernel zeroes them anew"
-    )
+    reason = "each step's activations reuse pages the process already has; without it the kernel zeroes them anew"
     return (
         [Optimization("told the C allocator to keep large blocks", reason)],
         [lambda: [mallopt(name, value) for name, value in _MALLOC_DEFAULT.items()]],
@@ -157,9 +149,7 @@ def _optimize_cuda(device: torch.device) -> tuple[list[Optimization], list[Undo]
         torch.backends.cudnn.benchmark = True
         undo.append(lambda: setattr(torch.backends.cudnn, "benchmark", benchmark))
         done.append(
-            Optimization(
-                "switched on cudnn.benchmark", "picture sizes are fixed, so one trial per shape pays off"
-            )
+            Optimization("switched on cudnn.benchmark", "picture sizes are fixed, so one trial per shape pays off")
         )
     return done, undo
 
@@ -180,9 +170,7 @@ def _optimize_mps() -> tuple[list[Optimization], list[Undo]]:
             )
         )
     else:
-        done.append(
-            Optimization("left Metal's memory limit", f"PYTORCH_MPS_HIGH_WATERMARK_RATIO={chosen} is set")
-        )
+        done.append(Optimization("left Metal's memory limit", f"PYTORCH_MPS_HIGH_WATERMARK_RATIO={chosen} is set"))
     if os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == "1":
         reason = "PYTORCH_ENABLE_MPS_FALLBACK=1: operations without a Metal kernel run on the CPU, slowly"
         done.append(Optimization("left the CPU fallback on", reason))

@@ -53,9 +53,7 @@ def choose_precision(
     """
     device = torch.device(device)
     if requested is not None and requested not in get_args(Precision):
-        raise ConfigurationError(
-            f"Invalid precision {requested!r}: choose fp32, bf16 or fp16, or leave it unset"
-        )
+        raise ConfigurationError(f"Invalid precision {requested!r}: choose fp32, bf16 or fp16, or leave it unset")
     if not mixed_precision:
         ignored = f" (precision={requested} is not used)" if requested not in (None, "fp32") else ""
         return _decision("fp32", device, f"mixed_precision is off{ignored}")

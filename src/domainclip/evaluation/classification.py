@@ -85,9 +85,7 @@ def classification_metrics(
     recall = np.full(n_classes, np.nan)
     recall[present] = confusion.diagonal()[present] / support[present]
     acc1 = float((predicted_array == true_array).mean())
-    macro_f1 = float(
-        f1_score(true_array, predicted_array, labels=present, average="macro", zero_division=0.0)
-    )
+    macro_f1 = float(f1_score(true_array, predicted_array, labels=present, average="macro", zero_division=0.0))
     result: dict[str, Any] = {"acc1": acc1, "accuracy": acc1}
     if n_classes > 5:
         result["acc5"] = float((ranks <= 5).double().mean())
@@ -104,21 +102,16 @@ def classification_metrics(
 
 def _check(scores: Tensor, truth: Tensor) -> None:
     if scores.ndim != 2 or len(scores) == 0:
-        raise ShapeError(
-            f"Expected scores [images, classes] of at least one picture, got {tuple(scores.shape)}"
-        )
+        raise ShapeError(f"Expected scores [images, classes] of at least one picture, got {tuple(scores.shape)}")
     if scores.shape[1] < 2:
         raise ShapeError("Classification needs at least two classes: with one, every answer is right")
     if truth.shape != scores.shape[:1]:
-        raise ShapeError(
-            f"Batch size mismatch: {len(scores)} rows of scores, targets of shape {tuple(truth.shape)}"
-        )
+        raise ShapeError(f"Batch size mismatch: {len(scores)} rows of scores, targets of shape {tuple(truth.shape)}")
     if truth.is_floating_point() or truth.dtype == torch.bool:
         raise ShapeError(f"Targets are class numbers, so whole numbers; got {truth.dtype}")
     if int(truth.min()) < 0 or int(truth.max()) >= scores.shape[1]:
         raise ShapeError(
-            f"Targets must be class numbers in 0…{scores.shape[1] - 1}, got "
-            f"{int(truth.min())}…{int(truth.max())}"
+            f"Targets must be class numbers in 0…{scores.shape[1] - 1}, got {int(truth.min())}…{int(truth.max())}"
         )
     if torch.isnan(scores).any():
         raise ShapeError("The scores contain NaN: the model has diverged, or an embedding is all zeros")

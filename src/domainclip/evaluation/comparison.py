@@ -35,9 +35,7 @@ def paired_changes(before: EvaluationResult, after: EvaluationResult) -> dict[st
     old, new = (part.details.get("classification") for part in (before, after))
     if old and new and old["image_paths"] == new["image_paths"] and old["targets"] == new["targets"]:
         truth = np.array(new["targets"])
-        changes["acc1"] = paired_change(
-            np.array(old["predictions"]) == truth, np.array(new["predictions"]) == truth
-        )
+        changes["acc1"] = paired_change(np.array(old["predictions"]) == truth, np.array(new["predictions"]) == truth)
     old, new = (part.details.get("retrieval") for part in (before, after))
     if old and new and old["image_paths"] == new["image_paths"] and old["captions"] == new["captions"]:
         for direction in ("i2t", "t2i"):

@@ -92,9 +92,7 @@ def _scores(run: Mapping[str, Any]) -> str:
         if known.get(key)
     ]
     head = "| metric | before | after |\n| --- | --- | --- |\n"
-    return (
-        "## Scores on the test split\n\n" + head + "\n".join(rows) + f"\n\nMeasured on {', '.join(counts)}."
-    )
+    return "## Scores on the test split\n\n" + head + "\n".join(rows) + f"\n\nMeasured on {', '.join(counts)}."
 
 
 def _text(name: str, value: Any) -> str:

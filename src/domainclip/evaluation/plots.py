@@ -45,16 +45,12 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     }
     if not any(len(steps) for steps, _ in curves.values()):
         return False
-    rates = {
-        key: _series(rows, (key,))
-        for key in dict.fromkeys(key for row in rows for key in row)
-        if _is_rate(key)
-    }
+    rates = {key: _series(rows, (key,)) for key in dict.fromkeys(key for row in rows for key in row) if _is_rate(key)}
     rates = {key: curve for key, curve in rates.items() if len(curve[0])}
     figure = Figure(figsize=(7.5, 5.2 if rates else 3.8), layout="constrained")
-    axes = figure.subplots(
-        2 if rates else 1, 1, sharex=True, squeeze=False, height_ratios=[2.6, 1] if rates else None
-    )[:, 0]
+    axes = figure.subplots(2 if rates else 1, 1, sharex=True, squeeze=False, height_ratios=[2.6, 1] if rates else None)[
+        :, 0
+    ]
     for (name, (steps, values)), colour in zip(curves.items(), SERIES, strict=False):
         if len(steps):
             validation = name == "validation"
@@ -70,9 +66,7 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     axes[0].legend(frameon=False)
     if rates:
         for (name, (steps, values)), colour in zip(rates.items(), SERIES * len(rates), strict=False):
-            axes[1].plot(
-                steps, values, color=colour, label=name, linewidth=1.4, marker=None if len(steps) > 2 else "o"
-            )
+            axes[1].plot(steps, values, color=colour, label=name, linewidth=1.4, marker=None if len(steps) > 2 else "o")
         axes[1].set(ylabel="learning rate")
         axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         if len(rates) > 1:
@@ -99,9 +93,7 @@ def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
             steps, values, label=f"{describe(name)} ({values[-1]:.1%})", linewidth=1.6, markersize=5,
             color=SERIES[place % len(SERIES)], marker=MARKERS[place % len(MARKERS)],
         )  # fmt: skip
-    axis.set(
-        title="Validation metrics during training", xlabel="optimizer steps", ylabel="share (more is better)"
-    )
+    axis.set(title="Validation metrics during training", xlabel="optimizer steps", ylabel="share (more is better)")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_ylim(0, 1.02)
     axis.legend(

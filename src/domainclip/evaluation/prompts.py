@@ -14,16 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from domainclip.config.slices import DEFAULT_TEMPLATES
 from domainclip.errors import ConfigurationError, ShapeError
-
-DEFAULT_TEMPLATES: tuple[str, ...] = (
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "an image of a {}.",
-    "a close-up photo of a {}.",
-    "a picture showing {}.",
-    "{}",
-)
 
 # Letters whose *names* start with a vowel sound: "an MRI scan", but "a CT scan".
 _VOWEL_SOUNDING_INITIALS = frozenset("AEFHILMNORSX")
@@ -45,16 +37,13 @@ def class_prompts(
     for template in templates:
         if "{}" not in template:
             raise ConfigurationError(
-                f"The prompt template {template!r} has no place for the class name: write {{}} where it "
-                "belongs"
+                f"The prompt template {template!r} has no place for the class name: write {{}} where it belongs"
             )
     prompts: dict[str, list[str]] = {}
     for label in labels:
         spoken = " ".join(label.replace("_", " ").split())
         if not spoken:
-            raise ConfigurationError(
-                f"The class name {label!r} is empty: name the class or leave its rows out"
-            )
+            raise ConfigurationError(f"The class name {label!r} is empty: name the class or leave its rows out")
         prompts[label] = [_fill(template, spoken, fix_article) for template in templates]
     return prompts
 
@@ -92,14 +81,10 @@ def classifier_weights(
     for label, sentences in prompts.items():
         if not sentences:
             raise ConfigurationError(f"The class {label!r} has no prompts: give it at least one sentence")
-    place = {
-        text: row for row, text in enumerate(dict.fromkeys(t for texts in prompts.values() for t in texts))
-    }
+    place = {text: row for row, text in enumerate(dict.fromkeys(t for texts in prompts.values() for t in texts))}
     embeds = encode_text(list(place))
     if embeds.ndim != 2 or len(embeds) != len(place):
-        raise ShapeError(
-            f"Batch size mismatch: {len(place)} prompts gave embeddings of shape {tuple(embeds.shape)}"
-        )
+        raise ShapeError(f"Batch size mismatch: {len(place)} prompts gave embeddings of shape {tuple(embeds.shape)}")
     embeds = F.normalize(embeds.float(), dim=-1)
     means = [embeds[[place[text] for text in sentences]].mean(dim=0) for sentences in prompts.values()]
     return F.normalize(torch.stack(means), dim=-1)

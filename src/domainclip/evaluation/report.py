@@ -24,10 +24,7 @@ _FILES = (
     "report.json",
     "report.md",
     "predictions.csv",
-    *(
-        f"plots/{name}.png"
-        for name in ("loss", "metrics", "before_after", "confusion_before", "confusion_after")
-    ),
+    *(f"plots/{name}.png" for name in ("loss", "metrics", "before_after", "confusion_before", "confusion_after")),
 )
 
 # One entry per picture or caption: too long for a file that people open to read numbers.
@@ -64,13 +61,9 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
     content: dict[str, Any] = {
         "before": before.metrics,
         "after": after.metrics,
-        "comparison": {
-            name: {**asdict(change), "is_clear": change.is_clear} for name, change in changes.items()
-        },
+        "comparison": {name: {**asdict(change), "is_clear": change.is_clear} for name, change in changes.items()},
         "acc1_interval": {"before": acc1_interval(before), "after": acc1_interval(after)},
-        "retention": {
-            name: as_result(retention[name]).metrics for name in ("before", "after") if name in retention
-        },
+        "retention": {name: as_result(retention[name]).metrics for name in ("before", "after") if name in retention},
         "validation": run.get("validation") or {},
         "training": run.get("training") or {},
         "data": run.get("data") or {},
@@ -116,9 +109,7 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _write_plots(
-    folder: Path, run: Mapping[str, Any], before: EvaluationResult, after: EvaluationResult
-) -> list[str]:
+def _write_plots(folder: Path, run: Mapping[str, Any], before: EvaluationResult, after: EvaluationResult) -> list[str]:
     """Names of the plots that there was something to draw for."""
     made = []
     history = run.get("history") or []
@@ -141,9 +132,7 @@ def _write_plots(
 
 def _without_items(details: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _without_items(value)
-        if isinstance(value, Mapping) and key in ("classification", "retrieval")
-        else value
+        key: _without_items(value) if isinstance(value, Mapping) and key in ("classification", "retrieval") else value
         for key, value in details.items()
         if key not in _PER_ITEM
     }

@@ -80,16 +80,12 @@ def _verdict(report: Mapping[str, Any]) -> str:
     lines = [_headline(report, before, after)]
     worse = worsened(before, after)
     if worse:
-        listed = ", ".join(
-            f"{describe(name)} ({_change_text(name, before[name], after[name])})" for name in worse
-        )
+        listed = ", ".join(f"{describe(name)} ({_change_text(name, before[name], after[name])})" for name in worse)
         lines.append(f"Worse than before: {listed.replace(' (worse)', '')}.")
     majority = _classification(report, "after").get("majority_share")
     accuracy = after.get("acc1")
     if majority is not None and accuracy is not None and accuracy <= majority:
-        lines.append(
-            f"The accuracy does not pass that of always answering the most frequent class ({majority:.1%})."
-        )
+        lines.append(f"The accuracy does not pass that of always answering the most frequent class ({majority:.1%}).")
     return "\n\n".join(lines)
 
 
@@ -112,9 +108,7 @@ def _headline(report: Mapping[str, Any], before: Mapping[str, Any], after: Mappi
     first = next((name for name in shared if after.get(name) is not None), None)
     if first is None:
         return "**Not known whether it helped:** the two evaluations have no metric in common."
-    moved = (
-        f"{describe(first)} went from {value_text(first, before[first])} to {value_text(first, after[first])}"
-    )
+    moved = f"{describe(first)} went from {value_text(first, before[first])} to {value_text(first, after[first])}"
     return f"{moved}. Whether that exceeds chance is not known: the single answers were not kept."
 
 
@@ -150,9 +144,7 @@ def _results(report: Mapping[str, Any]) -> str:
     if trivial:
         counts = sorted(set(trivial.values()))
         listed = ", ".join(describe(name) for name in trivial)
-        notes.append(
-            f"Left out: {listed}. With {' and '.join(map(str, counts))} candidates any model scores 100 %."
-        )
+        notes.append(f"Left out: {listed}. With {' and '.join(map(str, counts))} candidates any model scores 100 %.")
     notes.extend((report.get("details") or {}).get("after", {}).get("notes") or [])
     return "\n\n".join([text, *(["\n".join(f"- {note}" for note in notes)] if notes else [])])
 
@@ -178,11 +170,7 @@ def _counted(report: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
             if found.get(key):
                 notes.append(f"Left out of the classification: {found[key]} rows {words}.")
         ends = report.get("acc1_interval") or {}
-        said = [
-            f"{ends[when][0]:.1%} to {ends[when][1]:.1%} {when}"
-            for when in ("before", "after")
-            if ends.get(when)
-        ]
+        said = [f"{ends[when][0]:.1%} to {ends[when][1]:.1%} {when}" for when in ("before", "after") if ends.get(when)]
         if said:
             notes.append(f"95 % interval of the accuracy (Wilson): {', '.join(said)}.")
     if known.get("n_texts"):
@@ -274,10 +262,7 @@ def _data(report: Mapping[str, Any]) -> str:
 
 
 def _decisions(report: Mapping[str, Any]) -> str:
-    rows = [
-        [item.get("key"), _inline(item.get("value")), item.get("reason")]
-        for item in report.get("decisions") or []
-    ]
+    rows = [[item.get("key"), _inline(item.get("value")), item.get("reason")] for item in report.get("decisions") or []]
     return "## Decided for you, and why\n\n" + table(["setting", "value", "reason"], rows) if rows else ""
 
 

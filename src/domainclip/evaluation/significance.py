@@ -25,9 +25,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     ``ShapeError`` without trials.
     """
     if not 0 <= successes <= trials or trials < 1:
-        raise ShapeError(
-            f"A share needs 0 <= successes <= trials and trials >= 1, got {successes} of {trials}"
-        )
+        raise ShapeError(f"A share needs 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
     share = successes / trials
     centre = (share + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
     half = _Z * sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2)) / (1 + _Z**2 / trials)
@@ -72,14 +70,11 @@ def paired_change(
     first, second = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
         raise ShapeError(
-            f"Batch size mismatch: a paired comparison needs the same items twice, got {first.shape} and "
-            f"{second.shape}"
+            f"Batch size mismatch: a paired comparison needs the same items twice, got {first.shape} and {second.shape}"
         )
     n = len(first)
     gained, lost = int((~first & second).sum()), int((first & ~second).sum())
-    draws = np.random.default_rng(seed).multinomial(
-        n, [gained / n, lost / n, (n - gained - lost) / n], resamples
-    )
+    draws = np.random.default_rng(seed).multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], resamples)
     low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.975])
     return PairedChange((gained - lost) / n, float(low), float(high), gained, lost, _mcnemar(gained, lost), n)
 

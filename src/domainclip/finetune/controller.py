@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,9 +145,7 @@ class CLIPFinetuningController:
         """Resolve the recipe for this model and these rows; sets ``recipe`` and ``decisions``."""
         encoder = self._encoder()
         if len(train_pairs) < 2:
-            raise DataError(
-                f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed"
-            )
+            raise DataError(f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed")
         self.recipe, self.decisions = resolve(self.config, model_facts(encoder), data_facts(train_pairs))
         if len({pair.label or pair.caption for pair in train_pairs}) == 1:
             raise DataError(
@@ -181,6 +180,8 @@ class CLIPFinetuningController:
         assert self.precision is not None
         folder = Path(output_path or self.config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        if not resume and (folder / "checkpoints").exists():
+            raise ConfigurationError(f"{folder} already holds a run: pass resume=True to go on, or another output_path")
         pairs = train_dataset.pairs if isinstance(train_dataset, CLIPDataset) else list(train_dataset)
         recipe = self.recipe or self.prepare(pairs)
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
@@ -210,6 +211,8 @@ class CLIPFinetuningController:
             encoder.lock("image")
         if recipe.lock_text:
             encoder.lock("text")
+        if recipe.image_resolution != encoder.native_resolution:  # the saved model must ask for what it was trained on
+            encoder.processor.set_resolution(recipe.image_resolution)
         encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)
 
     def _validation(self, pairs: Pairs, engine: EmbeddingEngine | None) -> Any:
@@ -219,25 +222,22 @@ class CLIPFinetuningController:
 
         def validate() -> Validation:
             metrics = evaluator(embed)
-            return Validation(metrics, evaluator.primary_metric, evaluator.greater_is_better)
+            primary = evaluator.primary_metric
+            share = metrics[primary]
+            rows = metrics["n_classified"] if primary == "acc1" else min(metrics["n_images"], metrics["n_texts"])
+            error = math.sqrt(share * (1 - share) / rows)  # of a share of that many rows
+            return Validation(metrics, primary, evaluator.greater_is_better, error)
 
         return validate
 
     def evaluator(self, pairs: Sequence[ImageTextPair]) -> DomainEvaluator:
-        config = self.recipe or self.config
-        if config.is_set("prompt_templates"):
-            return DomainEvaluator(pairs, config.prompt_templates)
-        return DomainEvaluator(pairs)
+        return DomainEvaluator(pairs, (self.recipe or self.config).prompt_templates)
 
-    def evaluate(
-        self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None
-    ) -> EvaluationResult:
+    def evaluate(self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None) -> EvaluationResult:
         """Zero-shot classification (where there are labels) and retrieval on these rows."""
         return self.evaluator(pairs).evaluate(engine or self.engine())
 
-    def evaluate_on_domain(
-        self, test_dataset: Pairs, domain_metrics: Sequence[str] | None = None
-    ) -> dict[str, float]:
+    def evaluate_on_domain(self, test_dataset: Pairs, domain_metrics: Sequence[str] | None = None) -> dict[str, float]:
         """The metrics asked for (``accuracy``, ``f1_score``, ``i2t_R@1``, …), or all there are.
 
         Raises ``ConfigurationError`` "Invalid metric" for a name that this data set does not give.
@@ -249,9 +249,7 @@ class CLIPFinetuningController:
             return metrics
         unknown = [name for name in domain_metrics if name not in metrics]
         if unknown:
-            raise ConfigurationError(
-                f"Invalid metric {unknown[0]!r}: these rows give {', '.join(sorted(metrics))}"
-            )
+            raise ConfigurationError(f"Invalid metric {unknown[0]!r}: these rows give {', '.join(sorted(metrics))}")
         return {name: metrics[name] for name in domain_metrics}
 
 

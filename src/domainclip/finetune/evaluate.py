@@ -71,9 +71,5 @@ def run_evaluation(config: CLIPFinetuningConfig, split: str = "test") -> Evaluat
     set_aside: list[dict] = []
     rows = readable_pairs(rows, engine, split, config.strict, set_aside)
     if not rows:
-        raise DataError(
-            f"No picture of the {split} split of {config.data_path} can be read: {set_aside[0]['reason']}"
-        )
-    return EvaluationReport(
-        config.model_name, config.data_path, split, controller.evaluate(rows, engine), set_aside
-    )
+        raise DataError(f"No picture of the {split} split of {config.data_path} can be read: {set_aside[0]['reason']}")
+    return EvaluationReport(config.model_name, config.data_path, split, controller.evaluate(rows, engine), set_aside)

@@ -95,9 +95,7 @@ def readable_pairs(
 ) -> PairList:
     """The rows whose pictures decode; the others are noted. Decoded pictures stay in the engine's cache."""
     problems = engine.readable([pair.image_path for pair in pairs])
-    kept = PairList(
-        [pair for pair, problem in zip(pairs, problems, strict=True) if not problem], pairs.source
-    )
+    kept = PairList([pair for pair, problem in zip(pairs, problems, strict=True) if not problem], pairs.source)
     for pair, problem in zip(pairs, problems, strict=True):
         if problem:
             if strict:
@@ -152,12 +150,9 @@ def run_training(
     }))  # fmt: skip
 
     before = _before(controller, judged, engine, folder, resume) if len(judged) else None
-    result = controller.fine_tune(
-        splits.train, val if len(val) else None, folder, resume=resume, engine=engine
-    )
+    result = controller.fine_tune(splits.train, val if len(val) else None, folder, resume=resume, engine=engine)
     set_aside += [
-        {"split": "train", "image_path": path, "reason": reason}
-        for path, reason in result["bad_pictures"].items()
+        {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()
     ]
     if set_aside:
         write_json(folder / "set_aside.json", set_aside)
@@ -203,9 +198,7 @@ def _report_content(
     best = result["best"]
     fixed = controller.processor is not None and controller.processor.text_padding == "fixed"
     name = (
-        config.model_name
-        if not config.vision_model_name
-        else f"{config.vision_model_name} + {config.text_model_name}"
+        config.model_name if not config.vision_model_name else f"{config.vision_model_name} + {config.text_model_name}"
     )
     return {
         "before": before,

@@ -119,9 +119,7 @@ class MultiPositiveContrastiveLoss(CLIPContrastiveLoss):
         if group_ids is None:
             return super().targets(group_ids, size, device)
         if group_ids.shape != (size,):
-            raise ShapeError(
-                f"Batch size mismatch: group_ids has shape {tuple(group_ids.shape)}, expected ({size},)"
-            )
+            raise ShapeError(f"Batch size mismatch: group_ids has shape {tuple(group_ids.shape)}, expected ({size},)")
         same = (group_ids[:, None] == group_ids[None, :]).float()
         return same / same.sum(dim=1, keepdim=True)
 

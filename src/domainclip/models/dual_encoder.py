@@ -77,9 +77,7 @@ class DualEncoder(nn.Module):
     @property
     def embedding_dim(self) -> int:
         config = self.model.config
-        if (
-            self.is_siglip
-        ):  # SigLIP has no projection of the picture tower: its hidden size is the shared one.
+        if self.is_siglip:  # SigLIP has no projection of the picture tower: its hidden size is the shared one.
             return int(config.vision_config.hidden_size)
         return int(config.projection_dim)
 
@@ -98,9 +96,7 @@ class DualEncoder(nn.Module):
     @property
     def image_tower_kind(self) -> TowerKind:
         """``convolutional`` for batch-normalised ImageNet towers, which want about ten times a transformer's rate."""
-        batch_norm = any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.vision_model.modules()
-        )
+        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.vision_model.modules())
         return "convolutional" if batch_norm else "transformer"
 
     # --- embeddings ---
@@ -178,8 +174,11 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep CLIP's scale at or below 100. SigLIP's is free: its bias balances it (Zhai et al. 2023)."""
-        if not self.is_siglip:
+        """Keep CLIP's scale at or below 100. SigLIP's is free: its bias balances it (Zhai et al. 2023).
+
+        A scale that is not trained stays what it was set to.
+        """
+        if not self.is_siglip and self.logit_scale.requires_grad:
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def save(self, folder: Path) -> None:

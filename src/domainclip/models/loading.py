@@ -89,9 +89,7 @@ def _processor(name: str, config: Any, tokenizer_name: str, image_name: str) -> 
         )
         padding = "fixed"
     if tokenizer.pad_token_id is None:
-        raise ModelLoadError(
-            f"The tokenizer of {name} has no padding token: set pad_token in tokenizer_config.json"
-        )
+        raise ModelLoadError(f"The tokenizer of {name} has no padding token: set pad_token in tokenizer_config.json")
     return EncoderProcessor(tokenizer, image_processor, padding, _text_limit(config, tokenizer))
 
 
@@ -99,9 +97,7 @@ def _assemble(settings: ModelSettings) -> DualEncoder:
     """Two backbones joined by new linear projections, as domain CLIPs such as BiomedCLIP are."""
     vision_name, text_name = settings.vision_model_name, settings.text_model_name
     if not vision_name or not text_name:
-        raise ConfigurationError(
-            "vision_model_name and text_model_name go together: give both, or model_name alone"
-        )
+        raise ConfigurationError("vision_model_name and text_model_name go together: give both, or model_name alone")
     vision = _load("vision model", AutoModel, vision_name, dtype=torch.float32)
     text = _load("text model", AutoModel, text_name, dtype=torch.float32)
     # A CLIP or SigLIP given as a backbone lends the tower that is asked for.

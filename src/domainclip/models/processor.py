@@ -26,9 +26,7 @@ class EncoderProcessor:
       ``max_length``; anything shorter gives other embeddings.
     """
 
-    def __init__(
-        self, tokenizer: Any, image_processor: Any, text_padding: TextPadding, max_length: int
-    ) -> None:
+    def __init__(self, tokenizer: Any, image_processor: Any, text_padding: TextPadding, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.text_padding: TextPadding = text_padding
@@ -69,9 +67,7 @@ class EncoderProcessor:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("Texts must be a list of strings")
         ids = self.token_ids(texts, max_length)
-        length = (
-            self.max_length if self.text_padding == "fixed" else max((len(row) for row in ids), default=1)
-        )
+        length = self.max_length if self.text_padding == "fixed" else max((len(row) for row in ids), default=1)
         input_ids, attention_mask = self.pad(ids, length)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
@@ -92,6 +88,18 @@ class EncoderProcessor:
             rgb = [picture.convert("RGB") for picture in pictures]
             batch["pixel_values"] = self.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
         return batch
+
+    def set_resolution(self, side: int) -> None:
+        """Make the image processor hand out ``side`` × ``side`` pixels, its resize in proportion to its crop."""
+        processor = self.image_processor
+        crops = getattr(processor, "do_center_crop", False)
+        resized = next(iter(dict(processor.size).values()))
+        if crops:
+            resized = round(resized * side / next(iter(dict(processor.crop_size).values())))
+            processor.crop_size = {"height": side, "width": side}
+        else:
+            resized = side
+        processor.size = dict.fromkeys(dict(processor.size), resized)
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)

@@ -14,16 +14,10 @@ from domainclip.models.processor import EncoderProcessor
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 # Enough English for the merges of a small vocabulary; byte-level, so every other text still has tokens.
-_CORPUS = (
-    "a photo of the picture image showing seen under microscope with and without small large left right "
-    "red green blue grey dark bright texture surface cell tissue retina crack defect brick gravel moon grass "
-    "galaxy stained section scan patient normal functional certainly possibly defective pollen grain rock"
-).split()
+_CORPUS = ["a", "photo", "of", "the", "picture", "image", "showing", "seen", "under", "microscope", "with", "and", "without", "small", "large", "left", "right", "red", "green", "blue", "grey", "dark", "bright", "texture", "surface", "cell", "tissue", "retina", "crack", "defect", "brick", "gravel", "moon", "grass", "galaxy", "stained", "section", "scan", "patient", "normal", "functional", "certainly", "possibly", "defective", "pollen", "grain", "rock"]
 
 
-def train_tokenizer(
-    corpus: Sequence[str], vocab_size: int = 600, max_length: int = 77
-) -> PreTrainedTokenizerFast:
+def train_tokenizer(corpus: Sequence[str], vocab_size: int = 600, max_length: int = 77) -> PreTrainedTokenizerFast:
     """A lower-casing byte-level BPE in CLIP's manner: start token, text, end token; padded with the end token."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])

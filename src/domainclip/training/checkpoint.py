@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 def random_state(device: torch.device) -> dict[str, Any]:
     """The state of every generator a run uses: Python's, NumPy's, torch's, the device's."""
     version, keys, gauss = random.getstate()
-    name, array, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    name, array, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
         "python": [version, list(keys), gauss],
         "numpy": [name, [int(v) for v in array], int(position), int(has_gauss), float(cached)],
@@ -43,12 +43,26 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     name, array, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.array(array, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((name, np.array(array, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def recover_directory(target: Path) -> None:
+    """Put in order what a kill during ``files.replaced_directory(target)`` left behind.
+
+    Killed between its two renames, the only whole version is the one moved aside: it goes back to its place.
+    """
+    if not target.parent.is_dir():
+        return
+    for path in sorted(target.parent.glob(f".{target.name}.*")):
+        if path.name.endswith(".old") and not target.exists():
+            path.rename(target)
+        elif path.name.endswith((".tmp", ".old")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,7 @@ class CheckpointStore:
         """Oldest first."""
         if not self.folder.is_dir():
             return []
-        found = [
-            (int(match.group(1)), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))
-        ]
+        found = [(int(match.group(1)), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
         return [Checkpoint(path, step) for step, path in sorted(found)]
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -91,7 +103,11 @@ class CheckpointStore:
                 f"Checkpoint at step {step} could not be written to {self.folder}: {error}. What was saved before is "
                 "untouched; free some space"
             ) from error
-        for old in self.all()[: -self.keep]:
+        # Later steps are of a course that was given up (damaged, or a run begun anew): kept, they would be counted
+        # among the newest and push out the sound ones.
+        present = self.all()
+        reached = [checkpoint for checkpoint in present if checkpoint.step <= step]
+        for old in [c for c in present if c.step > step] + reached[: -self.keep]:
             shutil.rmtree(old.path, ignore_errors=True)
         return target
 
@@ -108,9 +124,7 @@ class CheckpointStore:
             manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
             for name, digest in manifest["files"].items():
                 if sha256_of(checkpoint.path / name) != digest:
-                    raise CheckpointError(
-                        f"{checkpoint.path / name} is damaged: its SHA-256 is not the manifest's"
-                    )
+                    raise CheckpointError(f"{checkpoint.path / name} is damaged: its SHA-256 is not the manifest's")
             return torch.load(checkpoint.path / "state.pt", map_location="cpu", weights_only=True)
         except CheckpointError:
             raise
@@ -131,8 +145,6 @@ class CheckpointStore:
                 log.warning("%s; trying the one before", error)
         if problems:
             raise CheckpointError(
-                "No checkpoint is whole: "
-                + "; ".join(problems)
-                + ". Start again with another output directory"
+                "No checkpoint is whole: " + "; ".join(problems) + ". Start again with another output directory"
             )
         return None

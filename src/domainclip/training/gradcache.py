@@ -59,12 +59,8 @@ class ContrastiveStep:
                 "image_embeds": image_embeds.detach(),
             }
         images = list(zip(batch["pixels"].split(self.chunk), strict=True))
-        texts = list(
-            zip(batch["input_ids"].split(self.chunk), batch["attention_mask"].split(self.chunk), strict=True)
-        )
-        work = [(self.encode_image, inputs) for inputs in images] + [
-            (self.encode_text, inputs) for inputs in texts
-        ]
+        texts = list(zip(batch["input_ids"].split(self.chunk), batch["attention_mask"].split(self.chunk), strict=True))
+        work = [(self.encode_image, inputs) for inputs in images] + [(self.encode_text, inputs) for inputs in texts]
         states, parts = [], []
         for encode, inputs in work:
             states.append(self._random_state())
@@ -81,9 +77,7 @@ class ContrastiveStep:
             if embeds.requires_grad:  # a locked tower has nothing to learn
                 embeds.backward(leaf.grad)
         self._set_random_state(after)
-        return {key: value.detach() for key, value in output.items()} | {
-            "image_embeds": image_embeds.detach()
-        }
+        return {key: value.detach() for key, value in output.items()} | {"image_embeds": image_embeds.detach()}
 
     def _run(self, encode: Encode, inputs: tuple[Tensor, ...]) -> Tensor:
         with self.autocast():

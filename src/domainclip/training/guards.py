@@ -13,9 +13,7 @@ PATIENCE = 3
 """Observations in a row before a warning: one bad batch is no collapse."""
 
 
-def check_finite(
-    loss: float, grad_norm: float, step: int, learning_rate: float, precision: str, saved: str
-) -> None:
+def check_finite(loss: float, grad_norm: float, step: int, learning_rate: float, precision: str, saved: str) -> None:
     """Raises ``TrainingDivergedError`` with advice when the loss or the gradient is not a number."""
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
@@ -36,6 +34,8 @@ class CollapseGuard:
     warmup_steps: int
     clamped_scale: float | None
     """The largest logit scale the model allows (its logarithm's clamp), or None."""
+    scale_trained: bool = True
+    """Whether the scale learns. A fixed one is what the user asked for, and no sign of anything."""
     warnings: list[str] = field(default_factory=list)
     _runs: dict[str, int] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
@@ -48,8 +48,10 @@ class CollapseGuard:
         found = {
             "chance": batch > 1 and abs(loss - chance) < 0.01 * chance,
             "collapse": spread < COLLAPSED_SPREAD,
-            "scale_high": self.clamped_scale is not None and logit_scale >= 0.999 * self.clamped_scale,
-            "scale_low": logit_scale < 1.0,
+            "scale_high": self.scale_trained
+            and self.clamped_scale is not None
+            and logit_scale >= 0.999 * self.clamped_scale,
+            "scale_low": self.scale_trained and logit_scale < 1.0,
         }
         text = {
             "chance": f"the loss stands at ln({batch}) = {chance:.2f}, as if guessing: the model learns nothing. Raise "

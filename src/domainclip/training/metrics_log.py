@@ -39,8 +39,7 @@ class MetricsLog:
 
     def write(self, **row: Any) -> None:
         clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }
         try:
             with open(self.path, "a", encoding="utf-8") as handle:

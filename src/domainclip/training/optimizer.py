@@ -12,16 +12,14 @@ from domainclip.config import OptimizerSettings
 from domainclip.errors import ConfigurationError
 
 
-def parameter_groups(
-    encoder: Any, settings: OptimizerSettings, loss: nn.Module | None = None
-) -> list[dict[str, Any]]:
+def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module | None = None) -> list[dict[str, Any]]:
     """Groups by tower, depth and decay. ``encoder`` is a ``DualEncoder``.
 
     - Weight decay on matrices only: on norms, biases, embeddings of size one and the logit scale it would pull
       towards a meaning-free zero.
     - ``layer_decay`` γ: block k of n gets γ^(n-k) of its tower's rate, what lies before the blocks γ^n, what comes
       after (final norm, projection) the whole rate (Clark et al. 2020; Bao et al. 2021).
-    - The scale learns at the text tower's rate (``learning_rate`` where that is unset), without decay.
+    - The scale learns at ``learning_rate``, without decay.
     """
     rates = {
         "image": settings.image_learning_rate or settings.learning_rate,
@@ -48,7 +46,7 @@ def parameter_groups(
         layers = depth.get(tower, 0)
         index = encoder.layer_index(name)
         if index is None:
-            before = any(part in name for part in ("embedding", "stem", "class_token", "patch"))
+            before = any(part in name for part in ("embedding", "stem", "class_token", "patch", "pre_layrnorm"))
             index = -1 if before else layers
         # Input side first: -1 (embeddings), 0 … n-1 (blocks), n (head).
         scale = settings.layer_decay ** (layers - index) if layers and tower != "scale" else 1.0
@@ -56,9 +54,7 @@ def parameter_groups(
     for name, parameter in loss.named_parameters() if loss is not None else []:
         add(parameter, settings.learning_rate, 0.0, f"loss.{name}")
     if not groups:
-        raise ConfigurationError(
-            "Nothing to train: every parameter is frozen. Unlock a tower (lock_image, lock_text)"
-        )
+        raise ConfigurationError("Nothing to train: every parameter is frozen. Unlock a tower (lock_image, lock_text)")
     return list(groups.values())
 
 

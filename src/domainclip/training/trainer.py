@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -32,72 +30,23 @@ from domainclip.config import TrainingSettings
 from domainclip.data.batches import EpochBatchSampler, PrefetchDataLoader
 from domainclip.data.image_spec import ImageSpec
 from domainclip.devices.precision import PrecisionDecision
-from domainclip.errors import CheckpointError, Interrupted
+from domainclip.errors import CheckpointError, DataError, Interrupted
 from domainclip.files import replaced_directory, write_json
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
-from domainclip.training.checkpoint import CheckpointStore, random_state, restore_random_state
+from domainclip.training.checkpoint import (
+    CheckpointStore,
+    random_state,
+    recover_directory,
+    restore_random_state,
+)
 from domainclip.training.gradcache import ContrastiveStep
 from domainclip.training.guards import CollapseGuard, check_finite
+from domainclip.training.identity import NEUTRAL_KEYS, data_fingerprint, recipe_digest
 from domainclip.training.metrics_log import MetricsLog, peak_memory_mb
 from domainclip.training.optimizer import build_optimizer, rate_factor, set_rates
+from domainclip.training.results import RunState, TrainingResult, Validation
 
 log = logging.getLogger(__name__)
-
-_NEUTRAL_KEYS = {
-    "output_dir", "num_workers", "image_cache_mb", "keep_checkpoints", "eval_batch_size", "visualization_output_dir",
-    "alignment_visualization", "retrieval_top_k", "logging_steps", "save_steps", "data_path",
-}  # fmt: skip
-"""Keys that may differ between a run and its resumption: they change nothing that is learned."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What an evaluator says of the present weights; ``primary`` chooses the best checkpoint."""
-
-    metrics: dict[str, float]
-    primary: str
-    greater_is_better: bool = True
-
-    @property
-    def value(self) -> float:
-        return self.metrics[self.primary]
-
-
-@dataclass
-class TrainingResult:
-    steps: int
-    epochs: float
-    train_loss: float
-    training_time: float  # seconds in this process, evaluation included
-    samples_per_second: float  # training steps alone
-    peak_memory_mb: float
-    best: dict[str, Any] | None
-    stopped_early: bool
-    warnings: list[str]
-    bad_pictures: dict[str, str]
-    resumed_from: int
-    final_loss: float
-
-
-@dataclass
-class _State:
-    """Where the run is; saved and restored whole."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best: dict[str, Any] | None = None
-    without_gain: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    last_loss: float = float("nan")
-    warnings: list[str] = field(default_factory=list)
-    bad_pictures: dict[str, str] = field(default_factory=dict)
-
-
-def recipe_digest(recipe: dict[str, Any]) -> str:
-    kept = {key: value for key, value in recipe.items() if key not in _NEUTRAL_KEYS}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Trainer:
@@ -133,8 +82,10 @@ class Trainer:
         self.total_steps = len(self.sampler) * settings.num_epochs
         if settings.max_steps is not None:
             self.total_steps = min(self.total_steps, settings.max_steps)
-        self.state = _State()
+        self.state = RunState()
         self.digest = recipe_digest(settings.model_dump(mode="json"))
+        self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
+        self._unchecked: tuple[dict[str, Tensor], Tensor] | None = None
         self._signal: int | None = None
         self.step_fn = ContrastiveStep(
             self._encode_image, encoder.encode_text, self._contrast, lambda: precision.autocast(device), device,
@@ -157,7 +108,7 @@ class Trainer:
         """Run to the end (or to early stopping).
 
         Raises ``TrainingDivergedError`` (non-finite numbers), ``Interrupted`` (SIGINT or SIGTERM, after saving),
-        ``CheckpointError`` (nothing usable to resume from).
+        ``CheckpointError`` (nothing usable to resume from), ``DataError`` (no batch had two readable pictures).
         """
         resumed_from = self._restore() if resume else 0
         state, settings = self.state, self.settings
@@ -165,8 +116,10 @@ class Trainer:
         guard = CollapseGuard(
             settings.warmup_steps,
             None if self.encoder.is_siglip else float(torch.tensor(MAX_LOGIT_SCALE).exp()),
+            scale_trained=self.encoder.logit_scale.requires_grad,
         )
-        started, training_seconds, rows_seen, stopped_early = time.monotonic(), 0.0, 0, False
+        stopped_early = state.patience_spent(settings.early_stopping_patience)
+        started, training_seconds, rows_seen = time.monotonic(), 0.0, 0
         self.encoder.train()
         with self._signals(), self._progress() as advance:
             while state.step < self.total_steps and not stopped_early:
@@ -181,25 +134,29 @@ class Trainer:
                     if state.batch == len(self.sampler):
                         state.epoch, state.batch = state.epoch + 1, 0
                     last = state.step == self.total_steps
-                    if output is not None and (
-                        state.step % settings.logging_steps == 0 or last or self._on_cpu
-                    ):
+                    if output is not None and (state.step % settings.logging_steps == 0 or last or self._on_cpu):
                         self._observe(output, norm, rows, guard, metrics, training_seconds, rows_seen, last)
                     training_seconds += time.monotonic() - clock
                     advance(state.last_loss)
                     if self.validate and (state.step % settings.eval_steps == 0 or state.batch == 0 or last):
                         stopped_early = self._validate(metrics)
                     done = last or stopped_early
-                    if done or self._signal or state.step % settings.save_steps == 0:
-                        self._save()
-                    if self._signal and not done:
-                        name = signal.Signals(self._signal).name
+                    stop_signal = self._signal  # read once: one that comes while saving waits for the next step
+                    if done or stop_signal or state.step % settings.save_steps == 0:
+                        self._save(must_succeed=bool(done or stop_signal))
+                    if stop_signal and not done:
+                        name = signal.Signals(stop_signal).name
                         raise Interrupted(
-                            self._signal,
+                            stop_signal,
                             f"Stopped by {name} at step {state.step}; saved. Resume with --resume",
                         )
                     if done or state.batch == 0:
                         break
+        if state.step and state.steps_skipped == state.step:
+            raise DataError(
+                f"Nothing was learned: no batch of {state.step} had two readable pictures "
+                f"({len(state.bad_pictures)} set aside, such as: {next(iter(state.bad_pictures.values()), '')})"
+            )
         return TrainingResult(
             steps=state.step,
             epochs=state.step / len(self.sampler),
@@ -226,31 +183,38 @@ class Trainer:
                 self.state.bad_pictures[path] = reason
                 log.warning("Set aside: %s", reason)
         if len(batch["rows"]) < 2:  # nothing to contrast: the batch's pictures could not be read
+            self.state.steps_skipped += 1
             return None, torch.zeros(())
         settings, optimizer = self.settings, self.optimizer
         set_rates(
             optimizer,
-            rate_factor(
-                self.state.step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio
-            ),
+            rate_factor(self.state.step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio),
         )
         optimizer.zero_grad(set_to_none=True)
         output = self.step_fn(batch)
         self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
+        self._unchecked = (output, norm)
         if self._on_cpu:  # free of cost there, and the weights stay as they were
-            self._check(output, norm)
+            self._check(self.state.step + 1)
         self.scaler.step(optimizer)
         self.scaler.update()
         self.encoder.clamp_logit_scale()
         return output, norm
 
-    def _check(self, output: dict[str, Tensor], norm: Tensor) -> None:
+    def _check(self, step: int) -> None:
+        """Raise for a loss or gradient that is not finite; nothing is saved or judged before this has passed.
+
+        Looking at the newest step is enough: weights that were spoilt earlier make every later loss non-finite.
+        """
+        if self._unchecked is None:
+            return
+        (output, norm), self._unchecked = self._unchecked, None
         if self.scaler.is_enabled():  # it skips such steps and lowers its scale by itself
             norm = torch.zeros(())
         saved = self.store.all()
         check_finite(
-            float(output["loss"]), float(norm), self.state.step + 1, self.settings.learning_rate, self.precision.name,
+            float(output["loss"]), float(norm), step, self.settings.learning_rate, self.precision.name,
             f"The last checkpoint is of step {saved[-1].step}." if saved else "No checkpoint was saved yet.",
         )  # fmt: skip
 
@@ -260,8 +224,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         """Read the numbers (this waits for an accelerator), check them, write a line where one is due."""
         state = self.state
-        if not self._on_cpu:
-            self._check(output, norm)
+        self._check(state.step)
         state.last_loss = float(output["loss"])
         state.loss_sum += state.last_loss
         state.loss_count += 1
@@ -269,7 +232,7 @@ class Trainer:
             return
         unit = F.normalize(output["image_embeds"], dim=-1)
         spread = float((unit - unit.mean(0)).square().sum(-1).mean().sqrt())
-        scale = float(self.encoder.logit_scale.exp())
+        scale = float(self.encoder.logit_scale.detach().exp())
         for warning in guard.observe(state.step, state.last_loss, rows, spread, scale):
             state.warnings.append(warning)
             log.warning(warning)
@@ -291,36 +254,35 @@ class Trainer:
         """Judge the weights, keep them when they are the best so far; True when it is time to stop."""
         assert self.validate is not None
         state, settings = self.state, self.settings
+        self._check(state.step)
         result = self.validate()
         metrics.write(step=state.step, **{f"val_{name}": value for name, value in result.metrics.items()})
         sign = 1 if result.greater_is_better else -1
-        if state.best is None or sign * result.value > sign * state.best["value"]:
-            state.best = {
-                "step": state.step,
-                "metric": result.primary,
-                "value": result.value,
-                "all": result.metrics,
-            }
-            state.without_gain = 0
-            self._keep_best()
+        if state.top is None or sign * result.value > sign * state.top:
+            state.top, state.without_gain = result.value, 0
         else:
             state.without_gain += 1
+        kept = sign * result.value >= sign * state.top - result.standard_error
+        if kept:
+            best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
+            if self._keep_best(best):
+                state.best = best
         self.console.print(
             f"  step {state.step}: validation {result.primary} {result.value:.4f} "
-            f"(best {state.best['value']:.4f} at step {state.best['step']})"
+            f"(best {state.top:.4f}{', kept' if kept else ''})"
         )
-        patience = settings.early_stopping_patience
-        return patience is not None and state.without_gain >= patience
+        return state.patience_spent(settings.early_stopping_patience)
 
-    def _keep_best(self) -> None:
+    def _keep_best(self, best: dict[str, Any]) -> bool:
+        """Write the weights and what they scored; False when they could not be written (the former best stays)."""
         try:
             with replaced_directory(self.folder / "best") as temporary:
                 self.encoder.save(temporary)
-                write_json(temporary / "best.json", self.state.best)
-        except (OSError, RuntimeError) as error:
-            self._warn(
-                f"step {self.state.step}: the best weights could not be written ({error}); training goes on"
-            )
+                write_json(temporary / "best.json", best)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            self._warn(f"step {self.state.step}: the best weights could not be written ({error}); training goes on")
+            return False
+        return True
 
     def _warn(self, text: str) -> None:
         self.state.warnings.append(text)
@@ -328,10 +290,12 @@ class Trainer:
 
     # --- checkpoints ---
 
-    def _save(self) -> None:
+    def _save(self, must_succeed: bool) -> None:
         state = self.state
+        self._check(state.step)
         content = {
             "digest": self.digest,
+            "data": self.fingerprint,
             "settings": self.settings.model_dump(mode="json"),
             "state": dict(state.__dict__),
             "model": self.encoder.state_dict(),
@@ -343,7 +307,7 @@ class Trainer:
         try:
             self.store.save(state.step, content)
         except CheckpointError as error:
-            if state.step == self.total_steps or self._signal:
+            if must_succeed:
                 raise
             self._warn(f"{error}. Training goes on")
 
@@ -351,20 +315,27 @@ class Trainer:
         """Continue from the newest whole checkpoint; 0 when there is none."""
         found = self.store.load_latest()
         if found is None:
+            self.console.print(f"No checkpoint in {self.store.folder}: starting at the first step")
             return 0
         content, checkpoint, problems = found
         if content["digest"] != self.digest:
             saved, now = content["settings"], self.settings.model_dump(mode="json")
-            changed = [key for key in now if key not in _NEUTRAL_KEYS and saved.get(key) != now[key]]
+            changed = [key for key in now if key not in NEUTRAL_KEYS and saved.get(key) != now[key]]
             raise CheckpointError(
                 f"The checkpoint in {self.store.folder} is of another recipe (different: {', '.join(changed)}). Resume "
                 "with the recipe.yaml of the run, or use another output_dir"
             )
+        if content["data"] != self.fingerprint:
+            raise CheckpointError(
+                f"The checkpoint in {self.store.folder} was trained on other rows (pictures, captions, groups or their "
+                "order have changed since). Resume with the data of the run, or use another output_dir"
+            )
+        recover_directory(self.folder / "best")
         self.encoder.load_state_dict(content["model"])
         self.loss.load_state_dict(content["loss"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
-        self.state = _State(**content["state"])
+        self.state = RunState(**content["state"])
         restore_random_state(content["random"], self.device)
         for problem in problems:
             self._warn(f"{problem}; used {checkpoint.path.name} instead")
@@ -400,8 +371,6 @@ class Trainer:
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
-        task = progress.add_task(
-            "training", total=self.total_steps, completed=self.state.step, loss=float("nan")
-        )
+        task = progress.add_task("training", total=self.total_steps, completed=self.state.step, loss=float("nan"))
         with progress:
             yield lambda loss: progress.update(task, advance=1, loss=loss)

@@ -1,0 +1,79 @@
+# One command per chore. Each makes the environment in .venv first, and again when what it depends on changes.
+#
+#   PYTHON=python3.12         the interpreter to build the environment with (3.11 or newer)
+#   PIP_FIND_LINKS=DIR        a folder of wheels to look in before the package index (UV_FIND_LINKS for uv;
+#                             where only the first is set, uv gets it as well)
+#
+# Written for GNU make 3.81, which macOS ships, and a POSIX shell.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help demo test check bench tables clean
+
+help:
+	@echo "make demo    train a small CLIP on bundled pictures and report before and after"
+	@echo "make test    run the tests"
+	@echo "make check   lint, formatting, types, and the direction of imports"
+	@echo "make bench   run the benchmarks in benchmarks/"
+	@echo "make tables  write the tables of results into the documents"
+	@echo "make clean   remove caches and build products (the runs in outputs/ stay)"
+
+demo: $(READY)
+	$(BIN)/domainclip demo --output outputs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	@set -- benchmarks/bench_*.py; \
+	if test ! -f "$$1"; then echo "There is no benchmarks/bench_*.py to run." >&2; exit 1; fi; \
+	for script in "$$@"; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+tables: $(READY)
+	$(BIN)/python benchmarks/make_tables.py
+
+# The environment is rebuilt only where its interpreter is gone or too old; otherwise packages are brought up to date.
+# The stamp comes last, so an interrupted install is taken up again. One shell throughout: make 3.81 has no .ONESHELL.
+$(READY): pyproject.toml constraints.txt
+	@set -e; \
+	python=; \
+	for candidate in "$(PYTHON)" python3.13 python3.12 python3.11; do \
+	  if "$$candidate" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+	done; \
+	if test -z "$$python"; then \
+	  found=`"$(PYTHON)" --version 2>&1` || found="no $(PYTHON) that runs"; \
+	  echo "domainclip needs Python 3.11 or newer; found: $$found." >&2; \
+	  echo "Install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; \
+	fi; \
+	uv=; if command -v uv >/dev/null 2>&1; then uv=yes; fi; \
+	if test -n "$$PIP_FIND_LINKS" && test -z "$$UV_FIND_LINKS"; then \
+	  UV_FIND_LINKS=`echo $$PIP_FIND_LINKS | tr ' ' ','`; export UV_FIND_LINKS; \
+	fi; \
+	if ! $(BIN)/python -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then \
+	  echo "Making $(VENV) with `$$python --version`"; \
+	  rm -rf $(VENV); \
+	  if test -n "$$uv"; then uv venv --python "$$python" $(VENV); else "$$python" -m venv $(VENV); fi; \
+	fi; \
+	if test -n "$$uv"; then \
+	  uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+	  $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip; \
+	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	fi; \
+	touch $(READY)
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -f $(READY)

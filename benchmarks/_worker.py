@@ -1,0 +1,105 @@
+"""A measured piece of work in a process of its own, driven over pipes one command at a time.
+
+Two ways of doing a thing are compared by taking turns: one worker works while the others wait, so that both see
+the same machine. Each has its own process because number formats, thread counts and allocator settings belong to
+a process, and because peak memory can only be told apart that way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+Handler = Callable[..., dict[str, Any]]
+
+
+class Worker:
+    """Starts ``python SCRIPT --worker SPEC`` and talks JSON lines with it.
+
+    ``facts``: what the worker said when it was ready. Raises ``RuntimeError`` with the worker's own error output
+    when it dies.
+    """
+
+    def __init__(self, script: Path, spec: dict[str, Any]) -> None:
+        self.name = str(spec.get("name", script.stem))
+        self._errors = tempfile.TemporaryFile(mode="w+b")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), "--worker", json.dumps(spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        try:
+            self.facts = self._answer()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            tail = self._errors.read().decode(errors="replace")[-4000:]
+            raise RuntimeError(f"the worker {self.name} ended with code {self._process.returncode}:\n{tail}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()  # the end of its input is the worker's signal to stop
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._errors.close()
+
+
+@contextmanager
+def _answers() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """The pipe to the parent, kept out of reach of libraries that print: their output goes to stderr instead."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as pipe:
+        os.dup2(2, 1)
+
+        def answer(content: dict[str, Any]) -> None:
+            pipe.write(json.dumps(content) + "\n")
+            pipe.flush()
+
+        yield answer
+
+
+def serve(prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Handler]]], spec: str) -> None:
+    """The worker's side: ``prepare`` gives the facts to report and a handler per command; ends with its input."""
+    with _answers() as answer:
+        facts, handlers = prepare(json.loads(spec))
+        answer(facts)
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer(handlers[request.pop("command")](**request))

@@ -1,0 +1,40 @@
+"""What makes two runs the same run: the recipe's keys that change what is learned, and the training rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+from domainclip.data.dataset import CLIPDataset
+
+NEUTRAL_KEYS = {
+    "output_dir", "num_workers", "image_cache_mb", "keep_checkpoints", "eval_batch_size", "visualization_output_dir",
+    "alignment_visualization", "retrieval_top_k", "logging_steps", "save_steps", "data_path",
+}  # fmt: skip
+"""Keys that may differ between a run and its resumption: they change nothing that is learned."""
+
+
+def recipe_digest(recipe: dict[str, Any]) -> str:
+    """SHA-256 of a recipe's values, without ``NEUTRAL_KEYS``."""
+    kept = {key: value for key, value in recipe.items() if key not in NEUTRAL_KEYS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def data_fingerprint(dataset: CLIPDataset) -> str:
+    """SHA-256 of the training rows in their order: pictures' paths below their common folder, captions, groups.
+
+    The folder itself may move. The pictures' bytes are not read: that would cost as much as an epoch.
+    """
+    paths = [pair.image_path for pair in dataset.pairs]
+    try:
+        base = os.path.commonpath({str(path.parent) for path in paths})
+    except ValueError:  # several drives, or absolute and relative paths together
+        base = ""
+    rows = [
+        [path.relative_to(base).as_posix() if base else path.as_posix(), pair.caption, group]
+        for path, pair, group in zip(paths, dataset.pairs, dataset.group_ids.tolist(), strict=True)
+    ]
+    content = json.dumps([rows, dataset.texts], ensure_ascii=False)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,59 @@
+"""What the loop is told by a validation, remembers between steps, and hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What an evaluator says of the present weights; ``primary`` chooses the best checkpoint."""
+
+    metrics: dict[str, float]
+    primary: str
+    greater_is_better: bool = True
+    standard_error: float = 0.0
+    """Of the primary metric; two values nearer than this are not told apart."""
+
+    @property
+    def value(self) -> float:
+        return self.metrics[self.primary]
+
+
+@dataclass
+class TrainingResult:
+    steps: int
+    epochs: float
+    train_loss: float
+    training_time: float  # seconds in this process, evaluation included
+    samples_per_second: float  # training steps alone
+    peak_memory_mb: float
+    best: dict[str, Any] | None
+    stopped_early: bool
+    warnings: list[str]
+    bad_pictures: dict[str, str]
+    resumed_from: int
+    final_loss: float
+
+
+@dataclass
+class RunState:
+    """Where the run is; saved and restored whole."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: dict[str, Any] | None = None  # the checkpoint that is kept
+    top: float | None = None  # the best value seen, at whichever step
+    without_gain: int = 0
+    steps_skipped: int = 0  # batches with fewer than two readable pictures
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    last_loss: float = float("nan")
+    warnings: list[str] = field(default_factory=list)
+    bad_pictures: dict[str, str] = field(default_factory=dict)
+
+    def patience_spent(self, patience: int | None) -> bool:
+        """Whether early stopping is due. Also true for a run resumed after it has stopped early."""
+        return patience is not None and self.without_gain >= patience
