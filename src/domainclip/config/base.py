@@ -1,4 +1,4 @@
-"""The base of every settings slice: values are checked on creation and on assignment, and errors are plain sentences."""
+"""The base of every settings slice: values checked on creation and on assignment, errors in plain sentences."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
 
 
 class Settings(BaseModel):
-    """A slice of the recipe. Raises ``ConfigurationError`` (also a ``ValueError``) for an unknown key or a bad value."""
+    """A slice of the recipe. Raises ``ConfigurationError`` (a ``ValueError`` too) for an unknown key or a bad value."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -48,6 +48,7 @@ class DataFacts:
     classes: int
     names_sides: bool  # some caption says left or right
     cores: int
+    names_heights: bool = False  # some caption says upper, lower, top or bottom
 
 
 def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) -> tuple[FrozenConfig, list[Decision]]:
@@ -197,13 +198,18 @@ def _resolve_schedule(values: dict[str, Any], data: DataFacts, given: set[str], 
 def _resolve_augmentation(
     values: dict[str, Any], data: DataFacts, set_keys: set[str], given: set[str], decide: Any
 ) -> None:
+    """What the captions say overrules the domain's preset (mirrored, they would be wrong), but not the user."""
     if not values["augment_images"]:
         return
-    if data.names_sides:  # what the captions say overrules the domain's preset, not the user
-        for key in ("horizontal_flip", "rotate90"):
-            if key not in set_keys and (values[key] or key not in given):
-                decide(key, False, "captions say left or right")
-    elif "horizontal_flip" not in given:
+    said = {
+        "horizontal_flip": "captions say left or right" if data.names_sides else None,
+        "vertical_flip": "captions say upper, lower, top or bottom" if data.names_heights else None,
+    }
+    said["rotate90"] = said["horizontal_flip"] or said["vertical_flip"]
+    for key, reason in said.items():
+        if reason and key not in set_keys and (values[key] or key not in given):
+            decide(key, False, reason)
+    if "horizontal_flip" not in given and not data.names_sides:
         decide("horizontal_flip", True, "no caption says left or right")
 
 

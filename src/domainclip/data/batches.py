@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.dataset import CLIPDataset, RawItem
-from domainclip.errors import DataError
+from domainclip.errors import ConfigurationError, DataError, PictureError
 
 Batch = dict[str, Any]
 
@@ -50,6 +50,7 @@ class PairCollator:
         self.pad_token_id = dataset.pad_token_id
         self.fixed_length = dataset.text_length if dataset.fixed_length else None
         self.text_length = dataset.text_length
+        self.strict = dataset.config.strict
         self.pad_to_multiple = pad_to_multiple
 
     def length(self, longest: int) -> int:
@@ -123,7 +124,14 @@ class _RawView(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, key: Any) -> RawItem:
-        return self.dataset.fetch(key)
+        try:
+            return self.dataset.fetch(key)
+        except PictureError as error:  # strict
+            if get_worker_info() is None:
+                raise
+            # Raised here it would reach the user wrapped into the worker's traceback; PrefetchDataLoader raises it.
+            row = key[1] if isinstance(key, tuple) else key
+            return RawItem(row, self.dataset.text_number(key), None, str(error))
 
 
 def create_training_loader(
@@ -133,7 +141,7 @@ def create_training_loader(
     sampler = EpochBatchSampler(len(dataset), batch_size, config.seed, config.shuffle, drop_last=True)
     return DataLoader(
         _RawView(dataset),
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         collate_fn=PairCollator(dataset, pad_to_multiple),
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
@@ -151,8 +159,13 @@ def create_dataloader(
     drop_last: bool | None = None,
 ) -> DataLoader:
     """A plain ``DataLoader`` of ``collate_fn`` batches. A shuffled one drops the last partial batch unless that
-    would leave none."""
-    size = batch_size or config.batch_size or 32
+    would leave none.
+
+    Raises ``DataError`` for an empty data set, ``ConfigurationError`` for a batch size below 1.
+    """
+    size = batch_size if batch_size is not None else config.batch_size or 32
+    if size < 1:
+        raise ConfigurationError(f"Batch size must be positive (batch_size={size})")
     rows = len(dataset)  # type: ignore[arg-type]
     if rows == 0:
         raise DataError("No valid image-text pairs: the data set is empty")
@@ -207,6 +220,7 @@ class PrefetchDataLoader:
     def __iter__(self) -> Iterator[Batch]:
         ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=self.depth)
         stop = threading.Event()
+        strict = getattr(self.loader.collate_fn, "strict", False)
 
         def put(kind: str, value: Any) -> bool:
             while not stop.is_set():
@@ -220,6 +234,8 @@ class PrefetchDataLoader:
         def read() -> None:
             try:
                 for batch in self.loader:
+                    if strict and batch["problems"]:
+                        raise PictureError(batch["problems"][0][1])
                     if not put("batch", batch):
                         return
                 put("end", None)

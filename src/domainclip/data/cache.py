@@ -50,7 +50,7 @@ class PictureCache:
     def get(self, row: int) -> UInt8[Tensor, "3 h w"] | None:
         """The picture, as a view of the memory (not to be written to); None when it is not here."""
         offset, height, width = self._table[1 + 3 * row : 4 + 3 * row].tolist()
-        if offset == 0:
+        if offset == 0 or height == 0:
             return None
         return torch.from_numpy(self._bytes[offset - 1 : offset - 1 + 3 * height * width]).view(3, height, width)
 
@@ -64,7 +64,8 @@ class PictureCache:
             self._table[0] = start + size
         self._bytes[start : start + size] = picture.contiguous().view(-1).numpy()
         self._table[2 + 3 * row], self._table[3 + 3 * row] = picture.shape[1:]
-        self._table[1 + 3 * row] = start + 1  # last: a reader that sees it sees the whole picture
+        with self._lock:  # a memory barrier: a reader that sees the offset sees the whole picture (ARM reorders)
+            self._table[1 + 3 * row] = start + 1
         return True
 
     @property

@@ -74,7 +74,8 @@ class CLIPDataset(Dataset):
         self.image_transform = image_transform or ImageTransform(config, augment=False, spec=spec)
         self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
         self.fixed_length = getattr(processor, "text_padding", "causal") == "fixed"
-        self.text_length = min(config.max_sequence_length, getattr(processor, "max_length", config.max_sequence_length))
+        longest = getattr(processor, "max_length", config.max_sequence_length)
+        self.text_length = longest if self.fixed_length else min(config.max_sequence_length, longest)
         transform = text_transform or TextTransform()
         self._prompts: dict[str, list[int]] = {}
         self._build_texts([[transform(text) for text in texts] for texts in self._texts_of_rows()], processor)

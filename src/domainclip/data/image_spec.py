@@ -12,8 +12,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from domainclip.errors import ModelLoadError
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+LONGEST = 128
+"""Of a picture longer than this many times its width, only the middle is resized: the central square lies far inside
+it, and a hair of 1 × 100,000,000 pixels would otherwise be blown up to terabytes."""
 
 _TORCH_MODES = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
 
@@ -35,8 +41,21 @@ class ImageSpec:
 
     @classmethod
     def from_processor(cls, processor: Any) -> ImageSpec:
-        """Read a ``transformers`` image processor (or anything with its attributes)."""
-        size = dict(processor.size)
+        """Read a ``transformers`` image processor (or anything with its attributes).
+
+        Raises ``ModelLoadError`` for one whose treatment cannot be expressed here.
+        """
+        size = {key: value for key, value in dict(processor.size).items() if value is not None}
+        if "shortest_edge" not in size and size.get("height", 0) != size.get("width"):
+            raise ModelLoadError(
+                f"The model's image processor makes pictures of size {size}: only a square ('height' and 'width' "
+                "equal) or 'shortest_edge' is supported"
+            )
+        factor = float(getattr(processor, "rescale_factor", None) or 1 / 255)
+        if not getattr(processor, "do_rescale", True) or abs(factor * 255 - 1) > 1e-3:
+            raise ModelLoadError(
+                "The model's image processor does not scale pixels by 1/255 before normalising: not supported"
+            )
         crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
         shortest = size.get("shortest_edge")
         side = int(shortest or size["height"])
@@ -69,15 +88,26 @@ class ImageSpec:
         return replace(self, size=round(self.size * resolution / self.crop), crop=resolution)
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after the resize. Rounds as ``transformers`` does (the longer side is cut to whole pixels)."""
+        """Height and width after the resize. Rounds as ``transformers`` does: the longer side is cut."""
         if self.resize == "squash":
             return self.size, self.size
         if height <= width:
             return self.size, int(self.size * width / height)
         return int(self.size * height / width), self.size
 
+    def trim(self, picture: np.ndarray) -> np.ndarray:
+        """The middle of a picture more than ``LONGEST`` times as long as wide (any other: itself)."""
+        height, width = picture.shape[:2]
+        keep = LONGEST * min(height, width)
+        if self.resize == "squash" or max(height, width) <= keep:
+            return picture
+        keep += (max(height, width) - keep) % 2  # the centre stays the centre
+        start = (max(height, width) - keep) // 2
+        return picture[start : start + keep] if height > width else picture[:, start : start + keep]
+
     def apply(self, picture: np.ndarray) -> UInt8[Tensor, "3 side side"]:
         """Resize and crop an uint8 ``[height, width, 3]`` picture; within 1/255 of the model's own processor."""
+        picture = self.trim(picture)
         height, width = self.resized_shape(*picture.shape[:2])
         resized = resize(picture, height, width, self.resample)
         return center_crop(resized, self.crop) if self.crop else resized
@@ -92,9 +122,13 @@ class ImageSpec:
 
 
 def resize(picture: np.ndarray, height: int, width: int, resample: int) -> UInt8[Tensor, "3 h w"]:
-    """Antialiased resize of uint8 ``[h, w, 3]``, on torch where it equals Pillow within 1/255 and is faster."""
+    """Antialiased resize of uint8 ``[h, w, 3]``, on torch where it equals Pillow within 1/255 and is faster.
+
+    Rows are resized before columns, as Pillow did when CLIP was trained. Pillow 13 begins with the columns where the
+    height shrinks much more than the width; that differs where rounding in between clips (noise, hard edges).
+    """
     if picture.shape[:2] == (height, width):
-        return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        return torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)
     mode = _TORCH_MODES.get(Image.Resampling(resample))
     if mode is None:
         shrunk = Image.fromarray(picture).resize((width, height), Image.Resampling(resample))

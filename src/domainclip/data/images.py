@@ -7,6 +7,7 @@ the pixels Pillow gives; everything else through Pillow.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,12 @@ MAX_PIXELS = 178_956_970
 """Pictures above this are refused before decoding (Pillow's own limit for a decompression bomb: 2 × 1024³ / 4 / 3)."""
 
 _ORIENTATION = 0x0112
+
+_DAMAGE = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, RuntimeError, ArithmeticError,
+    struct.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow's decoders raise on damaged bytes (found by damaging pictures of every format at random)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def _open(path: Path, source: io.BytesIO | Path, max_pixels: int) -> Image.Image
         raise PictureError(f"{path}: more than {MAX_PIXELS:,} pixels; shrink the picture first") from None
     except UnidentifiedImageError:
         raise PictureError(f"{path}: not a picture, or its first bytes are damaged") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except _DAMAGE as error:
         raise PictureError(f"{path}: cannot be opened ({error})") from None
     pixels = picture.width * picture.height
     if pixels > max_pixels:
@@ -59,9 +66,11 @@ def _open(path: Path, source: io.BytesIO | Path, max_pixels: int) -> Image.Image
 def picture_header(path: Path, max_pixels: int = MAX_PIXELS) -> PictureHeader:
     """Size, format and mode. Raises ``PictureError`` for a missing file, a non-picture or too many pixels."""
     with _open(path, Path(path), max_pixels) as picture:
-        return PictureHeader(
-            picture.width, picture.height, picture.format or "", picture.mode, getattr(picture, "n_frames", 1)
-        )
+        try:
+            frames = getattr(picture, "n_frames", 1)
+        except _DAMAGE as error:
+            raise PictureError(f"{path}: damaged picture ({error})") from None
+        return PictureHeader(picture.width, picture.height, picture.format or "", picture.mode, frames)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -103,12 +112,18 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             picture.seek(0)
             upright = ImageOps.exif_transpose(picture) if orientation not in {0, 1} else picture
             return np.asarray(to_rgb(upright))
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except _DAMAGE as error:
             raise PictureError(f"{path}: damaged picture ({error})") from None
 
 
 def _decode_jpeg(data: bytes, grey: bool) -> np.ndarray:
     # strict: a truncated file raises instead of giving a half-grey picture.
-    if grey:
-        return np.repeat(simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True), 3, axis=2)
-    return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    try:
+        if grey:
+            return np.repeat(simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True), 3, axis=2)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    except ValueError as error:
+        if "extraneous bytes" not in str(error):
+            raise
+        # Stray bytes between markers, as some cameras write, hurt no pixel; a truncated file Pillow refuses too.
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -44,6 +44,7 @@ class ImageTransform:
     def base(self, picture: np.ndarray) -> UInt8[Tensor, "3 h w"]:
         if not self.augment:
             return self.spec.apply(picture)
+        picture = self.spec.trim(picture)
         # Large enough that the smallest crop is not enlarged, never larger than the original.
         margin = 1 / math.sqrt(self.config.crop_scale)
         larger = self.spec.at(min(math.ceil(self.resolution * margin), max(self.resolution, min(picture.shape[:2]))))

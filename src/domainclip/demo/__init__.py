@@ -1,5 +1,5 @@
-"""The demonstration that `domainclip demo` and `make demo` run."""
+"""A first result without data of one's own: pictures that come with a package, captioned and split."""
 
-from domainclip.demo.run import run_demo
+from domainclip.demo.pictures import build_demo_data
 
-__all__ = ["run_demo"]
+__all__ = ["build_demo_data"]

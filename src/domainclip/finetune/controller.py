@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig, Decision, FrozenConfig, contrastive_batch, resolve
@@ -23,7 +24,7 @@ from domainclip.data.transforms import ImageTransform
 from domainclip.devices import DeviceManager, MemoryManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
 from domainclip.embedding import EmbeddingEngine
-from domainclip.errors import ConfigurationError, DataError, ModelNotInitializedError
+from domainclip.errors import CheckpointError, ConfigurationError, DataError, ModelNotInitializedError
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.files import replaced_directory
 from domainclip.finetune.facts import data_facts, model_facts
@@ -31,6 +32,7 @@ from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
 from domainclip.similarity import SIMILARITIES
 from domainclip.training import Trainer, TrainingResult, Validation
+from domainclip.training.checkpoint import recover_directory
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ class CLIPFinetuningController:
         self.device_manager = manager
         self.model = encoder.to(manager.device)
         encoder.optimize_layout(manager.device)
+        if manager.device.type == "mps" and self.precision.name != "fp32":
+            encoder.avoid_fused_text_attention()
         self.processor = encoder.processor
         self._status = "ready"
 
@@ -183,7 +187,7 @@ class CLIPFinetuningController:
         if not resume and (folder / "checkpoints").exists():
             raise ConfigurationError(f"{folder} already holds a run: pass resume=True to go on, or another output_path")
         pairs = train_dataset.pairs if isinstance(train_dataset, CLIPDataset) else list(train_dataset)
-        recipe = self.recipe or self.prepare(pairs)
+        recipe = self.prepare(pairs)  # anew each time: rows and settings may have changed since
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
         self._apply_recipe(encoder, recipe)
         # MPS keeps memory for every shape it has seen: a few lengths only.
@@ -200,8 +204,15 @@ class CLIPFinetuningController:
         result = trainer.train(resume=resume)
         if result.best is not None and (folder / "best").is_dir():
             encoder.load_weights(folder / "best")
-        with replaced_directory(folder / "model") as temporary:
-            encoder.save(temporary)
+        recover_directory(folder / "model")
+        try:
+            with replaced_directory(folder / "model") as temporary:
+                encoder.save(temporary)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The trained model could not be written to {folder / 'model'}: {error}. Its last checkpoint is in "
+                f"{folder / 'checkpoints'}: free some space and resume"
+            ) from error
         encoder.eval()
         self._status = "trained"
         return _summary(result, folder / "model")

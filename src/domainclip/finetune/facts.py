@@ -11,6 +11,7 @@ from domainclip.config import DataFacts, ModelFacts
 from domainclip.data.records import ImageTextPair
 from domainclip.models import DualEncoder
 
+_HEIGHTS = re.compile(r"\b(upper|lower|top|bottom)\b", re.IGNORECASE)
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
@@ -35,5 +36,6 @@ def data_facts(pairs: Sequence[ImageTextPair]) -> DataFacts:
         labelled_share=len(labels) / max(1, len(pairs)),
         classes=len(set(labels)),
         names_sides=any(_SIDES.search(caption) for caption in captions),
+        names_heights=any(_HEIGHTS.search(caption) for caption in captions),
         cores=os.cpu_count() or 1,
     )

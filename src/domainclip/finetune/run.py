@@ -26,6 +26,7 @@ from domainclip.evaluation.model_card import model_card
 from domainclip.evaluation.report import jsonable, write_report
 from domainclip.files import write_bytes, write_json, write_text
 from domainclip.finetune.controller import CLIPFinetuningController
+from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.metrics_log import read_metrics
 
 _PARTS = (
@@ -81,7 +82,7 @@ def splits_of(config: CLIPFinetuningConfig) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions a run depends on."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in ("domainclip", "torch", "transformers", "numpy", "pillow", "simplejpeg", "safetensors"):
         try:
             packages[name] = version(name)
@@ -142,14 +143,17 @@ def run_training(
     val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
     test = readable_pairs(splits.test, engine, "test", config.strict, set_aside)
     judged, judged_name = (test, "test") if len(test) else (val, "val")
-    write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=True, allow_unicode=True))
+    # What a checkpoint was trained with stays on record: should this resumption be refused, it is what repeats the run.
+    going_on = resume and bool(CheckpointStore(folder / "checkpoints").all())
+    if not (going_on and (folder / "recipe.yaml").is_file()):
+        write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=True, allow_unicode=True))
     write_json(folder / "run.json", jsonable({
         "command": sys.argv, "environment": environment(), "decisions": [d.to_dict() for d in controller.decisions],
         "device": {"type": controller.device.type, "name": controller.device_manager.name},
         "precision": controller.precision.name, "notes": splits.notes,
     }))  # fmt: skip
 
-    before = _before(controller, judged, engine, folder, resume) if len(judged) else None
+    before = _before(controller, judged, engine, folder, going_on) if len(judged) else None
     result = controller.fine_tune(splits.train, val if len(val) else None, folder, resume=resume, engine=engine)
     set_aside += [
         {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()

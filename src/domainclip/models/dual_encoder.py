@@ -135,7 +135,7 @@ class DualEncoder(nn.Module):
         return int(found.group(1)) if found else None
 
     def lock(self, tower: Literal["image", "text"]) -> None:
-        """Freeze a tower and its projection (projections that were just created stay trainable: they know nothing yet)."""
+        """Freeze a tower and its projection, except a projection that was just created and knows nothing yet."""
         self._locked.add(tower)
         for owner, name, parameter in self.named_tower_parameters():
             fresh = self.fresh_projections and "projection." in name
@@ -165,6 +165,14 @@ class DualEncoder(nn.Module):
             return False
         self.model.vision_model.to(memory_format=torch.channels_last)
         return True
+
+    def avoid_fused_text_attention(self) -> None:
+        """Compute the text tower's attention plainly, with an explicit causal mask.
+
+        Apple's fused kernel lets tokens see later ones in half precision when it is told "causal" instead of being
+        given the mask (pytorch issue 195910).
+        """
+        self.model.text_model.set_attn_implementation("eager")
 
     @torch.no_grad()
     def set_temperature(self, temperature: float, *, trainable: bool) -> None:

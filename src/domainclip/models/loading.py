@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, VisionTextDualEncoderModel
 
 from domainclip.config import ModelSettings
@@ -39,7 +40,7 @@ def _load(kind: str, loader: Any, name: str, **options: Any) -> Any:
         )
     try:
         return loader.from_pretrained(str(path) if looks_local else name, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:300]
         if looks_local:
             raise ModelLoadError(f"Cannot load the {kind} from {path}: {reason}") from error

@@ -14,7 +14,11 @@ from domainclip.models.processor import EncoderProcessor
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 # Enough English for the merges of a small vocabulary; byte-level, so every other text still has tokens.
-_CORPUS = ["a", "photo", "of", "the", "picture", "image", "showing", "seen", "under", "microscope", "with", "and", "without", "small", "large", "left", "right", "red", "green", "blue", "grey", "dark", "bright", "texture", "surface", "cell", "tissue", "retina", "crack", "defect", "brick", "gravel", "moon", "grass", "galaxy", "stained", "section", "scan", "patient", "normal", "functional", "certainly", "possibly", "defective", "pollen", "grain", "rock"]
+_CORPUS = (
+    "a photo of the picture image showing seen under microscope with and without small large left right",
+    "red green blue grey dark bright texture surface cell tissue retina crack defect brick gravel moon grass",
+    "galaxy stained section scan patient normal functional certainly possibly defective pollen grain rock",
+)
 
 
 def train_tokenizer(corpus: Sequence[str], vocab_size: int = 600, max_length: int = 77) -> PreTrainedTokenizerFast:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -45,6 +35,7 @@ from domainclip.training.identity import NEUTRAL_KEYS, data_fingerprint, recipe_
 from domainclip.training.metrics_log import MetricsLog, peak_memory_mb
 from domainclip.training.optimizer import build_optimizer, rate_factor, set_rates
 from domainclip.training.results import RunState, TrainingResult, Validation
+from domainclip.training.terminal import StopSignals, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +77,7 @@ class Trainer:
         self.digest = recipe_digest(settings.model_dump(mode="json"))
         self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
         self._unchecked: tuple[dict[str, Tensor], Tensor] | None = None
-        self._signal: int | None = None
+        self.stop = StopSignals(self.console)
         self.step_fn = ContrastiveStep(
             self._encode_image, encoder.encode_text, self._contrast, lambda: precision.autocast(device), device,
             chunk=self._chunk(), backward_scale=self.scaler.scale,
@@ -121,7 +112,7 @@ class Trainer:
         stopped_early = state.patience_spent(settings.early_stopping_patience)
         started, training_seconds, rows_seen = time.monotonic(), 0.0, 0
         self.encoder.train()
-        with self._signals(), self._progress() as advance:
+        with self.stop.watch(), progress_bar(self.console, self.total_steps, state.step) as advance:
             while state.step < self.total_steps and not stopped_early:
                 self.sampler.set_position(state.epoch, state.batch)
                 for batch in self.loader:
@@ -141,7 +132,7 @@ class Trainer:
                     if self.validate and (state.step % settings.eval_steps == 0 or state.batch == 0 or last):
                         stopped_early = self._validate(metrics)
                     done = last or stopped_early
-                    stop_signal = self._signal  # read once: one that comes while saving waits for the next step
+                    stop_signal = self.stop.received  # read once: one that comes while saving waits for the next step
                     if done or stop_signal or state.step % settings.save_steps == 0:
                         self._save(must_succeed=bool(done or stop_signal))
                     if stop_signal and not done:
@@ -341,36 +332,3 @@ class Trainer:
             self._warn(f"{problem}; used {checkpoint.path.name} instead")
         self.console.print(f"Resumed at step {checkpoint.step} of {self.total_steps}")
         return checkpoint.step
-
-    # --- the terminal and the signals ---
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM lets the step finish and saves; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(number: int, frame: Any) -> None:
-            if self._signal:
-                raise KeyboardInterrupt
-            self._signal = number
-            self.console.print(f"{signal.Signals(number).name}: finishing this step, then saving …")
-
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def _progress(self) -> Iterator[Callable[[float], None]]:
-        progress = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self.console, transient=True, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        task = progress.add_task("training", total=self.total_steps, completed=self.state.step, loss=float("nan"))
-        with progress:
-            yield lambda loss: progress.update(task, advance=1, loss=loss)

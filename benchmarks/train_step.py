@@ -1,0 +1,358 @@
+"""Training steps a second and peak memory: this package's trainer beside a plain ``transformers`` loop.
+
+    python benchmarks/train_step.py                 # the whole measurement, writes benchmarks/results/
+    python benchmarks/train_step.py --quick         # a tiny model for two steps, to see that it runs
+
+Both sides train the same CLIP (ViT-B/32's shape, equal random weights) on the same batches with the same AdamW,
+clipping and schedule, without dropout, in one process each. They take turns, a few steps at a time, while the
+other waits. What is timed:
+
+- plain: ``CLIPModel(..., return_loss=True).loss``, backward, clipping, AdamW, schedule. Its captions are tokenized
+  and padded to the full length, and its pictures normalised, before the clock starts.
+- ours: ``Trainer._step`` on a batch collated inside the timing, normalising included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _record import RESULTS, machine_facts, median, write_record
+from _worker import Handler, Worker, serve
+
+if TYPE_CHECKING:  # workers alone import torch: see _record.py
+    from domainclip.data import CLIPDataset
+    from domainclip.models import DualEncoder
+
+DATA_SETS = ("ind_solar_cells", "med_covid_cxr")
+LOSS_TOLERANCE = 1e-4
+LOSS_STEPS = 20
+WARMUP_STEPS = 5
+LEARNING_RATE = 5e-5
+
+# Each entry: what both sides do about global settings, plain first. "policy" is what a user of the package gets.
+COMPARISONS: dict[str, tuple[str, ...]] = {
+    "highest": ("highest", "highest"),
+    "medium": ("medium", "medium"),
+    "policy": ("highest", "policy"),
+}
+
+
+# --- in the worker ---
+
+
+def _encoder(spec: dict[str, Any]) -> DualEncoder:
+    """Random weights, the same in every worker. The tokenizer is CLIP's own except for the tiny model."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    from domainclip.models import DualEncoder, EncoderProcessor, make_tiny_clip
+
+    if spec["model"] == "tiny":
+        return make_tiny_clip(spec["seed"])
+    from _clip_tokenizer import clip_tokenizer
+
+    torch.manual_seed(spec["seed"])
+    # transformers' defaults are ViT-B/32's: 12 layers each, widths 768 and 512, 224 pixels, 77 tokens, no dropout.
+    model = CLIPModel(CLIPConfig())
+    processor = EncoderProcessor(
+        clip_tokenizer(Path(spec["tokenizer"])), CLIPImageProcessorPil(), "causal", max_length=77
+    )
+    return DualEncoder(model, processor, name="ViT-B/32, random weights")
+
+
+def _settings(spec: dict[str, Any]) -> tuple[Any, Any, list[str]]:
+    """Device, precision, and what was done to the process."""
+    import torch
+
+    from domainclip.devices import DeviceManager, choose_precision
+
+    manager = DeviceManager(device="cpu")
+    if spec["settings"] == "policy":
+        done = [f"{what}: {reason}" for what, reason in manager.optimize_for_device()]
+        precision = choose_precision(manager.device)
+        return manager.device, precision, [*done, f"precision {precision.name}: {precision.reason}"]
+    torch.set_float32_matmul_precision(spec["settings"])
+    precision = choose_precision(manager.device, mixed_precision=False)
+    return manager.device, precision, [f"float32, matmul precision {spec['settings']!r}, nothing else changed"]
+
+
+def _dataset(spec: dict[str, Any], encoder: DualEncoder) -> tuple[CLIPDataset, Any]:
+    from domainclip.config import CLIPFinetuningConfig
+    from domainclip.data import CLIPDataset, DatasetLoader
+
+    pairs = DatasetLoader.from_csv(
+        Path(spec["data"]) / "train.csv", image_col="image_path", caption_col="caption"
+    )
+    config = CLIPFinetuningConfig(
+        batch_size=spec["batch"], num_epochs=1000, max_steps=spec["total_steps"], warmup_steps=WARMUP_STEPS,
+        learning_rate=LEARNING_RATE, loss_type="contrastive", num_workers=0, augment_images=False, seed=spec["seed"],
+    )  # fmt: skip
+    return CLIPDataset(pairs, encoder.processor, config), config
+
+
+def _keys(sampler: Any) -> Iterator[list[tuple[int, int]]]:
+    """The batches of every epoch, one after another: both sides read the same."""
+    epoch = 0
+    while True:
+        sampler.set_position(epoch)
+        yield from sampler
+        epoch += 1
+
+
+Step = Callable[[list[tuple[int, int]]], tuple[float, float]]
+"""Takes a batch's keys, gives seconds and loss."""
+
+
+def _our_step(spec: dict[str, Any], folder: Path) -> tuple[Step, Any, list[str]]:
+    import torch
+
+    from domainclip.data.batches import create_training_loader
+    from domainclip.losses import build_loss
+    from domainclip.training import Trainer
+
+    device, precision, done = _settings(spec)
+    encoder = _encoder(spec)
+    encoder.optimize_layout(device)
+    dataset, config = _dataset(spec, encoder)
+    loader = create_training_loader(dataset, config, spec["batch"])
+    trainer = Trainer(
+        encoder, build_loss(config), loader, dataset.image_transform.spec, config, device, precision, folder
+    )
+    encoder.train()
+
+    def step(keys: list[tuple[int, int]]) -> tuple[float, float]:
+        items = [dataset.fetch(key) for key in keys]
+        clock = time.perf_counter()
+        assert loader.collate_fn is not None
+        output, _ = trainer._step(loader.collate_fn(items))
+        assert output is not None
+        loss = float(output["loss"])
+        seconds = time.perf_counter() - clock
+        trainer.state.step += 1
+        return seconds, loss
+
+    return step, loader.batch_sampler, [*done, f"torch threads: {torch.get_num_threads()}"]
+
+
+def _plain_step(spec: dict[str, Any]) -> tuple[Step, Any, list[str]]:
+    import torch
+
+    from domainclip.data.batches import EpochBatchSampler
+    from domainclip.training.optimizer import rate_factor
+
+    _, _, done = _settings(spec)
+    encoder = _encoder(spec)
+    dataset, config = _dataset(spec, encoder)
+    model: Any = encoder.model.train()
+    tokenizer = encoder.processor.tokenizer
+    tokens = tokenizer(
+        [pair.caption for pair in dataset.pairs], padding="max_length", truncation=True, max_length=77,
+        return_tensors="pt",
+    )  # fmt: skip
+    named = list(model.named_parameters())
+    decayed = [p for name, p in named if p.ndim >= 2]
+    others = [p for name, p in named if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=True,  # as in transformers' own Trainer, whose default is adamw_torch_fused
+    )
+    sampler = EpochBatchSampler(len(dataset), spec["batch"], config.seed, shuffle=True, drop_last=True)
+    total = min(spec["total_steps"], len(sampler) * config.num_epochs)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate_factor(step, config.warmup_steps, total, config.min_learning_rate_ratio)
+    )
+    spec_of_pictures = dataset.image_transform.spec
+
+    def step(keys: list[tuple[int, int]]) -> tuple[float, float]:
+        rows = [row for _, row in keys]
+        batch = {
+            "pixel_values": spec_of_pictures.normalise(torch.stack([dataset.pixels(key) for key in keys])),
+            "input_ids": tokens["input_ids"][rows],
+            "attention_mask": tokens["attention_mask"][rows],
+        }
+        clock = time.perf_counter()
+        loss = model(**batch, return_loss=True).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        value = loss.item()
+        return time.perf_counter() - clock, value
+
+    return step, sampler, [*done, f"torch threads: {torch.get_num_threads()}"]
+
+
+def _prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
+    from domainclip.training.metrics_log import peak_memory_mb
+
+    folder = tempfile.TemporaryDirectory()
+    if spec["side"] == "ours":
+        step, sampler, settings = _our_step(spec, Path(folder.name))
+    else:
+        step, sampler, settings = _plain_step(spec)
+    keys = _keys(sampler)
+
+    def steps(count: int) -> dict[str, Any]:
+        done = [step(next(keys)) for _ in range(count)]
+        return {"seconds": [seconds for seconds, _ in done], "losses": [loss for _, loss in done]}
+
+    def finish() -> dict[str, Any]:
+        import torch
+
+        folder.cleanup()
+        return {"peak_memory_mb": peak_memory_mb(torch.device("cpu"))}
+
+    return {"settings": settings}, {"steps": steps, "finish": finish}
+
+
+# --- in the parent ---
+
+
+def measure(specs: dict[str, dict[str, Any]], steps: int, block: int) -> dict[str, dict[str, Any]]:
+    """Let the workers take turns, ``block`` steps at a time, until each has done ``steps``.
+
+    The order within a round turns around every time, so that a machine that slows down or speeds up harms none.
+    """
+    runs: dict[str, dict[str, Any]] = {name: {"seconds": [], "losses": []} for name in specs}
+    script = Path(__file__).resolve()
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(script, spec)) for name, spec in specs.items()}
+        order = list(workers)
+        done = 0
+        while done < steps:
+            count = min(block, steps - done)
+            for name in order:
+                answer = workers[name].ask("steps", count=count)
+                runs[name]["seconds"] += answer["seconds"]
+                runs[name]["losses"] += answer["losses"]
+            done += count
+            order.reverse()
+        for name, worker in workers.items():
+            runs[name]["settings"] = worker.facts["settings"]
+            runs[name]["peak_memory_mb"] = round(worker.ask("finish")["peak_memory_mb"], 1)
+    return runs
+
+
+def compare(plain: dict[str, Any], ours: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Medians over the steps after the first, which also fills caches and the optimizer's state."""
+    pairs = list(zip(plain["seconds"][1:], ours["seconds"][1:], strict=True))
+    ratios = sorted(a / b for a, b in pairs)
+    losses = [abs(a - b) for a, b in zip(plain["losses"], ours["losses"], strict=True)][:LOSS_STEPS]
+    plain_rate = batch / median([a for a, _ in pairs])
+    our_rate = batch / median([b for _, b in pairs])
+    return {
+        "plain_samples_per_s": round(plain_rate, 3),
+        "ours_samples_per_s": round(our_rate, 3),
+        "speedup": round(our_rate / plain_rate, 3),
+        "speedup_per_step_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
+        "plain_peak_memory_mb": plain["peak_memory_mb"],
+        "ours_peak_memory_mb": ours["peak_memory_mb"],
+        "steps_timed": len(pairs),
+        "losses_compared": len(losses),
+        "largest_loss_difference": max(losses),
+        "plain_settings": plain["settings"],
+        "ours_settings": ours["settings"],
+    }
+
+
+def quick_data(folder: Path) -> Path:
+    """Sixteen pictures of noise with repeated short and distinct longer captions, in the layout of the real sets."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    with open(folder / "train.csv", "w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["image_path", "caption"])
+        for row in range(16):
+            name = f"images/{row:02}.png"
+            Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / name)
+            writer.writerow([name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"])
+    return folder
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    batch, steps, block = arguments.batch_size, arguments.steps, arguments.block
+    settings = {"model": "vit-b-32", "tokenizer": str(arguments.data_root / "clip_tokenizer")}
+    model = "ViT-B/32 shape, random weights"
+    facts = machine_facts()
+    with ExitStack() as stack:
+        if arguments.quick:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            data = {"quick": quick_data(folder / "quick")}
+            batch, steps, block, settings, model = 8, 2, 1, {"model": "tiny"}, "tiny"
+        else:
+            data = {name: arguments.data_root / name for name in arguments.data}
+        results = {}
+        for name, folder in data.items():
+            base = {**settings, "data": str(folder), "batch": batch, "seed": 0, "total_steps": max(steps, LOSS_STEPS)}
+            results[name] = _one_data_set(base, arguments.comparisons, steps, block)
+    return {"machine": facts, "quick": arguments.quick, "model": model, "batch_size": batch, "results": results}
+
+
+def _one_data_set(base: dict[str, Any], comparisons: list[str], steps: int, block: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    # "policy" is measured beside the plain loop of "highest"; all three fit into memory together, five would not.
+    for group in (("highest", "policy"), ("medium",)):
+        wanted = [name for name in group if name in comparisons]
+        sides = {
+            f"{side} {setting}": {**base, "side": side, "settings": setting, "name": f"{side} {setting}"}
+            for name in wanted
+            for side, setting in zip(("plain", "ours"), COMPARISONS[name], strict=True)
+        }
+        runs = measure(sides, steps, block) if sides else {}
+        for name in wanted:
+            plain, ours = (f"{side} {setting}" for side, setting in zip(("plain", "ours"), COMPARISONS[name], strict=True))
+            found[name] = compare(runs[plain], runs[ours], base["batch"])
+            difference = found[name]["largest_loss_difference"]
+            print(f"{Path(base['data']).name}, {name}: {found[name]['speedup']:.2f} times "
+                  f"({found[name]['plain_samples_per_s']:.2f} -> {found[name]['ours_samples_per_s']:.2f} samples/s), "
+                  f"losses differ by at most {difference:.1e}", flush=True)  # fmt: skip
+            if name != "policy" and not difference <= LOSS_TOLERANCE:
+                raise SystemExit(
+                    f"{name}: the two losses differ by {difference:.2e}, more than {LOSS_TOLERANCE:g}: "
+                    "they do not train the same thing, so their speeds cannot be compared"
+                )
+    return found
+
+
+def main() -> None:
+    default_data = Path(__file__).resolve().parents[1] / "../shared/data"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data)))
+    parser.add_argument("--data", nargs="+", default=list(DATA_SETS), help="names of data sets in --data-root")
+    parser.add_argument("--comparisons", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS))
+    parser.add_argument("--steps", type=int, default=20, help="steps of each side")
+    parser.add_argument("--block", type=int, default=2, help="steps before the other side's turn")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--quick", action="store_true", help="a tiny model on made-up data, two steps")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON record")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        serve(_prepare, arguments.worker)
+        return
+    if arguments.steps < 2 or arguments.block < 1:
+        parser.error("--steps must be at least 2 (the first is not timed), --block at least 1")
+    if not arguments.quick:
+        for name in [*arguments.data, "clip_tokenizer"]:
+            if not (arguments.data_root / name).is_dir():
+                parser.error(f"{arguments.data_root / name} is missing: give --data-root or set DOMAINCLIP_DATA")
+    print(write_record("train_step", run(arguments), arguments.output))
+
+
+if __name__ == "__main__":
+    main()

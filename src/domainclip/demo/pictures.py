@@ -1,0 +1,140 @@
+"""Cuts the demo's data set out of public-domain pictures that scikit-image ships; nothing is downloaded."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from domainclip.demo.sources import SOURCES, SPLITS, Box, Source
+from domainclip.errors import DataError, MissingExtraError
+from domainclip.files import replaced_directory
+
+PATCHES_PER_CLASS = {"train": 80, "val": 12, "test": 25}
+JPEG_QUALITY = 90
+TRIES_PER_PATCH = 500
+COLUMNS = ("image_path", "caption", "label", "group")
+META_COLUMNS = ("image_path", "split", "picture", "left", "top", "side")
+README_TITLE = "# domainclip demo data"
+
+
+def build_demo_data(folder: Path, seed: int = 0, size: int = 64) -> Path:
+    """Write the demo's pictures and tables into ``folder`` and return it.
+
+    ``images/`` holds square JPEG patches of ``size`` × ``size`` pixels; ``train.csv``, ``val.csv`` and ``test.csv``
+    have the columns ``image_path`` (relative to ``folder``), ``caption``, ``label`` and ``group`` (the block of the
+    source picture). ``meta.csv`` says which square of which picture each patch is, and ``README.md`` where the
+    pictures come from. The splits share no block and no pixel. The same ``seed`` gives the same patches.
+
+    A ``folder`` that this function wrote before is replaced as a whole. Raises ``DataError`` for a ``folder`` with
+    anything else in it, a ``size`` below 16, or bundled pictures other than the expected ones;
+    ``MissingExtraError`` without scikit-image.
+    """
+    folder = Path(folder)
+    if size < 16:
+        raise DataError(f"size must be 16 pixels or more for the patches to show anything: got {size}")
+    _refuse_foreign_content(folder)
+    bundled = _bundled_pictures()
+    tables: dict[str, list[tuple[object, ...]]] = {split: [] for split in SPLITS}
+    meta: list[tuple[object, ...]] = []
+    with replaced_directory(folder) as temporary:
+        (temporary / "images").mkdir()
+        for number, source in enumerate(SOURCES):
+            picture = _open(bundled, source)
+            for split_number, split in enumerate(SPLITS):
+                # a stream of its own for each class and split: a change to one leaves the others' patches alone
+                rng = np.random.default_rng([seed, number, split_number])
+                for index in range(PATCHES_PER_CLASS[split]):
+                    block = source.blocks[split][index % len(source.blocks[split])]
+                    patch, left, top, side = _cut(picture, source, block, size, rng)
+                    name = f"images/{source.label.replace(' ', '_')}_{split}_{index:03d}.jpg"
+                    patch.save(temporary / name, quality=JPEG_QUALITY)
+                    caption = source.captions[int(rng.integers(len(source.captions)))]
+                    group = f"{source.label.replace(' ', '_')}-{block[0]}-{block[1]}"
+                    tables[split].append((name, caption, source.label, group))
+                    meta.append((name, split, source.file, left, top, side))
+        for split in SPLITS:
+            (temporary / f"{split}.csv").write_text(_csv(COLUMNS, tables[split]), encoding="utf-8")
+        (temporary / "meta.csv").write_text(_csv(META_COLUMNS, meta), encoding="utf-8")
+        (temporary / "README.md").write_text(_readme(seed, size), encoding="utf-8")
+    return folder
+
+
+def _refuse_foreign_content(folder: Path) -> None:
+    """Replacing a folder deletes what was in it: only ever do that to a folder of our own making."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file: name a new folder for the demo's data")
+    readme = folder / "README.md"
+    ours = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(README_TITLE)
+    if not ours and any(folder.iterdir()):
+        raise DataError(f"{folder} holds files that are not the demo's data: name a new or an empty folder")
+
+
+def _bundled_pictures() -> Path:
+    """The folder of pictures inside the installed scikit-image, read as files: its loaders may download."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise MissingExtraError("scikit-image", "demo", "The demo's data set")
+    return Path(spec.origin).parent / "data"
+
+
+def _open(bundled: Path, source: Source) -> Image.Image:
+    path = bundled / source.file
+    remedy = "install the version of scikit-image that constraints.txt names"
+    if not path.is_file():
+        raise DataError(f"the installed scikit-image has no picture {path}: {remedy}")
+    picture = Image.open(path)
+    if picture.size != source.picture_size:
+        raise DataError(f"{path} measures {picture.size}, expected {source.picture_size}: {remedy}")
+    return picture.convert("L" if picture.mode == "L" else "RGB")
+
+
+def _cut(
+    picture: Image.Image, source: Source, block: Box, size: int, rng: np.random.Generator
+) -> tuple[Image.Image, int, int, int]:
+    """A random square of ``block`` that shows something, resized, with its left, top and side in source pixels."""
+    left, top, right, bottom = block
+    largest = min(source.sides[1], right - left, bottom - top)
+    for _ in range(TRIES_PER_PATCH):
+        side = int(rng.integers(min(source.sides[0], largest), largest + 1))
+        x = int(rng.integers(left, right - side + 1))
+        y = int(rng.integers(top, bottom - side + 1))
+        crop = picture.crop((x, y, x + side, y + side))
+        grey = np.asarray(crop.convert("L"), dtype=np.float32)
+        if grey.std() >= source.min_contrast and (grey < 16).mean() <= source.max_dark:
+            return crop.resize((size, size), Image.Resampling.BICUBIC), x, y, side
+    raise DataError(
+        f"no patch of {source.file} in block {block} shows '{source.label}' after {TRIES_PER_PATCH} tries: "
+        "install the version of scikit-image that constraints.txt names"
+    )
+
+
+def _csv(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _readme(seed: int, size: int) -> str:
+    counts = ", ".join(f"{PATCHES_PER_CLASS[split]} {split}" for split in SPLITS)
+    lines = [
+        README_TITLE,
+        "",
+        f"Patches of {size} × {size} pixels, cut by `domainclip demo` (seed {seed}) out of pictures that the package",
+        f"scikit-image ships: {len(SOURCES)} classes, {counts} patches per class. Training, validation and test",
+        "patches come from disjoint blocks of each picture (`group`): no pixel is in two splits. `meta.csv` says which",
+        "square of which picture each patch is. One picture per class makes this a demonstration, not a benchmark.",
+        "",
+        "| class | picture | shows | from | licence |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [f"| {s.label} | {s.file} | {s.shows} | {s.origin} | {s.licence} |" for s in SOURCES]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,265 @@
+"""Which bundled pictures the demo cuts its patches from, where from, under which licence, and how it words them.
+
+All are files of scikit-image's wheel whose licence note says CC0 or public domain (the docstrings of
+``skimage.data``). Pictures whose note says only "no known copyright restrictions", or nothing, are left out.
+
+Training, validation and test patches come from disjoint blocks of a picture, ``GAP`` pixels or more apart, so
+no pixel is in two splits. Boxes are (left, top, right, bottom) in source pixels, right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GAP = 4
+SPLITS = ("train", "val", "test")
+Box = tuple[int, int, int, int]
+
+# (column, row) in the 4 × 4 grid; a test block in every row and every column, so that uneven light, perspective
+# and depth across a picture are in the test as they are in training
+_TEST_CELLS = {(1, 0), (3, 1), (0, 2), (2, 3)}
+_VAL_CELLS = {(3, 0), (0, 3)}
+
+CC0 = "CC0 1.0"
+PUBLIC_DOMAIN = "public domain"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One class: a picture, its blocks per split, and the captions of its patches.
+
+    ``sides`` bounds the side of a square crop in source pixels before it is resized. ``min_contrast`` is the least
+    standard deviation of the grey values (0-255) that a patch must have not to be empty; ``max_dark`` the largest
+    share of its pixels darker than 16. Every caption contains ``label`` and holds for any patch of the blocks.
+    """
+
+    label: str
+    file: str
+    picture_size: tuple[int, int]
+    shows: str
+    origin: str
+    licence: str
+    sides: tuple[int, int]
+    blocks: dict[str, list[Box]]
+    captions: tuple[str, ...]
+    min_contrast: float = 8.0
+    max_dark: float = 1.0
+
+
+def grid(area: Box) -> dict[str, list[Box]]:
+    """``area`` as 4 × 4 blocks with gaps between them: ten to train on, two to validate, four to test."""
+    left, top, right, bottom = area
+    blocks: dict[str, list[Box]] = {split: [] for split in SPLITS}
+    for row in range(4):
+        for column in range(4):
+            cell = (column, row)
+            split = "test" if cell in _TEST_CELLS else "val" if cell in _VAL_CELLS else "train"
+            blocks[split].append(
+                (
+                    left + column * (right - left) // 4,
+                    top + row * (bottom - top) // 4,
+                    left + (column + 1) * (right - left) // 4 - GAP,
+                    top + (row + 1) * (bottom - top) // 4 - GAP,
+                )
+            )
+    return blocks
+
+
+SOURCES: tuple[Source, ...] = (
+    Source(
+        label="retina",
+        file="retina.jpg",
+        picture_size=(1411, 1411),
+        shows="fundus photograph of a normal left eye",
+        origin="Mikael Häggström, Wikimedia Commons",
+        licence=CC0,
+        sides=(150, 220),
+        # the square that leaves out most of the black surround of the round picture
+        blocks=grid((110, 110, 1300, 1300)),
+        max_dark=0.0,
+        min_contrast=3.0,
+        captions=(
+            "a fundus photograph of a human retina",
+            "part of a healthy retina seen through an ophthalmoscope",
+            "reddish retina of a left eye in an eye examination",
+            "an ophthalmology picture of the retina at the back of the eye",
+            "close view of a retina without signs of disease",
+        ),
+    ),
+    Source(
+        label="galaxies",
+        file="hubble_deep_field.jpg",
+        picture_size=(1000, 872),
+        shows="Hubble eXtreme Deep Field",
+        origin="NASA, HubbleSite",
+        licence=PUBLIC_DOMAIN,
+        sides=(96, 150),
+        blocks=grid((0, 0, 1000, 872)),
+        captions=(
+            "distant galaxies in a deep field of the Hubble telescope",
+            "a space telescope picture of galaxies on a black sky",
+            "faint galaxies scattered over dark space",
+            "an astronomical exposure showing many small galaxies",
+            "galaxies of the early universe as coloured specks of light",
+        ),
+    ),
+    Source(
+        label="brick wall",
+        file="brick.png",
+        picture_size=(512, 512),
+        shows="a small section of a brick wall",
+        origin="CC0Textures, Bricks25",
+        licence=CC0,
+        sides=(84, 120),
+        blocks=grid((0, 0, 512, 512)),
+        captions=(
+            "a brick wall with light mortar joints",
+            "grey picture of a brick wall, the courses running upwards",
+            "masonry: a section of a brick wall",
+            "rows of long bricks in a brick wall",
+            "texture of a brick wall under inspection",
+        ),
+    ),
+    Source(
+        label="grass",
+        file="grass.png",
+        picture_size=(512, 512),
+        shows="grass seen from above",
+        origin="linolafett, DeviantArt",
+        licence=CC0,
+        sides=(84, 120),
+        blocks=grid((0, 0, 512, 512)),
+        captions=(
+            "blades of grass seen from above",
+            "a grey picture of a patch of grass",
+            "grass in a meadow, stalks lying in all directions",
+            "ground cover survey: grass",
+            "tangled grass with a few small leaves",
+        ),
+    ),
+    Source(
+        label="gravel",
+        file="gravel.png",
+        picture_size=(512, 512),
+        shows="gravel seen from above",
+        origin="CC0Textures, Gravel04",
+        licence=CC0,
+        sides=(84, 120),
+        blocks=grid((0, 0, 512, 512)),
+        captions=(
+            "loose gravel of crushed stone",
+            "a bed of gravel seen from above",
+            "angular stones of a gravel path",
+            "aggregate sample: coarse gravel",
+            "grey gravel, pebbles packed closely",
+        ),
+    ),
+    Source(
+        label="handwriting",
+        file="text.png",
+        picture_size=(448, 172),
+        shows="handwritten formulas on ruled paper",
+        origin="Wikipedia, Corner.png",
+        licence=PUBLIC_DOMAIN,
+        sides=(48, 72),
+        blocks={
+            "train": [(0, 0, 138, 172), (142, 0, 252, 172)],
+            "val": [(256, 0, 328, 172)],
+            "test": [(332, 0, 448, 172)],
+        },
+        min_contrast=20.0,
+        captions=(
+            "handwriting in ink on a sheet of paper",
+            "strokes of handwriting from a mathematical note",
+            "a scanned scrap of handwriting",
+            "dark handwriting on grey ruled paper",
+            "a notebook page with handwriting, seen at an angle",
+        ),
+    ),
+    Source(
+        label="cat fur",
+        file="chelsea.png",
+        picture_size=(451, 300),
+        shows="Chelsea the cat",
+        origin="Stefan van der Walt",
+        licence=CC0,
+        sides=(44, 64),
+        # the face without its eyes, nose, ears and the blurred room behind it
+        blocks={
+            "train": [(50, 20, 130, 84), (100, 150, 220, 214), (134, 20, 200, 84)],
+            "val": [(276, 30, 342, 96)],
+            "test": [(204, 20, 272, 146)],
+        },
+        captions=(
+            "striped cat fur in warm brown tones",
+            "close view of cat fur with a tabby pattern",
+            "soft cat fur, hairs lying in one direction",
+            "the coat of a domestic animal: cat fur",
+            "brown and beige cat fur",
+        ),
+    ),
+    Source(
+        label="wood",
+        file="coffee.png",
+        picture_size=(600, 400),
+        shows="a coffee cup on a wooden table",
+        origin="Rachel Michetti",
+        licence=CC0,
+        sides=(44, 64),
+        blocks={
+            "train": [(484, 0, 600, 190), (484, 264, 600, 400)],
+            "val": [(484, 194, 600, 260)],
+            "test": [(0, 130, 72, 400)],
+        },
+        captions=(
+            "the wood of a worn table top",
+            "varnished wood with visible grain",
+            "orange brown wood, scratched by use",
+            "surface of a board of wood",
+            "grain of old wood in warm light",
+        ),
+    ),
+    Source(
+        label="glazed ceramic",
+        file="coffee.png",
+        picture_size=(600, 400),
+        shows="a coffee cup on a wooden table",
+        origin="Rachel Michetti",
+        licence=CC0,
+        sides=(40, 58),
+        blocks={
+            "train": [(98, 160, 168, 310), (130, 314, 330, 374)],
+            "val": [(334, 326, 396, 370)],
+            "test": [(412, 160, 466, 290)],
+        },
+        min_contrast=2.0,
+        captions=(
+            "dark red glazed ceramic with a smooth surface",
+            "a piece of glazed ceramic tableware",
+            "shiny glazed ceramic of a saucer",
+            "red glaze: the rim and floor of glazed ceramic",
+            "quality control picture of glazed ceramic",
+        ),
+    ),
+    Source(
+        label="lattice tower",
+        file="rocket.jpg",
+        picture_size=(640, 427),
+        shows="a launch pad at dusk",
+        origin="SpaceX",
+        licence=PUBLIC_DOMAIN,
+        sides=(60, 84),
+        blocks={
+            "train": [(8, 0, 100, 200), (4, 204, 96, 330)],
+            "val": [(556, 0, 640, 116)],
+            "test": [(552, 120, 640, 330)],
+        },
+        captions=(
+            "a steel lattice tower against a blue evening sky",
+            "struts of a lattice tower at a launch site",
+            "part of a tall lattice tower at dusk",
+            "inspection of a lattice tower: crossed steel members",
+            "dark lattice tower in front of a deep blue sky",
+        ),
+    ),
+)
