@@ -34,10 +34,14 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# every script in benchmarks/ but the helpers (_*.py) and the one that only writes tables
 bench: $(READY)
-	@set -- benchmarks/bench_*.py; \
-	if test ! -f "$$1"; then echo "There is no benchmarks/bench_*.py to run." >&2; exit 1; fi; \
-	for script in "$$@"; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	@ran=; \
+	for script in benchmarks/[a-z]*.py; do \
+	  if test ! -f "$$script" || test "$$script" = benchmarks/make_tables.py; then continue; fi; \
+	  echo "$$script"; $(BIN)/python "$$script" || exit 1; ran=yes; \
+	done; \
+	if test -z "$$ran"; then echo "benchmarks/ holds no benchmark to run" >&2; exit 1; fi
 
 tables: $(READY)
 	$(BIN)/python benchmarks/make_tables.py

@@ -24,13 +24,13 @@ Handler = Callable[..., dict[str, Any]]
 class Worker:
     """Starts ``python SCRIPT --worker SPEC`` and talks JSON lines with it.
 
-    ``facts``: what the worker said when it was ready. Raises ``RuntimeError`` with the worker's own error output
-    when it dies.
+    Starting does not wait, so that several get ready at once. Raises ``RuntimeError`` with the worker's own error
+    output when it dies.
     """
 
     def __init__(self, script: Path, spec: dict[str, Any]) -> None:
         self.name = str(spec.get("name", script.stem))
-        self._errors = tempfile.TemporaryFile(mode="w+b")
+        self._errors = tempfile.TemporaryFile(mode="w+b")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
             [sys.executable, str(script), "--worker", json.dumps(spec)],
             stdin=subprocess.PIPE,
@@ -38,14 +38,18 @@ class Worker:
             stderr=self._errors,
             text=True,
         )
-        try:
-            self.facts = self._answer()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        self._facts: dict[str, Any] | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the worker said when it was ready; waits for that."""
+        if self._facts is None:
+            self._facts = self._answer()
+        return self._facts
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
+        _ = self.facts
         self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
         self._process.stdin.flush()
         return self._answer()

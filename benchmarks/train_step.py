@@ -24,6 +24,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from _record import RESULTS, machine_facts, median, write_record
 from _worker import Handler, Worker, serve
 
@@ -31,18 +33,23 @@ if TYPE_CHECKING:  # workers alone import torch: see _record.py
     from domainclip.data import CLIPDataset
     from domainclip.models import DualEncoder
 
+MEMORY_NEEDED_GIB = 10  # both sides of a ViT-B/32 at batch 32, with their optimizers
 DATA_SETS = ("ind_solar_cells", "med_covid_cxr")
 LOSS_TOLERANCE = 1e-4
-LOSS_STEPS = 20
 WARMUP_STEPS = 5
 LEARNING_RATE = 5e-5
 
-# Each entry: what both sides do about global settings, plain first. "policy" is what a user of the package gets.
+# Each entry: the settings of both processes, plain first. "highest" and "medium": torch's float32 matmul precision and
+# nothing else; "float32": DeviceManager.optimize_for_device() with mixed_precision=False; "policy": the package's own
+# choice of precision as well, which is what a user gets.
 COMPARISONS: dict[str, tuple[str, ...]] = {
     "highest": ("highest", "highest"),
     "medium": ("medium", "medium"),
+    "float32": ("highest", "float32"),
     "policy": ("highest", "policy"),
 }
+LOSS_COMPARISON = "medium"
+"""The comparison that runs long enough to compare the losses: float32 on both sides, and the faster one."""
 
 
 # --- in the worker ---
@@ -75,13 +82,17 @@ def _settings(spec: dict[str, Any]) -> tuple[Any, Any, list[str]]:
     from domainclip.devices import DeviceManager, choose_precision
 
     manager = DeviceManager(device="cpu")
-    if spec["settings"] == "policy":
+    if spec["settings"] in {"policy", "float32"}:
         done = [f"{what}: {reason}" for what, reason in manager.optimize_for_device()]
-        precision = choose_precision(manager.device)
+        precision = choose_precision(manager.device, mixed_precision=spec["settings"] == "policy")
         return manager.device, precision, [*done, f"precision {precision.name}: {precision.reason}"]
     torch.set_float32_matmul_precision(spec["settings"])
     precision = choose_precision(manager.device, mixed_precision=False)
-    return manager.device, precision, [f"float32, matmul precision {spec['settings']!r}, nothing else changed"]
+    return (
+        manager.device,
+        precision,
+        [f"float32, matmul precision {spec['settings']!r}, nothing else changed"],
+    )
 
 
 def _dataset(spec: dict[str, Any], encoder: DualEncoder) -> tuple[CLIPDataset, Any]:
@@ -229,6 +240,8 @@ def measure(specs: dict[str, dict[str, Any]], steps: int, block: int) -> dict[st
     script = Path(__file__).resolve()
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(script, spec)) for name, spec in specs.items()}
+        for worker in workers.values():  # no one works while another still starts
+            _ = worker.facts
         order = list(workers)
         done = 0
         while done < steps:
@@ -249,14 +262,17 @@ def compare(plain: dict[str, Any], ours: dict[str, Any], batch: int) -> dict[str
     """Medians over the steps after the first, which also fills caches and the optimizer's state."""
     pairs = list(zip(plain["seconds"][1:], ours["seconds"][1:], strict=True))
     ratios = sorted(a / b for a, b in pairs)
-    losses = [abs(a - b) for a, b in zip(plain["losses"], ours["losses"], strict=True)][:LOSS_STEPS]
+    losses = [abs(a - b) for a, b in zip(plain["losses"], ours["losses"], strict=True)]
     plain_rate = batch / median([a for a, _ in pairs])
     our_rate = batch / median([b for _, b in pairs])
     return {
         "plain_samples_per_s": round(plain_rate, 3),
         "ours_samples_per_s": round(our_rate, 3),
         "speedup": round(our_rate / plain_rate, 3),
-        "speedup_per_step_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
+        "speedup_per_step_quartiles": [
+            round(ratios[len(ratios) // 4], 3),
+            round(ratios[-1 - len(ratios) // 4], 3),
+        ],
         "plain_peak_memory_mb": plain["peak_memory_mb"],
         "ours_peak_memory_mb": ours["peak_memory_mb"],
         "steps_timed": len(pairs),
@@ -280,12 +296,16 @@ def quick_data(folder: Path) -> Path:
         for row in range(16):
             name = f"images/{row:02}.png"
             Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / name)
-            writer.writerow([name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"])
+            writer.writerow(
+                [name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"]
+            )
     return folder
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    batch, steps, block = arguments.batch_size, arguments.steps, arguments.block
+    batch, steps, loss_steps, block = (
+        arguments.batch_size, arguments.steps, arguments.loss_steps, arguments.block,
+    )  # fmt: skip
     settings = {"model": "vit-b-32", "tokenizer": str(arguments.data_root / "clip_tokenizer")}
     model = "ViT-B/32 shape, random weights"
     facts = machine_facts()
@@ -293,49 +313,68 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.quick:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             data = {"quick": quick_data(folder / "quick")}
-            batch, steps, block, settings, model = 8, 2, 1, {"model": "tiny"}, "tiny"
+            batch, steps, loss_steps, block = 8, 2, 2, 1
+            settings, model = {"model": "tiny"}, "tiny"
         else:
             data = {name: arguments.data_root / name for name in arguments.data}
         results = {}
         for name, folder in data.items():
-            base = {**settings, "data": str(folder), "batch": batch, "seed": 0, "total_steps": max(steps, LOSS_STEPS)}
-            results[name] = _one_data_set(base, arguments.comparisons, steps, block)
-    return {"machine": facts, "quick": arguments.quick, "model": model, "batch_size": batch, "results": results}
+            base = {**settings, "data": str(folder), "batch": batch, "seed": 0, "total_steps": 100}
+            results[name] = _one_data_set(base, arguments.comparisons, steps, loss_steps, block)
+    return {
+        "machine": facts,
+        "quick": arguments.quick,
+        "model": model,
+        "batch_size": batch,
+        "results": results,
+    }
 
 
-def _one_data_set(base: dict[str, Any], comparisons: list[str], steps: int, block: int) -> dict[str, Any]:
+def _one_data_set(
+    base: dict[str, Any], comparisons: list[str], steps: int, loss_steps: int, block: int
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    # "policy" is measured beside the plain loop of "highest"; all three fit into memory together, five would not.
-    for group in (("highest", "policy"), ("medium",)):
-        wanted = [name for name in group if name in comparisons]
+    for name in comparisons:
+        # A pair of workers at a time: two sides of a ViT-B/32 take 9 GiB together.
         sides = {
-            f"{side} {setting}": {**base, "side": side, "settings": setting, "name": f"{side} {setting}"}
-            for name in wanted
-            for side, setting in zip(("plain", "ours"), COMPARISONS[name], strict=True)
+            side: {**base, "side": side, "settings": settings, "name": f"{side}, {settings}"}
+            for side, settings in zip(("plain", "ours"), COMPARISONS[name], strict=True)
         }
-        runs = measure(sides, steps, block) if sides else {}
-        for name in wanted:
-            plain, ours = (f"{side} {setting}" for side, setting in zip(("plain", "ours"), COMPARISONS[name], strict=True))
-            found[name] = compare(runs[plain], runs[ours], base["batch"])
-            difference = found[name]["largest_loss_difference"]
-            print(f"{Path(base['data']).name}, {name}: {found[name]['speedup']:.2f} times "
-                  f"({found[name]['plain_samples_per_s']:.2f} -> {found[name]['ours_samples_per_s']:.2f} samples/s), "
-                  f"losses differ by at most {difference:.1e}", flush=True)  # fmt: skip
-            if name != "policy" and not difference <= LOSS_TOLERANCE:
-                raise SystemExit(
-                    f"{name}: the two losses differ by {difference:.2e}, more than {LOSS_TOLERANCE:g}: "
-                    "they do not train the same thing, so their speeds cannot be compared"
-                )
+        runs = measure(sides, max(steps, loss_steps) if name == LOSS_COMPARISON else steps, block)
+        result = found[name] = compare(runs["plain"], runs["ours"], base["batch"])
+        print(
+            f"{Path(base['data']).name}, {name}: {result['speedup']:.2f} times "
+            f"({result['plain_samples_per_s']:.2f} -> {result['ours_samples_per_s']:.2f} samples/s), "
+            f"losses differ by at most {result['largest_loss_difference']:.1e}",
+            flush=True,
+        )
+        if name != "policy" and not result["largest_loss_difference"] <= LOSS_TOLERANCE:
+            raise SystemExit(
+                f"{name}: the two losses differ by {result['largest_loss_difference']:.2e}, more than "
+                f"{LOSS_TOLERANCE:g}: they do not train the same thing, so their speeds cannot be compared"
+            )
     return found
 
 
 def main() -> None:
     default_data = Path(__file__).resolve().parents[1] / "../shared/data"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data)))
-    parser.add_argument("--data", nargs="+", default=list(DATA_SETS), help="names of data sets in --data-root")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data))
+    )
+    parser.add_argument(
+        "--data", nargs="+", default=list(DATA_SETS), help="names of data sets in --data-root"
+    )
     parser.add_argument("--comparisons", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS))
-    parser.add_argument("--steps", type=int, default=20, help="steps of each side")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each side, the first untimed")
+    parser.add_argument(
+        "--loss-steps",
+        type=int,
+        default=20,
+        help=f"steps of the comparison {LOSS_COMPARISON!r}, if that is more",
+    )
     parser.add_argument("--block", type=int, default=2, help="steps before the other side's turn")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--quick", action="store_true", help="a tiny model on made-up data, two steps")
@@ -350,7 +389,14 @@ def main() -> None:
     if not arguments.quick:
         for name in [*arguments.data, "clip_tokenizer"]:
             if not (arguments.data_root / name).is_dir():
-                parser.error(f"{arguments.data_root / name} is missing: give --data-root or set DOMAINCLIP_DATA")
+                parser.error(
+                    f"{arguments.data_root / name} is missing: give --data-root or set DOMAINCLIP_DATA"
+                )
+        if (available := psutil.virtual_memory().available / 2**30) < MEMORY_NEEDED_GIB:
+            parser.error(
+                f"{available:.1f} GiB of memory are available and about {MEMORY_NEEDED_GIB} needed: end other work, "
+                "or use --quick"
+            )
     print(write_record("train_step", run(arguments), arguments.output))
 
 

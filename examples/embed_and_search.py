@@ -9,7 +9,7 @@ from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
 from domainclip.data import DatasetLoader
 from domainclip.demo.pictures import build_demo_data
 
-pairs = DatasetLoader.load(build_demo_data(Path(tempfile.mkdtemp()) / "data"))[:8]
+pairs = DatasetLoader.from_csv(build_demo_data(Path(tempfile.mkdtemp()) / "data") / "train.csv")[:8]
 captions = sorted({caption for _, caption in pairs})
 
 controller = CLIPFinetuningController(CLIPFinetuningConfig(model_name="tiny"))  # or a folder that a run saved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,3 +72,34 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
             writer = csv.writer(handle)
             writer.writerows([("image_path", "caption", "label"), *lines])
     return TinyData(folder)
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    exit_code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def domainclip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
+    """Runs the command in this process: ``domainclip("train", "--data", folder)``. No traceback may reach the user."""
+    from domainclip.cli.main import main
+
+    for name in [name for name in os.environ if name.startswith("DOMAINCLIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> CommandResult:
+        monkeypatch.setattr("sys.argv", ["domainclip", *map(str, arguments)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err, captured.err
+        return CommandResult(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run

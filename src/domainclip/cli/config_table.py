@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
@@ -30,5 +31,5 @@ def recipe_table(config: CLIPFinetuningConfig) -> Table:
     for column in ("key", "value", "source", "meaning"):
         table.add_column(column, no_wrap=column == "key")
     for row in recipe_rows(config):
-        table.add_row(row["key"], str(row["value"]), row["source"], row["meaning"])
+        table.add_row(row["key"], escape(str(row["value"])), row["source"], row["meaning"])
     return table

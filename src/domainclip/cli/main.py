@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.errors import CLIPFinetuningError, Interrupted
+from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
 
 app = typer.Typer(
     name="domainclip",
@@ -90,11 +90,16 @@ def evaluate(
     config = _config(recipe, overrides, data_path=data, model_name=model)
     from domainclip.finetune.evaluate import run_evaluation
 
+    if output is not None and output.is_dir():  # said before the work, not after it
+        raise ConfigurationError(f"--output {output} is a directory: give the name of a JSON file")
     report = run_evaluation(config, split)
     if output is not None:
         from domainclip.files import write_json
 
-        write_json(output, report.to_dict())
+        try:
+            write_json(output, report.to_dict())
+        except OSError as error:
+            raise ConfigurationError(f"--output {output} cannot be written: {error.strerror or error}") from None
     if as_json:
         _print_json(report.to_dict())
     else:

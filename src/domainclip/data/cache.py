@@ -31,6 +31,8 @@ class PictureCache:
         # A spawn-context lock can be handed to workers of any start method.
         self._lock = multiprocessing.get_context("spawn").Lock()
         self._map()
+        # multiprocessing hands out memory that an earlier cache gave back, as that one left it.
+        self._table[:] = 0
 
     def _map(self) -> None:
         whole = np.frombuffer(self._memory.create_memoryview() if self.shared else self._memory, dtype=np.uint8)

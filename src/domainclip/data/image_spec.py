@@ -106,7 +106,8 @@ class ImageSpec:
         return picture[start : start + keep] if height > width else picture[:, start : start + keep]
 
     def apply(self, picture: np.ndarray) -> UInt8[Tensor, "3 side side"]:
-        """Resize and crop an uint8 ``[height, width, 3]`` picture; within 1/255 of the model's own processor."""
+        """Resize and crop an uint8 ``[height, width, 3]`` picture; within 1/255 of the model's own processor (rare
+        values within 2/255, since each of the two passes rounds)."""
         picture = self.trim(picture)
         height, width = self.resized_shape(*picture.shape[:2])
         resized = resize(picture, height, width, self.resample)

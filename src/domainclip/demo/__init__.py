@@ -1,5 +1,6 @@
-"""A first result without data of one's own: pictures that come with a package, captioned and split."""
+"""The demonstration that `domainclip demo` and `make demo` run."""
 
 from domainclip.demo.pictures import build_demo_data
+from domainclip.demo.run import run_demo
 
-__all__ = ["build_demo_data"]
+__all__ = ["build_demo_data", "run_demo"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from domainclip.demo.sources import SOURCES, SPLITS, Box, Source
 from domainclip.errors import DataError, MissingExtraError
-from domainclip.files import replaced_directory
+from domainclip.files import write_text
 
 PATCHES_PER_CLASS = {"train": 80, "val": 12, "test": 25}
 JPEG_QUALITY = 90
@@ -27,12 +28,12 @@ def build_demo_data(folder: Path, seed: int = 0, size: int = 64) -> Path:
 
     ``images/`` holds square JPEG patches of ``size`` × ``size`` pixels; ``train.csv``, ``val.csv`` and ``test.csv``
     have the columns ``image_path`` (relative to ``folder``), ``caption``, ``label`` and ``group`` (the block of the
-    source picture). ``meta.csv`` says which square of which picture each patch is, and ``README.md`` where the
+    source picture). ``patches.csv`` says which square of which picture each patch is, and ``README.md`` where the
     pictures come from. The splits share no block and no pixel. The same ``seed`` gives the same patches.
 
-    A ``folder`` that this function wrote before is replaced as a whole. Raises ``DataError`` for a ``folder`` with
-    anything else in it, a ``size`` below 16, or bundled pictures other than the expected ones;
-    ``MissingExtraError`` without scikit-image.
+    An earlier build in ``folder`` is replaced. Raises ``DataError`` for a ``folder`` that holds anything but such a
+    build, a ``size`` below 16, or bundled pictures other than the expected ones; ``MissingExtraError`` without
+    scikit-image.
     """
     folder = Path(folder)
     if size < 16:
@@ -41,31 +42,31 @@ def build_demo_data(folder: Path, seed: int = 0, size: int = 64) -> Path:
     bundled = _bundled_pictures()
     tables: dict[str, list[tuple[object, ...]]] = {split: [] for split in SPLITS}
     meta: list[tuple[object, ...]] = []
-    with replaced_directory(folder) as temporary:
-        (temporary / "images").mkdir()
-        for number, source in enumerate(SOURCES):
-            picture = _open(bundled, source)
-            for split_number, split in enumerate(SPLITS):
-                # a stream of its own for each class and split: a change to one leaves the others' patches alone
-                rng = np.random.default_rng([seed, number, split_number])
-                for index in range(PATCHES_PER_CLASS[split]):
-                    block = source.blocks[split][index % len(source.blocks[split])]
-                    patch, left, top, side = _cut(picture, source, block, size, rng)
-                    name = f"images/{source.label.replace(' ', '_')}_{split}_{index:03d}.jpg"
-                    patch.save(temporary / name, quality=JPEG_QUALITY)
-                    caption = source.captions[int(rng.integers(len(source.captions)))]
-                    group = f"{source.label.replace(' ', '_')}-{block[0]}-{block[1]}"
-                    tables[split].append((name, caption, source.label, group))
-                    meta.append((name, split, source.file, left, top, side))
-        for split in SPLITS:
-            (temporary / f"{split}.csv").write_text(_csv(COLUMNS, tables[split]), encoding="utf-8")
-        (temporary / "meta.csv").write_text(_csv(META_COLUMNS, meta), encoding="utf-8")
-        (temporary / "README.md").write_text(_readme(seed, size), encoding="utf-8")
+    pictures = [_open(bundled, source) for source in SOURCES]
+    _clear(folder)
+    write_text(folder / "README.md", _readme(seed, size))
+    (folder / "images").mkdir()
+    for number, (source, picture) in enumerate(zip(SOURCES, pictures, strict=True)):
+        name = source.label.replace(" ", "_")
+        for split_number, split in enumerate(SPLITS):
+            # a stream of its own for each class and split: a change to one leaves the others' patches alone
+            rng = np.random.default_rng([seed, number, split_number])
+            for index in range(PATCHES_PER_CLASS[split]):
+                block = source.blocks[split][index % len(source.blocks[split])]
+                patch, left, top, side = _cut(picture, source, block, size, rng)
+                path = f"images/{name}_{split}_{index:03d}.jpg"
+                patch.save(folder / path, quality=JPEG_QUALITY)
+                caption = source.captions[int(rng.integers(len(source.captions)))]
+                tables[split].append((path, caption, source.label, f"{name}-{block[0]}-{block[1]}"))
+                meta.append((path, split, source.file, left, top, side))
+    write_text(folder / "patches.csv", _csv(META_COLUMNS, meta))
+    for split in SPLITS:
+        write_text(folder / f"{split}.csv", _csv(COLUMNS, tables[split]))
     return folder
 
 
 def _refuse_foreign_content(folder: Path) -> None:
-    """Replacing a folder deletes what was in it: only ever do that to a folder of our own making."""
+    """A new build deletes ``images/`` and the tables: only ever do that to a folder of our own making."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -74,6 +75,17 @@ def _refuse_foreign_content(folder: Path) -> None:
     ours = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(README_TITLE)
     if not ours and any(folder.iterdir()):
         raise DataError(f"{folder} holds files that are not the demo's data: name a new or an empty folder")
+
+
+def _clear(folder: Path) -> None:
+    """Take away an earlier build, tables first: they are written last, so a ``test.csv`` there means a whole build.
+
+    The pictures are not flushed to the disk one by one, which takes longer than cutting them again.
+    """
+    for name in (*(f"{split}.csv" for split in SPLITS), "patches.csv"):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / "images").is_dir():
+        shutil.rmtree(folder / "images")
 
 
 def _bundled_pictures() -> Path:
@@ -130,8 +142,8 @@ def _readme(seed: int, size: int) -> str:
         "",
         f"Patches of {size} × {size} pixels, cut by `domainclip demo` (seed {seed}) out of pictures that the package",
         f"scikit-image ships: {len(SOURCES)} classes, {counts} patches per class. Training, validation and test",
-        "patches come from disjoint blocks of each picture (`group`): no pixel is in two splits. `meta.csv` says which",
-        "square of which picture each patch is. One picture per class makes this a demonstration, not a benchmark.",
+        "patches come from disjoint blocks of each picture (`group`): no pixel is in two splits. `patches.csv` says",
+        "which square of which picture each patch is. One picture per class makes this a demonstration, not a benchmark.",
         "",
         "| class | picture | shows | from | licence |",
         "|---|---|---|---|---|",

@@ -36,7 +36,7 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
     console = console or Console(stderr=True)
     folder = Path(folder)
     data = build_demo_data(folder / "data")
-    captions = [pair.caption for pair in DatasetLoader.load(data)]
+    captions = [pair.caption for pair in DatasetLoader.from_csv(data / "train.csv")]
     encoder = make_tiny_clip(
         seed=0, image_size=64, patch_size=8, width=96, layers=4, heads=4, projection_dim=128, text_length=32,
         vocab_size=600, corpus=captions,

@@ -6,12 +6,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from domainclip.evaluation.comparison import compared_metrics, confused_pairs, empty_recalls, worsened
-from domainclip.evaluation.metric_names import describe, greater_is_better, is_share
+from domainclip.evaluation.metric_names import ALIASES, describe, greater_is_better, is_share
 from domainclip.evaluation.model_card import loading_code
 
 _MINUS = "\N{MINUS SIGN}"
 _NAMES = {
-    "train_loss": "training loss at the end (nats)",
+    "train_loss": "mean training loss (nats)",
+    "final_loss": "training loss at the last step (nats)",
+    "best_step": "step whose weights were kept",
+    "stopped_early": "stopped early",
+    "resumed_from": "resumed from step",
+    "run_time_s": "whole run (s)",
     "training_time_s": "training time (s)",
     "training_time": "training time (s)",
     "steps": "optimizer steps",
@@ -243,7 +248,11 @@ def _training(report: Mapping[str, Any]) -> str:
     text = ""
     for title, key in (("Training", "training"), ("Validation", "validation")):
         found = report.get(key) or {}
-        rows = [[_NAMES.get(name, describe(name)), _plain(name, value)] for name, value in found.items()]
+        rows = [
+            [_NAMES.get(name, describe(name)), _plain(name, value)]
+            for name, value in found.items()
+            if name not in ALIASES
+        ]
         if rows:
             text += ("\n\n" if text else "") + f"## {title}\n\n" + table(["what", "value"], rows)
     return text

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
@@ -40,14 +41,14 @@ class EvaluationReport:
 
     def print(self, console: Console | None = None) -> None:
         console = console or Console()
-        table = Table(title=f"{self.model} on {self.data}, split {self.split}")
+        table = Table(title=escape(f"{self.model} on {self.data}, split {self.split}"))
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in self.result.metrics.items():
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
         for row in self.set_aside[:5]:
-            console.print(f"Set aside: {row['reason']}")
+            console.print(f"Set aside: {row['reason']}", markup=False)
         if len(self.set_aside) > 5:
             console.print(f"… and {len(self.set_aside) - 5} more")
 
@@ -68,8 +69,13 @@ def run_evaluation(config: CLIPFinetuningConfig, split: str = "test") -> Evaluat
     controller = CLIPFinetuningController(config)
     controller.setup()
     engine = controller.engine()
-    set_aside: list[dict] = []
+    parts = chosen if split == "all" else {split: chosen[split]}
+    set_aside = [
+        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
+        for name, part in parts.items()
+        for row in part.quarantine
+    ]
     rows = readable_pairs(rows, engine, split, config.strict, set_aside)
     if not rows:
-        raise DataError(f"No picture of the {split} split of {config.data_path} can be read: {set_aside[0]['reason']}")
+        raise DataError(f"No picture of the {split} split of {config.data_path} can be read: {set_aside[-1]['reason']}")
     return EvaluationReport(config.model_name, config.data_path, split, controller.evaluate(rows, engine), set_aside)

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.images import read_image
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.splits import DataSplits, load_splits
 from domainclip.embedding import EmbeddingEngine
-from domainclip.errors import ConfigurationError, DataError
+from domainclip.errors import ConfigurationError, DataError, PictureError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.evaluation.model_card import model_card
 from domainclip.evaluation.report import jsonable, write_report
@@ -43,10 +44,12 @@ class RunOutcome:
 
 
 def claim_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Make sure, before any work, that the run can be written here and destroys no other.
+    """Make sure, before any work, that the run can be written here and destroys no other; deletes nothing yet.
 
     Raises ``ConfigurationError`` for a folder that cannot be written, or that holds another run.
     """
+    if resume and overwrite:
+        raise ConfigurationError("--resume goes on with a run and --overwrite deletes it: give one of the two")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -57,16 +60,19 @@ def claim_folder(folder: Path, resume: bool, overwrite: bool) -> None:
             f"The output directory {folder} cannot be written: {error.strerror or error}. Give another one"
         ) from None
     used = [name for name in _PARTS if (folder / name).exists()]
-    if resume or not used:
-        return
-    if not overwrite:
+    if used and not resume and not overwrite:
         raise ConfigurationError(
             f"{folder} already holds a run ({', '.join(used[:3])}). Use --resume to go on with it, --overwrite to "
             "start again, or another output directory"
         )
-    for name in used:
+
+
+def clear_folder(folder: Path) -> None:
+    """Delete what an earlier run wrote here, and nothing else."""
+    for name in _PARTS:
         path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def splits_of(config: CLIPFinetuningConfig) -> dict[str, Any]:
@@ -105,6 +111,25 @@ def readable_pairs(
     return kept
 
 
+def _require_pictures(pairs: PairList, max_pixels: int) -> None:
+    """Two training pictures that decode, or ``DataError``: a run that sets every row aside would change nothing."""
+    found, first = 0, ""
+    for pair in pairs:
+        try:
+            read_image(pair.image_path, max_pixels)
+        except PictureError as error:
+            first = first or str(error)
+            continue
+        found += 1
+        if found == 2:
+            return
+    if first:  # too few rows to begin with is told elsewhere
+        raise DataError(
+            f"No valid image-text pairs to train on: {found} of {len(pairs)} pictures can be read, 2 are needed; "
+            f"first problem: {first}"
+        )
+
+
 def run_training(
     config: CLIPFinetuningConfig,
     *,
@@ -122,6 +147,7 @@ def run_training(
     started = time.monotonic()
     if splits is None:
         splits = load_splits(config.data_path, **splits_of(config))
+    _require_pictures(splits.train, config.max_image_pixels)
     claim_folder(folder, resume, overwrite)
     controller = CLIPFinetuningController(config, console)
     controller.setup()
@@ -129,11 +155,11 @@ def run_training(
     console.print(f"Device: {controller.device_manager.device} ({controller.device_manager.reason})")
     console.print(f"Precision: {controller.precision.name} ({controller.precision.reason})")
     for note in splits.notes:
-        console.print(f"Data: {note}")
+        console.print(f"Data: {note}", markup=False)
 
     recipe = controller.prepare(splits.train)
     for decision in controller.decisions:
-        console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False)
+        console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False, markup=False)
     engine = controller.engine()
     set_aside = [
         {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
@@ -143,6 +169,8 @@ def run_training(
     val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
     test = readable_pairs(splits.test, engine, "test", config.strict, set_aside)
     judged, judged_name = (test, "test") if len(test) else (val, "val")
+    if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
+        clear_folder(folder)
     # What a checkpoint was trained with stays on record: should this resumption be refused, it is what repeats the run.
     going_on = resume and bool(CheckpointStore(folder / "checkpoints").all())
     if not (going_on and (folder / "recipe.yaml").is_file()):
@@ -166,7 +194,7 @@ def run_training(
     write_text(folder / "model" / "README.md", model_card(run))
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     console.print(_before_after_table(report, judged_name))
-    console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}")
+    console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
     return RunOutcome(folder, report)
 
 

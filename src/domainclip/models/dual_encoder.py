@@ -138,7 +138,7 @@ class DualEncoder(nn.Module):
         """Freeze a tower and its projection, except a projection that was just created and knows nothing yet."""
         self._locked.add(tower)
         for owner, name, parameter in self.named_tower_parameters():
-            fresh = self.fresh_projections and "projection." in name
+            fresh = self.fresh_projections and name.startswith(("visual_projection.", "text_projection."))
             if owner == tower and not fresh:
                 parameter.requires_grad_(False)
         self.train(self.training)
@@ -194,6 +194,8 @@ class DualEncoder(nn.Module):
         with quiet_transformers():
             self.model.save_pretrained(folder)
             self.processor.save(folder)
+        for path in folder.iterdir():  # safetensors writes files that only their owner can read
+            path.chmod(0o644)
 
     def load_weights(self, folder: Path) -> None:
         """Take over the weights of a folder that ``save`` wrote for a model of the same shape."""

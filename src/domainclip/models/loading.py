@@ -104,6 +104,7 @@ def _assemble(settings: ModelSettings) -> DualEncoder:
     # A CLIP or SigLIP given as a backbone lends the tower that is asked for.
     vision = getattr(vision, "vision_model", vision)
     text = getattr(text, "text_model", text)
+    _state_width(vision, vision_name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         try:
@@ -116,6 +117,22 @@ def _assemble(settings: ModelSettings) -> DualEncoder:
     encoder = DualEncoder(model, processor, name=f"{vision_name} + {text_name}", fresh_projections=True)
     _check_pooling(encoder)
     return encoder
+
+
+@torch.no_grad()
+def _state_width(vision: Any, name: str) -> None:
+    """Convolutional configs do not say how wide the pooled vector is, which the joint model asks them: look."""
+    if hasattr(vision.config, "hidden_size"):
+        return
+    pooled = getattr(vision.eval()(pixel_values=torch.zeros(1, 3, 64, 64)), "pooler_output", None)
+    if pooled is not None and pooled.ndim == 2:
+        vision.config.hidden_size = pooled.shape[1]
+        return
+    found = "no pooled vector" if pooled is None else f"one of shape {tuple(pooled.shape)}"
+    raise ModelLoadError(
+        f"{name} cannot be a picture tower: it gives {found}. Towers known to work: ViT, CLIP, DeiT, DINOv2, "
+        "MobileNet, ConvNeXt"
+    )
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module 
 
     - Weight decay on matrices only: on norms, biases, embeddings of size one and the logit scale it would pull
       towards a meaning-free zero.
-    - ``layer_decay`` γ: block k of n gets γ^(n-k) of its tower's rate, what lies before the blocks γ^n, what comes
-      after (final norm, projection) the whole rate (Clark et al. 2020; Bao et al. 2021).
+    - ``layer_decay`` γ: block k of n, counted from 0 at the input, gets γ^(n-k) of its tower's rate, what lies before
+      the blocks γ^(n+1), what comes after (final norm, projection) the whole rate (Clark et al. 2020; Bao et al. 2021).
     - The scale learns at ``learning_rate``, without decay.
     """
     rates = {

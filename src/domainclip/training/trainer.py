@@ -126,7 +126,8 @@ class Trainer:
                         state.epoch, state.batch = state.epoch + 1, 0
                     last = state.step == self.total_steps
                     if output is not None and (state.step % settings.logging_steps == 0 or last or self._on_cpu):
-                        self._observe(output, norm, rows, guard, metrics, training_seconds, rows_seen, last)
+                        seconds = training_seconds + time.monotonic() - clock
+                        self._observe(output, norm, rows, guard, metrics, seconds, rows_seen, last)
                     training_seconds += time.monotonic() - clock
                     advance(state.last_loss)
                     if self.validate and (state.step % settings.eval_steps == 0 or state.batch == 0 or last):

@@ -1,0 +1,223 @@
+"""Write the tables of results into the documents, from the newest record of each benchmark and device.
+
+    python benchmarks/make_tables.py                # rewrites docs/**/*.md and README.md where they have markers
+    python benchmarks/make_tables.py --check        # changes nothing; exit code 1 where a table is out of date
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end table -->``. What was not run stays an empty cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from _record import RESULTS
+from domainclip.files import write_text
+
+_MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end table -->)", re.DOTALL)
+
+DEVICES = ("cpu", "cuda", "mps")
+TRAIN_STEP_DATA = ("ind_solar_cells", "med_covid_cxr")
+TRAIN_STEP_ROWS = {
+    "highest": "float32, torch's defaults on both sides",
+    "medium": "float32, `medium` matmul precision on both sides",
+    "float32": "float32: torch's defaults, against `optimize_for_device()`",
+    "policy": "torch's defaults in float32, against the package's own choice",
+}
+PIPELINE_SIZES = ("640x480", "2000x1500")
+PIPELINE_ROWS = {
+    ("plain", "first"): "first epoch",
+    ("plain", "later"): "later epochs",
+    ("augmented", "first"): "first epoch, augmented",
+    ("augmented", "later"): "later epochs, augmented",
+}
+
+
+def newest(benchmark: str, folder: Path, device: str | None = None) -> dict[str, Any] | list[Any] | None:
+    """The record with the latest date in its name (of ``device``, if given); quick ones are no results.
+
+    Raises ``ValueError`` for a file that is not JSON.
+    """
+    found: list[tuple[str, Any]] = []
+    for path in folder.glob(f"{benchmark}-*.json"):
+        dated = re.fullmatch(rf"{re.escape(benchmark)}-(\d{{4}}-\d{{2}}-\d{{2}})(?:-\w+)?", path.stem)
+        if dated is None:
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not a JSON record ({error})") from error
+        facts = content if isinstance(content, dict) else {}
+        if facts.get("quick") or (device is not None and facts.get("device", "cpu") != device):
+            continue
+        found.append((dated.group(1), content))
+    return max(found, key=lambda entry: entry[0])[1] if found else None
+
+
+def look_up(content: Any, *keys: str) -> Any:
+    """The value at a path of keys, None where there is none. A dotted key may be one key or a path."""
+    for key in keys:
+        if isinstance(content, dict) and key not in content and "." in key:
+            content = look_up(content, *key.split("."))
+        else:
+            content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def number(value: Any, form: str = ".2f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def ratio(value: Any, reference: Any) -> str:
+    return "" if not value or not reference else f"{value / reference:.1f}×"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; the columns of numbers, all but the leading ones of words, are up to the reader's eye."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def train_step_table(results: Path) -> str:
+    rows = []
+    for device in DEVICES:
+        record = newest("train_step", results, device)
+        for name in TRAIN_STEP_DATA:
+            for comparison, words in TRAIN_STEP_ROWS.items():
+                entry = look_up(record, "results", name, comparison)
+                rows.append([
+                    device, f"`{name}`", words,
+                    number(look_up(entry, "plain_samples_per_s")), number(look_up(entry, "ours_samples_per_s")),
+                    "" if entry is None else f"{entry['speedup']:.2f}×",
+                    number(look_up(entry, "plain_peak_memory_mb"), ".0f"),
+                    number(look_up(entry, "ours_peak_memory_mb"), ".0f"),
+                    number(look_up(entry, "largest_loss_difference"), ".0e"),
+                    number(look_up(entry, "losses_compared"), "d"),
+                ])  # fmt: skip
+    header = ["device", "captions", "compared", "plain, samples/s", "ours, samples/s", "ratio", "plain, peak MiB",
+              "ours, peak MiB", "largest loss difference", "over steps"]  # fmt: skip
+    return table(header, rows)
+
+
+def input_pipeline_table(results: Path) -> str:
+    record = newest("input_pipeline", results)
+    rows = []
+    for size in PIPELINE_SIZES:
+        for (kind, when), words in PIPELINE_ROWS.items():
+            rate = {
+                side: look_up(record, "results", size, kind, side, when, "pictures_per_s")
+                for side in ("reference", "reference, same settings", "ours", "ours, prefetch thread")
+            }
+            largest, mean = (
+                look_up(record, "results", size, "difference_in_levels", key) if kind == "plain" else None
+                for key in ("largest", "mean")
+            )
+            rows.append([
+                size.replace("x", " × "), words, *(number(value, ".0f") for value in rate.values()),
+                ratio(rate["ours"], rate["reference"]), ratio(rate["ours"], rate["reference, same settings"]),
+                number(largest), number(mean, ".4f"),
+            ])  # fmt: skip
+    header = ["JPEG", "what", "reference, pictures/s", "reference, same settings", "ours", "ours, prefetch thread",
+              "ratio", "ratio, same settings", "largest difference, 1/255", "mean difference, 1/255"]  # fmt: skip
+    return table(header, rows)
+
+
+def recipes_table(results: Path) -> str:
+    record = newest("recipes", results)
+    runs = record if isinstance(record, list) else look_up(record, "runs")
+    rows = []
+    for run in runs or [{}]:
+        recall = look_up(run, "after.mean_per_class_recall")
+        rows.append([
+            str(look_up(run, "data") or ""), str(look_up(run, "model") or ""),
+            number(look_up(run, "before.acc1"), ".3f"), number(look_up(run, "after.acc1"), ".3f"),
+            number(recall if recall is not None else look_up(run, "mean_per_class_recall"), ".3f"),
+            number(look_up(run, "training_time_s"), ".0f"),
+        ])  # fmt: skip
+    header = ["data", "model", "acc1 before", "acc1 after", "mean per-class recall after", "training, s"]
+    return table(header, rows)
+
+
+def machines_table(results: Path) -> str:
+    """Where and when each of the records in use was taken."""
+    rows = []
+    for benchmark in ("train_step", "input_pipeline", "recipes"):
+        for device in DEVICES if benchmark == "train_step" else ("cpu",):
+            record = newest(benchmark, results, device)
+            machine = look_up(record, "machine")
+            rows.append([
+                f"`{benchmark}`", device, str(look_up(record, "date") or ""), str(look_up(machine, "cpu") or ""),
+                number(look_up(machine, "cores"), "d"), number(look_up(machine, "memory_gib"), ".0f"),
+                str(look_up(machine, "packages", "torch") or ""),
+                str(look_up(machine, "packages", "transformers") or ""),
+                number(look_up(machine, "load_average_at_start")),
+            ])  # fmt: skip
+    return table(
+        ["benchmark", "device", "date", "processor", "cores", "memory, GiB", "torch", "transformers",
+         "load before"], rows,
+    )  # fmt: skip
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "train_step": train_step_table,
+    "input_pipeline": input_pipeline_table,
+    "recipes": recipes_table,
+    "machines": machines_table,
+}
+
+
+def fill(text: str, results: Path, where: str = "text") -> str:
+    """``text`` with every marked table made anew.
+
+    Raises ``ValueError`` for a name that is no table, and for a table without its end marker.
+    """
+
+    def one(match: re.Match[str]) -> str:
+        name = match.group(2)
+        if name not in TABLES:
+            raise ValueError(f"{where}: unknown table {name!r}; known: {', '.join(sorted(TABLES))}")
+        return match.group(1) + TABLES[name](results) + match.group(4)
+
+    starts = re.findall(r"^<!-- table: ", text, re.MULTILINE)
+    if len(starts) != len(_MARKED.findall(text)):
+        raise ValueError(f"{where}: a '<!-- table: NAME -->' line has no '<!-- end table -->' after it")
+    return _MARKED.sub(one, text)
+
+
+def main() -> int:
+    root = Path(__file__).resolve().parents[1]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "documents", nargs="*", type=Path, help="files to fill; default: docs/**/*.md and README.md"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON records")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing, fail where a table is out of date"
+    )
+    arguments = parser.parse_args()
+    stale = 0
+    for path in arguments.documents or [*sorted((root / "docs").rglob("*.md")), root / "README.md"]:
+        before = path.read_text(encoding="utf-8")
+        try:
+            after = fill(before, arguments.results, str(path))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        if after == before:
+            continue
+        stale += 1
+        print(f"{path}: {'out of date' if arguments.check else 'tables written'}")
+        if not arguments.check:
+            write_text(path, after)
+    return 1 if arguments.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

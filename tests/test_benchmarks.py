@@ -1,0 +1,168 @@
+"""The benchmarks run, write valid records, and the tables show what the records say and nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *arguments],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+
+
+def only_record(folder: Path, benchmark: str) -> dict[str, Any]:
+    (path,) = folder.glob(f"{benchmark}-*.json")
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert path.stem == f"{benchmark}-{record['date']}"
+    return record
+
+
+@pytest.fixture
+def make_tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import make_tables
+
+    yield make_tables
+    for name in ("make_tables", "_record"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+def test_train_step_runs_and_both_sides_train_the_same(tmp_path: Path) -> None:
+    done = run_script("train_step.py", "--quick", "--comparisons", "highest", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    record = only_record(tmp_path, "train_step")
+    assert record["quick"] is True
+    entry = record["results"]["quick"]["highest"]
+    assert entry["losses_compared"] == 2
+    assert 0 <= entry["largest_loss_difference"] <= 1e-4
+    assert entry["plain_samples_per_s"] > 0
+    assert entry["ours_samples_per_s"] > 0
+    assert entry["speedup"] == pytest.approx(
+        entry["ours_samples_per_s"] / entry["plain_samples_per_s"], rel=0.01
+    )
+    # A process with torch in it holds more than 100 MiB; one that inherited another's peak would show both as equal.
+    assert min(entry["plain_peak_memory_mb"], entry["ours_peak_memory_mb"]) > 100
+    assert record["machine"]["cores"] >= 1
+    text = json.dumps(record)
+    assert os.uname().nodename not in record["machine"].values()
+    assert str(Path.home()) + "/" not in text
+    assert str(tmp_path) not in text
+
+
+def test_train_step_names_what_is_missing(tmp_path: Path) -> None:
+    done = run_script("train_step.py", "--data-root", str(tmp_path), "--output", str(tmp_path))
+    assert done.returncode == 2
+    assert "ind_solar_cells is missing" in done.stderr
+
+
+@pytest.mark.slow
+def test_input_pipeline_runs_and_agrees_with_the_reference(tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="the pictures come from scikit-image")
+    done = run_script("input_pipeline.py", "--quick", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    record = only_record(tmp_path, "input_pipeline")
+    (entry,) = record["results"].values()
+    assert entry["difference_in_levels"]["largest"] <= 1.001
+    for kind in ("plain", "augmented"):
+        assert set(entry[kind]) == {"reference", "ours"}
+        assert all(rate["pictures_per_s"] > 0 for side in entry[kind].values() for rate in side.values())
+
+
+def test_clip_tokenizer_gives_the_reference_ids(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from _clip_tokenizer import clip_tokenizer
+
+    tokenizer = clip_tokenizer(shared_data / "clip_tokenizer")
+    assert len(tokenizer) == 49_408
+    with open(shared_data / "clip_tokenizer" / "golden_tokens.csv", encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) == 1500
+    ids = tokenizer([row["caption"] for row in rows])["input_ids"]
+    assert ids == [[int(token) for token in row["token_ids"].split()] for row in rows]
+
+
+def train_step_record(speedup: float) -> dict[str, Any]:
+    entry = {
+        "plain_samples_per_s": 2.0, "ours_samples_per_s": 2.0 * speedup, "speedup": speedup,
+        "plain_peak_memory_mb": 5000.4, "ours_peak_memory_mb": 4000.0,
+        "largest_loss_difference": 2.5e-07, "losses_compared": 20,
+    }  # fmt: skip
+    return {"device": "cpu", "results": {"ind_solar_cells": {"medium": entry}}}
+
+
+def cells_of(text: str) -> list[list[str]]:
+    return [
+        [c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+
+
+def test_tables_show_the_newest_record_and_leave_the_rest_empty(
+    make_tables: ModuleType, tmp_path: Path
+) -> None:
+    for date, speedup in (("2030-01-31", 1.5), ("2029-12-31", 9.0)):
+        (tmp_path / f"train_step-{date}.json").write_text(json.dumps(train_step_record(speedup)))
+    quick = {**train_step_record(7.0), "quick": True}
+    (tmp_path / "train_step-2031-01-01.json").write_text(json.dumps(quick))
+    before = "# Title\n\n<!-- table: train_step -->\nold\n<!-- end table -->\n\nthe end\n"
+    after = make_tables.fill(before, tmp_path)
+    assert after.startswith("# Title\n\n<!-- table: train_step -->\n| device |")
+    assert after.endswith("<!-- end table -->\n\nthe end\n")
+    assert "old" not in after
+    assert make_tables.fill(after, tmp_path) == after
+    rows = cells_of(after)[2:]
+    filled = [row for row in rows if any(row[3:])]
+    assert [row[3:] for row in filled] == [["2.00", "3.00", "1.50×", "5000", "4000", "2e-07", "20"]]
+    assert filled[0][:2] == ["cpu", "`ind_solar_cells`"]
+    assert len(rows) == 3 * 2 * 4  # devices, data sets, comparisons: all but one empty
+
+
+def test_recipes_table_reads_nested_and_missing_values(make_tables: ModuleType, tmp_path: Path) -> None:
+    runs = [
+        {"data": "a", "model": "m", "before": {"acc1": 0.25}, "after": {"acc1": 0.5, "mean_per_class_recall": 0.4},
+         "training_time_s": 61.4},
+        {"data": "b", "model": "m", "after": {"acc1": 0.75}, "mean_per_class_recall": 0.125},
+    ]  # fmt: skip
+    text = "<!-- table: recipes -->\n<!-- end table -->"
+    (tmp_path / "recipes-2030-01-01.json").write_text(json.dumps({"runs": runs}))
+    expected = [
+        ["a", "m", "0.250", "0.500", "0.400", "61"],
+        ["b", "m", "", "0.750", "0.125", ""],
+    ]
+    assert cells_of(make_tables.fill(text, tmp_path))[2:] == expected
+    (tmp_path / "recipes-2030-01-02.json").write_text(json.dumps(runs[:1]))  # a bare list, and newer
+    assert cells_of(make_tables.fill(text, tmp_path))[2:] == expected[:1]
+
+
+def test_bad_markers_and_records_are_refused(make_tables: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown table 'nonsense'"):
+        make_tables.fill("<!-- table: nonsense -->\n<!-- end table -->", tmp_path)
+    with pytest.raises(ValueError, match="end table"):
+        make_tables.fill("<!-- table: recipes -->\n", tmp_path)
+    (tmp_path / "recipes-2030-01-01.json").write_text("{")
+    with pytest.raises(ValueError, match=r"recipes-2030-01-01\.json"):
+        make_tables.fill("<!-- table: recipes -->\n<!-- end table -->", tmp_path)
+
+
+def test_check_fails_where_a_table_is_out_of_date(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("<!-- table: machines -->\n<!-- end table -->\n")
+    arguments = (str(document), "--results", str(tmp_path))
+    assert run_script("make_tables.py", "--check", *arguments).returncode == 1
+    assert run_script("make_tables.py", *arguments).returncode == 0
+    assert "| benchmark |" in document.read_text()
+    assert run_script("make_tables.py", "--check", *arguments).returncode == 0

@@ -1,0 +1,216 @@
+"""What is decided where the user said nothing, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from domainclip.config import (
+    CLIPFinetuningConfig,
+    DataFacts,
+    FrozenConfig,
+    ModelFacts,
+    contrastive_batch,
+    load_recipe,
+    resolve,
+    shipped_recipes,
+    steps_per_epoch,
+)
+from domainclip.config.recipe_files import parse_recipe
+from domainclip.errors import ConfigurationError
+
+CLIP = ModelFacts(
+    native_resolution=224,
+    text_length=77,
+    fixed_text_length=False,
+    image_tower_kind="transformer",
+    text_tower_kind="transformer",
+    temperature=0.01,
+)
+SIGLIP = replace(CLIP, text_length=64, fixed_text_length=True)
+STARTER = replace(CLIP, native_resolution=160, image_tower_kind="convolutional")
+PLAIN = DataFacts(
+    train_rows=8000,
+    repeated_caption_share=0.0,
+    labelled_share=0.0,
+    classes=0,
+    names_sides=False,
+    names_heights=False,
+    cores=8,
+)
+
+
+def decided(config: CLIPFinetuningConfig, model: ModelFacts = CLIP, data: DataFacts = PLAIN):
+    recipe, decisions = resolve(config, model, data)
+    assert isinstance(recipe, FrozenConfig)
+    reasons = {decision.key: decision.reason for decision in decisions}
+    assert len(reasons) == len(decisions), "a key is decided once"
+    for decision in decisions:
+        assert getattr(recipe, decision.key) == decision.value
+        assert len(decision.reason) > 5
+    return recipe, reasons
+
+
+def test_inputs_follow_the_model():
+    recipe, reasons = decided(CLIPFinetuningConfig(), STARTER)
+    assert recipe.image_resolution == 160
+    assert "image processor" in reasons["image_resolution"]
+    assert recipe.max_sequence_length == 77
+    assert decided(CLIPFinetuningConfig(), replace(CLIP, text_length=512))[0].max_sequence_length == 77
+    assert decided(CLIPFinetuningConfig(), replace(CLIP, text_length=32))[0].max_sequence_length == 32
+
+
+def test_fixed_text_length_is_kept_whole():
+    recipe, reasons = decided(CLIPFinetuningConfig(), SIGLIP)
+    assert recipe.max_sequence_length == 64
+    assert "full length" in reasons["max_sequence_length"]
+    assert decided(CLIPFinetuningConfig(max_sequence_length=64), SIGLIP)[0].max_sequence_length == 64
+    with pytest.raises(ConfigurationError, match=r"max_sequence_length=32 .* full 64 tokens"):
+        resolve(CLIPFinetuningConfig(max_sequence_length=32), SIGLIP, PLAIN)
+
+
+def test_longer_text_than_the_tower_takes_is_refused():
+    assert decided(CLIPFinetuningConfig(max_sequence_length=20))[0].max_sequence_length == 20
+    with pytest.raises(ConfigurationError, match="more than the text tower's 77"):
+        resolve(CLIPFinetuningConfig(max_sequence_length=78), CLIP, PLAIN)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(8000, 256), (2048, 256), (800, 100), (24, 3), (9, 2), (2, 2)])
+def test_contrastive_batch_is_an_eighth_of_the_rows_at_most_256(rows, size):
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
+    assert contrastive_batch(recipe) == size
+    assert str(size) in reasons["batch_size"]
+
+
+def test_accumulation_divides_the_contrastive_batch():
+    recipe, reasons = decided(CLIPFinetuningConfig(gradient_accumulation_steps=4))
+    assert (recipe.batch_size, contrastive_batch(recipe)) == (64, 256)
+    assert "4 steps" in reasons["batch_size"]
+    recipe, reasons = decided(CLIPFinetuningConfig(batch_size=16, gradient_accumulation_steps=4))
+    assert contrastive_batch(recipe) == 64
+    assert "batch_size" not in reasons
+    assert steps_per_epoch(recipe, 8000) == 125
+    assert steps_per_epoch(recipe, 63) == 1  # the only batch, though partial
+
+
+def test_batch_of_one_pair_has_nothing_to_contrast():
+    with pytest.raises(ConfigurationError, match="batch_size=1"):
+        resolve(CLIPFinetuningConfig(batch_size=1), CLIP, PLAIN)
+    assert contrastive_batch(decided(CLIPFinetuningConfig(batch_size=1, gradient_accumulation_steps=2))[0]) == 2
+
+
+def test_objective_follows_repeated_captions():
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, repeated_caption_share=0.4))
+    assert recipe.loss_type == "multi_positive"
+    assert "40%" in reasons["loss_type"]
+    assert decided(CLIPFinetuningConfig())[0].loss_type == "contrastive"
+    kept, reasons = decided(
+        CLIPFinetuningConfig(loss_type="contrastive"), data=replace(PLAIN, repeated_caption_share=0.4)
+    )
+    assert kept.loss_type == "contrastive"
+    assert "loss_type" not in reasons
+
+
+@pytest.mark.parametrize(
+    ("facts", "values", "positives"),
+    [
+        ({}, {}, "caption"),
+        ({"repeated_caption_share": 0.9, "labelled_share": 1.0, "classes": 6}, {}, "label"),
+        ({"repeated_caption_share": 0.3, "labelled_share": 1.0, "classes": 6}, {}, "caption"),
+        ({"repeated_caption_share": 0.9, "labelled_share": 1.0, "classes": 1}, {}, "caption"),
+        ({"repeated_caption_share": 0.9, "labelled_share": 0.2, "classes": 6}, {}, "caption"),
+        ({}, {"augment_text": True}, "label"),
+        ({}, {"positives": "label"}, "label"),
+        ({"repeated_caption_share": 0.9, "labelled_share": 1.0, "classes": 6}, {"positives": "auto"}, "label"),
+    ],
+)
+def test_positives(facts, values, positives):
+    assert decided(CLIPFinetuningConfig(**values), data=replace(PLAIN, **facts))[0].positives == positives
+
+
+def test_temperature_is_the_models_own_and_trained_unless_set():
+    recipe, reasons = decided(CLIPFinetuningConfig())
+    assert (recipe.temperature, recipe.learnable_temp) == (0.01, True)
+    assert "logit_scale" in reasons["temperature"]
+    recipe, reasons = decided(CLIPFinetuningConfig(temperature=0.07))
+    assert (recipe.temperature, recipe.learnable_temp) == (0.07, False)
+    assert "temperature" not in reasons
+    assert decided(CLIPFinetuningConfig(temperature=0.05, learnable_temp=True))[0].learnable_temp is True
+    # The user's word on training it holds for the model's own temperature too.
+    assert decided(CLIPFinetuningConfig(learnable_temp=False))[0].learnable_temp is False
+
+
+def test_rates_per_tower():
+    recipe, reasons = decided(CLIPFinetuningConfig(learning_rate=2e-5), STARTER)
+    assert recipe.image_learning_rate == pytest.approx(2e-4)
+    assert recipe.text_learning_rate == pytest.approx(2e-5)
+    assert "ten times" in reasons["image_learning_rate"]
+    recipe, _ = decided(CLIPFinetuningConfig(learning_rate=2e-5, image_learning_rate=1e-6), STARTER)
+    assert recipe.image_learning_rate == 1e-6
+
+
+def test_schedule():
+    recipe, reasons = decided(CLIPFinetuningConfig(batch_size=100, num_epochs=10))  # 80 steps an epoch, 800 in all
+    assert recipe.warmup_steps == 80
+    assert "800 steps" in reasons["warmup_steps"]
+    assert (recipe.eval_steps, recipe.save_steps) == (80, 80)  # at least once an epoch
+    assert recipe.logging_steps == 16
+    assert decided(CLIPFinetuningConfig(batch_size=2, num_epochs=10))[0].warmup_steps == 500
+    assert decided(CLIPFinetuningConfig(batch_size=100, max_steps=7))[0].warmup_steps == 1
+    set_, reasons = decided(CLIPFinetuningConfig(batch_size=100, warmup_steps=500, eval_steps=3, save_steps=1000))
+    assert (set_.warmup_steps, set_.eval_steps, set_.save_steps) == (500, 3, 1000)
+    assert not {"warmup_steps", "eval_steps", "save_steps"} & reasons.keys()
+
+
+def test_small_data():
+    recipe, _ = decided(CLIPFinetuningConfig(num_epochs=2), data=replace(PLAIN, train_rows=5))
+    assert recipe.batch_size == 2
+    assert (recipe.eval_steps, recipe.logging_steps, recipe.warmup_steps) == (2, 1, 1)
+
+
+def test_flips():
+    sides = replace(PLAIN, names_sides=True)
+    assert decided(CLIPFinetuningConfig())[0].horizontal_flip is True
+    assert decided(CLIPFinetuningConfig(), data=sides)[0].horizontal_flip is False
+    assert decided(CLIPFinetuningConfig(domain="medical"))[0].horizontal_flip is False
+    # The industrial preset mirrors and turns; captions that name a side overrule it, the user overrules both.
+    assert decided(CLIPFinetuningConfig(domain="industrial"))[0].rotate90 is True
+    recipe, reasons = decided(CLIPFinetuningConfig(domain="industrial"), data=sides)
+    assert (recipe.horizontal_flip, recipe.rotate90, recipe.vertical_flip) == (False, False, True)
+    assert "left or right" in reasons["horizontal_flip"]
+    heights = replace(PLAIN, names_heights=True)
+    recipe, _ = decided(CLIPFinetuningConfig(domain="industrial"), data=heights)
+    assert (recipe.horizontal_flip, recipe.rotate90, recipe.vertical_flip) == (True, False, False)
+    assert decided(CLIPFinetuningConfig(horizontal_flip=True), data=sides)[0].horizontal_flip is True
+
+
+def test_reading():
+    few = replace(PLAIN, train_rows=100)
+    assert decided(CLIPFinetuningConfig(), data=few)[0].num_workers == 0
+    many, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=1_000_000, cores=3))
+    assert many.num_workers == 2
+    assert "3 cores" in reasons["num_workers"]
+    assert decided(CLIPFinetuningConfig(num_workers=7), data=few)[0].num_workers == 7
+
+
+def test_domain_preset_lies_between_defaults_and_what_is_set():
+    recipe, reasons = decided(CLIPFinetuningConfig(domain="medical"))
+    assert (recipe.learning_rate, recipe.num_epochs) == (3e-5, 15)
+    assert "preset" in reasons["learning_rate"]
+    # Set, even to the default, it stays.
+    recipe, reasons = decided(CLIPFinetuningConfig(domain="medical", learning_rate=5e-5))
+    assert recipe.learning_rate == 5e-5
+    assert "learning_rate" not in reasons
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("model", [CLIP, SIGLIP, STARTER])
+def test_saved_recipe_repeats_the_run(name, model):
+    data = replace(PLAIN, repeated_caption_share=0.8, labelled_share=1.0, classes=5, names_sides=True)
+    recipe, _ = decided(load_recipe(name, environment={}), model, data)
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=True)
+    again, later = decided(CLIPFinetuningConfig(**parse_recipe(text, "recipe.yaml")[0]), model, data)
+    assert again.to_dict() == recipe.to_dict()
+    assert later == {}
