@@ -99,9 +99,7 @@ def _dataset(spec: dict[str, Any], encoder: DualEncoder) -> tuple[CLIPDataset, A
     from domainclip.config import CLIPFinetuningConfig
     from domainclip.data import CLIPDataset, DatasetLoader
 
-    pairs = DatasetLoader.from_csv(
-        Path(spec["data"]) / "train.csv", image_col="image_path", caption_col="caption"
-    )
+    pairs = DatasetLoader.from_csv(Path(spec["data"]) / "train.csv", image_col="image_path", caption_col="caption")
     config = CLIPFinetuningConfig(
         batch_size=spec["batch"], num_epochs=1000, max_steps=spec["total_steps"], warmup_steps=WARMUP_STEPS,
         learning_rate=LEARNING_RATE, loss_type="contrastive", num_workers=0, augment_images=False, seed=spec["seed"],
@@ -296,19 +294,20 @@ def quick_data(folder: Path) -> Path:
         for row in range(16):
             name = f"images/{row:02}.png"
             Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / name)
-            writer.writerow(
-                [name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"]
-            )
+            writer.writerow([name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"])
     return folder
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def run(arguments: argparse.Namespace) -> Path:
+    """Measure, and write the record anew after each comparison: what an interruption leaves is a valid record."""
     batch, steps, loss_steps, block = (
-        arguments.batch_size, arguments.steps, arguments.loss_steps, arguments.block,
-    )  # fmt: skip
+        arguments.batch_size,
+        arguments.steps,
+        arguments.loss_steps,
+        arguments.block,
+    )
     settings = {"model": "vit-b-32", "tokenizer": str(arguments.data_root / "clip_tokenizer")}
     model = "ViT-B/32 shape, random weights"
-    facts = machine_facts()
     with ExitStack() as stack:
         if arguments.quick:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -317,56 +316,52 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             settings, model = {"model": "tiny"}, "tiny"
         else:
             data = {name: arguments.data_root / name for name in arguments.data}
-        results = {}
-        for name, folder in data.items():
-            base = {**settings, "data": str(folder), "batch": batch, "seed": 0, "total_steps": 100}
-            results[name] = _one_data_set(base, arguments.comparisons, steps, loss_steps, block)
-    return {
-        "machine": facts,
-        "quick": arguments.quick,
-        "model": model,
-        "batch_size": batch,
-        "results": results,
-    }
-
-
-def _one_data_set(
-    base: dict[str, Any], comparisons: list[str], steps: int, loss_steps: int, block: int
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in comparisons:
-        # A pair of workers at a time: two sides of a ViT-B/32 take 9 GiB together.
-        sides = {
-            side: {**base, "side": side, "settings": settings, "name": f"{side}, {settings}"}
-            for side, settings in zip(("plain", "ours"), COMPARISONS[name], strict=True)
+        results: dict[str, dict[str, Any]] = {name: {} for name in data}
+        record = {
+            "machine": machine_facts(),
+            "quick": arguments.quick,
+            "model": model,
+            "batch_size": batch,
+            "results": results,
         }
-        runs = measure(sides, max(steps, loss_steps) if name == LOSS_COMPARISON else steps, block)
-        result = found[name] = compare(runs["plain"], runs["ours"], base["batch"])
-        print(
-            f"{Path(base['data']).name}, {name}: {result['speedup']:.2f} times "
-            f"({result['plain_samples_per_s']:.2f} -> {result['ours_samples_per_s']:.2f} samples/s), "
-            f"losses differ by at most {result['largest_loss_difference']:.1e}",
-            flush=True,
+        path = Path()
+        for comparison in arguments.comparisons:
+            count = max(steps, loss_steps) if comparison == LOSS_COMPARISON else steps
+            for name, folder in data.items():
+                base = {**settings, "data": str(folder), "batch": batch, "seed": 0, "total_steps": 100}
+                results[name][comparison] = _one_comparison(base, comparison, count, block)
+                path = write_record("train_step", record, arguments.output)
+        return path
+
+
+def _one_comparison(base: dict[str, Any], name: str, steps: int, block: int) -> dict[str, Any]:
+    # A pair of workers at a time: two sides of a ViT-B/32 take 9 GiB together.
+    sides = {
+        side: {**base, "side": side, "settings": settings, "name": f"{side}, {settings}"}
+        for side, settings in zip(("plain", "ours"), COMPARISONS[name], strict=True)
+    }
+    load = machine_facts()["load_average_at_start"]
+    runs = measure(sides, steps, block)
+    result = {**compare(runs["plain"], runs["ours"], base["batch"]), "load_average_at_start": load}
+    print(
+        f"{Path(base['data']).name}, {name}: {result['speedup']:.2f} times "
+        f"({result['plain_samples_per_s']:.2f} -> {result['ours_samples_per_s']:.2f} samples/s), "
+        f"losses differ by at most {result['largest_loss_difference']:.1e}",
+        flush=True,
+    )
+    if name != "policy" and not result["largest_loss_difference"] <= LOSS_TOLERANCE:
+        raise SystemExit(
+            f"{name}: the two losses differ by {result['largest_loss_difference']:.2e}, more than "
+            f"{LOSS_TOLERANCE:g}: they do not train the same thing, so their speeds cannot be compared"
         )
-        if name != "policy" and not result["largest_loss_difference"] <= LOSS_TOLERANCE:
-            raise SystemExit(
-                f"{name}: the two losses differ by {result['largest_loss_difference']:.2e}, more than "
-                f"{LOSS_TOLERANCE:g}: they do not train the same thing, so their speeds cannot be compared"
-            )
-    return found
+    return result
 
 
 def main() -> None:
     default_data = Path(__file__).resolve().parents[1] / "../shared/data"
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data))
-    )
-    parser.add_argument(
-        "--data", nargs="+", default=list(DATA_SETS), help="names of data sets in --data-root"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data)))
+    parser.add_argument("--data", nargs="+", default=list(DATA_SETS), help="names of data sets in --data-root")
     parser.add_argument("--comparisons", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS))
     parser.add_argument("--steps", type=int, default=6, help="steps of each side, the first untimed")
     parser.add_argument(
@@ -389,15 +384,13 @@ def main() -> None:
     if not arguments.quick:
         for name in [*arguments.data, "clip_tokenizer"]:
             if not (arguments.data_root / name).is_dir():
-                parser.error(
-                    f"{arguments.data_root / name} is missing: give --data-root or set DOMAINCLIP_DATA"
-                )
+                parser.error(f"{arguments.data_root / name} is missing: give --data-root or set DOMAINCLIP_DATA")
         if (available := psutil.virtual_memory().available / 2**30) < MEMORY_NEEDED_GIB:
             parser.error(
                 f"{available:.1f} GiB of memory are available and about {MEMORY_NEEDED_GIB} needed: end other work, "
                 "or use --quick"
             )
-    print(write_record("train_step", run(arguments), arguments.output))
+    print(run(arguments))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,8 @@ from transformers import (
     ViTModel,
 )
 
-WORDS = (
-    "a photo of the red green blue grey small large texture brick grass sky moon sample seen from far above in with "
-    "0 1 2 3 4 5 6 7 8 9 , ."
-).split()  # noqa: SIM905
+_TEXT = "a photo of the red green blue grey small large texture brick grass sky moon sample seen from far above in with"
+WORDS = [*_TEXT.split(), *"0123456789", ",", "."]
 
 
 def word_tokenizer(kind: str, max_length: int) -> PreTrainedTokenizerFast:
@@ -101,9 +99,7 @@ def save_bert(folder: Path) -> Path:
 def save_vision_text(folder: Path, parts: Path, vision: str = "vit") -> Path:
     """A VisionTextDualEncoder of the small ViT (or MobileNet) and the small BERT."""
     # The joint model asks the vision config for a hidden_size; MobileNet's own has none.
-    image_folder = (
-        save_vit(parts / "vit") if vision == "vit" else save_mobilenet(parts / "mobilenet", hidden_size=32)
-    )
+    image_folder = save_vit(parts / "vit") if vision == "vit" else save_mobilenet(parts / "mobilenet", hidden_size=32)
     text_folder = save_bert(parts / "bert")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)

@@ -56,9 +56,7 @@ def test_worked_example() -> None:
     assert found["t2i_R@1"] == pytest.approx(1 / 3)
     assert found["t2i_MRR"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     assert found["t2i_median_rank"] == 2.0
-    assert found["alignment_score"] == pytest.approx(
-        (0.9 + 0.2 + 0.6) / 3 - (0.1 + 0.3 + 0.8 + 0.7 + 0.1 + 0.4) / 6
-    )
+    assert found["alignment_score"] == pytest.approx((0.9 + 0.2 + 0.6) / 3 - (0.1 + 0.3 + 0.8 + 0.7 + 0.1 + 0.4) / 6)
     assert (found["n_images"], found["n_texts"]) == (3, 3)
 
 
@@ -87,9 +85,7 @@ def test_a_collapsed_model_ranks_last() -> None:
 
 def test_equal_groups_are_hits_whatever_their_type() -> None:
     similarity = torch.tensor([[0.2, 0.9], [0.1, 0.8], [0.7, 0.3]])
-    found = AlignmentMetrics.compute_all(
-        similarity, image_groups=["cat", "dog", "cat"], text_groups=["cat", "dog"]
-    )
+    found = AlignmentMetrics.compute_all(similarity, image_groups=["cat", "dog", "cat"], text_groups=["cat", "dog"])
     targets = torch.tensor([[True, False], [False, True], [True, False]])
     assert found == AlignmentMetrics.compute_all(similarity, targets=targets)
     as_numbers = AlignmentMetrics.compute_all(
@@ -101,9 +97,7 @@ def test_equal_groups_are_hits_whatever_their_type() -> None:
 
 
 def test_other_hits_do_not_count_against_a_query() -> None:
-    found = AlignmentMetrics.recall_at_k(
-        torch.eye(2).repeat(2, 1), 1, image_groups=[0, 1, 0, 1], text_groups=[0, 1]
-    )
+    found = AlignmentMetrics.recall_at_k(torch.eye(2).repeat(2, 1), 1, image_groups=[0, 1, 0, 1], text_groups=[0, 1])
     assert found == {"i2t_R@1": 1.0, "t2i_R@1": 1.0}
 
 
@@ -127,12 +121,8 @@ def test_ranks_from_embeddings_do_not_depend_on_the_chunk(chunk: int) -> None:
     similarity = (images.double() @ texts.double().T).numpy()
     i2t, t2i = retrieval_ranks(images, texts, image_groups, text_groups, chunk=chunk)
     hits = np.array(image_groups)[:, None] == np.array(text_groups)[None]
-    assert i2t.tolist() == [
-        rank_by_loop(s, h) for s, h in zip(similarity.tolist(), hits.tolist(), strict=True)
-    ]
-    assert t2i.tolist() == [
-        rank_by_loop(s, h) for s, h in zip(similarity.T.tolist(), hits.T.tolist(), strict=True)
-    ]
+    assert i2t.tolist() == [rank_by_loop(s, h) for s, h in zip(similarity.tolist(), hits.tolist(), strict=True)]
+    assert t2i.tolist() == [rank_by_loop(s, h) for s, h in zip(similarity.T.tolist(), hits.T.tolist(), strict=True)]
 
 
 def test_similarities_are_never_held_whole() -> None:

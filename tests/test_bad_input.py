@@ -226,7 +226,7 @@ def test_unusual_pictures_are_used(folder, train, tmp_path):
     Image.new("RGB", (1, 1), "red").save(images / "one.png")
     Image.new("RGB", (900, 2), "red").save(images / "line.png")
     base.convert("CMYK").save(images / "cmyk.jpg")
-    Image.fromarray((np.asarray(base)[..., 0].astype(np.uint16) * 257)).save(images / "deep.png")
+    Image.fromarray(np.asarray(base)[..., 0].astype(np.uint16) * 257).save(images / "deep.png")
     base.quantize(8).save(images / "palette.png", transparency=2)
     base.save(images / "moving.gif", save_all=True, append_images=[base.rotate(90)])
     base.convert("RGBA").save(images / "alpha.webp")

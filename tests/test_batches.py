@@ -284,9 +284,13 @@ def test_error_in_the_thread_reaches_the_reader():
             return index
 
     got = []
-    with pytest.raises(RuntimeError, match="row 3 is broken"):
+
+    def consume() -> None:
         for batch in PrefetchDataLoader(DataLoader(Broken(), batch_size=1)):
             got.append(int(batch))
+
+    with pytest.raises(RuntimeError, match="row 3 is broken"):
+        consume()
     assert got == [0, 1, 2]
     assert prefetch_threads() == []
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TinyData
-from training_setup import make_trainer, same, weights
 
+from conftest import TinyData
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import CheckpointError
 from domainclip.files import sha256_of
 from domainclip.training import CheckpointStore, Validation
 from domainclip.training.checkpoint import MANIFEST, random_state, recover_directory, restore_random_state
+from training_setup import make_trainer, same, weights
 
 CPU = torch.device("cpu")
 
@@ -252,11 +252,16 @@ def test_another_recipe_is_refused_with_its_keys(tiny_data: TinyData, tmp_path: 
     make_trainer(tiny_data.pairs(), tmp_path).train()
     other = make_trainer(tiny_data.pairs(), tmp_path, learning_rate=2e-3, weight_decay=0.5)
     before = weights(other)
-    with pytest.raises(CheckpointError, match=r"another recipe \(different: (learning_rate, weight_decay|weight_decay, learning_rate)\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"another recipe \(different: (learning_rate, weight_decay|weight_decay, learning_rate)\)",
+    ):
         other.train(resume=True)
     assert same(weights(other), before)
     # what changes nothing that is learned may differ
-    result = make_trainer(tiny_data.pairs(), tmp_path, save_steps=1, keep_checkpoints=5, num_workers=0).train(resume=True)
+    result = make_trainer(tiny_data.pairs(), tmp_path, save_steps=1, keep_checkpoints=5, num_workers=0).train(
+        resume=True
+    )
     assert result.resumed_from == 6
 
 

@@ -93,9 +93,7 @@ def test_a_collapsed_model_is_right_about_nothing() -> None:
 
 
 def test_a_class_without_pictures_does_not_lower_the_means() -> None:
-    found = classification_metrics(
-        torch.eye(3)[[0, 1, 1]] + torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0, 1, 0])
-    )
+    found = classification_metrics(torch.eye(3)[[0, 1, 1]] + torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0, 1, 0]))
     assert found["mean_per_class_recall"] == pytest.approx((0.5 + 1) / 2)
     assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert np.isnan(found["per_class_recall"][2])
@@ -114,9 +112,7 @@ def test_a_class_without_pictures_does_not_lower_the_means() -> None:
         (torch.full((3, 2), torch.nan), torch.zeros(3).long(), "NaN"),
     ],
 )
-def test_scores_that_do_not_fit_are_refused(
-    scores: torch.Tensor, targets: torch.Tensor, message: str
-) -> None:
+def test_scores_that_do_not_fit_are_refused(scores: torch.Tensor, targets: torch.Tensor, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         classification_metrics(scores, targets)
 
@@ -224,9 +220,7 @@ def test_zero_shot_classes_may_be_chosen() -> None:
     narrow = ZeroShotEvaluator(pairs, ["{}"], class_names=["red", "blue"]).evaluate(embed)
     assert narrow.details["classification"]["n_outside_classes"] == 1
     assert narrow.metrics["n_classified"] == 3
-    prompted = ZeroShotEvaluator(pairs, prompts={"red": ["a warm colour"], "green": ["green"]}).evaluate(
-        embed
-    )
+    prompted = ZeroShotEvaluator(pairs, prompts={"red": ["a warm colour"], "green": ["green"]}).evaluate(embed)
     assert prompted.details["classification"]["predictions"] == ["red", "red", "green"]
 
 
@@ -296,9 +290,7 @@ def test_real_captions_with_an_oracle_that_knows_them(shared_data: Path) -> None
     """An embedder that gives each caption its own axis, and each picture its caption's, must be perfect."""
     folder = shared_data / "fixture_tiny"
     with open(folder / "test.csv", encoding="utf-8") as handle:
-        pairs = [
-            Pair(folder / row["image_path"], row["caption"], row["label"]) for row in csv.DictReader(handle)
-        ]
+        pairs = [Pair(folder / row["image_path"], row["caption"], row["label"]) for row in csv.DictReader(handle)]
     captions = sorted({pair.caption for pair in pairs})
     by_path = {pair.image_path: pair.caption for pair in pairs}
     axes = dict(zip(captions, torch.eye(len(captions)), strict=True))

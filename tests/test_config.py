@@ -266,7 +266,7 @@ def test_recipe_that_is_no_mapping_not_there_or_not_text(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("domain: caf\xe9\n".encode("latin-1"))
     with pytest.raises(ConfigurationError, match="cannot be read"):
         CLIPFinetuningConfig.from_yaml(tmp_path / "latin.yaml")
-    with pytest.raises(ConfigurationError, match="Unknown recipe 'medcal'. Did you mean 'medical'"):
+    with pytest.raises(ConfigurationError, match=r"Unknown recipe 'medcal'\. Did you mean 'medical'"):
         load_recipe("medcal")
 
 

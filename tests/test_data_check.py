@@ -71,12 +71,7 @@ def huge_png(side: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0"))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
 def test_clean_data_pass(clean: Path) -> None:
@@ -353,9 +348,7 @@ def test_resaved_copies_are_near_and_neighbours_are_not(shared_data: Path, tmp_p
     for path in paths:
         picture = Image.open(path).convert("RGB")
         prints.append(fingerprint(np.asarray(picture)))
-        picture.resize((picture.width * 3 // 4, picture.height * 3 // 4)).save(
-            tmp_path / "copy.jpg", quality=80
-        )
+        picture.resize((picture.width * 3 // 4, picture.height * 3 // 4)).save(tmp_path / "copy.jpg", quality=80)
         prints.append(fingerprint(np.asarray(Image.open(tmp_path / "copy.jpg"))))
     groups = near_duplicate_groups(np.stack(prints))
     true = [group for group in groups if len(group) == 2 and group[0] % 2 == 0 and group[1] == group[0] + 1]

@@ -34,16 +34,12 @@ class Machine:
         self._set(nvidia_driver_present=False, cuda_device_count=0)
 
     def nvidia(self, capability: tuple[int, int] = (9, 0), count: int = 1, **answers: object) -> None:
-        self._set(
-            cuda_is_built=True, cuda_is_available=True, cuda_device_count=count, cuda_name="NVIDIA H100"
-        )
+        self._set(cuda_is_built=True, cuda_is_available=True, cuda_device_count=count, cuda_name="NVIDIA H100")
         self._set(cuda_capability=capability, nvidia_driver_present=True, **answers)
 
     def mac(self, chip: str = "Apple M3 Pro", version: tuple[int, ...] = (15, 1), **answers: object) -> None:
         kernel = {"machdep.cpu.brand_string": chip}
-        self._set(
-            system="Darwin", machine="arm64", macos_version=version, mps_is_built=True, mps_is_available=True
-        )
+        self._set(system="Darwin", machine="arm64", macos_version=version, mps_is_built=True, mps_is_available=True)
         self.patch.setattr(platform, "sysctl", kernel.get)
         self._set(**answers)
 
@@ -351,9 +347,7 @@ def test_cuda_precision(machine: Machine, capability: tuple[int, int], name: str
         ("Apple processor", (15, 0), "fp32", "unknown chip"),
     ],
 )
-def test_mps_precision(
-    machine: Machine, chip: str, version: tuple[int, ...], name: str, because: str
-) -> None:
+def test_mps_precision(machine: Machine, chip: str, version: tuple[int, ...], name: str, because: str) -> None:
     machine.mac(chip, version)
     decision = choose_precision(MPS)
     assert decision.name == name

@@ -40,9 +40,7 @@ class PlayedDevice(nn.Module):
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         if self.moved and self.fault == "missing kernel":
-            raise NotImplementedError(
-                "The operator 'aten::_upsample_bicubic2d_aa' is not implemented for MPS"
-            )
+            raise NotImplementedError("The operator 'aten::_upsample_bicubic2d_aa' is not implemented for MPS")
         found = self.encoder.encode_image(pixel_values)
         if self.moved and self.fault == "wrong backward" and found.requires_grad:
             found.register_hook(lambda grad: grad * 1.05)
@@ -143,9 +141,7 @@ def test_wrong_optimizer_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "_step", no_step_when_fused)
     wrong = {key: item for key, item in compare().items() if not item.ok}
     assert list(wrong) == [("AdamW step", "fp32")]
-    assert wrong["AdamW step", "fp32"].error == pytest.approx(
-        1.0, rel=0.1
-    )  # Adam's first step: one learning rate
+    assert wrong["AdamW step", "fp32"].error == pytest.approx(1.0, rel=0.1)  # Adam's first step: one learning rate
     assert "fused=False" in wrong["AdamW step", "fp32"].remedy
 
 
@@ -280,16 +276,12 @@ def test_mac_with_agreeing_numbers(played_mac: None, monkeypatch: pytest.MonkeyP
     assert "Apple M3 Pro" in report.render(width=200, colour=False)
 
 
-def test_mac_with_differing_numbers_names_the_switches(
-    played_mac: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mac_with_differing_numbers_names_the_switches(played_mac: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(factory: Any, device: torch.device, **options: Any) -> list[Comparison]:
         remedy = comparison._remedy(device, "bf16", length=5, attention=True)
         return [
             Comparison("image embeddings", "fp32", 1e-6, 1e-4, "unused"),
-            Comparison(
-                "text embeddings, 5 tokens", "bf16", math.nan, 1e-2, remedy, "NotImplementedError: gone"
-            ),
+            Comparison("text embeddings, 5 tokens", "bf16", math.nan, 1e-2, remedy, "NotImplementedError: gone"),
         ]
 
     monkeypatch.setattr(doctor, "compare_with_cpu", broken)
@@ -310,9 +302,7 @@ def test_mac_with_differing_numbers_names_the_switches(
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_device_that_takes_no_model_is_a_failed_check(
-    played_mac: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_that_takes_no_model_is_a_failed_check(played_mac: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*_: Any, **__: Any) -> list[Comparison]:
         raise RuntimeError("MPS backend out of memory")
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TinyData
-from model_zoo import save_siglip, save_vision_text
 from torch import Tensor
 
+from conftest import TinyData
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.data.batches import PairCollator, collate_fn
 from domainclip.data.dataset import CLIPDataset
 from domainclip.losses import CLIPContrastiveLoss, MultiPositiveContrastiveLoss
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.training import ContrastiveStep
+from model_zoo import save_siglip, save_vision_text
 
 ROWS = 8
 Loss = CLIPContrastiveLoss | MultiPositiveContrastiveLoss
@@ -61,7 +61,9 @@ def gradients(encoder: DualEncoder) -> dict[str, Tensor]:
 def assert_equal(mine: dict[str, Tensor], reference: dict[str, Tensor], tolerance: float = 1e-9) -> None:
     assert mine.keys() == reference.keys()
     for name, expected in reference.items():
-        torch.testing.assert_close(mine[name], expected, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            mine[name], expected, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert any(float(value.abs().max()) > 1e-4 for value in reference.values())
 
 

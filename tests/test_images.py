@@ -175,7 +175,7 @@ def test_header_says_what_the_file_says(tmp_path):
 def test_truncated_picture_is_an_error_not_half_grey(tmp_path, kind, share):
     content = encoded(scene(200, 150), kind)
     path = saved(tmp_path, content[: int(len(content) * share)])
-    with pytest.raises(PictureError, match="picture.bin"):
+    with pytest.raises(PictureError, match=r"picture\.bin"):
         read_image(path)
 
 

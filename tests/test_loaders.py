@@ -208,9 +208,7 @@ def test_captions_from_labels(folder: Path) -> None:
 
 
 def test_directory_with_captions_file(folder: Path) -> None:
-    write(
-        folder / "captions.txt", "a.jpg\tfirst\tpart\nb.jpg without tab\n\nimages/c.png\tthird\nz.jpg\tgone\n"
-    )
+    write(folder / "captions.txt", "a.jpg\tfirst\tpart\nb.jpg without tab\n\nimages/c.png\tthird\nz.jpg\tgone\n")
     pairs = DatasetLoader.load(folder)
     assert facts(pairs) == [("a.jpg", "first\tpart", None, None), ("c.png", "third", None, None)]
     assert [row.where for row in pairs.quarantine] == ["captions.txt row 2", "captions.txt row 5"]
@@ -273,12 +271,8 @@ def test_a_folder_is_listed_once_whatever_the_rows(folder: Path, monkeypatch: py
     table = write(folder / "t.csv", "image_path,caption\n" + rows)
     calls = {"scandir": 0, "stat": 0}
     scandir, stat = os.scandir, os.stat
-    monkeypatch.setattr(
-        os, "scandir", lambda *a: calls.__setitem__("scandir", calls["scandir"] + 1) or scandir(*a)
-    )
-    monkeypatch.setattr(
-        os, "stat", lambda *a, **k: calls.__setitem__("stat", calls["stat"] + 1) or stat(*a, **k)
-    )
+    monkeypatch.setattr(os, "scandir", lambda *a: calls.__setitem__("scandir", calls["scandir"] + 1) or scandir(*a))
+    monkeypatch.setattr(os, "stat", lambda *a, **k: calls.__setitem__("stat", calls["stat"] + 1) or stat(*a, **k))
     assert len(DatasetLoader.from_csv(table)) == 3000
     monkeypatch.undo()
     assert calls["scandir"] == 1
@@ -319,9 +313,7 @@ def test_huggingface_out_of_reach_says_how_to_go_on(monkeypatch: pytest.MonkeyPa
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(
-        DataError, match=r"'owner/name' could not be loaded \(ConnectionError: .*save_to_disk"
-    ):
+    with pytest.raises(DataError, match=r"'owner/name' could not be loaded \(ConnectionError: .*save_to_disk"):
         DatasetLoader.load("hf:owner/name")
 
 

@@ -159,7 +159,7 @@ def test_temperature_is_a_tensor_that_takes_a_float() -> None:
         assert float(loss(images, texts)["loss"].detach()) == pytest.approx(
             reference(images, texts, list(range(6)), 0.5), rel=1e-6
         )
-        with pytest.raises(ConfigurationError, match="^Temperature must be positive"):
+        with pytest.raises(ConfigurationError, match=r"^Temperature must be positive"):
             loss.temperature = 0.0
     assert float(CLIPContrastiveLoss(0.2).state_dict()["log_scale"]) == pytest.approx(math.log(5))
 
@@ -178,7 +178,7 @@ def test_the_models_scale_takes_the_place_of_the_losss_own() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_must_be_positive(temperature: float) -> None:
-    with pytest.raises(ConfigurationError, match="^Temperature must be positive"):
+    with pytest.raises(ConfigurationError, match=r"^Temperature must be positive"):
         CLIPContrastiveLoss(temperature)
 
 
@@ -199,7 +199,7 @@ def test_wrong_shapes_are_named(left: tuple[int, ...], right: tuple[int, ...], m
 
 
 def test_group_ids_of_another_length_are_refused() -> None:
-    with pytest.raises(ShapeError, match="^Batch size mismatch: group_ids"):
+    with pytest.raises(ShapeError, match=r"^Batch size mismatch: group_ids"):
         MultiPositiveContrastiveLoss()(*embeddings(), group_ids=torch.arange(5))
 
 
@@ -253,9 +253,7 @@ def test_losses_are_found_by_name_with_the_recipes_numbers() -> None:
 def test_unnormalised_embeddings_are_compared_by_their_product() -> None:
     images, texts = embeddings()
     loss = build_loss(CLIPFinetuningConfig(loss_type="contrastive", normalize_embeddings=False, temperature=2.0))
-    torch.testing.assert_close(
-        loss(images, texts)["logits_per_image"], images @ texts.T / 2.0, rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(loss(images, texts)["logits_per_image"], images @ texts.T / 2.0, rtol=1e-6, atol=1e-6)
 
 
 def test_euclidean_similarity_is_the_negative_distance() -> None:

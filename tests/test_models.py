@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_zoo import save_bert, save_mobilenet, save_siglip, save_vision_text, save_vit
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -18,6 +17,7 @@ from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DataError, ModelLoadError
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
+from model_zoo import save_bert, save_mobilenet, save_siglip, save_vision_text, save_vit
 
 TEXTS = ["a photo of the red brick", "moon", "large grass texture seen from far above, sample 7", "sky"]
 KINDS = ["clip", "siglip", "vision_text", "mobilenet"]
@@ -162,9 +162,7 @@ def test_two_backbones_are_joined(folders: dict[str, Path]) -> None:
 def test_a_convolutional_backbone_is_joined(folders: dict[str, Path], tmp_path: Path) -> None:
     """MobileNet's config does not state the width of its pooled vector."""
     vision = str(save_mobilenet(tmp_path / "mobilenet"))
-    encoder = load_encoder(
-        ModelSettings(vision_model_name=vision, text_model_name=str(folders["parts"] / "bert"))
-    )
+    encoder = load_encoder(ModelSettings(vision_model_name=vision, text_model_name=str(folders["parts"] / "bert")))
     pixels = encoder.processor(images=pictures())["pixel_values"]
     pooled = AutoModel.from_pretrained(vision).eval()(pixel_values=pixels).pooler_output
     expected = pooled @ encoder.model.visual_projection.weight.T
@@ -276,9 +274,7 @@ def test_a_locked_tower_does_not_learn(folders: dict[str, Path], kind: str, towe
 
 def test_new_projections_of_a_locked_tower_learn(folders: dict[str, Path]) -> None:
     encoder = load_encoder(
-        ModelSettings(
-            vision_model_name=str(folders["parts"] / "vit"), text_model_name=str(folders["parts"] / "bert")
-        )
+        ModelSettings(vision_model_name=str(folders["parts"] / "vit"), text_model_name=str(folders["parts"] / "bert"))
     )
     encoder.lock("image")
     assert encoder.model.visual_projection.weight.requires_grad

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from model_zoo import save_siglip, save_vision_text
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
@@ -16,6 +16,7 @@ from domainclip.errors import ConfigurationError
 from domainclip.losses import CLIPContrastiveLoss
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.training.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
+from model_zoo import save_siglip, save_vision_text
 
 CPU = torch.device("cpu")
 
@@ -133,7 +134,7 @@ def test_the_schedule_starts_above_zero_peaks_at_one_and_ends_low() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == 1.0
     assert rates[9] == rates[10] == 1.0
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
     assert 0 < rates[-1] < 0.001
     assert rate_factor(99, 10, 100, floor=0.2) == pytest.approx(0.2, abs=0.001)
     assert rate_factor(10, 10, 100, floor=0.2) == 1.0
@@ -141,9 +142,7 @@ def test_the_schedule_starts_above_zero_peaks_at_one_and_ends_low() -> None:
 
 
 def test_set_rates_keeps_the_groups_proportions() -> None:
-    optimizer = build_optimizer(
-        make_tiny_clip(), OptimizerSettings(learning_rate=1e-3, image_learning_rate=1e-2), CPU
-    )
+    optimizer = build_optimizer(make_tiny_clip(), OptimizerSettings(learning_rate=1e-3, image_learning_rate=1e-2), CPU)
     set_rates(optimizer, 0.25)
     assert {group["lr"] for group in optimizer.param_groups} == {0.25e-2, 0.25e-3}
     set_rates(optimizer, 1.0)

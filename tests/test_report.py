@@ -52,9 +52,7 @@ class NoisyEmbedder:
     def encode_images(self, paths: list[Path], /) -> torch.Tensor:
         numbers = [int(path.stem) for path in paths]
         noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))[numbers]
-        return torch.nn.functional.normalize(
-            torch.eye(3)[[n % 3 for n in numbers]] + self.noise * noise, dim=-1
-        )
+        return torch.nn.functional.normalize(torch.eye(3)[[n % 3 for n in numbers]] + self.noise * noise, dim=-1)
 
     def encode_texts(self, texts: list[str], /) -> torch.Tensor:
         rows = [[float(label.split()[0] in text) for label in LABELS] for text in texts]
@@ -109,9 +107,7 @@ def test_wilson_interval_equals_scipy(hits: int, n: int) -> None:
     assert wilson_interval(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost", "same"), [(0, 0, 5), (8, 2, 30), (3, 9, 0), (1500, 1400, 2000), (50, 0, 1)]
-)
+@pytest.mark.parametrize(("gained", "lost", "same"), [(0, 0, 5), (8, 2, 30), (3, 9, 0), (1500, 1400, 2000), (50, 0, 1)])
 def test_paired_change_against_scipy_and_the_normal_interval(gained: int, lost: int, same: int) -> None:
     before = [False] * gained + [True] * lost + [True] * same
     after = [True] * gained + [False] * lost + [True] * same
@@ -215,9 +211,7 @@ def test_worse_than_guessing_the_most_frequent_class_is_said(tmp_path: Path) -> 
 
 
 def test_a_report_of_flat_numbers_and_one_of_nothing(tmp_path: Path) -> None:
-    write_report(
-        tmp_path / "flat", {"before": {"acc1": 0.5}, "after": {"acc1": math.nan, "i2t_median_rank": 3.0}}
-    )
+    write_report(tmp_path / "flat", {"before": {"acc1": 0.5}, "after": {"acc1": math.nan, "i2t_median_rank": 3.0}})
     report, text = read(tmp_path / "flat")
     assert report["after"] == {"acc1": None, "i2t_median_rank": 3.0}
     assert "| zero-shot accuracy (acc1) | 50.0% | — | — |" in text
@@ -242,10 +236,7 @@ def test_writing_again_leaves_no_older_plot_behind(tmp_path: Path) -> None:
 
 def test_retention_has_its_own_table(tmp_path: Path) -> None:
     write_report(tmp_path, {"retention": {"before": {"acc1": 0.84}, "after": {"acc1": 0.5}}})
-    assert (
-        "| zero-shot accuracy (acc1) | 84.0% | 50.0% | \N{MINUS SIGN}34.0 points (worse) |"
-        in read(tmp_path)[1]
-    )
+    assert "| zero-shot accuracy (acc1) | 84.0% | 50.0% | \N{MINUS SIGN}34.0 points (worse) |" in read(tmp_path)[1]
 
 
 def test_comparison_helpers() -> None:
@@ -277,9 +268,7 @@ def test_plots_are_drawn_only_when_there_is_something(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [2, 73])
 def test_confusion_plots_take_any_labels(n: int, tmp_path: Path) -> None:
-    labels = [
-        f"$x_{{{number}}}$ a name much longer than any axis has room for {number}" for number in range(n)
-    ]
+    labels = [f"$x_{{{number}}}$ a name much longer than any axis has room for {number}" for number in range(n)]
     plot_confusion(np.eye(n, dtype=int), labels, tmp_path / "c.png")
     width, height = png_size(tmp_path / "c.png")
     assert 200 < width < 3500

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import resume_child
 import torch
-from conftest import TinyData
 from safetensors.torch import load_file
-from training_setup import make_trainer, same, weights
 
+import resume_child
+from conftest import TinyData
 from domainclip.models import make_tiny_clip
 from domainclip.training import Validation
+from training_setup import make_trainer, same, weights
 
 KILLS = int(os.environ.get("DOMAINCLIP_RESUME_KILLS", "3"))
 EPOCHS = max(8, 2 * KILLS)
@@ -208,10 +208,12 @@ def test_killed_at_random_moments(start: Start, undisturbed: Path, tmp_path: Pat
 def test_killed_in_the_middle_of_saving(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     """Between files of a checkpoint, and between the two renames that exchange the best weights."""
     folder = tmp_path / "run"
-    for kill in (("fsync", 20), ("replace", 8), ("replace", 13), ("fsync", 33)):
+    for kill in (("fsync", 20), ("best moved aside", 1), ("fsync", 33), ("best moved aside", 1)):
         process = start(folder, kill)
         process.join(300)
         assert process.exitcode == -signal.SIGKILL, f"{kill} was never reached"
+        if kill[0] != "fsync":
+            assert not (folder / "best").exists()
     last = start(folder)
     last.join(300)
     assert last.exitcode == 0

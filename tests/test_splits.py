@@ -33,14 +33,10 @@ def groups_of(pairs: PairList) -> set:
 
 
 rows = st.lists(
-    st.tuples(
-        st.integers(0, 30), st.sampled_from([None, "a", "b", "c"]), st.none() | st.integers(0, 12).map(str)
-    ),
+    st.tuples(st.integers(0, 30), st.sampled_from([None, "a", "b", "c"]), st.none() | st.integers(0, 12).map(str)),
     max_size=60,
 )
-ratios = st.sampled_from(
-    [(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.9, 0.1, 0.0), (0.2, 0.0, 0.8), (1.0, 0.0, 0.0)]
-)
+ratios = st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.9, 0.1, 0.0), (0.2, 0.0, 0.8), (1.0, 0.0, 0.0)])
 
 
 @settings(max_examples=150, deadline=None)
@@ -82,9 +78,7 @@ def test_stratified_within_a_row_of_each_share() -> None:
     for part, share in ((train, 80), (val, 10), (test, 10)):
         for count in Counter(pair.label for pair in part).values():
             assert abs(count - share) <= 1
-    assert [pair.caption for pair in train] == sorted(
-        (pair.caption for pair in train), key=lambda c: int(c.split()[1])
-    )
+    assert [pair.caption for pair in train] == sorted((pair.caption for pair in train), key=lambda c: int(c.split()[1]))
 
 
 def test_groups_of_unequal_size_still_come_close() -> None:
@@ -105,9 +99,7 @@ def test_many_small_classes_leave_rows_for_validation_and_test() -> None:
 def test_a_class_of_three_groups_is_trained_even_at_a_small_share() -> None:
     train, _, test = split_pairs(make(30, classes=10), 0.1, 0.0, 0.9)
     # A tenth of three rows rounds to none; the promise of one row in train goes first.
-    assert (
-        {pair.label for pair in train} == {pair.label for pair in test} == {f"class {i}" for i in range(10)}
-    )
+    assert {pair.label for pair in train} == {pair.label for pair in test} == {f"class {i}" for i in range(10)}
     assert len(train) == 10
 
 
@@ -117,16 +109,12 @@ def test_seed_and_folder() -> None:
     assert first == again
     assert first[1] != other[1]
     moved = [ImageTextPair(f"/else/where/x/{p.image_path.name}", p.caption, p.label, p.group) for p in pairs]
-    assert [[p.caption for p in part] for part in split_pairs(moved)] == [
-        [p.caption for p in part] for part in first
-    ]
+    assert [[p.caption for p in part] for part in split_pairs(moved)] == [[p.caption for p in part] for part in first]
 
 
 def test_same_picture_under_two_spellings_stays_together() -> None:
     pairs = [
-        ImageTextPair(path, f"{i}")
-        for i in range(40)
-        for path in (f"d/{i}.jpg", f"d/../d/{i}.jpg", f"d//{i}.jpg")
+        ImageTextPair(path, f"{i}") for i in range(40) for path in (f"d/{i}.jpg", f"d/../d/{i}.jpg", f"d//{i}.jpg")
     ]
     for part in split_pairs(pairs):
         assert all(count == 3 for count in Counter(pair.caption for pair in part).values())
@@ -158,9 +146,7 @@ def table(path: Path, numbers: range, group: int | None = None) -> None:
         writer = csv.writer(handle)
         writer.writerow(["image_path", "caption", "label"] + (["group"] if group else []))
         for i in numbers:
-            writer.writerow(
-                [f"{i}.png", f"caption {i}", f"class {i % 2}"] + ([f"g{i // group}"] if group else [])
-            )
+            writer.writerow([f"{i}.png", f"caption {i}", f"class {i % 2}"] + ([f"g{i // group}"] if group else []))
 
 
 def test_given_splits_are_kept_and_validation_comes_from_train(folder: Path) -> None:
@@ -173,8 +159,7 @@ def test_given_splits_are_kept_and_validation_comes_from_train(folder: Path) -> 
     assert not groups_of(splits.train) & groups_of(splits.val)
     groups = len(groups_of(splits.val))
     assert any(
-        note.startswith(f"validation: {len(splits.val)} rows in {groups} group")
-        and "cut from train.csv" in note
+        note.startswith(f"validation: {len(splits.val)} rows in {groups} group") and "cut from train.csv" in note
         for note in splits.notes
     )
 
@@ -262,9 +247,7 @@ def test_two_files_for_one_split(folder: Path) -> None:
 def test_rows_set_aside_are_noted(folder: Path) -> None:
     table(folder / "train.csv", range(42))
     table(folder / "test.csv", range(30, 40))
-    assert any(
-        "train.csv: 2 rows set aside, first train.csv row 42" in note for note in load_splits(folder).notes
-    )
+    assert any("train.csv: 2 rows set aside, first train.csv row 42" in note for note in load_splits(folder).notes)
     with pytest.raises(DataError, match=r"train\.csv row 42"):
         load_splits(folder, strict=True)
 
@@ -275,8 +258,7 @@ def test_real_sets(shared_data: Path) -> None:
             meta = {Path(row["image_path"]).name: row for row in csv.DictReader(handle)}
         splits = load_splits(shared_data / name)
         seen = [
-            {meta[pair.image_path.name]["group"] for pair in part}
-            for part in (splits.train, splits.val, splits.test)
+            {meta[pair.image_path.name]["group"] for pair in part} for part in (splits.train, splits.val, splits.test)
         ]
         assert not any(one & other for one, other in itertools.combinations(seen, 2))
         assert {meta[pair.image_path.name]["split"] for pair in splits.test} == {"test"}

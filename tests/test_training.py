@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyData
 from torch import nn
-from training_setup import make_trainer, same, weights
 
+from conftest import TinyData
 from domainclip.data.records import ImageTextPair
 from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import DataError, TrainingDivergedError
@@ -22,6 +21,7 @@ from domainclip.training import Validation
 from domainclip.training.guards import PATIENCE, CollapseGuard, check_finite
 from domainclip.training.metrics_log import MetricsLog, read_metrics
 from domainclip.training.optimizer import rate_factor
+from training_setup import make_trainer, same, weights
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -40,9 +40,10 @@ def test_the_loss_goes_down_and_classes_are_told_apart(tiny_data: TinyData, tmp_
     held = tiny_data.pairs("test")
     labels = sorted({pair.label for pair in held})
     engine = EmbeddingEngine(trainer.encoder)
-    scores = engine.encode_images([p.image_path for p in held]) @ engine.encode_texts(
-        [f"a texture of {label}" for label in labels]
-    ).T
+    scores = (
+        engine.encode_images([p.image_path for p in held])
+        @ engine.encode_texts([f"a texture of {label}" for label in labels]).T
+    )
     hits = sum(labels[int(row.argmax())] == pair.label for row, pair in zip(scores, held, strict=True))
     assert hits >= 5
 
@@ -204,7 +205,9 @@ def test_an_accelerator_finds_out_before_it_saves_or_judges(tiny_data: TinyData,
 
 def test_check_finite_gives_advice() -> None:
     check_finite(1.0, 2.0, 3, 1e-4, "fp32", "")
-    with pytest.raises(TrainingDivergedError, match=r"step 3: gradient norm inf.*learning_rate \(now 0.0001\)") as caught:
+    with pytest.raises(
+        TrainingDivergedError, match=r"step 3: gradient norm inf.*learning_rate \(now 0.0001\)"
+    ) as caught:
         check_finite(1.0, math.inf, 3, 1e-4, "fp16", "Nothing was saved.")
     assert "precision=fp32 (now fp16)" in str(caught.value)
 
@@ -234,9 +237,7 @@ def test_a_fixed_scale_is_no_sign_of_anything() -> None:
         assert not any(guard.observe(step, 1.0, 32, 0.5, scale) for step in range(1, 12))
 
 
-def test_collapse_is_seen_in_a_run(
-    tiny_data: TinyData, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_collapse_is_seen_in_a_run(tiny_data: TinyData, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     encoder = make_tiny_clip()
     with torch.no_grad():  # every picture gets the same embedding
         encoder.model.vision_model.post_layernorm.weight.zero_()

@@ -186,7 +186,9 @@ def join_groups(pairs: PairList, folder: Path | None, image_col: str, group_col:
         return
     header, rows = tables.read_delimited(meta, ",")
     if image_col not in header or group_col not in header:
-        notes.append(f"{META_FILE} is not used: it lacks the column {image_col!r} or {group_col!r}")
+        note = f"{META_FILE} is not used: it lacks the column {image_col!r} or {group_col!r}"
+        if note not in notes:  # one file may serve three splits
+            notes.append(note)
         return
     groups = {
         os.path.normpath(os.path.join(meta.parent, row.values[image_col])): row.values[group_col].strip()

@@ -151,10 +151,11 @@ class CLIPFinetuningController:
         if len(train_pairs) < 2:
             raise DataError(f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed")
         self.recipe, self.decisions = resolve(self.config, model_facts(encoder), data_facts(train_pairs))
-        if len({pair.label or pair.caption for pair in train_pairs}) == 1:
+        by_label = self.recipe.positives == "label"
+        if len({(by_label and pair.label) or pair.caption for pair in train_pairs}) == 1:
             raise DataError(
-                "Every training row has the same caption or label: there is nothing to tell apart. Add rows of other "
-                "kinds"
+                f"Every training row has the same {'label' if by_label else 'caption'}: there is nothing to tell apart. "
+                "Add rows of other kinds"
             )
         return self.recipe
 

@@ -1,0 +1,50 @@
+"""The floors of the house: imports go down only, and nothing heavy is loaded before it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "transformers", "numpy", "PIL", "sklearn", "matplotlib")
+
+
+def test_imports_go_down_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import domainclip; dir(domainclip); domainclip.CLIPFinetuningError",
+        "import domainclip.config; domainclip.config.load_recipe('medical', {'learning_rate': 1e-5})",
+        "from domainclip import CLIPFinetuningConfig; CLIPFinetuningConfig(domain='medical').to_dict()",
+        "import domainclip.cli",
+        "import sys; sys.argv = ['domainclip', '--help']\nfrom domainclip.cli import main\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code",
+        "import sys; sys.argv = ['domainclip', 'config', 'show']\nfrom domainclip.cli import main\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code",
+    ],
+)
+def test_nothing_heavy_is_loaded_before_it_is_needed(statement: str) -> None:
+    check = f"{statement}\nimport sys\nprint('loaded:', [name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_files_stay_readable() -> None:
+    """One concept per file: 350 lines at most."""
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in (ROOT / "src").rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 350
+    }
+    assert long == {}
+    assert not list((ROOT / "src").rglob("utils.py"))
