@@ -152,13 +152,14 @@ def machines_table(results: Path) -> str:
             machine = look_up(record, "machine")
             rows.append([
                 f"`{benchmark}`", device, str(look_up(record, "date") or ""), str(look_up(machine, "cpu") or ""),
-                number(look_up(machine, "cores"), "d"), number(look_up(machine, "memory_gib"), ".0f"),
+                number(look_up(machine, "cores"), "d"), number(look_up(record, "threads"), "d"),
+                number(look_up(machine, "memory_gib"), ".0f"),
                 str(look_up(machine, "packages", "torch") or ""),
                 str(look_up(machine, "packages", "transformers") or ""),
                 number(look_up(machine, "load_average_at_start")),
             ])  # fmt: skip
     return table(
-        ["benchmark", "device", "date", "processor", "cores", "memory, GiB", "torch", "transformers",
+        ["benchmark", "device", "date", "processor", "cores", "threads used", "memory, GiB", "torch", "transformers",
          "load before"], rows,
     )  # fmt: skip
 
@@ -191,10 +192,16 @@ def fill(text: str, results: Path, where: str = "text") -> str:
 
 def main() -> int:
     root = Path(__file__).resolve().parents[1]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("documents", nargs="*", type=Path, help="files to fill; default: docs/**/*.md and README.md")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "documents", nargs="*", type=Path, help="files to fill; default: docs/**/*.md and README.md"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON records")
-    parser.add_argument("--check", action="store_true", help="change nothing, fail where a table is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing, fail where a table is out of date"
+    )
     arguments = parser.parse_args()
     stale = 0
     for path in arguments.documents or [*sorted((root / "docs").rglob("*.md")), root / "README.md"]:

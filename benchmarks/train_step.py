@@ -99,7 +99,9 @@ def _dataset(spec: dict[str, Any], encoder: DualEncoder) -> tuple[CLIPDataset, A
     from domainclip.config import CLIPFinetuningConfig
     from domainclip.data import CLIPDataset, DatasetLoader
 
-    pairs = DatasetLoader.from_csv(Path(spec["data"]) / "train.csv", image_col="image_path", caption_col="caption")
+    pairs = DatasetLoader.from_csv(
+        Path(spec["data"]) / "train.csv", image_col="image_path", caption_col="caption"
+    )
     config = CLIPFinetuningConfig(
         batch_size=spec["batch"], num_epochs=1000, max_steps=spec["total_steps"], warmup_steps=WARMUP_STEPS,
         learning_rate=LEARNING_RATE, loss_type="contrastive", num_workers=0, augment_images=False, seed=spec["seed"],
@@ -116,8 +118,8 @@ def _keys(sampler: Any) -> Iterator[list[tuple[int, int]]]:
         epoch += 1
 
 
-Step = Callable[[list[tuple[int, int]]], tuple[float, float]]
-"""Takes a batch's keys, gives seconds and loss."""
+Step = Callable[[list[tuple[int, int]]], tuple[float, float, float]]
+"""Takes a batch's keys, gives seconds, processor seconds and loss."""
 
 
 def _our_step(spec: dict[str, Any], folder: Path) -> tuple[Step, Any, list[str]]:
@@ -137,16 +139,16 @@ def _our_step(spec: dict[str, Any], folder: Path) -> tuple[Step, Any, list[str]]
     )
     encoder.train()
 
-    def step(keys: list[tuple[int, int]]) -> tuple[float, float]:
+    def step(keys: list[tuple[int, int]]) -> tuple[float, float, float]:
         items = [dataset.fetch(key) for key in keys]
-        clock = time.perf_counter()
+        clock, cpu = time.perf_counter(), time.process_time()
         assert loader.collate_fn is not None
         output, _ = trainer._step(loader.collate_fn(items))
         assert output is not None
         loss = float(output["loss"])
-        seconds = time.perf_counter() - clock
+        seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
         trainer.state.step += 1
-        return seconds, loss
+        return seconds, cpu_seconds, loss
 
     return step, loader.batch_sampler, [*done, f"torch threads: {torch.get_num_threads()}"]
 
@@ -183,14 +185,14 @@ def _plain_step(spec: dict[str, Any]) -> tuple[Step, Any, list[str]]:
     )
     spec_of_pictures = dataset.image_transform.spec
 
-    def step(keys: list[tuple[int, int]]) -> tuple[float, float]:
+    def step(keys: list[tuple[int, int]]) -> tuple[float, float, float]:
         rows = [row for _, row in keys]
         batch = {
             "pixel_values": spec_of_pictures.normalise(torch.stack([dataset.pixels(key) for key in keys])),
             "input_ids": tokens["input_ids"][rows],
             "attention_mask": tokens["attention_mask"][rows],
         }
-        clock = time.perf_counter()
+        clock, cpu = time.perf_counter(), time.process_time()
         loss = model(**batch, return_loss=True).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
@@ -198,7 +200,7 @@ def _plain_step(spec: dict[str, Any]) -> tuple[Step, Any, list[str]]:
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         value = loss.item()
-        return time.perf_counter() - clock, value
+        return time.perf_counter() - clock, time.process_time() - cpu, value
 
     return step, sampler, [*done, f"torch threads: {torch.get_num_threads()}"]
 
@@ -215,7 +217,8 @@ def _prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
 
     def steps(count: int) -> dict[str, Any]:
         done = [step(next(keys)) for _ in range(count)]
-        return {"seconds": [seconds for seconds, _ in done], "losses": [loss for _, loss in done]}
+        seconds, cpu_seconds, losses = (list(values) for values in zip(*done, strict=True))
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "losses": losses}
 
     def finish() -> dict[str, Any]:
         import torch
@@ -229,12 +232,15 @@ def _prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
 # --- in the parent ---
 
 
+_MEASURED = ("seconds", "cpu_seconds", "losses")
+
+
 def measure(specs: dict[str, dict[str, Any]], steps: int, block: int) -> dict[str, dict[str, Any]]:
     """Let the workers take turns, ``block`` steps at a time, until each has done ``steps``.
 
     The order within a round turns around every time, so that a machine that slows down or speeds up harms none.
     """
-    runs: dict[str, dict[str, Any]] = {name: {"seconds": [], "losses": []} for name in specs}
+    runs: dict[str, dict[str, Any]] = {name: {key: [] for key in _MEASURED} for name in specs}
     script = Path(__file__).resolve()
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(script, spec)) for name, spec in specs.items()}
@@ -246,8 +252,8 @@ def measure(specs: dict[str, dict[str, Any]], steps: int, block: int) -> dict[st
             count = min(block, steps - done)
             for name in order:
                 answer = workers[name].ask("steps", count=count)
-                runs[name]["seconds"] += answer["seconds"]
-                runs[name]["losses"] += answer["losses"]
+                for key in _MEASURED:
+                    runs[name][key] += answer[key]
             done += count
             order.reverse()
         for name, worker in workers.items():
@@ -263,10 +269,15 @@ def compare(plain: dict[str, Any], ours: dict[str, Any], batch: int) -> dict[str
     losses = [abs(a - b) for a, b in zip(plain["losses"], ours["losses"], strict=True)]
     plain_rate = batch / median([a for a, _ in pairs])
     our_rate = batch / median([b for _, b in pairs])
+    plain_cpu, our_cpu = median(plain["cpu_seconds"][1:]), median(ours["cpu_seconds"][1:])
     return {
         "plain_samples_per_s": round(plain_rate, 3),
         "ours_samples_per_s": round(our_rate, 3),
         "speedup": round(our_rate / plain_rate, 3),
+        "plain_samples_per_cpu_s": round(batch / plain_cpu, 3),
+        "ours_samples_per_cpu_s": round(batch / our_cpu, 3),
+        # With one thread, processor time leaves out what other work on the machine took.
+        "speedup_in_cpu_time": round(plain_cpu / our_cpu, 3),
         "speedup_per_step_quartiles": [
             round(ratios[len(ratios) // 4], 3),
             round(ratios[-1 - len(ratios) // 4], 3),
@@ -294,7 +305,9 @@ def quick_data(folder: Path) -> Path:
         for row in range(16):
             name = f"images/{row:02}.png"
             Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / name)
-            writer.writerow([name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"])
+            writer.writerow(
+                [name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"]
+            )
     return folder
 
 
@@ -322,6 +335,7 @@ def run(arguments: argparse.Namespace) -> Path:
             "quick": arguments.quick,
             "model": model,
             "batch_size": batch,
+            "threads": arguments.threads,
             "results": results,
         }
         path = Path()
@@ -346,6 +360,7 @@ def _one_comparison(base: dict[str, Any], name: str, steps: int, block: int) -> 
     print(
         f"{Path(base['data']).name}, {name}: {result['speedup']:.2f} times "
         f"({result['plain_samples_per_s']:.2f} -> {result['ours_samples_per_s']:.2f} samples/s), "
+        f"{result['speedup_in_cpu_time']:.2f} in processor time, "
         f"losses differ by at most {result['largest_loss_difference']:.1e}",
         flush=True,
     )
@@ -359,9 +374,15 @@ def _one_comparison(base: dict[str, Any], name: str, steps: int, block: int) -> 
 
 def main() -> None:
     default_data = Path(__file__).resolve().parents[1] / "../shared/data"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data)))
-    parser.add_argument("--data", nargs="+", default=list(DATA_SETS), help="names of data sets in --data-root")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data))
+    )
+    parser.add_argument(
+        "--data", nargs="+", default=list(DATA_SETS), help="names of data sets in --data-root"
+    )
     parser.add_argument("--comparisons", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS))
     parser.add_argument("--steps", type=int, default=6, help="steps of each side, the first untimed")
     parser.add_argument(
@@ -372,6 +393,11 @@ def main() -> None:
     )
     parser.add_argument("--block", type=int, default=2, help="steps before the other side's turn")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="OMP_NUM_THREADS of both sides; 1 makes processor time meaningful on a busy machine",
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model on made-up data, two steps")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON record")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -379,12 +405,16 @@ def main() -> None:
     if arguments.worker:
         serve(_prepare, arguments.worker)
         return
+    if arguments.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the workers
     if arguments.steps < 2 or arguments.block < 1:
         parser.error("--steps must be at least 2 (the first is not timed), --block at least 1")
     if not arguments.quick:
         for name in [*arguments.data, "clip_tokenizer"]:
             if not (arguments.data_root / name).is_dir():
-                parser.error(f"{arguments.data_root / name} is missing: give --data-root or set DOMAINCLIP_DATA")
+                parser.error(
+                    f"{arguments.data_root / name} is missing: give --data-root or set DOMAINCLIP_DATA"
+                )
         if (available := psutil.virtual_memory().available / 2**30) < MEMORY_NEEDED_GIB:
             parser.error(
                 f"{available:.1f} GiB of memory are available and about {MEMORY_NEEDED_GIB} needed: end other work, "

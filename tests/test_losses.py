@@ -14,7 +14,10 @@ from domainclip.losses import LOSSES, CLIPContrastiveLoss, MultiPositiveContrast
 from domainclip.models import make_tiny_clip
 from domainclip.similarity import SIMILARITIES
 
-KEYS = {"loss", "image_to_text_loss", "text_to_image_loss", "temperature", "logits_per_image", "logits_per_text"}
+KEYS = {
+    "loss", "image_to_text_loss", "text_to_image_loss", "temperature", "logits_per_image", "logits_per_text",
+    "target_entropy",
+}  # fmt: skip
 
 
 def embeddings(rows: int = 6, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

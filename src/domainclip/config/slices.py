@@ -39,7 +39,9 @@ class ModelSettings(SeedSettings):
     )
     vision_model_name: str | None = Field(None, description="Picture backbone to join with text_model_name.")
     text_model_name: str | None = Field(None, description="Text backbone to join with vision_model_name.")
-    freeze_batch_norm: bool = Field(True, description="Keep the stored statistics of batch-norm layers in training.")
+    freeze_batch_norm: bool | None = Field(
+        None, description="Keep the stored statistics of batch-norm layers in training; null: only where chunks need it."
+    )
 
 
 class DataSettings(SeedSettings):

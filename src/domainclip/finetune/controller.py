@@ -71,7 +71,6 @@ class CLIPFinetuningController:
         self.precision = choose_precision(manager.device, config.precision, config.mixed_precision)
         manager.optimize_for_device()
         encoder = load_encoder(config)
-        encoder.frozen_batch_norm = config.freeze_batch_norm
         self.device_manager = manager
         self.model = encoder.to(manager.device)
         encoder.optimize_layout(manager.device)
@@ -154,8 +153,8 @@ class CLIPFinetuningController:
         by_label = self.recipe.positives == "label"
         if len({(by_label and pair.label) or pair.caption for pair in train_pairs}) == 1:
             raise DataError(
-                f"Every training row has the same {'label' if by_label else 'caption'}: there is nothing to tell apart. "
-                "Add rows of other kinds"
+                f"Every training row has the same {'label' if by_label else 'caption'}: there is nothing to tell "
+                "apart. Add rows of other kinds"
             )
         return self.recipe
 
@@ -223,6 +222,7 @@ class CLIPFinetuningController:
             encoder.lock("image")
         if recipe.lock_text:
             encoder.lock("text")
+        encoder.frozen_batch_norm = bool(recipe.freeze_batch_norm)
         if recipe.image_resolution != encoder.native_resolution:  # the saved model must ask for what it was trained on
             encoder.processor.set_resolution(recipe.image_resolution)
         encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)

@@ -29,7 +29,8 @@ class CLIPContrastiveLoss(nn.Module):
     the model's: then the caller passes ``logit_scale`` = log(1/τ), and the loss's own is not used.
 
     Returns ``loss``, ``image_to_text_loss``, ``text_to_image_loss`` (scalars, in nats), ``temperature`` (scalar),
-    ``logits_per_image`` ``[B, B]`` and ``logits_per_text`` (its transpose). Computed in float32 (float64 stays):
+    ``logits_per_image`` ``[B, B]``, ``logits_per_text`` (its transpose), and ``target_entropy`` (scalar, in nats: the
+    smallest loss the targets allow). Computed in float32 (float64 stays):
     bf16 logits at scale 64 would step by 0.25.
 
     Raises ``ShapeError`` for anything but two ``[B, D]`` tensors, ``ConfigurationError`` for a temperature ≤ 0.
@@ -103,6 +104,7 @@ class CLIPContrastiveLoss(nn.Module):
             "temperature": 1 / scale,
             "logits_per_image": logits,
             "logits_per_text": logits.T,
+            "target_entropy": -(targets * targets.clamp_min(1e-12).log()).sum(dim=1).mean(),
         }
 
 

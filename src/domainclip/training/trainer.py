@@ -225,7 +225,8 @@ class Trainer:
         unit = F.normalize(output["image_embeds"], dim=-1)
         spread = float((unit - unit.mean(0)).square().sum(-1).mean().sqrt())
         scale = float(self.encoder.logit_scale.detach().exp())
-        for warning in guard.observe(state.step, state.last_loss, rows, spread, scale):
+        floor = float(output.get("target_entropy", 0.0))  # a user's own loss need not tell
+        for warning in guard.observe(state.step, state.last_loss, rows, spread, scale, floor):
             state.warnings.append(warning)
             log.warning(warning)
         metrics.write(
