@@ -98,9 +98,10 @@ def train_step_table(results: Path) -> str:
                     number(look_up(entry, "ours_peak_memory_mb"), ".0f"),
                     number(look_up(entry, "largest_loss_difference"), ".0e"),
                     number(look_up(entry, "losses_compared"), "d"),
+                    number(look_up(entry, "steps_timed"), "d"),
                 ])  # fmt: skip
     header = ["device", "captions", "compared", "plain, samples/s", "ours, samples/s", "ratio", "plain, peak MiB",
-              "ours, peak MiB", "largest loss difference", "over steps"]  # fmt: skip
+              "ours, peak MiB", "largest loss difference", "over steps", "steps timed"]  # fmt: skip
     return table(header, rows)
 
 

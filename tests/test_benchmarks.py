@@ -52,7 +52,9 @@ def test_train_step_runs_and_both_sides_train_the_same(tmp_path: Path) -> None:
     assert 0 <= entry["largest_loss_difference"] <= 1e-4
     assert entry["plain_samples_per_s"] > 0
     assert entry["ours_samples_per_s"] > 0
-    assert entry["speedup"] == pytest.approx(entry["ours_samples_per_s"] / entry["plain_samples_per_s"], rel=0.01)
+    assert entry["speedup"] == pytest.approx(
+        entry["ours_samples_per_s"] / entry["plain_samples_per_s"], rel=0.01
+    )
     # A process with torch in it holds more than 100 MiB; one that inherited another's peak would show both as equal.
     assert min(entry["plain_peak_memory_mb"], entry["ours_peak_memory_mb"]) > 100
     assert record["machine"]["cores"] >= 1
@@ -98,16 +100,20 @@ def train_step_record(speedup: float) -> dict[str, Any]:
     entry = {
         "plain_samples_per_s": 2.0, "ours_samples_per_s": 2.0 * speedup, "speedup": speedup,
         "plain_peak_memory_mb": 5000.4, "ours_peak_memory_mb": 4000.0,
-        "largest_loss_difference": 2.5e-07, "losses_compared": 20,
+        "largest_loss_difference": 2.5e-07, "losses_compared": 20, "steps_timed": 19,
     }  # fmt: skip
     return {"device": "cpu", "results": {"ind_solar_cells": {"medium": entry}}}
 
 
 def cells_of(text: str) -> list[list[str]]:
-    return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
 
 
-def test_tables_show_the_newest_record_and_leave_the_rest_empty(make_tables: ModuleType, tmp_path: Path) -> None:
+def test_tables_show_the_newest_record_and_leave_the_rest_empty(
+    make_tables: ModuleType, tmp_path: Path
+) -> None:
     for date, speedup in (("2030-01-31", 1.5), ("2029-12-31", 9.0)):
         (tmp_path / f"train_step-{date}.json").write_text(json.dumps(train_step_record(speedup)))
     quick = {**train_step_record(7.0), "quick": True}
@@ -120,7 +126,7 @@ def test_tables_show_the_newest_record_and_leave_the_rest_empty(make_tables: Mod
     assert make_tables.fill(after, tmp_path) == after
     rows = cells_of(after)[2:]
     filled = [row for row in rows if any(row[3:])]
-    assert [row[3:] for row in filled] == [["2.00", "3.00", "1.50×", "5000", "4000", "2e-07", "20"]]
+    assert [row[3:] for row in filled] == [["2.00", "3.00", "1.50×", "5000", "4000", "2e-07", "20", "19"]]
     assert filled[0][:2] == ["cpu", "`ind_solar_cells`"]
     assert len(rows) == 3 * 2 * 4  # devices, data sets, comparisons: all but one empty
 
