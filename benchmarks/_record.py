@@ -58,15 +58,11 @@ def _processor() -> tuple[str, set[str]]:
             key, _, value = line.partition(":")
             fields.setdefault(key.strip(), value.strip())
         name = fields.get("model name") or platform.machine()
-        if (
-            "cpu family" in fields
-        ):  # virtual machines often hide the model: the family still tells the generation
+        if "cpu family" in fields:  # virtual machines often hide the model: the family still tells the generation
             name += f" (family {fields['cpu family']}, model {fields.get('model', '?')})"
         return name, set((fields.get("flags") or fields.get("Features", "")).split())
     if sys.platform == "darwin":
-        found = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=True
-        )
+        found = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=True)
         return found.stdout.strip(), set()
     return platform.processor() or platform.machine(), set()
 

@@ -62,9 +62,7 @@ def _dataset(spec: dict[str, Any], encoder: DualEncoder) -> tuple[CLIPDataset, A
     from domainclip.config import CLIPFinetuningConfig
     from domainclip.data import CLIPDataset, DatasetLoader
 
-    pairs = DatasetLoader.from_csv(
-        Path(spec["data"]) / "train.csv", image_col="image_path", caption_col="caption"
-    )
+    pairs = DatasetLoader.from_csv(Path(spec["data"]) / "train.csv", image_col="image_path", caption_col="caption")
     config = CLIPFinetuningConfig(
         batch_size=spec["batch"], num_epochs=1000, max_steps=spec["total_steps"], warmup_steps=WARMUP_STEPS,
         learning_rate=LEARNING_RATE, loss_type="contrastive", num_workers=0, augment_images=False, seed=spec["seed"],

@@ -47,10 +47,7 @@ def make_photos(folder: Path, width: int, height: int, count: int) -> list[Path]
     from PIL import Image
     from skimage import data
 
-    sources = [
-        Image.fromarray(picture)
-        for picture in (data.coffee(), data.chelsea(), data.astronaut(), data.rocket())
-    ]
+    sources = [Image.fromarray(picture) for picture in (data.coffee(), data.chelsea(), data.astronaut(), data.rocket())]
     generator = np.random.default_rng(width)
     paths = []
     for number in range(count):
@@ -61,9 +58,7 @@ def make_photos(folder: Path, width: int, height: int, count: int) -> list[Path]
         left = int(generator.integers(0, source.width - cut_width + 1))
         top = int(generator.integers(0, source.height - cut_height + 1))
         box = (left, top, left + cut_width, top + cut_height)
-        photo = np.asarray(
-            source.resize((width, height), Image.Resampling.BICUBIC, box=box), dtype=np.float32
-        )
+        photo = np.asarray(source.resize((width, height), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
         noisy = photo + generator.normal(0, 4, photo.shape).astype(np.float32)
         path = folder / f"{width}x{height}_{number:03}.jpg"
         Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8)).save(path, quality=90)
@@ -201,8 +196,7 @@ def measure(paths: list[str], batch: int, repeats: int, sides: Sequence[str]) ->
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         workers = {
-            side: stack.enter_context(Worker(script, {"name": side, "paths": paths, "batch": batch}))
-            for side in sides
+            side: stack.enter_context(Worker(script, {"name": side, "paths": paths, "batch": batch})) for side in sides
         }
         for worker in workers.values():  # no one works while another still starts
             _ = worker.facts
@@ -255,9 +249,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         results[name] = {"files": files, "rows": rows, "mean_file_kib": mean_kib, **result}
         for kind in ("plain", "augmented"):
             for when in ("first", "later"):
-                line = ", ".join(
-                    f"{side} {result[kind][side][when]['pictures_per_s']:.0f}/s" for side in sides
-                )
+                line = ", ".join(f"{side} {result[kind][side][when]['pictures_per_s']:.0f}/s" for side in sides)
                 print(f"{name}, {kind}, {when}: {line}", flush=True)
         largest = result["difference_in_levels"]["largest"]
         print(f"{name}: largest difference {largest:.4f}/255", flush=True)
@@ -268,9 +260,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="times each first epoch is measured")
     parser.add_argument("--quick", action="store_true", help="eight small pictures, once")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON record")

@@ -193,16 +193,10 @@ def fill(text: str, results: Path, where: str = "text") -> str:
 
 def main() -> int:
     root = Path(__file__).resolve().parents[1]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "documents", nargs="*", type=Path, help="files to fill; default: docs/**/*.md and README.md"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("documents", nargs="*", type=Path, help="files to fill; default: docs/**/*.md and README.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON records")
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing, fail where a table is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing, fail where a table is out of date")
     arguments = parser.parse_args()
     stale = 0
     for path in arguments.documents or [*sorted((root / "docs").rglob("*.md")), root / "README.md"]:

@@ -118,9 +118,7 @@ def quick_data(folder: Path) -> Path:
         for row in range(16):
             name = f"images/{row:02}.png"
             Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / name)
-            writer.writerow(
-                [name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"]
-            )
+            writer.writerow([name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"])
     return folder
 
 
@@ -187,15 +185,9 @@ def _one_comparison(base: dict[str, Any], name: str, steps: int, block: int) -> 
 
 def main() -> None:
     default_data = Path(__file__).resolve().parents[1] / "../shared/data"
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data))
-    )
-    parser.add_argument(
-        "--data", nargs="+", default=list(DATA_SETS), help="names of data sets in --data-root"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data)))
+    parser.add_argument("--data", nargs="+", default=list(DATA_SETS), help="names of data sets in --data-root")
     parser.add_argument("--comparisons", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS))
     parser.add_argument("--steps", type=int, default=6, help="steps of each side, the first untimed")
     parser.add_argument(
@@ -225,9 +217,7 @@ def main() -> None:
     if not arguments.quick:
         for name in [*arguments.data, "clip_tokenizer"]:
             if not (arguments.data_root / name).is_dir():
-                parser.error(
-                    f"{arguments.data_root / name} is missing: give --data-root or set DOMAINCLIP_DATA"
-                )
+                parser.error(f"{arguments.data_root / name} is missing: give --data-root or set DOMAINCLIP_DATA")
         if (available := psutil.virtual_memory().available / 2**30) < MEMORY_NEEDED_GIB:
             parser.error(
                 f"{available:.1f} GiB of memory are available and about {MEMORY_NEEDED_GIB} needed: end other work, "

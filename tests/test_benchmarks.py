@@ -52,9 +52,7 @@ def test_train_step_runs_and_both_sides_train_the_same(tmp_path: Path) -> None:
     assert 0 <= entry["largest_loss_difference"] <= 1e-4
     assert entry["plain_samples_per_s"] > 0
     assert entry["ours_samples_per_s"] > 0
-    assert entry["speedup"] == pytest.approx(
-        entry["ours_samples_per_s"] / entry["plain_samples_per_s"], rel=0.01
-    )
+    assert entry["speedup"] == pytest.approx(entry["ours_samples_per_s"] / entry["plain_samples_per_s"], rel=0.01)
     # A process with torch in it holds more than 100 MiB; one that inherited another's peak would show both as equal.
     assert min(entry["plain_peak_memory_mb"], entry["ours_peak_memory_mb"]) > 100
     assert record["machine"]["cores"] >= 1
@@ -106,14 +104,10 @@ def train_step_record(speedup: float) -> dict[str, Any]:
 
 
 def cells_of(text: str) -> list[list[str]]:
-    return [
-        [c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
-    ]
+    return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
-def test_tables_show_the_newest_record_and_leave_the_rest_empty(
-    make_tables: ModuleType, tmp_path: Path
-) -> None:
+def test_tables_show_the_newest_record_and_leave_the_rest_empty(make_tables: ModuleType, tmp_path: Path) -> None:
     for date, speedup in (("2030-01-31", 1.5), ("2029-12-31", 9.0)):
         (tmp_path / f"train_step-{date}.json").write_text(json.dumps(train_step_record(speedup)))
     quick = {**train_step_record(7.0), "quick": True}

@@ -149,7 +149,9 @@ def _resolve_batch_norm(values: dict[str, Any], model: ModelFacts, set_keys: set
         values["mini_batch_size"] is None or values["mini_batch_size"] >= values["batch_size"]
     )
     if "freeze_batch_norm" not in set_keys:
-        reason = "the batch goes through whole: its statistics follow the domain" if whole else "the batch goes in chunks"
+        reason = (
+            "the batch goes through whole: its statistics follow the domain" if whole else "the batch goes in chunks"
+        )
         decide("freeze_batch_norm", not whole, reason)
     elif not values["freeze_batch_norm"] and not whole:
         raise ConfigurationError(

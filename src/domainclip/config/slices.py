@@ -40,7 +40,8 @@ class ModelSettings(SeedSettings):
     vision_model_name: str | None = Field(None, description="Picture backbone to join with text_model_name.")
     text_model_name: str | None = Field(None, description="Text backbone to join with vision_model_name.")
     freeze_batch_norm: bool | None = Field(
-        None, description="Keep the stored statistics of batch-norm layers in training; null: only where chunks need it."
+        None,
+        description="Keep the stored statistics of batch-norm layers in training; null: only where chunks need it.",
     )
 
 
