@@ -60,7 +60,7 @@ def test_every_class_has_its_share_of_patches_in_every_split(demo: Path) -> None
 
 def test_no_source_pixel_and_no_group_is_in_two_splits(demo: Path) -> None:
     taken: dict[tuple[str, str], np.ndarray] = {}
-    for row in rows(demo, "meta"):
+    for row in rows(demo, "patches"):
         width, height = source_picture(row["picture"]).size
         mask = taken.setdefault((row["picture"], row["split"]), np.zeros((height, width), dtype=bool))
         left, top, side = int(row["left"]), int(row["top"]), int(row["side"])
@@ -77,8 +77,8 @@ def test_no_source_pixel_and_no_group_is_in_two_splits(demo: Path) -> None:
     assert {len(splits) for splits in splits_of_group.values()} == {1}
 
 
-def test_a_patch_is_the_square_that_meta_names(demo: Path) -> None:
-    for row in rows(demo, "meta")[::23]:
+def test_a_patch_is_the_square_the_table_names(demo: Path) -> None:
+    for row in rows(demo, "patches")[::23]:
         left, top, side = int(row["left"]), int(row["top"]), int(row["side"])
         with Image.open(demo / row["image_path"]) as patch:
             assert patch.size == (64, 64)
@@ -91,7 +91,7 @@ def test_a_patch_is_the_square_that_meta_names(demo: Path) -> None:
 
 
 def test_no_patch_is_empty_or_in_the_black_surround(demo: Path) -> None:
-    for row in rows(demo, "meta"):
+    for row in rows(demo, "patches"):
         with Image.open(demo / row["image_path"]) as patch:
             grey = np.asarray(patch.convert("L"), dtype=float)
         assert grey.std() > 1.5, row["image_path"]
@@ -110,7 +110,7 @@ def test_captions_name_the_class_in_several_wordings(demo: Path) -> None:
 
 
 def test_only_pictures_with_a_free_licence_are_used_and_named(demo: Path) -> None:
-    assert {row["picture"] for row in rows(demo, "meta")} == FREE_PICTURES
+    assert {row["picture"] for row in rows(demo, "patches")} == FREE_PICTURES
     readme = (demo / "README.md").read_text(encoding="utf-8")
     for picture in FREE_PICTURES:
         lines = [line for line in readme.splitlines() if f"| {picture} |" in line]
@@ -144,7 +144,7 @@ def test_the_seed_fixes_every_byte_and_another_seed_moves_the_crops(demo: Path, 
     assert content(again) == content(demo)
     build_demo_data(again, seed=1, size=32)  # over an earlier build
     assert set(content(again)) == set(content(demo))
-    crops = [[row["left"] + row["top"] for row in rows(folder, "meta")] for folder in (demo, again)]
+    crops = [[row["left"] + row["top"] for row in rows(folder, "patches")] for folder in (demo, again)]
     assert np.mean([a == b for a, b in zip(*crops, strict=True)]) < 0.1
     with Image.open(again / "images/grass_test_000.jpg") as patch:
         assert patch.size == (32, 32)

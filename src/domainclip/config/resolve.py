@@ -155,8 +155,8 @@ def _resolve_batch_norm(values: dict[str, Any], model: ModelFacts, set_keys: set
         decide("freeze_batch_norm", not whole, reason)
     elif not values["freeze_batch_norm"] and not whole:
         raise ConfigurationError(
-            "freeze_batch_norm=false does not go with chunks (gradient_accumulation_steps, mini_batch_size): a picture's "
-            "embedding would depend on its chunk. Leave the key out"
+            "freeze_batch_norm=false does not go with chunks (gradient_accumulation_steps, mini_batch_size): a "
+            "picture's embedding would depend on its chunk. Leave the key out"
         )
 
 

@@ -19,7 +19,7 @@ RECIPE: dict[str, Any] = {
     "domain": "scientific",
     "learning_rate": 1e-3,  # twenty times a fine-tuning rate: these weights are random
     "batch_size": 128,
-    "num_epochs": 40,
+    "num_epochs": 30,
     "weight_decay": 0.1,
     "mixed_precision": False,  # a model this small gains nothing from it
     "augment_text": True,
