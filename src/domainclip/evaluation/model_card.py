@@ -86,7 +86,7 @@ def _scores(run: Mapping[str, Any]) -> str:
         for key, words in (
             ("n_classified", "classified pictures"),
             ("n_classes", "classes"),
-            ("n_images", "pictures and"),
+            ("n_images", "pictures as retrieval candidates"),
             ("n_texts", "different captions as retrieval candidates"),
         )
         if known.get(key)
