@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from domainclip.data.records import ImageTextPair
+from machines import machine, metal_memory  # noqa: F401
 
 
 @pytest.fixture(scope="session")
