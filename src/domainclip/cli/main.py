@@ -67,7 +67,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
 ) -> None:
-    """Fine-tune a model on pictures with captions; evaluates before and after and writes a report."""
+    """Fine-tune a model on pictures with captions; evaluates before and after and writes a report.
+
+    `--output DIR --resume` with nothing else goes on with the recipe in DIR.
+    """
+    if resume and output and not (recipe or overrides or data or model or domain):
+        saved = Path(output) / "recipe.yaml"
+        recipe = str(saved) if saved.is_file() else None
     config = _config(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     from domainclip.finetune import run_training
 

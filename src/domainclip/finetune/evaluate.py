@@ -14,6 +14,7 @@ from domainclip.data.records import PairList
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.evaluation.metric_names import ALIASES
 from domainclip.evaluation.report import jsonable
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.finetune.run import readable_pairs, splits_of
@@ -45,6 +46,8 @@ class EvaluationReport:
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in self.result.metrics.items():
+            if name in ALIASES:
+                continue
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
         for row in self.set_aside[:5]:

@@ -175,8 +175,11 @@ def run_training(
     going_on = resume and bool(CheckpointStore(folder / "checkpoints").all())
     if not (going_on and (folder / "recipe.yaml").is_file()):
         write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=True, allow_unicode=True))
+    decisions = [decision.to_dict() for decision in controller.decisions]
+    if going_on and (folder / "run.json").is_file():  # resumed from the resolved recipe, nothing is left to decide
+        decisions = json.loads((folder / "run.json").read_text(encoding="utf-8"))["decisions"]
     write_json(folder / "run.json", jsonable({
-        "command": sys.argv, "environment": environment(), "decisions": [d.to_dict() for d in controller.decisions],
+        "command": sys.argv, "environment": environment(), "decisions": decisions,
         "device": {"type": controller.device.type, "name": controller.device_manager.name},
         "precision": controller.precision.name, "notes": splits.notes,
     }))  # fmt: skip
@@ -190,6 +193,7 @@ def run_training(
         write_json(folder / "set_aside.json", set_aside)
     after = controller.evaluate(judged, engine) if len(judged) else None
     run = _report_content(controller, splits, judged_name, before, after, result, set_aside, folder, started)
+    run["decisions"] = decisions
     write_report(folder, run)
     write_text(folder / "model" / "README.md", model_card(run))
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -249,7 +253,6 @@ def _report_content(
             "counts": {"train": len(splits.train), "validation": len(splits.val), "test": len(splits.test)},
             "notes": splits.notes,
         },
-        "decisions": [decision.to_dict() for decision in controller.decisions],
         "device": f"{controller.device_manager.name}, {controller.precision.name}",
         "domain": config.domain,
         "base_model": name,
