@@ -17,7 +17,7 @@ from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.evaluation.metric_names import ALIASES
 from domainclip.evaluation.report import jsonable
 from domainclip.finetune.controller import CLIPFinetuningController
-from domainclip.finetune.run import readable_pairs, splits_of
+from domainclip.finetune.run import quarantined_rows, readable_pairs, splits_of
 
 
 @dataclass
@@ -66,18 +66,14 @@ def run_evaluation(config: CLIPFinetuningConfig, split: str = "test") -> Evaluat
         raise ConfigurationError(f"Invalid split {split!r}: choose one of {', '.join(names)}")
     splits = load_splits(config.data_path, **splits_of(config))
     chosen = {"train": splits.train, "val": splits.val, "test": splits.test}
-    rows = PairList([pair for part in chosen.values() for pair in part]) if split == "all" else chosen[split]
+    parts = chosen if split == "all" else {split: chosen[split]}
+    rows = PairList([pair for part in parts.values() for pair in part])
     if not rows:
         raise DataError(f"No valid image-text pairs in the {split} split of {config.data_path}")
     controller = CLIPFinetuningController(config)
     controller.setup()
     engine = controller.engine()
-    parts = chosen if split == "all" else {split: chosen[split]}
-    set_aside = [
-        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
-        for name, part in parts.items()
-        for row in part.quarantine
-    ]
+    set_aside = quarantined_rows(parts)
     rows = readable_pairs(rows, engine, split, config.strict, set_aside)
     if not rows:
         raise DataError(f"No picture of the {split} split of {config.data_path} can be read: {set_aside[-1]['reason']}")

@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -97,6 +98,15 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
 
 
+def quarantined_rows(parts: Mapping[str, PairList]) -> list[dict]:
+    """Rows that the loaders set aside, as ``set_aside.json`` lists them; ``parts`` by the name of their split."""
+    return [
+        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
+        for name, pairs in parts.items()
+        for row in pairs.quarantine
+    ]
+
+
 def readable_pairs(
     pairs: PairList, engine: EmbeddingEngine, name: str, strict: bool, set_aside: list[dict]
 ) -> PairList:
@@ -161,11 +171,7 @@ def run_training(
     for decision in controller.decisions:
         console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False, markup=False)
     engine = controller.engine()
-    set_aside = [
-        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
-        for name, pairs in (("train", splits.train), ("val", splits.val), ("test", splits.test))
-        for row in pairs.quarantine
-    ]
+    set_aside = quarantined_rows({"train": splits.train, "val": splits.val, "test": splits.test})
     val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
     test = readable_pairs(splits.test, engine, "test", config.strict, set_aside)
     judged, judged_name = (test, "test") if len(test) else (val, "val")
