@@ -1,6 +1,6 @@
 """A run that is killed and resumed ends with the very weights of one that was left alone.
 
-``DOMAINCLIP_RESUME_KILLS`` sets how often the randomly killed run is killed (3 unless set).
+``RESUME_TEST_KILLS`` sets how often the randomly killed run is killed (3 unless set).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from domainclip.models import make_tiny_clip
 from domainclip.training import Validation
 from training_setup import make_trainer, same, weights
 
-KILLS = int(os.environ.get("DOMAINCLIP_RESUME_KILLS", "3"))
+KILLS = int(os.environ.get("RESUME_TEST_KILLS", "3"))
 EPOCHS = max(8, 2 * KILLS)
 STEPS = 3 * EPOCHS
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
