@@ -7,14 +7,27 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from domainclip.errors import ShapeError
 from domainclip.registry import Registry
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
+"""Pictures ``[n, D]`` and texts ``[m, D]`` to a matrix ``[n, m]``; larger is nearer."""
 
-SIMILARITIES: Registry[Similarity] = Registry("metric")
+SIMILARITIES: Registry[Callable] = Registry("metric")
+"""Functions, and ``nn.Module`` classes (made without arguments) where something is learned."""
+
+
+def make_similarity(metric: str | Similarity) -> Similarity:
+    """The similarity of that name (a fresh module where it learns), or the callable itself.
+
+    Raises ``ConfigurationError`` "Invalid metric …" for an unknown name.
+    """
+    if not isinstance(metric, str):
+        return metric
+    entry = SIMILARITIES[metric]
+    return entry() if isinstance(entry, type) else entry
 
 
 def check_embeddings(a: Tensor, b: Tensor) -> None:
@@ -43,3 +56,42 @@ def euclidean(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Ten
     """Negative Euclidean distance, at most 0: larger is nearer, as for the others."""
     squares = a.square().sum(-1, keepdim=True) + b.square().sum(-1) - 2 * (a @ b.T)
     return -torch.sqrt(squares.clamp_min(1e-12))  # the root's slope at 0 is infinite
+
+
+@SIMILARITIES.register("bilinear")
+class BilinearSimilarity(nn.Module):
+    """A learned bilinear form, kept at unit length:
+
+        s(x, y) = x̂ᵀ W ŷ / ‖W ŷ‖        x̂ = x/‖x‖, ŷ = y/‖y‖, W [D, D] learned, the identity at first
+
+    Because of the division it is the cosine of x with the *mapped* text ``W y``. So W can be multiplied into a text
+    tower's last projection, and a checkpoint trained with it needs nothing but the cosine afterwards.
+
+    W is made at the first use, or by ``materialise(dim)``, which must come before an optimizer is built.
+    """
+
+    rate_factor = 10.0
+    """W learns this many times faster than the towers: it starts at the identity and has one training to move."""
+
+    def __init__(self, dim: int | None = None) -> None:
+        super().__init__()
+        self.weight = nn.UninitializedParameter()
+        if dim is not None:
+            self.materialise(dim)
+
+    @torch.no_grad()
+    def materialise(self, dim: int, like: Tensor | None = None) -> None:
+        if not isinstance(self.weight, nn.UninitializedParameter):
+            return
+        where = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        self.weight.materialize((dim, dim), **where)
+        self.weight.copy_(torch.eye(dim))
+        self.weight.rate_factor = self.rate_factor  # type: ignore[attr-defined]
+
+    def map_texts(self, texts: Float[Tensor, "m dim"]) -> Float[Tensor, "m dim"]:
+        """``W y`` for each row, not normalised."""
+        self.materialise(texts.shape[-1], texts)
+        return texts @ self.weight.to(texts.dtype).T
+
+    def forward(self, a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
+        return cosine(a, self.map_texts(b))

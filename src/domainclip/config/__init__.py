@@ -18,6 +18,7 @@ from domainclip.config.slices import (
     ModelSettings,
     OptimizerSettings,
     RunSettings,
+    TemperatureSettings,
     TrainingSettings,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "ModelSettings",
     "OptimizerSettings",
     "RunSettings",
+    "TemperatureSettings",
     "TrainingSettings",
     "contrastive_batch",
     "load_recipe",

@@ -38,6 +38,7 @@ class ModelFacts:
     image_tower_kind: str  # "transformer" or "convolutional"
     text_tower_kind: str
     temperature: float
+    sigmoid: bool = False  # pretrained with the sigmoid objective, and has its bias
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,11 @@ def _resolve_objective(
 ) -> None:
     share = data.repeated_caption_share
     if "loss_type" not in given:
-        if share > DUPLICATE_SHARE:
+        if values["objectives"]:
+            decide("loss_type", "combined", "objectives names what is summed")
+        elif model.sigmoid:
+            decide("loss_type", "sigmoid", "the model was pretrained with it, and has its bias")
+        elif share > DUPLICATE_SHARE:
             decide("loss_type", "multi_positive", f"{share:.0%} of the rows share their caption with another row")
         else:
             decide(
@@ -182,15 +187,30 @@ def _resolve_objective(
                 "label",
                 "captions repeat within labelled classes: rows of one class describe one thing",
             )
+        elif values["loss_type"] == "domain_specific" and values["domain"] == "medical":
+            decide("positives", "statement", "captions that state the same in other words are clinically equal")
         else:
             decide(
                 "positives",
                 "caption",
                 "captions are mostly their rows' own: only equal ones count as positives",
             )
+    _resolve_temperature(values, model, given, decide)
+
+
+def _resolve_temperature(values: dict[str, Any], model: ModelFacts, given: set[str], decide: Any) -> None:
+    scheduled = values["temperature_scheduling"]
+    if scheduled and "learnable_temp" in given and values["learnable_temp"]:
+        raise ConfigurationError("temperature_scheduling and learnable_temp exclude each other: leave one of them out")
     if "temperature" not in given:
-        decide("temperature", model.temperature, "the model's own logit_scale")
-        if "learnable_temp" not in given:
+        low, high = values["min_temp"], values["max_temp"]
+        if scheduled and not low <= model.temperature <= high:
+            nearest = min(max(model.temperature, low), high)
+            reason = f"the model's own {model.temperature:g}, brought between min_temp and max_temp"
+            decide("temperature", nearest, reason)
+        else:
+            decide("temperature", model.temperature, "the model's own logit_scale")
+        if "learnable_temp" not in given and not scheduled:
             decide("learnable_temp", True, "the model's own temperature is trained on")
 
 

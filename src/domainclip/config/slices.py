@@ -6,9 +6,11 @@ the user left unset by what the model, the data and the device say, and gives th
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
 from domainclip.config.base import Settings
 
@@ -21,6 +23,8 @@ DEFAULT_TEMPLATES = (
     "{}",
 )
 """Sentences a class is described by where the user gives none; {} stands for its label."""
+
+METRICS = ("cosine", "dot", "euclidean", "bilinear")
 
 Domain = Literal["general", "medical", "industrial", "scientific"]
 
@@ -67,8 +71,10 @@ class DataSettings(SeedSettings):
     shuffle: bool = Field(True, description="Draw the training rows in a new order each epoch.")
     image_resolution: int = Field(224, ge=16, le=4096, description="Side of the picture given to the model, in pixels.")
     max_sequence_length: int = Field(77, ge=4, le=8192, description="Longest caption in tokens; longer ones are cut.")
-    positives: Literal["auto", "caption", "label"] = Field(
-        "auto", description="Rows that count as each other's positives: equal caption, or equal label."
+    positives: Literal["auto", "caption", "statement", "label"] = Field(
+        "auto",
+        description="Rows that are each other's positives: equal caption, equal statement (case, punctuation, "
+        "filler words and the order of phrases aside), or equal label.",
     )
     augment_images: bool = Field(True, description="Random crops, flips where harmless, and light jitter in training.")
     augment_text: bool = Field(False, description="Also show the label as a prompt in place of some captions.")
@@ -76,6 +82,10 @@ class DataSettings(SeedSettings):
     horizontal_flip: bool = Field(False, description="Mirror left and right in augmentation.")
     vertical_flip: bool = Field(False, description="Mirror top and bottom in augmentation.")
     rotate90: bool = Field(False, description="Turn by multiples of 90 degrees in augmentation.")
+    look_alike_share: float = Field(
+        0.0, ge=0, le=1, description="Share of each batch chosen among the look-alikes of the rest, anew each epoch."
+    )
+    look_alike_neighbours: int = Field(8, gt=0, description="Hardest rows remembered for each row.")
     color_jitter: float = Field(0.1, ge=0, le=1, description="Strength of brightness and contrast jitter, as a share.")
 
     @model_validator(mode="after")
@@ -86,27 +96,85 @@ class DataSettings(SeedSettings):
         return self
 
 
-class LossSettings(Settings):
-    loss_type: str = Field("contrastive", min_length=1, description="Name of the training objective.")
+class TemperatureSettings(Settings):
     temperature: float = Field(0.07, gt=0, description="Divides the similarities; set, it overwrites the model's own.")
     learnable_temp: bool = Field(False, description="Train a temperature that was set here.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all candidates.")
-    hard_negative_ratio: float = Field(0.5, gt=0, le=1, description="Share of the negatives that are mined.")
-    hard_negative_mining_strategy: Literal["semi-hard", "hard", "weighted"] = Field(
-        "semi-hard", title="Mining strategy", description="How negatives are mined."
-    )
-    hard_negative_weight: float = Field(2.0, gt=0, description="Weight of the mined negatives.")
-    domain_weight: float = Field(1.0, ge=0, description="Weight of the domain's own term in the objective.")
     temperature_scheduling: bool = Field(False, description="Change the temperature during training.")
     temperature_schedule_type: Literal["warmup", "constant", "cosine", "exponential", "adaptive"] = Field(
         "warmup", title="Temperature schedule", description="How the temperature changes."
     )
-    multi_scale_scales: list[float] = Field([1.0, 0.75, 0.5], min_length=1, description="Temperature scales.")
-    multi_scale_weights: list[float] = Field([1.0, 0.75, 0.5], min_length=1, description="Weight of each scale.")
-    similarity_metric: Literal["cosine", "dot", "euclidean"] = Field(
-        "cosine", title="Metric", description="How two embeddings are compared."
+    min_temp: float = Field(0.01, gt=0, title="Lowest temperature", description="A schedule goes no lower.")
+    max_temp: float = Field(0.1, gt=0, title="Highest temperature", description="A schedule goes no higher.")
+    temp_decay_rate: float = Field(
+        0.95, gt=0, lt=1, description="Factor per hundredth of the training (exponential) or per change (adaptive)."
+    )
+    temp_warmup_steps: int | None = Field(
+        None, gt=0, description="Steps over which a warmup schedule rises; null: a tenth of the training."
+    )
+
+    @model_validator(mode="after")
+    def _temperatures_are_in_order(self) -> Self:
+        if self.min_temp > self.max_temp:
+            raise ValueError(f"min_temp={self.min_temp:g} is above max_temp={self.max_temp:g}")
+        return self
+
+
+class LossSettings(TemperatureSettings):
+    loss_type: str = Field("contrastive", min_length=1, description="Name of the training objective.")
+    objectives: dict[str, float] = Field(
+        {}, description="For loss_type combined: the objectives of the weighted sum, each with its weight."
+    )
+    loss_balancing: Literal["fixed", "uncertainty", "gradient_norm"] = Field(
+        "fixed", title="Loss balancing", description="How the weights of a weighted sum change during training."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all candidates.")
+    sigmoid_bias: float | None = Field(
+        None, description="Bias of the sigmoid objective; null: the model's own, or else set from the first batch."
+    )
+    hard_negative_ratio: float = Field(0.5, gt=0, le=1, description="Share of the negatives that are mined.")
+    hard_negative_mining_strategy: Literal["semi-hard", "hard", "weighted"] = Field(
+        "semi-hard", title="Mining strategy", description="How negatives are mined."
+    )
+    hard_negative_weight: float = Field(2.0, ge=1, description="How many times a mined negative counts.")
+    hardness_strength: float = Field(
+        1.0, ge=0, description="How fast a negative's weight grows with its similarity (weighted mining, look-alikes)."
+    )
+    hardness_warmup: float = Field(
+        0.1, ge=0, le=1, description="Share of the training over which hardness rises from nothing to the whole."
+    )
+    domain_weight: float = Field(1.0, ge=0, description="Weight of the domain's own term in the objective.")
+    margin: float = Field(
+        0.05, ge=0, description="How much more similar a positive must be, in units of similarity (medical objective)."
+    )
+    soft_target_share: float = Field(
+        0.2, ge=0, lt=1, description="Share of the target spread over like captions (scientific objective)."
+    )
+    multi_scale_scales: list[PositiveFloat] = Field([1.0, 0.75, 0.5], min_length=1, description="Temperature scales.")
+    multi_scale_weights: list[NonNegativeFloat] = Field(
+        [1.0, 0.75, 0.5], min_length=1, description="Weight of each scale."
+    )
+    resolution_scales: list[PositiveFloat] = Field(
+        [1.0, 0.5], min_length=1, description="Sides of the picture, as shares, that multi_resolution trains on."
+    )
+    consistency_weight: float = Field(
+        0.1, ge=0, description="Weight of the agreement between resolutions (multi_resolution)."
+    )
+    similarity_metric: str = Field(
+        "cosine", min_length=1, description="How two embeddings are compared: cosine, dot, euclidean, bilinear."
     )
     normalize_embeddings: bool = Field(True, description="Bring embeddings to length 1 before comparing them.")
+    loss_chunk_size: int | None = Field(
+        None, gt=0, description="Rows of the similarity matrix held at once; null: all of them up to 4096 pairs."
+    )
+
+    @field_validator("similarity_metric")
+    @classmethod
+    def _metric_is_known(cls, name: str) -> str:
+        # A user's own metric is registered beside the package's; this module must not import them (torch).
+        registered = getattr(sys.modules.get("domainclip.similarity"), "SIMILARITIES", ())
+        if name not in METRICS and name not in registered:
+            raise ValueError(f"Invalid metric {name!r}: choose {', '.join(sorted({*METRICS, *registered}))}")
+        return name
 
     @model_validator(mode="after")
     def _one_weight_per_scale(self) -> Self:
@@ -115,6 +183,19 @@ class LossSettings(Settings):
                 f"multi_scale_scales has {len(self.multi_scale_scales)} entries and multi_scale_weights "
                 f"{len(self.multi_scale_weights)}: give one weight per scale"
             )
+        if not sum(self.multi_scale_weights) > 0:
+            raise ValueError("multi_scale_weights must not all be zero: nothing would be trained")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_have_weights(self) -> Self:
+        for name, weight in self.objectives.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"objectives: the weight of {name!r} must be positive (it is {weight:g})")
+            if name == "combined":
+                raise ValueError("objectives: a weighted sum cannot contain 'combined', itself")
+        if self.objectives and self.loss_type != "combined" and "loss_type" in self.model_fields_set:
+            raise ValueError(f"objectives needs loss_type=combined (it is {self.loss_type!r})")
         return self
 
 
@@ -168,6 +249,9 @@ class EvaluationSettings(Settings):
     )
     eval_batch_size: int = Field(64, gt=0, description="Pictures embedded at once in evaluation.")
     retrieval_top_k: int = Field(5, gt=0, description="Results shown per query.")
+    calibrate_temperature: bool = Field(
+        False, description="Save the model with the temperature that makes its probabilities true on validation."
+    )
     alignment_visualization: bool = Field(False, description="Draw the alignment plots after training.")
     visualization_output_dir: str = Field("outputs/visualizations", description="Where alignment plots go.")
 
@@ -189,5 +273,5 @@ class RunSettings(SeedSettings):
     logging_steps: int = Field(100, gt=0, description="Steps between lines of metrics.jsonl.")
 
 
-class TrainingSettings(OptimizerSettings, MemorySettings, EvaluationSettings, RunSettings):
+class TrainingSettings(OptimizerSettings, MemorySettings, EvaluationSettings, RunSettings, TemperatureSettings):
     """What the loop reads."""

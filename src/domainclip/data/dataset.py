@@ -16,6 +16,7 @@ from domainclip.data.cache import PictureCache
 from domainclip.data.image_spec import ImageSpec
 from domainclip.data.images import read_image
 from domainclip.data.records import ImageTextPair
+from domainclip.data.statements import statement_key
 from domainclip.data.transforms import ImageTransform, TextTransform, view_rng
 from domainclip.errors import DataError, PictureError
 
@@ -48,7 +49,8 @@ class CLIPDataset(Dataset):
     ``attention_mask`` int64 ``[max_sequence_length]``, ``image_path``, ``caption``.
 
     ``group_ids`` int64 ``[n]``: rows with equal ids describe the same thing and are each other's positives; by
-    label where ``config.positives`` is ``label``, by caption otherwise.
+    label where ``config.positives`` is ``label``, by what the caption states where it is ``statement`` (see
+    ``data.statements``), by caption otherwise.
 
     Raises ``DataError`` "No valid image-text pairs" for none, and ``PictureError`` on reading a bad picture.
     """
@@ -99,10 +101,11 @@ class CLIPDataset(Dataset):
 
     def _groups(self) -> Tensor:
         by_label = self.config.positives == "label"
+        said = [statement_key(text) if self.config.positives == "statement" else text for text in self.texts]
         keys: dict[Any, int] = {}
         ids = []
         for pair, texts in zip(self.pairs, self._row_texts, strict=True):
-            key = ("label", pair.label) if by_label and pair.label else ("texts", frozenset(texts))
+            key = ("label", pair.label) if by_label and pair.label else ("texts", frozenset(said[text] for text in texts))
             ids.append(keys.setdefault(key, len(keys)))
         return torch.tensor(ids)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +50,8 @@ class EmbeddingEngine:
         self.max_length = max_length
         self.max_pixels = max_pixels
         self.autocast = autocast
+        self.text_map: Callable[[Tensor], Tensor] | None = None
+        """Applied to text embeddings before they are normalised: a learned metric that is not yet in the weights."""
         self._transform = TextTransform()
         self._cache: dict[str, Tensor] = {}
         self._room = cache_mb * 2**20
@@ -124,7 +126,8 @@ class EmbeddingEngine:
                 length = processor.max_length if processor.text_padding == "fixed" else len(ids[part[0]])
                 input_ids, mask = processor.pad([ids[index] for index in part], length)
                 output = self.encoder.encode_text(input_ids.to(self.device), mask.to(self.device))
-                for index, row in zip(part, F.normalize(output.float(), dim=-1).cpu(), strict=True):
+                output = output.float() if self.text_map is None else self.text_map(output.float())
+                for index, row in zip(part, F.normalize(output, dim=-1).cpu(), strict=True):
                     embeds[index] = row
         place = {text: index for index, text in enumerate(distinct)}
         return torch.stack([embeds[place[text]] for text in cleaned])  # type: ignore[misc]

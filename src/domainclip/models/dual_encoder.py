@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from domainclip.errors import ConfigurationError
 from domainclip.models.processor import EncoderProcessor
 from domainclip.models.quiet import quiet_transformers
 
@@ -99,11 +100,34 @@ class DualEncoder(nn.Module):
         batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.vision_model.modules())
         return "convolutional" if batch_norm else "transformer"
 
+    @property
+    def _resizes_positions(self) -> bool:
+        """Whether the picture tower's position embeddings can be asked for at another size."""
+        return self.model_type in ("clip", "siglip")
+
+    @property
+    def resolution_step(self) -> int:
+        """Sides in pixels that the picture tower takes are multiples of this.
+
+        Raises ``ConfigurationError`` for a tower that takes its native size only.
+        """
+        if self._resizes_positions:
+            return int(self.model.config.vision_config.patch_size)
+        if self.image_tower_kind == "convolutional":
+            return 32  # the strides of every common convolutional backbone multiply to it
+        raise ConfigurationError(
+            f"The picture tower of {self.name or self.model_type} takes {self.native_resolution} pixels only: an "
+            "objective that reads several sizes needs a CLIP, SigLIP or convolutional tower"
+        )
+
     # --- embeddings ---
 
     def encode_image(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Picture embeddings, not normalised."""
-        output = self.model.get_image_features(pixel_values=pixel_values)
+        options = {}
+        if self._resizes_positions and pixel_values.shape[-1] != self.model.config.vision_config.image_size:
+            options["interpolate_pos_encoding"] = True
+        output = self.model.get_image_features(pixel_values=pixel_values, **options)
         return output.pooler_output
 
     def encode_text(
@@ -188,6 +212,17 @@ class DualEncoder(nn.Module):
         """
         if not self.is_siglip and self.logit_scale.requires_grad:
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    @torch.no_grad()
+    def absorb_text_map(self, weight: Float[Tensor, "dim dim"]) -> None:
+        """Multiply a learned map of the text embeddings into the text tower's last layer, so that it is part of them."""
+        layer = getattr(self.model, "text_projection", None)
+        if layer is None:
+            layer = self.model.text_model.head  # SigLIP
+        weight = weight.to(layer.weight)
+        layer.weight.copy_(weight @ layer.weight)
+        if layer.bias is not None:
+            layer.bias.copy_(weight @ layer.bias)
 
     def save(self, folder: Path) -> None:
         """Write what plain ``transformers`` loads: weights (safetensors), config, tokenizer, image processor."""

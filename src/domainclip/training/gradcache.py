@@ -32,7 +32,7 @@ class ContrastiveStep:
         self,
         encode_image: Encode,
         encode_text: Encode,
-        loss: Callable[..., dict[str, Tensor]],
+        loss: Callable[..., dict[str, Any]],
         autocast: Callable[[], Any],
         device: torch.device,
         chunk: int | None = None,
@@ -46,7 +46,7 @@ class ContrastiveStep:
         self.chunk = chunk
         self.backward_scale = backward_scale
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         size = len(batch["pixels"])
         images = [(batch["pixels"],)]
         texts = [(batch["input_ids"], batch["attention_mask"])]
@@ -55,9 +55,7 @@ class ContrastiveStep:
             text_embeds = self._run(self.encode_text, texts[0])
             output = self._loss(image_embeds, text_embeds, batch)
             self.backward_scale(output["loss"]).backward()
-            return {key: value.detach() for key, value in output.items()} | {
-                "image_embeds": image_embeds.detach(),
-            }
+            return _told(output, image_embeds)
         images = list(zip(batch["pixels"].split(self.chunk), strict=True))
         texts = list(zip(batch["input_ids"].split(self.chunk), batch["attention_mask"].split(self.chunk), strict=True))
         work = [(self.encode_image, inputs) for inputs in images] + [(self.encode_text, inputs) for inputs in texts]
@@ -77,14 +75,14 @@ class ContrastiveStep:
             if embeds.requires_grad:  # a locked tower has nothing to learn
                 embeds.backward(leaf.grad)
         self._set_random_state(after)
-        return {key: value.detach() for key, value in output.items()} | {"image_embeds": image_embeds.detach()}
+        return _told(output, image_embeds)
 
     def _run(self, encode: Encode, inputs: tuple[Tensor, ...]) -> Tensor:
         with self.autocast():
             embeds = encode(*inputs)
         return embeds if embeds.dtype == torch.float64 else embeds.float()
 
-    def _loss(self, image_embeds: Tensor, text_embeds: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def _loss(self, image_embeds: Tensor, text_embeds: Tensor, batch: dict[str, Any]) -> dict[str, Any]:
         return self.loss(image_embeds, text_embeds[batch["caption_index"]], batch["group_ids"])
 
     def _random_state(self) -> tuple[Tensor, Tensor | None]:
@@ -100,3 +98,11 @@ class ContrastiveStep:
             torch.cuda.set_rng_state(state[1], self.device)
         elif state[1] is not None:
             torch.mps.set_rng_state(state[1])
+
+
+def _told(output: dict[str, Any], image_embeds: Tensor) -> dict[str, Any]:
+    """What the objective said, without graph, and without the B × B matrices, which nobody reads after the step."""
+    kept = {name: value for name, value in output.items() if name not in ("logits_per_image", "logits_per_text")}
+    return {
+        name: value.detach() if isinstance(value, Tensor) else value for name, value in kept.items()
+    } | {"image_embeds": image_embeds.detach()}  # fmt: skip

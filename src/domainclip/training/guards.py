@@ -41,16 +41,20 @@ class CollapseGuard:
     _said: set[str] = field(default_factory=set)
 
     def observe(
-        self, step: int, loss: float, batch: int, spread: float, logit_scale: float, floor: float = 0.0
+        self, step: int, loss: float, batch: int, spread: float, logit_scale: float, floor: float | None = 0.0
     ) -> list[str]:
         """New warnings. ``spread``: see ``COLLAPSED_SPREAD``; ``logit_scale``: the factor itself, not its logarithm;
-        ``floor``: the smallest loss the batch's targets allow, in nats (above 0 where rows share their positives)."""
+        ``floor``: the smallest loss the batch's targets allow, in nats (above 0 where rows share their positives); None
+        for an objective that is no cross-entropy."""
         if step <= self.warmup_steps:
             return []
         chance = math.log(batch)
         found = {
             # Where nearly all rows are of one kind, the best loss there is lies near guessing too.
-            "chance": batch > 1 and abs(loss - chance) < 0.01 * chance and floor < 0.9 * chance,
+            "chance": floor is not None
+            and batch > 1
+            and abs(loss - chance) < 0.01 * chance
+            and floor < 0.9 * chance,
             "collapse": spread < COLLAPSED_SPREAD,
             "scale_high": self.scale_trained
             and self.clamped_scale is not None

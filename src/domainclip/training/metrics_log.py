@@ -6,10 +6,12 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from domainclip.files import write_text
 
@@ -26,6 +28,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return rows
+
+
+def told_numbers(output: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The single numbers among what an objective returned, tables flattened to ``name_key``. Waits for the device."""
+    numbers: dict[str, float] = {}
+    for name, value in output.items():
+        if isinstance(value, Mapping):
+            numbers |= told_numbers(value, f"{name}_")
+        elif isinstance(value, Tensor) and value.ndim == 0:
+            numbers[prefix + name] = float(value)
+    return numbers
 
 
 class MetricsLog:

@@ -52,7 +52,8 @@ def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module 
         scale = settings.layer_decay ** (layers - index) if layers and tower != "scale" else 1.0
         add(parameter, rates[tower] * scale, settings.weight_decay if decays else 0.0, name)
     for name, parameter in loss.named_parameters() if loss is not None else []:
-        add(parameter, settings.learning_rate, 0.0, f"loss.{name}")
+        # What an objective learns often lives on another scale than weights do: it says how much faster.
+        add(parameter, settings.learning_rate * getattr(parameter, "rate_factor", 1.0), 0.0, f"loss.{name}")
     if not groups:
         raise ConfigurationError("Nothing to train: every parameter is frozen. Unlock a tower (lock_image, lock_text)")
     return list(groups.values())

@@ -22,20 +22,18 @@ from domainclip.data.image_spec import ImageSpec
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.errors import CheckpointError, DataError, Interrupted
 from domainclip.files import replaced_directory, write_json
+from domainclip.losses import TemperatureScheduler, call_objective
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
-from domainclip.training.checkpoint import (
-    CheckpointStore,
-    random_state,
-    recover_directory,
-    restore_random_state,
-)
+from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.gradcache import ContrastiveStep
 from domainclip.training.guards import CollapseGuard, check_finite
-from domainclip.training.identity import NEUTRAL_KEYS, data_fingerprint, recipe_digest
-from domainclip.training.metrics_log import MetricsLog, peak_memory_mb
+from domainclip.training.identity import data_fingerprint, recipe_digest
+from domainclip.training.metrics_log import MetricsLog, peak_memory_mb, told_numbers
 from domainclip.training.optimizer import build_optimizer, rate_factor, set_rates
 from domainclip.training.results import RunState, TrainingResult, Validation
+from domainclip.training.snapshot import restore, snapshot
 from domainclip.training.terminal import StopSignals, progress_bar
+from domainclip.training.views import PictureViews
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +41,8 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Trains ``encoder`` on the batches of ``loader`` (see ``data.batches.create_training_loader``).
 
-    ``validate``: a callable that judges the present weights, or None. ``folder`` gets ``metrics.jsonl``,
+    ``validate``: a callable that judges the present weights, or None. ``look_alikes``: a callable that finds for each
+    training row those hardest to tell from it (``[rows, k]``), asked between epochs, or None. ``folder`` gets ``metrics.jsonl``,
     ``checkpoints/`` and ``best/`` (the best weights, in ``transformers``' layout).
     """
 
@@ -59,8 +58,10 @@ class Trainer:
         folder: Path,
         validate: Callable[[], Validation] | None = None,
         console: Console | None = None,
+        look_alikes: Callable[[], Tensor] | None = None,
     ) -> None:
-        self.encoder, self.loss, self.spec = encoder, loss, spec
+        self.encoder, self.loss = encoder, loss
+        self.look_alikes = look_alikes
         self.loader = PrefetchDataLoader(loader, device)
         self.sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
         self.settings, self.device, self.precision = settings, device, precision
@@ -73,14 +74,17 @@ class Trainer:
         self.total_steps = len(self.sampler) * settings.num_epochs
         if settings.max_steps is not None:
             self.total_steps = min(self.total_steps, settings.max_steps)
+        self.temperature = None
+        if settings.temperature_scheduling:
+            self.temperature = TemperatureScheduler.from_settings(settings, settings.temperature, self.total_steps)
         self.state = RunState()
         self.digest = recipe_digest(settings.model_dump(mode="json"))
         self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
         self._unchecked: tuple[dict[str, Tensor], Tensor] | None = None
         self.stop = StopSignals(self.console)
         self.step_fn = ContrastiveStep(
-            self._encode_image, encoder.encode_text, self._contrast, lambda: precision.autocast(device), device,
-            chunk=self._chunk(), backward_scale=self.scaler.scale,
+            PictureViews(encoder, spec, getattr(loss, "resolution_scales", None)), encoder.encode_text, self._contrast,
+            lambda: precision.autocast(device), device, chunk=self._chunk(), backward_scale=self.scaler.scale,
         )  # fmt: skip
 
     def _chunk(self) -> int | None:
@@ -89,11 +93,11 @@ class Trainer:
             return settings.mini_batch_size
         return settings.batch_size if settings.gradient_accumulation_steps > 1 else None
 
-    def _encode_image(self, pixels: Tensor) -> Tensor:
-        return self.encoder.encode_image(self.spec.normalise(pixels).to(self.encoder.dtype))
-
-    def _contrast(self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor) -> dict[str, Tensor]:
-        return self.loss(image_embeds, text_embeds, group_ids=group_ids, logit_scale=self.encoder.logit_scale)
+    def _contrast(self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor) -> dict[str, Any]:
+        return call_objective(
+            self.loss, image_embeds, text_embeds, group_ids=group_ids, logit_scale=self.encoder.logit_scale,
+            logit_bias=self.encoder.logit_bias, progress=self.state.step / self.total_steps,
+        )  # fmt: skip
 
     def train(self, resume: bool = False) -> TrainingResult:
         """Run to the end (or to early stopping).
@@ -101,7 +105,7 @@ class Trainer:
         Raises ``TrainingDivergedError`` (non-finite numbers), ``Interrupted`` (SIGINT or SIGTERM, after saving),
         ``CheckpointError`` (nothing usable to resume from), ``DataError`` (no batch had two readable pictures).
         """
-        resumed_from = self._restore() if resume else 0
+        resumed_from = restore(self) if resume else 0
         state, settings = self.state, self.settings
         metrics = MetricsLog(self.folder / "metrics.jsonl", state.step)
         guard = CollapseGuard(
@@ -114,6 +118,8 @@ class Trainer:
         self.encoder.train()
         with self.stop.watch(), progress_bar(self.console, self.total_steps, state.step) as advance:
             while state.step < self.total_steps and not stopped_early:
+                if self.look_alikes and state.epoch and not state.batch:
+                    self.sampler.set_neighbours(self.look_alikes())
                 self.sampler.set_position(state.epoch, state.batch)
                 for batch in self.loader:
                     clock = time.monotonic()
@@ -183,6 +189,8 @@ class Trainer:
             rate_factor(self.state.step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio),
         )
         optimizer.zero_grad(set_to_none=True)
+        if self.temperature:
+            self.encoder.set_temperature(self.temperature.get_temperature(), trainable=False)
         output = self.step_fn(batch)
         self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
@@ -192,6 +200,9 @@ class Trainer:
         self.scaler.step(optimizer)
         self.scaler.update()
         self.encoder.clamp_logit_scale()
+        if self.temperature:  # only the adaptive schedule reads the loss, and waits for the device to tell it
+            adaptive = self.settings.temperature_schedule_type == "adaptive"
+            self.temperature.step(self.state.step + 1, float(output["loss"]) if adaptive else None)
         return output, norm
 
     def _check(self, step: int) -> None:
@@ -222,19 +233,18 @@ class Trainer:
         state.loss_count += 1
         if state.step % self.settings.logging_steps and not last:
             return
-        unit = F.normalize(output["image_embeds"], dim=-1)
+        unit = F.normalize(output["image_embeds"].reshape(rows, -1), dim=-1)
         spread = float((unit - unit.mean(0)).square().sum(-1).mean().sqrt())
         scale = float(self.encoder.logit_scale.detach().exp())
-        floor = float(output.get("target_entropy", 0.0))  # a user's own loss need not tell
+        # Only a cross-entropy tells it, and only for one is ln(B) what guessing costs.
+        floor = float(output["target_entropy"]) if "target_entropy" in output else None
         for warning in guard.observe(state.step, state.last_loss, rows, spread, scale, floor):
             state.warnings.append(warning)
             log.warning(warning)
         metrics.write(
             step=state.step,
             epoch=round(state.step / len(self.sampler), 4),
-            loss=state.last_loss,
-            image_to_text_loss=float(output["image_to_text_loss"]),
-            text_to_image_loss=float(output["text_to_image_loss"]),
+            **told_numbers(output),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             grad_norm=float(norm),
             logit_scale=scale,
@@ -272,12 +282,14 @@ class Trainer:
             with replaced_directory(self.folder / "best") as temporary:
                 self.encoder.save(temporary)
                 write_json(temporary / "best.json", best)
+                if list(self.loss.parameters()):  # what the objective has learned belongs to these weights
+                    torch.save(self.loss.state_dict(), temporary / "loss.pt")
         except (OSError, RuntimeError, SafetensorError) as error:
-            self._warn(f"step {self.state.step}: the best weights could not be written ({error}); training goes on")
+            self.warn(f"step {self.state.step}: the best weights could not be written ({error}); training goes on")
             return False
         return True
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         self.state.warnings.append(text)
         log.warning(text)
 
@@ -286,51 +298,9 @@ class Trainer:
     def _save(self, must_succeed: bool) -> None:
         state = self.state
         self._check(state.step)
-        content = {
-            "digest": self.digest,
-            "data": self.fingerprint,
-            "settings": self.settings.model_dump(mode="json"),
-            "state": dict(state.__dict__),
-            "model": self.encoder.state_dict(),
-            "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random": random_state(self.device),
-        }
         try:
-            self.store.save(state.step, content)
+            self.store.save(state.step, snapshot(self))
         except CheckpointError as error:
             if must_succeed:
                 raise
-            self._warn(f"{error}. Training goes on")
-
-    def _restore(self) -> int:
-        """Continue from the newest whole checkpoint; 0 when there is none."""
-        found = self.store.load_latest()
-        if found is None:
-            self.console.print(f"No checkpoint in {self.store.folder}: starting at the first step")
-            return 0
-        content, checkpoint, problems = found
-        if content["digest"] != self.digest:
-            saved, now = content["settings"], self.settings.model_dump(mode="json")
-            changed = [key for key in now if key not in NEUTRAL_KEYS and saved.get(key) != now[key]]
-            raise CheckpointError(
-                f"The checkpoint in {self.store.folder} is of another recipe (different: {', '.join(changed)}). Resume "
-                "with the recipe.yaml of the run, or use another output_dir"
-            )
-        if content["data"] != self.fingerprint:
-            raise CheckpointError(
-                f"The checkpoint in {self.store.folder} was trained on other rows (pictures, captions, groups or their "
-                "order have changed since). Resume with the data of the run, or use another output_dir"
-            )
-        recover_directory(self.folder / "best")
-        self.encoder.load_state_dict(content["model"])
-        self.loss.load_state_dict(content["loss"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.state = RunState(**content["state"])
-        restore_random_state(content["random"], self.device)
-        for problem in problems:
-            self._warn(f"{problem}; used {checkpoint.path.name} instead")
-        self.console.print(f"Resumed at step {checkpoint.step} of {self.total_steps}")
-        return checkpoint.step
+            self.warn(f"{error}. Training goes on")

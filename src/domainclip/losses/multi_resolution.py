@@ -1,0 +1,97 @@
+"""One text, the same picture at several sizes: what a finding is called must not depend on how large it was scanned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from domainclip.config import LossSettings
+from domainclip.errors import ConfigurationError, ShapeError
+from domainclip.losses.contrastive import MultiPositiveContrastiveLoss
+from domainclip.losses.objective import shared_keywords
+from domainclip.losses.registry import LOSSES
+
+
+class MultiResolutionLoss(nn.Module):
+    """Mean of a contrastive loss over the sizes of the picture, and the agreement between them:
+
+        L = Σ_k w_k · L(x^k, y) + λ · mean_{k>1} mean_i (1 - cos(x_i^k, sg[x_i^1]))
+
+    x^k: embeddings at the k-th of ``resolution_scales`` (shares of the native side, the first one leads), w_k equal
+    unless ``weights`` are given (their sum is made 1), λ = ``consistency_weight``, sg: no gradient, so that the small
+    picture learns from the large one and not the other way (as in knowledge distillation across sizes; Touvron et al.
+    2019, "Fixing the train-test resolution discrepancy", for what sizes do to embeddings).
+
+    ``image_embeds`` is ``[B, K, D]``; the training loop makes it so for an objective with ``resolution_scales``. A
+    ``[B, D]`` tensor is one size. Extras: ``resolution_losses`` ``[K]``, ``consistency_loss``, and those of the
+    contrastive loss (``objective``, by default the multi-positive one) at the first size.
+    """
+
+    def __init__(
+        self,
+        resolution_scales: Sequence[float] = (1.0, 0.5),
+        weights: Sequence[float] | None = None,
+        consistency_weight: float = 0.1,
+        objective: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not resolution_scales or not all(scale > 0 for scale in resolution_scales):
+            raise ConfigurationError(f"resolution_scales must be positive (they are {list(resolution_scales)!r})")
+        shares = list(weights) if weights is not None else [1.0] * len(resolution_scales)
+        if len(shares) != len(resolution_scales) or min(shares) < 0 or not sum(shares) > 0:
+            raise ConfigurationError(
+                f"weights must be one number of zero or more for each of {len(resolution_scales)} resolution_scales, "
+                f"not all zero (they are {shares!r})"
+            )
+        self.resolution_scales = tuple(float(scale) for scale in resolution_scales)
+        self.weights = [share / sum(shares) for share in shares]
+        self.consistency_weight = consistency_weight
+        self.objective = objective if objective is not None else MultiPositiveContrastiveLoss()
+
+    @classmethod
+    def from_settings(cls, settings: LossSettings) -> MultiResolutionLoss:
+        objective = MultiPositiveContrastiveLoss(label_smoothing=settings.label_smoothing, **shared_keywords(settings))
+        return cls(
+            settings.resolution_scales, consistency_weight=settings.consistency_weight, objective=objective
+        )  # fmt: skip
+
+    def forward(
+        self,
+        image_embeds: Float[Tensor, "batch scales dim"],
+        text_embeds: Float[Tensor, "batch dim"],
+        group_ids: Int[Tensor, " batch"] | None = None,
+        logit_scale: Float[Tensor, ""] | None = None,
+        progress: float = 1.0,
+    ) -> dict[str, Any]:
+        if image_embeds.ndim == 2:
+            image_embeds = image_embeds[:, None]
+        if image_embeds.ndim != 3 or image_embeds.shape[1] not in (1, len(self.weights)):
+            raise ShapeError(
+                f"Expected embeddings [n, {len(self.weights)}, dim], one for each of resolution_scales, got shape "
+                f"{tuple(image_embeds.shape)}"
+            )
+        sizes = image_embeds.unbind(dim=1)
+        weights = self.weights if len(sizes) > 1 else [1.0]
+        outputs = [self.objective(size, text_embeds, group_ids, logit_scale, progress) for size in sizes]
+        total = {
+            name: sum(weight * output[name] for weight, output in zip(weights, outputs, strict=True))
+            for name in ("loss", "image_to_text_loss", "text_to_image_loss")
+        }
+        lead = sizes[0].detach().float()
+        apart = [1 - F.cosine_similarity(size.float(), lead, dim=-1).mean() for size in sizes[1:]]
+        consistency = torch.stack(apart).mean() if apart else torch.zeros((), device=image_embeds.device)
+        return {
+            **outputs[0],
+            **total,
+            "loss": total["loss"] + self.consistency_weight * consistency,
+            "resolution_losses": torch.stack([output["loss"] for output in outputs]),
+            "consistency_loss": consistency,
+        }
+
+
+LOSSES.register("multi_resolution")(MultiResolutionLoss.from_settings)

@@ -1,0 +1,243 @@
+"""What every contrastive objective shares: checks, temperature, float32, both directions, chunks for large batches.
+
+An objective itself is a function of *rows*: the similarities of some queries to every candidate. A picture's row ranks
+all texts, a text's row ranks all pictures, and the loss is the mean of both directions. Since no row needs another
+one, any number of them can be computed at a time, and a batch whose B × B matrix does not fit is computed in chunks of
+rows, each forgotten after its forward pass and computed again in the backward pass (Chen et al. 2016, "Training Deep
+Nets with Sublinear Memory Cost"): the same numbers, for about twice the arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from domainclip.config import LossSettings
+from domainclip.errors import ConfigurationError, ShapeError
+from domainclip.similarity import BilinearSimilarity, Similarity, check_embeddings, cosine, dot, make_similarity
+
+WHOLE_MATRIX = 4096
+"""Up to this many pairs the matrix is held at once (64 MiB in float32)."""
+CHUNK_ENTRIES = 2**23
+"""Entries of the matrix held at once above it (32 MiB in float32, several times over within an objective)."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What an objective sees of ``c`` queries: pictures asking for texts, or texts asking for pictures."""
+
+    direction: Literal["image_to_text", "text_to_image"]
+    scores: Float[Tensor, "c B"]
+    """Similarity of each query to each candidate."""
+    logits: Float[Tensor, "c B"]
+    """``scores`` divided by the temperature."""
+    scale: Float[Tensor, ""]
+    """One over the temperature."""
+    positive: Bool[Tensor, "c B"]
+    """Which candidates describe the query; its own pair always does."""
+    index: Int[Tensor, " c"]
+    """The queries' own numbers in the batch: ``scores[i, index[i]]`` is the similarity to its own pair."""
+    images: Float[Tensor, "B D"]
+    texts: Float[Tensor, "B D"]
+    """All embeddings of the batch, at unit length and without gradient, for objectives that compare like with like."""
+    progress: float
+    """Share of the training done, in [0, 1]."""
+
+    @property
+    def candidates(self) -> Float[Tensor, "B D"]:
+        return self.texts if self.direction == "image_to_text" else self.images
+
+    def targets(self) -> Float[Tensor, "c B"]:
+        """Each query's positives with equal probability: t_ij = [j positive of i] / #positives of i."""
+        same = self.positive.to(self.scores.dtype)
+        return same / same.sum(dim=1, keepdim=True)
+
+    def own_scores(self) -> Float[Tensor, "c 1"]:
+        return self.scores.gather(1, self.index[:, None])
+
+
+RowLoss = tuple[Tensor, dict[str, Tensor]]
+"""The loss of each row ``[c]`` in nats, and sums over the rows of whatever else is worth telling."""
+
+
+class ContrastiveObjective(nn.Module):
+    """Base of the objectives; a subclass writes ``row_loss``.
+
+    ``temperature``: fixed (default), learnable (``learnable_temp``: its logarithm is a parameter of the objective), or
+    the model's: then the caller passes ``logit_scale`` = log(1/τ), and the objective's own is not used.
+    ``similarity_metric``: a name of ``SIMILARITIES`` or a callable. ``chunk_size``: rows of the matrix held at once;
+    None holds all up to ``WHOLE_MATRIX`` pairs, and above that as many as keep it near 32 MiB.
+
+    Computed in float32 (float64 stays): bf16 logits at scale 64 would step by 0.25.
+
+    Raises ``ShapeError`` for anything but two ``[B, D]`` tensors, ``ConfigurationError`` for a temperature ≤ 0. NaN
+    comes out as NaN. A zero vector has a cosine of 0 to everything.
+    """
+
+    uses_groups = True
+    """False: only a row's own pair is its positive, whatever ``group_ids`` say."""
+    symmetric = False
+    """True where both directions sum to the same, so that one of them is enough."""
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        learnable_temp: bool = False,
+        similarity_metric: str | Similarity = "cosine",
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ConfigurationError(f"Temperature must be positive (temperature={temperature!r})")
+        if chunk_size is not None and chunk_size < 1:
+            raise ConfigurationError(f"chunk_size must be at least 1 (chunk_size={chunk_size!r})")
+        self.learnable_temp = learnable_temp
+        self.similarity_metric = similarity_metric
+        self.similarity = make_similarity(similarity_metric)
+        self.chunk_size = chunk_size
+        log_scale = torch.tensor(math.log(1 / temperature))
+        if learnable_temp:
+            self.log_scale: Tensor = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    @property
+    def temperature(self) -> Tensor:
+        return (-self.log_scale).exp()
+
+    @temperature.setter
+    def temperature(self, value: float | Tensor) -> None:
+        value = float(value)
+        if not value > 0:
+            raise ConfigurationError(f"Temperature must be positive (temperature={value!r})")
+        with torch.no_grad():
+            self.log_scale.fill_(math.log(1 / value))
+
+    def row_loss(self, rows: Rows) -> RowLoss:
+        raise NotImplementedError
+
+    def own_scale(self) -> Tensor:
+        """One over the temperature, where the caller does not own it."""
+        return self.log_scale.exp()
+
+    def forward(
+        self,
+        image_embeds: Float[Tensor, "batch dim"],
+        text_embeds: Float[Tensor, "batch dim"],
+        group_ids: Int[Tensor, " batch"] | None = None,
+        logit_scale: Float[Tensor, ""] | None = None,
+        progress: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """``loss``, ``image_to_text_loss``, ``text_to_image_loss`` (scalars, in nats), ``temperature`` (scalar), the
+        objective's own extras, and, where the matrix was held whole, ``logits_per_image`` ``[B, B]`` and its transpose
+        ``logits_per_text``. Rows of equal ``group_ids`` describe the same thing."""
+        return self.contrast(image_embeds, text_embeds, group_ids, logit_scale, progress)
+
+    def contrast(
+        self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None, logit_scale: Tensor | None,
+        progress: float, row_loss: Callable[[Rows], RowLoss] | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        row_loss = row_loss or self.row_loss
+        size = check_batch(image_embeds, text_embeds, group_ids)
+        device = image_embeds.device
+        wide = torch.float64 if image_embeds.dtype == torch.float64 else torch.float32
+        scale = (self.own_scale() if logit_scale is None else logit_scale.exp()).to(wide)
+        with torch.autocast(device.type, enabled=False):
+            images, texts = image_embeds.to(wide), text_embeds.to(wide)
+            similarity = self.similarity
+            if isinstance(similarity, BilinearSimilarity):
+                texts, similarity = similarity.map_texts(texts), cosine
+            if similarity is cosine:  # normalised once, not once a chunk
+                images, texts, similarity = F.normalize(images, dim=-1), F.normalize(texts, dim=-1), dot
+            unit_images, unit_texts = (F.normalize(side.detach(), dim=-1) for side in (images, texts))
+            groups = group_ids if group_ids is not None and self.uses_groups else torch.arange(size, device=device)
+
+            def rows_of(direction: Literal["image_to_text", "text_to_image"], index: Tensor, scores: Tensor) -> Rows:
+                positive = groups[index][:, None] == groups[None, :]
+                return Rows(direction, scores, scores * scale, scale, positive, index, unit_images, unit_texts, progress)
+
+            def image_rows(part: Tensor, index: Tensor) -> RowLoss:
+                return row_loss(rows_of("image_to_text", index, similarity(part, texts)))
+
+            def text_rows(part: Tensor, index: Tensor) -> RowLoss:
+                return row_loss(rows_of("text_to_image", index, similarity(images, part).T))
+
+            everyone = torch.arange(size, device=device)
+            chunk = self._chunk(size)
+            logits: dict[str, Tensor] = {}
+            if chunk >= size:
+                whole = rows_of("image_to_text", everyone, similarity(images, texts))
+                logits = {"logits_per_image": whole.logits, "logits_per_text": whole.logits.T}
+                parts = [[row_loss(whole)]]
+                if not self.symmetric:
+                    turned = Rows(
+                        "text_to_image", whole.scores.T, whole.logits.T, scale, whole.positive.T, everyone, unit_images,
+                        unit_texts, progress,
+                    )  # fmt: skip
+                    parts.append([row_loss(turned)])
+            else:
+                directions = [(image_rows, images), (text_rows, texts)][: 1 if self.symmetric else 2]
+                parts = [
+                    [
+                        checkpoint(rows, part, index, use_reentrant=False, preserve_rng_state=False)
+                        for part, index in zip(side.split(chunk), everyone.split(chunk), strict=True)
+                    ]
+                    for rows, side in directions
+                ]
+        means = [torch.cat([loss for loss, _ in direction]).mean() for direction in parts]
+        image_to_text, text_to_image = means[0], means[-1]
+        extras = {
+            name: sum(part[1][name] for direction in parts for part in direction) / (size * len(parts))
+            for name in parts[0][0][1]
+        }
+        return {
+            "loss": (image_to_text + text_to_image) / 2,
+            "image_to_text_loss": image_to_text,
+            "text_to_image_loss": text_to_image,
+            "temperature": 1 / scale,
+            **logits,
+            **self.finish(extras, size * len(parts)),
+        }
+
+    def finish(self, extras: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """The extras as they are handed out, from their means over all ``rows`` of both directions."""
+        return extras
+
+    def _chunk(self, size: int) -> int:
+        if self.chunk_size is not None:
+            return self.chunk_size
+        return size if size <= WHOLE_MATRIX else max(1, CHUNK_ENTRIES // size)
+
+
+def shared_keywords(settings: LossSettings) -> dict:
+    """What every objective takes from a recipe."""
+    metric = settings.similarity_metric
+    if metric == "cosine" and not settings.normalize_embeddings:
+        metric = "dot"
+    return {
+        "temperature": settings.temperature,
+        "learnable_temp": settings.learnable_temp,
+        "similarity_metric": metric,
+        "chunk_size": settings.loss_chunk_size,
+    }
+
+
+def check_batch(image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None) -> int:
+    """The number of pairs. Raises ``ShapeError`` unless the embeddings are ``[B, D]`` and the ids ``[B]``."""
+    check_embeddings(image_embeds, text_embeds)
+    size = image_embeds.shape[0]
+    if size != text_embeds.shape[0]:
+        raise ShapeError(f"Batch size mismatch: {size} image and {text_embeds.shape[0]} text embeddings")
+    if size == 0:
+        raise ShapeError("Expected 2D embeddings [n, dim] with n >= 1, got none")
+    if group_ids is not None and group_ids.shape != (size,):
+        raise ShapeError(f"Batch size mismatch: group_ids has shape {tuple(group_ids.shape)}, expected ({size},)")
+    return size
