@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from domainclip.config import CLIPFinetuningConfig
@@ -24,7 +29,7 @@ from domainclip.data.dataset import CLIPDataset, RawItem
 from domainclip.data.image_spec import ImageSpec
 from domainclip.data.records import ImageTextPair
 from domainclip.data.transforms import ImageTransform
-from domainclip.errors import ConfigurationError, DataError, PictureError
+from domainclip.errors import ConfigurationError, DataError, PictureError, ShapeError
 from domainclip.models.tiny import make_tiny_clip
 
 
@@ -183,6 +188,155 @@ def test_last_partial_batch_is_dropped_unless_it_is_the_only_one(rows, size, dro
     assert len(sampler) == len(sizes)
 
 
+# --- batches of look-alikes ---
+
+
+def random_neighbours(rows: int, k: int, seed: int) -> torch.Tensor:
+    """Any row numbers, the row itself and −1 among them."""
+    return torch.randint(-1, rows, (rows, k), generator=torch.Generator().manual_seed(seed))
+
+
+def look_alike_sampler(rows, size, share, neighbours, seed=0, drop_last=True, epoch=0, skip=0) -> EpochBatchSampler:
+    sampler = EpochBatchSampler(rows, size, seed, shuffle=True, drop_last=drop_last, look_alike_share=share)
+    sampler.set_neighbours(neighbours)
+    sampler.set_position(epoch, skip)
+    return sampler
+
+
+def plain_look_alike_batches(order: list[int], size: int, share: Fraction, neighbours: list[list[int]]):
+    """The definition, one row at a time; every row is used."""
+    unused = dict.fromkeys(order)
+    while unused:
+        batch = list(unused)[: max(math.ceil((1 - share) * size), 1)]
+        anchors = len(batch)
+        for row in batch:
+            del unused[row]
+        for rank in range(len(neighbours[0])):
+            for row in batch[:anchors]:
+                alike = neighbours[row][rank]
+                if len(batch) < size and alike in unused:
+                    batch.append(alike)
+                    del unused[alike]
+        for row in list(unused)[: size - len(batch)]:
+            batch.append(row)
+            del unused[row]
+        yield batch
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    size=st.integers(1, 20),
+    k=st.integers(1, 4),
+    percent=st.integers(0, 100),
+    seed=st.integers(0, 1000),
+    epoch=st.integers(0, 5),
+)
+def test_batches_of_look_alikes_are_as_defined(rows, size, k, percent, seed, epoch):
+    neighbours = random_neighbours(rows, k, seed)
+    make = partial(look_alike_sampler, rows, size, percent / 100, neighbours, seed, epoch=epoch)
+    complete = keys(make(drop_last=False))
+    got = [[row for _, row in batch] for batch in complete]
+    order = make().order(epoch)
+    assert got == list(plain_look_alike_batches(order, size, Fraction(percent, 100), neighbours.tolist()))
+    assert sorted(row for batch in got for row in batch) == list(range(rows))
+    assert {number for batch in complete for number, _ in batch} == {epoch}
+    assert len(complete) == len(make(drop_last=False))
+    assert keys(make()) == complete[: max(rows // size, 1)]  # drop_last leaves out the last and changes no other
+    assert keys(make(drop_last=False)) == complete
+    for skip in (0, 1, len(complete) // 2, len(complete)):
+        assert keys(make(drop_last=False, skip=skip)) == complete[skip:]
+
+
+def test_wide_windows_are_read_to_their_end():
+    """More rows than the sampler looks ahead at once, and nearly all of them taken out of turn at the end."""
+    rows, size = 3000, 10
+    neighbours = random_neighbours(rows, 12, 5)
+    order = EpochBatchSampler(rows, size, 0, shuffle=True, drop_last=False).order(0)
+    got = [[row for _, row in batch] for batch in look_alike_sampler(rows, size, 0.9, neighbours, drop_last=False)]
+    assert got == list(plain_look_alike_batches(order, size, Fraction(9, 10), neighbours.tolist()))
+
+
+def test_look_alikes_meet_more_often_than_by_chance():
+    rows, size = 600, 20
+    # Thirty kinds of twenty rows each; a row's neighbours are of its kind.
+    kind = torch.randperm(rows, generator=torch.Generator().manual_seed(1)) % 30
+    neighbours = torch.stack([(kind == kind[row]).nonzero().flatten().roll(-row)[:8] for row in range(rows)])
+
+    def meetings(share: float) -> int:
+        total = 0
+        for batch in look_alike_sampler(rows, size, share, neighbours):
+            kinds = kind[[row for _, row in batch]]
+            total += int((kinds[:, None] == kinds).sum()) - size
+        return total
+
+    # By chance each of 20·19 ordered pairs of a batch is of one kind with probability 19/599: 362 in 30 batches.
+    assert 250 < meetings(0) < 480
+    assert meetings(0.5) > 2 * meetings(0)
+    assert meetings(0.9) > meetings(0.5)
+
+
+def test_hardest_neighbours_come_first_and_every_anchor_has_a_turn():
+    rows, size = 100, 8
+    neighbours = torch.stack([(torch.arange(rows) + step) % rows for step in (50, 1, 2)], dim=1)
+    first = next(iter(look_alike_sampler(rows, size, 0.5, neighbours)))
+    anchors, alike = [row for _, row in first[:4]], [row for _, row in first[4:]]
+    assert anchors == EpochBatchSampler(rows, size, 0, shuffle=True, drop_last=True).order(0)[:4]
+    assert not {(row + 50) % rows for row in anchors} & set(anchors)  # else some would have been used
+    assert alike == [(row + 50) % rows for row in anchors]
+
+
+def test_without_neighbours_share_or_shuffling_the_order_is_the_plain_one():
+    neighbours = random_neighbours(50, 4, 0)
+    plain = EpochBatchSampler(50, 8, 7, shuffle=True, drop_last=False)
+    # Written out, so that a change of the order that both would share shows.
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(7 * 1_000_003)).tolist()
+    expected = [[(0, row) for row in order[start : start + 8]] for start in range(0, 50, 8)]
+    assert keys(plain) == expected
+    sampler = look_alike_sampler(50, 8, 0.5, None, seed=7, drop_last=False)
+    assert keys(sampler) == expected
+    sampler.set_neighbours(neighbours)
+    assert keys(sampler) != expected
+    sampler.set_neighbours(None)
+    assert keys(sampler) == expected
+    for share in (0.0, 0.1):  # a tenth of 8 is no whole row
+        assert keys(look_alike_sampler(50, 8, share, neighbours, seed=7, drop_last=False)) == expected
+    still = EpochBatchSampler(50, 8, 7, shuffle=False, drop_last=False, look_alike_share=0.5)
+    still.set_neighbours(neighbours)
+    assert [row for batch in still for _, row in batch] == list(range(50))
+
+
+def test_new_neighbours_do_not_reach_an_epoch_under_way():
+    first, second = random_neighbours(50, 4, 0), random_neighbours(50, 4, 1)
+    sampler = look_alike_sampler(50, 8, 0.5, first)
+    expected, running = keys(sampler), iter(sampler)
+    got = [next(running)]
+    sampler.set_neighbours(second)
+    sampler.set_position(3)
+    assert [*got, *running] == expected
+    assert keys(sampler) == keys(look_alike_sampler(50, 8, 0.5, second, epoch=3)) != expected
+    second.fill_(-1)  # the caller's own tensor
+    assert keys(sampler) == keys(look_alike_sampler(50, 8, 0.5, random_neighbours(50, 4, 1), epoch=3))
+
+
+def test_neighbours_and_shares_that_do_not_fit():
+    for share in (-0.1, 1.1):
+        with pytest.raises(ConfigurationError, match="look_alike_share must be in 0…1"):
+            EpochBatchSampler(50, 8, 0, shuffle=True, drop_last=True, look_alike_share=share)
+    sampler = EpochBatchSampler(50, 8, 0, shuffle=True, drop_last=True, look_alike_share=0.5)
+    for wrong, message in (
+        (torch.zeros(49, 2, dtype=torch.long), r"Expected neighbours of shape \[50, k\].*\(49, 2\)"),
+        (torch.zeros(50, dtype=torch.long), "Expected neighbours of shape"),
+        (torch.zeros(50, 2), "row numbers, got torch.float32"),
+        (torch.full((50, 2), 50), "must be in -1…49, got 50…50"),
+        (torch.full((50, 2), -2), "must be in -1…49"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            sampler.set_neighbours(wrong)
+    sampler.set_neighbours(torch.zeros(50, 0, dtype=torch.long))
+    assert sorted(len(batch) for batch in sampler) == [8] * 6
+
+
 # --- loaders ---
 
 
@@ -214,6 +368,16 @@ def test_global_random_state_is_not_moved_by_a_training_loader(tiny_data, proces
     state = torch.get_rng_state()
     read(loader)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_loader_brings_look_alikes_together(tiny_data, processor):
+    rows = len(tiny_data.pairs())
+    neighbours = random_neighbours(rows, 3, 0)
+    settings = config(look_alike_share=0.5)
+    loader = create_training_loader(dataset(tiny_data, processor), settings, 5)
+    loader.batch_sampler.set_neighbours(neighbours)
+    expected = keys(look_alike_sampler(rows, 5, 0.5, neighbours, settings.seed))
+    assert [batch["rows"] for batch in loader] == [[row for _, row in batch] for batch in expected]
 
 
 def test_create_dataloader(tiny_data, processor):

@@ -1,4 +1,4 @@
-"""Rows to batches: order, collating, workers, prefetching."""
+"""Rows to batches: collating, workers, prefetching."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.dataset import CLIPDataset, RawItem
+from domainclip.data.sampler import EpochBatchSampler
 from domainclip.errors import ConfigurationError, DataError, PictureError
 
 Batch = dict[str, Any]
@@ -84,39 +85,6 @@ class PairCollator:
         }
 
 
-class EpochBatchSampler:
-    """Batches of (epoch, row) keys: the order depends on the seed and the epoch alone, so it can be taken up anywhere.
-
-    ``set_position(epoch, skip)`` starts an epoch at its batch number ``skip``. The last partial batch is dropped
-    when ``drop_last``, unless it is the only one.
-    """
-
-    def __init__(self, rows: int, batch_size: int, seed: int, shuffle: bool, drop_last: bool) -> None:
-        self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
-        self.drop_last = drop_last and rows >= batch_size
-        self.epoch = 0
-        self.skip = 0
-
-    def set_position(self, epoch: int, skip: int = 0) -> None:
-        self.epoch, self.skip = epoch, skip
-
-    def __len__(self) -> int:
-        whole, rest = divmod(self.rows, self.batch_size)
-        return whole + (1 if rest and not self.drop_last else 0)
-
-    def order(self, epoch: int) -> list[int]:
-        if not self.shuffle:
-            return list(range(self.rows))
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        return torch.randperm(self.rows, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.order(self.epoch)
-        for batch in range(self.skip, len(self)):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, row) for row in rows]
-
-
 class _RawView(Dataset):
     """The data set read through ``fetch``."""
 
@@ -137,8 +105,13 @@ class _RawView(Dataset):
 def create_training_loader(
     dataset: CLIPDataset, config: CLIPFinetuningConfig, batch_size: int, pad_to_multiple: int = 1
 ) -> DataLoader:
-    """The trainer's own loader: lean batches, and a sampler with a position (``loader.batch_sampler``)."""
-    sampler = EpochBatchSampler(len(dataset), batch_size, config.seed, config.shuffle, drop_last=True)
+    """The trainer's own loader: lean batches, and a sampler with a position (``loader.batch_sampler``).
+
+    The recipe's ``look_alike_share`` takes effect once the sampler is given neighbours (``set_neighbours``).
+    """
+    sampler = EpochBatchSampler(
+        len(dataset), batch_size, config.seed, config.shuffle, drop_last=True, look_alike_share=config.look_alike_share
+    )
     return DataLoader(
         _RawView(dataset),
         batch_sampler=sampler,

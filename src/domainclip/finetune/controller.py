@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ from domainclip.errors import CheckpointError, ConfigurationError, DataError, Mo
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.files import replaced_directory
 from domainclip.finetune.facts import data_facts, model_facts
+from domainclip.finetune.look_alikes import look_alike_finder
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
-from domainclip.similarity import SIMILARITIES
+from domainclip.similarity import BilinearSimilarity, make_similarity
 from domainclip.training import Trainer, TrainingResult, Validation
 from domainclip.training.checkpoint import recover_directory
+from domainclip.training.views import view_sides
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,6 @@ class CLIPFinetuningController:
         Raises ``DeviceError``, ``ModelLoadError``, ``ConfigurationError`` (unknown loss type, refused precision).
         """
         config = self.config
-        refuse_what_is_not_wired(config)
         build_loss(config)
         manager = DeviceManager(config.use_mps, config.device)
         self.precision = choose_precision(manager.device, config.precision, config.mixed_precision)
@@ -115,9 +116,9 @@ class CLIPFinetuningController:
 
     # --- using the model ---
 
-    def engine(self, batch_size: int | None = None) -> EmbeddingEngine:
-        """An inference engine over the present weights, in float32: figures that are reported do not depend on
-        what the device rounds to."""
+    def engine(self, batch_size: int | None = None, autocast: Callable[[], Any] | None = None) -> EmbeddingEngine:
+        """An inference engine over the present weights, in float32 unless ``autocast`` is given: figures that are
+        reported do not depend on what the device rounds to."""
         config = self.recipe or self.config
         return EmbeddingEngine(
             self._encoder(),
@@ -126,6 +127,7 @@ class CLIPFinetuningController:
             resolution=config.image_resolution if config.is_set("image_resolution") else None,
             max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
             max_pixels=config.max_image_pixels,
+            autocast=autocast,
         )
 
     def encode_text(self, texts: list[str]) -> Float[Tensor, "n dim"]:
@@ -140,7 +142,9 @@ class CLIPFinetuningController:
 
     def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:
         """Similarity of every picture to every text by the recipe's ``similarity_metric``."""
-        return SIMILARITIES[self.config.similarity_metric](self.encode_image(images), self.encode_text(text))
+        # A learned metric is in the weights already, where it is the cosine.
+        metric = "cosine" if self.config.similarity_metric == "bilinear" else self.config.similarity_metric
+        return make_similarity(metric)(self.encode_image(images), self.encode_text(text))
 
     # --- training and judging ---
 
@@ -173,11 +177,12 @@ class CLIPFinetuningController:
         *,
         resume: bool = False,
         engine: EmbeddingEngine | None = None,
+        on_validation: Callable[[Validation], None] | None = None,
     ) -> dict[str, Any]:
         """Train, keep the weights of the best validation, and save them to ``output_path/model``.
 
         ``train_dataset``: pairs, or a ``CLIPDataset`` (used as it is, with its own transforms). Without
-        ``val_dataset`` the last weights are kept. Returns ``train_loss`` (mean over the steps), ``training_time``
+        ``val_dataset`` the last weights are kept. ``on_validation`` is told each validation and may raise to stop. Returns ``train_loss`` (mean over the steps), ``training_time``
         (seconds), ``steps``, ``samples_per_second``, ``best``, ``model_path``, ``warnings`` and more.
         """
         encoder = self._encoder()
@@ -194,16 +199,35 @@ class CLIPFinetuningController:
         loader = create_training_loader(
             data, recipe, contrastive_batch(recipe), pad_to_multiple=16 if self.device.type == "mps" else 1
         )
-        validate = self._validation(val_dataset, engine) if val_dataset else None
+        loss = build_loss(recipe, encoder.embedding_dim).to(self.device)
+        if scales := getattr(loss, "resolution_scales", None):
+            view_sides(encoder, recipe.image_resolution, scales)  # an error now, not at the first step
+        judge = engine or self.engine()
+        metric = next((module for module in loss.modules() if isinstance(module, BilinearSimilarity)), None)
+        judge.text_map = metric.map_texts if metric is not None else None
+        validate = self._validation(val_dataset, judge, on_validation) if val_dataset else None
+        look_alikes = None
+        if recipe.look_alike_share > 0:
+            precision, device = self.precision, self.device
+            fast = self.engine(autocast=lambda: precision.autocast(device))
+            fast.text_map = judge.text_map
+            look_alikes = look_alike_finder(data, recipe, fast)
         torch.manual_seed(recipe.seed)
         trainer = Trainer(
-            encoder, build_loss(recipe), loader, data.image_transform.spec, recipe, self.device, self.precision,
-            folder, validate, self.console,
+            encoder, loss, loader, data.image_transform.spec, recipe, self.device, self.precision, folder, validate,
+            self.console, look_alikes,
         )  # fmt: skip
         self._status = "training"
-        result = trainer.train(resume=resume)
+        try:
+            result = trainer.train(resume=resume)
+        finally:
+            judge.text_map = None
         if result.best is not None and (folder / "best").is_dir():
             encoder.load_weights(folder / "best")
+            if (folder / "best" / "loss.pt").is_file():
+                loss.load_state_dict(torch.load(folder / "best" / "loss.pt", map_location=self.device))
+        if metric is not None:  # from here on the plain cosine says what the learned metric said
+            encoder.absorb_text_map(metric.weight)
         recover_directory(folder / "model")
         try:
             with replaced_directory(folder / "model") as temporary:
@@ -227,18 +251,22 @@ class CLIPFinetuningController:
             encoder.processor.set_resolution(recipe.image_resolution)
         encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)
 
-    def _validation(self, pairs: Pairs, engine: EmbeddingEngine | None) -> Any:
+    def _validation(
+        self, pairs: Pairs, engine: EmbeddingEngine, listener: Callable[[Validation], None] | None
+    ) -> Callable[[], Validation]:
         rows = pairs.pairs if isinstance(pairs, CLIPDataset) else list(pairs)
         evaluator = self.evaluator(rows)
-        embed = engine or self.engine()
 
         def validate() -> Validation:
-            metrics = evaluator(embed)
+            metrics = evaluator(engine)
             primary = evaluator.primary_metric
             share = metrics[primary]
             rows = metrics["n_classified"] if primary == "acc1" else min(metrics["n_images"], metrics["n_texts"])
             error = math.sqrt(share * (1 - share) / rows)  # of a share of that many rows
-            return Validation(metrics, primary, evaluator.greater_is_better, error)
+            validation = Validation(metrics, primary, evaluator.greater_is_better, error)
+            if listener is not None:
+                listener(validation)
+            return validation
 
         return validate
 
@@ -263,13 +291,6 @@ class CLIPFinetuningController:
         if unknown:
             raise ConfigurationError(f"Invalid metric {unknown[0]!r}: these rows give {', '.join(sorted(metrics))}")
         return {name: metrics[name] for name in domain_metrics}
-
-
-def refuse_what_is_not_wired(config: CLIPFinetuningConfig) -> None:
-    """Keys that are part of the recipe's vocabulary but do nothing yet must not be ignored in silence."""
-    for key in ("temperature_scheduling", "alignment_visualization"):
-        if getattr(config, key):
-            raise ConfigurationError(f"{key}=true is not available in this version: leave it out")
 
 
 def _summary(result: TrainingResult, model_path: Path) -> dict[str, Any]:

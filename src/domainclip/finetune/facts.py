@@ -23,6 +23,7 @@ def model_facts(encoder: DualEncoder) -> ModelFacts:
         image_tower_kind=encoder.image_tower_kind,
         text_tower_kind="transformer",
         temperature=float((-encoder.logit_scale.detach()).exp()),
+        sigmoid=encoder.logit_bias is not None,
     )
 
 

@@ -1,0 +1,149 @@
+"""The order of rows in training, and batches of look-alikes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from domainclip.errors import ConfigurationError, ShapeError
+
+
+class EpochBatchSampler:
+    """Batches of (epoch, row) keys: the order depends on the seed and the epoch alone, so it can be taken up anywhere.
+
+    ``set_position(epoch, skip)`` starts an epoch at its batch number ``skip``. The last partial batch is dropped
+    when ``drop_last``, unless it is the only one.
+
+    A contrastive loss learns from the negatives in its batch, and in a random batch of a large data set these are
+    easy. After ``set_neighbours`` the share s = ``look_alike_share`` (0…1) of each batch of B is chosen to be hard
+    (as in NGAME, Dahiya et al. 2023, with neighbours of rows in place of clusters):
+
+    1. ⌈(1 − s)·B⌉ anchors, at least one: the next rows of the epoch's random order that are not used yet;
+    2. look-alikes: the anchors' hardest neighbours that are not used yet, every anchor's first before any second;
+    3. where those are too few, more rows of the random order.
+
+    Every row is still used at most once an epoch, and exactly once without ``drop_last``, in the same number of
+    batches; what ``drop_last`` leaves out are rows that come late in the random order and were nobody's look-alike.
+    Neighbours run out as an epoch goes on, so its last batches are the most random. The order depends on seed, epoch
+    and neighbours alone: a run is taken up exactly if it is given the neighbours it had.
+
+    Without ``shuffle`` the order of the data set is kept, whatever the share.
+    Raises ``ConfigurationError`` for a share outside 0…1.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        look_alike_share: float = 0.0,
+    ) -> None:
+        if not 0 <= look_alike_share <= 1:
+            raise ConfigurationError(f"look_alike_share must be in 0…1 (it is {look_alike_share:g})")
+        self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
+        self.drop_last = drop_last and rows >= batch_size
+        # Rounded first: 0.29 × 100 is 28.999… in binary.
+        self.look_alikes = min(math.floor(round(look_alike_share * batch_size, 6)), batch_size - 1)
+        self.neighbours: np.ndarray | None = None
+        self.epoch = 0
+        self.skip = 0
+
+    def set_position(self, epoch: int, skip: int = 0) -> None:
+        self.epoch, self.skip = epoch, skip
+
+    def set_neighbours(self, neighbours: Int[Tensor, "rows k"] | None) -> None:
+        """The rows each row is hardest to tell from, hardest first, −1 for none; or None for random batches again.
+
+        In force from the next start of an iteration; one that is under way keeps what it began with. Raises
+        ``ShapeError`` unless there is one row of whole numbers in −1…rows − 1 for each row of the data set.
+        """
+        if neighbours is None:
+            self.neighbours = None
+            return
+        if neighbours.ndim != 2 or len(neighbours) != self.rows:
+            raise ShapeError(
+                f"Expected neighbours of shape [{self.rows}, k], one line per row of the data set, got "
+                f"{tuple(neighbours.shape)}"
+            )
+        if neighbours.is_floating_point() or neighbours.dtype == torch.bool:
+            raise ShapeError(f"Neighbours are row numbers, got {neighbours.dtype}")
+        if neighbours.numel() and not -1 <= int(neighbours.min()) <= int(neighbours.max()) < self.rows:
+            raise ShapeError(
+                f"Neighbours must be in -1…{self.rows - 1}, got {int(neighbours.min())}…{int(neighbours.max())}: "
+                "were they mined on another data set?"
+            )
+        self.neighbours = np.array(neighbours.cpu(), dtype=np.int64)  # a copy: the caller may change theirs
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.rows, self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    def order(self, epoch: int) -> list[int]:
+        """The epoch's order before look-alikes are brought together."""
+        if not self.shuffle:
+            return list(range(self.rows))
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self.rows, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        if self.neighbours is not None and self.look_alikes and self.shuffle:
+            batches = self._look_alike_batches(self.order(epoch), self.neighbours)
+        else:
+            batches = self._plain_batches(self.order(epoch))
+        # Not sliced: a batch of look-alikes depends on all those before it, so those skipped are made as well.
+        skip = self.skip
+        return ([(epoch, row) for row in rows] for number, rows in enumerate(batches) if number >= skip)
+
+    def _plain_batches(self, order: list[int]) -> Iterator[list[int]]:
+        for batch in range(len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def _look_alike_batches(self, order: list[int], neighbours: np.ndarray) -> Iterator[list[int]]:
+        unused = _UnusedRows(np.array(order))
+        for _ in range(len(self)):
+            anchors = unused.next(self.batch_size - self.look_alikes)
+            # Transposed, so that every anchor's hardest comes before any second hardest.
+            alike = unused.first_of(neighbours[anchors].T.ravel(), self.look_alikes)
+            rest = unused.next(self.batch_size - len(anchors) - len(alike))
+            yield np.concatenate([anchors, alike, rest]).tolist()
+
+
+class _UnusedRows:
+    """Hands out every row of an order once: the next ones, or wanted ones out of turn."""
+
+    def __init__(self, order: np.ndarray) -> None:
+        self.order = order
+        self.position = 0
+        # One place more than rows, always used: that is what −1, "no neighbour", points at.
+        self.used = np.zeros(len(order) + 1, dtype=bool)
+        self.used[-1] = True
+
+    def next(self, count: int) -> np.ndarray:
+        """The next ``count`` unused rows in order, fewer where no more are left."""
+        parts = [self.order[:0]]
+        while count and self.position < len(self.order):
+            # Wider than asked for: many rows ahead have been handed out already, late in an epoch most of them.
+            window = self.order[self.position : self.position + max(4 * count, 256)]
+            fresh = np.flatnonzero(~self.used[window])[:count]
+            self.position += int(fresh[-1]) + 1 if len(fresh) == count else len(window)
+            parts.append(window[fresh])
+            count -= len(fresh)
+        rows = np.concatenate(parts)
+        self.used[rows] = True
+        return rows
+
+    def first_of(self, wanted: np.ndarray, count: int) -> np.ndarray:
+        """The first ``count`` distinct unused rows among those wanted, fewer where there are not so many."""
+        wanted = wanted[~self.used[wanted]]
+        first = np.unique(wanted, return_index=True)[1]
+        rows = wanted[np.sort(first)[:count]]
+        self.used[rows] = True
+        return rows
