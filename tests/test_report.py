@@ -239,6 +239,28 @@ def test_retention_has_its_own_table(tmp_path: Path) -> None:
     assert "| zero-shot accuracy (acc1) | 84.0% | 50.0% | \N{MINUS SIGN}34.0 points (worse) |" in read(tmp_path)[1]
 
 
+def test_probabilities_have_their_section_where_they_were_looked_at(tmp_path: Path) -> None:
+    write_report(tmp_path, full_run())
+    assert "## Probabilities" not in read(tmp_path)[1]
+    found = {
+        "model_temperature": 0.07, "fitted_temperature": 0.0234, "n_classes": 3, "n_validation": 140, "n_test": 60,
+        "same_rows": False, "problem": None, "ece_before": 0.183, "ece_after": 0.041, "nll_before": 0.9,
+        "nll_after": 0.7, "saved": "fitted",
+    }  # fmt: skip
+    write_report(tmp_path, full_run() | {"calibration": found})
+    report, text = read(tmp_path)
+    assert report["calibration"] == found
+    section = text.split("## Probabilities\n")[1].split("\n## ")[0]
+    expected = [
+        "temperature 0.07 it is off by 18.3%", "0.0234, fitted on 140 validation rows", "off by 4.1%",
+        "Warning: with fewer than 100 rows", "The saved model has the fitted temperature, 0.0234.",
+    ]  # fmt: skip
+    for said in expected:
+        assert said in section
+    write_report(tmp_path, {"calibration": {"skipped": "there is no labelled row"}})
+    assert "## Probabilities\n\n- Not calibrated: there is no labelled row." in read(tmp_path)[1]
+
+
 def test_comparison_helpers() -> None:
     assert worsened(
         {"acc1": 0.5, "i2t_median_rank": 3, "n_texts": 9}, {"acc1": 0.6, "i2t_median_rank": 4, "n_texts": 3}

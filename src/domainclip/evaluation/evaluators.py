@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from domainclip.alignment.metrics import chunked_ranks, summarise_ranks
@@ -109,6 +109,11 @@ class ZeroShotEvaluator:
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
         return self.score(_encode_images(embed, self.paths), embed.encode_texts)
+
+    def similarities(self, embed: Embedder) -> tuple[Float[Tensor, "images classes"], Int[Tensor, " images"]]:
+        """Cosines of ``self.paths`` to every class, and the true class numbers: what a calibration is made from."""
+        weights = classifier_weights(embed.encode_texts, self.prompts)
+        return zero_shot_logits(_encode_images(embed, self.paths), weights), torch.tensor(self.targets)
 
     def score(
         self, image_embeds: Float[Tensor, "images dim"], encode_texts: Callable[[list[str]], Tensor]

@@ -41,6 +41,8 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
     - ``retention``: ``{"before": …, "after": …}``, the same on data from outside the domain;
     - ``validation``: flat numbers; ``training``: ``train_loss``, ``training_time_s``, ``steps``,
       ``samples_per_s``, ``peak_memory_mb``, …; ``history``: the rows of ``metrics.jsonl``;
+    - ``calibration``: a ``calibration_summary`` with ``saved`` (whose temperature the saved model has: ``"own"`` or
+      ``"fitted"``), or ``{"skipped": reason}``;
     - ``data``: ``counts`` and ``notes``; ``decisions``: a list of ``key``, ``value``, ``reason``;
     - ``device``, ``domain``, ``base_model``, ``checkpoint`` (folder of the saved model), ``text_padding``
       (``"max_length"`` for a text tower of fixed length);

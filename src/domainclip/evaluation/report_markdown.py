@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from domainclip.evaluation.calibration import calibration_in_words
 from domainclip.evaluation.comparison import compared_metrics, confused_pairs, empty_recalls, worsened
 from domainclip.evaluation.metric_names import ALIASES, describe, greater_is_better, is_share
 from domainclip.evaluation.model_card import loading_code
@@ -34,6 +35,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         _retention(report),
         _plots(report),
         _classes(report),
+        _sentences("Probabilities", calibration_in_words(report.get("calibration") or {})),
         _training(report),
         _data(report),
         _decisions(report),

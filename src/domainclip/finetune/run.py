@@ -27,6 +27,7 @@ from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.evaluation.model_card import model_card
 from domainclip.evaluation.report import jsonable, write_report
 from domainclip.files import write_bytes, write_json, write_text
+from domainclip.finetune.calibrate import RememberedPictures, calibrate
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.metrics_log import read_metrics
@@ -197,9 +198,12 @@ def run_training(
     ]
     if set_aside:
         write_json(folder / "set_aside.json", set_aside)
-    after = controller.evaluate(judged, engine) if len(judged) else None
+    embed = RememberedPictures(engine)
+    after = controller.evaluator(judged).evaluate(embed) if len(judged) else None
+    calibration = calibrate(controller, val, test, embed, folder)
     run = _report_content(controller, splits, judged_name, before, after, result, set_aside, folder, started)
     run["decisions"] = decisions
+    run["calibration"] = calibration
     write_report(folder, run)
     write_text(folder / "model" / "README.md", model_card(run))
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
