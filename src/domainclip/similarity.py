@@ -83,8 +83,8 @@ class BilinearSimilarity(nn.Module):
     def materialise(self, dim: int, like: Tensor | None = None) -> None:
         if not isinstance(self.weight, nn.UninitializedParameter):
             return
-        where = {} if like is None else {"device": like.device, "dtype": like.dtype}
-        self.weight.materialize((dim, dim), **where)
+        device, dtype = (like.device, like.dtype) if like is not None else (None, None)
+        self.weight.materialize((dim, dim), device, dtype)
         self.weight.copy_(torch.eye(dim))
         self.weight.rate_factor = self.rate_factor  # type: ignore[attr-defined]
 

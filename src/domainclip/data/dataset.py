@@ -105,7 +105,9 @@ class CLIPDataset(Dataset):
         keys: dict[Any, int] = {}
         ids = []
         for pair, texts in zip(self.pairs, self._row_texts, strict=True):
-            key = ("label", pair.label) if by_label and pair.label else ("texts", frozenset(said[text] for text in texts))
+            key = (
+                ("label", pair.label) if by_label and pair.label else ("texts", frozenset(said[text] for text in texts))
+            )
             ids.append(keys.setdefault(key, len(keys)))
         return torch.tensor(ids)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 # Only words whose absence never changes what is claimed: no negation, number, side, or preposition of place.
-_FILLERS = frozenset(
-    "a an the this that these there is are was were be been has have had shows show showing shown demonstrates "
-    "demonstrating seen noted image picture photo photograph".split()
-)
+_FILLERS = frozenset({
+    "a", "an", "the", "this", "that", "these", "there", "is", "are", "was", "were", "be", "been", "has", "have", "had",
+    "show", "shows", "showing", "shown", "demonstrates", "demonstrating", "seen", "noted", "image", "picture", "photo",
+    "photograph",
+})  # fmt: skip
 _PHRASES = re.compile(r"[.,;:!?\n]+(?=\s|$)|\s+and\s+")
 _WORDS = re.compile(r"[^\W_]+(?:[.'’-][^\W_]+)*")
 

@@ -182,7 +182,8 @@ class CLIPFinetuningController:
         """Train, keep the weights of the best validation, and save them to ``output_path/model``.
 
         ``train_dataset``: pairs, or a ``CLIPDataset`` (used as it is, with its own transforms). Without
-        ``val_dataset`` the last weights are kept. ``on_validation`` is told each validation and may raise to stop. Returns ``train_loss`` (mean over the steps), ``training_time``
+        ``val_dataset`` the last weights are kept. ``on_validation`` is told each validation and may raise to stop.
+        Returns ``train_loss`` (mean over the steps), ``training_time``
         (seconds), ``steps``, ``samples_per_second``, ``best``, ``model_path``, ``warnings`` and more.
         """
         encoder = self._encoder()

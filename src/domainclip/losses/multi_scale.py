@@ -28,6 +28,9 @@ class MultiScaleLoss(ContrastiveObjective):
     ``temperatures``, ``scale_weights`` (each ``[K]``), ``base_temperature``, ``target_entropy``.
     """
 
+    scales: Tensor
+    scale_weights: Tensor
+
     def __init__(
         self,
         scales: Sequence[float] = (1.0, 0.75, 0.5),
@@ -59,7 +62,8 @@ class MultiScaleLoss(ContrastiveObjective):
 
     def row_loss(self, rows: Rows) -> RowLoss:
         targets = rows.targets()
-        losses, told = [], {}
+        losses: list[Tensor] = []
+        told: dict[str, Tensor] = {}
         for scale in self.scales:
             loss, told = cross_entropy_rows(rows.logits / scale.to(rows.logits.dtype), targets)
             losses.append(loss)

@@ -162,7 +162,9 @@ class ContrastiveObjective(nn.Module):
 
             def rows_of(direction: Literal["image_to_text", "text_to_image"], index: Tensor, scores: Tensor) -> Rows:
                 positive = groups[index][:, None] == groups[None, :]
-                return Rows(direction, scores, scores * scale, scale, positive, index, unit_images, unit_texts, progress)
+                return Rows(
+                    direction, scores, scores * scale, scale, positive, index, unit_images, unit_texts, progress
+                )
 
             def image_rows(part: Tensor, index: Tensor) -> RowLoss:
                 return row_loss(rows_of("image_to_text", index, similarity(part, texts)))
@@ -195,7 +197,7 @@ class ContrastiveObjective(nn.Module):
         means = [torch.cat([loss for loss, _ in direction]).mean() for direction in parts]
         image_to_text, text_to_image = means[0], means[-1]
         extras = {
-            name: sum(part[1][name] for direction in parts for part in direction) / (size * len(parts))
+            name: torch.stack([part[1][name] for direction in parts for part in direction]).sum(0) / (size * len(parts))
             for name in parts[0][0][1]
         }
         return {

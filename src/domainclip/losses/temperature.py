@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, get_args
 
-from domainclip.config import LossSettings
+from domainclip.config import TemperatureSettings
 from domainclip.errors import CheckpointError, ConfigurationError
 from domainclip.registry import nearest
 
-SCHEDULES: tuple[str, ...] = get_args(LossSettings.model_fields["temperature_schedule_type"].annotation)
+SCHEDULES: tuple[str, ...] = get_args(TemperatureSettings.model_fields["temperature_schedule_type"].annotation)
 
 AVERAGE_DECAY = 0.95
 """Weight of the past in adaptive's moving average: about the last twenty losses count."""
@@ -108,7 +108,9 @@ class TemperatureScheduler:
         self.reset()
 
     @classmethod
-    def from_settings(cls, settings: LossSettings, initial_temp: float, total_steps: int) -> TemperatureScheduler:
+    def from_settings(
+        cls, settings: TemperatureSettings, initial_temp: float, total_steps: int
+    ) -> TemperatureScheduler:
         """The schedule a recipe asks for; ``initial_temp`` is the model's own or the recipe's temperature.
 
         Where the recipe has no ``temp_warmup_steps``, the warmup is a tenth of ``total_steps``, one at least. A

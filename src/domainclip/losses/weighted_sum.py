@@ -19,7 +19,7 @@ _MEMORY = 0.9
 
 
 class WeightedSumLoss(nn.Module):
-    """``L = Σ_k v_k L_k`` over ``objectives``, with v_k from the given weights w_k (their sum W is kept) by ``balancing``:
+    """``L = Σ_k v_k L_k`` over ``objectives``, with v_k made from the given weights w_k by ``balancing``:
 
     - ``fixed``: v_k = w_k.
     - ``uncertainty`` (Kendall et al. 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses", eq. 10): each
@@ -27,18 +27,18 @@ class WeightedSumLoss(nn.Module):
       e^{c_k} = 2 L_k, so an objective that stays large counts less.
     - ``gradient_norm`` (Chen et al. 2018, "GradNorm", with α = 0, solved directly instead of by descent on the
       weights): v_k ∝ w_k / G_k, where G_k is the norm of L_k's gradient at the embeddings, smoothed over batches, so
-      that every objective moves them in proportion to its weight, whatever its scale.
+      that every objective moves them in proportion to its weight, whatever its scale; Σ_k v_k = Σ_k w_k.
 
     Returns the weighted ``loss``, ``image_to_text_loss``, ``text_to_image_loss``, the first objective's ``temperature``
     and logits, and ``objective_losses`` and ``objective_weights`` (each name → scalar).
     """
 
+    weights: Tensor
+    norms: Tensor
     rate_factor = 100.0
     """Log-variances learn this many times faster than the towers: they have one training to settle."""
 
-    def __init__(
-        self, objectives: Mapping[str, tuple[nn.Module, float]], balancing: Balancing = "fixed"
-    ) -> None:
+    def __init__(self, objectives: Mapping[str, tuple[nn.Module, float]], balancing: Balancing = "fixed") -> None:
         super().__init__()
         if not objectives:
             raise ConfigurationError("A weighted sum needs objectives: set objectives={contrastive: 1, …}")
@@ -58,7 +58,7 @@ class WeightedSumLoss(nn.Module):
         shared = next((m for m in self.modules() if isinstance(m, BilinearSimilarity)), None)
         for objective in self.objectives.values():  # one learned metric for all: the model is exported with one
             if isinstance(getattr(objective, "similarity", None), BilinearSimilarity):
-                objective.similarity = shared
+                objective.similarity = shared  # type: ignore[assignment]
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> WeightedSumLoss:

@@ -215,7 +215,7 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def absorb_text_map(self, weight: Float[Tensor, "dim dim"]) -> None:
-        """Multiply a learned map of the text embeddings into the text tower's last layer, so that it is part of them."""
+        """Multiply a learned map of the text embeddings into the text tower's last layer."""
         layer = getattr(self.model, "text_projection", None)
         if layer is None:
             layer = self.model.text_model.head  # SigLIP

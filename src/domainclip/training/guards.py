@@ -51,10 +51,7 @@ class CollapseGuard:
         chance = math.log(batch)
         found = {
             # Where nearly all rows are of one kind, the best loss there is lies near guessing too.
-            "chance": floor is not None
-            and batch > 1
-            and abs(loss - chance) < 0.01 * chance
-            and floor < 0.9 * chance,
+            "chance": floor is not None and batch > 1 and abs(loss - chance) < 0.01 * chance and floor < 0.9 * chance,
             "collapse": spread < COLLAPSED_SPREAD,
             "scale_high": self.scale_trained
             and self.clamped_scale is not None

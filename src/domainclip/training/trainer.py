@@ -42,8 +42,8 @@ class Trainer:
     """Trains ``encoder`` on the batches of ``loader`` (see ``data.batches.create_training_loader``).
 
     ``validate``: a callable that judges the present weights, or None. ``look_alikes``: a callable that finds for each
-    training row those hardest to tell from it (``[rows, k]``), asked between epochs, or None. ``folder`` gets ``metrics.jsonl``,
-    ``checkpoints/`` and ``best/`` (the best weights, in ``transformers``' layout).
+    training row those hardest to tell from it (``[rows, k]``), asked between epochs, or None. ``folder`` gets
+    ``metrics.jsonl``, ``checkpoints/`` and ``best/`` (the best weights, in ``transformers``' layout).
     """
 
     def __init__(
