@@ -10,7 +10,7 @@ import math
 import sys
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator, model_validator
 
 from domainclip.config.base import Settings
 
@@ -120,6 +120,9 @@ class TemperatureSettings(Settings):
 
 
 class LossSettings(TemperatureSettings):
+    plugins: list[str] = Field(
+        [], description="Modules or .py files to import first: those that register objectives or metrics of your own."
+    )
     loss_type: str = Field("contrastive", min_length=1, description="Name of the training objective.")
     objectives: dict[str, float] = Field(
         {}, description="For loss_type combined: the objectives of the weighted sum, each with its weight."
@@ -169,7 +172,9 @@ class LossSettings(TemperatureSettings):
 
     @field_validator("similarity_metric")
     @classmethod
-    def _metric_is_known(cls, name: str) -> str:
+    def _metric_is_known(cls, name: str, info: ValidationInfo) -> str:
+        if info.data.get("plugins"):  # one of them may register it; the run asks again once they are imported
+            return name
         # A user's own metric is registered beside the package's; this module must not import them (torch).
         registered = getattr(sys.modules.get("domainclip.similarity"), "SIMILARITIES", ())
         if name not in METRICS and name not in registered:

@@ -29,6 +29,7 @@ from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.files import replaced_directory
 from domainclip.finetune.facts import data_facts, model_facts
 from domainclip.finetune.look_alikes import look_alike_finder
+from domainclip.finetune.plugins import load_plugins
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
 from domainclip.similarity import BilinearSimilarity, make_similarity
@@ -67,6 +68,7 @@ class CLIPFinetuningController:
         Raises ``DeviceError``, ``ModelLoadError``, ``ConfigurationError`` (unknown loss type, refused precision).
         """
         config = self.config
+        load_plugins(config.plugins)
         build_loss(config)
         manager = DeviceManager(config.use_mps, config.device)
         self.precision = choose_precision(manager.device, config.precision, config.mixed_precision)
