@@ -276,6 +276,15 @@ def test_look_alikes_meet_more_often_than_by_chance():
     assert meetings(0.9) > meetings(0.5)
 
 
+def test_share_of_a_batch_is_not_lost_to_binary_fractions():
+    neighbours = (torch.arange(5000)[:, None] + torch.arange(1, 5)) % 5000
+    for percent in range(1, 100):  # 0.29 × 100 is 28.999… in binary
+        first = next(iter(look_alike_sampler(5000, 100, percent / 100, neighbours)))
+        order = EpochBatchSampler(5000, 100, 0, shuffle=True, drop_last=True).order(0)
+        assert [row for _, row in first[: 100 - percent]] == order[: 100 - percent]
+        assert first[100 - percent][1] != order[100 - percent]
+
+
 def test_hardest_neighbours_come_first_and_every_anchor_has_a_turn():
     rows, size = 100, 8
     neighbours = torch.stack([(torch.arange(rows) + step) % rows for step in (50, 1, 2)], dim=1)

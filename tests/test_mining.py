@@ -69,19 +69,42 @@ def test_rejections_bite():
         assert not torch.equal(plain, other)
 
 
-@settings(max_examples=60, deadline=None)
+# Cosines of these are 0, ±½ or ±1, exactly so in float32 too: nearly every hardness occurs several times.
+EXACT = [
+    (0, 0, 0, 0), (1, 0, 0, 0), (-3, 0, 0, 0), (0, 2, 0, 0), (0, 0, 1, 0),
+    (1, 1, 1, 1), (1, -1, 1, -1), (-1, -1, 1, 1), (2, 2, 2, -2),
+]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
 @given(
-    values=st.lists(st.tuples(*[st.integers(-1, 1)] * 5), min_size=1, max_size=14),
+    rows=st.lists(
+        st.tuples(st.sampled_from(EXACT), st.sampled_from(EXACT), st.integers(-2, 4)), min_size=1, max_size=14
+    ),
     k=st.integers(1, 6),
     chunk=st.integers(1, 15),
-    margin=st.sampled_from([None, 0.05, -0.3]),
+    duplicate=st.sampled_from([0.98, 0.5, 1.0, 2.0]),
+    margin=st.sampled_from([None, 0.0, 0.5, -0.5]),
 )
-def test_equals_plain_loops_with_ties_zeros_and_equal_rows(values, k, chunk, margin):
-    """Few values: nearly every hardness occurs several times, and rows repeat or are zero."""
-    table = torch.tensor(values, dtype=torch.float32)
-    images, texts, groups = table[:, :2], table[:, 2:4], table[:, 4].long()
-    found = hard_negatives(images, texts, groups, k, false_negative_margin=margin, chunk=chunk)
-    assert found.tolist() == plain_hard_negatives(images, texts, groups, k, margin=margin)
+def test_equals_plain_loops_with_ties_zeros_and_equal_rows(rows, k, chunk, duplicate, margin):
+    images, texts = (torch.tensor([row[side] for row in rows], dtype=torch.float32) for side in (0, 1))
+    groups = torch.tensor([row[2] for row in rows])
+    found = hard_negatives(
+        images, texts, groups, k, duplicate_similarity=duplicate, false_negative_margin=margin, chunk=chunk
+    )
+    assert found.tolist() == plain_hard_negatives(images, texts, groups, k, duplicate, margin)
+
+
+def test_a_candidate_as_near_as_the_positive_is_within_a_margin_of_nothing():
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(200, 257, generator=generator), torch.randn(100, 257, generator=generator).repeat(2, 1)
+    images += texts
+    own = torch.nn.functional.cosine_similarity(images, texts, dim=1)
+    found = hard_negatives(images, texts, torch.arange(200), 1, duplicate_similarity=2.0, false_negative_margin=0.0)
+    for row in range(100):  # two rows share a caption; the one nearer to it keeps the other, which loses it
+        nearer, other = sorted((row, row + 100), key=lambda i: -own[i])
+        assert found[nearer] == other
+        assert found[other] != nearer
 
 
 def test_equal_captions_tie_to_the_last_bit():
@@ -146,6 +169,14 @@ def test_pool_is_drawn_by_seed():
     assert torch.equal(
         hard_negatives(images, texts, groups, 6, pool=59), hard_negatives(images, texts, groups, 6)
     )  # 59 rows can be read
+
+
+def test_ties_within_a_pool_go_by_row_number():
+    axes = torch.eye(32)  # every caption is at a right angle to every other picture
+    found = hard_negatives(axes, axes, torch.arange(32), 4, pool=10)
+    drawn = sorted(set(hard_negatives(axes, axes, torch.arange(32), 10, pool=10).flatten().tolist()) - {-1})
+    assert len(drawn) == 10
+    assert found.tolist() == [[j for j in drawn if j != i][:4] for i in range(32)]
 
 
 def test_random_state_is_left_alone_and_no_graph_is_kept():
