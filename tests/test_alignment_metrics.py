@@ -136,6 +136,56 @@ def test_similarities_are_never_held_whole() -> None:
     assert seen == [4, 4, 2]
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 16, 1024])
+def test_repeated_captions_tie_exactly(chunk: int) -> None:
+    # A plain product scores equal rows a last bit apart, depending on their column and on the height of the chunk.
+    images, base = unit(257, 64, 0), unit(86, 64, 1)
+    which = torch.arange(257) % 86
+    own = torch.eye(257, dtype=torch.bool)
+    found = chunked_ranks(images, base[which], lambda a, b: own[a:b], chunk)
+    similarity = (images.double() @ base.double().T)[:, which]
+    expected = [rank_by_loop(s, h) for s, h in zip(similarity.tolist(), own.tolist(), strict=True)]
+    assert found.tolist() == expected
+    assert found.min() >= 2  # an equal caption of another picture always stands before a picture's own
+
+
+def test_repeated_captions_count_against_a_model_unless_grouped() -> None:
+    captions = ["a cat", "a dog", "a cat", "a cat"]
+    base = {"a cat": [1.0, 0.0], "a dog": [0.0, 1.0]}
+    texts = torch.tensor([base[caption] for caption in captions])
+    similarity = texts @ texts.T  # a perfect model
+    alone = AlignmentMetrics.compute_all(similarity)
+    assert alone["i2t_R@1"] == alone["t2i_R@1"] == 0.25
+    assert alone["i2t_median_rank"] == 3.0
+    grouped = AlignmentMetrics.compute_all(similarity, image_groups=captions, text_groups=captions)
+    assert grouped["i2t_R@1"] == grouped["t2i_R@1"] == grouped["i2t_MRR"] == 1.0
+
+
+def test_several_captions_per_picture_equal_torchmetrics() -> None:
+    # As in Flickr30k: five captions each, so 60 pictures against 300 texts.
+    owner = torch.arange(300) // 5
+    similarity = torch.rand(60, 300, generator=torch.Generator().manual_seed(8))
+    targets = owner[None] == torch.arange(60)[:, None]
+    similarity[targets] += 0.3
+    found = AlignmentMetrics.compute_all(similarity, targets=targets)
+    assert found == AlignmentMetrics.compute_all(similarity, image_groups=range(60), text_groups=owner)
+    for name, scores, hits in (("i2t", similarity, targets), ("t2i", similarity.T, targets.T)):
+        expected = [retrieval_hit_rate(s, h, top_k=5).item() for s, h in zip(scores, hits, strict=True)]
+        assert found[f"{name}_R@5"] == pytest.approx(np.mean(expected))
+
+
+def test_a_matrix_of_several_chunks_and_the_same_answer_each_time() -> None:
+    similarity = torch.randn(2100, 12, generator=torch.Generator().manual_seed(4)).mul(4).round()  # many ties
+    groups = {"image_groups": [row % 12 for row in range(2100)], "text_groups": list(range(12))}
+    found = AlignmentMetrics.compute_all(similarity, **groups)
+    hits = torch.tensor(groups["image_groups"])[:, None] == torch.arange(12)
+    ranks = [rank_by_loop(s, h) for s, h in zip(similarity.tolist(), hits.tolist(), strict=True)]
+    assert found["i2t_R@1"] == pytest.approx(np.mean(np.array(ranks) == 1))
+    assert found["i2t_MRR"] == pytest.approx(np.mean(1 / np.array(ranks)))
+    assert found["i2t_median_rank"] == np.median(ranks)
+    assert AlignmentMetrics.compute_all(similarity, **groups) == found
+
+
 def test_half_precision_keeps_its_ties() -> None:
     similarity = torch.tensor([[0.5, 0.5001], [0.1, 0.9]], dtype=torch.bfloat16)
     assert similarity[0, 0] == similarity[0, 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +171,27 @@ def test_data_without_contrast_are_refused(
     ready.config.positives = "label"
     with pytest.raises(DataError, match=r"same label.*nothing to tell apart"):
         ready.fine_tune(sky, output_path=tmp_path)
+
+
+def test_a_finished_run_leaves_nothing_behind(tiny_data, tmp_path, monkeypatch) -> None:
+    """Optimizer and decoded pictures are freed at once: many runs in one process need the memory of one."""
+    from domainclip.finetune import controller as module
+
+    seen = []
+
+    class Watched(module.Trainer):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            seen.append(weakref.ref(self))
+
+    monkeypatch.setattr(module, "Trainer", Watched)
+    gc.disable()
+    try:
+        controller = CLIPFinetuningController(
+            CLIPFinetuningConfig(model_name="tiny", batch_size=6, max_steps=2, num_workers=0, mixed_precision=False)
+        )
+        controller.setup()
+        controller.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), tmp_path)
+    finally:
+        gc.enable()
+    assert [reference() for reference in seen] == [None]

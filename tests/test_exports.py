@@ -21,8 +21,10 @@ PROMISED = {
         "CLIPDataset", "DatasetLoader", "ImageTransform", "MultiCaptionCLIPDataset", "MultiResolutionImageTransform",
         "PrefetchDataLoader", "TextTransform", "collate_fn", "create_dataloader", "create_train_val_dataloaders",
     ],
-    "domainclip.losses": ["CLIPContrastiveLoss"],
-    "domainclip.alignment": ["AlignmentMetrics"],
+    "domainclip.losses": [
+        "CLIPContrastiveLoss", "DomainSpecificLoss", "HardNegativeMiningLoss", "MultiScaleLoss", "TemperatureScheduler",
+    ],
+    "domainclip.alignment": ["AlignmentMetrics", "AlignmentVisualizer", "ImageTextRetrieval", "SimilarityComputer"],
     "domainclip.training": ["Trainer"],
     "domainclip.models": ["DualEncoder", "load_encoder"],
 }  # fmt: skip

@@ -22,6 +22,9 @@ _HOME = {
     "CLIPDataset": "data",
     "EmbeddingEngine": "embedding",
     "AlignmentMetrics": "alignment",
+    "AlignmentVisualizer": "alignment",
+    "ImageTextRetrieval": "alignment",
+    "SimilarityComputer": "alignment",
     "run_training": "finetune",
 }
 

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from domainclip.alignment.distinct import distinct_rows, spread
 from domainclip.errors import ShapeError
 
 K_VALUES = (1, 5, 10)
@@ -91,9 +92,14 @@ def chunked_ranks(
             f"Embedding dimension mismatch: {query_embeds.shape[1]} against {candidate_embeds.shape[1]}. "
             "Both sides must come from the same model's projection"
         )
-    candidates = _floating(candidate_embeds).T
     queries = _floating(query_embeds)
-    return _chunked(lambda start, stop: queries[start:stop] @ candidates, relevant, len(queries), chunk)
+    # Equal candidates must tie exactly: a last bit between them would decide whether one counts against the other.
+    candidates, places = distinct_rows(_floating(candidate_embeds))
+
+    def scores(start: int, stop: int) -> Tensor:
+        return spread(queries[start:stop] @ candidates.T, places)
+
+    return _chunked(scores, relevant, len(queries), chunk)
 
 
 def retrieval_ranks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -225,6 +226,10 @@ class CLIPFinetuningController:
             result = trainer.train(resume=resume)
         finally:
             judge.text_map = None
+            # The trainer refers to itself, and holds the optimizer and the decoded pictures: gone now, not whenever
+            # Python next looks for cycles, so that many runs in one process need the memory of one.
+            del trainer, loader
+            gc.collect()
         if result.best is not None and (folder / "best").is_dir():
             encoder.load_weights(folder / "best")
             if (folder / "best" / "loss.pt").is_file():
