@@ -69,7 +69,7 @@ def test_help_needs_no_torch():
 def test_help_lists_the_commands(domainclip):
     result = domainclip("--help")
     assert result.exit_code == 0
-    for command in ("train", "evaluate", "demo", "doctor", "config", "data", "version"):
+    for command in ("tune", "train", "evaluate", "demo", "doctor", "config", "data", "version"):
         assert command in result.out
 
 

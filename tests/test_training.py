@@ -14,7 +14,7 @@ from torch import nn
 from conftest import TinyData
 from domainclip.data.records import ImageTextPair
 from domainclip.embedding import EmbeddingEngine
-from domainclip.errors import DataError, TrainingDivergedError
+from domainclip.errors import DataError, ShapeError, TrainingDivergedError
 from domainclip.losses import MultiPositiveContrastiveLoss
 from domainclip.models import make_tiny_clip
 from domainclip.training import Validation
@@ -295,3 +295,26 @@ def test_accumulation_is_one_loss_over_all(tiny_data: TinyData, tmp_path: Path) 
     assert runs["chunks"] == pytest.approx(runs["whole"], rel=1e-4)
     assert runs["mini"] == pytest.approx(runs["whole"], rel=1e-4)
     assert runs["small"][0] != pytest.approx(runs["whole"][0], rel=1e-2)
+
+
+def test_weights_that_are_spoilt_before_a_validation_are_called_that(tiny_data, tmp_path) -> None:
+    """The loss of the last step was fine, its update was not."""
+    trainer = make_trainer(tiny_data.pairs(), tmp_path, eval_steps=1)
+
+    def spoil_and_judge():
+        with torch.no_grad():
+            next(trainer.encoder.parameters()).fill_(float("nan"))
+        raise ShapeError("The scores contain NaN")
+
+    trainer.validate = spoil_and_judge
+    with pytest.raises(TrainingDivergedError, match=r"at step 1: the weights .* not finite.*learning_rate"):
+        trainer.train()
+
+
+def test_an_evaluators_own_error_stays_its_own(tiny_data, tmp_path) -> None:
+    def judge():
+        raise ShapeError("of another kind")
+
+    trainer = make_trainer(tiny_data.pairs(), tmp_path, eval_steps=1, validate=judge)
+    with pytest.raises(ShapeError, match="of another kind"):
+        trainer.train()

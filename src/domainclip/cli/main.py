@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
 
 app = typer.Typer(
@@ -110,6 +111,9 @@ def evaluate(
         _print_json(report.to_dict())
     else:
         report.print()
+
+
+app.command("tune")(tune)
 
 
 @app.command()

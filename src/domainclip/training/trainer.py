@@ -20,7 +20,7 @@ from domainclip.config import TrainingSettings
 from domainclip.data.batches import EpochBatchSampler, PrefetchDataLoader
 from domainclip.data.image_spec import ImageSpec
 from domainclip.devices.precision import PrecisionDecision
-from domainclip.errors import CheckpointError, DataError, Interrupted
+from domainclip.errors import CheckpointError, DataError, Interrupted, ShapeError, TrainingDivergedError
 from domainclip.files import replaced_directory, write_json
 from domainclip.losses import TemperatureScheduler, call_objective
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
@@ -258,7 +258,16 @@ class Trainer:
         assert self.validate is not None
         state, settings = self.state, self.settings
         self._check(state.step)
-        result = self.validate()
+        try:
+            result = self.validate()
+        except ShapeError as error:  # "… contain NaN": the last update has spoilt the weights, though its loss was fine
+            spoilt = next((n for n, p in self.encoder.named_parameters() if not bool(p.isfinite().all())), None)
+            if spoilt is None:
+                raise
+            raise TrainingDivergedError(
+                f"Training diverged at step {state.step}: the weights {spoilt} are not finite after it. Lower "
+                f"learning_rate (now {settings.learning_rate:g}) by three or lengthen warmup_steps"
+            ) from error
         metrics.write(step=state.step, **{f"val_{name}": value for name, value in result.metrics.items()})
         sign = 1 if result.greater_is_better else -1
         if state.top is None or sign * result.value > sign * state.top:

@@ -1,0 +1,55 @@
+"""``domainclip tune``: search a recipe's keys with short trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def tune(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys, the same for all trials."),
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="A table, a directory, or hf:NAME.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Hub name or local directory of the model.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the study.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A shipped recipe or a YAML file.")] = None,
+    trials: Annotated[int, typer.Option(help="Trials there shall be in the end.", min=1)] = 20,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of each trial; left out, a fifth of the whole run's, at least 50.", min=1)
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option("--space", help="YAML file of lines such as learning_rate: 1e-6..1e-4:log.")
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option("--search", "-s", metavar="KEY=RANGE", help="key=low..high, key=low..high:log, or key=a,b,c."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the study in the output folder.")] = False,
+) -> None:
+    """Search a recipe's keys with short trials on the validation split; writes best.yaml and a report.
+
+    Without `--space` and `--search` the learning rate, the temperature, the objective and its own keys are searched.
+    `--output DIR --resume` with nothing else goes on with the study in DIR.
+    """
+    from domainclip.config import load_recipe, parse_overrides
+
+    if resume and output and not (recipe or overrides or data or model):
+        saved = Path(output) / "tuning_recipe.yaml"
+        recipe = str(saved) if saved.is_file() else None
+    fixed = parse_overrides(overrides or [])
+    options = {"data_path": data, "model_name": model, "output_dir": output}
+    config = load_recipe(recipe, {**{key: value for key, value in options.items() if value is not None}, **fixed})
+    from domainclip.tune.run import run_tuning
+    from domainclip.tune.space import Space
+
+    wanted = Space.from_file(space) if space is not None else None
+    if search:
+        wanted = (wanted or Space(())).merged(Space.from_options(search))
+    run_tuning(config, wanted, trials=trials, steps=steps, fixed=fixed, resume=resume, overwrite=overwrite)

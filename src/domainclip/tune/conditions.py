@@ -1,0 +1,105 @@
+"""Which keys of a search mean anything beside the others: a margin is nothing to an objective that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import product
+from typing import Any
+
+from domainclip.config import CLIPFinetuningConfig, LossSettings, TemperatureSettings
+from domainclip.errors import ConfigurationError
+from domainclip.losses import LOSSES
+from domainclip.tune.space import Dimension, Space
+
+OBJECTIVE_KEYS = frozenset(LossSettings.model_fields) - frozenset(TemperatureSettings.model_fields) - {"loss_type"}
+"""Keys that only an objective reads."""
+
+STEERING = ("domain", "loss_type", "hard_negative_mining_strategy")
+"""Keys whose value decides whether others are read; drawn first."""
+
+_FINER: dict[tuple[str, str], Callable[[Mapping[str, Any]], bool]] = {
+    ("hard_negative", "hardness_strength"): lambda values: values["hard_negative_mining_strategy"] == "weighted",
+    ("domain_specific", "margin"): lambda values: values["domain"] == "medical",
+    ("domain_specific", "hardness_strength"): lambda values: values["domain"] == "industrial",
+    ("domain_specific", "hardness_warmup"): lambda values: values["domain"] == "industrial",
+    ("domain_specific", "soft_target_share"): lambda values: values["domain"] == "scientific",
+    ("domain_specific", "domain_weight"): lambda values: values["domain"] != "general",
+}
+"""Where an objective takes a key in and uses it under a further condition."""
+
+
+def keys_read(loss_type: str, config: CLIPFinetuningConfig) -> frozenset[str]:
+    """The keys of ``LossSettings`` that building this objective looks at: found by building it.
+
+    Raises ``ConfigurationError`` for an unknown ``loss_type``, or one that cannot be built from this recipe.
+    """
+    seen: set[str] = set()
+
+    class Recording(CLIPFinetuningConfig):
+        def __getattribute__(self, name: str) -> Any:
+            seen.add(name)
+            return super().__getattribute__(name)
+
+    settings = Recording.model_construct(_fields_set=set(config.model_fields_set), **config.__dict__)
+    seen.clear()
+    LOSSES[loss_type](settings)
+    if seen & {"model_dump", "to_dict", "model_copy", "updated", "frozen"}:  # it took the whole: it may read any of it
+        return frozenset(LossSettings.model_fields)
+    return frozenset(seen & set(LossSettings.model_fields))
+
+
+class Conditions:
+    """Says of each key of ``space`` whether it is read, given the values of the others.
+
+    ``defaults``: the resolved recipe's values, which hold for keys that are not searched. Raises
+    ``ConfigurationError`` for a key that nothing in the search would ever read.
+    """
+
+    def __init__(self, space: Space, config: CLIPFinetuningConfig, defaults: Mapping[str, Any]) -> None:
+        self.space, self.defaults, self.objectives = space, defaults, tuple(config.objectives)
+        searched = space["loss_type"].ends if "loss_type" in space else (defaults["loss_type"],)
+        self.reads = {name: keys_read(name, config) for name in dict.fromkeys((*searched, *self.objectives))}
+        steering = [space[key] for key in STEERING if key in space]
+        cases = [
+            {**defaults, **dict(zip((dimension.key for dimension in steering), values, strict=True))}
+            for values in product(*(dimension.ends for dimension in steering))
+        ]
+        for dimension in space.dimensions:
+            if not any(self.applies(dimension.key, case) for case in cases):
+                readers = [name for name in LOSSES if name != "combined" and dimension.key in keys_read(name, config)]
+                raise ConfigurationError(
+                    f"The search space has {dimension}, but nothing in the search reads {dimension.key} (loss_type "
+                    f"{', '.join(map(str, searched))}, domain {defaults['domain']}, mining strategy "
+                    f"{defaults['hard_negative_mining_strategy']}). Read by: {', '.join(readers) or 'no objective'}"
+                )
+
+    def applies(self, key: str, values: Mapping[str, Any]) -> bool:
+        if key not in OBJECTIVE_KEYS:
+            return True
+        names = [values["loss_type"], *(self.objectives if values["loss_type"] == "combined" else ())]
+        return any(
+            key in self.reads[name] and ((name, key) not in _FINER or _FINER[name, key](values))
+            for name in names
+            if name != "combined" or key in ("objectives", "loss_balancing")
+        )
+
+    def ordered(self) -> list[Dimension]:
+        """The dimensions, those that decide about others first."""
+        steering = [self.space[key] for key in STEERING if key in self.space]
+        return [*steering, *(dimension for dimension in self.space.dimensions if dimension not in steering)]
+
+    def suggest(self, trial: Any, only: set[str] | None = None) -> dict[str, Any]:
+        """Values for the keys that are read, from an Optuna trial; ``only`` restricts them further."""
+        values: dict[str, Any] = {}
+        for dimension in self.ordered():
+            if self.applies(dimension.key, {**self.defaults, **values}) and (only is None or dimension.key in only):
+                values[dimension.key] = dimension.suggest(trial)
+        return values
+
+    def default_params(self) -> dict[str, Any]:
+        """The resolved recipe as a point of the space, without the keys whose value lies outside their range."""
+        return {
+            dimension.key: dimension.label(self.defaults[dimension.key])
+            for dimension in self.ordered()
+            if self.applies(dimension.key, self.defaults) and dimension.contains(self.defaults[dimension.key])
+        }

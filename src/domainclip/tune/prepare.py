@@ -1,0 +1,199 @@
+"""Before the first trial: model and data are looked at once, the space is settled, the study is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+from rich.console import Console
+
+from domainclip.config import (
+    CLIPFinetuningConfig,
+    DataFacts,
+    FrozenConfig,
+    ModelFacts,
+    resolve,
+    steps_per_epoch,
+)
+from domainclip.data.records import ImageTextPair
+from domainclip.data.splits import DataSplits
+from domainclip.errors import ConfigurationError, DataError
+from domainclip.files import write_text
+from domainclip.finetune.controller import CLIPFinetuningController
+from domainclip.finetune.facts import data_facts, model_facts
+from domainclip.finetune.run import quarantined_rows, readable_pairs
+from domainclip.models import DualEncoder
+from domainclip.training.identity import NEUTRAL_KEYS
+from domainclip.tune import study as studies
+from domainclip.tune.conditions import Conditions
+from domainclip.tune.default_space import default_space
+from domainclip.tune.results import PARTS, Tuning
+from domainclip.tune.space import Space
+from domainclip.tune.trial import TrialRunner
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+FEWEST_STEPS = 50
+STARTUP_TRIALS = 5
+"""Complete trials before one may be pruned: a median of fewer says little."""
+
+
+def default_steps(full: int) -> int:
+    """A trial's budget: a fifth of the whole run's steps, at least 50, never more than the whole."""
+    return min(full, max(FEWEST_STEPS, math.ceil(full / 5)))
+
+
+@dataclass
+class Work:
+    """All that the trials of a study share."""
+
+    config: CLIPFinetuningConfig
+    recipe: FrozenConfig
+    space: Space
+    conditions: Conditions
+    runner: TrialRunner
+    study: Study
+    metric: str
+    greater_is_better: bool
+    counts: dict[str, int]
+    set_aside: list[dict]
+
+    def summary(self, asked: int) -> Tuning:
+        found = studies.records(self.study)
+        default = next((r for r in found if r.default and r.outcome == "complete"), None)
+        return Tuning(
+            config=self.config, recipe=self.recipe, space=self.space, metric=self.metric,
+            greater_is_better=self.greater_is_better, steps=self.runner.steps, full_steps=self.runner.full_steps,
+            counts=self.counts, set_aside=self.set_aside, asked=asked, trials=found,
+            best=studies.best_record(found, self.greater_is_better), default=default,
+            importances=studies.importances(self.study, found),
+        )  # fmt: skip
+
+
+def prepare(
+    config: CLIPFinetuningConfig, space: Space | None, steps: int | None, fixed: Container[str], splits: DataSplits,
+    folder: Path, resume: bool, overwrite: bool, console: Console,
+) -> Work:  # fmt: skip
+    """Look at model and data once, decide what is to be searched, and open the study. Nothing is deleted before all
+    that a user can have got wrong has been looked at."""
+    controller = CLIPFinetuningController(config, Console(quiet=True))
+    controller.setup()
+    assert controller.device_manager is not None and controller.precision is not None and controller.model is not None
+    console.print(f"Device: {controller.device_manager.device} ({controller.device_manager.reason})", markup=False)
+    console.print(f"Precision: {controller.precision.name} ({controller.precision.reason})", markup=False)
+    for note in splits.notes:
+        console.print(f"Data: {note}", markup=False)
+    recipe = controller.prepare(splits.train)
+    engine = controller.engine()
+    set_aside = quarantined_rows({"train": splits.train, "val": splits.val})
+    val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
+    if not len(val):
+        raise DataError(f"No picture of the validation split can be read, such as: {set_aside[0]['reason']}")
+    evaluator = controller.evaluator(val)
+    found = None
+    if resume and (folder / studies.STUDY_FILE).exists():
+        found = studies.open_study(folder, evaluator.greater_is_better)
+    elif resume:
+        console.print(f"No study in {folder}: starting one", markup=False)
+    known = (found.user_attrs.get("identity") if found else None) or {}
+    if space is None:
+        space = Space.from_dict(known["space"]) if known else default_space(
+            config, recipe, fixed, scale_is_clamped=not controller.model.is_siglip
+        )  # fmt: skip
+        if not space.dimensions:
+            raise ConfigurationError("Every key of the default search space is fixed: name others with --search")
+        space.check(config)
+    full = _full_steps(recipe, len(splits.train))
+    steps = steps or known.get("steps") or default_steps(full)
+    conditions = Conditions(space, config, recipe.to_dict())
+    # TrialRunner sets the budget, so it is no part of what the study is of.
+    own = config.to_dict(only_set=True)
+    identity = {
+        "recipe": {key: value for key, value in own.items() if key not in NEUTRAL_KEYS | {"model_name"}},
+        "data": _rows_digest([*splits.train, *splits.val]), "model": _model_digest(controller.model),
+        "space": space.to_dict(), "steps": steps, "metric": evaluator.primary_metric,
+    }  # fmt: skip
+    runner = TrialRunner(config, recipe, steps, full, splits.train, val, folder, engine)
+    _check_trials(runner, space, model_facts(controller.model), data_facts(splits.train))
+    engine.encoder = controller.model = None  # each trial loads its own
+    if found is not None:
+        studies.check_identity(found, identity)
+    elif overwrite:
+        clear_study(folder)
+    study = found or studies.open_study(folder, evaluator.greater_is_better)
+    studies.check_identity(study, identity)
+    for number in studies.recover(study):
+        console.print(f"Trial {number} was cut off by a kill: its parameters are tried again")
+    runner.sweep()
+    studies.enqueue_default(study, conditions.default_params())
+    import optuna
+
+    study.pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=runner.eval_steps + 1, n_min_trials=3)
+    write_text(folder / "tuning_recipe.yaml", yaml.safe_dump(own, sort_keys=True, allow_unicode=True))
+    write_text(folder / "space.yaml", yaml.safe_dump(space.to_dict(), sort_keys=False, allow_unicode=True))
+    share = f"{steps / full:.0%} of the whole run's {full}"
+    console.print(f"Each trial: {steps} steps ({share}), a validation every {runner.eval_steps} and after each epoch")
+    console.print("Searched: " + "  ".join(map(str, space.dimensions)), markup=False, highlight=False)
+    counts = {"train": len(splits.train), "validation": len(val)}
+    return Work(
+        config, recipe, space, conditions, runner, study, evaluator.primary_metric, evaluator.greater_is_better,
+        counts, set_aside,
+    )  # fmt: skip
+
+
+def clear_study(folder: Path) -> None:
+    """Delete what an earlier study wrote here, and nothing else."""
+    for name in PARTS:
+        path = folder / name
+        if path.exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _full_steps(recipe: FrozenConfig, rows: int) -> int:
+    full = steps_per_epoch(recipe, rows) * recipe.num_epochs
+    return min(full, recipe.max_steps) if recipe.max_steps is not None else full
+
+
+def _check_trials(runner: TrialRunner, space: Space, model: ModelFacts, data: DataFacts) -> None:
+    """Every end of the space must be a recipe for this model and these rows too, with the budget laid over it."""
+    for dimension in space.dimensions:
+        if dimension.key.endswith("model_name"):  # another model has other facts
+            continue
+        for end in dimension.ends:
+            try:
+                resolve(runner.recipe_of({dimension.key: end}, 0), model, data)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"The search space reaches {dimension.key}={end}: {error}") from None
+
+
+def _rows_digest(pairs: Sequence[ImageTextPair]) -> str:
+    """SHA-256 of rows in their order; the folder that holds the pictures may move."""
+    paths = [str(pair.image_path) for pair in pairs]
+    try:
+        base = os.path.commonpath(paths)
+    except ValueError:  # several drives, or absolute and relative paths together
+        base = ""
+    rows = [
+        [os.path.relpath(path, base) if base else path, pair.caption, pair.label, pair.group]
+        for path, pair in zip(paths, pairs, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _model_digest(encoder: DualEncoder) -> str:
+    """SHA-256 of the weights: a model is what it holds, wherever it lies."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

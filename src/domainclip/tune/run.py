@@ -1,0 +1,198 @@
+"""``run_tuning``: many short trials of a recipe with some keys varied, on the same rows, judged by validation alone."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.splits import DataSplits, load_splits
+from domainclip.errors import ConfigurationError, DataError, Interrupted
+from domainclip.finetune.run import claim_folder, splits_of
+from domainclip.training import Validation
+from domainclip.tune import study as studies
+from domainclip.tune.prepare import Work, prepare
+from domainclip.tune.results import PARTS, trial_line, write_results
+from domainclip.tune.space import Space
+from domainclip.tune.stopping import StudySignals
+from domainclip.tune.study import TrialRecord
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+
+REDRAW_SECONDS = 20
+"""The pictures are renewed after a trial unless they are newer than this: drawing takes a second."""
+
+
+@dataclass
+class TuningOutcome:
+    """``best`` and ``default`` are among ``trials``; None where no trial of that kind came to an end."""
+
+    folder: Path
+    trials: list[TrialRecord]
+    best: TrialRecord | None
+    default: TrialRecord | None
+    recipe: Path | None
+    """``best.yaml``, ready for ``domainclip train --recipe``."""
+
+
+def run_tuning(
+    config: CLIPFinetuningConfig,
+    space: Space | None = None,
+    *,
+    trials: int = 20,
+    steps: int | None = None,
+    fixed: Container[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    splits: DataSplits | None = None,
+) -> TuningOutcome:
+    """Everything ``domainclip tune`` does, in the folder ``config.output_dir``.
+
+    ``space``: what is searched; None for the default space around the recipe, or for that of the study that is
+    resumed. ``trials``: how many there shall be in the end, the recipe as it stands among them (it is the first).
+    ``steps``: optimizer steps of each; None for a fifth of the whole run's, at least 50. ``fixed``: keys that are not
+    to be searched. The test split is never looked at.
+
+    Raises ``MissingExtraError`` without Optuna, ``ConfigurationError`` and ``DataError`` for bad input before work
+    starts (no validation split, a range outside a key's limits, a study of other data), ``Interrupted`` after SIGINT
+    or SIGTERM. A trial that diverges or runs out of memory is recorded, and the study goes on.
+    """
+    studies.require_optuna()
+    console = console or Console(stderr=True)
+    folder = Path(config.output_dir)
+    _check_request(config, space, trials, steps, fixed)
+    if splits is None:
+        splits = load_splits(config.data_path, **splits_of(config))
+    if not len(splits.val):
+        raise DataError(
+            "Tuning compares trials on the validation split, and there is none: set val_split, or add a validation "
+            "table to the data. The test split is not used for it"
+        )
+    _claim(folder, resume, overwrite)
+    signals = StudySignals(console)
+    with signals.watch(), _optuna_speaks_of_errors_only():
+        work = prepare(config, space, steps, fixed, splits, folder, resume, overwrite, console)
+        try:
+            _run_trials(work, trials, signals, console)
+        except Interrupted as stop:
+            summary = work.summary(trials)
+            done = sum(record.finished for record in summary.trials)
+            write_results(folder, summary, plots=True)
+            raise Interrupted(
+                stop.exit_code - 128, f"Stopped; {done} of {trials} trials are finished. Go on with --resume"
+            ) from None
+        summary = work.summary(trials)
+    write_results(folder, summary, plots=True)
+    console.print(f"Report: {folder / 'tuning.md'}", markup=False, highlight=False)
+    recipe = folder / "best.yaml" if summary.best else None
+    if recipe:
+        console.print(
+            f"Best recipe: {recipe}\nTrain it in full with: domainclip train --recipe {recipe} --output DIR",
+            markup=False, highlight=False,
+        )  # fmt: skip
+    return TuningOutcome(folder, summary.trials, summary.best, summary.default, recipe)
+
+
+def _check_request(
+    config: CLIPFinetuningConfig, space: Space | None, trials: int, steps: int | None, fixed: Container[str]
+) -> None:
+    if trials < 1:
+        raise ConfigurationError(f"The number of trials must be positive (trials={trials})")
+    if steps is not None and steps < 1:
+        raise ConfigurationError(f"The steps of a trial must be positive (steps={steps})")
+    if space is not None:
+        both = [dimension.key for dimension in space.dimensions if dimension.key in fixed]
+        if both:
+            raise ConfigurationError(f"{both[0]} is fixed and searched at once: take it out of one of the two")
+        if not space.dimensions:
+            raise ConfigurationError("The search space is empty: name a key, as in learning_rate=1e-6..1e-4:log")
+        space.check(config)
+
+
+def _claim(folder: Path, resume: bool, overwrite: bool) -> None:
+    """As ``claim_folder`` of a run; a run's own files are no hindrance, the names are different ones."""
+    claim_folder(folder, resume=True, overwrite=resume and overwrite)
+    used = [name for name in PARTS if (folder / name).exists()]
+    if used and not resume and not overwrite:
+        raise ConfigurationError(
+            f"{folder} already holds a study ({', '.join(used[:3])}). Use --resume to go on with it, --overwrite to "
+            "start again, or another output directory"
+        )
+
+
+def _run_trials(work: Work, trials: int, signals: StudySignals, console: Console) -> None:
+    study, drawn = work.study, 0.0
+    while (done := sum(record.finished for record in studies.records(study))) < trials:
+        signals.check()
+        trial = studies.draw(study, work.recipe.seed, trials)
+        try:
+            _one_trial(work, trial, signals, console, f"trial {trial.number}, {done + 1} of {trials}")
+        except Interrupted:
+            studies.fail(study, trial, "interrupted", "stopped by a signal", again=True)
+            raise
+        except Exception as error:  # what stops the study is told by its own message; here the trial is closed
+            again = not isinstance(error, ConfigurationError)  # these values would fail again
+            studies.fail(study, trial, "error", str(error), again=again)
+            raise
+        summary = work.summary(trials)
+        draw = time.monotonic() - drawn > REDRAW_SECONDS
+        write_results(work.runner.folder, summary, plots=draw)
+        drawn = time.monotonic() if draw else drawn
+        record = next(r for r in summary.trials if r.number == trial.number)
+        console.print(trial_line(record, summary), markup=False, highlight=False, soft_wrap=True)
+    signals.check()
+
+
+def _one_trial(work: Work, trial: Trial, signals: StudySignals, console: Console, title: str) -> None:
+    from optuna.trial import TrialState
+
+    study, default = work.study, bool(trial.user_attrs.get("default"))
+    only = set(studies.labels(study, trial.number)) if default else None
+    params = work.conditions.suggest(trial, only)
+
+    with console.status(f"{title}: training …") as status:
+
+        def listener(step: int, validation: Validation) -> str:
+            trial.report(validation.value, step)
+            status.update(f"{title}: {validation.primary} {validation.value:.4f} at step {step}")
+            signals.check()
+            if not default and trial.should_prune():  # the yardstick itself is measured whole
+                return f"below the median of the trials before it at step {step}"
+            return ""
+
+        # The default is the recipe with nothing changed: setting a key to the value it would resolve to is a choice
+        # too (a set temperature, for one, is not the model's own any more).
+        result = work.runner(trial.number, {} if default else params, listener)
+    studies.note(
+        study, trial, outcome=result.outcome, reason=result.reason, seconds=result.seconds, steps=result.steps,
+        standard_error=result.standard_error,
+    )  # fmt: skip
+    if result.outcome == "complete":
+        study.tell(trial, result.value)
+    else:  # "pruned" to Optuna, so that its sampler learns to keep away from what diverges
+        study.tell(trial, state=TrialState.PRUNED)
+
+
+@contextmanager
+def _optuna_speaks_of_errors_only() -> Iterator[None]:
+    """Its own lines would repeat ours."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,197 @@
+"""One trial: a fresh copy of the model, trained for a short budget, judged a few times, and thrown away."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from domainclip.config import CLIPFinetuningConfig, FrozenConfig, steps_per_epoch
+from domainclip.data.records import ImageTextPair
+from domainclip.embedding import EmbeddingEngine
+from domainclip.errors import Interrupted, MemoryConstraintError, ShapeError, TrainingDivergedError
+from domainclip.finetune.controller import CLIPFinetuningController
+from domainclip.training import Validation
+from domainclip.training.metrics_log import read_metrics
+from domainclip.tune.study import Outcome
+
+log = logging.getLogger(__name__)
+
+VALIDATIONS = 4
+"""Validations in a trial, besides those at the end of each epoch."""
+_WEIGHTS = ("checkpoints", "best", "model")
+
+Listener = Callable[[int, Validation], str]
+"""Told the training step and what was measured there; returns why the trial should stop, or ''."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    outcome: Outcome
+    value: float | None
+    standard_error: float | None
+    steps: int
+    seconds: float
+    reason: str
+
+
+class Pruned(Exception):
+    """The trial is stopped early. Not an error: it goes no further than ``TrialRunner``."""
+
+
+class TrialRunner:
+    """Trains recipes that differ from ``config`` in a few keys, all on the same rows for ``steps`` steps.
+
+    ``recipe``: ``config`` resolved, whose whole length is ``full_steps``. ``engine``: the decoded validation pictures
+    in its cache serve every trial that sees them at the same size.
+    """
+
+    def __init__(
+        self, config: CLIPFinetuningConfig, recipe: FrozenConfig, steps: int, full_steps: int,
+        train: Sequence[ImageTextPair], val: Sequence[ImageTextPair], folder: Path, engine: EmbeddingEngine,
+    ) -> None:  # fmt: skip
+        self.config, self.recipe, self.steps, self.full_steps = config, recipe, steps, full_steps
+        self.train, self.val, self.folder, self.engine = train, val, folder, engine
+        self.eval_steps = math.ceil(steps / VALIDATIONS)
+
+    def folder_of(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:04d}"
+
+    def recipe_of(self, params: Mapping[str, Any], number: int) -> CLIPFinetuningConfig:
+        """The recipe of one trial: ``params`` and the budget laid over the user's."""
+        budget: dict[str, Any] = {
+            "max_steps": self.steps,
+            "num_epochs": max(self.recipe.num_epochs, self.steps),  # an epoch has a step at least: max_steps decides
+            "eval_steps": self.eval_steps,
+            "save_steps": self.steps,  # once, at the end, where the loop insists
+            "logging_steps": self.eval_steps,
+            "keep_checkpoints": 1,
+            "alignment_visualization": False,
+            "output_dir": str(self.folder_of(number)),
+        }
+        for key in ("warmup_steps", "temp_warmup_steps"):  # set for the whole run, it would outlast the trial
+            if self.config.is_set(key) and key not in params:
+                share = getattr(self.config, key) / max(1, self.full_steps)
+                budget[key] = max(int(key == "temp_warmup_steps"), round(share * self.steps))
+        return self.config.updated(**{**params, **budget})
+
+    def sweep(self) -> None:
+        """Delete the weights that a killed trial left."""
+        trials = self.folder / "trials"
+        for trial in trials.iterdir() if trials.is_dir() else ():
+            _delete_weights(trial)
+
+    def __call__(self, number: int, params: Mapping[str, Any], listener: Listener) -> TrialResult:
+        """Train and judge. Divergence and lack of memory are results; what else goes wrong is raised."""
+        folder = self.folder_of(number)
+        shutil.rmtree(folder, ignore_errors=True)
+        started = time.monotonic()
+        history: list[tuple[int, Validation]] = []
+        controller = CLIPFinetuningController(self.recipe_of(params, number), Console(quiet=True))
+
+        def on_validation(validation: Validation) -> None:
+            step = self._step_of(len(history), controller)
+            history.append((step, validation))
+            why = listener(step, validation)
+            if why and step < self.steps:  # the last validation has nothing left to save
+                raise Pruned(why)
+
+        try:
+            controller.setup()
+            done = controller.fine_tune(
+                self.train, self.val, folder, engine=self._engine(controller), on_validation=on_validation
+            )
+        except Pruned as stop:
+            step, last = history[-1]
+            result = TrialResult("pruned", last.value, last.standard_error, step, 0.0, str(stop))
+        except Interrupted:
+            raise
+        except Exception as error:
+            outcome = _known_outcome(error, controller, self.val[0])
+            if outcome is None:
+                raise
+            result = TrialResult(outcome, None, None, _last_step(folder, history), 0.0, _first_line(error))
+        else:
+            best = done["best"]
+            errors = {step: validation.standard_error for step, validation in history}
+            value, kept = (best["value"], best["step"]) if best else (history[-1][1].value, history[-1][0])
+            result = TrialResult(
+                "complete", value, errors.get(kept, history[-1][1].standard_error), done["steps"], 0, ""
+            )
+        finally:
+            _delete_weights(folder)
+            self.engine.encoder = None
+            controller.model = None
+            _free_memory()
+        return TrialResult(
+            result.outcome, result.value, result.standard_error, result.steps, time.monotonic() - started, result.reason
+        )
+
+    def _step_of(self, validation: int, controller: CLIPFinetuningController) -> int:
+        """The training step of a trial's validation (from 0): the loop judges every ``eval_steps``, at the end of each
+        epoch, and at the end."""
+        assert controller.recipe is not None
+        epoch = steps_per_epoch(controller.recipe, len(self.train))
+        due = [s for s in range(1, self.steps + 1) if s % self.eval_steps == 0 or s % epoch == 0 or s == self.steps]
+        return due[min(validation, len(due) - 1)]
+
+    def _engine(self, controller: CLIPFinetuningController) -> EmbeddingEngine:
+        engine = controller.engine()
+        if engine.spec != self.engine.spec:
+            return engine
+        self.engine.encoder, self.engine.max_length = engine.encoder, engine.max_length
+        return self.engine
+
+
+def _last_step(folder: Path, history: Sequence[tuple[int, Validation]]) -> int:
+    """The last step that is on record."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return max([row["step"] for row in rows] + [step for step, _ in history], default=0)
+
+
+def _known_outcome(error: Exception, controller: CLIPFinetuningController, row: ImageTextPair) -> Outcome | None:
+    """What an error says of the trial's recipe; None where it says nothing. ``row``: any that can be read."""
+    text = str(error).lower()
+    # Torch has an error of its own for this on CUDA; MPS and the CPU raise a RuntimeError that says so.
+    said = isinstance(error, RuntimeError) and any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+    if said or isinstance(error, MemoryConstraintError | MemoryError | torch.OutOfMemoryError):
+        return "out_of_memory"
+    if isinstance(error, TrainingDivergedError):
+        return "diverged"
+    # A step can spoil the weights with a finite loss: then it is an evaluator that meets embeddings without numbers.
+    if isinstance(error, ShapeError) and controller.model is not None:
+        engine, (picture, caption) = controller.engine(), row
+        embeds = torch.cat([engine.encode_images([picture]), engine.encode_texts([caption])])
+        return None if bool(torch.isfinite(embeds).all()) else "diverged"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().split("\n")[0][:300]
+
+
+def _delete_weights(folder: Path) -> None:
+    """A trial's weights serve nothing once it is judged, and a study would fill the disk with them."""
+    for name in _WEIGHTS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        for rest in folder.glob(f".{name}.*"):  # of a write that was cut off
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
