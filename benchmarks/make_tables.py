@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,10 +145,93 @@ def recipes_table(results: Path) -> str:
     return table(header, rows)
 
 
+OBJECTIVE_DATA = ("ind_solar_cells", "ind_pcb_defects", "sci_pollen")
+OBJECTIVES = ("contrastive", "multi_positive", "sigmoid", "hard_negative", "domain_specific")
+OBJECTIVE_METRICS = ("acc1", "mean_per_class_recall", "mean_R@1")
+
+
+def _by_seed(record: Any, data: str, objective: str) -> dict[int, dict[str, Any]]:
+    runs = look_up(record, "runs") or []
+    return {run["seed"]: run for run in runs if run["data"] == data and run["objective"] == objective}
+
+
+def objectives_table(results: Path) -> str:
+    record = newest("objectives", results)
+    rows = []
+    for data in OBJECTIVE_DATA:
+        for objective in OBJECTIVES:
+            runs = list(_by_seed(record, data, objective).values())
+            cells = []
+            for metric in OBJECTIVE_METRICS:
+                values = [run[metric] for run in runs]
+                cells.append(number(statistics.fmean(values) if values else None, ".3f"))
+                cells.append(number(statistics.stdev(values) if len(values) > 1 else None, ".3f"))
+            seconds = [run["training_s"] for run in runs]
+            rows.append([
+                f"`{data}`", f"`{objective}`", *cells, str(len(runs) or ""),
+                number(statistics.median(seconds) if seconds else None, ".0f"),
+            ])  # fmt: skip
+    header = ["data", "objective", "acc@1", "± seeds", "mean per-class recall", "± seeds", "R@1, both ways", "± seeds",
+              "runs", "training, s (median)"]  # fmt: skip
+    return table(header, rows)
+
+
+def objectives_paired_table(results: Path) -> str:
+    """Differences from plain contrastive within a seed, with the interval of Student's t."""
+    from scipy.stats import t
+
+    record = newest("objectives", results)
+    rows = []
+    for data in OBJECTIVE_DATA:
+        plain = _by_seed(record, data, "contrastive")
+        for objective in OBJECTIVES[1:]:
+            runs = _by_seed(record, data, objective)
+            seeds = sorted(set(plain) & set(runs))
+            cells = []
+            for metric in OBJECTIVE_METRICS:
+                changes = [100 * (runs[seed][metric] - plain[seed][metric]) for seed in seeds]
+                if len(changes) < 2:
+                    cells.append("")
+                    continue
+                half = t.ppf(0.975, len(changes) - 1) * statistics.stdev(changes) / len(changes) ** 0.5
+                cells.append(f"{statistics.fmean(changes):+.1f} ± {half:.1f}")
+            rows.append([f"`{data}`", f"`{objective}`", *cells])
+    return table(["data", "objective", "acc@1", "mean per-class recall", "R@1, both ways"], rows)
+
+
+LOSS_MEMORY_CELLS = {
+    "multi_positive": ("4096", "16384", "32768"),
+    "hard_negative": ("32768",),
+    "sigmoid": ("32768",),
+}
+
+
+def loss_memory_table(results: Path) -> str:
+    record = newest("loss_memory", results)
+    rows = []
+    for objective, sizes in LOSS_MEMORY_CELLS.items():
+        for size in sizes:
+            cell = look_up(record, "results", objective, size)
+            peak, seconds = (
+                {how: look_up(cell, how, key) for how in ("whole", "chunked")} for key in ("peak_memory_mb", "seconds")
+            )
+            rows.append([
+                f"`{objective}`", f"{int(size):,}",
+                number(peak["whole"], ".0f"), number(seconds["whole"]),
+                number(peak["chunked"], ".0f"), number(seconds["chunked"]),
+                ratio(peak["whole"], peak["chunked"]),
+                number(look_up(cell, "relative_difference", "loss"), ".0e"),
+                number(look_up(cell, "relative_difference", "gradient"), ".0e"),
+            ])  # fmt: skip
+    header = ["objective", "B", "full, peak MiB", "full, s", "chunked, peak MiB", "chunked, s", "peak, full : chunked",
+              "largest relative difference, loss", "largest relative difference, gradient"]  # fmt: skip
+    return table(header, rows)
+
+
 def machines_table(results: Path) -> str:
     """Where and when each of the records in use was taken."""
     rows = []
-    for benchmark in ("train_step", "input_pipeline", "recipes"):
+    for benchmark in ("train_step", "input_pipeline", "recipes", "loss_memory"):
         for device in DEVICES if benchmark == "train_step" else ("cpu",):
             record = newest(benchmark, results, device)
             machine = look_up(record, "machine")
@@ -169,6 +253,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "train_step": train_step_table,
     "input_pipeline": input_pipeline_table,
     "recipes": recipes_table,
+    "objectives": objectives_table,
+    "objectives_paired": objectives_paired_table,
+    "loss_memory": loss_memory_table,
     "machines": machines_table,
 }
 

@@ -12,6 +12,7 @@ judged by its last weights on the test split (nothing is chosen on validation ro
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import sys
@@ -56,6 +57,7 @@ def one_run(data: Path, model: str, objective: str, seed: int, steps: int, batch
         metrics = controller.evaluate(splits.test).metrics
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        gc.collect()  # a trainer refers to itself, and Python waits for many objects, not for large ones
     return {
         "data": data.name,
         "objective": objective,

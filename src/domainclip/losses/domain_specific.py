@@ -120,7 +120,7 @@ class DomainSpecificLoss(ContrastiveObjective):
         progress: float = 1.0,
         domain_labels: Int[Tensor, " batch"] | None = None,
     ) -> dict[str, Any]:
-        check_batch(image_embeds, text_embeds, domain_labels)
+        check_batch(image_embeds, text_embeds, domain_labels, "domain_labels")
         output = self.contrast(
             image_embeds, text_embeds, group_ids, logit_scale, progress,
             lambda rows: self.row_loss(rows, domain_labels),

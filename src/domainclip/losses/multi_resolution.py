@@ -82,9 +82,10 @@ class MultiResolutionLoss(nn.Module):
             name: sum(weight * output[name] for weight, output in zip(weights, outputs, strict=True))
             for name in ("loss", "image_to_text_loss", "text_to_image_loss")
         }
-        lead = sizes[0].detach().float()
-        apart = [1 - F.cosine_similarity(size.float(), lead, dim=-1).mean() for size in sizes[1:]]
-        consistency = torch.stack(apart).mean() if apart else torch.zeros((), device=image_embeds.device)
+        wide = torch.float64 if image_embeds.dtype == torch.float64 else torch.float32
+        lead = sizes[0].detach().to(wide)
+        apart = [1 - F.cosine_similarity(size.to(wide), lead, dim=-1).mean() for size in sizes[1:]]
+        consistency = torch.stack(apart).mean() if apart else torch.zeros((), dtype=wide, device=image_embeds.device)
         return {
             **outputs[0],
             **total,

@@ -149,7 +149,8 @@ class ContrastiveObjective(nn.Module):
         size = check_batch(image_embeds, text_embeds, group_ids)
         device = image_embeds.device
         wide = torch.float64 if image_embeds.dtype == torch.float64 else torch.float32
-        scale = (self.own_scale() if logit_scale is None else logit_scale.exp()).to(wide)
+        # Widened before exp, and brought to a scalar: a model in bf16 holds it coarsely, SigLIP's has shape [1].
+        scale = (self.own_scale().to(wide) if logit_scale is None else logit_scale.to(wide).exp()).reshape(())
         with torch.autocast(device.type, enabled=False):
             images, texts = image_embeds.to(wide), text_embeds.to(wide)
             similarity = self.similarity
@@ -232,7 +233,7 @@ def shared_keywords(settings: LossSettings) -> dict:
     }
 
 
-def check_batch(image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None) -> int:
+def check_batch(image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None, name: str = "group_ids") -> int:
     """The number of pairs. Raises ``ShapeError`` unless the embeddings are ``[B, D]`` and the ids ``[B]``."""
     check_embeddings(image_embeds, text_embeds)
     size = image_embeds.shape[0]
@@ -241,5 +242,5 @@ def check_batch(image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | N
     if size == 0:
         raise ShapeError("Expected 2D embeddings [n, dim] with n >= 1, got none")
     if group_ids is not None and group_ids.shape != (size,):
-        raise ShapeError(f"Batch size mismatch: group_ids has shape {tuple(group_ids.shape)}, expected ({size},)")
+        raise ShapeError(f"Batch size mismatch: {name} has shape {tuple(group_ids.shape)}, expected ({size},)")
     return size

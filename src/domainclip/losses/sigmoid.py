@@ -13,12 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from domainclip.config import LossSettings
-from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, shared_keywords
+from domainclip.losses.objective import CHUNK_ENTRIES, ContrastiveObjective, RowLoss, Rows, check_batch, shared_keywords
 from domainclip.losses.registry import LOSSES
-from domainclip.similarity import make_similarity
 
-_BIAS_ROWS = 1024
-"""Rows of the first batch the bias is set from: more would not change it, and B × B may not fit."""
 _BISECTIONS = 40
 
 
@@ -82,31 +79,39 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
         def row_loss(rows: Rows) -> RowLoss:
             return self.row_loss(rows, logit_bias)
 
+        check_batch(image_embeds, text_embeds, group_ids)  # before the bias is set from them
         if logit_bias is None and not self.bias_is_set and self.training:
             self.set_bias(image_embeds, text_embeds, group_ids, logit_scale)
         output = self.contrast(image_embeds, text_embeds, group_ids, logit_scale, progress, row_loss)
-        return {**output, "bias": self.bias if logit_bias is None else logit_bias}
+        return {**output, "bias": self.bias if logit_bias is None else logit_bias.reshape(())}  # SigLIP's has shape [1]
 
     @torch.no_grad()
     def set_bias(
         self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None, logit_scale: Tensor | None
     ) -> None:
-        """Set b so that as many pairs are expected to match as do, by bisection."""
+        """Set b so that as many pairs are expected to match as do, by bisection.
+
+        Some pictures of a large batch stand for all, since B × B may not fit, but against *all* its texts: the bias
+        falls with every further candidate. A batch that cannot tell (all pairs match, or NaN) leaves b for the next.
+        """
+        rows = max(1, min(len(image_embeds), CHUNK_ENTRIES // len(text_embeds)))
         wide = torch.float64 if image_embeds.dtype == torch.float64 else torch.float32
-        images, texts = image_embeds[:_BIAS_ROWS].to(wide), text_embeds[:_BIAS_ROWS].to(wide)
-        scale = self.own_scale() if logit_scale is None else logit_scale.exp()
-        groups = torch.arange(len(images), device=images.device) if group_ids is None else group_ids[: len(images)]
-        similarity = make_similarity(self.similarity)
-        logits = similarity(images, texts) * scale.to(wide)
-        wanted = (groups[:, None] == groups[None, :]).sum().to(wide)
+        images, texts = image_embeds[:rows].to(wide), text_embeds.to(wide)
+        scale = self.own_scale().to(wide) if logit_scale is None else logit_scale.to(wide).exp()
+        groups = torch.arange(len(texts), device=texts.device) if group_ids is None else group_ids
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self.similarity(images, texts) * scale
+        wanted = (groups[:rows, None] == groups[None, :]).sum().to(wide)
         # At -max - 30 no pair is expected to match, at -min + 30 every one is.
         low, high = -logits.amax() - 30, -logits.amin() + 30
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             too_many = torch.sigmoid(logits + middle).sum() > wanted
             low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
-        self.bias.copy_((low + high) / 2)
-        self.bias_is_set = True
+        found = (low + high) / 2
+        if bool(found.isfinite() & (wanted < logits.numel())):
+            self.bias.copy_(found)
+            self.bias_is_set = True
 
 
 LOSSES.register("sigmoid")(SigmoidContrastiveLoss.from_settings)

@@ -56,9 +56,9 @@ class WeightedSumLoss(nn.Module):
         if balancing == "gradient_norm":
             self.register_buffer("norms", torch.zeros(len(objectives)))  # 0: no batch was seen yet
         shared = next((m for m in self.modules() if isinstance(m, BilinearSimilarity)), None)
-        for objective in self.objectives.values():  # one learned metric for all: the model is exported with one
-            if isinstance(getattr(objective, "similarity", None), BilinearSimilarity):
-                objective.similarity = shared  # type: ignore[assignment]
+        for part in list(self.modules()):  # one learned metric for all: the model is exported with one
+            if isinstance(getattr(part, "similarity", None), BilinearSimilarity):
+                part.similarity = shared  # type: ignore[assignment]
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> WeightedSumLoss:
@@ -75,12 +75,14 @@ class WeightedSumLoss(nn.Module):
         }
         losses = torch.stack([output["loss"] for output in outputs.values()])
         weights = self._weights(losses, image_embeds, text_embeds)
-        total = weights @ losses
+        total = (weights * losses).sum()  # a matrix product would be rounded to bf16 under autocast
         if self.balancing == "uncertainty":
             total = total + (self.weights * self.log_variances).sum().to(losses.dtype) / 2
         told = {}
         for name in ("image_to_text_loss", "text_to_image_loss"):
-            told[name] = weights.detach() @ torch.stack([output[name] for output in outputs.values()])
+            if not all(name in output for output in outputs.values()):
+                continue  # an objective of the user's own need only return its loss
+            told[name] = (weights.detach() * torch.stack([output[name] for output in outputs.values()])).sum()
         first = next(iter(outputs.values()))
         return {
             "loss": total,
@@ -98,10 +100,9 @@ class WeightedSumLoss(nn.Module):
             return weights
         sides = [side for side in (image_embeds, text_embeds) if side.requires_grad]
         if torch.is_grad_enabled() and sides:
-            gradients = [torch.autograd.grad(loss, sides, retain_graph=True, allow_unused=True) for loss in losses]
+            gradients = [torch.autograd.grad(loss, sides, retain_graph=True, materialize_grads=True) for loss in losses]
             norms = torch.stack([
-                torch.stack([part.float().square().sum() for part in parts if part is not None]).sum().sqrt()
-                for parts in gradients
+                torch.stack([part.float().square().sum() for part in parts]).sum().sqrt() for parts in gradients
             ])  # fmt: skip
             self.norms.copy_(torch.where(self.norms > 0, _MEMORY * self.norms + (1 - _MEMORY) * norms, norms))
         seen = (self.norms > 0).all()
