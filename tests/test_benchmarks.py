@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -9,8 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -60,6 +61,74 @@ def test_train_step_runs_and_both_sides_train_the_same(tmp_path: Path) -> None:
     assert os.uname().nodename not in record["machine"].values()
     assert str(Path.home()) + "/" not in text
     assert str(tmp_path) not in text
+
+
+@pytest.mark.slow
+def test_loss_memory_runs_and_chunks_agree_with_the_whole(tmp_path: Path) -> None:
+    done = run_script("loss_memory.py", "--quick", "--repeats", "2", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    record = only_record(tmp_path, "loss_memory")
+    assert record["quick"] is True
+    assert record["threads"] == 1
+    for size, entry in record["results"]["multi_positive"].items():
+        assert (entry["whole"]["chunk_size"], entry["chunked"]["chunk_size"]) == (int(size), 16)
+        assert entry["chunked"]["loss"] == pytest.approx(entry["whole"]["loss"], rel=1e-5)
+        # Not one and the same computation twice: sums in another order differ in their last bits.
+        assert 0 <= entry["relative_difference"]["loss"] <= 1e-5
+        assert 0 < entry["relative_difference"]["gradient"] <= 1e-4
+    for objective in ("hard_negative", "sigmoid"):
+        ((size, entry),) = record["results"][objective].items()
+        assert size == "96"
+        assert entry["whole"] is entry["relative_difference"] is None
+    for by_size in record["results"].values():
+        for entry in by_size.values():
+            assert entry["chunked"]["seconds"] > 0
+            assert entry["chunked"]["passes_timed"] == 2
+            assert entry["chunked"]["peak_memory_mb"] >= entry["chunked"]["peak_before_mb"] > 100
+
+
+def test_a_matrix_that_does_not_fit_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import loss_memory
+
+    class Answers:
+        """A worker that has measured already."""
+
+        asked: ClassVar[list[str]] = []
+
+        def __init__(self, script: Path, spec: dict[str, Any]) -> None:
+            self.facts = {"threads": 1}
+            self.spec = spec
+
+        def __enter__(self) -> Answers:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def ask(self, command: str, **_: Any) -> dict[str, Any]:
+            self.asked.append(f"{command} {self.spec.get('size', '')} {self.spec.get('how', '')}".strip())
+            if command == "compare":
+                return {"loss": 0.0, "gradient": 0.0}
+            return {"peak_memory_mb": 1.0, "peak_before_mb": 1.0, "seconds": 1.0, "passes_timed": 1, "loss": 1.0}
+
+    monkeypatch.setattr(loss_memory, "Worker", Answers)
+    available = loss_memory.needed_mb(1500) * 2**20
+    monkeypatch.setattr(loss_memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=2**34))
+    arguments = argparse.Namespace(
+        quick=False, sizes=[1000, 2000], dim=8, repeats=1, seconds=1.0, output=tmp_path, threads=None
+    )  # fmt: skip
+    path = loss_memory.run(arguments)
+    for name in ("loss_memory", "_record", "_worker"):
+        sys.modules.pop(name, None)
+    assert Answers.asked == [
+        "measure 1000 whole", "measure 1000 chunked", "compare", "measure 2000 chunked", "measure 2000 chunked",
+        "measure 2000 chunked",
+    ]  # fmt: skip
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    assert results["multi_positive"]["1000"]["relative_difference"] == {"loss": 0.0, "gradient": 0.0}
+    assert results["multi_positive"]["2000"]["whole"] is None
+    assert results["multi_positive"]["2000"]["relative_difference"] is None
+    assert list(results["hard_negative"]) == list(results["sigmoid"]) == ["2000"]
 
 
 def test_train_step_names_what_is_missing(tmp_path: Path) -> None:
@@ -140,6 +209,30 @@ def test_recipes_table_reads_nested_and_missing_values(make_tables: ModuleType, 
     assert cells_of(make_tables.fill(text, tmp_path))[2:] == expected
     (tmp_path / "recipes-2030-01-02.json").write_text(json.dumps(runs[:1]))  # a bare list, and newer
     assert cells_of(make_tables.fill(text, tmp_path))[2:] == expected[:1]
+
+
+def test_loss_memory_table_leaves_out_what_was_not_run(make_tables: ModuleType, tmp_path: Path) -> None:
+    chunked = {"peak_memory_mb": 600.0, "seconds": 2.5}
+    results = {
+        "multi_positive": {
+            "4096": {
+                "whole": {"peak_memory_mb": 1500.4, "seconds": 1.25}, "chunked": chunked,
+                "relative_difference": {"loss": 1.2e-7, "gradient": 3e-6},
+            },
+            "32768": {"whole": None, "chunked": chunked, "relative_difference": None},
+        },
+    }  # fmt: skip
+    (tmp_path / "loss_memory-2030-01-01.json").write_text(json.dumps({"device": "cpu", "results": results}))
+    after = make_tables.fill("<!-- table: loss_memory -->\n<!-- end table -->", tmp_path)
+    assert cells_of(after)[2:] == [
+        ["`multi_positive`", "4,096", "1500", "1.25", "600", "2.50", "2.5×", "1e-07", "3e-06"],
+        ["`multi_positive`", "16,384", *[""] * 7],
+        ["`multi_positive`", "32,768", "", "", "600", "2.50", "", "", ""],
+        ["`hard_negative`", "32,768", *[""] * 7],
+        ["`sigmoid`", "32,768", *[""] * 7],
+    ]
+    machines = make_tables.fill("<!-- table: machines -->\n<!-- end table -->", tmp_path)
+    assert ["`loss_memory`", "cpu"] in [row[:2] for row in cells_of(machines)]
 
 
 def test_bad_markers_and_records_are_refused(make_tables: ModuleType, tmp_path: Path) -> None:

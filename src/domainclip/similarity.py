@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,17 @@ def euclidean(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Ten
     return -torch.sqrt(squares.clamp_min(1e-12))  # the root's slope at 0 is infinite
 
 
+class UnitSimilarity(nn.Module):
+    """Another similarity of the embeddings at unit length."""
+
+    def __init__(self, similarity: Similarity) -> None:
+        super().__init__()
+        self.similarity = similarity
+
+    def forward(self, a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
+        return self.similarity(F.normalize(a, dim=-1), F.normalize(b, dim=-1))
+
+
 @SIMILARITIES.register("bilinear")
 class BilinearSimilarity(nn.Module):
     """A learned bilinear form, kept at unit length:
@@ -87,6 +99,12 @@ class BilinearSimilarity(nn.Module):
         self.weight.materialize((dim, dim), device, dtype)
         self.weight.copy_(torch.eye(dim))
         self.weight.rate_factor = self.rate_factor  # type: ignore[attr-defined]
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(f"{prefix}weight")
+        if saved is not None:
+            self.materialise(len(saved))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def map_texts(self, texts: Float[Tensor, "m dim"]) -> Float[Tensor, "m dim"]:
         """``W y`` for each row, not normalised."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from domainclip.cli.align import align_app
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
 
@@ -26,6 +27,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Show and check recipes.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on them.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(align_app, name="align", help="See whether pictures and texts agree.")
 
 Overrides = Annotated[
     list[str] | None,

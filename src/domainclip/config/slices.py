@@ -258,7 +258,9 @@ class EvaluationSettings(Settings):
         False, description="Save the model with the temperature that makes its probabilities true on validation."
     )
     alignment_visualization: bool = Field(False, description="Draw the alignment plots after training.")
-    visualization_output_dir: str = Field("outputs/visualizations", description="Where alignment plots go.")
+    visualization_output_dir: str = Field(
+        "outputs/visualizations", description="Where they go; left as it is: <output_dir>/alignment."
+    )
 
     @field_validator("prompt_templates")
     @classmethod

@@ -168,8 +168,8 @@ class RetrievalEvaluator:
         picture = {path: row for row, path in enumerate(self.paths)}
         text = {key: row for row, key in enumerate(captions)}
         hits = {(picture[pair.image_path], text[_caption_key(pair.caption)]) for pair in pairs}
-        # Sparse, because a picture may have several captions and a caption several pictures.
-        self._hits = torch.tensor(sorted(hits))
+        # [hits, 2] (picture, caption): a picture may have several captions and a caption several pictures.
+        self.hits = torch.tensor(sorted(hits))
 
     def __call__(self, embed: Embedder) -> dict[str, float]:
         return self.evaluate(embed).metrics
@@ -182,8 +182,8 @@ class RetrievalEvaluator:
     ) -> EvaluationResult:
         """The result from embeddings of ``self.paths``, for a caller who has them already."""
         text_embeds = _rows_for(encode_texts(self.captions), len(self.captions), "captions")
-        i2t = chunked_ranks(image_embeds, text_embeds, self._relevance(0), self.chunk)
-        t2i = chunked_ranks(text_embeds, image_embeds, self._relevance(1), self.chunk)
+        i2t = chunked_ranks(image_embeds, text_embeds, self.relevance(0), self.chunk)
+        t2i = chunked_ranks(text_embeds, image_embeds, self.relevance(1), self.chunk)
         metrics = summarise_ranks(i2t, t2i)
         metrics["mean_R@1"] = (metrics["i2t_R@1"] + metrics["t2i_R@1"]) / 2
         metrics |= {"n_images": len(self.paths), "n_texts": len(self.captions)}
@@ -197,9 +197,9 @@ class RetrievalEvaluator:
         }
         return EvaluationResult(metrics, {"retrieval": details})
 
-    def _relevance(self, side: int) -> Callable[[int, int], Tensor]:
+    def relevance(self, side: int) -> Callable[[int, int], Tensor]:
         """Boolean hits of queries start:stop; ``side`` is 0 when pictures ask, 1 when captions do."""
-        hits = self._hits[self._hits[:, side].argsort(stable=True)]
+        hits = self.hits[self.hits[:, side].argsort(stable=True)]
         queries, candidates = hits[:, side].contiguous(), hits[:, 1 - side]
         n_candidates = (len(self.paths), len(self.captions))[1 - side]
 

@@ -34,6 +34,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         _results(report),
         _retention(report),
         _plots(report),
+        _alignment(report),
         _classes(report),
         _sentences("Probabilities", calibration_in_words(report.get("calibration") or {})),
         _training(report),
@@ -215,6 +216,11 @@ def _retention(report: Mapping[str, Any]) -> str:
 def _plots(report: Mapping[str, Any]) -> str:
     found = report.get("plots") or {}
     return "\n\n".join(f"![{name.replace('_', ' ')}]({path})" for name, path in found.items())
+
+
+def _alignment(report: Mapping[str, Any]) -> str:
+    path = report.get("alignment")
+    return f"How pictures and captions agree, before and after: [{path}](<{path}>)." if path else ""
 
 
 def _classes(report: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import PairList
 from domainclip.data.splits import load_splits
+from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.evaluation.metric_names import ALIASES
@@ -56,8 +57,8 @@ class EvaluationReport:
             console.print(f"… and {len(self.set_aside) - 5} more")
 
 
-def run_evaluation(config: CLIPFinetuningConfig, split: str = "test") -> EvaluationReport:
-    """Evaluate ``config.model_name`` on a split of ``config.data_path``, cut as a training run would cut it.
+def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, list[dict]]:
+    """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, and those set aside.
 
     Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
     """
@@ -70,11 +71,27 @@ def run_evaluation(config: CLIPFinetuningConfig, split: str = "test") -> Evaluat
     rows = PairList([pair for part in parts.values() for pair in part])
     if not rows:
         raise DataError(f"No valid image-text pairs in the {split} split of {config.data_path}")
+    return rows, quarantined_rows(parts)
+
+
+def readable_rows(
+    rows: PairList, engine: EmbeddingEngine, config: CLIPFinetuningConfig, split: str, set_aside: list[dict]
+) -> PairList:
+    """The rows whose pictures decode; the others are added to ``set_aside``. Raises ``DataError`` when none does."""
+    kept = readable_pairs(rows, engine, split, config.strict, set_aside)
+    if not kept:
+        raise DataError(f"No picture of the {split} split of {config.data_path} can be read: {set_aside[-1]['reason']}")
+    return kept
+
+
+def run_evaluation(config: CLIPFinetuningConfig, split: str = "test") -> EvaluationReport:
+    """Evaluate ``config.model_name`` on a split of ``config.data_path``, cut as a training run would cut it.
+
+    Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
+    """
+    rows, set_aside = rows_of_split(config, split)
     controller = CLIPFinetuningController(config)
     controller.setup()
     engine = controller.engine()
-    set_aside = quarantined_rows(parts)
-    rows = readable_pairs(rows, engine, split, config.strict, set_aside)
-    if not rows:
-        raise DataError(f"No picture of the {split} split of {config.data_path} can be read: {set_aside[-1]['reason']}")
+    rows = readable_rows(rows, engine, config, split, set_aside)
     return EvaluationReport(config.model_name, config.data_path, split, controller.evaluate(rows, engine), set_aside)

@@ -27,13 +27,15 @@ from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.evaluation.model_card import model_card
 from domainclip.evaluation.report import jsonable, write_report
 from domainclip.files import write_bytes, write_json, write_text
+from domainclip.finetune.align.report import remove_report
+from domainclip.finetune.align.run import BEFORE_FILE, RunAlignment
 from domainclip.finetune.calibrate import RememberedPictures, calibrate
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.metrics_log import read_metrics
 
 _PARTS = (
-    "recipe.yaml", "run.json", "before.json", "metrics.jsonl", "checkpoints", "best", "model", "report.md",
+    "recipe.yaml", "run.json", "before.json", BEFORE_FILE, "metrics.jsonl", "checkpoints", "best", "model", "report.md",
     "report.json", "plots", "predictions.csv", "set_aside.json",
 )  # fmt: skip
 """What a run writes into its folder; nothing else in there is touched."""
@@ -75,6 +77,7 @@ def clear_folder(folder: Path) -> None:
         path = folder / name
         if path.exists():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove_report(folder / "alignment")
 
 
 def splits_of(config: CLIPFinetuningConfig) -> dict[str, Any]:
@@ -176,6 +179,7 @@ def run_training(
     val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
     test = readable_pairs(splits.test, engine, "test", config.strict, set_aside)
     judged, judged_name = (test, "test") if len(test) else (val, "val")
+    alignment, undrawn = _alignment(controller, judged, judged_name, folder)
     if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
         clear_folder(folder)
     # What a checkpoint was trained with stays on record: should this resumption be refused, it is what repeats the run.
@@ -191,7 +195,11 @@ def run_training(
         "precision": controller.precision.name, "notes": splits.notes,
     }))  # fmt: skip
 
-    before = _before(controller, judged, engine, folder, going_on) if len(judged) else None
+    untrained = RememberedPictures(engine)
+    before = _before(controller, judged, untrained, folder, going_on) if len(judged) else None
+    if alignment is not None:
+        alignment.remember_before(untrained, going_on)
+    del untrained
     result = controller.fine_tune(splits.train, val if len(val) else None, folder, resume=resume, engine=engine)
     set_aside += [
         {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()
@@ -204,8 +212,15 @@ def run_training(
     run = _report_content(controller, splits, judged_name, before, after, result, set_aside, folder, started)
     run["decisions"] = decisions
     run["calibration"] = calibration
+    run["warnings"] += undrawn
+    if alignment is not None:
+        run["alignment"] = str(_seen_from(folder, alignment.folder / "report.md"))
     write_report(folder, run)
     write_text(folder / "model" / "README.md", model_card(run))
+    if alignment is not None:
+        of_split = [row for row in set_aside if row["split"] == judged_name]
+        alignment.write(embed, of_split, recipe.retrieval_top_k)
+        console.print(f"Alignment: {alignment.folder / 'report.md'}", markup=False)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     console.print(_before_after_table(report, judged_name))
     console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
@@ -213,7 +228,7 @@ def run_training(
 
 
 def _before(
-    controller: CLIPFinetuningController, pairs: list[ImageTextPair], engine: EmbeddingEngine, folder: Path,
+    controller: CLIPFinetuningController, pairs: list[ImageTextPair], embed: RememberedPictures, folder: Path,
     resume: bool,
 ) -> EvaluationResult:  # fmt: skip
     """The evaluation of the untrained weights; a resumed run reads what the first start found."""
@@ -221,9 +236,27 @@ def _before(
     if resume and kept.is_file():
         content = json.loads(kept.read_text(encoding="utf-8"))
         return EvaluationResult(content["metrics"], content["details"])
-    result = controller.evaluate(pairs, engine)
+    result = controller.evaluator(pairs).evaluate(embed)
     write_json(kept, jsonable(asdict(result)))
     return result
+
+
+def _alignment(
+    controller: CLIPFinetuningController, pairs: list[ImageTextPair], split: str, folder: Path
+) -> tuple[RunAlignment | None, list[str]]:
+    """The alignment report that is asked for, or why it cannot be made of these rows."""
+    if not controller.config.alignment_visualization:
+        return None, []
+    evaluator = controller.evaluator(pairs) if len(pairs) else None
+    if evaluator is None or evaluator.retrieval is None:
+        reasons = evaluator.notes if evaluator is not None else ["There are no rows to judge the model on"]
+        return None, [f"alignment_visualization had nothing to draw. {'. '.join(reasons)}"]
+    return RunAlignment(controller.config, pairs, split, folder), []
+
+
+def _seen_from(folder: Path, path: Path) -> Path:
+    """``path`` as a link in a file of ``folder``: relative where it lies inside, so that the folder may move."""
+    return path.relative_to(folder) if path.is_relative_to(folder) else path.resolve()
 
 
 def _report_content(

@@ -60,6 +60,7 @@ class DomainSpecificLoss(ContrastiveObjective):
         hardness_strength: float = 1.0,
         hardness_warmup: float = 0.0,
         soft_target_share: float = 0.2,
+        label_smoothing: float = 0.0,
         learnable_temp: bool = False,
         similarity_metric: Any = "cosine",
         chunk_size: int | None = None,
@@ -75,6 +76,7 @@ class DomainSpecificLoss(ContrastiveObjective):
         self.hardness_strength = hardness_strength
         self.hardness_warmup = hardness_warmup
         self.soft_target_share = soft_target_share
+        self.label_smoothing = label_smoothing
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> DomainSpecificLoss:
@@ -85,6 +87,7 @@ class DomainSpecificLoss(ContrastiveObjective):
             hardness_strength=settings.hardness_strength,
             hardness_warmup=settings.hardness_warmup,
             soft_target_share=settings.soft_target_share,
+            label_smoothing=settings.label_smoothing,
             **shared_keywords(settings),
         )
 
@@ -109,7 +112,7 @@ class DomainSpecificLoss(ContrastiveObjective):
             share = min(weight * self.soft_target_share, 0.9)
             near = (rows.texts[rows.index] @ rows.texts.T / self.TEXT_TEMPERATURE).softmax(dim=1)
             targets = (1 - share) * targets + share * near
-        return cross_entropy_rows(logits, targets)
+        return cross_entropy_rows(logits, targets, self.label_smoothing)
 
     def forward(
         self,

@@ -43,7 +43,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
 
     ``hard``: the ``hard_negative_ratio`` most similar negatives are mined, u = 1. ``semi-hard``: of those negatives
     that are less similar than the query's own pair, since the ones above it are often mislabelled, u = 1. ``weighted``:
-    as ``hard``, u_ik = exp(β (s_ik - max s_i·)) in (0, 1], β = ``hardness_strength``.
+    as ``hard``, u_ik = exp(β (s_ik - max s_i·)), the maximum over the mined, in (0, 1], β = ``hardness_strength``.
 
     Positives (equal ``group_ids``) are no negatives, and a candidate whose embedding is that of the query's own pair
     (cosine above ``duplicate_similarity``) is never mined: it is the same thing under another row number.
@@ -63,6 +63,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
         hardness_strength: float = 1.0,
         hardness_warmup: float = 0.0,
         duplicate_similarity: float = 0.9999,
+        label_smoothing: float = 0.0,
         learnable_temp: bool = False,
         similarity_metric: Any = "cosine",
         chunk_size: int | None = None,
@@ -82,6 +83,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
         self.hardness_strength = hardness_strength
         self.hardness_warmup = hardness_warmup
         self.duplicate_similarity = duplicate_similarity
+        self.label_smoothing = label_smoothing
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> HardNegativeMiningLoss:
@@ -91,6 +93,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
             hard_negative_weight=settings.hard_negative_weight,
             hardness_strength=settings.hardness_strength,
             hardness_warmup=settings.hardness_warmup,
+            label_smoothing=settings.label_smoothing,
             **shared_keywords(settings),
         )
 
@@ -112,7 +115,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
             hard = rows.logits.detach().masked_fill(~mined, -torch.inf)
             top = hard.amax(dim=1, keepdim=True).nan_to_num(neginf=0.0)  # a row with nothing mined
             extra = extra * (self.hardness_strength * (hard - top)).exp().nan_to_num(nan=1.0)
-        loss, told = cross_entropy_rows(rows.logits + torch.log1p(extra), rows.targets())
+        loss, told = cross_entropy_rows(rows.logits + torch.log1p(extra), rows.targets(), self.label_smoothing)
         return loss, {**told, "mined": mined.sum().to(loss.dtype), "negatives": negative.sum().to(loss.dtype)}
 
     def finish(self, extras: dict[str, Tensor], rows: int) -> dict[str, Tensor]:

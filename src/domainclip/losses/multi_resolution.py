@@ -14,7 +14,7 @@ from domainclip.config import LossSettings
 from domainclip.errors import ConfigurationError, ShapeError
 from domainclip.losses.contrastive import MultiPositiveContrastiveLoss
 from domainclip.losses.objective import shared_keywords
-from domainclip.losses.registry import LOSSES
+from domainclip.losses.registry import LOSSES, call_objective
 
 
 class MultiResolutionLoss(nn.Module):
@@ -67,6 +67,7 @@ class MultiResolutionLoss(nn.Module):
         group_ids: Int[Tensor, " batch"] | None = None,
         logit_scale: Float[Tensor, ""] | None = None,
         progress: float = 1.0,
+        logit_bias: Float[Tensor, ""] | None = None,
     ) -> dict[str, Any]:
         if image_embeds.ndim == 2:
             image_embeds = image_embeds[:, None]
@@ -75,9 +76,10 @@ class MultiResolutionLoss(nn.Module):
                 f"Expected embeddings [n, {len(self.weights)}, dim], one for each of resolution_scales, got shape "
                 f"{tuple(image_embeds.shape)}"
             )
+        context = {"group_ids": group_ids, "logit_scale": logit_scale, "progress": progress, "logit_bias": logit_bias}
         sizes = image_embeds.unbind(dim=1)
         weights = self.weights if len(sizes) > 1 else [1.0]
-        outputs = [self.objective(size, text_embeds, group_ids, logit_scale, progress) for size in sizes]
+        outputs = [call_objective(self.objective, size, text_embeds, **context) for size in sizes]
         total = {
             name: sum(weight * output[name] for weight, output in zip(weights, outputs, strict=True))
             for name in ("loss", "image_to_text_loss", "text_to_image_loss")

@@ -38,6 +38,7 @@ class MultiScaleLoss(ContrastiveObjective):
         scale_weights: Sequence[float] | None = None,
         normalize_weights: bool = True,
         *,
+        label_smoothing: float = 0.0,
         learnable_temp: bool = False,
         similarity_metric: Any = "cosine",
         chunk_size: int | None = None,
@@ -50,6 +51,7 @@ class MultiScaleLoss(ContrastiveObjective):
             raise ConfigurationError(f"{len(scales)} scales and {len(weights)} scale_weights: give one for each")
         if min(weights) < 0 or not sum(weights) > 0:
             raise ConfigurationError(f"scale_weights must be zero or more, and not all zero (they are {weights!r})")
+        self.label_smoothing = label_smoothing
         total = sum(weights) if normalize_weights else 1.0
         self.register_buffer("scales", torch.tensor(list(scales)))
         self.register_buffer("scale_weights", torch.tensor([weight / total for weight in weights]))
@@ -58,14 +60,20 @@ class MultiScaleLoss(ContrastiveObjective):
     def from_settings(cls, settings: LossSettings) -> MultiScaleLoss:
         keywords = shared_keywords(settings)
         base = keywords.pop("temperature")
-        return cls(settings.multi_scale_scales, base, settings.multi_scale_weights, **keywords)
+        return cls(
+            settings.multi_scale_scales,
+            base,
+            settings.multi_scale_weights,
+            label_smoothing=settings.label_smoothing,
+            **keywords,
+        )
 
     def row_loss(self, rows: Rows) -> RowLoss:
         targets = rows.targets()
         losses: list[Tensor] = []
         told: dict[str, Tensor] = {}
         for scale in self.scales:
-            loss, told = cross_entropy_rows(rows.logits / scale.to(rows.logits.dtype), targets)
+            loss, told = cross_entropy_rows(rows.logits / scale.to(rows.logits.dtype), targets, self.label_smoothing)
             losses.append(loss)
         by_scale = torch.stack(losses)
         weights = self.scale_weights.to(by_scale.dtype)

@@ -22,7 +22,15 @@ from torch.utils.checkpoint import checkpoint
 
 from domainclip.config import LossSettings
 from domainclip.errors import ConfigurationError, ShapeError
-from domainclip.similarity import BilinearSimilarity, Similarity, check_embeddings, cosine, dot, make_similarity
+from domainclip.similarity import (
+    BilinearSimilarity,
+    Similarity,
+    UnitSimilarity,
+    check_embeddings,
+    cosine,
+    dot,
+    make_similarity,
+)
 
 WHOLE_MATRIX = 4096
 """Up to this many pairs the matrix is held at once (64 MiB in float32)."""
@@ -222,9 +230,11 @@ class ContrastiveObjective(nn.Module):
 
 def shared_keywords(settings: LossSettings) -> dict:
     """What every objective takes from a recipe."""
-    metric = settings.similarity_metric
-    if metric == "cosine" and not settings.normalize_embeddings:
-        metric = "dot"
+    metric: str | Similarity = settings.similarity_metric
+    if metric in ("cosine", "dot"):
+        metric = "cosine" if settings.normalize_embeddings else "dot"
+    elif settings.normalize_embeddings and metric != "bilinear":  # which normalises by itself
+        metric = UnitSimilarity(make_similarity(metric))
     return {
         "temperature": settings.temperature,
         "learnable_temp": settings.learnable_temp,
