@@ -21,7 +21,7 @@ _QUERY = 2.1  # width of the query's cell
 _TILE, _CAPTION = 1.6, 0.26  # side of a picture, height of the line above it
 _LINE, _TEXT_WIDTH = 0.42, 5.4  # one text among the answers: room for two lines
 _DOTS = 240  # longer side of a picture in the sheet
-_CHARACTER = 0.078  # width of a character at 9 points; wide ones take more, so lines are cut at their cell
+_CHARACTER = 0.066  # width of a character at 9 points; wide ones take more, so lines are cut at their cell
 
 
 def draw_retrieval_results(
@@ -94,7 +94,10 @@ def _draw_line(axis: Any, hit: RetrievalHit, rank: int, verdict: bool | None, le
         left + 0.08, middle, f"{rank + 1}.  {hit.score:.3f}  {sign}", fontsize=9, color=colour or "black", va="center"
     )
     start = left + 1.15
-    lines = short_label(hit.item, 100, int((left + _TEXT_WIDTH - start) / _CHARACTER))
+    width = int((left + _TEXT_WIDTH - start) / _CHARACTER)
+    # Words are not cut, so lines end short of the width: leave out more of the middle until two lines hold the rest.
+    labels = (short_label(hit.item, limit, width) for limit in range(2 * width, width // 2, -4))
+    lines = next((label for label in labels if label.count("\n") < 2), short_label(hit.item, width // 2, width))
     text = axis.text(start, middle, lines, fontsize=9, va="center", linespacing=1.05)
     _cut(text, axis, left, top, _TEXT_WIDTH - 0.05, _LINE)
     _draw_frame(axis, left, top, _TEXT_WIDTH, _LINE, colour, style)
