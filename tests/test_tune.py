@@ -191,6 +191,11 @@ class Recorded:
         return self.loss_type if name == "loss_type" else choices[-1]
 
 
+def test_label_smoothing_is_not_drawn_for_the_objective_that_has_none() -> None:
+    assert "label_smoothing" not in keys_read("sigmoid", CLIPFinetuningConfig())
+    assert "label_smoothing" in keys_read("hard_negative", CLIPFinetuningConfig())
+
+
 def test_conditional_keys_are_drawn_where_they_are_read() -> None:
     config = CLIPFinetuningConfig(domain="medical")
     defaults = {**config.to_dict(), "loss_type": "contrastive"}

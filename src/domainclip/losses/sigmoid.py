@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from domainclip.config import LossSettings
-from domainclip.errors import ConfigurationError
 from domainclip.losses.objective import CHUNK_ENTRIES, ContrastiveObjective, RowLoss, Rows, check_batch, shared_keywords
 from domainclip.losses.registry import LOSSES
 
@@ -52,10 +51,6 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> SigmoidContrastiveLoss:
-        if settings.label_smoothing:
-            raise ConfigurationError(
-                "label_smoothing does not go with loss_type=sigmoid: it has no candidates to share"
-            )
         return cls(bias=settings.sigmoid_bias, **shared_keywords(settings))
 
     # Not a buffer: reading one back from an accelerator at every step would make the host wait for it.
