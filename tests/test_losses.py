@@ -329,11 +329,6 @@ def test_label_smoothing_reaches_every_cross_entropy(name: str) -> None:
     assert float(smooth["loss"]) != pytest.approx(float(plain["loss"]), rel=1e-3)
 
 
-def test_label_smoothing_means_nothing_to_the_sigmoid_objective() -> None:
-    with pytest.raises(ConfigurationError, match="label_smoothing does not go with"):
-        CLIPFinetuningConfig(loss_type="sigmoid", label_smoothing=0.1)
-
-
 def test_every_registered_objective_is_made_from_a_recipe_here() -> None:
     assert set(RECIPES) == set(LOSSES)
 

@@ -211,3 +211,14 @@ def test_a_schedule_excludes_a_learned_temperature() -> None:
     assert recipe.temperature == recipe.max_temp  # the model's .2 is above it
     with pytest.raises(ConfigurationError, match="exclude each other"):
         resolve(CLIPFinetuningConfig(temperature_scheduling=True, learnable_temp=True), model, data)
+
+
+def test_label_smoothing_is_taken_back_aloud_for_the_sigmoid_objective() -> None:
+    from domainclip.config import DataFacts, resolve
+
+    model, data = ModelFacts(224, 77, False, "transformer", "transformer", 0.07), DataFacts(100, 0, 0, 0, False, 2)
+    recipe, decisions = resolve(CLIPFinetuningConfig(loss_type="sigmoid", label_smoothing=0.1), model, data)
+    assert recipe.label_smoothing == 0
+    assert any(decision.key == "label_smoothing" for decision in decisions)
+    kept, _ = resolve(CLIPFinetuningConfig(loss_type="contrastive", label_smoothing=0.1), model, data)
+    assert kept.label_smoothing == 0.1

@@ -178,6 +178,8 @@ def _resolve_objective(
                 "contrastive",
                 f"only {share:.1%} of the rows share their caption with another row",
             )
+    if values["loss_type"] == "sigmoid" and values["label_smoothing"] > 0:
+        decide("label_smoothing", 0.0, "the sigmoid objective judges each pair alone: no target is shared out")
     if "positives" not in given or values["positives"] == "auto":
         if values["augment_text"]:
             decide("positives", "label", "augment_text shows labels as captions, which rows of one class share")

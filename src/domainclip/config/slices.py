@@ -193,14 +193,12 @@ class LossSettings(TemperatureSettings):
         return self
 
     @model_validator(mode="after")
-    def _objective_is_whole(self) -> Self:
+    def _objectives_have_weights(self) -> Self:
         for name, weight in self.objectives.items():
             if not 0 < weight < math.inf:
                 raise ValueError(f"objectives: the weight of {name!r} must be positive (it is {weight:g})")
             if name == "combined":
                 raise ValueError("objectives: a weighted sum cannot contain 'combined', itself")
-        if self.loss_type == "sigmoid" and self.label_smoothing > 0:
-            raise ValueError("label_smoothing does not go with loss_type=sigmoid: it has no candidates to share")
         if self.objectives and self.loss_type != "combined" and "loss_type" in self.model_fields_set:
             raise ValueError(f"objectives needs loss_type=combined (it is {self.loss_type!r})")
         return self
