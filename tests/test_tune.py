@@ -204,8 +204,9 @@ def test_conditional_keys_are_drawn_where_they_are_read() -> None:
     assert set(space["loss_type"].choices) <= set(LOSSES)
     conditions = Conditions(space, config, defaults)
     always = {"learning_rate", "temperature", "learnable_temp", "weight_decay", "loss_type"}
-    mining = {"hard_negative_weight", "hard_negative_mining_strategy", "hardness_strength"}
-    expected = {"contrastive": {"label_smoothing"}, "sigmoid": set(), "domain_specific": {"margin"}}
+    mining = {"hard_negative_weight", "hard_negative_mining_strategy", "hardness_strength", "label_smoothing"}
+    smooth = {"label_smoothing"}
+    expected = {"contrastive": smooth, "sigmoid": set(), "domain_specific": {"margin", *smooth}}
     for loss_type, own in {**expected, "hard_negative": mining}.items():
         assert set(conditions.suggest(Recorded(loss_type))) == always | own, loss_type
     point = conditions.default_params()
