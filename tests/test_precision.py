@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -207,27 +209,41 @@ def test_mps_settings_respect_the_users_variable(
     assert metal_memory["fraction"] == [1.0, 1.7]
 
 
+FAULTS = """
+import resource
+import torch
+from domainclip.devices import optimization
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64 * 2**20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+plain = faults()
+done, undo = optimization._cpu_allocator()
+faults()
+kept = faults()
+for step in undo:
+    step()
+print(plain, kept if done else "no mallopt")
+"""
+
+
 @pytest.mark.skipif(platform.system() != "Linux", reason="only glibc has these settings")
 def test_allocator_keeps_large_blocks_and_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large block that was freed and is taken again has pages already: far fewer faults than the first time."""
-    import resource  # not on Windows
+    """A large block that was freed and is taken again has pages already: far fewer faults than without.
 
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(64 * 2**20, dtype=torch.uint8)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
+    In a process of its own: which free block is taken again depends on everything a process did before.
+    """
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
-    done, undo = optimization._cpu_allocator()
-    if not done:
+    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    plain, kept = ran.stdout.split(maxsplit=1)
+    if not kept.strip().isdigit():
         pytest.skip("this C library has no mallopt")
-    try:
-        faults()
-        kept = faults()
-    finally:
-        for step in undo:
-            step()
-    assert kept < 1000  # 64 MiB are 16,384 pages
+    if int(plain) < 10_000:  # 64 MiB are 16,384 pages of the usual size
+        pytest.skip(f"{plain} faults for 64 MiB: this system gives huge pages, and there is nothing to save")
+    assert int(kept) < 1000
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
     assert optimization._cpu_allocator() == ([], [])
