@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from domainclip.config import CLIPFinetuningConfig, ModelFacts
+from domainclip.config import CLIPFinetuningConfig, ModelFacts, parse_overrides
 from domainclip.errors import ConfigurationError
 from domainclip.finetune import CLIPFinetuningController
 from domainclip.losses import LOSSES, TemperatureScheduler, build_loss
@@ -209,6 +209,10 @@ def test_a_schedule_excludes_a_learned_temperature() -> None:
     recipe, _ = resolve(CLIPFinetuningConfig(temperature_scheduling=True), model, data)
     assert not recipe.learnable_temp
     assert recipe.temperature == recipe.max_temp  # the model's .2 is above it
+    with pytest.raises(ConfigurationError, match=r"temp_warmup_steps=999 is more than the 80 steps"):
+        resolve(CLIPFinetuningConfig(temperature_scheduling=True, temp_warmup_steps=999), model, data)
+    with pytest.raises(ConfigurationError, match=r"temperature=0.5 is outside min_temp=0.01 … max_temp=0.1"):
+        resolve(CLIPFinetuningConfig(temperature_scheduling=True, temperature=0.5), model, data)
     with pytest.raises(ConfigurationError, match="exclude each other"):
         resolve(CLIPFinetuningConfig(temperature_scheduling=True, learnable_temp=True), model, data)
 
@@ -222,3 +226,24 @@ def test_label_smoothing_is_taken_back_aloud_for_the_sigmoid_objective() -> None
     assert any(decision.key == "label_smoothing" for decision in decisions)
     kept, _ = resolve(CLIPFinetuningConfig(loss_type="contrastive", label_smoothing=0.1), model, data)
     assert kept.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize(
+    "text", ["contrastive:1,sigmoid:0.5", "{contrastive:1,sigmoid:0.5}", "{contrastive: 1, sigmoid: 0.5}"]
+)
+def test_objectives_can_be_typed_with_and_without_spaces(text: str) -> None:
+    config = CLIPFinetuningConfig(**parse_overrides([f"objectives={text}"]))
+    assert config.objectives == {"contrastive": 1.0, "sigmoid": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("contrastive", "'contrastive' has no weight: write contrastive:1"),
+        ("contrastive:-1", "the weight of 'contrastive' must be positive"),
+        ("contrastive:much", "Objectives must be a valid number"),
+    ],
+)
+def test_objectives_without_a_weight_are_told(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        CLIPFinetuningConfig(**parse_overrides([f"objectives={text}"]))

@@ -204,6 +204,11 @@ def _resolve_temperature(values: dict[str, Any], model: ModelFacts, given: set[s
     scheduled = values["temperature_scheduling"]
     if scheduled and "learnable_temp" in given and values["learnable_temp"]:
         raise ConfigurationError("temperature_scheduling and learnable_temp exclude each other: leave one of them out")
+    if scheduled and "temperature" in given and not values["min_temp"] <= values["temperature"] <= values["max_temp"]:
+        raise ConfigurationError(
+            f"temperature={values['temperature']:g} is outside min_temp={values['min_temp']:g} … "
+            f"max_temp={values['max_temp']:g}, where the schedule moves: change one of them"
+        )
     if "temperature" not in given:
         low, high = values["min_temp"], values["max_temp"]
         if scheduled and not low <= model.temperature <= high:
@@ -233,6 +238,10 @@ def _resolve_schedule(values: dict[str, Any], data: DataFacts, given: set[str], 
     total = epoch * values["num_epochs"]
     if values["max_steps"] is not None:
         total = min(total, values["max_steps"])
+    soft = values["temp_warmup_steps"]
+    warms = values["temperature_scheduling"] and values["temperature_schedule_type"] == "warmup"
+    if warms and soft is not None and soft > total:
+        raise ConfigurationError(f"temp_warmup_steps={soft} is more than the {total} steps of the whole training")
     if "warmup_steps" not in given:
         decide("warmup_steps", min(500, math.ceil(total / 10)), f"min(500, 10 % of {total} steps)")
     for key in ("eval_steps", "save_steps"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator, model_validator
 
@@ -191,6 +192,24 @@ class LossSettings(TemperatureSettings):
         if not sum(self.multi_scale_weights) > 0:
             raise ValueError("multi_scale_weights must not all be zero: nothing would be trained")
         return self
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _objectives_without_spaces(cls, value: Any) -> Any:
+        """``contrastive:1,sigmoid:0.5``, and ``{contrastive:1,sigmoid:0.5}``, whose colons mean nothing to YAML."""
+        if isinstance(value, str):
+            value = dict.fromkeys(value.split(","))
+        if not isinstance(value, Mapping):
+            return value
+        pairs = {}
+        for key, weight in value.items():
+            name, colon, number = str(key).partition(":")
+            if weight is None:
+                if not colon:
+                    raise ValueError(f"objectives: {name.strip()!r} has no weight: write {name.strip()}:1")
+                weight = number.strip()
+            pairs[name.strip()] = weight
+        return pairs
 
     @model_validator(mode="after")
     def _objectives_have_weights(self) -> Self:
