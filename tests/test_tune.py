@@ -561,3 +561,16 @@ def test_the_command(domainclip: Any, tiny_data: TinyData, tmp_path: Path, scrip
     assert result.exit_code == 2
     assert "fixed and searched at once" in result.err
     assert len(study_of(tmp_path / "out").trials) == 4
+
+
+def test_a_study_that_cannot_be_written_is_told(tiny_data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a full disk does it: the error comes out of the middle of a trial."""
+    import optuna
+    from optuna.storages import RDBStorage
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise optuna.exceptions.StorageInternalError("commit") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RDBStorage, "set_trial_intermediate_value", full)
+    with pytest.raises(ConfigurationError, match=r"study\.db cannot be written: .*No space left.*--resume"):
+        search(recipe(tiny_data, tmp_path / "study"))

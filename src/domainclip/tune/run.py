@@ -80,7 +80,7 @@ def run_tuning(
         )
     _claim(folder, resume, overwrite)
     signals = StudySignals(console)
-    with signals.watch(), _optuna_speaks_of_errors_only():
+    with signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_told(folder):
         work = prepare(config, space, steps, fixed, splits, folder, resume, overwrite, console)
         try:
             _run_trials(work, trials, signals, console)
@@ -181,6 +181,21 @@ def _one_trial(work: Work, trial: Trial, signals: StudySignals, console: Console
         study.tell(trial, result.value)
     else:  # "pruned" to Optuna, so that its sampler learns to keep away from what diverges
         study.tell(trial, state=TrialState.PRUNED)
+
+
+@contextmanager
+def _storage_failures_are_told(folder: Path) -> Iterator[None]:
+    """A full disk reaches us as Optuna's own error, from within whichever call wrote to the study."""
+    import optuna
+
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
+        raise ConfigurationError(
+            f"The study {folder / 'study.db'} cannot be written: {cause}. Finished trials are kept: free some space or "
+            "mend the file, then --resume"
+        ) from error
 
 
 @contextmanager
