@@ -6,7 +6,7 @@ several positives as in Yang et al. 2022, "Unified Contrastive Learning in Image
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,17 +36,6 @@ class CLIPContrastiveLoss(ContrastiveObjective):
     """
 
     uses_groups = False
-
-    def __init__(
-        self,
-        temperature: float = 0.07,
-        learnable_temp: bool = False,
-        similarity_metric: Any = "cosine",
-        label_smoothing: float = 0.0,
-        chunk_size: int | None = None,
-    ) -> None:
-        super().__init__(temperature, learnable_temp, similarity_metric, chunk_size)
-        self.label_smoothing = label_smoothing
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,14 @@ from domainclip.config import LossSettings
 from domainclip.errors import ConfigurationError
 from domainclip.losses.contrastive import cross_entropy_rows
 from domainclip.losses.hard_negative import progressed
-from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, check_batch, shared_keywords
+from domainclip.losses.objective import (
+    ContrastiveObjective,
+    RowLoss,
+    Rows,
+    SharedKeywords,
+    check_batch,
+    shared_keywords,
+)
 from domainclip.losses.registry import LOSSES
 
 Domain = Literal["general", "medical", "industrial", "scientific"]
@@ -60,12 +67,9 @@ class DomainSpecificLoss(ContrastiveObjective):
         hardness_strength: float = 1.0,
         hardness_warmup: float = 0.0,
         soft_target_share: float = 0.2,
-        label_smoothing: float = 0.0,
-        learnable_temp: bool = False,
-        similarity_metric: Any = "cosine",
-        chunk_size: int | None = None,
+        **shared: Unpack[SharedKeywords],
     ) -> None:
-        super().__init__(temperature, learnable_temp, similarity_metric, chunk_size)
+        super().__init__(temperature, **shared)
         if domain not in get_args(Domain):
             raise ConfigurationError(f"Invalid domain {domain!r}: choose one of {', '.join(get_args(Domain))}")
         if not domain_weight >= 0:
@@ -76,7 +80,6 @@ class DomainSpecificLoss(ContrastiveObjective):
         self.hardness_strength = hardness_strength
         self.hardness_warmup = hardness_warmup
         self.soft_target_share = soft_target_share
-        self.label_smoothing = label_smoothing
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> DomainSpecificLoss:

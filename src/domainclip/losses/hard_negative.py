@@ -6,7 +6,7 @@ Semi-hard: Schroff et al. 2015, "FaceNet", §3.2. Weights that grow with the sim
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from domainclip.config import LossSettings
 from domainclip.errors import ConfigurationError
 from domainclip.losses.contrastive import cross_entropy_rows
-from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, shared_keywords
+from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, SharedKeywords, shared_keywords
 from domainclip.losses.registry import LOSSES
 
 Strategy = Literal["semi-hard", "hard", "weighted"]
@@ -63,12 +63,9 @@ class HardNegativeMiningLoss(ContrastiveObjective):
         hardness_strength: float = 1.0,
         hardness_warmup: float = 0.0,
         duplicate_similarity: float = 0.9999,
-        label_smoothing: float = 0.0,
-        learnable_temp: bool = False,
-        similarity_metric: Any = "cosine",
-        chunk_size: int | None = None,
+        **shared: Unpack[SharedKeywords],
     ) -> None:
-        super().__init__(temperature, learnable_temp, similarity_metric, chunk_size)
+        super().__init__(temperature, **shared)
         if mining_strategy not in get_args(Strategy):
             raise ConfigurationError(
                 f"Invalid mining strategy {mining_strategy!r}: choose one of {', '.join(get_args(Strategy))}"
@@ -83,7 +80,6 @@ class HardNegativeMiningLoss(ContrastiveObjective):
         self.hardness_strength = hardness_strength
         self.hardness_warmup = hardness_warmup
         self.duplicate_similarity = duplicate_similarity
-        self.label_smoothing = label_smoothing
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> HardNegativeMiningLoss:

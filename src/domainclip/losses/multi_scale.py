@@ -7,7 +7,7 @@ Uncertainty in Contrastive Learning", gives the role of τ; the sum over fixed s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from domainclip.config import LossSettings
 from domainclip.errors import ConfigurationError
 from domainclip.losses.contrastive import cross_entropy_rows
-from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, shared_keywords
+from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, SharedKeywords, shared_keywords
 from domainclip.losses.registry import LOSSES
 
 
@@ -37,13 +37,9 @@ class MultiScaleLoss(ContrastiveObjective):
         base_temperature: float = 0.07,
         scale_weights: Sequence[float] | None = None,
         normalize_weights: bool = True,
-        *,
-        label_smoothing: float = 0.0,
-        learnable_temp: bool = False,
-        similarity_metric: Any = "cosine",
-        chunk_size: int | None = None,
+        **shared: Unpack[SharedKeywords],
     ) -> None:
-        super().__init__(base_temperature, learnable_temp, similarity_metric, chunk_size)
+        super().__init__(base_temperature, **shared)
         weights = list(scale_weights) if scale_weights is not None else [1.0] * len(scales)
         if not scales or not all(scale > 0 for scale in scales):
             raise ConfigurationError(f"Scales must be positive, at least one of them (scales={list(scales)!r})")
@@ -51,7 +47,6 @@ class MultiScaleLoss(ContrastiveObjective):
             raise ConfigurationError(f"{len(scales)} scales and {len(weights)} scale_weights: give one for each")
         if min(weights) < 0 or not sum(weights) > 0:
             raise ConfigurationError(f"scale_weights must be zero or more, and not all zero (they are {weights!r})")
-        self.label_smoothing = label_smoothing
         total = sum(weights) if normalize_weights else 1.0
         self.register_buffer("scales", torch.tensor(list(scales)))
         self.register_buffer("scale_weights", torch.tensor([weight / total for weight in weights]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,15 @@ class Rows:
         return self.scores.gather(1, self.index[:, None])
 
 
+class SharedKeywords(TypedDict, total=False):
+    """What every objective takes besides its own numbers and the temperature; see ``ContrastiveObjective``."""
+
+    learnable_temp: bool
+    similarity_metric: str | Similarity
+    label_smoothing: float
+    chunk_size: int | None
+
+
 RowLoss = tuple[Tensor, dict[str, Tensor]]
 """The loss of each row ``[c]`` in nats, and sums over the rows of whatever else is worth telling."""
 
@@ -81,7 +90,8 @@ class ContrastiveObjective(nn.Module):
 
     ``temperature``: fixed (default), learnable (``learnable_temp``: its logarithm is a parameter of the objective), or
     the model's: then the caller passes ``logit_scale`` = log(1/τ), and the objective's own is not used.
-    ``similarity_metric``: a name of ``SIMILARITIES`` or a callable. ``chunk_size``: rows of the matrix held at once;
+    ``similarity_metric``: a name of ``SIMILARITIES`` or a callable. ``label_smoothing``: share of the target
+    spread over all candidates, where the objective is a cross-entropy. ``chunk_size``: rows of the matrix held at once;
     None holds all up to ``WHOLE_MATRIX`` pairs, and above that as many as keep it near 32 MiB.
 
     Computed in float32 (float64 stays): bf16 logits at scale 64 would step by 0.25.
@@ -100,6 +110,7 @@ class ContrastiveObjective(nn.Module):
         temperature: float = 0.07,
         learnable_temp: bool = False,
         similarity_metric: str | Similarity = "cosine",
+        label_smoothing: float = 0.0,
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -110,6 +121,7 @@ class ContrastiveObjective(nn.Module):
         self.learnable_temp = learnable_temp
         self.similarity_metric = similarity_metric
         self.similarity = make_similarity(similarity_metric)
+        self.label_smoothing = label_smoothing
         self.chunk_size = chunk_size
         log_scale = torch.tensor(math.log(1 / temperature))
         if learnable_temp:

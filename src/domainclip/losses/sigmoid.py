@@ -44,7 +44,7 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
         bias: float | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(temperature, learnable_temp, similarity_metric, chunk_size)
+        super().__init__(temperature, learnable_temp, similarity_metric, chunk_size=chunk_size)
         self.bias = nn.Parameter(torch.tensor(0.0 if bias is None else float(bias)))
         self.bias.rate_factor = self.rate_factor  # type: ignore[attr-defined]
         self.bias_is_set = bias is not None
