@@ -1,7 +1,8 @@
-"""Parameter groups, rates and schedule of the optimizer."""
+"""Parameter groups, rates and schedule of the optimizer; the lean ones, and what each keeps in memory."""
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from domainclip.config import ModelSettings, OptimizerSettings
-from domainclip.errors import ConfigurationError
+from conftest import TinyData
+from domainclip.config import CLIPFinetuningConfig, ModelSettings, OptimizerSettings
+from domainclip.errors import ConfigurationError, MissingExtraError
+from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.losses import CLIPContrastiveLoss
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.training.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
+from domainclip.training.optimizer_choice import OPTIMIZERS, check_optimizer, optimizer_state_bytes
 from model_zoo import save_siglip, save_vision_text
+from training_setup import make_trainer
 
 CPU = torch.device("cpu")
 
@@ -165,3 +170,178 @@ def test_one_step_is_adamws_own(tmp_path: Path) -> None:
         assert parameter.grad is not None
         expected = start * (1 - 1e-2 * decay) - 1e-2 * parameter.grad / (parameter.grad.abs() + 1e-8)
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+# --- lean optimizers ---
+
+
+def give_gradients(encoder: DualEncoder, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in encoder.model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def test_every_name_a_recipe_may_give_is_known() -> None:
+    annotation = OptimizerSettings.model_fields["optimizer"].annotation
+    assert set(annotation.__args__) == set(OPTIMIZERS)  # type: ignore[union-attr]
+    assert OptimizerSettings().optimizer == "adamw"
+    with pytest.raises(ConfigurationError, match="Invalid optimizer 'sgd': choose"):
+        CLIPFinetuningConfig(optimizer="sgd")
+    with pytest.raises(ConfigurationError, match="Invalid optimizer 'sgd': choose"):
+        optimizer_state_bytes("sgd", [])
+
+
+def test_one_step_is_adafactors_own() -> None:
+    """Shazeer & Stern 2018, algorithm 4 at the first step (where the decay of the mean of squares is 0), by loops."""
+    encoder = make_tiny_clip()
+    optimizer = build_optimizer(
+        encoder, OptimizerSettings(optimizer="adafactor", learning_rate=1e-2, weight_decay=0.1), CPU
+    )
+    before = {name: parameter.detach().clone() for name, parameter in encoder.model.named_parameters()}
+    give_gradients(encoder)
+    optimizer.step()
+    for name, decay in (("visual_projection.weight", 0.1), ("vision_model.post_layernorm.weight", 0.0)):
+        parameter, start = dict(encoder.model.named_parameters())[name], before[name].double()
+        assert parameter.grad is not None
+        gradient = parameter.grad.double()
+        if gradient.ndim == 1:
+            update = gradient / gradient.abs()
+        else:
+            square = gradient.square()
+            rows = [sum(row) for row in square.tolist()]
+            columns = [sum(column) for column in square.T.tolist()]
+            update = torch.zeros_like(gradient)
+            for i, row in enumerate(rows):
+                for j, column in enumerate(columns):
+                    update[i, j] = gradient[i, j] / (row * column / sum(rows)) ** 0.5
+        update = update / max(1.0, float(update.square().mean().sqrt()))
+        expected = start * (1 - 1e-2 * decay) - 1e-2 * update
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_adafactors_rate_is_adamws_whatever_the_weights_size() -> None:
+    """A LoRA matrix is zero at the start, and must learn as fast as any other."""
+    moved = []
+    for size in (0.0, 1.0):
+        encoder = make_tiny_clip()
+        with torch.no_grad():
+            for parameter in encoder.model.parameters():
+                parameter.mul_(size)
+        start = encoder.model.visual_projection.weight.detach().clone()
+        settings = OptimizerSettings(optimizer="adafactor", learning_rate=1e-2, weight_decay=0.0)
+        optimizer = build_optimizer(encoder, settings, CPU)
+        give_gradients(encoder)
+        optimizer.step()
+        moved.append(encoder.model.visual_projection.weight.detach() - start)
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-4, atol=1e-6)
+    assert float(moved[0].square().mean().sqrt()) == pytest.approx(1e-2, rel=1e-3)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "vision_text", "mobilenet"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_the_stated_memory_is_what_the_state_takes(
+    encoders: dict[str, DualEncoder], name: str, kind: str, lora: bool
+) -> None:
+    encoder = encoders[kind]
+    settings = OptimizerSettings(optimizer=name, lora_r=4 if lora else None)
+    if lora:
+        encoder.attach_adapters(settings, seed=0)
+    try:
+        optimizer = build_optimizer(encoder, settings, CPU)
+        start = {n: p.detach().clone() for n, p in encoder.model.named_parameters()}
+        give_gradients(encoder)
+        optimizer.step()
+        held = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        assert optimizer_state_bytes(name, trained) == sum(v.numel() * v.element_size() for v in held)
+        on_meta = [p.to("meta") for p in trained]
+        assert optimizer_state_bytes(name, on_meta) == optimizer_state_bytes(name, trained)
+        with torch.no_grad():
+            for n, parameter in encoder.model.named_parameters():
+                parameter.copy_(start[n])
+                parameter.grad = None
+    finally:
+        encoder.remove_adapters()
+
+
+def test_lean_optimizers_keep_a_fraction_of_a_transformers_state() -> None:
+    layer = [torch.empty(3072, 768, device="meta"), torch.empty(768, 3072, device="meta")]
+    whole = optimizer_state_bytes("adamw", layer)
+    assert whole == 2 * 4 * 2 * 3072 * 768 + 2 * 4
+    assert optimizer_state_bytes("adafactor", layer) == 2 * 4 * (3072 + 768 + 1)
+    assert whole / 4 < optimizer_state_bytes("adamw_8bit", layer) < whole / 3.8
+    half = [torch.empty(8, 8, dtype=torch.bfloat16, device="meta")]
+    assert optimizer_state_bytes("adafactor", half) == 4 * 17  # kept in float32
+    # Too small for eight bits: plain float32.
+    assert optimizer_state_bytes("adamw_8bit", [torch.empty(4095, device="meta")]) == 8 * 4095
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_state_that_was_saved_goes_on_exactly(name: str, tmp_path: Path) -> None:
+    settings = OptimizerSettings(optimizer=name, learning_rate=1e-2)
+    whole, broken = make_tiny_clip(), make_tiny_clip()
+    first, second = (build_optimizer(encoder, settings, CPU) for encoder in (whole, broken))
+    for step in range(4):
+        if step == 2:
+            torch.save({"model": broken.state_dict(), "optimizer": second.state_dict()}, tmp_path / "state.pt")
+            saved = torch.load(tmp_path / "state.pt", weights_only=True)
+            broken = make_tiny_clip(seed=9)
+            broken.load_state_dict(saved["model"])
+            second = build_optimizer(broken, settings, CPU)
+            second.load_state_dict(saved["optimizer"])
+        for encoder, optimizer in ((whole, first), (broken, second)):
+            give_gradients(encoder, step)
+            set_rates(optimizer, 1 / (step + 1))
+            optimizer.step()
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, broken.state_dict()[key]), key
+
+
+def test_adafactor_trains_through_the_loop(tiny_data: TinyData, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tiny_data.pairs(), tmp_path, optimizer="adafactor", num_epochs=6, encoder=make_tiny_clip(), learning_rate=3e-3
+    )
+    assert type(trainer.optimizer).__name__ == "Adafactor"
+    trainer.train()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def test_8_bit_adamw_says_that_it_needs_cuda_and_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device in ("cpu", "mps"):
+        with pytest.raises(ConfigurationError, match=rf"CUDA only \(this device is {device}\): choose adafactor"):
+            check_optimizer("adamw_8bit", torch.device(device))
+    controller = CLIPFinetuningController(CLIPFinetuningConfig(model_name="tiny", optimizer="adamw_8bit", device="cpu"))
+    with pytest.raises(ConfigurationError, match="CUDA only"):  # before anything is loaded
+        controller.setup()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'domainclip\[memory\]'"):
+        check_optimizer("adamw_8bit", torch.device("cuda"))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_8_bit_adamw_on_cuda(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    encoder = make_tiny_clip(width=128).cuda()
+    settings = OptimizerSettings(optimizer="adamw_8bit", learning_rate=1e-3)
+    optimizer = build_optimizer(encoder, settings, torch.device("cuda"))
+    for parameter in encoder.model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    held = {
+        value.data_ptr(): value.numel() * value.element_size()  # the tables are shared: counted once
+        for state in optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value)
+    }
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    assert optimizer_state_bytes("adamw_8bit", trained) == sum(held.values())
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    again = build_optimizer(encoder, settings, torch.device("cuda"))
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for mine, theirs in zip(optimizer.state.values(), again.state.values(), strict=True):
+        for key, value in mine.items():
+            assert torch.equal(value, theirs[key]) if torch.is_tensor(value) else value == theirs[key]

@@ -184,9 +184,11 @@ def test_other_sizes_of_a_clip_are_those_of_transformers() -> None:
     assert view_sides(encoder, 32, (1.0, 0.5, 0.3, 0.01)) == [32, 16, 8, 8]
 
 
-def test_several_sizes_need_a_tower_that_takes_them(tmp_path: Path) -> None:
+def test_several_sizes_need_a_tower_that_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from domainclip.models import position_embeddings
+
+    monkeypatch.delitem(position_embeddings._SCHEMES, "clip_vision_model")
     encoder = make_tiny_clip()
-    encoder.model.config.model_type = "other"
     with pytest.raises(ConfigurationError, match="32 pixels only"):
         view_sides(encoder, 32, (1.0, 0.5))
     assert view_sides(encoder, 32, (1.0,)) == [32]

@@ -1,5 +1,6 @@
 """Recipes: what the user can set, how it is checked, and how the rest is decided. Never imports torch."""
 
+from domainclip.config.objective_slices import LossSettings, TemperatureSettings
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.recipe_files import load_recipe, parse_overrides, read_recipe, shipped_recipes
 from domainclip.config.resolve import (
@@ -13,12 +14,10 @@ from domainclip.config.resolve import (
 from domainclip.config.slices import (
     DataSettings,
     EvaluationSettings,
-    LossSettings,
     MemorySettings,
     ModelSettings,
     OptimizerSettings,
     RunSettings,
-    TemperatureSettings,
     TrainingSettings,
 )
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from domainclip.config.objective_slices import LossSettings
 from domainclip.config.slices import (
     DataSettings,
-    LossSettings,
     ModelSettings,
     TrainingSettings,
 )

@@ -28,14 +28,18 @@ from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import CheckpointError, ConfigurationError, DataError, ModelNotInitializedError
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.files import replaced_directory
+from domainclip.finetune.attention import apply_attention
 from domainclip.finetune.facts import data_facts, model_facts
 from domainclip.finetune.look_alikes import look_alike_finder
 from domainclip.finetune.plugins import load_plugins
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
+from domainclip.models.checkpoint_blocks import checkpoint_blocks
+from domainclip.models.lora import require_peft
 from domainclip.similarity import BilinearSimilarity, make_similarity
 from domainclip.training import Trainer, TrainingResult, Validation
 from domainclip.training.checkpoint import recover_directory
+from domainclip.training.optimizer_choice import check_optimizer
 from domainclip.training.views import view_sides
 
 log = logging.getLogger(__name__)
@@ -66,12 +70,16 @@ class CLIPFinetuningController:
     def setup(self) -> None:
         """Choose the device and load the model onto it.
 
-        Raises ``DeviceError``, ``ModelLoadError``, ``ConfigurationError`` (unknown loss type, refused precision).
+        Raises ``DeviceError``, ``ModelLoadError``, ``ConfigurationError`` (unknown loss type, refused precision or
+        optimizer), ``MissingExtraError``.
         """
         config = self.config
         load_plugins(config.plugins)
         build_loss(config)
+        if config.lora_r is not None:
+            require_peft()
         manager = DeviceManager(config.use_mps, config.device)
+        check_optimizer(config.optimizer, manager.device)
         self.precision = choose_precision(manager.device, config.precision, config.mixed_precision)
         manager.optimize_for_device()
         encoder = load_encoder(config)
@@ -199,6 +207,7 @@ class CLIPFinetuningController:
         recipe = self.prepare(pairs)  # anew each time: rows and settings may have changed since
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
         self._apply_recipe(encoder, recipe)
+        apply_attention(encoder, recipe, self.device, self.precision, self.console)
         # MPS keeps memory for every shape it has seen: a few lengths only.
         loader = create_training_loader(
             data, recipe, contrastive_batch(recipe), pad_to_multiple=16 if self.device.type == "mps" else 1
@@ -230,6 +239,7 @@ class CLIPFinetuningController:
             # Python next looks for cycles, so that many runs in one process need the memory of one.
             del trainer, loader
             gc.collect()
+        encoder.merge_adapters()
         if result.best is not None and (folder / "best").is_dir():
             encoder.load_weights(folder / "best")
             if (folder / "best" / "loss.pt").is_file():
@@ -250,6 +260,7 @@ class CLIPFinetuningController:
         return _summary(result, folder / "model")
 
     def _apply_recipe(self, encoder: DualEncoder, recipe: FrozenConfig) -> None:
+        encoder.remove_adapters()  # of a run that did not end
         if recipe.lock_image:
             encoder.lock("image")
         if recipe.lock_text:
@@ -258,6 +269,11 @@ class CLIPFinetuningController:
         if recipe.image_resolution != encoder.native_resolution:  # the saved model must ask for what it was trained on
             encoder.processor.set_resolution(recipe.image_resolution)
         encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)
+        if recipe.lora_r is not None:
+            self.console.print(encoder.attach_adapters(recipe, recipe.seed).describe(), highlight=False)
+        unsupported = checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
+        for tower in unsupported if recipe.gradient_checkpointing else []:
+            self.console.print(f"gradient_checkpointing: the {tower} tower does not support it and keeps everything")
 
     def _validation(
         self, pairs: Pairs, engine: EmbeddingEngine, listener: Callable[[Validation], None] | None

@@ -24,6 +24,7 @@ def model_facts(encoder: DualEncoder) -> ModelFacts:
         text_tower_kind="transformer",
         temperature=float((-encoder.logit_scale.detach()).exp()),
         sigmoid=encoder.logit_bias is not None,
+        sides=encoder.side_rule,
     )
 
 

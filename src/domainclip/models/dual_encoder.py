@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from domainclip.config.resolution import SideRule
+from domainclip.config.slices import AdapterSettings
 from domainclip.errors import ConfigurationError
+from domainclip.models.attention import AttentionDecision, has_attention
+from domainclip.models.lora import LoraAdapters, attach_lora
+from domainclip.models.picture_sides import CONVOLUTIONAL_STEP, side_rule
+from domainclip.models.position_embeddings import position_embeddings
 from domainclip.models.processor import EncoderProcessor
 from domainclip.models.quiet import quiet_transformers
 
@@ -51,7 +58,10 @@ class DualEncoder(nn.Module):
         self.name = name
         self.fresh_projections = fresh_projections
         self.frozen_batch_norm = frozen_batch_norm
+        self.positions = position_embeddings(model.vision_model)
+        self._side_rule: SideRule | None = None
         self._locked: set[str] = set()
+        self.adapters: LoraAdapters | None = None
 
     # --- what it is ---
 
@@ -101,32 +111,42 @@ class DualEncoder(nn.Module):
         return "convolutional" if batch_norm else "transformer"
 
     @property
-    def _resizes_positions(self) -> bool:
-        """Whether the picture tower's position embeddings can be asked for at another size."""
-        return self.model_type in ("clip", "siglip")
+    def side_rule(self) -> SideRule:
+        """Which picture sides the tower takes."""
+        if self._side_rule is None:
+            self._side_rule = side_rule(self)
+        return self._side_rule
 
     @property
     def resolution_step(self) -> int:
-        """Sides in pixels that the picture tower takes are multiples of this.
+        """Sides in pixels that the picture tower is best given are multiples of this.
 
         Raises ``ConfigurationError`` for a tower that takes its native size only.
         """
-        if self._resizes_positions:
-            return int(self.model.config.vision_config.patch_size)
-        if self.image_tower_kind == "convolutional":
-            return 32  # the strides of every common convolutional backbone multiply to it
-        raise ConfigurationError(
-            f"The picture tower of {self.name or self.model_type} takes {self.native_resolution} pixels only: an "
-            "objective that reads several sizes needs a CLIP, SigLIP or convolutional tower"
-        )
+        rule = self.side_rule
+        if rule.multiple is None:
+            raise ConfigurationError(
+                f"The picture tower of {self.name or self.model_type} takes {rule.native} pixels only: other sizes "
+                "need a CLIP, SigLIP, ViT, DINOv2 or convolutional tower"
+            )
+        return rule.multiple if rule.multiple > 1 else CONVOLUTIONAL_STEP
 
     # --- embeddings ---
 
     def encode_image(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Picture embeddings, not normalised."""
+        """Picture embeddings, not normalised.
+
+        Pictures of another size than the tower's own, square or not, are read with its position embeddings resized.
+        Raises ``ConfigurationError`` for a side whose edge the patches would leave out.
+        """
         options = {}
-        if self._resizes_positions and pixel_values.shape[-1] != self.model.config.vision_config.image_size:
-            options["interpolate_pos_encoding"] = True
+        size = tuple(pixel_values.shape[-2:])
+        own = self.positions.size if self.positions is not None else (self.native_resolution, self.native_resolution)
+        if size != own:
+            if problem := self.side_rule.problem(*size):
+                raise ConfigurationError(f"Pictures of {size[0]} × {size[1]} pixels do not fit: {problem}")
+            if self.positions is not None and self.positions.asks:
+                options["interpolate_pos_encoding"] = True
         output = self.model.get_image_features(pixel_values=pixel_values, **options)
         return output.pooler_output
 
@@ -167,6 +187,31 @@ class DualEncoder(nn.Module):
                 parameter.requires_grad_(False)
         self.train(self.training)
 
+    @property
+    def locked(self) -> frozenset[str]:
+        return frozenset(self._locked)
+
+    def attach_adapters(self, settings: AdapterSettings, seed: int) -> LoraAdapters:
+        """Train LoRA adapters instead of the towers' weights from here on; lock towers first (``lora.attach_lora``)."""
+        self.adapters = attach_lora(self, settings, seed)
+        self.train(self.training)
+        return self.adapters
+
+    def merge_adapters(self) -> None:
+        """Add what adapters have learned to the weights and take them out. Nothing happens where there are none."""
+        if self.adapters is not None:
+            self.adapters.merge()
+            self.adapters = None
+
+    def remove_adapters(self) -> None:
+        """Take adapters out, and what they have learned with them."""
+        if self.adapters is not None:
+            self.adapters.remove()
+            self.adapters = None
+
+    def learns_by_adapters(self, tower: Tower) -> bool:
+        return self.adapters is not None and tower in self.adapters.towers
+
     def train(self, mode: bool = True) -> DualEncoder:
         super().train(mode)
         if mode:
@@ -198,6 +243,15 @@ class DualEncoder(nn.Module):
         """
         self.model.text_model.set_attn_implementation("eager")
 
+    def set_attention(self, image: AttentionDecision | None = None, text: AttentionDecision | None = None) -> None:
+        """Let the towers compute attention as decided; None leaves a tower as it is, and so does having none.
+
+        ``attention.decide_attention`` gives the decisions. A saved model does not carry them.
+        """
+        for tower, decision in ((self.model.vision_model, image), (self.model.text_model, text)):
+            if decision is not None and has_attention(tower):
+                tower.set_attn_implementation(decision.implementation)
+
     @torch.no_grad()
     def set_temperature(self, temperature: float, *, trainable: bool) -> None:
         """Overwrite the model's scale by 1 / temperature."""
@@ -225,15 +279,31 @@ class DualEncoder(nn.Module):
             layer.bias.copy_(weight @ layer.bias)
 
     def save(self, folder: Path) -> None:
-        """Write what plain ``transformers`` loads: weights (safetensors), config, tokenizer, image processor."""
-        with quiet_transformers():
-            self.model.save_pretrained(folder)
+        """Write what plain ``transformers`` loads: weights (safetensors), config, tokenizer, image processor.
+
+        Adapters are merged into what is written, and go on as they are. Where the image processor asks for another
+        side than the position embeddings are for, these are written resized, so that nobody has to ask for
+        interpolation, and the original ones beside them.
+        """
+        positions, side = self.positions, self.native_resolution
+        config = self.model.config.vision_config
+        with quiet_transformers(), positions.saved_for(side, config, folder) if positions else nullcontext():
+            weights = self.adapters.merged_state_dict() if self.adapters is not None else None
+            self.model.save_pretrained(folder, state_dict=weights)
             self.processor.save(folder)
         for path in folder.iterdir():  # safetensors writes files that only their owner can read
             path.chmod(0o644)
 
     def load_weights(self, folder: Path) -> None:
-        """Take over the weights of a folder that ``save`` wrote for a model of the same shape."""
+        """Take over the weights of a folder that ``save`` wrote for a model of the same shape.
+
+        Adapters are taken out first: they are merged into such weights already.
+        """
+        self.remove_adapters()
         with quiet_transformers():
             saved = type(self.model).from_pretrained(folder, dtype=self.dtype)
-        self.model.load_state_dict(saved.state_dict())
+        weights = saved.state_dict()
+        if self.positions is not None and (originals := self.positions.originals_of(folder)) is not None:
+            name = next(name for name, value in self.model.named_parameters() if value is self.positions.parameter)
+            weights[name] = originals
+        self.model.load_state_dict(weights)

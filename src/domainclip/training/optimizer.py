@@ -1,4 +1,4 @@
-"""AdamW with the parameter groups that contrastive fine-tuning wants, and its schedule."""
+"""Optimizers with the parameter groups that contrastive fine-tuning wants, and their schedule."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from torch import nn
 
 from domainclip.config import OptimizerSettings
 from domainclip.errors import ConfigurationError
+from domainclip.models.lora import is_adapter
+from domainclip.training.optimizer_choice import make_optimizer
 
 
 def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module | None = None) -> list[dict[str, Any]]:
     """Groups by tower, depth and decay. ``encoder`` is a ``DualEncoder``.
 
     - Weight decay on matrices only: on norms, biases, embeddings of size one and the logit scale it would pull
-      towards a meaning-free zero.
+      towards a meaning-free zero. Nor on LoRA's matrices: zero there means the weights the tower came with, and how
+      far it may leave them is for rank and rate to say.
+    - Where a tower learns by adapters its rate is theirs; what is trained whole beside them (its projection) learns
+      at ``learning_rate``, as it would without adapters.
     - ``layer_decay`` γ: block k of n, counted from 0 at the input, gets γ^(n-k) of its tower's rate, what lies before
       the blocks γ^(n+1), what comes after (final norm, projection) the whole rate (Clark et al. 2020; Bao et al. 2021).
     - The scale learns at ``learning_rate``, without decay.
@@ -42,7 +47,9 @@ def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module 
         group["names"].append(name)
 
     for tower, name, parameter in rows:
-        decays = parameter.ndim >= 2 and tower != "scale"
+        adapter = is_adapter(name)
+        decays = parameter.ndim >= 2 and tower != "scale" and not adapter
+        rate = settings.learning_rate if encoder.learns_by_adapters(tower) and not adapter else rates[tower]
         layers = depth.get(tower, 0)
         index = encoder.layer_index(name)
         if index is None:
@@ -50,7 +57,7 @@ def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module 
             index = -1 if before else layers
         # Input side first: -1 (embeddings), 0 … n-1 (blocks), n (head).
         scale = settings.layer_decay ** (layers - index) if layers and tower != "scale" else 1.0
-        add(parameter, rates[tower] * scale, settings.weight_decay if decays else 0.0, name)
+        add(parameter, rate * scale, settings.weight_decay if decays else 0.0, name)
     for name, parameter in loss.named_parameters() if loss is not None else []:
         # What an objective learns often lives on another scale than weights do: it says how much faster.
         add(parameter, settings.learning_rate * getattr(parameter, "rate_factor", 1.0), 0.0, f"loss.{name}")
@@ -61,16 +68,11 @@ def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module 
 
 def build_optimizer(
     encoder: Any, settings: OptimizerSettings, device: torch.device, loss: nn.Module | None = None
-) -> torch.optim.AdamW:
-    """AdamW in its fused form: one kernel for all parameters, several times faster on MPS and CUDA."""
+) -> torch.optim.Optimizer:
+    """The optimizer a recipe names, over ``parameter_groups``. Raises as ``optimizer_choice.check_optimizer`` does."""
     groups = parameter_groups(encoder, settings, loss)
     names = [group.pop("names") for group in groups]
-    optimizer = torch.optim.AdamW(
-        groups,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        fused=device.type in {"cpu", "cuda", "mps"},
-    )
+    optimizer = make_optimizer(groups, settings, device)
     for group, group_names in zip(optimizer.param_groups, names, strict=True):
         group["names"] = group_names
     return optimizer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from domainclip.errors import CheckpointError
+from domainclip.models.lora import load_training_state, training_state
 from domainclip.training.checkpoint import random_state, recover_directory, restore_random_state
 from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.training.results import RunState
@@ -23,7 +24,7 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
         "data": trainer.fingerprint,
         "settings": trainer.settings.model_dump(mode="json"),
         "state": dict(trainer.state.__dict__),
-        "model": trainer.encoder.state_dict(),
+        "model": training_state(trainer.encoder),
         "loss": trainer.loss.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
@@ -56,7 +57,7 @@ def restore(trainer: Trainer) -> int:
             "order have changed since). Resume with the data of the run, or use another output_dir"
         )
     recover_directory(trainer.folder / "best")
-    trainer.encoder.load_state_dict(content["model"])
+    load_training_state(trainer.encoder, content["model"])
     trainer.loss.load_state_dict(content["loss"])
     trainer.optimizer.load_state_dict(content["optimizer"])
     trainer.scaler.load_state_dict(content["scaler"])

@@ -1,0 +1,183 @@
+"""Position embeddings of a picture tower for any grid of patches, always resized from the original ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+ORIGINAL_POSITIONS = "original_positions.safetensors"
+"""Beside weights whose position embeddings were resized for another picture side: the table they were resized from."""
+
+CACHED_MATRICES = 64
+"""Matrices kept per tower. One belongs to a pair of side lengths and holds a few kilobytes, so that every size a
+schedule goes through stays at hand."""
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    asks: bool  # the tower's forward resizes only when told ``interpolate_pos_encoding=True``
+    antialias: bool = False
+
+
+_SCHEMES = {
+    "clip_vision_model": _Scheme(asks=True),
+    "siglip_vision_model": _Scheme(asks=True),  # also SigLIP 2 at fixed resolution, which has SigLIP's classes
+    "vit": _Scheme(asks=True),
+    "deit": _Scheme(asks=True),
+    "dinov2": _Scheme(asks=False),
+    "dinov2_with_registers": _Scheme(asks=False, antialias=True),
+}
+"""Picture towers whose ``interpolate_pos_encoding`` in ``transformers`` is the resize below, by their config's type."""
+
+
+def resize_matrix(
+    length: int, new_length: int, dtype: torch.dtype = torch.float32, antialias: bool = False
+) -> Float[Tensor, "new_length length"]:
+    """The bicubic resize of one axis (Keys 1981 with a = -0.75, half-pixel centres) as a matrix, on the CPU.
+
+    It is what ``F.interpolate`` makes of the unit vectors, computed in ``dtype`` as it would compute there.
+    """
+    # Columns of a picture whose width stays: torch 2.13 resizes one of width 1 wrongly when antialiasing.
+    units = torch.eye(length, dtype=dtype, device="cpu")[None, None]
+    size = (new_length, length)
+    return F.interpolate(units, size=size, mode="bicubic", align_corners=False, antialias=antialias)[0, 0]
+
+
+def _square(value: Any) -> tuple[int, int]:
+    height, width = value if isinstance(value, (list, tuple)) else (value, value)
+    return int(height), int(width)
+
+
+class PositionEmbeddings:
+    """The position embeddings of one tower; takes the place of its ``interpolate_pos_encoding``.
+
+    ``transformers`` calls ``F.interpolate`` on each forward. The resize is linear and separable, so here it is a
+    product with one small cached matrix for each axis: equal up to rounding, as cheap when the size changes each
+    step, deterministic backward (on CUDA that of ``F.interpolate`` is not), and free of kernels that MPS lacks. The
+    trained parameter stays the original table. At its own size it is handed out as it is.
+
+    The method is replaced on the instance, since ``transformers`` offers no setting for it. No forward is touched, so
+    adapters (peft) and gradient checkpointing wrap the tower as ever. The matrices are no parameters or buffers.
+    """
+
+    def __init__(self, module: nn.Module, config: Any, scheme: _Scheme) -> None:
+        self.module = module
+        self.patch = _square(config.patch_size)
+        self.size = _square(config.image_size)
+        self.asks = scheme.asks
+        self.antialias = scheme.antialias
+        self.grid = (self.size[0] // self.patch[0], self.size[1] // self.patch[1])
+        self.prefix = self.table().shape[0] - self.grid[0] * self.grid[1]  # class token and the like
+        self._matrices: OrderedDict[tuple, Tensor] = OrderedDict()
+        module.interpolate_pos_encoding = self._interpolate  # type: ignore[assignment]
+
+    def _owner(self) -> tuple[nn.Module, str]:
+        """The module that holds the table, and the parameter's name there."""
+        embedding = getattr(self.module, "position_embedding", None)
+        if embedding is None:  # ViT, DeiT, DINOv2: a parameter [1, positions, dim]
+            return self.module, "position_embeddings"
+        return getattr(embedding, "base_layer", embedding), "weight"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The trained table, at its original size."""
+        owner, name = self._owner()
+        return getattr(owner, name)
+
+    def table(self) -> Float[Tensor, "positions dim"]:
+        embedding = getattr(self.module, "position_embedding", None)
+        if embedding is None:
+            return self.module.position_embeddings[0]  # type: ignore[index]
+        return embedding(self.module.position_ids)[0]  # looked up, so that an adapter around the table has its say
+
+    def at_grid(self, rows: int, columns: int) -> Float[Tensor, "positions dim"]:
+        """Embeddings for ``rows`` × ``columns`` patches behind those of the class token; differentiable with respect
+        to the original ones.
+
+        Neither autocast nor a lowered float32 matmul precision (TF32) has a say in it: where the device has float64
+        the products are in it, which costs nothing beside a forward.
+        """
+        table = self.table()
+        if (rows, columns) == self.grid:
+            return table
+        prefix, patches = table[: self.prefix], table[self.prefix :]
+        autocast = torch.is_autocast_enabled(table.device.type)
+        with torch.autocast(table.device.type, enabled=False) if autocast else nullcontext():
+            dim = table.shape[1]
+            values = patches.to(torch.float64 if table.device.type in {"cpu", "cuda"} else torch.float32)
+            if rows != self.grid[0]:
+                values = self._matrix(self.grid[0], rows, values, table.dtype) @ values.reshape(self.grid[0], -1)
+            values = values.reshape(rows, self.grid[1], dim)
+            if columns != self.grid[1]:
+                values = self._matrix(self.grid[1], columns, values, table.dtype) @ values
+            return torch.cat([prefix, values.reshape(rows * columns, dim).to(table.dtype)])
+
+    def _matrix(self, length: int, new_length: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """On the device and in the type of ``like``; its weights as ``F.interpolate`` computes them for ``dtype``."""
+        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        key = (length, new_length, dtype, like.dtype, like.device, type(like))
+        found = self._matrices.get(key)
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():  # a later training step may use it
+                matrix = resize_matrix(length, new_length, dtype, self.antialias)
+                found = self._matrices[key] = matrix.to(like.device, like.dtype)
+            if len(self._matrices) > CACHED_MATRICES:
+                self._matrices.popitem(last=False)
+        self._matrices.move_to_end(key)
+        return found
+
+    def _interpolate(self, embeddings: Tensor, height: int, width: int) -> Float[Tensor, "1 positions dim"]:
+        """In place of the module's own ``interpolate_pos_encoding``; height and width in pixels."""
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # the traced graph must take any size
+            return type(self.module).interpolate_pos_encoding(self.module, embeddings, height, width)  # type: ignore
+        return self.at_grid(height // self.patch[0], width // self.patch[1])[None]
+
+    @contextmanager
+    def saved_for(self, side: int, config: Any, folder: Path) -> Iterator[None]:
+        """Within it the module holds a table resized for ``side`` pixels and ``config`` (the tower's) says so, so that
+        what is saved needs no interpolation; the original table is written to ``folder``. Afterwards parameter and
+        config are the former ones again.
+
+        Nothing of it happens at the original size, nor for a tower that interpolates of its own accord.
+        """
+        if not self.asks or (side, side) == self.size:
+            yield
+            return
+        owner, name = self._owner()
+        original, size = self.parameter, config.image_size
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"positions": original.detach().cpu().contiguous()}, folder / ORIGINAL_POSITIONS)
+        with torch.no_grad():
+            table = self.at_grid(side // self.patch[0], side // self.patch[1])
+        setattr(owner, name, nn.Parameter(table.view(*original.shape[:-2], *table.shape).clone()))
+        config.image_size = side
+        try:
+            yield
+        finally:
+            setattr(owner, name, original)
+            config.image_size = size
+
+    def originals_of(self, folder: Path) -> Tensor | None:
+        """The original table that ``saved_for`` left in a folder; None where what was saved is the original."""
+        path = folder / ORIGINAL_POSITIONS
+        return load_file(path)["positions"].to(self.parameter.dtype) if path.is_file() else None
+
+
+def position_embeddings(vision_model: Any) -> PositionEmbeddings | None:
+    """Those of a picture tower, made ready for any size; None for a tower without ones that are known here."""
+    config = getattr(vision_model, "config", None)
+    scheme = _SCHEMES.get(getattr(config, "model_type", ""))
+    if scheme is None:
+        return None
+    module = next((m for m in vision_model.modules() if hasattr(m, "interpolate_pos_encoding")), None)
+    return None if module is None else PositionEmbeddings(module, config, scheme)
