@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -115,11 +116,18 @@ class ImageSpec:
 
     def normalise(self, pixels: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
         """Bytes to the model's numbers, in one pass on whatever device the bytes are."""
-        scale = torch.tensor([1 / (255 * s) for s in self.std], device=pixels.device).view(3, 1, 1)
-        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
+        scale, shift = _scale_and_shift(tuple(self.mean), tuple(self.std), pixels.device)
         # Into the copy itself: the kernel zeroes every page of a second buffer, which took longer than the sum.
         values = pixels.to(torch.float32, copy=True)
-        return torch.addcmul(shift.view(3, 1, 1), values, scale, out=values)
+        return torch.addcmul(shift, values, scale, out=values)
+
+
+@lru_cache(maxsize=32)
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once: a constant that is copied to an accelerator for every batch waits for all the work queued there."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(3, 1, 1)
+    return scale, shift
 
 
 def resize(picture: np.ndarray, height: int, width: int, resample: int) -> UInt8[Tensor, "3 h w"]:
