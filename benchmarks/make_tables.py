@@ -231,10 +231,34 @@ def loss_memory_table(results: Path) -> str:
     return table(header, rows)
 
 
+ATTENTION_TOKENS = ("50", "197", "577", "1025", "1600")
+ATTENTION_KINDS = ("sdpa", "eager", "sliced")
+
+
+def attention_table(results: Path) -> str:
+    record = newest("attention", results)
+    rows = []
+    for tokens in ATTENTION_TOKENS:
+        plain = look_up(record, "results", tokens, "eager")
+        for kind in ATTENTION_KINDS:
+            cell = look_up(record, "results", tokens, kind)
+            seconds = look_up(cell, "seconds_per_layer")
+            rows.append([
+                f"{int(tokens):,}", f"`{kind}`",
+                number(None if seconds is None else 1000 * seconds, ".1f"),
+                number(look_up(cell, "peak_mb_per_layer"), ".1f"), number(look_up(cell, "kept_mb_per_layer"), ".1f"),
+                ratio(look_up(plain, "kept_mb_per_layer"), look_up(cell, "kept_mb_per_layer")),
+                number(look_up(cell, "gradient_difference"), ".0e"),
+            ])  # fmt: skip
+    header = ["tokens", "attention", "a layer, ms", "a layer, peak MiB", "kept for the backward pass, MiB",
+              "kept, eager : this", "gradient's difference from sdpa"]  # fmt: skip
+    return table(header, rows)
+
+
 def machines_table(results: Path) -> str:
     """Where and when each of the records in use was taken."""
     rows = []
-    for benchmark in ("train_step", "input_pipeline", "recipes", "loss_memory"):
+    for benchmark in ("train_step", "input_pipeline", "recipes", "loss_memory", "attention"):
         for device in DEVICES if benchmark == "train_step" else ("cpu",):
             record = newest(benchmark, results, device)
             machine = look_up(record, "machine")
@@ -259,6 +283,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "objectives": objectives_table,
     "objectives_paired": objectives_paired_table,
     "loss_memory": loss_memory_table,
+    "attention": attention_table,
     "machines": machines_table,
 }
 

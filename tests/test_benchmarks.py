@@ -87,6 +87,24 @@ def test_loss_memory_runs_and_chunks_agree_with_the_whole(tmp_path: Path) -> Non
             assert entry["chunked"]["peak_memory_mb"] >= entry["chunked"]["peak_before_mb"] > 100
 
 
+@pytest.mark.slow
+def test_attention_runs_and_all_kinds_agree(tmp_path: Path) -> None:
+    done = run_script("attention.py", "--quick", "--repeats", "2", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    record = only_record(tmp_path, "attention")
+    assert record["quick"] is True
+    assert list(record["results"]) == ["20", "50"]
+    for tokens, cells in record["results"].items():
+        assert cells["sdpa"]["gradient_difference"] is None
+        for kind in ("eager", "sliced"):  # sums in another order: close, and not one and the same computation
+            assert 0 < cells[kind]["gradient_difference"] < 1e-5
+        matrix = 4 * 2 * int(tokens) ** 2 * 4 / 2**20  # batch × heads × tokens² × bytes
+        kept = {kind: cell["kept_mb_per_layer"] for kind, cell in cells.items()}
+        assert kept["eager"] == pytest.approx(kept["sliced"] + matrix, abs=0.25 * matrix + 0.01)
+        assert cells["sliced"]["slice_size"] == 8
+        assert all(cell["seconds_per_layer"] > 0 and cell["passes_timed"] >= 1 for cell in cells.values())
+
+
 def test_a_matrix_that_does_not_fit_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import loss_memory
@@ -233,6 +251,37 @@ def test_loss_memory_table_leaves_out_what_was_not_run(make_tables: ModuleType, 
     ]
     machines = make_tables.fill("<!-- table: machines -->\n<!-- end table -->", tmp_path)
     assert ["`loss_memory`", "cpu"] in [row[:2] for row in cells_of(machines)]
+
+
+def test_attention_table_leaves_out_what_was_not_run(make_tables: ModuleType, tmp_path: Path) -> None:
+    def cell(peak: float, kept: float, seconds: float, difference: float | None) -> dict[str, Any]:
+        return {
+            "peak_mb_per_layer": peak, "kept_mb_per_layer": kept, "seconds_per_layer": seconds,
+            "gradient_difference": difference,
+        }  # fmt: skip
+
+    results = {
+        "577": {
+            "sdpa": cell(150.0, 100.0, 0.0125, None), "eager": cell(260.04, 250.0, 0.02, 3e-7),
+            "sliced": cell(140.0, 100.0, 0.025, 2.6e-7),
+        },
+        "1600": {"sdpa": cell(400.0, 300.0, 0.1, None), "eager": None, "sliced": None},
+    }  # fmt: skip
+    (tmp_path / "attention-2030-01-01.json").write_text(json.dumps({"device": "cpu", "results": results}))
+    rows = cells_of(make_tables.fill("<!-- table: attention -->\n<!-- end table -->", tmp_path))[2:]
+    assert len(rows) == 5 * 3
+    assert rows[6:9] == [
+        ["577", "`sdpa`", "12.5", "150.0", "100.0", "2.5×", ""],
+        ["577", "`eager`", "20.0", "260.0", "250.0", "1.0×", "3e-07"],
+        ["577", "`sliced`", "25.0", "140.0", "100.0", "2.5×", "3e-07"],
+    ]
+    assert rows[12:] == [
+        ["1,600", "`sdpa`", "100.0", "400.0", "300.0", "", ""],
+        ["1,600", "`eager`", *[""] * 5],
+        ["1,600", "`sliced`", *[""] * 5],
+    ]
+    machines = make_tables.fill("<!-- table: machines -->\n<!-- end table -->", tmp_path)
+    assert ["`attention`", "cpu"] in [row[:2] for row in cells_of(machines)]
 
 
 def test_bad_markers_and_records_are_refused(make_tables: ModuleType, tmp_path: Path) -> None:
