@@ -9,15 +9,16 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end table -->``. What
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from _memory_tables import memory_table
 from _record import RESULTS
+from _table_cells import look_up, newest, number, ratio, table
 from domainclip.files import write_text
 
 _MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end table -->)", re.DOTALL)
@@ -37,51 +38,6 @@ PIPELINE_ROWS = {
     ("augmented", "first"): "first epoch, augmented",
     ("augmented", "later"): "later epochs, augmented",
 }
-
-
-def newest(benchmark: str, folder: Path, device: str | None = None) -> dict[str, Any] | list[Any] | None:
-    """The record with the latest date in its name (of ``device``, if given); quick ones are no results.
-
-    Raises ``ValueError`` for a file that is not JSON.
-    """
-    found: list[tuple[str, Any]] = []
-    for path in folder.glob(f"{benchmark}-*.json"):
-        dated = re.fullmatch(rf"{re.escape(benchmark)}-(\d{{4}}-\d{{2}}-\d{{2}})(?:-\w+)?", path.stem)
-        if dated is None:
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not a JSON record ({error})") from error
-        facts = content if isinstance(content, dict) else {}
-        if facts.get("quick") or (device is not None and facts.get("device", "cpu") != device):
-            continue
-        found.append((dated.group(1), content))
-    return max(found, key=lambda entry: entry[0])[1] if found else None
-
-
-def look_up(content: Any, *keys: str) -> Any:
-    """The value at a path of keys, None where there is none. A dotted key may be one key or a path."""
-    for key in keys:
-        if isinstance(content, dict) and key not in content and "." in key:
-            content = look_up(content, *key.split("."))
-        else:
-            content = content.get(key) if isinstance(content, dict) else None
-    return content
-
-
-def number(value: Any, form: str = ".2f") -> str:
-    return "" if value is None else format(value, form)
-
-
-def ratio(value: Any, reference: Any) -> str:
-    return "" if not value or not reference else f"{value / reference:.1f}×"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the columns of numbers, all but the leading ones of words, are up to the reader's eye."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def train_step_table(results: Path) -> str:
@@ -258,7 +214,7 @@ def attention_table(results: Path) -> str:
 def machines_table(results: Path) -> str:
     """Where and when each of the records in use was taken."""
     rows = []
-    for benchmark in ("train_step", "input_pipeline", "recipes", "loss_memory", "attention"):
+    for benchmark in ("train_step", "input_pipeline", "recipes", "loss_memory", "attention", "memory"):
         for device in DEVICES if benchmark == "train_step" else ("cpu",):
             record = newest(benchmark, results, device)
             machine = look_up(record, "machine")
@@ -284,6 +240,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "objectives_paired": objectives_paired_table,
     "loss_memory": loss_memory_table,
     "attention": attention_table,
+    "memory": memory_table,
     "machines": machines_table,
 }
 

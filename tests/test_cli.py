@@ -20,8 +20,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 from domainclip.config import CLIPFinetuningConfig
 
 RUN_FILES = {
-    "recipe.yaml", "run.json", "before.json", "metrics.jsonl", "checkpoints", "best", "model", "report.md",
-    "report.json", "plots", "predictions.csv",
+    "recipe.yaml", "run.json", "before.json", "metrics.jsonl", "memory.json", "checkpoints", "best", "model",
+    "report.md", "report.json", "plots", "predictions.csv",
 }  # fmt: skip
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from domainclip.devices import DeviceManager, MemoryManager, cgroup
+from domainclip.devices import DeviceManager, MemoryManager, cgroup, memory
 from machines import CPU, GB, Machine, host_memory
 
 
@@ -82,6 +85,56 @@ def test_container_limit_replaces_the_hosts_memory(machine: Machine, monkeypatch
     info = MemoryManager("cpu").memory_info
     assert (info["total_gb"], info["available_gb"], info["used_gb"]) == (8.0, 5.0, 3.0)
     assert (info["cgroup_limit_gb"], info["host_total_gb"]) == (8.0, 64.0)
+
+
+def test_address_space_limit_replaces_the_hosts_memory(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: None)
+    monkeypatch.setattr(memory, "address_space_limit", lambda: None)
+    host_memory(monkeypatch, 512 * GB, 500 * GB)
+    assert memory.read_memory(CPU)["address_space_limit_gb"] is None
+    assert memory.read_memory(CPU)["available_gb"] == 500.0
+    mapped = psutil.Process().memory_info().vms
+    monkeypatch.setattr(memory, "address_space_limit", lambda: mapped + 2 * GB)
+    info = memory.read_memory(CPU)
+    assert info["address_space_limit_gb"] == info["total_gb"] == pytest.approx(mapped / GB + 2)
+    assert info["available_gb"] == pytest.approx(2, abs=0.2)  # what was mapped between the two readings counts
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: cgroup.MemoryLimit(8 * GB, 7 * GB))
+    assert memory.read_memory(CPU)["available_gb"] == 1.0  # the tighter one holds
+    monkeypatch.setattr(memory, "address_space_limit", lambda: mapped // 2)
+    assert memory.read_memory(CPU)["available_gb"] == 0.0
+
+
+_LIMITED = """
+import json, resource
+import psutil, torch
+from domainclip.devices import memory
+
+cpu, MB = torch.device("cpu"), 2**20
+torch.empty(64 * MB, dtype=torch.uint8)  # the allocator's own first needs
+limit = psutil.Process().memory_info().vms + 256 * MB
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+info = memory.read_memory(cpu)
+
+def fits(size):
+    try:
+        return bool(len(torch.empty(size * MB, dtype=torch.uint8)))
+    except RuntimeError as error:
+        return str(error)
+
+room = int(info["available_gb"] * 1024)
+print(json.dumps([limit, info, fits(room // 2), fits(room + 64)]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to a limit on address space")
+def test_address_space_limit_is_what_the_system_keeps_to() -> None:
+    done = subprocess.run([sys.executable, "-c", _LIMITED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    limit, info, half, more = json.loads(done.stdout)
+    assert info["address_space_limit_gb"] == info["total_gb"] == pytest.approx(limit / GB)
+    assert info["available_gb"] == pytest.approx(0.25, abs=0.06)
+    assert half is True
+    assert "can't allocate memory" in more
 
 
 def test_optimal_batch_size_follows_memory(

@@ -181,3 +181,94 @@ def test_text_transform():
 def test_view_rng_is_uniform_enough():
     draws = [view_rng(0, epoch, row).random() for epoch in range(20) for row in range(50)]
     assert math.isclose(sum(draws) / len(draws), 0.5, abs_tol=0.03)
+
+
+# --- other sides than the transform's own ---
+
+
+@pytest.mark.parametrize("spec", [ImageSpec(72, 64), ImageSpec(64, None, "squash"), ImageSpec(64, 64)])
+@pytest.mark.parametrize("largest", [None, 96])
+def test_smaller_sides_without_augmentation_are_close_to_the_models_own(spec, largest):
+    picture = np.asarray(Image.fromarray(scene()).resize((300, 220), Image.Resampling.BICUBIC))
+    transform = ImageTransform(config(image_resolution=64), spec=spec, largest_side=largest)
+    base = transform.base(picture)
+    assert base.shape == (3, largest or 64, largest or 64)
+    for side in (32, 40, 48, 64):
+        got = transform.finish(base, random.Random(0), side).float()
+        own = spec.at(side).apply(picture).float()
+        assert got.shape == own.shape == (3, side, side)
+        # Twice resized. Where a crop comes in between, its edge lies on whole pixels of another grid.
+        one_pixel_aside = float((own[:, :, 1:] - own[:, :, :-1]).abs().mean())
+        assert float((got - own).abs().mean()) < (0.5 if spec.resize == "squash" else one_pixel_aside)
+
+
+@pytest.mark.parametrize("spec", [ImageSpec(32, 32), ImageSpec(32, None, "squash")])
+@pytest.mark.parametrize("crop_scale", [0.08, 0.7, 1.0])
+def test_numbers_drawn_depend_on_neither_side_nor_strength(spec, crop_scale):
+    transform = ImageTransform(
+        config(crop_scale=crop_scale, horizontal_flip=True, vertical_flip=True, rotate90=True), augment=True, spec=spec
+    )
+    base = transform.base(scene())
+    for seed in range(40):
+        left = set()
+        for side, strength in ((None, 1.0), (16, 1.0), (16, 0.5), (24, 0.75), (48, 1.0)):
+            rng = random.Random(seed)
+            got = transform.finish(base, rng, side, strength)
+            assert got.shape == (3, side or 32, side or 32)
+            left.add(rng.random())
+        assert len(left) == 1
+
+
+def test_other_side_shows_the_same_view():
+    transform = ImageTransform(config(horizontal_flip=True, rotate90=True, image_resolution=64), augment=True)
+    base = transform.base(np.asarray(Image.fromarray(scene()).resize((200, 180), Image.Resampling.BICUBIC)))
+    for seed in range(20):
+        large = transform.finish(base, random.Random(seed)).permute(1, 2, 0).numpy()
+        small = transform.finish(base, random.Random(seed), 32).float().permute(1, 2, 0).numpy()
+        shrunk = np.asarray(Image.fromarray(large).resize((32, 32), Image.Resampling.BICUBIC), dtype=float)
+        assert np.abs(shrunk - small).mean() < 2
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("strength", [0.25, 0.5, 0.9])
+def test_crops_of_less_strength_take_less_away(strength, squash):
+    """Their share of the area is spread as that of a crop with crop_scale moved towards 1."""
+    spec = ImageSpec(400, None, "squash") if squash else ImageSpec(400, 400)
+    crop_scale = 0.4
+    transform = ImageTransform(config(crop_scale=crop_scale, image_resolution=400), augment=True, spec=spec)
+    height, width = (400, 400) if squash else (400, 700)
+    places = []
+    for seed in range(400):
+        top, left, h, w = transform._crop_box(height, width, random.Random(seed), strength)
+        assert 0 <= top <= height - h
+        assert 0 <= left <= width - w
+        full = transform._crop_box(height, width, random.Random(seed))
+        expected = 1 - (1 - full[2] * full[3] / 400**2) * strength
+        assert h * w / 400**2 == pytest.approx(expected, abs=0.005)
+        assert expected > 1 - (1 - crop_scale) * strength - 0.01
+        if h < height:
+            assert top / (height - h) == pytest.approx(full[0] / (height - full[2]), abs=0.5 / (height - h) + 1e-9)
+        if w < width:
+            places.append(left / (width - w))
+    assert 0.4 < sum(places) / len(places) < 0.6
+
+
+def test_jitter_of_less_strength_is_weaker():
+    transform = ImageTransform(
+        config(crop_scale=1.0, color_jitter=0.4), augment=True, spec=ImageSpec(32, None, "squash")
+    )
+    flat = torch.full((3, 32, 32), 128, dtype=torch.uint8)
+    for seed in range(30):
+        moved = [
+            float(transform.finish(flat, random.Random(seed), 32, strength).float().mean()) - 128
+            for strength in (1.0, 0.5)
+        ]
+        assert moved[1] == pytest.approx(moved[0] / 2, abs=1)
+
+
+def test_base_is_kept_large_enough_for_the_largest_side():
+    picture = np.asarray(Image.fromarray(scene()).resize((300, 260), Image.Resampling.BICUBIC))
+    for largest, expected in ((None, 32), (96, 96)):
+        transform = ImageTransform(config(crop_scale=0.5), augment=True, spec=ImageSpec(32, 32), largest_side=largest)
+        assert transform.largest_side == expected
+        assert min(transform.base(picture).shape[1:]) == math.ceil(expected / math.sqrt(0.5))

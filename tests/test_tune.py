@@ -257,7 +257,10 @@ def test_a_study_with_real_training(tiny_data: TinyData, tmp_path: Path) -> None
     for record in outcome.trials:
         logged = [json.loads(line) for line in (folder / "trials" / f"{record.number:04d}" / "metrics.jsonl").open()]
         assert {row["step"]: row["val_acc1"] for row in logged if "val_acc1" in row} == record.history
-        assert {path.name for path in (folder / "trials" / f"{record.number:04d}").iterdir()} == {"metrics.jsonl"}
+        assert {path.name for path in (folder / "trials" / f"{record.number:04d}").iterdir()} == {
+            "metrics.jsonl",
+            "memory.json",
+        }
     assert max(record.value for record in outcome.trials) == outcome.best.value
 
     written = yaml.safe_load((folder / "best.yaml").read_text())
@@ -515,7 +518,10 @@ def test_killed_in_the_middle_of_a_trial(tiny_data: TinyData, tmp_path: Path) ->
     outcome = search(config, trials=3, steps=3, resume=True)
     assert [record.outcome for record in outcome.trials] == ["complete", "killed", "complete", "complete"]
     assert outcome.trials[2].params == outcome.trials[1].params
-    assert {path.name for path in (tmp_path / "out" / "trials").rglob("*") if path.is_file()} == {"metrics.jsonl"}
+    assert {path.name for path in (tmp_path / "out" / "trials").rglob("*") if path.is_file()} == {
+        "metrics.jsonl",
+        "memory.json",
+    }
 
 
 # --- before work ---

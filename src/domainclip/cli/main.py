@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from domainclip.cli.align import align_app
+from domainclip.cli.memory import memory_app
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
 
@@ -28,6 +29,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data before training 
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(align_app, name="align", help="See whether pictures and texts agree.")
+app.add_typer(memory_app, name="memory")
 
 Overrides = Annotated[
     list[str] | None,
@@ -93,10 +95,23 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures to this JSON file.")
     ] = None,
+    resolutions: Annotated[
+        str | None,
+        typer.Option(metavar="SIDES", help="Sides in pixels, such as 96,128,160: compare them; plots beside --output."),
+    ] = None,
+    robustness: Annotated[
+        bool | None,
+        typer.Option("--robustness/--no-robustness", help="With --resolutions: also on damaged pictures (default)."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Zero-shot classification and retrieval of a model on a data set."""
+    """Zero-shot classification and retrieval of a model on a data set; also at several resolutions."""
     config = _config(recipe, overrides, data_path=data, model_name=model)
+    if resolutions is not None:
+        _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
+        return
+    if robustness is not None:
+        raise ConfigurationError("--robustness and --no-robustness go with --resolutions: give sides, such as 96,160")
     from domainclip.finetune.evaluate import run_evaluation
 
     if output is not None and output.is_dir():  # said before the work, not after it
@@ -113,6 +128,24 @@ def evaluate(
         _print_json(report.to_dict())
     else:
         report.print()
+
+
+def _evaluate_resolutions(  # type: ignore[no-untyped-def]
+    config, resolutions: str, split: str, robustness: bool, output: Path | None, as_json: bool
+) -> None:
+    from domainclip.finetune.evaluate_resolutions import check_output, parse_resolutions, run_resolutions
+
+    sides = parse_resolutions(resolutions)
+    if output is not None:
+        check_output(output)
+    report = run_resolutions(config, sides, split, robustness=robustness)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        report.print()
+    if output is not None:  # last, so that figures which cannot be written were at least shown
+        written = report.write(output)
+        typer.echo("\n".join(f"Written: {path}" for path in written), err=as_json)
 
 
 app.command("tune")(tune)

@@ -3,6 +3,7 @@
 from domainclip.config.objective_slices import LossSettings, TemperatureSettings
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.recipe_files import load_recipe, parse_overrides, read_recipe, shipped_recipes
+from domainclip.config.resolution_slices import BatchScheduleSettings, ResolutionSettings
 from domainclip.config.resolve import (
     DataFacts,
     Decision,
@@ -11,6 +12,7 @@ from domainclip.config.resolve import (
     resolve,
     steps_per_epoch,
 )
+from domainclip.config.resolve_steps import batch_schedule, resolved_steps
 from domainclip.config.slices import (
     DataSettings,
     EvaluationSettings,
@@ -22,6 +24,7 @@ from domainclip.config.slices import (
 )
 
 __all__ = [
+    "BatchScheduleSettings",
     "CLIPFinetuningConfig",
     "DataFacts",
     "DataSettings",
@@ -33,14 +36,17 @@ __all__ = [
     "ModelFacts",
     "ModelSettings",
     "OptimizerSettings",
+    "ResolutionSettings",
     "RunSettings",
     "TemperatureSettings",
     "TrainingSettings",
+    "batch_schedule",
     "contrastive_batch",
     "load_recipe",
     "parse_overrides",
     "read_recipe",
     "resolve",
+    "resolved_steps",
     "shipped_recipes",
     "steps_per_epoch",
 ]

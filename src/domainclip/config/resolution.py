@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def choose_resolution(
     smallest: int | None = None,
     memory_budget: float | None = None,
     memory_at: Callable[[int], float] | None = None,
+    memory_words: Callable[[float], str] = "{:g}".format,
     wanted_throughput: float | None = None,
     throughput_at: Callable[[int], float] | None = None,
 ) -> ResolutionDecision:
@@ -104,7 +106,8 @@ def choose_resolution(
     side, rounded to a multiple of ``step``, since enlarging adds cost and no detail, but never below ``smallest``
     (default: one step), the least side the caller trusts the tower at. From there down by ``step`` until the budget
     holds: ``memory_at(side)`` at most ``memory_budget`` (both in one unit), and ``throughput_at(side)`` at least
-    ``wanted_throughput`` (pictures a second). Both predictions are asked about allowed sides only.
+    ``wanted_throughput`` (pictures a second). Both predictions are asked about allowed sides only, and the second
+    about none that breaks the first. ``memory_words`` writes an amount of memory with its unit.
 
     Raises ``ValueError`` for a side or step below 1, or a limit without its prediction.
     """
@@ -113,54 +116,67 @@ def choose_resolution(
     if (memory_budget is None) != (memory_at is None) or (wanted_throughput is None) != (throughput_at is None):
         raise ValueError("A limit and its prediction go together: memory_budget with memory_at, wanted_throughput "
                          "with throughput_at")  # fmt: skip
+    limits: list[Callable[[int], _Finding]] = []
+    if memory_budget is not None and memory_at is not None:
+        limits.append(partial(_memory, budget=memory_budget, at=memory_at, words=memory_words))
+    if wanted_throughput is not None and throughput_at is not None:
+        limits.append(partial(_throughput, wanted=wanted_throughput, at=throughput_at))
     least = min(native, math.ceil((smallest or step) / step) * step)
-    warranted = max(least, min(native, _rounded(sides.p95, step)))
-    if sides.p95 >= native or warranted // step == native // step:  # as many patches as the native side has
-        side, reason = (
-            native,
-            f"the model's own; the pictures' short sides reach {sides.p95:g} pixels (95th percentile)",
-        )
-    else:
-        side = warranted
-        reason = f"95 % of the pictures have a short side of at most {sides.p95:g} pixels: more would add no detail"
-        if side == least and sides.p95 < least:
-            reason = f"the pictures are smaller ({sides.p95:g} pixels), but the model is not used below {least}"
-    wanted = side
+    side, reason = _warranted(native, step, sides, least)
+    wanted, broken = side, None
     while True:
-        obstacle = _obstacle(side, memory_budget, memory_at, wanted_throughput, throughput_at)
-        below = (side - 1) // step * step
+        kept: list[str] = []
+        obstacle = None
+        for limit in limits:
+            finding = limit(side)
+            if not finding.kept:
+                obstacle = finding.words
+                break
+            kept.append(finding.words)
         if obstacle is None:
             break
+        below = (side - 1) // step * step
         if below < least:
-            return ResolutionDecision(side, f"the smallest side there is, though {obstacle}")
-        limit, side = obstacle, below
-    if side != wanted:
-        reason = f"the largest side that keeps the limits: at {_above(side, step, wanted)} {limit}"
+            return ResolutionDecision(side, f"the smallest side the model is used at, though {obstacle}")
+        broken, side = (side, obstacle), below
+    if broken is not None:
+        reason = f"the largest side below {wanted} that keeps the limits: at {broken[0]}, {broken[1]}"
+    if kept:
+        reason += f"; at {side}, {' and '.join(kept)}"
     return ResolutionDecision(side, reason)
+
+
+def _warranted(native: int, step: int, sides: ShortSides, least: int) -> tuple[int, str]:
+    """The side that the pictures' own sizes call for, whatever it costs."""
+    side = max(least, min(native, _rounded(sides.p95, step)))
+    if sides.p95 >= native or side // step == native // step:  # as many patches as the native side has
+        return native, f"the model's own; the pictures' short sides reach {sides.p95:g} pixels (95th percentile)"
+    if side == least and sides.p95 < least:
+        return side, f"the pictures are smaller ({sides.p95:g} pixels), but the model is not used below {least}"
+    return side, f"95 % of the pictures have a short side of at most {sides.p95:g} pixels: more would add no detail"
 
 
 def _rounded(value: float, step: int) -> int:
     return math.floor(value / step + 0.5) * step
 
 
-def _above(side: int, step: int, wanted: int) -> int:
-    return min(wanted, side + step)
+@dataclass(frozen=True)
+class _Finding:
+    """Whether a side keeps a limit, and both figures in words."""
+
+    kept: bool
+    words: str
 
 
-def _obstacle(
-    side: int,
-    memory_budget: float | None,
-    memory_at: Callable[[int], float] | None,
-    wanted_throughput: float | None,
-    throughput_at: Callable[[int], float] | None,
-) -> str | None:
-    """Which limit a side breaks, with both figures; None when it keeps them."""
-    if memory_budget is not None and memory_at is not None and (need := memory_at(side)) > memory_budget:
-        return f"{need:g} of memory are needed and {memory_budget:g} are there"
-    if (
-        wanted_throughput is not None
-        and throughput_at is not None
-        and (rate := throughput_at(side)) < wanted_throughput
-    ):
-        return f"{rate:g} pictures a second are expected and {wanted_throughput:g} wanted"
-    return None
+def _memory(side: int, budget: float, at: Callable[[int], float], words: Callable[[float], str]) -> _Finding:
+    need = at(side)
+    return _Finding(need <= budget, f"{words(need)} of memory are needed and {words(budget)} are there")
+
+
+def _throughput(side: int, wanted: float, at: Callable[[int], float]) -> _Finding:
+    rate = at(side)
+    return _Finding(rate >= wanted, f"{_rate(rate)} pictures a second are expected and {_rate(wanted)} wanted")
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

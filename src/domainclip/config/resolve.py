@@ -12,6 +12,7 @@ from typing import Any
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.recipe_files import domain_preset
 from domainclip.config.resolution import SideRule
+from domainclip.config.resolve_steps import resolve_batch_schedule, resolve_sides, resolved_steps
 from domainclip.errors import ConfigurationError
 
 DUPLICATE_SHARE = 0.01
@@ -75,7 +76,11 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
     given = set_keys | set(preset)
 
     _resolve_inputs(config, model, set_keys, decide)
-    _resolve_batch(values, data, set_keys, decide)
+    resolve_sides(values, model.sides or SideRule(model.native_resolution), set_keys, decide)
+    if values["batch_size_schedule"] is not None:
+        resolve_batch_schedule(values, data.train_rows, set_keys, decide)
+    else:
+        _resolve_batch(values, data, set_keys, decide)
     _resolve_batch_norm(values, model, set_keys, decide)
     _resolve_objective(values, model, data, given, decide)
     _resolve_adapters(values, model)
@@ -94,7 +99,8 @@ def contrastive_batch(values: dict[str, Any] | FrozenConfig) -> int:
 
 
 def steps_per_epoch(values: dict[str, Any] | FrozenConfig, rows: int) -> int:
-    """Optimizer steps in one pass; the last partial batch is dropped unless that would leave none."""
+    """Optimizer steps in one pass; the last partial batch is dropped unless that would leave none. Where
+    ``batch_size_schedule`` is set, an epoch of the largest batches; epochs before it have more steps."""
     return max(1, rows // contrastive_batch(values))
 
 
@@ -257,9 +263,7 @@ def _resolve_rates(values: dict[str, Any], model: ModelFacts, set_keys: set[str]
 
 def _resolve_schedule(values: dict[str, Any], data: DataFacts, given: set[str], decide: Any) -> None:
     epoch = steps_per_epoch(values, data.train_rows)
-    total = epoch * values["num_epochs"]
-    if values["max_steps"] is not None:
-        total = min(total, values["max_steps"])
+    total = resolved_steps(values, data.train_rows)
     soft = values["temp_warmup_steps"]
     warms = values["temperature_scheduling"] and values["temperature_schedule_type"] == "warmup"
     if warms and soft is not None and soft > total:
@@ -294,7 +298,8 @@ def _resolve_augmentation(
 def _resolve_reading(values: dict[str, Any], data: DataFacts, given: set[str], decide: Any) -> None:
     if "num_workers" in given:
         return
-    bytes_each = 3 * values["image_resolution"] ** 2 * (1.3 if values["augment_images"] else 1.0)
+    side = max([values["image_resolution"], *(values["training_resolutions"] or {})])
+    bytes_each = 3 * side**2 * (1.3 if values["augment_images"] else 1.0)
     if bytes_each * data.train_rows <= values["image_cache_mb"] * 2**20:
         decide("num_workers", 0, "all decoded pictures fit into image_cache_mb: later epochs read memory")
     else:

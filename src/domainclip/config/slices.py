@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from domainclip.config.base import Settings
 from domainclip.config.objective_slices import TemperatureSettings
+from domainclip.config.resolution_slices import BatchScheduleSettings, ResolutionSettings
 
 DEFAULT_TEMPLATES = (
     "a photo of a {}.",
@@ -67,6 +68,12 @@ class DataSettings(SeedSettings):
     image_cache_mb: int = Field(2048, ge=0, description="Memory for decoded pictures kept across epochs, in MiB.")
     shuffle: bool = Field(True, description="Draw the training rows in a new order each epoch.")
     image_resolution: int = Field(224, ge=16, le=4096, description="Side of the picture given to the model, in pixels.")
+    auto_resolution: bool = Field(
+        False, description="Choose image_resolution from the pictures' sizes, the memory and wanted_throughput."
+    )
+    wanted_throughput: float | None = Field(
+        None, gt=0, description="Pictures a second in training that auto_resolution keeps to; null: as many as it gets."
+    )
     max_sequence_length: int = Field(77, ge=4, le=8192, description="Longest caption in tokens; longer ones are cut.")
     positives: Literal["auto", "caption", "statement", "label"] = Field(
         "auto",
@@ -90,6 +97,26 @@ class DataSettings(SeedSettings):
         total = self.train_split + self.val_split + self.test_split
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"train_split, val_split and test_split must sum to 1 (they sum to {total:g})")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_a_resolution(self) -> Self:
+        if self.wanted_throughput is not None and not self.auto_resolution:
+            raise ValueError(
+                f"wanted_throughput={self.wanted_throughput:g} is for auto_resolution to keep to: set "
+                "auto_resolution=true as well, or leave wanted_throughput out"
+            )
+        if not self.auto_resolution:
+            return self
+        if "image_resolution" in self.model_fields_set:
+            raise ValueError(
+                f"auto_resolution chooses image_resolution, which is set to {self.image_resolution}: leave "
+                "image_resolution out, or auto_resolution"
+            )
+        for key in ("resolution_schedule", "training_resolutions"):  # of another slice, beside this one in a recipe
+            if getattr(self, key, None) is not None:
+                raise ValueError(f"auto_resolution chooses one side, and {key} names several: leave {key} out, or "
+                                 "auto_resolution")  # fmt: skip
         return self
 
 
@@ -154,11 +181,18 @@ class MemorySettings(Settings):
         gt=0,
         description="The contrastive batch is batch_size times this (GradCache: one loss over all of it).",
     )
-    mini_batch_size: int | None = Field(None, gt=0, description="Pairs that go through the towers at once.")
+    mini_batch_size: int | None = Field(
+        None, gt=0, description="Pairs that go through the towers at once (GradCache); null: as many as memory holds."
+    )
+    memory_fraction: float | None = Field(
+        None, gt=0, le=1, description="Share of the memory available at the start that training may fill; null: 0.8."
+    )
     mixed_precision: bool = Field(True, description="Let the device's policy choose; false means float32.")
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="Precision of the towers.")
     gradient_checkpointing: bool | None = Field(
-        None, description="Compute each block again backward instead of keeping its activations; null: off."
+        None,
+        description="Compute each block again backward instead of keeping its activations; null: only where one pair "
+        "would not fit otherwise.",
     )
     attention: Literal["auto", "sdpa", "sliced", "eager"] = Field(
         "auto",
@@ -217,5 +251,13 @@ class RunSettings(SeedSettings):
     logging_steps: int = Field(100, gt=0, description="Steps between lines of metrics.jsonl.")
 
 
-class TrainingSettings(OptimizerSettings, MemorySettings, EvaluationSettings, RunSettings, TemperatureSettings):
+class TrainingSettings(
+    OptimizerSettings,
+    MemorySettings,
+    BatchScheduleSettings,
+    ResolutionSettings,
+    EvaluationSettings,
+    RunSettings,
+    TemperatureSettings,
+):
     """What the loop reads."""

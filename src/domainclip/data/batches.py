@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.dataset import CLIPDataset, RawItem
 from domainclip.data.sampler import EpochBatchSampler
+from domainclip.data.step_plan import StepPlan
 from domainclip.errors import ConfigurationError, DataError, PictureError
 
 Batch = dict[str, Any]
@@ -33,7 +34,8 @@ def collate_fn(items: Sequence[dict[str, Any]]) -> Batch:
 class PairCollator:
     """Raw items to the trainer's batch, with no work done twice.
 
-    - ``pixels`` uint8 ``[B, 3, R, R]``: bytes travel, the device normalises.
+    - ``pixels`` uint8 ``[B, 3, R, R]``: bytes travel, the device normalises. R is one for a batch, and may be another
+      for the next (``StepPlan``).
     - ``input_ids``, ``attention_mask`` int64 ``[U, L]``: the U distinct texts of the batch, padded to the longest
       (to the full length where the text tower needs it), and ``caption_index`` int64 ``[B]``: the text of each row.
     - ``group_ids`` int64 ``[B]``, ``rows``, ``image_paths``, ``captions``.
@@ -105,13 +107,24 @@ class _RawView(Dataset):
 def create_training_loader(
     dataset: CLIPDataset, config: CLIPFinetuningConfig, batch_size: int, pad_to_multiple: int = 1
 ) -> DataLoader:
-    """The trainer's own loader: lean batches, and a sampler with a position (``loader.batch_sampler``).
+    """The trainer's own loader: lean batches, and a sampler with a position (``loader.batch_sampler``) and the plan of
+    the whole training (``loader.batch_sampler.plan``).
 
-    The recipe's ``look_alike_share`` takes effect once the sampler is given neighbours (``set_neighbours``).
+    ``batch_size``: pairs in a batch, the largest where ``batch_size_schedule`` is set. The recipe's
+    ``look_alike_share`` takes effect once the sampler is given neighbours (``set_neighbours``).
+    Raises ``ConfigurationError`` for a plan that the data set's transform or ``batch_size`` does not fit.
     """
+    transform = dataset.image_transform
+    plan = StepPlan.from_settings(config, len(dataset), batch_size, transform.resolution)
+    if plan.sides[-1] > transform.largest_side:
+        raise ConfigurationError(
+            f"The recipe trains at up to {plan.sides[-1]} pixels, but the data set's transform keeps pictures for "
+            f"{transform.largest_side} and would blow them up: make it with largest_side={plan.sides[-1]}"
+        )
     sampler = EpochBatchSampler(
-        len(dataset), batch_size, config.seed, config.shuffle, drop_last=True, look_alike_share=config.look_alike_share
-    )
+        len(dataset), batch_size, config.seed, config.shuffle, drop_last=True,
+        look_alike_share=config.look_alike_share, plan=plan,
+    )  # fmt: skip
     return DataLoader(
         _RawView(dataset),
         batch_sampler=sampler,

@@ -17,11 +17,12 @@ from domainclip.data.image_spec import ImageSpec
 from domainclip.data.images import read_image
 from domainclip.data.records import ImageTextPair
 from domainclip.data.statements import statement_key
+from domainclip.data.step_plan import ViewKey
 from domainclip.data.transforms import ImageTransform, TextTransform, view_rng
 from domainclip.errors import DataError, PictureError
 
-RowKey = int | tuple[int, int]
-"""A row, or (epoch, row): the epoch picks the random view and the caption."""
+RowKey = int | tuple[int, int] | ViewKey
+"""A row, or (epoch, row): the epoch picks the random view and the caption. A ``ViewKey`` says the side as well."""
 
 
 @dataclass
@@ -73,7 +74,9 @@ class CLIPDataset(Dataset):
         spec = ImageSpec.from_processor(processor.image_processor)
         if not config.is_set("image_resolution"):
             config = config.updated(image_resolution=spec.resolution)
-        self.image_transform = image_transform or ImageTransform(config, augment=False, spec=spec)
+        self.image_transform = image_transform or ImageTransform(
+            config, augment=False, spec=spec, largest_side=config.largest_side(config.image_resolution)
+        )
         self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
         self.fixed_length = getattr(processor, "text_padding", "causal") == "fixed"
         longest = getattr(processor, "max_length", config.max_sequence_length)
@@ -112,27 +115,34 @@ class CLIPDataset(Dataset):
         return torch.tensor(ids)
 
     def _cache_bytes(self, config: CLIPFinetuningConfig) -> int:
-        side = self.image_transform.resolution
+        side = self.image_transform.largest_side
         # An augmented picture is kept with the margin its crops need, and with its own proportions.
         margin = 2.2 / config.crop_scale if self.image_transform.augment else 1.0
         return min(config.image_cache_mb * 2**20, int(len(self.pairs) * 3 * side * side * margin))
+
+    def cache_bytes_to_come(self) -> int:
+        """Bytes that the cache of decoded pictures will still take as it fills."""
+        return self._cache.capacity - self._cache.used if self._cache else 0
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def pixels(self, key: RowKey) -> Tensor:
         """The picture of a row as uint8 ``[3, R, R]``, augmented where the transform says so."""
-        epoch, row = key if isinstance(key, tuple) else (0, key)
+        epoch, row = key[:2] if isinstance(key, tuple) else (0, key)
         base = self._cache.get(row) if self._cache else None
         if base is None:
             base = self.image_transform.base(read_image(self.pairs[row].image_path, self.config.max_image_pixels))
             if self._cache:
                 self._cache.put(row, base)
-        return self.image_transform.finish(base, view_rng(self.seed, epoch, row))
+        rng = view_rng(self.seed, epoch, row)
+        if isinstance(key, ViewKey):
+            return self.image_transform.finish(base, rng, key.side, key.strength)
+        return self.image_transform.finish(base, rng)
 
     def text_number(self, key: RowKey) -> int:
         """Which text of the table a row shows: its caption, one of its captions, or its label as a prompt."""
-        epoch, row = key if isinstance(key, tuple) else (0, key)
+        epoch, row = key[:2] if isinstance(key, tuple) else (0, key)
         choices = self._row_texts[row]
         prompts = self._prompts.get(self.pairs[row].label or "")
         if len(choices) == 1 and not prompts:
@@ -157,7 +167,10 @@ class CLIPDataset(Dataset):
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         row %= len(self)
-        key = (key[0], row) if isinstance(key, tuple) else row
+        if isinstance(key, ViewKey):
+            key = key._replace(row=row)
+        else:
+            key = (key[0], row) if isinstance(key, tuple) else row
         number = self.text_number(key)
         tokens = self.tokens[number]
         input_ids = torch.full((self.text_length,), self.pad_token_id, dtype=torch.long)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from domainclip.config.step_schedules import BatchSchedule
+from domainclip.data.step_plan import StepPlan, ViewKey
 from domainclip.errors import ConfigurationError, ShapeError
 
 
@@ -18,6 +20,10 @@ class EpochBatchSampler:
 
     ``set_position(epoch, skip)`` starts an epoch at its batch number ``skip``. The last partial batch is dropped
     when ``drop_last``, unless it is the only one.
+
+    With a ``plan`` the batches are of its sizes (``batch_size`` and ``drop_last`` say nothing then), and where it wants
+    pictures of another side, or augmented less, the keys are ``ViewKey``s, alike throughout a batch. The order of rows
+    is the same with any plan; the position of an epoch's batches in the training is the plan's.
 
     A contrastive loss learns from the negatives in its batch, and in a random batch of a large data set these are
     easy. After ``set_neighbours`` the share s = ``look_alike_share`` (0…1) of each batch of B is chosen to be hard
@@ -44,13 +50,13 @@ class EpochBatchSampler:
         shuffle: bool,
         drop_last: bool,
         look_alike_share: float = 0.0,
+        plan: StepPlan | None = None,
     ) -> None:
         if not 0 <= look_alike_share <= 1:
             raise ConfigurationError(f"look_alike_share must be in 0…1 (it is {look_alike_share:g})")
-        self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
-        self.drop_last = drop_last and rows >= batch_size
-        # Rounded first: 0.29 × 100 is 28.999… in binary.
-        self.look_alikes = min(math.floor(round(look_alike_share * batch_size, 6)), batch_size - 1)
+        self.rows, self.seed, self.shuffle, self.look_alike_share = rows, seed, shuffle, look_alike_share
+        self.plan = plan
+        self.batch_schedule = plan.batch_schedule if plan else BatchSchedule(rows, ((0, batch_size),), drop_last)
         self.neighbours: np.ndarray | None = None
         self.epoch = 0
         self.skip = 0
@@ -82,8 +88,7 @@ class EpochBatchSampler:
         self.neighbours = np.array(neighbours.cpu(), dtype=np.int64)  # a copy: the caller may change theirs
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.rows, self.batch_size)
-        return whole + (1 if rest and not self.drop_last else 0)
+        return self.batch_schedule.batches(self.epoch)
 
     def order(self, epoch: int) -> list[int]:
         """The epoch's order before look-alikes are brought together."""
@@ -92,27 +97,45 @@ class EpochBatchSampler:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         return torch.randperm(self.rows, generator=generator).tolist()
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        if self.neighbours is not None and self.look_alikes and self.shuffle:
-            batches = self._look_alike_batches(self.order(epoch), self.neighbours)
+    def __iter__(self) -> Iterator[list[tuple[int, int]] | list[ViewKey]]:
+        epoch, order = self.epoch, self.order(self.epoch)
+        first = self.batch_schedule.epoch_start(epoch)
+        steps = range(first, first + len(self))
+        # What a batch would have where enough rows are left: how many look-alikes it gets does not hang on the rest.
+        sizes = [self.batch_schedule.wanted(step) for step in steps]
+        if self.neighbours is not None and self.shuffle:
+            batches = self._look_alike_batches(order, sizes, self.neighbours)
         else:
-            batches = self._plain_batches(self.order(epoch))
+            batches = self._plain_batches(order, sizes)
         # Not sliced: a batch of look-alikes depends on all those before it, so those skipped are made as well.
-        skip = self.skip
-        return ([(epoch, row) for row in rows] for number, rows in enumerate(batches) if number >= skip)
+        skip = first + self.skip
+        return (self._keys(epoch, step, rows) for step, rows in zip(steps, batches, strict=True) if step >= skip)
 
-    def _plain_batches(self, order: list[int]) -> Iterator[list[int]]:
-        for batch in range(len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+    def _keys(self, epoch: int, step: int, rows: list[int]) -> list[tuple[int, int]] | list[ViewKey]:
+        if self.plan:
+            side, strength = self.plan.side(step), self.plan.strength(step)
+            if side != self.plan.full_side or strength != 1:
+                return [ViewKey(epoch, row, side, strength) for row in rows]
+        return [(epoch, row) for row in rows]
 
-    def _look_alike_batches(self, order: list[int], neighbours: np.ndarray) -> Iterator[list[int]]:
+    def _look_alikes(self, size: int) -> int:
+        # Rounded first: 0.29 × 100 is 28.999… in binary.
+        return min(math.floor(round(self.look_alike_share * size, 6)), size - 1)
+
+    def _plain_batches(self, order: list[int], sizes: list[int]) -> Iterator[list[int]]:
+        first = 0
+        for size in sizes:
+            yield order[first : first + size]
+            first += size
+
+    def _look_alike_batches(self, order: list[int], sizes: list[int], neighbours: np.ndarray) -> Iterator[list[int]]:
         unused = _UnusedRows(np.array(order))
-        for _ in range(len(self)):
-            anchors = unused.next(self.batch_size - self.look_alikes)
+        for size in sizes:
+            count = self._look_alikes(size)
+            anchors = unused.next(size - count)
             # Transposed, so that every anchor's hardest comes before any second hardest.
-            alike = unused.first_of(neighbours[anchors].T.ravel(), self.look_alikes)
-            rest = unused.next(self.batch_size - len(anchors) - len(alike))
+            alike = unused.first_of(neighbours[anchors].T.ravel(), count)
+            rest = unused.next(size - len(anchors) - len(alike))
             yield np.concatenate([anchors, alike, rest]).tolist()
 
 

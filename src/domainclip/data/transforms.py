@@ -28,35 +28,58 @@ class ImageTransform:
     (decode and resize; with ``augment`` somewhat larger than needed), ``finish`` draws the random view.
     Augmentation: a crop of at least ``crop_scale`` of the area, flips and quarter turns where the recipe allows
     them, and a jitter of brightness and contrast.
+
+    ``largest_side``: the largest side in pixels that ``finish`` will be asked for (default: the transform's own), so
+    that ``base`` keeps enough of the picture for it.
     """
 
-    def __init__(self, config: DataSettings, augment: bool = False, spec: ImageSpec | None = None) -> None:
+    def __init__(
+        self,
+        config: DataSettings,
+        augment: bool = False,
+        spec: ImageSpec | None = None,
+        largest_side: int | None = None,
+    ) -> None:
         spec = spec or ImageSpec()
         # An ImageTransform made from a bare config has no model to ask: the config's resolution holds.
         self.spec = spec.at(config.image_resolution)
         self.config = config
         self.augment = augment
+        self.largest_side = max(self.spec.resolution, largest_side or 0)
 
     @property
     def resolution(self) -> int:
         return self.spec.resolution
 
     def base(self, picture: np.ndarray) -> UInt8[Tensor, "3 h w"]:
+        side = self.largest_side
         if not self.augment:
-            return self.spec.apply(picture)
+            return self.spec.at(side).apply(picture)
         picture = self.spec.trim(picture)
         # Large enough that the smallest crop is not enlarged, never larger than the original.
         margin = 1 / math.sqrt(self.config.crop_scale)
-        larger = self.spec.at(min(math.ceil(self.resolution * margin), max(self.resolution, min(picture.shape[:2]))))
+        larger = self.spec.at(min(math.ceil(side * margin), max(side, min(picture.shape[:2]))))
         return resize(picture, *larger.resized_shape(*picture.shape[:2]), larger.resample)
 
-    def finish(self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 side side"]:
+    def finish(
+        self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random, side: int | None = None, strength: float = 1.0
+    ) -> UInt8[Tensor, "3 side side"]:
+        """The picture to train on, from what ``base`` made.
+
+        ``side`` (pixels, at most ``largest_side``; default: the transform's own): without ``augment`` another side than
+        the base's is a second resize, of the base, which may lie a pixel beside what ``spec.at(side)`` crops.
+        ``strength`` in (0, 1] scales how much the crop takes away and how far the jitter goes. Which numbers are drawn
+        from ``rng`` depends on neither: a row's flips, turns and the place of its crop are the same at every side.
+        """
+        side = side or self.resolution
         if not self.augment:
-            return pixels
+            if pixels.shape[-1] == side:
+                return pixels
+            return resize(pixels.permute(1, 2, 0).numpy(), side, side, self.spec.resample)
         config = self.config
-        top, left, height, width = self._crop_box(pixels.shape[1], pixels.shape[2], rng)
+        top, left, height, width = self._crop_box(pixels.shape[1], pixels.shape[2], rng, strength)
         region = pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
-        view = resize(region, self.resolution, self.resolution, self.spec.resample)
+        view = resize(region, side, side, self.spec.resample)
         if config.horizontal_flip and rng.random() < 0.5:
             view = view.flip(2)
         if config.vertical_flip and rng.random() < 0.5:
@@ -64,13 +87,40 @@ class ImageTransform:
         if config.rotate90:
             view = view.rot90(rng.randrange(4), (1, 2))
         if config.color_jitter:
-            view = self._jitter(view, rng)
+            view = self._jitter(view, rng, config.color_jitter * strength)
         return view
 
-    def _crop_box(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int]:
+    def _crop_box(
+        self, height: int, width: int, rng: random.Random, strength: float = 1.0
+    ) -> tuple[int, int, int, int]:
+        """Top, left, height and width. At less than full strength the box drawn at full strength is grown.
+
+        Its share a of the area becomes 1 − (1 − a)·strength, which is a draw with ``crop_scale`` moved towards 1 just
+        so; its place keeps its proportion of the room there is.
+        """
+        box = self._full_crop_box(height, width, rng)
+        if strength == 1:
+            return box
+        top, left, small_height, small_width = box
+        whole = self._croppable(height, width)
+        area = whole * (1 - (1 - min(1.0, small_height * small_width / whole)) * strength)
+        grown_height = min(height, round(math.sqrt(area * small_height / small_width)))
+        grown_width = min(width, round(area / grown_height))
+        # Where the width is at the edge the height makes up for it.
+        grown_height = max(small_height, min(height, round(area / grown_width)))
+        return (
+            _same_place(top, height - small_height, height - grown_height),
+            _same_place(left, width - small_width, width - grown_width),
+            grown_height,
+            grown_width,
+        )
+
+    def _croppable(self, height: int, width: int) -> float:
         # A squashed picture has lost its proportions already: its crops keep the square's.
-        squash = self.spec.resize == "squash"
-        limit = height * width if squash else min(height, width) ** 2 * 1.0
+        return height * width if self.spec.resize == "squash" else min(height, width) ** 2 * 1.0
+
+    def _full_crop_box(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int]:
+        limit = self._croppable(height, width)
         for _ in range(10):
             area = limit * rng.uniform(self.config.crop_scale, 1.0)
             aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
@@ -85,8 +135,7 @@ class ImageTransform:
         side = min(height, width)
         return (height - side) // 2, (width - side) // 2, side, side
 
-    def _jitter(self, view: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 h w"]:
-        strength = self.config.color_jitter
+    def _jitter(self, view: UInt8[Tensor, "3 h w"], rng: random.Random, strength: float) -> UInt8[Tensor, "3 h w"]:
         contrast = 1 + rng.uniform(-strength, strength)
         brightness = 255 * rng.uniform(-strength, strength)
         values = view.float()
@@ -99,6 +148,10 @@ class ImageTransform:
         array = np.asarray(to_rgb(picture)) if isinstance(picture, Image.Image) else picture
         pixels = self.finish(self.base(array), rng or random.Random())
         return self.spec.normalise(pixels[None])[0]
+
+
+def _same_place(offset: int, room: int, new_room: int) -> int:
+    return round(offset / room * new_room) if room else 0
 
 
 class MultiResolutionImageTransform:

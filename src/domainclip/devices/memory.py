@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 import psutil
 import torch
@@ -18,6 +19,20 @@ GB = 2**30
 MemoryInfo = dict[str, float | bool | None]
 
 
+def address_space_limit() -> int | None:
+    """Bytes of address space that this process may take (``RLIMIT_AS``, ``ulimit -v``); None where nothing limits it.
+
+    Beyond it an allocation fails, however much memory is free. Read on Linux alone: macOS does not keep to the limit,
+    and Windows has none.
+    """
+    if sys.platform != "linux":
+        return None
+    import resource  # there is none on Windows
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def read_memory(device: torch.device) -> MemoryInfo:
     """Readings in GB (2**30 bytes) for ``device``, taken now.
 
@@ -25,14 +40,16 @@ def read_memory(device: torch.device) -> MemoryInfo:
     (resident memory of this process). ``available_gb`` counts what this process can still get without
     swapping, the caches of torch's own allocators included.
 
-    * CPU: ``cgroup_limit_gb`` (None when nothing limits it), ``host_total_gb``, ``host_available_gb``.
+    * CPU: ``cgroup_limit_gb`` and ``address_space_limit_gb`` (None when nothing limits it), ``host_total_gb``,
+      ``host_available_gb``. Against a limit on address space all counts that the process has mapped, touched or not.
     * CUDA: ``allocated_gb``, ``reserved_gb``, ``peak_allocated_gb`` of torch's allocator, ``free_gb`` on
       the card.
     * MPS: ``unified`` (True: the GPU works in main memory), ``mps_current_gb``, ``mps_driver_gb``,
       ``mps_recommended_gb`` (Metal's recommendedMaxWorkingSetSize, beyond which it swaps).
     """
     host = psutil.virtual_memory()
-    info: dict[str, float | bool | None] = {"rss_gb": psutil.Process(os.getpid()).memory_info().rss / GB}
+    process = psutil.Process(os.getpid()).memory_info()
+    info: dict[str, float | bool | None] = {"rss_gb": process.rss / GB}
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
@@ -61,8 +78,12 @@ def read_memory(device: torch.device) -> MemoryInfo:
         if limit is not None and limit.limit < host.total:
             total = limit.limit
             available = max(0, min(host.available, limit.limit - limit.used))
+        addresses = address_space_limit()
+        if addresses is not None:
+            total, available = min(total, addresses), max(0, min(available, addresses - process.vms))
         info |= {
             "cgroup_limit_gb": None if limit is None else limit.limit / GB,
+            "address_space_limit_gb": None if addresses is None else addresses / GB,
             "host_total_gb": host.total / GB,
             "host_available_gb": host.available / GB,
         }

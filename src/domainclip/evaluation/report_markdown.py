@@ -22,7 +22,9 @@ _NAMES = {
     "training_time": "training time (s)",
     "steps": "optimizer steps",
     "samples_per_s": "pictures per second",
-    "peak_memory_mb": "peak memory (MiB)",
+    "peak_memory_mb": "peak memory in training (MiB)",
+    "predicted_memory_mb": "peak memory foretold, at most (MiB)",
+    "pairs_at_once": "pairs in a tower at once",
 }
 
 

@@ -29,6 +29,8 @@ from domainclip.errors import CheckpointError, ConfigurationError, DataError, Mo
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.files import replaced_directory
 from domainclip.finetune.attention import apply_attention
+from domainclip.finetune.auto_resolution import AutoResolution
+from domainclip.finetune.counted_step import batch_that_fits
 from domainclip.finetune.facts import data_facts, model_facts
 from domainclip.finetune.look_alikes import look_alike_finder
 from domainclip.finetune.plugins import load_plugins
@@ -63,6 +65,7 @@ class CLIPFinetuningController:
         self.precision: PrecisionDecision | None = None
         self.recipe: FrozenConfig | None = None
         self.decisions: list[Decision] = []
+        self._auto_resolution = AutoResolution()
         self._status = "not_initialized"
 
     # --- setting up ---
@@ -120,10 +123,13 @@ class CLIPFinetuningController:
         }
 
     def determine_batch_size(self) -> int:
-        """Pairs a step: the recipe's ``batch_size``, or what the device's memory suggests."""
+        """Pairs a step: the recipe's ``batch_size``, or the most (a power of two up to 256) that memory holds at once,
+        counted on the loaded model; before ``setup()`` an estimate for CLIP ViT-B/32."""
         if self.config.batch_size is not None:
             return self.config.batch_size
-        return MemoryManager(self.device).optimal_batch_size
+        if self.model is None or self.precision is None:
+            return MemoryManager(DeviceManager(self.config.use_mps, self.config.device).device).optimal_batch_size
+        return batch_that_fits(self.model, self.recipe or self.config, self.device, self.precision)
 
     # --- using the model ---
 
@@ -159,12 +165,17 @@ class CLIPFinetuningController:
 
     # --- training and judging ---
 
-    def prepare(self, train_pairs: Sequence[ImageTextPair]) -> FrozenConfig:
-        """Resolve the recipe for this model and these rows; sets ``recipe`` and ``decisions``."""
+    def prepare(self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None) -> FrozenConfig:
+        """Resolve the recipe for this model and these rows; sets ``recipe`` and ``decisions``. ``resume_from``: the
+        folder of a run that goes on, where ``auto_resolution`` finds what it chose at first."""
         encoder = self._encoder()
         if len(train_pairs) < 2:
             raise DataError(f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed")
-        self.recipe, self.decisions = resolve(self.config, model_facts(encoder), data_facts(train_pairs))
+        assert self.precision is not None
+        where = (self.device, self.precision)
+        config, chosen = self._auto_resolution.settle(self.config, encoder, train_pairs, *where, resume_from)
+        self.recipe, self.decisions = resolve(config, model_facts(encoder), data_facts(train_pairs))
+        self.decisions[:0] = chosen
         by_label = self.recipe.positives == "label"
         if len({(by_label and pair.label) or pair.caption for pair in train_pairs}) == 1:
             raise DataError(
@@ -177,7 +188,9 @@ class CLIPFinetuningController:
         """The training rows, augmented as the resolved recipe says."""
         assert self.recipe is not None and self.processor is not None
         spec = ImageSpec.from_processor(self.processor.image_processor)
-        transform = ImageTransform(self.recipe, augment=self.recipe.augment_images, spec=spec)
+        recipe = self.recipe
+        largest = recipe.largest_side(recipe.image_resolution)
+        transform = ImageTransform(recipe, augment=recipe.augment_images, spec=spec, largest_side=largest)
         return CLIPDataset(pairs, self.processor, self.recipe, transform)
 
     def fine_tune(
@@ -214,7 +227,8 @@ class CLIPFinetuningController:
         )
         loss = build_loss(recipe, encoder.embedding_dim).to(self.device)
         if scales := getattr(loss, "resolution_scales", None):
-            view_sides(encoder, recipe.image_resolution, scales)  # an error now, not at the first step
+            for side in loader.batch_sampler.plan.sides:  # type: ignore[union-attr]
+                view_sides(encoder, side, scales)  # an error now, not at the first step
         judge = engine or self.engine()
         metric = next((module for module in loss.modules() if isinstance(module, BilinearSimilarity)), None)
         judge.text_map = metric.map_texts if metric is not None else None
@@ -228,7 +242,7 @@ class CLIPFinetuningController:
         torch.manual_seed(recipe.seed)
         trainer = Trainer(
             encoder, loss, loader, data.image_transform.spec, recipe, self.device, self.precision, folder, validate,
-            self.console, look_alikes,
+            self.console, look_alikes, may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
         )  # fmt: skip
         self._status = "training"
         try:
@@ -332,4 +346,5 @@ def _summary(result: TrainingResult, model_path: Path) -> dict[str, Any]:
         "bad_pictures": result.bad_pictures,
         "resumed_from": result.resumed_from,
         "model_path": str(model_path),
+        "memory": result.memory,
     }

@@ -35,8 +35,8 @@ from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.metrics_log import read_metrics
 
 _PARTS = (
-    "recipe.yaml", "run.json", "before.json", BEFORE_FILE, "metrics.jsonl", "checkpoints", "best", "model", "report.md",
-    "report.json", "plots", "predictions.csv", "set_aside.json",
+    "recipe.yaml", "run.json", "before.json", BEFORE_FILE, "metrics.jsonl", "memory.json", "checkpoints", "best",
+    "model", "report.md", "report.json", "plots", "predictions.csv", "set_aside.json",
 )  # fmt: skip
 """What a run writes into its folder; nothing else in there is touched."""
 
@@ -288,7 +288,7 @@ def _report_content(
             "train_loss": result["train_loss"], "final_loss": result["final_loss"], "steps": result["steps"],
             "epochs": result["epochs"], "training_time_s": result["training_time"],
             "run_time_s": time.monotonic() - started, "samples_per_s": result["samples_per_second"],
-            "peak_memory_mb": result["peak_memory_mb"], "best_step": best["step"] if best else None,
+            **_memory_told(result), "best_step": best["step"] if best else None,
             "stopped_early": result["stopped_early"], "resumed_from": result["resumed_from"],
         },
         "history": read_metrics(folder / "metrics.jsonl"),
@@ -304,6 +304,15 @@ def _report_content(
         "warnings": warnings,
         "next": [f"domainclip evaluate --model {folder / 'model'} --data YOUR_DATA"],
     }  # fmt: skip
+
+
+def _memory_told(result: dict[str, Any]) -> dict[str, Any]:
+    memory = result["memory"]
+    told = {"peak_memory_mb": memory["measured_peak_mb"]}
+    if "predicted_mb" in memory:
+        told["predicted_memory_mb"] = memory["predicted_mb"]
+        told["pairs_at_once"] = memory["chunk_at_the_end"] or memory["batch"]
+    return told
 
 
 def _before_after_table(report: dict[str, Any], judged: str) -> Table:

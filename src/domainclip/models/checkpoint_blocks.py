@@ -26,6 +26,8 @@ def checkpoint_blocks(model: Any, enabled: bool) -> list[Literal["image", "text"
         # Newer versions of transformers call it activation checkpointing, and warn at the older name.
         kind = "activation" if hasattr(tower, "activation_checkpointing_enable") else "gradient"
         if enabled:
+            if getattr(tower.config, "use_cache", False):  # a generator's memory, which BERT would warn about
+                tower.config.use_cache = False
             getattr(tower, f"{kind}_checkpointing_enable")(checkpoint_options(model.logit_scale.device))
             # For the sake of reentrant checkpoints transformers makes the token embeddings' output need a gradient.
             # These do not: under LoRA it would be computed for nothing, and a locked tower would be run backward.

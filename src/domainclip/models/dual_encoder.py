@@ -173,6 +173,11 @@ class DualEncoder(nn.Module):
             else:
                 yield "scale", name, parameter
 
+    def tower_modules(self, tower: Literal["image", "text"]) -> nn.ModuleList:
+        """The modules that make the embeddings of pictures or of texts."""
+        names = ("vision_model", "visual_projection") if tower == "image" else ("text_model", "text_projection")
+        return nn.ModuleList([part for name in names if (part := getattr(self.model, name, None)) is not None])
+
     def layer_index(self, name: str) -> int | None:
         """Depth of the block a parameter belongs to, counted from the input; None outside the blocks."""
         found = _LAYER.search(name)

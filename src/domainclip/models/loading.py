@@ -29,7 +29,7 @@ _PADDING: dict[str, TextPadding] = {
 }
 
 
-def _load(kind: str, loader: Any, name: str, **options: Any) -> Any:
+def load_part(kind: str, loader: Any, name: str, **options: Any) -> Any:
     """``loader.from_pretrained`` with its many failures turned into one message that says how to go on."""
     looks_local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
     path = Path(name).expanduser()
@@ -60,7 +60,8 @@ def _text_limit(config: Any, tokenizer: Any) -> int:
     return min(positions, stated)
 
 
-def _check_usable(model: Any, name: str) -> None:
+def check_usable(model: Any, name: str) -> None:
+    """Raises ``ModelLoadError`` for a model that this package cannot train."""
     missing = [
         part
         for part in ("get_image_features", "get_text_features", "logit_scale", "vision_model", "text_model")
@@ -79,9 +80,9 @@ def _check_usable(model: Any, name: str) -> None:
 
 
 def _processor(name: str, config: Any, tokenizer_name: str, image_name: str) -> EncoderProcessor:
-    tokenizer = _load("tokenizer", AutoTokenizer, tokenizer_name)
+    tokenizer = load_part("tokenizer", AutoTokenizer, tokenizer_name)
     # Pillow's backend is the reference: it does not need torchvision, and CLIP was trained with it.
-    image_processor = _load("image processor", AutoImageProcessor, image_name, backend="pil")
+    image_processor = load_part("image processor", AutoImageProcessor, image_name, backend="pil")
     padding = _PADDING.get(config.model_type)
     if padding is None:
         log.warning(
@@ -99,8 +100,8 @@ def _assemble(settings: ModelSettings) -> DualEncoder:
     vision_name, text_name = settings.vision_model_name, settings.text_model_name
     if not vision_name or not text_name:
         raise ConfigurationError("vision_model_name and text_model_name go together: give both, or model_name alone")
-    vision = _load("vision model", AutoModel, vision_name, dtype=torch.float32)
-    text = _load("text model", AutoModel, text_name, dtype=torch.float32)
+    vision = load_part("vision model", AutoModel, vision_name, dtype=torch.float32)
+    text = load_part("text model", AutoModel, text_name, dtype=torch.float32)
     # A CLIP or SigLIP given as a backbone lends the tower that is asked for.
     vision = getattr(vision, "vision_model", vision)
     text = getattr(text, "text_model", text)
@@ -161,7 +162,7 @@ def load_processor(name: str) -> EncoderProcessor:
     if name == TINY:
         return make_tiny_clip().processor
     with quiet_transformers():
-        return _processor(name, _load("model's config", AutoConfig, name), name, name)
+        return _processor(name, load_part("model's config", AutoConfig, name), name, name)
 
 
 def load_encoder(settings: ModelSettings) -> DualEncoder:
@@ -176,8 +177,8 @@ def load_encoder(settings: ModelSettings) -> DualEncoder:
     if name == TINY:
         return make_tiny_clip(settings.seed)
     with quiet_transformers():
-        config = _load("model's config", AutoConfig, name)
-        model = _load("model", AutoModel, name, dtype=torch.float32)
-        _check_usable(model, name)
+        config = load_part("model's config", AutoConfig, name)
+        model = load_part("model", AutoModel, name, dtype=torch.float32)
+        check_usable(model, name)
         processor = _processor(name, config, name, name)
     return DualEncoder(model, processor, name=name).eval()

@@ -4,17 +4,38 @@ GradCache (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under 
 chunks without a graph, take the loss and its gradient with respect to all embeddings, then run each chunk again with
 a graph and send its share of that gradient back. Accumulating the loss of small batches instead would be another
 objective: each row would see only its chunk's negatives.
+
+Running every chunk twice costs one more forward pass of three units of work (1.33 times the whole batch's time). Where
+there is memory for it, some chunks keep the graph of their first pass and need no second one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from domainclip.training.distributed import ProcessGroup
 
 Encode = Callable[..., Tensor]
+
+
+@dataclass
+class _Pass:
+    """One chunk's way through one tower."""
+
+    tower: str
+    encode: Encode
+    inputs: tuple[Tensor, ...]
+    rows: slice
+    """Where its embeddings stand among the tower's."""
+    random: tuple[Tensor, Tensor | None]
+    """The generators' states before it."""
+    graph: Tensor | None = None
+    """Its embeddings with the graph of the first pass, where that is kept."""
 
 
 class ContrastiveStep:
@@ -23,6 +44,16 @@ class ContrastiveStep:
     ``encode_image(pixels)`` and ``encode_text(input_ids, attention_mask)`` run under ``autocast()``;
     ``loss(image_embeds, text_embeds, group_ids)`` runs in float32 outside it. ``chunk``: rows that go through a
     tower at once; None or at least the batch means a single pass.
+
+    ``kept_chunks``: how many tower passes keep their graph instead of being replayed, pictures' first; at most that
+    many graphs, and never less than one, are alive at a time. ``learning``: the towers that are trained. Naming those
+    alone spares the others their replay, and tells an objective that asks for gradients (GradNorm) the same as a single
+    pass does.
+
+    ``processes``: the batch is this process' part of a larger one, and the loss is over all of it; ``parameters`` are
+    then all that learn, without gradients from before. Afterwards every process holds the gradient that one process
+    would have, and ``image_embeds`` are everyone's. ``pixels`` may be None, where none of this part's pictures could be
+    read. The objective must draw no random numbers, since every process computes it.
 
     A replayed chunk sees the random numbers (dropout) of its first pass, so that without dropout the gradient
     equals the full batch's, and with it that of the same chunks run with their graphs kept.
@@ -37,6 +68,10 @@ class ContrastiveStep:
         device: torch.device,
         chunk: int | None = None,
         backward_scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+        kept_chunks: int = 0,
+        learning: Collection[str] = ("image", "text"),
+        processes: ProcessGroup | None = None,
+        parameters: Iterable[nn.Parameter] = (),
     ) -> None:
         self.encode_image = encode_image
         self.encode_text = encode_text
@@ -45,45 +80,111 @@ class ContrastiveStep:
         self.device = device
         self.chunk = chunk
         self.backward_scale = backward_scale
+        self.kept_chunks = kept_chunks
+        self.learning = frozenset(learning)
+        self.processes = processes
+        self.parameters = list(parameters)
+
+    def chunk_of(self, size: int) -> int:
+        """Rows of a batch of ``size`` that go through a tower at once, in [1, size]."""
+        return size if self.chunk is None else min(self.chunk, size)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        size = len(batch["pixels"])
-        images = [(batch["pixels"],)]
-        texts = [(batch["input_ids"], batch["attention_mask"])]
-        if self.chunk is None or self.chunk >= size:
-            image_embeds = self._run(self.encode_image, images[0])
-            text_embeds = self._run(self.encode_text, texts[0])
-            output = self._loss(image_embeds, text_embeds, batch)
+        size = len(batch["pixels"]) if batch["pixels"] is not None else 0
+        chunk = self.chunk_of(size)
+        if chunk == size and self.processes is None:
+            image_embeds = self._run(self.encode_image, (batch["pixels"],))
+            text_embeds = self._run(self.encode_text, (batch["input_ids"], batch["attention_mask"]))
+            output, image_embeds = self._loss(image_embeds, text_embeds, batch)
             self.backward_scale(output["loss"]).backward()
             return _told(output, image_embeds)
-        images = list(zip(batch["pixels"].split(self.chunk), strict=True))
-        texts = list(zip(batch["input_ids"].split(self.chunk), batch["attention_mask"].split(self.chunk), strict=True))
-        work = [(self.encode_image, inputs) for inputs in images] + [(self.encode_text, inputs) for inputs in texts]
-        states, parts = [], []
-        for encode, inputs in work:
-            states.append(self._random_state())
-            with torch.no_grad():
-                parts.append(self._run(encode, inputs))
+        work: list[_Pass] = []
+        if size:
+            work += self._passes("image", self.encode_image, chunk, batch["pixels"])
+            work += self._passes("text", self.encode_text, chunk, batch["input_ids"], batch["attention_mask"])
+        counts = {"image": size, "text": len(batch["input_ids"])}
+        # All embeddings of a tower as the loss sees them: cut off from it, collecting their gradient.
+        leaves: dict[str, Tensor] = {}
+        left = self.kept_chunks if chunk < size else len(work)  # what goes through whole is not run twice
+        embeds: Tensor | None = None
+        for part in work:
+            for kept, state in zip(part.random, self._random_state(), strict=True):
+                if kept is not None and state is not None:
+                    kept.copy_(state)
+            with torch.set_grad_enabled(left > 0 and part.tower in self.learning):
+                embeds = self._run(part.encode, part.inputs)
+            if embeds.requires_grad:  # not so for a locked tower: it has no graph to keep
+                part.graph, left = embeds, left - 1
+            if part.tower not in leaves:
+                leaves[part.tower] = embeds.new_empty((counts[part.tower], *embeds.shape[1:]))
+            leaves[part.tower][part.rows] = embeds.detach()
         after = self._random_state()
-        leaves = [part.detach().requires_grad_() for part in parts]
-        image_embeds, text_embeds = torch.cat(leaves[: len(images)]), torch.cat(leaves[len(images) :])
-        output = self._loss(image_embeds, text_embeds, batch)
+        for tower, leaf in leaves.items():
+            leaf.requires_grad_(tower in self.learning)
+        output, image_embeds = self._loss(leaves.get("image"), leaves.get("text"), batch)
         self.backward_scale(output["loss"]).backward()
-        for (encode, inputs), state, leaf in zip(work, states, leaves, strict=True):
-            self._set_random_state(state)
-            embeds = self._run(encode, inputs)
+        told = _told(output, image_embeds)
+        whole = self._whole_gradients(told)
+        del output, embeds  # the matrices and the last graph need not wait for the replays
+        for part in sorted(work, key=lambda part: part.graph is None):  # kept graphs go before others are made
+            gradient = leaves[part.tower].grad
+            if gradient is None:
+                continue
+            graph, part.graph = part.graph, None
+            if graph is None:
+                self._set_random_state(part.random)
+            embeds = self._run(part.encode, part.inputs) if graph is None else graph
             if embeds.requires_grad:  # a locked tower has nothing to learn
-                embeds.backward(leaf.grad)
+                embeds.backward(gradient[part.rows])
         self._set_random_state(after)
-        return _told(output, image_embeds)
+        self._add_up(whole)
+        return told
+
+    def _passes(self, tower: str, encode: Encode, chunk: int, *inputs: Tensor) -> list[_Pass]:
+        parts = zip(*(whole.split(chunk) for whole in inputs), strict=True)
+        # Room for every random state beforehand, and for the embeddings in one piece: a small tensor that is made
+        # between two passes and outlives them keeps the space around it from being used again. In glibc's heap the
+        # first pass of each chunk took new memory.
+        return [
+            _Pass(tower, encode, part, slice(number * chunk, (number + 1) * chunk), self._random_state())
+            for number, part in enumerate(parts)
+        ]
 
     def _run(self, encode: Encode, inputs: tuple[Tensor, ...]) -> Tensor:
         with self.autocast():
             embeds = encode(*inputs)
         return embeds if embeds.dtype == torch.float64 else embeds.float()
 
-    def _loss(self, image_embeds: Tensor, text_embeds: Tensor, batch: dict[str, Any]) -> dict[str, Any]:
-        return self.loss(image_embeds, text_embeds[batch["caption_index"]], batch["group_ids"])
+    def _loss(
+        self, image_embeds: Tensor | None, text_embeds: Tensor | None, batch: dict[str, Any]
+    ) -> tuple[dict[str, Any], Tensor]:
+        """What the objective says, and all the pictures it was said of."""
+        groups = batch["group_ids"]
+        if text_embeds is not None:
+            text_embeds = text_embeds[batch["caption_index"]]
+        if self.processes is not None:
+            image_embeds, text_embeds, groups = self.processes.gather_rows(image_embeds, text_embeds, groups)
+        assert image_embeds is not None
+        return self.loss(image_embeds, text_embeds, groups), image_embeds
+
+    def _whole_gradients(self, told: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
+        """Take away what the loss itself has left in the parameters it reads: each process has all of that already,
+        whereas what comes through the towers is a part."""
+        if self.processes is None:
+            return []
+        whole = [(p, p.grad) for p in self.parameters if p.grad is not None]
+        for parameter, _ in whole:
+            parameter.grad = None
+        # The same up to rounding; now to the last bit, so that weights never drift apart.
+        self.processes.broadcast_tensors([told["loss"], *(gradient for _, gradient in whole)])
+        return whole
+
+    def _add_up(self, whole: list[tuple[nn.Parameter, Tensor]]) -> None:
+        if self.processes is None:
+            return
+        self.processes.sum_gradients(self.parameters)
+        for parameter, gradient in whole:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _random_state(self) -> tuple[Tensor, Tensor | None]:
         if self.device.type == "cuda":

@@ -12,6 +12,7 @@ from domainclip.data.dataset import CLIPDataset
 NEUTRAL_KEYS = {
     "output_dir", "num_workers", "image_cache_mb", "keep_checkpoints", "eval_batch_size", "visualization_output_dir",
     "alignment_visualization", "retrieval_top_k", "logging_steps", "save_steps", "data_path",
+    "memory_fraction",
 }  # fmt: skip
 """Keys that may differ between a run and its resumption: they change nothing that is learned."""
 

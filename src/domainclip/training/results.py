@@ -35,6 +35,8 @@ class TrainingResult:
     bad_pictures: dict[str, str]
     resumed_from: int
     final_loss: float
+    memory: dict[str, Any]
+    """What ``memory.json`` holds: foretold and measured (see ``RunMemory``)."""
 
 
 @dataclass

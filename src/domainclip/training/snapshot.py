@@ -30,6 +30,7 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
         "scaler": trainer.scaler.state_dict(),
         "temperature": trainer.temperature.get_state() if trainer.temperature else None,
         "neighbours": None if neighbours is None else torch.from_numpy(neighbours),
+        "memory": {"forecast": trainer.memory.get_state(), "step": trainer.adaptive.get_state()},
         "random": random_state(trainer.device),
     }
 
@@ -57,6 +58,9 @@ def restore(trainer: Trainer) -> int:
             "order have changed since). Resume with the data of the run, or use another output_dir"
         )
     recover_directory(trainer.folder / "best")
+    if content["memory"]["forecast"] is not None:  # it may have frozen batch norm
+        trainer.memory.adopt(content["memory"]["forecast"])
+    trainer.adaptive.load_state(content["memory"]["step"])
     load_training_state(trainer.encoder, content["model"])
     trainer.loss.load_state_dict(content["loss"])
     trainer.optimizer.load_state_dict(content["optimizer"])

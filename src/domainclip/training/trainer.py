@@ -24,6 +24,7 @@ from domainclip.errors import CheckpointError, DataError, Interrupted, ShapeErro
 from domainclip.files import replaced_directory, write_json
 from domainclip.losses import TemperatureScheduler, call_objective
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
+from domainclip.training.adaptive_step import AdaptiveStep
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.gradcache import ContrastiveStep
 from domainclip.training.guards import CollapseGuard, check_finite
@@ -31,6 +32,7 @@ from domainclip.training.identity import data_fingerprint, recipe_digest
 from domainclip.training.metrics_log import MetricsLog, peak_memory_mb, told_numbers
 from domainclip.training.optimizer import build_optimizer, rate_factor, set_rates
 from domainclip.training.results import RunState, TrainingResult, Validation
+from domainclip.training.run_memory import RunMemory
 from domainclip.training.snapshot import restore, snapshot
 from domainclip.training.terminal import StopSignals, progress_bar
 from domainclip.training.views import PictureViews
@@ -59,6 +61,7 @@ class Trainer:
         validate: Callable[[], Validation] | None = None,
         console: Console | None = None,
         look_alikes: Callable[[], Tensor] | None = None,
+        may_freeze_batch_norm: bool = False,
     ) -> None:
         self.encoder, self.loss = encoder, loss
         self.look_alikes = look_alikes
@@ -71,9 +74,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.use_grad_scaler)
         self.store = CheckpointStore(folder / "checkpoints", settings.keep_checkpoints)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.total_steps = len(self.sampler) * settings.num_epochs
-        if settings.max_steps is not None:
-            self.total_steps = min(self.total_steps, settings.max_steps)
+        assert self.sampler.plan is not None
+        self.plan = self.sampler.plan
+        self.total_steps = self.plan.total_steps
         self.temperature = None
         if settings.temperature_scheduling:
             self.temperature = TemperatureScheduler.from_settings(settings, settings.temperature, self.total_steps)
@@ -82,9 +85,16 @@ class Trainer:
         self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
         self._unchecked: tuple[dict[str, Tensor], Tensor] | None = None
         self.stop = StopSignals(self.console)
-        self.step_fn = ContrastiveStep(
+        step = ContrastiveStep(
             PictureViews(encoder, spec, getattr(loss, "resolution_scales", None)), encoder.encode_text, self._contrast,
             lambda: precision.autocast(device), device, chunk=self._chunk(), backward_scale=self.scaler.scale,
+            learning={tower for tower, _, p in encoder.named_tower_parameters() if p.requires_grad},
+        )  # fmt: skip
+        self.adaptive = AdaptiveStep(step, encoder, loss, self._chunk_changed)
+        self.step_fn: Callable[[dict[str, Any]], dict[str, Any]] = self.adaptive
+        self.memory = RunMemory(
+            encoder, loss, step, settings, folder, self.plan.sides[-1], may_freeze_batch_norm,
+            loader.dataset.dataset.cache_bytes_to_come,  # type: ignore[attr-defined]
         )  # fmt: skip
 
     def _chunk(self) -> int | None:
@@ -92,6 +102,22 @@ class Trainer:
         if settings.mini_batch_size is not None:
             return settings.mini_batch_size
         return settings.batch_size if settings.gradient_accumulation_steps > 1 else None
+
+    def _fit_memory(self, batch: dict[str, Any]) -> None:
+        """Set the chunk before the run's first step; a resumed run goes on with the one it had."""
+        if self.memory.forecast is None and len(batch["rows"]) > 1:
+            batches = self.plan.batch_schedule
+            forecast = self.memory.fit(batch, min(batches.largest, batches.rows))
+            if forecast is not None and forecast.chunk is not None:
+                self.console.print(f"Memory: {forecast.reason}", highlight=False, markup=False)
+
+    def _chunk_changed(self, step: int, old: int, new: int, reason: str) -> None:
+        self.memory.note_change(self.state.step + 1, old, new, reason)
+        text = f"step {self.state.step + 1}: {new} pairs at once instead of {old}: {reason}"
+        if new < old:
+            self.warn(text)
+        else:
+            log.info(text)
 
     def _contrast(self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor) -> dict[str, Any]:
         return call_objective(
@@ -116,12 +142,16 @@ class Trainer:
         stopped_early = state.patience_spent(settings.early_stopping_patience)
         started, training_seconds, rows_seen = time.monotonic(), 0.0, 0
         self.encoder.train()
-        with self.stop.watch(), progress_bar(self.console, self.total_steps, state.step) as advance:
+        with (
+            self.stop.watch(), self.memory.monitor, progress_bar(self.console, self.total_steps, state.step) as advance
+        ):  # fmt: skip
             while state.step < self.total_steps and not stopped_early:
                 if self.look_alikes and state.epoch and not state.batch:
                     self.sampler.set_neighbours(self.look_alikes())
                 self.sampler.set_position(state.epoch, state.batch)
                 for batch in self.loader:
+                    if not resumed_from and not state.step:
+                        self._fit_memory(batch)
                     clock = time.monotonic()
                     output, norm = self._step(batch)
                     rows = len(batch["rows"])
@@ -157,7 +187,7 @@ class Trainer:
             )
         return TrainingResult(
             steps=state.step,
-            epochs=state.step / len(self.sampler),
+            epochs=self.plan.epochs(state.step),
             train_loss=state.loss_sum / max(1, state.loss_count),
             training_time=time.monotonic() - started,
             samples_per_second=rows_seen / training_seconds if training_seconds else 0.0,
@@ -168,6 +198,7 @@ class Trainer:
             bad_pictures=state.bad_pictures,
             resumed_from=resumed_from,
             final_loss=state.last_loss,
+            memory=self.memory.record(),
         )
 
     @property
@@ -183,11 +214,9 @@ class Trainer:
         if len(batch["rows"]) < 2:  # nothing to contrast: the batch's pictures could not be read
             self.state.steps_skipped += 1
             return None, torch.zeros(())
-        settings, optimizer = self.settings, self.optimizer
-        set_rates(
-            optimizer,
-            rate_factor(self.state.step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio),
-        )
+        settings, optimizer, step = self.settings, self.optimizer, self.state.step
+        factor = rate_factor(step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio)
+        set_rates(optimizer, factor * self.plan.rate(step))
         optimizer.zero_grad(set_to_none=True)
         if self.temperature:
             self.encoder.set_temperature(self.temperature.get_temperature(), trainable=False)
@@ -243,13 +272,16 @@ class Trainer:
             log.warning(warning)
         metrics.write(
             step=state.step,
-            epoch=round(state.step / len(self.sampler), 4),
+            epoch=round(self.plan.epochs(state.step), 4),
+            batch_size=rows,
+            resolution=self.plan.side(state.step - 1),
             **told_numbers(output),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             grad_norm=float(norm),
             logit_scale=scale,
             embedding_spread=spread,
             samples_per_second=rows_seen / seconds if seconds else None,
+            memory_mb=self.memory.monitor.take() / 2**20,
             peak_memory_mb=peak_memory_mb(self.device),
         )
 

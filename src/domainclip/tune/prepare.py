@@ -22,7 +22,7 @@ from domainclip.config import (
     FrozenConfig,
     ModelFacts,
     resolve,
-    steps_per_epoch,
+    resolved_steps,
 )
 from domainclip.data.records import ImageTextPair
 from domainclip.data.splits import DataSplits
@@ -160,8 +160,7 @@ def clear_study(folder: Path) -> None:
 
 
 def _full_steps(recipe: FrozenConfig, rows: int) -> int:
-    full = steps_per_epoch(recipe, rows) * recipe.num_epochs
-    return min(full, recipe.max_steps) if recipe.max_steps is not None else full
+    return resolved_steps(recipe, rows)
 
 
 def _check_trials(runner: TrialRunner, space: Space, model: ModelFacts, data: DataFacts) -> None:

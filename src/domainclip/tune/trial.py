@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig, steps_per_epoch
+from domainclip.config import CLIPFinetuningConfig, FrozenConfig, batch_schedule
 from domainclip.data.records import ImageTextPair
 from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import Interrupted, MemoryConstraintError, ShapeError, TrainingDivergedError
@@ -140,8 +140,12 @@ class TrialRunner:
         """The training step of a trial's validation (from 0): the loop judges every ``eval_steps``, at the end of each
         epoch, and at the end."""
         assert controller.recipe is not None
-        epoch = steps_per_epoch(controller.recipe, len(self.train))
-        due = [s for s in range(1, self.steps + 1) if s % self.eval_steps == 0 or s % epoch == 0 or s == self.steps]
+        batches = batch_schedule(controller.recipe, len(self.train))
+
+        def is_due(step: int) -> bool:
+            return step % self.eval_steps == 0 or batches.position(step)[1] == 0 or step == self.steps
+
+        due = [step for step in range(1, self.steps + 1) if is_due(step)]
         return due[min(validation, len(due) - 1)]
 
     def _engine(self, controller: CLIPFinetuningController) -> EmbeddingEngine:

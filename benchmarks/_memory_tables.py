@@ -1,0 +1,47 @@
+"""Tables about the memory of training steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from _table_cells import look_up, newest, number, table
+
+MEMORY_ROWS = (
+    "b32_whole", "b32_chunks", "b32_bf16", "b32_checkpointing", "b32_lora", "b16", "starter", "b32_in_6_gib",
+    "l14_336_in_12_gib",
+)  # fmt: skip
+_MODELS = {"b32": "ViT-B/32", "b16": "ViT-B/16", "starter": "starter", "l14": "ViT-L/14@336"}
+
+
+def memory_table(results: Path) -> str:
+    """Predicted and measured peaks; rows with a budget train as the plan recommends for it."""
+    record = newest("memory", results)
+    rows = []
+    for name in MEMORY_ROWS:
+        entry = look_up(record, "rows", name)
+        budget = look_up(entry, "budget_gib")
+        within = look_up(entry, "within_budget")
+        share = look_up(entry, "predicted_over_measured")
+        rows.append([
+            _MODELS[name.split("_")[0]], number(look_up(entry, "batch"), "d"), _way(entry),
+            number(look_up(entry, "predicted_gib")), number(look_up(entry, "measured_gib")),
+            "" if share is None else f"{100 * (share - 1):+.0f} %",
+            number(budget, "g"), "" if within is None else "yes" if within else "no",
+            number(look_up(entry, "seconds"), ".0f"),
+        ])  # fmt: skip
+    header = ["shape", "batch", "how", "predicted, GiB", "measured, GiB", "difference", "budget, GiB", "within it",
+              "a step, s"]  # fmt: skip
+    return table(header, rows)
+
+
+def _way(entry: Any) -> str:
+    if entry is None:
+        return ""
+    chunk = look_up(entry, "chunk")
+    words = ["all at once" if chunk is None else f"chunks of {chunk}", str(look_up(entry, "precision"))]
+    if look_up(entry, "gradient_checkpointing"):
+        words.append("checkpointing")
+    if look_up(entry, "lora_r") is not None:
+        words.append(f"LoRA, r = {entry['lora_r']}")
+    return ", ".join(words)

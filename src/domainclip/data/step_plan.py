@@ -1,0 +1,143 @@
+"""What each optimizer step of a training is: how many pairs, of which side, how strongly augmented, at which rate."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.step_schedules import BatchSchedule, side_phases, total_steps
+from domainclip.errors import ConfigurationError
+
+REWARM_FROM = 0.1
+REWARM_SHARE, REWARM_STEPS = 0.05, 20
+
+
+class ViewKey(NamedTuple):
+    """A row to read, where its picture is not of the transform's own side or not augmented at full strength."""
+
+    epoch: int
+    row: int
+    side: int  # pixels
+    strength: float  # of the augmentation, in (0, 1]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Steps count from 0 over the whole training. Depends on the settings and the number of rows alone, so a training
+    can be taken up anywhere.
+
+    ``full_side``: side in pixels that is validated and saved. ``phases``: (first step, side) of progressive training.
+    ``draws``: (side, weight) of which each step draws one, from numbers that depend on ``seed`` and the step alone.
+    """
+
+    batch_schedule: BatchSchedule
+    total_steps: int
+    full_side: int
+    phases: tuple[tuple[int, int], ...] = ()
+    draws: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def from_settings(cls, settings: CLIPFinetuningConfig, rows: int, batch_size: int, full_side: int) -> StepPlan:
+        """The plan of a resolved recipe. ``batch_size`` is the contrastive one (the largest, where it changes).
+
+        Raises ``ConfigurationError`` for a schedule that is still to be resolved (``auto``), or that does not end at
+        ``batch_size`` pairs or ``full_side``.
+        """
+        sizes, sides = settings.batch_size_schedule, settings.resolution_schedule
+        if sides == "auto":
+            raise ConfigurationError("resolution_schedule=auto is decided from the model: resolve the recipe first")
+        if sizes and max(sizes.values()) != batch_size:
+            raise ConfigurationError(
+                f"batch_size_schedule goes up to {max(sizes.values())} pairs, but the loader is asked for {batch_size}"
+            )
+        batches = BatchSchedule(rows, tuple(sorted(sizes.items())) if sizes else ((0, batch_size),))
+        total = total_steps(batches, settings.num_epochs, settings.max_steps)
+        phases = side_phases(sides, settings.resolution_schedule_by, batches, total) if sides else ()
+        if phases and phases[-1][1] != full_side:
+            raise ConfigurationError(
+                f"resolution_schedule ends at {phases[-1][1]} pixels, but the data set's transform makes pictures of "
+                f"{full_side}: give both one side (image_resolution)"
+            )
+        draws = tuple(sorted((settings.training_resolutions or {}).items()))
+        return cls(batches, total, full_side, phases, draws, settings.seed)
+
+    # --- batches ---
+
+    def batches(self, epoch: int) -> int:
+        """Steps of an epoch; those of a last one that ``max_steps`` cuts short count as well."""
+        return self.batch_schedule.batches(epoch)
+
+    def sizes(self, epoch: int) -> list[int]:
+        """Pairs in each batch of an epoch."""
+        return [size for size, count in self.batch_schedule.runs(epoch) for _ in range(count)]
+
+    def epoch_start(self, epoch: int) -> int:
+        """The step of an epoch's first batch."""
+        return self.batch_schedule.epoch_start(epoch)
+
+    def epochs(self, steps: int) -> float:
+        """How many epochs the first ``steps`` steps are: 1.5 in the middle of the second."""
+        epoch, batch = self.batch_schedule.position(steps)
+        return epoch + batch / self.batches(epoch)
+
+    def size(self, step: int) -> int:
+        """Pairs in the batch of a step."""
+        epoch, batch = self.batch_schedule.position(step)
+        for size, count in self.batch_schedule.runs(epoch):
+            if batch < count:
+                return size
+            batch -= count
+        raise AssertionError("a position lies inside its epoch")
+
+    # --- pictures ---
+
+    @property
+    def sides(self) -> list[int]:
+        """All sides that can occur, in pixels, ascending."""
+        if self.draws:
+            return [side for side, _ in self.draws]
+        return sorted({side for _, side in self.phases} or {self.full_side})
+
+    def side(self, step: int) -> int:
+        """Side in pixels of a step's pictures."""
+        if self.draws:
+            sides, weights = zip(*self.draws, strict=True)
+            return random.Random(f"side/{self.seed}/{step}").choices(sides, weights)[0]
+        return self.phases[self._phase(step)][1] if self.phases else self.full_side
+
+    def strength(self, step: int) -> float:
+        """Strength of a step's augmentation, in (0, 1].
+
+        A small picture shows less, and is altered less: in progressive training the strength rises with the side
+        (Tan & Le 2021, "EfficientNetV2", section 4, found that to be what keeps the accuracy), here in proportion.
+        """
+        return min(1.0, self.side(step) / self.full_side) if self.phases else 1.0
+
+    def _phase(self, step: int) -> int:
+        return bisect.bisect_right(self.phases, step, key=lambda phase: phase[0]) - 1
+
+    # --- learning rate ---
+
+    def rate(self, step: int) -> float:
+        """Factor to a step's learning rate, in (0, 1].
+
+        - √(B / largest B) where the batch is smaller than it will be: for adaptive optimizers the rate goes with the
+          square root of the batch (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
+          Algorithms").
+        - After a change of side a linear rise from 0.1 to 1 over 5 % of the phase, 20 steps at most: the statistics of
+          batch norm and of activations shift with the side, and the optimizer's moments are those of another one.
+        """
+        factor = math.sqrt(self.batch_schedule.wanted(step) / self.batch_schedule.largest)
+        phase = self._phase(step)
+        if phase > 0:
+            first = self.phases[phase][0]
+            end = self.phases[phase + 1][0] if phase + 1 < len(self.phases) else self.total_steps
+            rise = min(REWARM_STEPS, math.floor((end - first) * REWARM_SHARE))
+            if step < first + rise:
+                factor *= REWARM_FROM + (1 - REWARM_FROM) * (step - first) / rise
+        return factor
