@@ -100,7 +100,8 @@ def test_attention_runs_and_all_kinds_agree(tmp_path: Path) -> None:
             assert 0 < cells[kind]["gradient_difference"] < 1e-5
         matrix = 4 * 2 * int(tokens) ** 2 * 4 / 2**20  # batch × heads × tokens² × bytes
         kept = {kind: cell["kept_mb_per_layer"] for kind, cell in cells.items()}
-        assert kept["eager"] == pytest.approx(kept["sliced"] + matrix, abs=0.25 * matrix + 0.01)
+        # Less than the matrix by what the slices keep to be computed again, and rounded to 0.01.
+        assert 0.4 * matrix - 0.01 <= kept["eager"] - kept["sliced"] <= matrix + 0.01
         assert cells["sliced"]["slice_size"] == 8
         assert all(cell["seconds_per_layer"] > 0 and cell["passes_timed"] >= 1 for cell in cells.values())
 
