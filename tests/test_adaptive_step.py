@@ -448,6 +448,27 @@ def test_graphs_that_are_kept_go_first_and_come_back() -> None:
     assert_same_run(run, Run().train(3))
 
 
+def test_small_pictures_go_in_larger_chunks_until_that_is_too_much() -> None:
+    run = Run(chunk=2)
+    run.step.enlarge(4)
+    assert run.plain.chunk_of(16) == 8 and run.plain.chunk_of(6) == 6
+    run.plain.limit = 4
+    run.train(1)
+    assert run.moves == [(1, 8, 2)] and "no larger chunks for small pictures" in run.changes[0][3]
+    run.step.enlarge(4)
+    assert run.plain.chunk_of(16) == 2
+    again = Run(chunk=2)
+    again.step.load_state(run.step.get_state())
+    again.step.enlarge(4)
+    assert again.plain.chunk_of(16) == 2
+    whole = Run()  # that goes through whole has nothing to enlarge
+    whole.step.enlarge(4)
+    whole.plain.limit = 8
+    whole.train(1)
+    assert whole.moves == [(1, 16, 8)]
+    assert_same_run(run, Run().train(1))
+
+
 def test_a_batch_that_fits_anyway_is_no_try() -> None:
     run = Run(patience=2)
     run.plain.limit = 8

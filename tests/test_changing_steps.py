@@ -84,3 +84,18 @@ def test_the_rate_follows_batch_and_side(tiny_data, tmp_path):
     expected = [(0.5**0.5 if step < 10 else 1) for step in range(len(seen))]
     expected[first : first + 2] = [factor * rise for factor, rise in zip(expected[first:], rises, strict=False)]
     assert [rate / 1e-4 for _, _, rate in seen] == pytest.approx(expected)
+
+
+def test_chunks_of_small_pictures_are_larger(tiny_data, tmp_path):
+    trainer = make_trainer(
+        tiny_data.pairs(), tmp_path, mini_batch_size=1, num_epochs=3, resolution_schedule={0: 16, 0.5: 32}
+    )
+    chunks, inner = [], trainer.adaptive.step
+
+    def watch(batch):
+        chunks.append((batch["pixels"].shape[-1], inner.chunk_of(len(batch["rows"]))))
+        return inner(batch)
+
+    trainer.adaptive._attempt = lambda batch: (watch(batch), "")
+    trainer.train()
+    assert set(chunks) == {(16, 4), (32, 1)}

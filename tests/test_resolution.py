@@ -404,7 +404,8 @@ def test_what_is_saved_needs_no_interpolation_and_gives_the_original_back(kind: 
     assert pixels.shape[-2:] == (side, side)
     assert plain.config.vision_config.image_size == side
     fresh = load_encoder(ModelSettings(model_name=str(folder)))  # and this package reads it as any other model
-    assert fresh.native_resolution == side and fresh.positions is not None and fresh.positions.size == (side, side)
+    assert fresh.native_resolution == side and fresh.positions is not None
+    assert fresh.positions.size == (32, 32) and torch.equal(fresh.positions.parameter, original)
     with torch.no_grad():
         here = encoder.encode_image(pixels)
         torch.testing.assert_close(plain.get_image_features(pixel_values=pixels).pooler_output, here, rtol=0, atol=1e-6)
@@ -415,6 +416,26 @@ def test_what_is_saved_needs_no_interpolation_and_gives_the_original_back(kind: 
     encoder.load_weights(folder)
     assert torch.equal(encoder.positions.parameter, original)
     assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "vit"])
+def test_a_second_resize_starts_from_the_first_table(kind: str, tmp_path: Path) -> None:
+    """32 → 16 → saved, loaded → 64: what 32 → 64 gives, not what is left after 16. Back at 32 it is the first."""
+    encoder = loaded(kind, tmp_path)
+    encoder.processor.set_resolution(16)
+    encoder.save(tmp_path / "small")
+    fresh = load_encoder(ModelSettings(model_name=str(tmp_path / "small")))
+    for side in (64, 32, 16):
+        pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side))
+        with torch.no_grad():
+            torch.testing.assert_close(fresh.encode_image(pixels), encoder.encode_image(pixels), rtol=0, atol=1e-6)
+        fresh.processor.set_resolution(side)
+        fresh.save(tmp_path / f"again{side}")
+        plain = AutoModel.from_pretrained(tmp_path / f"again{side}").eval()
+        assert plain.config.vision_config.image_size == side
+        with torch.no_grad():
+            again = plain.get_image_features(pixel_values=pixels).pooler_output
+            torch.testing.assert_close(again, encoder.encode_image(pixels), rtol=0, atol=1e-6)
 
 
 def test_a_model_saved_at_its_own_side_has_nothing_beside_it(tmp_path: Path) -> None:

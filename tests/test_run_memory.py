@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from conftest import TinyData
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.devices.memory import GB
 from domainclip.errors import MemoryConstraintError
-from domainclip.models import DualEncoder, load_encoder
+from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.training import Trainer, run_memory
 from domainclip.training.memory_trace import LiveBytes
 from domainclip.training.run_memory import MARGIN
@@ -188,3 +190,33 @@ def test_a_resumed_run_keeps_its_chunk(tiny_data: TinyData, tmp_path: Path, monk
     second.train(resume=True)
     assert second.adaptive.step.chunk == 2
     assert second.memory.forecast == first.memory.forecast
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_that_runs_out_of_memory_now_and_then_is_the_run_that_never_did(
+    seed: int, tiny_data: TinyData, tmp_path: Path
+) -> None:
+    """In float64 and without dropout, through the whole loop: every step once, the same weights."""
+    plain = make_trainer(tiny_data.pairs(), tmp_path / "plain", encoder=make_tiny_clip().double(), num_epochs=4)
+    plain.train()
+    trainer = make_trainer(tiny_data.pairs(), tmp_path / "out", encoder=make_tiny_clip().double(), num_epochs=4)
+    trainer.adaptive.patience = 3
+    chance, failures = random.Random(seed), []
+
+    def failing(encode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*inputs: torch.Tensor) -> torch.Tensor:
+            if trainer.state.step and len(inputs[0]) > 1 and chance.random() < 0.3:
+                failures.append(trainer.state.step)
+                raise RuntimeError("MPS backend out of memory (MPS allocated: 17.11 GB)")
+            return encode(*inputs)
+
+        return call
+
+    inner = trainer.adaptive.step
+    inner.encode_image, inner.encode_text = failing(inner.encode_image), failing(inner.encode_text)
+    result = trainer.train()
+    assert len(failures) > 2
+    assert result.steps == plain.state.step == 12
+    assert result.memory["changes"] and any("out of memory" in warning for warning in result.warnings)
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(trainer)[name], value, rtol=0, atol=1e-9)

@@ -19,6 +19,7 @@ from domainclip.devices.precision import choose_precision
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, make_tiny_clip
 from domainclip.training import Trainer, Validation
+from domainclip.training.distributed import ProcessGroup
 
 DEFAULTS: dict[str, Any] = {
     "model_name": "tiny", "loss_type": "multi_positive", "batch_size": 6, "num_epochs": 2, "learning_rate": 1e-3,
@@ -34,6 +35,7 @@ def make_trainer(
     encoder: DualEncoder | None = None,
     loss: torch.nn.Module | None = None,
     validate: Callable[[], Validation] | None = None,
+    processes: ProcessGroup | None = None,
     **values: Any,
 ) -> Trainer:
     """18 rows in batches of 6: three steps an epoch, six in all. Dropout and augmentation are on."""
@@ -43,10 +45,11 @@ def make_trainer(
     dataset = CLIPDataset(pairs, encoder.processor, config, transform)
     batch = (config.batch_size or 6) * config.gradient_accumulation_steps
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + (processes.rank if processes else 0))
     return Trainer(
         encoder, loss or build_loss(config), create_training_loader(dataset, config, batch), transform.spec, config,
         torch.device("cpu"), choose_precision("cpu", "fp32"), folder, validate, Console(quiet=True),
+        processes=processes,
     )  # fmt: skip
 
 

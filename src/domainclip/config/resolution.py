@@ -142,7 +142,7 @@ def choose_resolution(
     if broken is not None:
         reason = f"the largest side below {wanted} that keeps the limits: at {broken[0]}, {broken[1]}"
     if kept:
-        reason += f"; at {side}, {' and '.join(kept)}"
+        reason += f"; at {side}, {', and '.join(kept)}"
     return ResolutionDecision(side, reason)
 
 

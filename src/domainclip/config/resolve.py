@@ -53,6 +53,7 @@ class DataFacts:
     names_sides: bool  # some caption says left or right
     cores: int
     names_heights: bool = False  # some caption says upper, lower, top or bottom
+    processes: int = 1  # that one batch is spread over
 
 
 def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) -> tuple[FrozenConfig, list[Decision]]:
@@ -81,7 +82,7 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
         resolve_batch_schedule(values, data.train_rows, set_keys, decide)
     else:
         _resolve_batch(values, data, set_keys, decide)
-    _resolve_batch_norm(values, model, set_keys, decide)
+    _resolve_batch_norm(values, model, data.processes, set_keys, decide)
     _resolve_objective(values, model, data, given, decide)
     _resolve_adapters(values, model)
     _resolve_rates(values, model, set_keys, given, decide)
@@ -145,11 +146,13 @@ def _resolve_batch(values: dict[str, Any], data: DataFacts, set_keys: set[str], 
     decide("batch_size", max(1, size // parts), reason + (f"; in {parts} steps" if parts > 1 else ""))
 
 
-def _resolve_batch_norm(values: dict[str, Any], model: ModelFacts, set_keys: set[str], decide: Any) -> None:
+def _resolve_batch_norm(
+    values: dict[str, Any], model: ModelFacts, processes: int, set_keys: set[str], decide: Any
+) -> None:
     """One policy: statistics of the batch wherever the contrastive batch goes through the tower whole.
 
     They follow the domain while the weights do (docs/log.md: .74 against .02 after one epoch on pollen). In chunks
-    a picture's embedding would depend on its chunk, and a replayed chunk would count twice.
+    a picture's embedding would depend on its chunk, and a replayed chunk would count twice. So it would on its process.
     """
     if model.image_tower_kind != "convolutional":
         values["freeze_batch_norm"] = True  # there is none, and nothing to decide
@@ -157,6 +160,14 @@ def _resolve_batch_norm(values: dict[str, Any], model: ModelFacts, set_keys: set
     whole = values["gradient_accumulation_steps"] == 1 and (
         values["mini_batch_size"] is None or values["mini_batch_size"] >= values["batch_size"]
     )
+    if processes > 1:
+        if "freeze_batch_norm" in set_keys and not values["freeze_batch_norm"]:
+            raise ConfigurationError(
+                f"freeze_batch_norm=false does not go with {processes} processes: each would take the statistics "
+                "of its own part of the batch. Leave the key out, or train in one process"
+            )
+        decide("freeze_batch_norm", True, f"the batch is spread over {processes} processes")
+        return
     if "freeze_batch_norm" not in set_keys:
         reason = (
             "the batch goes through whole: its statistics follow the domain" if whole else "the batch goes in chunks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,13 @@ class _RawView(Dataset):
             return RawItem(row, self.dataset.text_number(key), None, str(error))
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and torchrun's SIGTERM go to a whole process group: a reader that died of one would spoil the step that is
+    to be finished and saved. In a group of its own it is left alone, and still ends with the process it reads for."""
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
+
+
 def create_training_loader(
     dataset: CLIPDataset, config: CLIPFinetuningConfig, batch_size: int, pad_to_multiple: int = 1
 ) -> DataLoader:
@@ -132,6 +140,7 @@ def create_training_loader(
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         prefetch_factor=2 if config.num_workers else None,
+        worker_init_fn=_leave_signals_to_the_trainer,
         # A loader without one draws from the global generator at every epoch, which a resumed run would repeat.
         generator=torch.Generator().manual_seed(config.seed),
     )

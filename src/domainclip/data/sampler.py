@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class EpochBatchSampler:
         self.neighbours: np.ndarray | None = None
         self.epoch = 0
         self.skip = 0
+        self.share: Callable[[int], slice] | None = None
+        """Which rows of a batch, of so many, are this process' where several read one batch; None: all."""
 
     def set_position(self, epoch: int, skip: int = 0) -> None:
         self.epoch, self.skip = epoch, skip
@@ -112,6 +114,8 @@ class EpochBatchSampler:
         return (self._keys(epoch, step, rows) for step, rows in zip(steps, batches, strict=True) if step >= skip)
 
     def _keys(self, epoch: int, step: int, rows: list[int]) -> list[tuple[int, int]] | list[ViewKey]:
+        if self.share is not None:
+            rows = rows[self.share(len(rows))]
         if self.plan:
             side, strength = self.plan.side(step), self.plan.strength(step)
             if side != self.plan.full_side or strength != 1:

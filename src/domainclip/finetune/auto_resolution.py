@@ -34,7 +34,7 @@ HEADERS = 2000
 """Pictures whose size is read: their 95th percentile lies between the 94th and 96th of all (two standard errors)."""
 
 CHUNK = 8
-"""Pairs in a tower at once that must fit, and that are timed. Where fewer do, a smaller side is the better way out."""
+"""Pairs in a tower at once that must fit, and that are timed; as ``memory_plan.EFFICIENT_CHUNK``."""
 
 TIMED = 3
 

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig, Decision, FrozenConfig, contrastive_batch, resolve
@@ -25,23 +24,24 @@ from domainclip.data.transforms import ImageTransform
 from domainclip.devices import DeviceManager, MemoryManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
 from domainclip.embedding import EmbeddingEngine
-from domainclip.errors import CheckpointError, ConfigurationError, DataError, ModelNotInitializedError
+from domainclip.errors import ConfigurationError, DataError, ModelNotInitializedError
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
-from domainclip.files import replaced_directory
 from domainclip.finetune.attention import apply_attention
 from domainclip.finetune.auto_resolution import AutoResolution
 from domainclip.finetune.counted_step import batch_that_fits
 from domainclip.finetune.facts import data_facts, model_facts
 from domainclip.finetune.look_alikes import look_alike_finder
 from domainclip.finetune.plugins import load_plugins
+from domainclip.finetune.write_model import write_model
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.lora import require_peft
 from domainclip.similarity import BilinearSimilarity, make_similarity
-from domainclip.training import Trainer, TrainingResult, Validation
-from domainclip.training.checkpoint import recover_directory
+from domainclip.training import Trainer, Validation
+from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optimizer_choice import check_optimizer
+from domainclip.training.results import summary_of
 from domainclip.training.views import view_sides
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,18 @@ class CLIPFinetuningController:
 
     ``model`` (a ``DualEncoder``) and ``processor`` are None before ``setup()``; encoding then raises
     ``ModelNotInitializedError`` (a ``RuntimeError``).
+
+    ``processes``: this one is among several (``torchrun``) that train together. All of them must call ``fine_tune``;
+    the first alone judges and writes.
     """
 
-    def __init__(self, config: CLIPFinetuningConfig | None = None, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        config: CLIPFinetuningConfig | None = None,
+        console: Console | None = None,
+        processes: ProcessGroup | OneProcess | None = None,
+    ) -> None:
+        self.processes = processes or OneProcess()
         self.config = config or CLIPFinetuningConfig()
         self.console = console or Console(stderr=True)
         self.model: DualEncoder | None = None
@@ -174,8 +183,10 @@ class CLIPFinetuningController:
         assert self.precision is not None
         where = (self.device, self.precision)
         config, chosen = self._auto_resolution.settle(self.config, encoder, train_pairs, *where, resume_from)
-        self.recipe, self.decisions = resolve(config, model_facts(encoder), data_facts(train_pairs))
-        self.decisions[:0] = chosen
+        facts = data_facts(train_pairs, self.processes.world_size)
+        recipe, decisions = resolve(config, model_facts(encoder), facts)
+        # What was measured may have come out differently in another process: the first one's choices hold.
+        self.recipe, self.decisions = self.processes.broadcast_object((recipe, chosen + decisions))
         by_label = self.recipe.positives == "label"
         if len({(by_label and pair.label) or pair.caption for pair in train_pairs}) == 1:
             raise DataError(
@@ -239,10 +250,11 @@ class CLIPFinetuningController:
             fast = self.engine(autocast=lambda: precision.autocast(device))
             fast.text_map = judge.text_map
             look_alikes = look_alike_finder(data, recipe, fast)
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed + self.processes.rank)  # their own dropout
         trainer = Trainer(
             encoder, loss, loader, data.image_transform.spec, recipe, self.device, self.precision, folder, validate,
             self.console, look_alikes, may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
+            processes=self.processes,
         )  # fmt: skip
         self._status = "training"
         try:
@@ -260,18 +272,10 @@ class CLIPFinetuningController:
                 loss.load_state_dict(torch.load(folder / "best" / "loss.pt", map_location=self.device))
         if metric is not None:  # from here on the plain cosine says what the learned metric said
             encoder.absorb_text_map(metric.weight)
-        recover_directory(folder / "model")
-        try:
-            with replaced_directory(folder / "model") as temporary:
-                encoder.save(temporary)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"The trained model could not be written to {folder / 'model'}: {error}. Its last checkpoint is in "
-                f"{folder / 'checkpoints'}: free some space and resume"
-            ) from error
+        self.processes.on_first(lambda: write_model(encoder, folder))
         encoder.eval()
         self._status = "trained"
-        return _summary(result, folder / "model")
+        return summary_of(result, folder / "model")
 
     def _apply_recipe(self, encoder: DualEncoder, recipe: FrozenConfig) -> None:
         encoder.remove_adapters()  # of a run that did not end
@@ -329,22 +333,3 @@ class CLIPFinetuningController:
         if unknown:
             raise ConfigurationError(f"Invalid metric {unknown[0]!r}: these rows give {', '.join(sorted(metrics))}")
         return {name: metrics[name] for name in domain_metrics}
-
-
-def _summary(result: TrainingResult, model_path: Path) -> dict[str, Any]:
-    return {
-        "train_loss": result.train_loss,
-        "final_loss": result.final_loss,
-        "training_time": result.training_time,
-        "steps": result.steps,
-        "epochs": result.epochs,
-        "samples_per_second": result.samples_per_second,
-        "peak_memory_mb": result.peak_memory_mb,
-        "best": result.best,
-        "stopped_early": result.stopped_early,
-        "warnings": result.warnings,
-        "bad_pictures": result.bad_pictures,
-        "resumed_from": result.resumed_from,
-        "model_path": str(model_path),
-        "memory": result.memory,
-    }

@@ -28,7 +28,7 @@ def model_facts(encoder: DualEncoder) -> ModelFacts:
     )
 
 
-def data_facts(pairs: Sequence[ImageTextPair]) -> DataFacts:
+def data_facts(pairs: Sequence[ImageTextPair], processes: int = 1) -> DataFacts:
     captions = Counter(" ".join(pair.caption.split()) for pair in pairs)
     repeated = sum(count for count in captions.values() if count > 1)
     labels = [pair.label for pair in pairs if pair.label is not None]
@@ -39,5 +39,6 @@ def data_facts(pairs: Sequence[ImageTextPair]) -> DataFacts:
         classes=len(set(labels)),
         names_sides=any(_SIDES.search(caption) for caption in captions),
         names_heights=any(_HEIGHTS.search(caption) for caption in captions),
-        cores=os.cpu_count() or 1,
+        cores=max(1, (os.cpu_count() or 1) // processes),
+        processes=processes,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import shutil
 import sys
@@ -15,12 +16,12 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.images import read_image
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.splits import DataSplits, load_splits
+from domainclip.devices import DeviceManager
 from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import ConfigurationError, DataError, PictureError
 from domainclip.evaluation.evaluators import EvaluationResult
@@ -31,8 +32,9 @@ from domainclip.finetune.align.report import remove_report
 from domainclip.finetune.align.run import BEFORE_FILE, RunAlignment
 from domainclip.finetune.calibrate import RememberedPictures, calibrate
 from domainclip.finetune.controller import CLIPFinetuningController
+from domainclip.finetune.run_report import before_after_table, report_content
 from domainclip.training.checkpoint import CheckpointStore
-from domainclip.training.metrics_log import read_metrics
+from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
 
 _PARTS = (
     "recipe.yaml", "run.json", "before.json", BEFORE_FILE, "metrics.jsonl", "memory.json", "checkpoints", "best",
@@ -154,19 +156,54 @@ def run_training(
 ) -> RunOutcome:
     """Everything ``domainclip train`` does. The folder ``config.output_dir`` then holds what repeats the run.
 
+    Started by ``torchrun`` in several processes, these train together, and the first of them does all the rest; the
+    outcome of the others has an empty report.
+
     Raises the package's errors for bad input before work starts; ``Interrupted`` after SIGINT or SIGTERM.
     """
     console = console or Console(stderr=True)
+    if world_size() == 1:
+        return _run(config, resume, overwrite, console, splits, None)
+    claim_local_gpu()
+    processes = ProcessGroup.from_environment(DeviceManager(config.use_mps, config.device).device)
+    assert processes is not None
+    with processes:
+        if processes.is_first:
+            return _run(config, resume, overwrite, console, splits, processes)
+        return _run_beside_the_first(config, resume, splits, processes)
+
+
+def _run_beside_the_first(
+    config: CLIPFinetuningConfig, resume: bool, splits: DataSplits | None, processes: ProcessGroup
+) -> RunOutcome:
+    """What a process does that lends the first one its device: it trains, and is silent."""
+    logging.getLogger("domainclip").setLevel(logging.ERROR)
+    if splits is None:
+        splits = load_splits(config.data_path, **splits_of(config))
+    controller = CLIPFinetuningController(config, Console(quiet=True), processes)
+    controller.setup()
+    controller.prepare(splits.train)
+    validates: bool = processes.broadcast_object(None)  # once the first has looked at everything
+    controller.fine_tune(splits.train, splits.val if validates else None, config.output_dir, resume=resume)
+    return RunOutcome(Path(config.output_dir), {})
+
+
+def _run(
+    config: CLIPFinetuningConfig, resume: bool, overwrite: bool, console: Console, splits: DataSplits | None,
+    processes: ProcessGroup | None,
+) -> RunOutcome:  # fmt: skip
     folder = Path(config.output_dir)
     started = time.monotonic()
     if splits is None:
         splits = load_splits(config.data_path, **splits_of(config))
     _require_pictures(splits.train, config.max_image_pixels)
     claim_folder(folder, resume, overwrite)
-    controller = CLIPFinetuningController(config, console)
+    controller = CLIPFinetuningController(config, console, processes)
     controller.setup()
     assert controller.device_manager is not None and controller.precision is not None
     console.print(f"Device: {controller.device_manager.device} ({controller.device_manager.reason})")
+    if processes is not None:
+        console.print(f"Processes: {processes.world_size}, each with its part of every batch")
     console.print(f"Precision: {controller.precision.name} ({controller.precision.reason})")
     for note in splits.notes:
         console.print(f"Data: {note}", markup=False)
@@ -200,6 +237,8 @@ def run_training(
     if alignment is not None:
         alignment.remember_before(untrained, going_on)
     del untrained
+    if processes is not None:
+        processes.broadcast_object(bool(len(val)))
     result = controller.fine_tune(splits.train, val if len(val) else None, folder, resume=resume, engine=engine)
     set_aside += [
         {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()
@@ -209,7 +248,7 @@ def run_training(
     embed = RememberedPictures(engine)
     after = controller.evaluator(judged).evaluate(embed) if len(judged) else None
     calibration = calibrate(controller, val, test, embed, folder)
-    run = _report_content(controller, splits, judged_name, before, after, result, set_aside, folder, started)
+    run = report_content(controller, splits, judged_name, before, after, result, set_aside, folder, started)
     run["decisions"] = decisions
     run["calibration"] = calibration
     run["warnings"] += undrawn
@@ -222,7 +261,7 @@ def run_training(
         alignment.write(embed, of_split, recipe.retrieval_top_k)
         console.print(f"Alignment: {alignment.folder / 'report.md'}", markup=False)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    console.print(_before_after_table(report, judged_name))
+    console.print(before_after_table(report, judged_name))
     console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
     return RunOutcome(folder, report)
 
@@ -257,71 +296,3 @@ def _alignment(
 def _seen_from(folder: Path, path: Path) -> Path:
     """``path`` as a link in a file of ``folder``: relative where it lies inside, so that the folder may move."""
     return path.relative_to(folder) if path.is_relative_to(folder) else path.resolve()
-
-
-def _report_content(
-    controller: CLIPFinetuningController, splits: DataSplits, judged: str, before: EvaluationResult | None,
-    after: EvaluationResult | None, result: dict[str, Any], set_aside: list[dict], folder: Path, started: float,
-) -> dict[str, Any]:  # fmt: skip
-    config, recipe = controller.config, controller.recipe
-    assert recipe is not None and controller.device_manager is not None and controller.precision is not None
-    warnings = list(result["warnings"])
-    if judged == "val":
-        warnings.append(
-            "There is no test split: before and after are of the validation split that chose the checkpoint"
-        )
-    if set_aside:
-        warnings.append(
-            f"{len(set_aside)} pictures or rows were set aside (set_aside.json), first: {set_aside[0]['reason']}"
-        )
-    best = result["best"]
-    fixed = controller.processor is not None and controller.processor.text_padding == "fixed"
-    name = (
-        config.model_name if not config.vision_model_name else f"{config.vision_model_name} + {config.text_model_name}"
-    )
-    return {
-        "before": before,
-        "after": after,
-        "judged_on": judged,
-        "validation": best["all"] if best else {},
-        "training": {
-            "train_loss": result["train_loss"], "final_loss": result["final_loss"], "steps": result["steps"],
-            "epochs": result["epochs"], "training_time_s": result["training_time"],
-            "run_time_s": time.monotonic() - started, "samples_per_s": result["samples_per_second"],
-            **_memory_told(result), "best_step": best["step"] if best else None,
-            "stopped_early": result["stopped_early"], "resumed_from": result["resumed_from"],
-        },
-        "history": read_metrics(folder / "metrics.jsonl"),
-        "data": {
-            "counts": {"train": len(splits.train), "validation": len(splits.val), "test": len(splits.test)},
-            "notes": splits.notes,
-        },
-        "device": f"{controller.device_manager.name}, {controller.precision.name}",
-        "domain": config.domain,
-        "base_model": name,
-        "checkpoint": str(folder / "model"),
-        "text_padding": "max_length" if fixed else None,
-        "warnings": warnings,
-        "next": [f"domainclip evaluate --model {folder / 'model'} --data YOUR_DATA"],
-    }  # fmt: skip
-
-
-def _memory_told(result: dict[str, Any]) -> dict[str, Any]:
-    memory = result["memory"]
-    told = {"peak_memory_mb": memory["measured_peak_mb"]}
-    if "predicted_mb" in memory:
-        told["predicted_memory_mb"] = memory["predicted_mb"]
-        told["pairs_at_once"] = memory["chunk_at_the_end"] or memory["batch"]
-    return told
-
-
-def _before_after_table(report: dict[str, Any], judged: str) -> Table:
-    table = Table(title=f"Before and after, {judged} split")
-    for column, justify in (("metric", "left"), ("before", "right"), ("after", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    shown = ("acc1", "acc5", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR")
-    for name in shown:
-        if report["after"].get(name) is not None:
-            before = report["before"].get(name)
-            table.add_row(name, "" if before is None else f"{before:.3f}", f"{report['after'][name]:.3f}")
-    return table

@@ -142,11 +142,10 @@ class DualEncoder(nn.Module):
         options = {}
         size = tuple(pixel_values.shape[-2:])
         own = self.positions.size if self.positions is not None else (self.native_resolution, self.native_resolution)
-        if size != own:
-            if problem := self.side_rule.problem(*size):
-                raise ConfigurationError(f"Pictures of {size[0]} × {size[1]} pixels do not fit: {problem}")
-            if self.positions is not None and self.positions.asks:
-                options["interpolate_pos_encoding"] = True
+        if size != own and (problem := self.side_rule.problem(*size)):
+            raise ConfigurationError(f"Pictures of {size[0]} × {size[1]} pixels do not fit: {problem}")
+        if self.positions is not None and self.positions.asks and (size != own or self.positions.restored):
+            options["interpolate_pos_encoding"] = True
         output = self.model.get_image_features(pixel_values=pixel_values, **options)
         return output.pooler_output
 

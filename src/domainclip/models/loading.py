@@ -181,4 +181,7 @@ def load_encoder(settings: ModelSettings) -> DualEncoder:
         model = load_part("model", AutoModel, name, dtype=torch.float32)
         check_usable(model, name)
         processor = _processor(name, config, name, name)
-    return DualEncoder(model, processor, name=name).eval()
+    encoder = DualEncoder(model, processor, name=name).eval()
+    if encoder.positions is not None:  # of a model that was trained at another side than its first
+        encoder.positions.restore_originals(Path(name), model.config.vision_config)
+    return encoder

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -78,6 +79,8 @@ class PositionEmbeddings:
         self.antialias = scheme.antialias
         self.grid = (self.size[0] // self.patch[0], self.size[1] // self.patch[1])
         self.prefix = self.table().shape[0] - self.grid[0] * self.grid[1]  # class token and the like
+        self.restored = False
+        """The tower's own idea of its size is that of the file, not of the table."""
         self._matrices: OrderedDict[tuple, Tensor] = OrderedDict()
         module.interpolate_pos_encoding = self._interpolate  # type: ignore[assignment]
 
@@ -156,7 +159,8 @@ class PositionEmbeddings:
         owner, name = self._owner()
         original, size = self.parameter, config.image_size
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"positions": original.detach().cpu().contiguous()}, folder / ORIGINAL_POSITIONS)
+        sides = {"image_size": ",".join(map(str, self.size))}
+        save_file({"positions": original.detach().cpu().contiguous()}, folder / ORIGINAL_POSITIONS, sides)
         with torch.no_grad():
             table = self.at_grid(side // self.patch[0], side // self.patch[1])
         setattr(owner, name, nn.Parameter(table.view(*original.shape[:-2], *table.shape).clone()))
@@ -166,6 +170,29 @@ class PositionEmbeddings:
         finally:
             setattr(owner, name, original)
             config.image_size = size
+
+    def restore_originals(self, folder: Path, config: Any) -> bool:
+        """Take back the table that ``saved_for`` left in the folder this tower was loaded from, so that another side is
+        resized from it and not from what was resized before; ``config`` (the tower's) then says its size. False where
+        there is none.
+        """
+        path = folder / ORIGINAL_POSITIONS
+        if not path.is_file():
+            return False
+        with safe_open(path, framework="pt") as content:
+            table = content.get_tensor("positions").to(self.parameter)
+            height, width = (int(side) for side in content.metadata()["image_size"].split(","))
+        owner, name = self._owner()
+        setattr(owner, name, nn.Parameter(table))
+        if isinstance(owner, nn.Embedding):
+            owner.num_embeddings = len(table)
+        if hasattr(self.module, "position_ids"):
+            self.module.position_ids = torch.arange(table.shape[-2], device=table.device)[None]
+        self.size = (height, width)
+        self.grid = (height // self.patch[0], width // self.patch[1])
+        config.image_size = height if height == width else [height, width]
+        self.restored = True
+        return True
 
     def originals_of(self, folder: Path) -> Tensor | None:
         """The original table that ``saved_for`` left in a folder; None where what was saved is the original."""

@@ -62,7 +62,8 @@ class AdaptiveStep:
     encoder's is the buffers of modules in training mode. Gradients must be None before each call
     (``optimizer.zero_grad(set_to_none=True)``).
 
-    Out of memory: first ``kept_chunks`` goes to 0, then the chunk is halved (rounded up) until it is 1. After
+    Out of memory: first ``kept_chunks`` goes to 0, then chunks are no longer ``enlarged``, then the chunk is halved
+    (rounded up) until it is 1. After
     ``patience`` steps that went well the former, larger setting is tried; when that fails, at once or later, the
     patience is doubled. All of it depends on the number of steps alone, never on a clock. ``on_change`` is told.
 
@@ -87,8 +88,15 @@ class AdaptiveStep:
         self._larger: list[tuple[int | None, int]] = []
         self._went_well = 0
         self._grown = False  # the present setting was given up once before
+        self._may_enlarge = True
+
+    def enlarge(self, factor: int) -> None:
+        """Let the next steps' chunks be so many times as large, unless that has been too much before."""
+        self.step.enlarged = factor if self._may_enlarge else 1
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.step.processes is not None:
+            return self._without_repeat(batch)
         if any(p.grad is not None for module in (self.encoder, self.loss) for p in module.parameters()):
             raise CLIPFinetuningError(
                 "There are gradients from before this batch, and a repeat would lose them: call "
@@ -105,6 +113,18 @@ class AdaptiveStep:
         self.steps += 1
         self._went_well += 1
         return output
+
+    def _without_repeat(self, batch: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.step(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = len(batch["pixels"]) if batch["pixels"] is not None else 0
+            raise MemoryConstraintError(
+                f"One of several processes ran out of memory on its {size} pairs ({error}), and the others would not "
+                f"wait for a repeat: set mini_batch_size below {self.step.chunk_of(size)}, or start more processes"
+            ) from error
 
     def _attempt(self, batch: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         # The error must be gone when this returns: its traceback holds every tensor of the failed attempt.
@@ -136,6 +156,11 @@ class AdaptiveStep:
                 f"which allows chunks, or a smaller batch_size (the batch is {size} now)"
             )
         drops_graphs = step.kept_chunks > 0 and old < size
+        if not drops_graphs and step.enlarged > 1:
+            self._may_enlarge, step.enlarged = False, 1
+            if (now := step.chunk_of(size)) < old:
+                self._report(old, now, f"out of memory ({reason}): no larger chunks for small pictures any more")
+                return
         if old == 1 and not drops_graphs:
             raise MemoryConstraintError(
                 f"A batch of {size} pairs does not fit into memory even one pair at a time ({reason}). Set "
@@ -166,6 +191,7 @@ class AdaptiveStep:
             "patience": self.patience,
             "went_well": self._went_well,
             "grown": self._grown,
+            "may_enlarge": self._may_enlarge,
             "steps": self.steps,
         }
 
@@ -173,7 +199,7 @@ class AdaptiveStep:
         self.step.chunk, self.step.kept_chunks = state["chunk"], state["kept_chunks"]
         self._larger = [(chunk, kept) for chunk, kept in state["larger"]]
         self.patience, self._went_well = state["patience"], state["went_well"]
-        self._grown, self.steps = state["grown"], state["steps"]
+        self._grown, self._may_enlarge, self.steps = state["grown"], state["may_enlarge"], state["steps"]
 
 
 class BeforeStep:

@@ -84,10 +84,12 @@ class ContrastiveStep:
         self.learning = frozenset(learning)
         self.processes = processes
         self.parameters = list(parameters)
+        self.enlarged = 1
+        """So many times ``chunk`` rows go through at once: for steps with pictures smaller than it was chosen for."""
 
     def chunk_of(self, size: int) -> int:
         """Rows of a batch of ``size`` that go through a tower at once, in [1, size]."""
-        return size if self.chunk is None else min(self.chunk, size)
+        return size if self.chunk is None else min(self.chunk * self.enlarged, size)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         size = len(batch["pixels"]) if batch["pixels"] is not None else 0

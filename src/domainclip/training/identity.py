@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from domainclip.data.dataset import CLIPDataset
+from domainclip.errors import ConfigurationError
 
 NEUTRAL_KEYS = {
     "output_dir", "num_workers", "image_cache_mb", "keep_checkpoints", "eval_batch_size", "visualization_output_dir",
@@ -39,3 +41,13 @@ def data_fingerprint(dataset: CLIPDataset) -> str:
     ]
     content = json.dumps([rows, dataset.texts], ensure_ascii=False)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def check_same_run(said: Sequence[tuple[str, str, int]]) -> None:
+    """Raises ``ConfigurationError`` unless all processes have named the same recipe, training rows and step."""
+    for number, what in enumerate(("recipes", "training rows", "checkpoints")):
+        if len({each[number] for each in said}) > 1:
+            raise ConfigurationError(
+                f"The {len(said)} processes have different {what}: start them with the same command, data and "
+                "output_dir, in a folder that all of them share"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -59,3 +60,23 @@ class RunState:
     def patience_spent(self, patience: int | None) -> bool:
         """Whether early stopping is due. Also true for a run resumed after it has stopped early."""
         return patience is not None and self.without_gain >= patience
+
+
+def summary_of(result: TrainingResult, model_path: Path) -> dict[str, Any]:
+    """The result in plain values, as ``fine_tune`` hands it to its caller."""
+    return {
+        "train_loss": result.train_loss,
+        "final_loss": result.final_loss,
+        "training_time": result.training_time,
+        "steps": result.steps,
+        "epochs": result.epochs,
+        "samples_per_second": result.samples_per_second,
+        "peak_memory_mb": result.peak_memory_mb,
+        "best": result.best,
+        "stopped_early": result.stopped_early,
+        "warnings": result.warnings,
+        "bad_pictures": result.bad_pictures,
+        "resumed_from": result.resumed_from,
+        "model_path": str(model_path),
+        "memory": result.memory,
+    }

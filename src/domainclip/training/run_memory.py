@@ -19,6 +19,7 @@ from domainclip.files import write_json
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.training.adaptive_step import BeforeStep, has_live_batch_norm, release_memory
+from domainclip.training.distributed import local_world_size
 from domainclip.training.gradcache import ContrastiveStep
 from domainclip.training.memory_model import StepMemory
 from domainclip.training.memory_monitor import MemoryMonitor, held_bytes
@@ -85,6 +86,8 @@ class RunMemory:
         if len(batch["pixels"]) < SIZES[-1] or len(batch["input_ids"]) < 1:
             return None
         available = int(float(read_memory(self.step.device)["available_gb"] or 0) * GB)
+        if self.step.device.type != "cuda":  # where each process has a GPU of its own
+            available //= local_world_size()
         held = held_bytes(self.step.device)
         fraction = self.settings.memory_fraction or MEMORY_FRACTION
         budget, ceiling = held + int(fraction * available), held + available

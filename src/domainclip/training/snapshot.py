@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def snapshot(trainer: Trainer) -> dict[str, Any]:
-    """Everything the next step depends on."""
+    """Everything the next step depends on. Each of several processes must ask: ``processes`` holds what each of them
+    alone knows."""
+    own = {
+        "random": random_state(trainer.device),
+        "memory": {"forecast": trainer.memory.get_state(), "step": trainer.adaptive.get_state()},
+    }
     neighbours = trainer.sampler.neighbours
     return {
         "digest": trainer.digest,
@@ -30,8 +35,7 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
         "scaler": trainer.scaler.state_dict(),
         "temperature": trainer.temperature.get_state() if trainer.temperature else None,
         "neighbours": None if neighbours is None else torch.from_numpy(neighbours),
-        "memory": {"forecast": trainer.memory.get_state(), "step": trainer.adaptive.get_state()},
-        "random": random_state(trainer.device),
+        "processes": trainer.processes.gather_objects(own),
     }
 
 
@@ -57,10 +61,14 @@ def restore(trainer: Trainer) -> int:
             f"The checkpoint in {trainer.store.folder} was trained on other rows (pictures, captions, groups or their "
             "order have changed since). Resume with the data of the run, or use another output_dir"
         )
-    recover_directory(trainer.folder / "best")
-    if content["memory"]["forecast"] is not None:  # it may have frozen batch norm
-        trainer.memory.adopt(content["memory"]["forecast"])
-    trainer.adaptive.load_state(content["memory"]["step"])
+    processes = trainer.processes
+    if processes.is_first:
+        recover_directory(trainer.folder / "best")
+    as_before = len(content["processes"]) == processes.world_size
+    own = content["processes"][processes.rank if as_before else 0]
+    if own["memory"]["forecast"] is not None:  # it may have frozen batch norm
+        trainer.memory.adopt(own["memory"]["forecast"])
+    trainer.adaptive.load_state(own["memory"]["step"])
     load_training_state(trainer.encoder, content["model"])
     trainer.loss.load_state_dict(content["loss"])
     trainer.optimizer.load_state_dict(content["optimizer"])
@@ -69,7 +77,14 @@ def restore(trainer: Trainer) -> int:
         trainer.temperature.load_state(content["temperature"])
     trainer.sampler.set_neighbours(content["neighbours"])
     trainer.state = RunState(**content["state"])
-    restore_random_state(content["random"], trainer.device)
+    if as_before:
+        restore_random_state(own["random"], trainer.device)
+    else:
+        torch.manual_seed(trainer.settings.seed + processes.rank + 1_000_003 * checkpoint.step)
+        trainer.warn(
+            f"The checkpoint is of a run in {len(content['processes'])} processes, this one has "
+            f"{processes.world_size}: dropout draws other numbers from here on, the batches stay the same"
+        )
     for problem in problems:
         trainer.warn(f"{problem}; used {checkpoint.path.name} instead")
     trainer.console.print(f"Resumed at step {checkpoint.step} of {trainer.total_steps}")

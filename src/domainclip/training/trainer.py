@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,15 +19,16 @@ from domainclip.config import TrainingSettings
 from domainclip.data.batches import EpochBatchSampler, PrefetchDataLoader
 from domainclip.data.image_spec import ImageSpec
 from domainclip.devices.precision import PrecisionDecision
-from domainclip.errors import CheckpointError, DataError, Interrupted, ShapeError, TrainingDivergedError
-from domainclip.files import replaced_directory, write_json
+from domainclip.errors import CheckpointError, DataError, Interrupted
 from domainclip.losses import TemperatureScheduler, call_objective
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from domainclip.training.adaptive_step import AdaptiveStep
 from domainclip.training.checkpoint import CheckpointStore
+from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.gradcache import ContrastiveStep
 from domainclip.training.guards import CollapseGuard, check_finite
-from domainclip.training.identity import data_fingerprint, recipe_digest
+from domainclip.training.identity import check_same_run, data_fingerprint, recipe_digest
+from domainclip.training.judging import judge
 from domainclip.training.metrics_log import MetricsLog, peak_memory_mb, told_numbers
 from domainclip.training.optimizer import build_optimizer, rate_factor, set_rates
 from domainclip.training.results import RunState, TrainingResult, Validation
@@ -45,7 +45,8 @@ class Trainer:
 
     ``validate``: a callable that judges the present weights, or None. ``look_alikes``: a callable that finds for each
     training row those hardest to tell from it (``[rows, k]``), asked between epochs, or None. ``folder`` gets
-    ``metrics.jsonl``, ``checkpoints/`` and ``best/`` (the best weights, in ``transformers``' layout).
+    ``metrics.jsonl``, ``checkpoints/`` and ``best/`` (the best weights, in ``transformers``' layout). ``processes``:
+    several train together, each on its rows of every batch; the first alone judges and writes, all go the same way.
     """
 
     def __init__(
@@ -62,11 +63,14 @@ class Trainer:
         console: Console | None = None,
         look_alikes: Callable[[], Tensor] | None = None,
         may_freeze_batch_norm: bool = False,
+        processes: ProcessGroup | OneProcess | None = None,
     ) -> None:
         self.encoder, self.loss = encoder, loss
         self.look_alikes = look_alikes
+        self.processes = processes or OneProcess()
         self.loader = PrefetchDataLoader(loader, device)
         self.sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
+        self.sampler.share = self.processes.share
         self.settings, self.device, self.precision = settings, device, precision
         self.folder, self.validate = folder, validate
         self.console = console or Console(stderr=True)
@@ -89,6 +93,7 @@ class Trainer:
             PictureViews(encoder, spec, getattr(loss, "resolution_scales", None)), encoder.encode_text, self._contrast,
             lambda: precision.autocast(device), device, chunk=self._chunk(), backward_scale=self.scaler.scale,
             learning={tower for tower, _, p in encoder.named_tower_parameters() if p.requires_grad},
+            processes=processes if isinstance(processes, ProcessGroup) else None, parameters=self.parameters,
         )  # fmt: skip
         self.adaptive = AdaptiveStep(step, encoder, loss, self._chunk_changed)
         self.step_fn: Callable[[dict[str, Any]], dict[str, Any]] = self.adaptive
@@ -96,6 +101,12 @@ class Trainer:
             encoder, loss, step, settings, folder, self.plan.sides[-1], may_freeze_batch_norm,
             loader.dataset.dataset.cache_bytes_to_come,  # type: ignore[attr-defined]
         )  # fmt: skip
+
+    def _pairs(self, batch: dict[str, Any]) -> int:
+        """Pairs of the contrastive batch, over all processes."""
+        if "pairs" not in batch:
+            batch["pairs"] = self.processes.total(len(batch["rows"]))
+        return batch["pairs"]
 
     def _chunk(self) -> int | None:
         settings = self.settings
@@ -107,7 +118,8 @@ class Trainer:
         """Set the chunk before the run's first step; a resumed run goes on with the one it had."""
         if self.memory.forecast is None and len(batch["rows"]) > 1:
             batches = self.plan.batch_schedule
-            forecast = self.memory.fit(batch, min(batches.largest, batches.rows))
+            largest = min(batches.largest, batches.rows)
+            forecast = self.memory.fit(batch, -(-largest // self.processes.world_size))
             if forecast is not None and forecast.chunk is not None:
                 self.console.print(f"Memory: {forecast.reason}", highlight=False, markup=False)
 
@@ -132,8 +144,10 @@ class Trainer:
         ``CheckpointError`` (nothing usable to resume from), ``DataError`` (no batch had two readable pictures).
         """
         resumed_from = restore(self) if resume else 0
+        check_same_run(self.processes.gather_objects((self.digest, self.fingerprint, self.state.step)))
+        self.processes.broadcast_state(self.encoder, self.loss)  # new layers are random
         state, settings = self.state, self.settings
-        metrics = MetricsLog(self.folder / "metrics.jsonl", state.step)
+        metrics = MetricsLog(self.folder / "metrics.jsonl", state.step) if self.processes.is_first else None
         guard = CollapseGuard(
             settings.warmup_steps,
             None if self.encoder.is_siglip else float(torch.tensor(MAX_LOGIT_SCALE).exp()),
@@ -147,14 +161,14 @@ class Trainer:
         ):  # fmt: skip
             while state.step < self.total_steps and not stopped_early:
                 if self.look_alikes and state.epoch and not state.batch:
-                    self.sampler.set_neighbours(self.look_alikes())
+                    self.sampler.set_neighbours(self.processes.on_first(self.look_alikes))
                 self.sampler.set_position(state.epoch, state.batch)
                 for batch in self.loader:
                     if not resumed_from and not state.step:
                         self._fit_memory(batch)
                     clock = time.monotonic()
                     output, norm = self._step(batch)
-                    rows = len(batch["rows"])
+                    rows = self._pairs(batch)
                     rows_seen += rows
                     state.step += 1
                     state.batch += 1
@@ -167,9 +181,10 @@ class Trainer:
                     training_seconds += time.monotonic() - clock
                     advance(state.last_loss)
                     if self.validate and (state.step % settings.eval_steps == 0 or state.batch == 0 or last):
-                        stopped_early = self._validate(metrics)
+                        stopped_early = judge(self, metrics)
                     done = last or stopped_early
-                    stop_signal = self.stop.received  # read once: one that comes while saving waits for the next step
+                    # Read once: one that comes while saving waits for the next step. All processes stop at the same.
+                    stop_signal = self.processes.largest(self.stop.received or 0)
                     if done or stop_signal or state.step % settings.save_steps == 0:
                         self._save(must_succeed=bool(done or stop_signal))
                     if stop_signal and not done:
@@ -198,7 +213,7 @@ class Trainer:
             bad_pictures=state.bad_pictures,
             resumed_from=resumed_from,
             final_loss=state.last_loss,
-            memory=self.memory.record(),
+            memory=self.processes.on_first(self.memory.record),
         )
 
     @property
@@ -211,12 +226,13 @@ class Trainer:
             if path not in self.state.bad_pictures:
                 self.state.bad_pictures[path] = reason
                 log.warning("Set aside: %s", reason)
-        if len(batch["rows"]) < 2:  # nothing to contrast: the batch's pictures could not be read
+        if self._pairs(batch) < 2:  # nothing to contrast: the batch's pictures could not be read
             self.state.steps_skipped += 1
             return None, torch.zeros(())
         settings, optimizer, step = self.settings, self.optimizer, self.state.step
         factor = rate_factor(step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio)
         set_rates(optimizer, factor * self.plan.rate(step))
+        self.adaptive.enlarge(int((self.plan.sides[-1] / self.plan.side(step)) ** 2))
         optimizer.zero_grad(set_to_none=True)
         if self.temperature:
             self.encoder.set_temperature(self.temperature.get_temperature(), trainable=False)
@@ -251,7 +267,7 @@ class Trainer:
         )  # fmt: skip
 
     def _observe(
-        self, output: dict[str, Tensor], norm: Tensor, rows: int, guard: CollapseGuard, metrics: MetricsLog,
+        self, output: dict[str, Tensor], norm: Tensor, rows: int, guard: CollapseGuard, metrics: MetricsLog | None,
         seconds: float, rows_seen: int, last: bool,
     ) -> None:  # fmt: skip
         """Read the numbers (this waits for an accelerator), check them, write a line where one is due."""
@@ -270,6 +286,8 @@ class Trainer:
         for warning in guard.observe(state.step, state.last_loss, rows, spread, scale, floor):
             state.warnings.append(warning)
             log.warning(warning)
+        if metrics is None:
+            return
         metrics.write(
             step=state.step,
             epoch=round(self.plan.epochs(state.step), 4),
@@ -285,51 +303,6 @@ class Trainer:
             peak_memory_mb=peak_memory_mb(self.device),
         )
 
-    def _validate(self, metrics: MetricsLog) -> bool:
-        """Judge the weights, keep them when they are the best so far; True when it is time to stop."""
-        assert self.validate is not None
-        state, settings = self.state, self.settings
-        self._check(state.step)
-        try:
-            result = self.validate()
-        except ShapeError as error:  # "… contain NaN": the last update has spoilt the weights, though its loss was fine
-            spoilt = next((n for n, p in self.encoder.named_parameters() if not bool(p.isfinite().all())), None)
-            if spoilt is None:
-                raise
-            raise TrainingDivergedError(
-                f"Training diverged at step {state.step}: the weights {spoilt} are not finite after it. Lower "
-                f"learning_rate (now {settings.learning_rate:g}) by three or lengthen warmup_steps"
-            ) from error
-        metrics.write(step=state.step, **{f"val_{name}": value for name, value in result.metrics.items()})
-        sign = 1 if result.greater_is_better else -1
-        if state.top is None or sign * result.value > sign * state.top:
-            state.top, state.without_gain = result.value, 0
-        else:
-            state.without_gain += 1
-        kept = sign * result.value >= sign * state.top - result.standard_error
-        if kept:
-            best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
-            if self._keep_best(best):
-                state.best = best
-        self.console.print(
-            f"  step {state.step}: validation {result.primary} {result.value:.4f} "
-            f"(best {state.top:.4f}{', kept' if kept else ''})"
-        )
-        return state.patience_spent(settings.early_stopping_patience)
-
-    def _keep_best(self, best: dict[str, Any]) -> bool:
-        """Write the weights and what they scored; False when they could not be written (the former best stays)."""
-        try:
-            with replaced_directory(self.folder / "best") as temporary:
-                self.encoder.save(temporary)
-                write_json(temporary / "best.json", best)
-                if list(self.loss.parameters()):  # what the objective has learned belongs to these weights
-                    torch.save(self.loss.state_dict(), temporary / "loss.pt")
-        except (OSError, RuntimeError, SafetensorError) as error:
-            self.warn(f"step {self.state.step}: the best weights could not be written ({error}); training goes on")
-            return False
-        return True
-
     def warn(self, text: str) -> None:
         self.state.warnings.append(text)
         log.warning(text)
@@ -339,9 +312,16 @@ class Trainer:
     def _save(self, must_succeed: bool) -> None:
         state = self.state
         self._check(state.step)
-        try:
-            self.store.save(state.step, snapshot(self))
-        except CheckpointError as error:
-            if must_succeed:
-                raise
-            self.warn(f"{error}. Training goes on")
+        for pictures in self.processes.gather_objects(state.bad_pictures):
+            state.bad_pictures |= pictures
+        content = snapshot(self)
+
+        def write() -> None:
+            try:
+                self.store.save(state.step, content)
+            except CheckpointError as error:
+                if must_succeed:
+                    raise
+                self.warn(f"{error}. Training goes on")
+
+        self.processes.on_first(write)

@@ -17,6 +17,7 @@ from domainclip.data.splits import DataSplits, load_splits
 from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.finetune.run import claim_folder, splits_of
 from domainclip.training import Validation
+from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
 from domainclip.tune.prepare import Work, prepare
 from domainclip.tune.results import PARTS, trial_line, write_results
@@ -106,6 +107,8 @@ def run_tuning(
 def _check_request(
     config: CLIPFinetuningConfig, space: Space | None, trials: int, steps: int | None, fixed: Container[str]
 ) -> None:
+    if world_size() > 1:
+        raise ConfigurationError("A search runs in one process: start it without torchrun")
     if trials < 1:
         raise ConfigurationError(f"The number of trials must be positive (trials={trials})")
     if steps is not None and steps < 1:

@@ -1,0 +1,78 @@
+"""Validating in the middle of a run, and keeping the weights that did best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from domainclip.errors import ShapeError, TrainingDivergedError
+from domainclip.files import replaced_directory, write_json
+from domainclip.training.metrics_log import MetricsLog
+
+if TYPE_CHECKING:
+    from domainclip.training.trainer import Trainer
+
+
+def judge(trainer: Trainer, metrics: MetricsLog | None) -> bool:
+    """Judge the weights, keep them when they are the best so far; True when it is time to stop.
+
+    Of several processes the first does so (it alone has ``metrics``), and what it finds holds in all.
+    """
+
+    def validate() -> tuple[bool, dict[str, Any]]:
+        assert metrics is not None
+        stop = _validate(trainer, metrics)
+        return stop, {name: getattr(trainer.state, name) for name in ("best", "top", "without_gain", "warnings")}
+
+    stop, found = trainer.processes.on_first(validate)
+    vars(trainer.state).update(found)
+    return stop
+
+
+def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
+    """Judge the weights, keep them when they are the best so far; True when it is time to stop."""
+    assert trainer.validate is not None
+    state, settings = trainer.state, trainer.settings
+    trainer._check(state.step)
+    try:
+        result = trainer.validate()
+    except ShapeError as error:  # "… contain NaN": the last update has spoilt the weights, though its loss was fine
+        spoilt = next((n for n, p in trainer.encoder.named_parameters() if not bool(p.isfinite().all())), None)
+        if spoilt is None:
+            raise
+        raise TrainingDivergedError(
+            f"Training diverged at step {state.step}: the weights {spoilt} are not finite after it. Lower "
+            f"learning_rate (now {settings.learning_rate:g}) by three or lengthen warmup_steps"
+        ) from error
+    metrics.write(step=state.step, **{f"val_{name}": value for name, value in result.metrics.items()})
+    sign = 1 if result.greater_is_better else -1
+    if state.top is None or sign * result.value > sign * state.top:
+        state.top, state.without_gain = result.value, 0
+    else:
+        state.without_gain += 1
+    kept = sign * result.value >= sign * state.top - result.standard_error
+    if kept:
+        best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
+        if _keep_best(trainer, best):
+            state.best = best
+    trainer.console.print(
+        f"  step {state.step}: validation {result.primary} {result.value:.4f} "
+        f"(best {state.top:.4f}{', kept' if kept else ''})"
+    )
+    return state.patience_spent(settings.early_stopping_patience)
+
+
+def _keep_best(trainer: Trainer, best: dict[str, Any]) -> bool:
+    """Write the weights and what they scored; False when they could not be written (the former best stays)."""
+    try:
+        with replaced_directory(trainer.folder / "best") as temporary:
+            trainer.encoder.save(temporary)
+            write_json(temporary / "best.json", best)
+            if list(trainer.loss.parameters()):  # what the objective has learned belongs to these weights
+                torch.save(trainer.loss.state_dict(), temporary / "loss.pt")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        trainer.warn(f"step {trainer.state.step}: the best weights could not be written ({error}); training goes on")
+        return False
+    return True
