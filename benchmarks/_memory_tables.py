@@ -45,3 +45,36 @@ def _way(entry: Any) -> str:
     if look_up(entry, "lora_r") is not None:
         words.append(f"LoRA, r = {entry['lora_r']}")
     return ", ".join(words)
+
+
+GRADCACHE_BATCHES = ("32", "256")
+GRADCACHE_TIMED_BATCH, GRADCACHE_CHUNK = 64, 16
+GRADCACHE_KEPT = ("0", "2", "4", "8")
+
+
+def gradcache_table(results: Path) -> str:
+    """Peak memory by contrastive batch at one chunk; time beside a single pass, by passes that keep their graph."""
+    record = newest("gradcache", results)
+    chunk = look_up(record, "chunk") or GRADCACHE_CHUNK
+    rows = []
+    for size in GRADCACHE_BATCHES:
+        cell = look_up(record, "results", "memory", size)
+        rows.append([
+            size, f"chunks of {chunk}, each passed twice", number(look_up(cell, "peak_memory_mb"), ".0f"),
+            number(look_up(cell, "ratio_to_smallest"), ".3f"), number(look_up(cell, "seconds")), "", "", "",
+        ])  # fmt: skip
+    time = look_up(record, "results", "time")
+    timed = str(look_up(time, "batch") or GRADCACHE_TIMED_BATCH)
+    passes = look_up(time, "passes") or 2 * GRADCACHE_TIMED_BATCH // GRADCACHE_CHUNK
+    single = number(look_up(time, "single_pass", "seconds"))
+    rows.append([timed, "a single pass", "", "", single, "1.000" if single else "", "", ""])
+    for kept in look_up(time, "kept") or GRADCACHE_KEPT:
+        cell = look_up(time, "kept", kept)
+        rows.append([
+            timed, f"chunks of {chunk}, {kept} of {passes} passes keep their graph", "", "",
+            number(look_up(cell, "seconds")), number(look_up(cell, "ratio"), ".3f"),
+            number(look_up(cell, "arithmetic"), ".3f"), number(look_up(cell, "gradient_difference"), ".0e"),
+        ])  # fmt: skip
+    header = ["batch", "how", "peak MiB", f"of that at {GRADCACHE_BATCHES[0]}", "a step, s", "of a single pass",
+              "by count", "gradient's difference from a single pass"]  # fmt: skip
+    return table(header, rows)

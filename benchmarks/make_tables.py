@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _memory_tables import memory_table
+from _memory_tables import gradcache_table, memory_table
+from _progressive_tables import progressive_sides_table, progressive_table
 from _record import RESULTS
 from _table_cells import look_up, newest, number, ratio, table
 from domainclip.files import write_text
@@ -211,10 +212,15 @@ def attention_table(results: Path) -> str:
     return table(header, rows)
 
 
+MACHINES_OF = (
+    "train_step", "input_pipeline", "recipes", "loss_memory", "attention", "memory", "gradcache", "progressive",
+)  # fmt: skip
+
+
 def machines_table(results: Path) -> str:
     """Where and when each of the records in use was taken."""
     rows = []
-    for benchmark in ("train_step", "input_pipeline", "recipes", "loss_memory", "attention", "memory"):
+    for benchmark in MACHINES_OF:
         for device in DEVICES if benchmark == "train_step" else ("cpu",):
             record = newest(benchmark, results, device)
             machine = look_up(record, "machine")
@@ -241,6 +247,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "loss_memory": loss_memory_table,
     "attention": attention_table,
     "memory": memory_table,
+    "gradcache": gradcache_table,
+    "progressive": progressive_table,
+    "progressive_sides": progressive_sides_table,
     "machines": machines_table,
 }
 

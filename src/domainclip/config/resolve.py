@@ -61,7 +61,7 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
 
     Raises ``ConfigurationError`` where a set value does not fit the model or the data.
     """
-    values = config.model_dump()
+    values = config.model_dump() | {"auto_resolution": False, "wanted_throughput": None}  # settled before
     decisions: list[Decision] = []
 
     def decide(key: str, value: Any, reason: str) -> None:

@@ -228,7 +228,8 @@ class CLIPFinetuningController:
         if not resume and (folder / "checkpoints").exists():
             raise ConfigurationError(f"{folder} already holds a run: pass resume=True to go on, or another output_path")
         pairs = train_dataset.pairs if isinstance(train_dataset, CLIPDataset) else list(train_dataset)
-        recipe = self.prepare(pairs)  # anew each time: rows and settings may have changed since
+        # Anew each time: rows and settings may have changed since.
+        recipe = self.prepare(pairs, folder if resume else None)
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
         self._apply_recipe(encoder, recipe)
         apply_attention(encoder, recipe, self.device, self.precision, self.console)

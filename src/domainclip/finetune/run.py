@@ -182,7 +182,7 @@ def _run_beside_the_first(
         splits = load_splits(config.data_path, **splits_of(config))
     controller = CLIPFinetuningController(config, Console(quiet=True), processes)
     controller.setup()
-    controller.prepare(splits.train)
+    controller.prepare(splits.train, Path(config.output_dir) if resume else None)
     validates: bool = processes.broadcast_object(None)  # once the first has looked at everything
     controller.fine_tune(splits.train, splits.val if validates else None, config.output_dir, resume=resume)
     return RunOutcome(Path(config.output_dir), {})
@@ -208,7 +208,7 @@ def _run(
     for note in splits.notes:
         console.print(f"Data: {note}", markup=False)
 
-    recipe = controller.prepare(splits.train)
+    recipe = controller.prepare(splits.train, folder if resume else None)
     for decision in controller.decisions:
         console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False, markup=False)
     engine = controller.engine()

@@ -28,6 +28,7 @@ from domainclip.data.records import ImageTextPair
 from domainclip.data.splits import DataSplits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.files import write_text
+from domainclip.finetune.auto_resolution import with_side
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.finetune.facts import data_facts, model_facts
 from domainclip.finetune.run import quarantined_rows, readable_pairs
@@ -94,6 +95,8 @@ def prepare(
     for note in splits.notes:
         console.print(f"Data: {note}", markup=False)
     recipe = controller.prepare(splits.train)
+    if config.auto_resolution:  # chosen once, for all trials
+        config = with_side(config, recipe.image_resolution)
     engine = controller.engine()
     set_aside = quarantined_rows({"train": splits.train, "val": splits.val})
     val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
