@@ -7,6 +7,7 @@ a process, and because peak memory can only be told apart that way.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from _record import RESULTS
 
 Handler = Callable[..., dict[str, Any]]
 
@@ -107,3 +110,26 @@ def serve(prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Ha
         for line in sys.stdin:
             request = json.loads(line)
             answer(handlers[request.pop("command")](**request))
+
+
+def measurement_parser(doc: str | None, quick: str) -> argparse.ArgumentParser:
+    """With the options that every measurement in workers has; ``quick``: what that one makes smaller."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the measured processes")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON record")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser
+
+
+def parse_or_serve(
+    parser: argparse.ArgumentParser, prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Handler]]]
+) -> argparse.Namespace | None:
+    """What was asked for; None in a worker process, which has done its work then."""
+    arguments = parser.parse_args()
+    if arguments.worker:
+        serve(prepare, arguments.worker)
+        return None
+    if arguments.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the workers
+    return arguments

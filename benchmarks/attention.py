@@ -14,7 +14,6 @@ Gradients at the input are compared with those of ``sdpa``. A cell that would no
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Any
 
 import psutil
 
-from _record import RESULTS, machine_facts, median, write_record
-from _worker import Handler, Worker, serve
+from _record import machine_facts, median, write_record
+from _worker import Handler, Worker, measurement_parser, parse_or_serve
 
 TOKENS = (50, 197, 577, 1025, 1600)
 QUICK_TOKENS = (20, 50)
@@ -157,25 +156,18 @@ def run(arguments: argparse.Namespace) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measurement_parser(__doc__, quick="a tiny layer and few tokens")
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), help="tokens of a picture")
     parser.add_argument("--batch", type=int, default=2, help="pictures")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--slice-size", type=int, default=128, help="queries in a block of sliced attention")
     parser.add_argument("--repeats", type=int, default=3, help="timed passes of each cell at the most")
     parser.add_argument("--seconds", type=float, default=20, help="no further pass of a cell begins after this long")
-    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the measured processes")
-    parser.add_argument("--quick", action="store_true", help="a tiny layer and few tokens")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON record")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        serve(prepare, arguments.worker)
+    arguments = parse_or_serve(parser, prepare)
+    if arguments is None:
         return
     if min(arguments.repeats, arguments.batch, arguments.layers, arguments.slice_size) < 1 or min(arguments.tokens) < 8:
         parser.error("--repeats, --batch, --layers and --slice-size must be at least 1, --tokens at least 8")
-    if arguments.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the workers
     print(run(arguments))
 
 

@@ -20,15 +20,14 @@ compared.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from _record import RESULTS, machine_facts, median, write_record
-from _worker import Handler, Worker, serve
+from _record import machine_facts, median, write_record
+from _worker import Handler, Worker, measurement_parser, parse_or_serve
 
 BATCHES = (32, 256)
 CHUNK, TIMED_BATCH = 16, 64
@@ -204,26 +203,19 @@ def run(arguments: argparse.Namespace) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measurement_parser(__doc__, quick="a tiny model and few pairs")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="pairs, for peak memory")
     parser.add_argument("--chunk", type=int, default=CHUNK, help="pairs that go through a tower at once")
     parser.add_argument("--timed-batch", type=int, default=TIMED_BATCH, help="pairs, for time")
     parser.add_argument("--repeats", type=int, default=3, help="rounds at the most")
     parser.add_argument("--seconds", type=float, default=150, help="no further round begins after this long")
-    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the measured processes")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few pairs")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON record")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        serve(prepare, arguments.worker)
+    arguments = parse_or_serve(parser, prepare)
+    if arguments is None:
         return
     if arguments.repeats < 1 or arguments.chunk < 1:
         parser.error("--repeats and --chunk must be at least 1")
     if min(*arguments.batches, arguments.timed_batch) <= arguments.chunk:
         parser.error(f"--batches and --timed-batch must be larger than --chunk ({arguments.chunk})")
-    if arguments.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the workers
     print(run(arguments))
 
 

@@ -12,7 +12,6 @@ their losses and gradients are compared. A cell that would not fit into the memo
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from _record import RESULTS, machine_facts, median, write_record
-from _worker import Handler, Worker, serve
+from _record import machine_facts, median, write_record
+from _worker import Handler, Worker, measurement_parser, parse_or_serve
 
 SIZES = (4096, 16384, 32768)
 QUICK_SIZES = (64, 96)
@@ -167,23 +166,16 @@ def run(arguments: argparse.Namespace) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measurement_parser(__doc__, quick="tiny batches")
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), help="pairs in a batch")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3, help="passes of each cell at the most")
     parser.add_argument("--seconds", type=float, default=60, help="no further pass of a cell begins after this long")
-    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the measured processes")
-    parser.add_argument("--quick", action="store_true", help="tiny batches")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON record")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        serve(prepare, arguments.worker)
+    arguments = parse_or_serve(parser, prepare)
+    if arguments is None:
         return
     if arguments.repeats < 1 or min(arguments.sizes) < 2:
         parser.error("--repeats must be at least 1, --sizes at least 2")
-    if arguments.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the workers
     print(run(arguments))
 
 

@@ -14,15 +14,14 @@ null.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from _record import RESULTS, machine_facts, write_record
-from _worker import Handler, Worker, serve
+from _record import machine_facts, write_record
+from _worker import Handler, Worker, measurement_parser, parse_or_serve
 
 STARTER = Path(__file__).resolve().parents[2] / "shared" / "models" / "starter"
 GIB = 2**30
@@ -228,21 +227,14 @@ def _words(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measurement_parser(__doc__, quick="a tiny model")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *QUICK_ROWS], help="which rows; default: all")
-    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the measured processes")
-    parser.add_argument("--quick", action="store_true", help="a tiny model")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON record")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        serve(prepare, arguments.worker)
+    arguments = parse_or_serve(parser, prepare)
+    if arguments is None:
         return
     known = QUICK_ROWS if arguments.quick else ROWS
     if unknown := [name for name in arguments.rows or [] if name not in known]:
         parser.error(f"--rows {' '.join(unknown)}: choose from {', '.join(known)}")
-    if arguments.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the workers
     if "starter" in (arguments.rows or ([] if arguments.quick else known)) and not STARTER.is_dir():
         parser.error("the row starter needs the starter model; leave it out with --rows")
     print(run(arguments))

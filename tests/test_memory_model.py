@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.errors import ConfigurationError, MemoryConstraintError
+from domainclip.errors import MemoryConstraintError
 from domainclip.finetune import planned_model
 from domainclip.finetune.planned_model import ModelShape, plan_step
 from domainclip.losses import MultiPositiveContrastiveLoss
@@ -21,7 +21,7 @@ from domainclip.losses.objective import WHOLE_MATRIX
 from domainclip.models import DualEncoder, make_tiny_clip
 from domainclip.training import memory_trace
 from domainclip.training.gradcache import ContrastiveStep
-from domainclip.training.memory_model import PeakModel, Probe, StepMemory, largest_chunk, loss_bytes
+from domainclip.training.memory_model import StepMemory, largest_chunk, loss_bytes
 from domainclip.training.memory_trace import Lines, LiveBytes, TowerMemory, trace_tower
 from domainclip.training.optimizer import build_optimizer
 from model_zoo import save_siglip, save_vision_text
@@ -272,45 +272,7 @@ def test_each_trick_lowers_the_figure() -> None:
     assert plan_step(shape, recipe(image_resolution=64), "cpu").peak(16, 64) > plain.peak(16, 64)
 
 
-# --- the fitted line ---
-
-
-def probe(chunk: int, batch: int, *, fixed: float = 1e9, per_chunk: float = 5e6, per_pair: float = 2e4) -> Probe:
-    return Probe(chunk, batch, int(fixed + per_chunk * chunk + per_pair * batch + loss_bytes(batch)))
-
-
-def test_an_exact_line_is_recovered() -> None:
-    model = PeakModel.fit([probe(2, 64), probe(8, 64), probe(16, 128), probe(4, 256)])
-    assert (model.fixed, model.per_chunk, model.per_pair) == pytest.approx((1e9, 5e6, 2e4), rel=1e-6)
-    assert model.uncertainty == pytest.approx(0, abs=1000)
-    assert model.peak(32, 512) == pytest.approx(1e9 + 32 * 5e6 + 512 * 2e4 + loss_bytes(512), rel=1e-6)
-    two = PeakModel.fit([probe(2, 64), probe(8, 64)], per_pair=2e4)
-    assert (two.fixed, two.per_chunk, two.uncertainty) == (pytest.approx(1e9), pytest.approx(5e6), None)
-
-
-def test_uncertainty_is_the_residuals() -> None:
-    sizes = (2, 4, 8, 16, 32)
-    noise = (3e6, -5e6, 1e6, 4e6, -3e6)
-    probes = [Probe(c, 64, int(1e9 + 5e6 * c + loss_bytes(64) + n)) for c, n in zip(sizes, noise, strict=True)]
-    model = PeakModel.fit(probes)
-    left = [p.peak_bytes - model.peak(p.chunk, p.batch) for p in probes]
-    assert model.uncertainty == pytest.approx((sum(x * x for x in left) / 3) ** 0.5, rel=1e-3)
-    budget = model.peak(32, 256)
-    assert model.largest_chunk(budget + 2 * model.uncertainty + 1, 256) == 32
-    assert model.largest_chunk(budget + 1.5 * model.uncertainty, 256) == 16
-
-
-@pytest.mark.parametrize(
-    ("probes", "words"),
-    [
-        ([], "0 probe"), ([probe(4, 64), probe(4, 32)], "one chunk size"), ([probe(4, 64), probe(64, 64)], "chunk < b"),
-        ([probe(0, 64), probe(8, 64)], "0 < chunk"), ([probe(4, 64, per_chunk=-1e6), probe(8, 64, per_chunk=-1e6)],
-        "do not grow"),
-    ],
-)  # fmt: skip
-def test_probes_that_cannot_tell_are_refused(probes: list[Probe], words: str) -> None:
-    with pytest.raises(ConfigurationError, match=words):
-        PeakModel.fit(probes)
+# --- what fits ---
 
 
 def test_the_largest_chunk_keeps_the_budget() -> None:

@@ -1,14 +1,11 @@
-"""How much memory a training step will need: counted beforehand, or fitted to a few steps that ran."""
+"""How much memory a training step will need, from what its passes of a few pairs hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
-
-from domainclip.errors import ConfigurationError, MemoryConstraintError
+from domainclip.errors import MemoryConstraintError
 from domainclip.losses.objective import CHUNK_ENTRIES, WHOLE_MATRIX
 from domainclip.training.memory_trace import TowerMemory
 
@@ -89,81 +86,3 @@ class StepMemory:
     def largest_chunk(self, budget_bytes: float, batch: int) -> int:
         """See ``largest_chunk``; the peak of one pass over all may be below that of a chunk, and is tried first."""
         return largest_chunk(lambda chunk: self.peak(chunk, batch), budget_bytes, batch)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A step that ran: ``peak_bytes`` held with ``chunk`` of ``batch`` pairs in a tower at once."""
-
-    chunk: int
-    batch: int
-    peak_bytes: int
-
-
-@dataclass(frozen=True)
-class PeakModel:
-    """Peak memory as a straight line: ``fixed + per_chunk · chunk + per_pair · batch + loss_bytes(batch)``.
-
-    ``uncertainty``: the root of the mean squared residual of the probes, in bytes, with the fitted numbers taken off
-    the count; None where there were no more probes than numbers to fit, so that nothing is left to judge it by.
-    """
-
-    fixed: float
-    per_chunk: float
-    per_pair: float
-    uncertainty: float | None
-    probes: tuple[Probe, ...]
-
-    @classmethod
-    def fit(cls, probes: Sequence[Probe], per_pair: float = 0.0) -> PeakModel:
-        """Least squares over probes with ``chunk`` < ``batch`` (GradCache), each after a first step: before that there
-        are no gradients and no optimizer state, and without chunks both towers are held at once.
-
-        ``per_pair`` (bytes of inputs and embeddings) is taken as given where all probes have one batch size or there
-        are only two of them; otherwise it is fitted too.
-
-        Raises ``ConfigurationError`` for probes that cannot tell: fewer than two chunks, one not below its batch, or
-        peaks that do not grow with the chunk.
-        """
-        if len({probe.chunk for probe in probes}) < 2:
-            raise ConfigurationError(
-                f"Memory cannot be fitted to {len(probes)} probe(s) with one chunk size: run steps with two or more"
-            )
-        for probe in probes:
-            if not 0 < probe.chunk < probe.batch:
-                raise ConfigurationError(
-                    f"A memory probe needs 0 < chunk < batch (chunk={probe.chunk}, batch={probe.batch})"
-                )
-        peaks = np.array([probe.peak_bytes - loss_bytes(probe.batch) for probe in probes], dtype=np.float64)
-        chunks = np.array([probe.chunk for probe in probes], dtype=np.float64)
-        batches = np.array([probe.batch for probe in probes], dtype=np.float64)
-        columns = [np.ones(len(probes)), chunks]
-        with_batch = np.stack([*columns, batches], axis=1)
-        if len(probes) >= 3 and np.linalg.matrix_rank(with_batch) == 3:
-            matrix, target = with_batch, peaks
-        else:
-            matrix, target = np.stack(columns, axis=1), peaks - per_pair * batches
-        found = np.linalg.lstsq(matrix, target, rcond=None)[0]
-        if not found[1] > 0:
-            raise ConfigurationError(
-                f"The probes' peaks do not grow with the chunk ({found[1] / 2**20:.2f} MiB a pair): take larger chunks"
-            )
-        spare = len(probes) - matrix.shape[1]
-        residual = target - matrix @ found
-        uncertainty = float(np.sqrt(residual @ residual / spare)) if spare else None
-        slope = float(found[2]) if matrix.shape[1] == 3 else float(per_pair)
-        return cls(float(found[0]), float(found[1]), slope, uncertainty, tuple(probes))
-
-    def peak(self, chunk: int, batch: int) -> int:
-        """Bytes that a step with ``chunk`` < ``batch`` holds at most."""
-        return int(self.fixed + self.per_chunk * chunk + self.per_pair * batch + loss_bytes(batch))
-
-    def largest_chunk(self, budget_bytes: float, batch: int) -> int:
-        """The largest power of two below ``batch`` (or one pair) whose peak, with twice the uncertainty, is within the
-        budget. Raises ``MemoryConstraintError`` where none is. One pass over the whole batch is not foretold."""
-        margin = 2 * (self.uncertainty or 0.0)
-        most = max(1, 1 << ((batch - 1).bit_length() - 1) if batch > 1 else 1)
-        return largest_chunk(lambda chunk: self.peak(chunk, batch) + margin, budget_bytes, most)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
