@@ -23,7 +23,7 @@ _NAMES = {
     "steps": "optimizer steps",
     "samples_per_s": "pictures per second",
     "peak_memory_mb": "peak memory in training (MiB)",
-    "predicted_memory_mb": "peak memory foretold, at most (MiB)",
+    "predicted_memory_mb": "peak memory foretold (MiB)",
     "pairs_at_once": "pairs in a tower at once",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ large ones that are all replayed."""
 @dataclass(frozen=True)
 class MemoryForecast:
     """``chunk`` None: the batch goes through whole. Bytes are of the whole process on CPU and MPS, of torch's allocator
-    on CUDA. ``frozen_batch_norm`` and ``checkpointed``: what had to be changed so that a chunk fits."""
+    on CUDA; ``predicted_bytes`` with ``MARGIN`` on top are within the budget, where anything is.
+    ``frozen_batch_norm`` and ``checkpointed``: what had to be changed so that a chunk fits.
+    """
 
     batch: int
     chunk: int | None
@@ -111,10 +113,11 @@ class RunMemory:
     def _choose(
         self, memory: StepMemory, size: int, budget: int, ceiling: int, batch: dict[str, Any]
     ) -> MemoryForecast:
-        asked = self._asked_chunk(size)
-        whole = int(memory.peak(size, size) * MARGIN)
+        asked = self.step.chunk_of(size)
+        peak = memory.peak(size, size)
+        whole = int(peak * MARGIN)
         if asked == size and whole <= budget:
-            return MemoryForecast(size, None, 0, budget, whole, f"all {size} pairs at once: {_of(whole, budget)}")
+            return MemoryForecast(size, None, 0, budget, peak, f"all {size} pairs at once: {_of(whole, budget)}")
         frozen = checkpointed = False
         if has_live_batch_norm(self.encoder):
             if not self.may_freeze:
@@ -125,7 +128,7 @@ class RunMemory:
                         "a smaller batch_size"
                     )
                 reason = f"batch norm takes its statistics from the batch, so no chunks: {_of(whole, budget)}"
-                return MemoryForecast(size, None, 0, budget, whole, reason)
+                return MemoryForecast(size, None, 0, budget, peak, reason)
             self._freeze_batch_norm()
             frozen, memory = True, self._count(batch)
         fits = _largest(memory, budget, size)
@@ -150,13 +153,12 @@ class RunMemory:
             kept = max(0, int(room // max(1, memory.image.saved.at(chunk), memory.text.saved.at(chunk))))
             kept = min(kept, 2 * -(-size // chunk))
         peak = memory.peak(chunk, size) + kept * memory.image.saved.at(chunk)
-        predicted = int(peak * MARGIN) if chunk < size else whole
-        parts = [f"{size} pairs in chunks of {chunk}: {_of(predicted, budget)}, all at once {whole / GB:.1f} GB"]
+        parts = [f"{size} pairs in chunks of {chunk}: {_of(int(peak * MARGIN), budget)}, all at once {whole / GB:.1f} GB"]
         parts += [f"{kept} passes keep their graph and are not repeated"] if kept else []
         parts += ["batch norm is frozen, since statistics of a chunk are not the batch's"] if frozen else []
         parts += ["blocks are recomputed backward"] if checkpointed else []
         return MemoryForecast(
-            size, chunk if chunk < size else None, kept, budget, predicted, "; ".join(parts), frozen, checkpointed
+            size, chunk if chunk < size else None, kept, budget, peak, "; ".join(parts), frozen, checkpointed
         )
 
     @property
@@ -164,9 +166,6 @@ class RunMemory:
         """A chunk that the user has set is there to save memory: only a share of memory set as well says more."""
         explicit = self.settings.mini_batch_size is not None or self.settings.gradient_accumulation_steps > 1
         return not explicit or self.settings.memory_fraction is not None
-
-    def _asked_chunk(self, size: int) -> int:
-        return self.step.chunk_of(size)
 
     def _freeze_batch_norm(self) -> None:
         self.encoder.frozen_batch_norm = True
@@ -222,6 +221,7 @@ class RunMemory:
             told = asdict(self.forecast)
             for name in ("budget", "predicted"):
                 told[f"{name}_mb"] = round(told.pop(f"{name}_bytes") / 2**20, 1)
+            told["measured_over_predicted"] = round(self.monitor.peak_bytes / self.forecast.predicted_bytes, 3)
             content |= told
         content |= {"chunk_at_the_end": self.step.chunk, "changes": self.changes}
         try:
@@ -231,7 +231,7 @@ class RunMemory:
         return content
 
     def get_state(self) -> dict[str, Any] | None:
-        return None if self.forecast is None else asdict(replace(self.forecast))
+        return None if self.forecast is None else asdict(self.forecast)
 
 
 def _of(need: int, there: int) -> str:
