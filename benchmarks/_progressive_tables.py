@@ -11,7 +11,7 @@ from typing import Any
 from _table_cells import look_up, newest, number, table
 
 PROGRESSIVE_DATA = ("sci_pollen", "ind_solar_cells")
-PROGRESSIVE_WAYS = ("fixed", "progressive", "progressive_short", "progressive_low", "fixed_short")
+PROGRESSIVE_WAYS = ("fixed", "progressive", "progressive_mild", "progressive_short", "progressive_low", "fixed_short")
 
 
 def progressive_table(results: Path) -> str:

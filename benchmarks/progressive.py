@@ -37,6 +37,7 @@ FIXED = "fixed"
 WAYS: dict[str, dict[str, Any]] = {
     FIXED: {},
     "progressive": {"resolution_schedule": "auto"},
+    "progressive_mild": {"resolution_schedule": {0: 128, 0.6: 160}},
     "progressive_short": {"resolution_schedule": "auto"},
     "progressive_low": {"resolution_schedule": {0: 96, 0.6: 128, 0.85: 160}},
     "fixed_short": {},
@@ -44,7 +45,7 @@ WAYS: dict[str, dict[str, Any]] = {
 SHARE_OF_STEPS = {"progressive_short": 0.7, "fixed_short": 0.6}
 """A whole training of fewer steps, its schedules with it. ``fixed_short`` takes about as long as ``progressive``: what
 it reaches is due to the shorter training alone."""
-DEFAULT_WAYS = (FIXED, "progressive", "progressive_short")
+DEFAULT_WAYS = (FIXED, "progressive", "progressive_mild")
 WARM_UP_STEPS = 3
 
 

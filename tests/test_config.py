@@ -343,3 +343,8 @@ def test_building_a_config_has_no_side_effects(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_given_twice_is_what_a_shell_makes_of_braces():
+    with pytest.raises(ConfigurationError, match=r"batch_size_schedule is given twice.*quotes in a shell"):
+        parse_overrides(["batch_size_schedule=0:8", "batch_size_schedule=4:24"])

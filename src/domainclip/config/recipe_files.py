@@ -118,6 +118,11 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key = key.strip().replace("-", "_")
         if not separator or not key:
             raise ConfigurationError(f"{override!r} is not key=value")
+        if key in values:  # a shell makes two words of key={a,b}
+            raise ConfigurationError(
+                f"{key} is given twice, the second time as {override!r}. A value with braces or brackets needs quotes "
+                f"in a shell: '{key}={{…}}'"
+            )
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
