@@ -36,8 +36,8 @@ DOMAINS = {"ind": "industrial", "sci": "scientific", "med": "medical"}
 FIXED = "fixed"
 WAYS: dict[str, dict[str, Any]] = {
     FIXED: {},
-    "progressive": {"resolution_schedule": "auto"},
-    "progressive_mild": {"resolution_schedule": {0: 128, 0.6: 160}},
+    "progressive": {"resolution_schedule": {0: 96, 0.5: 128, 0.75: 160}},
+    "progressive_mild": {"resolution_schedule": "auto"},
     "progressive_short": {"resolution_schedule": "auto"},
     "progressive_low": {"resolution_schedule": {0: 96, 0.6: 128, 0.85: 160}},
     "fixed_short": {},

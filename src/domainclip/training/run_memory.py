@@ -153,7 +153,9 @@ class RunMemory:
             kept = max(0, int(room // max(1, memory.image.saved.at(chunk), memory.text.saved.at(chunk))))
             kept = min(kept, 2 * -(-size // chunk))
         peak = memory.peak(chunk, size) + kept * memory.image.saved.at(chunk)
-        parts = [f"{size} pairs in chunks of {chunk}: {_of(int(peak * MARGIN), budget)}, all at once {whole / GB:.1f} GB"]
+        parts = [
+            f"{size} pairs in chunks of {chunk}: {_of(int(peak * MARGIN), budget)}, all at once {whole / GB:.1f} GB"
+        ]
         parts += [f"{kept} passes keep their graph and are not repeated"] if kept else []
         parts += ["batch norm is frozen, since statistics of a chunk are not the batch's"] if frozen else []
         parts += ["blocks are recomputed backward"] if checkpointed else []
