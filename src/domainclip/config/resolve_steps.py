@@ -12,8 +12,8 @@ from domainclip.errors import ConfigurationError
 
 AUTO_SIDES = {0.0: 0.8, 0.6: 1.0}
 """``resolution_schedule=auto``: from which share of the training on which share of the whole side holds. The last steps
-are at the side that is validated and saved, as a tower wants them (Touvron et al. 2019). Beginning at 0.6 saves more and
-cost 6 points on pictures with fine detail (docs/benchmarks.md).
+are at the side that is validated and saved, as a tower wants them (Touvron et al. 2019). Beginning at 0.6 saves more
+and cost 6 points on pictures with fine detail (docs/benchmarks.md).
 """
 
 
