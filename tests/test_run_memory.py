@@ -129,6 +129,10 @@ def test_live_batch_norm_goes_whole_or_is_frozen(
     give(monkeypatch, memory.peak(16, 16) * MARGIN * 1.1)  # more than the share, less than all
     forecast = trainer.memory.fit(batch)
     assert forecast is not None and forecast.chunk is None and "no chunks" in forecast.reason
+    trainer.memory.may_freeze = True  # which it is only where there is no other way
+    forecast = trainer.memory.fit(batch)
+    assert forecast is not None and forecast.chunk is None and not forecast.frozen_batch_norm
+    trainer.memory.may_freeze = False
     give(monkeypatch, memory.peak(16, 16) * 0.9)
     with pytest.raises(MemoryConstraintError, match="freeze_batch_norm=true"):
         trainer.memory.fit(batch)

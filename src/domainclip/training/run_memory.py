@@ -120,15 +120,16 @@ class RunMemory:
             return MemoryForecast(size, None, 0, budget, peak, f"all {size} pairs at once: {_of(whole, budget)}")
         frozen = checkpointed = False
         if has_live_batch_norm(self.encoder):
-            if not self.may_freeze:
-                if whole > ceiling:
-                    raise MemoryConstraintError(
-                        f"A batch of {size} pairs needs {_of(whole, ceiling)}, and cannot go in chunks while batch "
-                        "norm takes its statistics from the batch: set freeze_batch_norm=true, which allows chunks, or "
-                        "a smaller batch_size"
-                    )
-                reason = f"batch norm takes its statistics from the batch, so no chunks: {_of(whole, budget)}"
+            # Frozen, it learns another thing: only where there is no other way.
+            if whole <= ceiling:
+                reason = f"batch norm takes its statistics from the batch, so no chunks: {_of(whole, ceiling)}"
                 return MemoryForecast(size, None, 0, budget, peak, reason)
+            if not self.may_freeze:
+                raise MemoryConstraintError(
+                    f"A batch of {size} pairs needs {_of(whole, ceiling)}, and cannot go in chunks while batch norm "
+                    "takes its statistics from the batch: set freeze_batch_norm=true, which allows chunks, or a "
+                    "smaller batch_size"
+                )
             self._freeze_batch_norm()
             frozen, memory = True, self._count(batch)
         fits = _largest(memory, budget, size)
@@ -157,7 +158,7 @@ class RunMemory:
             f"{size} pairs in chunks of {chunk}: {_of(int(peak * MARGIN), budget)}, all at once {whole / GB:.1f} GB"
         ]
         parts += [f"{kept} passes keep their graph and are not repeated"] if kept else []
-        parts += ["batch norm is frozen, since statistics of a chunk are not the batch's"] if frozen else []
+        parts += ["batch norm is frozen, since a chunk's statistics are not the batch's"] if frozen else []
         parts += ["blocks are recomputed backward"] if checkpointed else []
         return MemoryForecast(
             size, chunk if chunk < size else None, kept, budget, peak, "; ".join(parts), frozen, checkpointed

@@ -120,6 +120,11 @@ class Trainer:
             batches = self.plan.batch_schedule
             largest = min(batches.largest, batches.rows)
             forecast = self.memory.fit(batch, -(-largest // self.processes.world_size))
+            if forecast is not None and forecast.frozen_batch_norm:
+                self.warn(
+                    "Batch norm is frozen, since the batch does not fit into memory whole: the picture tower may adapt "
+                    "less. A smaller batch_size that fits keeps its statistics in training"
+                )
             if forecast is not None and forecast.chunk is not None:
                 self.console.print(f"Memory: {forecast.reason}", highlight=False, markup=False)
 
