@@ -104,6 +104,7 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
 
     from domainclip.data.image_spec import ImageSpec
     from domainclip.devices import DeviceManager
+    from domainclip.devices.optimization import spare_memory
     from domainclip.devices.precision import choose_precision
     from domainclip.losses import build_loss
     from domainclip.models import DualEncoder
@@ -116,6 +117,8 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
 
     DeviceManager(device="cpu").optimize_for_device()
     cpu = torch.device("cpu")
+    if spec.get("budget_gib"):  # as a run does whose step nearly fills its budget
+        spare_memory(cpu)
     precision = choose_precision("cpu", recipe.precision)
     torch.manual_seed(0)
     encoder = DualEncoder(AutoModel.from_config(shape.config, dtype=torch.float32), shape.processor, name=shape.name)

@@ -224,3 +224,21 @@ def test_a_run_that_runs_out_of_memory_now_and_then_is_the_run_that_never_did(
     assert result.memory["changes"] and any("out of memory" in warning for warning in result.warnings)
     for name, value in weights(plain).items():
         torch.testing.assert_close(weights(trainer)[name], value, rtol=0, atol=1e-9)
+
+
+def test_a_step_that_nearly_fills_the_memory_has_the_allocator_give_it_back(
+    tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(run_memory, "spare_memory", lambda device: not asked.append(device))
+    trainer = make_trainer(tiny_data.pairs(), tmp_path)
+    batch = first_batch(trainer)
+    give(monkeypatch, 8 * GB)
+    forecast = trainer.memory.fit(batch)
+    assert forecast is not None and not forecast.spared and not asked
+    give(monkeypatch, forecast.predicted_bytes * (MARGIN + 0.05) / 0.8)
+    monkeypatch.setattr(run_memory, "held_bytes", lambda device: forecast.predicted_bytes // 100)
+    forecast = trainer.memory.fit(batch)
+    assert forecast is not None and forecast.spared and len(asked) == 1
+    make_trainer(tiny_data.pairs(), tmp_path / "resumed").memory.adopt(trainer.memory.get_state() or {})
+    assert len(asked) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from domainclip.config import TrainingSettings
 from domainclip.devices.memory import GB, read_memory
+from domainclip.devices.optimization import spare_memory
 from domainclip.errors import MemoryConstraintError
 from domainclip.files import write_json
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
@@ -33,6 +34,10 @@ MEMORY_FRACTION = 0.8
 
 MARGIN = 1.15
 """A step is counted tensor by tensor; kernels' own buffers and gaps between tensors come on top."""
+
+GAPS = 1.35
+"""The same where the C allocator keeps freed memory (``devices.optimization``), which is faster and leaves gaps: a run
+that does not fit with this on top has the allocator give memory back."""
 
 EFFICIENT_CHUNK = {"cpu": 16, "mps": 32, "cuda": 64}
 """Rows that keep a device busy. Where not all rows fit at once, small chunks that keep their graph are worth more than
@@ -54,6 +59,7 @@ class MemoryForecast:
     reason: str
     frozen_batch_norm: bool = False
     checkpointed: bool = False
+    spared: bool = False  # the C allocator gives memory back, at the price of some time
 
 
 class RunMemory:
@@ -98,7 +104,10 @@ class RunMemory:
         except MemoryConstraintError as error:
             log.warning("%s", error)
             return None
-        self.forecast = self._choose(memory, size, budget, ceiling, batch)
+        forecast = self._choose(memory, size, budget, ceiling, batch)
+        if forecast.predicted_bytes * GAPS > budget:
+            forecast = replace(forecast, spared=spare_memory(self.step.device))
+        self.forecast = forecast
         self.step.chunk, self.step.kept_chunks = self.forecast.chunk, self.forecast.kept_chunks
         return self.forecast
 
@@ -109,6 +118,8 @@ class RunMemory:
             self._freeze_batch_norm()
         if self.forecast.checkpointed:
             checkpoint_blocks(self.encoder.model, True)
+        if self.forecast.spared:
+            spare_memory(self.step.device)
 
     def _choose(
         self, memory: StepMemory, size: int, budget: int, ceiling: int, batch: dict[str, Any]
