@@ -413,7 +413,7 @@ def test_progressive_table_compares_within_a_seed(
     assert [entry["seed"] for entry in record["comparisons"]] == [0, 0, 1, 1]
     (tmp_path / "progressive-2030-01-01.json").write_text(json.dumps(record))
     rows = cells_of(make_tables.fill("<!-- table: progressive -->\n<!-- end table -->", tmp_path))[2:]
-    assert len(rows) == 2 * 5
+    assert len(rows) == 2 * 6
     assert rows[0] == [
         "`sci_pollen`", "`fixed`", "2", "72", "0.600", "0.550", "0.071", "100", "120", "2 of 2",
         "1.20×",  # the median of 66.7 and 100 s, of 100
