@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from domainclip.config import ModelSettings
 from domainclip.data.records import ImageTextPair
+from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from machines import machine, metal_memory  # noqa: F401
+from model_zoo import save_siglip, save_vision_text
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +28,35 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set DOMAINCLIP_DATA to the folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small saved model of each kind, and under ``parts`` the backbones that two of them were joined from."""
+    base = tmp_path_factory.mktemp("models")
+    make_tiny_clip(7).save(base / "clip")
+    return {
+        "clip": base / "clip",
+        "siglip": save_siglip(base / "siglip"),
+        "vision_text": save_vision_text(base / "vision_text", base / "parts"),
+        "mobilenet": save_vision_text(base / "mobilenet", base / "parts", "mobilenet"),
+        "parts": base / "parts",
+    }
+
+
+@pytest.fixture
+def build(zoo: dict[str, Path]) -> Callable[[str], DualEncoder]:
+    """Loads a kind of ``zoo``, in ``eval()`` mode."""
+    return lambda kind: load_encoder(ModelSettings(model_name=str(zoo[kind])))
+
+
+@pytest.fixture(scope="module")
+def quick_collections() -> Iterator[None]:
+    """Repeats that look for garbage do not look among the hundred thousands of objects that the imports have made."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @dataclass(frozen=True)

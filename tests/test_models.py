@@ -17,23 +17,10 @@ from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DataError, ModelLoadError
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
-from model_zoo import save_bert, save_mobilenet, save_siglip, save_vision_text, save_vit
+from model_zoo import save_bert, save_mobilenet, save_vit
 
 TEXTS = ["a photo of the red brick", "moon", "large grass texture seen from far above, sample 7", "sky"]
 KINDS = ["clip", "siglip", "vision_text", "mobilenet"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    base = tmp_path_factory.mktemp("models")
-    make_tiny_clip(7).save(base / "clip")
-    return {
-        "clip": base / "clip",
-        "siglip": save_siglip(base / "siglip"),
-        "vision_text": save_vision_text(base / "vision_text", base / "parts"),
-        "mobilenet": save_vision_text(base / "mobilenet", base / "parts", "mobilenet"),
-        "parts": base / "parts",
-    }
 
 
 def load(folder: Path, **settings: object) -> DualEncoder:
@@ -73,15 +60,15 @@ def theirs(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_embeddings_are_those_of_plain_transformers(folders: dict[str, Path], kind: str) -> None:
-    for mine, other in zip(ours(load(folders[kind])), theirs(folders[kind]), strict=True):
+def test_embeddings_are_those_of_plain_transformers(zoo: dict[str, Path], kind: str) -> None:
+    for mine, other in zip(ours(load(zoo[kind])), theirs(zoo[kind]), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
         assert float(mine.std(dim=0).max()) > 0  # different inputs, different embeddings
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_trained_model_opens_in_plain_transformers(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
-    encoder = load(folders[kind])
+def test_a_trained_model_opens_in_plain_transformers(zoo: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    encoder = load(zoo[kind])
     with torch.no_grad():  # as if trained: no longer what was loaded
         for parameter in encoder.parameters():
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -90,7 +77,7 @@ def test_a_trained_model_opens_in_plain_transformers(folders: dict[str, Path], k
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
     for mine, again in zip(ours(encoder), ours(load(tmp_path / "saved")), strict=True):
         torch.testing.assert_close(mine, again, rtol=1e-6, atol=1e-6)
-    fresh = load(folders[kind])
+    fresh = load(zoo[kind])
     fresh.load_weights(tmp_path / "saved")
     for name, value in encoder.model.state_dict().items():
         assert torch.equal(fresh.model.state_dict()[name], value), name
@@ -109,8 +96,8 @@ def test_the_starter_model_is_that_of_plain_transformers(shared_data: Path) -> N
 
 @pytest.mark.parametrize(("kind", "padding"), [("clip", "causal"), ("vision_text", "masked")])
 @torch.no_grad()
-def test_padding_to_the_longest_caption_is_exact(folders: dict[str, Path], kind: str, padding: str) -> None:
-    encoder = load(folders[kind])
+def test_padding_to_the_longest_caption_is_exact(zoo: dict[str, Path], kind: str, padding: str) -> None:
+    encoder = load(zoo[kind])
     processor = encoder.processor
     assert processor.text_padding == padding
     short = processor.tokenize(TEXTS)
@@ -123,8 +110,8 @@ def test_padding_to_the_longest_caption_is_exact(folders: dict[str, Path], kind:
 
 
 @torch.no_grad()
-def test_siglip_is_padded_to_its_full_length(folders: dict[str, Path]) -> None:
-    encoder = load(folders["siglip"])
+def test_siglip_is_padded_to_its_full_length(zoo: dict[str, Path]) -> None:
+    encoder = load(zoo["siglip"])
     processor = encoder.processor
     assert processor.text_padding == "fixed"
     assert processor.tokenize(["moon"])["input_ids"].shape == (1, 16)
@@ -133,8 +120,8 @@ def test_siglip_is_padded_to_its_full_length(folders: dict[str, Path]) -> None:
     assert float((full - shorter).abs().max()) > 1e-3  # why it must be
 
 
-def test_captions_beyond_the_limit_keep_their_end(folders: dict[str, Path]) -> None:
-    encoder = load(folders["clip"])
+def test_captions_beyond_the_limit_keep_their_end(zoo: dict[str, Path]) -> None:
+    encoder = load(zoo["clip"])
     (ids,) = encoder.processor.token_ids(["a photo of the moon " * 40])
     assert len(ids) == 77
     assert ids[-1] == encoder.processor.tokenizer.eos_token_id
@@ -143,13 +130,13 @@ def test_captions_beyond_the_limit_keep_their_end(folders: dict[str, Path]) -> N
     assert encoder.processor.count_tokens(["a photo of the moon " * 40])[0] > 77
 
 
-def test_two_backbones_are_joined(folders: dict[str, Path]) -> None:
-    settings = {"vision_model_name": str(folders["parts"] / "vit"), "text_model_name": str(folders["parts"] / "bert")}
+def test_two_backbones_are_joined(zoo: dict[str, Path]) -> None:
+    settings = {"vision_model_name": str(zoo["parts"] / "vit"), "text_model_name": str(zoo["parts"] / "bert")}
     encoder = load_encoder(ModelSettings(**settings))
     images, texts = ours(encoder)
     assert images.shape == (3, encoder.embedding_dim)
     assert texts.shape == (4, encoder.embedding_dim)
-    vit = AutoModel.from_pretrained(folders["parts"] / "vit").state_dict()
+    vit = AutoModel.from_pretrained(zoo["parts"] / "vit").state_dict()
     for name, value in encoder.model.vision_model.state_dict().items():
         assert torch.equal(value, vit[name]), name
     again = load_encoder(ModelSettings(**settings))
@@ -159,10 +146,10 @@ def test_two_backbones_are_joined(folders: dict[str, Path]) -> None:
 
 
 @torch.no_grad()
-def test_a_convolutional_backbone_is_joined(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_convolutional_backbone_is_joined(zoo: dict[str, Path], tmp_path: Path) -> None:
     """MobileNet's config does not state the width of its pooled vector."""
     vision = str(save_mobilenet(tmp_path / "mobilenet"))
-    encoder = load_encoder(ModelSettings(vision_model_name=vision, text_model_name=str(folders["parts"] / "bert")))
+    encoder = load_encoder(ModelSettings(vision_model_name=vision, text_model_name=str(zoo["parts"] / "bert")))
     pixels = encoder.processor(images=pictures())["pixel_values"]
     pooled = AutoModel.from_pretrained(vision).eval()(pixel_values=pixels).pooler_output
     expected = pooled @ encoder.model.visual_projection.weight.T
@@ -171,9 +158,9 @@ def test_a_convolutional_backbone_is_joined(folders: dict[str, Path], tmp_path: 
     torch.testing.assert_close(theirs(tmp_path / "saved")[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_one_backbone_alone_is_refused(folders: dict[str, Path]) -> None:
+def test_one_backbone_alone_is_refused(zoo: dict[str, Path]) -> None:
     with pytest.raises(ConfigurationError, match="go together"):
-        load_encoder(ModelSettings(vision_model_name=str(folders["parts"] / "vit")))
+        load_encoder(ModelSettings(vision_model_name=str(zoo["parts"] / "vit")))
 
 
 def test_a_wrong_directory_is_named(tmp_path: Path) -> None:
@@ -192,15 +179,15 @@ def test_a_hub_name_without_network_says_how_to_go_on_at_once(monkeypatch: pytes
     assert time.monotonic() - started < 5
 
 
-def test_a_text_model_is_no_dual_encoder(folders: dict[str, Path]) -> None:
+def test_a_text_model_is_no_dual_encoder(zoo: dict[str, Path]) -> None:
     with pytest.raises(ModelLoadError, match="not a dual encoder"):
-        load(folders["parts"] / "bert")
+        load(zoo["parts"] / "bert")
 
 
 @pytest.mark.parametrize("damage", ["cut", "header"])
-def test_damaged_weights_are_a_load_error(folders: dict[str, Path], tmp_path: Path, damage: str) -> None:
+def test_damaged_weights_are_a_load_error(zoo: dict[str, Path], tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "damaged"
-    load(folders["clip"]).save(folder)
+    load(zoo["clip"]).save(folder)
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * 64 + content[64:])
@@ -208,9 +195,9 @@ def test_damaged_weights_are_a_load_error(folders: dict[str, Path], tmp_path: Pa
         load(folder)
 
 
-def test_a_config_that_is_no_json_is_a_load_error(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_config_that_is_no_json_is_a_load_error(zoo: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
-    load(folders["clip"]).save(folder)
+    load(zoo["clip"]).save(folder)
     (folder / "config.json").write_text("{ not json")
     with pytest.raises(ModelLoadError):
         load(folder)
@@ -233,12 +220,12 @@ def test_the_tiny_clip_is_its_seeds_and_leaves_chance_alone() -> None:
     assert not all(torch.equal(value, other.state_dict()[name]) for name, value in first.state_dict().items())
 
 
-def test_batch_norm_statistics_stay_in_training(folders: dict[str, Path]) -> None:
+def test_batch_norm_statistics_stay_in_training(zoo: dict[str, Path]) -> None:
     def statistics(encoder: DualEncoder) -> list[torch.Tensor]:
         return [b.clone() for name, b in encoder.named_buffers() if "running_" in name]
 
     pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    frozen = load(folders["mobilenet"]).train()
+    frozen = load(zoo["mobilenet"]).train()
     assert frozen.image_tower_kind == "convolutional"
     before = statistics(frozen)
     assert before
@@ -246,7 +233,7 @@ def test_batch_norm_statistics_stay_in_training(folders: dict[str, Path]) -> Non
     alone = torch.cat([frozen.encode_image(row[None]) for row in pixels])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(before, statistics(frozen), strict=True))
-    moving = load(folders["mobilenet"])
+    moving = load(zoo["mobilenet"])
     moving.frozen_batch_norm = False
     moving.train()
     moving.encode_image(pixels)
@@ -255,8 +242,8 @@ def test_batch_norm_statistics_stay_in_training(folders: dict[str, Path]) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_a_locked_tower_does_not_learn(folders: dict[str, Path], kind: str, tower: str) -> None:
-    encoder = load(folders[kind])
+def test_a_locked_tower_does_not_learn(zoo: dict[str, Path], kind: str, tower: str) -> None:
+    encoder = load(zoo[kind])
     encoder.train()
     encoder.lock(tower)  # type: ignore[arg-type]
     owners = {name: owner for owner, name, _ in encoder.named_tower_parameters()}
@@ -272,18 +259,18 @@ def test_a_locked_tower_does_not_learn(folders: dict[str, Path], kind: str, towe
     assert not locked.training
 
 
-def test_new_projections_of_a_locked_tower_learn(folders: dict[str, Path]) -> None:
+def test_new_projections_of_a_locked_tower_learn(zoo: dict[str, Path]) -> None:
     encoder = load_encoder(
-        ModelSettings(vision_model_name=str(folders["parts"] / "vit"), text_model_name=str(folders["parts"] / "bert"))
+        ModelSettings(vision_model_name=str(zoo["parts"] / "vit"), text_model_name=str(zoo["parts"] / "bert"))
     )
     encoder.lock("image")
     assert encoder.model.visual_projection.weight.requires_grad
     assert not any(p.requires_grad for p in encoder.model.vision_model.parameters())
 
 
-def test_the_scale_is_clamped_for_clip_and_free_for_siglip(folders: dict[str, Path]) -> None:
+def test_the_scale_is_clamped_for_clip_and_free_for_siglip(zoo: dict[str, Path]) -> None:
     for kind, expected in (("clip", MAX_LOGIT_SCALE), ("vision_text", MAX_LOGIT_SCALE), ("siglip", 5.5)):
-        encoder = load(folders[kind])
+        encoder = load(zoo[kind])
         with torch.no_grad():
             encoder.logit_scale.fill_(5.5)
         encoder.clamp_logit_scale()
@@ -303,8 +290,8 @@ def test_a_fixed_temperature_is_not_clamped() -> None:
     ("kind", "dim", "side", "length"),
     [("clip", 32, 32, 77), ("siglip", 24, 32, 16), ("vision_text", 16, 32, 24), ("mobilenet", 16, 32, 24)],
 )
-def test_an_encoder_says_what_it_is(folders: dict[str, Path], kind: str, dim: int, side: int, length: int) -> None:
-    encoder = load(folders[kind])
+def test_an_encoder_says_what_it_is(zoo: dict[str, Path], kind: str, dim: int, side: int, length: int) -> None:
+    encoder = load(zoo[kind])
     assert (encoder.embedding_dim, encoder.native_resolution, encoder.text_length) == (dim, side, length)
     assert encoder.is_siglip == (kind == "siglip")
     assert (encoder.image_tower_kind == "convolutional") == (kind == "mobilenet")
@@ -312,8 +299,8 @@ def test_an_encoder_says_what_it_is(folders: dict[str, Path], kind: str, dim: in
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
 
-def test_half_precision_files_are_trained_in_float32(folders: dict[str, Path], tmp_path: Path) -> None:
-    encoder = load(folders["clip"])
+def test_half_precision_files_are_trained_in_float32(zoo: dict[str, Path], tmp_path: Path) -> None:
+    encoder = load(zoo["clip"])
     encoder.model.half().save_pretrained(tmp_path / "half")
     encoder.processor.save(tmp_path / "half")
     assert {parameter.dtype for parameter in load(tmp_path / "half").parameters()} == {torch.float32}
