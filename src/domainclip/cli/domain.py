@@ -1,0 +1,107 @@
+"""``domainclip domain``: what is particular to a field, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from domainclip.errors import ConfigurationError
+
+domain_app = typer.Typer(no_args_is_help=True, help="List, show and write domains: what is particular to a field.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@domain_app.command("list")
+def domain_list(as_json: AsJson = False) -> None:
+    """The shipped domains."""
+    from domainclip.config.domain_files import load_domain, shipped_domains
+
+    rows = [{"name": name, "description": load_domain(name).description} for name in shipped_domains()]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(caption="domainclip domain show NAME says what each one chooses, and why")
+    for column in ("name", "description"):
+        table.add_column(column, no_wrap=column == "name")
+    for row in rows:
+        table.add_row(row["name"], row["description"])
+    Console().print(table)
+
+
+@domain_app.command("show")
+def domain_show(
+    domain: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A shipped domain, or a YAML file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Everything a domain chooses, with its reason and the file it stands in, what it inherits included."""
+    from domainclip.config.domain_files import load_domain
+
+    found = load_domain(domain)
+    if as_json:
+        content: dict[str, Any] = {
+            "name": found.name, "description": found.description, "family": found.family, "extends": found.extends,
+            "choices": [choice.to_dict() for choice in found.choices()],
+        }  # fmt: skip
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"[bold]{escape(found.name)}[/bold]: {escape(found.description)}")
+    inherits = f"; extends {', '.join(found.extends)}" if found.extends else ""
+    console.print(f"Family: {found.family}{inherits}", markup=False)
+    if not found.choices():
+        console.print("It makes no choice of its own.")
+        return
+    table = Table(caption="What is not named here is off, or decided at the start of a run.")
+    for column in ("choice", "value", "because", "from"):
+        table.add_column(column, no_wrap=column == "choice", ratio={"because": 3, "value": 1}.get(column))
+    for choice in found.choices():
+        written = json.dumps(choice.value, ensure_ascii=False)
+        table.add_row(choice.key, escape(written), escape(choice.because or ""), escape(choice.place or ""))
+    console.print(table)
+
+
+@domain_app.command("new")
+def domain_new(
+    name: Annotated[str, typer.Argument(help="What the domain is called.")],
+    extends: Annotated[str, typer.Option("--extends", help="The domain it starts from: a name, or a YAML file.")] = (
+        "general"
+    ),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write; left out, NAME.yaml here.")
+    ] = None,
+) -> None:
+    """Write a YAML file to edit: every key with its meaning, and what is inherited with its reason."""
+    import os
+
+    from domainclip.config.domain_files import is_domain_path, load_domain, shipped_domains
+    from domainclip.config.domain_template import domain_template
+    from domainclip.files import write_text
+
+    if name in shipped_domains():
+        raise ConfigurationError(f"{name!r} is the name of a shipped domain: choose another, and --extends {name}")
+    if output is None and (not name.strip() or name != Path(name).name):
+        raise ConfigurationError(f"{name!r} cannot be the name of a file: choose another, or give --output")
+    target = output or Path(f"{name}.yaml")
+    if target.suffix not in (".yaml", ".yml"):
+        raise ConfigurationError(f"--output {target} must end in .yaml, by which a domain's file is known")
+    if target.exists():
+        raise ConfigurationError(f"{target} is there already, and would be overwritten: choose another --output")
+    parent = load_domain(extends)
+    start = target.absolute().parent
+    named = os.path.relpath(Path(extends).absolute(), start) if is_domain_path(extends) else extends
+    try:
+        write_text(target, domain_template(name, parent, Path(named).as_posix()))
+    except OSError as error:
+        raise ConfigurationError(f"{target} cannot be written: {error.strerror or error}") from None
+    typer.echo(f"Written: {target}\nNext: edit it, then domainclip domain show {target}")

@@ -1,0 +1,104 @@
+"""YAML whose every value remembers its line, so that an error can name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from domainclip.errors import ConfigurationError
+
+KeyPath = tuple[str | int, ...]
+"""Where a value stands: keys of mappings and places in lists (from 0), from the outside in."""
+
+
+@dataclass(frozen=True)
+class LocatedYaml:
+    """``values`` of a YAML text; ``lines`` (from 1) of each key and list entry; ``source`` names the file."""
+
+    values: Any
+    lines: dict[KeyPath, int]
+    source: str
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> LocatedYaml:
+        """Raises ``ConfigurationError`` with the line for what is not YAML, and for a key that stands twice."""
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            if node is None:
+                return cls({}, {}, source)
+            lines: dict[KeyPath, int] = {}
+            refuse_cycles(node, source)
+            _locate(node, (), lines, source)
+            return cls(yaml.SafeLoader("").construct_document(node), lines, source)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" line {mark.line + 1}" if mark else ""
+            problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+            raise ConfigurationError(f"{source}{where}: not valid YAML ({problem})") from None
+
+    def mapping(self, what: str) -> dict[str, Any]:
+        """The values, which must be 'key: value' lines; ``what`` is the word for the file in the message."""
+        if not isinstance(self.values, dict):
+            raise ConfigurationError(f"{self.source}: {what} is a list of 'key: value' lines, this is something else")
+        return self.values
+
+    def where(self, *path: str | int) -> str:
+        """ "FILE line N" of the innermost part of ``path`` that the file has."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.lines:
+                return f"{self.source} line {self.lines[path[:length]]}"
+        return self.source
+
+
+def refuse_cycles(node: yaml.Node, source: str) -> None:
+    """Raises ``ConfigurationError`` for an alias inside the very value that its anchor names: nothing that walks
+    through such a value would come to an end."""
+    _refuse_cycles(node, source, around=set(), done=set())
+
+
+def _refuse_cycles(node: yaml.Node, source: str, around: set[int], done: set[int]) -> None:
+    if id(node) in around:
+        raise ConfigurationError(
+            f"{source} line {node.start_mark.line + 1}: this value contains itself (an alias of an anchor around it). "
+            "Write the value out, or put the alias outside the value that its anchor names"
+        )
+    if id(node) in done or not isinstance(node, yaml.CollectionNode):
+        return
+    around.add(id(node))
+    for entry in node.value:
+        for inner in entry if isinstance(node, yaml.MappingNode) else (entry,):
+            _refuse_cycles(inner, source, around, done)
+    around.remove(id(node))
+    done.add(id(node))
+
+
+def _locate(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            key = str(key_node.value)
+            inner = (*path, key)
+            if inner in lines:
+                raise ConfigurationError(f"{source} line {line}: {key!r} stands twice (first on line {lines[inner]})")
+            lines[inner] = line
+            # A key is a name: YAML would read "NO" and "on" as truth values and "1" as a number.
+            if isinstance(key_node, yaml.ScalarNode) and key != "<<":
+                key_node.tag = "tag:yaml.org,2002:str"
+            _locate(value_node, inner, lines, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for place, entry in enumerate(node.value):
+            lines[(*path, place)] = entry.start_mark.line + 1
+            _locate(entry, (*path, place), lines, source)
+
+
+def read_yaml_text(path: Path, what: str) -> str:
+    """The text of a file. Raises ``ConfigurationError`` where it is missing or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigurationError(f"{what} {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{what} {path} cannot be read: {error}") from None
