@@ -1,0 +1,216 @@
+"""A domain's vocabulary: abbreviations, synonyms, and what its opposites are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from domainclip.config.base import Settings
+from domainclip.config.located_yaml import LocatedYaml, read_yaml_text
+from domainclip.errors import ConfigurationError
+from domainclip.registry import nearest
+
+_SHIPPED = resources.files("domainclip.config") / "glossaries"
+
+
+class _AtPath(ValueError):
+    """A problem with one value inside a field; ``path`` leads to it from there."""
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class Sense(Settings):
+    """One thing an abbreviation stands for. With ``context``, only where the caption holds one of these words."""
+
+    expansion: str = Field(min_length=1, description="What is written in its place.")
+    context: list[str] = Field(default_factory=list, description="Words of which one must stand in the caption.")
+    plural: str | None = Field(None, description="The expansion's plural, where adding an s or ies is not right.")
+
+
+class Glossary(Settings):
+    """Abbreviations with what they stand for, groups of terms that mean the same, and pairs that exclude each other.
+
+    In the file an abbreviation's value is its expansion, or a list of senses, each with ``expansion`` and ``context``.
+    """
+
+    description: str = Field("", description="One line about the field.")
+    abbreviations: dict[str, list[Sense]] = Field(
+        default_factory=dict, description="Short form: expansion, or a list of senses with expansion and context."
+    )
+    synonyms: list[list[str]] = Field(
+        default_factory=list, description="Groups of terms that may stand for each other in any sentence."
+    )
+    negations: list[str] = Field(
+        default_factory=list, description="The field's words of negation besides no, not, without, absent and the like."
+    )
+    negation_pairs: list[tuple[str, str]] = Field(
+        default_factory=list, description="Pairs of a statement and its negation, such as [fracture, no fracture]."
+    )
+
+    @field_validator("abbreviations", mode="before")
+    @classmethod
+    def _expansions_are_senses(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        senses = {}
+        for short, value in given.items():
+            if isinstance(value, str):
+                value = [{"expansion": value}]
+            senses[short] = [value] if isinstance(value, dict) else value
+        return senses
+
+    @field_validator("abbreviations")
+    @classmethod
+    def _senses_can_be_told_apart(cls, given: dict[str, list[Sense]]) -> dict[str, list[Sense]]:
+        for short, senses in given.items():
+            if not short.strip() or not senses:
+                raise _AtPath(
+                    f"The abbreviation {short!r} is empty or stands for nothing: fill it in or remove it", short
+                )
+            without = [sense.expansion for sense in senses if not sense.context]
+            if len(senses) > 1 and without:
+                raise _AtPath(
+                    f"The abbreviation {short!r} has {len(senses)} senses, and {without[0]!r} has no context: say by "
+                    "which words each one is known",
+                    short,
+                )
+        return given
+
+    @field_validator("synonyms")
+    @classmethod
+    def _groups_are_groups(cls, groups: list[list[str]]) -> list[list[str]]:
+        seen: dict[str, list[str]] = {}
+        for place, group in enumerate(groups):
+            if len(group) < 2 or not all(term.strip() for term in group):
+                raise _AtPath(f"The synonym group {group} needs at least two terms, none of them empty", place)
+            for term in group:
+                if term.casefold() in seen:
+                    raise _AtPath(f"The term {term!r} stands in two synonym groups (or twice in one): keep one", place)
+                seen[term.casefold()] = group
+        return groups
+
+    @field_validator("negation_pairs")
+    @classmethod
+    def _pairs_exclude_each_other(cls, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        for place, (statement, negation) in enumerate(pairs):
+            if not statement.strip() or statement.split() == negation.split():
+                raise _AtPath(
+                    f"The negation pair {statement!r} / {negation!r} must be a statement and its negation", place
+                )
+        return pairs
+
+    @model_validator(mode="after")
+    def _expansions_end(self) -> Self:
+        chain = next(_cycles(self.abbreviations), None)
+        if chain is not None:
+            raise _AtPath(
+                f"The abbreviations expand into each other without end: {' → '.join(chain)}. Write one of them out",
+                "abbreviations",
+                chain[0],
+            )
+        return self
+
+    def expansion_of(self, sense: Sense) -> str:
+        """What a sense stands for, with the unambiguous abbreviations inside written out as well."""
+        return _written_out(sense.expansion, self.abbreviations)
+
+
+def matches_abbreviation(short: str) -> str:
+    """A pattern of the spelling in which an abbreviation is recognised, without what surrounds it.
+
+    One with a capital in it is found in exactly its own letters ("CT", "SpO2"); one in small letters alone also where
+    a sentence begins with it ("approx.", "Approx.") and in capitals.
+    """
+    pattern = re.escape(short)
+    return pattern if short != short.lower() else f"(?i:{pattern})"
+
+
+def word_pattern(short: str) -> re.Pattern[str]:
+    """The abbreviation as a word of its own.
+
+    Joined by a hyphen to capitals or digits it is part of a longer name ("SARS-CoV-2"), and is not found.
+    """
+    return re.compile(rf"(?<!\w)(?<![A-Z0-9]-){matches_abbreviation(short)}(?!\w)(?!-[A-Z0-9])")
+
+
+def _used_in(expansion: str, abbreviations: dict[str, list[Sense]]) -> list[str]:
+    return [short for short in abbreviations if word_pattern(short).search(expansion)]
+
+
+def _cycles(abbreviations: dict[str, list[Sense]]) -> Iterator[list[str]]:
+    uses = {
+        short: list(dict.fromkeys(used for sense in senses for used in _used_in(sense.expansion, abbreviations)))
+        for short, senses in abbreviations.items()
+    }
+    done: set[str] = set()
+
+    def walk(short: str, chain: list[str]) -> Iterator[list[str]]:
+        if short in chain:
+            yield [*chain[chain.index(short) :], short]
+            return
+        if short in done:
+            return
+        for used in uses[short]:
+            yield from walk(used, [*chain, short])
+        done.add(short)
+
+    for short in abbreviations:
+        yield from walk(short, [])
+
+
+def _written_out(text: str, abbreviations: dict[str, list[Sense]]) -> str:
+    for short in sorted(_used_in(text, abbreviations), key=len, reverse=True):
+        senses = abbreviations[short]
+        if len(senses) == 1 and not senses[0].context:
+            inner = _written_out(senses[0].expansion, abbreviations)
+            text = word_pattern(short).sub(lambda _, inner=inner: inner, text)  # type: ignore[misc]
+    return text
+
+
+def shipped_glossaries() -> list[str]:
+    """Names of the glossaries inside the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_glossary(name_or_path: str | Path, folder: Path | None = None) -> Glossary:
+    """A shipped glossary by name, or a YAML file by path; a relative path is first looked for in ``folder``.
+
+    Raises ``ConfigurationError`` with file, line and key: for an unknown key, an ambiguous abbreviation without
+    contexts, expansions that go in a circle, a term in two synonym groups.
+    """
+    name = str(name_or_path)
+    if name in shipped_glossaries():
+        return _shipped(name)
+    path = Path(name).expanduser()
+    if folder is not None and (folder / path).is_file():
+        path = folder / path
+    if not path.is_file() and path.suffix not in (".yaml", ".yml"):
+        guess = nearest(name, shipped_glossaries())
+        hint = f"Did you mean {guess!r}? " if guess else ""
+        raise ConfigurationError(
+            f"Unknown glossary {name!r}. {hint}Shipped: {', '.join(shipped_glossaries())}; or give a YAML file's path"
+        )
+    return _checked(LocatedYaml.parse(read_yaml_text(path, "Glossary"), str(path)))
+
+
+@cache
+def _shipped(name: str) -> Glossary:
+    return _checked(LocatedYaml.parse((_SHIPPED / f"{name}.yaml").read_text("utf-8"), f"glossary {name}"))
+
+
+def _checked(found: LocatedYaml) -> Glossary:
+    """A glossary from a file; an error names the line it comes from."""
+    values = found.mapping("a glossary")
+    try:
+        return Glossary(**values)
+    except ConfigurationError as error:
+        path = next(iter(getattr(error, "paths", ())), ())
+        raise ConfigurationError(f"{error} [{found.where(*path)}]") from None
