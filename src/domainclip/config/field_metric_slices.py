@@ -1,0 +1,48 @@
+"""What an evaluation says in the terms of the field."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from domainclip.config.base import Settings
+
+FieldOfMetrics = Literal["medical", "industrial", "scientific", "general"]
+
+
+class FieldMetricSettings(Settings):
+    evaluation_metrics: Literal["auto", "medical", "industrial", "scientific", "general"] = Field(
+        "auto", title="Evaluation metrics", description="Whose terms results are also given in; auto: the domain's."
+    )
+    label_order: list[str] | None = Field(
+        None, min_length=2, description="Classes that are grades, from the lowest to the highest: adds quadratic kappa."
+    )
+    normal_label: str | list[str] | None = Field(
+        None, description="Class (or classes) without a defect; null: guessed from names such as good, normal, ok."
+    )
+    bootstrap_resamples: int = Field(
+        1000, ge=0, le=100_000, description="Resamples behind the 95 % intervals of these figures; 0: no intervals."
+    )
+
+    @field_validator("label_order")
+    @classmethod
+    def _each_grade_once(cls, labels: list[str] | None) -> list[str] | None:
+        repeated = [label for label in labels or [] if (labels or []).count(label) > 1]
+        if repeated:
+            raise ValueError(
+                f"label_order names {repeated[0]!r} twice: each class once, from the lowest to the highest"
+            )
+        return labels
+
+    @model_validator(mode="after")
+    def _some_normal_label(self) -> Self:
+        if self.normal_label is not None and not self.normal_labels:
+            raise ValueError("normal_label is empty: name the class without a defect, or leave the key out")
+        return self
+
+    @property
+    def normal_labels(self) -> tuple[str, ...]:
+        """The named classes without a defect; empty where they are to be guessed."""
+        named = [self.normal_label] if isinstance(self.normal_label, str) else self.normal_label or []
+        return tuple(label for label in named if label)

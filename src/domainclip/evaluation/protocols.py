@@ -1,0 +1,65 @@
+"""What evaluators are given, and what they give back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Embedder(Protocol):
+    """Whatever turns pictures and texts into L2-normalised float32 rows on the CPU, in the order given."""
+
+    def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]: ...
+
+    def encode_texts(self, texts: list[str], /) -> Float[Tensor, "texts dim"]: ...
+
+
+class LabelledPair(Protocol):
+    """A row of a data set: a picture, what is said of it, and its class, None where the data do not say."""
+
+    @property
+    def image_path(self) -> Path: ...
+
+    @property
+    def caption(self) -> str: ...
+
+    label: str | None
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """``metrics``: flat numbers by name. ``details``: what they were computed from, ready for a report."""
+
+    metrics: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    name: str
+    primary_metric: str
+    greater_is_better: bool
+
+    def __call__(self, embed: Embedder) -> dict[str, float]: ...
+
+    def evaluate(self, embed: Embedder) -> EvaluationResult: ...
+
+
+class AddedScores(Protocol):
+    """More figures from the same embeddings: see ``evaluation.concepts.ConceptScores``."""
+
+    paths: list[Path]
+
+    def check(self, classes: Sequence[str], /) -> None: ...
+
+    def score(
+        self,
+        embeds_of: Callable[[list[Path]], Tensor],
+        encode_texts: Callable[[list[str]], Tensor],
+        classification: Mapping[str, Any] | None,
+        groups: Sequence[str | None] | None,
+    ) -> tuple[dict[str, float], dict[str, Any]]: ...
