@@ -1,0 +1,62 @@
+"""``domainclip compare``: several models on several data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys, the same for all models and data sets."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", metavar="[NAME=]MODEL", help="Hub name or local directory; give it repeatedly."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", metavar="[NAME=]DATA", help="A table, a directory, or hf:NAME; repeatedly."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Name of the model the others are tested against; left out, the first.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test; all for every row.")] = "test",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="acc1, mean_per_class_recall, macro_f1, mean_R@1, …; left out, each set's primary metric."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for compare.json, compare.md, compare.html and matrix.png."),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A shipped recipe or a YAML file.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first picture, data set or model that cannot be used.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Every model on every data set: intervals, paired tests against the reference, a verdict in each cell.
+
+    A data set that cannot be evaluated leaves its reason in the matrix and the rest goes on.
+    """
+    from domainclip.config import load_recipe, parse_overrides
+
+    config = load_recipe(recipe, parse_overrides(overrides or []))
+    from domainclip.finetune.compare import check_output, named, run_compare
+
+    models, sets = named(model or [], "model"), named(data or [], "data")
+    if output is not None:
+        check_output(output)
+    found = run_compare(config, models, sets, reference=reference, split=split, metric=metric, strict=strict)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found.content, indent=2, ensure_ascii=False))
+    else:
+        found.print()
+    if output is not None:  # last, so that figures which cannot be written were at least shown
+        typer.echo("\n".join(f"Written: {path}" for path in found.write(output)), err=as_json)

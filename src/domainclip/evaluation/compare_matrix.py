@@ -1,0 +1,152 @@
+"""Models × data sets: a metric with its interval in every cell, and a verdict against the reference model.
+
+The verdict is a test's, not the eye's: the paired bootstrap in every cell, corrected by Holm for the number of cells,
+so that the chance of even one false "better" or "worse" in the whole matrix stays at 5 %.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from domainclip.errors import ConfigurationError
+from domainclip.evaluation.bootstrap import FEW_UNITS
+from domainclip.evaluation.metric_names import greater_is_better
+from domainclip.evaluation.metric_sums import UnitSums
+from domainclip.evaluation.paired_bootstrap import RESAMPLES, holm, metric_interval, paired_difference, resampled
+
+ALPHA = 0.05
+BETTER, SAME, WORSE = "better", "no difference", "worse"
+REFERENCE, UNTESTED, FAILED = "reference", "not tested", "not evaluated"
+VERDICTS = (BETTER, SAME, WORSE, REFERENCE, UNTESTED, FAILED)
+
+_RESAMPLES_PER_TEST = 100
+"""Holm multiplies the least p by the number of tests: this many resamples for each keep it below 5 % all the same."""
+
+
+@dataclass
+class ModelOnSet:
+    """What one model scored on one data set: ``sums`` of the compared metric and all flat ``metrics``; or, where it
+    could not be evaluated, the ``reason``."""
+
+    sums: UnitSums | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass
+class SetScores:
+    """A column of the matrix. ``scores`` by the model's name, all on the same rows; ``unit`` is "group" or "picture",
+    what is resampled; ``facts`` (rows, notes, …) go to the JSON as they are."""
+
+    name: str
+    path: str
+    metric: str
+    scores: dict[str, ModelOnSet]
+    unit: str = "picture"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def compare_matrix(
+    models: Mapping[str, str], sets: Sequence[SetScores], reference: str, *, seed: int = 0
+) -> dict[str, Any]:
+    """The content of ``compare.json`` but for what the caller adds. ``models``: name → path, in the order shown.
+
+    Keys: ``reference``, ``models``, ``data``, ``cells`` (all models of the first set, then of the next), ``summary``
+    (verdicts counted by model) and ``method``. Raises ``ConfigurationError`` for a reference that is no model.
+    """
+    if reference not in models:
+        raise ConfigurationError(
+            f"The reference {reference!r} is none of the models compared: choose one of {', '.join(models)}"
+        )
+    tests = sum(_tested(found, name, reference) for found in sets for name in models)
+    resamples = max(RESAMPLES, _RESAMPLES_PER_TEST * tests)
+    cells = [cell for found in sets for cell in _cells(found, models, reference, resamples, seed)]
+    for cell, adjusted in zip(tested := [c for c in cells if c["p_value"] is not None],
+                              holm([c["p_value"] for c in tested]), strict=True):  # fmt: skip
+        cell["p_adjusted"] = adjusted
+        better = cell["change"] > 0 if greater_is_better(cell["metric"]) else cell["change"] < 0
+        cell["verdict"] = SAME if adjusted >= ALPHA else BETTER if better else WORSE
+    counted = {name: Counter(cell["verdict"] for cell in cells if cell["model"] == name) for name in models}
+    return {
+        "reference": reference,
+        "models": [{"name": name, "path": path} for name, path in models.items()],
+        "data": [_column(found) for found in sets],
+        "cells": cells,
+        "summary": [
+            {"model": name, **{verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}}
+            for name, counts in counted.items()
+        ],
+        "method": {
+            "interval": "95 % percentile bootstrap over units (groups where the data have them, else pictures)",
+            "test": "two-sided paired bootstrap on the same units",
+            "correction": "Holm",
+            "alpha": ALPHA,
+            "tests": len(tested),
+            "resamples": resamples,
+            "seed": seed,
+        },
+    }
+
+
+def _tested(found: SetScores, name: str, reference: str) -> bool:
+    sums = [found.scores[key].sums for key in (reference, name)]
+    return name != reference and all(part is not None and len(part.sums) > 1 for part in sums)
+
+
+def _cells(
+    found: SetScores, models: Mapping[str, str], reference: str, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    sums = {name: part for name in models if (part := found.scores[name].sums) is not None}
+    draws: dict[str, np.ndarray] = {}
+    if sums:
+        draws = dict(zip(sums, resampled(list(sums.values()), resamples, seed), strict=True))
+    cells = []
+    for name in models:
+        cell: dict[str, Any] = {
+            "model": name, "data": found.name, "metric": found.metric, "verdict": FAILED,
+            "reason": found.scores[name].reason or None, "value": None, "low": None, "high": None, "interval": None,
+            "change": None, "change_low": None, "change_high": None, "differing_units": None, "p_value": None,
+            "p_adjusted": None, "metrics": dict(found.scores[name].metrics),
+        }  # fmt: skip
+        if name in sums:
+            cell["value"] = sums[name].value
+            if interval := metric_interval(sums[name], draws[name]):
+                cell |= {"low": interval.low, "high": interval.high, "interval": interval.method}
+            cell |= _against(reference, name, sums, draws)
+        cells.append(cell)
+    return cells
+
+
+def _against(
+    reference: str, name: str, sums: Mapping[str, UnitSums], draws: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    if name == reference:
+        return {"verdict": REFERENCE}
+    if reference not in sums:
+        return {"verdict": UNTESTED, "reason": f"the reference {reference} could not be evaluated here"}
+    found = paired_difference(sums[reference], sums[name], draws[reference], draws[name])
+    if found is None:
+        change = sums[name].value - sums[reference].value
+        return {"verdict": UNTESTED, "change": change, "reason": "all pictures are of one group: nothing to resample"}
+    return {
+        "change": found.change, "change_low": found.low, "change_high": found.high, "p_value": found.p_value,
+        "differing_units": found.n_differing,
+    }  # fmt: skip
+
+
+def _column(found: SetScores) -> dict[str, Any]:
+    sizes = [len(score.sums.sums) for score in found.scores.values() if score.sums is not None]
+    units = sizes[0] if sizes else None
+    notes = list(found.facts.get("notes", ()))
+    if units is not None and units < FEW_UNITS:
+        word = f"{found.unit}{'' if units == 1 else 's'}"
+        notes.append(f"Only {units} {word} to resample: the true uncertainty is larger than the intervals say")
+    return {
+        "name": found.name, "path": found.path, "metric": found.metric, "unit": found.unit, "n_units": units,
+        **found.facts, "notes": notes,
+    }  # fmt: skip

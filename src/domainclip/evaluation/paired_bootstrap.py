@@ -1,0 +1,119 @@
+"""Intervals and tests for several models judged on the same units: the bootstrap, paired, and Holm's correction.
+
+A unit is what was drawn independently: a picture, or a patient, board or specimen with all its pictures. Every model
+sees the same resamples, so that what is hard for all of them does not blur the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from domainclip.errors import ShapeError
+from domainclip.evaluation.bootstrap import Resampling, percentile_interval
+from domainclip.evaluation.metric_sums import UnitSums
+from domainclip.evaluation.significance import wilson_interval
+
+RESAMPLES = 10_000
+"""More than an interval needs: with many tests, Holm's correction asks for p values of 1 in 1,000 and less."""
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class MetricInterval:
+    """95 % interval in 0…1; ``method`` is "bootstrap", or "wilson" where every unit says 0 or every unit says 1."""
+
+    low: float
+    high: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model's metric minus the reference's: ``change`` with its 95 % percentile interval, in -1…1, and ``p_value``.
+
+    ``n_differing``: units to which the two models' answers differ.
+    """
+
+    change: float
+    low: float
+    high: float
+    p_value: float
+    n_differing: int
+
+
+def resampled(
+    models: Sequence[UnitSums], resamples: int = RESAMPLES, seed: int = 0
+) -> Float[np.ndarray, "models resamples"]:
+    """Each model's metric on the same resamples of the units, drawn with replacement.
+
+    Raises ``ShapeError`` where the models were not judged on the same number of units.
+    """
+    sizes = {len(model.sums) for model in models}
+    if len(sizes) != 1:
+        raise ShapeError(f"Batch size mismatch: a paired comparison needs the same units for all, got {sorted(sizes)}")
+    joined = np.hstack([model.sums for model in models])
+    edges = np.cumsum([model.sums.shape[1] for model in models])[:-1]
+
+    def metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
+        totals = np.split(counts @ joined, edges, axis=1)
+        return {str(place): model.metric(totals[place]) for place, model in enumerate(models)}
+
+    return np.stack(list(Resampling(len(joined), None, resamples, seed).distributions(metrics).values()))
+
+
+def metric_interval(model: UnitSums, draws: Float[np.ndarray, " resamples"]) -> MetricInterval | None:
+    """95 % percentile interval (Efron 1979) of a model's metric; None with a single unit, which says nothing of others.
+
+    Where all resamples agree on 0 or 1 the percentile interval has no width, however few units there are: Wilson's,
+    a unit a trial, stands in.
+    """
+    units = len(model.sums)
+    if units < 2:
+        return None
+    value = model.value
+    if np.ptp(draws) < _ROUNDING and min(value, 1 - value) < _ROUNDING:
+        low, high = wilson_interval(round(value) * units, units)
+        return MetricInterval(low, high, "wilson")
+    found = percentile_interval(draws)
+    return MetricInterval(found.low, found.high, "bootstrap") if found else None
+
+
+def paired_difference(
+    reference: UnitSums,
+    model: UnitSums,
+    reference_draws: Float[np.ndarray, " resamples"],
+    model_draws: Float[np.ndarray, " resamples"],
+) -> Difference | None:
+    """The paired bootstrap test (Efron and Tibshirani 1993, chapter 16; Berg-Kirkpatrick et al. 2012), two-sided:
+
+        p = (1 + #{|d* − d| ≥ |d|}) / (1 + resamples)
+
+    d is the difference measured, d* that on a resample: how often would a difference as large come about if there
+    were none? With few differing units k the bootstrap is too sure of itself; p is never put below 2^(1−k), the
+    least that a sign test on them could give. None with a single unit.
+    """
+    if len(model.sums) < 2:
+        return None
+    change = model.value - reference.value
+    differences = model_draws - reference_draws
+    beyond = np.abs(differences - change) >= abs(change) - _ROUNDING
+    n_differing = int((np.abs(model.sums - reference.sums) > _ROUNDING).any(axis=1).sum())
+    least = 2.0 ** (1 - n_differing) if n_differing else 1.0
+    low, high = np.quantile(differences, [0.025, 0.975])
+    p_value = max((1 + int(beyond.sum())) / (1 + len(differences)), least)
+    return Difference(change, float(low), float(high), p_value, n_differing)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values, in the order given: below α, the test is significant with α the chance of any false one
+    (Holm 1979). The smallest of m is multiplied by m, the next by m − 1, …, and none may fall below the one before."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
