@@ -1,0 +1,75 @@
+"""The slice that says how much of what the model knew may be lost, and what is done about it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from domainclip.config.base import Settings
+
+
+class RetentionSettings(Settings):
+    retention_data: list[str] | None = Field(
+        None, min_length=1, description="Tables or folders from outside the domain, to see what the model keeps of it."
+    )
+    retention_rows: int = Field(
+        300, gt=1, description="Validation rows taken, at most, from each retention set's training side."
+    )
+    wise_ft: bool | None = Field(
+        None, description="Save a mean of the starting and the trained weights; null: where retention_data is given."
+    )
+    wise_ft_alpha: float | Literal["auto"] | None = Field(
+        None, description="Share of the trained weights in it, in [0, 1]; auto: chosen on validation rows."
+    )
+    wise_ft_batch_norm: Literal["auto", "recompute", "interpolate"] = Field(
+        "auto",
+        title="Batch norm of the mean",
+        description="Statistics between the two ends: of pictures sent through again (auto), or the ends' mean.",
+    )
+    max_forgetting: float = Field(
+        0.03, ge=0, le=1, description="Share of the mean accuracy on retention sets that may be lost (0.03: 3 points)."
+    )
+    min_gain_kept: float = Field(
+        0.9, ge=0, le=1, description="Share of the domain's gain that wise_ft_alpha=auto must keep."
+    )
+    l2sp_strength: float = Field(
+        0.0, ge=0, description="Pull of the towers' weights to where they started: half of it times the distance²."
+    )
+    distillation_strength: float = Field(
+        0.0, ge=0, description="Weight of keeping the batch's embeddings near those of the starting model (cosine)."
+    )
+
+    @field_validator("retention_data", mode="before")
+    @classmethod
+    def _one_set_needs_no_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("wise_ft_alpha")
+    @classmethod
+    def _alpha_is_a_share(cls, value: float | str | None) -> float | str | None:
+        if isinstance(value, float) and not 0 <= value <= 1:
+            raise ValueError(f"wise_ft_alpha must be in [0, 1], or auto (it is {value:g})")
+        return value
+
+    @model_validator(mode="after")
+    def _there_is_something_to_choose_on(self) -> Self:
+        alpha = self.wise_ft_alpha
+        if self.wise_ft is False and alpha is not None:
+            raise ValueError(f"wise_ft=false and wise_ft_alpha={alpha} contradict each other: leave one of them out")
+        automatic = alpha == "auto" or (self.wise_ft and alpha is None)
+        if automatic and not self.retention_data:
+            raise ValueError(
+                "wise_ft chooses its alpha on what the model knew before, and retention_data names nothing of it: set "
+                "retention_data, or a number for wise_ft_alpha"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_no_weights_to_hold(self) -> Self:
+        if self.l2sp_strength > 0 and getattr(self, "lora_r", None) is not None:  # of another slice of the recipe
+            raise ValueError(
+                "l2sp_strength does not go with lora_r: the towers' weights stay as they are, and adapters have no "
+                "starting point. Leave one of them out, or use distillation_strength"
+            )
+        return self

@@ -1,0 +1,51 @@
+"""Batch-norm statistics of weights that no training step has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from domainclip.models.dual_encoder import DualEncoder
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def statistics_differ(model: nn.Module, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two sets of ``model``'s weights hold other running means or variances for its batch-norm layers."""
+    names = [
+        f"{name}.{buffer}"
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+        for buffer in ("running_mean", "running_var")
+    ]
+    return any(not torch.equal(a[name].cpu(), b[name].cpu()) for name in names)
+
+
+@torch.no_grad()
+def recompute_statistics(encoder: DualEncoder, batches: Iterable[Float[Tensor, "batch 3 height width"]]) -> int:
+    """Replace the running statistics of the picture tower by the mean over ``batches`` of each batch's own; the number
+    of pictures they were taken of.
+
+    Averaged weights have other activations than either end, for which neither end's statistics hold, nor their mean
+    (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima", §3.2). All layers take their batch's statistics
+    while the pictures go through, as in training; everything else is in evaluation mode (no dropout).
+    """
+    layers = [m for m in encoder.model.vision_model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    was_training, momenta, pictures = encoder.training, [layer.momentum for layer in layers], 0
+    encoder.eval()
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean over all batches
+            layer.train()
+        for pixel_values in batches:
+            encoder.encode_image(pixel_values)
+            pictures += len(pixel_values)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        encoder.train(was_training)
+    return pictures

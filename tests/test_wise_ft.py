@@ -1,0 +1,359 @@
+"""Weights between two ends: exact at both, merged adapters, recomputed batch norm, and the choice among them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from conftest import TinyData
+from domainclip.config import CLIPFinetuningConfig, ModelSettings
+from domainclip.config.slices import AdapterSettings
+from domainclip.data.records import ImageTextPair
+from domainclip.errors import ConfigurationError
+from domainclip.evaluation.trade_off import (
+    TradeOffPoint,
+    choose_trade_off,
+    given_trade_off,
+    pareto_front,
+    plot_pareto,
+)
+from domainclip.evaluation.trade_off_markdown import trade_off_markdown
+from domainclip.finetune import CLIPFinetuningController, run_training
+from domainclip.finetune.wise_ft import FIRST_ALPHAS, REFINEMENTS, Interpolation, starting_weights, sweep
+from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
+from domainclip.models.batch_norm import recompute_statistics, statistics_differ
+from domainclip.training.starting_point import starting_point, weights_of
+from model_zoo import save_vision_text
+from training_setup import DEFAULTS
+
+
+def point(alpha: float, domain: float, retention: float) -> TradeOffPoint:
+    return TradeOffPoint(alpha, domain, retention, {"a": retention + 0.1, "b": retention - 0.1})
+
+
+def move(encoder: DualEncoder, seed: int = 1) -> None:
+    """Every weight somewhere else, batch-norm statistics too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in encoder.model.state_dict().items():
+            if value.is_floating_point():
+                noise = 0.1 * torch.randn(value.shape, generator=generator)
+                value.add_(noise.abs() if name.endswith("running_var") else noise)
+
+
+def embeddings(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
+    side = encoder.native_resolution
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randn(3, 3, side, side, generator=generator)
+    with torch.no_grad():
+        return encoder.eval().encode_image(pixels), encoder.encode_text(
+            **encoder.processor.tokenize(["a", "two words"])
+        )
+
+
+def convolutional(folder: Path) -> DualEncoder:
+    path = save_vision_text(folder / "joined", folder / "parts", "mobilenet")
+    return load_encoder(ModelSettings(model_name=str(path)))
+
+
+@pytest.mark.parametrize("kind", ["clip", "convolutional"])
+def test_the_ends_are_exact_and_the_middle_is_the_mean(tmp_path: Path, kind: str) -> None:
+    encoder = make_tiny_clip() if kind == "clip" else convolutional(tmp_path)
+    before, start = embeddings(encoder), weights_of(encoder)
+    move(encoder)
+    after, end = embeddings(encoder), weights_of(encoder)
+    pictures = [torch.randn(4, 3, encoder.native_resolution, encoder.native_resolution)]
+    between = Interpolation(encoder, start, lambda alpha: pictures)
+    for alpha, expected in ((0.0, before), (1.0, after), (0.5, None), (0.0, before), (1.0, after)):
+        between.set(alpha)
+        found = embeddings(encoder)
+        if expected is None:
+            assert not torch.equal(found[0], before[0]) and not torch.equal(found[0], after[0])
+            for name, value in encoder.model.state_dict().items():
+                if value.is_floating_point() and "running" not in name:
+                    torch.testing.assert_close(value, (start[name] + end[name]) / 2)
+        else:
+            assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert float(start["logit_scale"]) != float(end["logit_scale"])  # it takes part as well
+
+
+def test_adapters_are_merged_first() -> None:
+    pytest.importorskip("peft")
+    encoder = make_tiny_clip()
+    before, start = embeddings(encoder), weights_of(encoder)
+    encoder.attach_adapters(AdapterSettings(lora_r=2, lora_dropout=0.0), seed=0)
+    with torch.no_grad():
+        for parameter in encoder.model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05
+    encoder.merge_adapters()
+    after = embeddings(encoder)
+    between = Interpolation(encoder, start)
+    for alpha, expected in ((0.0, before), (1.0, after)):
+        between.set(alpha)
+        assert torch.equal(embeddings(encoder)[0], expected[0]) and torch.equal(embeddings(encoder)[1], expected[1])
+    assert not torch.equal(before[0], after[0])
+
+
+def test_other_shapes_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="not of the trained model's shape"):
+        Interpolation(make_tiny_clip(width=32), weights_of(make_tiny_clip(width=64)))
+
+
+def test_recomputed_statistics_are_those_of_the_pictures(tmp_path: Path) -> None:
+    """Against a plain pass in training mode: the first layer's mean over two batches, and the others' over one."""
+    encoder = convolutional(tmp_path)
+    move(encoder)
+    side = encoder.native_resolution
+    batches = [torch.randn(6, 3, side, side) + number for number in range(2)]
+    layers = [m for m in encoder.model.vision_model.modules() if isinstance(m, nn.BatchNorm2d)]
+    seen: dict[int, list[tuple[Tensor, Tensor]]] = {number: [] for number in range(len(layers))}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda module, inputs, n=number: seen[n].append(
+                (inputs[0].mean((0, 2, 3)), inputs[0].transpose(0, 1).flatten(1).var(1))
+            )
+        )
+        for number, layer in enumerate(layers)
+    ]
+    momenta, weights = [layer.momentum for layer in layers], encoder.model.visual_projection.weight.clone()
+    assert recompute_statistics(encoder, iter(batches)) == 12
+    for hook in hooks:
+        hook.remove()
+    for number, layer in enumerate(layers):
+        means, variances = zip(*seen[number], strict=True)
+        assert len(means) == 2
+        torch.testing.assert_close(layer.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.running_var, torch.stack(variances).mean(0), rtol=1e-4, atol=1e-5)
+    assert [layer.momentum for layer in layers] == momenta and not any(layer.training for layer in layers)
+    assert torch.equal(encoder.model.visual_projection.weight, weights)
+
+
+def test_statistics_that_did_not_move_are_left_alone(tmp_path: Path) -> None:
+    encoder = convolutional(tmp_path)
+    start = weights_of(encoder)
+    with torch.no_grad():
+        for parameter in encoder.model.parameters():
+            parameter += 0.1
+    assert not statistics_differ(encoder.model, start, encoder.model.state_dict())
+    next(m for m in encoder.model.modules() if isinstance(m, nn.BatchNorm2d)).running_mean += 1  # type: ignore[operator]
+    assert statistics_differ(encoder.model, start, encoder.model.state_dict())
+    assert not statistics_differ(make_tiny_clip().model, {}, {})
+
+
+# --- the choice ---
+
+
+def test_the_best_within_both_limits_is_chosen() -> None:
+    points = [point(0, 0.4, 0.8), point(0.25, 0.7, 0.79), point(0.5, 0.88, 0.78), point(0.75, 0.89, 0.771),
+              point(0.875, 0.895, 0.769), point(1, 0.9, 0.3)]  # fmt: skip
+    choice = choose_trade_off(points, 0.03, 0.9)
+    assert choice.point.alpha == 0.75  # 0.875 gains more and loses 3.1 points
+    assert choice.within_limits
+    assert choice.gain == pytest.approx(0.49)
+    assert choice.gain_kept == pytest.approx(0.98)
+    assert choice.forgetting == pytest.approx(0.029)
+    # Exactly at both limits, whatever rounding says: 0.1 + 0.2 and the like.
+    at_limits = [point(0, 0.1, 0.33), point(0.5, 0.1 + 0.9 * 0.2, 0.3), point(1, 0.3, 0.1)]
+    assert choose_trade_off(at_limits, 0.03, 0.9).within_limits
+
+
+def test_of_equal_gains_the_one_that_loses_less_is_chosen() -> None:
+    points = [point(0, 0.4, 0.8), point(0.5, 0.9, 0.79), point(0.75, 0.9, 0.795), point(1, 0.9, 0.78)]
+    assert choose_trade_off(points).point.alpha == 0.75
+
+
+def test_where_both_cannot_be_had_the_nearest_of_the_front_is_said_to_be_so() -> None:
+    points = [point(0, 0.4, 0.8), point(0.25, 0.6, 0.79), point(0.5, 0.8, 0.7), point(0.625, 0.79, 0.65),
+              point(0.75, 0.87, 0.5), point(1, 0.9, 0.2)]  # fmt: skip
+    choice = choose_trade_off(points, 0.03, 0.9)
+    # Wanted: domain 0.85, retention 0.77. 0.5 misses by .05 and .07; 0.25 by .25; 0.75 by .27.
+    assert choice.point.alpha == 0.5
+    assert not choice.within_limits
+    assert "no model of 6" in choice.reason and "misses it by least" in choice.reason
+    assert [p.alpha for p in pareto_front(points)] == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_training_that_gained_nothing_is_not_kept_for_its_own_sake() -> None:
+    choice = choose_trade_off([point(0, 0.9, 0.8), point(0.5, 0.85, 0.8), point(1, 0.6, 0.3)])
+    assert choice.point.alpha == 0
+    assert choice.gain_kept is None and "gained nothing" in choice.reason
+    with pytest.raises(ConfigurationError, match="starting model"):
+        choose_trade_off([point(0.5, 0.5, 0.5)])
+
+
+def test_the_sweep_looks_closer_beside_the_best() -> None:
+    """Retention falls below its limit at 0.6 of the way; the domain gains all along."""
+    asked: list[float] = []
+
+    def measure(alpha: float) -> TradeOffPoint:
+        asked.append(alpha)
+        return point(
+            alpha, 0.4 + 0.5 * min(1.0, 2 * alpha) + 0.01 * alpha, 0.8 - (0.05 * alpha if alpha < 0.6 else 0.4)
+        )
+
+    points, choice = sweep(measure, 0.03, 0.9)
+    assert tuple(asked[:9]) == FIRST_ALPHAS == (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
+    assert asked[9:] == [0.5625, 0.59375] and len(asked) == 9 + REFINEMENTS
+    assert choice.point.alpha == 0.59375 and choice.within_limits
+    assert [p.alpha for p in points] == sorted(asked)
+
+
+def test_a_given_alpha_is_told_what_it_costs() -> None:
+    points = [point(0, 0.4, 0.8), point(0.5, 0.8, 0.78), point(1, 0.9, 0.2)]
+    found = given_trade_off(points, 0.5, 0.03, 0.9)
+    assert found.gain_kept == pytest.approx(0.8) and not found.within_limits
+    assert given_trade_off(points, 0.5, 0.03, 0.75).within_limits
+
+
+def test_plot_and_page_name_every_alpha(tmp_path: Path) -> None:
+    points = [point(alpha, 0.4 + 0.5 * alpha, 0.8 - 0.3 * alpha**2) for alpha in FIRST_ALPHAS]
+    front = pareto_front(points)
+    told = {
+        "chosen_alpha": 0.5, "chosen_by": "validation", "within_limits": False, "reason": "because", "gain": 0.25,
+        "gain_kept": 0.5, "forgetting": 0.075, "domain_metric": "acc1", "domain_rows": 40, "retention_rows": 60,
+        "max_forgetting": 0.03, "min_gain_kept": 0.9, "batch_norm": "None here.",
+        "points": [{"alpha": p.alpha, "domain": p.domain, "retention": p.retention, "sets": dict(p.sets),
+                    "on_front": p in front} for p in points],
+    }  # fmt: skip
+    assert plot_pareto(told, tmp_path / "pareto.png")
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
+    assert not plot_pareto({}, tmp_path / "none.png") and not (tmp_path / "none.png").exists()
+    page = trade_off_markdown(told)
+    assert all(f"{alpha:.4g}" in page for alpha in FIRST_ALPHAS)
+    assert "0.5 (chosen)" in page and "−7.5 points" in page and "could not be had together" in page
+    assert trade_off_markdown(None) == ""
+
+
+# --- the recipe ---
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"wise_ft": True}, "retention_data names nothing"),
+        ({"wise_ft_alpha": "auto"}, "retention_data names nothing"),
+        ({"wise_ft": False, "wise_ft_alpha": 0.5}, "contradict each other"),
+        ({"wise_ft_alpha": 1.5}, "wise_ft_alpha must be in"),
+        ({"wise_ft_alpha": "half"}, "wise_ft_alpha|alpha"),
+        ({"max_forgetting": 3}, "must be at most 1"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(values: dict, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        CLIPFinetuningConfig(**values)
+
+
+def test_one_retention_set_needs_no_list() -> None:
+    assert CLIPFinetuningConfig(retention_data="a/b").retention_data == ["a/b"]
+    assert CLIPFinetuningConfig(wise_ft_alpha=0.5).wise_ft_alpha == 0.5
+
+
+# --- in a run ---
+
+
+def by_hand(data: TinyData, folder: Path, resume: bool = False, **values: object) -> tuple[DualEncoder, dict]:
+    controller = CLIPFinetuningController(CLIPFinetuningConfig(**{**DEFAULTS, **values}), Console(quiet=True))
+    controller.setup()
+    result = controller.fine_tune(data.pairs(), data.pairs("val"), folder, resume=resume)
+    assert controller.model is not None
+    return controller.model, result
+
+
+def test_a_fixed_alpha_saves_the_mean_of_the_ends(tiny_data: TinyData, tmp_path: Path) -> None:
+    start = weights_of(make_tiny_clip(42))
+    full, _ = by_hand(tiny_data, tmp_path / "full")
+    half, result = by_hand(tiny_data, tmp_path / "half", wise_ft_alpha=0.5)
+    for name, value in weights_of(half).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (start[name] + weights_of(full)[name]) / 2)
+    saved = load_encoder(ModelSettings(model_name=str(tmp_path / "half" / "model")))
+    assert torch.equal(embeddings(saved)[0], embeddings(half)[0])
+    assert result["trade_off"]["chosen_alpha"] == 0.5 and result["trade_off"]["points"] == []
+    # Resumed after its end, nothing is averaged twice.
+    again, _ = by_hand(tiny_data, tmp_path / "half", resume=True, wise_ft_alpha=0.5)
+    assert torch.equal(embeddings(again)[0], embeddings(half)[0])
+
+
+def test_a_second_training_starts_from_where_the_first_ended(tiny_data: TinyData, tmp_path: Path) -> None:
+    controller = CLIPFinetuningController(CLIPFinetuningConfig(**DEFAULTS, wise_ft_alpha=0.0), Console(quiet=True))
+    controller.setup()
+    assert controller.model is not None
+    move(controller.model)
+    controller._status = "trained"
+    begun = embeddings(controller.model)
+    controller.fine_tune(tiny_data.pairs(), None, tmp_path)
+    assert torch.equal(embeddings(controller.model)[0], begun[0])
+
+
+def test_a_model_that_was_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
+    make_tiny_clip(1).save(tmp_path)
+    config = CLIPFinetuningConfig(model_name=str(tmp_path), wise_ft=True, wise_ft_alpha=0.5)
+    controller = CLIPFinetuningController(config, Console(quiet=True))
+    controller.setup()
+    assert controller.model is not None
+    start = starting_point(controller.model, config)
+    assert start is not None
+    assert starting_weights(controller, start).keys() == controller.model.model.state_dict().keys()
+    make_tiny_clip(2).save(tmp_path)
+    with pytest.raises(ConfigurationError, match="other weights now than when the training started"):
+        starting_weights(controller, start)
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A whole run of a convolutional model whose statistics move, with the data themselves as the retention set."""
+    folder = tmp_path_factory.mktemp("swept")
+    path = save_vision_text(folder / "joined", folder / "parts", "mobilenet")
+    values = {**DEFAULTS, "model_name": str(path), "retention_data": [str(tiny_data.folder)], "retention_rows": 9,
+              "data_path": str(tiny_data.folder), "output_dir": str(folder / "run")}  # fmt: skip
+    del values["image_resolution"]
+    return folder, run_training(CLIPFinetuningConfig(**values), console=Console(quiet=True)).report
+
+
+def test_a_run_chooses_saves_and_tells(swept: tuple[Path, dict]) -> None:
+    folder, report = swept
+    run, told = folder / "run", report["trade_off"]
+    assert [p["alpha"] for p in told["points"]][:2] == [0.0, told["points"][1]["alpha"]]
+    assert len(told["points"]) == len(FIRST_ALPHAS) + REFINEMENTS
+    assert "recomputed from 256 training pictures" in told["batch_norm"]
+    assert (run / "plots" / "pareto.png").is_file() and "plots/pareto.png" in (run / "report.md").read_text()
+    assert "WiSE-FT" in (run / "report.md").read_text()
+    saved = load_encoder(ModelSettings(model_name=str(run / "model")))
+    ends = [load_encoder(ModelSettings(model_name=str(place))) for place in (folder / "joined", run / "best")]
+    alpha = told["chosen_alpha"]
+    for name, value in weights_of(saved).items():
+        if value.is_floating_point() and "running" not in name:
+            first, last = (weights_of(end)[name] for end in ends)
+            torch.testing.assert_close(value, (1 - alpha) * first + alpha * last, rtol=1e-5, atol=1e-6)
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0]["step"] == 0 and "val_retention_mean" in steps[0]
+    assert any("val_retention_mean" in row and "val_acc1" in row for row in steps)
+    assert sum("saved_retention_mean" in row for row in steps) == 1
+
+
+def test_a_resumed_run_ends_with_the_same_choice(swept: tuple[Path, dict], tiny_data: TinyData) -> None:
+    folder, report = swept
+    before = weights_of(load_encoder(ModelSettings(model_name=str(folder / "run" / "model"))))
+    config = CLIPFinetuningConfig.from_yaml(folder / "run" / "recipe.yaml")
+    again = run_training(config, resume=True, console=Console(quiet=True)).report
+    assert again["trade_off"] == report["trade_off"]
+    after = weights_of(load_encoder(ModelSettings(model_name=str(folder / "run" / "model"))))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert again["retention"]["before"] == report["retention"]["before"]
+
+
+def test_no_validation_rows_is_an_error_before_training(tiny_data: TinyData, tmp_path: Path) -> None:
+    config = CLIPFinetuningConfig(**DEFAULTS, retention_data=[str(tiny_data.folder)])
+    controller = CLIPFinetuningController(config, Console(quiet=True))
+    controller.setup()
+    with pytest.raises(ConfigurationError, match="chosen on validation rows and there are none"):
+        controller.fine_tune(
+            [ImageTextPair(p.image_path, p.caption, p.label) for p in tiny_data.pairs()], None, tmp_path
+        )
+    assert not (tmp_path / "checkpoints").exists()
