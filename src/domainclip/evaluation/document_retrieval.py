@@ -1,0 +1,161 @@
+"""Figures and the texts of the papers, reports and process descriptions that they come from.
+
+A figure's own caption is one text among several that tell of the same work: whoever looks for the paper that a figure
+stands in is served by any of them. So a hit is a text of the same *document*, not of the same row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import comb
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from domainclip.alignment.metrics import K_VALUES, chunked_ranks
+from domainclip.errors import DataError, ShapeError
+from domainclip.evaluation.protocols import Embedder, EvaluationResult
+from domainclip.evaluation.ratio_intervals import Ratio, ratio_intervals
+
+
+class DocumentPair(Protocol):
+    """A picture, a text, and the document both are from: ``group``, None where the data do not say."""
+
+    @property
+    def image_path(self) -> Path: ...
+
+    @property
+    def caption(self) -> str: ...
+
+    group: str | None
+
+
+class DocumentRetrievalEvaluator:
+    """Finds texts of a figure's document (i2t) and figures of a text's document (t2i) among all those of the set.
+
+    ``pairs`` carry their document as ``group``, or ``documents`` names one for each. Rows without a document are left
+    out and counted. Candidates are the distinct texts (letter case and spacing aside) and the distinct pictures; one
+    that several documents share belongs to each of them.
+
+    Metrics, for ``i2t`` and ``t2i`` each: ``document_i2t_Hits@K`` for K = 1, 5, 10, the share of queries with a hit
+    among the first K, and ``document_i2t_MRR``, the mean of 1 / rank of the first hit; all in 0…1. A K that leaves no
+    candidate out is left out itself. Ties count against the model (see ``alignment.metrics``).
+
+    Raises ``DataError`` where fewer than two documents are named, or two documents cannot be told apart since each
+    text stands in all of them; ``ShapeError`` for ``documents`` of another length.
+    """
+
+    name = "document_retrieval"
+    primary_metric = "document_i2t_Hits@1"
+    greater_is_better = True
+
+    def __init__(
+        self, pairs: Sequence[DocumentPair], documents: Sequence[str | None] | None = None, chunk: int = 1024
+    ) -> None:
+        names = [pair.group for pair in pairs] if documents is None else list(documents)
+        if len(names) != len(pairs):
+            raise ShapeError(f"Batch size mismatch: {len(pairs)} rows and {len(names)} documents: give one a row")
+        self.chunk = chunk
+        self.n_without_document = sum(name is None for name in names)
+        numbers: dict[str, int] = {}
+        pictures: dict[Path, set[int]] = {}
+        texts: dict[str, tuple[str, set[int]]] = {}
+        for pair, name in zip(pairs, names, strict=True):
+            if name is None:
+                continue
+            number = numbers.setdefault(name, len(numbers))
+            pictures.setdefault(pair.image_path, set()).add(number)
+            texts.setdefault(" ".join(pair.caption.split()).casefold(), (pair.caption, set()))[1].add(number)
+        if len(numbers) < 2:
+            raise DataError(
+                f"Retrieval by document needs rows of two documents or more, found {len(numbers)} in {len(pairs)} rows "
+                f"({self.n_without_document} name none): check document_col"
+            )
+        self.n_documents = len(numbers)
+        self.paths = list(pictures)
+        self.texts = [text for text, _ in texts.values()]
+        # Document numbers of each picture and of each text, and the other way round.
+        self._documents = (list(pictures.values()), [found for _, found in texts.values()])
+        self._members = tuple(_members(rows, len(numbers)) for rows in self._documents)
+        if all(count == len(self.texts) for count in self._hits(0)):
+            raise DataError(
+                f"Retrieval by document has nothing to tell apart: each of {len(numbers)} documents has every text"
+            )
+
+    def __call__(self, embed: Embedder) -> dict[str, float]:
+        return self.evaluate(embed).metrics
+
+    def evaluate(self, embed: Embedder) -> EvaluationResult:
+        return self.score(embed.encode_images(self.paths).float().cpu(), embed.encode_texts)
+
+    def score(
+        self,
+        image_embeds: Float[Tensor, "images dim"],
+        encode_texts: Callable[[list[str]], Tensor],
+        resamples: int = 0,
+    ) -> EvaluationResult:
+        """The result from embeddings of ``self.paths``, for a caller who has them already.
+
+        ``details["documents"]`` has the ranks, the counts, under ``chance`` what a random order would score, and from
+        ``resamples`` the ``intervals`` (95 %): documents are drawn anew as queries, the candidates stay.
+        """
+        text_embeds = encode_texts(self.texts).float().cpu()
+        for embeds, expected, what in ((image_embeds, self.paths, "pictures"), (text_embeds, self.texts, "texts")):
+            if embeds.ndim != 2 or len(embeds) != len(expected):
+                raise ShapeError(
+                    f"Batch size mismatch: {len(expected)} {what} gave embeddings of shape {tuple(embeds.shape)}"
+                )
+        metrics: dict[str, float] = {}
+        intervals: dict[str, tuple[float, float]] = {}
+        chance: dict[str, float] = {}
+        details: dict[str, object] = {}
+        sides = (("i2t", image_embeds, text_embeds), ("t2i", text_embeds, image_embeds))
+        for side, (direction, queries, candidates) in enumerate(sides):
+            ranks = chunked_ranks(queries, candidates, partial(self._relevant, side), self.chunk)
+            hits = self._hits(side)
+            ratios = {}
+            for k in (k for k in K_VALUES if k < len(candidates)):
+                ratios[f"document_{direction}_Hits@{k}"] = Ratio.mean(ranks.numpy() <= k)
+                chance[f"document_{direction}_Hits@{k}"] = _random_hits(hits, len(candidates), k)
+            ratios[f"document_{direction}_MRR"] = Ratio.mean(1 / ranks.numpy())
+            metrics |= {name: ratio.value for name, ratio in ratios.items()}
+            # A query of several documents goes with the first of them.
+            intervals |= ratio_intervals(ratios, [min(found) for found in self._documents[side]], resamples)
+            details[f"{direction}_ranks"] = ranks.tolist()
+        details |= {
+            "n_documents": self.n_documents, "n_images": len(self.paths), "n_texts": len(self.texts),
+            "n_without_document": self.n_without_document, "chance": chance,
+            "intervals": intervals,
+        }  # fmt: skip
+        return EvaluationResult(metrics, {"documents": details})
+
+    def _relevant(self, side: int, start: int, stop: int) -> Tensor:
+        """Boolean hits of queries start:stop; ``side`` is 0 when pictures ask, 1 when texts do."""
+        rows = torch.zeros(stop - start, len(self._documents[1 - side]), dtype=torch.bool)
+        for row, documents in zip(rows, self._documents[side][start:stop], strict=True):
+            for document in documents:
+                row[self._members[1 - side][document]] = True
+        return rows
+
+    def _hits(self, side: int) -> list[int]:
+        """How many candidates are a hit, for each query."""
+        members = self._members[1 - side]
+        return [len(set().union(*(members[document] for document in found))) for found in self._documents[side]]
+
+
+def _members(documents: list[set[int]], n_documents: int) -> list[list[int]]:
+    """The rows of each document."""
+    members: list[list[int]] = [[] for _ in range(n_documents)]
+    for row, found in enumerate(documents):
+        for document in found:
+            members[document].append(row)
+    return members
+
+
+def _random_hits(hits: list[int], candidates: int, k: int) -> float:
+    """Expected Hits@K of a random order: 1 - C(n - m, K) / C(n, K) for a query with m hits among n candidates."""
+    return sum(1 - comb(candidates - m, k) / comb(candidates, k) for m in hits) / len(hits)
