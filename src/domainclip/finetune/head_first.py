@@ -1,0 +1,53 @@
+"""Putting together what trains the projections before the towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from domainclip.config import FrozenConfig
+from domainclip.data.dataset import CLIPDataset
+from domainclip.data.image_spec import ImageSpec
+from domainclip.data.records import ImageTextPair
+from domainclip.data.transforms import ImageTransform
+from domainclip.devices.precision import PrecisionDecision
+from domainclip.evaluation.prompts import class_prompts
+from domainclip.finetune.captions import caption_chain, class_templates, training_captions
+from domainclip.models import DualEncoder
+from domainclip.training.head_first import HeadFirst
+
+
+def head_first_of(
+    encoder: DualEncoder,
+    recipe: FrozenConfig,
+    loss: nn.Module,
+    data: CLIPDataset,
+    validation: Sequence[ImageTextPair],
+    device: torch.device,
+    precision: PrecisionDecision,
+) -> HeadFirst | None:
+    """None where the recipe does not want it. Classes are described as the evaluation describes them."""
+    if not recipe.head_first:
+        return None
+    judged = None
+    if len(validation) > 1:
+        spec = ImageSpec.from_processor(encoder.processor.image_processor)
+        captions = training_captions(recipe, encoder.processor)
+        judged = CLIPDataset(
+            validation, encoder.processor, recipe, ImageTransform(recipe, False, spec), captions["text_transform"],
+            cache=False,
+        )  # fmt: skip
+    return HeadFirst(
+        encoder, loss, data, recipe, recipe.seed, device, lambda: precision.autocast(device), recipe.eval_batch_size,
+        judged, _sentences(recipe, data, caption_chain(recipe, encoder.processor)),
+    )  # fmt: skip
+
+
+def _sentences(recipe: FrozenConfig, data: CLIPDataset, chain: Callable[[str], str]) -> dict[str, list[str]]:
+    labels = sorted({pair.label for pair in data.pairs if pair.label})
+    if len(labels) < 2:
+        return {}
+    prompts = class_prompts(labels, class_templates(recipe), names_of=recipe.domain_config().prompts.names_of)
+    return {label: [chain(sentence) for sentence in sentences] for label, sentences in prompts.items()}

@@ -1,0 +1,84 @@
+"""The last layer of each tower, taken apart from the rest: what it reads, and what it makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from domainclip.models.dual_encoder import DualEncoder
+
+
+@dataclass(frozen=True)
+class TowerHead:
+    """``layer`` maps what the tower has pooled to the embedding; with ``adds_residual`` something else is added to what
+    it gives, which is no function of it (SigLIP's picture tower: the attention pooling goes round its MLP)."""
+
+    tower: Literal["image", "text"]
+    layer: nn.Module
+    adds_residual: bool = False
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Those of its parameters that training may change: none in a locked tower, an adapter's alone under LoRA."""
+        return [parameter for parameter in self.layer.parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    """What a head read for some pictures or texts; ``embed`` makes their embeddings of it."""
+
+    head: TowerHead
+    features: Float[Tensor, "n width"]
+    residual: Float[Tensor, "n dim"] | None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def embed(self, rows: Tensor | slice = slice(None)) -> Float[Tensor, "rows dim"]:
+        """The embeddings, not normalised, that the encoder gives with its head as it is now."""
+        embeds = self.head.layer(self.features[rows])
+        return embeds if self.residual is None else embeds + self.residual[rows]
+
+
+def tower_head(encoder: DualEncoder, tower: Literal["image", "text"]) -> TowerHead:
+    """The projection of a tower. SigLIP has none: there the text tower's linear head, which is a projection by another
+    name, and the second layer of the picture tower's last MLP."""
+    model: Any = encoder.model
+    layer = getattr(model, "visual_projection" if tower == "image" else "text_projection", None)
+    if layer is not None:
+        return TowerHead(tower, layer)
+    if tower == "text":
+        return TowerHead(tower, model.text_model.head)
+    return TowerHead(tower, model.vision_model.head.mlp.fc2, adds_residual=True)
+
+
+@torch.no_grad()
+def head_inputs(head: TowerHead, encode: Callable[..., Tensor], *inputs: Tensor) -> HeadInputs:
+    """What ``head`` reads while ``encode(*inputs)`` embeds, in float32. The encoder stays in the mode it is in."""
+    seen: dict[str, Tensor] = {}
+
+    def watch(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        seen["read"], seen["made"] = given[0], made
+
+    handle = head.layer.register_forward_hook(watch)
+    try:
+        embeds = encode(*inputs).float()
+    finally:
+        handle.remove()
+    # SigLIP's pooling keeps a place for one query: [batch, 1, width].
+    features = seen["read"].float().reshape(len(embeds), -1)
+    residual = embeds - seen["made"].float().reshape(len(embeds), -1) if head.adds_residual else None
+    return HeadInputs(head, features, residual)
+
+
+def join_inputs(parts: list[HeadInputs]) -> HeadInputs:
+    """Several batches of one head's inputs as one."""
+    residuals = [part.residual for part in parts if part.residual is not None]
+    return HeadInputs(
+        parts[0].head, torch.cat([part.features for part in parts]), torch.cat(residuals) if residuals else None
+    )

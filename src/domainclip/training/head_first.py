@@ -1,0 +1,218 @@
+"""Linear probing, then fine-tuning, for dual encoders.
+
+Fine-tuning from a head that does not fit bends the towers' features while the head finds its place, most where there
+are few rows (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
+So the heads come first: what the frozen towers give them is computed once, and only the projections and the logit scale
+learn from it, until the validation rows say to stop. The towers then begin with heads that fit them, and a training
+that only loses by going on keeps this model.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from domainclip.config.head_first_slices import HeadFirstSettings
+from domainclip.data.dataset import CLIPDataset
+from domainclip.losses import call_objective
+from domainclip.losses.contrastive import MultiPositiveContrastiveLoss
+from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.heads import tower_head
+from domainclip.models.lora import is_adapter
+from domainclip.training.head_draws import ClassPrompts, PairDraws
+from domainclip.training.head_features import FeatureReader
+from domainclip.training.judging import judge
+from domainclip.training.metrics_log import MetricsLog
+from domainclip.training.optimizer import rate_factor
+
+if TYPE_CHECKING:
+    from domainclip.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+MAX_ROWS = 20_000
+"""More rows than that are not read: projections have learned what they can, and features of all would fill memory."""
+_CHECKS = 30
+"""How often, over all steps, the validation rows are asked."""
+_PATIENCE = 6
+"""Checks without a lower validation loss before it stops."""
+
+
+class HeadFirst:
+    """Trains ``encoder``'s projections, logit scale and logit bias, as far as they are trained at all, on features.
+
+    The loss is ``objective`` (the run's own, on a copy that is thrown away) over pairs of pictures and captions, plus,
+    where rows have labels, the cross-entropy of the zero-shot classifier that ``class_prompts`` (label to sentences, as
+    the classes are judged by) make: with frozen towers that is the linear probe, written as sentences.
+
+    ``validation``: rows whose loss stops it, and chooses the step that is kept; without them all steps are made.
+    ``batch_size``: pictures embedded at once.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        objective: nn.Module,
+        data: CLIPDataset,
+        settings: HeadFirstSettings,
+        seed: int,
+        device: torch.device,
+        autocast: Callable[[], Any],
+        batch_size: int,
+        validation: CLIPDataset | None = None,
+        class_prompts: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.encoder, self.objective, self.settings, self.device = encoder, objective, settings, device
+        self.data, self.validation, self.class_prompts = data, validation, class_prompts or {}
+        self.seed = seed
+        self.reader = FeatureReader(encoder, device, autocast, batch_size)
+        # A step costs the square of it.
+        self.largest_batch = 1024 if device.type == "cpu" else 4096
+
+    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """By name: those of both heads, the logit scale and the logit bias, without what is frozen."""
+        heads = {id(p) for tower in ("image", "text") for p in tower_head(self.encoder, tower).trained}
+        scalars = {"logit_scale", "logit_bias"}
+        return [
+            (name, parameter)
+            for name, parameter in self.encoder.model.named_parameters()
+            if parameter.requires_grad and (id(parameter) in heads or name in scalars)
+        ]
+
+    def __call__(self) -> dict[str, Any]:
+        """Train them in place. What comes back: ``skipped`` (why nothing was done), or ``rows``, ``steps``,
+        ``kept_step``, ``seconds``, ``loss_before`` and ``loss`` (of the validation rows, in nats; None without any);
+        and ``bad_pictures``.
+
+        The same numbers for the same seed, whatever the state of the global generators, which stays as it is.
+        """
+        started = time.monotonic()
+        parameters = self.trained_parameters()
+        if not any(tower_head(self.encoder, tower).trained for tower in ("image", "text")):
+            return {"skipped": "both projections are locked", "bad_pictures": {}}
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = torch.randperm(len(self.data), generator=generator)[:MAX_ROWS].sort().values.tolist()
+        classes = ClassPrompts.read(self.reader, self.class_prompts, self.data) if self.class_prompts else None
+        draws = PairDraws.read(self.reader, self.data, rows, self.settings.head_first_views, classes)
+        if len(draws) < 2:
+            return {"skipped": "fewer than two pictures can be read", "bad_pictures": draws.bad}
+        judged = None
+        if self.validation is not None:
+            judged = PairDraws.read(self.reader, self.validation, range(min(len(self.validation), 4096)), 0, classes)
+            judged = judged if len(judged) > 1 else None
+        training = self.encoder.training
+        self.encoder.eval()  # an adapter's dropout
+        try:
+            with torch.enable_grad():
+                told = self._train(parameters, draws, classes, judged, generator)
+        finally:
+            self.encoder.train(training)
+        return {
+            "rows": len(draws), **told, "seconds": time.monotonic() - started, "bad_pictures": draws.bad,
+        }  # fmt: skip
+
+    def _train(
+        self, parameters: list[tuple[str, nn.Parameter]], draws: PairDraws, classes: ClassPrompts | None,
+        judged: PairDraws | None, generator: torch.Generator,
+    ) -> dict[str, Any]:  # fmt: skip
+        settings, total = self.settings, self.settings.head_first_steps
+        objective = copy.deepcopy(self.objective).train().requires_grad_(False)
+        optimizer = self._optimizer(parameters)
+        every = max(1, total // _CHECKS)
+        best: tuple[float, int, list[Tensor]] | None = None
+        before: float | None = None
+        step = 0
+        for step in range(total + 1):
+            # Before the step's own forward pass: the weights that step 0 starts from are a candidate, too.
+            if judged is not None and (step % every == 0 or step == total):
+                value = self._judge(judged, classes)
+                before = value if before is None else before
+                if math.isfinite(value) and (best is None or value < best[0]):
+                    best = value, step, [parameter.detach().clone() for _, parameter in parameters]
+                elif best is None or step - best[1] >= _PATIENCE * every:
+                    break
+            if step == total:
+                break
+            batch = draws.draw(self.largest_batch, bool(settings.class_balance), generator)
+            factor = rate_factor(step, max(1, total // 30), total)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimizer.zero_grad(set_to_none=True)
+            pictures = draws.pictures.embed(batch.pictures)
+            output = call_objective(
+                objective, pictures, draws.texts.embed(batch.texts), group_ids=batch.groups,
+                logit_scale=self.encoder.logit_scale, logit_bias=self.encoder.logit_bias, progress=step / total,
+            )  # fmt: skip
+            loss = output["loss"]
+            if classes is not None:
+                loss = loss + classes.loss(pictures, batch.classes, self.encoder.logit_scale)
+            loss.backward()
+            optimizer.step()
+            self.encoder.clamp_logit_scale()
+        if best is not None:
+            with torch.no_grad():
+                for (_, parameter), kept in zip(parameters, best[2], strict=True):
+                    parameter.copy_(kept)
+        optimizer.zero_grad(set_to_none=True)
+        return {
+            "steps": step, "kept_step": best[1] if best else step, "loss_before": before,
+            "loss": best[0] if best else None,
+        }  # fmt: skip
+
+    def _optimizer(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+        rate = self.settings.head_first_learning_rate
+        decays = [parameter for name, parameter in parameters if parameter.ndim >= 2 and not is_adapter(name)]
+        rest = [parameter for name, parameter in parameters if parameter.ndim < 2 or is_adapter(name)]
+        groups = [
+            {"params": members, "lr": rate, "peak_lr": rate, "weight_decay": decay}
+            for members, decay in ((decays, self.settings.head_first_weight_decay), (rest, 0.0))
+            if members
+        ]
+        return torch.optim.AdamW(groups, fused=self.device.type in {"mps", "cuda"})
+
+    @torch.no_grad()
+    def _judge(self, judged: PairDraws, classes: ClassPrompts | None) -> float:
+        """The cross-entropy of the classes, which is steadier than the share that is right; without classes that of
+        finding captions and pictures among all."""
+        pictures = judged.pictures.embed()
+        if classes is not None and bool((judged.classes >= 0).any()):
+            return float(classes.loss(pictures, judged.classes, self.encoder.logit_scale))
+        texts = judged.texts.embed(judged.first_texts)
+        measure = MultiPositiveContrastiveLoss()
+        return float(measure(pictures, texts, judged.groups, self.encoder.logit_scale)["loss"])
+
+
+def begin_with_heads(trainer: Trainer, metrics: MetricsLog | None) -> None:
+    """Train the heads, where the trainer has a ``HeadFirst``, and judge the model that makes as step 0.
+
+    Of several processes the first does it. A run that goes on from a checkpoint has it behind it.
+    """
+    if trainer.head_first is None:
+        return
+    if trainer.temperature:
+        trainer.encoder.set_temperature(trainer.temperature.get_temperature(), trainable=False)
+    told = trainer.processes.on_first(trainer.head_first)
+    trainer.processes.broadcast_state(trainer.encoder)
+    trainer.state.bad_pictures |= told.pop("bad_pictures")
+    trainer.state.head_first = told
+    if "skipped" in told:
+        trainer.console.print(f"Heads first: left out ({told['skipped']})", markup=False)
+        return
+    change = f", validation loss {told['loss_before']:.3f} → {told['loss']:.3f}" if told["loss"] is not None else ""
+    trainer.console.print(
+        f"Heads first: {told['rows']} rows, step {told['kept_step']} of {told['steps']} kept{change}, "
+        f"{told['seconds']:.1f} s", highlight=False, markup=False,
+    )  # fmt: skip
+    if metrics is not None:
+        metrics.write(step=0, **{f"head_first_{name}": value for name, value in told.items()})
+    if trainer.validate is not None:
+        judge(trainer, metrics)
+    if metrics is not None:
+        metrics.keep_latest(0)
