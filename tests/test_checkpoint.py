@@ -195,10 +195,10 @@ def test_the_best_is_what_could_be_written(
     )
     write = trainer.encoder.save
 
-    def full(folder: Path) -> None:
+    def full(folder: Path, **layout: bool) -> None:
         if trainer.state.step == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(folder)
+        write(folder, **layout)
 
     monkeypatch.setattr(trainer.encoder, "save", full)
     result = trainer.train()

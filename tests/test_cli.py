@@ -20,8 +20,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 from domainclip.config import CLIPFinetuningConfig
 
 RUN_FILES = {
-    "recipe.yaml", "run.json", "before.json", "metrics.jsonl", "memory.json", "checkpoints", "best", "model",
-    "report.md", "report.json", "plots", "predictions.csv",
+    "recipe.yaml", "domain.yaml", "run.json", "before.json", "metrics.jsonl", "memory.json", "checkpoints", "best",
+    "model", "report.md", "report.json", "plots", "predictions.csv",
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_help_needs_no_torch():
             [sys.executable, "-c", code.format(arguments)], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
-        assert len(done.stdout) > 50
+        assert len(done.stdout) > 20
         print(arguments, done.stderr.strip().splitlines()[-1])
 
 
@@ -93,7 +93,7 @@ def test_config_show_as_json_has_every_key_once(domainclip):
     assert by_key["seed"] == {
         "key": "seed", "value": 7, "source": "set", "meaning": CLIPFinetuningConfig.model_fields["seed"].description,
     }  # fmt: skip
-    assert (by_key["learning_rate"]["value"], by_key["learning_rate"]["source"]) == (3e-5, "set")
+    assert (by_key["learning_rate"]["value"], by_key["learning_rate"]["source"]) == (3e-5, "preset")
     assert by_key["batch_size"]["source"] == "default"
 
 

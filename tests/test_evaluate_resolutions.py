@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.domain.chain import DomainImageChain
 from domainclip.data.images import read_image
 from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import ConfigurationError, MemoryConstraintError, PictureError
@@ -64,11 +65,11 @@ def test_each_picture_is_decoded_once_and_few_are_held(tiny_data, monkeypatch: p
     whole, _, _ = embedder_of(batch_size=64).embed(paths)
     decoded: list[Path] = []
 
-    def counting(path: Path, max_pixels: int) -> np.ndarray:
+    def counting(chain: DomainImageChain, path: Path, *limits: int) -> np.ndarray:
         decoded.append(path)
-        return read_image(path, max_pixels)
+        return read_image(path)
 
-    monkeypatch.setattr(condition_embedding, "read_image", counting)
+    monkeypatch.setattr(DomainImageChain, "read", counting)
     bytes_each = 3 * (16**2 + 3 * 32**2 + 48**2)
     monkeypatch.setattr(condition_embedding, "BUFFER_BYTES", 5 * bytes_each + 1)
     embedder = embedder_of(batch_size=64)

@@ -15,7 +15,10 @@ PACKAGES = [
 ]
 
 PROMISED = {
-    "domainclip": ["CLIPFinetuningConfig", "CLIPFinetuningController", "DeviceManager", "MemoryManager"],
+    "domainclip": [
+        "CLIPFinetuningConfig", "CLIPFinetuningController", "DeviceManager", "DomainConfig", "MemoryManager",
+    ],
+    "domainclip.config": ["CLIPFinetuningConfig", "DomainConfig", "load_domain", "resolve"],
     "domainclip.errors": ["CLIPFinetuningError", "MPSCompatibilityError", "MemoryConstraintError"],
     "domainclip.data": [
         "CLIPDataset", "DatasetLoader", "ImageTransform", "MultiCaptionCLIPDataset", "MultiResolutionImageTransform",

@@ -322,3 +322,7 @@ def test_loading_code_is_python_and_names_the_folder(padding: str | None) -> Non
     compile(code, "<code>", "exec")
     assert ('padding="max_length"' in code) == (padding == "max_length")
     assert repr("a 'quoted' folder") in code
+    assert "trust_remote_code" not in code
+    own = loading_code("a 'quoted' folder", padding, own_code=True)
+    compile(own, "<code>", "exec")
+    assert "AutoModel.from_pretrained(folder, trust_remote_code=True)" in own

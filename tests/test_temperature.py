@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from domainclip.config import LossSettings
@@ -53,6 +54,7 @@ def test_closed_form_values(kind: str, position: int, expected: float) -> None:
     assert make(kind).step(position) == pytest.approx(expected, rel=1e-12)
 
 
+@hypothesis_settings(deadline=None)
 @given(
     kind=st.sampled_from(SCHEDULES),
     numbers=st.lists(st.floats(1e-4, 10), min_size=3, max_size=3).map(sorted),

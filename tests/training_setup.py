@@ -20,6 +20,7 @@ from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, make_tiny_clip
 from domainclip.training import Trainer, Validation
 from domainclip.training.distributed import ProcessGroup
+from domainclip.training.starting_point import StartingPoint
 
 DEFAULTS: dict[str, Any] = {
     "model_name": "tiny", "loss_type": "multi_positive", "batch_size": 6, "num_epochs": 2, "learning_rate": 1e-3,
@@ -36,6 +37,7 @@ def make_trainer(
     loss: torch.nn.Module | None = None,
     validate: Callable[[], Validation] | None = None,
     processes: ProcessGroup | None = None,
+    start: StartingPoint | None = None,
     **values: Any,
 ) -> Trainer:
     """18 rows in batches of 6: three steps an epoch, six in all. Dropout and augmentation are on."""
@@ -49,7 +51,7 @@ def make_trainer(
     return Trainer(
         encoder, loss or build_loss(config), create_training_loader(dataset, config, batch), transform.spec, config,
         torch.device("cpu"), choose_precision("cpu", "fp32"), folder, validate, Console(quiet=True),
-        processes=processes,
+        processes=processes, start=start,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 _HOME = {
     "CLIPFinetuningConfig": "config",
     "CLIPFinetuningController": "finetune",
+    "DomainConfig": "config",
     "CLIPFinetuningError": "errors",
     "MPSCompatibilityError": "errors",
     "MemoryConstraintError": "errors",

@@ -11,7 +11,10 @@ from typing import Annotated
 import typer
 
 from domainclip.cli.align import align_app
+from domainclip.cli.compare import compare
+from domainclip.cli.domain import domain_app
 from domainclip.cli.memory import memory_app
+from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
 
@@ -29,6 +32,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data before training 
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(align_app, name="align", help="See whether pictures and texts agree.")
+app.add_typer(domain_app, name="domain")
 app.add_typer(memory_app, name="memory")
 
 Overrides = Annotated[
@@ -68,7 +72,9 @@ def train(
     model: Model = None,
     output: Output = None,
     recipe: Recipe = None,
-    domain: Annotated[str | None, typer.Option(help="general, medical, industrial or scientific.")] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="general, medical, industrial, scientific, or a YAML file.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
 ) -> None:
@@ -79,6 +85,8 @@ def train(
     if resume and output and not (recipe or overrides or data or model or domain):
         saved = Path(output) / "recipe.yaml"
         recipe = str(saved) if saved.is_file() else None
+        kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since
+        domain = str(kept) if kept.is_file() else None
     config = _config(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     from domainclip.finetune import run_training
 
@@ -103,9 +111,15 @@ def evaluate(
         bool | None,
         typer.Option("--robustness/--no-robustness", help="With --resolutions: also on damaged pictures (default)."),
     ] = None,
+    case_study: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write case_study.html there: hits, misses and confident errors."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Zero-shot classification and retrieval of a model on a data set; also at several resolutions."""
+    if resolutions is not None and case_study is not None:
+        raise ConfigurationError("--case-study shows one model at its own resolution: leave --resolutions out")
     config = _config(recipe, overrides, data_path=data, model_name=model)
     if resolutions is not None:
         _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
@@ -116,7 +130,7 @@ def evaluate(
 
     if output is not None and output.is_dir():  # said before the work, not after it
         raise ConfigurationError(f"--output {output} is a directory: give the name of a JSON file")
-    report = run_evaluation(config, split)
+    report = run_evaluation(config, split, case_study)
     if output is not None:
         from domainclip.files import write_json
 
@@ -148,6 +162,8 @@ def _evaluate_resolutions(  # type: ignore[no-untyped-def]
         typer.echo("\n".join(f"Written: {path}" for path in written), err=as_json)
 
 
+app.command("compare")(compare)
+data_app.command("preview")(preview)
 app.command("tune")(tune)
 
 
@@ -219,7 +235,9 @@ def data_check(
     """Broken pictures, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
     config = _config(None, overrides, model_name=model)
     from domainclip.data.check import check_data
+    from domainclip.data.domain_text import CaptionChain
 
+    captions = CaptionChain(config.caption_steps())
     count_tokens, limit = None, config.max_sequence_length
     if model is not None:
         from domainclip.models.loading import load_processor
@@ -229,7 +247,8 @@ def data_check(
     report = check_data(
         path, batch_size=config.batch_size, max_tokens=limit, count_tokens=count_tokens, image_col=config.image_col,
         caption_col=config.caption_col, label_col=config.label_col, group_col=config.group_col,
-        max_pixels=config.max_image_pixels,
+        max_pixels=config.max_image_pixels, text_transform=captions.rewritten,
+        cut_by_sentence=captions.settings.truncation == "sentences",
     )  # fmt: skip
     if as_json:
         _print_json(report.to_dict())

@@ -1,5 +1,8 @@
 """Recipes: what the user can set, how it is checked, and how the rest is decided. Never imports torch."""
 
+from domainclip.config.domain import DomainConfig
+from domainclip.config.domain_files import load_domain, shipped_domains
+from domainclip.config.head_first_slices import HeadFirstSettings
 from domainclip.config.objective_slices import LossSettings, TemperatureSettings
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.recipe_files import load_recipe, parse_overrides, read_recipe, shipped_recipes
@@ -13,6 +16,7 @@ from domainclip.config.resolve import (
     steps_per_epoch,
 )
 from domainclip.config.resolve_steps import batch_schedule, resolved_steps
+from domainclip.config.retention_slices import RetentionSettings
 from domainclip.config.slices import (
     DataSettings,
     EvaluationSettings,
@@ -29,24 +33,29 @@ __all__ = [
     "DataFacts",
     "DataSettings",
     "Decision",
+    "DomainConfig",
     "EvaluationSettings",
     "FrozenConfig",
+    "HeadFirstSettings",
     "LossSettings",
     "MemorySettings",
     "ModelFacts",
     "ModelSettings",
     "OptimizerSettings",
     "ResolutionSettings",
+    "RetentionSettings",
     "RunSettings",
     "TemperatureSettings",
     "TrainingSettings",
     "batch_schedule",
     "contrastive_batch",
+    "load_domain",
     "load_recipe",
     "parse_overrides",
     "read_recipe",
     "resolve",
     "resolved_steps",
+    "shipped_domains",
     "shipped_recipes",
     "steps_per_epoch",
 ]

@@ -43,6 +43,13 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
     return f"{title} must {message} {named}"
 
 
+def _value_path(error: ErrorDetails) -> tuple[str | int, ...]:
+    """Keys and places in lists down to the value that is wrong; an error of a validator may know more (``path``)."""
+    cause = error.get("ctx", {}).get("error")
+    inner = getattr(cause, "path", None) or next(iter(getattr(cause, "paths", ())), ())
+    return (*error["loc"], *inner)
+
+
 class Settings(BaseModel):
     """A slice of the recipe. Raises ``ConfigurationError`` (a ``ValueError`` too) for an unknown key or a bad value."""
 
@@ -75,4 +82,5 @@ class Settings(BaseModel):
         messages = [plain_message(error, cls.model_fields) for error in errors]
         problem = ConfigurationError("\n".join(dict.fromkeys(messages)))
         problem.keys = [str(error["loc"][0]) for error in errors if error["loc"]]  # type: ignore[attr-defined]
+        problem.paths = [_value_path(error) for error in errors]  # type: ignore[attr-defined]
         return problem

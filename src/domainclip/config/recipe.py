@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, PrivateAttr
 
+from domainclip.config.domain import DomainConfig
 from domainclip.config.objective_slices import LossSettings
 from domainclip.config.slices import (
     DataSettings,
@@ -43,9 +44,12 @@ class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSe
 
         return read_recipe(Path(path))
 
-    def frozen(self) -> FrozenConfig:
-        """An unchangeable copy that remembers which keys were set."""
-        return FrozenConfig.model_construct(_fields_set=set(self.model_fields_set), **copy.deepcopy(self.__dict__))
+    def frozen(self, domain: DomainConfig | None = None) -> FrozenConfig:
+        """An unchangeable copy that remembers which keys were set, and the content of its domain (``domain``, where
+        that has been read already)."""
+        kept = FrozenConfig.model_construct(_fields_set=set(self.model_fields_set), **copy.deepcopy(self.__dict__))
+        kept._domain = domain or self.domain_config()
+        return kept
 
     def updated(self, **values: Any) -> CLIPFinetuningConfig:
         """A copy with some keys set to other values, checked."""
@@ -53,6 +57,11 @@ class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSe
 
 
 class FrozenConfig(CLIPFinetuningConfig):
-    """The copy a run works on."""
+    """The copy a run works on. It goes on when the file of its domain is changed or gone."""
 
     model_config = ConfigDict(frozen=True)
+
+    _domain: DomainConfig | None = PrivateAttr(None)
+
+    def domain_config(self) -> DomainConfig:
+        return self._domain or super().domain_config()

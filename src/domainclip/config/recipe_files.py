@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from domainclip.config.domain_files import is_domain_path, load_domain
+from domainclip.config.located_yaml import refuse_cycles
 from domainclip.config.recipe import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
@@ -36,6 +38,7 @@ def parse_recipe(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]
             return {}, {}
         if not isinstance(node, yaml.MappingNode):
             raise ConfigurationError(f"{source}: a recipe is a list of 'key: value' lines, this is something else")
+        refuse_cycles(node, source)
         lines: dict[str, int] = {}
         for key_node, _ in node.value:
             key = str(key_node.value)
@@ -93,6 +96,9 @@ def recipe_values(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, i
             f"Unknown recipe {name!r}. {hint}Shipped: {', '.join(shipped_recipes())}; or give the path of a YAML file"
         )
     values, lines = parse_recipe(_read_text(Path(name)), name)
+    domain = values.get("domain")
+    if isinstance(domain, str) and is_domain_path(domain) and (beside := Path(name).parent / domain).is_file():
+        values["domain"] = str(beside)  # so that a run's folder can be moved with the domain in it
     return _numbers(values), lines, name
 
 
@@ -164,8 +170,5 @@ def load_recipe(
 
 
 def domain_preset(domain: str) -> dict[str, Any]:
-    """What the domain's own recipe sets, without the domain's name; empty for a domain without one."""
-    if domain not in shipped_recipes():
-        return {}
-    values, _, _ = recipe_values(domain)
-    return {key: value for key, value in values.items() if key != "domain"}
+    """The recipe keys that a domain (a shipped name or a path) lays under what the user sets."""
+    return load_domain(domain).recipe_values()

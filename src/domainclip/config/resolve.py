@@ -6,12 +6,16 @@ Reads plain facts about model, data and device, so that it runs (and is tested) 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from domainclip.config.domain import DomainConfig
+from domainclip.config.domain_files import domain_family
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
-from domainclip.config.recipe_files import domain_preset
 from domainclip.config.resolution import SideRule
+from domainclip.config.resolve_head_first import resolve_head_first
+from domainclip.config.resolve_retention import resolve_retention
 from domainclip.config.resolve_steps import resolve_batch_schedule, resolve_sides, resolved_steps
 from domainclip.errors import ConfigurationError
 
@@ -42,6 +46,7 @@ class ModelFacts:
     temperature: float
     sigmoid: bool = False  # pretrained with the sigmoid objective, and has its bias
     sides: SideRule | None = None  # picture sides the tower takes; None: the native one only
+    fresh_projections: bool = False  # just created, of random numbers
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class DataFacts:
     cores: int
     names_heights: bool = False  # some caption says upper, lower, top or bottom
     processes: int = 1  # that one batch is spread over
+    class_imbalance: float = 1.0  # rows of the largest class for one of the smallest
 
 
 def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) -> tuple[FrozenConfig, list[Decision]]:
@@ -70,11 +76,14 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
         decisions.append(Decision(key, value, reason))
 
     set_keys = {key for key in type(config).model_fields if config.is_set(key)}
-    preset = domain_preset(config.domain)
+    domain = config.domain_config()
+    preset, reasons = domain.recipe_values(), domain.recipe_reasons()
     for key, value in preset.items():
         if key not in set_keys:
-            decide(key, value, f"preset of the domain {config.domain}")
+            decide(key, value, f"preset of the domain {domain.name}" + (f": {reasons[key]}" if reasons[key] else ""))
     given = set_keys | set(preset)
+    with_own_steps = domain.with_steps(config.image_preprocessing, config.text_preprocessing)
+    _resolve_texts(values, config, domain, set_keys, decide)
 
     _resolve_inputs(config, model, set_keys, decide)
     resolve_sides(values, model.sides or SideRule(model.native_resolution), set_keys, decide)
@@ -85,11 +94,13 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
     _resolve_batch_norm(values, model, data.processes, set_keys, decide)
     _resolve_objective(values, model, data, given, decide)
     _resolve_adapters(values, model)
+    resolve_retention(values, decide)
+    resolve_head_first(values, data.train_rows, model.fresh_projections, data.class_imbalance, decide)
     _resolve_rates(values, model, set_keys, given, decide)
     _resolve_schedule(values, data, given, decide)
-    _resolve_augmentation(values, data, set_keys, given, decide)
+    _resolve_augmentation(values, data, set_keys, given, config.picture_steps().allowed_turns, decide)
     _resolve_reading(values, data, given, decide)
-    return CLIPFinetuningConfig(**values).frozen(), decisions
+    return CLIPFinetuningConfig(**values).frozen(with_own_steps), decisions
 
 
 def contrastive_batch(values: dict[str, Any] | FrozenConfig) -> int:
@@ -103,6 +114,15 @@ def steps_per_epoch(values: dict[str, Any] | FrozenConfig, rows: int) -> int:
     """Optimizer steps in one pass; the last partial batch is dropped unless that would leave none. Where
     ``batch_size_schedule`` is set, an epoch of the largest batches; epochs before it have more steps."""
     return max(1, rows // contrastive_batch(values))
+
+
+def _resolve_texts(
+    values: dict[str, Any], config: CLIPFinetuningConfig, domain: DomainConfig, set_keys: set[str], decide: Any
+) -> None:
+    if config.text_preprocessing is not None:  # with its glossary's content: a run needs no other file to be repeated
+        values["text_preprocessing"] = config.text_preprocessing.self_contained().model_dump()
+    if "prompt_templates" not in set_keys and domain.prompts.templates:
+        decide("prompt_templates", domain.prompts.templates, f"prompt pack of the domain {domain.name}")
 
 
 def _resolve_inputs(config: CLIPFinetuningConfig, model: ModelFacts, set_keys: set[str], decide: Any) -> None:
@@ -208,7 +228,7 @@ def _resolve_objective(
                 "label",
                 "captions repeat within labelled classes: rows of one class describe one thing",
             )
-        elif values["loss_type"] == "domain_specific" and values["domain"] == "medical":
+        elif values["loss_type"] == "domain_specific" and domain_family(values["domain"]) == "medical":
             decide("positives", "statement", "captions that state the same in other words are clinically equal")
         else:
             decide(
@@ -289,8 +309,9 @@ def _resolve_schedule(values: dict[str, Any], data: DataFacts, given: set[str], 
 
 
 def _resolve_augmentation(
-    values: dict[str, Any], data: DataFacts, set_keys: set[str], given: set[str], decide: Any
-) -> None:
+    values: dict[str, Any], data: DataFacts, set_keys: set[str], given: set[str],
+    allowed: Sequence[str] | None, decide: Any,
+) -> None:  # fmt: skip
     """What the captions say overrules the domain's preset (mirrored, they would be wrong), but not the user."""
     if not values["augment_images"]:
         return
@@ -304,6 +325,18 @@ def _resolve_augmentation(
             decide(key, False, reason)
     if "horizontal_flip" not in given and not data.names_sides:
         decide("horizontal_flip", True, "no caption says left or right")
+    if allowed is None:
+        return
+    turns = {"horizontal_flip": "horizontal", "vertical_flip": "vertical", "rotate90": "quarter_turns"}
+    for key, turn in turns.items():
+        if turn in allowed or not values[key]:
+            continue
+        if key in set_keys:
+            raise ConfigurationError(
+                f"{key}=true does not go with allowed_turns={list(allowed)} of the pictures' preprocessing: leave "
+                f"{key} out, or allow {turn!r} there"
+            )
+        decide(key, False, "allowed_turns of the pictures' preprocessing forbids it")
 
 
 def _resolve_reading(values: dict[str, Any], data: DataFacts, given: set[str], decide: Any) -> None:

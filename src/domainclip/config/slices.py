@@ -6,13 +6,22 @@ the user left unset by what the model, the data and the device say, and gives th
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from domainclip.config.base import Settings
+from domainclip.config.concept_slices import ConceptSettings
+from domainclip.config.domain_images import ImagePreprocessing
+from domainclip.config.domain_texts import TextPreprocessing
+from domainclip.config.field_metric_slices import FieldMetricSettings
+from domainclip.config.head_first_slices import HeadFirstSettings
 from domainclip.config.objective_slices import TemperatureSettings
 from domainclip.config.resolution_slices import BatchScheduleSettings, ResolutionSettings
+from domainclip.config.retention_slices import RetentionSettings
+
+if TYPE_CHECKING:
+    from domainclip.config.domain import DomainConfig
 
 DEFAULT_TEMPLATES = (
     "a photo of a {}.",
@@ -25,6 +34,7 @@ DEFAULT_TEMPLATES = (
 """Sentences a class is described by where the user gives none; {} stands for its label."""
 
 Domain = Literal["general", "medical", "industrial", "scientific"]
+"""The shipped domains; a user's own has one of them as its family."""
 
 
 class SeedSettings(Settings):
@@ -37,10 +47,14 @@ class ModelSettings(SeedSettings):
     model_name: str = Field(
         "openai/clip-vit-base-patch32",
         min_length=1,
-        description="Hub name or local directory of the model to start from; 'tiny' makes a random one.",
+        description="Hub name or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
+        "a directory); 'tiny' makes a random one.",
     )
     vision_model_name: str | None = Field(None, description="Picture backbone to join with text_model_name.")
     text_model_name: str | None = Field(None, description="Text backbone to join with vision_model_name.")
+    save_open_clip: bool | None = Field(
+        None, description="Write the model as an OpenCLIP checkpoint, too; null: where it was loaded from one."
+    )
     freeze_batch_norm: bool | None = Field(
         None,
         description="Keep the stored statistics of batch-norm layers in training; null: only where chunks need it.",
@@ -48,7 +62,11 @@ class ModelSettings(SeedSettings):
 
 
 class DataSettings(SeedSettings):
-    domain: Domain = Field("general", description="Domain preset: learning rate, length of training, augmentation.")
+    domain: str = Field(
+        "general",
+        description="A shipped domain (`domainclip domain list`) or the path of a YAML file: what pictures, captions, "
+        "training and evaluation of a field want.",
+    )
     data_path: str = Field("data", min_length=1, description="A table, a directory, or a Hugging Face data set.")
     image_col: str = Field("image_path", min_length=1, description="Column (key) with the picture's path.")
     caption_col: str = Field("caption", min_length=1, description="Column (key) with the caption.")
@@ -80,6 +98,12 @@ class DataSettings(SeedSettings):
         description="Rows that are each other's positives: equal caption, equal statement (case, punctuation, "
         "filler words and the order of phrases aside), or equal label.",
     )
+    image_preprocessing: ImagePreprocessing | None = Field(
+        None, description="Steps before the resize (window, border, light, contrast, tiles); null: the domain's."
+    )
+    text_preprocessing: TextPreprocessing | None = Field(
+        None, description="Steps before the tokenizer (spelling, abbreviations, length); null: the domain's."
+    )
     augment_images: bool = Field(True, description="Random crops, flips where harmless, and light jitter in training.")
     augment_text: bool = Field(False, description="Also show the label as a prompt in place of some captions.")
     crop_scale: float = Field(0.7, gt=0, le=1, description="Smallest share of the picture's area a random crop keeps.")
@@ -91,6 +115,32 @@ class DataSettings(SeedSettings):
     )
     look_alike_neighbours: int = Field(8, gt=0, description="Hardest rows remembered for each row.")
     color_jitter: float = Field(0.1, ge=0, le=1, description="Strength of brightness and contrast jitter, as a share.")
+
+    @field_validator("domain")
+    @classmethod
+    def _domain_is_there(cls, domain: str) -> str:
+        if domain not in get_args(Domain):
+            from domainclip.config.domain_files import load_domain  # it reads these slices
+
+            load_domain(domain)
+        return domain
+
+    def domain_config(self) -> DomainConfig:
+        """The domain with everything it inherits; of a run's frozen recipe, what it was when the recipe was resolved.
+
+        Raises ``ConfigurationError`` where its file is gone or wrong.
+        """
+        from domainclip.config.domain_files import load_domain
+
+        return load_domain(self.domain)
+
+    def picture_steps(self) -> ImagePreprocessing:
+        """What is done to pictures before the resize: ``image_preprocessing`` where it is set, else the domain's."""
+        return self.image_preprocessing or self.domain_config().images
+
+    def caption_steps(self) -> TextPreprocessing:
+        """What is done to texts before the tokenizer: ``text_preprocessing`` where it is set, else the domain's."""
+        return self.text_preprocessing or self.domain_config().texts
 
     @model_validator(mode="after")
     def _splits_make_a_whole(self) -> Self:
@@ -215,7 +265,7 @@ class MemorySettings(Settings):
         return self
 
 
-class EvaluationSettings(Settings):
+class EvaluationSettings(FieldMetricSettings, ConceptSettings):
     eval_steps: int = Field(500, gt=0, description="Steps between validations.")
     early_stopping_patience: int | None = Field(
         None, gt=0, description="Stop after this many validations without a better primary metric."
@@ -257,6 +307,8 @@ class TrainingSettings(
     BatchScheduleSettings,
     ResolutionSettings,
     EvaluationSettings,
+    RetentionSettings,
+    HeadFirstSettings,
     RunSettings,
     TemperatureSettings,
 ):

@@ -40,9 +40,13 @@ def expected_equal_captions(captions: Sequence[str], batch_size: int) -> float:
 
 
 def caption_length(
-    captions: Sequence[str], max_tokens: int, count_tokens: Callable[[list[str]], list[int]] | None
+    captions: Sequence[str],
+    max_tokens: int,
+    count_tokens: Callable[[list[str]], list[int]] | None,
+    by_sentence: bool = False,
 ) -> Finding:
-    """How many rows have a caption that is cut at ``max_tokens`` (start and end tokens included)."""
+    """How many rows have a caption that is cut at ``max_tokens`` (start and end tokens included), or at the end of its
+    last sentence before that."""
     distinct = Counter(captions)
     texts = list(distinct)
     counter = count_tokens or estimate_tokens
@@ -59,13 +63,10 @@ def caption_length(
     examples = [f"{length} tokens: {text[:60]}{'…' if len(text) > 60 else ''}" for length, text in cut]
     detail = (
         f"{rows} of {len(captions)} captions ({rows / max(1, len(captions)):.1%}) exceed {max_tokens} "
-        f"tokens; the longest has {longest}{how}"
+        f"tokens{' and are cut' if rows else ''}; the longest has {longest}{how}"
     )
-    advice = (
-        "The rest is not seen: put what matters first, shorten, or split into several captions."
-        if rows
-        else "Nothing to do."
-    )
+    seen = "Only the whole sentences that fit are seen" if by_sentence else "The rest is not seen"
+    advice = f"{seen}: put what matters first, shorten, or split into several captions." if rows else "Nothing to do."
     return Finding("captions-cut", "warning" if rows else "info", rows, examples, advice, detail)
 
 

@@ -46,11 +46,15 @@ def check_data(
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     near_duplicates: bool = True,
+    text_transform: Callable[[str], str] | None = None,
+    cut_by_sentence: bool = False,
 ) -> DataCheckReport:
     """Read every row and decode every picture of the data at ``path``, in ``workers`` threads.
 
     ``count_tokens`` gives the length of each text in tokens, start and end included; without it lengths are
-    estimated. ``batch_size`` None stands for what an automatic run would take, min(256, rows / 8).
+    estimated. They are those of the captions as ``text_transform`` leaves them, a domain's spelling and abbreviations;
+    ``cut_by_sentence``: training keeps whole sentences of what is too long. ``batch_size`` None stands for what an
+    automatic run would take, min(256, rows / 8).
 
     Errors (exit code 1) are what spoils a run or its figures: a table that cannot be read; missing, broken or
     oversized pictures and unusable rows from 1 % of their number on (fewer are warnings: training sets them
@@ -107,7 +111,8 @@ def check_data(
         findings += class_balance(train)
         findings += _unseen_classes(splits)
     if every:
-        findings.append(caption_length([pair.caption for pair in every], max_tokens, count_tokens))
+        said = [pair.caption if text_transform is None else text_transform(pair.caption) for pair in every]
+        findings.append(caption_length(said, max_tokens, count_tokens, cut_by_sentence))
     base = Path(path) if Path(path).is_dir() else Path(path).parent
     for finding in findings:
         finding.examples = [example.replace(f"{base}{os.sep}", "") for example in finding.examples]

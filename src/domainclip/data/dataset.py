@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from torch.utils.data import Dataset
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.cache import PictureCache
 from domainclip.data.image_spec import ImageSpec
-from domainclip.data.images import read_image
+from domainclip.data.images import picture_header
 from domainclip.data.records import ImageTextPair
 from domainclip.data.statements import statement_key
 from domainclip.data.step_plan import ViewKey
 from domainclip.data.transforms import ImageTransform, TextTransform, view_rng
 from domainclip.errors import DataError, PictureError
+
+_LOOKED_AT = 16
 
 RowKey = int | tuple[int, int] | ViewKey
 """A row, or (epoch, row): the epoch picks the random view and the caption. A ``ViewKey`` says the side as well."""
@@ -53,6 +56,10 @@ class CLIPDataset(Dataset):
     label where ``config.positives`` is ``label``, by what the caption states where it is ``statement`` (see
     ``data.statements``), by caption otherwise.
 
+    ``text_transform`` is what captions and prompts go through (default ``TextTransform``), ``caption_views`` gives
+    other ways of saying a caption, of which an epoch shows one, and ``class_names`` the names of a label that
+    ``augment_text`` puts into prompts. Views are no part of what ``group_ids`` compares.
+
     Raises ``DataError`` "No valid image-text pairs" for none, and ``PictureError`` on reading a bad picture.
     """
 
@@ -65,6 +72,8 @@ class CLIPDataset(Dataset):
         text_transform: Callable[[str], str] | None = None,
         *,
         cache: bool = True,
+        caption_views: Callable[[str], Sequence[str]] | None = None,
+        class_names: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
         self.pairs = [pair if isinstance(pair, ImageTextPair) else ImageTextPair(*pair) for pair in pairs]
         if not self.pairs:
@@ -81,9 +90,7 @@ class CLIPDataset(Dataset):
         self.fixed_length = getattr(processor, "text_padding", "causal") == "fixed"
         longest = getattr(processor, "max_length", config.max_sequence_length)
         self.text_length = longest if self.fixed_length else min(config.max_sequence_length, longest)
-        transform = text_transform or TextTransform()
-        self._prompts: dict[str, list[int]] = {}
-        self._build_texts([[transform(text) for text in texts] for texts in self._texts_of_rows()], processor)
+        self._build_texts(processor, text_transform or TextTransform(), caption_views, class_names)
         self.group_ids = self._groups()
         capacity = self._cache_bytes(config) if cache else 0
         self._cache = PictureCache(len(self.pairs), capacity, shared=config.num_workers > 0) if capacity else None
@@ -91,14 +98,29 @@ class CLIPDataset(Dataset):
     def _texts_of_rows(self) -> list[list[str]]:
         return [[pair.caption] for pair in self.pairs]
 
-    def _build_texts(self, texts_of_rows: list[list[str]], processor: Any) -> None:
-        """The table of distinct texts with their tokens, and each row's texts as numbers in it."""
+    def _build_texts(
+        self, processor: Any, transform: Callable[[str], str], views: Callable[[str], Sequence[str]] | None,
+        class_names: Callable[[str], Sequence[str]] | None,
+    ) -> None:  # fmt: skip
+        """The table of distinct texts with their tokens; each row's texts, each text's views and each label's prompts
+        as numbers in it."""
         numbers: dict[str, int] = {}
-        self._row_texts = [[numbers.setdefault(text, len(numbers)) for text in texts] for texts in texts_of_rows]
-        if self.config.augment_text:
-            for label in sorted({pair.label for pair in self.pairs if pair.label}):
-                prompts = [template.replace("{}", label) for template in self.config.prompt_templates]
-                self._prompts[label] = [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
+
+        def number(text: str) -> int:
+            return numbers.setdefault(text, len(numbers))
+
+        self._row_texts: list[list[int]] = []
+        self._views: dict[int, list[int]] = {}
+        for captions in self._texts_of_rows():
+            self._row_texts.append([number(transform(caption)) for caption in captions])
+            for caption, text in zip(captions, self._row_texts[-1], strict=True):
+                if views is not None and text not in self._views:
+                    self._views[text] = [number(view) for view in views(caption)]
+        self._prompts: dict[str, list[int]] = {}
+        for label in sorted({pair.label for pair in self.pairs if pair.label}) if self.config.augment_text else []:
+            names = class_names(label) if class_names is not None else [label]
+            prompts = [template.replace("{}", name) for name in names for template in self.config.prompt_templates]
+            self._prompts[label] = [number(transform(prompt)) for prompt in prompts]
         self.texts = list(numbers)
         self.tokens = [torch.tensor(ids) for ids in _token_ids(processor, self.texts, self.text_length)]
 
@@ -115,10 +137,24 @@ class CLIPDataset(Dataset):
         return torch.tensor(ids)
 
     def _cache_bytes(self, config: CLIPFinetuningConfig) -> int:
+        if self.image_transform.augment and self._has_tiles():
+            return config.image_cache_mb * 2**20  # kept whole: as many tiles as a picture has, which only it tells
         side = self.image_transform.largest_side
         # An augmented picture is kept with the margin its crops need, and with its own proportions.
         margin = 2.2 / config.crop_scale if self.image_transform.augment else 1.0
         return min(config.image_cache_mb * 2**20, int(len(self.pairs) * 3 * side * side * margin))
+
+    def _has_tiles(self) -> bool:
+        """Whether some of a few pictures, evenly spaced, is to be cut into tiles."""
+        side = self.image_transform.chain.settings.tile_side
+        if side is None:
+            return False
+        for pair in self.pairs[:: max(1, len(self.pairs) // _LOOKED_AT)]:
+            with suppress(PictureError):  # told when it is read
+                header = picture_header(pair.image_path, self.config.max_image_pixels)
+                if max(header.width, header.height) > side:
+                    return True
+        return False
 
     def cache_bytes_to_come(self) -> int:
         """Bytes that the cache of decoded pictures will still take as it fills."""
@@ -132,7 +168,8 @@ class CLIPDataset(Dataset):
         epoch, row = key[:2] if isinstance(key, tuple) else (0, key)
         base = self._cache.get(row) if self._cache else None
         if base is None:
-            base = self.image_transform.base(read_image(self.pairs[row].image_path, self.config.max_image_pixels))
+            transform = self.image_transform
+            base = transform.base(transform.read(self.pairs[row].image_path, self.config.max_image_pixels))
             if self._cache:
                 self._cache.put(row, base)
         rng = view_rng(self.seed, epoch, row)
@@ -141,16 +178,23 @@ class CLIPDataset(Dataset):
         return self.image_transform.finish(base, rng)
 
     def text_number(self, key: RowKey) -> int:
-        """Which text of the table a row shows: its caption, one of its captions, or its label as a prompt."""
+        """Which text of the table a row shows: its caption, one of its captions, a view of it, or its label as a
+        prompt."""
         epoch, row = key[:2] if isinstance(key, tuple) else (0, key)
         choices = self._row_texts[row]
         prompts = self._prompts.get(self.pairs[row].label or "")
-        if len(choices) == 1 and not prompts:
+        if len(choices) == 1 and not prompts and not self._views:
             return choices[0]
         rng = view_rng(self.seed + 1, epoch, row)  # + 1: not the numbers that draw the picture's view
         if prompts and rng.random() < 0.5:
             return rng.choice(prompts)
-        return rng.choice(choices)
+        chosen = rng.choice(choices)
+        return rng.choice(self._views[chosen]) if self._views else chosen
+
+    def shown_texts(self, row: int) -> list[int]:
+        """The numbers of all texts that ``text_number`` may give for a row, its first caption first."""
+        texts = [*self._row_texts[row], *(view for text in self._row_texts[row] for view in self._views.get(text, ()))]
+        return list(dict.fromkeys([*texts, *self._prompts.get(self.pairs[row].label or "", ())]))
 
     def fetch(self, key: RowKey) -> RawItem:
         """The lean form. A bad picture becomes an item with a ``problem``, unless ``strict``."""

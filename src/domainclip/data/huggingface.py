@@ -11,7 +11,7 @@ from typing import Any
 
 from domainclip.data.directories import caption_from_label
 from domainclip.data.pair_builder import PairBuilder, missing_field, resolve_image_field
-from domainclip.data.records import PairList
+from domainclip.data.records import DISCIPLINE_COL, PairList
 from domainclip.errors import DataError, MissingExtraError
 
 PREFIX = "hf:"
@@ -110,7 +110,7 @@ def pairs_from_dataset(
     templated = caption_template if caption_col not in columns and label_col in columns else None
     if caption_col not in columns and templated is None:
         raise missing_field("column", caption_col, source, columns, "caption_col")
-    wanted = {image_col, caption_col, label_col, group_col}
+    wanted = {image_col, caption_col, label_col, group_col, DISCIPLINE_COL}
     dataset = dataset.select_columns([name for name in columns if name in wanted])
     if isinstance(dataset.features[image_col], datasets.Image):
         dataset = dataset.cast_column(image_col, datasets.Image(decode=False))
@@ -125,5 +125,5 @@ def pairs_from_dataset(
         if templated is not None and label is not None:
             caption = caption_from_label(templated, str(label))
         image = picture_reference(row[image_col], cache_dir)
-        builder.add(f"row {number}", image, caption, label, row.get(group_col))
+        builder.add(f"row {number}", image, caption, label, row.get(group_col), row.get(DISCIPLINE_COL))
     return builder.finish()

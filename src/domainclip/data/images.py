@@ -1,14 +1,17 @@
-"""Reading pictures: every common format to upright 8-bit RGB, safely and fast.
+"""Reading pictures: every common format to upright pixels, safely and fast.
 
 JPEG goes through libjpeg-turbo (simplejpeg) with its accurate transform and smooth chroma upsampling, which gives
-the pixels Pillow gives; everything else through Pillow.
+the pixels Pillow gives; DICOM through pydicom; TIFF that Pillow does not read as it is meant (several pages, 16-bit
+colour) through tifffile; everything else through Pillow.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +19,23 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from domainclip.config.domain_images import ImagePreprocessing
+from domainclip.data.domain.dicom import dicom_size, is_dicom, read_dicom
+from domainclip.data.domain.steps import to_levels
+from domainclip.data.domain.tiff import is_tiff, read_tiff, tiff_size
 from domainclip.errors import PictureError
 
 MAX_PIXELS = 178_956_970
 """Pictures above this are refused before decoding (Pillow's own limit for a decompression bomb: 2 × 1024³ / 4 / 3)."""
 
+LARGE_PICTURE = 2**24
+"""One of more pixels than this comes smaller where the caller needs no more (a JPEG is then decoded at some eighths of
+its size): one of 12,000 × 9,000 takes 324 MB whole, for the 160 × 160 that a model sees."""
+
 _ORIENTATION = 0x0112
+_DESCRIPTION = 0x010E
+_BITS = 0x0102
+_DEFAULT = ImagePreprocessing()
 
 _DAMAGE = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, RuntimeError, ArithmeticError,
@@ -54,17 +68,36 @@ def _open(path: Path, source: io.BytesIO | Path, max_pixels: int) -> Image.Image
         raise PictureError(f"{path}: not a picture, or its first bytes are damaged") from None
     except _DAMAGE as error:
         raise PictureError(f"{path}: cannot be opened ({error})") from None
-    pixels = picture.width * picture.height
-    if pixels > max_pixels:
+    _refuse_above(max_pixels, picture.width, picture.height, path)
+    return picture
+
+
+def _refuse_above(max_pixels: int, width: int, height: int, path: Path) -> None:
+    if width * height > max_pixels:
         raise PictureError(
-            f"{path}: {picture.width}×{picture.height} is {pixels:,} pixels, above max_image_pixels={max_pixels:,}; "
+            f"{path}: {width}×{height} is {width * height:,} pixels, above max_image_pixels={max_pixels:,}; "
             "shrink the picture first"
         )
-    return picture
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(132)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+        raise PictureError(f"{path}: {reason}") from None
 
 
 def picture_header(path: Path, max_pixels: int = MAX_PIXELS) -> PictureHeader:
     """Size, format and mode. Raises ``PictureError`` for a missing file, a non-picture or too many pixels."""
+    path = Path(path)
+    start = _start(path)
+    if is_dicom(start) or (is_tiff(start) and _for_tifffile(path, path, _DEFAULT)):
+        kind, size_of = ("DICOM", dicom_size) if is_dicom(start) else ("TIFF", tiff_size)
+        width, height, count, mode = size_of(path, path)
+        _refuse_above(max_pixels, width, height, path)
+        return PictureHeader(width, height, kind, mode, count)
     with _open(path, Path(path), max_pixels) as picture:
         try:
             frames = getattr(picture, "n_frames", 1)
@@ -93,37 +126,120 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: Path, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> np.ndarray:
     """The picture as uint8 ``[height, width, 3]`` RGB, EXIF orientation applied.
 
-    Raises ``PictureError`` for a missing, truncated, oversized or undecodable file.
+    ``at_least``: the shorter side in pixels that is enough for the caller; a picture above ``LARGE_PICTURE`` comes
+    smaller.
+    Raises ``PictureError`` for a missing, truncated, oversized or undecodable file, ``MissingExtraError`` for a format
+    whose library is missing.
     """
+    return _read(Path(path), max_pixels, _DEFAULT, at_least, _as_rgb)
+
+
+def read_array(
+    path: Path, max_pixels: int = MAX_PIXELS, settings: ImagePreprocessing = _DEFAULT, at_least: int | None = None
+) -> np.ndarray:
+    """The picture at its own depth (uint8, uint16, float32 …): grey ``[height, width]``, or with channels last.
+    ``settings`` says which page, and which window of a DICOM. Otherwise as ``read_image``."""
+    return _read(Path(path), max_pixels, settings, at_least, array_of)
+
+
+def _read(
+    path: Path, max_pixels: int, settings: ImagePreprocessing, at_least: int | None,
+    convert: Callable[[Image.Image], np.ndarray],
+) -> np.ndarray:  # fmt: skip
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise PictureError(f"{path}: {error.strerror or error}") from None
     if not data:
         raise PictureError(f"{path}: the file is empty")
+    if is_dicom(data[:132]):
+        width, height, _, _ = dicom_size(data, path)
+        _refuse_above(max_pixels, width, height, path)
+        found = read_dicom(data, path, settings)
+        return found if convert is array_of else _bytes_of(found)
+    if is_tiff(data[:4]) and _for_tifffile(path, io.BytesIO(data), settings):
+        width, height, _, _ = tiff_size(data, path)
+        _refuse_above(max_pixels, width, height, path)
+        found = read_tiff(data, path, settings)
+        return found if convert is array_of else _bytes_of(found)
     with _open(path, io.BytesIO(data), max_pixels) as picture:
         try:
             orientation = picture.getexif().get(_ORIENTATION, 1)
-            if picture.format == "JPEG" and picture.mode in {"RGB", "L"} and orientation in {0, 1}:
-                return _decode_jpeg(data, grey=picture.mode == "L")
+            if picture.width * picture.height <= LARGE_PICTURE:
+                at_least = None
+            if picture.format == "JPEG" and picture.mode in {"RGB", "L"}:
+                if orientation in {0, 1}:
+                    return _decode_jpeg(data, picture.mode == "L", picture.size, at_least)
+                if at_least:  # Pillow's own way to a smaller decoding
+                    picture.draft(picture.mode, _smallest(picture.size, at_least))
             picture.seek(0)
             upright = ImageOps.exif_transpose(picture) if orientation not in {0, 1} else picture
-            return np.asarray(to_rgb(upright))
+            if at_least and upright.mode in {"L", "RGB"} and "transparency" not in upright.info:
+                upright = upright.reduce(max(1, min(upright.size) // at_least))
+            return convert(upright)
         except _DAMAGE as error:
             raise PictureError(f"{path}: damaged picture ({error})") from None
 
 
-def _decode_jpeg(data: bytes, grey: bool) -> np.ndarray:
+def array_of(picture: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits as it is (uint16, int32 or float32 ``[h, w]``), everything else as 8-bit RGB."""
+    if picture.mode.startswith("I;16"):
+        return np.asarray(picture).astype(np.uint16)
+    if picture.mode == "I":  # 32 bits, of which files use 16
+        values = np.asarray(picture)
+        return values.astype(np.uint16) if values.min(initial=0) >= 0 and values.max(initial=0) < 2**16 else values
+    return np.asarray(picture) if picture.mode == "F" else _as_rgb(picture)
+
+
+def _as_rgb(picture: Image.Image) -> np.ndarray:
+    return np.asarray(to_rgb(picture))
+
+
+def _bytes_of(values: np.ndarray) -> np.ndarray:
+    """uint8 RGB of an array of any depth and number of channels."""
+    levels = (to_levels(values, _DEFAULT) * 255).round().astype(np.uint8)
+    return np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels
+
+
+def _for_tifffile(path: Path, source: io.BytesIO | Path, settings: ImagePreprocessing) -> bool:
+    """Whether a TIFF is one that Pillow cannot open, or of whose pages or channels it shows others than are meant."""
+    try:
+        with warnings.catch_warnings(), _open(path, source, MAX_PIXELS) as picture:
+            warnings.simplefilter("ignore")
+            tags = getattr(picture, "tag_v2", {})
+            described = str(tags.get(_DESCRIPTION, ""))
+            if described.startswith("ImageJ=") or "<OME" in described:
+                return True
+            bits = tags.get(_BITS, 8)
+            if picture.mode in {"RGB", "RGBA", "CMYK"} and max(bits if isinstance(bits, tuple) else (bits,)) > 8:
+                return True  # Pillow would keep the upper eight
+            return settings.page != "first" and getattr(picture, "n_frames", 1) > 1
+    except _DAMAGE:  # a PictureError is a ValueError
+        return True
+
+
+def _smallest(size: tuple[int, int], at_least: int) -> tuple[int, int]:
+    """Width and height whose shorter side is ``at_least``, in the proportions of ``size``."""
+    factor = min(1.0, at_least / min(size))
+    return math.ceil(size[0] * factor), math.ceil(size[1] * factor)
+
+
+def _decode_jpeg(data: bytes, grey: bool, size: tuple[int, int], at_least: int | None = None) -> np.ndarray:
+    width, height = _smallest(size, at_least) if at_least else (0, 0)
     # strict: a truncated file raises instead of giving a half-grey picture.
+    options = {"min_width": width, "min_height": height, "min_factor": 1, "strict": True}
     try:
         if grey:
-            return np.repeat(simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True), 3, axis=2)
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+            return np.repeat(simplejpeg.decode_jpeg(data, colorspace="GRAY", **options), 3, axis=2)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", **options)
     except ValueError as error:
         if "extraneous bytes" not in str(error):
             raise
         # Stray bytes between markers, as some cameras write, hurt no pixel; a truncated file Pillow refuses too.
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        with Image.open(io.BytesIO(data)) as picture:
+            if at_least:
+                picture.draft(picture.mode, (width, height))
+            return np.asarray(picture.convert("RGB"))

@@ -8,16 +8,16 @@ from pathlib import Path
 from domainclip.data import huggingface, tables
 from domainclip.data.directories import CAPTIONS_FILE, caption_from_label, pairs_from_directory
 from domainclip.data.pair_builder import PairBuilder, missing_field, resolve_image_field
-from domainclip.data.records import PairList
+from domainclip.data.records import DISCIPLINE_COL, PairList
 from domainclip.errors import ConfigurationError, DataError
 
 META_FILE = "meta.csv"
-"""A table of this name describes the pictures (``group``) and is no data set of its own."""
+"""A table of this name describes the pictures (``group``, ``discipline``) and is no data set of its own."""
 
 
 class DatasetLoader:
-    """Static methods, one a format; each returns a ``PairList`` of ``(Path, str)`` pairs with label and
-    group.
+    """Static methods, one a format; each returns a ``PairList`` of ``(Path, str)`` pairs with label, group
+    and, where there is a column of that name, discipline.
 
     Common to all: a relative picture path is resolved against the table's own folder, or ``image_root``; only
     the existence of a picture is tested, not its content; captions lose leading and trailing space; an empty
@@ -76,7 +76,10 @@ class DatasetLoader:
                 if caption_template is None or label is None:
                     raise missing_field("key", caption_col, source, row.values, "caption_col")
                 caption = caption_from_label(caption_template, str(label))
-            builder.add(row.where, row.values[image_key], caption, label, row.values.get(group_col))
+            builder.add(
+                row.where, row.values[image_key], caption, label, row.values.get(group_col),
+                row.values.get(DISCIPLINE_COL),
+            )  # fmt: skip
         return builder.finish()
 
     @staticmethod
@@ -103,7 +106,7 @@ class DatasetLoader:
         path = Path(path)
         found = tables.parquet_columns(path)
         columns = _columns(path, found, image_col, caption_col, label_col, group_col, caption_template)
-        rows = tables.read_parquet(path, [name for name in found if name in columns])
+        rows = tables.read_parquet(path, [name for name in found if name in (*columns, DISCIPLINE_COL)])
         cache = Path(cache_dir) if cache_dir else huggingface.default_picture_cache()
         return _build(path, rows, columns, image_root, strict, caption_template, cache)
 
@@ -269,5 +272,5 @@ def _build(
         caption = values.get(caption_col)
         if caption_col not in values and template is not None and label:
             caption = caption_from_label(template, str(label).strip())
-        builder.add(row.where, image, caption, label, values.get(group_col))
+        builder.add(row.where, image, caption, label, values.get(group_col), values.get(DISCIPLINE_COL))
     return builder.finish()

@@ -62,7 +62,9 @@ class PairBuilder:
             raise DataError(f"{row}. Mend the row, or load with strict=False to set such rows aside")
         self._pairs.quarantine.append(row)
 
-    def add(self, where: str, image: Any, caption: Any, label: Any = None, group: Any = None) -> None:
+    def add(
+        self, where: str, image: Any, caption: Any, label: Any = None, group: Any = None, discipline: Any = None
+    ) -> None:
         """One row: ``caption`` is a text, or a list of texts that gives one pair each."""
         image = text_or_none(image) if isinstance(image, str | Path) else None
         if image is None:
@@ -75,14 +77,14 @@ class PairBuilder:
         captions = list(caption) if isinstance(caption, list | tuple) else [caption]
         if not captions:
             self.set_aside(where, image, "the list of captions is empty", EMPTY_CAPTION)
-        label, group = text_or_none(label), text_or_none(group)
+        label, group, discipline = text_or_none(label), text_or_none(group), text_or_none(discipline)
         for text in captions:
             if text is None or text != text or (isinstance(text, str) and not text.strip()):
                 self.set_aside(where, image, "the caption is empty", EMPTY_CAPTION)
             elif not isinstance(text, str):
                 self.set_aside(where, image, f"the caption is {type(text).__name__} {text!r:.40}, not text")
             else:
-                self._pairs.append(ImageTextPair(path, text.strip(), label, group))
+                self._pairs.append(ImageTextPair(path, text.strip(), label, group, discipline))
 
     def finish(self) -> PairList:
         """The pairs. Raises ``DataError`` where there is none, quoting the first rows set aside."""

@@ -50,7 +50,7 @@ def unusable_pictures(facts: Sequence[PictureFacts]) -> list[Finding]:
         )
     moving = [f"{fact.path} ({fact.frames} frames)" for fact in good if fact.frames > 1]
     if moving:
-        advice = "Only the first frame or page is used: export the one that matters."
+        advice = "Only one of them is used (the first; of TIFF and DICOM, what the domain's images.page says)."
         findings.append(
             Finding("several-frames", "info", len(moving), moving, advice, "animations or multi-page files")
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"}
-    | {".ppm", ".pgm", ".pnm"}
+    | {".ppm", ".pgm", ".pnm", ".dcm", ".dicom"}
 )
 
 

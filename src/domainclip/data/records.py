@@ -6,23 +6,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+DISCIPLINE_COL = "discipline"
+"""Column (key) with the field of study that a row is from, where a data set spans several."""
+
 
 class ImageTextPair(tuple[Path, str]):
-    """``(image_path, caption)`` that also carries ``label`` and ``group``.
+    """``(image_path, caption)`` that also carries ``label``, ``group`` and ``discipline``.
 
-    It unpacks, compares and hashes as the plain two-tuple; ``label`` (the class) and ``group`` (patient,
-    board, slide: what must never straddle two splits) are attributes, None where the data do not say.
+    It unpacks, compares and hashes as the plain two-tuple; ``label`` (the class), ``group`` (patient,
+    board, slide: what must never straddle two splits) and ``discipline`` (geology, botany) are attributes,
+    None where the data do not say.
     """
 
     label: str | None
     group: str | None
+    discipline: str | None
 
     def __new__(
-        cls, image_path: Path | str, caption: str, label: str | None = None, group: str | None = None
+        cls,
+        image_path: Path | str,
+        caption: str,
+        label: str | None = None,
+        group: str | None = None,
+        discipline: str | None = None,
     ) -> ImageTextPair:
         pair = super().__new__(cls, (Path(image_path), caption))
         pair.label = label
         pair.group = group
+        pair.discipline = discipline
         return pair
 
     @classmethod
@@ -40,11 +51,13 @@ class ImageTextPair(tuple[Path, str]):
 
     # Pickle would rebuild a tuple subclass from the tuple alone, which is not what __new__ takes.
     def __reduce__(self) -> tuple:
-        return type(self), (self[0], self[1], self.label, self.group)
+        return type(self), (self[0], self[1], self.label, self.group, self.discipline)
 
     def __repr__(self) -> str:
         extras = "".join(
-            f", {name}={value!r}" for name, value in (("label", self.label), ("group", self.group)) if value
+            f", {name}={value!r}"
+            for name, value in (("label", self.label), ("group", self.group), ("discipline", self.discipline))
+            if value
         )
         return f"ImageTextPair({str(self[0])!r}, {self[1]!r}{extras})"
 

@@ -11,7 +11,7 @@ from domainclip.data import huggingface, tables
 from domainclip.data.directories import SPLIT_NAMES, are_split_folders, visible_folders
 from domainclip.data.group_split import assign, find_units, picture_key
 from domainclip.data.loaders import META_FILE, DatasetLoader
-from domainclip.data.records import ImageTextPair, PairList
+from domainclip.data.records import DISCIPLINE_COL, ImageTextPair, PairList
 from domainclip.errors import ConfigurationError, DataError
 
 
@@ -179,8 +179,8 @@ def given_splits(path: Path | str, **options: object) -> dict[str, GivenSplit]:
 
 
 def join_groups(pairs: PairList, folder: Path | None, image_col: str, group_col: str, notes: list[str]) -> None:
-    """Set each pair's group from ``meta.csv`` in ``folder``, matched by picture; a pair it lacks keeps its
-    own."""
+    """Set each pair's group, and discipline where there is that column, from ``meta.csv`` in ``folder``, matched by
+    picture; a pair it lacks keeps its own."""
     meta = folder / META_FILE if folder is not None else None
     if meta is None or not meta.is_file():
         return
@@ -190,12 +190,16 @@ def join_groups(pairs: PairList, folder: Path | None, image_col: str, group_col:
         if note not in notes:  # one file may serve three splits
             notes.append(note)
         return
-    groups = {
-        os.path.normpath(os.path.join(meta.parent, row.values[image_col])): row.values[group_col].strip()
+    known = {
+        os.path.normpath(os.path.join(meta.parent, row.values[image_col])): (
+            row.values[group_col].strip(), row.values.get(DISCIPLINE_COL, "").strip(),
+        )
         for row in rows
-    }
+    }  # fmt: skip
     for pair in pairs:
-        pair.group = groups.get(picture_key(pair)) or pair.group
+        group, discipline = known.get(picture_key(pair), ("", ""))
+        pair.group = group or pair.group
+        pair.discipline = discipline or pair.discipline
 
 
 def _divide(name: str, pairs: PairList, ratios: dict[str, float], seed: int, notes: list[str]) -> DataSplits:

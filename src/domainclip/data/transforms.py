@@ -6,6 +6,7 @@ import math
 import random
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -13,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from domainclip.config import DataSettings
+from domainclip.data.domain.chain import DomainImageChain, tile_boxes
+from domainclip.data.domain.views import random_view
 from domainclip.data.image_spec import ImageSpec, resize
-from domainclip.data.images import to_rgb
+from domainclip.data.images import array_of
 from domainclip.errors import DataError
 
 _ASPECT = (3 / 4, 4 / 3)
@@ -27,7 +30,8 @@ class ImageTransform:
     The work is in two steps, so that the first can be kept across epochs: ``base`` is the part without chance
     (decode and resize; with ``augment`` somewhat larger than needed), ``finish`` draws the random view.
     Augmentation: a crop of at least ``crop_scale`` of the area, flips and quarter turns where the recipe allows
-    them, and a jitter of brightness and contrast.
+    them, a jitter of brightness and contrast, and what the domain's ``ImagePreprocessing`` adds. Its steps without
+    chance are ``base``'s first; where it cuts large pictures into tiles, a random view is one of a random tile.
 
     ``largest_side``: the largest side in pixels that ``finish`` will be asked for (default: the transform's own), so
     that ``base`` keeps enough of the picture for it.
@@ -46,15 +50,49 @@ class ImageTransform:
         self.config = config
         self.augment = augment
         self.largest_side = max(self.spec.resolution, largest_side or 0)
+        self.steps = config.picture_steps()
+        self.chain = DomainImageChain(self.steps)
 
     @property
     def resolution(self) -> int:
         return self.spec.resolution
 
+    def read(self, path: Path, max_pixels: int) -> np.ndarray:
+        """A file as ``base`` wants it. Raises as ``data.images.read_array``."""
+        return self.chain.read(path, max_pixels, self.target)
+
+    @property
+    def target(self) -> int:
+        """The shorter side in pixels that a picture (a tile) keeps for this transform; see ``DomainImageChain``."""
+        return 2 * self.largest_side
+
     def base(self, picture: np.ndarray) -> UInt8[Tensor, "3 h w"]:
-        side = self.largest_side
+        """The part without chance, of a picture of any depth (``data.images.read_array``)."""
+        large = self.chain.tiles(picture)
+        picture = self.chain.apply(picture, self.target)
         if not self.augment:
-            return self.spec.at(side).apply(picture)
+            return self.spec.at(self.largest_side).apply(picture)
+        if self.chain.tiled:
+            return self._tiled_base(picture, large)
+        return self._with_margin(picture)
+
+    @property
+    def _margin_fits_a_tile(self) -> bool:
+        tile = self.chain.tile_pixels(self.target)
+        return self.spec.resize == "squash" and math.ceil(self.largest_side / math.sqrt(self.config.crop_scale)) <= tile
+
+    def _tiled_base(self, picture: np.ndarray, large: bool) -> UInt8[Tensor, "3 h w"]:
+        """As large as it is, tiles being cut by ``finish``, which knows a picture to be cut by its being longer than a
+        tile: one that is not to be cut must not be."""
+        if not large and self._margin_fits_a_tile:
+            return self._with_margin(picture)
+        height, width = picture.shape[:2]
+        factor = 1.0 if large else min(1.0, self.chain.tile_pixels(self.target) / max(height, width))
+        shape = max(1, int(height * factor)), max(1, int(width * factor))
+        return resize(picture, *shape, self.spec.resample)
+
+    def _with_margin(self, picture: np.ndarray) -> UInt8[Tensor, "3 h w"]:
+        side = self.largest_side
         picture = self.spec.trim(picture)
         # Large enough that the smallest crop is not enlarged, never larger than the original.
         margin = 1 / math.sqrt(self.config.crop_scale)
@@ -77,6 +115,8 @@ class ImageTransform:
                 return pixels
             return resize(pixels.permute(1, 2, 0).numpy(), side, side, self.spec.resample)
         config = self.config
+        if self.chain.tiled:
+            pixels = self._random_tile(pixels, rng)
         top, left, height, width = self._crop_box(pixels.shape[1], pixels.shape[2], rng, strength)
         region = pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
         view = resize(region, side, side, self.spec.resample)
@@ -88,7 +128,16 @@ class ImageTransform:
             view = view.rot90(rng.randrange(4), (1, 2))
         if config.color_jitter:
             view = self._jitter(view, rng, config.color_jitter * strength)
-        return view
+        return random_view(view, self.steps, rng, strength)
+
+    def _random_tile(self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 h w"]:
+        boxes = tile_boxes(
+            pixels.shape[1], pixels.shape[2], self.chain.tile_pixels(self.target), self.chain.settings.tile_overlap
+        )
+        if len(boxes) == 1 and self._margin_fits_a_tile:
+            return pixels  # as every picture where there are no tiles, with the same draws to come
+        top, left, height, width = boxes[rng.randrange(len(boxes))]
+        return self._with_margin(pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy())
 
     def _crop_box(
         self, height: int, width: int, rng: random.Random, strength: float = 1.0
@@ -145,7 +194,7 @@ class ImageTransform:
     def __call__(
         self, picture: Image.Image | np.ndarray, rng: random.Random | None = None
     ) -> Float[Tensor, "3 side side"]:
-        array = np.asarray(to_rgb(picture)) if isinstance(picture, Image.Image) else picture
+        array = array_of(picture) if isinstance(picture, Image.Image) else picture
         pixels = self.finish(self.base(array), rng or random.Random())
         return self.spec.normalise(pixels[None])[0]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from domainclip.errors import DataError
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.evaluation.metric_names import ALIASES, greater_is_better, is_count
+from domainclip.evaluation.metric_names import ALIASES, greater_is_better, is_count, is_of_concepts
 from domainclip.evaluation.significance import PairedChange, paired_change
 
 
@@ -45,9 +45,10 @@ def paired_changes(before: EvaluationResult, after: EvaluationResult) -> dict[st
 
 
 def compared_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names worth a row in a table, in the order measured: no counts, no second name for one number."""
+    """Names worth a row in a table, in the order measured: no counts, no second name for one number, nothing that has
+    a section of its own."""
     names = dict.fromkeys([*after, *before])
-    return [name for name in names if not is_count(name) and name not in ALIASES]
+    return [name for name in names if not is_count(name) and not is_of_concepts(name) and name not in ALIASES]
 
 
 def empty_recalls(names: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, int]:

@@ -8,9 +8,8 @@ the details a report needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,55 +18,25 @@ from torch import Tensor
 
 from domainclip.alignment.metrics import chunked_ranks, summarise_ranks
 from domainclip.errors import DataError, ShapeError
+from domainclip.evaluation.class_scores import ClassScores
 from domainclip.evaluation.classification import classification_metrics, zero_shot_logits
+from domainclip.evaluation.field_metrics import FieldMetrics, RetrievalRanks
 from domainclip.evaluation.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
-
-
-class Embedder(Protocol):
-    """Whatever turns pictures and texts into L2-normalised float32 rows on the CPU, in the order given."""
-
-    def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]: ...
-
-    def encode_texts(self, texts: list[str], /) -> Float[Tensor, "texts dim"]: ...
-
-
-class LabelledPair(Protocol):
-    """A row of a data set: a picture, what is said of it, and its class, None where the data do not say."""
-
-    @property
-    def image_path(self) -> Path: ...
-
-    @property
-    def caption(self) -> str: ...
-
-    label: str | None
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """``metrics``: flat numbers by name. ``details``: what they were computed from, ready for a report."""
-
-    metrics: dict[str, float]
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-class Evaluator(Protocol):
-    name: str
-    primary_metric: str
-    greater_is_better: bool
-
-    def __call__(self, embed: Embedder) -> dict[str, float]: ...
-
-    def evaluate(self, embed: Embedder) -> EvaluationResult: ...
+from domainclip.evaluation.protocols import (
+    AddedScores,
+    Embedder,
+    EvaluationResult,
+    LabelledPair,
+)
 
 
 class ZeroShotEvaluator:
     """Classifies pictures by the nearest class description, with no classifier trained.
 
-    Classes come from ``prompts`` (class → sentences), else ``class_names`` with ``templates``, else the
-    labels that occur. Rows without a label, or with one that is no class, are left out and counted. A picture
-    that several rows show under the same label counts once. Raises ``DataError`` when no row or fewer than
-    two classes are left.
+    Classes come from ``prompts`` (class → sentences), else ``class_names`` with ``templates``, else the labels that
+    occur; ``names_of`` gives the names that describe a class in its label's place. Rows without a label, or with one
+    that is no class, are left out and counted. A picture that several rows show under the same label counts once.
+    Raises ``DataError`` when no row or fewer than two classes are left.
     """
 
     name = "zero_shot"
@@ -80,10 +49,11 @@ class ZeroShotEvaluator:
         templates: Sequence[str] = DEFAULT_TEMPLATES,
         class_names: Sequence[str] | None = None,
         prompts: Mapping[str, Sequence[str]] | None = None,
+        names_of: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
         if prompts is None:
             labels = class_names if class_names is not None else known_labels(pairs)
-            prompts = class_prompts(labels, templates) if labels else {}
+            prompts = class_prompts(labels, templates, names_of=names_of) if labels else {}
         self.prompts = prompts
         self.labels = list(prompts)
         if len(self.labels) < 2:
@@ -103,6 +73,8 @@ class ZeroShotEvaluator:
             )
         self.paths = [path for path, _ in items]
         self.targets = [number[label] for _, label in items if label is not None]
+        self.groups = _of_pictures(pairs, self.paths, "group")
+        self.disciplines = _of_pictures(pairs, self.paths, "discipline")
 
     def __call__(self, embed: Embedder) -> dict[str, float]:
         return self.evaluate(embed).metrics
@@ -119,7 +91,10 @@ class ZeroShotEvaluator:
         self, image_embeds: Float[Tensor, "images dim"], encode_texts: Callable[[list[str]], Tensor]
     ) -> EvaluationResult:
         """The result from embeddings of ``self.paths``, for a caller who has them already."""
-        logits = zero_shot_logits(image_embeds, classifier_weights(encode_texts, self.prompts))
+        return self.result(zero_shot_logits(image_embeds, classifier_weights(encode_texts, self.prompts)))
+
+    def result(self, logits: Float[Tensor, "images classes"]) -> EvaluationResult:
+        """The result from the similarities of ``self.paths`` to every class."""
         found = classification_metrics(logits, np.array(self.targets))
         metrics = {name: value for name, value in found.items() if isinstance(value, float)}
         metrics |= {"n_classified": len(self.paths), "n_classes": len(self.labels)}
@@ -146,18 +121,25 @@ class RetrievalEvaluator:
 
     Candidates are the *distinct* pictures and the *distinct* captions: an equal caption is the same caption
     (letter case and spacing aside, which CLIP's tokenizers drop too), so finding it is a hit whichever row it
-    was written for. Raises ``DataError`` with fewer than two of either.
+    was written for. So is one that is equal after ``text_transform``, which is what the model is shown. Raises
+    ``DataError`` with fewer than two of either.
     """
 
     name = "retrieval"
     primary_metric = "mean_R@1"
     greater_is_better = True
 
-    def __init__(self, pairs: Sequence[LabelledPair], chunk: int = 1024) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[LabelledPair],
+        chunk: int = 1024,
+        text_transform: Callable[[str], str] | None = None,
+    ) -> None:
         self.chunk = chunk
         captions: dict[str, str] = {}
-        for pair in pairs:
-            captions.setdefault(_caption_key(pair.caption), pair.caption)
+        keys = [_caption_key(pair.caption, text_transform) for pair in pairs]
+        for key, pair in zip(keys, pairs, strict=True):
+            captions.setdefault(key, pair.caption)
         self.paths = list(dict.fromkeys(pair.image_path for pair in pairs))
         self.captions = list(captions.values())
         if len(self.paths) < 2 or len(self.captions) < 2:
@@ -167,9 +149,10 @@ class RetrievalEvaluator:
             )
         picture = {path: row for row, path in enumerate(self.paths)}
         text = {key: row for row, key in enumerate(captions)}
-        hits = {(picture[pair.image_path], text[_caption_key(pair.caption)]) for pair in pairs}
+        hits = {(picture[pair.image_path], text[key]) for key, pair in zip(keys, pairs, strict=True)}
         # [hits, 2] (picture, caption): a picture may have several captions and a caption several pictures.
         self.hits = torch.tensor(sorted(hits))
+        self.groups = _of_pictures(pairs, self.paths, "group")
 
     def __call__(self, embed: Embedder) -> dict[str, float]:
         return self.evaluate(embed).metrics
@@ -217,7 +200,11 @@ class DomainEvaluator:
 
     Whichever the data cannot support (fewer than two classes, fewer than two captions) is left out, with the
     reason in ``details["notes"]``. The primary metric is ``acc1``, or ``mean_R@1`` without classes. Raises
-    ``DataError`` when neither is possible.
+    ``DataError`` when neither is possible, ``ConfigurationError`` for a ``field`` whose settings do not fit the
+    classes.
+
+    ``field`` adds the figures of a field: their numbers to the metrics, their intervals to ``details["field"]``.
+    ``concepts`` adds those of documents, a class tree and terminology, with ``details["concepts"]``.
     """
 
     name = "domain"
@@ -230,9 +217,14 @@ class DomainEvaluator:
         class_names: Sequence[str] | None = None,
         prompts: Mapping[str, Sequence[str]] | None = None,
         chunk: int = 1024,
+        field: FieldMetrics | None = None,
+        names_of: Callable[[str], Sequence[str]] | None = None,
+        text_transform: Callable[[str], str] | None = None,
+        concepts: AddedScores | None = None,
     ) -> None:
         if not pairs:
             raise DataError("No rows to evaluate on: the split is empty")
+        self.field, self.concepts = field, concepts
         self.n_rows = len(pairs)
         self.notes: list[str] = []
         self.zero_shot: ZeroShotEvaluator | None = None
@@ -241,13 +233,13 @@ class DomainEvaluator:
         if all(pair.label is None for pair in pairs):
             self.notes.append("No classification: no row has a label")
         elif n_classes >= 2:
-            self.zero_shot = ZeroShotEvaluator(pairs, templates, class_names, prompts)
+            self.zero_shot = ZeroShotEvaluator(pairs, templates, class_names, prompts, names_of)
         else:
             self.notes.append(f"No classification: the rows have {n_classes} classes, and it takes two")
-        n_captions = len({_caption_key(pair.caption) for pair in pairs})
+        n_captions = len({_caption_key(pair.caption, text_transform) for pair in pairs})
         n_pictures = len({pair.image_path for pair in pairs})
         if min(n_captions, n_pictures) >= 2:
-            self.retrieval = RetrievalEvaluator(pairs, chunk)
+            self.retrieval = RetrievalEvaluator(pairs, chunk, text_transform)
         else:
             self.notes.append(
                 f"No retrieval: the rows have {n_pictures} different pictures and {n_captions} different "
@@ -256,21 +248,51 @@ class DomainEvaluator:
         if self.zero_shot is None and self.retrieval is None:
             raise DataError(f"Nothing to evaluate. {'. '.join(self.notes)}")
         self.primary_metric = "acc1" if self.zero_shot else "mean_R@1"
+        if field is not None and self.zero_shot is not None:
+            field.check(self.zero_shot.labels)
+        if concepts is not None and self.zero_shot is not None:
+            concepts.check(self.zero_shot.labels)
 
     def __call__(self, embed: Embedder) -> dict[str, float]:
         return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
         parts = [part for part in (self.zero_shot, self.retrieval) if part is not None]
-        paths = list(dict.fromkeys(path for part in parts for path in part.paths))
+        asking = parts if self.concepts is None else [*parts, self.concepts]
+        paths = list(dict.fromkeys(path for part in asking for path in part.paths))
         embeds = _encode_images(embed, paths)
         row = {path: number for number, path in enumerate(paths)}
         metrics: dict[str, float] = {}
         details: dict[str, Any] = {"n_rows": self.n_rows, "n_pictures": len(paths), "notes": self.notes}
+        classes: ClassScores | None = None
+        ranks: RetrievalRanks | None = None
         for part in parts:
-            result = part.score(embeds[[row[path] for path in part.paths]], embed.encode_texts)
+            of_part = embeds[[row[path] for path in part.paths]]
+            if isinstance(part, ZeroShotEvaluator):
+                logits = zero_shot_logits(of_part, classifier_weights(embed.encode_texts, part.prompts))
+                result = part.result(logits)
+                if self.field is not None:
+                    temperature = self.field.temperature()
+                    classes = ClassScores.from_similarities(
+                        logits, part.targets, part.labels, temperature, part.groups, part.disciplines
+                    )
+            else:
+                result = part.score(of_part, embed.encode_texts)
+                found = result.details["retrieval"]
+                ranks = RetrievalRanks(found["i2t_ranks"], found["t2i_ranks"], part.hits.numpy(), part.groups)
             metrics |= result.metrics
             details |= result.details
+        if self.field is not None:
+            added, details["field"] = self.field.score(classes, ranks)
+            metrics |= {name: value for name, value in added.items() if name not in metrics}
+        if self.concepts is not None:
+            added, details["concepts"] = self.concepts.score(
+                lambda chosen: embeds[[row[path] for path in chosen]],
+                embed.encode_texts,
+                details.get("classification"),
+                self.zero_shot.groups if self.zero_shot is not None else None,
+            )
+            metrics |= added
         return EvaluationResult(metrics, details)
 
 
@@ -279,8 +301,18 @@ def known_labels(pairs: Sequence[LabelledPair]) -> list[str]:
     return sorted({pair.label for pair in pairs if pair.label is not None})
 
 
-def _caption_key(caption: str) -> str:
-    return " ".join(caption.split()).casefold()
+def _of_pictures(pairs: Sequence[LabelledPair], paths: Sequence[Path], name: str) -> list[str | None]:
+    """What the rows say of each picture (its group, its discipline); None where they do not."""
+    found: dict[Path, str | None] = {}
+    for pair in pairs:
+        if found.get(pair.image_path) is None:
+            found[pair.image_path] = getattr(pair, name, None)
+    return [found[path] for path in paths]
+
+
+def _caption_key(caption: str, text_transform: Callable[[str], str] | None = None) -> str:
+    shown = caption if text_transform is None else text_transform(caption)
+    return " ".join(shown.split()).casefold()
 
 
 def _encode_images(embed: Embedder, paths: list[Path]) -> Tensor:

@@ -9,23 +9,25 @@ from typing import Any
 import yaml
 
 from domainclip.evaluation.comparison import as_result, compared_metrics, empty_recalls
-from domainclip.evaluation.metric_names import describe, is_share
+from domainclip.evaluation.metric_names import describe, is_proportion
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def loading_code(folder: str, text_padding: str | None = None) -> str:
+def loading_code(folder: str, text_padding: str | None = None, own_code: bool = False) -> str:
     """Python that loads a saved model with ``transformers`` and scores one picture against two texts.
 
     ``text_padding`` is ``"max_length"`` for models whose text tower was trained at a fixed length (SigLIP).
+    ``own_code``: the model's class stands in the folder itself, and ``transformers`` runs it only when told to.
     """
+    trust = ", trust_remote_code=True" if own_code else ""
     padding = '"max_length"' if text_padding in ("max_length", "fixed") else "True"
     return f"""\
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 folder = {folder!r}
-model = AutoModel.from_pretrained(folder).eval()
+model = AutoModel.from_pretrained(folder{trust}).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 processor = AutoImageProcessor.from_pretrained(folder)
 texts = tokenizer(["one caption", "another"], padding={padding}, truncation=True, return_tensors="pt")
@@ -59,7 +61,7 @@ def model_card(run: Mapping[str, Any]) -> str:
         "A model that embeds pictures and texts into one space, fine-tuned with domainclip on pairs of "
         "pictures and captions.",
         _scores(run),
-        "## Use\n\n```python\n" + loading_code(".", run.get("text_padding")) + "```",
+        "## Use\n\n```python\n" + loading_code(".", run.get("text_padding"), bool(run.get("own_code"))) + "```",
         "## Limits\n\nThe scores hold for pictures like those of the test split. Outside the domain the "
         "model may have forgotten part of what its base model knew. It is not a medical device, and no "
         "safety-relevant decision should rest on it alone.",
@@ -98,4 +100,4 @@ def _scores(run: Mapping[str, Any]) -> str:
 def _text(name: str, value: Any) -> str:
     if value is None or value != value:
         return "—"
-    return f"{value:.1%}" if is_share(name) else f"{value:.4g}"
+    return f"{value:.1%}" if is_proportion(name) else f"{value:.4g}"

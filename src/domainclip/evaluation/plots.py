@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from domainclip.errors import ShapeError
-from domainclip.evaluation.metric_names import describe, is_share
+from domainclip.evaluation.metric_names import ALIASES, describe, is_of_a_field, is_of_concepts, is_share
 from domainclip.files import write_bytes
 
 BEFORE, AFTER = "#999999", "#0072B2"
@@ -118,6 +118,7 @@ _CURVES = (
     "t2i_R@1",
     "i2t_MRR",
     "t2i_MRR",
+    "retention_mean",
 )
 
 
@@ -205,7 +206,7 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
 
 
 def _drawn(name: str) -> bool:
-    return is_share(name) and name not in ("accuracy", "f1_score")
+    return is_share(name) and name not in ALIASES and not is_of_a_field(name) and not is_of_concepts(name)
 
 
 def _is_rate(key: str) -> bool:

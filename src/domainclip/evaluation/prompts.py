@@ -22,11 +22,15 @@ _VOWEL_SOUNDING_INITIALS = frozenset("AEFHILMNORSX")
 
 
 def class_prompts(
-    labels: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES, fix_article: bool = True
+    labels: Sequence[str],
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    fix_article: bool = True,
+    names_of: Callable[[str], Sequence[str]] | None = None,
 ) -> dict[str, list[str]]:
-    """The sentences that describe each label, one per template, keyed by the label as given.
+    """The sentences that describe each label, one per template and name, keyed by the label as given.
 
-    ``{}`` in a template stands for the label, whose underscores are read as spaces. With ``fix_article`` an
+    ``{}`` in a template stands for the label, whose underscores are read as spaces. ``names_of`` gives the names that
+    are used in a label's place (synonyms, or what a code stands for). With ``fix_article`` an
     "a" or "an" right before the label is made to suit it, judged by its first letter (so "an hour" is
     missed). Raises ``ConfigurationError`` for an empty list, an empty label or a template without ``{}``.
     """
@@ -41,10 +45,10 @@ def class_prompts(
             )
     prompts: dict[str, list[str]] = {}
     for label in labels:
-        spoken = " ".join(label.replace("_", " ").split())
-        if not spoken:
+        names = [" ".join(n.replace("_", " ").split()) for n in (names_of(label) if names_of is not None else [label])]
+        if not names or not all(names):
             raise ConfigurationError(f"The class name {label!r} is empty: name the class or leave its rows out")
-        prompts[label] = [_fill(template, spoken, fix_article) for template in templates]
+        prompts[label] = [_fill(template, name, fix_article) for name in names for template in templates]
     return prompts
 
 

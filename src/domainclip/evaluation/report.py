@@ -18,13 +18,17 @@ from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.evaluation.plots import plot_before_after, plot_confusion, plot_loss, plot_metrics
 from domainclip.evaluation.report_markdown import report_markdown
 from domainclip.evaluation.significance import wilson_interval
+from domainclip.evaluation.trade_off import plot_pareto
 from domainclip.files import write_json, write_text
 
 _FILES = (
     "report.json",
     "report.md",
     "predictions.csv",
-    *(f"plots/{name}.png" for name in ("loss", "metrics", "before_after", "confusion_before", "confusion_after")),
+    *(
+        f"plots/{name}.png"
+        for name in ("loss", "metrics", "before_after", "confusion_before", "confusion_after", "pareto")
+    ),
 )
 
 # One entry per picture or caption: too long for a file that people open to read numbers.
@@ -38,14 +42,15 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
 
     - ``before``, ``after``: evaluations of the *test* split, each an ``EvaluationResult`` (which gives
       intervals, classes and confusions too), its dictionary form, or flat numbers;
-    - ``retention``: ``{"before": …, "after": …}``, the same on data from outside the domain;
+    - ``retention``: ``{"before": …, "after": …}``, the same on data from outside the domain, and in ``sets`` each data
+      set by itself (``finetune.retention``); ``trade_off``: which weights were saved (``finetune.wise_ft``);
     - ``validation``: flat numbers; ``training``: ``train_loss``, ``training_time_s``, ``steps``,
       ``samples_per_s``, ``peak_memory_mb``, …; ``history``: the rows of ``metrics.jsonl``;
     - ``calibration``: a ``calibration_summary`` with ``saved`` (whose temperature the saved model has: ``"own"`` or
       ``"fitted"``), or ``{"skipped": reason}``;
     - ``data``: ``counts`` and ``notes``; ``decisions``: a list of ``key``, ``value``, ``reason``;
     - ``device``, ``domain``, ``base_model``, ``checkpoint`` (folder of the saved model), ``text_padding``
-      (``"max_length"`` for a text tower of fixed length);
+      (``"max_length"`` for a text tower of fixed length), ``own_code`` (whether the folder holds the model's class);
     - ``warnings``, ``next``: lists of sentences.
 
     Other keys go to ``report.json`` as they are. There, ``before`` and ``after`` are flat, NaN and infinities
@@ -65,7 +70,8 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
         "after": after.metrics,
         "comparison": {name: {**asdict(change), "is_clear": change.is_clear} for name, change in changes.items()},
         "acc1_interval": {"before": acc1_interval(before), "after": acc1_interval(after)},
-        "retention": {name: as_result(retention[name]).metrics for name in ("before", "after") if name in retention},
+        "retention": {name: as_result(retention[name]).metrics for name in ("before", "after") if name in retention}
+        | ({"sets": retention["sets"]} if "sets" in retention else {}),
         "validation": run.get("validation") or {},
         "training": run.get("training") or {},
         "data": run.get("data") or {},
@@ -119,6 +125,8 @@ def _write_plots(folder: Path, run: Mapping[str, Any], before: EvaluationResult,
         made.append("loss")
     if plot_metrics(history, folder / "metrics.png"):
         made.append("metrics")
+    if plot_pareto(run.get("trade_off") or {}, folder / "pareto.png"):
+        made.append("pareto")
     trivial = empty_recalls(compared_metrics(before.metrics, after.metrics), after.metrics)
     shown = {name: value for name, value in after.metrics.items() if name not in trivial}
     if plot_before_after(before.metrics, shown, folder / "before_after.png"):

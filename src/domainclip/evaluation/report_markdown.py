@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from domainclip.evaluation.calibration import calibration_in_words
 from domainclip.evaluation.comparison import compared_metrics, confused_pairs, empty_recalls, worsened
-from domainclip.evaluation.metric_names import ALIASES, describe, greater_is_better, is_share
+from domainclip.evaluation.concept_text import concept_section
+from domainclip.evaluation.field_markdown import field_section
+from domainclip.evaluation.markdown_table import table
+from domainclip.evaluation.metric_names import ALIASES, describe, greater_is_better, is_of_a_field, is_proportion
 from domainclip.evaluation.model_card import loading_code
+from domainclip.evaluation.trade_off_markdown import retention_sets, trade_off_markdown
 
 _MINUS = "\N{MINUS SIGN}"
 _NAMES = {
@@ -34,7 +38,11 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         _title(report),
         _verdict(report),
         _results(report),
+        field_section(report),
+        concept_section(report),
+        _case_study(report),
         _retention(report),
+        trade_off_markdown(report.get("trade_off")),
         _plots(report),
         _alignment(report),
         _classes(report),
@@ -49,24 +57,17 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table; cells may hold anything, a pipe or a line break included."""
-    columns = list(header)
-    lines = [columns, ["---"] * len(columns), *(list(row) for row in rows)]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
-
-
 def value_text(name: str, value: Any) -> str:
     """A metric's value as a reader meets it: per cent for shares, a dash where it was not measured."""
     if value is None:
         return "—"
-    return f"{value:.1%}" if is_share(name) else f"{value:.4g}"
+    return f"{value:.1%}" if is_proportion(name) else f"{value:.4g}"
 
 
 def _change_text(name: str, before: Any, after: Any) -> str:
     if before is None or after is None:
         return "—"
-    change = f"{(after - before) * 100:+.1f} points" if is_share(name) else f"{after - before:+.4g}"
+    change = f"{(after - before) * 100:+.1f} points" if is_proportion(name) else f"{after - before:+.4g}"
     worse = after < before if greater_is_better(name) else after > before
     return change.replace("-", _MINUS) + (" (worse)" if worse else "")
 
@@ -132,7 +133,7 @@ def _results(report: Mapping[str, Any]) -> str:
     comparison = report.get("comparison") or {}
     rows = []
     for name in names:
-        if name in trivial:
+        if name in trivial or is_of_a_field(name):
             continue
         found = comparison.get(name)
         interval = f"{_points(found['low'])} to {_points(found['high'])}" if found else ""
@@ -210,9 +211,8 @@ def _retention(report: Mapping[str, Any]) -> str:
          _change_text(name, before.get(name), after.get(name))]
         for name in names if name not in trivial
     ]  # fmt: skip
-    return "## Kept of what it knew (data from outside the domain)\n\n" + table(
-        ["metric", "before", "after", "change"], rows
-    )
+    tables = [table(["metric", "before", "after", "change"], rows), retention_sets(found)]
+    return "\n\n".join(["## Kept of what it knew (data from outside the domain)", *filter(None, tables)])
 
 
 def _plots(report: Mapping[str, Any]) -> str:
@@ -223,6 +223,11 @@ def _plots(report: Mapping[str, Any]) -> str:
 def _alignment(report: Mapping[str, Any]) -> str:
     path = report.get("alignment")
     return f"How pictures and captions agree, before and after: [{path}](<{path}>)." if path else ""
+
+
+def _case_study(report: Mapping[str, Any]) -> str:
+    path = report.get("case_study")
+    return f"Single hits, misses and confident errors, with pictures: [{path}](<{path}>)." if path else ""
 
 
 def _classes(report: Mapping[str, Any]) -> str:
@@ -293,7 +298,7 @@ def _checkpoint(report: Mapping[str, Any]) -> str:
     folder = report.get("checkpoint")
     if not folder:
         return ""
-    code = loading_code(str(folder), report.get("text_padding"))
+    code = loading_code(str(folder), report.get("text_padding"), bool(report.get("own_code")))
     return f"## The model\n\nSaved in `{folder}`. To load it without this package:\n\n```python\n{code}```"
 
 
@@ -314,7 +319,7 @@ def _p_text(p_value: float) -> str:
 
 
 def _plain(name: str, value: Any) -> str:
-    if isinstance(value, float) and is_share(name):
+    if isinstance(value, float) and is_proportion(name):
         return f"{value:.1%}"
     return _inline(value)
 
@@ -327,7 +332,3 @@ def _inline(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_inline(item) for item in value)
     return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())

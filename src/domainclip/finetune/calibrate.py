@@ -74,7 +74,9 @@ def calibrate(
         return {"skipped": reason + (", so calibrate_temperature did nothing" if wanted else "")}
 
     def scored(pairs: Sequence[ImageTextPair]) -> tuple[Tensor, Tensor]:
-        return ZeroShotEvaluator(pairs, recipe.prompt_templates, class_names=classes).similarities(embed)
+        names = recipe.domain_config().prompts.names_of
+        evaluator = ZeroShotEvaluator(pairs, recipe.prompt_templates, class_names=classes, names_of=names)
+        return evaluator.similarities(embed)
 
     own = float((-encoder.logit_scale.detach().double()).exp())
     found = calibration_summary(scored(val), scored(test) if len(test) else None, own)

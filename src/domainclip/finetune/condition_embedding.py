@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from domainclip.config.domain_images import ImagePreprocessing
+from domainclip.data.domain.chain import DomainImageChain
 from domainclip.data.image_spec import ImageSpec
-from domainclip.data.images import MAX_PIXELS, read_image
+from domainclip.data.images import MAX_PIXELS
 from domainclip.errors import MemoryConstraintError, PictureError
 from domainclip.evaluation.robustness import Condition, corrupt
 from domainclip.models import DualEncoder
@@ -31,6 +33,7 @@ _DECODERS = 8  # pictures decoded at once at most: each may be large, and is hel
 class ConditionEmbedder:
     """Each picture is decoded once, made ready for every condition, and let go before too many are held.
 
+    Pictures go through the steps of ``preprocessing`` before they are damaged, and stay whole where it asks for tiles.
     Puts the encoder into evaluation mode. Figures are in float32, and texts are no concern of it.
     """
 
@@ -44,11 +47,15 @@ class ConditionEmbedder:
         max_pixels: int = MAX_PIXELS,
         seed: int = 0,
         strict: bool = False,
+        preprocessing: ImagePreprocessing | None = None,
     ) -> None:
         self.encoder, self.device, self.conditions = encoder.eval(), device, list(conditions)
         self.batch_size, self.max_pixels, self.seed, self.strict = batch_size, max_pixels, seed, strict
         native = ImageSpec.from_processor(encoder.processor.image_processor)
         self.specs = {condition.side: native.at(condition.side) for condition in self.conditions}
+        self.target = 2 * max(self.specs)
+        steps = preprocessing or ImagePreprocessing()
+        self.chain = DomainImageChain(steps.model_copy(update={"tile_side": None}))
 
     @property
     def pictures_at_once(self) -> int:
@@ -110,7 +117,7 @@ class ConditionEmbedder:
     def _views_of(self, path: Path) -> list[Tensor] | PictureError:
         """The picture as each condition shows it to the model, or what is wrong with it."""
         try:
-            whole = read_image(path, self.max_pixels)
+            whole = self.chain.apply(self.chain.read(path, self.max_pixels, self.target), self.target)
             return [self._view(condition, whole) for condition in self.conditions]
         except PictureError as error:
             return error if str(path) in str(error) else PictureError(f"{path}: {error}")

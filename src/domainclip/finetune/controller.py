@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,22 +25,31 @@ from domainclip.devices.precision import PrecisionDecision, choose_precision
 from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import ConfigurationError, DataError, ModelNotInitializedError
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
+from domainclip.finetune.apply_recipe import apply_recipe
 from domainclip.finetune.attention import apply_attention
 from domainclip.finetune.auto_resolution import AutoResolution
+from domainclip.finetune.captions import caption_chain, domain_evaluator, training_captions
+from domainclip.finetune.concepts import concept_scores
 from domainclip.finetune.counted_step import batch_that_fits
+from domainclip.finetune.domain_record import with_models_domain
 from domainclip.finetune.facts import data_facts, model_facts
+from domainclip.finetune.field import field_metrics
+from domainclip.finetune.head_first import head_first_of
 from domainclip.finetune.look_alikes import look_alike_finder
 from domainclip.finetune.plugins import load_plugins
+from domainclip.finetune.retention import Retention, load_retention, record_course
+from domainclip.finetune.validation import validation_by
+from domainclip.finetune.wise_ft import check_trade_off, settle_trade_off
 from domainclip.finetune.write_model import write_model
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
-from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.lora import require_peft
 from domainclip.similarity import BilinearSimilarity, make_similarity
 from domainclip.training import Trainer, Validation
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optimizer_choice import check_optimizer
 from domainclip.training.results import summary_of
+from domainclip.training.starting_point import starting_point
 from domainclip.training.views import view_sides
 
 log = logging.getLogger(__name__)
@@ -85,6 +93,9 @@ class CLIPFinetuningController:
         Raises ``DeviceError``, ``ModelLoadError``, ``ConfigurationError`` (unknown loss type, refused precision or
         optimizer), ``MissingExtraError``.
         """
+        self.config, note = with_models_domain(self.config)
+        if note:
+            self.console.print(note, markup=False)
         config = self.config
         load_plugins(config.plugins)
         build_loss(config)
@@ -154,16 +165,16 @@ class CLIPFinetuningController:
             max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
             max_pixels=config.max_image_pixels,
             autocast=autocast,
+            preprocessing=config.picture_steps(),
+            text_transform=caption_chain(config, self._encoder().processor),
         )
 
     def encode_text(self, texts: list[str]) -> Float[Tensor, "n dim"]:
         """Unit-length text embeddings, float32 on the CPU."""
-        self._encoder()
         return self.engine().encode_texts(texts)
 
     def encode_image(self, images: list[Image.Image]) -> Float[Tensor, "n dim"]:
         """Unit-length picture embeddings, float32 on the CPU."""
-        self._encoder()
         return self.engine().encode_images(images)
 
     def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:
@@ -183,8 +194,7 @@ class CLIPFinetuningController:
         assert self.precision is not None
         where = (self.device, self.precision)
         config, chosen = self._auto_resolution.settle(self.config, encoder, train_pairs, *where, resume_from)
-        facts = data_facts(train_pairs, self.processes.world_size)
-        recipe, decisions = resolve(config, model_facts(encoder), facts)
+        recipe, decisions = resolve(config, model_facts(encoder), data_facts(train_pairs, self.processes.world_size))
         # What was measured may have come out differently in another process: the first one's choices hold.
         self.recipe, self.decisions = self.processes.broadcast_object((recipe, chosen + decisions))
         by_label = self.recipe.positives == "label"
@@ -200,9 +210,8 @@ class CLIPFinetuningController:
         assert self.recipe is not None and self.processor is not None
         spec = ImageSpec.from_processor(self.processor.image_processor)
         recipe = self.recipe
-        largest = recipe.largest_side(recipe.image_resolution)
-        transform = ImageTransform(recipe, augment=recipe.augment_images, spec=spec, largest_side=largest)
-        return CLIPDataset(pairs, self.processor, self.recipe, transform)
+        transform = ImageTransform(recipe, recipe.augment_images, spec, recipe.largest_side(recipe.image_resolution))
+        return CLIPDataset(pairs, self.processor, recipe, transform, **training_captions(recipe, self.processor))
 
     def fine_tune(
         self,
@@ -213,13 +222,17 @@ class CLIPFinetuningController:
         resume: bool = False,
         engine: EmbeddingEngine | None = None,
         on_validation: Callable[[Validation], None] | None = None,
+        retention: Retention | None = None,
     ) -> dict[str, Any]:
-        """Train, keep the weights of the best validation, and save them to ``output_path/model``.
+        """Train, keep the weights of the best validation, and save them, or with ``wise_ft`` weights between those and
+        the starting ones, to ``output_path/model``.
 
         ``train_dataset``: pairs, or a ``CLIPDataset`` (used as it is, with its own transforms). Without
-        ``val_dataset`` the last weights are kept. ``on_validation`` is told each validation and may raise to stop.
-        Returns ``train_loss`` (mean over the steps), ``training_time``
-        (seconds), ``steps``, ``samples_per_second``, ``best``, ``model_path``, ``warnings`` and more.
+        ``val_dataset`` the last weights are kept. ``on_validation`` is told each validation after a step
+        and may raise to stop.
+        ``retention``: the sets of ``retention_data``, for a caller who has them already.
+        Returns ``train_loss`` (mean over the steps), ``training_time`` (seconds), ``steps``, ``samples_per_second``,
+        ``best``, ``model_path``, ``trade_off``, ``warnings`` and more.
         """
         encoder = self._encoder()
         assert self.precision is not None
@@ -231,7 +244,15 @@ class CLIPFinetuningController:
         # Anew each time: rows and settings may have changed since.
         recipe = self.prepare(pairs, folder if resume else None)
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
-        self._apply_recipe(encoder, recipe)
+        val = val_dataset.pairs if isinstance(val_dataset, CLIPDataset) else list(val_dataset or ())
+        check_trade_off(recipe, len(val))
+        if self.processes.is_first:
+            retention = retention or load_retention(self)
+        encoder.remove_adapters()  # of a run that did not end
+        start = starting_point(encoder, recipe, as_loaded=self._status == "ready")
+        if start is not None and start.encoder is not None:
+            self.console.print(f"distillation_strength: a frozen copy is kept, {start.copy_bytes / 2**20:.0f} MiB")
+        apply_recipe(encoder, recipe, self.console)
         apply_attention(encoder, recipe, self.device, self.precision, self.console)
         # MPS keeps memory for every shape it has seen: a few lengths only.
         loader = create_training_loader(
@@ -244,7 +265,14 @@ class CLIPFinetuningController:
         judge = engine or self.engine()
         metric = next((module for module in loss.modules() if isinstance(module, BilinearSimilarity)), None)
         judge.text_map = metric.map_texts if metric is not None else None
-        validate = self._validation(val_dataset, judge, on_validation) if val_dataset else None
+        if retention is not None:
+            retention.engine.text_map = judge.text_map
+
+        def tell(validation: Validation) -> None:
+            if on_validation is not None and trainer.state.step:
+                on_validation(validation)
+
+        validate = validation_by(self.evaluator(val), judge, retention, tell) if val else None
         look_alikes = None
         if recipe.look_alike_share > 0:
             precision, device = self.precision, self.device
@@ -255,13 +283,18 @@ class CLIPFinetuningController:
         trainer = Trainer(
             encoder, loss, loader, data.image_transform.spec, recipe, self.device, self.precision, folder, validate,
             self.console, look_alikes, may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
-            processes=self.processes,
+            processes=self.processes, start=start,
+            head_first=head_first_of(encoder, recipe, loss, data, val, self.device, self.precision),
         )  # fmt: skip
+        if retention is not None and not resume:
+            record_course(folder, 0, {f"val_{name}": value for name, value in retention.during().items()})
         self._status = "training"
         try:
             result = trainer.train(resume=resume)
         finally:
             judge.text_map = None
+            if retention is not None:
+                retention.engine.text_map = None
             # The trainer refers to itself, and holds the optimizer and the decoded pictures: gone now, not whenever
             # Python next looks for cycles, so that many runs in one process need the memory of one.
             del trainer, loader
@@ -273,61 +306,35 @@ class CLIPFinetuningController:
                 loss.load_state_dict(torch.load(folder / "best" / "loss.pt", map_location=self.device))
         if metric is not None:  # from here on the plain cosine says what the learned metric said
             encoder.absorb_text_map(metric.weight)
-        self.processes.on_first(lambda: write_model(encoder, folder))
+        trade_off = self.processes.on_first(lambda: settle_trade_off(self, start, pairs, val, judge, retention))
+        if retention is not None:
+            record_course(folder, result.steps, {f"saved_{k}": value for k, value in retention.during().items()})
+        self.processes.on_first(lambda: write_model(encoder, folder, recipe.domain_config()))
         encoder.eval()
         self._status = "trained"
-        return summary_of(result, folder / "model")
+        return summary_of(result, folder / "model") | {"trade_off": trade_off}
 
-    def _apply_recipe(self, encoder: DualEncoder, recipe: FrozenConfig) -> None:
-        encoder.remove_adapters()  # of a run that did not end
-        if recipe.lock_image:
-            encoder.lock("image")
-        if recipe.lock_text:
-            encoder.lock("text")
-        encoder.frozen_batch_norm = bool(recipe.freeze_batch_norm)
-        if recipe.image_resolution != encoder.native_resolution:  # the saved model must ask for what it was trained on
-            encoder.processor.set_resolution(recipe.image_resolution)
-        encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)
-        if recipe.lora_r is not None:
-            self.console.print(encoder.attach_adapters(recipe, recipe.seed).describe(), highlight=False)
-        unsupported = checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
-        for tower in unsupported if recipe.gradient_checkpointing else []:
-            self.console.print(f"gradient_checkpointing: the {tower} tower does not support it and keeps everything")
-
-    def _validation(
-        self, pairs: Pairs, engine: EmbeddingEngine, listener: Callable[[Validation], None] | None
-    ) -> Callable[[], Validation]:
-        rows = pairs.pairs if isinstance(pairs, CLIPDataset) else list(pairs)
-        evaluator = self.evaluator(rows)
-
-        def validate() -> Validation:
-            metrics = evaluator(engine)
-            primary = evaluator.primary_metric
-            share = metrics[primary]
-            rows = metrics["n_classified"] if primary == "acc1" else min(metrics["n_images"], metrics["n_texts"])
-            error = math.sqrt(share * (1 - share) / rows)  # of a share of that many rows
-            validation = Validation(metrics, primary, evaluator.greater_is_better, error)
-            if listener is not None:
-                listener(validation)
-            return validation
-
-        return validate
-
-    def evaluator(self, pairs: Sequence[ImageTextPair]) -> DomainEvaluator:
-        return DomainEvaluator(pairs, (self.recipe or self.config).prompt_templates)
+    def evaluator(
+        self, pairs: Sequence[ImageTextPair], *, field: bool = False, intervals: bool = True
+    ) -> DomainEvaluator:
+        """``field``: also give the figures of the domain's field, with ``intervals`` unless that is turned off, and
+        those of documents, a class tree and the domain's terminology where the recipe or the domain names them."""
+        config = self.recipe or self.config
+        of_field = field_metrics(config, self._encoder(), intervals=intervals) if field else None
+        concepts = concept_scores(config, pairs, self.engine(), intervals=intervals) if field else None
+        return domain_evaluator(config, pairs, self._encoder().processor, of_field, concepts)
 
     def evaluate(self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None) -> EvaluationResult:
-        """Zero-shot classification (where there are labels) and retrieval on these rows."""
-        return self.evaluator(pairs).evaluate(engine or self.engine())
+        """Zero-shot classification (where there are labels) and retrieval on these rows, also in the field's terms."""
+        return self.evaluator(pairs, field=True).evaluate(engine or self.engine())
 
     def evaluate_on_domain(self, test_dataset: Pairs, domain_metrics: Sequence[str] | None = None) -> dict[str, float]:
-        """The metrics asked for (``accuracy``, ``f1_score``, ``i2t_R@1``, …), or all there are.
+        """The metrics asked for (``accuracy``, ``f1_score``, ``i2t_R@1``, ``macro_auroc``, …), or all there are.
 
         Raises ``ConfigurationError`` "Invalid metric" for a name that this data set does not give.
         """
-        self._encoder()
         pairs = test_dataset.pairs if isinstance(test_dataset, CLIPDataset) else list(test_dataset)
-        metrics = self.evaluate(pairs).metrics
+        metrics = self.evaluator(pairs, field=True, intervals=False)(self.engine())
         if domain_metrics is None:
             return metrics
         unknown = [name for name in domain_metrics if name not in metrics]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +15,13 @@ from domainclip.data.records import PairList
 from domainclip.data.splits import load_splits
 from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.concept_text import concept_figure, concept_notes
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.evaluation.metric_names import ALIASES
+from domainclip.evaluation.field_markdown import figure_text
+from domainclip.evaluation.metric_names import ALIASES, describe, is_of_a_field, is_of_concepts
 from domainclip.evaluation.report import jsonable
+from domainclip.finetune.calibrate import RememberedPictures
+from domainclip.finetune.case_study import check_folder, write_case_study_of
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.finetune.run import quarantined_rows, readable_pairs, splits_of
 
@@ -28,6 +33,7 @@ class EvaluationReport:
     split: str
     result: EvaluationResult
     set_aside: list[dict] = field(default_factory=list)
+    case_study: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return jsonable(
@@ -38,6 +44,7 @@ class EvaluationReport:
                 "metrics": self.result.metrics,
                 "details": self.result.details,
                 "set_aside": self.set_aside,
+                **({"case_study": self.case_study} if self.case_study else {}),
             }
         )
 
@@ -47,14 +54,45 @@ class EvaluationReport:
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in self.result.metrics.items():
-            if name in ALIASES:
+            if name in ALIASES or is_of_a_field(name) or is_of_concepts(name):
                 continue
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
+        self._print_field(console)
+        self._print_concepts(console)
         for row in self.set_aside[:5]:
             console.print(f"Set aside: {row['reason']}", markup=False)
         if len(self.set_aside) > 5:
             console.print(f"… and {len(self.set_aside) - 5} more")
+        if self.case_study:
+            console.print(f"Case study: {self.case_study}", markup=False, highlight=False)
+
+    def _print_field(self, console: Console) -> None:
+        found = self.result.details.get("field")
+        if not found or not found["metrics"]:
+            return
+        table = Table(title=f"In the terms of the field ({found['field']})")
+        table.add_column("figure")
+        table.add_column("value (95 % interval)", justify="right")
+        for name, entry in found["metrics"].items():
+            table.add_row(escape(describe(name)), figure_text(name, entry))
+        console.print(table)
+        for note in found["notes"]:
+            console.print(f"{note}.", markup=False, highlight=False)
+
+    def _print_concepts(self, console: Console) -> None:
+        found = self.result.details.get("concepts")
+        if not found:
+            return
+        if found["metrics"]:
+            table = Table(title="Documents, near misses and terminology")
+            table.add_column("figure")
+            table.add_column("value (95 % interval)", justify="right")
+            for name, entry in found["metrics"].items():
+                table.add_row(escape(describe(name)), concept_figure(name, entry))
+            console.print(table)
+        for note in concept_notes(found):
+            console.print(f"{note.rstrip('.')}.", markup=False, highlight=False)
 
 
 def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, list[dict]]:
@@ -84,14 +122,26 @@ def readable_rows(
     return kept
 
 
-def run_evaluation(config: CLIPFinetuningConfig, split: str = "test") -> EvaluationReport:
+def run_evaluation(
+    config: CLIPFinetuningConfig, split: str = "test", case_study: Path | None = None
+) -> EvaluationReport:
     """Evaluate ``config.model_name`` on a split of ``config.data_path``, cut as a training run would cut it.
+
+    ``case_study``: a folder for ``case_study.html``.
 
     Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
     """
+    if case_study is not None:
+        check_folder(case_study)
     rows, set_aside = rows_of_split(config, split)
     controller = CLIPFinetuningController(config)
     controller.setup()
     engine = controller.engine()
     rows = readable_rows(rows, engine, config, split, set_aside)
-    return EvaluationReport(config.model_name, config.data_path, split, controller.evaluate(rows, engine), set_aside)
+    embed = RememberedPictures(engine)
+    result = controller.evaluator(rows, field=True).evaluate(embed)
+    report = EvaluationReport(config.model_name, config.data_path, split, result, set_aside)
+    if case_study is not None:
+        title = f"{Path(config.model_name).name} on {Path(config.data_path).name}, {split} split"
+        report.case_study = str(write_case_study_of(controller, rows, engine, embed, case_study, title))
+    return report

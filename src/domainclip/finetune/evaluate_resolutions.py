@@ -13,7 +13,6 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import PairList
 from domainclip.errors import ConfigurationError, DataError
-from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.report import jsonable
 from domainclip.evaluation.resolution_plots import (
     agreement_table,
@@ -25,6 +24,7 @@ from domainclip.evaluation.resolution_plots import (
 )
 from domainclip.evaluation.robustness import CORRUPTIONS, Condition, ConditionJudge
 from domainclip.files import write_json
+from domainclip.finetune.captions import domain_evaluator
 from domainclip.finetune.condition_embedding import ConditionEmbedder
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.finetune.embedding_cost import embedding_costs, measurement
@@ -32,6 +32,7 @@ from domainclip.finetune.evaluate import rows_of_split
 from domainclip.models import DualEncoder
 
 _PLOTS = ("resolutions", "agreement", "robustness")
+_WHOLE = "Large pictures were shown whole: what is compared here has no tiles"
 
 
 @dataclass
@@ -127,7 +128,7 @@ def run_resolutions(
     if not resolutions:
         raise ConfigurationError("No resolution to evaluate at: give sides in pixels, such as 96,160")
     rows, set_aside = rows_of_split(config, split)
-    DomainEvaluator(rows, config.prompt_templates)  # an error now, not after the work
+    domain_evaluator(config, rows)  # an error now, not after the work
     controller = CLIPFinetuningController(config)
     controller.setup()
     encoder = controller.model
@@ -137,16 +138,17 @@ def run_resolutions(
     sides = sorted({*resolutions, native})
     check_sides(encoder, [*sides, damaged_side] if robustness else sides)
     batch_size = config.eval_batch_size
+    steps = controller.config.picture_steps()
     embedder = ConditionEmbedder(
         encoder, controller.device, _conditions(sides, damaged_side if robustness else None), batch_size=batch_size,
-        max_pixels=config.max_image_pixels, seed=config.seed, strict=config.strict,
+        max_pixels=config.max_image_pixels, seed=config.seed, strict=config.strict, preprocessing=steps,
     )  # fmt: skip
     # Before the pictures: what allocators keep of all the sides would blur the memory of each.
     costs = embedding_costs(embedder.embed_pixels, sides, batch_size, controller.device)
     paths = list(dict.fromkeys(pair.image_path for pair in rows))
     embeds, row_of, problems = embedder.embed(paths, controller.console)
     rows = _kept(rows, problems, split, config, set_aside)
-    evaluator = DomainEvaluator(rows, config.prompt_templates)
+    evaluator = controller.evaluator(rows)
     judge = ConditionJudge(evaluator, row_of, embeds, controller.engine().encode_texts)
     table = [
         {
@@ -169,7 +171,7 @@ def run_resolutions(
         "n_pictures": len(row_of),
         "primary_metric": evaluator.primary_metric,
         "native_resolution": native,
-        "notes": evaluator.notes,
+        "notes": evaluator.notes + ([_WHOLE] if steps.tile_side else []),
         "measurement": measurement(controller.device, batch_size),
         "resolutions": table,
         "robustness": judge.curves(damaged_side, config.seed) if robustness else None,

@@ -25,6 +25,7 @@ def model_facts(encoder: DualEncoder) -> ModelFacts:
         temperature=float((-encoder.logit_scale.detach()).exp()),
         sigmoid=encoder.logit_bias is not None,
         sides=encoder.side_rule,
+        fresh_projections=encoder.fresh_projections,
     )
 
 
@@ -32,6 +33,7 @@ def data_facts(pairs: Sequence[ImageTextPair], processes: int = 1) -> DataFacts:
     captions = Counter(" ".join(pair.caption.split()) for pair in pairs)
     repeated = sum(count for count in captions.values() if count > 1)
     labels = [pair.label for pair in pairs if pair.label is not None]
+    sizes = Counter(labels).values()
     return DataFacts(
         train_rows=len(pairs),
         repeated_caption_share=repeated / max(1, len(pairs)),
@@ -41,4 +43,5 @@ def data_facts(pairs: Sequence[ImageTextPair], processes: int = 1) -> DataFacts:
         names_heights=any(_HEIGHTS.search(caption) for caption in captions),
         cores=max(1, (os.cpu_count() or 1) // processes),
         processes=processes,
+        class_imbalance=max(sizes) / min(sizes) if sizes else 1.0,
     )

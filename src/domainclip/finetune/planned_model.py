@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
-    AutoConfig,
     AutoModel,
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -26,7 +25,7 @@ from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.models.attention import AttentionDecision, decide_attention, has_attention
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
-from domainclip.models.loading import TINY, check_usable, load_part, load_processor
+from domainclip.models.loading import TINY, check_usable, load_config, load_processor
 from domainclip.models.processor import TextPadding
 from domainclip.models.quiet import quiet_transformers
 from domainclip.models.tiny import make_tiny_clip
@@ -89,9 +88,7 @@ class ModelShape:
             encoder = make_tiny_clip()
             return cls(name, encoder.model.config, encoder.processor)
         try:
-            with quiet_transformers():
-                config = load_part("model's config", AutoConfig, name)
-            return cls(name, config, load_processor(name))
+            return cls(name, load_config(name), load_processor(name))
         except ModelLoadError as error:
             raise ModelLoadError(f"{error}. Shapes known by name: {', '.join(ARCHITECTURES)}, {TINY}") from error
 

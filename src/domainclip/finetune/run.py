@@ -24,6 +24,7 @@ from domainclip.data.splits import DataSplits, load_splits
 from domainclip.devices import DeviceManager
 from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import ConfigurationError, DataError, PictureError
+from domainclip.evaluation.case_study_page import FILE as CASE_STUDY
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.evaluation.model_card import model_card
 from domainclip.evaluation.report import jsonable, write_report
@@ -31,14 +32,20 @@ from domainclip.files import write_bytes, write_json, write_text
 from domainclip.finetune.align.report import remove_report
 from domainclip.finetune.align.run import BEFORE_FILE, RunAlignment
 from domainclip.finetune.calibrate import RememberedPictures, calibrate
+from domainclip.finetune.case_study import write_case_study_of
+from domainclip.finetune.concepts import document_column
 from domainclip.finetune.controller import CLIPFinetuningController
+from domainclip.finetune.domain_record import recorded_recipe, write_domain
+from domainclip.finetune.retention import load_retention
 from domainclip.finetune.run_report import before_after_table, report_content
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
 
+RETENTION_BEFORE = "retention_before.json"
 _PARTS = (
-    "recipe.yaml", "run.json", "before.json", BEFORE_FILE, "metrics.jsonl", "memory.json", "checkpoints", "best",
-    "model", "report.md", "report.json", "plots", "predictions.csv", "set_aside.json",
+    "recipe.yaml", "domain.yaml", "run.json", "before.json", RETENTION_BEFORE, BEFORE_FILE, "metrics.jsonl",
+    "memory.json", "checkpoints", "best", "model", "report.md", "report.json", "plots", "predictions.csv",
+    "set_aside.json", CASE_STUDY,
 )  # fmt: skip
 """What a run writes into its folder; nothing else in there is touched."""
 
@@ -84,13 +91,13 @@ def clear_folder(folder: Path) -> None:
 
 def splits_of(config: CLIPFinetuningConfig) -> dict[str, Any]:
     """The keywords of ``load_splits`` that a recipe holds."""
-    return {
+    values = {
         key: getattr(config, key)
         for key in (
-            "image_col", "caption_col", "label_col", "group_col", "train_split", "val_split", "test_split", "seed",
-            "strict",
+            "image_col", "caption_col", "label_col", "train_split", "val_split", "test_split", "seed", "strict",
         )
     }  # fmt: skip
+    return values | {"group_col": document_column(config)}
 
 
 def environment() -> dict[str, Any]:
@@ -209,6 +216,9 @@ def _run(
         console.print(f"Data: {note}", markup=False)
 
     recipe = controller.prepare(splits.train, folder if resume else None)
+    retention = load_retention(controller)
+    for note in retention.notes if retention is not None else []:
+        console.print(f"Data: {note}", markup=False)
     for decision in controller.decisions:
         console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False, markup=False)
     engine = controller.engine()
@@ -222,7 +232,9 @@ def _run(
     # What a checkpoint was trained with stays on record: should this resumption be refused, it is what repeats the run.
     going_on = resume and bool(CheckpointStore(folder / "checkpoints").all())
     if not (going_on and (folder / "recipe.yaml").is_file()):
-        write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=True, allow_unicode=True))
+        write_domain(recipe.domain_config(), folder)
+        saved = recorded_recipe(recipe.to_dict())
+        write_text(folder / "recipe.yaml", yaml.safe_dump(saved, sort_keys=True, allow_unicode=True))
     decisions = [decision.to_dict() for decision in controller.decisions]
     if going_on and (folder / "run.json").is_file():  # resumed from the resolved recipe, nothing is left to decide
         decisions = json.loads((folder / "run.json").read_text(encoding="utf-8"))["decisions"]
@@ -237,20 +249,29 @@ def _run(
     if alignment is not None:
         alignment.remember_before(untrained, going_on)
     del untrained
+    known = retention.on_test(folder / RETENTION_BEFORE, going_on) if retention is not None else {}
     if processes is not None:
         processes.broadcast_object(bool(len(val)))
-    result = controller.fine_tune(splits.train, val if len(val) else None, folder, resume=resume, engine=engine)
+    result = controller.fine_tune(
+        splits.train, val if len(val) else None, folder, resume=resume, engine=engine, retention=retention
+    )
     set_aside += [
         {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()
     ]
     if set_aside:
         write_json(folder / "set_aside.json", set_aside)
     embed = RememberedPictures(engine)
-    after = controller.evaluator(judged).evaluate(embed) if len(judged) else None
+    after = controller.evaluator(judged, field=True).evaluate(embed) if len(judged) else None
     calibration = calibrate(controller, val, test, embed, folder)
     run = report_content(controller, splits, judged_name, before, after, result, set_aside, folder, started)
     run["decisions"] = decisions
     run["calibration"] = calibration
+    if recipe.case_study and len(judged):
+        title = f"{folder.resolve().name}: after fine-tuning, {judged_name} split"
+        run["case_study"] = write_case_study_of(controller, judged, engine, embed, folder, title).name
+    run["trade_off"] = result["trade_off"]
+    if retention is not None:
+        run["retention"] = retention.report(known, retention.on_test())
     run["warnings"] += undrawn
     if alignment is not None:
         run["alignment"] = str(_seen_from(folder, alignment.folder / "report.md"))
@@ -275,7 +296,7 @@ def _before(
     if resume and kept.is_file():
         content = json.loads(kept.read_text(encoding="utf-8"))
         return EvaluationResult(content["metrics"], content["details"])
-    result = controller.evaluator(pairs).evaluate(embed)
+    result = controller.evaluator(pairs, field=True).evaluate(embed)
     write_json(kept, jsonable(asdict(result)))
     return result
 

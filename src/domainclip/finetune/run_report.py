@@ -10,6 +10,7 @@ from rich.table import Table
 
 from domainclip.data.splits import DataSplits
 from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.evaluation.metric_names import ALIASES, is_of_a_field
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.training.metrics_log import read_metrics
 
@@ -52,10 +53,11 @@ def report_content(
             "notes": splits.notes,
         },
         "device": f"{controller.device_manager.name}, {controller.precision.name}",
-        "domain": config.domain,
+        "domain": recipe.domain_config().name,
         "base_model": name,
         "checkpoint": str(folder / "model"),
         "text_padding": "max_length" if fixed else None,
+        "own_code": controller.model is not None and controller.model.has_own_code,
         "warnings": warnings,
         "next": [f"domainclip evaluate --model {folder / 'model'} --data YOUR_DATA"],
     }  # fmt: skip
@@ -75,7 +77,7 @@ def before_after_table(report: dict[str, Any], judged: str) -> Table:
     for column, justify in (("metric", "left"), ("before", "right"), ("after", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     shown = ("acc1", "acc5", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR")
-    for name in shown:
+    for name in (*shown, *(name for name in report["after"] if is_of_a_field(name) and name not in ALIASES)):
         if report["after"].get(name) is not None:
             before = report["before"].get(name)
             table.add_row(name, "" if before is None else f"{before:.3f}", f"{report['after'][name]:.3f}")

@@ -6,18 +6,21 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from domainclip.config.domain import DomainConfig
 from domainclip.errors import CheckpointError
 from domainclip.files import replaced_directory
+from domainclip.finetune.domain_record import write_domain
 from domainclip.models import DualEncoder
 from domainclip.training.checkpoint import recover_directory
 
 
-def write_model(encoder: DualEncoder, folder: Path) -> None:
-    """``folder/model``, whole or as it was. Raises ``CheckpointError`` when it cannot be written."""
+def write_model(encoder: DualEncoder, folder: Path, domain: DomainConfig) -> None:
+    """``folder/model`` with its domain, whole or as it was. Raises ``CheckpointError`` when it cannot be written."""
     recover_directory(folder / "model")
     try:
         with replaced_directory(folder / "model") as temporary:
             encoder.save(temporary)
+            write_domain(domain, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"The trained model could not be written to {folder / 'model'}: {error}. Its last checkpoint is in "

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from domainclip.config import LossSettings
+from domainclip.config import DataSettings, LossSettings
 from domainclip.errors import ConfigurationError
 from domainclip.losses.contrastive import cross_entropy_rows
 from domainclip.losses.hard_negative import progressed
@@ -84,7 +84,7 @@ class DomainSpecificLoss(ContrastiveObjective):
     @classmethod
     def from_settings(cls, settings: LossSettings) -> DomainSpecificLoss:
         return cls(
-            getattr(settings, "domain", "general"),  # a slice of its own in the recipe
+            settings.domain_config().family if isinstance(settings, DataSettings) else "general",
             domain_weight=settings.domain_weight,
             margin=settings.margin,
             hardness_strength=settings.hardness_strength,

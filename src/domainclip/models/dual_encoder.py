@@ -18,6 +18,7 @@ from domainclip.config.slices import AdapterSettings
 from domainclip.errors import ConfigurationError
 from domainclip.models.attention import AttentionDecision, has_attention
 from domainclip.models.lora import LoraAdapters, attach_lora
+from domainclip.models.open_clip_saving import save_open_clip
 from domainclip.models.picture_sides import CONVOLUTIONAL_STEP, side_rule
 from domainclip.models.position_embeddings import position_embeddings
 from domainclip.models.processor import EncoderProcessor
@@ -62,12 +63,20 @@ class DualEncoder(nn.Module):
         self._side_rule: SideRule | None = None
         self._locked: set[str] = set()
         self.adapters: LoraAdapters | None = None
+        self.open_clip_config: dict[str, Any] | None = None
+        """What an OpenCLIP checkpoint says of itself; where there is one, ``save`` writes that layout too."""
 
     # --- what it is ---
 
     @property
     def model_type(self) -> str:
         return str(self.model.config.model_type)
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether ``transformers`` lacks the model's class, which then is written beside the weights and needs
+        ``trust_remote_code=True``."""
+        return type(self.model).__module__.split(".")[0] != "transformers"
 
     @property
     def is_siglip(self) -> bool:
@@ -274,25 +283,32 @@ class DualEncoder(nn.Module):
     @torch.no_grad()
     def absorb_text_map(self, weight: Float[Tensor, "dim dim"]) -> None:
         """Multiply a learned map of the text embeddings into the text tower's last layer."""
-        layer = getattr(self.model, "text_projection", None)
+        layer: Any = getattr(self.model, "text_projection", None)
         if layer is None:
             layer = self.model.text_model.head  # SigLIP
+        if isinstance(layer, nn.Sequential):
+            layer = list(layer)[-1]
         weight = weight.to(layer.weight)
         layer.weight.copy_(weight @ layer.weight)
         if layer.bias is not None:
             layer.bias.copy_(weight @ layer.bias)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, open_clip: bool = True) -> None:
         """Write what plain ``transformers`` loads: weights (safetensors), config, tokenizer, image processor.
 
         Adapters are merged into what is written, and go on as they are. Where the image processor asks for another
         side than the position embeddings are for, these are written resized, so that nobody has to ask for
         interpolation, and the original ones beside them.
+
+        Where ``open_clip_config`` is set, and unless ``open_clip`` forbids it, the same model is written as an OpenCLIP
+        checkpoint as well; the two layouts share the tokenizer.
         """
         positions, side = self.positions, self.native_resolution
         config = self.model.config.vision_config
         with quiet_transformers(), positions.saved_for(side, config, folder) if positions else nullcontext():
             weights = self.adapters.merged_state_dict() if self.adapters is not None else None
+            if open_clip and self.open_clip_config is not None:  # first: save_pretrained empties what it is given
+                save_open_clip(self, self.model.state_dict() if weights is None else weights, folder)
             self.model.save_pretrained(folder, state_dict=weights)
             self.processor.save(folder)
         for path in folder.iterdir():  # safetensors writes files that only their owner can read

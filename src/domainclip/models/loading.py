@@ -13,7 +13,16 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from domainclip.config import ModelSettings
 from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.open_clip_loading import (
+    load_model_config,
+    load_open_clip,
+    load_open_clip_processor,
+    open_clip_folder,
+    saved_open_clip_config,
+)
+from domainclip.models.open_clip_saving import describe_as_open_clip
 from domainclip.models.processor import EncoderProcessor, TextPadding
+from domainclip.models.projected_dual_encoder import ProjectedDualEncoderConfig
 from domainclip.models.quiet import quiet_transformers
 from domainclip.models.tiny import make_tiny_clip
 
@@ -26,6 +35,7 @@ _PADDING: dict[str, TextPadding] = {
     "clip": "causal",
     "siglip": "fixed",
     "vision-text-dual-encoder": "masked",
+    ProjectedDualEncoderConfig.model_type: "masked",
 }
 
 
@@ -157,19 +167,39 @@ def _check_pooling(encoder: DualEncoder) -> None:
         )
 
 
+def load_config(name: str) -> Any:
+    """The ``transformers`` config of a model, without its weights. Raises ``ModelLoadError``."""
+    with quiet_transformers():
+        folder = open_clip_folder(name)
+        return load_part("model's config", AutoConfig, name) if folder is None else load_model_config(folder)
+
+
 def load_processor(name: str) -> EncoderProcessor:
     """Tokenizer and image processor of a model, without its weights."""
     if name == TINY:
         return make_tiny_clip().processor
     with quiet_transformers():
+        folder = open_clip_folder(name)
+        if folder is not None:
+            return load_open_clip_processor(folder, load_model_config(folder))
         return _processor(name, load_part("model's config", AutoConfig, name), name, name)
 
 
 def load_encoder(settings: ModelSettings) -> DualEncoder:
     """The dual encoder a recipe names, in float32 on the CPU, in ``eval()`` mode.
 
-    Raises ``ModelLoadError`` for a wrong name, a missing network, or a model that is not a dual encoder.
+    Raises ``ModelLoadError`` for a wrong name, a missing network, or a model that is not a dual encoder, and
+    ``ConfigurationError`` where ``save_open_clip`` asks for what cannot be done.
     """
+    encoder = _load(settings)
+    if settings.save_open_clip is False:
+        encoder.open_clip_config = None
+    elif settings.save_open_clip and encoder.open_clip_config is None:
+        encoder.open_clip_config = describe_as_open_clip(encoder)
+    return encoder
+
+
+def _load(settings: ModelSettings) -> DualEncoder:
     if settings.vision_model_name or settings.text_model_name:
         with quiet_transformers():
             return _assemble(settings)
@@ -177,6 +207,8 @@ def load_encoder(settings: ModelSettings) -> DualEncoder:
     if name == TINY:
         return make_tiny_clip(settings.seed)
     with quiet_transformers():
+        if (folder := open_clip_folder(name)) is not None:
+            return load_open_clip(folder, name)
         config = load_part("model's config", AutoConfig, name)
         model = load_part("model", AutoModel, name, dtype=torch.float32)
         check_usable(model, name)
@@ -184,4 +216,5 @@ def load_encoder(settings: ModelSettings) -> DualEncoder:
     encoder = DualEncoder(model, processor, name=name).eval()
     if encoder.positions is not None:  # of a model that was trained at another side than its first
         encoder.positions.restore_originals(Path(name), model.config.vision_config)
+    encoder.open_clip_config = saved_open_clip_config(Path(name).expanduser())
     return encoder

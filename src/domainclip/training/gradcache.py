@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from domainclip.training.distributed import ProcessGroup
+from domainclip.training.regularizers import FeatureDistillation
 
 Encode = Callable[..., Tensor]
 
@@ -55,6 +56,8 @@ class ContrastiveStep:
     would have, and ``image_embeds`` are everyone's. ``pixels`` may be None, where none of this part's pictures could be
     read. The objective must draw no random numbers, since every process computes it.
 
+    ``distillation``: a further term, of the same embeddings; ``loss`` in what comes back is the objective's alone.
+
     A replayed chunk sees the random numbers (dropout) of its first pass, so that without dropout the gradient
     equals the full batch's, and with it that of the same chunks run with their graphs kept.
     """
@@ -72,6 +75,7 @@ class ContrastiveStep:
         learning: Collection[str] = ("image", "text"),
         processes: ProcessGroup | None = None,
         parameters: Iterable[nn.Parameter] = (),
+        distillation: FeatureDistillation | None = None,
     ) -> None:
         self.encode_image = encode_image
         self.encode_text = encode_text
@@ -84,6 +88,7 @@ class ContrastiveStep:
         self.learning = frozenset(learning)
         self.processes = processes
         self.parameters = list(parameters)
+        self.distillation = distillation
         self.enlarged = 1
         """So many times ``chunk`` rows go through at once: for steps with pictures smaller than it was chosen for."""
 
@@ -94,11 +99,12 @@ class ContrastiveStep:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         size = len(batch["pixels"]) if batch["pixels"] is not None else 0
         chunk = self.chunk_of(size)
+        start = self.distillation.starting_embeddings(batch, chunk) if self.distillation is not None else []
         if chunk == size and self.processes is None:
             image_embeds = self._run(self.encode_image, (batch["pixels"],))
             text_embeds = self._run(self.encode_text, (batch["input_ids"], batch["attention_mask"]))
-            output, image_embeds = self._loss(image_embeds, text_embeds, batch)
-            self.backward_scale(output["loss"]).backward()
+            output, image_embeds, total = self._loss(image_embeds, text_embeds, batch, start)
+            self.backward_scale(total).backward()
             return _told(output, image_embeds)
         work: list[_Pass] = []
         if size:
@@ -123,11 +129,11 @@ class ContrastiveStep:
         after = self._random_state()
         for tower, leaf in leaves.items():
             leaf.requires_grad_(tower in self.learning)
-        output, image_embeds = self._loss(leaves.get("image"), leaves.get("text"), batch)
-        self.backward_scale(output["loss"]).backward()
+        output, image_embeds, total = self._loss(leaves.get("image"), leaves.get("text"), batch, start)
+        self.backward_scale(total).backward()
         told = _told(output, image_embeds)
         whole = self._whole_gradients(told)
-        del output, embeds  # the matrices and the last graph need not wait for the replays
+        del output, total, start, embeds  # the matrices and the last graph need not wait for the replays
         for part in sorted(work, key=lambda part: part.graph is None):  # kept graphs go before others are made
             gradient = leaves[part.tower].grad
             if gradient is None:
@@ -158,16 +164,25 @@ class ContrastiveStep:
         return embeds if embeds.dtype == torch.float64 else embeds.float()
 
     def _loss(
-        self, image_embeds: Tensor | None, text_embeds: Tensor | None, batch: dict[str, Any]
-    ) -> tuple[dict[str, Any], Tensor]:
-        """What the objective says, and all the pictures it was said of."""
+        self, image_embeds: Tensor | None, text_embeds: Tensor | None, batch: dict[str, Any], start: list[Tensor | None]
+    ) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """What the objective says, all the pictures it was said of, and what to go backward from. ``start``: the
+        starting model's embeddings of this process' rows, where they are to be kept."""
         groups = batch["group_ids"]
         if text_embeds is not None:
             text_embeds = text_embeds[batch["caption_index"]]
+        kept = dict(zip(("image", "text"), start, strict=False))
         if self.processes is not None:
             image_embeds, text_embeds, groups = self.processes.gather_rows(image_embeds, text_embeds, groups)
+            towers = [tower for tower in kept if self.distillation and tower in self.distillation.learning]
+            kept = dict(zip(towers, self.processes.gather_rows(*(kept[tower] for tower in towers)), strict=True))
         assert image_embeds is not None
-        return self.loss(image_embeds, text_embeds, groups), image_embeds
+        output = self.loss(image_embeds, text_embeds, groups)
+        total = output["loss"]
+        if self.distillation is not None:
+            penalty = self.distillation.penalty((image_embeds, kept.get("image")), (text_embeds, kept.get("text")))
+            total, output = total + penalty, {**output, "distillation": penalty}
+        return output, image_embeds, total
 
     def _whole_gradients(self, told: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
         """Take away what the loss itself has left in the parameters it reads: each process has all of that already,

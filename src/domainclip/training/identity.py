@@ -8,21 +8,34 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from domainclip.config import DataSettings
+from domainclip.config.base import Settings
 from domainclip.data.dataset import CLIPDataset
 from domainclip.errors import ConfigurationError
 
 NEUTRAL_KEYS = {
     "output_dir", "num_workers", "image_cache_mb", "keep_checkpoints", "eval_batch_size", "visualization_output_dir",
     "alignment_visualization", "retrieval_top_k", "logging_steps", "save_steps", "data_path",
-    "memory_fraction",
+    "memory_fraction", "save_open_clip",
+    # What happens after the training, or beside it.
+    "retention_data", "retention_rows", "wise_ft", "wise_ft_alpha", "wise_ft_batch_norm", "max_forgetting",
+    "min_gain_kept",
 }  # fmt: skip
 """Keys that may differ between a run and its resumption: they change nothing that is learned."""
 
 
-def recipe_digest(recipe: dict[str, Any]) -> str:
-    """SHA-256 of a recipe's values, without ``NEUTRAL_KEYS``."""
+def recipe_digest(recipe: dict[str, Any], domain: str | None = None) -> str:
+    """SHA-256 of a recipe's values, without ``NEUTRAL_KEYS``. ``domain``: the digest of the domain's content, which
+    counts in place of its name or path: the file may move."""
     kept = {key: value for key, value in recipe.items() if key not in NEUTRAL_KEYS}
+    if domain is not None:
+        kept["domain"] = domain
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def domain_digest(settings: Settings) -> str | None:
+    """The digest of the domain's content; None for settings that are no recipe and have no domain."""
+    return settings.domain_config().digest() if isinstance(settings, DataSettings) else None
 
 
 def data_fingerprint(dataset: CLIPDataset) -> str:
@@ -43,9 +56,10 @@ def data_fingerprint(dataset: CLIPDataset) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def check_same_run(said: Sequence[tuple[str, str, int]]) -> None:
-    """Raises ``ConfigurationError`` unless all processes have named the same recipe, training rows and step."""
-    for number, what in enumerate(("recipes", "training rows", "checkpoints")):
+def check_same_run(said: Sequence[tuple[str, str, int, str | None]]) -> None:
+    """Raises ``ConfigurationError`` unless all processes have named the same recipe, training rows, step and digest of
+    the weights they keep near."""
+    for number, what in enumerate(("recipes", "training rows", "checkpoints", "starting weights")):
         if len({each[number] for each in said}) > 1:
             raise ConfigurationError(
                 f"The {len(said)} processes have different {what}: start them with the same command, data and "

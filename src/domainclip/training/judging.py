@@ -24,7 +24,8 @@ def judge(trainer: Trainer, metrics: MetricsLog | None) -> bool:
     def validate() -> tuple[bool, dict[str, Any]]:
         assert metrics is not None
         stop = _validate(trainer, metrics)
-        return stop, {name: getattr(trainer.state, name) for name in ("best", "top", "without_gain", "warnings")}
+        told = ("best", "top", "without_gain", "head_first", "warnings")
+        return stop, {name: getattr(trainer.state, name) for name in told}
 
     stop, found = trainer.processes.on_first(validate)
     vars(trainer.state).update(found)
@@ -53,6 +54,12 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
     else:
         state.without_gain += 1
     kept = sign * result.value >= sign * state.top - result.standard_error
+    if not state.step and state.head_first is not None:
+        state.head_first["validation"] = result.value
+    elif state.head_first is not None and "validation" in state.head_first:
+        # What trained towers must reach. Within a standard error of it a long decline would still pass, and this is no
+        # best of many validations that was merely lucky.
+        kept = kept and sign * result.value >= sign * state.head_first["validation"]
     if kept:
         best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
         if _keep_best(trainer, best):
@@ -68,7 +75,7 @@ def _keep_best(trainer: Trainer, best: dict[str, Any]) -> bool:
     """Write the weights and what they scored; False when they could not be written (the former best stays)."""
     try:
         with replaced_directory(trainer.folder / "best") as temporary:
-            trainer.encoder.save(temporary)
+            trainer.encoder.save(temporary, open_clip=False)  # for these runs alone, not for the user
             write_json(temporary / "best.json", best)
             if list(trainer.loss.parameters()):  # what the objective has learned belongs to these weights
                 torch.save(trainer.loss.state_dict(), temporary / "loss.pt")

@@ -50,6 +50,15 @@ class MetricsLog:
         rows = [row for row in read_metrics(path) if row["step"] <= resume_at]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
+    def keep_latest(self, step: int) -> None:
+        """Of several rows of ``step`` with the same keys, keep the last: a start that was killed before its first
+        checkpoint has been made again."""
+        rows = read_metrics(self.path)
+        last = {frozenset(row): number for number, row in enumerate(rows) if row["step"] == step}
+        kept = [row for number, row in enumerate(rows) if row["step"] != step or last[frozenset(row)] == number]
+        if len(kept) < len(rows):
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
     def write(self, **row: Any) -> None:
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()

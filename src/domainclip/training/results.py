@@ -36,6 +36,8 @@ class TrainingResult:
     bad_pictures: dict[str, str]
     resumed_from: int
     final_loss: float
+    head_first: dict[str, Any] | None
+    """What training the heads first came to; None where it was not asked for."""
     memory: dict[str, Any]
     """What ``memory.json`` holds: foretold and measured (see ``RunMemory``)."""
 
@@ -50,6 +52,8 @@ class RunState:
     best: dict[str, Any] | None = None  # the checkpoint that is kept
     top: float | None = None  # the best value seen, at whichever step
     without_gain: int = 0
+    head_first: dict[str, Any] | None = None
+    """What training the heads first came to, with ``validation``: the primary metric it was judged by."""
     steps_skipped: int = 0  # batches with fewer than two readable pictures
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -79,4 +83,5 @@ def summary_of(result: TrainingResult, model_path: Path) -> dict[str, Any]:
         "resumed_from": result.resumed_from,
         "model_path": str(model_path),
         "memory": result.memory,
+        "head_first": result.head_first,
     }

@@ -9,7 +9,7 @@ import torch
 from domainclip.errors import CheckpointError
 from domainclip.models.lora import load_training_state, training_state
 from domainclip.training.checkpoint import random_state, recover_directory, restore_random_state
-from domainclip.training.identity import NEUTRAL_KEYS
+from domainclip.training.identity import NEUTRAL_KEYS, domain_digest
 from domainclip.training.results import RunState
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
     return {
         "digest": trainer.digest,
         "data": trainer.fingerprint,
+        "start": trainer.start.digest if trainer.start is not None else None,
         "settings": trainer.settings.model_dump(mode="json"),
+        "domain": domain_digest(trainer.settings),
         "state": dict(trainer.state.__dict__),
         "model": training_state(trainer.encoder),
         "loss": trainer.loss.state_dict(),
@@ -51,7 +53,9 @@ def restore(trainer: Trainer) -> int:
     content, checkpoint, problems = found
     if content["digest"] != trainer.digest:
         saved, now = content["settings"], trainer.settings.model_dump(mode="json")
-        changed = [key for key in now if key not in NEUTRAL_KEYS and saved.get(key) != now[key]]
+        changed = [key for key in now if key not in NEUTRAL_KEYS | {"domain"} and saved.get(key) != now[key]]
+        if content.get("domain") != domain_digest(trainer.settings):
+            changed.append("domain")
         raise CheckpointError(
             f"The checkpoint in {trainer.store.folder} is of another recipe (different: {', '.join(changed)}). Resume "
             "with the recipe.yaml of the run, or use another output_dir"
@@ -60,6 +64,11 @@ def restore(trainer: Trainer) -> int:
         raise CheckpointError(
             f"The checkpoint in {trainer.store.folder} was trained on other rows (pictures, captions, groups or their "
             "order have changed since). Resume with the data of the run, or use another output_dir"
+        )
+    if trainer.start is not None and content["start"] not in (None, trainer.start.digest):
+        raise CheckpointError(
+            f"The run in {trainer.store.folder} started from other weights than {trainer.encoder.name or 'this model'} "
+            "has now, and what it keeps of them is measured against those. Resume from the model it started from"
         )
     processes = trainer.processes
     if processes.is_first:

@@ -27,13 +27,16 @@ from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.gradcache import ContrastiveStep
 from domainclip.training.guards import CollapseGuard, check_finite
-from domainclip.training.identity import check_same_run, data_fingerprint, recipe_digest
+from domainclip.training.head_first import HeadFirst, begin_with_heads
+from domainclip.training.identity import check_same_run, data_fingerprint, domain_digest, recipe_digest
 from domainclip.training.judging import judge
 from domainclip.training.metrics_log import MetricsLog, peak_memory_mb, told_numbers
 from domainclip.training.optimizer import build_optimizer, rate_factor, set_rates
+from domainclip.training.regularizers import L2SP, FeatureDistillation
 from domainclip.training.results import RunState, TrainingResult, Validation
 from domainclip.training.run_memory import RunMemory
 from domainclip.training.snapshot import restore, snapshot
+from domainclip.training.starting_point import StartingPoint
 from domainclip.training.terminal import StopSignals, progress_bar
 from domainclip.training.views import PictureViews
 
@@ -47,6 +50,8 @@ class Trainer:
     training row those hardest to tell from it (``[rows, k]``), asked between epochs, or None. ``folder`` gets
     ``metrics.jsonl``, ``checkpoints/`` and ``best/`` (the best weights, in ``transformers``' layout). ``processes``:
     several train together, each on its rows of every batch; the first alone judges and writes, all go the same way.
+    ``start``: the model it begins with, which ``encoder`` still is, where the settings hold the training near it.
+    ``head_first``: what trains the projections before the first step, or None.
     """
 
     def __init__(
@@ -64,8 +69,10 @@ class Trainer:
         look_alikes: Callable[[], Tensor] | None = None,
         may_freeze_batch_norm: bool = False,
         processes: ProcessGroup | OneProcess | None = None,
+        start: StartingPoint | None = None,
+        head_first: HeadFirst | None = None,
     ) -> None:
-        self.encoder, self.loss = encoder, loss
+        self.encoder, self.loss, self.start, self.head_first = encoder, loss, start, head_first
         self.look_alikes = look_alikes
         self.processes = processes or OneProcess()
         self.loader = PrefetchDataLoader(loader, device)
@@ -85,14 +92,24 @@ class Trainer:
         if settings.temperature_scheduling:
             self.temperature = TemperatureScheduler.from_settings(settings, settings.temperature, self.total_steps)
         self.state = RunState()
-        self.digest = recipe_digest(settings.model_dump(mode="json"))
+        self.digest = recipe_digest(settings.model_dump(mode="json"), domain_digest(settings))
         self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
         self._unchecked: tuple[dict[str, Tensor], Tensor] | None = None
         self.stop = StopSignals(self.console)
+        self.l2sp = L2SP(encoder, settings.l2sp_strength) if settings.l2sp_strength > 0 else None
+        learning = {tower for tower, _, p in encoder.named_tower_parameters() if p.requires_grad}
+        scales = getattr(loss, "resolution_scales", None)
+        distillation = None
+        if settings.distillation_strength > 0:
+            assert start is not None and start.encoder is not None
+            distillation = FeatureDistillation(
+                PictureViews(start.encoder, spec, scales), start.encoder.encode_text, settings.distillation_strength,
+                lambda: precision.autocast(device), learning,
+            )  # fmt: skip
         step = ContrastiveStep(
-            PictureViews(encoder, spec, getattr(loss, "resolution_scales", None)), encoder.encode_text, self._contrast,
+            PictureViews(encoder, spec, scales), encoder.encode_text, self._contrast,
             lambda: precision.autocast(device), device, chunk=self._chunk(), backward_scale=self.scaler.scale,
-            learning={tower for tower, _, p in encoder.named_tower_parameters() if p.requires_grad},
+            learning=learning, distillation=distillation,
             processes=processes if isinstance(processes, ProcessGroup) else None, parameters=self.parameters,
         )  # fmt: skip
         self.adaptive = AdaptiveStep(step, encoder, loss, self._chunk_changed)
@@ -149,7 +166,8 @@ class Trainer:
         ``CheckpointError`` (nothing usable to resume from), ``DataError`` (no batch had two readable pictures).
         """
         resumed_from = restore(self) if resume else 0
-        check_same_run(self.processes.gather_objects((self.digest, self.fingerprint, self.state.step)))
+        start = self.start.digest if self.start is not None else None
+        check_same_run(self.processes.gather_objects((self.digest, self.fingerprint, self.state.step, start)))
         self.processes.broadcast_state(self.encoder, self.loss)  # new layers are random
         state, settings = self.state, self.settings
         metrics = MetricsLog(self.folder / "metrics.jsonl", state.step) if self.processes.is_first else None
@@ -158,6 +176,8 @@ class Trainer:
             None if self.encoder.is_siglip else float(torch.tensor(MAX_LOGIT_SCALE).exp()),
             scale_trained=self.encoder.logit_scale.requires_grad,
         )
+        if not resumed_from:
+            begin_with_heads(self, metrics)
         stopped_early = state.patience_spent(settings.early_stopping_patience)
         started, training_seconds, rows_seen = time.monotonic(), 0.0, 0
         self.encoder.train()
@@ -218,6 +238,7 @@ class Trainer:
             bad_pictures=state.bad_pictures,
             resumed_from=resumed_from,
             final_loss=state.last_loss,
+            head_first=state.head_first,
             memory=self.processes.on_first(self.memory.record),
         )
 
@@ -243,6 +264,8 @@ class Trainer:
             self.encoder.set_temperature(self.temperature.get_temperature(), trainable=False)
         output = self.step_fn(batch)
         self.scaler.unscale_(optimizer)
+        if self.l2sp is not None:
+            output = {**output, "l2sp": self.l2sp.add_gradient()}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
         self._unchecked = (output, norm)
         if self._on_cpu:  # free of cost there, and the weights stay as they were

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, LossSettings, TemperatureSettings
+from domainclip.config.domain_files import domain_family
 from domainclip.errors import ConfigurationError
 from domainclip.losses import LOSSES
 from domainclip.tune.space import Dimension, Space
@@ -19,11 +20,11 @@ STEERING = ("domain", "loss_type", "hard_negative_mining_strategy")
 
 _FINER: dict[tuple[str, str], Callable[[Mapping[str, Any]], bool]] = {
     ("hard_negative", "hardness_strength"): lambda values: values["hard_negative_mining_strategy"] == "weighted",
-    ("domain_specific", "margin"): lambda values: values["domain"] == "medical",
-    ("domain_specific", "hardness_strength"): lambda values: values["domain"] == "industrial",
-    ("domain_specific", "hardness_warmup"): lambda values: values["domain"] == "industrial",
-    ("domain_specific", "soft_target_share"): lambda values: values["domain"] == "scientific",
-    ("domain_specific", "domain_weight"): lambda values: values["domain"] != "general",
+    ("domain_specific", "margin"): lambda values: domain_family(values["domain"]) == "medical",
+    ("domain_specific", "hardness_strength"): lambda values: domain_family(values["domain"]) == "industrial",
+    ("domain_specific", "hardness_warmup"): lambda values: domain_family(values["domain"]) == "industrial",
+    ("domain_specific", "soft_target_share"): lambda values: domain_family(values["domain"]) == "scientific",
+    ("domain_specific", "domain_weight"): lambda values: domain_family(values["domain"]) != "general",
 }
 """Where an objective takes a key in and uses it under a further condition."""
 

@@ -44,8 +44,9 @@ def default_space(
         choose("learnable_temp", (True, False))
     add("weight_decay", 1e-3, 0.3, log=True)
     losses = [recipe.loss_type]
+    family = recipe.domain_config().family
     if "loss_type" not in fixed and not config.objectives:
-        general = recipe.domain == "general"  # there the domain's objective is multi_positive under another name
+        general = family == "general"  # there the domain's objective is multi_positive under another name
         names = [name for name in _CANDIDATES if name in LOSSES and not (general and name == "domain_specific")]
         losses = list(dict.fromkeys([*losses, *names]))
         choose("loss_type", tuple(names))
@@ -56,12 +57,12 @@ def default_space(
         add("hard_negative_weight", 1.0, 8.0)
         choose("hard_negative_mining_strategy", ("semi-hard", "hard", "weighted"))
     weighted = "hard_negative_mining_strategy" in found or recipe.hard_negative_mining_strategy == "weighted"
-    industrial = "domain_specific" in losses and recipe.domain == "industrial"
+    industrial = "domain_specific" in losses and family == "industrial"
     if ("hard_negative" in losses and weighted) or industrial:
         add("hardness_strength", 0.0, 4.0)
-    if "domain_specific" in losses and recipe.domain == "medical":
+    if "domain_specific" in losses and family == "medical":
         add("margin", 0.0, 0.2)
-    if "domain_specific" in losses and recipe.domain == "scientific":
+    if "domain_specific" in losses and family == "scientific":
         add("soft_target_share", 0.0, 0.5)
     return Space(tuple(found.values()))
 

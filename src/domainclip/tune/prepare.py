@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -24,12 +24,14 @@ from domainclip.config import (
     resolve,
     resolved_steps,
 )
+from domainclip.config.domain_files import is_domain_path
 from domainclip.data.records import ImageTextPair
 from domainclip.data.splits import DataSplits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.files import write_text
 from domainclip.finetune.auto_resolution import with_side
 from domainclip.finetune.controller import CLIPFinetuningController
+from domainclip.finetune.domain_record import recorded_recipe, write_domain
 from domainclip.finetune.facts import data_facts, model_facts
 from domainclip.finetune.run import quarantined_rows, readable_pairs
 from domainclip.models import DualEncoder
@@ -37,7 +39,7 @@ from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.tune import study as studies
 from domainclip.tune.conditions import Conditions
 from domainclip.tune.default_space import default_space
-from domainclip.tune.results import PARTS, Tuning
+from domainclip.tune.results import PARTS, TUNING_DOMAIN, Tuning
 from domainclip.tune.space import Space
 from domainclip.tune.trial import TrialRunner
 
@@ -122,7 +124,8 @@ def prepare(
     # TrialRunner sets the budget, so it is no part of what the study is of.
     own = config.to_dict(only_set=True)
     identity = {
-        "recipe": {key: value for key, value in own.items() if key not in NEUTRAL_KEYS | {"model_name"}},
+        "recipe": {key: value for key, value in own.items() if key not in NEUTRAL_KEYS | {"model_name"}}
+        | _domain_identity(recipe),
         "data": _rows_digest([*splits.train, *splits.val]), "model": _model_digest(controller.model),
         "space": space.to_dict(), "steps": steps, "metric": evaluator.primary_metric,
     }  # fmt: skip
@@ -142,6 +145,10 @@ def prepare(
     import optuna
 
     study.pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=runner.eval_steps + 1, n_min_trials=3)
+    write_domain(recipe.domain_config(), folder, TUNING_DOMAIN)
+    if is_domain_path(config.domain):  # its file may change, the study's may not
+        runner.config = config.updated(domain=str(folder / TUNING_DOMAIN))
+    own = recorded_recipe(own, TUNING_DOMAIN)
     write_text(folder / "tuning_recipe.yaml", yaml.safe_dump(own, sort_keys=True, allow_unicode=True))
     write_text(folder / "space.yaml", yaml.safe_dump(space.to_dict(), sort_keys=False, allow_unicode=True))
     share = f"{steps / full:.0%} of the whole run's {full}"
@@ -160,6 +167,14 @@ def clear_study(folder: Path) -> None:
         path = folder / name
         if path.exists():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _domain_identity(recipe: FrozenConfig) -> dict[str, Any]:
+    """A domain out of a file is known by its content: the file may move, and may not change within a study."""
+    if not is_domain_path(recipe.domain):
+        return {}
+    domain = recipe.domain_config()
+    return {"domain": {"digest": domain.digest(), "recipe": domain.recipe_values()}}
 
 
 def _full_steps(recipe: FrozenConfig, rows: int) -> int:

@@ -15,13 +15,17 @@ import yaml
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.evaluation.metric_names import describe
 from domainclip.files import write_json, write_text
+from domainclip.finetune.domain_record import recorded_recipe
 from domainclip.tune.plots import plot_history, plot_importances, plot_slices
 from domainclip.tune.space import Space
 from domainclip.tune.study import STUDY_FILE, TrialRecord
 
+TUNING_DOMAIN = "tuning_domain.yaml"
+"""The domain of all trials, which the recipes beside it name."""
+
 PARTS = (
-    STUDY_FILE, "trials", "trials.csv", "tuning.md", "tuning.json", "tuning_recipe.yaml", "space.yaml", "best.yaml",
-    "tuning_plots",
+    STUDY_FILE, "trials", "trials.csv", "tuning.md", "tuning.json", "tuning_recipe.yaml", TUNING_DOMAIN, "space.yaml",
+    "best.yaml", "tuning_plots",
 )  # fmt: skip
 """What a study writes into its folder: names that no training run uses."""
 
@@ -98,7 +102,7 @@ def best_recipe(tuning: Tuning) -> str:
         f"# Trial {tuning.best.number}, the best of {_finished(tuning.trials)}: validation {tuning.metric} "
         f"{tuning.best.value:.4f} after {tuning.best.steps} steps{against}.\n"
     )
-    return head + yaml.safe_dump(values, sort_keys=True, allow_unicode=True)
+    return head + yaml.safe_dump(recorded_recipe(values, TUNING_DOMAIN), sort_keys=True, allow_unicode=True)
 
 
 def _finished(trials: Sequence[TrialRecord]) -> int:

@@ -24,6 +24,7 @@ NOT_SEARCHED = {
         (
             "data_path", "image_col", "caption_col", "label_col", "group_col", "train_split", "val_split", "test_split",
             "seed", "strict", "max_image_pixels", "prompt_templates", "eval_steps",
+            "evaluation_metrics", "label_order", "normal_label", "bootstrap_resamples",
         ),
         _JUDGE,
     ),

@@ -76,6 +76,10 @@ class TrialRunner:
             "logging_steps": self.eval_steps,
             "keep_checkpoints": 1,
             "alignment_visualization": False,
+            # Trials are compared as they were trained; what is kept is decided in the run that follows.
+            "retention_data": None,
+            "wise_ft": None,
+            "wise_ft_alpha": None,
             "output_dir": str(self.folder_of(number)),
         }
         for key in ("warmup_steps", "temp_warmup_steps"):  # set for the whole run, it would outlast the trial

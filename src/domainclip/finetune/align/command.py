@@ -10,6 +10,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.finetune.align.figures import AlignmentRows, Embedded, embed
 from domainclip.finetune.align.report import prepare_folder, write_alignment
 from domainclip.finetune.align.run import model_source
+from domainclip.finetune.captions import caption_chain
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.finetune.evaluate import readable_rows, rows_of_split
 from domainclip.models.loading import load_processor
@@ -39,7 +40,7 @@ def run_alignment(
     controller.setup()
     engine = controller.engine()
     pairs = readable_rows(pairs, engine, config, split, set_aside)
-    rows = AlignmentRows(pairs)
+    rows = AlignmentRows(pairs, caption_chain(controller.config))
     source = model_source(config)
     name, other_name = short_names(source, compare)
     model, other = embed(rows, engine, name), None

@@ -31,8 +31,8 @@ class AlignmentRows:
     Raises ``DataError`` with fewer than two of either.
     """
 
-    def __init__(self, pairs: Sequence[LabelledPair]) -> None:
-        evaluator = RetrievalEvaluator(pairs)
+    def __init__(self, pairs: Sequence[LabelledPair], text_transform: Callable[[str], str] | None = None) -> None:
+        evaluator = RetrievalEvaluator(pairs, text_transform=text_transform)
         self.n_rows = len(pairs)
         self.paths, self.captions = evaluator.paths, evaluator.captions
         self.hits: Int[Tensor, "pairs 2"] = evaluator.hits

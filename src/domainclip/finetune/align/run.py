@@ -19,6 +19,7 @@ from domainclip.evaluation.evaluators import Embedder
 from domainclip.files import write_bytes
 from domainclip.finetune.align.figures import AlignmentRows, Embedded, embed
 from domainclip.finetune.align.report import prepare_folder, write_alignment
+from domainclip.finetune.captions import caption_chain
 
 BEFORE_FILE = "alignment_before.safetensors"
 
@@ -44,7 +45,7 @@ class RunAlignment:
                 f"visualization_output_dir={config.visualization_output_dir!r} is the run's own folder, where both "
                 "write a report.md: give another, or leave it unset"
             )
-        self.rows = AlignmentRows(pairs)
+        self.rows = AlignmentRows(pairs, caption_chain(config))
         prepare_folder(self.folder)
         self._before: Embedded | None = None
 
