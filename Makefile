@@ -25,8 +25,9 @@ help:
 demo: $(READY)
 	$(BIN)/domainclip demo --output outputs/demo
 
+# one process per core, each with one thread: most tests are too small to gain from more
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

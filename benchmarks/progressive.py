@@ -61,7 +61,9 @@ def one_run(data: Path, model: str, way: str, seed: int, steps: int, batch: int,
     config = CLIPFinetuningConfig(
         model_name=model, data_path=str(data), seed=seed, batch_size=batch, max_steps=steps, num_epochs=1000,
         domain=DOMAINS.get(data.name.split("_")[0], "general"), num_workers=0, logging_steps=1,
-        eval_steps=math.ceil(steps / validations), save_steps=10**6, **WAYS[way],
+        eval_steps=math.ceil(steps / validations), save_steps=10**6,
+        head_first=False,  # towers alone: heads that fit beforehand leave less of a curve to compare
+        **WAYS[way],
     )  # fmt: skip
     splits = load_splits(data)  # the seed of the split is not the run's: all runs are judged on the same rows
     load = machine_facts()["load_average_at_start"]

@@ -13,7 +13,14 @@ from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
 
 def trained(data: TinyData, folder: Path, **values: object) -> tuple[CLIPFinetuningController, float]:
     config = CLIPFinetuningConfig(
-        model_name="tiny", batch_size=6, max_steps=4, num_workers=0, mixed_precision=False, learning_rate=1e-3, **values
+        model_name="tiny",
+        batch_size=6,
+        max_steps=4,
+        num_workers=0,
+        mixed_precision=False,
+        learning_rate=1e-3,
+        head_first=False,
+        **values,
     )
     controller = CLIPFinetuningController(config)
     controller.setup()

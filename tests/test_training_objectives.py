@@ -157,7 +157,7 @@ def test_a_learned_metric_ends_up_in_the_weights(tiny_data, tmp_path: Path) -> N
     """Validation during training, the saved model and plain transformers all judge by the learned metric."""
     config = CLIPFinetuningConfig(
         model_name="tiny", batch_size=6, num_epochs=6, similarity_metric="bilinear", loss_type="multi_positive",
-        learning_rate=1e-3, num_workers=0, mixed_precision=False, eval_steps=3,
+        learning_rate=1e-3, num_workers=0, mixed_precision=False, eval_steps=3, head_first=False,
     )  # fmt: skip
     controller = CLIPFinetuningController(config)
     controller.setup()

@@ -41,6 +41,25 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def save_checkpoint(trainer: Trainer, must_succeed: bool) -> None:
+    """Write a checkpoint of the present step. One that cannot be written is told, and training goes on, unless it
+    ``must_succeed``: then ``CheckpointError``."""
+    trainer._check(trainer.state.step)
+    for pictures in trainer.processes.gather_objects(trainer.state.bad_pictures):
+        trainer.state.bad_pictures |= pictures
+    content = snapshot(trainer)
+
+    def write() -> None:
+        try:
+            trainer.store.save(trainer.state.step, content)
+        except CheckpointError as error:
+            if must_succeed:
+                raise
+            trainer.warn(f"{error}. Training goes on")
+
+    trainer.processes.on_first(write)
+
+
 def restore(trainer: Trainer) -> int:
     """Continue from the newest whole checkpoint; the step it is of, 0 when there is none.
 

@@ -19,7 +19,7 @@ from domainclip.config import TrainingSettings
 from domainclip.data.batches import EpochBatchSampler, PrefetchDataLoader
 from domainclip.data.image_spec import ImageSpec
 from domainclip.devices.precision import PrecisionDecision
-from domainclip.errors import CheckpointError, DataError, Interrupted
+from domainclip.errors import DataError, Interrupted
 from domainclip.losses import TemperatureScheduler, call_objective
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from domainclip.training.adaptive_step import AdaptiveStep
@@ -35,7 +35,7 @@ from domainclip.training.optimizer import build_optimizer, rate_factor, set_rate
 from domainclip.training.regularizers import L2SP, FeatureDistillation
 from domainclip.training.results import RunState, TrainingResult, Validation
 from domainclip.training.run_memory import RunMemory
-from domainclip.training.snapshot import restore, snapshot
+from domainclip.training.snapshot import restore, save_checkpoint
 from domainclip.training.starting_point import StartingPoint
 from domainclip.training.terminal import StopSignals, progress_bar
 from domainclip.training.views import PictureViews
@@ -100,8 +100,7 @@ class Trainer:
         learning = {tower for tower, _, p in encoder.named_tower_parameters() if p.requires_grad}
         scales = getattr(loss, "resolution_scales", None)
         distillation = None
-        if settings.distillation_strength > 0:
-            assert start is not None and start.encoder is not None
+        if start is not None and start.encoder is not None:
             distillation = FeatureDistillation(
                 PictureViews(start.encoder, spec, scales), start.encoder.encode_text, settings.distillation_strength,
                 lambda: precision.autocast(device), learning,
@@ -211,7 +210,7 @@ class Trainer:
                     # Read once: one that comes while saving waits for the next step. All processes stop at the same.
                     stop_signal = self.processes.largest(self.stop.received or 0)
                     if done or stop_signal or state.step % settings.save_steps == 0:
-                        self._save(must_succeed=bool(done or stop_signal))
+                        save_checkpoint(self, must_succeed=bool(done or stop_signal))
                     if stop_signal and not done:
                         name = signal.Signals(stop_signal).name
                         raise Interrupted(
@@ -334,22 +333,3 @@ class Trainer:
     def warn(self, text: str) -> None:
         self.state.warnings.append(text)
         log.warning(text)
-
-    # --- checkpoints ---
-
-    def _save(self, must_succeed: bool) -> None:
-        state = self.state
-        self._check(state.step)
-        for pictures in self.processes.gather_objects(state.bad_pictures):
-            state.bad_pictures |= pictures
-        content = snapshot(self)
-
-        def write() -> None:
-            try:
-                self.store.save(state.step, content)
-            except CheckpointError as error:
-                if must_succeed:
-                    raise
-                self.warn(f"{error}. Training goes on")
-
-        self.processes.on_first(write)
