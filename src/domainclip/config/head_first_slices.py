@@ -1,4 +1,4 @@
-"""The slice that says whether, and how, the projections are trained before the towers."""
+"""The slice that says how classes are learned: by the projections before the towers, and by the towers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ class HeadFirstSettings(Settings):
     head_first_learning_rate: float = Field(1e-3, gt=0, description="Peak rate of the projections in it (AdamW).")
     head_first_views: int = Field(2, ge=0, le=64, description="Augmented views of each picture in it, beside itself.")
     head_first_weight_decay: float = Field(0.1, ge=0, description="Decay of the projections' matrices in it.")
+    classification_weight: float | None = Field(
+        None, ge=0, description="Weight of telling the classes apart by their prompts; null: 1 where rows have labels."
+    )
     class_balance: bool | None = Field(
         None, description="Draw every class equally often in it, for a mean recall of classes; null: every row."
     )

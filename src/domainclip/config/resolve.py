@@ -14,6 +14,7 @@ from domainclip.config.domain import DomainConfig
 from domainclip.config.domain_files import domain_family
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.resolution import SideRule
+from domainclip.config.resolve_batch_norm import resolve_batch_norm
 from domainclip.config.resolve_head_first import resolve_head_first
 from domainclip.config.resolve_retention import resolve_retention
 from domainclip.config.resolve_steps import resolve_batch_schedule, resolve_sides, resolved_steps
@@ -91,11 +92,11 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
         resolve_batch_schedule(values, data.train_rows, set_keys, decide)
     else:
         _resolve_batch(values, data, set_keys, decide)
-    _resolve_batch_norm(values, model, data.processes, set_keys, decide)
+    resolve_head_first(values, data, model.fresh_projections, decide)
+    resolve_batch_norm(values, model.image_tower_kind, data.processes, set_keys, decide)
     _resolve_objective(values, model, data, given, decide)
     _resolve_adapters(values, model)
     resolve_retention(values, decide)
-    resolve_head_first(values, data.train_rows, model.fresh_projections, data.class_imbalance, decide)
     _resolve_rates(values, model, set_keys, given, decide)
     _resolve_schedule(values, data, given, decide)
     _resolve_augmentation(values, data, set_keys, given, config.picture_steps().allowed_turns, decide)
@@ -164,40 +165,6 @@ def _resolve_batch(values: dict[str, Any], data: DataFacts, set_keys: set[str], 
     size = max(2, min(SMALL_BATCH, data.train_rows // 8))
     reason = f"contrastive batch of {size}: min(256, {data.train_rows} rows / 8), at least 2"
     decide("batch_size", max(1, size // parts), reason + (f"; in {parts} steps" if parts > 1 else ""))
-
-
-def _resolve_batch_norm(
-    values: dict[str, Any], model: ModelFacts, processes: int, set_keys: set[str], decide: Any
-) -> None:
-    """One policy: statistics of the batch wherever the contrastive batch goes through the tower whole.
-
-    They follow the domain while the weights do (docs/log.md: .74 against .02 after one epoch on pollen). In chunks
-    a picture's embedding would depend on its chunk, and a replayed chunk would count twice. So it would on its process.
-    """
-    if model.image_tower_kind != "convolutional":
-        values["freeze_batch_norm"] = True  # there is none, and nothing to decide
-        return
-    whole = values["gradient_accumulation_steps"] == 1 and (
-        values["mini_batch_size"] is None or values["mini_batch_size"] >= values["batch_size"]
-    )
-    if processes > 1:
-        if "freeze_batch_norm" in set_keys and not values["freeze_batch_norm"]:
-            raise ConfigurationError(
-                f"freeze_batch_norm=false does not go with {processes} processes: each would take the statistics "
-                "of its own part of the batch. Leave the key out, or train in one process"
-            )
-        decide("freeze_batch_norm", True, f"the batch is spread over {processes} processes")
-        return
-    if "freeze_batch_norm" not in set_keys:
-        reason = (
-            "the batch goes through whole: its statistics follow the domain" if whole else "the batch goes in chunks"
-        )
-        decide("freeze_batch_norm", not whole, reason)
-    elif not values["freeze_batch_norm"] and not whole:
-        raise ConfigurationError(
-            "freeze_batch_norm=false does not go with chunks (gradient_accumulation_steps, mini_batch_size): a "
-            "picture's embedding would depend on its chunk. Leave the key out"
-        )
 
 
 def _resolve_objective(

@@ -1,8 +1,11 @@
-"""Deciding whether the projections are trained before the towers, and on which draw of the rows."""
+"""Deciding how classes are learned: by the projections before the towers, and by the towers."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from domainclip.config.resolve import DataFacts
 
 FEW_ROWS = 5000
 """Below it reading all features takes seconds, and fine-tuning alone may end below a linear probe."""
@@ -10,13 +13,9 @@ UNEQUAL = 20.0
 """From this many rows of the largest class to one of the smallest on, the user is told what is drawn."""
 
 
-def resolve_head_first(
-    values: dict[str, Any], rows: int, fresh_projections: bool, class_imbalance: float, decide: Any
-) -> None:
-    """``head_first`` and ``class_balance``, where they were left unset.
-
-    ``class_imbalance``: rows of the largest class for one of the smallest; 1 without classes.
-    """
+def resolve_head_first(values: dict[str, Any], data: DataFacts, fresh_projections: bool, decide: Any) -> None:
+    """``head_first``, ``classification_weight`` and ``class_balance``, where they were left unset."""
+    rows = data.train_rows
     if values["head_first"] is None:
         if fresh_projections:
             decide("head_first", True, "the projections are new: the towers would first be bent towards random numbers")
@@ -24,11 +23,19 @@ def resolve_head_first(
             decide("head_first", True, f"{rows} rows, fewer than {FEW_ROWS}: no result below the projections' alone")
         else:
             decide("head_first", False, f"{rows} rows, {FEW_ROWS} or more, and projections that are trained already")
+    if values["classification_weight"] is None:
+        labelled = data.classes > 1 and data.labelled_share > 0.5
+        values["classification_weight"] = 0.0
+        if labelled:
+            reason = (
+                f"{data.classes} classes: their frequency, too, is learned, which a contrast of captions leaves out"
+            )
+            decide("classification_weight", 1.0, reason)
     if values["class_balance"] is None:
         values["class_balance"] = False
-        if values["head_first"] and class_imbalance >= UNEQUAL:
+        if values["head_first"] and data.class_imbalance >= UNEQUAL:
             decide(
                 "class_balance", False,
-                f"the largest class has {class_imbalance:.0f} times the rows of the smallest, but accuracy counts "
+                f"the largest class has {data.class_imbalance:.0f} times the rows of the smallest, but accuracy counts "
                 "every row alike; set it to true where every class should count alike",
             )  # fmt: skip

@@ -213,6 +213,9 @@ class OptimizerSettings(AdapterSettings):
     adam_beta2: float = Field(0.98, ge=0, lt=1, description="AdamW's decay of the gradient's square.")
     adam_epsilon: float = Field(1e-6, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
+    ema_share: float = Field(
+        0.1, ge=0, lt=1, description="Judged and saved are weights averaged over so much of all steps; 0: the latest."
+    )
     layer_decay: float = Field(1.0, gt=0, le=1, description="Each layer nearer the input learns this much slower.")
     lock_image: bool = Field(False, description="Do not train the picture tower.")
     lock_text: bool = Field(False, description="Do not train the text tower.")

@@ -34,7 +34,7 @@ from domainclip.finetune.counted_step import batch_that_fits
 from domainclip.finetune.domain_record import with_models_domain
 from domainclip.finetune.facts import data_facts, model_facts
 from domainclip.finetune.field import field_metrics
-from domainclip.finetune.head_first import head_first_of
+from domainclip.finetune.head_first import classification_of, head_first_of
 from domainclip.finetune.look_alikes import look_alike_finder
 from domainclip.finetune.plugins import load_plugins
 from domainclip.finetune.retention import Retention, load_retention, record_course
@@ -285,6 +285,7 @@ class CLIPFinetuningController:
             self.console, look_alikes, may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
             processes=self.processes, start=start,
             head_first=head_first_of(encoder, recipe, loss, data, val, self.device, self.precision),
+            classification=classification_of(encoder, recipe, data, self.device, self.precision),
         )  # fmt: skip
         if retention is not None and not resume:
             record_course(folder, 0, {f"val_{name}": value for name, value in retention.during().items()})

@@ -1,4 +1,4 @@
-"""Putting together what trains the projections before the towers."""
+"""Putting together what learns the classes: the projections before the towers, and the towers' own term."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from domainclip.devices.precision import PrecisionDecision
 from domainclip.evaluation.prompts import class_prompts
 from domainclip.finetune.captions import caption_chain, class_templates, training_captions
 from domainclip.models import DualEncoder
+from domainclip.training.class_term import ClassificationTerm
 from domainclip.training.head_first import HeadFirst
 
 
@@ -42,6 +43,21 @@ def head_first_of(
     return HeadFirst(
         encoder, loss, data, recipe, recipe.seed, device, lambda: precision.autocast(device), recipe.eval_batch_size,
         judged, _sentences(recipe, data, caption_chain(recipe, encoder.processor)),
+    )  # fmt: skip
+
+
+def classification_of(
+    encoder: DualEncoder, recipe: FrozenConfig, data: CLIPDataset, device: torch.device, precision: PrecisionDecision
+) -> ClassificationTerm | None:
+    """None where the recipe gives it no weight, or there are no two classes to tell apart."""
+    if not recipe.classification_weight:
+        return None
+    sentences = _sentences(recipe, data, caption_chain(recipe, encoder.processor))
+    if not sentences:
+        return None
+    return ClassificationTerm(
+        encoder, sentences, data, recipe.classification_weight, recipe.seed, device,
+        lambda: precision.autocast(device),
     )  # fmt: skip
 
 

@@ -224,4 +224,5 @@ def plan_step(
             input_per_pair=3 * side * side + 2 * 8 * length,  # pictures as bytes; token ids and mask
             embedding_dim=encoder.embedding_dim,
             overhead=overhead,
+            averages=sum(p.numel() * p.element_size() for p in trained) if recipe.ema_share > 0 else 0,
         )

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from domainclip.training.class_term import ClassificationTerm
 from domainclip.training.distributed import ProcessGroup
 from domainclip.training.regularizers import FeatureDistillation
 
@@ -56,7 +57,8 @@ class ContrastiveStep:
     would have, and ``image_embeds`` are everyone's. ``pixels`` may be None, where none of this part's pictures could be
     read. The objective must draw no random numbers, since every process computes it.
 
-    ``distillation``: a further term, of the same embeddings; ``loss`` in what comes back is the objective's alone.
+    ``distillation``, ``classification`` (of ``batch["classes"]``): further terms, of the same embeddings; ``loss`` in
+    what comes back is the objective's alone.
 
     A replayed chunk sees the random numbers (dropout) of its first pass, so that without dropout the gradient
     equals the full batch's, and with it that of the same chunks run with their graphs kept.
@@ -76,6 +78,7 @@ class ContrastiveStep:
         processes: ProcessGroup | None = None,
         parameters: Iterable[nn.Parameter] = (),
         distillation: FeatureDistillation | None = None,
+        classification: ClassificationTerm | None = None,
     ) -> None:
         self.encode_image = encode_image
         self.encode_text = encode_text
@@ -88,7 +91,7 @@ class ContrastiveStep:
         self.learning = frozenset(learning)
         self.processes = processes
         self.parameters = list(parameters)
-        self.distillation = distillation
+        self.distillation, self.classification = distillation, classification
         self.enlarged = 1
         """So many times ``chunk`` rows go through at once: for steps with pictures smaller than it was chosen for."""
 
@@ -169,16 +172,23 @@ class ContrastiveStep:
         """What the objective says, all the pictures it was said of, and what to go backward from. ``start``: the
         starting model's embeddings of this process' rows, where they are to be kept."""
         groups = batch["group_ids"]
+        classes = batch["classes"] if self.classification is not None else groups
         if text_embeds is not None:
             text_embeds = text_embeds[batch["caption_index"]]
         kept = dict(zip(("image", "text"), start, strict=False))
         if self.processes is not None:
-            image_embeds, text_embeds, groups = self.processes.gather_rows(image_embeds, text_embeds, groups)
+            image_embeds, text_embeds, groups, classes = self.processes.gather_rows(
+                image_embeds, text_embeds, groups, classes
+            )
             towers = [tower for tower in kept if self.distillation and tower in self.distillation.learning]
             kept = dict(zip(towers, self.processes.gather_rows(*(kept[tower] for tower in towers)), strict=True))
         assert image_embeds is not None
         output = self.loss(image_embeds, text_embeds, groups)
         total = output["loss"]
+        if self.classification is not None:
+            # The sentences go through the text tower here, in every process: their gradient is whole, not a share.
+            term = self.classification(image_embeds, classes)
+            total, output = total + term, {**output, "classification": term}
         if self.distillation is not None:
             penalty = self.distillation.penalty((image_embeds, kept.get("image")), (text_embeds, kept.get("text")))
             total, output = total + penalty, {**output, "distillation": penalty}

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 def judge(trainer: Trainer, metrics: MetricsLog | None) -> bool:
-    """Judge the weights, keep them when they are the best so far; True when it is time to stop.
+    """Judge the averaged weights, keep them when they are the best so far; True when it is time to stop.
 
     Of several processes the first does so (it alone has ``metrics``), and what it finds holds in all.
     """
 
     def validate() -> tuple[bool, dict[str, Any]]:
         assert metrics is not None
-        stop = _validate(trainer, metrics)
+        with trainer.average.in_place():
+            stop = _validate(trainer, metrics)
         told = ("best", "top", "without_gain", "head_first", "warnings")
         return stop, {name: getattr(trainer.state, name) for name in told}
 

@@ -41,7 +41,8 @@ class StepMemory:
     ``weights``: parameters and buffers. ``optimizer_state``: as ``optimizer_state_bytes``. ``image``, ``text``: what
     the towers hold. ``scalar_gradients``: of parameters outside the towers. ``input_per_pair``: picture and tokens as
     the batch brings them. ``embedding_dim`` of the shared space. ``overhead``: what the process holds anyway (Python,
-    libraries; none on CUDA, where the program is not in the card's memory).
+    libraries; none on CUDA, where the program is not in the card's memory). ``averages``: the mean of the weights.
+    ``sentences``: class prompts that go through the text tower with the loss.
     """
 
     weights: int
@@ -52,6 +53,8 @@ class StepMemory:
     input_per_pair: int
     embedding_dim: int
     overhead: int = 0
+    averages: int = 0
+    sentences: int = 0
 
     @property
     def gradients(self) -> int:
@@ -60,7 +63,7 @@ class StepMemory:
     @property
     def state(self) -> int:
         """Weights, gradients and optimizer state together: what is held whatever the batch."""
-        return self.weights + self.gradients + self.optimizer_state
+        return self.weights + self.gradients + self.optimizer_state + self.averages
 
     def peak(self, chunk: int, batch: int) -> int:
         """Bytes that a step over ``batch`` pairs holds at most, ``chunk`` of them in a tower at once.
@@ -69,19 +72,20 @@ class StepMemory:
         tower, run last, comes first. GradCache holds one tower's chunk at a time, beside complete gradients.
         """
         inputs, loss = batch * self.input_per_pair, loss_bytes(batch)
+        prompts = self.text.first.at(self.sentences) if self.sentences else 0
         embeddings = 2 * batch * self.embedding_dim * 4
-        always = self.overhead + self.weights + self.optimizer_state + inputs + embeddings
+        always = self.overhead + self.weights + self.optimizer_state + self.averages + inputs + embeddings
         if chunk >= batch:
             image_saved = self.image.saved.at(batch)
             return always + max(
                 image_saved + self.text.first.at(batch),
-                image_saved + self.text.saved.at(batch) + loss,
+                image_saved + self.text.saved.at(batch) + max(loss, prompts),
                 self.text.gradients + self.image.first.at(batch),
                 self.gradients,
             )
         # Embeddings of the first pass, the leaves put together for the loss, and their gradients.
         replay = self.gradients + max(self.image.again.at(chunk), self.text.again.at(chunk))
-        return always + 2 * embeddings + max(replay, loss)
+        return always + 2 * embeddings + max(replay, loss, prompts)
 
     def largest_chunk(self, budget_bytes: float, batch: int) -> int:
         """See ``largest_chunk``; the peak of one pass over all may be below that of a chunk, and is tried first."""

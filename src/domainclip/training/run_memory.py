@@ -26,6 +26,7 @@ from domainclip.training.memory_model import StepMemory
 from domainclip.training.memory_monitor import MemoryMonitor, held_bytes
 from domainclip.training.memory_trace import SIZES, trace_tower
 from domainclip.training.optimizer_choice import optimizer_state_bytes
+from domainclip.training.weight_average import average_bytes
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +222,8 @@ class RunMemory:
             input_per_pair=3 * self.largest_side**2 + ids[0].nbytes + mask[0].nbytes,
             embedding_dim=encoder.embedding_dim,
             overhead=max(0, held - weights),
+            averages=average_bytes(encoder) if self.settings.ema_share > 0 else 0,
+            sentences=step.classification.sentences if step.classification is not None else 0,
         )
 
     # --- while it runs, and after ---

@@ -32,6 +32,7 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
         "domain": domain_digest(trainer.settings),
         "state": dict(trainer.state.__dict__),
         "model": training_state(trainer.encoder),
+        "average": trainer.average.get_state(),
         "loss": trainer.loss.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
@@ -98,6 +99,7 @@ def restore(trainer: Trainer) -> int:
         trainer.memory.adopt(own["memory"]["forecast"])
     trainer.adaptive.load_state(own["memory"]["step"])
     load_training_state(trainer.encoder, content["model"])
+    trainer.average.load_state(content["average"])
     trainer.loss.load_state_dict(content["loss"])
     trainer.optimizer.load_state_dict(content["optimizer"])
     trainer.scaler.load_state_dict(content["scaler"])

@@ -24,6 +24,7 @@ from domainclip.losses import TemperatureScheduler, call_objective
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from domainclip.training.adaptive_step import AdaptiveStep
 from domainclip.training.checkpoint import CheckpointStore
+from domainclip.training.class_term import ClassificationTerm
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.gradcache import ContrastiveStep
 from domainclip.training.guards import CollapseGuard, check_finite
@@ -39,6 +40,7 @@ from domainclip.training.snapshot import restore, save_checkpoint
 from domainclip.training.starting_point import StartingPoint
 from domainclip.training.terminal import StopSignals, progress_bar
 from domainclip.training.views import PictureViews
+from domainclip.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class Trainer:
     ``metrics.jsonl``, ``checkpoints/`` and ``best/`` (the best weights, in ``transformers``' layout). ``processes``:
     several train together, each on its rows of every batch; the first alone judges and writes, all go the same way.
     ``start``: the model it begins with, which ``encoder`` still is, where the settings hold the training near it.
-    ``head_first``: what trains the projections before the first step, or None.
+    ``head_first``: what trains the projections before the first step, or None. ``classification``: a term of the loss
+    beside the objective, or None.
     """
 
     def __init__(
@@ -71,9 +74,10 @@ class Trainer:
         processes: ProcessGroup | OneProcess | None = None,
         start: StartingPoint | None = None,
         head_first: HeadFirst | None = None,
+        classification: ClassificationTerm | None = None,
     ) -> None:
         self.encoder, self.loss, self.start, self.head_first = encoder, loss, start, head_first
-        self.look_alikes = look_alikes
+        self.look_alikes, self.classification = look_alikes, classification
         self.processes = processes or OneProcess()
         self.loader = PrefetchDataLoader(loader, device)
         self.sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
@@ -91,6 +95,7 @@ class Trainer:
         self.temperature = None
         if settings.temperature_scheduling:
             self.temperature = TemperatureScheduler.from_settings(settings, settings.temperature, self.total_steps)
+        self.average = WeightAverage(encoder, settings.ema_share * self.total_steps)
         self.state = RunState()
         self.digest = recipe_digest(settings.model_dump(mode="json"), domain_digest(settings))
         self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
@@ -108,7 +113,7 @@ class Trainer:
         step = ContrastiveStep(
             PictureViews(encoder, spec, scales), encoder.encode_text, self._contrast,
             lambda: precision.autocast(device), device, chunk=self._chunk(), backward_scale=self.scaler.scale,
-            learning=learning, distillation=distillation,
+            learning=learning, distillation=distillation, classification=classification,
             processes=processes if isinstance(processes, ProcessGroup) else None, parameters=self.parameters,
         )  # fmt: skip
         self.adaptive = AdaptiveStep(step, encoder, loss, self._chunk_changed)
@@ -224,6 +229,7 @@ class Trainer:
                 f"Nothing was learned: no batch of {state.step} had two readable pictures "
                 f"({len(state.bad_pictures)} set aside, such as: {next(iter(state.bad_pictures.values()), '')})"
             )
+        self.average.settle()
         return TrainingResult(
             steps=state.step,
             epochs=self.plan.epochs(state.step),
@@ -257,6 +263,9 @@ class Trainer:
         settings, optimizer, step = self.settings, self.optimizer, self.state.step
         factor = rate_factor(step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio)
         set_rates(optimizer, factor * self.plan.rate(step))
+        if self.classification is not None:
+            self.classification.step = step
+            batch["classes"] = self.classification.classes(torch.as_tensor(batch["rows"]))
         self.adaptive.enlarge(int((self.plan.sides[-1] / self.plan.side(step)) ** 2))
         optimizer.zero_grad(set_to_none=True)
         if self.temperature:
@@ -272,6 +281,7 @@ class Trainer:
         self.scaler.step(optimizer)
         self.scaler.update()
         self.encoder.clamp_logit_scale()
+        self.average.update()
         if self.temperature:  # only the adaptive schedule reads the loss, and waits for the device to tell it
             adaptive = self.settings.temperature_schedule_type == "adaptive"
             self.temperature.step(self.state.step + 1, float(output["loss"]) if adaptive else None)
