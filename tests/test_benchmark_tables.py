@@ -55,21 +55,22 @@ def test_tables_show_the_newest_record_and_leave_the_rest_empty(make_tables: Mod
     assert len(rows) == 3 * 2 * 4  # devices, data sets, comparisons: all but one empty
 
 
-def test_recipes_table_reads_nested_and_missing_values(make_tables: ModuleType, tmp_path: Path) -> None:
+def test_recipes_table_puts_the_ways_side_by_side(make_tables: ModuleType, tmp_path: Path) -> None:
+    def run(way: str, seed: int, acc1: float, **more: Any) -> dict[str, Any]:
+        after = {"acc1": acc1, "mean_per_class_recall": acc1 - 0.1}
+        return {"data": "sci_pollen", "way": way, "seed": seed, "settings": {}, "after": after, **more}
+
     runs = [
-        {"data": "a", "model": "m", "before": {"acc1": 0.25}, "after": {"acc1": 0.5, "mean_per_class_recall": 0.4},
-         "training_time_s": 61.4},
-        {"data": "b", "model": "m", "after": {"acc1": 0.75}, "mean_per_class_recall": 0.125},
+        run("domainclip", 0, 0.5, before={"acc1": 0.25}, run_s=61.4), run("domainclip", 1, 0.7),
+        run("linear_probe", 0, 0.625), {**run("domainclip", 2, 0.9), "settings": {"ema_share": 0}},
+        {**run("plain", 0, 0.375), "data": "another"},
     ]  # fmt: skip
-    text = "<!-- table: recipes -->\n<!-- end table -->"
     (tmp_path / "recipes-2030-01-01.json").write_text(json.dumps({"runs": runs}))
-    expected = [
-        ["a", "m", "0.250", "0.500", "0.400", "61"],
-        ["b", "m", "", "0.750", "0.125", ""],
+    rows = cells_of(make_tables.fill("<!-- table: recipes -->\n<!-- end table -->", tmp_path))[2:]
+    assert len(rows) == 6
+    assert [row for row in rows if any(row[1:])] == [
+        ["sci_pollen", "0.250", "0.625", "", "", "", "0.600 (0.500–0.700)", "2", "0.500", "61"]
     ]
-    assert cells_of(make_tables.fill(text, tmp_path))[2:] == expected
-    (tmp_path / "recipes-2030-01-02.json").write_text(json.dumps(runs[:1]))  # a bare list, and newer
-    assert cells_of(make_tables.fill(text, tmp_path))[2:] == expected[:1]
 
 
 def test_loss_memory_table_leaves_out_what_was_not_run(make_tables: ModuleType, tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.resolution import SideRule
 from domainclip.config.resolve_batch_norm import resolve_batch_norm
 from domainclip.config.resolve_head_first import resolve_head_first
+from domainclip.config.resolve_length import STEPS_AN_EPOCH, automatic_batch, resolve_length, resolve_small_data
 from domainclip.config.resolve_retention import resolve_retention
 from domainclip.config.resolve_steps import resolve_batch_schedule, resolve_sides, resolved_steps
 from domainclip.errors import ConfigurationError
 
 DUPLICATE_SHARE = 0.01
 """Above this share of rows whose caption is not theirs alone, plain contrastive targets are wrong too often."""
-SMALL_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
     _resolve_objective(values, model, data, given, decide)
     _resolve_adapters(values, model)
     resolve_retention(values, decide)
+    resolve_length(values, data.train_rows, given, decide)
+    resolve_small_data(values, data.train_rows, model.image_tower_kind, given, decide)
     _resolve_rates(values, model, set_keys, given, decide)
     _resolve_schedule(values, data, given, decide)
     _resolve_augmentation(values, data, set_keys, given, config.picture_steps().allowed_turns, decide)
@@ -162,8 +164,8 @@ def _resolve_batch(values: dict[str, Any], data: DataFacts, set_keys: set[str], 
                 "gradient_accumulation_steps"
             )
         return
-    size = max(2, min(SMALL_BATCH, data.train_rows // 8))
-    reason = f"contrastive batch of {size}: min(256, {data.train_rows} rows / 8), at least 2"
+    size = automatic_batch(data.train_rows)
+    reason = f"contrastive batch of {size}: {STEPS_AN_EPOCH} steps or more for {data.train_rows} rows, at most 256"
     decide("batch_size", max(1, size // parts), reason + (f"; in {parts} steps" if parts > 1 else ""))
 
 
@@ -241,7 +243,8 @@ def _resolve_adapters(values: dict[str, Any], model: ModelFacts) -> None:
 
 def _resolve_rates(values: dict[str, Any], model: ModelFacts, set_keys: set[str], given: set[str], decide: Any) -> None:
     """A convolutional tower's rate, and LoRA's, is ten times ``learning_rate``; LoRA's not where the user has set
-    ``learning_rate`` (it is then taken to be meant for what is trained).
+    ``learning_rate`` (it is then taken to be meant for what is trained). Under stored batch-norm statistics, whose
+    steps nothing rescales, it is four times.
 
     LoRA's best rate is about ten times that of full fine-tuning whatever the rank, over many models and data sets
     (Schulman et al. 2025, "LoRA Without Regret", thinkingmachines.ai).
@@ -252,7 +255,11 @@ def _resolve_rates(values: dict[str, Any], model: ModelFacts, set_keys: set[str]
         if key in given:
             continue
         if kind == "convolutional":
-            decide(key, base * 10, "a batch-normalised convolutional tower wants ten times a transformer's rate")
+            factor = 4 if values["freeze_batch_norm"] and tower == "image" else 10
+            words = "four" if factor == 4 else "ten"
+            decide(
+                key, base * factor, f"a batch-normalised convolutional tower wants {words} times a transformer's rate"
+            )
         elif values["lora_r"] is not None and "learning_rate" not in set_keys:
             decide(key, base * 10, "adapters want about ten times the rate of full fine-tuning (Schulman et al. 2025)")
         else:

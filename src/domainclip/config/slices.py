@@ -202,6 +202,9 @@ class OptimizerSettings(AdapterSettings):
     text_learning_rate: float | None = Field(
         None, gt=0, description="Peak rate of the text tower (of its adapters, where it has any)."
     )
+    small_data: bool | None = Field(
+        None, description="Hold the towers' lower layers back, decay more, stop early; null: with under 1,000 pairs."
+    )
     num_epochs: int = Field(10, gt=0, title="Number of epochs", description="Passes over the training rows.")
     max_steps: int | None = Field(None, gt=0, description="Stop after this many optimizer steps, if that comes first.")
     warmup_steps: int = Field(500, ge=0, description="Steps over which the rate rises linearly from zero.")
@@ -228,7 +231,7 @@ class OptimizerSettings(AdapterSettings):
 
 
 class MemorySettings(Settings):
-    batch_size: int | None = Field(None, gt=0, description="Pairs a device step; null: min(256, rows / 8).")
+    batch_size: int | None = Field(None, gt=0, description="Pairs a device step; null: from the rows, at most 256.")
     gradient_accumulation_steps: int = Field(
         1,
         gt=0,

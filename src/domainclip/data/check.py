@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from domainclip.config.resolve_length import automatic_batch
 from domainclip.data.caption_checks import caption_length, caption_repetition, class_balance
 from domainclip.data.findings import DataCheckReport, Finding
 from domainclip.data.group_split import picture_key
@@ -54,7 +55,7 @@ def check_data(
     ``count_tokens`` gives the length of each text in tokens, start and end included; without it lengths are
     estimated. They are those of the captions as ``text_transform`` leaves them, a domain's spelling and abbreviations;
     ``cut_by_sentence``: training keeps whole sentences of what is too long. ``batch_size`` None stands for what an
-    automatic run would take, min(256, rows / 8).
+    automatic run would take.
 
     Errors (exit code 1) are what spoils a run or its figures: a table that cannot be read; missing, broken or
     oversized pictures and unusable rows from 1 % of their number on (fewer are warnings: training sets them
@@ -105,7 +106,7 @@ def check_data(
     train = splits.get("train", PairList())
     if train:
         findings += _size(train, batch_size)
-        size = batch_size or max(1, min(256, len(train) // 8))
+        size = batch_size or automatic_batch(len(train))
         captions = [pair.caption for pair in train]
         findings += caption_repetition(captions, size, assumed=batch_size is None)
         findings += class_balance(train)
