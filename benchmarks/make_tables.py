@@ -115,6 +115,32 @@ def recipes_table(results: Path) -> str:
     return table(header, rows)
 
 
+ABLATION_DATA = ("ind_solar_cells", "sci_rock_thin_sections")
+ABLATION_PARTS = {
+    "nothing": "nothing: the defaults", "all": "the preset: domain general", "images": "its picture steps",
+    "texts": "its text steps", "prompts": "its prompts", "augmentation": "its augmentation",
+    "training": "its learning rate", "head_first": "the heads first", "classification": "the classes' own term",
+    "averaging": "the mean of the weights", "small_data": "the restraint of few rows",
+    "all of these": "these four together",
+}  # fmt: skip
+
+
+def ablation_table(results: Path) -> str:
+    runs = look_up(newest("ablation", results), "runs") or []
+    rows = []
+    for part, words in ABLATION_PARTS.items():
+        cells = []
+        for data in ABLATION_DATA:
+            run = next((run for run in runs if (run["data"], run["without"]) == (data, part)), None)
+            cells += [
+                number(look_up(run, "after.acc1"), ".3f"),
+                number(look_up(run, "after.mean_per_class_recall"), ".3f"),
+            ]
+        rows.append([words, *cells])
+    header = ["without", *(f"{data}, {metric}" for data in ABLATION_DATA for metric in ("acc1", "recall"))]
+    return table(header, rows)
+
+
 OBJECTIVE_DATA = ("ind_solar_cells", "ind_pcb_defects", "sci_pollen")
 OBJECTIVES = ("contrastive", "multi_positive", "sigmoid", "hard_negative", "domain_specific")
 OBJECTIVE_PAIRS = (
@@ -255,6 +281,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "train_step": train_step_table,
     "input_pipeline": input_pipeline_table,
     "recipes": recipes_table,
+    "ablation": ablation_table,
     "objectives": objectives_table,
     "objectives_paired": objectives_paired_table,
     "loss_memory": loss_memory_table,

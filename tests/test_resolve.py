@@ -77,8 +77,10 @@ def test_longer_text_than_the_tower_takes_is_refused():
         resolve(CLIPFinetuningConfig(max_sequence_length=78), CLIP, PLAIN)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(8000, 256), (2048, 256), (800, 100), (24, 3), (9, 2), (2, 2)])
-def test_contrastive_batch_is_an_eighth_of_the_rows_at_most_256(rows, size):
+@pytest.mark.parametrize(
+    ("rows", "size"), [(8000, 256), (4096, 256), (1600, 100), (512, 32), (300, 32), (40, 20), (9, 4), (2, 2)]
+)
+def test_contrastive_batch_makes_sixteen_steps_an_epoch_or_has_32_pairs(rows, size):
     recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
     assert contrastive_batch(recipe) == size
     assert str(size) in reasons["batch_size"]
@@ -197,7 +199,7 @@ def test_reading():
 
 def test_domain_preset_lies_between_defaults_and_what_is_set():
     recipe, reasons = decided(CLIPFinetuningConfig(domain="medical"))
-    assert (recipe.learning_rate, recipe.num_epochs) == (3e-5, 15)
+    assert (recipe.learning_rate, recipe.horizontal_flip) == (3e-5, False)
     assert "preset" in reasons["learning_rate"]
     # Set, even to the default, it stays.
     recipe, reasons = decided(CLIPFinetuningConfig(domain="medical", learning_rate=5e-5))
@@ -214,3 +216,49 @@ def test_saved_recipe_repeats_the_run(name, model):
     again, later = decided(CLIPFinetuningConfig(**parse_recipe(text, "recipe.yaml")[0]), model, data)
     assert again.to_dict() == recipe.to_dict()
     assert later == {}
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(100, 30), (733, 30), (1100, 20), (2200, 10), (100_000, 10)])
+def test_few_rows_are_shown_more_often(rows, epochs):
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
+    assert recipe.num_epochs == epochs
+    assert f"{rows} rows" in reasons["num_epochs"]
+    assert decided(CLIPFinetuningConfig(num_epochs=3), data=replace(PLAIN, train_rows=rows))[0].num_epochs == 3
+
+
+def test_small_data_holds_the_training_back():
+    few = replace(PLAIN, train_rows=999)
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=few)
+    assert "999 pairs" in reasons["small_data"]
+    assert (recipe.layer_decay, recipe.weight_decay, recipe.early_stopping_patience) == (0.75, 0.05, 11)
+    assert decided(CLIPFinetuningConfig(), STARTER, few)[0].layer_decay == 0.9
+    # What is set stays, and adapters hold all layers back already.
+    recipe, _ = decided(CLIPFinetuningConfig(weight_decay=0.2, lora_r=8), data=few)
+    assert (recipe.weight_decay, recipe.layer_decay) == (0.2, 1.0)
+    for config, data in ((CLIPFinetuningConfig(small_data=False), few), (CLIPFinetuningConfig(), PLAIN)):
+        recipe, reasons = decided(config, data=data)
+        assert (recipe.small_data, recipe.layer_decay, recipe.early_stopping_patience) == (False, 1.0, None)
+        assert "small_data" not in reasons
+    assert decided(CLIPFinetuningConfig(small_data=True))[0].layer_decay == 0.75
+
+
+def test_batch_norm_keeps_its_statistics_where_the_heads_come_first():
+    few = replace(PLAIN, train_rows=1200)
+    recipe, reasons = decided(CLIPFinetuningConfig(), STARTER, few)
+    assert recipe.head_first
+    assert recipe.freeze_batch_norm
+    assert recipe.image_learning_rate == pytest.approx(4 * recipe.learning_rate)
+    assert "four times" in reasons["image_learning_rate"]
+    recipe, _ = decided(CLIPFinetuningConfig(head_first=False), STARTER, few)
+    assert not recipe.freeze_batch_norm
+    assert recipe.image_learning_rate == pytest.approx(10 * recipe.learning_rate)
+
+
+def test_classes_have_a_term_where_most_rows_have_one():
+    labelled = replace(PLAIN, labelled_share=0.9, classes=3)
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=labelled)
+    assert recipe.classification_weight == 1.0
+    assert "3 classes" in reasons["classification_weight"]
+    assert decided(CLIPFinetuningConfig(classification_weight=0.25), data=labelled)[0].classification_weight == 0.25
+    for data in (PLAIN, replace(labelled, labelled_share=0.4), replace(labelled, classes=1)):
+        assert decided(CLIPFinetuningConfig(), data=data)[0].classification_weight == 0.0

@@ -358,16 +358,16 @@ def test_where_a_schedule_ends_is_the_side_of_the_model():
 
 
 def test_batch_size_follows_its_schedule():
-    recipe, decisions = resolved(batch_size_schedule={0: 64, 10: 240}, gradient_accumulation_steps=3)
+    recipe, decisions = resolved(batch_size_schedule={0: 64, 10: 240}, gradient_accumulation_steps=3, num_epochs=10)
     assert recipe.batch_size == 80
     assert "the largest contrastive batch of batch_size_schedule is 240; in 3 steps" in decisions["batch_size"].reason
     assert resolved(batch_size=240, batch_size_schedule={0: 64, 10: 240})[0].batch_size == 240
     # Ten batches of 64, then 240s: 11 in the first epoch, 4 in each of the others.
     steps = 11 + 9 * 4
-    assert resolved_steps(resolved(batch_size_schedule={0: 64, 10: 240})[0], 1000) == steps
+    assert resolved_steps(resolved(batch_size_schedule={0: 64, 10: 240}, num_epochs=10)[0], 1000) == steps
     assert batch_schedule(recipe, 1000).batches(0) == 11
     assert decisions["warmup_steps"].value == math.ceil(steps / 10)
-    assert resolved_steps(resolved(batch_size=100)[0], 1000) == 100
+    assert resolved_steps(resolved(batch_size=100, num_epochs=10)[0], 1000) == 100
     assert resolved_steps(resolved(batch_size=100, max_steps=7)[0], 1000) == 7
 
 
@@ -382,12 +382,12 @@ def test_batch_size_follows_its_schedule():
         (
             {},
             {"resolution_schedule": {0: 96, 20: 224}, "resolution_schedule_by": "epoch", "num_epochs": 20},
-            "resolution_schedule: what holds from step 160 on never comes, for the training has 160 steps",
+            "resolution_schedule: what holds from step 320 on never comes, for the training has 320 steps",
         ),
         (
             {},
             {"resolution_schedule": {0: 96, 2: 224}, "resolution_schedule_by": "epoch", "max_steps": 5},
-            "resolution_schedule: what holds from step 16 on never comes, for the training has 5 steps",
+            "resolution_schedule: what holds from step 32 on never comes, for the training has 5 steps",
         ),
         ({}, {"batch_size_schedule": {0: 64, 10**9: 96}}, "batch_size_schedule: what holds from step 1000000000 on"),
         ({}, {"batch_size_schedule": {0: 64, 9: 1001}}, "goes up to 1001 pairs, and there are 1000 rows"),
