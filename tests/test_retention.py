@@ -65,8 +65,9 @@ def test_nothing_of_the_test_split_is_chosen_on(tiny_data: TinyData) -> None:
     assert found.validation.zero_shot is not None and found.test.zero_shot is not None
     chosen = set(found.validation.zero_shot.paths)
     assert len(chosen) == found.validation.n_rows == retention.rows == 9
-    assert chosen | set(found.spare) == others and not chosen & set(found.spare)
-    assert set(found.test.zero_shot.paths) == tests and not tests & (chosen | set(found.spare))
+    spare = {pair.image_path for pair in found.spare}
+    assert chosen | spare == others and not chosen & spare
+    assert set(found.test.zero_shot.paths) == tests and not tests & (chosen | spare)
     assert found.test_split == "test" and found.metric == "acc1"
     assert Counter(found.validation.zero_shot.targets) == {0: 3, 1: 3, 2: 3}
     assert "9 rows for validation, 6 of the test split" in retention.notes[0]

@@ -96,7 +96,7 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
     resolve_batch_norm(values, model.image_tower_kind, data.processes, set_keys, decide)
     _resolve_objective(values, model, data, given, decide)
     _resolve_adapters(values, model)
-    resolve_retention(values, decide)
+    resolve_retention(values, model.fresh_projections, decide)
     resolve_length(values, data.train_rows, given, decide)
     resolve_small_data(values, data.train_rows, model.image_tower_kind, given, decide)
     _resolve_rates(values, model, set_keys, given, decide)

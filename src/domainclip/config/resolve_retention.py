@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+REHEARSAL = 10.0
+"""Of 1, 10 and 50, what kept most of both sides (docs/log.md)."""
 
-def resolve_retention(values: dict[str, Any], decide: Any) -> None:
-    """``wise_ft`` and ``wise_ft_alpha``, where they were left unset."""
+
+def resolve_retention(values: dict[str, Any], fresh_projections: bool, decide: Any) -> None:
+    """``rehearsal_strength``, ``wise_ft`` and ``wise_ft_alpha``, where they were left unset."""
+    if values["rehearsal_strength"] is None:
+        values["rehearsal_strength"] = 0.0
+        if values["retention_data"] and not fresh_projections:
+            decide(
+                "rehearsal_strength", REHEARSAL, "rows of retention_data that judge nothing are shown again meanwhile"
+            )
     if values["wise_ft"] is None:
         if values["wise_ft_alpha"] is not None:
             decide("wise_ft", True, "wise_ft_alpha is set")

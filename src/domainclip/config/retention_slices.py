@@ -16,6 +16,12 @@ class RetentionSettings(Settings):
     retention_rows: int = Field(
         300, gt=1, description="Validation rows taken, at most, from each retention set's training side."
     )
+    rehearsal_strength: float | None = Field(
+        None, ge=0, description="Weight of keeping embeddings of retention_data's other training rows; null: 10."
+    )
+    rehearsal_rows: int = Field(
+        400, gt=1, description="Rows taken for that, at most, from each retention set's training side."
+    )
     wise_ft: bool | None = Field(
         None, description="Save a mean of the starting and the trained weights; null: where retention_data is given."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +247,10 @@ class CLIPFinetuningController:
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
         val = val_dataset.pairs if isinstance(val_dataset, CLIPDataset) else list(val_dataset or ())
         check_trade_off(recipe, len(val))
-        if self.processes.is_first:
-            retention = retention or load_retention(self)
+        kept = retention
+        if kept is None and (self.processes.is_first or recipe.rehearsal_strength):
+            kept = load_retention(self)
+        retention = kept if self.processes.is_first else None  # the others rehearse, and judge nothing
         encoder.remove_adapters()  # of a run that did not end
         start = starting_point(encoder, recipe, as_loaded=self._status == "ready")
         if start is not None and start.encoder is not None:
@@ -279,13 +282,15 @@ class CLIPFinetuningController:
             fast = self.engine(autocast=lambda: precision.autocast(device))
             fast.text_map = judge.text_map
             look_alikes = look_alike_finder(data, recipe, fast)
+        autocast = partial(self.precision.autocast, self.device)
+        rehearsal = kept.rehearsed(encoder, recipe, autocast) if kept is not None else None
         torch.manual_seed(recipe.seed + self.processes.rank)  # their own dropout
         trainer = Trainer(
             encoder, loss, loader, data.image_transform.spec, recipe, self.device, self.precision, folder, validate,
             self.console, look_alikes, may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
             processes=self.processes, start=start,
-            head_first=head_first_of(encoder, recipe, loss, data, val, self.device, self.precision),
-            classification=classification_of(encoder, recipe, data, self.device, self.precision),
+            head_first=head_first_of(encoder, recipe, loss, data, val, self.device, self.precision, rehearsal),
+            classification=classification_of(encoder, recipe, data, self.device, self.precision), rehearsal=rehearsal,
         )  # fmt: skip
         if retention is not None and not resume:
             record_course(folder, 0, {f"val_{name}": value for name, value in retention.during().items()})

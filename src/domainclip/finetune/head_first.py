@@ -18,6 +18,7 @@ from domainclip.finetune.captions import caption_chain, class_templates, trainin
 from domainclip.models import DualEncoder
 from domainclip.training.class_term import ClassificationTerm
 from domainclip.training.head_first import HeadFirst
+from domainclip.training.rehearsal import Rehearsal
 
 
 def head_first_of(
@@ -28,6 +29,7 @@ def head_first_of(
     validation: Sequence[ImageTextPair],
     device: torch.device,
     precision: PrecisionDecision,
+    rehearsal: Rehearsal | None = None,
 ) -> HeadFirst | None:
     """None where the recipe does not want it. Classes are described as the evaluation describes them."""
     if not recipe.head_first:
@@ -42,7 +44,7 @@ def head_first_of(
         )  # fmt: skip
     return HeadFirst(
         encoder, loss, data, recipe, recipe.seed, device, lambda: precision.autocast(device), recipe.eval_batch_size,
-        judged, _sentences(recipe, data, caption_chain(recipe, encoder.processor)),
+        judged, _sentences(recipe, data, caption_chain(recipe, encoder.processor)), rehearsal,
     )  # fmt: skip
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.slices import DEFAULT_TEMPLATES
 from domainclip.data.domain.chain import DomainImageChain
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.splits import load_splits
 from domainclip.data.transforms import TextTransform
 from domainclip.embedding import EmbeddingEngine
-from domainclip.errors import DataError
+from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
 from domainclip.evaluation.report import jsonable
 from domainclip.files import write_json, write_text
+from domainclip.models import DualEncoder
 from domainclip.training.metrics_log import read_metrics
+from domainclip.training.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from domainclip.finetune.controller import CLIPFinetuningController
@@ -34,14 +36,14 @@ ROWS_DURING_TRAINING = 100
 class RetentionSet:
     """One data set. ``validation``: rows of its training side, on which trade-offs are chosen; ``during``: some of
     them. ``test``: its test split, only reported, or the validation rows where there is none (``test_split``).
-    ``spare``: pictures of its training side on which nothing is judged."""
+    ``spare``: rows of its training side on which nothing is judged."""
 
     name: str
     validation: DomainEvaluator
     during: DomainEvaluator
     test: DomainEvaluator
     test_split: str
-    spare: list[Path]
+    spare: list[ImageTextPair]
 
     @property
     def metric(self) -> str:
@@ -64,7 +66,32 @@ class Retention:
 
     @property
     def spare(self) -> list[Path]:
-        return [path for part in self.sets for path in part.spare]
+        return [pair.image_path for part in self.sets for pair in part.spare]
+
+    def rehearsed(self, encoder: DualEncoder, recipe: FrozenConfig, autocast: Callable[[], Any]) -> Rehearsal | None:
+        """What training is shown of these sets, so that it is not forgotten; None where the recipe does not want it, or
+        no row is left over. Raises ``ConfigurationError`` for a model whose embeddings are not worth keeping."""
+        if not recipe.rehearsal_strength:
+            return None
+        if encoder.fresh_projections:
+            raise ConfigurationError(
+                "rehearsal_strength keeps the starting model's embeddings, and two backbones that have just been "
+                "joined have none worth keeping: set it to 0, or start from a dual encoder (model_name)"
+            )
+        drawn = [
+            pair for part in self.sets for pair in _readable(
+                stratified_rows(part.spare, recipe.rehearsal_rows, recipe.seed), self.engine
+            )
+        ]  # fmt: skip
+        if not drawn:
+            return None
+        engine = self.engine
+        length = min(recipe.max_sequence_length, encoder.text_length)
+        tokens = encoder.processor.token_ids([pair.caption for pair in drawn], length)
+        return Rehearsal(
+            encoder, engine.pixels([pair.image_path for pair in drawn]), tokens, engine.spec.normalise,
+            recipe.rehearsal_strength, recipe.seed, engine.device, autocast,
+        )  # fmt: skip
 
     def during(self) -> dict[str, float]:
         """``retention_mean`` and ``retention_NAME`` of each set, on a few validation rows."""
@@ -175,7 +202,7 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
         evaluator(stratified_rows(drawn, ROWS_DURING_TRAINING, config.seed)),
         evaluator(test) if test else validation,
         "test" if test else "validation",
-        [pair.image_path for pair in pool if pair not in chosen],
+        [pair for pair in pool if pair not in chosen],
     )
 
 

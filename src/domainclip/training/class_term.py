@@ -52,6 +52,11 @@ class ClassificationTerm:
         """Sentences that go through the text tower in each step."""
         return min(len(self.tokens), LARGEST)
 
+    def begin(self, step: int, rows: Tensor) -> Int[Tensor, " rows"]:
+        """Make ready for a step of these training rows; their classes."""
+        self.step = step
+        return self.classes(rows)
+
     def classes(self, rows: Tensor) -> Int[Tensor, " rows"]:
         """The number of each training row's class; −1 for one without."""
         return self.of_rows[rows.cpu()].to(self.device)

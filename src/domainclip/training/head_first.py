@@ -31,6 +31,7 @@ from domainclip.training.head_features import FeatureReader
 from domainclip.training.judging import judge
 from domainclip.training.metrics_log import MetricsLog
 from domainclip.training.optimizer import rate_factor
+from domainclip.training.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from domainclip.training.trainer import Trainer
@@ -53,7 +54,7 @@ class HeadFirst:
     the classes are judged by) make: with frozen towers that is the linear probe, written as sentences.
 
     ``validation``: rows whose loss stops it, and chooses the step that is kept; without them all steps are made.
-    ``batch_size``: pictures embedded at once.
+    ``batch_size``: pictures embedded at once. ``rehearsal``: a further term, over all of its rows.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class HeadFirst:
         batch_size: int,
         validation: CLIPDataset | None = None,
         class_prompts: Mapping[str, Sequence[str]] | None = None,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         self.encoder, self.objective, self.settings, self.device = encoder, objective, settings, device
         self.data, self.validation, self.class_prompts = data, validation, class_prompts or {}
-        self.seed = seed
+        self.seed, self.rehearsal = seed, rehearsal
         self.reader = FeatureReader(encoder, device, autocast, batch_size)
         # A step costs the square of it.
         self.largest_batch = 1024 if device.type == "cpu" else 4096
@@ -125,6 +127,7 @@ class HeadFirst:
         settings, total = self.settings, self.settings.head_first_steps
         objective = copy.deepcopy(self.objective).train().requires_grad_(False)
         optimizer = self._optimizer(parameters)
+        rehearse = self.rehearsal.of_heads() if self.rehearsal is not None else None
         every = max(1, total // _CHECKS)
         best: tuple[float, int, list[Tensor]] | None = None
         before: float | None = None
@@ -153,6 +156,8 @@ class HeadFirst:
             loss = output["loss"]
             if classes is not None:
                 loss = loss + classes.loss(pictures, batch.classes, self.encoder.logit_scale)
+            if rehearse is not None:
+                loss = loss + rehearse()
             loss.backward()
             optimizer.step()
             self.encoder.clamp_logit_scale()

@@ -34,6 +34,7 @@ from domainclip.training.judging import judge
 from domainclip.training.metrics_log import MetricsLog, peak_memory_mb, told_numbers
 from domainclip.training.optimizer import build_optimizer, rate_factor, set_rates
 from domainclip.training.regularizers import L2SP, FeatureDistillation
+from domainclip.training.rehearsal import Rehearsal
 from domainclip.training.results import RunState, TrainingResult, Validation
 from domainclip.training.run_memory import RunMemory
 from domainclip.training.snapshot import restore, save_checkpoint
@@ -54,7 +55,7 @@ class Trainer:
     several train together, each on its rows of every batch; the first alone judges and writes, all go the same way.
     ``start``: the model it begins with, which ``encoder`` still is, where the settings hold the training near it.
     ``head_first``: what trains the projections before the first step, or None. ``classification``: a term of the loss
-    beside the objective, or None.
+    beside the objective. ``rehearsal``: what keeps rows from outside the domain as they were.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class Trainer:
         start: StartingPoint | None = None,
         head_first: HeadFirst | None = None,
         classification: ClassificationTerm | None = None,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         self.encoder, self.loss, self.start, self.head_first = encoder, loss, start, head_first
-        self.look_alikes, self.classification = look_alikes, classification
+        self.look_alikes, self.classification, self.rehearsal = look_alikes, classification, rehearsal
         self.processes = processes or OneProcess()
         self.loader = PrefetchDataLoader(loader, device)
         self.sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
@@ -99,6 +101,7 @@ class Trainer:
         self.state = RunState()
         self.digest = recipe_digest(settings.model_dump(mode="json"), domain_digest(settings))
         self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
+        self.fingerprint += rehearsal.digest if rehearsal is not None else ""
         self._unchecked: tuple[dict[str, Tensor], Tensor] | None = None
         self.stop = StopSignals(self.console)
         self.l2sp = L2SP(encoder, settings.l2sp_strength) if settings.l2sp_strength > 0 else None
@@ -264,13 +267,15 @@ class Trainer:
         factor = rate_factor(step, settings.warmup_steps, self.total_steps, settings.min_learning_rate_ratio)
         set_rates(optimizer, factor * self.plan.rate(step))
         if self.classification is not None:
-            self.classification.step = step
-            batch["classes"] = self.classification.classes(torch.as_tensor(batch["rows"]))
+            batch["classes"] = self.classification.begin(step, torch.as_tensor(batch["rows"]))
         self.adaptive.enlarge(int((self.plan.sides[-1] / self.plan.side(step)) ** 2))
         optimizer.zero_grad(set_to_none=True)
         if self.temperature:
             self.encoder.set_temperature(self.temperature.get_temperature(), trainable=False)
         output = self.step_fn(batch)
+        if self.rehearsal is not None:
+            pairs, chunk = self._pairs(batch), self.adaptive.step.chunk_of(len(batch["rows"]))
+            output = {**output, "rehearsal": self.rehearsal.add_gradient(step, pairs, chunk, self.scaler.scale)}
         self.scaler.unscale_(optimizer)
         if self.l2sp is not None:
             output = {**output, "l2sp": self.l2sp.add_gradient()}
