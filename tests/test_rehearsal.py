@@ -112,7 +112,8 @@ def test_the_heads_alone_have_the_same_penalty() -> None:
 def run(data: TinyData, folder: Path, **values: Any) -> tuple[CLIPFinetuningController, dict[str, Any]]:
     config = CLIPFinetuningConfig(
         model_name="tiny", batch_size=6, max_steps=8, num_epochs=9, num_workers=0, mixed_precision=False,
-        learning_rate=1e-3, retention_data=[str(data.folder)], wise_ft=False, save_steps=4, **{"retention_rows": 6, **values},
+        learning_rate=1e-3, retention_data=[str(data.folder)], wise_ft=False, save_steps=4,
+        **{"retention_rows": 6, **values},
     )  # fmt: skip
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
