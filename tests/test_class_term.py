@@ -45,7 +45,7 @@ def test_it_is_the_cross_entropy_of_the_zero_shot_classifier(tiny_data: TinyData
     images = torch.randn(4, encoder.embedding_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = term(images, term.classes(rows))
     ids, mask = encoder.processor.pad(
-        [list(ids) for ids in encoder.processor.token_ids([texts[0] for texts in prompts.values()], 77)], term.length
+        [list(ids) for ids in encoder.processor.token_ids([texts[0] for texts in prompts.values()], 77)], 77
     )
     texts = F.normalize(encoder.encode_text(ids, mask), dim=-1)
     expected = 0.0

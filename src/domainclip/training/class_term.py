@@ -41,10 +41,9 @@ class ClassificationTerm:
         tokens = encoder.processor.token_ids([text for texts in prompts.values() for text in texts], data.text_length)
         places = iter(tokens)
         self.tokens = [[list(next(places)) for _ in texts] for texts in prompts.values()]
-        # One length for all steps: memory that does not change from step to step, and on MPS one shape.
-        self.length = data.text_length
-        if encoder.processor.text_padding != "fixed":
-            self.length = min(self.length, -(-max(len(ids) for ids in tokens) // 16) * 16)
+        self.fixed_length = data.text_length if encoder.processor.text_padding == "fixed" else None
+        if self.fixed_length is None and device.type == "mps":  # which keeps memory for each shape: one for all steps
+            self.fixed_length = min(data.text_length, -(-max(len(ids) for ids in tokens) // 16) * 16)
         self.step = 0
 
     @property
@@ -69,7 +68,8 @@ class ClassificationTerm:
         draws = torch.rand(len(shown), generator=generator).tolist()
         ids = [self.tokens[number][int(draw * len(self.tokens[number]))]
                for number, draw in zip(shown, draws, strict=True)]  # fmt: skip
-        input_ids, mask = self.encoder.processor.pad(ids, self.length)
+        length = self.fixed_length or max(len(row) for row in ids)
+        input_ids, mask = self.encoder.processor.pad(ids, length)
         with self.autocast():
             texts = self.encoder.encode_text(input_ids.to(self.device), mask.to(self.device))
         if images.ndim == 3:
