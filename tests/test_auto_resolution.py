@@ -179,7 +179,7 @@ def test_speed_is_the_median_of_three_after_a_warm_up(monkeypatch: pytest.Monkey
 def test_measuring_changes_nothing(tmp_path: Path, tiny_data: TinyData) -> None:
     """Batch norm with the batch's statistics (the untouched state has them, so that a pass would change it)."""
     model = save_vision_text(tmp_path / "model", tmp_path / "parts", "mobilenet")
-    controller = ready(model_name=str(model), wanted_throughput=1e9)
+    controller = ready(model_name=str(model), wanted_throughput=1e9, head_first=False)
     encoder = controller.model
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
     encoder.eval()

@@ -100,7 +100,7 @@ def test_config_show_as_json_has_every_key_once(domainclip):
 def test_config_show_tells_a_preset_from_a_default(domainclip):
     rows = json.loads(domainclip("config", "show", "domain=medical", "--json").out)
     sources = {row["key"]: (row["value"], row["source"]) for row in rows}
-    assert sources["num_epochs"] == (15, "preset")
+    assert sources["horizontal_flip"] == (False, "preset")
     assert sources["domain"] == ("medical", "set")
 
 

@@ -345,12 +345,12 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
 
 
 @pytest.mark.parametrize(
-    ("later", "kept"), [([0.79, 0.75, 0.7], 0), ([0.75, 0.8, 0.79], 2), ([0.9, 0.85, 0.79], 2), ([0.81, 0.9, 0.85], 3)]
+    ("later", "kept"), [([0.74, 0.7, 0.6], 0), ([0.7, 0.76, 0.74], 2), ([0.9, 0.85, 0.79], 2), ([0.81, 0.9, 0.85], 3)]
 )
 def test_trained_towers_must_reach_what_the_heads_had(
     tiny_data: TinyData, tmp_path: Path, later: list[float], kept: int
 ) -> None:
-    """The heads' model has .80; every validation has a standard error of .1."""
+    """The heads' model has .80; every validation has a standard error of .1, half of which may be missed."""
     values = iter([0.8, *later])
 
     def validate() -> Validation:

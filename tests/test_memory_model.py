@@ -30,7 +30,9 @@ DEEP = {"layers": 5, "width": 64, "heads": 4, "projection_dim": 24, "text_length
 
 
 def recipe(**values: Any) -> CLIPFinetuningConfig:
-    return CLIPFinetuningConfig(**{"image_resolution": 32, "max_sequence_length": 16, "precision": "fp32", **values})
+    return CLIPFinetuningConfig(
+        **{"image_resolution": 32, "max_sequence_length": 16, "precision": "fp32", "ema_share": 0.0, **values}
+    )
 
 
 def shape_of(encoder: DualEncoder) -> ModelShape:

@@ -211,7 +211,7 @@ def test_a_schedule_excludes_a_learned_temperature() -> None:
     recipe, _ = resolve(CLIPFinetuningConfig(temperature_scheduling=True), model, data)
     assert not recipe.learnable_temp
     assert recipe.temperature == recipe.max_temp  # the model's .2 is above it
-    with pytest.raises(ConfigurationError, match=r"temp_warmup_steps=999 is more than the 80 steps"):
+    with pytest.raises(ConfigurationError, match=r"temp_warmup_steps=999 is more than the 90 steps"):
         resolve(CLIPFinetuningConfig(temperature_scheduling=True, temp_warmup_steps=999), model, data)
     with pytest.raises(ConfigurationError, match=r"temperature=0.5 is outside min_temp=0.01 … max_temp=0.1"):
         resolve(CLIPFinetuningConfig(temperature_scheduling=True, temperature=0.5), model, data)

@@ -311,7 +311,7 @@ def swept(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("swept")
     path = save_vision_text(folder / "joined", folder / "parts", "mobilenet")
     values = {**DEFAULTS, "model_name": str(path), "retention_data": [str(tiny_data.folder)], "retention_rows": 9,
-              "data_path": str(tiny_data.folder), "output_dir": str(folder / "run")}  # fmt: skip
+              "head_first": False, "data_path": str(tiny_data.folder), "output_dir": str(folder / "run")}  # fmt: skip
     del values["image_resolution"]
     return folder, run_training(CLIPFinetuningConfig(**values), console=Console(quiet=True)).report
 

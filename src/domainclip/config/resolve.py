@@ -98,9 +98,12 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
     _resolve_adapters(values, model)
     resolve_retention(values, model.fresh_projections, decide)
     resolve_length(values, data.train_rows, given, decide)
-    resolve_small_data(values, data.train_rows, model.image_tower_kind, given, decide)
     _resolve_rates(values, model, set_keys, given, decide)
     _resolve_schedule(values, data, given, decide)
+    validations = resolved_steps(values, data.train_rows) // min(
+        values["eval_steps"], steps_per_epoch(values, data.train_rows)
+    )
+    resolve_small_data(values, data.train_rows, model.image_tower_kind, validations, given, decide)
     _resolve_augmentation(values, data, set_keys, given, config.picture_steps().allowed_turns, decide)
     _resolve_reading(values, data, given, decide)
     return CLIPFinetuningConfig(**values).frozen(with_own_steps), decisions

@@ -33,10 +33,13 @@ def resolve_length(values: dict[str, Any], rows: int, given: set[str], decide: A
     decide("num_epochs", epochs, f"about {PICTURES} pictures of {rows} rows, {FEWEST_EPOCHS} to {MOST_EPOCHS} passes")
 
 
-def resolve_small_data(values: dict[str, Any], rows: int, image_tower_kind: str, given: set[str], decide: Any) -> None:
+def resolve_small_data(
+    values: dict[str, Any], rows: int, image_tower_kind: str, validations: int, given: set[str], decide: Any
+) -> None:
     """The profile for few pairs: lower layers held back, more decay, an end where nothing more is gained.
 
-    Comes after ``num_epochs``. Adapters are an alternative that holds everything back (``lora_r``), and go without it.
+    ``validations``: how many there will be, nearly. Adapters are an alternative that holds everything back (``lora_r``),
+    and go without ``layer_decay``.
     """
     if values["small_data"] is None:
         small = rows < SMALL_DATA
@@ -54,5 +57,5 @@ def resolve_small_data(values: dict[str, Any], rows: int, image_tower_kind: str,
     if "weight_decay" not in given:
         decide("weight_decay", 0.05, f"{why}: five times the usual decay")
     if "early_stopping_patience" not in given:
-        patience = max(5, values["num_epochs"] // 2)
+        patience = max(5, validations // 2)
         decide("early_stopping_patience", patience, f"{why}: half of the training without a better validation ends it")
