@@ -38,8 +38,8 @@ def resolve_small_data(
 ) -> None:
     """The profile for few pairs: lower layers held back, more decay, an end where nothing more is gained.
 
-    ``validations``: how many there will be, nearly. Adapters are an alternative that holds everything back (``lora_r``),
-    and go without ``layer_decay``.
+    ``validations``: how many there will be, nearly. Adapters are an alternative that holds everything back
+    (``lora_r``), and go without ``layer_decay``.
     """
     if values["small_data"] is None:
         small = rows < SMALL_DATA
