@@ -141,6 +141,28 @@ def ablation_table(results: Path) -> str:
     return table(header, rows)
 
 
+RETENTION_WAYS = {
+    "default": "rehearsal and the chosen mean (default)", "wise_ft": "the chosen mean alone", "nothing": "neither",
+}  # fmt: skip
+
+
+def retention_table(results: Path) -> str:
+    runs = look_up(newest("retention", results), "runs") or []
+    rows = []
+    for data in ("ind_solar_cells", "sci_pollen"):
+        for way, words in RETENTION_WAYS.items():
+            run = next((run for run in runs if (run["data"], run["way"]) == (data, way)), None)
+            lost = run and 100 * (run["retention_before"] - run["retention_after"])
+            rows.append([
+                data, words, *(number(look_up(run, key), ".3f") for key in
+                               ("before", "after", "retention_before", "retention_after")),
+                number(lost, ".1f"), number(look_up(run, "trade_off.chosen_alpha"), ".2f"),
+            ])  # fmt: skip
+    header = ["domain", "kept by", "acc1 before", "after", "retention sets before", "after", "points lost",
+              "wise_ft_alpha"]  # fmt: skip
+    return table(header, rows)
+
+
 OBJECTIVE_DATA = ("ind_solar_cells", "ind_pcb_defects", "sci_pollen")
 OBJECTIVES = ("contrastive", "multi_positive", "sigmoid", "hard_negative", "domain_specific")
 OBJECTIVE_PAIRS = (
@@ -282,6 +304,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "input_pipeline": input_pipeline_table,
     "recipes": recipes_table,
     "ablation": ablation_table,
+    "retention": retention_table,
     "objectives": objectives_table,
     "objectives_paired": objectives_paired_table,
     "loss_memory": loss_memory_table,
