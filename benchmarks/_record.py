@@ -7,6 +7,7 @@ it starts (Linux counts the memory before ``exec``), and the peaks measured ther
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import statistics
@@ -69,6 +70,12 @@ def _processor() -> tuple[str, set[str]]:
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
+
+
+def todays_runs(benchmark: str, folder: Path) -> list[dict[str, Any]]:
+    """The runs in today's record, for a benchmark that goes on with what it has; none where there is no record."""
+    path = folder / f"{benchmark}-{datetime.date.today().isoformat()}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
 
 
 def write_record(benchmark: str, content: dict[str, Any], folder: Path, device: str = "cpu") -> Path:

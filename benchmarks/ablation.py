@@ -11,8 +11,6 @@ of the training are turned off. A run that is in today's record already is not r
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import sys
 import tempfile
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _record import RESULTS, machine_facts, write_record
+from _record import RESULTS, machine_facts, todays_runs, write_record
 from recipes import our_run
 
 DATA = ("ind_solar_cells", "sci_rock_thin_sections")
@@ -66,10 +64,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     facts = machine_facts()
-    runs: list[dict[str, Any]] = []
-    today = arguments.output / f"ablation-{datetime.date.today().isoformat()}.json"
-    if today.is_file():
-        runs = json.loads(today.read_text(encoding="utf-8"))["runs"]
+    runs = todays_runs("ablation", arguments.output)
     for data in arguments.data:
         if not data.is_dir():
             print(f"{data} is not here: left out")

@@ -17,8 +17,6 @@ A run that is in today's record already is not repeated.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import sys
 import tempfile
@@ -29,7 +27,7 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _record import RESULTS, machine_facts, write_record
+from _record import RESULTS, machine_facts, todays_runs, write_record
 
 METRICS = ("acc1", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "n_classified", "n_classes", "n_texts")
 DATA = (
@@ -127,10 +125,7 @@ def main() -> None:
     for data in arguments.data:
         if data not in present:
             print(f"{data} is not here: left out")
-    runs: list[dict[str, Any]] = []
-    today = arguments.output / f"recipes-{datetime.date.today().isoformat()}.json"
-    if today.is_file():
-        runs = [run for run in json.loads(today.read_text(encoding="utf-8"))["runs"] if "way" in run]
+    runs = [run for run in todays_runs("recipes", arguments.output) if "way" in run]
     for seed in arguments.seeds:
         for data in present:
             for way in arguments.ways:

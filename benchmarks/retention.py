@@ -12,8 +12,6 @@ is not repeated.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import sys
 import tempfile
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _record import RESULTS, machine_facts, write_record
+from _record import RESULTS, machine_facts, todays_runs, write_record
 from recipes import DOMAINS
 
 DATA = ("ind_solar_cells", "sci_pollen")
@@ -65,10 +63,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     facts = machine_facts()
-    runs: list[dict[str, Any]] = []
-    today = arguments.output / f"retention-{datetime.date.today().isoformat()}.json"
-    if today.is_file():
-        runs = json.loads(today.read_text(encoding="utf-8"))["runs"]
+    runs = todays_runs("retention", arguments.output)
     if absent := [str(path) for path in (*arguments.data, *arguments.retention) if not path.is_dir()]:
         print(f"Nothing is run, since these are not here: {', '.join(absent)}")
         return

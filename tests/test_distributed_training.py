@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from domainclip.training import Trainer, Validation
 from domainclip.training.distributed import ProcessGroup
 from test_resolve import PLAIN as PLAIN_DATA
 from test_resolve import STARTER
-from training_setup import make_trainer, same, weights
+from training_setup import make_trainer, one_of_two, same, weights
 
 STEPS = 6
 PLAIN = {"save_steps": 100, "eval_steps": 3}
@@ -48,14 +47,7 @@ def _validation(values: list[float], calls: list[int]) -> Callable[[], Validatio
 
 
 def _process(rank: int, port: int, data: TinyData, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }  # fmt: skip
-    processes = ProcessGroup.from_environment(torch.device("cpu"))
-    assert processes is not None
-    with processes:
+    with one_of_two(rank, port) as processes:
         got = {
             "plain": _plain(processes, data, folder / "plain"),
             "stopped": _stopped_and_resumed(processes, data, folder),

@@ -31,7 +31,7 @@ from domainclip.training.head_features import FeatureReader
 from domainclip.training.head_first import HeadFirst, begin_with_heads
 from domainclip.training.metrics_log import read_metrics
 from model_zoo import save_siglip, save_vision_text
-from training_setup import make_trainer, same, weights
+from training_setup import make_trainer, same, train_until, weights
 
 CPU = torch.device("cpu")
 VALUES: dict[str, Any] = {
@@ -302,10 +302,6 @@ def with_heads(pairs: Sequence[ImageTextPair], val: Sequence[ImageTextPair], fol
     return trainer
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop_at", [0, 2])
 def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, stop_at: int) -> None:
     """Before the first checkpoint the heads are trained again, after it they are not."""
@@ -316,16 +312,7 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     plain.train()
     assert not same(weights(whole), weights(plain))
     broken = with_heads(pairs, val, tmp_path / "broken")
-    take = broken._step
-
-    def stopping(batch: dict[str, Any]) -> Any:
-        if broken.state.step == stop_at:
-            raise Stop
-        return take(batch)
-
-    broken._step = stopping
-    with pytest.raises(Stop):
-        broken.train()
+    train_until(broken, stop_at)
     torch.manual_seed(999)
     again = with_heads(pairs, val, tmp_path / "broken")
     calls: list[int] = []

@@ -23,7 +23,7 @@ from domainclip.models.checkpoint_blocks import checkpoint_blocks, checkpoint_op
 from domainclip.models.lora import is_adapter, load_training_state, training_state
 from domainclip.training import ContrastiveStep, Validation
 from lora_cases import KINDS, LORA, Build, assert_same_directions, embeddings, inputs, settings, teach, trainable
-from training_setup import make_trainer, same, weights
+from training_setup import make_trainer, same, train_until, weights
 
 # --- through the loop ---
 
@@ -67,10 +67,6 @@ def test_writing_the_best_weights_does_not_disturb_training(tiny_data: TinyData,
             assert torch.equal(parameter, frozen[name.replace(".base_layer.", ".")]), name
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_a_resumed_run_is_the_undisturbed_run(
@@ -80,16 +76,7 @@ def test_a_resumed_run_is_the_undisturbed_run(
     whole = make_trainer(tiny_data.pairs(), tmp_path / "whole", encoder=lora_encoder(), **values)
     whole.train()
     broken = make_trainer(tiny_data.pairs(), tmp_path / "broken", encoder=lora_encoder(), **values)
-    take = broken._step
-
-    def stopping(batch: dict[str, Any]) -> Any:
-        if broken.state.step == stop_at:
-            raise Stop
-        return take(batch)
-
-    broken._step = stopping  # type: ignore[method-assign]
-    with pytest.raises(Stop):
-        broken.train()
+    train_until(broken, stop_at)
     torch.manual_seed(999)
     again = make_trainer(tiny_data.pairs(), tmp_path / "broken", encoder=lora_encoder(seed=5), **values)
     assert again.train(resume=True).resumed_from == stop_at

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from domainclip.training.distributed import ProcessGroup
 from domainclip.training.regularizers import L2SP, FeatureDistillation
 from domainclip.training.starting_point import starting_point
 from test_gradcache import assert_equal, batch_of, gradients
-from training_setup import make_trainer, same, weights
+from training_setup import make_trainer, one_of_two, same, train_until, weights
 
 STRENGTH = 0.7
 
@@ -188,16 +187,7 @@ def test_a_resumed_training_is_held_to_the_same_start(tiny_data: TinyData, tmp_p
     whole = held_trainer(tiny_data, tmp_path / "whole")
     whole.train()
     broken = held_trainer(tiny_data, tmp_path / "broken")
-    take = broken._step
-
-    def stopping(batch: dict[str, Any]) -> Any:
-        if broken.state.step == stop_at:
-            raise KeyboardInterrupt
-        return take(batch)
-
-    broken._step = stopping  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        broken.train()
+    train_until(broken, stop_at)
     torch.manual_seed(999)
     again = held_trainer(tiny_data, tmp_path / "broken")
     assert again.train(resume=True).resumed_from == stop_at
@@ -207,14 +197,7 @@ def test_a_resumed_training_is_held_to_the_same_start(tiny_data: TinyData, tmp_p
 
 
 def _process(rank: int, port: int, data: TinyData, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }  # fmt: skip
-    processes = ProcessGroup.from_environment(torch.device("cpu"))
-    assert processes is not None
-    with processes:
+    with one_of_two(rank, port) as processes:
         trainer = held_trainer(data, folder / "run", processes=processes, mini_batch_size=2)
         trainer.train()
         try:

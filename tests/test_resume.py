@@ -26,16 +26,12 @@ import resume_child
 from conftest import TinyData
 from domainclip.models import make_tiny_clip
 from domainclip.training import Validation
-from training_setup import make_trainer, same, weights
+from training_setup import make_trainer, same, train_until, weights
 
 KILLS = int(os.environ.get("RESUME_TEST_KILLS", "3"))
 EPOCHS = max(8, 2 * KILLS)
 STEPS = 3 * EPOCHS
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 5])
@@ -44,16 +40,7 @@ def test_a_trainer_takes_up_where_it_was(tiny_data: TinyData, tmp_path: Path, st
     whole = make_trainer(tiny_data.pairs(), tmp_path / "whole", save_steps=1)
     whole.train()
     broken = make_trainer(tiny_data.pairs(), tmp_path / "broken", save_steps=1)
-    take = broken._step
-
-    def stopping(batch: dict[str, Any]) -> Any:
-        if broken.state.step == stop_at:
-            raise Stop
-        return take(batch)
-
-    broken._step = stopping  # type: ignore[method-assign]
-    with pytest.raises(Stop):
-        broken.train()
+    train_until(broken, stop_at)
     torch.manual_seed(999)
     again = make_trainer(
         tiny_data.pairs(), tmp_path / "broken", save_steps=1, encoder=make_tiny_clip(9, attention_dropout=0.1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -53,6 +56,38 @@ def make_trainer(
         torch.device("cpu"), choose_precision("cpu", "fp32"), folder, validate, Console(quiet=True),
         processes=processes, start=start,
     )  # fmt: skip
+
+
+class Stop(Exception):
+    pass
+
+
+def train_until(trainer: Trainer, stop_at: int) -> None:
+    """Train, and be thrown out before the step after step ``stop_at``."""
+    take = trainer._step
+
+    def stopping(batch: dict[str, Any]) -> Any:
+        if trainer.state.step == stop_at:
+            raise Stop
+        return take(batch)
+
+    trainer._step = stopping  # type: ignore[method-assign]
+    with pytest.raises(Stop):
+        trainer.train()
+
+
+@contextmanager
+def one_of_two(rank: int, port: int) -> Iterator[ProcessGroup]:
+    """In a process that was spawned for it: a group of two over gloo, with one thread each."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    processes = ProcessGroup.from_environment(torch.device("cpu"))
+    assert processes is not None
+    with processes:
+        yield processes
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
