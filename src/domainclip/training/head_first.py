@@ -2,9 +2,9 @@
 
 Fine-tuning from a head that does not fit bends the towers' features while the head finds its place, most where there
 are few rows (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
-So the heads come first: what the frozen towers give them is computed once, and only the projections and the logit scale
-learn from it, until the validation rows say to stop. The towers then begin with heads that fit them, and a training
-that only loses by going on keeps this model.
+So the heads come first: what the frozen towers give them is computed once, only the projections and the logit scale
+learn from it, and the validation rows say which step to keep. The towers then begin with heads that fit them, and a
+training that only loses by going on keeps this model.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainclip.config.head_first_slices import HeadFirstSettings
@@ -53,7 +54,7 @@ class HeadFirst:
     where rows have labels, the cross-entropy of the zero-shot classifier that ``class_prompts`` (label to sentences, as
     the classes are judged by) make: with frozen towers that is the linear probe, written as sentences.
 
-    ``validation``: rows whose loss stops it, and chooses the step that is kept; without them all steps are made.
+    ``validation``: rows that choose the step which is kept, and may stop it; without them all steps are made.
     ``batch_size``: pictures embedded at once. ``rehearsal``: a further term, over all of its rows.
     """
 
@@ -129,18 +130,26 @@ class HeadFirst:
         optimizer = self._optimizer(parameters)
         rehearse = self.rehearsal.of_heads() if self.rehearsal is not None else None
         every = max(1, total // _CHECKS)
-        best: tuple[float, int, list[Tensor]] | None = None
+        kept: tuple[float, int, list[Tensor]] | None = None
         before: float | None = None
-        step = 0
+        top, step = -1.0, 0
         for step in range(total + 1):
             # Before the step's own forward pass: the weights that step 0 starts from are a candidate, too.
             if judged is not None and (step % every == 0 or step == total):
-                value = self._judge(judged, classes)
+                value, share = self._judge(judged, classes)
                 before = value if before is None else before
-                if math.isfinite(value) and (best is None or value < best[0]):
-                    best = value, step, [parameter.detach().clone() for _, parameter in parameters]
-                elif best is None or step - best[1] >= _PATIENCE * every:
-                    break
+                if share is not None:
+                    # The latest step whose accuracy is within a standard error of the best. Cross-entropy rises long
+                    # before, as the heads grow surer than they should be; the step it likes best is up to six points
+                    # worse (docs/log.md).
+                    top = max(top, share)
+                    better = share >= top - math.sqrt(top * (1 - top) / int((judged.classes >= 0).sum()))
+                else:
+                    better = kept is None or value < kept[0]
+                    if not better and kept is not None and step - kept[1] >= _PATIENCE * every:
+                        break
+                if math.isfinite(value) and better:
+                    kept = value, step, [parameter.detach().clone() for _, parameter in parameters]
             if step == total:
                 break
             batch = draws.draw(self.largest_batch, bool(settings.class_balance), generator)
@@ -161,14 +170,14 @@ class HeadFirst:
             loss.backward()
             optimizer.step()
             self.encoder.clamp_logit_scale()
-        if best is not None:
+        if kept is not None:
             with torch.no_grad():
-                for (_, parameter), kept in zip(parameters, best[2], strict=True):
-                    parameter.copy_(kept)
+                for (_, parameter), value_kept in zip(parameters, kept[2], strict=True):
+                    parameter.copy_(value_kept)
         optimizer.zero_grad(set_to_none=True)
         return {
-            "steps": step, "kept_step": best[1] if best else step, "loss_before": before,
-            "loss": best[0] if best else None,
+            "steps": step, "kept_step": kept[1] if kept else step, "loss_before": before,
+            "loss": kept[0] if kept else None,
         }  # fmt: skip
 
     def _optimizer(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
@@ -183,15 +192,18 @@ class HeadFirst:
         return torch.optim.AdamW(groups, fused=self.device.type in {"mps", "cuda"})
 
     @torch.no_grad()
-    def _judge(self, judged: PairDraws, classes: ClassPrompts | None) -> float:
-        """The cross-entropy of the classes, which is steadier than the share that is right; without classes that of
-        finding captions and pictures among all."""
+    def _judge(self, judged: PairDraws, classes: ClassPrompts | None) -> tuple[float, float | None]:
+        """The cross-entropy of the classes and the share that is right; without classes the loss of finding captions
+        and pictures among all, and None."""
         pictures = judged.pictures.embed()
-        if classes is not None and bool((judged.classes >= 0).any()):
-            return float(classes.loss(pictures, judged.classes, self.encoder.logit_scale))
+        labelled = judged.classes >= 0
+        if classes is not None and bool(labelled.any()):
+            loss = classes.loss(pictures, judged.classes, self.encoder.logit_scale)
+            said = (F.normalize(pictures, dim=-1) @ classes.weights().T).argmax(-1)
+            return float(loss), float((said == judged.classes)[labelled].float().mean())
         texts = judged.texts.embed(judged.first_texts)
         measure = MultiPositiveContrastiveLoss()
-        return float(measure(pictures, texts, judged.groups, self.encoder.logit_scale)["loss"])
+        return float(measure(pictures, texts, judged.groups, self.encoder.logit_scale)["loss"]), None
 
 
 def begin_with_heads(trainer: Trainer, metrics: MetricsLog | None) -> None:
