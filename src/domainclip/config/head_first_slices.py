@@ -11,7 +11,7 @@ class HeadFirstSettings(Settings):
     head_first: bool | None = Field(
         None, description="Train the projections on the frozen towers before anything else; null: with few rows."
     )
-    head_first_steps: int = Field(300, gt=0, description="Steps of it, at most: validation rows say when to stop.")
+    head_first_steps: int = Field(300, gt=0, description="Steps of it, at most: validation rows say which one to keep.")
     head_first_learning_rate: float = Field(1e-3, gt=0, description="Peak rate of the projections in it (AdamW).")
     head_first_views: int = Field(2, ge=0, le=64, description="Augmented views of each picture in it, beside itself.")
     head_first_weight_decay: float = Field(0.1, ge=0, description="Decay of the projections' matrices in it.")
