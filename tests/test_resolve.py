@@ -262,3 +262,12 @@ def test_classes_have_a_term_where_most_rows_have_one():
     assert decided(CLIPFinetuningConfig(classification_weight=0.25), data=labelled)[0].classification_weight == 0.25
     for data in (PLAIN, replace(labelled, labelled_share=0.4), replace(labelled, classes=1)):
         assert decided(CLIPFinetuningConfig(), data=data)[0].classification_weight == 0.0
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(40, 60), (300, 150), (600, 300), (4000, 300)])
+def test_few_rows_get_fewer_steps_of_the_heads(rows, steps):
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
+    assert recipe.head_first_steps == steps
+    assert ("head_first_steps" in reasons) == (steps < 300)
+    set_by_hand = CLIPFinetuningConfig(head_first_steps=500)
+    assert decided(set_by_hand, data=replace(PLAIN, train_rows=rows))[0].head_first_steps == 500

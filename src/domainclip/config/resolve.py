@@ -92,7 +92,7 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
         resolve_batch_schedule(values, data.train_rows, set_keys, decide)
     else:
         _resolve_batch(values, data, set_keys, decide)
-    resolve_head_first(values, data, model.fresh_projections, decide)
+    resolve_head_first(values, data, model.fresh_projections, given, decide)
     resolve_batch_norm(values, model.image_tower_kind, data.processes, set_keys, decide)
     _resolve_objective(values, model, data, given, decide)
     _resolve_adapters(values, model)

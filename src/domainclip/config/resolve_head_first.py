@@ -9,12 +9,17 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 5000
 """Below it reading all features takes seconds, and fine-tuning alone may end below a linear probe."""
+LEAST_STEPS = 60
+"""The heads take half as many steps as there are rows, and at least so many. 300 cost 2 to 5 points on 100 to 340 rows,
+and brought 3 on 580 (docs/log.md)."""
 UNEQUAL = 20.0
 """From this many rows of the largest class to one of the smallest on, the user is told what is drawn."""
 
 
-def resolve_head_first(values: dict[str, Any], data: DataFacts, fresh_projections: bool, decide: Any) -> None:
-    """``head_first``, ``classification_weight`` and ``class_balance``, where they were left unset."""
+def resolve_head_first(
+    values: dict[str, Any], data: DataFacts, fresh_projections: bool, given: set[str], decide: Any
+) -> None:
+    """``head_first`` and its steps, ``classification_weight`` and ``class_balance``, where they were left unset."""
     rows = data.train_rows
     if values["head_first"] is None:
         if fresh_projections:
@@ -23,6 +28,9 @@ def resolve_head_first(values: dict[str, Any], data: DataFacts, fresh_projection
             decide("head_first", True, f"{rows} rows, fewer than {FEW_ROWS}: no result below the projections' alone")
         else:
             decide("head_first", False, f"{rows} rows, {FEW_ROWS} or more, and projections that are trained already")
+    steps = max(LEAST_STEPS, rows // 2)
+    if values["head_first"] and "head_first_steps" not in given and steps < values["head_first_steps"]:
+        decide("head_first_steps", steps, f"{rows} rows: more steps would learn them by heart")
     if values["classification_weight"] is None:
         labelled = data.classes > 1 and data.labelled_share > 0.5
         values["classification_weight"] = 0.0
