@@ -139,11 +139,11 @@ class HeadFirst:
                 value, share = self._judge(judged, classes)
                 before = value if before is None else before
                 if share is not None:
-                    # The latest step whose accuracy is within a standard error of the best. Cross-entropy rises long
-                    # before, as the heads grow surer than they should be; the step it likes best is up to six points
-                    # worse (docs/log.md).
+                    # The latest step whose accuracy is within two standard errors of the best of these many. Cross-
+                    # entropy rises long before, as the heads grow surer than they should be; the step it likes best is
+                    # up to six points worse (docs/log.md).
                     top = max(top, share)
-                    better = share >= top - math.sqrt(top * (1 - top) / int((judged.classes >= 0).sum()))
+                    better = share >= top - 2 * math.sqrt(top * (1 - top) / int((judged.classes >= 0).sum()))
                 else:
                     better = kept is None or value < kept[0]
                     if not better and kept is not None and step - kept[1] >= _PATIENCE * every:
