@@ -353,7 +353,15 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
 
 
 @pytest.mark.parametrize(
-    ("later", "kept"), [([0.74, 0.7, 0.6], 0), ([0.7, 0.76, 0.74], 2), ([0.9, 0.85, 0.79], 2), ([0.81, 0.9, 0.85], 3)]
+    ("later", "kept"),
+    [
+        ([0.74, 0.7, 0.6], 0),
+        ([0.82, 0.7, 0.7], 0),
+        ([0.91, 0.7, 0.7], 1),
+        ([0.7, 0.76, 0.74], 2),
+        ([0.9, 0.85, 0.79], 2),
+        ([0.81, 0.9, 0.85], 3),
+    ],
 )
 def test_trained_towers_must_reach_what_the_heads_had(
     tiny_data: TinyData, tmp_path: Path, later: list[float], kept: int

@@ -59,8 +59,9 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
         state.head_first["validation"] = result.value
     elif state.head_first is not None and "validation" in state.head_first:
         # What trained towers must reach, or nearly: the heads have chosen their step on these rows, and look too good.
-        nearly = sign * state.head_first["validation"] - result.standard_error / 2
-        kept = kept and sign * result.value >= nearly
+        # In the first half, while the rate is high, only what is clearly better: the rest is luck (docs/log.md).
+        margin = result.standard_error if 2 * state.step < trainer.total_steps else -result.standard_error / 2
+        kept = kept and sign * result.value >= sign * state.head_first["validation"] + margin
     if kept:
         best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
         if _keep_best(trainer, best):
