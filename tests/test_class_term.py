@@ -52,7 +52,7 @@ def test_it_is_the_cross_entropy_of_the_zero_shot_classifier(tiny_data: TinyData
     for image, row in zip(images, rows.tolist(), strict=True):
         logits = (texts @ F.normalize(image, dim=0)) * encoder.logit_scale.exp()
         expected -= float(logits.detach().log_softmax(0)[list(prompts).index(str(data.pairs[row].label))])
-    assert float(found) == pytest.approx(0.7 * expected / 4, rel=1e-9)
+    assert found.item() == pytest.approx(0.7 * expected / 4, rel=1e-9)
 
 
 def test_rows_without_a_class_do_not_count(tiny_data: TinyData) -> None:
