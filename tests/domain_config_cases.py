@@ -1,0 +1,22 @@
+"""Domain files that tests of several files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from domainclip.config import CLIPFinetuningConfig, resolve
+from test_resolve import CLIP, PLAIN
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- the recipe ---
+
+
+def _resolved(config: CLIPFinetuningConfig):
+    recipe, decisions = resolve(config, CLIP, PLAIN)
+    return recipe, {decision.key: decision.reason for decision in decisions}
