@@ -8,16 +8,21 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from domainclip.config import ModelSettings
+from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.data.records import ImageTextPair
+from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
+from domainclip.models.processor import EncoderProcessor
+from domainclip.training import Validation
 from machines import machine, metal_memory  # noqa: F401
 from model_zoo import save_siglip, save_vision_text
+from open_clip_zoo import KINDS
 
 
 @pytest.fixture(scope="session")
@@ -137,3 +142,63 @@ def domainclip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         return CommandResult(code if isinstance(code, int) else 0, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def real_notes(shared_data: Path) -> list[str]:
+    """Findings of chest X-rays as they were written, of training and test rows."""
+    rows: list[str] = []
+    for split in ("train", "test"):
+        with open(shared_data / "med_covid_cxr" / f"{split}.csv", encoding="utf-8", newline="") as handle:
+            rows += [row["caption"] for row in csv.DictReader(handle)]
+    return rows
+
+
+@pytest.fixture(scope="session")
+def open_clip_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small checkpoint of each kind that OpenCLIP writes."""
+    base = tmp_path_factory.mktemp("open_clip")
+    return {kind: write(base / kind) for kind, write in KINDS.items()}
+
+
+@pytest.fixture(scope="session")
+def processor() -> EncoderProcessor:
+    return make_tiny_clip().processor
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of the time of trials this short; one test looks at them."""
+    for name in ("plot_history", "plot_importances", "plot_slices"):
+        monkeypatch.setattr(f"domainclip.tune.results.{name}", lambda *arguments: False)
+
+
+@pytest.fixture
+def scripted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Callable[[CLIPFinetuningConfig], list[float]]], list[CLIPFinetuningConfig]]:
+    """Trials that train nothing: validation says what a script says of the trial's recipe. Returns the recipes seen."""
+
+    def install(script: Callable[[CLIPFinetuningConfig], list[float]]) -> list[CLIPFinetuningConfig]:
+        seen: list[CLIPFinetuningConfig] = []
+
+        def fine_tune(
+            self: CLIPFinetuningController, train: Any, val: Any, folder: Path, *, on_validation: Any, **rest: Any
+        ) -> dict[str, Any]:
+            self.prepare(train)
+            seen.append(self.config)
+            for weights in ("checkpoints", "best", "model"):
+                (folder / weights).mkdir(parents=True)
+                (folder / weights / "file").write_text("weights")
+            values = script(self.config)
+            for value in values:
+                on_validation(Validation({"acc1": value}, "acc1", standard_error=0.1))
+            best = max(values)
+            step = self.config.eval_steps * (values.index(best) + 1)
+            return {"best": {"value": best, "step": step}, "steps": self.config.max_steps}
+
+        monkeypatch.setattr(CLIPFinetuningController, "fine_tune", fine_tune)
+        monkeypatch.setattr("domainclip.tune.trial._free_memory", lambda: None)  # there is none to free
+        return seen
+
+    return install

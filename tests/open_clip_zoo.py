@@ -4,6 +4,7 @@ torch straight from those names (Radford et al. 2021, §2.4; Dosovitskiy et al. 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -309,3 +310,14 @@ def _reference_bert(state: State, cfg: dict[str, Any], ids: Tensor, padding: int
     if cfg["hf_proj_type"] == "linear":
         return _linear(pooled, state, "text.proj")
     return _linear(F.gelu(_linear(pooled, state, "text.proj.0")), state, "text.proj.2")
+
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "clip": write_clip,
+    "clip_quick": lambda folder: write_clip(folder, quick_gelu=True),
+    "clip_custom": lambda folder: write_clip(folder, custom_text=True),
+    "biomed": write_foreign,
+    "timm_mlp_mean": lambda folder: write_foreign(folder, pool="avg", head="mlp", pooler="mean_pooler"),
+    "timm_max": lambda folder: write_foreign(folder, pooler="max_pooler", mlp=False),
+    "clip_vision_bert": lambda folder: write_foreign(folder, timm=False, pooler="cls_pooler", mlp=False),
+}

@@ -25,12 +25,6 @@ from domainclip.data.image_spec import ImageSpec
 from domainclip.data.records import ImageTextPair
 from domainclip.data.transforms import ImageTransform
 from domainclip.errors import ConfigurationError, DataError, PictureError
-from domainclip.models.tiny import make_tiny_clip
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_tiny_clip().processor
 
 
 def config(**values) -> CLIPFinetuningConfig:

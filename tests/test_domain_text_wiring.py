@@ -24,7 +24,6 @@ from domainclip.evaluation.prompts import class_prompts, classifier_weights
 from domainclip.finetune import CLIPFinetuningController
 from domainclip.finetune.captions import class_templates, training_captions
 from domainclip.finetune.domain_record import with_models_domain, write_domain
-from domainclip.models.tiny import make_tiny_clip
 
 MODEL = ModelFacts(224, 77, False, "transformer", "transformer", 0.01)
 DATA = DataFacts(train_rows=100, repeated_caption_share=0.0, labelled_share=1.0, classes=3, names_sides=False, cores=2)
@@ -54,11 +53,6 @@ def domain(tmp_path: Path) -> str:
     path = tmp_path / "mine.yaml"
     path.write_text(DOMAIN, encoding="utf-8")
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_tiny_clip().processor
 
 
 def test_the_domains_prompts_hold_where_the_user_set_none(domain: str) -> None:

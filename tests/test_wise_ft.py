@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from conftest import TinyData
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.config.slices import AdapterSettings
-from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.trade_off import (
     TradeOffPoint,
@@ -23,37 +19,16 @@ from domainclip.evaluation.trade_off import (
     plot_pareto,
 )
 from domainclip.evaluation.trade_off_markdown import trade_off_markdown
-from domainclip.finetune import CLIPFinetuningController, run_training
-from domainclip.finetune.wise_ft import FIRST_ALPHAS, REFINEMENTS, Interpolation, starting_weights, sweep
+from domainclip.finetune.wise_ft import FIRST_ALPHAS, REFINEMENTS, Interpolation, sweep
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.batch_norm import recompute_statistics, statistics_differ
-from domainclip.training.starting_point import starting_point, weights_of
+from domainclip.training.starting_point import weights_of
 from model_zoo import save_vision_text
-from training_setup import DEFAULTS
+from wise_ft_cases import embeddings, move
 
 
 def point(alpha: float, domain: float, retention: float) -> TradeOffPoint:
     return TradeOffPoint(alpha, domain, retention, {"a": retention + 0.1, "b": retention - 0.1})
-
-
-def move(encoder: DualEncoder, seed: int = 1) -> None:
-    """Every weight somewhere else, batch-norm statistics too."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in encoder.model.state_dict().items():
-            if value.is_floating_point():
-                noise = 0.1 * torch.randn(value.shape, generator=generator)
-                value.add_(noise.abs() if name.endswith("running_var") else noise)
-
-
-def embeddings(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
-    side = encoder.native_resolution
-    generator = torch.Generator().manual_seed(5)
-    pixels = torch.randn(3, 3, side, side, generator=generator)
-    with torch.no_grad():
-        return encoder.eval().encode_image(pixels), encoder.encode_text(
-            **encoder.processor.tokenize(["a", "two words"])
-        )
 
 
 def convolutional(folder: Path) -> DualEncoder:
@@ -252,108 +227,3 @@ def test_what_contradicts_itself_is_refused(values: dict, said: str) -> None:
 def test_one_retention_set_needs_no_list() -> None:
     assert CLIPFinetuningConfig(retention_data="a/b").retention_data == ["a/b"]
     assert CLIPFinetuningConfig(wise_ft_alpha=0.5).wise_ft_alpha == 0.5
-
-
-# --- in a run ---
-
-
-def by_hand(data: TinyData, folder: Path, resume: bool = False, **values: object) -> tuple[DualEncoder, dict]:
-    controller = CLIPFinetuningController(CLIPFinetuningConfig(**{**DEFAULTS, **values}), Console(quiet=True))
-    controller.setup()
-    result = controller.fine_tune(data.pairs(), data.pairs("val"), folder, resume=resume)
-    assert controller.model is not None
-    return controller.model, result
-
-
-def test_a_fixed_alpha_saves_the_mean_of_the_ends(tiny_data: TinyData, tmp_path: Path) -> None:
-    start = weights_of(make_tiny_clip(42))
-    full, _ = by_hand(tiny_data, tmp_path / "full")
-    half, result = by_hand(tiny_data, tmp_path / "half", wise_ft_alpha=0.5)
-    for name, value in weights_of(half).items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value, (start[name] + weights_of(full)[name]) / 2)
-    saved = load_encoder(ModelSettings(model_name=str(tmp_path / "half" / "model")))
-    assert torch.equal(embeddings(saved)[0], embeddings(half)[0])
-    assert result["trade_off"]["chosen_alpha"] == 0.5 and result["trade_off"]["points"] == []
-    # Resumed after its end, nothing is averaged twice.
-    again, _ = by_hand(tiny_data, tmp_path / "half", resume=True, wise_ft_alpha=0.5)
-    assert torch.equal(embeddings(again)[0], embeddings(half)[0])
-
-
-def test_a_second_training_starts_from_where_the_first_ended(tiny_data: TinyData, tmp_path: Path) -> None:
-    controller = CLIPFinetuningController(CLIPFinetuningConfig(**DEFAULTS, wise_ft_alpha=0.0), Console(quiet=True))
-    controller.setup()
-    assert controller.model is not None
-    move(controller.model)
-    controller._status = "trained"
-    begun = embeddings(controller.model)
-    controller.fine_tune(tiny_data.pairs(), None, tmp_path)
-    assert torch.equal(embeddings(controller.model)[0], begun[0])
-
-
-def test_a_model_that_was_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
-    make_tiny_clip(1).save(tmp_path)
-    config = CLIPFinetuningConfig(model_name=str(tmp_path), wise_ft=True, wise_ft_alpha=0.5)
-    controller = CLIPFinetuningController(config, Console(quiet=True))
-    controller.setup()
-    assert controller.model is not None
-    start = starting_point(controller.model, config)
-    assert start is not None
-    assert starting_weights(controller, start).keys() == controller.model.model.state_dict().keys()
-    make_tiny_clip(2).save(tmp_path)
-    with pytest.raises(ConfigurationError, match="other weights now than when the training started"):
-        starting_weights(controller, start)
-
-
-@pytest.fixture(scope="module")
-def swept(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A whole run of a convolutional model whose statistics move, with the data themselves as the retention set."""
-    folder = tmp_path_factory.mktemp("swept")
-    path = save_vision_text(folder / "joined", folder / "parts", "mobilenet")
-    values = {**DEFAULTS, "model_name": str(path), "retention_data": [str(tiny_data.folder)], "retention_rows": 9,
-              "head_first": False, "data_path": str(tiny_data.folder), "output_dir": str(folder / "run")}  # fmt: skip
-    del values["image_resolution"]
-    return folder, run_training(CLIPFinetuningConfig(**values), console=Console(quiet=True)).report
-
-
-def test_a_run_chooses_saves_and_tells(swept: tuple[Path, dict]) -> None:
-    folder, report = swept
-    run, told = folder / "run", report["trade_off"]
-    assert [p["alpha"] for p in told["points"]][:2] == [0.0, told["points"][1]["alpha"]]
-    assert len(told["points"]) == len(FIRST_ALPHAS) + REFINEMENTS
-    assert "recomputed from 256 training pictures" in told["batch_norm"]
-    assert (run / "plots" / "pareto.png").is_file() and "plots/pareto.png" in (run / "report.md").read_text()
-    assert "WiSE-FT" in (run / "report.md").read_text()
-    saved = load_encoder(ModelSettings(model_name=str(run / "model")))
-    ends = [load_encoder(ModelSettings(model_name=str(place))) for place in (folder / "joined", run / "best")]
-    alpha = told["chosen_alpha"]
-    for name, value in weights_of(saved).items():
-        if value.is_floating_point() and "running" not in name:
-            first, last = (weights_of(end)[name] for end in ends)
-            torch.testing.assert_close(value, (1 - alpha) * first + alpha * last, rtol=1e-5, atol=1e-6)
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps[0]["step"] == 0 and "val_retention_mean" in steps[0]
-    assert any("val_retention_mean" in row and "val_acc1" in row for row in steps)
-    assert sum("saved_retention_mean" in row for row in steps) == 1
-
-
-def test_a_resumed_run_ends_with_the_same_choice(swept: tuple[Path, dict], tiny_data: TinyData) -> None:
-    folder, report = swept
-    before = weights_of(load_encoder(ModelSettings(model_name=str(folder / "run" / "model"))))
-    config = CLIPFinetuningConfig.from_yaml(folder / "run" / "recipe.yaml")
-    again = run_training(config, resume=True, console=Console(quiet=True)).report
-    assert again["trade_off"] == report["trade_off"]
-    after = weights_of(load_encoder(ModelSettings(model_name=str(folder / "run" / "model"))))
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert again["retention"]["before"] == report["retention"]["before"]
-
-
-def test_no_validation_rows_is_an_error_before_training(tiny_data: TinyData, tmp_path: Path) -> None:
-    config = CLIPFinetuningConfig(**DEFAULTS, retention_data=[str(tiny_data.folder)])
-    controller = CLIPFinetuningController(config, Console(quiet=True))
-    controller.setup()
-    with pytest.raises(ConfigurationError, match="chosen on validation rows and there are none"):
-        controller.fine_tune(
-            [ImageTextPair(p.image_path, p.caption, p.label) for p in tiny_data.pairs()], None, tmp_path
-        )
-    assert not (tmp_path / "checkpoints").exists()
