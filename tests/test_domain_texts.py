@@ -1,4 +1,4 @@
-"""What a domain does to real_notes: spelling, abbreviations, length, negation, other ways of saying them."""
+"""What a domain does to captions: spelling, abbreviations, length, negation, other ways of saying them."""
 
 from __future__ import annotations
 
