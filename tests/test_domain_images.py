@@ -135,6 +135,18 @@ def test_dicom_in_colour(tmp_path: Path) -> None:
     assert np.abs(got.astype(int) - want).max() <= 2
 
 
+def refusals(path: Path, content: bytes) -> int:
+    """How many of both readers refuse the content; each does so with an error that names the file, or reads it."""
+    path.write_bytes(content)
+    refused = 0
+    for function in (read_image, picture_header):
+        try:
+            function(path)
+        except PictureError as error:
+            refused += path.name in str(error) or pytest.fail(f"no file in {error}")
+    return refused
+
+
 def test_damaged_dicoms_are_picture_errors(tmp_path: Path) -> None:
     whole = write_dicom(tmp_path / "whole.dcm", RAMP, WindowCenter=40, WindowWidth=400).read_bytes()
     draw, refused = random.Random(3), 0
@@ -143,13 +155,7 @@ def test_damaged_dicoms_are_picture_errors(tmp_path: Path) -> None:
         for _ in range(draw.randint(1, 5)):
             content[draw.randrange(132, len(content) - RAMP.nbytes)] = draw.randrange(256)
         content = content[: draw.choice([len(content), len(content), draw.randrange(133, len(content))])]
-        path = tmp_path / f"bad{number}.dcm"
-        path.write_bytes(bytes(content))
-        for function in (read_image, picture_header):
-            try:
-                function(path)
-            except PictureError as error:
-                refused += path.name in str(error) or pytest.fail(f"no file in {error}")
+        refused += refusals(tmp_path / f"bad{number}.dcm", bytes(content))
     assert refused > 10
 
 
@@ -229,13 +235,7 @@ def test_damaged_tiffs_are_picture_errors(tmp_path: Path) -> None:
         for _ in range(draw.randint(1, 6)):
             content[draw.randrange(4, draw.choice([60, 600]))] = draw.randrange(256)
         content = content[: draw.choice([len(content), len(content), draw.randrange(8, len(content))])]
-        path = tmp_path / f"bad{number}.tif"
-        path.write_bytes(bytes(content))
-        for function in (read_image, picture_header):
-            try:
-                function(path)
-            except PictureError as error:
-                refused += path.name in str(error) or pytest.fail(f"no file in {error}")
+        refused += refusals(tmp_path / f"bad{number}.tif", bytes(content))
     assert refused > 10
 
 

@@ -42,6 +42,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def try_folder(folder: Path) -> None:
+    """Make ``folder``, and a file in it that is deleted again: an ``OSError`` before the work instead of after it."""
+    probe = Path(folder) / ".writable"
+    write_bytes(probe, b"x")
+    probe.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 

@@ -14,7 +14,7 @@ from domainclip.errors import ConfigurationError
 from domainclip.evaluation.case_study import build_case_study
 from domainclip.evaluation.case_study_page import write_case_study
 from domainclip.evaluation.evaluators import Embedder
-from domainclip.files import write_bytes
+from domainclip.files import try_folder
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.models import DualEncoder
 
@@ -25,10 +25,7 @@ _TARGET = 400
 def check_folder(folder: Path) -> None:
     """Raises ``ConfigurationError`` for a folder that cannot be written, before any work."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        write_bytes(probe, b"x")
-        probe.unlink()
+        try_folder(folder)
     except OSError as error:
         raise ConfigurationError(
             f"The case study's folder {folder} cannot be written: {error.strerror or error}"

@@ -28,7 +28,7 @@ from domainclip.evaluation.case_study_page import FILE as CASE_STUDY
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.evaluation.model_card import model_card
 from domainclip.evaluation.report import jsonable, write_report
-from domainclip.files import write_bytes, write_json, write_text
+from domainclip.files import try_folder, write_json, write_text
 from domainclip.finetune.align.report import remove_report
 from domainclip.finetune.align.run import BEFORE_FILE, RunAlignment
 from domainclip.finetune.calibrate import RememberedPictures, calibrate
@@ -64,10 +64,7 @@ def claim_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise ConfigurationError("--resume goes on with a run and --overwrite deletes it: give one of the two")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        write_bytes(probe, b"x")
-        probe.unlink()
+        try_folder(folder)
     except OSError as error:
         raise ConfigurationError(
             f"The output directory {folder} cannot be written: {error.strerror or error}. Give another one"

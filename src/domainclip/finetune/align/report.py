@@ -18,7 +18,7 @@ from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.comparison import empty_recalls
 from domainclip.evaluation.report import jsonable
 from domainclip.evaluation.significance import paired_change
-from domainclip.files import write_bytes, write_json, write_text
+from domainclip.files import try_folder, write_json, write_text
 from domainclip.finetune.align.figures import (
     Alignment,
     AlignmentRows,
@@ -42,11 +42,8 @@ def prepare_folder(folder: Path) -> None:
     Raises ``ConfigurationError``.
     """
     try:
-        (folder / "plots").mkdir(parents=True, exist_ok=True)
         for place in (folder, folder / "plots"):
-            probe = place / ".writable"
-            write_bytes(probe, b"x")
-            probe.unlink()
+            try_folder(place)
         for name, start in (("report.md", TITLE), ("pairs.csv", _FIRST_COLUMN)):
             path = folder / name
             if path.exists() and not path.read_bytes().startswith(start.encode()):
