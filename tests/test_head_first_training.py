@@ -147,8 +147,8 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
 def test_trained_towers_must_be_better_than_the_heads(
     tiny_data: TinyData, tmp_path: Path, later: list[float], kept: int
 ) -> None:
-    """The heads' model has .80; every validation has a standard error of .1. In the first half of the training the towers
-    must be better by all of it, later by half."""
+    """The heads' model has .80; every validation has a standard error of .1. In the first half of the training the
+    towers must be better by all of it, later by half."""
     values = iter([0.8, *later])
 
     def validate() -> Validation:

@@ -237,9 +237,29 @@ def test_small_data_holds_the_training_back():
     assert (recipe.weight_decay, recipe.layer_decay) == (0.2, 1.0)
     for config, data in ((CLIPFinetuningConfig(small_data=False), few), (CLIPFinetuningConfig(), PLAIN)):
         recipe, reasons = decided(config, data=data)
-        assert (recipe.small_data, recipe.layer_decay, recipe.early_stopping_patience) == (False, 1.0, None)
+        assert (recipe.small_data, recipe.layer_decay, recipe.weight_decay) == (False, 1.0, 0.01)
         assert "small_data" not in reasons
     assert decided(CLIPFinetuningConfig(small_data=True))[0].layer_decay == 0.75
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "reason"),
+    [
+        ({}, 999, "small_data"),
+        ({}, 1500, "heads"),
+        ({"head_first": False}, 1500, None),
+        ({"head_first": False}, 999, "small_data"),
+        ({}, 9000, None),
+    ],
+)
+def test_few_rows_may_end_the_training_early(values, rows, reason):
+    recipe, reasons = decided(CLIPFinetuningConfig(**values), data=replace(PLAIN, train_rows=rows))
+    assert (recipe.early_stopping_patience is None) == (reason is None)
+    assert reason is None or reason in reasons["early_stopping_patience"]
+    set_recipe, _ = decided(
+        CLIPFinetuningConfig(early_stopping_patience=3, **values), data=replace(PLAIN, train_rows=rows)
+    )
+    assert set_recipe.early_stopping_patience == 3
 
 
 def test_batch_norm_keeps_its_statistics_where_the_heads_come_first():

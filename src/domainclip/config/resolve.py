@@ -16,7 +16,13 @@ from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.resolution import SideRule
 from domainclip.config.resolve_batch_norm import resolve_batch_norm
 from domainclip.config.resolve_head_first import resolve_head_first
-from domainclip.config.resolve_length import STEPS_AN_EPOCH, automatic_batch, resolve_length, resolve_small_data
+from domainclip.config.resolve_length import (
+    STEPS_AN_EPOCH,
+    automatic_batch,
+    resolve_early_end,
+    resolve_length,
+    resolve_small_data,
+)
 from domainclip.config.resolve_retention import resolve_retention
 from domainclip.config.resolve_steps import resolve_batch_schedule, resolve_sides, resolved_steps
 from domainclip.errors import ConfigurationError
@@ -103,7 +109,8 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
     validations = resolved_steps(values, data.train_rows) // min(
         values["eval_steps"], steps_per_epoch(values, data.train_rows)
     )
-    resolve_small_data(values, data.train_rows, model.image_tower_kind, validations, given, decide)
+    resolve_small_data(values, data.train_rows, model.image_tower_kind, given, decide)
+    resolve_early_end(values, validations, given, decide)
     _resolve_augmentation(values, data, set_keys, given, config.picture_steps().allowed_turns, decide)
     _resolve_reading(values, data, given, decide)
     return CLIPFinetuningConfig(**values).frozen(with_own_steps), decisions

@@ -33,14 +33,9 @@ def resolve_length(values: dict[str, Any], rows: int, given: set[str], decide: A
     decide("num_epochs", epochs, f"about {PICTURES} pictures of {rows} rows, {FEWEST_EPOCHS} to {MOST_EPOCHS} passes")
 
 
-def resolve_small_data(
-    values: dict[str, Any], rows: int, image_tower_kind: str, validations: int, given: set[str], decide: Any
-) -> None:
-    """The profile for few pairs: lower layers held back, more decay, an end where nothing more is gained.
-
-    ``validations``: how many there will be, nearly. Adapters are an alternative that holds everything back
-    (``lora_r``), and go without ``layer_decay``.
-    """
+def resolve_small_data(values: dict[str, Any], rows: int, image_tower_kind: str, given: set[str], decide: Any) -> None:
+    """The profile for few pairs: lower layers held back, more decay. Adapters are an alternative that holds everything
+    back (``lora_r``), and go without ``layer_decay``."""
     if values["small_data"] is None:
         small = rows < SMALL_DATA
         values["small_data"] = small
@@ -56,6 +51,15 @@ def resolve_small_data(
         decide("layer_decay", LAYER_DECAY[image_tower_kind], reason)
     if "weight_decay" not in given:
         decide("weight_decay", 0.05, f"{why}: five times the usual decay")
-    if "early_stopping_patience" not in given:
-        patience = max(5, validations // 2)
-        decide("early_stopping_patience", patience, f"{why}: half of the training without a better validation ends it")
+
+
+def resolve_early_end(values: dict[str, Any], validations: int, given: set[str], decide: Any) -> None:
+    """``early_stopping_patience``, where few rows make it likely that nothing more is gained.
+
+    ``validations``: how many there will be, nearly.
+    """
+    if "early_stopping_patience" in given or not (values["small_data"] or values["head_first"]):
+        return
+    why = "small_data" if values["small_data"] else "the towers may never do better than the heads"
+    patience = max(5, validations // 2)
+    decide("early_stopping_patience", patience, f"{why}: half of the training without a better validation ends it")
