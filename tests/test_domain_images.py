@@ -226,7 +226,7 @@ def test_channels_stored_as_pages_are_channels(tmp_path: Path, kind: str) -> Non
     assert not shown[..., 2].any()
 
 
-@pytest.mark.filterwarnings("ignore:Metadata Warning")  # what Pillow says of some of them
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says of some of them
 def test_damaged_tiffs_are_picture_errors(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, RNG.integers(0, 65536, (3, 20, 20, 3), dtype=np.uint16), photometric="rgb")
