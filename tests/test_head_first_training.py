@@ -138,17 +138,17 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
         ([0.74, 0.7, 0.6], 0),
         ([0.82, 0.7, 0.7], 0),
         ([0.91, 0.7, 0.7], 1),
-        ([0.7, 0.84, 0.84], 0),
-        ([0.7, 0.86, 0.84], 2),
-        ([0.95, 0.86, 0.84], 2),
+        ([0.7, 0.79, 0.79], 0),
+        ([0.7, 0.8, 0.79], 2),
+        ([0.95, 0.86, 0.79], 2),
         ([0.81, 0.9, 0.86], 3),
     ],
 )
-def test_trained_towers_must_be_better_than_the_heads(
+def test_trained_towers_must_do_as_well_as_the_heads(
     tiny_data: TinyData, tmp_path: Path, later: list[float], kept: int
 ) -> None:
     """The heads' model has .80; every validation has a standard error of .1. In the first half of the training the
-    towers must be better by all of it, later by half."""
+    towers must be better by that, later as good."""
     values = iter([0.8, *later])
 
     def validate() -> Validation:

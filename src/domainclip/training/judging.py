@@ -58,9 +58,9 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
     if not state.step and state.head_first is not None:
         state.head_first["validation"] = result.value
     elif state.head_first is not None and "validation" in state.head_first:
-        # Trained towers must be better by what luck may be: they forget, the heads alone hardly (docs/log.md). More so
-        # in the first half, where the rate is high and one epoch of many validates well by chance.
-        margin = result.standard_error * (1.0 if 2 * state.step < trainer.total_steps else 0.5)
+        # Trained towers must do as well as the heads; in the first half, where the rate is high and one epoch of many
+        # validates well by chance, clearly better (docs/log.md).
+        margin = result.standard_error if 2 * state.step < trainer.total_steps else 0.0
         kept = kept and sign * result.value >= sign * state.head_first["validation"] + margin
     if kept:
         best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
