@@ -88,6 +88,7 @@ def domain_new(
     from domainclip.config.domain_template import domain_template
     from domainclip.files import write_text
 
+    name = name.removesuffix(".yaml").removesuffix(".yml")
     if name in shipped_domains():
         raise ConfigurationError(f"{name!r} is the name of a shipped domain: choose another, and --extends {name}")
     if output is None and (not name.strip() or name != Path(name).name):

@@ -39,6 +39,8 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
         bound = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
         word = next(bound[name] for name in bound if name in context)
         return f"{title} must be {word} {limit} {named}"
+    if kind == "missing":
+        return f"{title} has too few values {named}"
     message = re.sub(r"^\w+ should ", "", error["msg"])  # "Input should be …", "String should have …"
     return f"{title} must {message} {named}"
 
@@ -81,6 +83,7 @@ class Settings(BaseModel):
     def _plain(cls, errors: Sequence[ErrorDetails]) -> ConfigurationError:
         messages = [plain_message(error, cls.model_fields) for error in errors]
         problem = ConfigurationError("\n".join(dict.fromkeys(messages)))
+        problem.messages = messages  # type: ignore[attr-defined]
         problem.keys = [str(error["loc"][0]) for error in errors if error["loc"]]  # type: ignore[attr-defined]
         problem.paths = [_value_path(error) for error in errors]  # type: ignore[attr-defined]
         return problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import yaml
@@ -27,6 +27,8 @@ PREPROCESSING = ("images", "texts", "prompts")
 RECIPE_SECTIONS = ("augmentation", "loss", "training", "evaluation")
 """Sections of recipe keys: they lie under what the user sets."""
 
+_SECTIONS = (*PREPROCESSING, *RECIPE_SECTIONS)
+
 _AUGMENTATION = frozenset({
     "augment_images", "augment_text", "crop_scale", "horizontal_flip", "vertical_flip", "rotate90", "color_jitter",
 })  # fmt: skip
@@ -46,15 +48,20 @@ _TRAINING_THAT_VALIDATES = frozenset({"eval_steps", "early_stopping_patience"})
 
 @dataclass(frozen=True)
 class Choice:
-    """One value a domain sets: its dotted ``key``, why, and where it stands."""
+    """One value a domain sets: the keys that lead to it, why, and where it stands."""
 
-    key: str
+    path: KeyPath
     value: Any
     because: str | None
     place: str | None
 
+    @property
+    def key(self) -> str:
+        """The path with dots, for people: a class's name may have dots of its own."""
+        return ".".join(map(str, self.path))
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"key": self.key, "value": self.value, "because": self.because, "place": self.place}
 
 
 def recipe_sections() -> dict[str, str]:
@@ -105,10 +112,17 @@ class DomainConfig(Settings):
             for key in getattr(self, section):
                 check_key(section, key)
         self._checked_recipe_values()
-        if not self._layer.values:  # built in Python, without a file and without reasons
-            given = self.model_dump(mode="json", exclude_unset=True)
-            self._layer = DomainLayer({key: given[key] for key in (*PREPROCESSING, *RECIPE_SECTIONS) if key in given})
         return self
+
+    def _values(self, section: str) -> dict[str, Any]:
+        """What a section sets, as YAML has it, in the file's order. Reasons and places alone stand in ``_layer``."""
+        if section in PREPROCESSING:
+            values = getattr(self, section).model_dump(mode="json", exclude_unset=True)
+        else:
+            plain = self._checked_recipe_values()
+            values = {key: plain[key] for key in getattr(self, section)}
+        order = [key for key in self._layer.values.get(section, {}) if key in values]
+        return {key: values[key] for key in (*order, *(key for key in values if key not in order))}
 
     def _checked_recipe_values(self) -> dict[str, Any]:
         from domainclip.config.recipe import CLIPFinetuningConfig
@@ -131,7 +145,7 @@ class DomainConfig(Settings):
         domain does not set.
         """
         parts = tuple(path.split("."))
-        if _value_at(self._layer.values, parts) is _ABSENT:
+        if parts[0] not in _SECTIONS or _value_at(self._values(parts[0]), parts[1:]) is _ABSENT:
             known = [choice.key for choice in self.choices()]
             guess = nearest(path, known)
             hint = f"did you mean {guess!r}?" if guess else f"it sets {', '.join(known) or 'nothing'}"
@@ -145,18 +159,15 @@ class DomainConfig(Settings):
     def choices(self) -> list[Choice]:
         """Everything the domain sets, in its sections' order: one entry a value, or a mapping given with one reason."""
         return [
-            Choice(".".join(map(str, path)), value, self._reason(path), self._layer.place(path))
-            for section in (*PREPROCESSING, *RECIPE_SECTIONS)
-            for path, value in _leaves(self._layer.values.get(section, {}), (section,), self._layer.reasons)
+            Choice(path, value, self._reason(path), self._layer.place(path))
+            for section in _SECTIONS
+            for path, value in _leaves(self._values(section), (section,), self._layer.reasons)
         ]
 
     def self_contained(self) -> DomainConfig:
         """A copy that needs no other file: the glossary's content is in it."""
         copy = self.model_copy(deep=True)
         copy.texts = self.texts.self_contained()
-        if copy.texts.glossary is not None:
-            content = copy.texts.model_dump(mode="json", exclude_unset=True)["glossary"]
-            copy._layer.values["texts"]["glossary"] = content
         return copy
 
     def with_steps(self, images: ImagePreprocessing | None, texts: TextPreprocessing | None) -> DomainConfig:
@@ -166,17 +177,15 @@ class DomainConfig(Settings):
             if given is not None:
                 setattr(copy, section, given)
                 copy._layer = copy._layer.under(DomainLayer({section: None}))
-                own = given.model_dump(mode="json", exclude_unset=True)
-                copy._layer.values[section] = own
-                copy._layer.reasons |= {(section, key): "Set in the recipe." for key in own}
+                copy._layer.reasons |= {(section, key): "Set in the recipe." for key in given.model_fields_set}
         return copy
 
     def to_yaml(self) -> str:
         """A file that says the same by itself, without ``extends`` or another file, every reason in it."""
         whole = self.self_contained()
         content = {"name": self.name, "description": self.description, "family": self.family}
-        for section in (*PREPROCESSING, *RECIPE_SECTIONS):
-            if values := whole._layer.values.get(section):
+        for section in _SECTIONS:
+            if values := whole._values(section):
                 content[section] = whole._with_reasons(values, (section,))
         made_from = f" Made from: {', '.join(self.extends)}." if self.extends else ""
         head = " ".join(f"# The domain {self.name}, complete in this file.{made_from}".split())

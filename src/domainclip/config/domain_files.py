@@ -133,7 +133,7 @@ def _layer_of(name_or_path: str, chain: list[str]) -> tuple[DomainLayer, list[st
     try:
         below, ancestors = _layer_of(parent, [*chain, identity])
     except ConfigurationError as error:
-        if str(error).startswith("Invalid domain") and "circle" not in str(error):
+        if str(error).startswith("Invalid domain") and not str(error).endswith("]"):
             raise ConfigurationError(f"{error} [{own.place(('extends',))}]") from None
         raise
     for key in ("name", "description"):
@@ -189,7 +189,7 @@ def _section(layer: DomainLayer, section: str) -> Settings:
     try:
         return _SECTIONS[section](**values)
     except ConfigurationError as error:
-        raise _told(error, layer, (section, *_first_path(error)), prefix=f"{section}: ") from None
+        raise _each_told(error, layer, section) from None
 
 
 def _recipe_sections(layer: DomainLayer) -> dict[str, dict[str, Any]]:
@@ -219,6 +219,16 @@ def _first_path(error: ConfigurationError) -> KeyPath:
     if paths:
         return tuple(paths[0])
     return tuple(getattr(error, "keys", [])[:1])
+
+
+def _each_told(error: ConfigurationError, layer: DomainLayer, section: str) -> ConfigurationError:
+    """Everything that is wrong with a section's values, each with its own place."""
+    messages, paths = getattr(error, "messages", [str(error)]), getattr(error, "paths", [()])
+    told = [
+        str(_told(ConfigurationError(message), layer, (section, *path), prefix=f"{section}: "))
+        for message, path in zip(messages, paths, strict=True)
+    ]
+    return ConfigurationError("\n".join(dict.fromkeys(told)))
 
 
 def _told(error: ConfigurationError, layer: DomainLayer, path: KeyPath, prefix: str = "") -> ConfigurationError:

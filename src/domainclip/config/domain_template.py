@@ -3,15 +3,17 @@ its reason."""
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 import yaml
 from pydantic_core import PydanticUndefined
 
 from domainclip.config.base import Settings
-from domainclip.config.domain import RECIPE_SECTIONS, DomainConfig, recipe_sections
+from domainclip.config.domain import RECIPE_SECTIONS, Choice, DomainConfig, recipe_sections
 from domainclip.config.domain_images import ImagePreprocessing
 from domainclip.config.domain_texts import PromptPack, TextPreprocessing
+from domainclip.config.located_yaml import KeyPath
 
 _ABOUT = {
     "images": "what is done to every picture before the model sees it",
@@ -45,14 +47,12 @@ def domain_template(name: str, parent: DomainConfig, extends: str) -> str:
         _line("description", f"Extends {parent.name}: say here what it is for."),
         _line("extends", extends),
     ]
-    inherited = {choice.key: choice for choice in parent.choices()}
     for section, about in _ABOUT.items():
         lines += ["", f"#{section}:  # {about}"]
-        own = {key: choice for key, choice in inherited.items() if key.startswith(f"{section}.")}
-        for key, choice in own.items():
-            nested = key.removeprefix(f"{section}.").split(".")
-            lines += [f"#  {line}" for line in _inherited(nested, choice.value, choice.because)]
-        taken = {key.split(".")[1] for key in own}
+        own = [choice for choice in parent.choices() if choice.path[0] == section]
+        for before, choice in zip([None, *own], own, strict=False):
+            lines += [f"#  {line}" for line in _inherited(choice, before.path if before else ())]
+        taken = {choice.path[1] for choice in own}
         for key, default, meaning in _keys_of(section):
             if key not in taken:
                 lines.append(f"#  {_line(key, default)}  # {meaning}")
@@ -77,13 +77,16 @@ def _keys_of(section: str) -> list[tuple[str, Any, str]]:
     return found
 
 
-def _inherited(nested: list[str], value: Any, because: str | None) -> list[str]:
-    indent = ["  " * depth + f"{key}:" for depth, key in enumerate(nested[:-1])]
-    written = value if because is None else {"value": value, "because": because}
-    return [*indent, "  " * (len(nested) - 1) + _line(nested[-1], written) + "  # inherited"]
+def _inherited(choice: Choice, before: KeyPath) -> list[str]:
+    """The lines of a choice; mappings around it that also held the choice ``before`` are open already."""
+    *around, key = choice.path[1:]
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before[1:-1], around, strict=False)))
+    opened = ["  " * depth + _line(around[depth], None).removesuffix(" null") for depth in range(shared, len(around))]
+    written = choice.value if choice.because is None else {"value": choice.value, "because": choice.because}
+    return [*opened, "  " * len(around) + _line(key, written) + "  # inherited"]
 
 
-def _line(key: str, value: Any) -> str:
+def _line(key: str | int, value: Any) -> str:
     """``key: value`` on one line, whatever the value is."""
     plain = [*value] if isinstance(value, tuple) else value
     text = yaml.safe_dump({key: plain}, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False)

@@ -51,7 +51,9 @@ class TextPreprocessing(Settings):
         if self.glossary is None:
             for key in ("expand_abbreviations", "synonym_share"):
                 if getattr(self, key):
-                    raise ValueError(f"{key} reads a glossary: name one with glossary=medical (or a YAML file's path)")
+                    raise ValueError(
+                        f"{key} reads a glossary: name one (glossary=medical, or a YAML file), or turn {key} off"
+                    )
         return self
 
     def load(self, folder: Path | None = None) -> Glossary | None:

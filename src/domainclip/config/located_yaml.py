@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -12,6 +13,25 @@ from domainclip.errors import ConfigurationError
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands: keys of mappings and places in lists (from 0), from the outside in."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: only ``true`` and ``false`` are truth values, and no text is a date or a number of base 60.
+    1.1 reads the choice ``off`` as false and ``12:30`` as 750."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)$", list("-+0123456789")),
+    ("float", r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$",
+     list("-+.0123456789")),
+    ("float", r"^\.(?:nan|NaN|NAN)$", ["."]),
+    ("merge", r"^<<$", ["<"]),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 @dataclass(frozen=True)
@@ -26,13 +46,15 @@ class LocatedYaml:
     def parse(cls, text: str, source: str) -> LocatedYaml:
         """Raises ``ConfigurationError`` with the line for what is not YAML, and for a key that stands twice."""
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            node = yaml.compose(text, Loader=_Loader)
             if node is None:
                 return cls({}, {}, source)
             lines: dict[KeyPath, int] = {}
-            refuse_cycles(node, source)
+            _refuse_cycles(node, source, around=set(), done=set())
             _locate(node, (), lines, source)
-            return cls(yaml.SafeLoader("").construct_document(node), lines, source)
+            return cls(_values(node, source), lines, source)
+        except RecursionError:
+            raise ConfigurationError(f"{source}: values lie too deep inside each other") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f" line {mark.line + 1}" if mark else ""
@@ -53,13 +75,21 @@ class LocatedYaml:
         return self.source
 
 
-def refuse_cycles(node: yaml.Node, source: str) -> None:
-    """Raises ``ConfigurationError`` for an alias inside the very value that its anchor names: nothing that walks
-    through such a value would come to an end."""
-    _refuse_cycles(node, source, around=set(), done=set())
+def yaml_value(text: str) -> Any:
+    """One value, as files have it. Raises ``yaml.YAMLError``, ``ValueError`` (a tag that lies), ``RecursionError``."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def _values(node: yaml.Node, source: str) -> Any:
+    try:
+        return _Loader("").construct_document(node)
+    except ValueError as error:  # a tag that says what the text is not: !!int abc
+        raise ConfigurationError(f"{source}: not valid YAML ({error})") from None
 
 
 def _refuse_cycles(node: yaml.Node, source: str, around: set[int], done: set[int]) -> None:
+    """Raises ``ConfigurationError`` for an alias inside the very value that its anchor names: nothing that walks
+    through such a value would come to an end."""
     if id(node) in around:
         raise ConfigurationError(
             f"{source} line {node.start_mark.line + 1}: this value contains itself (an alias of an anchor around it). "

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from domainclip.config.domain_files import is_domain_path, load_domain
-from domainclip.config.located_yaml import refuse_cycles
+from domainclip.config.located_yaml import LocatedYaml, read_yaml_text, yaml_value
 from domainclip.config.recipe import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
@@ -32,29 +32,8 @@ def shipped_recipes() -> list[str]:
 
 def parse_recipe(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
     """Values and line numbers (from 1) of a YAML recipe. Raises ``ConfigurationError`` naming file and line."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is None:
-            return {}, {}
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigurationError(f"{source}: a recipe is a list of 'key: value' lines, this is something else")
-        refuse_cycles(node, source)
-        lines: dict[str, int] = {}
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            line = key_node.start_mark.line + 1
-            if key in lines:
-                raise ConfigurationError(f"{source} line {line}: {key!r} stands twice (first on line {lines[key]})")
-            lines[key] = line
-            # A key is a name: YAML would read "on" as true and "1" as a number.
-            if isinstance(key_node, yaml.ScalarNode) and key != "<<":
-                key_node.tag = "tag:yaml.org,2002:str"
-        return yaml.SafeLoader("").construct_document(node), lines
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise ConfigurationError(f"{source}{where}: not valid YAML ({problem})") from None
+    found = LocatedYaml.parse(text, source)
+    return found.mapping("a recipe"), {str(path[0]): line for path, line in found.lines.items() if len(path) == 1}
 
 
 def _holds_text(key: str) -> bool:
@@ -62,44 +41,23 @@ def _holds_text(key: str) -> bool:
     return field is not None and field.annotation in (str, str | None)
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """YAML 1.1 reads 1e-5 (no point) as text; a recipe means the number."""
-    fixed = dict(values)
-    for key, value in values.items():
-        if isinstance(value, str) and not _holds_text(key):
-            try:
-                fixed[key] = float(value) if "e" in value.lower() else value
-            except ValueError:
-                continue
-    return fixed
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigurationError(f"Recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"Recipe {path} cannot be read: {error}") from None
-
-
 def recipe_values(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, int], str]:
     """Values, line numbers and a name for messages, of a shipped recipe or a recipe file."""
     name = str(name_or_path)
     if name in shipped_recipes():
         values, lines = parse_recipe((_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
-        return _numbers(values), lines, f"recipe {name}"
+        return values, lines, f"recipe {name}"
     if not Path(name).exists() and not name.endswith((".yaml", ".yml")) and "/" not in name:
         guess = nearest(name, shipped_recipes())
         hint = f"Did you mean {guess!r}? " if guess else ""
         raise ConfigurationError(
             f"Unknown recipe {name!r}. {hint}Shipped: {', '.join(shipped_recipes())}; or give the path of a YAML file"
         )
-    values, lines = parse_recipe(_read_text(Path(name)), name)
+    values, lines = parse_recipe(read_yaml_text(Path(name), "Recipe"), name)
     domain = values.get("domain")
     if isinstance(domain, str) and is_domain_path(domain) and (beside := Path(name).parent / domain).is_file():
         values["domain"] = str(beside)  # so that a run's folder can be moved with the domain in it
-    return _numbers(values), lines, name
+    return values, lines, name
 
 
 def _checked(values: Mapping[str, Any], lines: Mapping[str, int], source: str) -> CLIPFinetuningConfig:
@@ -130,12 +88,12 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
                 f"in a shell: '{key}={{…}}'"
             )
         try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[key] = yaml_value(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
             values[key] = text
         if _holds_text(key) and not isinstance(values[key], str | None):
             values[key] = text  # "data_path=yes", "output_dir=2024-01-01" and "caption_col=a: b" are text there
-    return _numbers(values)
+    return values
 
 
 def environment_values(environment: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -114,7 +114,8 @@ def _row(pair: ImageTextPair, number: int, recipe: FrozenConfig, transform: Imag
     views = [transform.finish(base, view_rng(recipe.seed, epoch, number)) for epoch in range(VIEWS)]
     arrays = [np.ascontiguousarray(view.permute(1, 2, 0).numpy()) for view in views]
     facts = f"{pair.image_path.name}: {header.format} {header.width}×{header.height} {header.mode}"
-    facts += f", {header.frames} pages" if header.frames > 1 else ""
+    if header.frames > 1:
+        facts += f", {header.frames} pages (stored: the first; the steps: {chain.settings.page})"
     facts += f" → {treated.shape[1]}×{treated.shape[0]}" if treated.shape != stored.shape else ""
     facts += f", {len(tiles)} tiles" if len(tiles) else ""
     caption = f"[{pair.label}] {pair.caption}" if pair.label else pair.caption
@@ -124,9 +125,8 @@ def _row(pair: ImageTextPair, number: int, recipe: FrozenConfig, transform: Imag
 def _notes(recipe: FrozenConfig, transform: ImageTransform) -> list[str]:
     default = ImagePreprocessing()
     steps = transform.steps
-    chosen = {
-        key: value for key, value in steps.model_dump(mode="json").items() if value != getattr(default, key)
-    }  # fmt: skip
+    plain = steps.model_dump(mode="json")
+    chosen = {key: plain[key] for key in plain if getattr(steps, key) != getattr(default, key)}
     told = ", ".join(f"{key} = {_told(value)}" for key, value in chosen.items()) or "none"
     keys = ("crop_scale", "horizontal_flip", "vertical_flip", "rotate90", "color_jitter")
     augmentation = ", ".join(f"{key} = {_told(getattr(recipe, key))}" for key in keys)
