@@ -34,10 +34,12 @@ def dataset(pairs: Sequence[ImageTextPair], encoder: DualEncoder, augment: bool 
 def head_first(
     encoder: DualEncoder, pairs: Sequence[ImageTextPair], val: Sequence[ImageTextPair] = (), **values: Any
 ) -> HeadFirst:
+    """As a run makes it, without its preparation of captions."""
     config = CLIPFinetuningConfig(**{**VALUES, **values})
     data = dataset(pairs, encoder, **values)
     labels = sorted({pair.label for pair in pairs if pair.label})
     return HeadFirst(
         encoder, build_loss(config), data, config, config.seed, CPU, contextlib.nullcontext, 4,
         dataset(val, encoder, False, **values) if val else None, class_prompts(labels) if len(labels) > 1 else None,
+        None, config.l2sp_strength, config.distillation_strength,
     )  # fmt: skip

@@ -14,12 +14,14 @@ import torch
 from conftest import CommandResult, TinyData
 from domainclip.config import CLIPFinetuningConfig, DataFacts, ModelFacts, resolve
 from domainclip.data.records import ImageTextPair
+from domainclip.errors import ConfigurationError
 from domainclip.evaluation.prompts import class_prompts
 from domainclip.models import make_tiny_clip
 from domainclip.training import Validation
 from domainclip.training.head_draws import ClassPrompts, PairDraws
 from domainclip.training.head_features import FeatureReader
 from domainclip.training.head_first import begin_with_heads
+from domainclip.training.head_restraint import HeadRestraint
 from domainclip.training.metrics_log import read_metrics
 from head_first_cases import CPU, dataset, head_first
 from training_setup import make_trainer, same, train_until, weights
@@ -192,7 +194,67 @@ def test_only_the_first_process_trains_the_heads(tiny_data: TinyData, tmp_path: 
     assert same(before, weights(trainer))
 
 
+# --- what holds it near the start ---
+
+
+@pytest.mark.parametrize("held", [{"l2sp_strength": 100.0}, {"distillation_strength": 1000.0}])
+def test_what_holds_the_towers_holds_the_heads(tiny_data: TinyData, held: dict[str, float]) -> None:
+    def moved(**values: float) -> tuple[float, float]:
+        """How far the weights and the embeddings of the clean pictures went, relative to their size."""
+        encoder = make_tiny_clip(3)
+        train = head_first(encoder, tiny_data.pairs(), **values)
+        weight = encoder.model.visual_projection.weight.detach().clone()
+        images = torch.stack([train.data.pixels(row) for row in range(18)]).float()
+        with torch.no_grad():
+            start = encoder.eval().encode_image(images)
+            train()
+            end = encoder.eval().encode_image(images)
+        distance = (encoder.model.visual_projection.weight.detach() - weight).norm() / weight.norm()
+        return float(distance), float(1 - torch.nn.functional.cosine_similarity(start, end).mean())
+
+    free, kept = moved(), moved(**held)
+    assert free[0] > 0.1
+    assert free[1] > 0.01
+    assert kept[0 if "l2sp_strength" in held else 1] < free[0 if "l2sp_strength" in held else 1] / 20
+
+
+def test_the_two_terms_are_their_definitions(tiny_data: TinyData) -> None:
+    encoder = make_tiny_clip(3)
+    train = head_first(encoder, tiny_data.pairs())
+    draws = PairDraws.read(train.reader, train.data, range(18), 1, None)
+    parameters = train.trained_parameters()
+    restraint = HeadRestraint(parameters, draws, l2sp=3.0, distillation=5.0)
+    batch = draws.draw(7, False, torch.Generator().manual_seed(0))
+    start = draws.pictures.embed(batch.pictures).detach(), draws.texts.embed(batch.texts).detach()
+    before = {name: parameter.detach().clone() for name, parameter in parameters}
+    with torch.no_grad():
+        for _, parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 10)
+    now = draws.pictures.embed(batch.pictures), draws.texts.embed(batch.texts)
+    squares = sum(
+        float((parameter - before[name]).detach().square().sum()) for name, parameter in parameters if name != "logit_scale"
+    )
+    cosines = [torch.nn.functional.cosine_similarity(a, b).mean() for a, b in zip(now, start, strict=True)]
+    expected = 0.5 * 3.0 * squares + 0.5 * 5.0 * float(2 - cosines[0] - cosines[1])
+    assert float(restraint(batch, *now)) == pytest.approx(expected, rel=1e-5)
+
+
 # --- what is decided, and the command ---
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "said"),
+    [
+        ({"classification_weight": 2.0}, 0, "needs rows of two classes"),
+        ({"class_balance": True}, 1, "needs rows of two classes"),
+        ({"class_balance": True, "head_first": False}, 3, "read by head_first alone"),
+    ],
+)
+def test_keys_that_nothing_would_read_are_refused(values: dict[str, Any], classes: int, said: str) -> None:
+    model = ModelFacts(32, 77, False, "transformer", "transformer", 0.07)
+    data = DataFacts(300, 0.5, 1.0 if classes else 0.0, classes, False, 2)
+    with pytest.raises(ConfigurationError, match=said):
+        resolve(CLIPFinetuningConfig(**values), model, data)
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,8 @@ def test_few_rows_may_end_the_training_early(values, rows, reason):
         CLIPFinetuningConfig(early_stopping_patience=3, **values), data=replace(PLAIN, train_rows=rows)
     )
     assert set_recipe.early_stopping_patience == 3
+    never, _ = decided(CLIPFinetuningConfig(early_stopping_patience=0, **values), data=replace(PLAIN, train_rows=rows))
+    assert never.early_stopping_patience == 0
 
 
 def test_batch_norm_keeps_its_statistics_where_the_heads_come_first():

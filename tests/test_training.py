@@ -149,6 +149,13 @@ def test_validation_leaves_the_training_alone(tiny_data: TinyData, tmp_path: Pat
     assert same(weights(watched), weights(plain))
 
 
+def test_no_early_stopping(tiny_data: TinyData, tmp_path: Path) -> None:
+    scores = [0.9, *[0.1] * 5]
+    _, result = run_with(Scores(scores), tiny_data, tmp_path, early_stopping_patience=0)
+    assert not result.stopped_early
+    assert result.best["value"] == 0.9
+
+
 def test_early_stopping(tiny_data: TinyData, tmp_path: Path) -> None:
     _, result = run_with(Scores([0.5, 0.6, 0.6, 0.2, 0.9, 0.9]), tiny_data, tmp_path, early_stopping_patience=2)
     assert result.stopped_early

@@ -17,7 +17,6 @@ from domainclip.config.resolution import SideRule
 from domainclip.config.resolve_batch_norm import resolve_batch_norm
 from domainclip.config.resolve_head_first import resolve_head_first
 from domainclip.config.resolve_length import (
-    STEPS_AN_EPOCH,
     automatic_batch,
     resolve_early_end,
     resolve_length,
@@ -175,7 +174,7 @@ def _resolve_batch(values: dict[str, Any], data: DataFacts, set_keys: set[str], 
             )
         return
     size = automatic_batch(data.train_rows)
-    reason = f"contrastive batch of {size}: {STEPS_AN_EPOCH} steps or more for {data.train_rows} rows, at most 256"
+    reason = f"contrastive batch of {size}: {max(1, data.train_rows // size)} steps a pass of {data.train_rows} rows"
     decide("batch_size", max(1, size // parts), reason + (f"; in {parts} steps" if parts > 1 else ""))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from domainclip.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from domainclip.config.resolve import DataFacts
 
@@ -25,12 +27,15 @@ def resolve_head_first(
         if fresh_projections:
             decide("head_first", True, "the projections are new: the towers would first be bent towards random numbers")
         elif rows < FEW_ROWS:
-            decide("head_first", True, f"{rows} rows, fewer than {FEW_ROWS}: no result below the projections' alone")
+            decide(
+                "head_first", True, f"{rows} rows, fewer than {FEW_ROWS}: towers learn best from projections that fit"
+            )
         else:
             decide("head_first", False, f"{rows} rows, {FEW_ROWS} or more, and projections that are trained already")
     steps = max(LEAST_STEPS, rows // 2)
     if values["head_first"] and "head_first_steps" not in given and steps < values["head_first_steps"]:
         decide("head_first_steps", steps, f"{rows} rows: more steps would learn them by heart")
+    _refuse_what_is_not_read(values, data)
     if values["classification_weight"] is None:
         labelled = data.classes > 1 and data.labelled_share > 0.5
         values["classification_weight"] = 0.0
@@ -47,3 +52,14 @@ def resolve_head_first(
                 f"the largest class has {data.class_imbalance:.0f} times the rows of the smallest, but accuracy counts "
                 "every row alike; set it to true where every class should count alike",
             )  # fmt: skip
+
+
+def _refuse_what_is_not_read(values: dict[str, Any], data: DataFacts) -> None:
+    for key in ("classification_weight", "class_balance"):
+        if values[key] and data.classes < 2:
+            raise ConfigurationError(
+                f"{key}={values[key]} needs rows of two classes or more, and these have {data.classes}: name their "
+                "column with label_col, or leave it unset"
+            )
+    if values["class_balance"] and not values["head_first"]:
+        raise ConfigurationError("class_balance=true is read by head_first alone, which is off: leave it unset")

@@ -274,7 +274,9 @@ class MemorySettings(Settings):
 class EvaluationSettings(FieldMetricSettings, ConceptSettings):
     eval_steps: int = Field(500, gt=0, description="Steps between validations.")
     early_stopping_patience: int | None = Field(
-        None, gt=0, description="Stop after this many validations without a better primary metric."
+        None,
+        ge=0,
+        description="Stop after this many validations without a better primary metric; 0: never; null: with few rows.",
     )
     prompt_templates: list[str] = Field(
         list(DEFAULT_TEMPLATES), min_length=1, description="Sentences for zero-shot classes; {} is the label."

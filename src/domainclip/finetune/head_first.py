@@ -45,6 +45,7 @@ def head_first_of(
     return HeadFirst(
         encoder, loss, data, recipe, recipe.seed, device, lambda: precision.autocast(device), recipe.eval_batch_size,
         judged, _sentences(recipe, data, caption_chain(recipe, encoder.processor)), rehearsal,
+        recipe.l2sp_strength, recipe.distillation_strength,
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from domainclip.models.heads import tower_head
 from domainclip.models.lora import is_adapter
 from domainclip.training.head_draws import ClassPrompts, PairDraws
 from domainclip.training.head_features import FeatureReader
+from domainclip.training.head_restraint import HeadRestraint
 from domainclip.training.judging import judge
 from domainclip.training.metrics_log import MetricsLog
 from domainclip.training.optimizer import rate_factor
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 MAX_ROWS = 20_000
 """More rows than that are not read: projections have learned what they can, and features of all would fill memory."""
+MAX_JUDGED = 4096
+"""Validation rows, drawn at random, that choose the step."""
 _CHECKS = 30
 """How often, over all steps, the validation rows are asked."""
 _PATIENCE = 6
@@ -56,6 +59,7 @@ class HeadFirst:
 
     ``validation``: rows that choose the step which is kept, and may stop it; without them all steps are made.
     ``batch_size``: pictures embedded at once. ``rehearsal``: a further term, over all of its rows.
+    ``l2sp_strength``, ``distillation_strength``: what holds the towers near their start holds the heads, too.
     """
 
     def __init__(
@@ -71,10 +75,13 @@ class HeadFirst:
         validation: CLIPDataset | None = None,
         class_prompts: Mapping[str, Sequence[str]] | None = None,
         rehearsal: Rehearsal | None = None,
+        l2sp_strength: float = 0.0,
+        distillation_strength: float = 0.0,
     ) -> None:
         self.encoder, self.objective, self.settings, self.device = encoder, objective, settings, device
         self.data, self.validation, self.class_prompts = data, validation, class_prompts or {}
         self.seed, self.rehearsal = seed, rehearsal
+        self.l2sp_strength, self.distillation_strength = l2sp_strength, distillation_strength
         self.reader = FeatureReader(encoder, device, autocast, batch_size)
         # A step costs the square of it.
         self.largest_batch = 1024 if device.type == "cpu" else 4096
@@ -108,7 +115,8 @@ class HeadFirst:
             return {"skipped": "fewer than two pictures can be read", "bad_pictures": draws.bad}
         judged = None
         if self.validation is not None:
-            judged = PairDraws.read(self.reader, self.validation, range(min(len(self.validation), 4096)), 0, classes)
+            some = torch.randperm(len(self.validation), generator=generator)[:MAX_JUDGED].sort().values.tolist()
+            judged = PairDraws.read(self.reader, self.validation, some, 0, classes)
             judged = judged if len(judged) > 1 else None
         training = self.encoder.training
         self.encoder.eval()  # an adapter's dropout
@@ -129,6 +137,8 @@ class HeadFirst:
         objective = copy.deepcopy(self.objective).train().requires_grad_(False)
         optimizer = self._optimizer(parameters)
         rehearse = self.rehearsal.of_heads() if self.rehearsal is not None else None
+        l2sp = 0.0 if self.encoder.fresh_projections else self.l2sp_strength  # random numbers are no place to hold to
+        restraint = HeadRestraint(parameters, draws, l2sp, self.distillation_strength)
         every = max(1, total // _CHECKS)
         kept: tuple[float, int, list[Tensor]] | None = None
         before: float | None = None
@@ -157,12 +167,12 @@ class HeadFirst:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
             optimizer.zero_grad(set_to_none=True)
-            pictures = draws.pictures.embed(batch.pictures)
+            pictures, texts = draws.pictures.embed(batch.pictures), draws.texts.embed(batch.texts)
             output = call_objective(
-                objective, pictures, draws.texts.embed(batch.texts), group_ids=batch.groups,
+                objective, pictures, texts, group_ids=batch.groups,
                 logit_scale=self.encoder.logit_scale, logit_bias=self.encoder.logit_bias, progress=step / total,
             )  # fmt: skip
-            loss = output["loss"]
+            loss = output["loss"] + restraint(batch, pictures, texts)
             if classes is not None:
                 loss = loss + classes.loss(pictures, batch.classes, self.encoder.logit_scale)
             if rehearse is not None:

@@ -49,6 +49,19 @@ class L2SP:
         return 0.5 * self.strength * total
 
 
+def distillation_penalty(strength: float, *pairs: tuple[Tensor | None, Tensor | None]) -> Float[Tensor, ""]:
+    """From pairs of (present, starting) embeddings ``[rows, …, dim]``; a pair without the latter counts as kept.
+
+    All rows of a contrastive batch together: the mean is over them, so chunks and processes do not show.
+    """
+    terms = [
+        1 - F.cosine_similarity(now, start, dim=-1).mean()
+        for now, start in pairs
+        if now is not None and start is not None
+    ]
+    return 0.5 * strength * torch.stack(terms).sum()
+
+
 class FeatureDistillation:
     """λ / 2 times the mean over the batch's pairs of (1 − cos(f(x), f₀(x))) + (1 − cos(g(t), g₀(t))).
 
@@ -86,16 +99,7 @@ class FeatureDistillation:
         return [images, texts]
 
     def penalty(self, *pairs: tuple[Tensor | None, Tensor | None]) -> Float[Tensor, ""]:
-        """From pairs of (present, starting) embeddings ``[rows, …, dim]``; a pair without the latter counts as kept.
-
-        All rows of a contrastive batch together: the mean is over them, so chunks and processes do not show.
-        """
-        terms = [
-            1 - F.cosine_similarity(now, start, dim=-1).mean()
-            for now, start in pairs
-            if now is not None and start is not None
-        ]
-        return 0.5 * self.strength * torch.stack(terms).sum()
+        return distillation_penalty(self.strength, *pairs)
 
     def _run(self, encode: Callable[..., Tensor], chunk: int, *inputs: Tensor) -> Tensor:
         found: Tensor | None = None

@@ -63,7 +63,7 @@ class RunState:
 
     def patience_spent(self, patience: int | None) -> bool:
         """Whether early stopping is due. Also true for a run resumed after it has stopped early."""
-        return patience is not None and self.without_gain >= patience
+        return patience is not None and 0 < patience <= self.without_gain
 
 
 def summary_of(result: TrainingResult, model_path: Path) -> dict[str, Any]:
