@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import io
 import random
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from domain_image_cases import RNG, settings
+from domain_image_cases import RNG, linear_window, settings, write_dicom
 from domainclip.data.domain.chain import DomainImageChain
 from domainclip.data.images import picture_header, read_array, read_image
 from domainclip.errors import MissingExtraError, PictureError
@@ -24,49 +26,6 @@ RAMP = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
 
 
 # --- DICOM ---
-
-
-def write_dicom(path: Path, pixels: np.ndarray, photometric: str = "MONOCHROME2", **tags: Any) -> Path:
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
-
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    dataset.Modality = "OT"
-    colour = photometric not in {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
-    frames = pixels.shape[0] if pixels.ndim == 3 + colour else None
-    dataset.Rows, dataset.Columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
-    if frames:
-        dataset.NumberOfFrames = frames
-    bits = pixels.dtype.itemsize * 8
-    dataset.SamplesPerPixel = 3 if colour else 1
-    if colour:
-        dataset.PlanarConfiguration = 0
-    dataset.PhotometricInterpretation = photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
-    dataset.PixelRepresentation = int(np.issubdtype(pixels.dtype, np.signedinteger))
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = pixels.tobytes()
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-def linear_window(values: np.ndarray, center: float, width: float) -> np.ndarray:
-    """PS3.3 C.11.2.1.2.1, written out."""
-    out = np.empty(values.shape)
-    for place, value in np.ndenumerate(values):
-        if value <= center - 0.5 - (width - 1) / 2:
-            out[place] = 0
-        elif value > center - 0.5 + (width - 1) / 2:
-            out[place] = 1
-        else:
-            out[place] = (value - (center - 0.5)) / (width - 1) + 0.5
-    return out
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
@@ -172,7 +131,7 @@ def test_missing_libraries_name_their_extra(
 ) -> None:
     dicom = write_dicom(tmp_path / "x.dcm", RAMP)
     stack = tmp_path / "stack.tif"
-    tifffile.imwrite(stack, np.zeros((2, 4, 4), np.uint16), photometric="minisblack")
+    tifffile.imwrite(stack, np.zeros((2, 4, 4), np.uint16), imagej=True)
     plain = builtins.__import__
 
     def without(name: str, *arguments: Any) -> Any:
@@ -245,3 +204,62 @@ def test_tiff_too_large_is_refused_by_its_header(tmp_path: Path) -> None:
     for function in (read_image, picture_header):
         with pytest.raises(PictureError, match="11×9 is 99 pixels, above max_image_pixels=98"):
             function(tmp_path / "x.tif", 98)
+
+
+# --- PNG of 16 bits ---
+
+
+def write_png(path: Path, values: np.ndarray, before: dict[bytes, bytes] | None = None) -> Path:
+    """16 bits a channel; ``before``: chunks that go before the pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = {b"IHDR": header, **(before or {}), b"IDAT": zlib.compress(rows), b"IEND": b""}
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in chunks.items()))
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_of_16_bits_keeps_them(tmp_path: Path, channels: int) -> None:
+    values = RNG.integers(0, 4096, (9, 11, channels), dtype=np.uint16)
+    if channels in {2, 4}:
+        values[..., -1] = RNG.choice([0, 13_107, 65_535], (9, 11))
+    path = write_png(tmp_path / "x.png", values)
+    want = values[..., :3].astype(float)
+    if channels in {2, 4}:
+        share = values[..., -1:] / 65535
+        want = values[..., :-1] * share + 65535 * (1 - share)
+    got = read_array(path)
+    assert got.dtype == np.uint16 and got.shape == ((9, 11) if channels < 3 else (9, 11, 3))
+    assert np.abs(got.reshape(9, 11, -1) - want).max() <= 0.51
+    assert np.abs(read_image(path) - want / 65535 * 255).max() <= 0.51
+    if channels == 3:
+        stretched = DomainImageChain(settings(deep_scaling="percentiles")).apply(got)
+        low, high = np.percentile(values, (0.5, 99.5))
+        assert np.abs(stretched - ((values - low) / (high - low)).clip(0, 1) * 255).max() <= 0.51
+
+
+def test_png_of_16_bits_is_turned_and_its_transparent_colour_white(tmp_path: Path) -> None:
+    values = RNG.integers(0, 65536, (9, 11, 3), dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    before = {b"tRNS": values[0, 0].astype(">u2").tobytes(), b"eXIf": exif.tobytes().removeprefix(b"Exif\0\0")}
+    want = values.copy()
+    want[0, 0] = 65535
+    assert np.array_equal(read_array(write_png(tmp_path / "x.png", values, before)), np.rot90(want, -1))
+
+
+def test_damaged_pngs_of_16_bits_are_picture_errors(tmp_path: Path) -> None:
+    whole = write_png(tmp_path / "x.png", RNG.integers(0, 65536, (9, 11, 3), dtype=np.uint16)).read_bytes()
+    draw, refused = random.Random(7), 0
+    for number in range(60):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(8, len(content))] = draw.randrange(256)
+        content = content[: draw.choice([len(content), len(content), draw.randrange(8, len(content))])]
+        refused += refusals(tmp_path / f"bad{number}.png", bytes(content))
+    assert refused > 10

@@ -1,7 +1,7 @@
 """Reading pictures: every common format to upright pixels, safely and fast.
 
 JPEG goes through libjpeg-turbo (simplejpeg) with its accurate transform and smooth chroma upsampling, which gives
-the pixels Pillow gives; DICOM through pydicom; TIFF that Pillow does not read as it is meant (several pages, 16-bit
+the pixels Pillow gives; DICOM through pydicom; TIFF that Pillow does not read as it is meant (channels as pages, 16-bit
 colour) through tifffile; everything else through Pillow.
 """
 
@@ -20,9 +20,14 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from domainclip.config.domain_images import ImagePreprocessing
+from domainclip.data.deep_grey import grey_bytes, grey_numbers, is_deep_grey
+from domainclip.data.deep_png import is_deep_png, read_deep_png
 from domainclip.data.domain.dicom import dicom_size, is_dicom, read_dicom
+from domainclip.data.domain.pages import chosen_page
+from domainclip.data.domain.pixel_meaning import turned
 from domainclip.data.domain.steps import to_levels
 from domainclip.data.domain.tiff import is_tiff, read_tiff, tiff_size
+from domainclip.data.domain.tiff_pages import TiffPage, page_numbers, pages_for_pillow
 from domainclip.errors import PictureError
 
 MAX_PIXELS = 178_956_970
@@ -33,9 +38,12 @@ LARGE_PICTURE = 2**24
 its size): one of 12,000 × 9,000 takes 324 MB whole, for the 160 × 160 that a model sees."""
 
 _ORIENTATION = 0x0112
-_DESCRIPTION = 0x010E
-_BITS = 0x0102
 _DEFAULT = ImagePreprocessing()
+
+_NO_PREAMBLE = (
+    ". It may be DICOM without the preamble (128 bytes, then DICM) that files of it begin with: write it anew by "
+    "pydicom.dcmread(…, force=True).save_as(…, enforce_file_format=True)"
+)
 
 _DAMAGE = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, RuntimeError, ArithmeticError,
@@ -65,7 +73,8 @@ def _open(path: Path, source: io.BytesIO | Path, max_pixels: int) -> Image.Image
     except Image.DecompressionBombError:
         raise PictureError(f"{path}: more than {MAX_PIXELS:,} pixels; shrink the picture first") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{path}: not a picture, or its first bytes are damaged") from None
+        hint = _NO_PREAMBLE if path.suffix.lower() in {".dcm", ".dicom"} else ""
+        raise PictureError(f"{path}: not a picture, or its first bytes are damaged{hint}") from None
     except _DAMAGE as error:
         raise PictureError(f"{path}: cannot be opened ({error})") from None
     _refuse_above(max_pixels, picture.width, picture.height, path)
@@ -93,7 +102,7 @@ def picture_header(path: Path, max_pixels: int = MAX_PIXELS) -> PictureHeader:
     """Size, format and mode. Raises ``PictureError`` for a missing file, a non-picture or too many pixels."""
     path = Path(path)
     start = _start(path)
-    if is_dicom(start) or (is_tiff(start) and _for_tifffile(path, path, _DEFAULT)):
+    if is_dicom(start) or (is_tiff(start) and _pillow_pages(path, path, _DEFAULT) is None):
         kind, size_of = ("DICOM", dicom_size) if is_dicom(start) else ("TIFF", tiff_size)
         width, height, count, mode = size_of(path, path)
         _refuse_above(max_pixels, width, height, path)
@@ -107,18 +116,10 @@ def picture_header(path: Path, max_pixels: int = MAX_PIXELS) -> PictureHeader:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit grey is scaled to its full range, transparency is laid on white, frame 0 of an animation."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        # Pillow would clip everything above 255 to white.
-        values = np.asarray(picture).astype(np.float32)
-        scale = 255.0 / 65535.0 if values.max(initial=0) > 255 else 1.0
-        return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        values = np.asarray(picture)
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        span = high - low or 1.0
-        return Image.fromarray(np.nan_to_num((values - low) / span * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    """8-bit RGB: 16-bit grey is scaled to its full range, other deep grey to the picture's own, transparency is laid on
+    white, frame 0 of an animation."""
+    if is_deep_grey(picture):  # Pillow would clip it
+        return Image.fromarray(grey_bytes(grey_numbers(picture))).convert("RGB")
     if picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -160,38 +161,60 @@ def _read(
         _refuse_above(max_pixels, width, height, path)
         found = read_dicom(data, path, settings)
         return found if convert is array_of else _bytes_of(found)
-    if is_tiff(data[:4]) and _for_tifffile(path, io.BytesIO(data), settings):
-        width, height, _, _ = tiff_size(data, path)
-        _refuse_above(max_pixels, width, height, path)
-        found = read_tiff(data, path, settings)
-        return found if convert is array_of else _bytes_of(found)
+    pages = [0]
+    if is_tiff(data[:4]):
+        found_pages = _pillow_pages(path, io.BytesIO(data), settings)
+        if found_pages is None:
+            width, height, _, _ = tiff_size(data, path)
+            _refuse_above(max_pixels, width, height, path)
+            found = read_tiff(data, path, settings)
+            return found if convert is array_of else _bytes_of(found)
+        pages = page_numbers(found_pages, settings, path)
     with _open(path, io.BytesIO(data), max_pixels) as picture:
+
+        def page(number: int) -> np.ndarray:
+            if number:
+                picture.seek(pages[number])
+                _refuse_above(max_pixels, picture.width, picture.height, path)
+            return _page_of(picture, data, at_least, convert)
+
         try:
-            orientation = picture.getexif().get(_ORIENTATION, 1)
-            if picture.width * picture.height <= LARGE_PICTURE:
-                at_least = None
-            if picture.format == "JPEG" and picture.mode in {"RGB", "L"}:
-                if orientation in {0, 1}:
-                    return _decode_jpeg(data, picture.mode == "L", picture.size, at_least)
-                if at_least:  # Pillow's own way to a smaller decoding
-                    picture.draft(picture.mode, _smallest(picture.size, at_least))
-            picture.seek(0)
-            upright = ImageOps.exif_transpose(picture) if orientation not in {0, 1} else picture
-            if at_least and upright.mode in {"L", "RGB"} and "transparency" not in upright.info:
-                upright = upright.reduce(max(1, min(upright.size) // at_least))
-            return convert(upright)
+            return chosen_page(page, len(pages), settings, path)
+        except PictureError:
+            raise
         except _DAMAGE as error:
             raise PictureError(f"{path}: damaged picture ({error})") from None
 
 
+def _page_of(
+    picture: Image.Image, data: bytes, at_least: int | None, convert: Callable[[Image.Image], np.ndarray]
+) -> np.ndarray:
+    """The page that ``picture`` stands at. ``data``: the whole file."""
+    if is_deep_png(data) and getattr(picture, "n_frames", 1) == 1:
+        deep = read_deep_png(data)
+        return deep if convert is array_of else _bytes_of(deep)
+    if is_deep_grey(picture):
+        deep = grey_numbers(picture)
+        # Only now: newer versions of Pillow turn a TIFF themselves as they load it, and then say 1.
+        deep = turned(deep, picture.getexif().get(_ORIENTATION, 1))
+        return deep if convert is array_of else np.repeat(grey_bytes(deep)[..., None], 3, axis=2)
+    orientation = picture.getexif().get(_ORIENTATION, 1)
+    if picture.width * picture.height <= LARGE_PICTURE:
+        at_least = None
+    if picture.format == "JPEG" and picture.mode in {"RGB", "L"}:
+        if orientation in {0, 1}:
+            return _decode_jpeg(data, picture.mode == "L", picture.size, at_least)
+        if at_least:  # Pillow's own way to a smaller decoding
+            picture.draft(picture.mode, _smallest(picture.size, at_least))
+    upright = ImageOps.exif_transpose(picture) if orientation not in {0, 1} else picture
+    if at_least and upright.mode in {"L", "RGB"} and "transparency" not in upright.info:
+        upright = upright.reduce(max(1, min(upright.size) // at_least))
+    return convert(upright)
+
+
 def array_of(picture: Image.Image) -> np.ndarray:
-    """Grey of more than 8 bits as it is (uint16, int32 or float32 ``[h, w]``), everything else as 8-bit RGB."""
-    if picture.mode.startswith("I;16"):
-        return np.asarray(picture).astype(np.uint16)
-    if picture.mode == "I":  # 32 bits, of which files use 16
-        values = np.asarray(picture)
-        return values.astype(np.uint16) if values.min(initial=0) >= 0 and values.max(initial=0) < 2**16 else values
-    return np.asarray(picture) if picture.mode == "F" else _as_rgb(picture)
+    """Grey of more than 8 bits as it is (``deep_grey.grey_numbers``), everything else as 8-bit RGB."""
+    return grey_numbers(picture) if is_deep_grey(picture) else _as_rgb(picture)
 
 
 def _as_rgb(picture: Image.Image) -> np.ndarray:
@@ -204,21 +227,14 @@ def _bytes_of(values: np.ndarray) -> np.ndarray:
     return np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels
 
 
-def _for_tifffile(path: Path, source: io.BytesIO | Path, settings: ImagePreprocessing) -> bool:
-    """Whether a TIFF is one that Pillow cannot open, or of whose pages or channels it shows others than are meant."""
+def _pillow_pages(path: Path, source: io.BytesIO | Path, settings: ImagePreprocessing) -> list[TiffPage] | None:
+    """The pages of a TIFF that Pillow reads as they are meant; None for those that it does not, or cannot open."""
     try:
         with warnings.catch_warnings(), _open(path, source, MAX_PIXELS) as picture:
             warnings.simplefilter("ignore")
-            tags = getattr(picture, "tag_v2", {})
-            described = str(tags.get(_DESCRIPTION, ""))
-            if described.startswith("ImageJ=") or "<OME" in described:
-                return True
-            bits = tags.get(_BITS, 8)
-            if picture.mode in {"RGB", "RGBA", "CMYK"} and max(bits if isinstance(bits, tuple) else (bits,)) > 8:
-                return True  # Pillow would keep the upper eight
-            return settings.page != "first" and getattr(picture, "n_frames", 1) > 1
+            return pages_for_pillow(picture, settings)
     except _DAMAGE:  # a PictureError is a ValueError
-        return True
+        return None
 
 
 def _smallest(size: tuple[int, int], at_least: int) -> tuple[int, int]:

@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from domainclip.config.domain_images import ImagePreprocessing
+from domainclip.data.domain.dicom_frames import Window, number_in, rescaled, view_of
 from domainclip.data.domain.pages import chosen_page
 from domainclip.errors import MissingExtraError, PictureError
-
-_FAR = 1e12
-"""A stored value beyond any window: what a window makes of it is its black or white."""
 
 
 def is_dicom(start: bytes) -> bool:
@@ -38,61 +36,85 @@ def dicom_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
 def read_dicom(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarray:
     """The chosen frame: ``[h, w]`` grey, or ``[h, w, 3]`` RGB.
 
-    Grey is uint8 where a window says what is black and white, and float32 in the file's units (Hounsfield in CT) where
-    none does. MONOCHROME1, where low values are to be seen bright, comes inverted either way. Raises ``PictureError``
-    for what cannot be decoded, ``MissingExtraError`` without pydicom.
+    Grey is uint8 where a window says what is black and white, or where the file keeps at most 8 bits without a unit
+    (ultrasound, secondary capture), and float32 in the file's units (Hounsfield in CT) elsewhere. MONOCHROME1, where
+    low values are to be seen bright, comes inverted either way. A mean is taken of rescaled frames, and seen through
+    the first one's window. Raises ``PictureError`` for what cannot be decoded, ``MissingExtraError`` without pydicom.
     """
     with _told_plainly(path):
-        from pydicom.pixels import apply_color_lut, pixel_array
+        from pydicom.pixels import pixel_array
 
         dataset = _read(io.BytesIO(data))
         frames = int(dataset.get("NumberOfFrames") or 1)
+        kind = str(dataset.get("PhotometricInterpretation", ""))
+        padding_value = number_in(dataset, "PixelPaddingValue")
+        numbers: list[int] = []
+        paddings: list[np.ndarray] = []
+        bits = int(number_in(dataset, "BitsStored") or 0)  # of grey values that are brightness itself; else 0
 
         def frame(number: int) -> np.ndarray:
-            return pixel_array(dataset, index=number)
+            nonlocal bits
+            stored = pixel_array(dataset, index=number)
+            if kind == "PALETTE COLOR":
+                return _palette_colours(stored, dataset)
+            if stored.ndim == 3:
+                return _full_colours(stored, bits)
+            numbers.append(number)
+            if padding_value is not None:
+                paddings.append(stored == padding_value)
+            values = rescaled(stored, dataset, number)
+            # What has a unit, a sign, or more than its bits may hold, is no brightness.
+            if values is not stored or stored.dtype.kind != "u" or bits > 8 or stored.max() >= 2**bits:
+                bits = 0
+            return values
 
         values = chosen_page(frame, frames, settings, path)
-        kind = str(dataset.get("PhotometricInterpretation", ""))
-        if kind == "PALETTE COLOR":
-            values = apply_color_lut(values.astype(dataset_type(dataset)), dataset)
-            return (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values
         if values.ndim == 3:
             return values
-        return _grey_levels(values, dataset, settings, inverted=kind == "MONOCHROME1")
+        view = view_of(dataset, numbers[0]) if settings.dicom_window == "file" else None
+        if settings.window_center is not None and settings.window_width is not None:
+            view = Window(settings.window_center, settings.window_width)
+        padding = np.logical_and.reduce(paddings) if paddings else None
+        if view is None and not bits:
+            return _own_units(values, padding, inverted=kind == "MONOCHROME1")
+        if isinstance(view, Window):
+            shown = view.shown(values)
+        else:
+            shown = values / float(2**bits - 1) if view is None else _through_table(values, view, dataset)
+        shown = 1 - shown if kind == "MONOCHROME1" else shown
+        if padding is not None:
+            shown[padding] = 0.0
+        return (shown.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def dataset_type(dataset: Any) -> Any:
-    """The type of the file's stored values (a mean of frames is fractional, and no index into a palette)."""
-    return np.uint8 if int(dataset.get("BitsAllocated", 16)) <= 8 else np.uint16
+def _palette_colours(stored: np.ndarray, dataset: Any) -> np.ndarray:
+    from pydicom.pixels import apply_color_lut
+
+    values = apply_color_lut(stored, dataset)
+    return (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values
 
 
-def _grey_levels(values: np.ndarray, dataset: Any, settings: ImagePreprocessing, inverted: bool) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
+def _full_colours(stored: np.ndarray, bits: int) -> np.ndarray:
+    """Colours of, say, 12 bits kept in 16, as all of 16: nothing after this knows how many bits there were."""
+    top = 2**bits - 1
+    if stored.dtype != np.uint16 or not 0 < bits < 16:
+        return stored
+    return ((stored.clip(max=top).astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16)
 
-    padding = values == dataset.PixelPaddingValue if dataset.get("PixelPaddingValue") is not None else None
-    levels = np.asarray(apply_modality_lut(values, dataset))
-    if settings.window_center is not None:
-        dataset.WindowCenter, dataset.WindowWidth = settings.window_center, settings.window_width
-        dataset.pop("VOILUTFunction", None)
-        dataset.pop("VOILUTSequence", None)
-    windowed = settings.window_center is not None or settings.dicom_window == "file"
-    if windowed and "VOILUTSequence" in dataset:
-        table = dataset.VOILUTSequence[0]
-        shown = apply_voi_lut(levels.astype(np.int64), dataset) / float(2 ** int(table.LUTDescriptor[2]) - 1)
-    elif windowed and "WindowCenter" in dataset and "WindowWidth" in dataset:
-        # The output's range depends on bits, sign and rescaling: what the window makes of the extremes tells it.
-        black, white = apply_windowing(np.array([-_FAR, _FAR]), dataset)
-        shown = (apply_windowing(levels.astype(np.float64), dataset) - black) / (white - black)
-    else:
-        shown = levels.astype(np.float32)
-        body = shown if padding is None or padding.all() else shown[~padding]
-        # What surrounds the picture is no grey level of it: as dark as its darkest, or the range is spent on it.
-        shown = shown.clip(body.min(), body.max())
-        return body.max() + body.min() - shown if inverted else shown
-    shown = 1 - shown if inverted else shown
-    if padding is not None:
-        shown[padding] = 0.0
-    return (shown.clip(0, 1) * 255).round().astype(np.uint8)
+
+def _own_units(values: np.ndarray, padding: np.ndarray | None, inverted: bool) -> np.ndarray:
+    shown = values.astype(np.float32)
+    body = shown if padding is None or padding.all() else shown[~padding]
+    # What surrounds the picture is no grey level of it: as dark as its darkest, or the range is spent on it.
+    shown = shown.clip(body.min(), body.max())
+    return body.max() + body.min() - shown if inverted else shown
+
+
+def _through_table(values: np.ndarray, tables: Any, dataset: Any) -> np.ndarray:
+    from pydicom.pixels import apply_voi
+
+    dataset.VOILUTSequence = tables  # a functional group's: pydicom looks at the top alone
+    return apply_voi(np.rint(values).astype(np.int64), dataset) / float(2 ** int(tables[0].LUTDescriptor[2]) - 1)
 
 
 def _read(source: Any, **options: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ def chosen_page(read: Callable[[int], np.ndarray], count: int, settings: ImagePr
     """The page that ``settings.page`` asks for, of ``count`` that ``read(number)`` gives; only what is needed is read.
 
     The mean is float32, or uint8 where the pages are. Raises ``PictureError`` for several pages where the policy is
-    ``error``, and for pages of several shapes that are to be averaged.
+    ``error``, and for unlike pages that are to be averaged.
     """
     if count == 1 or settings.page == "first":
         return read(0)
@@ -27,14 +27,21 @@ def chosen_page(read: Callable[[int], np.ndarray], count: int, settings: ImagePr
     if settings.page == "middle":
         return read(count // 2)
     first = read(0)
-    total = first.astype(np.float32)
+    total, bytes_alone = first.astype(np.float32), first.dtype == np.uint8
     for number in range(1, count):
         page = read(number)
-        if page.shape != total.shape:
-            raise PictureError(
-                f"{path}: page {number + 1} is {page.shape} and the first {total.shape}: page=mean needs pages of one "
-                "size. Set page to first or middle"
-            )
+        refuse_unlike(number, (page.shape, ""), (first.shape, ""), path)
         total += page
+        bytes_alone = bytes_alone and page.dtype == np.uint8
     total /= count
-    return total.round().astype(np.uint8) if first.dtype == np.uint8 else total
+    return total.round().astype(np.uint8) if bytes_alone else total
+
+
+def refuse_unlike(number: int, page: tuple[Sequence[int], str], first: tuple[Sequence[int], str], path: Path) -> None:
+    """Raises ``PictureError`` where page ``number`` has another shape or type than the first."""
+    if page != first:
+        one, other = ("×".join(str(side) for side in shape) + f" {kind}" for shape, kind in (page, first))
+        raise PictureError(
+            f"{path}: page {number + 1} is {one} and the first {other}: page=mean needs pages of one size and type. "
+            "Set page to first or middle"
+        )

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from domainclip.config.domain_images import ImagePreprocessing
-from domainclip.data.domain.pages import chosen_page
+from domainclip.data.domain.pages import chosen_page, refuse_unlike
+from domainclip.data.domain.tiff_tags import meant_by_tags
 from domainclip.errors import MissingExtraError, PictureError
 
 _SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -31,39 +32,50 @@ def tiff_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
     """Width, height, pages and what Pillow would call the mode, without decoding. Raises ``PictureError``."""
     with _opened(source, path) as file:
         series = _series(file, path)
-        sizes = dict(zip(series.axes, series.shape, strict=True))
+        sizes = _sizes(series)
         mode = f"{series.dtype}×{_channels(sizes)}"
         return sizes["X"], sizes["Y"], _pages(sizes), mode
 
 
 def read_tiff(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarray:
-    """The chosen page of the first series at its own depth: ``[h, w]``, or ``[h, w, channels]``.
+    """The chosen page at its own depth, upright: ``[h, w]``, or ``[h, w, channels]``.
 
     Axes are taken as the file's metadata (OME, ImageJ, shape) name them: C and S are channels, every other axis beside
-    Y and X (Z, T, Q …) counts pages. Raises ``PictureError`` for too many channels and for what cannot be decoded,
-    ``MissingExtraError`` without tifffile.
+    Y and X (Z, T, Q …) counts pages. ``first`` and ``middle`` are of the first series (what other series hold may be
+    labels and smaller copies), ``error`` and ``mean`` look at all. Raises ``PictureError`` for too many channels and
+    for what cannot be decoded, ``MissingExtraError`` without tifffile.
     """
     with _opened(data, path) as file:
-        series = _series(file, path)
-        axes, shape = series.axes, series.shape
-        sizes = dict(zip(axes, shape, strict=True))
-        if _channels(sizes) > _MOST_CHANNELS:
-            raise PictureError(f"{path}: {_channels(sizes)} channels, of which at most {_MOST_CHANNELS} are read")
-        page_axes = [axis for axis in axes if axis not in "YXCS"]
-        kept = "".join(axis for axis in axes if axis in "YXCS")
-        counts = [sizes[axis] for axis in page_axes]
-        whole: list[np.ndarray] = []
+        first = _series(file, path)
+        all_series = [first]
+        if settings.page in {"error", "mean"}:
+            all_series += [one for one in file.series[1:] if not (one.keyframe.is_reduced or one.keyframe.is_mask)]
+        pages = [(series, index) for series in all_series for index in range(_pages(_sizes(series)))]
+        whole: dict[int, np.ndarray] = {}
 
         def page(number: int) -> np.ndarray:
-            place = dict(zip(page_axes, np.unravel_index(number, counts) if counts else (), strict=True))
-            values = _one_page(series, axes, shape, place, kept, whole)
-            return _channels_last(values, kept)
+            series, index = pages[number]
+            # Before decoding: only the first series' size was held against the limit.
+            refuse_unlike(number, _kind(series), _kind(first), path)
+            return _page(series, index, whole, path)
 
-        return chosen_page(page, _pages(sizes), settings, path)
+        return chosen_page(page, len(pages), settings, path)
+
+
+def _page(series: Any, index: int, whole: dict[int, np.ndarray], path: Path) -> np.ndarray:
+    axes, sizes = series.axes, _sizes(series)
+    if _channels(sizes) > _MOST_CHANNELS:
+        raise PictureError(f"{path}: {_channels(sizes)} channels, of which at most {_MOST_CHANNELS} are read")
+    page_axes = [axis for axis in axes if axis not in "YXCS"]
+    kept = "".join(axis for axis in axes if axis in "YXCS")
+    counts = [sizes[axis] for axis in page_axes]
+    place = dict(zip(page_axes, np.unravel_index(index, counts) if counts else (), strict=True))
+    values = _channels_last(_one_page(series, axes, series.shape, place, kept, whole), kept)
+    return meant_by_tags(values, series.keyframe, stacked=sizes.get("C", 1) > 1, path=path)
 
 
 def _one_page(
-    series: Any, axes: str, shape: tuple[int, ...], place: dict[str, Any], kept: str, whole: list[np.ndarray]
+    series: Any, axes: str, shape: tuple[int, ...], place: dict[str, Any], kept: str, whole: dict[int, np.ndarray]
 ) -> np.ndarray:
     """The axes ``kept`` at ``place``: read alone where the file's own pages allow it, else cut out of all."""
     inside = "".join(axis for axis in axes if axis in "YXS")
@@ -80,10 +92,10 @@ def _one_page(
         inner_shape = [size for axis, size in zip(axes, shape, strict=True) if axis in inside]
         layers = [layer.reshape(inner_shape) for layer in layers]
         return np.stack(layers) if channel else layers[0]
-    if not whole:
-        whole.append(series.asarray().reshape(shape))
+    if id(series) not in whole:
+        whole[id(series)] = series.asarray().reshape(shape)
     selection = tuple(int(place[axis]) if axis in place else slice(None) for axis in axes)
-    return whole[0][selection]
+    return whole[id(series)][selection]
 
 
 def _channels_last(values: np.ndarray, kept: str) -> np.ndarray:
@@ -93,6 +105,16 @@ def _channels_last(values: np.ndarray, kept: str) -> np.ndarray:
         values = values.reshape(*values.shape[:2], -1)
         values = values[..., 0] if values.shape[2] == 1 else values
     return values
+
+
+def _sizes(series: Any) -> dict[str, int]:
+    return dict(zip(series.axes, series.shape, strict=True))
+
+
+def _kind(series: Any) -> tuple[tuple[int, ...], str]:
+    """What pages that are averaged must have in common."""
+    sizes = _sizes(series)
+    return (sizes.get("Y", 0), sizes.get("X", 0), _channels(sizes)), str(series.dtype)
 
 
 def _pages(sizes: dict[str, int]) -> int:
