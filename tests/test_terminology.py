@@ -212,3 +212,14 @@ def test_terms_are_encoded_by_their_own_encoder_and_the_rest_by_the_other() -> N
     )
     assert "CXR" in plain.asked and "CXR" not in expanding.asked
     assert "no tumour" in expanding.asked and "no tumour" not in plain.asked
+
+
+@pytest.mark.parametrize("what", ["texts", "pictures"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_has_diverged_is_said(what: str, value: float) -> None:
+    pairs = [ImageTextPair(f"/{n}.png", "a caption", "ab"[n % 2]) for n in range(4)]
+    evaluator = TerminologyEvaluator(GLOSSARY, pairs)
+    images = torch.full((4, 64), value) if what == "pictures" else None
+    encode = Tower().encode_texts if what == "pictures" else lambda texts: torch.full((len(texts), 64), value)
+    with pytest.raises(ShapeError, match=f"embeddings of the {what} contain NaN or infinity"):
+        evaluator.score(images, encode)

@@ -132,12 +132,17 @@ class _Thumbnails:
     def __init__(self, study: CaseStudy, read: Reader) -> None:
         self.read = read
         self._made: dict[tuple[Path, int], str] = {}
-        paths = {str(case.image_path) for section in study.sections for case in section.cases}
+        folders = {
+            os.path.dirname(os.path.abspath(case.image_path)) for section in study.sections for case in section.cases
+        }
         # Names from where the data begin: what a reader needs, without the folders of the machine it was made on.
-        self._root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+        try:
+            self._root = os.path.commonpath(folders)
+        except ValueError:  # no picture, or pictures on two drives
+            self._root = ""
 
     def name(self, path: Path) -> str:
-        return os.path.relpath(path, self._root) if self._root and str(path).startswith(self._root) else path.name
+        return os.path.relpath(path, self._root) if self._root else path.name
 
     def image(self, case: Case, side: int) -> str:
         key = (case.image_path, side)

@@ -1,11 +1,12 @@
-"""The part of a report that speaks in the terms of the field."""
+"""The part of a report that speaks in the terms of the field, and its tables, which the terminal shows too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from domainclip.evaluation.markdown_table import table
+from domainclip.evaluation.markdown_table import plain, table
 from domainclip.evaluation.metric_names import describe, greater_is_better
 
 _WORDS = {"medical": "medicine", "industrial": "inspection", "scientific": "the sciences", "general": "recognition"}
@@ -26,10 +27,22 @@ def field_section(report: Mapping[str, Any]) -> str:
         f"## In the terms of the field: {_WORDS.get(last['field'], last['field'])}",
         table(["figure (95 % interval)", *(when for when, _ in parts)], rows),
     ]
-    text += [part for part in (_labels(last), _matrix(last)) if part]
+    text += [f"{part.title}:\n\n{table(part.header, part.rows)}" for part in field_tables(last)]
     if last["notes"]:
-        text.append("\n".join(f"- {note}." for note in last["notes"]))
+        text.append("\n".join(f"- {plain(note)}." for note in last["notes"]))
     return "\n\n".join(text)
+
+
+@dataclass(frozen=True)
+class FieldTable:
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+def field_tables(found: Mapping[str, Any], *, intervals: bool = True) -> list[FieldTable]:
+    """The figures of each label and the matrix of disciplines, as far as ``details["field"]`` has them."""
+    return [part for part in (_labels(found, intervals), _matrix(found)) if part is not None]
 
 
 def figure_text(name: str, entry: Mapping[str, Any] | None) -> str:
@@ -55,31 +68,39 @@ def _named(name: str) -> str:
     return describe(name) + ("" if greater_is_better(name) else " (lower is better)")
 
 
-def _labels(found: Mapping[str, Any]) -> str:
+def _labels(found: Mapping[str, Any], intervals: bool) -> FieldTable | None:
     rows = found["per_label"]
     columns = list(dict.fromkeys(name for row in rows for name in row if name not in ("label", "pictures")))
     if not columns:
-        return ""
+        return None
+
+    def shown(name: str, entry: Mapping[str, Any] | None) -> str:
+        return figure_text(name, entry if intervals or entry is None else {"value": entry["value"]})
+
     lines = [
-        [row["label"], row["pictures"], *(figure_text(name, row.get(name)) for name in columns)]
+        [row["label"], row["pictures"], *(shown(name, row.get(name)) for name in columns)]
         for row in rows if any(name in row for name in columns)
     ]  # fmt: skip
-    return "Each label by itself:\n\n" + table(["label", "pictures", *map(describe, columns)], lines)
+    return FieldTable("Each label by itself", ["label", "pictures", *map(describe, columns)], lines)
 
 
-def _matrix(found: Mapping[str, Any]) -> str:
+def _matrix(found: Mapping[str, Any]) -> FieldTable | None:
     matrix = found.get("matrix")
     if not matrix:
-        return ""
+        return None
     names = matrix["disciplines"]
     shares = ["—" if share is None else f"{share:.1%}" for share in matrix["acc1"]]
     if matrix["counts"] is None:
-        rows: Sequence[Sequence[Any]] = list(zip(names, matrix["pictures"], shares, strict=True))
-        text = table(["discipline", "pictures", "accuracy"], rows)
-        return f"Across disciplines (some class occurs in several, so answers have no discipline):\n\n{text}"
+        rows: list[Sequence[Any]] = list(zip(names, matrix["pictures"], shares, strict=True))
+        title = "Across disciplines (some class occurs in several, so answers have no discipline)"
+        return FieldTable(title, ["discipline", "pictures", "accuracy"], rows)
+    unknown = matrix.get("unknown") or [0] * len(names)
+    beside = ["taken for a class of no known discipline"] if any(unknown) else []
     rows = [
-        [name, n, *counts, share]
-        for name, n, counts, share in zip(names, matrix["pictures"], matrix["counts"], shares, strict=True)
+        [name, n, *counts, *([other] if beside else []), share]
+        for name, n, counts, other, share in zip(
+            names, matrix["pictures"], matrix["counts"], unknown, shares, strict=True
+        )
     ]
-    header = ["discipline", "pictures", *(f"taken for {name}" for name in names), "accuracy"]
-    return "Across disciplines:\n\n" + table(header, rows)
+    header = ["discipline", "pictures", *(f"taken for {name}" for name in names), *beside, "accuracy"]
+    return FieldTable("Across disciplines", header, rows)

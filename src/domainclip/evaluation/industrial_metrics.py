@@ -18,6 +18,10 @@ _NORMAL_WORDS = ("good", "normal", "ok", "okay", "functional", "intact", "health
 _NORMAL_PHRASES = ("no defect", "no defects", "without defect", "without defects", "defect free", "non defective",
                    "not defective", "no anomaly", "no damage", "no fault", "free of defects")  # fmt: skip
 _NOT = frozenset({"not", "no", "non", "un", "never", "without", "nearly", "almost", "than"})
+_DEFECTS = frozenset({"bad", "broken", "crack", "cracked", "cracks", "damage", "damaged", "defect", "defective",
+                      "defects", "failed", "failure", "fault", "faulty", "scratch", "scratched",
+                      "scratches"})  # fmt: skip
+"""Beside one of these a normal word says something else: "normal force crack", "functional defect"."""
 
 MEANS = {
     "auroc": "image_auroc",
@@ -35,11 +39,12 @@ EACH_CLASS = {
 
 
 def guess_normal_labels(labels: Sequence[str]) -> list[str]:
-    """The classes whose names say "no defect": "good", "monocrystalline functional", "no_defect", …; not "not ok".
+    """The classes whose names say "no defect": "good", "monocrystalline functional", "no_defect", "no_crack" beside
+    "crack", …; not "not ok".
 
     Empty where no name does, or where all do, since then the names tell nothing apart.
     """
-    found = [label for label in labels if _normal_word(label)]
+    found = [label for label in labels if _normal_word(label, labels)]
     return found if len(found) < len(labels) else []
 
 
@@ -76,13 +81,14 @@ def industrial_part(scores: ClassScores, normal_labels: Sequence[str] = ()) -> F
     if not normal:
         return _defects_alone(scores)
     named = ", ".join(normal)
-    words = ", ".join(dict.fromkeys(f"'{_normal_word(label)}'" for label in normal))
+    words = ", ".join(dict.fromkeys(f"'{_normal_word(label, scores.labels)}'" for label in normal))
     guessed = f"guessed from {words} in the name; set normal_label if that is wrong"
     because = "as normal_label says" if normal_labels else guessed
     notes = [
         f"Normal: {named} ({because}); every other class is a defect",
         "F1-max and the figures at a recall of 90 % take their threshold from these same pictures, which flatters them",
     ]
+    notes += _unused(scores.labels, normal_labels)
     normal_numbers = [scores.labels.index(label) for label in normal]
     is_defect = ~np.isin(scores.targets, normal_numbers)
     score = -scores.log_odds(normal_numbers)
@@ -144,18 +150,34 @@ def _defects_alone(scores: ClassScores) -> FieldPart:
     return FieldPart(names, panels, ("recall", *EACH_CLASS.values()), notes=notes)
 
 
-def _normal_word(label: str) -> str | None:
+def _unused(labels: Sequence[str], normal_labels: Sequence[str]) -> list[str]:
+    """A note on each normal label that no row has: a slip, or a class that this split happens to lack."""
+    notes = []
+    for name in normal_labels:
+        if name not in labels:
+            guess = nearest(name, [label for label in labels if label not in normal_labels])
+            hint = f"; if {guess!r} was meant, it counts as a defect here" if guess else ""
+            notes.append(f"normal_label names {name!r}, which is no class of these rows{hint}")
+    return notes
+
+
+def _normal_word(label: str, labels: Sequence[str]) -> str | None:
     """The word or phrase in a class's name that says it is without a defect."""
-    words = re.findall(r"[a-z]+", label.casefold())
+    words = _words(label)
     text = f" {' '.join(words)} "
     phrase = next((phrase for phrase in _NORMAL_PHRASES if f" {phrase} " in text), None)
     if phrase is not None:
-        return phrase
+        return None if _NOT & set(text.partition(f" {phrase} ")[0].split()) else phrase
+    # Another class is denied, and a defect: "no crack" is normal, "no good" is not.
+    denied = words[1:] if words[:1] in (["no"], ["without"]) else []
+    if denied and denied in [_words(other) for other in labels]:
+        return None if set(_NORMAL_WORDS) & set(denied) else " ".join(words)
+    if _DEFECTS & set(words):
+        return None
     return next(
-        (
-            word
-            for place, word in enumerate(words)
-            if word in _NORMAL_WORDS and (place == 0 or words[place - 1] not in _NOT)
-        ),
-        None,
+        (word for place, word in enumerate(words) if word in _NORMAL_WORDS and not _NOT & set(words[:place])), None
     )
+
+
+def _words(label: str) -> list[str]:
+    return re.findall(r"[a-z]+", label.casefold())

@@ -7,27 +7,23 @@ to dark, which also survives grey printing.
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from domainclip.alignment.plot_style import save, short_label
 from domainclip.errors import ShapeError
 from domainclip.evaluation.metric_names import ALIASES, describe, is_of_a_field, is_of_concepts, is_share
-from domainclip.files import write_bytes
 
 BEFORE, AFTER = "#999999", "#0072B2"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-_DPI = 120
 _MOST_VALUE_LABELS = 16  # classes up to which every cell of a matrix can hold a readable number
 _MOST_CLASS_LABELS = 120  # classes up to which every row can be named
 _VALIDATION_PREFIXES = ("validation/", "validation_", "val/", "val_", "eval/", "eval_")
@@ -73,7 +69,7 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
             axes[1].legend(frameon=False, fontsize=8)
     _tidy(axes)
     axes[-1].set_xlabel("optimizer steps")
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -105,7 +101,7 @@ def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         title_fontsize=8,
     )
     _tidy([axis])
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -148,7 +144,7 @@ def plot_confusion(
     # The square root brings out confusions of a few per cent, the reason for looking at the matrix.
     picture = axis.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, aspect="equal")
     ticks = np.arange(0, n, math.ceil(n / _MOST_CLASS_LABELS))
-    names = [_shortened(label, 34, 17 if few else None) for label in labels]
+    names = [short_label(label, 34, 17 if few else None) for label in labels]
     axis.set_xticks(ticks, [names[tick] for tick in ticks], rotation=0 if few else 90, fontsize=font)
     axis.set_yticks(ticks, [f"{names[tick]} ({int(totals[tick, 0])})" for tick in ticks], fontsize=font)
     heading = max(11.0, min(16.0, side))
@@ -173,7 +169,7 @@ def plot_confusion(
         bar = figure.colorbar(picture, ax=axis, ticks=np.sqrt(scale), shrink=min(1.0, 5 / side), pad=0.02)
         bar.ax.set_yticklabels([f"{share:.0%}" for share in scale], fontsize=heading - 3)
         bar.set_label("share of the true class", fontsize=heading - 3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> bool:
@@ -201,7 +197,7 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", color="#E5E5E5", linewidth=0.6)
     axis.set_axisbelow(True)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -233,23 +229,8 @@ def _series(rows: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> tuple[l
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _shortened(label: str, limit: int, width: int | None) -> str:
-    """At most ``limit`` characters, in lines of about ``width`` where one is given."""
-    short = label if len(label) <= limit else label[: limit - 1].rstrip() + "…"
-    lines = textwrap.wrap(short, width) if width else [short]
-    # A dollar sign would start a formula.
-    return "\n".join(lines).replace("$", r"\$")
-
-
 def _tidy(axes: Iterable[Any]) -> None:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#E5E5E5", linewidth=0.6)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.12)
-    write_bytes(Path(path), buffer.getvalue())

@@ -23,46 +23,57 @@ def scientific_part(scores: ClassScores) -> FieldPart:
     absent = int((scores.support == 0).sum())
     if absent:
         notes.append(f"{absent} of {len(scores.labels)} classes have no picture and do not count in the means")
-    return FieldPart(
-        names, [ClassPanel(scores, [*names, "recall"])], ("recall",), notes, cross_discipline_matrix(scores) or {}
-    )
+    matrix = cross_discipline_matrix(scores) or {}
+    if matrix and (left_out := len(scores.targets) - sum(matrix["pictures"])):
+        notes.append(f"{left_out} of {len(scores.targets)} pictures name no discipline and are left out of the matrix")
+    return FieldPart(names, [ClassPanel(scores, [*names, "recall"])], ("recall",), notes, matrix)
 
 
 def cross_discipline_matrix(scores: ClassScores) -> dict[str, Any] | None:
     """Pictures of each discipline (row) by the discipline of the class they are taken for (column).
 
-    The discipline is each row's own, or stands before a slash or colon, in every group ("geology/core 7") or else in
-    every label ("geology: basalt"). ``disciplines``; ``counts`` ``[disciplines, disciplines]``; ``acc1`` of each.
-    Where a class occurs in several disciplines an answer belongs to none of them alone: then ``counts`` is None. None
-    altogether with fewer than two disciplines.
+    The discipline is each row's own, and rows that name none are left out; where no row names one it stands before a
+    slash or colon, in every group ("geology/core 7") or else in every label ("geology: basalt"). ``disciplines``;
+    ``counts`` ``[disciplines, disciplines]``; ``unknown``: the answers whose class no picture puts in a discipline;
+    ``pictures`` and ``acc1`` of each. Where a class that was answered occurs in several disciplines the answer belongs
+    to none of them alone: then ``counts`` is None. None altogether with fewer than two disciplines.
     """
-    named = [name for name in scores.disciplines if name is not None]
-    of_picture = named if len(named) == len(scores.targets) else _prefixes(scores.groups)
+    kept = np.array([name is not None for name in scores.disciplines])
+    named: Sequence[str | None] | None = scores.disciplines if kept.any() else _prefixes(scores.groups)
     of_class: dict[int, set[str]] = {}
-    if of_picture is None:
+    if named is None:
         of_label = _prefixes(scores.labels)
         if of_label is None:
             return None
-        of_picture = [of_label[number] for number in scores.targets]
+        named = [of_label[number] for number in scores.targets]
         of_class = {number: {name} for number, name in enumerate(of_label)}
     else:
-        for number, name in zip(scores.targets.tolist(), of_picture, strict=True):
-            of_class.setdefault(number, set()).add(name)
+        for number, name in zip(scores.targets.tolist(), named, strict=True):
+            if name is not None:
+                of_class.setdefault(number, set()).add(name)
+    of_picture = [name for name in named if name is not None]
+    if not kept.any():
+        kept[:] = True
     disciplines = sorted(set(of_picture).union(*of_class.values()))
     if len(disciplines) < 2:
         return None
     true = np.array(of_picture)
-    right = scores.predictions == scores.targets
+    predictions = scores.predictions[kept]
+    right = predictions == scores.targets[kept]
     found: dict[str, Any] = {
         "disciplines": disciplines,
         "pictures": [int((true == name).sum()) for name in disciplines],
         "acc1": [float(right[true == name].mean()) if (true == name).any() else None for name in disciplines],
         "counts": None,
+        "unknown": None,
     }
-    said = [of_class.get(number, set()) for number in scores.predictions.tolist()]
-    if all(len(names) == 1 for names in said):
-        taken = np.array([next(iter(names)) for names in said])
-        found["counts"] = confusion_matrix(true, taken, labels=disciplines).tolist()
+    said = [of_class.get(number, set()) for number in predictions.tolist()]
+    if all(len(names) < 2 for names in said):
+        place = {name: number for number, name in enumerate(disciplines)}
+        taken = [place[next(iter(names))] if names else len(place) for names in said]
+        counts = confusion_matrix([place[name] for name in of_picture], taken, labels=range(len(place) + 1))
+        found["counts"] = counts[:-1, :-1].tolist()
+        found["unknown"] = counts[:-1, -1].tolist()
     return found
 
 

@@ -205,6 +205,7 @@ class TerminologyEvaluator:
             raise ShapeError(
                 f"Batch size mismatch: {len(self.paths)} pictures gave embeddings of shape {tuple(image_embeds.shape)}"
             )
+        _require_finite(image_embeds, "pictures")
         rows = []
         for label in self.classes:
             present, absent = (
@@ -301,4 +302,10 @@ def _unit_rows(encode_texts: Callable[[list[str]], Tensor], texts: list[str]) ->
     embeds = encode_texts(texts)
     if embeds.ndim != 2 or len(embeds) != len(texts):
         raise ShapeError(f"Batch size mismatch: {len(texts)} texts gave embeddings of shape {tuple(embeds.shape)}")
+    _require_finite(embeds, "texts")
     return F.normalize(embeds.float().cpu(), dim=-1)
+
+
+def _require_finite(embeds: Tensor, what: str) -> None:
+    if not torch.isfinite(embeds).all():
+        raise ShapeError(f"The embeddings of the {what} contain NaN or infinity: the model has diverged")

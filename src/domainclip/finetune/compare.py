@@ -23,6 +23,7 @@ from domainclip.evaluation.metric_sums import check_metric, unit_sums
 from domainclip.evaluation.report import jsonable
 from domainclip.files import write_json, write_text
 from domainclip.finetune.captions import domain_evaluator
+from domainclip.finetune.concepts import concept_scores
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.finetune.domain_record import with_models_domain
 from domainclip.finetune.evaluate import readable_rows, rows_of_split
@@ -115,6 +116,8 @@ class _DataSet:
     reason: str = ""
     readable: bool = False
     metric: str = ""
+    notes: list[str] = field(default_factory=list)
+    """What the data say of themselves."""
     evaluator_notes: list[str] = field(default_factory=list)
     scores: dict[str, ModelOnSet] = field(default_factory=dict)
 
@@ -196,7 +199,7 @@ def _opened(
     """The data set with its rows, or with the reason why there is nothing to evaluate: before any model is loaded."""
     found = _DataSet(name, path)
     try:
-        found.rows, found.set_aside = rows_of_split(config.updated(data_path=path), split)
+        found.rows, found.set_aside, found.notes = rows_of_split(config.updated(data_path=path), split)
         evaluator = domain_evaluator(config, found.rows)
         found.metric = metric or evaluator.primary_metric
         part = evaluator.retrieval if "R@" in found.metric else evaluator.zero_shot
@@ -254,11 +257,12 @@ def _score(
     assert found.rows is not None and controller.model is not None
     if not found.readable:
         found.rows = readable_rows(found.rows, engine, asked, split, found.set_aside)
-        domain_evaluator(asked, found.rows)  # fewer rows may allow less
-        found.readable = True
     field_figures = field_metrics(asked, controller.model, intervals=False)
-    evaluator = domain_evaluator(asked, found.rows, field=field_figures)
-    found.evaluator_notes = evaluator.notes
+    concepts = concept_scores(asked, found.rows, controller.engine(), intervals=False)
+    # Fewer rows may allow less, and settings may not fit the classes: no other model will fare better.
+    evaluator = domain_evaluator(asked, found.rows, field=field_figures, concepts=concepts)
+    found.readable = True
+    found.evaluator_notes = [*evaluator.notes, *(concepts.notes if concepts is not None else [])]
     result = evaluator.evaluate(engine)
     hits = evaluator.retrieval.hits.numpy() if evaluator.retrieval else None
     return ModelOnSet(unit_sums(found.metric, result.details, _units(found.rows), hits), result.metrics)
@@ -282,7 +286,7 @@ def _scored(found: _DataSet, models: dict[str, str]) -> SetScores:
         "n_rows": len(rows) if rows is not None else None,
         "n_pictures": len({pair.image_path for pair in rows}) if rows is not None else None,
         "n_set_aside": len(found.set_aside),
-        "notes": found.evaluator_notes,
+        "notes": [*found.notes, *found.evaluator_notes],
     }
     grouped = rows is not None and any(pair.group is not None for pair in rows)
     return SetScores(found.name, found.path, found.metric, scores, "group" if grouped else "picture", facts)

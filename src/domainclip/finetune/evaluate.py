@@ -17,13 +17,15 @@ from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.concept_text import concept_figure, concept_notes
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.evaluation.field_markdown import figure_text
+from domainclip.evaluation.field_markdown import FieldTable, field_tables, figure_text
 from domainclip.evaluation.metric_names import ALIASES, describe, is_of_a_field, is_of_concepts
 from domainclip.evaluation.report import jsonable
 from domainclip.finetune.calibrate import RememberedPictures
 from domainclip.finetune.case_study import check_folder, write_case_study_of
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.finetune.run import quarantined_rows, readable_pairs, splits_of
+
+_MOST_ROWS, _MOST_COLUMNS = 20, 10
 
 
 @dataclass
@@ -34,6 +36,8 @@ class EvaluationReport:
     result: EvaluationResult
     set_aside: list[dict] = field(default_factory=list)
     case_study: str | None = None
+    notes: list[str] = field(default_factory=list)
+    """What there is to know of the data: how they were cut, what two splits share, what was not evaluated."""
 
     def to_dict(self) -> dict[str, Any]:
         return jsonable(
@@ -43,6 +47,7 @@ class EvaluationReport:
                 "split": self.split,
                 "metrics": self.result.metrics,
                 "details": self.result.details,
+                "notes": self.notes,
                 "set_aside": self.set_aside,
                 **({"case_study": self.case_study} if self.case_study else {}),
             }
@@ -60,6 +65,8 @@ class EvaluationReport:
         console.print(table)
         self._print_field(console)
         self._print_concepts(console)
+        for note in self.notes:
+            console.print(f"Data: {note}", markup=False, highlight=False)
         for row in self.set_aside[:5]:
             console.print(f"Set aside: {row['reason']}", markup=False)
         if len(self.set_aside) > 5:
@@ -77,6 +84,8 @@ class EvaluationReport:
         for name, entry in found["metrics"].items():
             table.add_row(escape(describe(name)), figure_text(name, entry))
         console.print(table)
+        for part in field_tables(found, intervals=False):
+            console.print(_shortened(part))
         for note in found["notes"]:
             console.print(f"{note}.", markup=False, highlight=False)
 
@@ -95,8 +104,24 @@ class EvaluationReport:
             console.print(f"{note.rstrip('.')}.", markup=False, highlight=False)
 
 
-def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, list[dict]]:
-    """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, and those set aside.
+def _shortened(found: FieldTable) -> Table:
+    """As much of a table as a terminal shows at a glance."""
+    header, rows = found.header, found.rows
+    if len(header) > _MOST_COLUMNS:  # a matrix of many disciplines: each one's pictures and accuracy
+        header, rows = [*header[:2], header[-1]], [[*row[:2], row[-1]] for row in rows]
+    table = Table(title=escape(found.title))
+    for place, name in enumerate(header):
+        table.add_column(escape(name), justify="right" if place else "left", overflow="fold")
+    for row in rows[:_MOST_ROWS]:
+        table.add_row(*(escape(str(value)) for value in row))
+    if len(rows) > _MOST_ROWS:
+        table.caption = f"{_MOST_ROWS} of {len(rows)}; --json and --output give all"
+    return table
+
+
+def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, list[dict], list[str]]:
+    """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, those set aside, and
+    what the data say of themselves: how they were cut, and what two splits share.
 
     Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
     """
@@ -109,7 +134,7 @@ def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, l
     rows = PairList([pair for part in parts.values() for pair in part])
     if not rows:
         raise DataError(f"No valid image-text pairs in the {split} split of {config.data_path}")
-    return rows, quarantined_rows(parts)
+    return rows, quarantined_rows(parts), splits.notes
 
 
 def readable_rows(
@@ -133,14 +158,16 @@ def run_evaluation(
     """
     if case_study is not None:
         check_folder(case_study)
-    rows, set_aside = rows_of_split(config, split)
+    rows, set_aside, notes = rows_of_split(config, split)
     controller = CLIPFinetuningController(config)
     controller.setup()
     engine = controller.engine()
     rows = readable_rows(rows, engine, config, split, set_aside)
     embed = RememberedPictures(engine)
-    result = controller.evaluator(rows, field=True).evaluate(embed)
-    report = EvaluationReport(config.model_name, config.data_path, split, result, set_aside)
+    evaluator = controller.evaluator(rows, field=True)
+    result = evaluator.evaluate(embed)
+    notes = [*notes, *evaluator.notes]
+    report = EvaluationReport(config.model_name, config.data_path, split, result, set_aside, notes=notes)
     if case_study is not None:
         title = f"{Path(config.model_name).name} on {Path(config.data_path).name}, {split} split"
         report.case_study = str(write_case_study_of(controller, rows, engine, embed, case_study, title))

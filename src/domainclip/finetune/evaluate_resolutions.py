@@ -127,7 +127,7 @@ def run_resolutions(
     """
     if not resolutions:
         raise ConfigurationError("No resolution to evaluate at: give sides in pixels, such as 96,160")
-    rows, set_aside = rows_of_split(config, split)
+    rows, set_aside, notes = rows_of_split(config, split)
     domain_evaluator(config, rows)  # an error now, not after the work
     controller = CLIPFinetuningController(config)
     controller.setup()
@@ -171,7 +171,7 @@ def run_resolutions(
         "n_pictures": len(row_of),
         "primary_metric": evaluator.primary_metric,
         "native_resolution": native,
-        "notes": evaluator.notes + ([_WHOLE] if steps.tile_side else []),
+        "notes": notes + evaluator.notes + ([_WHOLE] if steps.tile_side else []),
         "measurement": measurement(controller.device, batch_size),
         "resolutions": table,
         "robustness": judge.curves(damaged_side, config.seed) if robustness else None,

@@ -53,7 +53,7 @@ def preview(config: CLIPFinetuningConfig, split: str = "train", count: int = 6) 
     """
     if count < 1:
         raise ConfigurationError(f"Number of pictures must be positive (count={count})")
-    rows, _ = rows_of_split(config, split)
+    rows, *_ = rows_of_split(config, split)
     spec = ImageSpec()
     if config.is_set("model_name"):
         spec = ImageSpec.from_processor(load_processor(config.model_name).image_processor)

@@ -31,7 +31,7 @@ def run_alignment(
     ``alignment.json``. Raises ``ConfigurationError`` for an unknown split or a folder that cannot be used,
     ``DataError`` for a split without rows or with fewer than two different pictures or captions.
     """
-    pairs, set_aside = rows_of_split(config, split)
+    pairs, set_aside, _ = rows_of_split(config, split)
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded
     prepare_folder(output)
     if compare is not None:
