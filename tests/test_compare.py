@@ -17,7 +17,7 @@ from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_
 from domainclip.evaluation.compare_text import compare_markdown
 from domainclip.evaluation.evaluators import RetrievalEvaluator
 from domainclip.evaluation.metric_sums import UnitSums, unit_sums
-from domainclip.evaluation.paired_bootstrap import holm, metric_interval, paired_difference, resampled
+from domainclip.evaluation.paired_bootstrap import exchange_p_value, holm, metric_interval, paired_difference, resampled
 
 
 def answers(seed: int, n: int = 60, n_classes: int = 4) -> dict:
@@ -107,7 +107,7 @@ def test_a_metric_that_cannot_be_had_says_why() -> None:
 
 
 def test_the_test_and_the_intervals_equal_a_plain_loop() -> None:
-    """Drawing unit by unit, with other random numbers: equal up to the noise of 4,000 resamples."""
+    """Drawing and exchanging unit by unit, with other random numbers: equal up to the noise of 4,000 of each."""
     rng = np.random.default_rng(5)
     sizes = rng.integers(1, 6, size=30)
     group = np.repeat(np.arange(30), sizes)
@@ -122,13 +122,15 @@ def test_the_test_and_the_intervals_equal_a_plain_loop() -> None:
     assert found is not None
 
     loop = np.random.default_rng(77)
-    firsts, differences = [], []
+    firsts, differences, exchanged = [], [], []
     for _ in range(4000):
         rows = np.concatenate([np.flatnonzero(group == unit) for unit in loop.integers(30, size=30)])
         firsts.append(before[rows].mean())
         differences.append(after[rows].mean() - before[rows].mean())
+        swapped = (loop.random(30) < 0.5)[group]
+        exchanged.append(np.where(swapped, before, after).mean() - np.where(swapped, after, before).mean())
     change = after.mean() - before.mean()
-    p_value = np.mean(np.abs(np.array(differences) - change) >= abs(change))
+    p_value = np.mean(np.abs(np.array(exchanged)) >= abs(change) - 1e-12)
     assert found.change == pytest.approx(change, abs=1e-12)
     assert found.p_value == pytest.approx(p_value, abs=0.025)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])), abs=0.015)
@@ -158,7 +160,7 @@ def test_groups_widen_the_interval() -> None:
 
 
 def test_few_differing_units_cannot_be_clear() -> None:
-    """The bootstrap alone gives 5 gained of 5 changed a p of about 0.04; a sign test can never go below 2/32."""
+    """Of 5 gained of 5 changed all 32 exchanges are taken: the sign test's p, 2/32."""
     before, after = np.zeros(100, dtype=bool), np.arange(100) < 5
     models = [shares(before), shares(after)]
     found = paired_difference(*models, *resampled(models, 10_000))
@@ -178,6 +180,45 @@ def test_the_test_keeps_its_error_rate() -> None:
         assert found is not None
         false += found.p_value < 0.05
     assert binomtest(false, 300, 0.05, alternative="greater").pvalue > 0.01
+
+
+@pytest.mark.parametrize("name", ["acc1", "mean_per_class_recall", "macro_f1"])
+def test_an_exchange_of_every_metric_equals_the_metric_of_the_exchanged_rows(name: str) -> None:
+    """Nine groups: all 512 exchanges, by scikit-learn on the rows themselves."""
+    before, other = answers(1), answers(2)
+    after = {**before, "predictions": other["predictions"]}
+    groups = [f"group {place // 7}" for place in range(60)]
+    models = [unit_sums(name, {"classification": {**found, "groups": groups}}) for found in (before, after)]
+    truth, numbers = np.array(before["targets"]), np.arange(60) // 7
+    options = {"labels": sorted(set(truth)), "average": "macro", "zero_division": 0.0}
+
+    def metric(predicted: np.ndarray) -> float:
+        if name == "acc1":
+            return float(np.mean(truth == predicted))
+        return float((recall_score if name == "mean_per_class_recall" else f1_score)(truth, predicted, **options))
+
+    first, second = np.array(before["predictions"]), np.array(after["predictions"])
+    changes = []
+    for place in range(512):
+        swapped = (place >> numbers & 1).astype(bool)
+        changes.append(metric(np.where(swapped, first, second)) - metric(np.where(swapped, second, first)))
+    expected = np.mean(np.abs(changes) >= abs(changes[0]) - 1e-12)
+    assert exchange_p_value(*models, exchanges=1000) == pytest.approx(expected)
+    assert exchange_p_value(*models, exchanges=500) == pytest.approx(expected, abs=0.08)  # now at random
+
+
+def test_few_groups_keep_the_error_rate() -> None:
+    """Ten groups of twenty, two models that are equally good on the whole: a bootstrap test calls 10 % different."""
+    rng = np.random.default_rng(7)
+    false = 0
+    for trial in range(600):
+        models = [
+            UnitSums(np.stack([rng.binomial(20, rng.random(10)), np.full(10, 20)], axis=1).astype(float),
+                     lambda totals: totals[..., 0] / totals[..., 1])
+            for _ in range(2)
+        ]  # fmt: skip
+        false += exchange_p_value(*models, exchanges=500, seed=trial) < 0.05
+    assert 0.02 < false / 600 < 0.07
 
 
 def test_a_perfect_score_has_wilsons_interval_and_one_unit_none() -> None:
@@ -261,6 +302,9 @@ def test_without_the_references_figure_nothing_is_tested() -> None:
     assert [cell["verdict"] for cell in content["cells"]] == ["not evaluated", "not tested"]
     assert content["method"]["tests"] == 0 and content["cells"][1]["low"] is not None
     assert any("larger than the intervals say" in note for note in content["data"][0]["notes"])
+    one_unit = {name: ModelOnSet(UnitSums(np.array([[3.0, 4.0]]), shares(np.ones(1)).metric)) for name in scores}
+    content = compare_matrix({"base": "", "tuned": ""}, [SetScores("s", "", "acc1", one_unit, "group")], "base")
+    assert content["data"][0]["notes"] == [] and content["cells"][1]["verdict"] == "not tested"
     with pytest.raises(ConfigurationError, match="none of the models"):
         compare_matrix({"base": ""}, [], "other")
 
@@ -273,3 +317,4 @@ def test_the_page_shows_what_the_json_holds() -> None:
         "base" in markdown and "| tuned |" in markdown and "all models: not evaluated. it has <one> class" in markdown
     )
     assert "tuned: better on cells; not evaluated on boards & <more>, pollen." in markdown
+    assert "leave out zero where the verdict is no difference, and it may hold zero where" in markdown

@@ -106,6 +106,44 @@ def test_resamples_without_a_class_are_left_out_and_told() -> None:
     assert shown["metrics"]["false_alarm_rate"]["undefined"] == 0
 
 
+@pytest.mark.parametrize("rare", [1, 8])
+def test_a_mean_over_classes_is_of_the_same_classes_in_every_resample_or_says_so(rare: int) -> None:
+    """Easy classes are always right and each rare one, with a single picture, never: without the rare ones the mean
+    would be 1, a figure of other classes."""
+    targets = np.array([0] * 50 + [1] * 49 + list(range(2, 2 + rare)))
+    similarities = np.eye(2 + rare)[targets]
+    similarities[99:] = [0.5, 0.4, *[-5.0] * rare]
+    labels = [f"class {n}" for n in range(2 + rare)]
+    _, shown = flat_of("medical", ClassScores.from_similarities(similarities, targets, labels, 1.0))
+    for name in ("macro_auroc", "balanced_accuracy"):
+        entry = shown["metrics"][name]
+        if rare == 1:  # 37 % of the resamples lack the class: the others are the interval
+            assert (entry["low"], entry["high"]) == pytest.approx((entry["value"], entry["value"]))
+            assert entry["undefined"] == pytest.approx(366, abs=60)
+        else:  # nearly all lack one of eight: the means are of what is left, and the note says so
+            assert entry["undefined"] == 0 and entry["high"] - entry["low"] > 0.05
+            assert any("lack a class; there" in note and name in note for note in shown["notes"])
+    # A single picture's own figures come from fewer resamples too.
+    assert any(note.startswith("Up to") and "figures of class" in note for note in shown["notes"])
+
+
+def test_a_calibration_error_beside_its_interval_has_its_own_reason() -> None:
+    """A calibrated model: what is measured is chance alone, and each resample adds its own."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        logits = rng.normal(size=(300, 3))
+        chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        targets = np.array([rng.choice(3, p=row) for row in chances])
+        scores = ClassScores.from_similarities(logits, targets, ["a", "b", "c"], 1.0)
+        _, shown = FieldMetrics("medical", lambda: 1.0, FieldMetricSettings(bootstrap_resamples=200)).score(
+            scores, None
+        )
+        if shown["metrics"]["ece"]["value"] < shown["metrics"]["ece"]["low"]:
+            break
+    (note,) = (note for note in shown["notes"] if "does not hold the figure itself" in note)
+    assert "lies too high" in note and "flatter" not in note
+
+
 # --- from pictures to a report ---
 
 

@@ -43,6 +43,12 @@ from field_report_cases import Noisy
         (["functional", "non-functional"], ["functional"]),
         (["mouse bite", "spur", "short"], []),
         (["good", "normal"], []),  # nothing left to be a defect
+        (["not in good condition", "good", "bad"], ["good"]),
+        (["normal force crack", "functional defect", "ok"], ["ok"]),
+        (["no_crack", "crack", "no good"], ["no_crack"]),  # what denies another class
+        (["good", "no good"], ["good"]),
+        (["not without defects", "no defects"], ["no defects"]),
+        (["no", "不良"], []),
     ],
 )
 def test_the_normal_class_is_guessed_from_its_name(labels: list[str], normal: list[str]) -> None:
@@ -135,6 +141,7 @@ def test_the_cross_discipline_matrix_by_hand() -> None:
         "pictures": [2, 4],
         "acc1": [0.5, 0.25],
         "counts": [[1, 1], [2, 2]],
+        "unknown": [0, 0],
     }
 
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from scipy.stats import binomtest
 
+from domainclip.alignment import plot_style
 from domainclip.errors import DataError, ShapeError
 from domainclip.evaluation import DomainEvaluator, EvaluationResult, model_card, write_report
 from domainclip.evaluation.comparison import as_result, confused_pairs, empty_recalls, worsened
@@ -289,12 +290,15 @@ def test_plots_are_drawn_only_when_there_is_something(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 73])
-def test_confusion_plots_take_any_labels(n: int, tmp_path: Path) -> None:
+def test_confusion_plots_take_any_labels(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []  # for fonts of other scripts
+    monkeypatch.setattr(plot_style, "font_families", lambda: asked.append(1) or ["DejaVu Sans"])
     labels = [f"$x_{{{number}}}$ a name much longer than any axis has room for {number}" for number in range(n)]
     plot_confusion(np.eye(n, dtype=int), labels, tmp_path / "c.png")
     width, height = png_size(tmp_path / "c.png")
     assert 200 < width < 3500
     assert 200 < height < 3500
+    assert asked
     with pytest.raises(ShapeError, match="confusion matrix"):
         plot_confusion(np.eye(n + 1), labels, tmp_path / "d.png")
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.classification import predicted_classes
-from domainclip.evaluation.evaluators import DomainEvaluator, RetrievalEvaluator
+from domainclip.evaluation.comparison import accuracy_interval
+from domainclip.evaluation.evaluators import DomainEvaluator, RetrievalEvaluator, ZeroShotEvaluator
 from domainclip.evaluation.protocols import Embedder, LabelledPair
-from domainclip.evaluation.significance import wilson_interval
 
 _GUESSES = 3
 _CHUNK = 1024
@@ -123,7 +123,7 @@ def build_case_study(
         cases = _class_cases(evaluator, embed, probabilities, said)
         study.sections += _sections(cases, "class", per_section, seed)
         study.classes, study.absent_classes = _by_class(cases, evaluator.zero_shot.labels)
-        study.figures += _class_figures(cases, evaluator)
+        study.figures += _class_figures(cases, evaluator.zero_shot, seed)
     if evaluator.retrieval is not None:
         cases = _caption_cases(evaluator.retrieval, embed, said, labels)
         study.figures += _caption_figures(cases, evaluator.retrieval)
@@ -233,16 +233,25 @@ def _by_class(cases: list[Case], labels: Sequence[str]) -> tuple[list[ClassCases
     return sorted(rows, key=lambda row: (row.recall, row.label)), [label for label in labels if label not in present]
 
 
-def _class_figures(cases: list[Case], evaluator: DomainEvaluator) -> list[tuple[str, str]]:
-    assert evaluator.zero_shot is not None
+def _class_figures(cases: list[Case], zero_shot: ZeroShotEvaluator, seed: int) -> list[tuple[str, str]]:
     right, n = sum(case.right for case in cases), len(cases)
-    low, high = wilson_interval(right, n)
+    found = {
+        "image_paths": [str(path) for path in zero_shot.paths], "labels": zero_shot.labels, "groups": zero_shot.groups,
+        "targets": [case.label for case in cases], "predictions": [case.predicted for case in cases],
+    }  # fmt: skip
+    interval, units = accuracy_interval(found, seed)
+    of = "" if units == n else f" of {units} groups"
+    told = (
+        "no interval: a single group"
+        if interval is None
+        else (f"95 % interval{of} {interval.low:.1%} to {interval.high:.1%}")
+    )
     majority = Counter(case.label for case in cases).most_common(1)[0][1] / n
     return [
-        (f"accuracy (95 % interval {low:.1%} to {high:.1%})", f"{right / n:.1%}"),
+        (f"accuracy ({told})", f"{right / n:.1%}"),
         ("always the most frequent class", f"{majority:.1%}"),
         ("pictures judged by class", str(n)),
-        ("classes", str(len(evaluator.zero_shot.labels))),
+        ("classes", str(len(zero_shot.labels))),
     ]
 
 

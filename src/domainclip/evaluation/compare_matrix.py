@@ -1,7 +1,7 @@
 """Models × data sets: a metric with its interval in every cell, and a verdict against the reference model.
 
-The verdict is a test's, not the eye's: the paired bootstrap in every cell, corrected by Holm for the number of cells,
-so that the chance of even one false "better" or "worse" in the whole matrix stays at 5 %.
+The verdict is a test's, not the eye's: a random exchange of the two models' answers in every cell, corrected by Holm
+for the number of cells, so that the chance of even one false "better" or "worse" in the whole matrix stays at 5 %.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REFERENCE, UNTESTED, FAILED = "reference", "not tested", "not evaluated"
 VERDICTS = (BETTER, SAME, WORSE, REFERENCE, UNTESTED, FAILED)
 
 _RESAMPLES_PER_TEST = 100
-"""Holm multiplies the least p by the number of tests: this many resamples for each keep it below 5 % all the same."""
+"""Holm multiplies the least p by the number of tests: this many exchanges for each keep it below 5 % all the same."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ def compare_matrix(
         ],
         "method": {
             "interval": "95 % percentile bootstrap over units (groups where the data have them, else pictures)",
-            "test": "two-sided paired bootstrap on the same units",
+            "test": "two-sided, a random exchange of the two models' answers within units",
             "correction": "Holm",
             "alpha": ALPHA,
             "tests": len(tested),
@@ -117,19 +117,19 @@ def _cells(
             cell["value"] = sums[name].value
             if interval := metric_interval(sums[name], draws[name]):
                 cell |= {"low": interval.low, "high": interval.high, "interval": interval.method}
-            cell |= _against(reference, name, sums, draws)
+            cell |= _against(reference, name, sums, draws, seed)
         cells.append(cell)
     return cells
 
 
 def _against(
-    reference: str, name: str, sums: Mapping[str, UnitSums], draws: Mapping[str, np.ndarray]
+    reference: str, name: str, sums: Mapping[str, UnitSums], draws: Mapping[str, np.ndarray], seed: int
 ) -> dict[str, Any]:
     if name == reference:
         return {"verdict": REFERENCE}
     if reference not in sums:
         return {"verdict": UNTESTED, "reason": f"the reference {reference} could not be evaluated here"}
-    found = paired_difference(sums[reference], sums[name], draws[reference], draws[name])
+    found = paired_difference(sums[reference], sums[name], draws[reference], draws[name], seed)
     if found is None:
         change = sums[name].value - sums[reference].value
         return {"verdict": UNTESTED, "change": change, "reason": "all pictures are of one group: nothing to resample"}
@@ -143,9 +143,8 @@ def _column(found: SetScores) -> dict[str, Any]:
     sizes = [len(score.sums.sums) for score in found.scores.values() if score.sums is not None]
     units = sizes[0] if sizes else None
     notes = list(found.facts.get("notes", ()))
-    if units is not None and units < FEW_UNITS:
-        word = f"{found.unit}{'' if units == 1 else 's'}"
-        notes.append(f"Only {units} {word} to resample: the true uncertainty is larger than the intervals say")
+    if units is not None and 1 < units < FEW_UNITS:  # a single one has no interval to speak of
+        notes.append(f"Only {units} {found.unit}s to resample: the true uncertainty is larger than the intervals say")
     return {
         "name": found.name, "path": found.path, "metric": found.metric, "unit": found.unit, "n_units": units,
         **found.facts, "notes": notes,

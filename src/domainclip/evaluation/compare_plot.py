@@ -81,7 +81,7 @@ def _caption(content: Content) -> str:
     parts.append("95 % intervals")
     if content["method"]["tests"]:
         parts.append(f"changes in points against {content['reference']}")
-        parts.append(f"paired bootstrap tests, {content['method']['correction']}-corrected")
+        parts.append(f"exchange tests, {content['method']['correction']}-corrected")
     return "; ".join(parts)
 
 

@@ -109,11 +109,13 @@ def method_lines(content: Content) -> list[str]:
     ]
     if method["tests"]:
         lines.append(
-            f"Each verdict is that of a two-sided paired bootstrap test against {reference}. Where there are several "
-            f"tests (here {method['tests']}), their p values are corrected by {method['correction']}'s method, so that "
-            'the chance of even one false "better" or "worse" in the matrix is at most '
-            f"{method['alpha']:.0%}. The interval of a single change is not corrected: it may leave out zero where the "
-            "verdict is no difference."
+            f"Each verdict is that of a two-sided exchange test against {reference}: how often is the difference as "
+            "large when a coin decides, group by group (or picture by picture), which of the two models gave which "
+            f"answers? Where there are several tests (here {method['tests']}), their p values are corrected by "
+            f"{method['correction']}'s method, so that the chance of even one false "
+            f'"better" or "worse" in the matrix is at most {method["alpha"]:.0%}. The interval of a single change is '
+            "not corrected and comes from the resamples, not from the exchange: it may leave out zero where the "
+            "verdict is no difference, and it may hold zero where the verdict is better or worse."
         )
         lines.append(
             '"No difference" means that these pictures do not show one. A small one may still be there: the interval '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,11 @@ import numpy as np
 from domainclip.errors import DataError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.evaluation.metric_names import ALIASES, greater_is_better, is_count, is_of_concepts
-from domainclip.evaluation.significance import PairedChange, paired_change
+from domainclip.evaluation.metric_sums import has_groups, unit_sums
+from domainclip.evaluation.paired_bootstrap import MetricInterval, metric_interval, paired_difference, resampled
+from domainclip.evaluation.significance import PairedChange, paired_change, wilson_interval
+
+_SAME_ITEMS = {"classification": ("image_paths", "targets"), "retrieval": ("image_paths", "captions")}
 
 
 def as_result(part: EvaluationResult | Mapping[str, Any] | None) -> EvaluationResult:
@@ -29,19 +34,65 @@ def as_result(part: EvaluationResult | Mapping[str, Any] | None) -> EvaluationRe
     )
 
 
-def paired_changes(before: EvaluationResult, after: EvaluationResult) -> dict[str, PairedChange]:
-    """The change of ``acc1``, ``i2t_R@1`` and ``t2i_R@1`` over the same items, where both have them."""
+@dataclass(frozen=True)
+class GroupedChange(PairedChange):
+    """A change over items of which several share a patient, a board or a specimen: ``low`` and ``high`` come from
+    resamples of the ``n_units`` groups, ``p_value`` from the exchange test, as ``compare_matrix`` has them. All three
+    are NaN with a single group, which says nothing of others."""
+
+    n_units: int
+
+
+def paired_changes(before: EvaluationResult, after: EvaluationResult, seed: int = 0) -> dict[str, PairedChange]:
+    """The change of ``acc1``, ``i2t_R@1`` and ``t2i_R@1`` over the same items, where both have them; by whole groups
+    where any has several pictures."""
     changes: dict[str, PairedChange] = {}
-    old, new = (part.details.get("classification") for part in (before, after))
-    if old and new and old["image_paths"] == new["image_paths"] and old["targets"] == new["targets"]:
-        truth = np.array(new["targets"])
-        changes["acc1"] = paired_change(np.array(old["predictions"]) == truth, np.array(new["predictions"]) == truth)
-    old, new = (part.details.get("retrieval") for part in (before, after))
-    if old and new and old["image_paths"] == new["image_paths"] and old["captions"] == new["captions"]:
-        for direction in ("i2t", "t2i"):
-            ranks = (np.array(part[f"{direction}_ranks"]) for part in (old, new))
-            changes[f"{direction}_R@1"] = paired_change(*(found == 1 for found in ranks))
+    for part, names in (("classification", ("acc1",)), ("retrieval", ("i2t_R@1", "t2i_R@1"))):
+        old, new = (result.details.get(part) for result in (before, after))
+        if not (old and new and all(old[key] == new[key] for key in _SAME_ITEMS[part])):
+            continue
+        old = with_groups(old, new)
+        for name in names:
+            plain = paired_change(_right(name, old), _right(name, new))
+            changes[name] = _by_group(plain, name, part, (old, new), seed) if has_groups(new) else plain
     return changes
+
+
+def with_groups(found: Mapping[str, Any], other: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """A part of an evaluation's details that may come from an older file, which lacks the groups: the same rows have
+    the same ones."""
+    if "groups" in found or not other or found["image_paths"] != other["image_paths"]:
+        return found
+    return {**found, **{key: other[key] for key in ("groups", "hits") if key in other}}
+
+
+def _right(name: str, found: Mapping[str, Any]) -> np.ndarray:
+    if name == "acc1":
+        return np.array(found["predictions"]) == np.array(found["targets"])
+    return np.array(found[name.replace("R@1", "ranks")]) == 1
+
+
+def _by_group(
+    plain: PairedChange, name: str, part: str, found: Sequence[Mapping[str, Any]], seed: int
+) -> GroupedChange:
+    models = [unit_sums(name, {part: details}) for details in found]
+    draws = resampled(models, seed=seed)
+    difference = paired_difference(models[0], models[1], draws[0], draws[1], seed)
+    low, high, p_value = (difference.low, difference.high, difference.p_value) if difference else (np.nan,) * 3
+    return GroupedChange(
+        plain.change, low, high, plain.gained, plain.lost, p_value, plain.n, n_units=len(models[0].sums)
+    )
+
+
+def accuracy_interval(found: Mapping[str, Any], seed: int = 0) -> tuple[MetricInterval | None, int]:
+    """95 % interval of the accuracy, and of how many units it is, from ``details["classification"]``
+    (``image_paths``, ``targets``, ``predictions``, ``labels``, ``groups``): Wilson's, or where some group has several
+    pictures the bootstrap's by whole groups, which is that of ``compare_matrix``. None with a single group."""
+    if has_groups(found):
+        model = unit_sums("acc1", {"classification": found})
+        return metric_interval(model, resampled([model], seed=seed)[0]), len(model.sums)
+    right = _right("acc1", found)
+    return MetricInterval(*wilson_interval(int(right.sum()), len(right)), "wilson"), len(right)
 
 
 def compared_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from domainclip.evaluation.bootstrap import FEW_UNITS
 from domainclip.evaluation.markdown_table import table
 from domainclip.evaluation.metric_names import describe, greater_is_better, is_share
 
@@ -51,14 +52,42 @@ def concept_notes(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"Negation: {terms['n_negation_pairs']} pairs of the glossary; a coin gives an accuracy of 50 %")
     if terms and "picture_negations" in terms:
         lines.append(
-            f"Negation on pictures: {len(terms['picture_negations'])} classes; a model deaf to the word has 50 %"
+            f"Negation on pictures: {len(terms['picture_negations'])} classes; a model deaf to the word has 50 %. "
+            "These figures have no interval"
         )
-    if found.get("resamples") and any(entry["low"] is not None for entry in found["metrics"].values()):
+    return [*lines, *_interval_notes(found), *found.get("notes", ())]
+
+
+def _interval_notes(found: Mapping[str, Any]) -> list[str]:
+    """How many units the intervals come from, which are too few, and which figures have none."""
+    if not found.get("resamples"):
+        return []
+    by_size: dict[int, list[str]] = {}
+    without = []
+    for name, entry in found["metrics"].items():
+        if entry["low"] is not None:
+            by_size.setdefault(entry["units"], []).append(describe(name))
+        elif (
+            not name.startswith("picture_negation") and entry["value"] is not None and entry["value"] == entry["value"]
+        ):
+            without.append(describe(name))
+    lines = []
+    if by_size:
+        least, most = min(by_size), max(by_size)
         lines.append(
             f"Intervals: percentile bootstrap, 95 %, {found['resamples']:,} resamples of whole groups of pictures, "
-            "documents, meanings and negation pairs"
+            f"documents, meanings and negation pairs ({least if least == most else f'{least} to {most}'} of them)"
         )
-    return [*lines, *found.get("notes", ())]
+    lines += [
+        f"With {size} independent units these intervals are narrower than the truth: {', '.join(names)}"
+        for size, names in sorted(by_size.items())
+        if size < FEW_UNITS
+    ]
+    if without:
+        lines.append(
+            f"No interval of {', '.join(without)}: there is a single group, or most resamples leave it undefined"
+        )
+    return lines
 
 
 def concept_section(report: Mapping[str, Any]) -> str:

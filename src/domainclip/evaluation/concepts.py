@@ -11,6 +11,7 @@ from torch import Tensor
 from domainclip.errors import DataError
 from domainclip.evaluation.class_tree import ClassTree, class_tree_scores
 from domainclip.evaluation.document_retrieval import DocumentRetrievalEvaluator
+from domainclip.evaluation.ratio_intervals import Ends
 from domainclip.evaluation.terminology import TerminologyEvaluator
 
 _PER_ITEM = ("i2t_ranks", "t2i_ranks")
@@ -81,13 +82,18 @@ class ConceptScores:
             )
             details |= result.details
             metrics |= result.metrics
-        intervals = {name: ends for part in details.values() for name, ends in part.pop("intervals").items()}
+        intervals: dict[str, Ends] = {
+            name: ends for part in details.values() for name, ends in part.pop("intervals").items()
+        }
         figures = {name: {"value": value, **_ends(intervals.get(name))} for name, value in metrics.items()}
         return metrics, details | {"notes": notes, "metrics": figures, "resamples": self.resamples}
 
 
-def _ends(interval: tuple[float, float] | None) -> dict[str, float | None]:
-    return {"low": interval[0] if interval else None, "high": interval[1] if interval else None}
+def _ends(interval: Ends | None) -> dict[str, float | None]:
+    """``units``: how many independent ones the interval comes from."""
+    if interval is None:
+        return {"low": None, "high": None, "units": None}
+    return {"low": interval[0], "high": interval[1], "units": interval.n_units}
 
 
 def documents_or_note(pairs: Sequence[Any]) -> tuple[DocumentRetrievalEvaluator | None, list[str]]:

@@ -107,6 +107,7 @@ class ZeroShotEvaluator:
             "image_paths": [str(path) for path in self.paths],
             "targets": [self.labels[number] for number in self.targets],
             "predictions": [self.labels[number] for number in found["predictions"]],
+            "groups": self.groups,
             # What always answering the most frequent class would score: the line a real model must pass.
             "majority_share": max(support) / sum(support),
             "n_unlabelled": self.n_unlabelled,
@@ -177,6 +178,8 @@ class RetrievalEvaluator:
             "captions": self.captions,
             "i2t_ranks": i2t.tolist(),
             "t2i_ranks": t2i.tolist(),
+            "groups": self.groups,
+            "hits": self.hits.tolist(),
         }
         return EvaluationResult(metrics, {"retrieval": details})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,12 +11,19 @@ import numpy as np
 from jaxtyping import Int
 
 from domainclip.config.field_metric_slices import FieldMetricSettings, FieldOfMetrics
-from domainclip.evaluation.bootstrap import FEW_UNITS, Interval, Resampling, affordable_resamples
+from domainclip.evaluation.bootstrap import (
+    FEW_UNITS,
+    Interval,
+    Resampling,
+    affordable_resamples,
+    percentile_interval,
+)
 from domainclip.evaluation.class_scores import ClassScores
 from domainclip.evaluation.field_part import FieldPart
+from domainclip.evaluation.grades import places_in_order, with_kappa
 from domainclip.evaluation.industrial_metrics import industrial_part, normal_classes
-from domainclip.evaluation.medical_metrics import medical_part, places_in_order
-from domainclip.evaluation.panels import ClassPanel, Panel
+from domainclip.evaluation.medical_metrics import medical_part
+from domainclip.evaluation.panels import ClassPanel, Panel, of_those_left
 from domainclip.evaluation.retrieval_panel import RetrievalPanel
 from domainclip.evaluation.scientific_metrics import scientific_part
 
@@ -24,6 +31,7 @@ _RETRIEVAL = {
     "scientific": ("i2t_Hits@10", "t2i_Hits@10", "i2t_MRR", "t2i_MRR"),
 }
 _RETRIEVAL_ELSEWHERE = ("i2t_R@1", "t2i_R@1")
+_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class FieldMetrics:
 
     def check(self, labels: Sequence[str]) -> None:
         """Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit these classes."""
-        if self.field == "medical" and self.settings.label_order is not None:
+        if self.settings.label_order is not None:
             places_in_order(labels, self.settings.label_order)
         if self.field == "industrial":
             normal_classes(labels, self.settings.normal_labels)
@@ -86,9 +94,11 @@ class FieldMetrics:
         return {name: entry["value"] for name, entry in shown["metrics"].items()}, shown
 
     def _add_classes(self, shown: dict[str, Any], scores: ClassScores) -> None:
-        part = self._part(scores)
+        part = with_kappa(self._part(scores), scores, self.settings.label_order)
         intervals, values = self._add(shown, part, scores.groups, len(scores.targets), "classification")
         shown["notes"] += part.notes
+        if self.settings.normal_labels and self.field != "industrial":
+            shown["notes"].append(f"normal_label is not used: it is of inspection, and these figures are {self.field}")
         shown["matrix"] = part.matrix or None
         if not part.per_label:
             return
@@ -104,7 +114,7 @@ class FieldMetrics:
 
     def _part(self, scores: ClassScores) -> FieldPart:
         if self.field == "medical":
-            return medical_part(scores, self.settings.label_order, calibrated=not self.sigmoid)
+            return medical_part(scores, calibrated=not self.sigmoid)
         if self.field == "industrial":
             return industrial_part(scores, self.settings.normal_labels)
         if self.field == "scientific":
@@ -120,35 +130,7 @@ class FieldMetrics:
         for name in part.names:
             if not math.isnan(values[name, None]):
                 shown["metrics"][name] = _entry(values[name, None], intervals.get((name, None)))
-        without = [name for name, entry in shown["metrics"].items() if name in part.names and "low" not in entry]
-        if without and intervals:
-            shown["notes"].append(f"No interval of {', '.join(without)}: most resamples lack a class that it needs")
-        flat = [
-            name for name, entry in shown["metrics"].items()
-            if name in part.names and "low" in entry and entry["high"] - entry["low"] < 1e-12
-        ]  # fmt: skip
-        if flat:
-            shown["notes"].append(
-                f"The interval of {', '.join(flat)} has no width since every resample says the same; that is no "
-                "certainty, as no resample holds what no picture shows"
-            )
-        beside = [
-            name for name, entry in shown["metrics"].items()
-            if name in part.names and "low" in entry
-            and not entry["low"] - 1e-12 <= entry["value"] <= entry["high"] + 1e-12
-        ]  # fmt: skip
-        if beside:
-            shown["notes"].append(
-                f"The interval of {', '.join(beside)} does not hold the figure itself: with few pictures of a class "
-                "the repeated rows of a resample flatter it"
-            )
-        lost = {name: entry["undefined"] for name, entry in shown["metrics"].items() if entry.get("undefined")}
-        if lost and what == "classification":
-            most = max(lost.values())
-            shown["notes"].append(
-                f"Up to {most} resamples lack a class that a figure needs, and are left out of its interval "
-                f"({', '.join(name for name, n in lost.items() if n == most)})"
-            )
+        shown["notes"] += _interval_notes(part, shown["metrics"], intervals, values, what)
         return intervals, values
 
     def _intervals(
@@ -175,8 +157,73 @@ class FieldMetrics:
         def statistics(counts: np.ndarray) -> dict[Any, np.ndarray]:
             return {key: values for panel in panels for key, values in panel.resampled(counts).items()}
 
-        return draws.intervals(statistics)
+        found = draws.distributions(statistics)
+        intervals = {key: percentile_interval(values) for key, values in found.items()}
+        thin: dict[int, list[str]] = {}
+        for (name, label), interval in list(intervals.items()):
+            rest = intervals.get((of_those_left(name), label))
+            if interval is None and rest is not None:
+                intervals[name, label] = rest
+                thin.setdefault(int(np.isnan(found[name, label]).sum()), []).append(name)
+        notes += [
+            f"{n:,} of {resamples:,} resamples lack a class; there the interval of {', '.join(names)} is of the "
+            "classes left, which are not always the same"
+            for n, names in thin.items()
+        ]
+        return intervals
 
 
 def _entry(value: float, interval: Interval | None) -> dict[str, Any]:
     return {"value": value} if interval is None else {"value": value, **asdict(interval)}
+
+
+def _interval_notes(
+    part: FieldPart,
+    entries: Mapping[str, Any],
+    intervals: Mapping[Any, Interval | None],
+    values: Mapping[Any, float],
+    what: str,
+) -> list[str]:
+    """What a reader of the intervals must know: none, no width, beside their figure, of fewer resamples."""
+    own = {name: entries[name] for name in part.names if name in entries}
+    notes = []
+    without = [name for name, entry in own.items() if "low" not in entry]
+    if without and intervals:
+        notes.append(f"No interval of {', '.join(without)}: most resamples lack a class that it needs")
+    flat = [name for name, entry in own.items() if "low" in entry and entry["high"] - entry["low"] < 1e-12]
+    if flat:
+        notes.append(
+            f"The interval of {', '.join(flat)} has no width since every resample says the same; that is no "
+            "certainty, as no resample holds what no picture shows"
+        )
+    beside = [
+        name for name, entry in own.items()
+        if "low" in entry and not entry["low"] - 1e-12 <= entry["value"] <= entry["high"] + 1e-12
+    ]  # fmt: skip
+    if "ece" in beside:
+        beside.remove("ece")
+        notes.append(
+            "The interval of ece does not hold the figure itself: chance makes the gaps of the bins larger, and each "
+            "resample adds its own, so the interval lies too high"
+        )
+    if beside:
+        notes.append(
+            f"The interval of {', '.join(beside)} does not hold the figure itself: with few pictures of a class "
+            "the repeated rows of a resample flatter it"
+        )
+    lost = {
+        (name, label): interval.undefined
+        for (name, label), interval in intervals.items()
+        if interval is not None and interval.undefined and not math.isnan(values.get((name, label), math.nan))
+    }
+    if lost and what == "classification":
+        most = max(lost.values())
+        listed = list(dict.fromkeys(
+            name if label is None else f"figures of {label}" for (name, label), n in lost.items() if n == most
+        ))  # fmt: skip
+        more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+        notes.append(
+            f"Up to {most} resamples lack a class that a figure needs, and are left out of its interval "
+            f"({', '.join(listed[:_LISTED])}{more})"
+        )
+    return notes

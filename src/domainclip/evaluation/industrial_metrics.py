@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.class_scores import ClassScores
 from domainclip.evaluation.field_part import FieldPart, absent_note
-from domainclip.evaluation.panels import ClassPanel, Draws, Panel, ThresholdPanel, Values, mean_of_defined
+from domainclip.evaluation.panels import ClassPanel, Draws, Panel, ThresholdPanel, Values, mean_draws
 from domainclip.registry import nearest
 
 _NORMAL_WORDS = ("good", "normal", "ok", "okay", "functional", "intact", "healthy", "pass", "passed", "undamaged")
@@ -110,6 +110,7 @@ class DetectionPanel:
     """
 
     cost = 1
+    _NAMES = ("defect_recall", "mean_defect_recall", "false_alarm_rate")
 
     def __init__(self, scores: ClassScores, normal: Sequence[int]) -> None:
         alarm = ~np.isin(scores.predictions, normal)
@@ -118,11 +119,13 @@ class DetectionPanel:
         self._rows = {
             label: scores.targets == number for number, label in enumerate(scores.labels) if number not in normal
         }
-        self.values: Values = {key: float(draws[0]) for key, draws in self.resampled(np.ones((1, len(alarm)))).items()}
+        once = self.resampled(np.ones((1, len(alarm))))
+        self.values: Values = {key: float(once[key][0]) for key in once if key[0] in self._NAMES}
 
     def resampled(self, counts: Float[np.ndarray, "resamples rows"]) -> Draws:
         found: Draws = {("defect_recall", label): self._share(counts, rows) for label, rows in self._rows.items()}
-        found["mean_defect_recall", None] = mean_of_defined(np.stack(list(found.values())))
+        known = [bool(rows.any()) for rows in self._rows.values()]
+        found |= mean_draws("mean_defect_recall", np.stack(list(found.values())), known)
         found["false_alarm_rate", None] = self._share(counts, self._normal)
         return found
 

@@ -28,7 +28,7 @@ _FIELD_WORDS = {
     "ece": "expected calibration error",
     "image_auroc": "image AUROC, defect or not",
     "image_ap": "image average precision, defect or not",
-    "f1_max": "highest F1, defect or not",
+    "f1_max": "highest F1",
     "precision_at_recall90": "precision at a recall of 90 %",
     "false_alarm_rate_at_recall90": "false alarms at a recall of 90 %",
     "mean_defect_recall": "recall of a defect, mean over defects",

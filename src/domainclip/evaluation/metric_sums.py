@@ -7,13 +7,14 @@ after one evaluation; resampling pictures, or whole groups of them, then only we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 
@@ -52,13 +53,18 @@ def check_metric(name: str) -> None:
         )
 
 
-def unit_sums(name: str, details: Mapping[str, Any], unit_of: Mapping[Path, int], hits: np.ndarray | None) -> UnitSums:
+def unit_sums(
+    name: str,
+    details: Mapping[str, Any],
+    unit_of: Mapping[Path, int] | None = None,
+    hits: np.ndarray | None = None,
+) -> UnitSums:
     """The metric ``name`` from an evaluation's ``details``.
 
-    ``unit_of`` numbers the unit of each picture. ``hits``, for retrieval: every (picture, caption) that
-    belong together, as ``RetrievalEvaluator.hits``. A caption's own query counts for the units of its pictures, in
-    equal parts where it has several. Raises ``ConfigurationError`` for an unknown name, ``DataError`` where the
-    evaluation has no such part.
+    ``unit_of`` numbers the unit of each picture; left out, it is the picture's group, or the picture itself where it
+    has none. ``hits``, for retrieval, if the details lack them: every (picture, caption) that belong together, as
+    ``RetrievalEvaluator.hits``. A caption's own query counts for the units of its pictures, in equal parts where it
+    has several. Raises ``ConfigurationError`` for an unknown name, ``DataError`` where the evaluation has no such part.
     """
     check_metric(name)
     part = "classification" if name in CLASSIFICATION_METRICS else "retrieval"
@@ -67,12 +73,32 @@ def unit_sums(name: str, details: Mapping[str, Any], unit_of: Mapping[Path, int]
         reasons = [note for note in details.get("notes", ()) if part in note]
         raise DataError(f"No {name} here. " + (". ".join(reasons) or f"The rows allow no {part}"))
     # Units without any picture in this part (rows without a label) are not units of this metric.
-    units = np.unique([unit_of[Path(path)] for path in found["image_paths"]], return_inverse=True)[1]
+    paths = found["image_paths"]
+    units = _numbered(_own_units(found) if unit_of is None else (unit_of[Path(path)] for path in paths))
     if part == "classification":
         return _classification(name, found, units)
+    hits = np.array(found["hits"]) if hits is None and "hits" in found else hits
     if hits is None:
         raise DataError(f"{name} needs the hits: which picture and which caption belong together")
     return _retrieval(name, found, units, hits)
+
+
+def has_groups(found: Mapping[str, Any]) -> bool:
+    """Whether some group of ``details["classification"]`` or ``details["retrieval"]`` has several pictures."""
+    pictures = dict.fromkeys(zip(found["image_paths"], found.get("groups") or (), strict=False))
+    return any(n > 1 for group, n in Counter(group for _, group in pictures).items() if group is not None)
+
+
+def _own_units(found: Mapping[str, Any]) -> list[Hashable]:
+    paths = found["image_paths"]
+    groups = found.get("groups") or [None] * len(paths)
+    return [("picture", path) if group is None else ("group", group) for path, group in zip(paths, groups, strict=True)]
+
+
+def _numbered(units: Iterable[Hashable]) -> Int[np.ndarray, " pictures"]:
+    """Numbers in the order of first appearance: the same resamples then draw the same units, whoever asks."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(unit, len(numbers)) for unit in units])
 
 
 def _classification(name: str, found: Mapping[str, Any], units: np.ndarray) -> UnitSums:

@@ -50,7 +50,7 @@ class ThresholdPanel:
         self._names, self._means = dict(names), dict(means)
         self._figures = tuple(dict.fromkeys([*names, *means]))
         self.cost = len(questions)
-        found = {label: threshold_figures(*question) for label, question in questions.items()}
+        self._found = found = {label: threshold_figures(*question) for label, question in questions.items()}
         self.values: Values = {
             (name, label): found[label][figure] for label in questions for figure, name in self._names.items()
         }
@@ -61,7 +61,8 @@ class ThresholdPanel:
         found = {label: curve.figures(counts, self._figures) for label, curve in self._curves.items()}
         draws: Draws = {(name, label): found[label][figure] for label in found for figure, name in self._names.items()}
         for figure, name in self._means.items():
-            draws[name, None] = mean_of_defined(np.stack([found[label][figure] for label in found]))
+            known = [not np.isnan(self._found[label][figure]) for label in found]
+            draws |= mean_draws(name, np.stack([found[label][figure] for label in found]), known)
         return draws
 
 
@@ -97,6 +98,7 @@ class ClassPanel:
             )
         self.values: Values = {}
         present = np.unique(self._truth)
+        self._present = np.isin(np.arange(self._n), present)
         for name in names:
             if name == "recall":
                 found = recall_score(
@@ -140,11 +142,11 @@ class ClassPanel:
             elif name == "recall":
                 draws |= {(name, label): recall[:, number] for number, label in enumerate(self._labels)}
             elif name in ("balanced_accuracy", "mean_per_class_recall"):
-                draws[name, None] = mean_of_defined(recall.T)
+                draws |= mean_draws(name, recall.T, self._present)
             elif name == "macro_f1":
                 # 2·TP / (2·TP + FN + FP), and the two parts of the denominator are what there is and what was said.
                 f1 = np.divide(2 * hits, support + said, out=np.full_like(hits, np.nan), where=support > 0)
-                draws[name, None] = mean_of_defined(f1.T)
+                draws |= mean_draws(name, f1.T, self._present)
             elif name == "ece":
                 assert self._gaps is not None
                 draws[name, None] = np.abs(counts @ self._gaps).sum(axis=1) / total
@@ -159,6 +161,23 @@ class ClassPanel:
         by_chance = np.einsum("rc,rd,cd->r", support, said, np.square(grades[:, None] - grades), optimize=True) / total
         shares = np.divide(observed, by_chance, out=np.full_like(observed, np.nan), where=by_chance > 0)
         return 1 - shares
+
+
+def of_those_left(name: str) -> str:
+    """The key of a mean over the labels that a resample has, beside the one over all labels of the rows."""
+    return f"{name} of those left"
+
+
+def mean_draws(
+    name: str, values: Float[np.ndarray, "labels resamples"], known: Sequence[bool] | Bool[np.ndarray, " labels"]
+) -> Draws:
+    """The mean over the labels ``known`` in the rows as they are, NaN for a resample that lacks one of them: a mean
+    without the hard class is another figure. And, under ``of_those_left``, over whatever labels a resample has, for
+    where most resamples lack one."""
+    values = np.asarray(values)
+    in_all = values[np.asarray(known, dtype=bool)]
+    strict = in_all.mean(axis=0) if len(in_all) else np.full(values.shape[1], np.nan)
+    return {(name, None): strict, (of_those_left(name), None): mean_of_defined(values)}
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:

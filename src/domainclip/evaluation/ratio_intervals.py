@@ -31,12 +31,24 @@ class Ratio:
         return float(self.numerators.sum() / below) if below else float("nan")
 
 
+class Ends(tuple[float, float]):
+    """The two ends of an interval, with the number of independent units that were drawn."""
+
+    n_units: int
+
+    def __new__(cls, low: float, high: float, n_units: int) -> Ends:
+        ends = super().__new__(cls, (low, high))
+        ends.n_units = n_units
+        return ends
+
+
 def ratio_intervals(
     ratios: Mapping[str, Ratio], groups: Sequence[Hashable | None] | None, resamples: int, seed: int = 0
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Ends]:
     """95 % percentile bootstrap interval of each ratio; items of one group are drawn together. Nothing for 0 resamples.
 
-    A ratio that is undefined in more than half of the resamples has none.
+    A ratio that is undefined in more than half of the resamples has none, nor has any where all items are one unit:
+    every resample would say the same, which is not to be certain.
     """
     if not resamples or not ratios:
         return {}
@@ -49,5 +61,8 @@ def ratio_intervals(
             found[name] = np.where(below > 0, counts @ ratio.numerators / np.where(below > 0, below, 1), np.nan)
         return found
 
-    found = Resampling(n_items, groups, resamples, seed).intervals(statistics)
-    return {name: (interval.low, interval.high) for name, interval in found.items() if interval is not None}
+    drawn = Resampling(n_items, groups, resamples, seed)
+    if drawn.n_units < 2:
+        return {}
+    found = drawn.intervals(statistics)
+    return {name: Ends(part.low, part.high, drawn.n_units) for name, part in found.items() if part is not None}

@@ -13,11 +13,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from domainclip.evaluation.comparison import as_result, compared_metrics, empty_recalls, paired_changes
+from domainclip.evaluation.comparison import (
+    GroupedChange,
+    accuracy_interval,
+    as_result,
+    compared_metrics,
+    empty_recalls,
+    paired_changes,
+    with_groups,
+)
 from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.evaluation.metric_sums import has_groups
 from domainclip.evaluation.plots import plot_before_after, plot_confusion, plot_loss, plot_metrics
 from domainclip.evaluation.report_markdown import report_markdown
-from domainclip.evaluation.significance import wilson_interval
+from domainclip.evaluation.significance import PairedChange, wilson_interval
 from domainclip.evaluation.trade_off import plot_pareto
 from domainclip.files import write_json, write_text
 
@@ -32,7 +41,7 @@ _FILES = (
 )
 
 # One entry per picture or caption: too long for a file that people open to read numbers.
-_PER_ITEM = ("image_paths", "targets", "predictions", "captions", "i2t_ranks", "t2i_ranks")
+_PER_ITEM = ("image_paths", "targets", "predictions", "captions", "i2t_ranks", "t2i_ranks", "groups", "hits")
 
 
 def write_report(folder: Path, run: Mapping[str, Any]) -> None:
@@ -51,7 +60,7 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
     - ``data``: ``counts`` and ``notes``; ``decisions``: a list of ``key``, ``value``, ``reason``;
     - ``device``, ``domain``, ``base_model``, ``checkpoint`` (folder of the saved model), ``text_padding``
       (``"max_length"`` for a text tower of fixed length), ``own_code`` (whether the folder holds the model's class);
-    - ``warnings``, ``next``: lists of sentences.
+    - ``warnings``, ``next``: lists of sentences; ``seed`` of the resamples, as ``compare`` takes it from the recipe.
 
     Other keys go to ``report.json`` as they are. There, ``before`` and ``after`` are flat, NaN and infinities
     are null, and what was worked out here is under ``comparison`` and ``details``. ``report.json`` is written
@@ -59,7 +68,8 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
     """
     folder = Path(folder)
     before, after = as_result(run.get("before")), as_result(run.get("after"))
-    changes = paired_changes(before, after)
+    seed = int(run.get("seed") or 0)
+    changes = paired_changes(before, after, seed)
     # A plot of an earlier run beside the numbers of this one would be read as belonging to them.
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
@@ -68,8 +78,11 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
     content: dict[str, Any] = {
         "before": before.metrics,
         "after": after.metrics,
-        "comparison": {name: {**asdict(change), "is_clear": change.is_clear} for name, change in changes.items()},
-        "acc1_interval": {"before": acc1_interval(before), "after": acc1_interval(after)},
+        "comparison": {
+            name: {**asdict(change), "is_clear": change.is_clear, "test": _test_of(change)}
+            for name, change in changes.items()
+        },
+        "acc1_interval": acc1_intervals(before, after, seed),
         "retention": {name: as_result(retention[name]).metrics for name in ("before", "after") if name in retention}
         | ({"sets": retention["sets"]} if "sets" in retention else {}),
         "validation": run.get("validation") or {},
@@ -92,12 +105,29 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
     write_json(folder / "report.json", written)
 
 
-def acc1_interval(result: EvaluationResult) -> tuple[float, float] | None:
-    """95 % Wilson interval of the accuracy, or None where accuracy or the number of pictures is not known."""
-    accuracy, n = result.metrics.get("acc1"), result.metrics.get("n_classified")
-    if accuracy is None or not n or not math.isfinite(accuracy):
-        return None
-    return wilson_interval(round(accuracy * n), int(n))
+def acc1_intervals(before: EvaluationResult, after: EvaluationResult, seed: int = 0) -> dict[str, Any]:
+    """``before`` and ``after``: the ends of the 95 % interval of the accuracy, or None where it is not known.
+
+    ``method`` of each, "wilson" or "bootstrap"; ``groups``: how many are drawn where some has several pictures.
+    """
+    shown: dict[str, Any] = {"before": None, "after": None, "method": {}, "groups": None}
+    for when, result in (("before", before), ("after", after)):
+        found = result.details.get("classification")
+        found = with_groups(found, after.details.get("classification")) if found else None
+        accuracy, n = result.metrics.get("acc1"), result.metrics.get("n_classified")
+        if found and has_groups(found):
+            interval, shown["groups"] = accuracy_interval(found, seed)
+            if interval is not None:
+                shown[when], shown["method"][when] = (interval.low, interval.high), interval.method
+        elif accuracy is not None and n and math.isfinite(accuracy):
+            shown[when], shown["method"][when] = wilson_interval(round(accuracy * n), int(n)), "wilson"
+    return shown
+
+
+def _test_of(change: PairedChange) -> str | None:
+    if isinstance(change, GroupedChange):
+        return "exchange of whole groups" if change.n_units > 1 else None
+    return "McNemar"
 
 
 def jsonable(value: Any) -> Any:

@@ -9,7 +9,8 @@ from domainclip.evaluation.calibration import calibration_in_words
 from domainclip.evaluation.comparison import compared_metrics, confused_pairs, empty_recalls, worsened
 from domainclip.evaluation.concept_text import concept_section
 from domainclip.evaluation.field_markdown import field_section
-from domainclip.evaluation.markdown_table import table
+from domainclip.evaluation.interval_text import accuracy_notes, change_interval, change_notes, points, tested_by
+from domainclip.evaluation.markdown_table import plain, table
 from domainclip.evaluation.metric_names import ALIASES, describe, greater_is_better, is_of_a_field, is_proportion
 from domainclip.evaluation.model_card import loading_code
 from domainclip.evaluation.trade_off_markdown import retention_sets, trade_off_markdown
@@ -107,11 +108,11 @@ def _headline(report: Mapping[str, Any], before: Mapping[str, Any], after: Mappi
         if not found:
             continue
         old, new = value_text(name, before.get(name)), value_text(name, after.get(name))
-        movement = (
-            f"{describe(name)} went from {old} to {new}, {_points(found['change'])} points (95 % interval "
-            f"{_points(found['low'])} to {_points(found['high'])}; {found['gained']} {_asked(name)} gained, "
-            f"{found['lost']} lost, of {found['n']}; McNemar p {_p_text(found['p_value'])})"
-        )
+        movement = f"{describe(name)} went from {old} to {new}, {points(found['change'])} points"
+        answers = f"{found['gained']} {_asked(name)} gained, {found['lost']} lost, of {found['n']}"
+        if found["p_value"] is None:
+            return f"**Not known whether it helped.** {movement} ({answers}), but all of one group."
+        movement += f" (95 % interval {change_interval(found)}; {answers}; {tested_by(found)})"
         if not found["is_clear"]:
             return f"**No clear change.** {movement}. The choice of test data alone can produce as much."
         return f"**{'Better' if found['change'] > 0 else 'Worse'}.** {movement}."
@@ -135,8 +136,7 @@ def _results(report: Mapping[str, Any]) -> str:
     for name in names:
         if name in trivial or is_of_a_field(name):
             continue
-        found = comparison.get(name)
-        interval = f"{_points(found['low'])} to {_points(found['high'])}" if found else ""
+        interval = change_interval(comparison.get(name))
         better = "" if greater_is_better(name) else " (lower is better)"
         old, new = before.get(name), after.get(name)
         rows.append(
@@ -180,23 +180,14 @@ def _counted(report: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
         ):
             if found.get(key):
                 notes.append(f"Left out of the classification: {found[key]} rows {words}.")
-        ends = report.get("acc1_interval") or {}
-        said = [f"{ends[when][0]:.1%} to {ends[when][1]:.1%} {when}" for when in ("before", "after") if ends.get(when)]
-        if said:
-            notes.append(f"95 % interval of the accuracy (Wilson): {', '.join(said)}.")
+        notes += accuracy_notes(report)
     if known.get("n_texts"):
         notes.append(
             f"Retrieval candidates: {known['n_texts']} different captions for each picture, "
             f"{known['n_images']} pictures "
             "for each caption. Equal captions count as one; a tie counts against the model."
         )
-    if report.get("comparison"):
-        notes.append(
-            "The intervals of the change compare the same items before and after (paired bootstrap) and "
-            "take them as independent: where many pictures show one patient or object, the true uncertainty "
-            "is larger."
-        )
-    return notes
+    return notes + change_notes(report)
 
 
 def _retention(report: Mapping[str, Any]) -> str:
@@ -247,7 +238,7 @@ def _classes(report: Mapping[str, Any]) -> str:
     text = "## Recall of each class, the worst first\n\n" + table(header, rows)
     absent = [label for label in recalls if not support[label]]
     if absent:
-        text += f"\n\nNo picture in the test split: {', '.join(absent)}."
+        text += f"\n\nNo picture in the test split: {', '.join(map(plain, absent))}."
     pairs = confused_pairs(found["labels"], found["confusion"])
     if pairs:
         text += f"\n\n## Most confused classes, {when} fine-tuning\n\n" + table(
@@ -308,14 +299,6 @@ def _classification(report: Mapping[str, Any], when: str) -> Mapping[str, Any]:
 
 def _asked(name: str) -> str:
     return "captions" if name.startswith("t2i") else "pictures"
-
-
-def _points(share: float) -> str:
-    return f"{share * 100:+.1f}".replace("-", _MINUS)
-
-
-def _p_text(p_value: float) -> str:
-    return "below 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
 def _plain(name: str, value: Any) -> str:

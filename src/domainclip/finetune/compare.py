@@ -264,18 +264,7 @@ def _score(
     found.readable = True
     found.evaluator_notes = [*evaluator.notes, *(concepts.notes if concepts is not None else [])]
     result = evaluator.evaluate(engine)
-    hits = evaluator.retrieval.hits.numpy() if evaluator.retrieval else None
-    return ModelOnSet(unit_sums(found.metric, result.details, _units(found.rows), hits), result.metrics)
-
-
-def _units(rows: PairList) -> dict[Path, int]:
-    """The number of each picture's unit: its group, or itself where the data name none."""
-    numbers: dict[tuple[str, object], int] = {}
-    units: dict[Path, int] = {}
-    for pair in rows:
-        key = ("picture", pair.image_path) if pair.group is None else ("group", pair.group)
-        units.setdefault(pair.image_path, numbers.setdefault(key, len(numbers)))
-    return units
+    return ModelOnSet(unit_sums(found.metric, result.details), result.metrics)
 
 
 def _scored(found: _DataSet, models: dict[str, str]) -> SetScores:

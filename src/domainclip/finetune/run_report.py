@@ -58,6 +58,7 @@ def report_content(
         "checkpoint": str(folder / "model"),
         "text_padding": "max_length" if fixed else None,
         "own_code": controller.model is not None and controller.model.has_own_code,
+        "seed": config.seed,  # so that the intervals are those of a comparison with this recipe
         "warnings": warnings,
         "next": [f"domainclip evaluate --model {folder / 'model'} --data YOUR_DATA"],
     }  # fmt: skip
