@@ -39,7 +39,8 @@ def test_shipped_glossaries_are_rich_and_sound(name: str) -> None:
             assert short not in re.findall(r"[\w/&.-]+", written), short
             # Wherever its context is named, an abbreviation of one sense is written out.
             if len(senses) == 1:
-                assert written.lower() in expand(f"seen {short} here {' '.join(sense.context)} now").lower(), short
+                after = "5" if "number" in sense.only_before else next(iter(sense.only_before), "here")
+                assert written.lower() in expand(f"seen {short} {after} {' '.join(sense.context)} now").lower(), short
     # A synonym may not turn a statement into its negation. These deny in every one of their forms:
     known = ("defect-free", "non-destructive testing")
     cues = NegationCues(glossary.negations)
@@ -72,7 +73,7 @@ def test_a_cycle_is_named_with_its_line(tmp_path: Path) -> None:
         ),
         ("synonyms:\n  - [crack, fissure]\n  - [dent]\n", r"at least two terms.*line 3"),
         ("synonyms:\n  - [crack, fissure]\n  - [rift, Crack]\n", r"'Crack' stands in two synonym groups.*line 3"),
-        ("synonyms:\n  - [crack, no]\n", r"line 2"),  # YAML reads no as false
+        ("synonyms:\n  - [crack, 5]\n", r"line 2"),
         (
             "abbreviations:\n  CT: computed tomography\n  PA:\n    - expansion: posteroanterior\n"
             "    - {expansion: pulmonary artery, context: [catheter]}\n",
@@ -86,6 +87,17 @@ def test_a_cycle_is_named_with_its_line(tmp_path: Path) -> None:
         ("abbreviations: [CT\n", r"line \d: not valid YAML"),
         ("- CT\n", "a list of 'key: value' lines"),
         ("negation_pairs:\n  - [fracture, fracture]\n", r"must be a statement and its negation.*line 2"),
+        # Blank entries
+        ("abbreviations:\n  MR: magnetic\n  CT: ' '\n", r"empty expansion.*line 3"),
+        ("abbreviations:\n  CT:\n    - expansion: ''\n", r"empty expansion.*line 3"),
+        ("abbreviations:\n  MR: magnetic\n  ' ': computed\n", r"is empty.*line 3"),
+        ("abbreviations:\n  CT: a\n  ' CT ': b\n", r"'CT' stands twice.*line 3"),
+        ("abbreviations:\n  CT:\n    - expansion: a\n      plural: ' '\n", r"empty expansion or plural.*line 4"),
+        ("abbreviations:\n  CT:\n    - expansion: a\n      context:\n        - b\n        - ''\n", r"is empty.*line 6"),
+        ("abbreviations:\n  CT:\n    - expansion: a\n      not_after: [' ']\n", r"is empty.*line 4"),
+        ("negations:\n  - lacks\n  - ''\n", r"One of the negations is empty.*line 3"),
+        ("negation_pairs:\n  - [fracture, '']\n", r"must be a statement and its negation.*line 2"),
+        ("synonyms:\n  - [crack, ' ']\n", r"none of them empty.*line 2"),
     ],
 )
 def test_a_wrong_glossary_is_told_with_its_line(tmp_path: Path, text: str, message: str) -> None:

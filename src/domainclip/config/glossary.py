@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from domainclip.config.base import Settings
 from domainclip.config.located_yaml import LocatedYaml, read_yaml_text
@@ -28,18 +28,51 @@ class _AtPath(ValueError):
 
 
 class Sense(Settings):
-    """One thing an abbreviation stands for. With ``context``, only where the caption holds one of these words."""
+    """One thing an abbreviation stands for. With ``context``, only where the caption holds one of these words; the
+    neighbours (``only_before``, ``not_before``, ``not_after``) say what may stand right beside it.
+    """
 
-    expansion: str = Field(min_length=1, description="What is written in its place.")
+    model_config = ConfigDict(str_strip_whitespace=True)
+
+    expansion: str = Field(description="What is written in its place.")
     context: list[str] = Field(default_factory=list, description="Words of which one must stand in the caption.")
+    only_before: list[str] = Field(
+        default_factory=list, description="Words of which one must come right after it; `number`: any number."
+    )
+    not_before: list[str] = Field(
+        default_factory=list, description="Words of which none may come right after it; `number`: any number."
+    )
+    not_after: list[str] = Field(
+        default_factory=list, description="Words of which none may stand right before it; `number`: any number."
+    )
     plural: str | None = Field(None, description="The expansion's plural, where adding an s or ies is not right.")
+
+    @field_validator("expansion", "plural")
+    @classmethod
+    def _says_something(cls, given: str | None) -> str | None:
+        if given is not None and not given:
+            raise ValueError("An abbreviation stands for an empty expansion or plural: fill it in or remove it")
+        return given
+
+    @field_validator("context", "only_before", "not_before", "not_after")
+    @classmethod
+    def _words_are_words(cls, given: list[str]) -> list[str]:
+        return _none_blank(given, "the words around an abbreviation")
+
+    @property
+    def certain(self) -> bool:
+        """Whether the abbreviation stands for this wherever it stands."""
+        return not (self.context or self.only_before or self.not_before or self.not_after)
 
 
 class Glossary(Settings):
     """Abbreviations with what they stand for, groups of terms that mean the same, and pairs that exclude each other.
 
-    In the file an abbreviation's value is its expansion, or a list of senses, each with ``expansion`` and ``context``.
+    In the file an abbreviation's value is its expansion, or a list of senses, each with ``expansion`` and where it is
+    meant (see ``Sense``). White space around an entry is taken off; an entry without anything else is an error.
     """
+
+    model_config = ConfigDict(str_strip_whitespace=True)
 
     description: str = Field("", description="One line about the field.")
     abbreviations: dict[str, list[Sense]] = Field(
@@ -60,8 +93,13 @@ class Glossary(Settings):
     def _expansions_are_senses(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        senses = {}
+        senses: dict[Any, Any] = {}
         for short, value in given.items():
+            stripped = str(short).strip()
+            if not stripped:
+                raise _AtPath(f"The abbreviation {short!r} is empty: fill it in or remove it", short)
+            if short != stripped and stripped in given:
+                raise _AtPath(f"The abbreviation {stripped!r} stands twice: keep one", short)
             if isinstance(value, str):
                 value = [{"expansion": value}]
             senses[short] = [value] if isinstance(value, dict) else value
@@ -71,10 +109,8 @@ class Glossary(Settings):
     @classmethod
     def _senses_can_be_told_apart(cls, given: dict[str, list[Sense]]) -> dict[str, list[Sense]]:
         for short, senses in given.items():
-            if not short.strip() or not senses:
-                raise _AtPath(
-                    f"The abbreviation {short!r} is empty or stands for nothing: fill it in or remove it", short
-                )
+            if not senses:
+                raise _AtPath(f"The abbreviation {short!r} stands for nothing: fill it in or remove it", short)
             without = [sense.expansion for sense in senses if not sense.context]
             if len(senses) > 1 and without:
                 raise _AtPath(
@@ -89,7 +125,7 @@ class Glossary(Settings):
     def _groups_are_groups(cls, groups: list[list[str]]) -> list[list[str]]:
         seen: dict[str, list[str]] = {}
         for place, group in enumerate(groups):
-            if len(group) < 2 or not all(term.strip() for term in group):
+            if len(group) < 2 or not all(group):
                 raise _AtPath(f"The synonym group {group} needs at least two terms, none of them empty", place)
             for term in group:
                 if term.casefold() in seen:
@@ -97,11 +133,16 @@ class Glossary(Settings):
                 seen[term.casefold()] = group
         return groups
 
+    @field_validator("negations")
+    @classmethod
+    def _negations_are_words(cls, given: list[str]) -> list[str]:
+        return _none_blank(given, "the negations")
+
     @field_validator("negation_pairs")
     @classmethod
     def _pairs_exclude_each_other(cls, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         for place, (statement, negation) in enumerate(pairs):
-            if not statement.strip() or statement.split() == negation.split():
+            if not statement or not negation or statement.split() == negation.split():
                 raise _AtPath(
                     f"The negation pair {statement!r} / {negation!r} must be a statement and its negation", place
                 )
@@ -120,25 +161,39 @@ class Glossary(Settings):
 
     def expansion_of(self, sense: Sense) -> str:
         """What a sense stands for, with the unambiguous abbreviations inside written out as well."""
-        return _written_out(sense.expansion, self.abbreviations)
+        return self.written_out(sense.expansion)
+
+    def written_out(self, text: str) -> str:
+        """A text of the glossary's own with its unambiguous abbreviations written out."""
+        return _written_out(text, self.abbreviations)
 
 
-def matches_abbreviation(short: str) -> str:
-    """A pattern of the spelling in which an abbreviation is recognised, without what surrounds it.
-
-    One with a capital in it is found in exactly its own letters ("CT", "SpO2"); one in small letters alone also where
-    a sentence begins with it ("approx.", "Approx.") and in capitals.
-    """
-    pattern = re.escape(short)
-    return pattern if short != short.lower() else f"(?i:{pattern})"
+def _none_blank(words: list[str], of: str) -> list[str]:
+    if "" in words:
+        raise _AtPath(f"One of {of} is empty: fill it in or remove it", words.index(""))
+    return words
 
 
+def as_written(short: str) -> list[str]:
+    """An abbreviation in its own letters; micro sign and Greek mu, which look alike, are one letter."""
+    return list(dict.fromkeys((short, short.replace("μ", "µ"), short.replace("µ", "μ"))))
+
+
+def capitalised(short: str) -> list[str]:
+    """How an abbreviation in small letters alone is written where a sentence begins with it: "Approx."; else none."""
+    first = short[:1].upper()
+    in_small_letters = short == short.lower() and first != short[:1] == first.lower()
+    return [first + short[1:]] if in_small_letters else []
+
+
+@cache
 def word_pattern(short: str) -> re.Pattern[str]:
     """The abbreviation as a word of its own.
 
     Joined by a hyphen to capitals or digits it is part of a longer name ("SARS-CoV-2"), and is not found.
     """
-    return re.compile(rf"(?<!\w)(?<![A-Z0-9]-){matches_abbreviation(short)}(?!\w)(?!-[A-Z0-9])")
+    spellings = "|".join(map(re.escape, [*as_written(short), *capitalised(short)]))
+    return re.compile(rf"(?<!\w)(?<![A-Z0-9]-)(?:{spellings})(?!\w)(?!-[A-Z0-9])")
 
 
 def _used_in(expansion: str, abbreviations: dict[str, list[Sense]]) -> list[str]:
@@ -169,7 +224,7 @@ def _cycles(abbreviations: dict[str, list[Sense]]) -> Iterator[list[str]]:
 def _written_out(text: str, abbreviations: dict[str, list[Sense]]) -> str:
     for short in sorted(_used_in(text, abbreviations), key=len, reverse=True):
         senses = abbreviations[short]
-        if len(senses) == 1 and not senses[0].context:
+        if len(senses) == 1 and senses[0].certain:
             inner = _written_out(senses[0].expansion, abbreviations)
             text = word_pattern(short).sub(lambda _, inner=inner: inner, text)  # type: ignore[misc]
     return text
@@ -184,7 +239,7 @@ def load_glossary(name_or_path: str | Path, folder: Path | None = None) -> Gloss
     """A shipped glossary by name, or a YAML file by path; a relative path is first looked for in ``folder``.
 
     Raises ``ConfigurationError`` with file, line and key: for an unknown key, an ambiguous abbreviation without
-    contexts, expansions that go in a circle, a term in two synonym groups.
+    contexts, expansions that go in a circle, a term in two synonym groups, an empty entry.
     """
     name = str(name_or_path)
     if name in shipped_glossaries():

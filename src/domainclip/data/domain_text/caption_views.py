@@ -9,16 +9,7 @@ from collections.abc import Sequence
 from domainclip.config.glossary import Glossary
 from domainclip.data.domain_text.grammar import begins_sentence, fit_article
 from domainclip.data.domain_text.negation import NegationCues
-from domainclip.data.domain_text.sentences import split_sentences
-
-# A sentence that begins with one of these leans on the one before: they stay or go together.
-_LEANS_BACK = re.compile(
-    r"^(?:it|its|this|that|these|those|they|their|them|he|she|his|her|such|both|another|same|the same|the other|"
-    r"the latter|the former|the last|however|but|yet|and|or|nor|although|though|also|otherwise|therefore|thus|hence|"
-    r"then|later|afterwards|subsequently|previously|compared|in contrast|instead|likewise|similarly|in addition|"
-    r"except)\b",
-    re.IGNORECASE,
-)
+from domainclip.data.domain_text.sentences import split_statements
 
 
 class SynonymReplacer:
@@ -37,9 +28,10 @@ class SynonymReplacer:
         """``text`` with each term replaced with probability ``share``; the article before it is made to suit."""
         done, start = "", 0
         for found in self._pattern.finditer(text):
-            if rng.random() >= share:
+            known = self._others.get(found[0].casefold())  # "ı" matches "i" without being its other case
+            if known is None or rng.random() >= share:
                 continue
-            term, others = self._others[found[0].casefold()]
+            term, others = known
             other, before = rng.choice(others), done + text[start : found.start()]
             if (term[0].islower() and found[0][0].isupper()) or begins_sentence(before):
                 other = other[:1].upper() + other[1:]
@@ -59,19 +51,14 @@ class SectionDropout:
         self.cues = cues
 
     def __call__(self, text: str, chance: float, rng: random.Random) -> str:
-        units: list[str] = []
-        for sentence in split_sentences(text):
-            if units and (_LEANS_BACK.match(sentence) or units[-1].endswith(":")):
-                units[-1] += f" {sentence}"
-            else:
-                units.append(sentence)
-        negated = [self.cues.negates(unit) for unit in units]
-        if len(units) < 2 or all(negated):
+        statements = split_statements(text)
+        negated = [self.cues.negates(statement) for statement in statements]
+        if len(statements) < 2 or all(negated):
             return text
         kept = [stays or rng.random() >= chance for stays in negated]
         if not any(stays for stays, denies in zip(kept, negated, strict=True) if not denies):
             kept[rng.choice([place for place, denies in enumerate(negated) if not denies])] = True
-        return " ".join(unit for unit, stays in zip(units, kept, strict=True) if stays)
+        return " ".join(said for said, stays in zip(statements, kept, strict=True) if stays)
 
 
 class CaptionViews:

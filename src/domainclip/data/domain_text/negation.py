@@ -9,14 +9,18 @@ from collections.abc import Sequence
 # summaries"): terms before and terms after what they negate.
 _BEFORE = (
     r"no(?!\.\s*\d|-)", r"not", r"non(?=-)", r"none", r"nor", r"neither", r"never", r"without", r"w/o", r"cannot",
-    r"\w+n't", r"den(?:y|ies|ied|ying)", r"absence of", r"absent", r"lack(?:s|ed|ing)?(?: of)?", r"free (?:of|from)",
-    r"negative(?: for)?", r"rul(?:e|es|ed|ing) out", r"exclud(?:e|es|ed|ing)", r"fail(?:s|ed)? to", r"devoid of",
-    r"instead of", r"rather than", r"nil", r"resolution of",
+    r"\w+n['’‘ʼ]t", r"den(?:y|ies|ied|ying)", r"absence of", r"absent", r"lack(?:s|ed|ing)?(?: of)?",
+    r"free (?:of|from)", r"neg(?:ative|\.)?(?: for)?", r"rul(?:e|es|ed|ing)(?:\s+\w+){0,2}[\s-]+out", r"r/o",
+    r"exclud(?:e|es|ed|ing)", r"fail(?:s|ed)? to", r"devoid of", r"instead of", r"rather than", r"nil",
+    r"resolution of",
 )  # fmt: skip
 _AFTER = (
-    r"not", r"never", r"cannot", r"\w+n't", r"no longer", r"absent", r"negative", r"excluded", r"ruled out", r"denied",
-    r"resolved", r"cleared", r"disappeared", r"unlikely", r"none", r"nil", r"no(?=\W*$)", r"missing", r"lacking",
+    r"not", r"never", r"cannot", r"\w+n['’‘ʼ]t", r"no longer", r"absent", r"neg(?:ative|\.)?", r"excluded",
+    r"ruled[\s-]+out", r"rul(?:e|es|ed|ing)(?:\s+\w+){1,2}\s+out", r"denied", r"resolved", r"cleared", r"disappeared",
+    r"unlikely", r"none", r"nil", r"no(?=\W*$)", r"missing", r"lacking",
 )  # fmt: skip
+_NEGATIVE = r"(?<!-)[-−–‑]ve"
+"""As in "ER-ve": alone among the cues it may be joined to the word before it."""
 
 
 class NegationCues:
@@ -32,18 +36,20 @@ class NegationCues:
         """Whether the text denies anything."""
         return bool(self._any.search(text))
 
-    def opens(self, clause: str) -> bool:
-        """Whether a clause, broken off at its end, may deny something that is no longer there."""
-        return bool(self._before.search(clause))
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of every cue. Those of the two kinds may overlap."""
+        return [found.span() for kind in (self._before, self._after) for found in kind.finditer(text)]
 
-    def takes_back(self, text: str, place: int, stop: int) -> bool:
-        """Whether what stands from ``place`` to ``stop`` may deny what stands before it ("A and B are absent")."""
-        return any(found.end() > place for found in self._after.finditer(text, 0, stop))
+    def openings(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of every cue that may deny what comes after it."""
+        return [found.span() for found in self._before.finditer(text)]
 
-    def last_that_takes_back(self, text: str) -> re.Match[str] | None:
-        """The last cue that may deny what stands before it."""
-        return max(self._after.finditer(text), key=lambda found: found.start(), default=None)
+    def last_that_takes_back(self, text: str, stop: int | None = None) -> re.Match[str] | None:
+        """The last cue up to ``stop`` that may deny what stands before it ("A and B are absent")."""
+        matches = self._after.finditer(text, 0, len(text) if stop is None else stop)
+        return max(matches, key=lambda found: found.start(), default=None)
 
 
 def _pattern(cues: Sequence[str]) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(cues, key=len, reverse=True))})(?!\w)", re.IGNORECASE)
+    words = "|".join(sorted(cues, key=len, reverse=True))
+    return re.compile(rf"(?:(?<![\w-])(?:{words})|{_NEGATIVE})(?!\w)", re.IGNORECASE)

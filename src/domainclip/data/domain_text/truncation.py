@@ -5,27 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from domainclip.data.domain_text.cut_places import CutPlaces
 from domainclip.data.domain_text.negation import NegationCues
-from domainclip.data.domain_text.sentences import split_sentences
+from domainclip.data.domain_text.sentences import split_sentences, split_statements
 
 CountTokens = Callable[[list[str]], list[int]]
 """Length of each text in tokens, start and end tokens included, before any cutting."""
 
-_BOUNDARY = re.compile(r"[,;:](?=\s)|\s(?=(?:and|but|with|without|which|while|although|whereas|however)\s)")
 _LEAST_SHARE = 0.5
-"""A clause's end is a good place to cut where at least this share of the limit is left of the sentence."""
-_DANGLING = re.compile(
-    r"(?:\s+(?:a|an|the|of|in|on|at|to|for|with|and|or|by|from|is|are|was|were|than|that|which))+$", re.IGNORECASE
-)
-_HANGING_FIRST = re.compile(r"^(?:(?:and|or|of|the|a|an|in|with|to)\s+)+", re.IGNORECASE)
+"""A cut before the last word that fits is a good one where at least this share of the limit is left."""
+_DENIES_MORE = re.compile(r"^(?:he|she|they)\b(?:\s+\w+)?\s+denie[sd]\b", re.IGNORECASE)
+"""The one who speaks denies what comes next, not what was said before."""
 
 
 class SentenceTruncator:
     """Keeps the whole sentences that fit into ``limit`` tokens (start and end included), in order from the first.
 
-    A first sentence that does not fit alone is cut at the end of a clause, or at a word where no clause leaves half of
-    the limit. It is never cut between a negation and what it negates: not after "no …" begins, and not before "… is
-    absent". Which sentences matter most is not guessed at.
+    A sentence that leans on the one before ("It was ruled out.") stays or goes with it. A first sentence that does not
+    fit alone is cut at the end of a clause, or at a word where no clause leaves half of the limit. It is never cut
+    before what takes it back ("… is absent"), and between a negation and what it denies only where little would be
+    left otherwise: the negation stays then. Which sentences matter most is not guessed at.
     """
 
     def __init__(self, count_tokens: CountTokens, limit: int, cues: NegationCues | None = None) -> None:
@@ -40,9 +39,9 @@ class SentenceTruncator:
         """The text itself where it fits."""
         if not self.too_long([text])[0]:
             return text
-        sentences = split_sentences(text)
-        fitting = self._longest([" ".join(sentences[:count]) for count in range(len(sentences) - 1, 0, -1)])
-        return fitting or self._cut_sentence(sentences[0] if sentences else text)
+        statements = split_statements(text)
+        fitting = self._longest([" ".join(statements[:count]) for count in range(len(statements) - 1, 0, -1)])
+        return fitting or self._cut_statement(split_sentences(statements[0]) if statements else [text])
 
     def _longest(self, candidates: Sequence[str]) -> str | None:
         """The first candidate that fits."""
@@ -53,42 +52,26 @@ class SentenceTruncator:
                     return candidate
         return None
 
-    def _cut_sentence(self, sentence: str) -> str:
-        words = [(found.start(), found.end()) for found in re.finditer(r"\S+", sentence)]
-        words = words[: self.limit + 1]  # a word is a token at least
-        clauses = [found.start() for found in _BOUNDARY.finditer(sentence) if found.start() > 0]
-        allowed = [place for place in reversed(clauses) if not self._takes_back(sentence, place)]
-        at_clause = self._longest([_tidy(sentence[:place]) for place in allowed])
-        if at_clause and self.count_tokens([at_clause])[0] >= _LEAST_SHARE * self.limit:
+    def _cut_statement(self, sentences: list[str]) -> str:
+        """Of a sentence and those that lean on it: whole sentences, if none that takes them back is left out."""
+        whole = [" ".join(sentences)]
+        while len(sentences) > 1 and not self.cues.last_that_takes_back(_DENIES_MORE.sub("", sentences[-1])):
+            sentences = sentences[:-1]
+            whole.append(" ".join(sentences))
+        return self._longest(whole) or self._cut_sentence(sentences)
+
+    def _cut_sentence(self, sentences: list[str]) -> str:
+        places = CutPlaces(sentences, self.cues, self.limit)  # a word is a token at least
+        at_clause = self._longest(places.at_clauses())
+        if at_clause and self._is_enough(at_clause):
             return at_clause
-        ends = [end for _, end in reversed(words[:-1])]
-        whole = [end for end in ends if not self._takes_back(sentence, end) and not self._opens(sentence, end)]
-        at_word = self._longest([_tidy(sentence[:end]) for end in whole])
-        # What denies from its first word on ("No evidence of …") can only be cut after it.
-        found = max(filter(None, (at_clause, at_word)), key=len, default=None)
-        found = found or self._longest([_tidy(sentence[:end]) for end in ends if not self._takes_back(sentence, end)])
-        return found or self._up_to_its_negation(sentence) or sentence
+        at_word = self._longest(places.at_words(past_negations=False))
+        short = max(filter(None, (at_clause, at_word)), key=len, default=None)
+        if short and self._is_enough(short):
+            return short
+        # What denies from early on ("There is no evidence of …") can only be cut after it.
+        within = self._longest(places.at_words(past_negations=True))
+        return within or short or self._longest(places.to_the_denial()) or places.text
 
-    def _takes_back(self, sentence: str, place: int) -> bool:
-        semicolon = sentence.find(";", place)
-        return self.cues.takes_back(sentence, place, semicolon if semicolon >= 0 else len(sentence))
-
-    def _opens(self, sentence: str, place: int) -> bool:
-        begins = max((found.end() for found in _BOUNDARY.finditer(sentence, 0, place)), default=0)
-        return sentence[place : place + 1] not in (",", ";", ":", ".", "") and self.cues.opens(sentence[begins:place])
-
-    def _up_to_its_negation(self, sentence: str) -> str | None:
-        """Of a statement too long that is denied at its end: the end, so that the denial stays."""
-        last = self.cues.last_that_takes_back(sentence.split(";")[0])
-        if last is None:
-            return None
-        end = re.search(r"\S*(?:\s+\w+ed\b|\s+seen\b)?", sentence[last.end() :])
-        stop = last.end() + (end.end() if end else 0)
-        starts = [found.start() for found in re.finditer(r"\S+", sentence[:stop])]
-        return self._longest([_HANGING_FIRST.sub("", sentence[start:stop]) for start in starts])
-
-
-def _tidy(text: str) -> str:
-    """Without what a cut leaves hanging: a comma, an article, a preposition."""
-    text = text.rstrip(" ,;:-(")
-    return _DANGLING.sub("", text).rstrip(" ,;:-(") or text
+    def _is_enough(self, text: str) -> bool:
+        return self.count_tokens([text])[0] >= _LEAST_SHARE * self.limit
