@@ -72,10 +72,15 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def todays_runs(benchmark: str, folder: Path) -> list[dict[str, Any]]:
-    """The runs in today's record, for a benchmark that goes on with what it has; none where there is no record."""
-    path = folder / f"{benchmark}-{datetime.date.today().isoformat()}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
+def runs_so_far(benchmark: str, folder: Path, go_on: bool) -> list[dict[str, Any]]:
+    """The runs in today's record, for a benchmark that goes on with what it has, or (``go_on``) in the newest of any day;
+    each says of which ``date`` it is. None where there is no record."""
+    pattern = f"{benchmark}-*.json" if go_on else f"{benchmark}-{datetime.date.today().isoformat()}.json"
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        return []
+    record = json.loads(paths[-1].read_text(encoding="utf-8"))
+    return [{"date": record["date"], **run} for run in record["runs"]]
 
 
 def write_record(benchmark: str, content: dict[str, Any], folder: Path, device: str = "cpu") -> Path:

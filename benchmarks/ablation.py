@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _record import RESULTS, machine_facts, todays_runs, write_record
+from _record import RESULTS, machine_facts, runs_so_far, write_record
 from recipes import our_run
 
 DATA = ("ind_solar_cells", "sci_rock_thin_sections")
@@ -62,9 +62,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--go-on", action="store_true", help="begin with the runs of the newest record, of any day")
     arguments = parser.parse_args()
     facts = machine_facts()
-    runs = todays_runs("ablation", arguments.output)
+    runs = runs_so_far("ablation", arguments.output, arguments.go_on)
     for data in arguments.data:
         if not data.is_dir():
             print(f"{data} is not here: left out")

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _record import RESULTS, machine_facts, todays_runs, write_record
+from _record import RESULTS, machine_facts, runs_so_far, write_record
 
 METRICS = ("acc1", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "n_classified", "n_classes", "n_texts")
 DATA = (
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--go-on", action="store_true", help="begin with the runs of the newest record, of any day")
     arguments = parser.parse_args()
     from domainclip.config import parse_overrides
 
@@ -125,7 +126,7 @@ def main() -> None:
     for data in arguments.data:
         if data not in present:
             print(f"{data} is not here: left out")
-    runs = [run for run in todays_runs("recipes", arguments.output) if "way" in run]
+    runs = [run for run in runs_so_far("recipes", arguments.output, arguments.go_on) if "way" in run]
     for seed in arguments.seeds:
         for data in present:
             for way in arguments.ways:
