@@ -73,8 +73,8 @@ def median(values: Sequence[float]) -> float:
 
 
 def runs_so_far(benchmark: str, folder: Path, go_on: bool) -> list[dict[str, Any]]:
-    """The runs in today's record, for a benchmark that goes on with what it has, or (``go_on``) in the newest of any day;
-    each says of which ``date`` it is. None where there is no record."""
+    """The runs in today's record, for a benchmark that goes on with what it has, or (``go_on``) in the newest of any
+    day; each says of which ``date`` it is. None where there is no record."""
     pattern = f"{benchmark}-*.json" if go_on else f"{benchmark}-{datetime.date.today().isoformat()}.json"
     paths = sorted(folder.glob(pattern))
     if not paths:
