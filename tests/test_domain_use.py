@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from domain_config_cases import _resolved, write
-from domainclip.config import CLIPFinetuningConfig, load_recipe
+from domainclip.config import CLIPFinetuningConfig, DataFacts, ModelFacts, load_recipe, resolve
 from domainclip.config.domain import RECIPE_SECTIONS
 from domainclip.config.domain_files import domain_family, load_domain, shipped_domains
 from domainclip.config.domain_layers import DomainLayer
@@ -272,3 +272,15 @@ def test_a_model_of_a_shipped_domain_names_it(tmp_path):
         found, note = with_models_domain(CLIPFinetuningConfig(model_name=str(tmp_path / name)))
         assert found.domain == name
         assert (note is None) == (name == "general")
+
+
+def test_a_domain_may_say_what_retention_sets_allow(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("training: {max_forgetting: 0.01, retention_rows: 50}\n")
+    assert load_domain(path).recipe_values() == {"max_forgetting": 0.01, "retention_rows": 50}
+    model = ModelFacts(224, 77, False, "transformer", "transformer", 0.07)
+    rows = DataFacts(300, 0.0, 0.0, 0, False, 2)
+    for sets in (None, ["other.csv"]):
+        recipe, _ = resolve(CLIPFinetuningConfig(domain=str(path), retention_data=sets), model, rows)
+        assert (recipe.max_forgetting, recipe.retention_rows) == (0.01, 50)
+    assert resolve(CLIPFinetuningConfig(domain=str(path)), model, rows)[0].max_forgetting == 0.01

@@ -232,7 +232,7 @@ def test_the_two_terms_are_their_definitions(tiny_data: TinyData) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 10)
     now = draws.pictures.embed(batch.pictures), draws.texts.embed(batch.texts)
     squares = sum(
-        float((parameter - before[name]).detach().square().sum()) for name, parameter in parameters if name != "logit_scale"
+        float((moved - before[name]).detach().square().sum()) for name, moved in parameters if name != "logit_scale"
     )
     cosines = [torch.nn.functional.cosine_similarity(a, b).mean() for a, b in zip(now, start, strict=True)]
     expected = 0.5 * 3.0 * squares + 0.5 * 5.0 * float(2 - cosines[0] - cosines[1])

@@ -18,6 +18,7 @@ from domainclip.data.image_spec import ImageSpec
 from domainclip.errors import CheckpointError, ConfigurationError
 from domainclip.finetune.retention import load_retention
 from domainclip.models import DualEncoder, make_tiny_clip
+from domainclip.training.identity import check_same_run
 from domainclip.training.rehearsal import BATCH_SHARE, Rehearsal
 
 CPU = torch.device("cpu")
@@ -149,8 +150,15 @@ def test_it_is_on_where_there_are_retention_sets(tiny_data: TinyData, tmp_path: 
 
 def test_other_rehearsed_rows_are_another_run(tiny_data: TinyData, tmp_path: Path) -> None:
     run(tiny_data, tmp_path)
-    with pytest.raises(CheckpointError, match="other rows"):
+    with pytest.raises(CheckpointError, match="rehearses other rows than this one: retention_data or retention_rows"):
         run(tiny_data, tmp_path, retention_rows=7)
+
+
+def test_processes_that_rehearse_other_rows_are_told_apart() -> None:
+    same = ("recipe", "rows", 0, None)
+    check_same_run([(*same, "some"), (*same, "some")])
+    with pytest.raises(ConfigurationError, match="different rehearsed rows"):
+        check_same_run([(*same, "some"), (*same, "others")])
 
 
 def test_new_projections_have_nothing_to_keep(tiny_data: TinyData, zoo: dict[str, Path]) -> None:

@@ -99,7 +99,7 @@ def values(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> dic
     return {
         "model_name": str(model), "data_path": str(tiny_data.folder), "batch_size": 6, "num_epochs": EPOCHS,
         "num_workers": 0, "mixed_precision": False, "device": "cpu", "learning_rate": 1e-3, "augment_images": True,
-        "small_data": False,  # which may stop early
+        "early_stopping_patience": 0,  # small_data and head_first would stop early
         "save_steps": 1, "eval_steps": 2, "logging_steps": 1, "mini_batch_size": 4,
     }  # fmt: skip
 

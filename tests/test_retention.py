@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +18,16 @@ from conftest import TinyData
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.slices import DEFAULT_TEMPLATES
 from domainclip.data.records import ImageTextPair
-from domainclip.errors import DataError
+from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.report_markdown import report_markdown
 from domainclip.finetune import CLIPFinetuningController
-from domainclip.finetune.retention import Retention, load_retention, record_course, stratified_rows
+from domainclip.finetune.retention import (
+    Retention,
+    judged_and_spare,
+    load_retention,
+    record_course,
+    stratified_rows,
+)
 from domainclip.training.metrics_log import read_metrics
 
 
@@ -55,6 +65,106 @@ def test_a_draw_has_each_labels_share() -> None:
     moved = [ImageTextPair(Path("/elsewhere") / p.image_path, p.caption, p.label) for p in reversed(rows)]
     assert {p.image_path.name for p in stratified_rows(moved, 100, seed=1)} == {p.image_path.name for p in drawn}
     assert stratified_rows(rows[:5], 100, seed=1) == rows[:5]
+
+
+def grouped(groups: int, rows: int, captions: int = 1) -> list[ImageTextPair]:
+    return [
+        ImageTextPair(Path(f"{number}.jpg"), f"caption {caption} of {number}", "ab"[group % 2], f"patient {group}")
+        for group in range(groups)
+        for number in range(group * rows, (group + 1) * rows)
+        for caption in range(captions)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pool", "most", "judged_rows", "spare_rows"),
+    [
+        (rows_of({"a": 30, "b": 10}), 300, 20, 20),  # half of them at most
+        (rows_of({"a": 30, "b": 10}), 8, 8, 32),
+        ([p for pair in rows_of({"a": 20}) for p in (pair, ImageTextPair(pair[0], "again", "a"))], 10, 10, 30),
+        (grouped(6, 5), 12, 10, 20),
+        (grouped(2, 20, captions=2), 10, 10, 40),  # no group is that small: of one of them, and none of its others
+        (grouped(1, 20), 10, 10, 0),
+        (rows_of({"a": 2}), 300, 2, 0),
+        ([], 10, 0, 0),
+    ],
+)
+def test_no_picture_and_no_group_is_on_both_sides(
+    pool: list[ImageTextPair], most: int, judged_rows: int, spare_rows: int
+) -> None:
+    judged, spare = judged_and_spare(pool, [], most, seed=3)
+    assert (len(judged), len(spare)) == (judged_rows, spare_rows)
+    assert {pair.image_path for pair in judged}.isdisjoint(pair.image_path for pair in spare)
+    assert ({pair.group for pair in judged} & {pair.group for pair in spare}) <= {None}
+    assert (judged, spare) == judged_and_spare(pool, [], most, seed=3)
+    if spare:  # nor is anything that the test split shows too
+        spoilt = [ImageTextPair(spare[0].image_path, "elsewhere", group="another")]
+        left = judged_and_spare(pool, spoilt, most, seed=3)[1]
+        assert spare[0] not in left and len(left) < len(spare)
+
+
+def write_table(folder: Path, name: str, rows: list[ImageTextPair], columns: str, **more: str) -> None:
+    folder.mkdir(exist_ok=True)
+    with open(folder / name, "w", encoding="utf-8", newline="") as handle:
+        names = [*columns.split(","), *more]
+        lines = [[pair.image_path, pair.caption, pair.label][: len(columns.split(","))] for pair in rows]
+        csv.writer(handle).writerows([names, *([*line, *more.values()] for line in lines)])
+
+
+def test_where_nothing_is_left_nothing_is_said_to_be_rehearsed(tiny_data: TinyData, tmp_path: Path) -> None:
+    write_table(tmp_path / "one", "train.csv", tiny_data.pairs(), "image_path,caption,label", group="same")
+    write_table(tmp_path / "one", "test.csv", tiny_data.pairs("test"), "image_path,caption,label")
+    for folder, rehearsed in ((tiny_data.folder, 12), (tmp_path / "one", 0)):
+        controller = controller_of(folder, batch_size=6)
+        recipe = controller.prepare(tiny_data.pairs())
+        retention = load_retention(controller)
+        assert retention is not None and controller.model is not None
+        assert len(retention.sets[0].rehearsed) == rehearsed and f"{rehearsed} are rehearsed" in retention.notes[0]
+        found = retention.rehearsed(controller.model, recipe, contextlib.nullcontext)
+        assert (found is not None) == bool(rehearsed)
+        (decision,) = [each for each in controller.decisions if each.key == "rehearsal_strength"]
+        assert ("no effect" in decision.reason) == (not rehearsed)
+        assert [text[:20] for text in retention.warnings] == ([] if rehearsed else ["Nothing is rehearsed"])
+
+
+def test_what_cannot_be_read_is_told(tiny_data: TinyData, tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    shutil.copytree(tiny_data.folder, folder)
+    chosen = loaded(folder, retention_rows=6, rehearsal_strength=1.0).sets[0]
+    assert chosen.validation.zero_shot is not None and chosen.test.zero_shot is not None
+    spoilt = {chosen.validation.zero_shot.paths[0], chosen.test.zero_shot.paths[0], chosen.rehearsed[0].image_path}
+    for path in spoilt:
+        path.write_bytes(b"no picture")
+    with open(folder / "train.csv", "a", encoding="utf-8") as handle:
+        handle.write("images/nowhere.png,a,b\n")
+    found = loaded(folder, retention_rows=6, rehearsal_strength=1.0)
+    told = {row["image_path"]: row for row in found.set_aside}
+    assert told.keys() == {str(path) for path in spoilt} | {"images/nowhere.png"}
+    assert {row["split"] for row in found.set_aside} == {"retention set bad"}
+    assert "4 set aside, first: train.csv row 20" in found.notes[0]
+    assert len(found.sets[0].rehearsed) == 17 and found.sets[0].validation.n_rows == found.sets[0].test.n_rows == 5
+    with pytest.raises(DataError, match="nowhere"):
+        loaded(folder, strict=True)
+    (folder / "train.csv").write_text("".join((folder / "train.csv").read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match="retention set bad: "):
+        loaded(folder, retention_rows=6, strict=True)
+
+
+def test_columns_have_the_recipes_names_or_the_usual_ones(tiny_data: TinyData, tmp_path: Path) -> None:
+    names = {"image_col": "file", "caption_col": "text", "label_col": "klass", "group_col": "patient"}
+    usual = loaded(tiny_data.folder, **names)
+    assert usual.sets[0].metric == "acc1" and usual.sets[0].validation.n_rows == 12
+    write_table(tmp_path / "own", "train.csv", tiny_data.pairs(), "file,text,klass")
+    assert loaded(tmp_path / "own", **names).sets[0].metric == "acc1"
+    (tmp_path / "mixed").mkdir()
+    rows = [{"image": str(pair.image_path), "text": pair.caption, "label": pair.label} for pair in tiny_data.pairs()]
+    (tmp_path / "mixed" / "rows.json").write_text(json.dumps(rows))
+    write_table(tmp_path / "mixed", "meta.csv", tiny_data.pairs(), "image_path", patient="one")
+    mixed = loaded(tmp_path / "mixed", **names, test_split=0.0, val_split=0.2).sets[0]
+    assert mixed.metric == "acc1" and mixed.spare == [], "all of one patient"
+    write_table(tmp_path / "without", "train.csv", tiny_data.pairs(), "file,text")
+    found = loaded(tmp_path / "without", **names)
+    assert found.sets[0].metric == "mean_R@1" and "no row has a label" in found.notes[0]
 
 
 def test_nothing_of_the_test_split_is_chosen_on(tiny_data: TinyData) -> None:
@@ -123,7 +233,7 @@ def test_sets_without_labels_or_without_a_test_split(tiny_data: TinyData, tmp_pa
         "mean_R@1": pytest.approx((before["pictures"]["mean_R@1"] + before[labelled.name]["mean_R@1"]) / 2),
     }
     page = report_markdown({"retention": told})
-    assert "| pictures | mean_R@1 | validation | 18 |" in page and f"| {labelled.name} | acc1 | test | 6 |" in page
+    assert "| pictures | mean_R@1 | validation | 9 |" in page and f"| {labelled.name} | acc1 | test | 6 |" in page
 
 
 def test_names_tell_sets_apart(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -132,6 +242,9 @@ def test_names_tell_sets_apart(tiny_data: TinyData, tmp_path: Path) -> None:
     names = [part.name for part in loaded(tiny_data.folder, link, tiny_data.table("train")).sets]
     base = tiny_data.folder.name
     assert names == [base, f"{base} (2)", f"{base}/train"]
+    (tmp_path / "mean").symlink_to(tiny_data.folder)
+    scores = loaded(tmp_path / "mean", tiny_data.folder).during()
+    assert list(scores) == ["retention_mean", f"retention_{tmp_path.name}/mean", f"retention_{base}"]
 
 
 def test_a_set_that_cannot_be_used_is_an_error_that_names_it(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -147,12 +260,22 @@ def test_a_set_that_cannot_be_used_is_an_error_that_names_it(tiny_data: TinyData
 def test_figures_before_training_are_read_again_on_resumption(tiny_data: TinyData, tmp_path: Path) -> None:
     retention = loaded(tiny_data.folder)
     kept = tmp_path / "before.json"
-    first = retention.on_test(kept)
+    first = retention.before(kept)
+    assert first == retention.on_test()
+    two = loaded(tiny_data.folder, tiny_data.folder)  # a set more, and the weights it is to be measured with
+    more = two.before(kept, resumed=True)
+    assert list(more) == [part.name for part in two.sets] and list(more.values()) == [*first.values()] * 2
+    changed = loaded(tiny_data.table("train"))
+    changed.sets[0] = dataclasses.replace(changed.sets[0], name=retention.sets[0].name)
+    assert changed.before(kept, resumed=True) == changed.on_test(), "that name had other rows"
+    retention.before(kept)
     with torch.no_grad():
-        for parameter in retention.engine.encoder.parameters():
-            parameter.neg_()
-    assert retention.on_test(kept, known=True) == first
-    assert retention.on_test() != first
+        for one in (retention, two):
+            for parameter in one.engine.encoder.parameters():
+                parameter.neg_()
+    assert retention.before(kept, resumed=True) == first != retention.on_test()
+    with pytest.raises(ConfigurationError, match="other weights now than when the run began"):
+        two.before(kept, resumed=True)
 
 
 def test_a_course_is_written_once(tmp_path: Path) -> None:

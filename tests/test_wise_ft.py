@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
+from domainclip.config.resolve_retention import resolve_retention
 from domainclip.config.slices import AdapterSettings
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.trade_off import (
     TradeOffPoint,
+    _name_points,
     choose_trade_off,
     given_trade_off,
     pareto_front,
@@ -55,6 +58,18 @@ def test_the_ends_are_exact_and_the_middle_is_the_mean(tmp_path: Path, kind: str
         else:
             assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
     assert float(start["logit_scale"]) != float(end["logit_scale"])  # it takes part as well
+
+
+def test_what_the_recipe_fixes_stays_what_it_is() -> None:
+    encoder = make_tiny_clip()
+    start = weights_of(encoder)
+    move(encoder)
+    end = weights_of(encoder)
+    Interpolation(encoder, start, kept=("logit_scale",)).set(0.5)
+    found = weights_of(encoder)
+    assert found["logit_scale"] == end["logit_scale"] != start["logit_scale"]
+    name = "visual_projection.weight"
+    torch.testing.assert_close(found[name], (start[name] + end[name]) / 2)
 
 
 def test_adapters_are_merged_first() -> None:
@@ -205,6 +220,14 @@ def test_plot_and_page_name_every_alpha(tmp_path: Path) -> None:
     assert trade_off_markdown(None) == ""
 
 
+def test_labels_say_what_the_table_says_and_keep_off_the_legend() -> None:
+    axis = Figure().subplots()
+    _name_points(axis, [point(0, 0.4, 0.8), point(0.3125, 0.89, 0.7), point(1, 0.9, 0.2)], 0.3125)
+    assert [(text.get_text(), text.get_ha()) for text in axis.texts] == [
+        ("α = 0", "left"), ("α = 0.3125", "right"), ("α = 1", "right")
+    ]  # fmt: skip
+
+
 # --- the recipe ---
 
 
@@ -217,11 +240,46 @@ def test_plot_and_page_name_every_alpha(tmp_path: Path) -> None:
         ({"wise_ft_alpha": 1.5}, "wise_ft_alpha must be in"),
         ({"wise_ft_alpha": "half"}, "wise_ft_alpha|alpha"),
         ({"max_forgetting": 3}, "must be at most 1"),
+        ({"max_forgetting": 0.1}, "max_forgetting has no effect without retention_data"),
+        ({"rehearsal_strength": 5.0}, "rehearsal_strength has no effect without retention_data"),
+        ({"retention_rows": 50}, "retention_rows has no effect without retention_data"),
+        ({"wise_ft_batch_norm": "interpolate"}, "wise_ft_batch_norm has no effect without retention_data"),
     ],
 )
 def test_what_contradicts_itself_is_refused(values: dict, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         CLIPFinetuningConfig(**values)
+
+
+def test_a_recorded_recipe_can_be_run_without_the_sets_or_without_wise_ft() -> None:
+    CLIPFinetuningConfig(rehearsal_strength=0.0)
+    CLIPFinetuningConfig(wise_ft_alpha=0.5, wise_ft_batch_norm="recompute")
+    whole = CLIPFinetuningConfig(retention_data=["a"], wise_ft_alpha="auto", max_forgetting=0.1).to_dict()
+    assert CLIPFinetuningConfig(**whole | {"wise_ft": False}).wise_ft is False
+    CLIPFinetuningConfig(**whole | {"retention_data": None, "wise_ft_alpha": None})
+    with pytest.raises(ConfigurationError, match="contradict each other"):
+        CLIPFinetuningConfig(**whole | {"wise_ft": False, "wise_ft_alpha": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("fresh", "given", "resolved"),
+    [
+        (False, {}, {"rehearsal_strength": 10.0, "wise_ft": True, "wise_ft_alpha": "auto"}),
+        (True, {}, {"rehearsal_strength": 0.0, "wise_ft": False, "wise_ft_alpha": None}),
+        (True, {"wise_ft": True}, {"rehearsal_strength": 0.0, "wise_ft": True, "wise_ft_alpha": "auto"}),
+        (False, {"wise_ft": False, "wise_ft_alpha": "auto"}, {"wise_ft": False, "wise_ft_alpha": None}),
+    ],
+)
+def test_random_projections_are_no_end_to_go_back_to(fresh: bool, given: dict, resolved: dict) -> None:
+    values = CLIPFinetuningConfig(retention_data=["a"], **given).model_dump()
+    reasons: dict[str, str] = {}
+
+    def decide(key: str, value: object, reason: str) -> None:
+        values[key], reasons[key] = value, reason
+
+    resolve_retention(values, fresh, decide)
+    assert {key: values[key] for key in resolved} == resolved
+    assert ("random numbers" in reasons.get("wise_ft", "")) == (fresh and not given)
 
 
 def test_one_retention_set_needs_no_list() -> None:

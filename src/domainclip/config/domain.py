@@ -128,7 +128,9 @@ class DomainConfig(Settings):
         from domainclip.config.recipe import CLIPFinetuningConfig
 
         given = {key: value for section in RECIPE_SECTIONS for key, value in getattr(self, section).items()}
-        return CLIPFinetuningConfig(**given).to_dict(only_set=True)
+        # The data are a run's: what a domain says of retention sets holds where a run has some.
+        checked = CLIPFinetuningConfig(retention_data=None, **given).to_dict(only_set=True)
+        return {key: checked[key] for key in given if key in checked}
 
     def recipe_values(self) -> dict[str, Any]:
         """The recipe keys that lie under what the user sets."""

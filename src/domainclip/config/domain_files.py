@@ -205,7 +205,8 @@ def _recipe_sections(layer: DomainLayer) -> dict[str, dict[str, Any]]:
                 raise _told(error, layer, (section, key)) from None
             home[key] = section
     try:
-        checked = CLIPFinetuningConfig(**{key: value for values in sections.values() for key, value in values.items()})
+        given = {key: value for values in sections.values() for key, value in values.items()}
+        checked = CLIPFinetuningConfig(retention_data=None, **given)
     except ConfigurationError as error:
         key = next((key for key in getattr(error, "keys", []) if key in home), "")
         path = (home[key], key) if key else ()

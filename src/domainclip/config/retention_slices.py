@@ -8,13 +8,16 @@ from pydantic import Field, field_validator, model_validator
 
 from domainclip.config.base import Settings
 
+_OF_RETENTION_DATA = ("retention_rows", "rehearsal_strength", "rehearsal_rows", "max_forgetting", "min_gain_kept")
+"""Keys that say nothing where no retention set is given."""
+
 
 class RetentionSettings(Settings):
     retention_data: list[str] | None = Field(
         None, min_length=1, description="Tables or folders from outside the domain, to see what the model keeps of it."
     )
     retention_rows: int = Field(
-        300, gt=1, description="Validation rows taken, at most, from each retention set's training side."
+        300, gt=1, description="Validation rows of each retention set: at most these, and half of its training side."
     )
     rehearsal_strength: float | None = Field(
         None, ge=0, description="Weight of keeping embeddings of retention_data's other training rows; null: 10."
@@ -61,14 +64,29 @@ class RetentionSettings(Settings):
     @model_validator(mode="after")
     def _there_is_something_to_choose_on(self) -> Self:
         alpha = self.wise_ft_alpha
-        if self.wise_ft is False and alpha is not None:
-            raise ValueError(f"wise_ft=false and wise_ft_alpha={alpha} contradict each other: leave one of them out")
+        if self.wise_ft is False:
+            if isinstance(alpha, float):
+                raise ValueError(f"wise_ft=false and wise_ft_alpha={alpha} contradict each other: leave one out")
+            return self  # auto only says how, and a run's recorded recipe has it: whoever turns wise_ft off means it
         automatic = alpha == "auto" or (self.wise_ft and alpha is None)
         if automatic and not self.retention_data:
             raise ValueError(
                 "wise_ft chooses its alpha on what the model knew before, and retention_data names nothing of it: set "
                 "retention_data, or a number for wise_ft_alpha"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_asked_of_sets_that_are_not_there(self) -> Self:
+        # An explicit null takes the sets out of a whole recipe, whose other keys may stay.
+        if self.retention_data or "retention_data" in self.model_fields_set:
+            return self
+        without_effect = list(_OF_RETENTION_DATA)
+        if not self.wise_ft and self.wise_ft_alpha is None:
+            without_effect.append("wise_ft_batch_norm")
+        for key in without_effect:
+            if key in self.model_fields_set and getattr(self, key) not in (None, 0):
+                raise ValueError(f"{key} has no effect without retention_data: name a data set there, or leave it out")
         return self
 
     @model_validator(mode="after")

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 
+from domainclip.alignment.plot_style import save
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.plots import AFTER, BEFORE, _save
+from domainclip.evaluation.plots import AFTER, BEFORE
 
 _TOLERANCE = 1e-9  # rounding must not decide on which side of a limit a figure lies
 _CHOSEN = "#D55E00"
@@ -154,7 +156,7 @@ def plot_pareto(trade_off: Mapping[str, Any], path: Path) -> bool:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="#E5E5E5", linewidth=0.6)
     axis.set_axisbelow(True)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -175,6 +177,7 @@ def _name_points(axis: Any, points: Sequence[TradeOffPoint], chosen: float) -> N
     """Each alpha beside its point; of several points that lie together the first, the last and the chosen are named."""
     width = max(p.domain for p in points) - min(p.domain for p in points) or 1.0
     height = max(p.retention for p in points) - min(p.retention for p in points) or 1.0
+    right = max(p.domain for p in points)
     named: list[TradeOffPoint] = []
     first = [p for p in points if p.alpha in (chosen, 0.0, 1.0)]
     for point in [*first, *(p for p in points if p not in first)]:
@@ -185,9 +188,14 @@ def _name_points(axis: Any, points: Sequence[TradeOffPoint], chosen: float) -> N
         if near and point not in first:
             continue
         named.append(point)
+        # To the right of the last points the legend begins; the curve comes to them from the upper left.
+        at_the_edge = right - point.domain < 0.1 * width
         axis.annotate(
-            f"α = {point.alpha:.3g}", (point.domain, point.retention), xytext=(7, 7), textcoords="offset points",
+            f"α = {point.alpha:.4g}", (point.domain, point.retention), textcoords="offset points",
+            xytext=(-9, -7) if at_the_edge else (7, 7), ha="right" if at_the_edge else "left",
+            va="top" if at_the_edge else "baseline",
             fontsize=8, fontweight="bold" if point.alpha == chosen else "normal", zorder=4,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ from domainclip.finetune.look_alikes import look_alike_finder
 from domainclip.finetune.plugins import load_plugins
 from domainclip.finetune.retention import Retention, load_retention, record_course
 from domainclip.finetune.validation import validation_by
-from domainclip.finetune.wise_ft import check_trade_off, settle_trade_off
+from domainclip.finetune.wise_ft import check_trade_off, judge_of, settle_trade_off
 from domainclip.finetune.write_model import write_model
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
@@ -247,6 +247,7 @@ class CLIPFinetuningController:
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
         val = val_dataset.pairs if isinstance(val_dataset, CLIPDataset) else list(val_dataset or ())
         check_trade_off(recipe, len(val))
+        evaluator = judge_of(self, val, "validation") if val else None
         kept = retention
         if kept is None and (self.processes.is_first or recipe.rehearsal_strength):
             kept = load_retention(self)
@@ -275,7 +276,7 @@ class CLIPFinetuningController:
             if on_validation is not None and trainer.state.step:
                 on_validation(validation)
 
-        validate = validation_by(self.evaluator(val), judge, retention, tell) if val else None
+        validate = validation_by(evaluator, judge, retention, tell) if evaluator is not None else None
         look_alikes = None
         if recipe.look_alike_share > 0:
             precision, device = self.precision, self.device

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config import CLIPFinetuningConfig, Decision, FrozenConfig
 from domainclip.config.slices import DEFAULT_TEMPLATES
+from domainclip.data import huggingface, tables
+from domainclip.data.directories import are_split_folders, visible_folders
 from domainclip.data.domain.chain import DomainImageChain
+from domainclip.data.group_split import find_units, picture_key
+from domainclip.data.loaders import META_FILE
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.splits import load_splits
 from domainclip.data.transforms import TextTransform
@@ -24,6 +28,7 @@ from domainclip.files import write_json, write_text
 from domainclip.models import DualEncoder
 from domainclip.training.metrics_log import read_metrics
 from domainclip.training.rehearsal import Rehearsal
+from domainclip.training.starting_point import weights_digest
 
 if TYPE_CHECKING:
     from domainclip.finetune.controller import CLIPFinetuningController
@@ -36,7 +41,8 @@ ROWS_DURING_TRAINING = 100
 class RetentionSet:
     """One data set. ``validation``: rows of its training side, on which trade-offs are chosen; ``during``: some of
     them. ``test``: its test split, only reported, or the validation rows where there is none (``test_split``).
-    ``spare``: rows of its training side on which nothing is judged."""
+    ``spare``: rows of its training side that share no picture and no group with any of those. ``rehearsed``: such of
+    them as training is shown. ``set_aside``: rows that cannot be used, as ``set_aside.json`` lists them."""
 
     name: str
     validation: DomainEvaluator
@@ -44,6 +50,8 @@ class RetentionSet:
     test: DomainEvaluator
     test_split: str
     spare: list[ImageTextPair]
+    rehearsed: list[ImageTextPair]
+    set_aside: list[dict]
 
     @property
     def metric(self) -> str:
@@ -54,10 +62,14 @@ class Retention:
     """The retention sets of a run, and the engine that embeds them with the present weights.
 
     Scores are zero-shot accuracies with general prompts (``mean_R@1`` for a set without classes), in [0, 1].
+    ``notes``: what was made of each. ``warnings``: what a user may have expected and does not get.
     """
 
-    def __init__(self, sets: Sequence[RetentionSet], engine: EmbeddingEngine, notes: Sequence[str] = ()) -> None:
-        self.sets, self.engine, self.notes = list(sets), engine, list(notes)
+    def __init__(
+        self, sets: Sequence[RetentionSet], engine: EmbeddingEngine, notes: Sequence[str], warnings: Sequence[str]
+    ) -> None:
+        self.sets, self.engine, self.notes, self.warnings = list(sets), engine, list(notes), list(warnings)
+        self.set_aside = [row for part in self.sets for row in part.set_aside]
 
     @property
     def rows(self) -> int:
@@ -71,19 +83,9 @@ class Retention:
     def rehearsed(self, encoder: DualEncoder, recipe: FrozenConfig, autocast: Callable[[], Any]) -> Rehearsal | None:
         """What training is shown of these sets, so that it is not forgotten; None where the recipe does not want it, or
         no row is left over. Raises ``ConfigurationError`` for a model whose embeddings are not worth keeping."""
-        if not recipe.rehearsal_strength:
-            return None
-        if encoder.fresh_projections:
-            raise ConfigurationError(
-                "rehearsal_strength keeps the starting model's embeddings, and two backbones that have just been "
-                "joined have none worth keeping: set it to 0, or start from a dual encoder (model_name)"
-            )
-        drawn = [
-            pair for part in self.sets for pair in _readable(
-                stratified_rows(part.spare, recipe.rehearsal_rows, recipe.seed), self.engine
-            )
-        ]  # fmt: skip
-        if not drawn:
+        check_kept(recipe, encoder)
+        drawn = [pair for part in self.sets for pair in part.rehearsed]
+        if not recipe.rehearsal_strength or not drawn:
             return None
         engine = self.engine
         length = min(recipe.max_sequence_length, encoder.text_length)
@@ -102,15 +104,33 @@ class Retention:
         """Each set's score on all its validation rows."""
         return {part.name: part.validation(self.engine)[part.metric] for part in self.sets}
 
-    def on_test(self, kept: Path | None = None, known: bool = False) -> dict[str, dict[str, float]]:
-        """Each set's metrics on its test split. ``kept``: a file they are written to, or read from where they are
-        ``known`` already, since a resumed run has no untrained weights to ask."""
-        if known and kept is not None and kept.is_file():
-            return json.loads(kept.read_text(encoding="utf-8"))
-        found = {part.name: part.test(self.engine) for part in self.sets}
-        if kept is not None:
-            write_json(kept, jsonable(found))
-        return found
+    def on_test(self) -> dict[str, dict[str, float]]:
+        """Each set's metrics on its test split."""
+        return {part.name: part.test(self.engine) for part in self.sets}
+
+    def before(self, kept: Path, resumed: bool = False) -> dict[str, dict[str, float]]:
+        """``on_test`` of the weights that training starts from, which must be in the encoder; written to ``kept``.
+
+        A ``resumed`` run reads it there, and measures the sets that were not there then or had other rows. Raises
+        ``ConfigurationError`` where it would have to and the model has other weights now.
+        """
+        content = json.loads(kept.read_text(encoding="utf-8")) if resumed and kept.is_file() else {}
+        known, missing = dict(content.get("sets", {})), []
+        for part in self.sets:
+            rows = {"split": part.test_split, "rows": part.test.n_rows}
+            if any(known.get(part.name, {}).get(key) != value for key, value in rows.items()):
+                missing.append((part, rows))
+        if missing:
+            weights = weights_digest(self.engine.encoder)
+            if content.get("weights", weights) != weights:
+                raise ConfigurationError(
+                    f"{kept} has no figures from before the training for {', '.join(p.name for p, _ in missing)}, "
+                    "and the model has other weights now than when the run began, so that there is nothing to measure "
+                    "them with: resume with the retention_data of the run"
+                )
+            known |= {part.name: {**rows, "metrics": part.test(self.engine)} for part, rows in missing}
+            write_json(kept, jsonable({"weights": weights, "sets": known}))
+        return {part.name: known[part.name]["metrics"] for part in self.sets}
 
     def report(
         self, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
@@ -145,7 +165,9 @@ def load_retention(controller: CLIPFinetuningController) -> Retention | None:
     """The sets that the recipe's ``retention_data`` names; None where it names none.
 
     Their own test splits stay apart; validation rows are drawn from what is left, with ``seed`` and stratified by
-    label. Pictures that cannot be read are left out and told. Raises ``DataError`` for a set without two usable rows.
+    label. Pictures that cannot be read are set aside. Where nothing is left to be rehearsed, ``controller.decisions``
+    no longer claims it. Raises ``DataError`` for a set without two usable rows, and with ``strict`` for a row that
+    cannot be used.
     """
     config = controller.recipe or controller.config
     if not config.retention_data:
@@ -155,15 +177,38 @@ def load_retention(controller: CLIPFinetuningController) -> Retention | None:
     engine.chain, engine.text_transform = DomainImageChain(None), TextTransform()
     sets: list[RetentionSet] = []
     notes: list[str] = []
+    warnings: list[str] = []
     for path in config.retention_data:
-        name = _name(path, {part.name for part in sets})
-        found = _load(config, path, name, engine)
+        found = _load(config, path, _name(path, {part.name for part in sets}), engine)
         sets.append(found)
         notes.append(
-            f"retention set {name}: {found.validation.n_rows} rows for validation, {found.test.n_rows} of the "
+            f"retention set {found.name}: {found.validation.n_rows} rows for validation, {found.test.n_rows} of the "
             f"{found.test_split} split are reported ({found.metric})"
+            + (f", {len(found.rehearsed)} are rehearsed" if config.rehearsal_strength else "")
+            + (f"; {found.validation.notes[0]}" if found.metric != "acc1" else "")
+            + (f"; {len(found.set_aside)} set aside, first: {found.set_aside[0]['reason']}" if found.set_aside else "")
         )
-    return Retention(sets, engine, notes)
+    if config.rehearsal_strength and not any(part.rehearsed for part in sets):
+        warnings.append(
+            "Nothing is rehearsed: every row of retention_data that can be read judges, or shares its picture or group "
+            "with one that does"
+        )
+        controller.decisions = [
+            Decision(each.key, each.value, "to no effect: no row of retention_data is left for it")
+            if each.key == "rehearsal_strength" else each for each in controller.decisions
+        ]  # fmt: skip
+    return Retention(sets, engine, notes, warnings)
+
+
+def check_kept(recipe: FrozenConfig, encoder: DualEncoder) -> None:
+    """Raises ``ConfigurationError`` where the recipe wants embeddings to be kept that are still random numbers."""
+    for key in ("distillation_strength", "rehearsal_strength"):
+        without_sets = key == "rehearsal_strength" and not recipe.retention_data
+        if encoder.fresh_projections and getattr(recipe, key) and not without_sets:
+            raise ConfigurationError(
+                f"{key} keeps the starting model's embeddings, and two backbones that have just been joined have none "
+                "worth keeping: set it to 0, or start from a dual encoder (model_name)"
+            )
 
 
 def record_course(folder: Path, step: int, scores: Mapping[str, float]) -> None:
@@ -176,17 +221,24 @@ def record_course(folder: Path, step: int, scores: Mapping[str, float]) -> None:
 
 
 def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingEngine) -> RetentionSet:
+    from domainclip.finetune.run import quarantined_rows, readable_pairs  # which imports this file
+
     splits = load_splits(
-        path, image_col=config.image_col, caption_col=config.caption_col, label_col=config.label_col,
-        group_col=config.group_col, train_split=config.train_split, val_split=config.val_split,
-        test_split=config.test_split, seed=config.seed, strict=config.strict,
+        path, train_split=config.train_split, val_split=config.val_split, test_split=config.test_split,
+        seed=config.seed, strict=config.strict, **_columns(config, path),
     )  # fmt: skip
+    place = f"retention set {name}"
+    set_aside = [row for part in (splits.train, splits.val, splits.test) for row in quarantined_rows({place: part})]
+
+    def readable(rows: Sequence[ImageTextPair]) -> PairList:
+        return readable_pairs(PairList(rows), engine, place, config.strict, set_aside)
+
     pool = [*splits.train, *splits.val]
-    drawn = _readable(stratified_rows(pool, config.retention_rows, config.seed), engine)
-    test = _readable(splits.test, engine)
+    judged, spare = judged_and_spare(pool, splits.test, config.retention_rows, config.seed)
+    drawn, test = readable(judged), readable(splits.test)
     if not drawn:
         raise DataError(f"retention_data: {path} has no row that can be used on its training side")
-    chosen = set(drawn)
+    shown = stratified_rows(spare, config.rehearsal_rows, config.seed) if config.rehearsal_strength else []
     labels = known_labels([*pool, *splits.test])  # however few rows were drawn, they are judged among all classes
 
     def evaluator(rows: Sequence[ImageTextPair]) -> DomainEvaluator:
@@ -196,49 +248,101 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
             raise DataError(f"retention_data: {path} cannot be judged: {error}") from None
 
     validation = evaluator(drawn)
-    return RetentionSet(
-        name,
-        validation,
-        evaluator(stratified_rows(drawn, ROWS_DURING_TRAINING, config.seed)),
-        evaluator(test) if test else validation,
-        "test" if test else "validation",
-        [pair for pair in pool if pair not in chosen],
-    )
+    during = evaluator(stratified_rows(drawn, ROWS_DURING_TRAINING, config.seed))
+    on_test = (evaluator(test), "test") if test else (validation, "validation")
+    return RetentionSet(name, validation, during, *on_test, spare, readable(shown), set_aside)
 
 
-def stratified_rows(rows: Sequence[ImageTextPair], most: int, seed: int) -> list[ImageTextPair]:
+def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
+    """The recipe's names of columns where the data have them, else the usual names: such data seldom come from where
+    the domain's come from."""
+    folder = Path(path)
+    names: set[str] = set()
+    of_meta: set[str] = set()  # which adds groups and nothing else
+    if path.startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
+        names |= {name for part in huggingface.open_splits(path).values() for name in part.column_names}
+    else:
+        parts = visible_folders(folder) if folder.is_dir() else []
+        places = [folder, *(parts if are_split_folders(parts) else [])]
+        for file in [file for place in places if place.is_dir() for file in place.iterdir()] or [folder]:
+            (of_meta if file.name == META_FILE else names).update(_header(file))
+    found = {"image_col": names, "caption_col": names, "label_col": names, "group_col": names | of_meta}
+    usual = {key: CLIPFinetuningConfig.model_fields[key].default for key in found}
+    return {key: name if (name := getattr(config, key)) in there else usual[key] for key, there in found.items()}
+
+
+def _header(file: Path) -> set[str]:
+    """A table's columns; none of a file that is no table."""
+    suffix = file.suffix.lower()
+    if suffix not in tables.TABLE_SUFFIXES or not file.is_file():
+        return set()
+    if suffix == ".parquet":
+        return set(tables.parquet_columns(file))
+    if suffix in {".csv", ".tsv"}:
+        return set(tables.read_delimited(file, "\t" if suffix == ".tsv" else ",")[0])
+    read = tables.read_json if suffix == ".json" else tables.read_json_lines
+    return {key for row in read(file) for key in row.values}
+
+
+def judged_and_spare(
+    pool: Sequence[ImageTextPair], test: Sequence[ImageTextPair], most: int, seed: int
+) -> tuple[list[ImageTextPair], list[ImageTextPair]]:
+    """Rows to judge on, at most ``most``, and rows to learn from: no picture and no group of these is among those or in
+    ``test``. Judged is half of the pool at most (or two rows), and more only where one group is larger than that."""
+    units = [unit.rows for unit in find_units(pool)]
+    judged = stratified_rows(pool, min(most, max(2, len(pool) // 2)), seed, units)
+    pictures = {picture_key(pair) for pair in (*judged, *test)}
+    groups = {pair.group for pair in (*judged, *test)} - {None}
+
+    def free(pair: ImageTextPair) -> bool:
+        return picture_key(pair) not in pictures and pair.group not in groups
+
+    spare = [number for unit in units if all(free(pool[other]) for other in unit) for number in unit]
+    return stratified_rows(judged, most, seed), [pool[number] for number in sorted(spare)]
+
+
+def stratified_rows(
+    rows: Sequence[ImageTextPair], most: int, seed: int, units: Sequence[Sequence[int]] | None = None
+) -> list[ImageTextPair]:
     """At most ``most`` of the rows, each label in proportion as nearly as can be; in their own order.
 
     The rows of each label stand in an order drawn from hashes, number k of n at (k + ½) / n; those that stand first are
     taken. So the same seed and rows give the same draw, wherever the pictures lie and in whatever order they come.
+    ``units``: rows that are taken together or not at all, by their numbers; the smallest is where none is small enough.
     """
-    by_label: dict[str, list[int]] = defaultdict(list)
-    for number, pair in enumerate(rows):
-        by_label[pair.label or ""].append(number)
+    units = units if units is not None else [[number] for number in range(len(rows))]
+    by_label: dict[str, list[Sequence[int]]] = defaultdict(list)
+    for unit in units:
+        labels = Counter(rows[number].label or "" for number in unit)
+        by_label[max(labels, key=lambda label: (labels[label], label))].append(unit)
 
-    def draw(number: int) -> bytes:
-        pair = rows[number]
-        return hashlib.sha256(f"{seed}\0{pair.image_path.name}\0{pair.caption}".encode("utf-8", "replace")).digest()
+    def draw(unit: Sequence[int]) -> bytes:
+        keys = (f"{seed}\0{rows[n].image_path.name}\0{rows[n].caption}" for n in unit)
+        return min(hashlib.sha256(key.encode("utf-8", "replace")).digest() for key in keys)
 
     places = []
-    for label, numbers in by_label.items():
-        for place, number in enumerate(sorted(numbers, key=draw)):
-            places.append(((place + 0.5) / len(numbers), label, number))
-    return [rows[number] for number in sorted(number for _, _, number in sorted(places)[:most])]
-
-
-def _readable(rows: Sequence[ImageTextPair], engine: EmbeddingEngine) -> PairList:
-    problems = engine.readable([pair.image_path for pair in rows])
-    return PairList(pair for pair, problem in zip(rows, problems, strict=True) if not problem)
+    for label, members in by_label.items():
+        before, count = 0, sum(len(unit) for unit in members)
+        for unit in sorted(members, key=draw):
+            places.append(((before + len(unit) / 2) / count, label, unit))
+            before += len(unit)
+    taken: list[int] = []
+    for _, _, unit in sorted(places):
+        if len(taken) + len(unit) <= most:
+            taken += unit
+    if not taken and units:
+        smallest = min(units, key=lambda unit: (len(unit), draw(unit)))
+        taken = list(smallest)
+    return [rows[number] for number in sorted(taken)]
 
 
 def _name(path: str, taken: set[str]) -> str:
     """What reports call a set: its folder, or its file where that says more than "train"."""
     place = Path(path)
     stem = place.name if place.is_dir() or not place.suffix else place.stem
-    name = f"{place.parent.name}/{stem}" if stem in {"train", "data", "images"} and place.parent.name else stem
+    says_little = stem in {"train", "data", "images", "mean"} and place.parent.name
+    name = base = f"{place.parent.name}/{stem}" if says_little else stem
     number = 2
-    base = name
-    while name in taken:
+    while name in taken or name == "mean":  # of all sets: retention_mean
         name, number = f"{base} ({number})", number + 1
     return name

@@ -38,8 +38,10 @@ from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.finetune.domain_record import recorded_recipe, write_domain
 from domainclip.finetune.retention import load_retention
 from domainclip.finetune.run_report import before_after_table, report_content
+from domainclip.finetune.wise_ft import check_start
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
+from domainclip.training.identity import NEUTRAL_KEYS
 
 RETENTION_BEFORE = "retention_before.json"
 _PARTS = (
@@ -223,14 +225,15 @@ def _run(
     val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
     test = readable_pairs(splits.test, engine, "test", config.strict, set_aside)
     judged, judged_name = (test, "test") if len(test) else (val, "val")
+    check_start(controller, val, test)
     alignment, undrawn = _alignment(controller, judged, judged_name, folder)
     if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
         clear_folder(folder)
     # What a checkpoint was trained with stays on record: should this resumption be refused, it is what repeats the run.
     going_on = resume and bool(CheckpointStore(folder / "checkpoints").all())
+    saved = recorded_recipe(recipe.to_dict())
     if not (going_on and (folder / "recipe.yaml").is_file()):
         write_domain(recipe.domain_config(), folder)
-        saved = recorded_recipe(recipe.to_dict())
         write_text(folder / "recipe.yaml", yaml.safe_dump(saved, sort_keys=True, allow_unicode=True))
     decisions = [decision.to_dict() for decision in controller.decisions]
     if going_on and (folder / "run.json").is_file():  # resumed from the resolved recipe, nothing is left to decide
@@ -246,15 +249,18 @@ def _run(
     if alignment is not None:
         alignment.remember_before(untrained, going_on)
     del untrained
-    known = retention.on_test(folder / RETENTION_BEFORE, going_on) if retention is not None else {}
+    known = retention.before(folder / RETENTION_BEFORE, going_on) if retention is not None else {}
     if processes is not None:
         processes.broadcast_object(bool(len(val)))
     result = controller.fine_tune(
         splits.train, val if len(val) else None, folder, resume=resume, engine=engine, retention=retention
     )
+    if going_on:
+        decisions = _record_changes(folder, saved, decisions)
     set_aside += [
         {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()
     ]
+    set_aside += retention.set_aside if retention is not None else []
     if set_aside:
         write_json(folder / "set_aside.json", set_aside)
     embed = RememberedPictures(engine)
@@ -264,11 +270,11 @@ def _run(
     run["decisions"] = decisions
     run["calibration"] = calibration
     if recipe.case_study and len(judged):
-        title = f"{folder.resolve().name}: after fine-tuning, {judged_name} split"
-        run["case_study"] = write_case_study_of(controller, judged, engine, embed, folder, title).name
+        run["case_study"] = CASE_STUDY
     run["trade_off"] = result["trade_off"]
     if retention is not None:
         run["retention"] = retention.report(known, retention.on_test())
+        run["warnings"] += retention.warnings
     run["warnings"] += undrawn
     if alignment is not None:
         run["alignment"] = str(_seen_from(folder, alignment.folder / "report.md"))
@@ -278,10 +284,28 @@ def _run(
         of_split = [row for row in set_aside if row["split"] == judged_name]
         alignment.write(embed, of_split, recipe.retrieval_top_k)
         console.print(f"Alignment: {alignment.folder / 'report.md'}", markup=False)
+    # After the reports: a picture that cannot be shown must not cost the figures.
+    if "case_study" in run:
+        title = f"{folder.resolve().name}: after fine-tuning, {judged_name} split"
+        write_case_study_of(controller, judged, engine, embed, folder, title)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     console.print(before_after_table(report, judged_name))
     console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
     return RunOutcome(folder, report)
+
+
+def _record_changes(folder: Path, saved: dict[str, Any], decisions: list[dict]) -> list[dict]:
+    """Write down what a resumption, now that it was not refused, has changed of the keys that it may change; the
+    decisions that still hold."""
+    before = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    changed = {key: saved[key] for key in NEUTRAL_KEYS & saved.keys() if before.get(key) != saved[key]}
+    if not changed:
+        return decisions
+    write_text(folder / "recipe.yaml", yaml.safe_dump(before | changed, sort_keys=True, allow_unicode=True))
+    decisions = [each for each in decisions if each["key"] not in changed]
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    write_json(folder / "run.json", content | {"decisions": decisions})
+    return decisions
 
 
 def _before(

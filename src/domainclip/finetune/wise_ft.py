@@ -3,7 +3,7 @@ zero-shot models"), and the search for how far to go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from torch import Tensor
 from domainclip.config import FrozenConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.embedding import EmbeddingEngine
-from domainclip.errors import ConfigurationError
+from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.trade_off import (
     TradeOffChoice,
     TradeOffPoint,
@@ -23,7 +24,7 @@ from domainclip.evaluation.trade_off import (
     given_trade_off,
     pareto_front,
 )
-from domainclip.finetune.retention import Retention, mean
+from domainclip.finetune.retention import Retention, check_kept, mean
 from domainclip.models import DualEncoder, load_encoder
 from domainclip.models.batch_norm import recompute_statistics, statistics_differ
 from domainclip.training.starting_point import StartingPoint, weights_digest, weights_of
@@ -40,18 +41,18 @@ STATISTICS_PICTURES, STATISTICS_BATCH = 256, 64
 class Interpolation:
     """Puts (1 − α) θ₀ + α θ₁ into ``encoder``, whose present weights are θ₁ and must have no adapters.
 
-    θ₀: ``start``. All floating-point weights and buffers take part, the logit scale and batch-norm statistics too;
-    α = 0 gives θ₀ to the last bit and α = 1 gives θ₁. ``pictures``: makes, for an α, the batches
-    (``[batch, 3, side, side]``) that batch-norm statistics are recomputed from wherever both ends have a part in the
-    weights; None: the mean of the ends' statistics is taken.
+    θ₀: ``start``. All floating-point weights and buffers take part, the logit scale and batch-norm statistics too,
+    except those of the names in ``kept``, which stay as they are in θ₁; α = 0 gives θ₀ to the last bit and α = 1 gives
+    θ₁. ``pictures``: makes, for an α, the batches (``[batch, 3, side, side]``) that batch-norm statistics are
+    recomputed from wherever both ends have a part in the weights; None: the mean of the ends' statistics is taken.
     """
 
     def __init__(
         self, encoder: DualEncoder, start: Mapping[str, Tensor],
-        pictures: Callable[[float], Iterable[Tensor]] | None = None,
+        pictures: Callable[[float], Iterable[Tensor]] | None = None, kept: Collection[str] = (),
     ) -> None:  # fmt: skip
         assert encoder.adapters is None
-        self.encoder, self.start, self.pictures = encoder, start, pictures
+        self.encoder, self.start, self.pictures, self.kept = encoder, start, pictures, kept
         self.end = {name: value.detach().clone() for name, value in encoder.model.state_dict().items()}
         if problem := _unlike(self.start, self.end):
             raise ConfigurationError(f"The starting weights are not of the trained model's shape: {problem}")
@@ -60,7 +61,7 @@ class Interpolation:
     def set(self, alpha: float) -> None:
         for name, value in self.encoder.model.state_dict().items():
             end = self.end[name]
-            if end.is_floating_point():
+            if end.is_floating_point() and name not in self.kept:
                 # Not start + α (end − start), which would not give back the end to the last bit.
                 value.copy_((1 - alpha) * self.start[name].to(end) + alpha * end)
         if self.pictures is not None and 0 < alpha < 1:
@@ -102,7 +103,8 @@ def settle_trade_off(
     check_trade_off(recipe, len(val))
     weights = starting_weights(controller, start)
     pictures, told = _statistics(encoder, weights, recipe, train, engine, retention)
-    between = Interpolation(encoder, weights, pictures)
+    # A temperature that the recipe fixes is what it says, not a mean.
+    between = Interpolation(encoder, weights, pictures, () if recipe.learnable_temp else ("logit_scale",))
     facts: dict[str, Any] = {"batch_norm": told, "max_forgetting": recipe.max_forgetting,
                              "min_gain_kept": recipe.min_gain_kept}  # fmt: skip
     if retention is None or not len(val):
@@ -158,15 +160,38 @@ def check_trade_off(recipe: FrozenConfig, validation_rows: int) -> None:
         )
 
 
+def check_start(
+    controller: CLIPFinetuningController, val: Sequence[ImageTextPair], test: Sequence[ImageTextPair]
+) -> None:
+    """Raises now what would be raised on the way, when an earlier run in the folder may have been deleted already."""
+    assert controller.recipe is not None and controller.model is not None
+    check_kept(controller.recipe, controller.model)
+    check_trade_off(controller.recipe, len(val))
+    for pairs, split in ((val, "validation"), (test, "test")):
+        if len(pairs):
+            judge_of(controller, pairs, split, field=pairs is test or not len(test))
+
+
+def judge_of(
+    controller: CLIPFinetuningController, pairs: Sequence[ImageTextPair], split: str, *, field: bool = False
+) -> DomainEvaluator:
+    """``controller.evaluator``, whose ``DataError`` names the split."""
+    try:
+        return controller.evaluator(pairs, field=field)
+    except DataError as error:
+        raise DataError(f"{split} split: {error}") from None
+
+
 def starting_weights(controller: CLIPFinetuningController, start: StartingPoint) -> Mapping[str, Tensor]:
     """θ₀, from memory or from the recipe's model again. Raises ``ConfigurationError`` where that gives others now."""
     if start.weights is not None:
         return start.weights
     loaded = load_encoder(controller.config)
     if weights_digest(loaded) != start.digest:
+        given = "" if controller.config.wise_ft_alpha in (None, "auto") else " wise_ft_alpha=null"
         raise ConfigurationError(
             f"{controller.config.model_name} has other weights now than when the training started, and wise_ft needs "
-            "those: put them back and resume, or resume with wise_ft=false"
+            f"those: put them back and resume, or resume with wise_ft=false{given}"
         )
     return weights_of(loaded)
 
@@ -180,12 +205,14 @@ def _statistics(
         return None, "Both ends have the same batch-norm statistics, or none."
     outside = retention.spare if retention is not None else []
     wanted = recipe.wise_ft_batch_norm
-    if wanted == "interpolate" or (wanted == "auto" and not outside):
+    rng = np.random.default_rng(recipe.seed)
+    inside = general = None
+    if wanted == "recompute" or (wanted == "auto" and outside):
+        inside = _pixels([pair.image_path for pair in train], engine, rng)
+        general = _pixels(outside, retention.engine, rng, retention.set_aside) if retention is not None else None
+    if inside is None or (wanted == "auto" and general is None):
         why = "as asked" if wanted == "interpolate" else "there are no pictures from outside the domain for others"
         return None, f"Batch-norm statistics between the ends are the mean of the ends' ({why})."
-    rng = np.random.default_rng(recipe.seed)
-    inside = _pixels([pair.image_path for pair in train], engine, rng)
-    general = _pixels(outside, retention.engine, rng) if retention is not None and outside else None
 
     def batches(alpha: float) -> Iterable[Tensor]:
         """Mixed within each batch, α of it from the domain: the limits are then what either end was left with."""
@@ -198,18 +225,34 @@ def _statistics(
             ]
             yield engine.spec.normalise(torch.cat(rows).to(engine.device)).to(encoder.dtype)
 
-    sources = "of the domain (a share of α) and of the retention sets" if outside else "of the domain"
+    sources = "of the domain"
+    if general is not None:
+        sources += (
+            " (a share of α) and of the retention sets, of these none that shares its picture or group with one that "
+            "is judged there"
+        )
     return batches, (
         f"Between the ends, batch-norm statistics are recomputed from {STATISTICS_PICTURES} training pictures "
-        f"{sources}; none of them is a validation or test row."
+        f"{sources}."
     )
 
 
-def _pixels(paths: Sequence[Path], engine: EmbeddingEngine, rng: np.random.Generator) -> Tensor:
-    """Up to ``STATISTICS_PICTURES`` of them that can be read, drawn at random; uint8 ``[pictures, 3, side, side]``."""
+def _pixels(
+    paths: Sequence[Path], engine: EmbeddingEngine, rng: np.random.Generator, set_aside: list[dict] | None = None
+) -> Tensor | None:
+    """Up to ``STATISTICS_PICTURES`` of them that can be read, drawn at random; uint8 ``[pictures, 3, side, side]``.
+    None where none can. ``set_aside`` is told the others."""
     order = [paths[place] for place in rng.permutation(len(paths))[: 2 * STATISTICS_PICTURES]]
-    good = [path for path, problem in zip(order, engine.readable(order), strict=True) if not problem]
-    return engine.pixels(good[:STATISTICS_PICTURES])
+    problems = engine.readable(order)
+    good = [path for path, problem in zip(order, problems, strict=True) if not problem]
+    told = {row["image_path"] for row in set_aside or ()}
+    if set_aside is not None:
+        set_aside += [
+            {"split": "retention sets", "image_path": str(path), "reason": problem}
+            for path, problem in zip(order, problems, strict=True)
+            if problem and str(path) not in told
+        ]
+    return engine.pixels(good[:STATISTICS_PICTURES]) if good else None
 
 
 def _unlike(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> str:

@@ -63,9 +63,12 @@ class ProjectedDualEncoderConfig(PretrainedConfig):
         self.text_projection_hidden = text_projection_hidden
         self.text_projection_biases = list(text_projection_biases)
         self.logit_scale_init_value = logit_scale_init_value
-        for pooling in (vision_pooling, text_pooling):
-            if pooling not in POOLINGS:
-                raise ValueError(f"Pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+        for key, pooling, known in (
+            ("vision_pooling", vision_pooling, POOLINGS[:-1]),  # no backbone of OpenCLIP's pools pictures by max
+            ("text_pooling", text_pooling, POOLINGS),
+        ):
+            if pooling not in known:
+                raise ValueError(f"{key} {pooling!r} is none of {', '.join(known)}")
         for projection in (vision_projection, text_projection):
             if projection not in PROJECTIONS:
                 raise ValueError(f"Projection {projection!r} is none of {', '.join(PROJECTIONS)}")

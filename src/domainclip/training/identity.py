@@ -17,11 +17,12 @@ NEUTRAL_KEYS = {
     "output_dir", "num_workers", "image_cache_mb", "keep_checkpoints", "eval_batch_size", "visualization_output_dir",
     "alignment_visualization", "retrieval_top_k", "logging_steps", "save_steps", "data_path",
     "memory_fraction", "save_open_clip",
-    # What happens after the training, or beside it.
-    "retention_data", "retention_rows", "wise_ft", "wise_ft_alpha", "wise_ft_batch_norm", "max_forgetting",
-    "min_gain_kept",
+    # They happen after the training.
+    "wise_ft", "wise_ft_alpha", "wise_ft_batch_norm", "max_forgetting", "min_gain_kept",
+    # They judge beside it. What they change of the rows that are rehearsed, the digest of those rows tells.
+    "retention_data", "retention_rows",
 }  # fmt: skip
-"""Keys that may differ between a run and its resumption: they change nothing that is learned."""
+"""Keys that may differ between a run and its resumption: by themselves they change nothing that is learned."""
 
 
 def recipe_digest(recipe: dict[str, Any], domain: str | None = None) -> str:
@@ -56,10 +57,10 @@ def data_fingerprint(dataset: CLIPDataset) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def check_same_run(said: Sequence[tuple[str, str, int, str | None]]) -> None:
-    """Raises ``ConfigurationError`` unless all processes have named the same recipe, training rows, step and digest of
-    the weights they keep near."""
-    for number, what in enumerate(("recipes", "training rows", "checkpoints", "starting weights")):
+def check_same_run(said: Sequence[tuple[str, str, int, str | None, str | None]]) -> None:
+    """Raises ``ConfigurationError`` unless all processes have named the same recipe, training rows, step, digest of
+    the weights they keep near, and digest of the rows they rehearse."""
+    for number, what in enumerate(("recipes", "training rows", "checkpoints", "starting weights", "rehearsed rows")):
         if len({each[number] for each in said}) > 1:
             raise ConfigurationError(
                 f"The {len(said)} processes have different {what}: start them with the same command, data and "

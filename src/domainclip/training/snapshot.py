@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from domainclip.training.trainer import Trainer
 
 
+def identity_of(trainer: Trainer) -> tuple[str, str, int, str | None, str | None]:
+    """What ``check_same_run`` compares: recipe, training rows, step, starting weights, rehearsed rows."""
+    start = trainer.start.digest if trainer.start is not None else None
+    return trainer.digest, trainer.fingerprint, trainer.state.step, start, trainer.rehearsed
+
+
 def snapshot(trainer: Trainer) -> dict[str, Any]:
     """Everything the next step depends on. Each of several processes must ask: ``processes`` holds what each of them
     alone knows."""
@@ -24,10 +30,12 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
         "memory": {"forecast": trainer.memory.get_state(), "step": trainer.adaptive.get_state()},
     }
     neighbours = trainer.sampler.neighbours
+    digest, data, _, start, rehearsed = identity_of(trainer)
     return {
-        "digest": trainer.digest,
-        "data": trainer.fingerprint,
-        "start": trainer.start.digest if trainer.start is not None else None,
+        "digest": digest,
+        "data": data,
+        "start": start,
+        "rehearsal": rehearsed,
         "settings": trainer.settings.model_dump(mode="json"),
         "domain": domain_digest(trainer.settings),
         "state": dict(trainer.state.__dict__),
@@ -84,6 +92,11 @@ def restore(trainer: Trainer) -> int:
         raise CheckpointError(
             f"The checkpoint in {trainer.store.folder} was trained on other rows (pictures, captions, groups or their "
             "order have changed since). Resume with the data of the run, or use another output_dir"
+        )
+    if content.get("rehearsal") != trainer.rehearsed:
+        raise CheckpointError(
+            f"The run in {trainer.folder} rehearses other rows than this one: retention_data or retention_rows "
+            "has changed, or the data there. Resume with those of the run, or use another output_dir"
         )
     if trainer.start is not None and content["start"] not in (None, trainer.start.digest):
         raise CheckpointError(

@@ -37,7 +37,7 @@ from domainclip.training.regularizers import L2SP, FeatureDistillation
 from domainclip.training.rehearsal import Rehearsal
 from domainclip.training.results import RunState, TrainingResult, Validation
 from domainclip.training.run_memory import RunMemory
-from domainclip.training.snapshot import restore, save_checkpoint
+from domainclip.training.snapshot import identity_of, restore, save_checkpoint
 from domainclip.training.starting_point import StartingPoint
 from domainclip.training.terminal import StopSignals, progress_bar
 from domainclip.training.views import PictureViews
@@ -101,7 +101,7 @@ class Trainer:
         self.state = RunState()
         self.digest = recipe_digest(settings.model_dump(mode="json"), domain_digest(settings))
         self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
-        self.fingerprint += rehearsal.digest if rehearsal is not None else ""
+        self.rehearsed = rehearsal.digest if rehearsal is not None else None
         self._unchecked: tuple[dict[str, Tensor], Tensor] | None = None
         self.stop = StopSignals(self.console)
         self.l2sp = L2SP(encoder, settings.l2sp_strength) if settings.l2sp_strength > 0 else None
@@ -173,8 +173,7 @@ class Trainer:
         ``CheckpointError`` (nothing usable to resume from), ``DataError`` (no batch had two readable pictures).
         """
         resumed_from = restore(self) if resume else 0
-        start = self.start.digest if self.start is not None else None
-        check_same_run(self.processes.gather_objects((self.digest, self.fingerprint, self.state.step, start)))
+        check_same_run(self.processes.gather_objects(identity_of(self)))
         self.processes.broadcast_state(self.encoder, self.loss)  # new layers are random
         state, settings = self.state, self.settings
         metrics = MetricsLog(self.folder / "metrics.jsonl", state.step) if self.processes.is_first else None
