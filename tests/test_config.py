@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domainclip.config import CLIPFinetuningConfig, load_recipe, parse_overrides, shipped_recipes
+from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import domain_preset, environment_values, parse_recipe
 from domainclip.errors import CLIPFinetuningError, ConfigurationError
 
@@ -217,7 +218,8 @@ def test_dict_round_trip():
 )
 def test_yaml_round_trip_of_any_recipe(values):
     config = CLIPFinetuningConfig(**values)
-    text = yaml.safe_dump(config.to_dict(only_set=True), allow_unicode=True)
+    text = yaml_text(config.to_dict(only_set=True))
+    assert yaml.safe_load(text) == config.to_dict(only_set=True)  # for readers of YAML 1.1, too
     read, _ = parse_recipe(text, "recipe.yaml")
     assert CLIPFinetuningConfig(**read) == config
 

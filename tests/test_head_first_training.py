@@ -235,8 +235,8 @@ def test_the_two_terms_are_their_definitions(tiny_data: TinyData) -> None:
         float((moved - before[name]).detach().square().sum()) for name, moved in parameters if name != "logit_scale"
     )
     cosines = [torch.nn.functional.cosine_similarity(a, b).mean() for a, b in zip(now, start, strict=True)]
-    expected = 0.5 * 3.0 * squares + 0.5 * 5.0 * float(2 - cosines[0] - cosines[1])
-    assert float(restraint(batch, *now)) == pytest.approx(expected, rel=1e-5)
+    expected = 0.5 * 3.0 * squares + 0.5 * 5.0 * float(2 - cosines[0].detach() - cosines[1].detach())
+    assert restraint(batch, *now).item() == pytest.approx(expected, rel=1e-5)
 
 
 # --- what is decided, and the command ---

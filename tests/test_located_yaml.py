@@ -12,7 +12,7 @@ from domainclip.config import load_recipe, parse_overrides
 from domainclip.config.domain import DomainConfig
 from domainclip.config.domain_files import load_domain
 from domainclip.config.domain_template import domain_template
-from domainclip.config.located_yaml import LocatedYaml
+from domainclip.config.located_yaml import LocatedYaml, yaml_text
 from domainclip.errors import ConfigurationError
 
 TEXTS = ["off", "no", "Yes", "on", "2026-11-21", "2026-13-45", "12:30", "010", "1_000", "0o17", "+", ".", "e5", "-e5"]
@@ -42,6 +42,12 @@ def test_numbers_and_truth_values(text: str, value: object) -> None:
 def test_what_is_wrong_is_said(text: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said.replace("(", r"\(")):
         LocatedYaml.parse(text, "file")
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "0.", "1e5", "true", "null", "0x1F", "<<", "~", ""])
+def test_texts_stay_texts_for_readers_of_either_yaml(text: str) -> None:
+    written = yaml_text({"key": text, "list": [text]})
+    assert LocatedYaml.parse(written, "file").values == {"key": text, "list": [text]} == yaml.safe_load(written)
 
 
 def test_choices_named_off_and_switches_in_words(tmp_path: Path) -> None:

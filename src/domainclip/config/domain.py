@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from domainclip.config.base import Settings
 from domainclip.config.domain_images import ImagePreprocessing
 from domainclip.config.domain_layers import WHOLE_VALUES, DomainLayer
 from domainclip.config.domain_texts import PromptPack, TextPreprocessing
-from domainclip.config.located_yaml import KeyPath
+from domainclip.config.located_yaml import KeyPath, yaml_text
 from domainclip.config.objective_slices import LossSettings
 from domainclip.config.slices import Domain, EvaluationSettings
 from domainclip.errors import ConfigurationError
@@ -191,7 +190,7 @@ class DomainConfig(Settings):
                 content[section] = whole._with_reasons(values, (section,))
         made_from = f" Made from: {', '.join(self.extends)}." if self.extends else ""
         head = " ".join(f"# The domain {self.name}, complete in this file.{made_from}".split())
-        return head + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+        return head + "\n" + yaml_text(content, width=110)
 
     def _with_reasons(self, value: Any, path: KeyPath) -> Any:
         if isinstance(value, Mapping) and not _is_one_choice(path, self._layer.reasons):

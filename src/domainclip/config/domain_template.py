@@ -6,14 +6,13 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any
 
-import yaml
 from pydantic_core import PydanticUndefined
 
 from domainclip.config.base import Settings
 from domainclip.config.domain import RECIPE_SECTIONS, Choice, DomainConfig, recipe_sections
 from domainclip.config.domain_images import ImagePreprocessing
 from domainclip.config.domain_texts import PromptPack, TextPreprocessing
-from domainclip.config.located_yaml import KeyPath
+from domainclip.config.located_yaml import KeyPath, yaml_text
 
 _ABOUT = {
     "images": "what is done to every picture before the model sees it",
@@ -89,5 +88,5 @@ def _inherited(choice: Choice, before: KeyPath) -> list[str]:
 def _line(key: str | int, value: Any) -> str:
     """``key: value`` on one line, whatever the value is."""
     plain = [*value] if isinstance(value, tuple) else value
-    text = yaml.safe_dump({key: plain}, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False)
+    text = yaml_text({key: plain}, default_flow_style=True, width=10**6)
     return text.strip()[1:-1]

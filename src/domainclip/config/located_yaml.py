@@ -20,6 +20,10 @@ class _Loader(yaml.SafeLoader):
     1.1 reads the choice ``off`` as false and ``12:30`` as 750."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that either YAML would read as something else."""
+
+
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -31,6 +35,7 @@ for _tag, _pattern, _first in (
     ("merge", r"^<<$", ["<"]),
 ):  # fmt: skip
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ class LocatedYaml:
             if path[:length] in self.lines:
                 return f"{self.source} line {self.lines[path[:length]]}"
         return self.source
+
+
+def yaml_text(content: Any, **style: Any) -> str:
+    """``content`` as files have it; ``style``: of ``yaml.dump``. Keys stay in their order unless ``sort_keys``."""
+    return yaml.dump(content, Dumper=_Dumper, allow_unicode=True, **{"sort_keys": False, **style})
 
 
 def yaml_value(text: str) -> Any:

@@ -14,10 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.located_yaml import yaml_text
+from domainclip.config.recipe_files import parse_recipe
 from domainclip.data.images import read_image
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.splits import DataSplits, load_splits
@@ -234,7 +235,7 @@ def _run(
     saved = recorded_recipe(recipe.to_dict())
     if not (going_on and (folder / "recipe.yaml").is_file()):
         write_domain(recipe.domain_config(), folder)
-        write_text(folder / "recipe.yaml", yaml.safe_dump(saved, sort_keys=True, allow_unicode=True))
+        write_text(folder / "recipe.yaml", yaml_text(saved, sort_keys=True))
     decisions = [decision.to_dict() for decision in controller.decisions]
     if going_on and (folder / "run.json").is_file():  # resumed from the resolved recipe, nothing is left to decide
         decisions = json.loads((folder / "run.json").read_text(encoding="utf-8"))["decisions"]
@@ -297,11 +298,11 @@ def _run(
 def _record_changes(folder: Path, saved: dict[str, Any], decisions: list[dict]) -> list[dict]:
     """Write down what a resumption, now that it was not refused, has changed of the keys that it may change; the
     decisions that still hold."""
-    before = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    before, _ = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")
     changed = {key: saved[key] for key in NEUTRAL_KEYS & saved.keys() if before.get(key) != saved[key]}
     if not changed:
         return decisions
-    write_text(folder / "recipe.yaml", yaml.safe_dump(before | changed, sort_keys=True, allow_unicode=True))
+    write_text(folder / "recipe.yaml", yaml_text(before | changed, sort_keys=True))
     decisions = [each for each in decisions if each["key"] not in changed]
     content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     write_json(folder / "run.json", content | {"decisions": decisions})

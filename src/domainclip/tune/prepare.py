@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from domainclip.config import (
@@ -25,6 +24,7 @@ from domainclip.config import (
     resolved_steps,
 )
 from domainclip.config.domain_files import is_domain_path
+from domainclip.config.located_yaml import yaml_text
 from domainclip.data.records import ImageTextPair
 from domainclip.data.splits import DataSplits
 from domainclip.errors import ConfigurationError, DataError
@@ -149,8 +149,8 @@ def prepare(
     if is_domain_path(config.domain):  # its file may change, the study's may not
         runner.config = config.updated(domain=str(folder / TUNING_DOMAIN))
     own = recorded_recipe(own, TUNING_DOMAIN)
-    write_text(folder / "tuning_recipe.yaml", yaml.safe_dump(own, sort_keys=True, allow_unicode=True))
-    write_text(folder / "space.yaml", yaml.safe_dump(space.to_dict(), sort_keys=False, allow_unicode=True))
+    write_text(folder / "tuning_recipe.yaml", yaml_text(own, sort_keys=True))
+    write_text(folder / "space.yaml", yaml_text(space.to_dict()))
     share = f"{steps / full:.0%} of the whole run's {full}"
     console.print(f"Each trial: {steps} steps ({share}), a validation every {runner.eval_steps} and after each epoch")
     console.print("Searched: " + "  ".join(map(str, space.dimensions)), markup=False, highlight=False)

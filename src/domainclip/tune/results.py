@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config.located_yaml import yaml_text, yaml_value
 from domainclip.evaluation.metric_names import describe
 from domainclip.files import write_json, write_text
 from domainclip.finetune.domain_record import recorded_recipe
@@ -93,7 +92,7 @@ def best_recipe(tuning: Tuning) -> str:
     values |= {"data_path": tuning.config.data_path, "model_name": tuning.config.model_name}
     if not tuning.best.default:
         values |= {
-            key: yaml.safe_load(value) if isinstance(value, str) and value[:1] in "[{" else value
+            key: yaml_value(value) if isinstance(value, str) and value[:1] in "[{" else value
             for key, value in tuning.best.params.items()
         }
     gain = tuning.gain(tuning.best)
@@ -102,7 +101,7 @@ def best_recipe(tuning: Tuning) -> str:
         f"# Trial {tuning.best.number}, the best of {_finished(tuning.trials)}: validation {tuning.metric} "
         f"{tuning.best.value:.4f} after {tuning.best.steps} steps{against}.\n"
     )
-    return head + yaml.safe_dump(recorded_recipe(values, TUNING_DOMAIN), sort_keys=True, allow_unicode=True)
+    return head + yaml_text(recorded_recipe(values, TUNING_DOMAIN), sort_keys=True)
 
 
 def _finished(trials: Sequence[TrialRecord]) -> int:
