@@ -25,7 +25,7 @@ from domainclip.finetune.case_study import check_folder, write_case_study_of
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.finetune.run import quarantined_rows, readable_pairs, splits_of
 
-_MOST_ROWS, _MOST_COLUMNS = 20, 10
+_MOST_ROWS, _MOST_COLUMNS, _NAME_WIDTH = 20, 10, 10
 
 
 @dataclass
@@ -109,9 +109,11 @@ def _shortened(found: FieldTable) -> Table:
     header, rows = found.header, found.rows
     if len(header) > _MOST_COLUMNS:  # a matrix of many disciplines: each one's pictures and accuracy
         header, rows = [*header[:2], header[-1]], [[*row[:2], row[-1]] for row in rows]
-    table = Table(title=escape(found.title))
-    for place, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if place else "left", overflow="fold")
+    table = Table(title=escape(found.title), pad_edge=False)
+    longest = max((len(word) for row in rows[:_MOST_ROWS] for word in str(row[0]).split()), default=0)
+    for place, name in enumerate(header):  # names keep their words whole; the figures beside them are short
+        width = 0 if place else min(longest, _NAME_WIDTH)
+        table.add_column(escape(name), justify="right" if place else "left", overflow="fold", min_width=width or None)
     for row in rows[:_MOST_ROWS]:
         table.add_row(*(escape(str(value)) for value in row))
     if len(rows) > _MOST_ROWS:
