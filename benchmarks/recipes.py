@@ -76,7 +76,8 @@ def other_run(
     from domainclip.data.splits import load_splits
 
     domain = DOMAINS.get(data.name.split("_")[0], "general")
-    config = CLIPFinetuningConfig(data_path=str(data), model_name=model, seed=seed, domain=domain)
+    # Rates for towers whose batch norm learns along, as in these loops; our own, after the heads, are lower.
+    config = CLIPFinetuningConfig(data_path=str(data), model_name=model, seed=seed, domain=domain, head_first=False)
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
     torch.manual_seed(seed)
