@@ -9,7 +9,7 @@ no other key set (``--set key=value`` adds some); ``linear_probe`` a logistic re
 ``plain`` a plain loop with several positives, five epochs in batches of 64; ``transformers`` the same loop with the
 model's own loss, and ``sentence_transformers`` that package's trainer, both with our rows and number of pictures (the
 ``domainclip`` run of the same seed comes first). All three have the rates of our towers without heads first. All are
-judged alike, by zero-shot classification of the test rows with the domain's prompts; only the probe has classes of its own.
+judged alike, by zero-shot classification of the test rows with the domain's prompts; only the probe has own classes.
 
 A run that is in today's record already is not repeated.
 """
