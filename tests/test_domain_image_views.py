@@ -192,6 +192,25 @@ def test_preview_shows_each_stage(tiny_data, tmp_path: Path, domainclip) -> None
     assert wrong.exit_code == 2 and "PNG" in wrong.err
 
 
+def test_preview_shows_what_becomes_of_a_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from domainclip.finetune import preview as module
+
+    Image.new("RGB", (40, 30), (90, 120, 30)).save(tmp_path / "a.png")
+    table = tmp_path / "t.csv"
+    table.write_text("image_path,caption\na.png,CXR of a patient\n")
+    shown: list[module.SheetRow] = []
+    drawn = module.contact_sheet
+    monkeypatch.setattr(
+        module, "contact_sheet", lambda names, rows, *rest: shown.extend(rows) or drawn(names, rows, *rest)
+    )
+    heights = []
+    for domain in ("general", "medical"):
+        made = module.preview(config(data_path=str(table), domain=domain), "all", 1)
+        heights.append(Image.open(io.BytesIO(made.sheet)).height)
+    assert [row.treated for row in shown] == ["", "Chest X-ray of a patient"]
+    assert heights[1] > heights[0]
+
+
 def test_preview_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
     from domainclip.errors import DataError
     from domainclip.finetune.preview import preview

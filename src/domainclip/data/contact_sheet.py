@@ -18,12 +18,14 @@ _INK, _FAINT, _PAPER, _MAT, _GRID = "#1a1a1a", "#6b6b6b", "white", "#ececec", "#
 
 @dataclass
 class SheetRow:
-    """``pictures``: uint8 ``[h, w, 3]``, one a column. ``caption`` and ``facts`` stand beneath, cut to the width.
+    """``pictures``: uint8 ``[h, w, 3]``, one a column. ``caption``, ``treated`` (what becomes of it, if
+    anything) and ``facts`` stand beneath, cut to the width.
     ``tiles``: top, left, height and width of tiles, in pixels of the second picture, to be outlined there."""
 
     pictures: Sequence[np.ndarray]
     caption: str
     facts: str
+    treated: str = ""
     tiles: Sequence[tuple[int, int, int, int]] = ()
 
 
@@ -33,7 +35,9 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], title: str, 
     font, small, bold = _font(13), _font(12), _font(15, "-Bold")
     wrapped = [line for note in notes for line in _wrapped(note, small, width - 2 * _GAP)]
     top = _GAP + _TITLE + len(wrapped) * _LINE + _LINE + _GAP
-    sheet = Image.new("RGB", (width, top + len(rows) * (CELL + 2 * _LINE + 2 * _GAP)), _PAPER)
+    lines = 3 if any(row.treated for row in rows) else 2
+    height = CELL + lines * _LINE + 2 * _GAP
+    sheet = Image.new("RGB", (width, top + len(rows) * height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, _GAP), _cut(title, bold, width - 2 * _GAP), fill=_INK, font=bold)
     for number, line in enumerate(wrapped):
@@ -42,14 +46,15 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], title: str, 
         left = _GAP + column * (CELL + _GAP)
         draw.text((left, top - _LINE - 4), _cut(name, font, CELL), fill=_INK, font=font)
     for number, row in enumerate(rows):
-        y = top + number * (CELL + 2 * _LINE + 2 * _GAP)
+        y = top + number * height
         for column, picture in enumerate(row.pictures):
             x = _GAP + column * (CELL + _GAP)
             draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=_MAT)
             tiles = row.tiles if column == 1 else ()
             _place(sheet, draw, picture, x, y, tiles)
-        draw.text((_GAP, y + CELL + 3), _cut(row.caption, font, width - 2 * _GAP), fill=_INK, font=font)
-        draw.text((_GAP, y + CELL + 3 + _LINE), _cut(row.facts, small, width - 2 * _GAP), fill=_FAINT, font=small)
+        texts = [(row.caption, font, _INK), *([(f"→ {row.treated}", font, _INK)] if row.treated else [])]
+        for place, (text, face, ink) in enumerate([*texts, (row.facts, small, _FAINT)]):
+            draw.text((_GAP, y + CELL + 3 + place * _LINE), _cut(text, face, width - 2 * _GAP), fill=ink, font=face)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

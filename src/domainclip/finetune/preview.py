@@ -15,12 +15,14 @@ from domainclip.config import CLIPFinetuningConfig, FrozenConfig, ModelFacts, re
 from domainclip.config.domain_images import ImagePreprocessing
 from domainclip.data.contact_sheet import SheetRow, contact_sheet
 from domainclip.data.domain.chain import tile_boxes
+from domainclip.data.domain_text import CaptionChain
 from domainclip.data.image_spec import ImageSpec
 from domainclip.data.images import picture_header, read_image
 from domainclip.data.records import ImageTextPair
 from domainclip.data.transforms import ImageTransform, view_rng
 from domainclip.errors import ConfigurationError, DataError, PictureError
 from domainclip.files import write_bytes
+from domainclip.finetune.captions import caption_chain
 from domainclip.finetune.evaluate import rows_of_split
 from domainclip.finetune.facts import data_facts
 from domainclip.models.loading import load_processor
@@ -45,8 +47,8 @@ class Preview:
 
 
 def preview(config: CLIPFinetuningConfig, split: str = "train", count: int = 6) -> Preview:
-    """For ``count`` pictures of a split: the picture, what the steps without chance make of it, and the views that the
-    first epochs of training would show of it.
+    """For ``count`` pictures of a split: the picture, what the steps without chance make of it, the views that the
+    first epochs of training would show of it, and the caption before and after its own steps.
 
     Pictures are of all labels in turn. Sizes are the model's where the recipe names one, and CLIP's (224 pixels)
     otherwise. Raises ``ConfigurationError`` for an unknown split, ``DataError`` where no picture can be read.
@@ -54,19 +56,21 @@ def preview(config: CLIPFinetuningConfig, split: str = "train", count: int = 6) 
     if count < 1:
         raise ConfigurationError(f"Number of pictures must be positive (count={count})")
     rows, *_ = rows_of_split(config, split)
-    spec = ImageSpec()
+    spec, processor = ImageSpec(), None
     if config.is_set("model_name"):
-        spec = ImageSpec.from_processor(load_processor(config.model_name).image_processor)
+        processor = load_processor(config.model_name)
+        spec = ImageSpec.from_processor(processor.image_processor)
     recipe = _resolved(config, spec, rows)
     spec = spec.at(recipe.image_resolution)
     transform = ImageTransform(recipe, augment=recipe.augment_images, spec=spec)
+    chain = caption_chain(recipe, processor)
     shown: list[SheetRow] = []
     problems: list[str] = []
     for number in _in_turn(rows):
         if len(shown) == count:
             break
         try:
-            shown.append(_row(rows[number], number, recipe, transform))
+            shown.append(_row(rows[number], number, recipe, transform, chain))
         except PictureError as error:
             problems.append(str(error))
             if config.strict or len(problems) == 10 * count:
@@ -100,7 +104,9 @@ def _in_turn(rows: Sequence[ImageTextPair]) -> list[int]:
     return [number for start in range(step) for number in range(start, len(rows), step)]
 
 
-def _row(pair: ImageTextPair, number: int, recipe: FrozenConfig, transform: ImageTransform) -> SheetRow:
+def _row(
+    pair: ImageTextPair, number: int, recipe: FrozenConfig, transform: ImageTransform, captions: CaptionChain
+) -> SheetRow:
     header = picture_header(pair.image_path, recipe.max_image_pixels)
     stored = read_image(pair.image_path, recipe.max_image_pixels, at_least=512)
     raw = transform.read(pair.image_path, recipe.max_image_pixels)
@@ -119,7 +125,8 @@ def _row(pair: ImageTextPair, number: int, recipe: FrozenConfig, transform: Imag
     facts += f" → {treated.shape[1]}×{treated.shape[0]}" if treated.shape != stored.shape else ""
     facts += f", {len(tiles)} tiles" if len(tiles) else ""
     caption = f"[{pair.label}] {pair.caption}" if pair.label else pair.caption
-    return SheetRow([stored, treated, *arrays], caption, facts, tiles)
+    said = captions(pair.caption)
+    return SheetRow([stored, treated, *arrays], caption, facts, said if said != pair.caption else "", tiles)
 
 
 def _notes(recipe: FrozenConfig, transform: ImageTransform) -> list[str]:
