@@ -14,6 +14,7 @@ from domainclip.config import CLIPFinetuningConfig, DataFacts, ModelFacts, load_
 from domainclip.config.domain import RECIPE_SECTIONS
 from domainclip.config.domain_files import domain_family, load_domain, shipped_domains
 from domainclip.config.domain_layers import DomainLayer
+from domainclip.config.glossary import load_glossary
 from domainclip.errors import ConfigurationError
 from domainclip.finetune import CLIPFinetuningController
 from domainclip.finetune.domain_record import with_models_domain, write_domain
@@ -284,3 +285,17 @@ def test_a_domain_may_say_what_retention_sets_allow(tmp_path: Path) -> None:
         recipe, _ = resolve(CLIPFinetuningConfig(domain=str(path), retention_data=sets), model, rows)
         assert (recipe.max_forgetting, recipe.retention_rows) == (0.01, 50)
     assert resolve(CLIPFinetuningConfig(domain=str(path)), model, rows)[0].max_forgetting == 0.01
+
+
+def test_glossaries_are_printed_and_checked(domainclip: Any, tmp_path: Path) -> None:
+    printed = domainclip("domain", "glossary", "medical")
+    assert printed.exit_code == 0
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(printed.out, encoding="utf-8")
+    assert load_glossary(copy) == load_glossary("medical")
+    checked = domainclip("domain", "glossary", copy)
+    assert f"{len(load_glossary('medical').abbreviations)} abbreviations" in checked.out
+    copy.write_text("abbreviations: {A: B, B: A}\n")
+    wrong = domainclip("domain", "glossary", copy)
+    assert wrong.exit_code == 2
+    assert "mine.yaml line 1" in wrong.err

@@ -71,6 +71,23 @@ def domain_show(
     console.print(table)
 
 
+@domain_app.command("glossary")
+def domain_glossary(
+    glossary: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A shipped glossary, or a YAML file.")],
+) -> None:
+    """Print a shipped glossary, to be copied and changed, or check one of your own."""
+    from domainclip.config.glossary import glossary_text, load_glossary, shipped_glossaries
+
+    found = load_glossary(glossary)
+    if glossary in shipped_glossaries():
+        typer.echo(glossary_text(glossary), nl=False)
+        return
+    typer.echo(
+        f"{glossary} is right: {len(found.abbreviations)} abbreviations, {len(found.synonyms)} groups of synonyms, "
+        f"{len(found.negation_pairs)} negation pairs.\nNext: texts: {{glossary: {glossary}}} in a domain's file"
+    )
+
+
 @domain_app.command("new")
 def domain_new(
     name: Annotated[str, typer.Argument(help="What the domain is called.")],

@@ -235,6 +235,11 @@ def shipped_glossaries() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
+def glossary_text(name: str) -> str:
+    """The YAML of a shipped glossary, to be copied and changed."""
+    return (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def load_glossary(name_or_path: str | Path, folder: Path | None = None) -> Glossary:
     """A shipped glossary by name, or a YAML file by path; a relative path is first looked for in ``folder``.
 
