@@ -67,14 +67,14 @@ table { border-collapse: separate; border-spacing: 0; }
   background: repeating-linear-gradient(135deg, #fff 0 7px, #f5f5f3 7px 14px); }
 .key span { display: inline-block; padding: .1rem .6rem; margin: 0 .3rem .3rem 0; border-radius: 4px;
   border-left: 4px solid transparent; font-size: .87em; }
-.list { width: 100%; max-width: 80rem; min-width: 70rem; table-layout: fixed; }
+.list { width: 100%; max-width: 80rem; min-width: 60rem; table-layout: fixed; }
 .list th, .list td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e4e7ea;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .list th { font-weight: 600; } .list thead th { color: var(--soft); font-size: .8em; overflow-wrap: normal; }
 .list td.n { white-space: nowrap; } .list td.bar { padding: .3rem 1.3rem .3rem .4rem; }
 .list.untold { min-width: 34rem; }
-.list .value-column { width: 4.6rem; } .list .interval-column { width: 7rem; } .list .change-column { width: 13rem; }
-.list .p-column { width: 5rem; } .list .verdict-column { width: 9rem; } .list .name-column { width: 22%; }
+.list .value-column { width: 4.6rem; } .list .interval-column { width: 7rem; } .list .change-column { width: 11rem; }
+.list .p-column { width: 4.2rem; } .list .verdict-column { width: 8.5rem; } .list .name-column { width: 18%; }
 .list th.bar { padding: .3rem .9rem .3rem 0; }
 .range { position: relative; height: 1.1rem;
   background: linear-gradient(#e4e7ea, #e4e7ea) center / 100% 1px no-repeat; }
