@@ -6,9 +6,9 @@
 
 Ways: ``domainclip`` is ``domainclip train`` with the domain of the set (the beginning of its name: med, ind, sci) and
 no other key set (``--set key=value`` adds some); ``linear_probe`` a logistic regression on the frozen picture tower;
-``plain`` a plain loop with several positives, five epochs in batches of 64; ``transformers`` the same loop with the
-model's own loss, and ``sentence_transformers`` that package's trainer, both with our rows and number of pictures (the
-``domainclip`` run of the same seed comes first). All three have the rates of our towers without heads first. All are
+``plain`` a plain loop with several positives; ``transformers`` the same loop with the model's own loss, and
+``sentence_transformers`` that package's trainer: all with our rows, batches and steps (the ``domainclip`` run of the same
+seed comes first), and the rates of our towers without heads first. All are
 judged alike, by zero-shot classification of the test rows with the domain's prompts; only the probe has own classes.
 
 A run that is in today's record already is not repeated.
@@ -36,7 +36,6 @@ DATA = (
 DOMAINS = {"med": "medical", "ind": "industrial", "sci": "scientific"}
 OURS = "domainclip"
 WAYS = (OURS, "linear_probe", "plain", "transformers", "sentence_transformers")
-PLAIN_EPOCHS, PLAIN_BATCH = 5, 64
 
 
 def our_run(data: Path, model: str, seed: int, overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -87,17 +86,12 @@ def other_run(
         found = linear_probe(controller, [*splits.train, *splits.val], splits.test)
         return {"after": found, "run_s": time.monotonic() - started}
     recipe = controller.prepare(splits.train)
-    told: dict[str, Any] = {}
-    if way == "plain":
-        steps = PLAIN_EPOCHS * (len(splits.train) // PLAIN_BATCH)
-        plain_loop(controller, splits.train, recipe, steps, PLAIN_BATCH, seed, multi_positive=True)
-        told = {"steps": steps, "batch": PLAIN_BATCH}
-    elif ours is None:
-        print(f"{data.name}, seed {seed}: {way} is given as many pictures as {OURS}, which has not run: left out")
+    if ours is None:
+        print(f"{data.name}, seed {seed}: {way} is given as many steps as {OURS}, which has not run: left out")
         return None
-    elif way == "transformers":
-        plain_loop(controller, splits.train, recipe, ours["steps"], ours["batch"], seed, multi_positive=False)
-        told = {"steps": ours["steps"], "batch": ours["batch"]}
+    told = {"steps": ours["steps"], "batch": ours["batch"]}
+    if way != "sentence_transformers":
+        plain_loop(controller, splits.train, recipe, **told, seed=seed, multi_positive=way == "plain")
     else:
         told = sentence_transformers_loop(
             controller, splits.train, recipe, ours["steps"], ours["batch"], seed, folder
