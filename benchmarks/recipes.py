@@ -56,7 +56,7 @@ def our_run(data: Path, model: str, seed: int, overrides: dict[str, Any], folder
         "run_s": time.monotonic() - started,
         "steps": report["training"]["steps"],
         "batch": recipe["batch_size"],
-        "kept_step": (report["training"].get("best") or {}).get("step"),
+        "kept_step": report["training"]["best_step"],
         "samples_per_s": report["training"]["samples_per_s"],
         "peak_memory_mb": report["training"]["peak_memory_mb"],
         "device": report["device"],
