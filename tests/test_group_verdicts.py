@@ -85,12 +85,8 @@ def report_of(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], str]:
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_report_and_a_comparison_of_the_same_answers_agree(metric: str, stored: bool, tmp_path: Path) -> None:
     before, after = evaluated(BEFORE), evaluated(AFTER)
-    # As ``compare`` numbers the units: by the rows, in whatever order.
-    units = {row.image_path: 7 - int(str(row.group).split()[1]) for row in ROWS}
-    hits = DomainEvaluator(ROWS, ["{}"]).retrieval.hits.numpy()  # type: ignore[union-attr]
     scores = {
-        name: ModelOnSet(unit_sums(metric, result.details, units, hits))
-        for name, result in (("before", before), ("after", after))
+        name: ModelOnSet(unit_sums(metric, result.details)) for name, result in (("before", before), ("after", after))
     }
     content = compare_matrix(dict.fromkeys(scores, ""), [SetScores("s", "", metric, scores)], "before", seed=42)
     first, second = content["cells"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,18 +52,12 @@ def check_metric(name: str) -> None:
         )
 
 
-def unit_sums(
-    name: str,
-    details: Mapping[str, Any],
-    unit_of: Mapping[Path, int] | None = None,
-    hits: np.ndarray | None = None,
-) -> UnitSums:
+def unit_sums(name: str, details: Mapping[str, Any]) -> UnitSums:
     """The metric ``name`` from an evaluation's ``details``.
 
-    ``unit_of`` numbers the unit of each picture; left out, it is the picture's group, or the picture itself where it
-    has none. ``hits``, for retrieval, if the details lack them: every (picture, caption) that belong together, as
-    ``RetrievalEvaluator.hits``. A caption's own query counts for the units of its pictures, in equal parts where it
-    has several. Raises ``ConfigurationError`` for an unknown name, ``DataError`` where the evaluation has no such part.
+    The unit of a picture is its group, or the picture itself where it has none. A caption's own query counts for the
+    units of its pictures, in equal parts where it has several. Raises ``ConfigurationError`` for an unknown name,
+    ``DataError`` where the evaluation has no such part.
     """
     check_metric(name)
     part = "classification" if name in CLASSIFICATION_METRICS else "retrieval"
@@ -73,14 +66,12 @@ def unit_sums(
         reasons = [note for note in details.get("notes", ()) if part in note]
         raise DataError(f"No {name} here. " + (". ".join(reasons) or f"The rows allow no {part}"))
     # Units without any picture in this part (rows without a label) are not units of this metric.
-    paths = found["image_paths"]
-    units = _numbered(_own_units(found) if unit_of is None else (unit_of[Path(path)] for path in paths))
+    units = _numbered(_own_units(found))
     if part == "classification":
         return _classification(name, found, units)
-    hits = np.array(found["hits"]) if hits is None and "hits" in found else hits
-    if hits is None:
+    if "hits" not in found:  # an evaluation from before these were written
         raise DataError(f"{name} needs the hits: which picture and which caption belong together")
-    return _retrieval(name, found, units, hits)
+    return _retrieval(name, found, units, np.array(found["hits"]))
 
 
 def has_groups(found: Mapping[str, Any]) -> bool:
