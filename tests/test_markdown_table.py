@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 
 from domainclip.evaluation import EvaluationResult, write_report
 from domainclip.evaluation.markdown_table import plain, table
+from domainclip.evaluation.model_card import model_card
 
 NAMES = ["<unk>", "**b**", "*i*", "__init__", "_it_", "red_brick", "a|b", "a\\|b",
          "C:\\new\\_x", "`code`", "&lt;", "&#65;",
@@ -55,3 +56,9 @@ def test_a_report_names_any_class(tmp_path: Path) -> None:
     for sentence in ("Normal: **b**.", "No picture in the test split: _absent_.", "<unk>"):
         assert sentence in unescape(html).replace("<td>", "").replace("</td>", "")
     assert "<unk>" not in html and "<em>" not in html
+
+
+def test_a_model_card_names_any_model() -> None:
+    card = model_card({"base_model": "/data/<unk>_**b**", "after": EvaluationResult({"acc1": 0.5}, {})})
+    html = MarkdownIt("commonmark").enable("table").render(card.partition("\n---\n")[2])
+    assert "<h1>&lt;unk&gt;_**b**, fine-tuned</h1>" in html and "50.0%" in html

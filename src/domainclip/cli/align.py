@@ -59,4 +59,6 @@ def align_report(
 
     console = Console()
     console.print(summary_table(content))
+    for note in content["notes"]:
+        console.print(f"Data: {note}", markup=False, highlight=False)
     console.print(f"Report: {output / 'report.md'}", markup=False, highlight=False, soft_wrap=True)

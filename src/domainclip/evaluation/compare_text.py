@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from domainclip.evaluation.compare_matrix import BETTER, FAILED, REFERENCE, SAME, UNTESTED, WORSE
+from domainclip.evaluation.markdown_table import plain, table
 from domainclip.evaluation.metric_names import describe
-from domainclip.evaluation.report_markdown import table
 
 SIGNS = {BETTER: "▲", SAME: "=", WORSE: "▼", REFERENCE: "●", UNTESTED: "–", FAILED: "✕"}
 _STYLES = {BETTER: "bold green", WORSE: "bold red", FAILED: "yellow"}  # of the terminal, whose theme sets the shades
@@ -167,8 +167,8 @@ def compare_markdown(content: Content) -> str:
     ]  # fmt: skip
     parts = [
         f"# {title_of(content)}",
-        setting_line(content),
-        "\n".join(f"- {line}" for line in summary_lines(content)),
+        plain(setting_line(content)),
+        "\n".join(f"- {plain(line)}" for line in summary_lines(content)),
         table(["model", *heads], matrix),
         "![The matrix](matrix.png)",
         "## Changes against the reference",
@@ -220,4 +220,4 @@ def compare_tables(content: Content) -> list[Table]:
 
 
 def _section(heading: str, lines: list[str]) -> str:
-    return f"## {heading}\n\n" + "\n".join(f"- {' '.join(line.split())}" for line in lines) if lines else ""
+    return f"## {heading}\n\n" + "\n".join(f"- {plain(line)}" for line in lines) if lines else ""

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from domainclip.evaluation.comparison import as_result, compared_metrics, empty_recalls
+from domainclip.evaluation.markdown_table import plain, table
 from domainclip.evaluation.metric_names import describe, is_proportion
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -57,7 +58,7 @@ def model_card(run: Mapping[str, Any]) -> str:
     name = base if is_hub_name else base.replace("\\", "/").rstrip("/").rpartition("/")[2]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
-        f"# {name or 'A dual encoder'}, fine-tuned{f' for the {domain} domain' if domain else ''}",
+        f"# {plain(name or 'A dual encoder')}, fine-tuned{f' for the {plain(domain)} domain' if domain else ''}",
         "A model that embeds pictures and texts into one space, fine-tuned with domainclip on pairs of "
         "pictures and captions.",
         _scores(run),
@@ -76,7 +77,7 @@ def _scores(run: Mapping[str, Any]) -> str:
     names = compared_metrics(before, after)
     trivial = empty_recalls(names, {**before, **after})
     rows = [
-        f"| {describe(name)} | {_text(name, before.get(name))} | {_text(name, after.get(name))} |"
+        [describe(name), _text(name, before.get(name)), _text(name, after.get(name))]
         for name in names
         if name not in trivial
     ]
@@ -93,8 +94,8 @@ def _scores(run: Mapping[str, Any]) -> str:
         )
         if known.get(key)
     ]
-    head = "| metric | before | after |\n| --- | --- | --- |\n"
-    return "## Scores on the test split\n\n" + head + "\n".join(rows) + f"\n\nMeasured on {', '.join(counts)}."
+    scores = table(["metric", "before", "after"], rows)
+    return f"## Scores on the test split\n\n{scores}\n\nMeasured on {', '.join(counts)}."
 
 
 def _text(name: str, value: Any) -> str:

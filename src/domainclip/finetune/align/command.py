@@ -31,7 +31,7 @@ def run_alignment(
     ``alignment.json``. Raises ``ConfigurationError`` for an unknown split or a folder that cannot be used,
     ``DataError`` for a split without rows or with fewer than two different pictures or captions.
     """
-    pairs, set_aside, _ = rows_of_split(config, split)
+    pairs, set_aside, notes = rows_of_split(config, split)
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded
     prepare_folder(output)
     if compare is not None:
@@ -52,7 +52,7 @@ def run_alignment(
         output, rows, model, other, similarity_metric=config.similarity_metric,
         top_k=top_k or config.retrieval_top_k, seed=config.seed,
         about={
-            "data": config.data_path, "split": split, "set_aside": set_aside,
+            "data": config.data_path, "split": split, "notes": notes, "set_aside": set_aside,
             "sources": {"model": source, **({"compared": compare} if compare else {})},
         },
     )  # fmt: skip

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from domainclip.evaluation.markdown_table import plain, table
 from domainclip.evaluation.metric_names import describe, greater_is_better, is_share
-from domainclip.evaluation.report_markdown import table, value_text
+from domainclip.evaluation.report_markdown import value_text
 
 TITLE = "# Alignment report"
 
@@ -38,7 +39,8 @@ def alignment_markdown(content: Mapping[str, Any]) -> str:
     """The text of ``report.md`` from the content of ``alignment.json``."""
     parts = [
         TITLE, _compared(content), _headline(content), _ranking(content), _agreement(content), _confused(content),
-        _captions(content), _worst(content), _plots(content), _sheets(content), _set_aside(content),
+        _captions(content), _worst(content), _plots(content), _sheets(content), _data_notes(content),
+        _set_aside(content),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -233,11 +235,17 @@ def _sheets(content: Mapping[str, Any]) -> str:
     return text
 
 
+def _data_notes(content: Mapping[str, Any]) -> str:
+    """How the data were cut, and what two splits share: what is wrong there is wrong with every figure above."""
+    notes = content.get("notes") or []
+    return "\n".join(["## Data\n", *(f"- {plain(note)}" for note in notes)]) if notes else ""
+
+
 def _set_aside(content: Mapping[str, Any]) -> str:
     found = content.get("set_aside") or []
     if not found:
         return ""
-    lines = [f"- {item['reason']}" for item in found[:10]]
+    lines = [f"- {plain(item['reason'])}" for item in found[:10]]
     more = [f"- … and {len(found) - 10} more (alignment.json)"] if len(found) > 10 else []
     return "\n".join([f"## Set aside\n\n{len(found)} rows could not be used:\n", *lines, *more])
 
