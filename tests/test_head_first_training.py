@@ -163,6 +163,31 @@ def test_trained_towers_must_do_as_well_as_the_heads(
     assert result.head_first["validation"] == 0.8
 
 
+@pytest.mark.parametrize(
+    ("scores", "patience", "steps"),
+    [
+        ([0.8, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7], 2, 2),  # never past the heads
+        ([0.8, 0.7, 0.81, 0.7, 0.7, 0.7, 0.7], 2, 4),  # a little better, but not kept in the first half
+        ([0.8, 0.95, 0.7, 0.7, 0.7, 0.7, 0.7], 2, 6),  # kept in place of the heads: the schedule's end is waited for
+        ([0.8, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7], 0, 6),
+    ],
+)
+def test_a_training_that_does_not_get_past_the_heads_ends(
+    tiny_data: TinyData, tmp_path: Path, scores: list[float], patience: int, steps: int
+) -> None:
+    values = iter(scores)
+
+    def validate() -> Validation:
+        return Validation({"acc": next(values)}, "acc", True, 0.1)
+
+    options = {"validate": validate, "eval_steps": 1, "max_steps": 6, "num_epochs": 2, "head_first_patience": patience}
+    result = with_heads(tiny_data.pairs(), (), tmp_path, **options).train()
+    assert (result.steps, result.stopped_early) == (steps, steps < 6)
+    # Resumed where it has ended: it stays ended.
+    values = iter([0.99] * 6)
+    assert with_heads(tiny_data.pairs(), (), tmp_path, **options).train(resume=True).steps == steps
+
+
 def test_a_run_goes_on_where_heads_are_left_out(tiny_data: TinyData, tmp_path: Path) -> None:
     trainer = make_trainer(
         tiny_data.pairs(), tmp_path, num_epochs=1, validate=lambda: Validation({"acc": 0.5}, "acc", True, 0.1)

@@ -243,25 +243,24 @@ def test_small_data_holds_the_training_back():
 
 
 @pytest.mark.parametrize(
-    ("values", "rows", "reason"),
+    ("values", "rows", "key"),
     [
-        ({}, 999, "small_data"),
-        ({}, 1500, "heads"),
+        ({}, 999, "early_stopping_patience"),
+        ({}, 1500, "head_first_patience"),
         ({"head_first": False}, 1500, None),
-        ({"head_first": False}, 999, "small_data"),
+        ({"head_first": False}, 999, "early_stopping_patience"),
         ({}, 9000, None),
     ],
 )
-def test_few_rows_may_end_the_training_early(values, rows, reason):
+def test_few_rows_may_end_the_training_early(values, rows, key):
+    both = ("early_stopping_patience", "head_first_patience")
     recipe, reasons = decided(CLIPFinetuningConfig(**values), data=replace(PLAIN, train_rows=rows))
-    assert (recipe.early_stopping_patience is None) == (reason is None)
-    assert reason is None or reason in reasons["early_stopping_patience"]
-    set_recipe, _ = decided(
-        CLIPFinetuningConfig(early_stopping_patience=3, **values), data=replace(PLAIN, train_rows=rows)
-    )
-    assert set_recipe.early_stopping_patience == 3
-    never, _ = decided(CLIPFinetuningConfig(early_stopping_patience=0, **values), data=replace(PLAIN, train_rows=rows))
-    assert never.early_stopping_patience == 0
+    assert [name for name in both if getattr(recipe, name) is not None] == ([key] if key else [])
+    assert [name for name in both if "half of the training" in reasons.get(name, "")] == ([key] if key else [])
+    for patience in (0, 3):
+        given = dict.fromkeys(both, patience)
+        recipe, reasons = decided(CLIPFinetuningConfig(**given, **values), data=replace(PLAIN, train_rows=rows))
+        assert {name: getattr(recipe, name) for name in given} == given and not set(both) & set(reasons)
 
 
 def test_batch_norm_keeps_its_statistics_where_the_heads_come_first():

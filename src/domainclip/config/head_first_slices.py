@@ -15,6 +15,10 @@ class HeadFirstSettings(Settings):
     head_first_learning_rate: float = Field(1e-3, gt=0, description="Peak rate of the projections in it (AdamW).")
     head_first_views: int = Field(2, ge=0, le=64, description="Augmented views of each picture in it, beside itself.")
     head_first_weight_decay: float = Field(0.1, ge=0, description="Decay of the projections' matrices in it.")
+    head_first_patience: int | None = Field(
+        None, ge=0, description="Validations without a gain that end a training whose best model is still the heads'; "
+        "0: never; null: half of all.",
+    )  # fmt: skip
     classification_weight: float | None = Field(
         None, ge=0, description="Weight of telling the classes apart by their prompts; null: 1 where rows have labels."
     )

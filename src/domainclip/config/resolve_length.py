@@ -54,12 +54,15 @@ def resolve_small_data(values: dict[str, Any], rows: int, image_tower_kind: str,
 
 
 def resolve_early_end(values: dict[str, Any], validations: int, given: set[str], decide: Any) -> None:
-    """``early_stopping_patience``, where few rows make it likely that nothing more is gained.
+    """``early_stopping_patience`` and ``head_first_patience``, where few rows make it likely that nothing more is
+    gained.
 
     ``validations``: how many there will be, nearly.
     """
-    if "early_stopping_patience" in given or not (values["small_data"] or values["head_first"]):
-        return
-    why = "small_data" if values["small_data"] else "the towers may never do better than the heads"
-    patience = max(5, validations // 2)
-    decide("early_stopping_patience", patience, f"{why}: half of the training without a better validation ends it")
+    half = max(5, validations // 2)
+    if "early_stopping_patience" not in given and values["small_data"]:
+        why = "small_data: half of the training without a better validation ends it"
+        decide("early_stopping_patience", half, why)
+    elif "head_first_patience" not in given and values["head_first"]:
+        why = "half of the training in which the towers do not get past the heads ends it"
+        decide("head_first_patience", half, why)

@@ -70,7 +70,7 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
         f"  step {state.step}: validation {result.primary} {result.value:.4f} "
         f"(best {state.top:.4f}{', kept' if kept else ''})"
     )
-    return state.patience_spent(settings.early_stopping_patience)
+    return state.stops_early(settings)
 
 
 def _keep_best(trainer: Trainer, best: dict[str, Any]) -> bool:

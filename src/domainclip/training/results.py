@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from domainclip.config import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,15 @@ class RunState:
     warnings: list[str] = field(default_factory=list)
     bad_pictures: dict[str, str] = field(default_factory=dict)
 
-    def patience_spent(self, patience: int | None) -> bool:
-        """Whether early stopping is due. Also true for a run resumed after it has stopped early."""
-        return patience is not None and 0 < patience <= self.without_gain
+    def stops_early(self, settings: TrainingSettings) -> bool:
+        """Whether early stopping is due. Also true for a run resumed after it has stopped early.
+
+        Towers that are kept in place of the heads have their whole schedule: at its end they gain what a few hundred
+        validation rows cannot show (docs/log.md).
+        """
+        only_heads = self.head_first is not None and self.best is not None and not self.best["step"]
+        patience = (settings.early_stopping_patience, settings.head_first_patience if only_heads else None)
+        return any(0 < most <= self.without_gain for most in patience if most is not None)
 
 
 def summary_of(result: TrainingResult, model_path: Path) -> dict[str, Any]:

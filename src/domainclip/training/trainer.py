@@ -184,7 +184,7 @@ class Trainer:
         )
         if not resumed_from:
             begin_with_heads(self, metrics)
-        stopped_early = state.patience_spent(settings.early_stopping_patience)
+        stopped_early = state.stops_early(settings)
         started, training_seconds, rows_seen = time.monotonic(), 0.0, 0
         self.encoder.train()
         with (
