@@ -26,6 +26,7 @@ NOTHING = "nothing"
 PRESET = ("all", "images", "texts", "prompts", "augmentation", "training")
 TRAINING: dict[str, dict[str, Any]] = {
     "head_first": {"head_first": False},
+    "head_last": {"head_last": False},
     "classification": {"classification_weight": 0.0},
     "averaging": {"ema_share": 0.0},
     "small_data": {"small_data": False},

@@ -119,9 +119,10 @@ ABLATION_DATA = ("ind_solar_cells", "sci_rock_thin_sections")
 ABLATION_PARTS = {
     "nothing": "nothing: the defaults", "all": "the preset: domain general", "images": "its picture steps",
     "texts": "its text steps", "prompts": "its prompts", "augmentation": "its augmentation",
-    "training": "its learning rate", "head_first": "the heads first", "classification": "the classes' own term",
+    "training": "its learning rate", "head_first": "the heads first (nor last)", "head_last": "the heads last",
+    "classification": "the classes' own term",
     "averaging": "the mean of the weights", "small_data": "the restraint of few rows",
-    "all of these": "these four together",
+    "all of these": "these five together",
 }  # fmt: skip
 
 

@@ -272,7 +272,7 @@ def test_the_two_terms_are_their_definitions(tiny_data: TinyData) -> None:
     [
         ({"classification_weight": 2.0}, 0, "needs rows of two classes"),
         ({"class_balance": True}, 1, "needs rows of two classes"),
-        ({"class_balance": True, "head_first": False}, 3, "read by head_first alone"),
+        ({"class_balance": True, "head_first": False}, 3, "read by head_first and head_last alone"),
     ],
 )
 def test_keys_that_nothing_would_read_are_refused(values: dict[str, Any], classes: int, said: str) -> None:

@@ -11,6 +11,10 @@ class HeadFirstSettings(Settings):
     head_first: bool | None = Field(
         None, description="Train the projections on the frozen towers before anything else; null: with few rows."
     )
+    head_last: bool | None = Field(
+        None, description="Train the projections once more on the trained towers, kept where validation rows are no "
+        "worse; null: as head_first.",
+    )  # fmt: skip
     head_first_steps: int = Field(300, gt=0, description="Steps of it, at most: validation rows say which one to keep.")
     head_first_learning_rate: float = Field(1e-3, gt=0, description="Peak rate of the projections in it (AdamW).")
     head_first_views: int = Field(2, ge=0, le=64, description="Augmented views of each picture in it, beside itself.")

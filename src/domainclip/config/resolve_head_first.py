@@ -32,8 +32,13 @@ def resolve_head_first(
             )
         else:
             decide("head_first", False, f"{rows} rows, {FEW_ROWS} or more, and projections that are trained already")
+    _resolve_head_last(values, decide)
     steps = max(LEAST_STEPS, rows // 2)
-    if values["head_first"] and "head_first_steps" not in given and steps < values["head_first_steps"]:
+    if (
+        (values["head_first"] or values["head_last"])
+        and "head_first_steps" not in given
+        and steps < values["head_first_steps"]
+    ):
         decide("head_first_steps", steps, f"{rows} rows: more steps would learn them by heart")
     _refuse_what_is_not_read(values, data)
     if values["classification_weight"] is None:
@@ -54,6 +59,22 @@ def resolve_head_first(
             )  # fmt: skip
 
 
+def _resolve_head_last(values: dict[str, Any], decide: Any) -> None:
+    held = [key for key in ("l2sp_strength", "distillation_strength") if values[key]]
+    if values["head_last"] and held:
+        raise ConfigurationError(
+            f"head_last=true does not go with {held[0]}: fitted once more, the projections would no longer be held "
+            "near the model that the training began with. Leave one of them out"
+        )
+    if values["head_last"] is not None:
+        return
+    values["head_last"] = False
+    if values["head_first"] and held:
+        decide("head_last", False, f"{held[0]} holds the projections near the model that the training began with")
+    elif values["head_first"]:
+        decide("head_last", True, "the towers move on from the projections, which are fitted once more in the end")
+
+
 def _refuse_what_is_not_read(values: dict[str, Any], data: DataFacts) -> None:
     for key in ("classification_weight", "class_balance"):
         if values[key] and data.classes < 2:
@@ -61,5 +82,7 @@ def _refuse_what_is_not_read(values: dict[str, Any], data: DataFacts) -> None:
                 f"{key}={values[key]} needs rows of two classes or more, and these have {data.classes}: name their "
                 "column with label_col, or leave it unset"
             )
-    if values["class_balance"] and not values["head_first"]:
-        raise ConfigurationError("class_balance=true is read by head_first alone, which is off: leave it unset")
+    if values["class_balance"] and not (values["head_first"] or values["head_last"]):
+        raise ConfigurationError(
+            "class_balance=true is read by head_first and head_last alone, which are off: leave it unset"
+        )

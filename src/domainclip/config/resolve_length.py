@@ -9,7 +9,7 @@ SMALLEST_BATCH = 32
 STEPS_AN_EPOCH = 16
 """So many steps an epoch has at least, where its batches need not be smaller than ``SMALLEST_BATCH`` for it."""
 
-PICTURES = 20_000
+PICTURES = 18_000
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 30
 """Few rows are shown more often: about ``PICTURES`` pictures in all, within these bounds."""
 

@@ -259,9 +259,8 @@ class CLIPFinetuningController:
         apply_recipe(encoder, recipe, self.console)
         apply_attention(encoder, recipe, self.device, self.precision, self.console)
         # MPS keeps memory for every shape it has seen: a few lengths only.
-        loader = create_training_loader(
-            data, recipe, contrastive_batch(recipe), pad_to_multiple=16 if self.device.type == "mps" else 1
-        )
+        multiple = 16 if self.device.type == "mps" else 1
+        loader = create_training_loader(data, recipe, contrastive_batch(recipe), pad_to_multiple=multiple)
         loss = build_loss(recipe, encoder.embedding_dim).to(self.device)
         if scales := getattr(loss, "resolution_scales", None):
             for side in loader.batch_sampler.plan.sides:  # type: ignore[union-attr]
@@ -273,7 +272,7 @@ class CLIPFinetuningController:
             retention.engine.text_map = judge.text_map
 
         def tell(validation: Validation) -> None:
-            if on_validation is not None and trainer.state.step:
+            if on_validation is not None and trainer.state.step and trainer.state.head_last is None:
                 on_validation(validation)
 
         validate = validation_by(evaluator, judge, retention, tell) if evaluator is not None else None
@@ -285,13 +284,14 @@ class CLIPFinetuningController:
             look_alikes = look_alike_finder(data, recipe, fast)
         autocast = partial(self.precision.autocast, self.device)
         rehearsal = kept.rehearsed(encoder, recipe, autocast) if kept is not None else None
+        heads = head_first_of(encoder, recipe, loss, data, val, self.device, self.precision, rehearsal)
         torch.manual_seed(recipe.seed + self.processes.rank)  # their own dropout
         trainer = Trainer(
             encoder, loss, loader, data.image_transform.spec, recipe, self.device, self.precision, folder, validate,
             self.console, look_alikes, may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
-            processes=self.processes, start=start,
-            head_first=head_first_of(encoder, recipe, loss, data, val, self.device, self.precision, rehearsal),
-            classification=classification_of(encoder, recipe, data, self.device, self.precision), rehearsal=rehearsal,
+            processes=self.processes, start=start, rehearsal=rehearsal,
+            classification=classification_of(encoder, recipe, data, self.device, self.precision),
+            head_first=heads if recipe.head_first else None, head_last=heads if recipe.head_last else None,
         )  # fmt: skip
         if retention is not None and not resume:
             record_course(folder, 0, {f"val_{name}": value for name, value in retention.during().items()})

@@ -31,8 +31,8 @@ def head_first_of(
     precision: PrecisionDecision,
     rehearsal: Rehearsal | None = None,
 ) -> HeadFirst | None:
-    """None where the recipe does not want it. Classes are described as the evaluation describes them."""
-    if not recipe.head_first:
+    """What ``head_first`` and ``head_last`` train with, or None. Classes are described as in the evaluation."""
+    if not (recipe.head_first or recipe.head_last):
         return None
     judged = None
     if len(validation) > 1:

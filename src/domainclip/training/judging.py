@@ -64,7 +64,7 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
         kept = kept and sign * result.value >= sign * state.head_first["validation"] + margin
     if kept:
         best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
-        if _keep_best(trainer, best):
+        if keep_best(trainer, best):
             state.best = best
     trainer.console.print(
         f"  step {state.step}: validation {result.primary} {result.value:.4f} "
@@ -73,7 +73,7 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
     return state.stops_early(settings)
 
 
-def _keep_best(trainer: Trainer, best: dict[str, Any]) -> bool:
+def keep_best(trainer: Trainer, best: dict[str, Any]) -> bool:
     """Write the weights and what they scored; False when they could not be written (the former best stays)."""
     try:
         with replaced_directory(trainer.folder / "best") as temporary:

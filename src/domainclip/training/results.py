@@ -41,6 +41,8 @@ class TrainingResult:
     final_loss: float
     head_first: dict[str, Any] | None
     """What training the heads first came to; None where it was not asked for."""
+    head_last: dict[str, Any] | None
+    """The same of the heads after the last step, with ``validation`` and ``kept``."""
     memory: dict[str, Any]
     """What ``memory.json`` holds: foretold and measured (see ``RunMemory``)."""
 
@@ -57,6 +59,7 @@ class RunState:
     without_gain: int = 0
     head_first: dict[str, Any] | None = None
     """What training the heads first came to, with ``validation``: the primary metric it was judged by."""
+    head_last: dict[str, Any] | None = None
     steps_skipped: int = 0  # batches with fewer than two readable pictures
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -93,4 +96,5 @@ def summary_of(result: TrainingResult, model_path: Path) -> dict[str, Any]:
         "model_path": str(model_path),
         "memory": result.memory,
         "head_first": result.head_first,
+        "head_last": result.head_last,
     }

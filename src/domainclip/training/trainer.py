@@ -29,6 +29,7 @@ from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.gradcache import ContrastiveStep
 from domainclip.training.guards import CollapseGuard, check_finite
 from domainclip.training.head_first import HeadFirst, begin_with_heads
+from domainclip.training.head_last import end_with_heads
 from domainclip.training.identity import check_same_run, data_fingerprint, domain_digest, recipe_digest
 from domainclip.training.judging import judge
 from domainclip.training.metrics_log import MetricsLog, peak_memory_mb, told_numbers
@@ -54,8 +55,8 @@ class Trainer:
     ``metrics.jsonl``, ``checkpoints/`` and ``best/`` (the best weights, in ``transformers``' layout). ``processes``:
     several train together, each on its rows of every batch; the first alone judges and writes, all go the same way.
     ``start``: the model it begins with, which ``encoder`` still is, where the settings hold the training near it.
-    ``head_first``: what trains the projections before the first step, or None. ``classification``: a term of the loss
-    beside the objective. ``rehearsal``: what keeps rows from outside the domain as they were.
+    ``head_first``, ``head_last``: what trains the projections before the first step and after the last, or None.
+    ``classification``: a term of the loss beside the objective. ``rehearsal``: keeps other rows as they were.
     """
 
     def __init__(
@@ -77,16 +78,22 @@ class Trainer:
         head_first: HeadFirst | None = None,
         classification: ClassificationTerm | None = None,
         rehearsal: Rehearsal | None = None,
+        head_last: HeadFirst | None = None,
     ) -> None:
-        self.encoder, self.loss, self.start, self.head_first = encoder, loss, start, head_first
+        self.encoder, self.loss, self.start, self.head_first, self.head_last = (
+            encoder,
+            loss,
+            start,
+            head_first,
+            head_last,
+        )
         self.look_alikes, self.classification, self.rehearsal = look_alikes, classification, rehearsal
         self.processes = processes or OneProcess()
         self.loader = PrefetchDataLoader(loader, device)
         self.sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
         self.sampler.share = self.processes.share
         self.settings, self.device, self.precision = settings, device, precision
-        self.folder, self.validate = folder, validate
-        self.console = console or Console(stderr=True)
+        self.folder, self.validate, self.console = folder, validate, console or Console(stderr=True)
         self.optimizer = build_optimizer(encoder, settings, device, loss)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.use_grad_scaler)
         self.store = CheckpointStore(folder / "checkpoints", settings.keep_checkpoints)
@@ -232,22 +239,16 @@ class Trainer:
                 f"({len(state.bad_pictures)} set aside, such as: {next(iter(state.bad_pictures.values()), '')})"
             )
         self.average.settle()
+        end_with_heads(self, metrics)
         return TrainingResult(
-            steps=state.step,
-            epochs=self.plan.epochs(state.step),
-            train_loss=state.loss_sum / max(1, state.loss_count),
-            training_time=time.monotonic() - started,
+            steps=state.step, epochs=self.plan.epochs(state.step),
+            train_loss=state.loss_sum / max(1, state.loss_count), final_loss=state.last_loss,
+            training_time=time.monotonic() - started, peak_memory_mb=peak_memory_mb(self.device),
             samples_per_second=rows_seen / training_seconds if training_seconds else 0.0,
-            peak_memory_mb=peak_memory_mb(self.device),
-            best=state.best,
-            stopped_early=stopped_early,
-            warnings=state.warnings,
-            bad_pictures=state.bad_pictures,
-            resumed_from=resumed_from,
-            final_loss=state.last_loss,
-            head_first=state.head_first,
-            memory=self.processes.on_first(self.memory.record),
-        )
+            best=state.best, stopped_early=stopped_early, resumed_from=resumed_from,
+            warnings=state.warnings, bad_pictures=state.bad_pictures,
+            head_first=state.head_first, head_last=state.head_last, memory=self.processes.on_first(self.memory.record),
+        )  # fmt: skip
 
     @property
     def _on_cpu(self) -> bool:
