@@ -332,5 +332,9 @@ def test_a_run_writes_the_page_beside_its_report(domainclip, tiny_data, tmp_path
     assert "[case_study.html](<case_study.html>)" in report
     assert "## Documents, near misses and terminology" in report and "right at level 1 of the class tree" in report
     assert "after fine-tuning, test split</h1>" in (tmp_path / "run" / "case_study.html").read_text(encoding="utf-8")
+    # Judged by itself, the page names the run, not its folder "model".
+    done = domainclip("evaluate", "-m", tmp_path / "run" / "model", "-d", tiny_data.folder, "--case-study", tmp_path)
+    assert done.exit_code == 0, done.err
+    assert "<h1>run on " in (tmp_path / "case_study.html").read_text(encoding="utf-8")
     clear_folder(tmp_path / "run")  # as --overwrite does
     assert not (tmp_path / "run" / "case_study.html").exists()

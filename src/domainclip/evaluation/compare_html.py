@@ -73,8 +73,8 @@ table { border-collapse: separate; border-spacing: 0; }
 .list th { font-weight: 600; } .list thead th { color: var(--soft); font-size: .8em; overflow-wrap: normal; }
 .list td.n { white-space: nowrap; } .list td.bar { padding: .3rem 1.3rem .3rem .4rem; }
 .list.untold { min-width: 34rem; }
-.list .value-column { width: 4.6rem; } .list .interval-column { width: 7rem; } .list .change-column { width: 11rem; }
-.list .p-column { width: 4.2rem; } .list .verdict-column { width: 8.5rem; } .list .name-column { width: 18%; }
+.list .value-column { width: 4.6rem; } .list .interval-column { width: 7rem; } .list .change-column { width: 12.6rem; }
+.list .p-column { width: 4.7rem; } .list .verdict-column { width: 8.5rem; } .list .name-column { width: 18%; }
 .list th.bar { padding: .3rem .9rem .3rem 0; }
 .range { position: relative; height: 1.1rem;
   background: linear-gradient(#e4e7ea, #e4e7ea) center / 100% 1px no-repeat; }

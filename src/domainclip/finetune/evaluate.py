@@ -171,6 +171,9 @@ def run_evaluation(
     notes = [*notes, *evaluator.notes]
     report = EvaluationReport(config.model_name, config.data_path, split, result, set_aside, notes=notes)
     if case_study is not None:
-        title = f"{Path(config.model_name).name} on {Path(config.data_path).name}, {split} split"
+        model = Path(config.model_name)
+        if model.name in ("model", "best"):  # a run's own folders: whose, says the one above
+            model = model.resolve().parent
+        title = f"{model.name} on {Path(config.data_path).name}, {split} split"
         report.case_study = str(write_case_study_of(controller, rows, engine, embed, case_study, title))
     return report
