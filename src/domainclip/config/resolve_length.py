@@ -60,9 +60,11 @@ def resolve_early_end(values: dict[str, Any], validations: int, given: set[str],
     ``validations``: how many there will be, nearly.
     """
     half = max(5, validations // 2)
-    if "early_stopping_patience" not in given and values["small_data"]:
-        why = "small_data: half of the training without a better validation ends it"
-        decide("early_stopping_patience", half, why)
-    elif "head_first_patience" not in given and values["head_first"]:
-        why = "half of the training in which the towers do not get past the heads ends it"
-        decide("head_first_patience", half, why)
+    if values["small_data"]:
+        key, why = "early_stopping_patience", "small_data: half of the training without a better validation ends it"
+    elif values["head_first"]:
+        key, why = "head_first_patience", "half of the training in which the towers do not get past the heads ends it"
+    else:
+        return
+    if key not in given:
+        decide(key, half, why)
