@@ -93,9 +93,7 @@ def test_heads_that_judge_worse_are_forgotten(tiny_data: TinyData, tmp_path: Pat
     assert same(kept_in(tmp_path / "a"), weights(third))
 
 
-def test_a_disk_that_is_full_costs_the_heads_alone(
-    tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_is_full_costs_the_heads_alone(tiny_data: TinyData, tmp_path: Path) -> None:
     trainer = with_heads(tiny_data, tmp_path / "a", [0.5] * 6 + [0.9])
     begin: Any = trainer.head_last
     save = trainer.encoder.save

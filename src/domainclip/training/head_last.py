@@ -60,11 +60,8 @@ def _fit(trainer: Trainer, metrics: MetricsLog) -> None:
         sign = 1 if result.greater_is_better else -1
         told["validation"] = result.value
         said = f"validation {result.primary} {result.value:.4f}"
-        best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
         if state.best is None or sign * result.value >= sign * state.best["value"]:
-            kept = keep_best(trainer, best)
-        if kept:
-            state.best = best
+            kept = keep_best(trainer, result)
     told["kept"] = kept
     if not kept:
         with torch.no_grad():

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from domainclip.errors import ShapeError, TrainingDivergedError
 from domainclip.files import replaced_directory, write_json
 from domainclip.training.metrics_log import MetricsLog
+from domainclip.training.results import Validation
 
 if TYPE_CHECKING:
     from domainclip.training.trainer import Trainer
@@ -63,9 +64,7 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
         margin = result.standard_error if 2 * state.step < trainer.total_steps else 0.0
         kept = kept and sign * result.value >= sign * state.head_first["validation"] + margin
     if kept:
-        best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
-        if keep_best(trainer, best):
-            state.best = best
+        keep_best(trainer, result)
     trainer.console.print(
         f"  step {state.step}: validation {result.primary} {result.value:.4f} "
         f"(best {state.top:.4f}{', kept' if kept else ''})"
@@ -73,8 +72,9 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
     return state.stops_early(settings)
 
 
-def keep_best(trainer: Trainer, best: dict[str, Any]) -> bool:
+def keep_best(trainer: Trainer, result: Validation) -> bool:
     """Write the weights and what they scored; False when they could not be written (the former best stays)."""
+    best = {"step": trainer.state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
     try:
         with replaced_directory(trainer.folder / "best") as temporary:
             trainer.encoder.save(temporary, open_clip=False)  # for these runs alone, not for the user
@@ -84,4 +84,5 @@ def keep_best(trainer: Trainer, best: dict[str, Any]) -> bool:
     except (OSError, RuntimeError, SafetensorError) as error:
         trainer.warn(f"step {trainer.state.step}: the best weights could not be written ({error}); training goes on")
         return False
+    trainer.state.best = best
     return True

@@ -80,13 +80,8 @@ class Trainer:
         rehearsal: Rehearsal | None = None,
         head_last: HeadFirst | None = None,
     ) -> None:
-        self.encoder, self.loss, self.start, self.head_first, self.head_last = (
-            encoder,
-            loss,
-            start,
-            head_first,
-            head_last,
-        )
+        self.encoder, self.loss, self.start = encoder, loss, start
+        self.head_first, self.head_last = head_first, head_last
         self.look_alikes, self.classification, self.rehearsal = look_alikes, classification, rehearsal
         self.processes = processes or OneProcess()
         self.loader = PrefetchDataLoader(loader, device)
