@@ -139,7 +139,10 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     [
         ([0.74, 0.7, 0.6], 0),
         ([0.82, 0.7, 0.7], 0),
-        ([0.91, 0.7, 0.7], 1),
+        ([0.91, 0.7, 0.7], 0),  # one good epoch early on
+        ([0.91, 0.92, 0.7, 0.7, 0.7, 0.7], 2),
+        ([0.89, 0.95, 0.91, 0.7, 0.7, 0.7], 3),
+        ([0.7, 0.7, 0.91, 0.89, 0.7, 0.7], 4),  # from the middle on each speaks for itself
         ([0.7, 0.79, 0.79], 0),
         ([0.7, 0.8, 0.79], 2),
         ([0.95, 0.86, 0.79], 2),
@@ -150,15 +153,15 @@ def test_trained_towers_must_do_as_well_as_the_heads(
     tiny_data: TinyData, tmp_path: Path, later: list[float], kept: int
 ) -> None:
     """The heads' model has .80; every validation has a standard error of .1. In the first half of the training the
-    towers must be better by that, later as good."""
+    towers must be better by that, twice in a row, later as good."""
     values = iter([0.8, *later])
 
     def validate() -> Validation:
         return Validation({"acc": next(values)}, "acc", True, 0.1)
 
-    trainer = with_heads(tiny_data.pairs(), (), tmp_path, validate=validate, eval_steps=1, num_epochs=1)
+    trainer = with_heads(tiny_data.pairs(), (), tmp_path, validate=validate, eval_steps=1, max_steps=len(later))
     result = trainer.train()
-    assert result.steps == 3 and next(values, None) is None
+    assert result.steps == len(later) and next(values, None) is None
     assert result.best["step"] == kept
     assert result.head_first["validation"] == 0.8
 
@@ -168,7 +171,8 @@ def test_trained_towers_must_do_as_well_as_the_heads(
     [
         ([0.8, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7], 2, 2),  # never past the heads
         ([0.8, 0.7, 0.81, 0.7, 0.7, 0.7, 0.7], 2, 4),  # a little better, but not kept in the first half
-        ([0.8, 0.95, 0.7, 0.7, 0.7, 0.7, 0.7], 2, 6),  # kept in place of the heads: the schedule's end is waited for
+        ([0.8, 0.95, 0.7, 0.7, 0.7, 0.7, 0.7], 2, 3),  # one good epoch
+        ([0.8, 0.92, 0.95, 0.7, 0.7, 0.7, 0.7], 2, 6),  # kept in place of the heads: the schedule's end is waited for
         ([0.8, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7], 0, 6),
     ],
 )

@@ -26,7 +26,7 @@ def judge(trainer: Trainer, metrics: MetricsLog | None) -> bool:
         assert metrics is not None
         with trainer.average.in_place():
             stop = _validate(trainer, metrics)
-        told = ("best", "top", "without_gain", "head_first", "warnings")
+        told = ("best", "top", "without_gain", "previous", "head_first", "warnings")
         return stop, {name: getattr(trainer.state, name) for name in told}
 
     stop, found = trainer.processes.on_first(validate)
@@ -60,9 +60,12 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
         state.head_first["validation"] = result.value
     elif state.head_first is not None and "validation" in state.head_first:
         # Trained towers must do as well as the heads; in the first half, where the rate is high and one epoch of many
-        # validates well by chance, clearly better (docs/log.md).
-        margin = result.standard_error if 2 * state.step < trainer.total_steps else 0.0
-        kept = kept and sign * result.value >= sign * state.head_first["validation"] + margin
+        # validates well by chance, clearly better, and twice in a row (docs/log.md).
+        early = 2 * state.step < trainer.total_steps
+        enough = sign * state.head_first["validation"] + (result.standard_error if early else 0.0)
+        judged = [result.value, state.previous] if early and state.previous is not None else [result.value]
+        kept = kept and all(sign * value >= enough for value in judged)
+    state.previous = result.value
     if kept:
         keep_best(trainer, result)
     trainer.console.print(

@@ -57,6 +57,7 @@ class RunState:
     best: dict[str, Any] | None = None  # the checkpoint that is kept
     top: float | None = None  # the best value seen, at whichever step
     without_gain: int = 0
+    previous: float | None = None  # the value of the last validation
     head_first: dict[str, Any] | None = None
     """What training the heads first came to, with ``validation``: the primary metric it was judged by."""
     head_last: dict[str, Any] | None = None
