@@ -8,20 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from align_cases import RANKING, make_tiny_engine
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError
-from domainclip.finetune import CLIPFinetuningController
 from domainclip.finetune.align.report import prepare_folder
 from domainclip.finetune.align.run import BEFORE_FILE, RunAlignment, alignment_folder
-
-RANKING = [f"{side}_{name}" for side in ("i2t", "t2i") for name in ("R@1", "R@5", "R@10", "MRR", "median_rank")]
 
 
 @pytest.fixture(scope="module")
 def tiny_engine():
-    controller = CLIPFinetuningController(CLIPFinetuningConfig(model_name="tiny", mixed_precision=False, device="cpu"))
-    controller.setup()
-    return controller.engine()
+    return make_tiny_engine()
 
 
 def draw_nothing(monkeypatch) -> None:

@@ -12,27 +12,23 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from align_cases import RANKING, make_tiny_engine
 from domainclip.alignment import AlignmentMetrics, SimilarityComputer, modality_gap
-from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import DataError, ShapeError
 from domainclip.evaluation.evaluators import RetrievalEvaluator
-from domainclip.finetune import CLIPFinetuningController
 from domainclip.finetune.align.command import short_names
 from domainclip.finetune.align.figures import AlignmentRows, Embedded, Metric, chance, embed, measure, query_order
 from domainclip.finetune.align.plots import PLOT_FILES, shown_queries
 from domainclip.finetune.align.report import write_alignment
 from domainclip.similarity import SIMILARITIES
 
-RANKING = [f"{side}_{name}" for side in ("i2t", "t2i") for name in ("R@1", "R@5", "R@10", "MRR", "median_rank")]
 ONE_MODEL = {name for name in PLOT_FILES if "_compared" not in name}
 
 
 @pytest.fixture(scope="module")
 def tiny_engine():
-    controller = CLIPFinetuningController(CLIPFinetuningConfig(model_name="tiny", mixed_precision=False, device="cpu"))
-    controller.setup()
-    return controller.engine()
+    return make_tiny_engine()
 
 
 def random_rows(n_images: int, n_texts: int, per_image: int, seed: int = 0, dim: int = 8):
