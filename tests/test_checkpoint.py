@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from conftest import TinyData
 from domainclip.data.records import ImageTextPair
@@ -201,7 +203,10 @@ def test_the_best_is_what_could_be_written(
         write(folder, **layout)
 
     monkeypatch.setattr(trainer.encoder, "save", full)
+    trainer.console = Console(file=io.StringIO(), width=200)
     result = trainer.train()
+    told = [line for line in trainer.console.file.getvalue().splitlines() if "validation" in line]
+    assert ["kept" in line for line in told] == [True, True, False, False, False, False]
     assert result.best is not None
     assert json.loads((tmp_path / "best" / "best.json").read_text()) == result.best
     assert result.best["step"] != 3

@@ -66,8 +66,7 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
         judged = [result.value, state.previous] if early and state.previous is not None else [result.value]
         kept = kept and all(sign * value >= enough for value in judged)
     state.previous = result.value
-    if kept:
-        keep_best(trainer, result)
+    kept = kept and keep_best(trainer, result)
     trainer.console.print(
         f"  step {state.step}: validation {result.primary} {result.value:.4f} "
         f"(best {state.top:.4f}{', kept' if kept else ''})"
