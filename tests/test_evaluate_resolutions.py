@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 import time
 from pathlib import Path
@@ -136,10 +137,11 @@ def test_costs_are_those_of_the_work() -> None:
     def embed_pixels(pixels: torch.Tensor) -> torch.Tensor:
         calls.append(tuple(pixels.shape))
         assert pixels.dtype == torch.uint8
-        # Two MiB for each pixel of the side: more than a heap takes of what an earlier test gave back.
-        held = np.ones(pixels.shape[-1] * 2**21, dtype=np.uint8)
+        # Two MiB for each pixel of the side, from the system: a heap would take some of what earlier tests gave back.
+        held = np.frombuffer(mmap.mmap(-1, pixels.shape[-1] * 2**21), dtype=np.uint8)
+        held[:] = 1
         time.sleep(pixels.shape[-1] / 1000)
-        return torch.from_numpy(held[:1])
+        return torch.from_numpy(held[:1].copy())
 
     costs = embedding_costs(embed_pixels, [96, 32], 5, CPU)
     assert set(calls) == {(5, 3, 32, 32), (5, 3, 96, 96)}
