@@ -115,7 +115,7 @@ def recipes_table(results: Path) -> str:
     return table(header, rows)
 
 
-ABLATION_DATA = ("ind_solar_cells", "sci_rock_thin_sections")
+ABLATION_DATA = ("ind_solar_cells", "sci_rock_thin_sections", "ind_pcb_defects")
 ABLATION_PARTS = {
     "nothing": "nothing: the defaults", "all": "the preset: domain general", "images": "its picture steps",
     "texts": "its text steps", "prompts": "its prompts", "augmentation": "its augmentation",
