@@ -143,6 +143,7 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
         ([0.91, 0.92, 0.7, 0.7, 0.7, 0.7], 2),
         ([0.89, 0.95, 0.91, 0.7, 0.7, 0.7], 3),
         ([0.7, 0.7, 0.91, 0.89, 0.7, 0.7], 4),  # from the middle on each speaks for itself
+        ([0.99, 0.7, 0.81, 0.82, 0.81, 0.82], 6),  # one good epoch early on does not bar what is better than the heads
         ([0.7, 0.79, 0.79], 0),
         ([0.7, 0.8, 0.79], 2),
         ([0.95, 0.86, 0.79], 2),

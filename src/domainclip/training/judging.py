@@ -26,7 +26,7 @@ def judge(trainer: Trainer, metrics: MetricsLog | None) -> bool:
         assert metrics is not None
         with trainer.average.in_place():
             stop = _validate(trainer, metrics)
-        told = ("best", "top", "without_gain", "previous", "head_first", "warnings")
+        told = ("best", "top", "without_gain", "previous", "confirmed", "head_first", "warnings")
         return stop, {name: getattr(trainer.state, name) for name in told}
 
     stop, found = trainer.processes.on_first(validate)
@@ -55,16 +55,20 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
         state.top, state.without_gain = result.value, 0
     else:
         state.without_gain += 1
-    kept = sign * result.value >= sign * state.top - result.standard_error
+    heads = state.head_first.get("validation") if state.step and state.head_first is not None else None
+    early = heads is not None and 2 * state.step < trainer.total_steps
+    value = result.value
+    if early and state.previous is not None:
+        # In the first half the rate is high and one epoch of many validates well by chance, so a value counts only as
+        # far as the one before it bears it out: neither to be kept nor to bar what comes later (docs/log.md).
+        value = sign * min(sign * value, sign * state.previous)
+    if state.confirmed is None or sign * value > sign * state.confirmed:
+        state.confirmed = value
+    kept = sign * value >= sign * state.confirmed - result.standard_error
     if not state.step and state.head_first is not None:
         state.head_first["validation"] = result.value
-    elif state.head_first is not None and "validation" in state.head_first:
-        # Trained towers must do as well as the heads; in the first half, where the rate is high and one epoch of many
-        # validates well by chance, clearly better, and twice in a row (docs/log.md).
-        early = 2 * state.step < trainer.total_steps
-        enough = sign * state.head_first["validation"] + (result.standard_error if early else 0.0)
-        judged = [result.value, state.previous] if early and state.previous is not None else [result.value]
-        kept = kept and all(sign * value >= enough for value in judged)
+    elif heads is not None:  # trained towers must do as well as the heads; in the first half clearly better
+        kept = kept and sign * value >= sign * heads + (result.standard_error if early else 0.0)
     state.previous = result.value
     kept = kept and keep_best(trainer, result)
     trainer.console.print(

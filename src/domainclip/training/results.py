@@ -58,6 +58,7 @@ class RunState:
     top: float | None = None  # the best value seen, at whichever step
     without_gain: int = 0
     previous: float | None = None  # the value of the last validation
+    confirmed: float | None = None  # as top, of the values that count (see ``judge``)
     head_first: dict[str, Any] | None = None
     """What training the heads first came to, with ``validation``: the primary metric it was judged by."""
     head_last: dict[str, Any] | None = None
