@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
-from domainclip.data.records import ImageTextPair
 from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.processor import EncoderProcessor
@@ -23,6 +20,7 @@ from domainclip.training import Validation
 from machines import machine, metal_memory  # noqa: F401
 from model_zoo import save_siglip, save_vision_text
 from open_clip_zoo import KINDS
+from tiny_data import TinyData, write_tiny_data
 
 
 @pytest.fixture(scope="session")
@@ -64,53 +62,9 @@ def quick_collections() -> Iterator[None]:
     gc.unfreeze()
 
 
-@dataclass(frozen=True)
-class TinyData:
-    """A folder of 30 small pictures of three classes that colour and pattern tell apart, with captions."""
-
-    folder: Path
-
-    def table(self, split: str) -> Path:
-        return self.folder / f"{split}.csv"
-
-    def pairs(self, split: str = "train") -> list[ImageTextPair]:
-        with open(self.table(split), encoding="utf-8", newline="") as handle:
-            return [
-                ImageTextPair(self.folder / row["image_path"], row["caption"], row["label"])
-                for row in csv.DictReader(handle)
-            ]
-
-
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
-    """18 rows for training, 6 for validation, 6 for the test, as ``train.csv``, ``val.csv``, ``test.csv``.
-
-    Columns ``image_path,caption,label``. PNG and JPEG, not square, of several sizes. Every class has one caption
-    that several rows share and others of different lengths that are a single row's own.
-    """
-    folder = tmp_path_factory.mktemp("tiny_data")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(0)
-    rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "val": [], "test": []}
-    kinds = {"brick": ((180, 60, 50), "stripes"), "grass": ((50, 160, 60), "noise"), "sky": ((70, 110, 210), "plain")}
-    for label, (colour, pattern) in kinds.items():
-        for number in range(10):
-            height, width = 40 + 4 * (number % 3), 44 + 2 * (number % 4)
-            picture = np.broadcast_to(np.array(colour, dtype=float), (height, width, 3)).copy()
-            if pattern == "stripes":
-                picture[:: 6 + number % 2] *= 0.4
-            picture += rng.normal(0, 30 if pattern == "noise" else 6, picture.shape)
-            name = f"images/{label}_{number}.{'png' if number % 2 else 'jpg'}"
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / name)
-            own = f"a photo of {label}, sample {number}" + " seen from far above" * (number % 3)
-            caption = f"a texture of {label}" if number % 3 == 0 else own
-            split = "train" if number < 6 else "val" if number < 8 else "test"
-            rows[split].append((name, caption, label))
-    for split, lines in rows.items():
-        with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as handle:
-            writer = csv.writer(handle)
-            writer.writerows([("image_path", "caption", "label"), *lines])
-    return TinyData(folder)
+    return write_tiny_data(tmp_path_factory.mktemp("tiny_data"))
 
 
 @dataclass(frozen=True)
