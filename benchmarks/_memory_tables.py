@@ -8,9 +8,16 @@ from typing import Any
 from _table_cells import look_up, newest, number, table
 
 MEMORY_ROWS = (
-    "b32_whole", "b32_chunks", "b32_bf16", "b32_checkpointing", "b32_lora", "b16", "starter", "b32_in_6_gib",
+    "b32_whole",
+    "b32_chunks",
+    "b32_bf16",
+    "b32_checkpointing",
+    "b32_lora",
+    "b16",
+    "starter",
+    "b32_in_6_gib",
     "l14_336_in_12_gib",
-)  # fmt: skip
+)
 _MODELS = {"b32": "ViT-B/32", "b16": "ViT-B/16", "starter": "starter", "l14": "ViT-L/14@336"}
 
 
@@ -23,15 +30,30 @@ def memory_table(results: Path) -> str:
         budget = look_up(entry, "budget_gib")
         within = look_up(entry, "within_budget")
         share = look_up(entry, "predicted_over_measured")
-        rows.append([
-            _MODELS[name.split("_")[0]], number(look_up(entry, "batch"), "d"), _way(entry),
-            number(look_up(entry, "predicted_gib")), number(look_up(entry, "measured_gib")),
-            "" if share is None else f"{100 * (share - 1):+.0f} %",
-            number(budget, "g"), "" if within is None else "yes" if within else "no",
-            number(look_up(entry, "seconds"), ".0f"),
-        ])  # fmt: skip
-    header = ["shape", "batch", "how", "predicted, GiB", "measured, GiB", "difference", "budget, GiB", "within it",
-              "a step, s"]  # fmt: skip
+        rows.append(
+            [
+                _MODELS[name.split("_")[0]],
+                number(look_up(entry, "batch"), "d"),
+                _way(entry),
+                number(look_up(entry, "predicted_gib")),
+                number(look_up(entry, "measured_gib")),
+                "" if share is None else f"{100 * (share - 1):+.0f} %",
+                number(budget, "g"),
+                "" if within is None else "yes" if within else "no",
+                number(look_up(entry, "seconds"), ".0f"),
+            ]
+        )
+    header = [
+        "shape",
+        "batch",
+        "how",
+        "predicted, GiB",
+        "measured, GiB",
+        "difference",
+        "budget, GiB",
+        "within it",
+        "a step, s",
+    ]
     return table(header, rows)
 
 
@@ -59,10 +81,18 @@ def gradcache_table(results: Path) -> str:
     rows = []
     for size in GRADCACHE_BATCHES:
         cell = look_up(record, "results", "memory", size)
-        rows.append([
-            size, f"chunks of {chunk}, each passed twice", number(look_up(cell, "peak_memory_mb"), ".0f"),
-            number(look_up(cell, "ratio_to_smallest"), ".3f"), number(look_up(cell, "seconds")), "", "", "",
-        ])  # fmt: skip
+        rows.append(
+            [
+                size,
+                f"chunks of {chunk}, each passed twice",
+                number(look_up(cell, "peak_memory_mb"), ".0f"),
+                number(look_up(cell, "ratio_to_smallest"), ".3f"),
+                number(look_up(cell, "seconds")),
+                "",
+                "",
+                "",
+            ]
+        )
     time = look_up(record, "results", "time")
     timed = str(look_up(time, "batch") or GRADCACHE_TIMED_BATCH)
     passes = look_up(time, "passes") or 2 * GRADCACHE_TIMED_BATCH // GRADCACHE_CHUNK
@@ -70,11 +100,26 @@ def gradcache_table(results: Path) -> str:
     rows.append([timed, "a single pass", "", "", single, "1.000" if single else "", "", ""])
     for kept in look_up(time, "kept") or GRADCACHE_KEPT:
         cell = look_up(time, "kept", kept)
-        rows.append([
-            timed, f"chunks of {chunk}, {kept} of {passes} passes keep their graph", "", "",
-            number(look_up(cell, "seconds")), number(look_up(cell, "ratio"), ".3f"),
-            number(look_up(cell, "arithmetic"), ".3f"), number(look_up(cell, "gradient_difference"), ".0e"),
-        ])  # fmt: skip
-    header = ["batch", "how", "peak MiB", f"of that at {GRADCACHE_BATCHES[0]}", "a step, s", "of a single pass",
-              "by count", "gradient's difference from a single pass"]  # fmt: skip
+        rows.append(
+            [
+                timed,
+                f"chunks of {chunk}, {kept} of {passes} passes keep their graph",
+                "",
+                "",
+                number(look_up(cell, "seconds")),
+                number(look_up(cell, "ratio"), ".3f"),
+                number(look_up(cell, "arithmetic"), ".3f"),
+                number(look_up(cell, "gradient_difference"), ".0e"),
+            ]
+        )
+    header = [
+        "batch",
+        "how",
+        "peak MiB",
+        f"of that at {GRADCACHE_BATCHES[0]}",
+        "a step, s",
+        "of a single pass",
+        "by count",
+        "gradient's difference from a single pass",
+    ]
     return table(header, rows)

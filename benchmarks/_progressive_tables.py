@@ -26,17 +26,38 @@ def progressive_table(results: Path) -> str:
             runs = _of(look_up(record, "runs"), data, way)
             beside = _of(look_up(record, "comparisons"), data, way)
             reached = [entry for entry in beside if entry["seconds"] is not None]
-            rows.append([
-                f"`{data}`", f"`{way}`", str(len(runs) or ""), _median(runs, "steps", "g"),
-                _mean(runs, "acc1_validation"), _mean(runs, "acc1_test"), _spread(runs, "acc1_test"),
-                _median(runs, "training_s", ".0f"), _median(runs, "run_s", ".0f"),
-                f"{len(reached)} of {len(beside)}" if beside else "",
-                _sooner(beside, "fixed_s", "seconds"), _sooner(beside, "fixed_first_s", "seconds"),
-                _sooner(beside, "fixed_first_s_less_error", "seconds_less_error"),
-            ])  # fmt: skip
-    header = ["data", "way", "runs", "steps", "validation acc@1 at the end", "test acc@1", "± seeds", "training, s",
-              "with validations, s", "target reached", "fixed run's end : this", "fixed run's first : this",
-              "the same, one standard error lower"]  # fmt: skip
+            rows.append(
+                [
+                    f"`{data}`",
+                    f"`{way}`",
+                    str(len(runs) or ""),
+                    _median(runs, "steps", "g"),
+                    _mean(runs, "acc1_validation"),
+                    _mean(runs, "acc1_test"),
+                    _spread(runs, "acc1_test"),
+                    _median(runs, "training_s", ".0f"),
+                    _median(runs, "run_s", ".0f"),
+                    f"{len(reached)} of {len(beside)}" if beside else "",
+                    _sooner(beside, "fixed_s", "seconds"),
+                    _sooner(beside, "fixed_first_s", "seconds"),
+                    _sooner(beside, "fixed_first_s_less_error", "seconds_less_error"),
+                ]
+            )
+    header = [
+        "data",
+        "way",
+        "runs",
+        "steps",
+        "validation acc@1 at the end",
+        "test acc@1",
+        "± seeds",
+        "training, s",
+        "with validations, s",
+        "target reached",
+        "fixed run's end : this",
+        "fixed run's first : this",
+        "the same, one standard error lower",
+    ]
     return table(header, rows)
 
 
@@ -53,10 +74,15 @@ def progressive_sides_table(results: Path) -> str:
         medians = {side: statistics.median(values) for side, values in sorted(took.items())}
         for side, seconds in medians.items():
             largest = max(medians)
-            rows.append([
-                f"`{data}`", str(side), number(seconds), number(seconds / medians[largest]),
-                number((side / largest) ** 2),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"`{data}`",
+                    str(side),
+                    number(seconds),
+                    number(seconds / medians[largest]),
+                    number((side / largest) ** 2),
+                ]
+            )
         if not medians:
             rows.append([f"`{data}`", *[""] * 4])
     return table(["data", "side, pixels", "a step, s", "of the largest side's", "pixels, of the largest side's"], rows)

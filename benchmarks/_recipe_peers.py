@@ -41,10 +41,12 @@ def linear_probe(controller: Any, train: Sequence[Any], test: Sequence[Any]) -> 
     folds = max(2, min(5, min(labels.count(label) for label in set(labels))))
     probe = GridSearchCV(
         Pipeline([("scale", StandardScaler()), ("fit", LogisticRegression(max_iter=1000))]),
-        [{"scale": [StandardScaler()], "fit__C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]},
-         {"scale": ["passthrough"], "fit__C": [1e-2, 1e-1, 1.0, 1e1, 1e2]}],
+        [
+            {"scale": [StandardScaler()], "fit__C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]},
+            {"scale": ["passthrough"], "fit__C": [1e-2, 1e-1, 1.0, 1e1, 1e2]},
+        ],
         cv=StratifiedKFold(folds, shuffle=True, random_state=0),
-    )  # fmt: skip
+    )
     probe.fit(picture_features(controller, [pair.image_path for pair in train]).numpy(), labels)
     said = probe.predict(picture_features(controller, [pair.image_path for pair in test]).numpy())
     truth = [pair.label for pair in test]
@@ -95,9 +97,11 @@ def plain_loop(
         rows, order = order[:batch], order[batch:]
         ids, mask = processor.pad([list(tokens[row]) for row in rows], max(len(tokens[row]) for row in rows))
         found = model(
-            input_ids=ids, attention_mask=mask, pixel_values=spec.normalise(pixels[rows]),
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=spec.normalise(pixels[rows]),
             return_loss=not multi_positive,
-        )  # fmt: skip
+        )
         loss = found.loss
         if multi_positive:
             equal = (groups[rows][:, None] == groups[rows][None]).float()
@@ -160,17 +164,30 @@ def sentence_transformers_loop(
     total = max(1, round(steps * batch / size))
     model = SentenceTransformer(modules=[DualEncoderModule()], device="cpu")
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=folder, max_steps=total, per_device_train_batch_size=size, batch_sampler=BatchSamplers.NO_DUPLICATES,
-        warmup_steps=math.ceil(total / 10), lr_scheduler_type="cosine", seed=seed, save_strategy="no", report_to=[],
-        logging_strategy="no", dataloader_num_workers=0, dataloader_pin_memory=False, use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=folder,
+        max_steps=total,
+        per_device_train_batch_size=size,
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        warmup_steps=math.ceil(total / 10),
+        lr_scheduler_type="cosine",
+        seed=seed,
+        save_strategy="no",
+        report_to=[],
+        logging_strategy="no",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
     optimizer = torch.optim.AdamW(_rates(controller, recipe), weight_decay=recipe.weight_decay)
     random.seed(seed)
     trainer = SentenceTransformerTrainer(
-        model=model, args=arguments, loss=MultipleNegativesSymmetricRankingLoss(model),
+        model=model,
+        args=arguments,
+        loss=MultipleNegativesSymmetricRankingLoss(model),
         train_dataset=Dataset.from_dict({"anchor": [f"#{row}" for row in range(len(train))], "positive": captions}),
         optimizers=(optimizer, _schedule(optimizer, total)),
-    )  # fmt: skip
+    )
     trainer.train()
     encoder.eval()
     return {"batch": size, "steps": total}

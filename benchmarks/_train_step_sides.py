@@ -64,9 +64,16 @@ def _dataset(spec: dict[str, Any], encoder: DualEncoder) -> tuple[CLIPDataset, A
 
     pairs = DatasetLoader.from_csv(Path(spec["data"]) / "train.csv", image_col="image_path", caption_col="caption")
     config = CLIPFinetuningConfig(
-        batch_size=spec["batch"], num_epochs=1000, max_steps=spec["total_steps"], warmup_steps=WARMUP_STEPS,
-        learning_rate=LEARNING_RATE, loss_type="contrastive", num_workers=0, augment_images=False, seed=spec["seed"],
-    )  # fmt: skip
+        batch_size=spec["batch"],
+        num_epochs=1000,
+        max_steps=spec["total_steps"],
+        warmup_steps=WARMUP_STEPS,
+        learning_rate=LEARNING_RATE,
+        loss_type="contrastive",
+        num_workers=0,
+        augment_images=False,
+        seed=spec["seed"],
+    )
     return CLIPDataset(pairs, encoder.processor, config), config
 
 
@@ -118,7 +125,7 @@ def _plain_step(spec: dict[str, Any]) -> tuple[Step, Any, list[str]]:
     import torch
 
     from domainclip.data.batches import EpochBatchSampler
-    from domainclip.training.optimizer import rate_factor
+    from domainclip.training.optim.optimizer import rate_factor
 
     _, _, done = _settings(spec)
     encoder = _encoder(spec)
@@ -126,9 +133,12 @@ def _plain_step(spec: dict[str, Any]) -> tuple[Step, Any, list[str]]:
     model: Any = encoder.model.train()
     tokenizer = encoder.processor.tokenizer
     tokens = tokenizer(
-        [pair.caption for pair in dataset.pairs], padding="max_length", truncation=True, max_length=77,
+        [pair.caption for pair in dataset.pairs],
+        padding="max_length",
+        truncation=True,
+        max_length=77,
         return_tensors="pt",
-    )  # fmt: skip
+    )
     named = list(model.named_parameters())
     decayed = [p for name, p in named if p.ndim >= 2]
     others = [p for name, p in named if p.ndim < 2]

@@ -36,9 +36,9 @@ TRAINING: dict[str, dict[str, Any]] = {
 
 def without(part: str) -> dict[str, Any]:
     """The recipe keys that take ``part`` away."""
-    from domainclip.config.domain_images import ImagePreprocessing
-    from domainclip.config.domain_texts import TextPreprocessing
-    from domainclip.config.slices import DEFAULT_TEMPLATES
+    from domainclip.config.image_preprocessing import ImagePreprocessing
+    from domainclip.config.settings import DEFAULT_TEMPLATES
+    from domainclip.config.text_preprocessing import TextPreprocessing
 
     ways: dict[str, dict[str, Any]] = {
         NOTHING: {},
@@ -58,8 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", type=Path, default=[root / name for name in DATA])
     parser.add_argument("--model", default=str(root.parent / "models" / "starter"))
-    parser.add_argument("--parts", nargs="+", choices=(NOTHING, *PRESET, *TRAINING),
-                        default=[NOTHING, *PRESET, *TRAINING])  # fmt: skip
+    parser.add_argument(
+        "--parts", nargs="+", choices=(NOTHING, *PRESET, *TRAINING), default=[NOTHING, *PRESET, *TRAINING]
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -46,9 +46,11 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     torch.manual_seed(0)
     tokens, batch = spec["tokens"], spec["batch"]
     config = CLIPVisionConfig(
-        hidden_size=spec["width"], intermediate_size=4 * spec["width"], num_attention_heads=spec["heads"],
+        hidden_size=spec["width"],
+        intermediate_size=4 * spec["width"],
+        num_attention_heads=spec["heads"],
         num_hidden_layers=spec["layers"],
-    )  # fmt: skip
+    )
     config._attn_implementation = AttentionDecision(spec["kind"], spec["slice_size"], "").implementation
     layers = CLIPEncoder(config).train()
     hidden = torch.randn(batch, tokens, spec["width"])
@@ -124,9 +126,16 @@ def run(arguments: argparse.Namespace) -> Path:
     width, heads = (32, 2) if arguments.quick else (WIDTH, HEADS)
     results: dict[str, dict[str, Any]] = {str(size): dict.fromkeys(KINDS) for size in sizes}
     record: dict[str, Any] = {
-        "machine": machine_facts(), "quick": arguments.quick, "batch": arguments.batch, "layers": arguments.layers,
-        "width": width, "heads": heads, "dtype": "float32", "threads": None, "results": results,
-    }  # fmt: skip
+        "machine": machine_facts(),
+        "quick": arguments.quick,
+        "batch": arguments.batch,
+        "layers": arguments.layers,
+        "width": width,
+        "heads": heads,
+        "dtype": "float32",
+        "threads": None,
+        "results": results,
+    }
     script, path = Path(__file__).resolve(), Path()
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -137,10 +146,16 @@ def run(arguments: argparse.Namespace) -> Path:
                     print(f"{kind} {size}: not run, {needed:.0f} MiB needed, {available:.0f} available", flush=True)
                     continue
                 spec = {
-                    "name": f"{kind} {size}", "kind": kind, "tokens": size, "batch": arguments.batch,
-                    "layers": arguments.layers, "width": width, "heads": heads, "folder": folder,
+                    "name": f"{kind} {size}",
+                    "kind": kind,
+                    "tokens": size,
+                    "batch": arguments.batch,
+                    "layers": arguments.layers,
+                    "width": width,
+                    "heads": heads,
+                    "folder": folder,
                     "slice_size": (8 if arguments.quick else arguments.slice_size) if kind == "sliced" else None,
-                }  # fmt: skip
+                }
                 load = machine_facts()["load_average_at_start"]
                 with Worker(script, spec) as worker:
                     answer = worker.ask("measure", repeats=arguments.repeats, seconds=arguments.seconds)
@@ -151,7 +166,7 @@ def run(arguments: argparse.Namespace) -> Path:
                     f"{spec['name']}: a layer takes {1000 * answer['seconds_per_layer']:.1f} ms, "
                     f"{answer['peak_mb_per_layer']:.1f} MiB at the peak, keeps {answer['kept_mb_per_layer']:.1f} MiB",
                     flush=True,
-                )  # fmt: skip
+                )
     return path
 
 

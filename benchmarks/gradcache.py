@@ -165,9 +165,15 @@ def run(arguments: argparse.Namespace) -> Path:
     by_size: dict[str, Any] = {str(size): None for size in batches}
     results: dict[str, Any] = {"memory": by_size, "time": None}
     record: dict[str, Any] = {
-        "machine": machine_facts(), "quick": arguments.quick, "dtype": "float32", "chunk": chunk,
-        "text_length": TEXT_LENGTH, "threads": None, "settings": None, "results": results,
-    }  # fmt: skip
+        "machine": machine_facts(),
+        "quick": arguments.quick,
+        "dtype": "float32",
+        "chunk": chunk,
+        "text_length": TEXT_LENGTH,
+        "threads": None,
+        "settings": None,
+        "results": results,
+    }
     script, path = Path(__file__).resolve(), Path()
     for size in batches:
         load = machine_facts()["load_average_at_start"]
@@ -180,8 +186,9 @@ def run(arguments: argparse.Namespace) -> Path:
         path = write_record("gradcache", record, arguments.output)
         print(
             f"batch {size} in chunks of {chunk}: {answer['peak_memory_mb']:.0f} MiB ({ratio:.3f} times that of "
-            f"{batches[0]}), {answer['seconds']:.1f} s", flush=True,
-        )  # fmt: skip
+            f"{batches[0]}), {answer['seconds']:.1f} s",
+            flush=True,
+        )
     needed = 0 if arguments.quick else MB_OF_MODEL + MB_PER_PAIR * timed
     available = psutil.virtual_memory().available / 2**20
     if needed > available:

@@ -121,9 +121,14 @@ def _ours(spec: dict[str, Any], augment: bool) -> Epoch:
     from domainclip.models import EncoderProcessor, make_tiny_clip
 
     config = CLIPFinetuningConfig(
-        num_workers=0, shuffle=False, image_resolution=SIDE_PIXELS, augment_images=augment, horizontal_flip=True,
-        crop_scale=CROP_SCALE, color_jitter=JITTER,
-    )  # fmt: skip
+        num_workers=0,
+        shuffle=False,
+        image_resolution=SIDE_PIXELS,
+        augment_images=augment,
+        horizontal_flip=True,
+        crop_scale=CROP_SCALE,
+        color_jitter=JITTER,
+    )
     processor = EncoderProcessor(make_tiny_clip().processor.tokenizer, CLIPImageProcessorPil(), "causal", 77)
     image_spec = ImageSpec.from_processor(processor.image_processor)
     pairs = [(Path(path), f"picture {row}") for row, path in enumerate(spec["paths"])]
@@ -175,7 +180,7 @@ def _prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
         steps = torch.cat([(a - b).abs() * std * 255 for a, b in zip(ours, reference, strict=True)])
         return {"largest": float(steps.max()), "mean": float(steps.mean())}
 
-    from domainclip.data.image_spec import CLIP_STD
+    from domainclip.data.images.image_spec import CLIP_STD
 
     return {"settings": done}, {"start": start, "epoch": epoch, "difference": difference}
 
@@ -255,8 +260,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"{name}: largest difference {largest:.4f}/255", flush=True)
         if largest > 1.001:  # the float arithmetic of normalising and back
             raise SystemExit(f"{name}: a value differs by {largest:.3f}/255 from transformers' processor")
-    return {"machine": facts, "quick": arguments.quick, "batch_size": batch, "resolution": SIDE_PIXELS,
-            "threads": 1, "repeats": repeats, "results": results}  # fmt: skip
+    return {
+        "machine": facts,
+        "quick": arguments.quick,
+        "batch_size": batch,
+        "resolution": SIDE_PIXELS,
+        "threads": 1,
+        "repeats": repeats,
+        "results": results,
+    }
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     chunk = size if spec["how"] == "whole" else spec["chunk"] or max(1, min(size // 2, CHUNK_ENTRIES // size))
     config = CLIPFinetuningConfig(
         loss_type=spec["objective"], loss_chunk_size=chunk, temperature=0.05, hardness_warmup=0.0
-    )  # fmt: skip
+    )
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, dim, generator=generator)
     # Pairs are alike and not equal (a cosine of about 0.7), and some captions repeat, as in real data.
@@ -128,9 +128,13 @@ def run(arguments: argparse.Namespace) -> Path:
         },
     }
     record: dict[str, Any] = {
-        "machine": machine_facts(), "quick": arguments.quick, "dim": 32 if arguments.quick else arguments.dim,
-        "dtype": "float32", "threads": None, "results": results,
-    }  # fmt: skip
+        "machine": machine_facts(),
+        "quick": arguments.quick,
+        "dim": 32 if arguments.quick else arguments.dim,
+        "dtype": "float32",
+        "threads": None,
+        "results": results,
+    }
     script, path = Path(__file__).resolve(), Path()
     for objective, by_size in results.items():
         for size, cell in by_size.items():
@@ -140,14 +144,20 @@ def run(arguments: argparse.Namespace) -> Path:
                     if how == "whole" and needed_mb(int(size)) > available:
                         print(
                             f"{objective} {size} whole: not run, it needs about {needed_mb(int(size)):.0f} MiB "
-                            f"and {available:.0f} are available", flush=True,
-                        )  # fmt: skip
+                            f"and {available:.0f} are available",
+                            flush=True,
+                        )
                         continue
                     spec = {
-                        "task": "measure", "name": f"{objective} {size} {how}", "objective": objective,
-                        "size": int(size), "dim": record["dim"], "how": how, "chunk": 16 if arguments.quick else None,
+                        "task": "measure",
+                        "name": f"{objective} {size} {how}",
+                        "objective": objective,
+                        "size": int(size),
+                        "dim": record["dim"],
+                        "how": how,
+                        "chunk": 16 if arguments.quick else None,
                         "folder": folder if objective == COMPARED else None,
-                    }  # fmt: skip
+                    }
                     load = machine_facts()["load_average_at_start"]
                     with Worker(script, spec) as worker:
                         answer = worker.ask("measure", repeats=arguments.repeats, seconds=arguments.seconds)
@@ -156,8 +166,9 @@ def run(arguments: argparse.Namespace) -> Path:
                     path = write_record("loss_memory", record, arguments.output)
                     print(
                         f"{spec['name']}: {answer['peak_memory_mb']:.0f} MiB ({answer['peak_before_mb']:.0f} before), "
-                        f"{answer['seconds']:.2f} s, loss {answer['loss']:.6f}", flush=True,
-                    )  # fmt: skip
+                        f"{answer['seconds']:.2f} s, loss {answer['loss']:.6f}",
+                        flush=True,
+                    )
                 if cell["whole"] and cell["chunked"]:
                     with Worker(script, {"task": "compare", "folder": folder}) as worker:
                         cell["relative_difference"] = worker.ask("compare")

@@ -48,18 +48,34 @@ def train_step_table(results: Path) -> str:
         for name in TRAIN_STEP_DATA:
             for comparison, words in TRAIN_STEP_ROWS.items():
                 entry = look_up(record, "results", name, comparison)
-                rows.append([
-                    device, f"`{name}`", words,
-                    number(look_up(entry, "plain_samples_per_s")), number(look_up(entry, "ours_samples_per_s")),
-                    "" if entry is None else f"{entry['speedup']:.2f}×",
-                    number(look_up(entry, "plain_peak_memory_mb"), ".0f"),
-                    number(look_up(entry, "ours_peak_memory_mb"), ".0f"),
-                    number(look_up(entry, "largest_loss_difference"), ".0e"),
-                    number(look_up(entry, "losses_compared"), "d"),
-                    number(look_up(entry, "steps_timed"), "d"),
-                ])  # fmt: skip
-    header = ["device", "captions", "compared", "plain, samples/s", "ours, samples/s", "ratio", "plain, peak MiB",
-              "ours, peak MiB", "largest loss difference", "over steps", "steps timed"]  # fmt: skip
+                rows.append(
+                    [
+                        device,
+                        f"`{name}`",
+                        words,
+                        number(look_up(entry, "plain_samples_per_s")),
+                        number(look_up(entry, "ours_samples_per_s")),
+                        "" if entry is None else f"{entry['speedup']:.2f}×",
+                        number(look_up(entry, "plain_peak_memory_mb"), ".0f"),
+                        number(look_up(entry, "ours_peak_memory_mb"), ".0f"),
+                        number(look_up(entry, "largest_loss_difference"), ".0e"),
+                        number(look_up(entry, "losses_compared"), "d"),
+                        number(look_up(entry, "steps_timed"), "d"),
+                    ]
+                )
+    header = [
+        "device",
+        "captions",
+        "compared",
+        "plain, samples/s",
+        "ours, samples/s",
+        "ratio",
+        "plain, peak MiB",
+        "ours, peak MiB",
+        "largest loss difference",
+        "over steps",
+        "steps timed",
+    ]
     return table(header, rows)
 
 
@@ -76,19 +92,40 @@ def input_pipeline_table(results: Path) -> str:
                 look_up(record, "results", size, "difference_in_levels", key) if kind == "plain" else None
                 for key in ("largest", "mean")
             )
-            rows.append([
-                size.replace("x", " × "), words, *(number(value, ".0f") for value in rate.values()),
-                ratio(rate["ours"], rate["reference"]), ratio(rate["ours"], rate["reference, same settings"]),
-                number(largest), number(mean, ".4f"),
-            ])  # fmt: skip
-    header = ["JPEG", "what", "reference, pictures/s", "reference, same settings", "ours", "ours, prefetch thread",
-              "ratio", "ratio, same settings", "largest difference, 1/255", "mean difference, 1/255"]  # fmt: skip
+            rows.append(
+                [
+                    size.replace("x", " × "),
+                    words,
+                    *(number(value, ".0f") for value in rate.values()),
+                    ratio(rate["ours"], rate["reference"]),
+                    ratio(rate["ours"], rate["reference, same settings"]),
+                    number(largest),
+                    number(mean, ".4f"),
+                ]
+            )
+    header = [
+        "JPEG",
+        "what",
+        "reference, pictures/s",
+        "reference, same settings",
+        "ours",
+        "ours, prefetch thread",
+        "ratio",
+        "ratio, same settings",
+        "largest difference, 1/255",
+        "mean difference, 1/255",
+    ]
     return table(header, rows)
 
 
 RECIPE_DATA = (
-    "med_blood_cells", "med_modalities6", "ind_pcb_defects", "ind_solar_cells", "sci_pollen", "sci_rock_thin_sections",
-)  # fmt: skip
+    "med_blood_cells",
+    "med_modalities6",
+    "ind_pcb_defects",
+    "ind_solar_cells",
+    "sci_pollen",
+    "sci_rock_thin_sections",
+)
 RECIPE_WAYS = ("linear_probe", "plain", "transformers", "sentence_transformers")
 
 
@@ -97,8 +134,10 @@ def recipes_table(results: Path) -> str:
     runs = look_up(newest("recipes", results), "runs") or []
     rows = []
     for data in RECIPE_DATA:
-        of = {way: [run for run in runs if (run["data"], run.get("way")) == (data, way) and not run["settings"]]
-              for way in ("domainclip", *RECIPE_WAYS)}  # fmt: skip
+        of = {
+            way: [run for run in runs if (run["data"], run.get("way")) == (data, way) and not run["settings"]]
+            for way in ("domainclip", *RECIPE_WAYS)
+        }
         ours, first = of["domainclip"], next(iter(of["domainclip"]), None)
         others = [number(look_up(next(iter(of[way]), None), "after.acc1"), ".3f") for way in RECIPE_WAYS]
         found = [run["after"]["acc1"] for run in ours]
@@ -106,24 +145,48 @@ def recipes_table(results: Path) -> str:
         if len(found) > 1:
             after += f" ({min(found):.3f}–{max(found):.3f})"
         recall = [run["after"]["mean_per_class_recall"] for run in ours]
-        rows.append([
-            data, number(look_up(first, "before.acc1"), ".3f"), *others, after, str(len(ours) or ""),
-            number(statistics.fmean(recall) if recall else None, ".3f"), number(look_up(first, "run_s"), ".0f"),
-        ])  # fmt: skip
-    header = ["data", "before", "linear probe", "plain loop", "`transformers`", "sentence-transformers", "domainclip",
-              "seeds", "mean per-class recall", "whole run, s"]  # fmt: skip
+        rows.append(
+            [
+                data,
+                number(look_up(first, "before.acc1"), ".3f"),
+                *others,
+                after,
+                str(len(ours) or ""),
+                number(statistics.fmean(recall) if recall else None, ".3f"),
+                number(look_up(first, "run_s"), ".0f"),
+            ]
+        )
+    header = [
+        "data",
+        "before",
+        "linear probe",
+        "plain loop",
+        "`transformers`",
+        "sentence-transformers",
+        "domainclip",
+        "seeds",
+        "mean per-class recall",
+        "whole run, s",
+    ]
     return table(header, rows)
 
 
 ABLATION_DATA = ("ind_solar_cells", "sci_rock_thin_sections", "ind_pcb_defects")
 ABLATION_PARTS = {
-    "nothing": "nothing: the defaults", "all": "the preset: domain general", "images": "its picture steps",
-    "texts": "its text steps", "prompts": "its prompts", "augmentation": "its augmentation",
-    "training": "its learning rate", "head_first": "the heads first (nor last)", "head_last": "the heads last",
+    "nothing": "nothing: the defaults",
+    "all": "the preset: domain general",
+    "images": "its picture steps",
+    "texts": "its text steps",
+    "prompts": "its prompts",
+    "augmentation": "its augmentation",
+    "training": "its learning rate",
+    "head_first": "the heads first (nor last)",
+    "head_last": "the heads last",
     "classification": "the classes' own term",
-    "averaging": "the mean of the weights", "small_data": "the restraint of few rows",
+    "averaging": "the mean of the weights",
+    "small_data": "the restraint of few rows",
     "all of these": "these five together",
-}  # fmt: skip
+}
 
 
 def ablation_table(results: Path) -> str:
@@ -143,8 +206,10 @@ def ablation_table(results: Path) -> str:
 
 
 RETENTION_WAYS = {
-    "default": "rehearsal and the chosen mean (default)", "wise_ft": "the chosen mean alone", "nothing": "neither",
-}  # fmt: skip
+    "default": "rehearsal and the chosen mean (default)",
+    "wise_ft": "the chosen mean alone",
+    "nothing": "neither",
+}
 
 
 def retention_table(results: Path) -> str:
@@ -154,13 +219,28 @@ def retention_table(results: Path) -> str:
         for way, words in RETENTION_WAYS.items():
             run = next((run for run in runs if (run["data"], run["way"]) == (data, way)), None)
             lost = run and 100 * (run["retention_before"] - run["retention_after"])
-            rows.append([
-                data, words, *(number(look_up(run, key), ".3f") for key in
-                               ("before", "after", "retention_before", "retention_after")),
-                number(lost, ".1f"), number(look_up(run, "trade_off.chosen_alpha"), ".2f"),
-            ])  # fmt: skip
-    header = ["domain", "kept by", "acc1 before", "after", "retention sets before", "after", "points lost",
-              "wise_ft_alpha"]  # fmt: skip
+            rows.append(
+                [
+                    data,
+                    words,
+                    *(
+                        number(look_up(run, key), ".3f")
+                        for key in ("before", "after", "retention_before", "retention_after")
+                    ),
+                    number(lost, ".1f"),
+                    number(look_up(run, "trade_off.chosen_alpha"), ".2f"),
+                ]
+            )
+    header = [
+        "domain",
+        "kept by",
+        "acc1 before",
+        "after",
+        "retention sets before",
+        "after",
+        "points lost",
+        "wise_ft_alpha",
+    ]
     return table(header, rows)
 
 
@@ -168,8 +248,9 @@ OBJECTIVE_DATA = ("ind_solar_cells", "ind_pcb_defects", "sci_pollen")
 OBJECTIVES = ("contrastive", "multi_positive", "sigmoid", "hard_negative", "domain_specific")
 OBJECTIVE_PAIRS = (
     *((objective, "contrastive") for objective in OBJECTIVES[1:]),
-    ("hard_negative", "multi_positive"), ("domain_specific", "multi_positive"),
-)  # fmt: skip
+    ("hard_negative", "multi_positive"),
+    ("domain_specific", "multi_positive"),
+)
 OBJECTIVE_METRICS = ("acc1", "mean_per_class_recall", "mean_R@1")
 
 
@@ -190,12 +271,27 @@ def objectives_table(results: Path) -> str:
                 cells.append(number(statistics.fmean(values) if values else None, ".3f"))
                 cells.append(number(statistics.stdev(values) if len(values) > 1 else None, ".3f"))
             seconds = [run["training_s"] for run in runs]
-            rows.append([
-                f"`{data}`", f"`{objective}`", *cells, str(len(runs) or ""),
-                number(statistics.median(seconds) if seconds else None, ".0f"),
-            ])  # fmt: skip
-    header = ["data", "objective", "acc@1", "± seeds", "mean per-class recall", "± seeds", "R@1, both ways", "± seeds",
-              "runs", "training, s (median)"]  # fmt: skip
+            rows.append(
+                [
+                    f"`{data}`",
+                    f"`{objective}`",
+                    *cells,
+                    str(len(runs) or ""),
+                    number(statistics.median(seconds) if seconds else None, ".0f"),
+                ]
+            )
+    header = [
+        "data",
+        "objective",
+        "acc@1",
+        "± seeds",
+        "mean per-class recall",
+        "± seeds",
+        "R@1, both ways",
+        "± seeds",
+        "runs",
+        "training, s (median)",
+    ]
     return table(header, rows)
 
 
@@ -237,16 +333,30 @@ def loss_memory_table(results: Path) -> str:
             peak, seconds = (
                 {how: look_up(cell, how, key) for how in ("whole", "chunked")} for key in ("peak_memory_mb", "seconds")
             )
-            rows.append([
-                f"`{objective}`", f"{int(size):,}",
-                number(peak["whole"], ".0f"), number(seconds["whole"]),
-                number(peak["chunked"], ".0f"), number(seconds["chunked"]),
-                ratio(peak["whole"], peak["chunked"]),
-                number(look_up(cell, "relative_difference", "loss"), ".0e"),
-                number(look_up(cell, "relative_difference", "gradient"), ".0e"),
-            ])  # fmt: skip
-    header = ["objective", "B", "full, peak MiB", "full, s", "chunked, peak MiB", "chunked, s", "peak, full : chunked",
-              "largest relative difference, loss", "largest relative difference, gradient"]  # fmt: skip
+            rows.append(
+                [
+                    f"`{objective}`",
+                    f"{int(size):,}",
+                    number(peak["whole"], ".0f"),
+                    number(seconds["whole"]),
+                    number(peak["chunked"], ".0f"),
+                    number(seconds["chunked"]),
+                    ratio(peak["whole"], peak["chunked"]),
+                    number(look_up(cell, "relative_difference", "loss"), ".0e"),
+                    number(look_up(cell, "relative_difference", "gradient"), ".0e"),
+                ]
+            )
+    header = [
+        "objective",
+        "B",
+        "full, peak MiB",
+        "full, s",
+        "chunked, peak MiB",
+        "chunked, s",
+        "peak, full : chunked",
+        "largest relative difference, loss",
+        "largest relative difference, gradient",
+    ]
     return table(header, rows)
 
 
@@ -262,21 +372,39 @@ def attention_table(results: Path) -> str:
         for kind in ATTENTION_KINDS:
             cell = look_up(record, "results", tokens, kind)
             seconds = look_up(cell, "seconds_per_layer")
-            rows.append([
-                f"{int(tokens):,}", f"`{kind}`",
-                number(None if seconds is None else 1000 * seconds, ".1f"),
-                number(look_up(cell, "peak_mb_per_layer"), ".1f"), number(look_up(cell, "kept_mb_per_layer"), ".1f"),
-                ratio(look_up(plain, "kept_mb_per_layer"), look_up(cell, "kept_mb_per_layer")),
-                number(look_up(cell, "gradient_difference"), ".0e"),
-            ])  # fmt: skip
-    header = ["tokens", "attention", "a layer, ms", "a layer, peak MiB", "kept for the backward pass, MiB",
-              "kept, eager : this", "gradient's difference from sdpa"]  # fmt: skip
+            rows.append(
+                [
+                    f"{int(tokens):,}",
+                    f"`{kind}`",
+                    number(None if seconds is None else 1000 * seconds, ".1f"),
+                    number(look_up(cell, "peak_mb_per_layer"), ".1f"),
+                    number(look_up(cell, "kept_mb_per_layer"), ".1f"),
+                    ratio(look_up(plain, "kept_mb_per_layer"), look_up(cell, "kept_mb_per_layer")),
+                    number(look_up(cell, "gradient_difference"), ".0e"),
+                ]
+            )
+    header = [
+        "tokens",
+        "attention",
+        "a layer, ms",
+        "a layer, peak MiB",
+        "kept for the backward pass, MiB",
+        "kept, eager : this",
+        "gradient's difference from sdpa",
+    ]
     return table(header, rows)
 
 
 MACHINES_OF = (
-    "train_step", "input_pipeline", "recipes", "loss_memory", "attention", "memory", "gradcache", "progressive",
-)  # fmt: skip
+    "train_step",
+    "input_pipeline",
+    "recipes",
+    "loss_memory",
+    "attention",
+    "memory",
+    "gradcache",
+    "progressive",
+)
 
 
 def machines_table(results: Path) -> str:
@@ -286,18 +414,35 @@ def machines_table(results: Path) -> str:
         for device in DEVICES if benchmark == "train_step" else ("cpu",):
             record = newest(benchmark, results, device)
             machine = look_up(record, "machine")
-            rows.append([
-                f"`{benchmark}`", device, str(look_up(record, "date") or ""), str(look_up(machine, "cpu") or ""),
-                number(look_up(machine, "cores"), "d"), number(look_up(record, "threads"), "d"),
-                number(look_up(machine, "memory_gib"), ".0f"),
-                str(look_up(machine, "packages", "torch") or ""),
-                str(look_up(machine, "packages", "transformers") or ""),
-                number(look_up(machine, "load_average_at_start")),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"`{benchmark}`",
+                    device,
+                    str(look_up(record, "date") or ""),
+                    str(look_up(machine, "cpu") or ""),
+                    number(look_up(machine, "cores"), "d"),
+                    number(look_up(record, "threads"), "d"),
+                    number(look_up(machine, "memory_gib"), ".0f"),
+                    str(look_up(machine, "packages", "torch") or ""),
+                    str(look_up(machine, "packages", "transformers") or ""),
+                    number(look_up(machine, "load_average_at_start")),
+                ]
+            )
     return table(
-        ["benchmark", "device", "date", "processor", "cores", "threads used", "memory, GiB", "torch", "transformers",
-         "load before"], rows,
-    )  # fmt: skip
+        [
+            "benchmark",
+            "device",
+            "date",
+            "processor",
+            "cores",
+            "threads used",
+            "memory, GiB",
+            "torch",
+            "transformers",
+            "load before",
+        ],
+        rows,
+    )
 
 
 TABLES: dict[str, Callable[[Path], str]] = {

@@ -57,7 +57,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     import torch
 
     from domainclip.config import CLIPFinetuningConfig
-    from domainclip.finetune.planned_model import ModelShape
+    from domainclip.pipelines.planned_model import ModelShape
 
     shape = ModelShape.named(spec["model"])
     processor = shape.processor.image_processor
@@ -67,21 +67,27 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     def recipe() -> CLIPFinetuningConfig:
         chosen = {key: spec[key] for key in RECIPE_KEYS if spec.get(key) is not None}
         return CLIPFinetuningConfig(
-            image_resolution=side, max_sequence_length=length, loss_type="contrastive", mini_batch_size=spec["chunk"],
+            image_resolution=side,
+            max_sequence_length=length,
+            loss_type="contrastive",
+            mini_batch_size=spec["chunk"],
             **{"precision": "fp32", **chosen},
-        )  # fmt: skip
+        )
 
     def recommend() -> dict[str, Any]:
-        from domainclip.finetune.memory_plan import make_plan
+        from domainclip.pipelines.memory_plan import make_plan
 
         plan = make_plan(
-            spec["model"], int(spec["budget_gib"] * GIB), batch=spec["batch"], lora=spec["lora"],
+            spec["model"],
+            int(spec["budget_gib"] * GIB),
+            batch=spec["batch"],
+            lora=spec["lora"],
             precisions=(spec.get("precision", "fp32"),),
-        )  # fmt: skip
+        )
         return {"recommended": plan.recommended, "reason": plan.reason}
 
     def predict() -> dict[str, Any]:
-        from domainclip.finetune.planned_model import plan_step
+        from domainclip.pipelines.planned_model import plan_step
 
         overhead = psutil.Process().memory_info().rss
         clock = time.perf_counter()
@@ -96,8 +102,10 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
         }
 
     handlers: dict[str, Handler] = {
-        "recommend": recommend, "predict": predict, "measure": lambda: _measure(spec, shape, recipe(), side, length)
-    }  # fmt: skip
+        "recommend": recommend,
+        "predict": predict,
+        "measure": lambda: _measure(spec, shape, recipe(), side, length),
+    }
     return {"threads": torch.get_num_threads(), "resolution": side}, handlers
 
 
@@ -105,7 +113,7 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
     import torch
     from transformers import AutoModel
 
-    from domainclip.data.image_spec import ImageSpec
+    from domainclip.data.images.image_spec import ImageSpec
     from domainclip.devices import DeviceManager
     from domainclip.devices.optimization import spare_memory
     from domainclip.devices.precision import choose_precision
@@ -113,10 +121,10 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
     from domainclip.models import DualEncoder
     from domainclip.models.attention import decide_attention
     from domainclip.models.checkpoint_blocks import checkpoint_blocks
-    from domainclip.training.gradcache import ContrastiveStep
     from domainclip.training.metrics_log import peak_memory_mb
-    from domainclip.training.optimizer import build_optimizer
-    from domainclip.training.views import PictureViews
+    from domainclip.training.optim.optimizer import build_optimizer
+    from domainclip.training.step.gradcache import ContrastiveStep
+    from domainclip.training.step.views import PictureViews
 
     DeviceManager(device="cpu").optimize_for_device()
     cpu = torch.device("cpu")
@@ -128,10 +136,19 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
     if recipe.lora_r is not None:
         encoder.attach_adapters(recipe, recipe.seed)
     checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
-    encoder.set_attention(**decide_attention(
-        encoder, recipe, batch=spec["chunk"] or spec["batch"], device_type="cpu", training=True,
-        precision=precision.name, memory_bytes=psutil.virtual_memory().total // 2, resolution=side, text_length=length,
-    ))  # fmt: skip
+    encoder.set_attention(
+        **decide_attention(
+            encoder,
+            recipe,
+            batch=spec["chunk"] or spec["batch"],
+            device_type="cpu",
+            training=True,
+            precision=precision.name,
+            memory_bytes=psutil.virtual_memory().total // 2,
+            resolution=side,
+            text_length=length,
+        )
+    )
     encoder.train()
     loss = build_loss(recipe)
 
@@ -139,9 +156,13 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
         return loss(images, texts, group_ids=groups, logit_scale=encoder.logit_scale, progress=0.0)
 
     step = ContrastiveStep(
-        PictureViews(encoder, ImageSpec.from_processor(shape.processor.image_processor), None), encoder.encode_text,
-        contrast, lambda: precision.autocast(cpu), cpu, chunk=spec["chunk"],
-    )  # fmt: skip
+        PictureViews(encoder, ImageSpec.from_processor(shape.processor.image_processor), None),
+        encoder.encode_text,
+        contrast,
+        lambda: precision.autocast(cpu),
+        cpu,
+        chunk=spec["chunk"],
+    )
     optimizer = build_optimizer(encoder, recipe, cpu, loss)
 
     def train(pairs: int) -> tuple[float, float]:
@@ -149,10 +170,12 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
         ids = torch.randint(5, text.vocab_size - 5, (pairs, length))
         ids[:, -1] = getattr(text, "eos_token_id", None) or text.vocab_size - 1
         batch = {
-            "pixels": torch.randint(0, 256, (pairs, 3, side, side), dtype=torch.uint8), "input_ids": ids,
-            "attention_mask": torch.ones_like(ids), "caption_index": torch.arange(pairs),
+            "pixels": torch.randint(0, 256, (pairs, 3, side, side), dtype=torch.uint8),
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "caption_index": torch.arange(pairs),
             "group_ids": torch.arange(pairs),
-        }  # fmt: skip
+        }
         clock = time.perf_counter()
         output = step(batch)
         torch.nn.utils.clip_grad_norm_([p for p in encoder.parameters() if p.requires_grad], recipe.max_grad_norm)
@@ -183,8 +206,12 @@ def run(arguments: argparse.Namespace) -> Path:
     earlier = json.loads(today.read_text())["rows"] if arguments.rows and today.is_file() else {}
     results: dict[str, dict[str, Any]] = {name: earlier[name] for name in rows if name in earlier}
     record: dict[str, Any] = {
-        "machine": machine_facts(), "quick": arguments.quick, "optimizer": "adamw", "threads": None, "rows": results,
-    }  # fmt: skip
+        "machine": machine_facts(),
+        "quick": arguments.quick,
+        "optimizer": "adamw",
+        "threads": None,
+        "rows": results,
+    }
     path = Path()
     for name in names:
         results[name] = row(name, rows[name], record)

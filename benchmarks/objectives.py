@@ -44,9 +44,16 @@ def one_run(data: Path, model: str, objective: str, seed: int, steps: int, batch
     from domainclip.data.splits import load_splits
 
     config = CLIPFinetuningConfig(
-        model_name=model, data_path=str(data), seed=seed, batch_size=batch, max_steps=steps, num_epochs=1000,
-        domain=DOMAINS.get(data.name.split("_")[0], "general"), save_steps=10**6, **OBJECTIVES[objective],
-    )  # fmt: skip
+        model_name=model,
+        data_path=str(data),
+        seed=seed,
+        batch_size=batch,
+        max_steps=steps,
+        num_epochs=1000,
+        domain=DOMAINS.get(data.name.split("_")[0], "general"),
+        save_steps=10**6,
+        **OBJECTIVES[objective],
+    )
     splits = load_splits(data, seed=seed)
     folder = Path(tempfile.mkdtemp())
     try:
@@ -104,8 +111,9 @@ def main() -> None:
                 runs.append(run)
                 print(
                     f"{data.name} {objective} seed {seed}: acc1 {run['acc1']:.3f} R@1 {run['mean_R@1']:.3f} "
-                    f"{run['run_s']:.0f} s", flush=True,
-                )  # fmt: skip
+                    f"{run['run_s']:.0f} s",
+                    flush=True,
+                )
                 # After every run: what was measured stays, whatever happens to the next.
                 content = {"machine": facts, "model": Path(arguments.model).name, "budget": budget, "runs": runs}
                 write_record("objectives", content, arguments.output)

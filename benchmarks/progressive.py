@@ -59,12 +59,20 @@ def one_run(data: Path, model: str, way: str, seed: int, steps: int, batch: int,
 
     steps = max(1, round(SHARE_OF_STEPS.get(way, 1.0) * steps))
     config = CLIPFinetuningConfig(
-        model_name=model, data_path=str(data), seed=seed, batch_size=batch, max_steps=steps, num_epochs=1000,
-        domain=DOMAINS.get(data.name.split("_")[0], "general"), num_workers=0, logging_steps=1,
-        eval_steps=math.ceil(steps / validations), save_steps=10**6,
+        model_name=model,
+        data_path=str(data),
+        seed=seed,
+        batch_size=batch,
+        max_steps=steps,
+        num_epochs=1000,
+        domain=DOMAINS.get(data.name.split("_")[0], "general"),
+        num_workers=0,
+        logging_steps=1,
+        eval_steps=math.ceil(steps / validations),
+        save_steps=10**6,
         head_first=False,  # towers alone: heads that fit beforehand leave less of a curve to compare
         **WAYS[way],
-    )  # fmt: skip
+    )
     splits = load_splits(data)  # the seed of the split is not the run's: all runs are judged on the same rows
     load = machine_facts()["load_average_at_start"]
     with tempfile.TemporaryDirectory() as folder:
@@ -120,12 +128,14 @@ def curve(log: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]]) -> lis
     seconds = {entry["step"]: entry["seconds"] for entry in times}
     return [
         {
-            "step": line["step"], "seconds": round(seconds[line["step"]], 3), "acc1": line["val_acc1"],
+            "step": line["step"],
+            "seconds": round(seconds[line["step"]], 3),
+            "acc1": line["val_acc1"],
             "n_classified": line["val_n_classified"],
         }
         for line in log
         if "val_acc1" in line
-    ]  # fmt: skip
+    ]
 
 
 def seconds_per_step(times: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -167,15 +177,21 @@ def comparisons(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         target = other["acc1_validation"]
         lower = target - other["standard_error"]
-        found.append({
-            "data": run["data"], "way": run["way"], "seed": run["seed"], "target": target,
-            "standard_error": other["standard_error"], "fixed_s": other["training_s"],
-            "seconds": first_reached(run["curve"], target),
-            "fixed_first_s": first_reached(other["curve"], target),
-            "seconds_less_error": first_reached(run["curve"], lower),
-            "fixed_first_s_less_error": first_reached(other["curve"], lower),
-            "acc1_test_change": run["acc1_test"] - other["acc1_test"],
-        })  # fmt: skip
+        found.append(
+            {
+                "data": run["data"],
+                "way": run["way"],
+                "seed": run["seed"],
+                "target": target,
+                "standard_error": other["standard_error"],
+                "fixed_s": other["training_s"],
+                "seconds": first_reached(run["curve"], target),
+                "fixed_first_s": first_reached(other["curve"], target),
+                "seconds_less_error": first_reached(run["curve"], lower),
+                "fixed_first_s_less_error": first_reached(other["curve"], lower),
+                "acc1_test_change": run["acc1_test"] - other["acc1_test"],
+            }
+        )
     return found
 
 
@@ -203,10 +219,13 @@ def main() -> None:
 
     facts = machine_facts()
     record: dict[str, Any] = {
-        "machine": facts, "quick": arguments.quick, "model": Path(arguments.model).name,
-        "threads": torch.get_num_threads(), "budget": {"steps": arguments.steps, "batch_size": arguments.batch},
+        "machine": facts,
+        "quick": arguments.quick,
+        "model": Path(arguments.model).name,
+        "threads": torch.get_num_threads(),
+        "budget": {"steps": arguments.steps, "batch_size": arguments.batch},
         "ways": {way: {**WAYS[way], "share_of_steps": SHARE_OF_STEPS.get(way, 1.0)} for way in arguments.ways},
-    }  # fmt: skip
+    }
     runs: list[dict[str, Any]] = []
     present = [data for data in arguments.data if data.is_dir()]
     for data in arguments.data:
@@ -218,14 +237,13 @@ def main() -> None:
         for data in present:
             # In turned order every second seed, so that a machine that slows down slows no way more than another.
             for way in arguments.ways if number % 2 == 0 else reversed(arguments.ways):
-                run = one_run(
-                    data, arguments.model, way, seed, arguments.steps, arguments.batch, arguments.validations
-                )  # fmt: skip
+                run = one_run(data, arguments.model, way, seed, arguments.steps, arguments.batch, arguments.validations)
                 runs.append(run)
                 print(
                     f"{data.name} {way} seed {seed}: validation {run['acc1_validation']:.3f} test "
-                    f"{run['acc1_test']:.3f} training {run['training_s']:.0f} s of {run['run_s']:.0f} s", flush=True,
-                )  # fmt: skip
+                    f"{run['acc1_test']:.3f} training {run['training_s']:.0f} s of {run['run_s']:.0f} s",
+                    flush=True,
+                )
                 # After every run: what was measured stays, whatever happens to the next.
                 write_record(
                     "progressive", {**record, "runs": runs, "comparisons": comparisons(runs)}, arguments.output

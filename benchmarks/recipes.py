@@ -31,8 +31,13 @@ from _record import RESULTS, machine_facts, runs_so_far, write_record
 
 METRICS = ("acc1", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "n_classified", "n_classes", "n_texts")
 DATA = (
-    "med_blood_cells", "sci_pollen", "ind_pcb_defects", "ind_solar_cells", "sci_rock_thin_sections", "med_modalities6",
-)  # fmt: skip
+    "med_blood_cells",
+    "sci_pollen",
+    "ind_pcb_defects",
+    "ind_solar_cells",
+    "sci_rock_thin_sections",
+    "med_modalities6",
+)
 DOMAINS = {"med": "medical", "ind": "industrial", "sci": "scientific"}
 OURS = "domainclip"
 WAYS = (OURS, "linear_probe", "plain", "transformers", "sentence_transformers")
@@ -42,10 +47,16 @@ def our_run(data: Path, model: str, seed: int, overrides: dict[str, Any], folder
     from domainclip import CLIPFinetuningConfig, run_training
 
     started = time.monotonic()
-    config = CLIPFinetuningConfig(**{
-        "data_path": str(data), "model_name": model, "output_dir": str(folder), "seed": seed,
-        "domain": DOMAINS.get(data.name.split("_")[0], "general"), **overrides,
-    })  # fmt: skip
+    config = CLIPFinetuningConfig(
+        **{
+            "data_path": str(data),
+            "model_name": model,
+            "output_dir": str(folder),
+            "seed": seed,
+            "domain": DOMAINS.get(data.name.split("_")[0], "general"),
+            **overrides,
+        }
+    )
     report = run_training(config).report
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     return {
@@ -93,13 +104,15 @@ def other_run(
     if way != "sentence_transformers":
         plain_loop(controller, splits.train, recipe, **told, seed=seed, multi_positive=way == "plain")
     else:
-        told = sentence_transformers_loop(
-            controller, splits.train, recipe, ours["steps"], ours["batch"], seed, folder
-        )  # fmt: skip
+        told = sentence_transformers_loop(controller, splits.train, recipe, ours["steps"], ours["batch"], seed, folder)
     seconds = time.monotonic() - started
     metrics = controller.evaluate(splits.test).metrics
-    return {**told, "training_time_s": seconds, "after": {name: metrics.get(name) for name in METRICS},
-            "run_s": time.monotonic() - started}  # fmt: skip
+    return {
+        **told,
+        "training_time_s": seconds,
+        "after": {name: metrics.get(name) for name in METRICS},
+        "run_s": time.monotonic() - started,
+    }
 
 
 def main() -> None:
@@ -125,8 +138,13 @@ def main() -> None:
     for seed in arguments.seeds:
         for data in present:
             for way in arguments.ways:
-                key = {"data": data.name, "model": Path(arguments.model).name, "way": way, "seed": seed,
-                       "settings": overrides if way == OURS else {}}  # fmt: skip
+                key = {
+                    "data": data.name,
+                    "model": Path(arguments.model).name,
+                    "way": way,
+                    "seed": seed,
+                    "settings": overrides if way == OURS else {},
+                }
                 if any(key.items() <= run.items() for run in runs):
                     continue
                 with tempfile.TemporaryDirectory() as folder:

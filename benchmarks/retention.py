@@ -35,20 +35,32 @@ def one_run(data: Path, model: str, way: str, seed: int, sets: list[Path], more:
     from domainclip import CLIPFinetuningConfig, run_training
 
     with tempfile.TemporaryDirectory() as folder:
-        config = CLIPFinetuningConfig(**{
-            "data_path": str(data), "model_name": model, "output_dir": folder, "seed": seed,
-            "domain": DOMAINS.get(data.name.split("_")[0], "general"), "retention_data": [str(path) for path in sets],
-            **WAYS[way], **more,
-        })  # fmt: skip
+        config = CLIPFinetuningConfig(
+            **{
+                "data_path": str(data),
+                "model_name": model,
+                "output_dir": folder,
+                "seed": seed,
+                "domain": DOMAINS.get(data.name.split("_")[0], "general"),
+                "retention_data": [str(path) for path in sets],
+                **WAYS[way],
+                **more,
+            }
+        )
         report = run_training(config).report
     return {
-        "before": report["before"]["acc1"], "after": report["after"]["acc1"], "acc1_interval": report["acc1_interval"],
+        "before": report["before"]["acc1"],
+        "after": report["after"]["acc1"],
+        "acc1_interval": report["acc1_interval"],
         "retention_before": report["retention"]["before"]["acc1"],
         "retention_after": report["retention"]["after"]["acc1"],
-        "sets": {name: {key: part[key] for key in ("before", "after", "rows")}
-                 for name, part in report["retention"]["sets"].items()},
-        "trade_off": report["trade_off"], "training_time_s": report["training"]["training_time_s"],
-    }  # fmt: skip
+        "sets": {
+            name: {key: part[key] for key in ("before", "after", "rows")}
+            for name, part in report["retention"]["sets"].items()
+        },
+        "trade_off": report["trade_off"],
+        "training_time_s": report["training"]["training_time_s"],
+    }
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
-from domainclip.finetune.controller import CLIPFinetuningController
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.processor import EncoderProcessor
+from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.training import Validation
 from machines import machine, metal_memory  # noqa: F401
 from model_zoo import save_siglip, save_vision_text

@@ -16,21 +16,37 @@ PACKAGES = [
 
 PROMISED = {
     "domainclip": [
-        "CLIPFinetuningConfig", "CLIPFinetuningController", "DeviceManager", "DomainConfig", "MemoryManager",
+        "CLIPFinetuningConfig",
+        "CLIPFinetuningController",
+        "DeviceManager",
+        "DomainConfig",
+        "MemoryManager",
     ],
     "domainclip.config": ["CLIPFinetuningConfig", "DomainConfig", "load_domain", "resolve"],
     "domainclip.errors": ["CLIPFinetuningError", "MPSCompatibilityError", "MemoryConstraintError"],
     "domainclip.data": [
-        "CLIPDataset", "DatasetLoader", "ImageTransform", "MultiCaptionCLIPDataset", "MultiResolutionImageTransform",
-        "PrefetchDataLoader", "TextTransform", "collate_fn", "create_dataloader", "create_train_val_dataloaders",
+        "CLIPDataset",
+        "DatasetLoader",
+        "ImageTransform",
+        "MultiCaptionCLIPDataset",
+        "MultiResolutionImageTransform",
+        "PrefetchDataLoader",
+        "TextTransform",
+        "collate_fn",
+        "create_dataloader",
+        "create_train_val_dataloaders",
     ],
     "domainclip.losses": [
-        "CLIPContrastiveLoss", "DomainSpecificLoss", "HardNegativeMiningLoss", "MultiScaleLoss", "TemperatureScheduler",
+        "CLIPContrastiveLoss",
+        "DomainSpecificLoss",
+        "HardNegativeMiningLoss",
+        "MultiScaleLoss",
+        "TemperatureScheduler",
     ],
     "domainclip.alignment": ["AlignmentMetrics", "AlignmentVisualizer", "ImageTextRetrieval", "SimilarityComputer"],
     "domainclip.training": ["Trainer"],
     "domainclip.models": ["DualEncoder", "load_encoder"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -53,7 +69,7 @@ def test_promised_names_exist(name: str) -> None:
 
 def test_lazy_names_are_the_things_themselves() -> None:
     from domainclip.config import CLIPFinetuningConfig
-    from domainclip.finetune import CLIPFinetuningController
+    from domainclip.pipelines import CLIPFinetuningController
 
     assert domainclip.CLIPFinetuningConfig is CLIPFinetuningConfig
     assert domainclip.CLIPFinetuningController is CLIPFinetuningController

@@ -158,10 +158,13 @@ def test_a_metric_of_the_users_own(forgotten: None) -> None:
     for chunk, at_unit_length in ((None, False), (2, False), (None, True), (2, True)):
         loss = build_loss(
             CLIPFinetuningConfig(
-                similarity_metric="mine", loss_type="contrastive", temperature=0.5, loss_chunk_size=chunk,
+                similarity_metric="mine",
+                loss_type="contrastive",
+                temperature=0.5,
+                loss_chunk_size=chunk,
                 normalize_embeddings=at_unit_length,
             )
-        )  # fmt: skip
+        )
         sides = [F.normalize(side) if at_unit_length else side for side in (images, texts)]
         scores = -torch.cdist(*sides, p=1) / 0.5
         expected = (F.cross_entropy(scores, torch.arange(5)) + F.cross_entropy(scores.T, torch.arange(5))) / 2
@@ -204,10 +207,8 @@ def test_an_objective_of_the_users_own(forgotten: None) -> None:
     output = call_objective(loss, images, texts, group_ids=torch.arange(5), logit_scale=None, progress=0.5)
     assert float(output["loss"]) == pytest.approx(expected)
     summed = build_loss(
-        CLIPFinetuningConfig(
-            loss_type="combined", objectives={"squares": 2.0, "multi_positive": 1.0}, temperature=0.5
-        )
-    )  # fmt: skip
+        CLIPFinetuningConfig(loss_type="combined", objectives={"squares": 2.0, "multi_positive": 1.0}, temperature=0.5)
+    )
     total = call_objective(summed, images, texts, group_ids=torch.arange(5), progress=0.5)
     plain = MultiPositiveContrastiveLoss(0.5)(images, texts, torch.arange(5))["loss"]
     assert float(total["loss"]) == pytest.approx(2 * expected + float(plain))

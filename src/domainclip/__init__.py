@@ -10,8 +10,8 @@ from typing import Any
 
 _HOME = {
     "CLIPFinetuningConfig": "config",
-    "CLIPFinetuningController": "finetune",
-    "DomainConfig": "config",
+    "CLIPFinetuningController": "pipelines",
+    "DomainConfig": "domains",
     "CLIPFinetuningError": "errors",
     "MPSCompatibilityError": "errors",
     "MemoryConstraintError": "errors",
@@ -21,12 +21,12 @@ _HOME = {
     "load_encoder": "models",
     "DatasetLoader": "data",
     "CLIPDataset": "data",
-    "EmbeddingEngine": "embedding",
+    "EmbeddingEngine": "inference",
     "AlignmentMetrics": "alignment",
     "AlignmentVisualizer": "alignment",
     "ImageTextRetrieval": "alignment",
     "SimilarityComputer": "alignment",
-    "run_training": "finetune",
+    "run_training": "pipelines",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

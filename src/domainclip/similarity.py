@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from domainclip.errors import ShapeError
 from domainclip.registry import Registry
+
+Embeddings = Tensor | np.ndarray
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 """Pictures ``[n, D]`` and texts ``[m, D]`` to a matrix ``[n, m]``; larger is nearer."""
@@ -113,3 +116,11 @@ class BilinearSimilarity(nn.Module):
 
     def forward(self, a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
         return cosine(a, self.map_texts(b))
+
+
+def as_embeddings(embeds: Embeddings) -> Tensor:
+    """A tensor of float32, or of float64 if it is that already, without gradient."""
+    if isinstance(embeds, np.ndarray) and not (embeds.flags.writeable and embeds.flags.forc):
+        embeds = embeds.copy()  # torch cannot share memory that is read-only or runs backwards
+    tensor = torch.as_tensor(embeds).detach()
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

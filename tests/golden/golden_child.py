@@ -1,4 +1,4 @@
-"""What a golden run's own process does: one thread, one CPU, a whole run by the public API, killed where it is asked."""
+"""What a golden run does in a process of its own: a whole run by the public API, killed where that is asked."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def align_report(
     options = {"data_path": data, "model_name": model}
     given = {key: value for key, value in options.items() if value is not None}
     config = load_recipe(recipe, {**given, **parse_overrides(overrides or [])})
-    from domainclip.finetune.align.command import run_alignment
+    from domainclip.pipelines.align import run_alignment
 
     content = run_alignment(config, split, output, compare=compare, top_k=top_k)
     if as_json:
@@ -55,7 +55,7 @@ def align_report(
         return
     from rich.console import Console
 
-    from domainclip.finetune.align.report import summary_table
+    from domainclip.reports.alignment_report import summary_table
 
     console = Console()
     console.print(summary_table(content))

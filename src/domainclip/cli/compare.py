@@ -46,7 +46,7 @@ def compare(
     from domainclip.config import load_recipe, parse_overrides
 
     config = load_recipe(recipe, parse_overrides(overrides or []))
-    from domainclip.finetune.compare import check_output, named, run_compare
+    from domainclip.pipelines.compare import check_output, named, run_compare
 
     models, sets = named(model or [], "model"), named(data or [], "data")
     if output is not None:

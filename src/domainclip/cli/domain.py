@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 @domain_app.command("list")
 def domain_list(as_json: AsJson = False) -> None:
     """The shipped domains."""
-    from domainclip.config.domain_files import load_domain, shipped_domains
+    from domainclip.domains.files import load_domain, shipped_domains
 
     rows = [{"name": name, "description": load_domain(name).description} for name in shipped_domains()]
     if as_json:
@@ -41,14 +41,17 @@ def domain_show(
     as_json: AsJson = False,
 ) -> None:
     """Everything a domain chooses, with its reason and the file it stands in, what it inherits included."""
-    from domainclip.config.domain_files import load_domain
+    from domainclip.domains.files import load_domain
 
     found = load_domain(domain)
     if as_json:
         content: dict[str, Any] = {
-            "name": found.name, "description": found.description, "family": found.family, "extends": found.extends,
+            "name": found.name,
+            "description": found.description,
+            "family": found.family,
+            "extends": found.extends,
             "choices": [choice.to_dict() for choice in found.choices()],
-        }  # fmt: skip
+        }
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
@@ -101,8 +104,8 @@ def domain_new(
     """Write a YAML file to edit: every key with its meaning, and what is inherited with its reason."""
     import os
 
-    from domainclip.config.domain_files import is_domain_path, load_domain, shipped_domains
-    from domainclip.config.domain_template import domain_template
+    from domainclip.domains.files import is_domain_path, load_domain, shipped_domains
+    from domainclip.domains.template import domain_template
     from domainclip.files import write_text
 
     name = name.removesuffix(".yaml").removesuffix(".yml")

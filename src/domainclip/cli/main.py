@@ -88,7 +88,7 @@ def train(
         kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since
         domain = str(kept) if kept.is_file() else None
     config = _config(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
-    from domainclip.finetune import run_training
+    from domainclip.pipelines import run_training
 
     run_training(config, resume=resume, overwrite=overwrite)
 
@@ -126,7 +126,7 @@ def evaluate(
         return
     if robustness is not None:
         raise ConfigurationError("--robustness and --no-robustness go with --resolutions: give sides, such as 96,160")
-    from domainclip.finetune.evaluate import run_evaluation
+    from domainclip.pipelines.evaluate import run_evaluation
 
     if output is not None and output.is_dir():  # said before the work, not after it
         raise ConfigurationError(f"--output {output} is a directory: give the name of a JSON file")
@@ -147,7 +147,7 @@ def evaluate(
 def _evaluate_resolutions(  # type: ignore[no-untyped-def]
     config, resolutions: str, split: str, robustness: bool, output: Path | None, as_json: bool
 ) -> None:
-    from domainclip.finetune.evaluate_resolutions import check_output, parse_resolutions, run_resolutions
+    from domainclip.pipelines.evaluate_resolutions import check_output, parse_resolutions, run_resolutions
 
     sides = parse_resolutions(resolutions)
     if output is not None:
@@ -234,8 +234,8 @@ def data_check(
 ) -> None:
     """Broken pictures, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
     config = _config(None, overrides, model_name=model)
-    from domainclip.data.check import check_data
-    from domainclip.data.domain_text import CaptionChain
+    from domainclip.data.captions.pipeline import CaptionChain
+    from domainclip.data.checks.check import check_data
 
     captions = CaptionChain(config.caption_steps())
     count_tokens, limit = None, config.max_sequence_length
@@ -245,11 +245,18 @@ def data_check(
         processor = load_processor(model)
         count_tokens, limit = processor.count_tokens, min(limit, processor.max_length)
     report = check_data(
-        path, batch_size=config.batch_size, max_tokens=limit, count_tokens=count_tokens, image_col=config.image_col,
-        caption_col=config.caption_col, label_col=config.label_col, group_col=config.group_col,
-        max_pixels=config.max_image_pixels, text_transform=captions.rewritten,
+        path,
+        batch_size=config.batch_size,
+        max_tokens=limit,
+        count_tokens=count_tokens,
+        image_col=config.image_col,
+        caption_col=config.caption_col,
+        label_col=config.label_col,
+        group_col=config.group_col,
+        max_pixels=config.max_image_pixels,
+        text_transform=captions.rewritten,
         cut_by_sentence=captions.settings.truncation == "sentences",
-    )  # fmt: skip
+    )
     if as_json:
         _print_json(report.to_dict())
     else:

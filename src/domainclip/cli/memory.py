@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from domainclip.finetune.memory_plan import MemoryPlan
+    from domainclip.pipelines.memory_plan import MemoryPlan
 
 memory_app = typer.Typer(no_args_is_help=True, help="See what fits into the memory there is.")
 
@@ -56,7 +56,7 @@ def memory_plan(
     from domainclip.devices.memory import GB, read_memory
     from domainclip.devices.precision import choose_precision
     from domainclip.errors import ConfigurationError
-    from domainclip.finetune.memory_plan import make_plan, parse_size
+    from domainclip.pipelines.memory_plan import make_plan, parse_size
 
     if device is not None and device not in ("cpu", "cuda", "mps"):
         raise ConfigurationError(f"Invalid device {device!r}: choose cpu, cuda or mps")
@@ -71,9 +71,16 @@ def memory_plan(
         preferred = "bf16" if device == "cuda" else "fp32"
     wanted = [name.strip() for name in precision.split(",")] if precision else [preferred, _other(preferred)]
     plan = make_plan(
-        model, allowed, batch=batch, resolutions=sides, precisions=wanted, optimizer=optimizer,
-        device_type=device or chosen.type, text_length=text_length, lora=lora,
-    )  # fmt: skip
+        model,
+        allowed,
+        batch=batch,
+        resolutions=sides,
+        precisions=wanted,
+        optimizer=optimizer,
+        device_type=device or chosen.type,
+        text_length=text_length,
+        lora=lora,
+    )
     if as_json:
         typer.echo(json.dumps(plan.to_dict(), indent=2))
     else:
@@ -129,9 +136,11 @@ def _table(plan: MemoryPlan) -> Table:
     lines: dict[tuple[str, str, str, str], list[str]] = {}
     for row in plan.rows:
         way = (
-            str(row.resolution), row.precision, "yes" if row.gradient_checkpointing else "no",
+            str(row.resolution),
+            row.precision,
+            "yes" if row.gradient_checkpointing else "no",
             "yes" if row.lora else "no",
-        )  # fmt: skip
+        )
         cell = f"{row.predicted_bytes / GB:.2f}"
         lines.setdefault(way, []).append(cell if row.fits else f"[red]{cell}*[/red]")
     for way, cells in lines.items():

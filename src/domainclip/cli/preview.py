@@ -32,7 +32,7 @@ def preview(
     given = {"data_path": data, "domain": domain, "model_name": model}
     named = {key: value for key, value in given.items() if value is not None}
     config = load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
-    from domainclip.finetune.preview import preview as make
+    from domainclip.pipelines.preview import preview as make
 
     made = make(config, split, pictures)
     made.write(output)

@@ -1,23 +1,12 @@
-"""Recipes: what the user can set, how it is checked, and how the rest is decided. Never imports torch."""
+"""Recipes: what the user can set, how it is checked, and where it is read from. Never imports torch."""
 
-from domainclip.config.domain import DomainConfig
-from domainclip.config.domain_files import load_domain, shipped_domains
-from domainclip.config.head_first_slices import HeadFirstSettings
-from domainclip.config.objective_slices import LossSettings, TemperatureSettings
+from domainclip.config.loss_settings import LossSettings, TemperatureSettings
+from domainclip.config.probe_settings import HeadFirstSettings
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.recipe_files import load_recipe, parse_overrides, read_recipe, shipped_recipes
-from domainclip.config.resolution_slices import BatchScheduleSettings, ResolutionSettings
-from domainclip.config.resolve import (
-    DataFacts,
-    Decision,
-    ModelFacts,
-    contrastive_batch,
-    resolve,
-    steps_per_epoch,
-)
-from domainclip.config.resolve_steps import batch_schedule, resolved_steps
-from domainclip.config.retention_slices import RetentionSettings
-from domainclip.config.slices import (
+from domainclip.config.reference_settings import RetentionSettings
+from domainclip.config.resolution_settings import BatchScheduleSettings, ResolutionSettings
+from domainclip.config.settings import (
     DataSettings,
     EvaluationSettings,
     MemorySettings,
@@ -30,16 +19,12 @@ from domainclip.config.slices import (
 __all__ = [
     "BatchScheduleSettings",
     "CLIPFinetuningConfig",
-    "DataFacts",
     "DataSettings",
-    "Decision",
-    "DomainConfig",
     "EvaluationSettings",
     "FrozenConfig",
     "HeadFirstSettings",
     "LossSettings",
     "MemorySettings",
-    "ModelFacts",
     "ModelSettings",
     "OptimizerSettings",
     "ResolutionSettings",
@@ -47,15 +32,8 @@ __all__ = [
     "RunSettings",
     "TemperatureSettings",
     "TrainingSettings",
-    "batch_schedule",
-    "contrastive_batch",
-    "load_domain",
     "load_recipe",
     "parse_overrides",
     "read_recipe",
-    "resolve",
-    "resolved_steps",
-    "shipped_domains",
     "shipped_recipes",
-    "steps_per_epoch",
 ]

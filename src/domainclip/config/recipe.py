@@ -9,13 +9,9 @@ from typing import Any
 
 from pydantic import ConfigDict, PrivateAttr
 
-from domainclip.config.domain import DomainConfig
-from domainclip.config.objective_slices import LossSettings
-from domainclip.config.slices import (
-    DataSettings,
-    ModelSettings,
-    TrainingSettings,
-)
+from domainclip.config.loss_settings import LossSettings
+from domainclip.config.settings import DataSettings, ModelSettings, TrainingSettings
+from domainclip.domains.domain import DomainConfig
 
 
 class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSettings):

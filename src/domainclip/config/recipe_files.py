@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from domainclip.config.domain_files import is_domain_path, load_domain
 from domainclip.config.located_yaml import LocatedYaml, read_yaml_text, yaml_value
 from domainclip.config.recipe import CLIPFinetuningConfig
+from domainclip.domains.files import is_domain_path, load_domain
 from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
 

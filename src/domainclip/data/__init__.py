@@ -7,11 +7,11 @@ from domainclip.data.batches import (
     create_train_val_dataloaders,
 )
 from domainclip.data.dataset import CLIPDataset, MultiCaptionCLIPDataset
-from domainclip.data.image_spec import ImageSpec
-from domainclip.data.loaders import DatasetLoader
+from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.images.transforms import ImageTransform, MultiResolutionImageTransform, TextTransform
 from domainclip.data.records import ImageTextPair, PairList
+from domainclip.data.sources.loaders import DatasetLoader
 from domainclip.data.splits import DataSplits, load_splits, split_pairs
-from domainclip.data.transforms import ImageTransform, MultiResolutionImageTransform, TextTransform
 
 __all__ = [
     "CLIPDataset",

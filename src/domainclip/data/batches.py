@@ -130,9 +130,14 @@ def create_training_loader(
             f"{transform.largest_side} and would blow them up: make it with largest_side={plan.sides[-1]}"
         )
     sampler = EpochBatchSampler(
-        len(dataset), batch_size, config.seed, config.shuffle, drop_last=True,
-        look_alike_share=config.look_alike_share, plan=plan,
-    )  # fmt: skip
+        len(dataset),
+        batch_size,
+        config.seed,
+        config.shuffle,
+        drop_last=True,
+        look_alike_share=config.look_alike_share,
+        plan=plan,
+    )
     return DataLoader(
         _RawView(dataset),
         batch_sampler=sampler,

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.cache import PictureCache
-from domainclip.data.image_spec import ImageSpec
-from domainclip.data.images import picture_header
+from domainclip.data.captions.statements import statement_key
+from domainclip.data.images.cache import PictureCache
+from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.images.reader import picture_header
+from domainclip.data.images.transforms import ImageTransform, TextTransform, view_rng
 from domainclip.data.records import ImageTextPair
-from domainclip.data.statements import statement_key
 from domainclip.data.step_plan import ViewKey
-from domainclip.data.transforms import ImageTransform, TextTransform, view_rng
 from domainclip.errors import DataError, PictureError
 
 _LOOKED_AT = 16
@@ -99,9 +99,12 @@ class CLIPDataset(Dataset):
         return [[pair.caption] for pair in self.pairs]
 
     def _build_texts(
-        self, processor: Any, transform: Callable[[str], str], views: Callable[[str], Sequence[str]] | None,
+        self,
+        processor: Any,
+        transform: Callable[[str], str],
+        views: Callable[[str], Sequence[str]] | None,
         class_names: Callable[[str], Sequence[str]] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """The table of distinct texts with their tokens; each row's texts, each text's views and each label's prompts
         as numbers in it."""
         numbers: dict[str, int] = {}

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from domainclip.data import huggingface, tables
-from domainclip.data.directories import SPLIT_NAMES, are_split_folders, visible_folders
 from domainclip.data.group_split import assign, find_units, picture_key
-from domainclip.data.loaders import META_FILE, DatasetLoader
 from domainclip.data.records import DISCIPLINE_COL, ImageTextPair, PairList
+from domainclip.data.sources import huggingface, tables
+from domainclip.data.sources.directories import SPLIT_NAMES, are_split_folders, visible_folders
+from domainclip.data.sources.loaders import META_FILE, DatasetLoader
 from domainclip.errors import ConfigurationError, DataError
 
 
@@ -192,10 +192,11 @@ def join_groups(pairs: PairList, folder: Path | None, image_col: str, group_col:
         return
     known = {
         os.path.normpath(os.path.join(meta.parent, row.values[image_col])): (
-            row.values[group_col].strip(), row.values.get(DISCIPLINE_COL, "").strip(),
+            row.values[group_col].strip(),
+            row.values.get(DISCIPLINE_COL, "").strip(),
         )
         for row in rows
-    }  # fmt: skip
+    }
     for pair in pairs:
         group, discipline = known.get(picture_key(pair), ("", ""))
         pair.group = group or pair.group

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.loaders import DatasetLoader
+from domainclip.data.sources.loaders import DatasetLoader
 from domainclip.demo.pictures import build_demo_data
 from domainclip.files import replaced_directory
-from domainclip.finetune import RunOutcome, run_training
 from domainclip.models import make_tiny_clip
+from domainclip.pipelines import RunOutcome, run_training
 
 RECIPE: dict[str, Any] = {
     "domain": "scientific",
@@ -38,9 +38,17 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
     data = build_demo_data(folder / "data")
     captions = [pair.caption for pair in DatasetLoader.from_csv(data / "train.csv")]
     encoder = make_tiny_clip(
-        seed=0, image_size=64, patch_size=8, width=96, layers=4, heads=4, projection_dim=128, text_length=32,
-        vocab_size=600, corpus=captions,
-    )  # fmt: skip
+        seed=0,
+        image_size=64,
+        patch_size=8,
+        width=96,
+        layers=4,
+        heads=4,
+        projection_dim=128,
+        text_length=32,
+        vocab_size=600,
+        corpus=captions,
+    )
     with replaced_directory(folder / "start-model") as temporary:
         encoder.save(temporary)
     millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6

@@ -1,28 +1,20 @@
-"""What a model can do, before and after: evaluators, their plots, and the report of a run."""
+"""What a model can do, before and after: evaluators and what they are made of."""
 
-from domainclip.evaluation.calibration import (
-    Calibration,
-    calibration_summary,
-    expected_calibration_error,
-    fit_temperature,
-)
-from domainclip.evaluation.case_study import build_case_study
-from domainclip.evaluation.case_study_page import write_case_study
-from domainclip.evaluation.class_tree import ClassTree, class_tree_scores
-from domainclip.evaluation.classification import classification_metrics, zero_shot_logits
+from domainclip.evaluation.class_hierarchy import ClassTree, class_tree_scores
 from domainclip.evaluation.concepts import ConceptScores
 from domainclip.evaluation.document_retrieval import DocumentRetrievalEvaluator
+from domainclip.evaluation.error_analysis import build_case_study
 from domainclip.evaluation.evaluators import (
     DomainEvaluator,
     RetrievalEvaluator,
     ZeroShotEvaluator,
 )
-from domainclip.evaluation.field_metrics import FieldMetrics
-from domainclip.evaluation.model_card import model_card
 from domainclip.evaluation.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.evaluation.protocols import Embedder, EvaluationResult, Evaluator
-from domainclip.evaluation.report import write_report
 from domainclip.evaluation.terminology import TerminologyEvaluator
+from domainclip.metrics.calibration import Calibration, calibration_summary, expected_calibration_error, fit_temperature
+from domainclip.metrics.classification import classification_metrics, zero_shot_logits
+from domainclip.metrics.domain_metrics import FieldMetrics
 
 __all__ = [
     "DEFAULT_TEMPLATES",
@@ -46,8 +38,5 @@ __all__ = [
     "classifier_weights",
     "expected_calibration_error",
     "fit_temperature",
-    "model_card",
-    "write_case_study",
-    "write_report",
     "zero_shot_logits",
 ]

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.bootstrap import FEW_UNITS
-from domainclip.evaluation.metric_names import greater_is_better
-from domainclip.evaluation.metric_sums import UnitSums
-from domainclip.evaluation.paired_bootstrap import RESAMPLES, holm, metric_interval, paired_difference, resampled
+from domainclip.metrics.bootstrap import FEW_UNITS
+from domainclip.metrics.names import greater_is_better
+from domainclip.metrics.paired_bootstrap import RESAMPLES, holm, metric_interval, paired_difference, resampled
+from domainclip.metrics.sums import UnitSums
 
 ALPHA = 0.05
 BETTER, SAME, WORSE = "better", "no difference", "worse"
@@ -66,8 +66,9 @@ def compare_matrix(
     tests = sum(_tested(found, name, reference) for found in sets for name in models)
     resamples = max(RESAMPLES, _RESAMPLES_PER_TEST * tests)
     cells = [cell for found in sets for cell in _cells(found, models, reference, resamples, seed)]
-    for cell, adjusted in zip(tested := [c for c in cells if c["p_value"] is not None],
-                              holm([c["p_value"] for c in tested]), strict=True):  # fmt: skip
+    for cell, adjusted in zip(
+        tested := [c for c in cells if c["p_value"] is not None], holm([c["p_value"] for c in tested]), strict=True
+    ):
         cell["p_adjusted"] = adjusted
         better = cell["change"] > 0 if greater_is_better(cell["metric"]) else cell["change"] < 0
         cell["verdict"] = SAME if adjusted >= ALPHA else BETTER if better else WORSE
@@ -108,11 +109,23 @@ def _cells(
     cells = []
     for name in models:
         cell: dict[str, Any] = {
-            "model": name, "data": found.name, "metric": found.metric, "verdict": FAILED,
-            "reason": found.scores[name].reason or None, "value": None, "low": None, "high": None, "interval": None,
-            "change": None, "change_low": None, "change_high": None, "differing_units": None, "p_value": None,
-            "p_adjusted": None, "metrics": dict(found.scores[name].metrics),
-        }  # fmt: skip
+            "model": name,
+            "data": found.name,
+            "metric": found.metric,
+            "verdict": FAILED,
+            "reason": found.scores[name].reason or None,
+            "value": None,
+            "low": None,
+            "high": None,
+            "interval": None,
+            "change": None,
+            "change_low": None,
+            "change_high": None,
+            "differing_units": None,
+            "p_value": None,
+            "p_adjusted": None,
+            "metrics": dict(found.scores[name].metrics),
+        }
         if name in sums:
             cell["value"] = sums[name].value
             if interval := metric_interval(sums[name], draws[name]):
@@ -134,9 +147,12 @@ def _against(
         change = sums[name].value - sums[reference].value
         return {"verdict": UNTESTED, "change": change, "reason": "all pictures are of one group: nothing to resample"}
     return {
-        "change": found.change, "change_low": found.low, "change_high": found.high, "p_value": found.p_value,
+        "change": found.change,
+        "change_low": found.low,
+        "change_high": found.high,
+        "p_value": found.p_value,
         "differing_units": found.n_differing,
-    }  # fmt: skip
+    }
 
 
 def _column(found: SetScores) -> dict[str, Any]:
@@ -146,6 +162,11 @@ def _column(found: SetScores) -> dict[str, Any]:
     if units is not None and 1 < units < FEW_UNITS:  # a single one has no interval to speak of
         notes.append(f"Only {units} {found.unit}s to resample: the true uncertainty is larger than the intervals say")
     return {
-        "name": found.name, "path": found.path, "metric": found.metric, "unit": found.unit, "n_units": units,
-        **found.facts, "notes": notes,
-    }  # fmt: skip
+        "name": found.name,
+        "path": found.path,
+        "metric": found.metric,
+        "unit": found.unit,
+        "n_units": units,
+        **found.facts,
+        "notes": notes,
+    }

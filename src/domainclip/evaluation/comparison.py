@@ -10,10 +10,10 @@ import numpy as np
 
 from domainclip.errors import DataError
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.evaluation.metric_names import ALIASES, greater_is_better, is_count, is_of_concepts
-from domainclip.evaluation.metric_sums import has_groups, unit_sums
-from domainclip.evaluation.paired_bootstrap import MetricInterval, metric_interval, paired_difference, resampled
-from domainclip.evaluation.significance import PairedChange, paired_change, wilson_interval
+from domainclip.metrics.names import ALIASES, greater_is_better, is_count, is_of_concepts
+from domainclip.metrics.paired_bootstrap import MetricInterval, metric_interval, paired_difference, resampled
+from domainclip.metrics.significance import PairedChange, paired_change, wilson_interval
+from domainclip.metrics.sums import has_groups, unit_sums
 
 _SAME_ITEMS = {"classification": ("image_paths", "targets"), "retrieval": ("image_paths", "captions")}
 

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from domainclip.errors import DataError
-from domainclip.evaluation.class_tree import ClassTree, class_tree_scores
+from domainclip.evaluation.class_hierarchy import ClassTree, class_tree_scores
 from domainclip.evaluation.document_retrieval import DocumentRetrievalEvaluator
-from domainclip.evaluation.ratio_intervals import Ends
 from domainclip.evaluation.terminology import TerminologyEvaluator
+from domainclip.metrics.ratio_intervals import Ends
 
 _PER_ITEM = ("i2t_ranks", "t2i_ranks")
 

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from domainclip.alignment.metrics import K_VALUES, chunked_ranks
 from domainclip.errors import DataError, ShapeError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult
-from domainclip.evaluation.ratio_intervals import Ratio, ratio_intervals
+from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
+from domainclip.metrics.retrieval import K_VALUES, chunked_ranks
 
 
 class DocumentPair(Protocol):
@@ -127,10 +127,13 @@ class DocumentRetrievalEvaluator:
             intervals |= ratio_intervals(ratios, [min(found) for found in self._documents[side]], resamples)
             details[f"{direction}_ranks"] = ranks.tolist()
         details |= {
-            "n_documents": self.n_documents, "n_images": len(self.paths), "n_texts": len(self.texts),
-            "n_without_document": self.n_without_document, "chance": chance,
+            "n_documents": self.n_documents,
+            "n_images": len(self.paths),
+            "n_texts": len(self.texts),
+            "n_without_document": self.n_without_document,
+            "chance": chance,
             "intervals": intervals,
-        }  # fmt: skip
+        }
         return EvaluationResult(metrics, {"documents": details})
 
     def _relevant(self, side: int, start: int, stop: int) -> Tensor:

@@ -16,11 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from domainclip.alignment.metrics import chunked_ranks, summarise_ranks
 from domainclip.errors import DataError, ShapeError
-from domainclip.evaluation.class_scores import ClassScores
-from domainclip.evaluation.classification import classification_metrics, zero_shot_logits
-from domainclip.evaluation.field_metrics import FieldMetrics, RetrievalRanks
 from domainclip.evaluation.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.evaluation.protocols import (
     AddedScores,
@@ -28,6 +24,10 @@ from domainclip.evaluation.protocols import (
     EvaluationResult,
     LabelledPair,
 )
+from domainclip.metrics.class_scores import ClassScores
+from domainclip.metrics.classification import classification_metrics, zero_shot_logits
+from domainclip.metrics.domain_metrics import FieldMetrics, RetrievalRanks
+from domainclip.metrics.retrieval import chunked_ranks, summarise_ranks
 
 
 class ZeroShotEvaluator:

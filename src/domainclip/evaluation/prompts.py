@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from domainclip.config.slices import DEFAULT_TEMPLATES
+from domainclip.config.settings import DEFAULT_TEMPLATES
 from domainclip.errors import ConfigurationError, ShapeError
 
 # Letters whose *names* start with a vowel sound: "an MRI scan", but "a CT scan".

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from domainclip.errors import ConfigurationError, PictureError
 from domainclip.evaluation.evaluators import DomainEvaluator
-from domainclip.evaluation.significance import paired_change
+from domainclip.metrics.significance import paired_change
 from domainclip.registry import Registry
 
 Damage = Callable[[np.ndarray, float, tuple[int, int], int], np.ndarray]

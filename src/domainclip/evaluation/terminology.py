@@ -22,11 +22,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from domainclip.alignment.metrics import ranks_of_best_hit
 from domainclip.config.glossary import Glossary
 from domainclip.errors import DataError, ShapeError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult, LabelledPair
-from domainclip.evaluation.ratio_intervals import Ratio, ratio_intervals
+from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
+from domainclip.metrics.retrieval import ranks_of_best_hit
 
 PARAPHRASES = ("findings: {}", "this shows {}", "a picture of {}")
 """Frames that leave what is claimed as it is, for nouns and adjectives alike: what a negation is held against."""

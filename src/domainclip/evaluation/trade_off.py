@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 
-from domainclip.alignment.plot_style import save
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.plots import AFTER, BEFORE
+from domainclip.reports.plots.run import AFTER, BEFORE
+from domainclip.reports.plots.style import save
 
 _TOLERANCE = 1e-9  # rounding must not decide on which side of a limit a figure lies
 _CHOSEN = "#D55E00"
@@ -139,9 +139,14 @@ def plot_pareto(trade_off: Mapping[str, Any], path: Path) -> bool:
     ):
         if group:
             axis.scatter(
-                [p.domain for p in group], [p.retention for p in group], color=colour, marker=marker,
-                s=220 if marker == "*" else 32, label=label, zorder=3 if marker == "*" else 2,
-            )  # fmt: skip
+                [p.domain for p in group],
+                [p.retention for p in group],
+                color=colour,
+                marker=marker,
+                s=220 if marker == "*" else 32,
+                label=label,
+                zorder=3 if marker == "*" else 2,
+            )
     _limits(axis, trade_off, ends)
     _name_points(axis, by_alpha, trade_off["chosen_alpha"])
     axis.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -191,12 +196,17 @@ def _name_points(axis: Any, points: Sequence[TradeOffPoint], chosen: float) -> N
         # To the right of the last points the legend begins; the curve comes to them from the upper left.
         at_the_edge = right - point.domain < 0.1 * width
         axis.annotate(
-            f"α = {point.alpha:.4g}", (point.domain, point.retention), textcoords="offset points",
-            xytext=(-9, -7) if at_the_edge else (7, 7), ha="right" if at_the_edge else "left",
+            f"α = {point.alpha:.4g}",
+            (point.domain, point.retention),
+            textcoords="offset points",
+            xytext=(-9, -7) if at_the_edge else (7, 7),
+            ha="right" if at_the_edge else "left",
             va="top" if at_the_edge else "baseline",
-            fontsize=8, fontweight="bold" if point.alpha == chosen else "normal", zorder=4,
+            fontsize=8,
+            fontweight="bold" if point.alpha == chosen else "normal",
+            zorder=4,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
+        )
 
 
 def _points(share: float) -> str:

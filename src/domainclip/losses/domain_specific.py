@@ -128,9 +128,13 @@ class DomainSpecificLoss(ContrastiveObjective):
     ) -> dict[str, Any]:
         check_batch(image_embeds, text_embeds, domain_labels, "domain_labels")
         output = self.contrast(
-            image_embeds, text_embeds, group_ids, logit_scale, progress,
+            image_embeds,
+            text_embeds,
+            group_ids,
+            logit_scale,
+            progress,
             lambda rows: self.row_loss(rows, domain_labels),
-        )  # fmt: skip
+        )
         return {**output, "domain": self.domain, "domain_weight": self.domain_weight}
 
 

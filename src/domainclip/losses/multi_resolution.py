@@ -56,9 +56,7 @@ class MultiResolutionLoss(nn.Module):
     @classmethod
     def from_settings(cls, settings: LossSettings) -> MultiResolutionLoss:
         objective = MultiPositiveContrastiveLoss(label_smoothing=settings.label_smoothing, **shared_keywords(settings))
-        return cls(
-            settings.resolution_scales, consistency_weight=settings.consistency_weight, objective=objective
-        )  # fmt: skip
+        return cls(settings.resolution_scales, consistency_weight=settings.consistency_weight, objective=objective)
 
     def forward(
         self,

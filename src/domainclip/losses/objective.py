@@ -162,9 +162,14 @@ class ContrastiveObjective(nn.Module):
         return self.contrast(image_embeds, text_embeds, group_ids, logit_scale, progress)
 
     def contrast(
-        self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None, logit_scale: Tensor | None,
-        progress: float, row_loss: Callable[[Rows], RowLoss] | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        group_ids: Tensor | None,
+        logit_scale: Tensor | None,
+        progress: float,
+        row_loss: Callable[[Rows], RowLoss] | None = None,
+    ) -> dict[str, Tensor]:
         row_loss = row_loss or self.row_loss
         size = check_batch(image_embeds, text_embeds, group_ids)
         device = image_embeds.device
@@ -202,9 +207,16 @@ class ContrastiveObjective(nn.Module):
                 parts = [[row_loss(whole)]]
                 if not self.symmetric:
                     turned = Rows(
-                        "text_to_image", whole.scores.T, whole.logits.T, scale, whole.positive.T, everyone, unit_images,
-                        unit_texts, progress,
-                    )  # fmt: skip
+                        "text_to_image",
+                        whole.scores.T,
+                        whole.logits.T,
+                        scale,
+                        whole.positive.T,
+                        everyone,
+                        unit_images,
+                        unit_texts,
+                        progress,
+                    )
                     parts.append([row_loss(turned)])
             else:
                 directions = [(image_rows, images), (text_rows, texts)][: 1 if self.symmetric else 2]

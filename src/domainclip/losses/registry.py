@@ -45,8 +45,6 @@ def call_objective(loss: nn.Module, image_embeds: Tensor, text_embeds: Tensor, *
     """``loss(image_embeds, text_embeds, …)`` with as much of ``context`` as it takes; what is None is left out."""
     accepted = accepted_context(loss)
     given = {
-        name: value
-        for name, value in context.items()
-        if value is not None and (accepted is None or name in accepted)
-    }  # fmt: skip
+        name: value for name, value in context.items() if value is not None and (accepted is None or name in accepted)
+    }
     return loss(image_embeds, text_embeds, **given)

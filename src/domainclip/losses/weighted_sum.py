@@ -101,9 +101,9 @@ class WeightedSumLoss(nn.Module):
         sides = [side for side in (image_embeds, text_embeds) if side.requires_grad]
         if torch.is_grad_enabled() and sides:
             gradients = [torch.autograd.grad(loss, sides, retain_graph=True, materialize_grads=True) for loss in losses]
-            norms = torch.stack([
-                torch.stack([part.float().square().sum() for part in parts]).sum().sqrt() for parts in gradients
-            ])  # fmt: skip
+            norms = torch.stack(
+                [torch.stack([part.float().square().sum() for part in parts]).sum().sqrt() for parts in gradients]
+            )
             self.norms.copy_(torch.where(self.norms > 0, _MEMORY * self.norms + (1 - _MEMORY) * norms, norms))
         seen = (self.norms > 0).all()
         balanced = weights / self.norms.clamp_min(1e-12).to(losses.dtype)

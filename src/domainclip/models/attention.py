@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from domainclip.config.slices import MemorySettings
+from domainclip.config.settings import MemorySettings
 from domainclip.errors import ConfigurationError
 from domainclip.models.sliced_attention import register_sliced
 
@@ -232,11 +232,19 @@ def decide_attention(
     causal = encoder.processor.text_padding != "masked" and not encoder.is_siglip
     return {
         side: choose_attention(
-            shape.tokens, batch, shape.heads, device_type, training, precision, memory_bytes,
-            choice=settings.attention, slice_size=settings.attention_slice_size,
-            causal=causal and side == "text", dropout=shape.dropout,
+            shape.tokens,
+            batch,
+            shape.heads,
+            device_type,
+            training,
+            precision,
+            memory_bytes,
+            choice=settings.attention,
+            slice_size=settings.attention_slice_size,
+            causal=causal and side == "text",
+            dropout=shape.dropout,
             checkpointed=bool(settings.gradient_checkpointing),
         )
         for side, shape in shapes.items()
         if shape is not None
-    }  # fmt: skip
+    }

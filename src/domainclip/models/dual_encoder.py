@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from domainclip.config.resolution import SideRule
-from domainclip.config.slices import AdapterSettings
+from domainclip.config.settings import AdapterSettings
 from domainclip.errors import ConfigurationError
 from domainclip.models.attention import AttentionDecision, has_attention
 from domainclip.models.lora import LoraAdapters, attach_lora
-from domainclip.models.open_clip_saving import save_open_clip
+from domainclip.models.open_clip.saving import save_open_clip
 from domainclip.models.picture_sides import CONVOLUTIONAL_STEP, side_rule
 from domainclip.models.position_embeddings import position_embeddings
 from domainclip.models.processor import EncoderProcessor
 from domainclip.models.quiet import quiet_transformers
+from domainclip.resolve.resolution import SideRule
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP clips its learned scale so that logits are never multiplied by more than 100 (Radford et al. 2021, §2.5)."""

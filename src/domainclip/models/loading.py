@@ -13,16 +13,16 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from domainclip.config import ModelSettings
 from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.open_clip_loading import (
+from domainclip.models.open_clip.loading import (
     load_model_config,
     load_open_clip,
     load_open_clip_processor,
     open_clip_folder,
     saved_open_clip_config,
 )
-from domainclip.models.open_clip_saving import describe_as_open_clip
+from domainclip.models.open_clip.projected_dual_encoder import ProjectedDualEncoderConfig
+from domainclip.models.open_clip.saving import describe_as_open_clip
 from domainclip.models.processor import EncoderProcessor, TextPadding
-from domainclip.models.projected_dual_encoder import ProjectedDualEncoderConfig
 from domainclip.models.quiet import quiet_transformers
 from domainclip.models.tiny import make_tiny_clip
 

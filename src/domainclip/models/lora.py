@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from domainclip.config.slices import AdapterSettings
+from domainclip.config.settings import AdapterSettings
 from domainclip.errors import CheckpointError, ConfigurationError, MissingExtraError
 from domainclip.registry import nearest
 

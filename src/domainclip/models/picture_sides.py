@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from domainclip.config.resolution import SideRule
+from domainclip.resolve.resolution import SideRule
 
 if TYPE_CHECKING:
     from domainclip.models.dual_encoder import DualEncoder

@@ -101,10 +101,12 @@ class ProcessGroup:
         The numbers of rows may differ between processes. The gradient of what comes out goes to this process' own rows
         as it is: the others take the same loss, and theirs themselves.
         """
-        described = self.gather_objects([
-            None if part is None else (len(part), tuple(part.shape[1:]), part.dtype, part.requires_grad)
-            for part in parts
-        ])  # fmt: skip
+        described = self.gather_objects(
+            [
+                None if part is None else (len(part), tuple(part.shape[1:]), part.dtype, part.requires_grad)
+                for part in parts
+            ]
+        )
         gathered = []
         for part, rows in zip(parts, zip(*described, strict=True), strict=True):
             kinds = {row[1:] for row in rows if row is not None}

@@ -14,14 +14,29 @@ from domainclip.data.dataset import CLIPDataset
 from domainclip.errors import ConfigurationError
 
 NEUTRAL_KEYS = {
-    "output_dir", "num_workers", "image_cache_mb", "keep_checkpoints", "eval_batch_size", "visualization_output_dir",
-    "alignment_visualization", "retrieval_top_k", "logging_steps", "save_steps", "data_path",
-    "memory_fraction", "save_open_clip",
+    "output_dir",
+    "num_workers",
+    "image_cache_mb",
+    "keep_checkpoints",
+    "eval_batch_size",
+    "visualization_output_dir",
+    "alignment_visualization",
+    "retrieval_top_k",
+    "logging_steps",
+    "save_steps",
+    "data_path",
+    "memory_fraction",
+    "save_open_clip",
     # They happen after the training.
-    "wise_ft", "wise_ft_alpha", "wise_ft_batch_norm", "max_forgetting", "min_gain_kept",
+    "wise_ft",
+    "wise_ft_alpha",
+    "wise_ft_batch_norm",
+    "max_forgetting",
+    "min_gain_kept",
     # They judge beside it. What they change of the rows that are rehearsed, the digest of those rows tells.
-    "retention_data", "retention_rows",
-}  # fmt: skip
+    "retention_data",
+    "retention_rows",
+}
 """Keys that may differ between a run and its resumption: by themselves they change nothing that is learned."""
 
 

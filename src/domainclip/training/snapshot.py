@@ -10,7 +10,7 @@ from domainclip.errors import CheckpointError
 from domainclip.models.lora import load_training_state, training_state
 from domainclip.training.checkpoint import random_state, recover_directory, restore_random_state
 from domainclip.training.identity import NEUTRAL_KEYS, domain_digest
-from domainclip.training.results import RunState
+from domainclip.training.state import RunState
 
 if TYPE_CHECKING:
     from domainclip.training.trainer import Trainer

@@ -53,10 +53,17 @@ class StopSignals:
 def progress_bar(console: Console, total: int, done: int) -> Iterator[Callable[[float], None]]:
     """A bar over ``total`` steps, of which ``done`` are behind; yields a function that takes the newest loss."""
     progress = Progress(
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
     task = progress.add_task("training", total=total, completed=done, loss=float("nan"))
     with progress:
         yield lambda loss: progress.update(task, advance=1, loss=loss)

@@ -17,32 +17,32 @@ from torch.utils.data import DataLoader
 
 from domainclip.config import TrainingSettings
 from domainclip.data.batches import EpochBatchSampler, PrefetchDataLoader
-from domainclip.data.image_spec import ImageSpec
+from domainclip.data.images.image_spec import ImageSpec
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.errors import DataError, Interrupted
 from domainclip.losses import TemperatureScheduler, call_objective
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
-from domainclip.training.adaptive_step import AdaptiveStep
 from domainclip.training.checkpoint import CheckpointStore
-from domainclip.training.class_term import ClassificationTerm
 from domainclip.training.distributed import OneProcess, ProcessGroup
-from domainclip.training.gradcache import ContrastiveStep
 from domainclip.training.guards import CollapseGuard, check_finite
-from domainclip.training.head_first import HeadFirst, begin_with_heads
-from domainclip.training.head_last import end_with_heads
 from domainclip.training.identity import check_same_run, data_fingerprint, domain_digest, recipe_digest
-from domainclip.training.judging import judge
+from domainclip.training.memory.run import RunMemory
 from domainclip.training.metrics_log import MetricsLog, peak_memory_mb, told_numbers
-from domainclip.training.optimizer import build_optimizer, rate_factor, set_rates
-from domainclip.training.regularizers import L2SP, FeatureDistillation
-from domainclip.training.rehearsal import Rehearsal
-from domainclip.training.results import RunState, TrainingResult, Validation
-from domainclip.training.run_memory import RunMemory
+from domainclip.training.optim.optimizer import build_optimizer, rate_factor, set_rates
+from domainclip.training.probe.last import end_with_heads
+from domainclip.training.probe.probe import HeadFirst, begin_with_heads
+from domainclip.training.regularization.initial_weights import StartingPoint
+from domainclip.training.regularization.regularizers import L2SP, FeatureDistillation
+from domainclip.training.regularization.rehearsal import Rehearsal
+from domainclip.training.regularization.weight_average import WeightAverage
 from domainclip.training.snapshot import identity_of, restore, save_checkpoint
-from domainclip.training.starting_point import StartingPoint
+from domainclip.training.state import RunState, TrainingResult, Validation
+from domainclip.training.step.adaptive_step import AdaptiveStep
+from domainclip.training.step.class_term import ClassificationTerm
+from domainclip.training.step.gradcache import ContrastiveStep
+from domainclip.training.step.views import PictureViews
 from domainclip.training.terminal import StopSignals, progress_bar
-from domainclip.training.views import PictureViews
-from domainclip.training.weight_average import WeightAverage
+from domainclip.training.validation import judge
 
 log = logging.getLogger(__name__)
 
@@ -112,21 +112,38 @@ class Trainer:
         distillation = None
         if start is not None and start.encoder is not None:
             distillation = FeatureDistillation(
-                PictureViews(start.encoder, spec, scales), start.encoder.encode_text, settings.distillation_strength,
-                lambda: precision.autocast(device), learning,
-            )  # fmt: skip
+                PictureViews(start.encoder, spec, scales),
+                start.encoder.encode_text,
+                settings.distillation_strength,
+                lambda: precision.autocast(device),
+                learning,
+            )
         step = ContrastiveStep(
-            PictureViews(encoder, spec, scales), encoder.encode_text, self._contrast,
-            lambda: precision.autocast(device), device, chunk=self._chunk(), backward_scale=self.scaler.scale,
-            learning=learning, distillation=distillation, classification=classification,
-            processes=processes if isinstance(processes, ProcessGroup) else None, parameters=self.parameters,
-        )  # fmt: skip
+            PictureViews(encoder, spec, scales),
+            encoder.encode_text,
+            self._contrast,
+            lambda: precision.autocast(device),
+            device,
+            chunk=self._chunk(),
+            backward_scale=self.scaler.scale,
+            learning=learning,
+            distillation=distillation,
+            classification=classification,
+            processes=processes if isinstance(processes, ProcessGroup) else None,
+            parameters=self.parameters,
+        )
         self.adaptive = AdaptiveStep(step, encoder, loss, self._chunk_changed)
         self.step_fn: Callable[[dict[str, Any]], dict[str, Any]] = self.adaptive
         self.memory = RunMemory(
-            encoder, loss, step, settings, folder, self.plan.sides[-1], may_freeze_batch_norm,
+            encoder,
+            loss,
+            step,
+            settings,
+            folder,
+            self.plan.sides[-1],
+            may_freeze_batch_norm,
             loader.dataset.dataset.cache_bytes_to_come,  # type: ignore[attr-defined]
-        )  # fmt: skip
+        )
 
     def _pairs(self, batch: dict[str, Any]) -> int:
         """Pairs of the contrastive batch, over all processes."""
@@ -164,9 +181,14 @@ class Trainer:
 
     def _contrast(self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor) -> dict[str, Any]:
         return call_objective(
-            self.loss, image_embeds, text_embeds, group_ids=group_ids, logit_scale=self.encoder.logit_scale,
-            logit_bias=self.encoder.logit_bias, progress=self.state.step / self.total_steps,
-        )  # fmt: skip
+            self.loss,
+            image_embeds,
+            text_embeds,
+            group_ids=group_ids,
+            logit_scale=self.encoder.logit_scale,
+            logit_bias=self.encoder.logit_bias,
+            progress=self.state.step / self.total_steps,
+        )
 
     def train(self, resume: bool = False) -> TrainingResult:
         """Run to the end (or to early stopping).
@@ -190,8 +212,10 @@ class Trainer:
         started, training_seconds, rows_seen = time.monotonic(), 0.0, 0
         self.encoder.train()
         with (
-            self.stop.watch(), self.memory.monitor, progress_bar(self.console, self.total_steps, state.step) as advance
-        ):  # fmt: skip
+            self.stop.watch(),
+            self.memory.monitor,
+            progress_bar(self.console, self.total_steps, state.step) as advance,
+        ):
             while state.step < self.total_steps and not stopped_early:
                 if self.look_alikes and state.epoch and not state.batch:
                     self.sampler.set_neighbours(self.processes.on_first(self.look_alikes))
@@ -236,14 +260,22 @@ class Trainer:
         self.average.settle()
         end_with_heads(self, metrics)
         return TrainingResult(
-            steps=state.step, epochs=self.plan.epochs(state.step),
-            train_loss=state.loss_sum / max(1, state.loss_count), final_loss=state.last_loss,
-            training_time=time.monotonic() - started, peak_memory_mb=peak_memory_mb(self.device),
+            steps=state.step,
+            epochs=self.plan.epochs(state.step),
+            train_loss=state.loss_sum / max(1, state.loss_count),
+            final_loss=state.last_loss,
+            training_time=time.monotonic() - started,
+            peak_memory_mb=peak_memory_mb(self.device),
             samples_per_second=rows_seen / training_seconds if training_seconds else 0.0,
-            best=state.best, stopped_early=stopped_early, resumed_from=resumed_from,
-            warnings=state.warnings, bad_pictures=state.bad_pictures,
-            head_first=state.head_first, head_last=state.head_last, memory=self.processes.on_first(self.memory.record),
-        )  # fmt: skip
+            best=state.best,
+            stopped_early=stopped_early,
+            resumed_from=resumed_from,
+            warnings=state.warnings,
+            bad_pictures=state.bad_pictures,
+            head_first=state.head_first,
+            head_last=state.head_last,
+            memory=self.processes.on_first(self.memory.record),
+        )
 
     @property
     def _on_cpu(self) -> bool:
@@ -299,14 +331,25 @@ class Trainer:
             norm = torch.zeros(())
         saved = self.store.all()
         check_finite(
-            float(output["loss"]), float(norm), step, self.settings.learning_rate, self.precision.name,
+            float(output["loss"]),
+            float(norm),
+            step,
+            self.settings.learning_rate,
+            self.precision.name,
             f"The last checkpoint is of step {saved[-1].step}." if saved else "No checkpoint was saved yet.",
-        )  # fmt: skip
+        )
 
     def _observe(
-        self, output: dict[str, Tensor], norm: Tensor, rows: int, guard: CollapseGuard, metrics: MetricsLog | None,
-        seconds: float, rows_seen: int, last: bool,
-    ) -> None:  # fmt: skip
+        self,
+        output: dict[str, Tensor],
+        norm: Tensor,
+        rows: int,
+        guard: CollapseGuard,
+        metrics: MetricsLog | None,
+        seconds: float,
+        rows_seen: int,
+        last: bool,
+    ) -> None:
         """Read the numbers (this waits for an accelerator), check them, write a line where one is due."""
         state = self.state
         self._check(state.step)

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, LossSettings, TemperatureSettings
-from domainclip.config.domain_files import domain_family
+from domainclip.domains.files import domain_family
 from domainclip.errors import ConfigurationError
 from domainclip.losses import LOSSES
 from domainclip.tune.space import Dimension, Space

@@ -15,26 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from domainclip.config import (
-    CLIPFinetuningConfig,
-    DataFacts,
-    FrozenConfig,
-    ModelFacts,
-    resolve,
-    resolved_steps,
-)
-from domainclip.config.domain_files import is_domain_path
+from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.located_yaml import yaml_text
 from domainclip.data.records import ImageTextPair
 from domainclip.data.splits import DataSplits
+from domainclip.domains.files import is_domain_path
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.files import write_text
-from domainclip.finetune.auto_resolution import with_side
-from domainclip.finetune.controller import CLIPFinetuningController
-from domainclip.finetune.domain_record import recorded_recipe, write_domain
-from domainclip.finetune.facts import data_facts, model_facts
-from domainclip.finetune.run import quarantined_rows, readable_pairs
 from domainclip.models import DualEncoder
+from domainclip.pipelines.auto_resolution import with_side
+from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.pipelines.domain_record import recorded_recipe, write_domain
+from domainclip.pipelines.facts import data_facts, model_facts
+from domainclip.pipelines.run import quarantined_rows, readable_pairs
+from domainclip.resolve import DataFacts, ModelFacts, resolve, resolved_steps
 from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.tune import study as studies
 from domainclip.tune.conditions import Conditions
@@ -75,18 +69,34 @@ class Work:
         found = studies.records(self.study)
         default = next((r for r in found if r.default and r.outcome == "complete"), None)
         return Tuning(
-            config=self.config, recipe=self.recipe, space=self.space, metric=self.metric,
-            greater_is_better=self.greater_is_better, steps=self.runner.steps, full_steps=self.runner.full_steps,
-            counts=self.counts, set_aside=self.set_aside, asked=asked, trials=found,
-            best=studies.best_record(found, self.greater_is_better), default=default,
+            config=self.config,
+            recipe=self.recipe,
+            space=self.space,
+            metric=self.metric,
+            greater_is_better=self.greater_is_better,
+            steps=self.runner.steps,
+            full_steps=self.runner.full_steps,
+            counts=self.counts,
+            set_aside=self.set_aside,
+            asked=asked,
+            trials=found,
+            best=studies.best_record(found, self.greater_is_better),
+            default=default,
             importances=studies.importances(self.study, found),
-        )  # fmt: skip
+        )
 
 
 def prepare(
-    config: CLIPFinetuningConfig, space: Space | None, steps: int | None, fixed: Container[str], splits: DataSplits,
-    folder: Path, resume: bool, overwrite: bool, console: Console,
-) -> Work:  # fmt: skip
+    config: CLIPFinetuningConfig,
+    space: Space | None,
+    steps: int | None,
+    fixed: Container[str],
+    splits: DataSplits,
+    folder: Path,
+    resume: bool,
+    overwrite: bool,
+    console: Console,
+) -> Work:
     """Look at model and data once, decide what is to be searched, and open the study. Nothing is deleted before all
     that a user can have got wrong has been looked at."""
     controller = CLIPFinetuningController(config, Console(quiet=True))
@@ -112,9 +122,11 @@ def prepare(
         console.print(f"No study in {folder}: starting one", markup=False)
     known = (found.user_attrs.get("identity") if found else None) or {}
     if space is None:
-        space = Space.from_dict(known["space"]) if known else default_space(
-            config, recipe, fixed, scale_is_clamped=not controller.model.is_siglip
-        )  # fmt: skip
+        space = (
+            Space.from_dict(known["space"])
+            if known
+            else default_space(config, recipe, fixed, scale_is_clamped=not controller.model.is_siglip)
+        )
         if not space.dimensions:
             raise ConfigurationError("Every key of the default search space is fixed: name others with --search")
         space.check(config)
@@ -126,9 +138,12 @@ def prepare(
     identity = {
         "recipe": {key: value for key, value in own.items() if key not in NEUTRAL_KEYS | {"model_name"}}
         | _domain_identity(recipe),
-        "data": _rows_digest([*splits.train, *splits.val]), "model": _model_digest(controller.model),
-        "space": space.to_dict(), "steps": steps, "metric": evaluator.primary_metric,
-    }  # fmt: skip
+        "data": _rows_digest([*splits.train, *splits.val]),
+        "model": _model_digest(controller.model),
+        "space": space.to_dict(),
+        "steps": steps,
+        "metric": evaluator.primary_metric,
+    }
     runner = TrialRunner(config, recipe, steps, full, splits.train, val, folder, engine)
     _check_trials(runner, space, model_facts(controller.model), data_facts(splits.train))
     engine.encoder = controller.model = None  # each trial loads its own
@@ -156,9 +171,17 @@ def prepare(
     console.print("Searched: " + "  ".join(map(str, space.dimensions)), markup=False, highlight=False)
     counts = {"train": len(splits.train), "validation": len(val)}
     return Work(
-        config, recipe, space, conditions, runner, study, evaluator.primary_metric, evaluator.greater_is_better,
-        counts, set_aside,
-    )  # fmt: skip
+        config,
+        recipe,
+        space,
+        conditions,
+        runner,
+        study,
+        evaluator.primary_metric,
+        evaluator.greater_is_better,
+        counts,
+        set_aside,
+    )
 
 
 def clear_study(folder: Path) -> None:

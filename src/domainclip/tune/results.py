@@ -12,10 +12,10 @@ from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.located_yaml import yaml_text, yaml_value
-from domainclip.evaluation.metric_names import describe
 from domainclip.files import write_json, write_text
-from domainclip.finetune.domain_record import recorded_recipe
-from domainclip.tune.plots import plot_history, plot_importances, plot_slices
+from domainclip.metrics.names import describe
+from domainclip.pipelines.domain_record import recorded_recipe
+from domainclip.reports.plots.tune import plot_history, plot_importances, plot_slices
 from domainclip.tune.space import Space
 from domainclip.tune.study import STUDY_FILE, TrialRecord
 
@@ -23,9 +23,17 @@ TUNING_DOMAIN = "tuning_domain.yaml"
 """The domain of all trials, which the recipes beside it name."""
 
 PARTS = (
-    STUDY_FILE, "trials", "trials.csv", "tuning.md", "tuning.json", "tuning_recipe.yaml", TUNING_DOMAIN, "space.yaml",
-    "best.yaml", "tuning_plots",
-)  # fmt: skip
+    STUDY_FILE,
+    "trials",
+    "trials.csv",
+    "tuning.md",
+    "tuning.json",
+    "tuning_recipe.yaml",
+    TUNING_DOMAIN,
+    "space.yaml",
+    "best.yaml",
+    "tuning_plots",
+)
 """What a study writes into its folder: names that no training run uses."""
 
 
@@ -121,15 +129,36 @@ def _table(tuning: Tuning) -> str:
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(
-        ["number", "state", "value", "standard_error", "gain_over_default", "seconds", "steps", "default", "retry_of",
-         "reason", *keys]
-    )  # fmt: skip
+        [
+            "number",
+            "state",
+            "value",
+            "standard_error",
+            "gain_over_default",
+            "seconds",
+            "steps",
+            "default",
+            "retry_of",
+            "reason",
+            *keys,
+        ]
+    )
     for record in tuning.trials:
-        writer.writerow([
-            record.number, record.outcome, record.value, record.standard_error, tuning.gain(record),
-            round(record.seconds, 3), record.steps, record.default, record.retry_of, record.reason,
-            *(record.params.get(key) for key in keys),
-        ])  # fmt: skip
+        writer.writerow(
+            [
+                record.number,
+                record.outcome,
+                record.value,
+                record.standard_error,
+                tuning.gain(record),
+                round(record.seconds, 3),
+                record.steps,
+                record.default,
+                record.retry_of,
+                record.reason,
+                *(record.params.get(key) for key in keys),
+            ]
+        )
     return output.getvalue()
 
 
@@ -175,10 +204,12 @@ def _markdown(tuning: Tuning, plots: Sequence[str]) -> str:
     )[:10]
     if ten:
         lines += [
-            "", "## The ten best" if len(ten) == 10 else "## Complete trials, best first", "",
+            "",
+            "## The ten best" if len(ten) == 10 else "## Complete trials, best first",
+            "",
             f"| trial | {tuning.metric} | against default | steps | seconds | parameters |",
             "|---:|---:|---:|---:|---:|---|",
-        ]  # fmt: skip
+        ]
         for record in ten:
             gain = tuning.gain(record)
             lines.append(
@@ -223,10 +254,14 @@ def _verdict(tuning: Tuning) -> list[str]:
     if gain is None or default is None:
         return [f"Trial {best.number} is best with {best.value:.4f}; the default recipe has no result to compare with."]
     lines = [
-        f"| | trial | {tuning.metric} |", "|---|---:|---:|",
-        f"| default recipe | {default.number} | {default.value:.4f} |", f"| best | {best.number} | {best.value:.4f} |",
-        f"| difference | | {gain:+.4f} |", f"| standard error of the metric | | {tuning.noise:.4f} |", "",
-    ]  # fmt: skip
+        f"| | trial | {tuning.metric} |",
+        "|---|---:|---:|",
+        f"| default recipe | {default.number} | {default.value:.4f} |",
+        f"| best | {best.number} | {best.value:.4f} |",
+        f"| difference | | {gain:+.4f} |",
+        f"| standard error of the metric | | {tuning.noise:.4f} |",
+        "",
+    ]
     if best.default or gain <= 0:
         return [*lines, "No trial was better than the default recipe: keep it."]
     if gain <= tuning.noise:

@@ -15,7 +15,7 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.splits import DataSplits, load_splits
 from domainclip.errors import ConfigurationError, DataError, Interrupted
-from domainclip.finetune.run import claim_folder, splits_of
+from domainclip.pipelines.run import claim_folder, splits_of
 from domainclip.training import Validation
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
@@ -99,8 +99,9 @@ def run_tuning(
     if recipe:
         console.print(
             f"Best recipe: {recipe}\nTrain it in full with: domainclip train --recipe {recipe} --output DIR",
-            markup=False, highlight=False,
-        )  # fmt: skip
+            markup=False,
+            highlight=False,
+        )
     return TuningOutcome(folder, summary.trials, summary.best, summary.default, recipe)
 
 
@@ -177,9 +178,14 @@ def _one_trial(work: Work, trial: Trial, signals: StudySignals, console: Console
         # too (a set temperature, for one, is not the model's own any more).
         result = work.runner(trial.number, {} if default else params, listener)
     studies.note(
-        study, trial, outcome=result.outcome, reason=result.reason, seconds=result.seconds, steps=result.steps,
+        study,
+        trial,
+        outcome=result.outcome,
+        reason=result.reason,
+        seconds=result.seconds,
+        steps=result.steps,
         standard_error=result.standard_error,
-    )  # fmt: skip
+    )
     if result.outcome == "complete":
         study.tell(trial, result.value)
     else:  # "pruned" to Optuna, so that its sampler learns to keep away from what diverges

@@ -22,21 +22,45 @@ NOT_SEARCHED = {
     **dict.fromkeys(("num_epochs", "max_steps", "early_stopping_patience"), _BUDGET),
     **dict.fromkeys(
         (
-            "data_path", "image_col", "caption_col", "label_col", "group_col", "train_split", "val_split", "test_split",
-            "seed", "strict", "max_image_pixels", "prompt_templates", "eval_steps",
-            "evaluation_metrics", "label_order", "normal_label", "bootstrap_resamples",
+            "data_path",
+            "image_col",
+            "caption_col",
+            "label_col",
+            "group_col",
+            "train_split",
+            "val_split",
+            "test_split",
+            "seed",
+            "strict",
+            "max_image_pixels",
+            "prompt_templates",
+            "eval_steps",
+            "evaluation_metrics",
+            "label_order",
+            "normal_label",
+            "bootstrap_resamples",
         ),
         _JUDGE,
     ),
     **dict.fromkeys(
         (
-            "output_dir", "save_steps", "keep_checkpoints", "logging_steps", "num_workers", "image_cache_mb",
-            "eval_batch_size", "retrieval_top_k", "alignment_visualization", "visualization_output_dir", "device",
-            "use_mps", "calibrate_temperature",
+            "output_dir",
+            "save_steps",
+            "keep_checkpoints",
+            "logging_steps",
+            "num_workers",
+            "image_cache_mb",
+            "eval_batch_size",
+            "retrieval_top_k",
+            "alignment_visualization",
+            "visualization_output_dir",
+            "device",
+            "use_mps",
+            "calibrate_temperature",
         ),
         _IDLE,
     ),
-}  # fmt: skip
+}
 """Recipe keys that cannot be searched, each with the reason."""
 
 Value = bool | int | float | str | None

@@ -67,9 +67,11 @@ def open_study(folder: Path, greater_is_better: bool) -> Study:
     try:
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
         return optuna.create_study(
-            storage=storage, study_name="domainclip", load_if_exists=True,
+            storage=storage,
+            study_name="domainclip",
+            load_if_exists=True,
             direction="maximize" if greater_is_better else "minimize",
-        )  # fmt: skip
+        )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(
@@ -180,11 +182,21 @@ def records(study: Study) -> list[TrialRecord]:
         notes = trial.user_attrs
         outcome = "running" if trial.state == TrialState.RUNNING else notes.get("outcome", "error")
         valued = outcome in ("complete", "pruned") and trial.value is not None and math.isfinite(trial.value)
-        found.append(TrialRecord(
-            trial.number, outcome, trial.value if valued else None, notes.get("standard_error") if valued else None,
-            dict(trial.params), notes.get("seconds", 0.0), notes.get("steps", 0), notes.get("reason", ""),
-            bool(notes.get("default")), notes.get("retry_of"), dict(trial.intermediate_values),
-        ))  # fmt: skip
+        found.append(
+            TrialRecord(
+                trial.number,
+                outcome,
+                trial.value if valued else None,
+                notes.get("standard_error") if valued else None,
+                dict(trial.params),
+                notes.get("seconds", 0.0),
+                notes.get("steps", 0),
+                notes.get("reason", ""),
+                bool(notes.get("default")),
+                notes.get("retry_of"),
+                dict(trial.intermediate_values),
+            )
+        )
     return found
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig, batch_schedule
+from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.data.records import ImageTextPair
-from domainclip.embedding import EmbeddingEngine
 from domainclip.errors import Interrupted, MemoryConstraintError, ShapeError, TrainingDivergedError
-from domainclip.finetune.controller import CLIPFinetuningController
+from domainclip.inference import EmbeddingEngine
+from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.resolve import batch_schedule
 from domainclip.training import Validation
 from domainclip.training.metrics_log import read_metrics
 from domainclip.tune.study import Outcome
@@ -56,9 +57,16 @@ class TrialRunner:
     """
 
     def __init__(
-        self, config: CLIPFinetuningConfig, recipe: FrozenConfig, steps: int, full_steps: int,
-        train: Sequence[ImageTextPair], val: Sequence[ImageTextPair], folder: Path, engine: EmbeddingEngine,
-    ) -> None:  # fmt: skip
+        self,
+        config: CLIPFinetuningConfig,
+        recipe: FrozenConfig,
+        steps: int,
+        full_steps: int,
+        train: Sequence[ImageTextPair],
+        val: Sequence[ImageTextPair],
+        folder: Path,
+        engine: EmbeddingEngine,
+    ) -> None:
         self.config, self.recipe, self.steps, self.full_steps = config, recipe, steps, full_steps
         self.train, self.val, self.folder, self.engine = train, val, folder, engine
         self.eval_steps = math.ceil(steps / VALIDATIONS)

@@ -1,0 +1,26 @@
+"""Ranking and retrieval over anything that encodes pictures and texts."""
+
+from domainclip.metrics.modality_gap import modality_gap
+from domainclip.metrics.retrieval import AlignmentMetrics, retrieval_ranks
+from domainclip.metrics.separation import Separation, chance_recall, separation
+from domainclip.reports.plots.visualizer import AlignmentVisualizer
+from domainclip.retrieval.mining import hard_negatives
+from domainclip.retrieval.retrieval import BatchRetrieval, Encoder, ImageTextRetrieval, MutualPair, RetrievalHit
+from domainclip.retrieval.similarity_computer import SimilarityComputer
+
+__all__ = [
+    "AlignmentMetrics",
+    "AlignmentVisualizer",
+    "BatchRetrieval",
+    "Encoder",
+    "ImageTextRetrieval",
+    "MutualPair",
+    "RetrievalHit",
+    "Separation",
+    "SimilarityComputer",
+    "chance_recall",
+    "hard_negatives",
+    "modality_gap",
+    "retrieval_ranks",
+    "separation",
+]

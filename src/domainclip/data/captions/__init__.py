@@ -1,0 +1,1 @@
+"""What a domain does to its captions."""

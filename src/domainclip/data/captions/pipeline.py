@@ -1,0 +1,105 @@
+"""``CaptionChain``: what a domain does to its captions, for training and evaluation alike."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from domainclip.config.text_preprocessing import TextPreprocessing
+from domainclip.data.captions.abbreviations import AbbreviationExpander
+from domainclip.data.captions.negation import NegationCues
+from domainclip.data.captions.normalise import normalise_characters, normalise_units
+from domainclip.data.captions.truncation import CountTokens, SentenceTruncator
+from domainclip.data.captions.views import CaptionViews
+from domainclip.data.images.transforms import TextTransform
+
+VIEWS = 8
+"""Views of a caption that training draws from. Each is tokenized once, before the first step."""
+_REMEMBERED = 200_000
+
+
+@dataclass(frozen=True)
+class CutCaptions:
+    """How many of ``captions`` are longer than ``limit`` tokens, and so are cut; ``longest``: the most tokens."""
+
+    captions: int
+    cut: int
+    longest: int
+    limit: int
+
+    def __str__(self) -> str:
+        share = self.cut / max(1, self.captions)
+        return f"{self.cut} of {self.captions} captions ({share:.1%}) exceed {self.limit} tokens and are cut"
+
+
+class CaptionChain:
+    """Caption → caption, without chance: characters, units, abbreviations, letter case, length. Settings that are all
+    off leave what ``TextTransform`` does, which always comes first.
+
+    ``count_tokens`` and ``limit`` (tokens, start and end included) are the model's; without them nothing is shortened
+    here, and the tokenizer cuts. Applied twice it does the same as once. ``views`` is for training only.
+
+    Raises ``ConfigurationError`` for a glossary that is missing or wrong.
+    """
+
+    def __init__(
+        self, settings: TextPreprocessing, count_tokens: CountTokens | None = None, limit: int | None = None
+    ) -> None:
+        self.settings = settings
+        glossary = settings.load()
+        self.cues = NegationCues(glossary.negations if glossary else ())
+        self._plain = TextTransform()
+        self._expand = AbbreviationExpander(glossary) if glossary and settings.expand_abbreviations else None
+        self._views = CaptionViews(settings.synonym_share, settings.section_dropout, glossary, self.cues)
+        self._count, self._limit = count_tokens, limit
+        shortens = settings.truncation == "sentences" and count_tokens is not None and limit is not None
+        self._truncator = SentenceTruncator(count_tokens, limit, self.cues) if shortens else None  # type: ignore[arg-type]
+        self._known: dict[str, str] = {}
+
+    def __call__(self, caption: str) -> str:
+        found = self._known.get(caption)
+        if found is None:
+            found = self.shortened(self.rewritten(caption))
+            if len(self._known) < _REMEMBERED:
+                self._known[caption] = found
+        return found
+
+    def rewritten(self, caption: str) -> str:
+        """The caption in the domain's words, at full length."""
+        text = self._plain(caption)
+        if self.settings.normalise:
+            text = normalise_characters(text)
+        if self.settings.normalise_units:
+            text = normalise_units(text)
+        if self._expand is not None:
+            text = self._expand(text)
+        return text.lower() if self.settings.lowercase else text
+
+    def shortened(self, text: str) -> str:
+        """What is left of a rewritten caption within the token limit."""
+        return self._truncator.cut(text) if self._truncator is not None else text
+
+    @property
+    def has_views(self) -> bool:
+        return self.settings.synonym_share > 0 or self.settings.section_dropout > 0
+
+    def views(self, caption: str, seed: int, count: int = VIEWS) -> list[str]:
+        """``count`` views of a caption, drawn from numbers that depend on ``seed`` and the caption alone; equal ones
+        among them say how likely a view is."""
+        text = self.rewritten(caption)
+        drawn = [self._views.draw(text, random.Random(f"{seed}/{number}/{text}")) for number in range(count)]
+        return [self.shortened(view.lower() if self.settings.lowercase else view) for view in drawn]
+
+    def count_cut(self, captions: Iterable[str]) -> CutCaptions | None:
+        """How many captions, in the domain's words, are above the limit; None without a tokenizer."""
+        if self._count is None or self._limit is None:
+            return None
+        texts = [self.rewritten(caption) for caption in captions]
+        length_of: dict[str, int] = {}
+        distinct = list(dict.fromkeys(texts))
+        for start in range(0, len(distinct), 1024):
+            part = distinct[start : start + 1024]
+            length_of.update(zip(part, self._count(part), strict=True))
+        lengths = [length_of[text] for text in texts]
+        return CutCaptions(len(texts), sum(n > self._limit for n in lengths), max(lengths, default=0), self._limit)

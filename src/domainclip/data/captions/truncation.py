@@ -1,0 +1,77 @@
+"""Captions above the token limit, cut where a sentence ends rather than anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from domainclip.data.captions.cut_places import CutPlaces
+from domainclip.data.captions.negation import NegationCues
+from domainclip.data.captions.sentences import split_sentences, split_statements
+
+CountTokens = Callable[[list[str]], list[int]]
+"""Length of each text in tokens, start and end tokens included, before any cutting."""
+
+_LEAST_SHARE = 0.5
+"""A cut before the last word that fits is a good one where at least this share of the limit is left."""
+_DENIES_MORE = re.compile(r"^(?:he|she|they)\b(?:\s+\w+)?\s+denie[sd]\b", re.IGNORECASE)
+"""The one who speaks denies what comes next, not what was said before."""
+
+
+class SentenceTruncator:
+    """Keeps the whole sentences that fit into ``limit`` tokens (start and end included), in order from the first.
+
+    A sentence that leans on the one before ("It was ruled out.") stays or goes with it. A first sentence that does not
+    fit alone is cut at the end of a clause, or at a word where no clause leaves half of the limit. It is never cut
+    before what takes it back ("… is absent"), and between a negation and what it denies only where little would be
+    left otherwise: the negation stays then. Which sentences matter most is not guessed at.
+    """
+
+    def __init__(self, count_tokens: CountTokens, limit: int, cues: NegationCues | None = None) -> None:
+        self.count_tokens = count_tokens
+        self.limit = limit
+        self.cues = cues or NegationCues()
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        return [length > self.limit for length in self.count_tokens(list(texts))] if texts else []
+
+    def cut(self, text: str) -> str:
+        """The text itself where it fits."""
+        if not self.too_long([text])[0]:
+            return text
+        statements = split_statements(text)
+        fitting = self._longest([" ".join(statements[:count]) for count in range(len(statements) - 1, 0, -1)])
+        return fitting or self._cut_statement(split_sentences(statements[0]) if statements else [text])
+
+    def _longest(self, candidates: Sequence[str]) -> str | None:
+        """The first candidate that fits."""
+        for start in range(0, len(candidates), 16):
+            part = list(candidates[start : start + 16])
+            for candidate, long in zip(part, self.too_long(part), strict=True):
+                if not long:
+                    return candidate
+        return None
+
+    def _cut_statement(self, sentences: list[str]) -> str:
+        """Of a sentence and those that lean on it: whole sentences, if none that takes them back is left out."""
+        whole = [" ".join(sentences)]
+        while len(sentences) > 1 and not self.cues.last_that_takes_back(_DENIES_MORE.sub("", sentences[-1])):
+            sentences = sentences[:-1]
+            whole.append(" ".join(sentences))
+        return self._longest(whole) or self._cut_sentence(sentences)
+
+    def _cut_sentence(self, sentences: list[str]) -> str:
+        places = CutPlaces(sentences, self.cues, self.limit)  # a word is a token at least
+        at_clause = self._longest(places.at_clauses())
+        if at_clause and self._is_enough(at_clause):
+            return at_clause
+        at_word = self._longest(places.at_words(past_negations=False))
+        short = max(filter(None, (at_clause, at_word)), key=len, default=None)
+        if short and self._is_enough(short):
+            return short
+        # What denies from early on ("There is no evidence of …") can only be cut after it.
+        within = self._longest(places.at_words(past_negations=True))
+        return within or short or self._longest(places.to_the_denial()) or places.text
+
+    def _is_enough(self, text: str) -> bool:
+        return self.count_tokens([text])[0] >= _LEAST_SHARE * self.limit

@@ -1,0 +1,196 @@
+"""``check_data``: everything about a data set that is better known before a run than after it."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from domainclip.data.checks.captions import caption_length, caption_repetition, class_balance
+from domainclip.data.checks.findings import DataCheckReport, Finding
+from domainclip.data.checks.image_facts import inspect_pictures
+from domainclip.data.checks.images import bad_share_severity, duplicates, exact_groups, near_groups, unusable_pictures
+from domainclip.data.group_split import picture_key
+from domainclip.data.images.reader import MAX_PIXELS
+from domainclip.data.records import ImageTextPair, PairList, Quarantined
+from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_PICTURE
+from domainclip.data.splits import given_splits, group_names, join_groups
+from domainclip.errors import ConfigurationError, DataError
+from domainclip.resolve.length import automatic_batch
+
+_ADVICE_ASIDE = {
+    MISSING_PICTURE: ("missing-pictures", "Check the paths, or name the pictures' folder with image_root=…"),
+    EMPTY_CAPTION: ("empty-captions", "Write captions for them; training sets these rows aside."),
+    MALFORMED_ROW: ("malformed-rows", "Mend these rows; training sets them aside."),
+}
+
+
+def check_data(
+    path: Path | str,
+    *,
+    batch_size: int | None = None,
+    max_tokens: int = 77,
+    count_tokens: Callable[[list[str]], list[int]] | None = None,
+    image_col: str = "image_path",
+    caption_col: str = "caption",
+    label_col: str = "label",
+    group_col: str = "group",
+    image_root: Path | str | None = None,
+    caption_template: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    workers: int | None = None,
+    near_duplicates: bool = True,
+    text_transform: Callable[[str], str] | None = None,
+    cut_by_sentence: bool = False,
+) -> DataCheckReport:
+    """Read every row and decode every picture of the data at ``path``, in ``workers`` threads.
+
+    ``count_tokens`` gives the length of each text in tokens, start and end included; without it lengths are
+    estimated. They are those of the captions as ``text_transform`` leaves them, a domain's spelling and abbreviations;
+    ``cut_by_sentence``: training keeps whole sentences of what is too long. ``batch_size`` None stands for what an
+    automatic run would take.
+
+    Errors (exit code 1) are what spoils a run or its figures: a table that cannot be read; missing, broken or
+    oversized pictures and unusable rows from 1 % of their number on (fewer are warnings: training sets them
+    aside); a picture or a group in two given splits; captions all equal; fewer than two rows.
+
+    Raises ``DataError`` where there is nothing at ``path``, ``ConfigurationError`` for a wrong
+    ``batch_size``.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ConfigurationError(f"Batch size must be positive, not {batch_size}")
+    given = given_splits(
+        path,
+        image_col=image_col,
+        caption_col=caption_col,
+        label_col=label_col,
+        group_col=group_col,
+        image_root=image_root,
+        caption_template=caption_template,
+    )
+    if not str(path).startswith("hf:") and not Path(path).exists():
+        raise DataError(f"Data not found: {path}")
+    findings: list[Finding] = []
+    splits: dict[str, PairList] = {}
+    for name, part in given.items():
+        try:
+            pairs = part.load()
+            notes: list[str] = []
+            join_groups(pairs, part.folder, image_col, group_col, notes)
+        except DataError as error:
+            findings.append(Finding("unreadable-table", "error", 1, [str(error)], "Mend the file.", part.name))
+            continue
+        findings += [Finding("meta-file", "info", 1, [], "Add the columns, or name them.", note) for note in notes]
+        splits[name] = pairs
+    every = [pair for pairs in splits.values() for pair in pairs]
+    findings += _set_aside([row for pairs in splits.values() for row in pairs.quarantine], len(every))
+
+    paths = list({picture_key(pair): pair.image_path for pair in every}.values())
+    facts = list(inspect_pictures(paths, max_pixels, workers))
+    findings += unusable_pictures(facts)
+    exact = exact_groups(facts)
+    near = near_groups(facts) if near_duplicates else []
+    pairs_of: dict[str, list[ImageTextPair]] = defaultdict(list)
+    for pair in every:
+        pairs_of[picture_key(pair)].append(pair)
+    findings += duplicates(exact, near, {path: pairs_of[_key(path)] for path in paths})
+    findings += _leakage(splits, exact, near)
+
+    train = splits.get("train", PairList())
+    if train:
+        findings += _size(train, batch_size)
+        size = batch_size or automatic_batch(len(train))
+        captions = [pair.caption for pair in train]
+        findings += caption_repetition(captions, size, assumed=batch_size is None)
+        findings += class_balance(train)
+        findings += _unseen_classes(splits)
+    if every:
+        said = [pair.caption if text_transform is None else text_transform(pair.caption) for pair in every]
+        findings.append(caption_length(said, max_tokens, count_tokens, cut_by_sentence))
+    base = Path(path) if Path(path).is_dir() else Path(path).parent
+    for finding in findings:
+        finding.examples = [example.replace(f"{base}{os.sep}", "") for example in finding.examples]
+    return DataCheckReport(str(path), {name: len(pairs) for name, pairs in splits.items()}, len(paths), findings)
+
+
+def _key(path: Path) -> str:
+    return picture_key(ImageTextPair(path, ""))
+
+
+def _set_aside(rows: Sequence[Quarantined], usable: int) -> list[Finding]:
+    findings = []
+    for kind, (name, advice) in _ADVICE_ASIDE.items():
+        these = [str(row) for row in rows if row.kind == kind]
+        if these:
+            total = usable + len(rows)
+            detail = f"{len(these)} of {total} rows ({len(these) / total:.1%}) are set aside"
+            findings.append(Finding(name, bad_share_severity(len(these), total), len(these), these, advice, detail))
+    return findings
+
+
+def _size(train: PairList, batch_size: int | None) -> list[Finding]:
+    rows = len(train)
+    if rows < 2:
+        advice = "Contrastive training compares rows: it needs at least two, and many more to learn anything."
+        return [Finding("too-few-rows", "error", rows, [], advice, f"{rows} usable row in the training split")]
+    if batch_size is not None and rows < batch_size:
+        detail = f"{rows} training rows are fewer than the batch size {batch_size}: there is one, smaller batch"
+        return [Finding("rows-below-batch", "warning", rows, [], f"Set batch_size to at most {rows}.", detail)]
+    return []
+
+
+def _unseen_classes(splits: Mapping[str, PairList]) -> list[Finding]:
+    known = {pair.label for pair in splits["train"]}
+    findings = []
+    for name, pairs in splits.items():
+        unseen = sorted({pair.label for pair in pairs if pair.label is not None} - known)
+        if unseen and known != {None}:
+            advice = "Unless unseen classes are the point, move some of their groups into the training split."
+            detail = f"classes of {name} that the training split lacks"
+            findings.append(Finding("unseen-classes", "warning", len(unseen), [str(u) for u in unseen], advice, detail))
+    return findings
+
+
+def _leakage(splits: Mapping[str, PairList], exact: list[list[Path]], near: list[list[Path]]) -> list[Finding]:
+    """Groups and pictures that occur in two given splits."""
+    # Pictures with equal content get one name, and so do those that look alike.
+    same = {_key(path): _key(group[0]) for group in exact for path in group}
+    alike = {_key(path): _key(group[0]) for group in near for path in group}
+    findings = []
+    names = list(splits)
+    for index, first in enumerate(names):
+        for second in names[index + 1 :]:
+            where = f"in both {first} and {second}"
+            contents = [{same.get(key, key) for key in map(picture_key, splits[name])} for name in (first, second)]
+            looks = [{alike.get(key, key) for key in keys} for keys in contents]
+            groups = [group_names(splits[name]) for name in (first, second)]
+            shared = contents[0] & contents[1]
+            # What is shared outright is told once, as that.
+            alike_only = (looks[0] & looks[1]) - {alike.get(key, key) for key in shared}
+            for name, found, detail, advice in (
+                (
+                    "shared-pictures",
+                    shared,
+                    "pictures",
+                    f"Remove them from {first}: {second} figures are too good.",
+                ),
+                (
+                    "shared-groups",
+                    groups[0] & groups[1],
+                    "groups",
+                    f"Move each group whole into one split: {second} figures are too good.",
+                ),
+                (
+                    "shared-near-duplicates",
+                    alike_only,
+                    "near duplicates",
+                    f"Look at them: if they are copies, remove them from {first}.",
+                ),
+            ):
+                if found:
+                    severity = "warning" if name == "shared-near-duplicates" else "error"
+                    findings.append(
+                        Finding(name, severity, len(found), sorted(found), advice, f"{detail} {where}")  # type: ignore[arg-type]
+                    )
+    return findings

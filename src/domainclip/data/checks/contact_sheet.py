@@ -1,0 +1,112 @@
+"""A sheet that shows, for a few pictures, what becomes of them on their way to the model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 200
+"""Side of a picture on the sheet, in pixels."""
+_GAP, _LINE, _TITLE = 10, 19, 24
+_INK, _FAINT, _PAPER, _MAT, _GRID = "#1a1a1a", "#6b6b6b", "white", "#ececec", "#e8590c"
+
+
+@dataclass
+class SheetRow:
+    """``pictures``: uint8 ``[h, w, 3]``, one a column. ``caption``, ``treated`` (what becomes of it, if
+    anything) and ``facts`` stand beneath, cut to the width.
+    ``tiles``: top, left, height and width of tiles, in pixels of the second picture, to be outlined there."""
+
+    pictures: Sequence[np.ndarray]
+    caption: str
+    facts: str
+    treated: str = ""
+    tiles: Sequence[tuple[int, int, int, int]] = ()
+
+
+def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], title: str, notes: Sequence[str] = ()) -> bytes:
+    """The sheet as PNG; ``notes`` stand under the title."""
+    width = _GAP + len(columns) * (CELL + _GAP)
+    font, small, bold = _font(13), _font(12), _font(15, "-Bold")
+    wrapped = [line for note in notes for line in _wrapped(note, small, width - 2 * _GAP)]
+    top = _GAP + _TITLE + len(wrapped) * _LINE + _LINE + _GAP
+    lines = 3 if any(row.treated for row in rows) else 2
+    height = CELL + lines * _LINE + 2 * _GAP
+    sheet = Image.new("RGB", (width, top + len(rows) * height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, _GAP), _cut(title, bold, width - 2 * _GAP), fill=_INK, font=bold)
+    for number, line in enumerate(wrapped):
+        draw.text((_GAP, _GAP + _TITLE + number * _LINE), line, fill=_FAINT, font=small)
+    for column, name in enumerate(columns):
+        left = _GAP + column * (CELL + _GAP)
+        draw.text((left, top - _LINE - 4), _cut(name, font, CELL), fill=_INK, font=font)
+    for number, row in enumerate(rows):
+        y = top + number * height
+        for column, picture in enumerate(row.pictures):
+            x = _GAP + column * (CELL + _GAP)
+            draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=_MAT)
+            tiles = row.tiles if column == 1 else ()
+            _place(sheet, draw, picture, x, y, tiles)
+        texts = [(row.caption, font, _INK), *([(f"→ {row.treated}", font, _INK)] if row.treated else [])]
+        for place, (text, face, ink) in enumerate([*texts, (row.facts, small, _FAINT)]):
+            draw.text((_GAP, y + CELL + 3 + place * _LINE), _cut(text, face, width - 2 * _GAP), fill=ink, font=face)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _place(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    picture: np.ndarray,
+    x: int,
+    y: int,
+    tiles: Sequence[tuple[int, int, int, int]],
+) -> None:
+    """Into its cell, as large as fits, in its own proportions."""
+    height, width = picture.shape[:2]
+    factor = CELL / max(height, width)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    # Enlarged pixels stay squares: smoothing would show more than there is.
+    kind = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
+    left, top = x + (CELL - size[0]) // 2, y + (CELL - size[1]) // 2
+    sheet.paste(Image.fromarray(picture).resize(size, kind), (left, top))
+    for tile_top, tile_left, tile_height, tile_width in tiles:
+        corner = left + tile_left * factor, top + tile_top * factor
+        draw.rectangle(
+            (*corner, corner[0] + tile_width * factor - 1, corner[1] + tile_height * factor - 1), outline=_GRID
+        )
+
+
+def _font(size: int, style: str = "") -> ImageFont.FreeTypeFont:
+    import matplotlib  # it brings a font with accents, Greek and Cyrillic; Pillow's own has none of these
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{style}.ttf", size)
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text on one line, ended by "…" where it is wider than ``width`` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if font.getlength(text[:middle].rstrip() + "…") <= width else (low, middle - 1)
+    return text[:low].rstrip() + "…"
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [_cut(line, font, width) for line in lines]

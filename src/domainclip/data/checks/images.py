@@ -1,0 +1,114 @@
+"""Findings about the pictures: broken, oversized, tiny, stored twice."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from domainclip.data.checks.duplicates import near_duplicate_groups
+from domainclip.data.checks.findings import Finding, Severity
+from domainclip.data.checks.image_facts import PictureFacts
+from domainclip.data.records import ImageTextPair
+
+TINY_SIDE = 16
+"""A picture with a side below this, in pixels, shows next to nothing at any model's resolution."""
+
+BAD_SHARE = 0.01
+"""From this share on, unusable pictures are an error: a few are set aside, many mean that something is
+wrong."""
+
+
+def bad_share_severity(count: int, total: int) -> Severity:
+    return "error" if total == 0 or count / total >= BAD_SHARE else "warning"
+
+
+def unusable_pictures(facts: Sequence[PictureFacts]) -> list[Finding]:
+    """Broken, oversized, tiny and animated pictures."""
+    findings = []
+    for name, oversized, advice in (
+        ("broken-pictures", False, "Mend or remove them; training sets them aside."),
+        (
+            "oversized-pictures",
+            True,
+            "Shrink them, or raise max_image_pixels if the size is meant; training sets them aside.",
+        ),
+    ):
+        bad = [fact.problem for fact in facts if fact.problem is not None and fact.oversized == oversized]
+        if bad:
+            severity = bad_share_severity(len(bad), len(facts))
+            detail = f"{len(bad)} of {len(facts)} pictures ({len(bad) / len(facts):.1%}) cannot be used"
+            findings.append(Finding(name, severity, len(bad), bad, advice, detail))
+    good = [fact for fact in facts if fact.problem is None]
+    tiny = [f"{fact.path} ({fact.width}x{fact.height})" for fact in good if min(fact.width, fact.height) < TINY_SIDE]
+    if tiny:
+        advice = "Look at them: cut-outs that went wrong, icons, placeholders?"
+        findings.append(
+            Finding("tiny-pictures", "warning", len(tiny), tiny, advice, f"a side below {TINY_SIDE} pixels")
+        )
+    moving = [f"{fact.path} ({fact.frames} frames)" for fact in good if fact.frames > 1]
+    if moving:
+        advice = "Only one of them is used (the first; of TIFF and DICOM, what the domain's images.page says)."
+        findings.append(
+            Finding("several-frames", "info", len(moving), moving, advice, "animations or multi-page files")
+        )
+    return findings
+
+
+def exact_groups(facts: Iterable[PictureFacts]) -> list[list[Path]]:
+    """Files with equal content, two or more a group."""
+    by_content: dict[str, list[Path]] = defaultdict(list)
+    for fact in facts:
+        if fact.problem is None and fact.sha256 is not None:
+            by_content[fact.sha256].append(fact.path)
+    return [paths for paths in by_content.values() if len(paths) > 1]
+
+
+def near_groups(facts: Iterable[PictureFacts]) -> list[list[Path]]:
+    """Pictures that look the same though their files differ; of equal files one stands for all."""
+    first: dict[str, PictureFacts] = {}
+    for fact in facts:
+        if fact.fingerprint is not None and fact.sha256 is not None:
+            first.setdefault(fact.sha256, fact)
+    kept = list(first.values())
+    if not kept:
+        return []
+    prints = np.stack([fact.fingerprint for fact in kept if fact.fingerprint is not None])
+    return [[kept[index].path for index in group] for group in near_duplicate_groups(prints)]
+
+
+def duplicates(
+    exact: list[list[Path]], near: list[list[Path]], pairs_of: Mapping[Path, Sequence[ImageTextPair]]
+) -> list[Finding]:
+    """Pictures that occur more than once, and copies whose labels contradict each other."""
+    findings = []
+    advice = "Keep one of each, or give copies the same value in the group column: then no split separates them."
+    for name, groups, detail in (
+        ("exact-duplicates", exact, "files with the same content as another"),
+        ("near-duplicates", near, "pictures that look like another, re-saved or re-scaled"),
+    ):
+        if groups:
+            extra = sum(len(group) - 1 for group in groups)
+            examples = [" = ".join(str(path) for path in group[:3]) for group in groups]
+            detail = f"{detail}, in {len(groups)} group{'s' * (len(groups) != 1)}"
+            findings.append(Finding(name, "warning", extra, examples, advice, detail))
+    conflicts = []
+    copies = [*exact, *([path] for path in pairs_of if len(pairs_of[path]) > 1)]
+    for group in copies:
+        labels = sorted({pair.label for path in group for pair in pairs_of[path] if pair.label is not None})
+        if len(labels) > 1:
+            conflicts.append(f"{group[0]}: {', '.join(labels)}")
+    if conflicts:
+        findings.append(
+            Finding(
+                "conflicting-labels",
+                "warning",
+                len(conflicts),
+                conflicts,
+                "Decide which label is right: no model can learn both.",
+                "the same picture with different labels",
+            )
+        )
+    return findings

@@ -1,0 +1,157 @@
+"""DICOM files to grey levels or colours, by pydicom: rescale, window, photometric interpretation."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.data.images.dicom_frames import Window, number_in, rescaled, view_of
+from domainclip.data.images.pages import chosen_page
+from domainclip.errors import MissingExtraError, PictureError
+
+
+def is_dicom(start: bytes) -> bool:
+    """Whether these first bytes (132 at least) are a DICOM file's (PS3.10, section 7.1)."""
+    return start[128:132] == b"DICM"
+
+
+def dicom_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
+    """Width, height, frames and photometric interpretation, without decoding. Raises ``PictureError``."""
+    with _told_plainly(path):
+        dataset = _read(source, stop_before_pixels=True)
+        if "Rows" not in dataset or "Columns" not in dataset:
+            raise PictureError(f"{path}: a DICOM file without a picture ({dataset.get('Modality', 'no modality')})")
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        return int(dataset.Columns), int(dataset.Rows), frames, str(dataset.get("PhotometricInterpretation", ""))
+
+
+def read_dicom(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarray:
+    """The chosen frame: ``[h, w]`` grey, or ``[h, w, 3]`` RGB.
+
+    Grey is uint8 where a window says what is black and white, or where the file keeps at most 8 bits without a unit
+    (ultrasound, secondary capture), and float32 in the file's units (Hounsfield in CT) elsewhere. MONOCHROME1, where
+    low values are to be seen bright, comes inverted either way. A mean is taken of rescaled frames, and seen through
+    the first one's window. Raises ``PictureError`` for what cannot be decoded, ``MissingExtraError`` without pydicom.
+    """
+    with _told_plainly(path):
+        from pydicom.pixels import pixel_array
+
+        dataset = _read(io.BytesIO(data))
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        kind = str(dataset.get("PhotometricInterpretation", ""))
+        padding_value = number_in(dataset, "PixelPaddingValue")
+        numbers: list[int] = []
+        paddings: list[np.ndarray] = []
+        bits = int(number_in(dataset, "BitsStored") or 0)  # of grey values that are brightness itself; else 0
+
+        def frame(number: int) -> np.ndarray:
+            nonlocal bits
+            stored = pixel_array(dataset, index=number)
+            if kind == "PALETTE COLOR":
+                return _palette_colours(stored, dataset)
+            if stored.ndim == 3:
+                return _full_colours(stored, bits)
+            numbers.append(number)
+            if padding_value is not None:
+                paddings.append(stored == padding_value)
+            values = rescaled(stored, dataset, number)
+            # What has a unit, a sign, or more than its bits may hold, is no brightness.
+            if values is not stored or stored.dtype.kind != "u" or bits > 8 or stored.max() >= 2**bits:
+                bits = 0
+            return values
+
+        values = chosen_page(frame, frames, settings, path)
+        if values.ndim == 3:
+            return values
+        view = view_of(dataset, numbers[0]) if settings.dicom_window == "file" else None
+        if settings.window_center is not None and settings.window_width is not None:
+            view = Window(settings.window_center, settings.window_width)
+        padding = np.logical_and.reduce(paddings) if paddings else None
+        if view is None and not bits:
+            return _own_units(values, padding, inverted=kind == "MONOCHROME1")
+        if isinstance(view, Window):
+            shown = view.shown(values)
+        else:
+            shown = values / float(2**bits - 1) if view is None else _through_table(values, view, dataset)
+        shown = 1 - shown if kind == "MONOCHROME1" else shown
+        if padding is not None:
+            shown[padding] = 0.0
+        return (shown.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _palette_colours(stored: np.ndarray, dataset: Any) -> np.ndarray:
+    from pydicom.pixels import apply_color_lut
+
+    values = apply_color_lut(stored, dataset)
+    return (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values
+
+
+def _full_colours(stored: np.ndarray, bits: int) -> np.ndarray:
+    """Colours of, say, 12 bits kept in 16, as all of 16: nothing after this knows how many bits there were."""
+    top = 2**bits - 1
+    if stored.dtype != np.uint16 or not 0 < bits < 16:
+        return stored
+    return ((stored.clip(max=top).astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16)
+
+
+def _own_units(values: np.ndarray, padding: np.ndarray | None, inverted: bool) -> np.ndarray:
+    shown = values.astype(np.float32)
+    body = shown if padding is None or padding.all() else shown[~padding]
+    # What surrounds the picture is no grey level of it: as dark as its darkest, or the range is spent on it.
+    shown = shown.clip(body.min(), body.max())
+    return body.max() + body.min() - shown if inverted else shown
+
+
+def _through_table(values: np.ndarray, tables: Any, dataset: Any) -> np.ndarray:
+    from pydicom.pixels import apply_voi
+
+    dataset.VOILUTSequence = tables  # a functional group's: pydicom looks at the top alone
+    return apply_voi(np.rint(values).astype(np.int64), dataset) / float(2 ** int(tables[0].LUTDescriptor[2]) - 1)
+
+
+def _read(source: Any, **options: Any) -> Any:
+    try:
+        import pydicom
+    except ImportError:
+        raise MissingExtraError("pydicom", "dicom", "Reading DICOM files") from None
+    return pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, **options)
+
+
+@contextmanager
+def _told_plainly(path: Path) -> Iterator[None]:
+    """pydicom's many errors on damaged or uncommon files, as one sentence; its warnings are not the user's business."""
+    try:
+        import pydicom.errors
+    except ImportError:
+        raise MissingExtraError("pydicom", "dicom", f"Reading the DICOM file {path}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except PictureError:
+        raise
+    except (
+        pydicom.errors.InvalidDicomError,
+        pydicom.errors.BytesLengthException,
+        OSError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        KeyError,
+        IndexError,
+        TypeError,
+        EOFError,
+        ArithmeticError,
+        struct.error,
+    ) as error:
+        # Of a compression that none of its plug-ins can undo, the lines after the first name what to install.
+        reason = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
+        raise PictureError(f"{path}: this DICOM file cannot be decoded ({reason or type(error).__name__})") from None

@@ -1,0 +1,47 @@
+"""Which page of a file with several is the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.errors import PictureError
+
+
+def chosen_page(read: Callable[[int], np.ndarray], count: int, settings: ImagePreprocessing, path: Path) -> np.ndarray:
+    """The page that ``settings.page`` asks for, of ``count`` that ``read(number)`` gives; only what is needed is read.
+
+    The mean is float32, or uint8 where the pages are. Raises ``PictureError`` for several pages where the policy is
+    ``error``, and for unlike pages that are to be averaged.
+    """
+    if count == 1 or settings.page == "first":
+        return read(0)
+    if settings.page == "error":
+        raise PictureError(
+            f"{path}: {count} pages or frames, and page=error refuses such files: export the one that matters, or set "
+            "page to first, middle or mean"
+        )
+    if settings.page == "middle":
+        return read(count // 2)
+    first = read(0)
+    total, bytes_alone = first.astype(np.float32), first.dtype == np.uint8
+    for number in range(1, count):
+        page = read(number)
+        refuse_unlike(number, (page.shape, ""), (first.shape, ""), path)
+        total += page
+        bytes_alone = bytes_alone and page.dtype == np.uint8
+    total /= count
+    return total.round().astype(np.uint8) if bytes_alone else total
+
+
+def refuse_unlike(number: int, page: tuple[Sequence[int], str], first: tuple[Sequence[int], str], path: Path) -> None:
+    """Raises ``PictureError`` where page ``number`` has another shape or type than the first."""
+    if page != first:
+        one, other = ("×".join(str(side) for side in shape) + f" {kind}" for shape, kind in (page, first))
+        raise PictureError(
+            f"{path}: page {number + 1} is {one} and the first {other}: page=mean needs pages of one size and type. "
+            "Set page to first or middle"
+        )

@@ -1,0 +1,273 @@
+"""Reading pictures: every common format to upright pixels, safely and fast.
+
+JPEG goes through libjpeg-turbo (simplejpeg) with its accurate transform and smooth chroma upsampling, which gives
+the pixels Pillow gives; DICOM through pydicom; TIFF that Pillow does not read as it is meant (channels as pages, 16-bit
+colour) through tifffile; everything else through Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.data.images.deep_grey import grey_bytes, grey_numbers, is_deep_grey
+from domainclip.data.images.deep_png import is_deep_png, read_deep_png
+from domainclip.data.images.dicom import dicom_size, is_dicom, read_dicom
+from domainclip.data.images.pages import chosen_page
+from domainclip.data.images.pixel_meaning import turned
+from domainclip.data.images.steps import to_levels
+from domainclip.data.images.tiff import is_tiff, read_tiff, tiff_size
+from domainclip.data.images.tiff_pages import TiffPage, page_numbers, pages_for_pillow
+from domainclip.errors import PictureError
+
+MAX_PIXELS = 178_956_970
+"""Pictures above this are refused before decoding (Pillow's own limit for a decompression bomb: 2 × 1024³ / 4 / 3)."""
+
+LARGE_PICTURE = 2**24
+"""One of more pixels than this comes smaller where the caller needs no more (a JPEG is then decoded at some eighths of
+its size): one of 12,000 × 9,000 takes 324 MB whole, for the 160 × 160 that a model sees."""
+
+_ORIENTATION = 0x0112
+_DEFAULT = ImagePreprocessing()
+
+_NO_PREAMBLE = (
+    ". It may be DICOM without the preamble (128 bytes, then DICM) that files of it begin with: write it anew by "
+    "pydicom.dcmread(…, force=True).save_as(…, enforce_file_format=True)"
+)
+
+_DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise on damaged bytes (found by damaging pictures of every format at random)."""
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """What the first bytes of a picture say, without decoding it."""
+
+    width: int
+    height: int
+    format: str
+    mode: str
+    frames: int
+
+
+def _open(path: Path, source: io.BytesIO | Path, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(source)
+    except FileNotFoundError:
+        raise PictureError(f"{path}: no such file") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"{path}: more than {MAX_PIXELS:,} pixels; shrink the picture first") from None
+    except UnidentifiedImageError:
+        hint = _NO_PREAMBLE if path.suffix.lower() in {".dcm", ".dicom"} else ""
+        raise PictureError(f"{path}: not a picture, or its first bytes are damaged{hint}") from None
+    except _DAMAGE as error:
+        raise PictureError(f"{path}: cannot be opened ({error})") from None
+    _refuse_above(max_pixels, picture.width, picture.height, path)
+    return picture
+
+
+def _refuse_above(max_pixels: int, width: int, height: int, path: Path) -> None:
+    if width * height > max_pixels:
+        raise PictureError(
+            f"{path}: {width}×{height} is {width * height:,} pixels, above max_image_pixels={max_pixels:,}; "
+            "shrink the picture first"
+        )
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(132)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+        raise PictureError(f"{path}: {reason}") from None
+
+
+def picture_header(path: Path, max_pixels: int = MAX_PIXELS) -> PictureHeader:
+    """Size, format and mode. Raises ``PictureError`` for a missing file, a non-picture or too many pixels."""
+    path = Path(path)
+    start = _start(path)
+    if is_dicom(start) or (is_tiff(start) and _pillow_pages(path, path, _DEFAULT) is None):
+        kind, size_of = ("DICOM", dicom_size) if is_dicom(start) else ("TIFF", tiff_size)
+        width, height, count, mode = size_of(path, path)
+        _refuse_above(max_pixels, width, height, path)
+        return PictureHeader(width, height, kind, mode, count)
+    with _open(path, Path(path), max_pixels) as picture:
+        try:
+            frames = getattr(picture, "n_frames", 1)
+        except _DAMAGE as error:
+            raise PictureError(f"{path}: damaged picture ({error})") from None
+        return PictureHeader(picture.width, picture.height, picture.format or "", picture.mode, frames)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit grey is scaled to its full range, other deep grey to the picture's own, transparency is laid on
+    white, frame 0 of an animation."""
+    if is_deep_grey(picture):  # Pillow would clip it
+        return Image.fromarray(grey_bytes(grey_numbers(picture))).convert("RGB")
+    if picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> np.ndarray:
+    """The picture as uint8 ``[height, width, 3]`` RGB, EXIF orientation applied.
+
+    ``at_least``: the shorter side in pixels that is enough for the caller; a picture above ``LARGE_PICTURE`` comes
+    smaller.
+    Raises ``PictureError`` for a missing, truncated, oversized or undecodable file, ``MissingExtraError`` for a format
+    whose library is missing.
+    """
+    return _read(Path(path), max_pixels, _DEFAULT, at_least, _as_rgb)
+
+
+def read_array(
+    path: Path, max_pixels: int = MAX_PIXELS, settings: ImagePreprocessing = _DEFAULT, at_least: int | None = None
+) -> np.ndarray:
+    """The picture at its own depth (uint8, uint16, float32 …): grey ``[height, width]``, or with channels last.
+    ``settings`` says which page, and which window of a DICOM. Otherwise as ``read_image``."""
+    return _read(Path(path), max_pixels, settings, at_least, array_of)
+
+
+def _read(
+    path: Path,
+    max_pixels: int,
+    settings: ImagePreprocessing,
+    at_least: int | None,
+    convert: Callable[[Image.Image], np.ndarray],
+) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PictureError(f"{path}: {error.strerror or error}") from None
+    if not data:
+        raise PictureError(f"{path}: the file is empty")
+    if is_dicom(data[:132]):
+        width, height, _, _ = dicom_size(data, path)
+        _refuse_above(max_pixels, width, height, path)
+        found = read_dicom(data, path, settings)
+        return found if convert is array_of else _bytes_of(found)
+    pages = [0]
+    if is_tiff(data[:4]):
+        found_pages = _pillow_pages(path, io.BytesIO(data), settings)
+        if found_pages is None:
+            width, height, _, _ = tiff_size(data, path)
+            _refuse_above(max_pixels, width, height, path)
+            found = read_tiff(data, path, settings)
+            return found if convert is array_of else _bytes_of(found)
+        pages = page_numbers(found_pages, settings, path)
+    with _open(path, io.BytesIO(data), max_pixels) as picture:
+
+        def page(number: int) -> np.ndarray:
+            if number:
+                picture.seek(pages[number])
+                _refuse_above(max_pixels, picture.width, picture.height, path)
+            return _page_of(picture, data, at_least, convert)
+
+        try:
+            return chosen_page(page, len(pages), settings, path)
+        except PictureError:
+            raise
+        except _DAMAGE as error:
+            raise PictureError(f"{path}: damaged picture ({error})") from None
+
+
+def _page_of(
+    picture: Image.Image, data: bytes, at_least: int | None, convert: Callable[[Image.Image], np.ndarray]
+) -> np.ndarray:
+    """The page that ``picture`` stands at. ``data``: the whole file."""
+    if is_deep_png(data) and getattr(picture, "n_frames", 1) == 1:
+        deep = read_deep_png(data)
+        return deep if convert is array_of else _bytes_of(deep)
+    if is_deep_grey(picture):
+        deep = grey_numbers(picture)
+        # Only now: newer versions of Pillow turn a TIFF themselves as they load it, and then say 1.
+        deep = turned(deep, picture.getexif().get(_ORIENTATION, 1))
+        return deep if convert is array_of else np.repeat(grey_bytes(deep)[..., None], 3, axis=2)
+    orientation = picture.getexif().get(_ORIENTATION, 1)
+    if picture.width * picture.height <= LARGE_PICTURE:
+        at_least = None
+    if picture.format == "JPEG" and picture.mode in {"RGB", "L"}:
+        if orientation in {0, 1}:
+            return _decode_jpeg(data, picture.mode == "L", picture.size, at_least)
+        if at_least:  # Pillow's own way to a smaller decoding
+            picture.draft(picture.mode, _smallest(picture.size, at_least))
+    upright = ImageOps.exif_transpose(picture) if orientation not in {0, 1} else picture
+    if at_least and upright.mode in {"L", "RGB"} and "transparency" not in upright.info:
+        upright = upright.reduce(max(1, min(upright.size) // at_least))
+    return convert(upright)
+
+
+def array_of(picture: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits as it is (``deep_grey.grey_numbers``), everything else as 8-bit RGB."""
+    return grey_numbers(picture) if is_deep_grey(picture) else _as_rgb(picture)
+
+
+def _as_rgb(picture: Image.Image) -> np.ndarray:
+    return np.asarray(to_rgb(picture))
+
+
+def _bytes_of(values: np.ndarray) -> np.ndarray:
+    """uint8 RGB of an array of any depth and number of channels."""
+    levels = (to_levels(values, _DEFAULT) * 255).round().astype(np.uint8)
+    return np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels
+
+
+def _pillow_pages(path: Path, source: io.BytesIO | Path, settings: ImagePreprocessing) -> list[TiffPage] | None:
+    """The pages of a TIFF that Pillow reads as they are meant; None for those that it does not, or cannot open."""
+    try:
+        with warnings.catch_warnings(), _open(path, source, MAX_PIXELS) as picture:
+            warnings.simplefilter("ignore")
+            return pages_for_pillow(picture, settings)
+    except _DAMAGE:  # a PictureError is a ValueError
+        return None
+
+
+def _smallest(size: tuple[int, int], at_least: int) -> tuple[int, int]:
+    """Width and height whose shorter side is ``at_least``, in the proportions of ``size``."""
+    factor = min(1.0, at_least / min(size))
+    return math.ceil(size[0] * factor), math.ceil(size[1] * factor)
+
+
+def _decode_jpeg(data: bytes, grey: bool, size: tuple[int, int], at_least: int | None = None) -> np.ndarray:
+    width, height = _smallest(size, at_least) if at_least else (0, 0)
+    # strict: a truncated file raises instead of giving a half-grey picture.
+    options = {"min_width": width, "min_height": height, "min_factor": 1, "strict": True}
+    try:
+        if grey:
+            return np.repeat(simplejpeg.decode_jpeg(data, colorspace="GRAY", **options), 3, axis=2)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", **options)
+    except ValueError as error:
+        if "extraneous bytes" not in str(error):
+            raise
+        # Stray bytes between markers, as some cameras write, hurt no pixel; a truncated file Pillow refuses too.
+        with Image.open(io.BytesIO(data)) as picture:
+            if at_least:
+                picture.draft(picture.mode, (width, height))
+            return np.asarray(picture.convert("RGB"))

@@ -1,0 +1,163 @@
+"""TIFF files that Pillow does not read as they are meant, by tifffile: pages, channels as pages, 16-bit colour."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.data.images.pages import chosen_page, refuse_unlike
+from domainclip.data.images.tiff_tags import meant_by_tags
+from domainclip.errors import MissingExtraError, PictureError
+
+_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+"""Little and big endian, classic and BigTIFF."""
+
+_MOST_CHANNELS = 256
+"""More are no picture, and a damaged header may claim any number."""
+
+
+def is_tiff(start: bytes) -> bool:
+    return start[:4] in _SIGNATURES
+
+
+def tiff_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
+    """Width, height, pages and what Pillow would call the mode, without decoding. Raises ``PictureError``."""
+    with _opened(source, path) as file:
+        series = _series(file, path)
+        sizes = _sizes(series)
+        mode = f"{series.dtype}×{_channels(sizes)}"
+        return sizes["X"], sizes["Y"], _pages(sizes), mode
+
+
+def read_tiff(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarray:
+    """The chosen page at its own depth, upright: ``[h, w]``, or ``[h, w, channels]``.
+
+    Axes are taken as the file's metadata (OME, ImageJ, shape) name them: C and S are channels, every other axis beside
+    Y and X (Z, T, Q …) counts pages. ``first`` and ``middle`` are of the first series (what other series hold may be
+    labels and smaller copies), ``error`` and ``mean`` look at all. Raises ``PictureError`` for too many channels and
+    for what cannot be decoded, ``MissingExtraError`` without tifffile.
+    """
+    with _opened(data, path) as file:
+        first = _series(file, path)
+        all_series = [first]
+        if settings.page in {"error", "mean"}:
+            all_series += [one for one in file.series[1:] if not (one.keyframe.is_reduced or one.keyframe.is_mask)]
+        pages = [(series, index) for series in all_series for index in range(_pages(_sizes(series)))]
+        whole: dict[int, np.ndarray] = {}
+
+        def page(number: int) -> np.ndarray:
+            series, index = pages[number]
+            # Before decoding: only the first series' size was held against the limit.
+            refuse_unlike(number, _kind(series), _kind(first), path)
+            return _page(series, index, whole, path)
+
+        return chosen_page(page, len(pages), settings, path)
+
+
+def _page(series: Any, index: int, whole: dict[int, np.ndarray], path: Path) -> np.ndarray:
+    axes, sizes = series.axes, _sizes(series)
+    if _channels(sizes) > _MOST_CHANNELS:
+        raise PictureError(f"{path}: {_channels(sizes)} channels, of which at most {_MOST_CHANNELS} are read")
+    page_axes = [axis for axis in axes if axis not in "YXCS"]
+    kept = "".join(axis for axis in axes if axis in "YXCS")
+    counts = [sizes[axis] for axis in page_axes]
+    place = dict(zip(page_axes, np.unravel_index(index, counts) if counts else (), strict=True))
+    values = _channels_last(_one_page(series, axes, series.shape, place, kept, whole), kept)
+    return meant_by_tags(values, series.keyframe, stacked=sizes.get("C", 1) > 1, path=path)
+
+
+def _one_page(
+    series: Any, axes: str, shape: tuple[int, ...], place: dict[str, Any], kept: str, whole: dict[int, np.ndarray]
+) -> np.ndarray:
+    """The axes ``kept`` at ``place``: read alone where the file's own pages allow it, else cut out of all."""
+    inside = "".join(axis for axis in axes if axis in "YXS")
+    per_page = math.prod(size for axis, size in zip(axes, shape, strict=True) if axis in inside)
+    outside = [(axis, size) for axis, size in zip(axes, shape, strict=True) if axis not in inside]
+    flat = len(series.pages) == math.prod(size for _, size in outside) and axes.endswith(inside)
+    if flat and series.keyframe is not None and math.prod(series.keyframe.shape) == per_page:
+        channel = [(axis, size) for axis, size in outside if axis == "C"]
+        numbers = []
+        for c in range(channel[0][1] if channel else 1):
+            index = [int(place[axis]) if axis in place else c for axis, _ in outside]
+            numbers.append(int(np.ravel_multi_index(index, [size for _, size in outside])) if outside else 0)
+        layers = [series.pages[number].asarray() for number in numbers]
+        inner_shape = [size for axis, size in zip(axes, shape, strict=True) if axis in inside]
+        layers = [layer.reshape(inner_shape) for layer in layers]
+        return np.stack(layers) if channel else layers[0]
+    if id(series) not in whole:
+        whole[id(series)] = series.asarray().reshape(shape)
+    selection = tuple(int(place[axis]) if axis in place else slice(None) for axis in axes)
+    return whole[id(series)][selection]
+
+
+def _channels_last(values: np.ndarray, kept: str) -> np.ndarray:
+    order = [kept.index("Y"), kept.index("X"), *(kept.index(axis) for axis in "CS" if axis in kept)]
+    values = values.transpose(order)
+    if values.ndim > 2:
+        values = values.reshape(*values.shape[:2], -1)
+        values = values[..., 0] if values.shape[2] == 1 else values
+    return values
+
+
+def _sizes(series: Any) -> dict[str, int]:
+    return dict(zip(series.axes, series.shape, strict=True))
+
+
+def _kind(series: Any) -> tuple[tuple[int, ...], str]:
+    """What pages that are averaged must have in common."""
+    sizes = _sizes(series)
+    return (sizes.get("Y", 0), sizes.get("X", 0), _channels(sizes)), str(series.dtype)
+
+
+def _pages(sizes: dict[str, int]) -> int:
+    return math.prod(size for axis, size in sizes.items() if axis not in "YXCS")
+
+
+def _channels(sizes: dict[str, int]) -> int:
+    return sizes.get("C", 1) * sizes.get("S", 1)
+
+
+def _series(file: Any, path: Path) -> Any:
+    series = file.series[0] if file.series else None
+    if series is None or not {"Y", "X"} <= set(series.axes) or len(set(series.axes)) != len(series.axes):
+        axes = series.axes if series is not None else "none"
+        raise PictureError(f"{path}: this TIFF has no plane of pixels (axes {axes}): export it as a plain picture")
+    return series
+
+
+@contextmanager
+def _opened(source: bytes | Path, path: Path) -> Iterator[Any]:
+    try:
+        import tifffile
+    except ImportError:
+        purpose = f"Reading {path} (several pages, or 16-bit colour)"
+        raise MissingExtraError("tifffile", "tiff", purpose) from None
+    try:
+        with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            yield file
+    except (PictureError, MissingExtraError):
+        raise
+    except (
+        tifffile.TiffFileError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        RuntimeError,
+        AttributeError,
+        EOFError,
+        ArithmeticError,
+        struct.error,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = ". Its compression needs a package: pip install imagecodecs" if "imagecodecs" in reason else ""
+        raise PictureError(f"{path}: this TIFF cannot be decoded ({reason}){hint}") from None

@@ -1,0 +1,246 @@
+"""From a picture to what the model takes, with or without augmentation; and the same for captions."""
+
+from __future__ import annotations
+
+import math
+import random
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from domainclip.config import DataSettings
+from domainclip.data.images.image_spec import ImageSpec, resize
+from domainclip.data.images.pipeline import DomainImageChain, tile_boxes
+from domainclip.data.images.reader import array_of
+from domainclip.data.images.views import random_view
+from domainclip.errors import DataError
+
+_ASPECT = (3 / 4, 4 / 3)
+"""Range of a random crop's proportions (Szegedy et al. 2015, and every CLIP recipe since)."""
+
+
+class ImageTransform:
+    """Resize, crop and normalise as the model's own processor does; with ``augment``, a random view instead.
+
+    The work is in two steps, so that the first can be kept across epochs: ``base`` is the part without chance
+    (decode and resize; with ``augment`` somewhat larger than needed), ``finish`` draws the random view.
+    Augmentation: a crop of at least ``crop_scale`` of the area, flips and quarter turns where the recipe allows
+    them, a jitter of brightness and contrast, and what the domain's ``ImagePreprocessing`` adds. Its steps without
+    chance are ``base``'s first; where it cuts large pictures into tiles, a random view is one of a random tile.
+
+    ``largest_side``: the largest side in pixels that ``finish`` will be asked for (default: the transform's own), so
+    that ``base`` keeps enough of the picture for it.
+    """
+
+    def __init__(
+        self,
+        config: DataSettings,
+        augment: bool = False,
+        spec: ImageSpec | None = None,
+        largest_side: int | None = None,
+    ) -> None:
+        spec = spec or ImageSpec()
+        # An ImageTransform made from a bare config has no model to ask: the config's resolution holds.
+        self.spec = spec.at(config.image_resolution)
+        self.config = config
+        self.augment = augment
+        self.largest_side = max(self.spec.resolution, largest_side or 0)
+        self.steps = config.picture_steps()
+        self.chain = DomainImageChain(self.steps)
+
+    @property
+    def resolution(self) -> int:
+        return self.spec.resolution
+
+    def read(self, path: Path, max_pixels: int) -> np.ndarray:
+        """A file as ``base`` wants it. Raises as ``data.images.read_array``."""
+        return self.chain.read(path, max_pixels, self.target)
+
+    @property
+    def target(self) -> int:
+        """The shorter side in pixels that a picture (a tile) keeps for this transform; see ``DomainImageChain``."""
+        return 2 * self.largest_side
+
+    def base(self, picture: np.ndarray) -> UInt8[Tensor, "3 h w"]:
+        """The part without chance, of a picture of any depth (``data.images.read_array``)."""
+        large = self.chain.tiles(picture)
+        picture = self.chain.apply(picture, self.target)
+        if not self.augment:
+            return self.spec.at(self.largest_side).apply(picture)
+        if self.chain.tiled:
+            return self._tiled_base(picture, large)
+        return self._with_margin(picture)
+
+    @property
+    def _margin_fits_a_tile(self) -> bool:
+        tile = self.chain.tile_pixels(self.target)
+        return self.spec.resize == "squash" and math.ceil(self.largest_side / math.sqrt(self.config.crop_scale)) <= tile
+
+    def _tiled_base(self, picture: np.ndarray, large: bool) -> UInt8[Tensor, "3 h w"]:
+        """As large as it is, tiles being cut by ``finish``, which knows a picture to be cut by its being longer than a
+        tile: one that is not to be cut must not be."""
+        if not large and self._margin_fits_a_tile:
+            return self._with_margin(picture)
+        height, width = picture.shape[:2]
+        factor = 1.0 if large else min(1.0, self.chain.tile_pixels(self.target) / max(height, width))
+        shape = max(1, int(height * factor)), max(1, int(width * factor))
+        return resize(picture, *shape, self.spec.resample)
+
+    def _with_margin(self, picture: np.ndarray) -> UInt8[Tensor, "3 h w"]:
+        side = self.largest_side
+        picture = self.spec.trim(picture)
+        # Large enough that the smallest crop is not enlarged, never larger than the original.
+        margin = 1 / math.sqrt(self.config.crop_scale)
+        larger = self.spec.at(min(math.ceil(side * margin), max(side, min(picture.shape[:2]))))
+        return resize(picture, *larger.resized_shape(*picture.shape[:2]), larger.resample)
+
+    def finish(
+        self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random, side: int | None = None, strength: float = 1.0
+    ) -> UInt8[Tensor, "3 side side"]:
+        """The picture to train on, from what ``base`` made.
+
+        ``side`` (pixels, at most ``largest_side``; default: the transform's own): without ``augment`` another side than
+        the base's is a second resize, of the base, which may lie a pixel beside what ``spec.at(side)`` crops.
+        ``strength`` in (0, 1] scales how much the crop takes away and how far the jitter goes. Which numbers are drawn
+        from ``rng`` depends on neither: a row's flips, turns and the place of its crop are the same at every side.
+        """
+        side = side or self.resolution
+        if not self.augment:
+            if pixels.shape[-1] == side:
+                return pixels
+            return resize(pixels.permute(1, 2, 0).numpy(), side, side, self.spec.resample)
+        config = self.config
+        if self.chain.tiled:
+            pixels = self._random_tile(pixels, rng)
+        top, left, height, width = self._crop_box(pixels.shape[1], pixels.shape[2], rng, strength)
+        region = pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
+        view = resize(region, side, side, self.spec.resample)
+        if config.horizontal_flip and rng.random() < 0.5:
+            view = view.flip(2)
+        if config.vertical_flip and rng.random() < 0.5:
+            view = view.flip(1)
+        if config.rotate90:
+            view = view.rot90(rng.randrange(4), (1, 2))
+        if config.color_jitter:
+            view = self._jitter(view, rng, config.color_jitter * strength)
+        return random_view(view, self.steps, rng, strength)
+
+    def _random_tile(self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 h w"]:
+        boxes = tile_boxes(
+            pixels.shape[1], pixels.shape[2], self.chain.tile_pixels(self.target), self.chain.settings.tile_overlap
+        )
+        if len(boxes) == 1 and self._margin_fits_a_tile:
+            return pixels  # as every picture where there are no tiles, with the same draws to come
+        top, left, height, width = boxes[rng.randrange(len(boxes))]
+        return self._with_margin(pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy())
+
+    def _crop_box(
+        self, height: int, width: int, rng: random.Random, strength: float = 1.0
+    ) -> tuple[int, int, int, int]:
+        """Top, left, height and width. At less than full strength the box drawn at full strength is grown.
+
+        Its share a of the area becomes 1 − (1 − a)·strength, which is a draw with ``crop_scale`` moved towards 1 just
+        so; its place keeps its proportion of the room there is.
+        """
+        box = self._full_crop_box(height, width, rng)
+        if strength == 1:
+            return box
+        top, left, small_height, small_width = box
+        whole = self._croppable(height, width)
+        area = whole * (1 - (1 - min(1.0, small_height * small_width / whole)) * strength)
+        grown_height = min(height, round(math.sqrt(area * small_height / small_width)))
+        grown_width = min(width, round(area / grown_height))
+        # Where the width is at the edge the height makes up for it.
+        grown_height = max(small_height, min(height, round(area / grown_width)))
+        return (
+            _same_place(top, height - small_height, height - grown_height),
+            _same_place(left, width - small_width, width - grown_width),
+            grown_height,
+            grown_width,
+        )
+
+    def _croppable(self, height: int, width: int) -> float:
+        # A squashed picture has lost its proportions already: its crops keep the square's.
+        return height * width if self.spec.resize == "squash" else min(height, width) ** 2 * 1.0
+
+    def _full_crop_box(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int]:
+        limit = self._croppable(height, width)
+        for _ in range(10):
+            area = limit * rng.uniform(self.config.crop_scale, 1.0)
+            aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                return (
+                    rng.randint(0, height - crop_height),
+                    rng.randint(0, width - crop_width),
+                    crop_height,
+                    crop_width,
+                )
+        side = min(height, width)
+        return (height - side) // 2, (width - side) // 2, side, side
+
+    def _jitter(self, view: UInt8[Tensor, "3 h w"], rng: random.Random, strength: float) -> UInt8[Tensor, "3 h w"]:
+        contrast = 1 + rng.uniform(-strength, strength)
+        brightness = 255 * rng.uniform(-strength, strength)
+        values = view.float()
+        mean = float(values.mean())
+        return values.mul_(contrast).add_(mean * (1 - contrast) + brightness).clamp_(0, 255).round_().byte()
+
+    def __call__(
+        self, picture: Image.Image | np.ndarray, rng: random.Random | None = None
+    ) -> Float[Tensor, "3 side side"]:
+        array = array_of(picture) if isinstance(picture, Image.Image) else picture
+        pixels = self.finish(self.base(array), rng or random.Random())
+        return self.spec.normalise(pixels[None])[0]
+
+
+def _same_place(offset: int, room: int, new_room: int) -> int:
+    return round(offset / room * new_room) if room else 0
+
+
+class MultiResolutionImageTransform:
+    """One ``ImageTransform`` per resolution, chosen per call. Raises ``DataError`` for a resolution not listed."""
+
+    def __init__(
+        self,
+        config: DataSettings,
+        resolutions: Sequence[int] = (224, 288, 384),
+        augment: bool = False,
+        spec: ImageSpec | None = None,
+    ) -> None:
+        if not resolutions:
+            raise DataError("Give at least one resolution")
+        spec = spec or ImageSpec()
+        self.resolutions = list(resolutions)
+        self._transforms = {
+            side: ImageTransform(config.model_copy(update={"image_resolution": side}), augment, spec.at(side))
+            for side in self.resolutions
+        }
+
+    def __call__(
+        self,
+        picture: Image.Image | np.ndarray,
+        resolution: int | None = None,
+        rng: random.Random | None = None,
+    ) -> Float[Tensor, "3 side side"]:
+        side = self.resolutions[0] if resolution is None else resolution
+        if side not in self._transforms:
+            raise DataError(f"Resolution {side} is not one of {self.resolutions}")
+        return self._transforms[side](picture, rng)
+
+
+class TextTransform:
+    """Unicode composed (NFC), white space folded to single spaces: what a tokenizer would stumble over."""
+
+    def __call__(self, caption: str) -> str:
+        return " ".join(unicodedata.normalize("NFC", caption).split())
+
+
+def view_rng(seed: int, epoch: int, index: int) -> random.Random:
+    """The random numbers of one row in one epoch: the same in any worker, and after any resume."""
+    return random.Random(f"{seed}/{epoch}/{index}")

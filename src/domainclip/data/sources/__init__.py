@@ -1,0 +1,1 @@
+"""Readers: tables, folders and hub data sets become image-text pairs."""

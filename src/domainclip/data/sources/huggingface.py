@@ -1,0 +1,129 @@
+"""Data sets in the Hugging Face ``datasets`` format: a hub name, or a local copy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from domainclip.data.records import DISCIPLINE_COL, PairList
+from domainclip.data.sources.directories import caption_from_label
+from domainclip.data.sources.pair_builder import PairBuilder, missing_field, resolve_image_field
+from domainclip.errors import DataError, MissingExtraError
+
+PREFIX = "hf:"
+"""In front of a hub name where a path is expected: ``data_path=hf:owner/name``."""
+
+_MAGIC = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"BM": ".bmp",
+    b"RIFF": ".webp",
+    b"II*\x00": ".tif",
+    b"MM\x00*": ".tif",
+}
+
+
+def default_picture_cache() -> Path:
+    """Where pictures that come inside a data set are stored: ``$DOMAINCLIP_CACHE`` or
+    ``~/.cache/domainclip``."""
+    root = os.environ.get("DOMAINCLIP_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "domainclip") / "pictures"
+
+
+def store_picture(content: bytes, cache_dir: Path) -> Path:
+    """Write ``content`` under its SHA-256 (equal pictures once) and return the path."""
+    digest = hashlib.sha256(content).hexdigest()
+    suffix = next((suffix for magic, suffix in _MAGIC.items() if content.startswith(magic)), ".img")
+    path = cache_dir / digest[:2] / (digest + suffix)
+    if not path.is_file() or path.stat().st_size != len(content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed whole but not fsynced: a cache is rebuilt at no loss, and 100,000 fsyncs take minutes.
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    return path
+
+
+def picture_reference(value: Any, cache_dir: Path) -> Any:
+    """A path for what an image cell holds: ``{"bytes", "path"}``, raw bytes, or a path already."""
+    if isinstance(value, Mapping):
+        content, path = value.get("bytes"), value.get("path")
+        return str(store_picture(content, cache_dir)) if content else path
+    return str(store_picture(value, cache_dir)) if isinstance(value, bytes) and value else value
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote this folder."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def open_splits(name_or_path: str | Path, config_name: str | None = None) -> dict[str, Any]:
+    """Split name → ``datasets.Dataset``. Raises ``DataError`` where the data set cannot be had."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "datasets", f"Reading the data set {name_or_path}") from None
+    name = str(name_or_path).removeprefix(PREFIX)
+    folder = Path(name)
+    try:
+        if folder.is_dir() and is_saved_dataset(folder):
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name, config_name)
+    except Exception as error:
+        # The library raises its own errors, the hub's, the HTTP client's, the system's; one remedy for all.
+        raise DataError(
+            f"Hugging Face data set {name!r} could not be loaded ({type(error).__name__}: {error}). "
+            "Without the hub, save a copy on a connected machine with "
+            f"datasets.load_dataset({name!r}).save_to_disk(FOLDER) and give that folder"
+        ) from error
+    if isinstance(loaded, datasets.Dataset):
+        return {"train" if loaded.split is None else str(loaded.split): loaded}
+    return dict(loaded)
+
+
+def pairs_from_dataset(
+    dataset: Any,
+    source: str,
+    *,
+    image_col: str,
+    caption_col: str,
+    label_col: str,
+    group_col: str,
+    image_root: Path,
+    cache_dir: Path,
+    caption_template: str | None,
+    strict: bool,
+) -> PairList:
+    """Rows of one ``datasets.Dataset``; pictures inside it are stored in ``cache_dir``, never decoded."""
+    import datasets
+
+    columns = dataset.column_names
+    image_col = resolve_image_field(image_col, columns)
+    if image_col not in columns:
+        raise missing_field("column", image_col, source, columns, "image_col")
+    templated = caption_template if caption_col not in columns and label_col in columns else None
+    if caption_col not in columns and templated is None:
+        raise missing_field("column", caption_col, source, columns, "caption_col")
+    wanted = {image_col, caption_col, label_col, group_col, DISCIPLINE_COL}
+    dataset = dataset.select_columns([name for name in columns if name in wanted])
+    if isinstance(dataset.features[image_col], datasets.Image):
+        dataset = dataset.cast_column(image_col, datasets.Image(decode=False))
+    names = getattr(dataset.features.get(label_col), "names", None)
+    builder = PairBuilder(source, image_root, strict)
+    for number, row in enumerate(dataset, start=1):
+        label = row.get(label_col)
+        if names and label is not None:
+            # A negative number is the library's mark for "not labelled".
+            label = names[label] if label >= 0 else None
+        caption = row.get(caption_col)
+        if templated is not None and label is not None:
+            caption = caption_from_label(templated, str(label))
+        image = picture_reference(row[image_col], cache_dir)
+        builder.add(f"row {number}", image, caption, label, row.get(group_col), row.get(DISCIPLINE_COL))
+    return builder.finish()

@@ -1,0 +1,288 @@
+"""``DomainConfig``: what is particular to a domain, each choice with its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from domainclip.config.base import Settings
+from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.config.located_yaml import KeyPath, yaml_text
+from domainclip.config.loss_settings import LossSettings
+from domainclip.config.settings import Domain, EvaluationSettings
+from domainclip.config.text_preprocessing import PromptPack, TextPreprocessing
+from domainclip.domains.layers import WHOLE_VALUES, DomainLayer
+from domainclip.errors import ConfigurationError
+from domainclip.registry import nearest
+
+PREPROCESSING = ("images", "texts", "prompts")
+"""Sections with settings of their own."""
+
+RECIPE_SECTIONS = ("augmentation", "loss", "training", "evaluation")
+"""Sections of recipe keys: they lie under what the user sets."""
+
+_SECTIONS = (*PREPROCESSING, *RECIPE_SECTIONS)
+
+_AUGMENTATION = frozenset(
+    {
+        "augment_images",
+        "augment_text",
+        "crop_scale",
+        "horizontal_flip",
+        "vertical_flip",
+        "rotate90",
+        "color_jitter",
+    }
+)
+_ONE_RUNS_OWN = frozenset(
+    {
+        "domain",
+        "model_name",
+        "vision_model_name",
+        "text_model_name",
+        "data_path",
+        "image_col",
+        "caption_col",
+        "label_col",
+        "group_col",
+        "train_split",
+        "val_split",
+        "test_split",
+        "seed",
+        "strict",
+        "plugins",
+        "output_dir",
+        "visualization_output_dir",
+        "device",
+        "use_mps",
+        "num_workers",
+        "image_cache_mb",
+        "memory_fraction",
+        "keep_checkpoints",
+        "retention_data",
+        "prompt_templates",
+        "image_preprocessing",
+        "text_preprocessing",
+    }
+)
+"""Recipe keys that belong to a run, its data or its machine, and those that a section of their own stands for."""
+_WRITTEN_AS = {
+    "prompt_templates": "'templates' in the section 'prompts'",
+    "image_preprocessing": "the section 'images'",
+    "text_preprocessing": "the section 'texts'",
+}
+_TRAINING_THAT_VALIDATES = frozenset({"eval_steps", "early_stopping_patience"})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value a domain sets: the keys that lead to it, why, and where it stands."""
+
+    path: KeyPath
+    value: Any
+    because: str | None
+    place: str | None
+
+    @property
+    def key(self) -> str:
+        """The path with dots, for people: a class's name may have dots of its own."""
+        return ".".join(map(str, self.path))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"key": self.key, "value": self.value, "because": self.because, "place": self.place}
+
+
+def recipe_sections() -> dict[str, str]:
+    """Every recipe key that a domain may set, with its section."""
+    from domainclip.config.recipe import CLIPFinetuningConfig  # it knows all slices, and reads this module
+
+    return {
+        key: (
+            "augmentation"
+            if key in _AUGMENTATION
+            else "loss"
+            if key in LossSettings.model_fields
+            else "evaluation"
+            if key in EvaluationSettings.model_fields and key not in _TRAINING_THAT_VALIDATES
+            else "training"
+        )
+        for key in CLIPFinetuningConfig.model_fields
+        if key not in _ONE_RUNS_OWN
+    }
+
+
+class DomainConfig(Settings):
+    """A domain, with everything it inherits. ``config.domain_files.load_domain`` reads one from YAML.
+
+    Raises ``ConfigurationError`` for an unknown key (naming the nearest) and for a bad value.
+    """
+
+    name: str = Field(min_length=1, description="What the domain is called.")
+    description: str = Field("", description="One line about it.")
+    family: Domain = Field(
+        "general", description="Shipped domain whose objective (loss_type domain_specific) and field's terms hold."
+    )
+    extends: list[str] = Field([], description="What it was made from, nearest first; all of that is in it already.")
+    images: ImagePreprocessing = Field(default_factory=ImagePreprocessing, description="Picture preprocessing.")
+    texts: TextPreprocessing = Field(default_factory=TextPreprocessing, description="Caption preprocessing.")
+    prompts: PromptPack = Field(default_factory=PromptPack, description="Sentences for zero-shot classes.")
+    augmentation: dict[str, Any] = Field({}, description="Recipe keys: what training shows in place of a picture.")
+    loss: dict[str, Any] = Field({}, description="Recipe keys: the objective and its temperature.")
+    training: dict[str, Any] = Field({}, description="Recipe keys: rates, length, what is trained.")
+    evaluation: dict[str, Any] = Field({}, description="Recipe keys: in which terms results are given.")
+
+    _layer: DomainLayer = PrivateAttr(default_factory=DomainLayer)
+
+    @field_validator(*RECIPE_SECTIONS)
+    @classmethod
+    def _null_is_unset(cls, section: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in section.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _recipe_keys_are_in_place(self) -> Self:
+        for section in RECIPE_SECTIONS:
+            for key in getattr(self, section):
+                check_key(section, key)
+        self._checked_recipe_values()
+        return self
+
+    def _values(self, section: str) -> dict[str, Any]:
+        """What a section sets, as YAML has it, in the file's order. Reasons and places alone stand in ``_layer``."""
+        if section in PREPROCESSING:
+            values = getattr(self, section).model_dump(mode="json", exclude_unset=True)
+        else:
+            plain = self._checked_recipe_values()
+            values = {key: plain[key] for key in getattr(self, section)}
+        order = [key for key in self._layer.values.get(section, {}) if key in values]
+        return {key: values[key] for key in (*order, *(key for key in values if key not in order))}
+
+    def _checked_recipe_values(self) -> dict[str, Any]:
+        from domainclip.config.recipe import CLIPFinetuningConfig
+
+        given = {key: value for section in RECIPE_SECTIONS for key, value in getattr(self, section).items()}
+        # The data are a run's: what a domain says of retention sets holds where a run has some.
+        checked = CLIPFinetuningConfig(retention_data=None, **given).to_dict(only_set=True)
+        return {key: checked[key] for key in given if key in checked}
+
+    def recipe_values(self) -> dict[str, Any]:
+        """The recipe keys that lie under what the user sets."""
+        return self._checked_recipe_values()
+
+    def recipe_reasons(self) -> dict[str, str | None]:
+        """Why each key of ``recipe_values`` is what it is."""
+        return {key: self._reason((section, key)) for section in RECIPE_SECTIONS for key in getattr(self, section)}
+
+    def reason(self, path: str) -> str | None:
+        """Why ``path`` (``training.learning_rate``) is what it is; None where nobody said.
+
+        A reason given for a whole mapping holds for its keys. Raises ``ConfigurationError`` for a path that this
+        domain does not set.
+        """
+        parts = tuple(path.split("."))
+        if parts[0] not in _SECTIONS or _value_at(self._values(parts[0]), parts[1:]) is _ABSENT:
+            known = [choice.key for choice in self.choices()]
+            guess = nearest(path, known)
+            hint = f"did you mean {guess!r}?" if guess else f"it sets {', '.join(known) or 'nothing'}"
+            raise ConfigurationError(f"The domain {self.name!r} does not set {path!r}: {hint}")
+        return self._reason(parts)
+
+    def _reason(self, path: KeyPath) -> str | None:
+        reasons = self._layer.reasons
+        return next((reasons[path[:n]] for n in range(len(path), 0, -1) if path[:n] in reasons), None)
+
+    def choices(self) -> list[Choice]:
+        """Everything the domain sets, in its sections' order: one entry a value, or a mapping given with one reason."""
+        return [
+            Choice(path, value, self._reason(path), self._layer.place(path))
+            for section in _SECTIONS
+            for path, value in _leaves(self._values(section), (section,), self._layer.reasons)
+        ]
+
+    def self_contained(self) -> DomainConfig:
+        """A copy that needs no other file: the glossary's content is in it."""
+        copy = self.model_copy(deep=True)
+        copy.texts = self.texts.self_contained()
+        return copy
+
+    def with_steps(self, images: ImagePreprocessing | None, texts: TextPreprocessing | None) -> DomainConfig:
+        """A copy with a recipe's own preprocessing in place of a section: what a model trained by it must be given."""
+        copy = self.model_copy(deep=True)
+        for section, given in (("images", images), ("texts", texts and texts.self_contained())):
+            if given is not None:
+                setattr(copy, section, given)
+                copy._layer = copy._layer.under(DomainLayer({section: None}))
+                copy._layer.reasons |= {(section, key): "Set in the recipe." for key in given.model_fields_set}
+        return copy
+
+    def to_yaml(self) -> str:
+        """A file that says the same by itself, without ``extends`` or another file, every reason in it."""
+        whole = self.self_contained()
+        content = {"name": self.name, "description": self.description, "family": self.family}
+        for section in _SECTIONS:
+            if values := whole._values(section):
+                content[section] = whole._with_reasons(values, (section,))
+        made_from = f" Made from: {', '.join(self.extends)}." if self.extends else ""
+        head = " ".join(f"# The domain {self.name}, complete in this file.{made_from}".split())
+        return head + "\n" + yaml_text(content, width=110)
+
+    def _with_reasons(self, value: Any, path: KeyPath) -> Any:
+        if isinstance(value, Mapping) and not _is_one_choice(path, self._layer.reasons):
+            return {key: self._with_reasons(inner, (*path, key)) for key, inner in value.items()}
+        reason = self._reason(path)
+        return value if reason is None else {"value": value, "because": reason}
+
+    def digest(self) -> str:
+        """SHA-256 of what preprocessing does to pictures and texts (with the glossary's content), of the prompts and of
+        the family. Names and reasons are no part of it, nor the recipe keys, which a resolved recipe holds itself."""
+        content = self.self_contained().model_dump(mode="json", include={"family", *PREPROCESSING})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_key(section: str, key: str) -> None:
+    """Raises ``ConfigurationError`` for a recipe key that a domain's ``section`` does not hold."""
+    homes = recipe_sections()
+    if homes.get(key) == section:
+        return
+    if key in homes:
+        problem = f"{key!r} belongs in the section {homes[key]!r}: move it there"
+    elif key in _WRITTEN_AS:
+        problem = f"{key!r} is written as {_WRITTEN_AS[key]}"
+    elif key in _ONE_RUNS_OWN:
+        problem = f"{key!r} belongs to a run, its data or its machine, not to a domain: set it in the recipe"
+    else:
+        guess = nearest(key, [known for known, home in homes.items() if home == section]) or nearest(key, homes)
+        hint = f": did you mean {guess!r}?" if guess else ". `domainclip config show` lists the known ones"
+        problem = f"Unknown key {key!r}{hint}"
+    raise ConfigurationError(f"{section}: {problem}")
+
+
+_ABSENT = object()
+
+
+def _value_at(values: Any, path: KeyPath) -> Any:
+    for key in path:
+        if not isinstance(values, Mapping) or key not in values:
+            return _ABSENT
+        values = values[key]
+    return values
+
+
+def _is_one_choice(path: KeyPath, reasons: Mapping[KeyPath, Any]) -> bool:
+    """Whether a mapping was given whole with a reason, and no key in it has another (or none)."""
+    if path in WHOLE_VALUES:
+        return True
+    inside = any(len(other) > len(path) and other[: len(path)] == path for other in reasons)
+    return len(path) > 1 and reasons.get(path) is not None and not inside
+
+
+def _leaves(value: Any, path: KeyPath, reasons: Mapping[KeyPath, Any]) -> Iterator[tuple[KeyPath, Any]]:
+    if not isinstance(value, Mapping) or _is_one_choice(path, reasons):
+        yield path, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, (*path, key), reasons)

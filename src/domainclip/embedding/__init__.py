@@ -1,5 +1,0 @@
-"""The inference engine."""
-
-from domainclip.embedding.engine import EmbeddingEngine
-
-__all__ = ["EmbeddingEngine"]

@@ -1,0 +1,292 @@
+"""Single pictures behind the figures: what the model gets right, what it gets wrong, and how sure it is of both.
+
+An average hides that all errors are of one scanner, that a label is wrong, or that the model reads the ruler beside the
+specimen. Which cases are shown follows from fixed rules, so that nobody has picked them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from domainclip.errors import ConfigurationError
+from domainclip.evaluation.comparison import accuracy_interval
+from domainclip.evaluation.evaluators import DomainEvaluator, RetrievalEvaluator, ZeroShotEvaluator
+from domainclip.evaluation.protocols import Embedder, LabelledPair
+from domainclip.metrics.classification import predicted_classes
+
+_GUESSES = 3
+_CHUNK = 1024
+_IN_A_CLASS = 4
+_Item = TypeVar("_Item")
+
+ERRORS, HITS = "Most confident errors", "Hits"
+
+
+@dataclass(frozen=True)
+class Guess:
+    """An answer: a class with its probability in 0…1, or a caption with its cosine in -1…1."""
+
+    text: str
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    """A picture, what the data say of it (``captions``, ``label``) and what the model does (``guesses``, best first).
+
+    ``confidence``: probability of the class it chose; of captions, the cosine of the best wrong one less that of the
+    best right one, the other way round for a hit. ``rank`` (of captions) is the first right one's place, from 1.
+    """
+
+    image_path: Path
+    captions: tuple[str, ...]
+    label: str | None
+    guesses: tuple[Guess, ...]
+    right: bool
+    confidence: float
+    predicted: str | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """Some cases of one kind, of ``total`` that there are. ``of``: what was asked for, "class" or "caption"."""
+
+    title: str
+    note: str
+    of: str
+    cases: tuple[Case, ...]
+    total: int
+
+
+@dataclass(frozen=True)
+class ClassCases:
+    """One class: its pictures, how many were ``right``, and what the others were taken for, the most frequent first."""
+
+    label: str
+    n: int
+    right: int
+    taken_for: tuple[tuple[str, int], ...]
+    hits: tuple[Case, ...]
+    misses: tuple[Case, ...]
+
+    @property
+    def recall(self) -> float:
+        return self.right / self.n
+
+
+@dataclass
+class CaseStudy:
+    """What a page shows. ``figures``: pairs of a name and a text; ``notes``: sentences."""
+
+    title: str
+    figures: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+    classes: list[ClassCases] = field(default_factory=list)
+    absent_classes: list[str] = field(default_factory=list)
+
+
+def build_case_study(
+    title: str,
+    pairs: Sequence[LabelledPair],
+    evaluator: DomainEvaluator,
+    embed: Embedder,
+    probabilities: Callable[[Tensor], Tensor],
+    per_section: int = 24,
+    seed: int = 0,
+) -> CaseStudy:
+    """Choose the cases, ``per_section`` at most of each kind.
+
+    ``evaluator`` was made of ``pairs``; ``probabilities`` turns cosines ``[images, classes]`` into the model's
+    probabilities of the same shape. Classes are judged where there are labels, captions in any case. Raises
+    ``ConfigurationError`` for ``per_section`` below 1.
+    """
+    if per_section < 1:
+        raise ConfigurationError(f"A case study shows at least one picture a section (per_section={per_section})")
+    captions: dict[Path, dict[str, None]] = {}
+    for pair in pairs:
+        captions.setdefault(pair.image_path, {})[pair.caption] = None
+    said = {path: tuple(found) for path, found in captions.items()}
+    labels = {pair.image_path: pair.label for pair in pairs}
+    study = CaseStudy(title, notes=list(evaluator.notes))
+    if evaluator.zero_shot is not None:
+        cases = _class_cases(evaluator, embed, probabilities, said)
+        study.sections += _sections(cases, "class", per_section, seed)
+        study.classes, study.absent_classes = _by_class(cases, evaluator.zero_shot.labels)
+        study.figures += _class_figures(cases, evaluator.zero_shot, seed)
+    if evaluator.retrieval is not None:
+        cases = _caption_cases(evaluator.retrieval, embed, said, labels)
+        study.figures += _caption_figures(cases, evaluator.retrieval)
+        found = _sections(cases, "caption", per_section, seed)
+        # Beside classes, whose captions mostly say the class again, the two ends are enough.
+        study.sections += [part for part in found if not study.classes or part.title in (ERRORS, HITS)]
+    return study
+
+
+def _class_cases(
+    evaluator: DomainEvaluator,
+    embed: Embedder,
+    probabilities: Callable[[Tensor], Tensor],
+    said: Mapping[Path, tuple[str, ...]],
+) -> list[Case]:
+    zero_shot = evaluator.zero_shot
+    assert zero_shot is not None
+    cosines, targets = zero_shot.similarities(embed)
+    names, chances = zero_shot.labels, probabilities(cosines)
+    predicted = predicted_classes(cosines, targets)
+    best = chances.topk(min(_GUESSES, len(names)), dim=1)
+    cases = []
+    for row, path in enumerate(zero_shot.paths):
+        true, told = int(targets[row]), int(predicted[row])
+        # The answer stands first even where it ties with the true class, which is then no hit.
+        order = [told, *(number for number in best.indices[row].tolist() if number != told)][: best.indices.shape[1]]
+        order += [true] if true not in order else []
+        guesses = tuple(Guess(names[number], float(chances[row, number]), number == true) for number in order)
+        cases.append(Case(path, said[path], names[true], guesses, told == true, guesses[0].score, names[told]))
+    return cases
+
+
+def _caption_cases(
+    retrieval: RetrievalEvaluator,
+    embed: Embedder,
+    said: Mapping[Path, tuple[str, ...]],
+    labels: Mapping[Path, str | None],
+) -> list[Case]:
+    images, texts = embed.encode_images(retrieval.paths), embed.encode_texts(retrieval.captions)
+    relevance, shown = retrieval.relevance(0), min(_GUESSES, len(retrieval.captions))
+    cases = []
+    for start in range(0, len(images), _CHUNK):
+        cosines = images[start : start + _CHUNK].float() @ texts.float().T
+        own = relevance(start, start + len(cosines))
+        wrong = cosines.masked_fill(own, -torch.inf)
+        best_own = cosines.masked_fill(~own, -torch.inf).amax(dim=1)
+        ranks = 1 + (wrong >= best_own[:, None]).sum(dim=1)
+        # With every caption right there is nothing to be wrong about, and no lead: 0.
+        lead = torch.nan_to_num(best_own - wrong.amax(dim=1), posinf=0.0)
+        top = cosines.topk(shown, dim=1)
+        for row in range(len(cosines)):
+            path = retrieval.paths[start + row]
+            guesses = tuple(
+                Guess(retrieval.captions[number], score, bool(own[row, number]))
+                for number, score in zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
+            )
+            right = int(ranks[row]) == 1
+            confidence = float(lead[row]) if right else -float(lead[row])
+            cases.append(Case(path, said[path], labels[path], guesses, right, confidence, rank=int(ranks[row])))
+    return cases
+
+
+def _sections(cases: list[Case], of: str, most: int, seed: int) -> list[Section]:
+    """The same four questions of classes and of captions; those without a case are left out."""
+    hits = sorted((case for case in cases if case.right), key=lambda case: -case.confidence)
+    misses = sorted((case for case in cases if not case.right), key=lambda case: -case.confidence)
+    sure, rest = misses[:most], misses[most:]
+    sample = _in_turn(Random(seed).sample(rest, len(rest)), lambda case: case.label)[:most]
+    best = _in_turn(hits, lambda case: case.label)[:most]
+    doubtful = [case for case in reversed(hits) if case not in best][:most]
+    said = "labels" if of == "class" else "captions"
+    by = "probability of the chosen class" if of == "class" else "lead of a wrong caption's cosine over the right one's"
+    by_hit = (
+        "probability of the class" if of == "class" else "lead of the right caption's cosine over the best wrong one's"
+    )
+    sections = [
+        Section(
+            ERRORS,
+            f"Wrong, the highest {by} first. Look for wrong {said} in the data here.",
+            of,
+            tuple(sure),
+            len(misses),
+        ),
+        Section(
+            "Other misses",
+            "A random choice of the remaining errors"
+            + (", of each class in turn." if any(case.label for case in rest) else "."),
+            of,
+            tuple(sample),
+            len(rest),
+        ),
+        Section(
+            "Least confident hits",
+            f"Right, the lowest {by_hit} first: the next to tip over.",
+            of,
+            tuple(doubtful),
+            len(hits),
+        ),
+        Section(
+            HITS,
+            f"Right, the highest {by_hit} first"
+            + (", of each class in turn." if any(case.label for case in hits) else "."),
+            of,
+            tuple(best),
+            len(hits),
+        ),
+    ]
+    return [section for section in sections if section.cases]
+
+
+def _in_turn(items: Sequence[_Item], key: Callable[[_Item], Hashable]) -> list[_Item]:
+    """One of each kind, then the second of each, in the order given within a kind: no kind fills the page."""
+    seen: Counter[Hashable] = Counter()
+    rounds = []
+    for place, item in enumerate(items):
+        kind = key(item)
+        rounds.append((seen[kind], place))
+        seen[kind] += 1
+    return [items[place] for _, place in sorted(rounds)]
+
+
+def _by_class(cases: list[Case], labels: Sequence[str]) -> tuple[list[ClassCases], list[str]]:
+    """Classes with pictures, the lowest recall first, and the names of those without."""
+    rows = []
+    for label in labels:
+        own = sorted((case for case in cases if case.label == label), key=lambda case: -case.confidence)
+        hits, misses = ([case for case in own if case.right is right] for right in (True, False))
+        taken = Counter(case.predicted for case in misses if case.predicted is not None)
+        if own:
+            shown = (tuple(hits[:_IN_A_CLASS]), tuple(misses[:_IN_A_CLASS]))
+            rows.append(ClassCases(label, len(own), len(hits), tuple(taken.most_common(3)), *shown))
+    present = {row.label for row in rows}
+    return sorted(rows, key=lambda row: (row.recall, row.label)), [label for label in labels if label not in present]
+
+
+def _class_figures(cases: list[Case], zero_shot: ZeroShotEvaluator, seed: int) -> list[tuple[str, str]]:
+    right, n = sum(case.right for case in cases), len(cases)
+    found = {
+        "image_paths": [str(path) for path in zero_shot.paths],
+        "labels": zero_shot.labels,
+        "groups": zero_shot.groups,
+        "targets": [case.label for case in cases],
+        "predictions": [case.predicted for case in cases],
+    }
+    interval, units = accuracy_interval(found, seed)
+    of = "" if units == n else f" of {units} groups"
+    told = (
+        "no interval: a single group"
+        if interval is None
+        else (f"95 % interval{of} {interval.low:.1%} to {interval.high:.1%}")
+    )
+    majority = Counter(case.label for case in cases).most_common(1)[0][1] / n
+    return [
+        (f"accuracy ({told})", f"{right / n:.1%}"),
+        ("always the most frequent class", f"{majority:.1%}"),
+        ("pictures judged by class", str(n)),
+        ("classes", str(len(zero_shot.labels))),
+    ]
+
+
+def _caption_figures(cases: list[Case], retrieval: RetrievalEvaluator) -> list[tuple[str, str]]:
+    first = sum(case.right for case in cases) / len(cases)
+    return [
+        (f"own caption first among {len(retrieval.captions)} (R@1)", f"{first:.1%}"),
+        ("pictures with a caption", str(len(retrieval.paths))),
+    ]

@@ -1,0 +1,1 @@
+"""Pure numbers with their intervals: what embeddings and probabilities are worth."""

@@ -1,0 +1,226 @@
+"""An evaluation in the terms of its field, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from domainclip.config.domain_metric_settings import FieldMetricSettings, FieldOfMetrics
+from domainclip.metrics.bootstrap import FEW_UNITS, Interval, Resampling, affordable_resamples, percentile_interval
+from domainclip.metrics.class_scores import ClassScores
+from domainclip.metrics.domain_part import FieldPart
+from domainclip.metrics.industrial import industrial_part, normal_classes
+from domainclip.metrics.medical import medical_part
+from domainclip.metrics.ordinal_classes import places_in_order, with_kappa
+from domainclip.metrics.panels import ClassPanel, Panel, of_those_left
+from domainclip.metrics.retrieval_panel import RetrievalPanel
+from domainclip.metrics.scientific import scientific_part
+
+_RETRIEVAL = {
+    "scientific": ("i2t_Hits@10", "t2i_Hits@10", "i2t_MRR", "t2i_MRR"),
+}
+_RETRIEVAL_ELSEWHERE = ("i2t_R@1", "t2i_R@1")
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class RetrievalRanks:
+    """Ranks of each query's best hit (from 1), which picture and caption belong together, each picture's group."""
+
+    i2t: Sequence[int]
+    t2i: Sequence[int]
+    hits: Int[np.ndarray, "hits 2"]
+    groups: Sequence[str | None]
+
+
+class FieldMetrics:
+    """Turns class scores and retrieval ranks into the figures of a field.
+
+    ``temperature`` is asked at every evaluation, since training moves it. ``sigmoid``: the model gives each class a
+    probability of its own (SigLIP), so there is no calibration error. The resamples depend on ``seed`` alone, so that
+    an evaluation before and one after training have the same.
+    """
+
+    def __init__(
+        self,
+        field: FieldOfMetrics,
+        temperature: Callable[[], float],
+        settings: FieldMetricSettings | None = None,
+        *,
+        sigmoid: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.field, self.temperature, self.sigmoid, self.seed = field, temperature, sigmoid, seed
+        self.settings = settings or FieldMetricSettings()
+
+    def check(self, labels: Sequence[str]) -> None:
+        """Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit these classes."""
+        if self.settings.label_order is not None:
+            places_in_order(labels, self.settings.label_order)
+        if self.field == "industrial":
+            normal_classes(labels, self.settings.normal_labels)
+
+    def score(
+        self, classes: ClassScores | None, retrieval: RetrievalRanks | None
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Flat figures by name, and what a report shows of them, as plain values:
+
+        ``field``; ``metrics`` (name → ``value``, ``low``, ``high``, ``undefined``; no ``low`` where the rows allow no
+        interval); ``per_label`` (rows with ``label``, ``pictures`` and such entries); ``notes``; ``matrix``. Figures
+        that the rows do not settle, such as an AUROC with one class, are left out.
+
+        Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit the classes.
+        """
+        shown: dict[str, Any] = {"field": self.field, "metrics": {}, "per_label": [], "notes": [], "matrix": None}
+        if classes is not None:
+            self._add_classes(shown, classes)
+        if retrieval is not None:
+            names = _RETRIEVAL.get(self.field, _RETRIEVAL_ELSEWHERE)
+            panel = RetrievalPanel(retrieval.i2t, retrieval.t2i, retrieval.hits, names)
+            if panel.names:
+                part = FieldPart(panel.names, [panel])
+                self._add(shown, part, retrieval.groups, len(retrieval.i2t), "retrieval")
+        return {name: entry["value"] for name, entry in shown["metrics"].items()}, shown
+
+    def _add_classes(self, shown: dict[str, Any], scores: ClassScores) -> None:
+        part = with_kappa(self._part(scores), scores, self.settings.label_order)
+        intervals, values = self._add(shown, part, scores.groups, len(scores.targets), "classification")
+        shown["notes"] += part.notes
+        if self.settings.normal_labels and self.field != "industrial":
+            shown["notes"].append(f"normal_label is not used: it is of inspection, and these figures are {self.field}")
+        shown["matrix"] = part.matrix or None
+        if not part.per_label:
+            return
+        support = scores.support
+        for number, label in enumerate(scores.labels):
+            entries = {
+                name: _entry(values[name, label], intervals.get((name, label)))
+                for name in part.per_label
+                if not math.isnan(values.get((name, label), math.nan))
+            }
+            if entries or support[number]:
+                shown["per_label"].append({"label": label, "pictures": int(support[number]), **entries})
+
+    def _part(self, scores: ClassScores) -> FieldPart:
+        if self.field == "medical":
+            return medical_part(scores, calibrated=not self.sigmoid)
+        if self.field == "industrial":
+            return industrial_part(scores, self.settings.normal_labels)
+        if self.field == "scientific":
+            return scientific_part(scores)
+        names = ("acc1", "mean_per_class_recall", "macro_f1")
+        return FieldPart(names, [ClassPanel(scores, names)])
+
+    def _add(
+        self, shown: dict[str, Any], part: FieldPart, groups: Sequence[str | None], n_rows: int, what: str
+    ) -> tuple[dict[Any, Interval | None], dict[Any, float]]:
+        values = {key: value for panel in part.panels for key, value in panel.values.items()}
+        intervals = self._intervals(part.panels, groups, n_rows, what, shown["notes"])
+        for name in part.names:
+            if not math.isnan(values[name, None]):
+                shown["metrics"][name] = _entry(values[name, None], intervals.get((name, None)))
+        shown["notes"] += _interval_notes(part, shown["metrics"], intervals, values, what)
+        return intervals, values
+
+    def _intervals(
+        self, panels: Sequence[Panel], groups: Sequence[Hashable | None], n_rows: int, what: str, notes: list[str]
+    ) -> dict[Any, Interval | None]:
+        wanted = self.settings.bootstrap_resamples
+        if wanted == 0:
+            return {}
+        resamples = affordable_resamples(n_rows * sum(panel.cost for panel in panels), wanted)
+        draws = Resampling(n_rows, groups, resamples, self.seed)
+        if draws.n_units < 2:
+            notes.append(f"No intervals of the {what}: all {n_rows} pictures are of one group")
+            return {}
+        units = f"{draws.n_units} groups of {n_rows} pictures" if draws.grouped else f"{n_rows} pictures"
+        line = f"Intervals of the {what}: percentile bootstrap, 95 %, {resamples:,} resamples of {units}"
+        if resamples < wanted:
+            line += f" (not {wanted:,}: that many would take too long here)"
+        if not draws.grouped:
+            line += "; each picture counts as independent, so where many show one object they are too narrow"
+        if draws.n_units < FEW_UNITS:
+            line += f". With {draws.n_units} independent units they are narrower than the truth"
+        notes.append(line)
+
+        def statistics(counts: np.ndarray) -> dict[Any, np.ndarray]:
+            return {key: values for panel in panels for key, values in panel.resampled(counts).items()}
+
+        found = draws.distributions(statistics)
+        intervals = {key: percentile_interval(values) for key, values in found.items()}
+        thin: dict[int, list[str]] = {}
+        for (name, label), interval in list(intervals.items()):
+            rest = intervals.get((of_those_left(name), label))
+            if interval is None and rest is not None:
+                intervals[name, label] = rest
+                thin.setdefault(int(np.isnan(found[name, label]).sum()), []).append(name)
+        notes += [
+            f"{n:,} of {resamples:,} resamples lack a class; there the interval of {', '.join(names)} is of the "
+            "classes left, which are not always the same"
+            for n, names in thin.items()
+        ]
+        return intervals
+
+
+def _entry(value: float, interval: Interval | None) -> dict[str, Any]:
+    return {"value": value} if interval is None else {"value": value, **asdict(interval)}
+
+
+def _interval_notes(
+    part: FieldPart,
+    entries: Mapping[str, Any],
+    intervals: Mapping[Any, Interval | None],
+    values: Mapping[Any, float],
+    what: str,
+) -> list[str]:
+    """What a reader of the intervals must know: none, no width, beside their figure, of fewer resamples."""
+    own = {name: entries[name] for name in part.names if name in entries}
+    notes = []
+    without = [name for name, entry in own.items() if "low" not in entry]
+    if without and intervals:
+        notes.append(f"No interval of {', '.join(without)}: most resamples lack a class that it needs")
+    flat = [name for name, entry in own.items() if "low" in entry and entry["high"] - entry["low"] < 1e-12]
+    if flat:
+        notes.append(
+            f"The interval of {', '.join(flat)} has no width since every resample says the same; that is no "
+            "certainty, as no resample holds what no picture shows"
+        )
+    beside = [
+        name
+        for name, entry in own.items()
+        if "low" in entry and not entry["low"] - 1e-12 <= entry["value"] <= entry["high"] + 1e-12
+    ]
+    if "ece" in beside:
+        beside.remove("ece")
+        notes.append(
+            "The interval of ece does not hold the figure itself: chance makes the gaps of the bins larger, and each "
+            "resample adds its own, so the interval lies too high"
+        )
+    if beside:
+        notes.append(
+            f"The interval of {', '.join(beside)} does not hold the figure itself: with few pictures of a class "
+            "the repeated rows of a resample flatter it"
+        )
+    lost = {
+        (name, label): interval.undefined
+        for (name, label), interval in intervals.items()
+        if interval is not None and interval.undefined and not math.isnan(values.get((name, label), math.nan))
+    }
+    if lost and what == "classification":
+        most = max(lost.values())
+        listed = list(
+            dict.fromkeys(
+                name if label is None else f"figures of {label}" for (name, label), n in lost.items() if n == most
+            )
+        )
+        more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+        notes.append(
+            f"Up to {most} resamples lack a class that a figure needs, and are left out of its interval "
+            f"({', '.join(listed[:_LISTED])}{more})"
+        )
+    return notes

@@ -1,0 +1,34 @@
+"""What the metrics of a field hand over to be resampled and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from domainclip.metrics.class_scores import ClassScores
+from domainclip.metrics.panels import Panel
+
+
+@dataclass(frozen=True)
+class FieldPart:
+    """``names``: figures of the whole set, in the order to show; ``per_label``: those of each label. ``panels`` compute
+    them. ``notes`` are sentences without a full stop; ``matrix`` is ready for a report."""
+
+    names: Sequence[str]
+    panels: Sequence[Panel]
+    per_label: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    matrix: dict[str, Any] = field(default_factory=dict)
+
+
+def absent_note(scores: ClassScores, consequence: str) -> list[str]:
+    """A sentence that names the classes without a picture (or with every picture), where there are any."""
+    support = scores.support
+    missing = [scores.labels[number] for number in np.flatnonzero((support == 0) | (support == support.sum()))]
+    if not missing:
+        return []
+    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    return [f"No picture, or every picture, is of {shown}: {consequence}"]

@@ -1,0 +1,215 @@
+"""A classifier in the terms of inspection: would it find the defective part, and how many good ones would it stop?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from domainclip.errors import ConfigurationError
+from domainclip.metrics.class_scores import ClassScores
+from domainclip.metrics.domain_part import FieldPart, absent_note
+from domainclip.metrics.panels import ClassPanel, Draws, Panel, ThresholdPanel, Values, mean_draws
+from domainclip.registry import nearest
+
+_NORMAL_WORDS = ("good", "normal", "ok", "okay", "functional", "intact", "healthy", "pass", "passed", "undamaged")
+_NORMAL_PHRASES = (
+    "no defect",
+    "no defects",
+    "without defect",
+    "without defects",
+    "defect free",
+    "non defective",
+    "not defective",
+    "no anomaly",
+    "no damage",
+    "no fault",
+    "free of defects",
+)
+_NOT = frozenset({"not", "no", "non", "un", "never", "without", "nearly", "almost", "than"})
+_DEFECTS = frozenset(
+    {
+        "bad",
+        "broken",
+        "crack",
+        "cracked",
+        "cracks",
+        "damage",
+        "damaged",
+        "defect",
+        "defective",
+        "defects",
+        "failed",
+        "failure",
+        "fault",
+        "faulty",
+        "scratch",
+        "scratched",
+        "scratches",
+    }
+)
+"""Beside one of these a normal word says something else: "normal force crack", "functional defect"."""
+
+MEANS = {
+    "auroc": "image_auroc",
+    "ap": "image_ap",
+    "f1_max": "f1_max",
+    "precision_at_recall90": "precision_at_recall90",
+    "false_alarm_rate_at_recall90": "false_alarm_rate_at_recall90",
+}
+EACH_CLASS = {
+    "auroc": "auroc",
+    "ap": "auprc",
+    "f1_max": "f1_max",
+    "precision_at_recall90": "precision_at_recall90",
+}
+
+
+def guess_normal_labels(labels: Sequence[str]) -> list[str]:
+    """The classes whose names say "no defect": "good", "monocrystalline functional", "no_defect", "no_crack" beside
+    "crack", …; not "not ok".
+
+    Empty where no name does, or where all do, since then the names tell nothing apart.
+    """
+    found = [label for label in labels if _normal_word(label, labels)]
+    return found if len(found) < len(labels) else []
+
+
+def normal_classes(labels: Sequence[str], normal_labels: Sequence[str] = ()) -> list[str]:
+    """The classes without a defect: those of ``normal_labels`` that are classes, or a guess from the classes' names
+    where none is given; empty where no name says so.
+
+    Raises ``ConfigurationError`` where none of ``normal_labels`` is a class, or every class is said to be normal.
+    """
+    if not normal_labels:
+        return guess_normal_labels(labels)
+    named = [label for label in labels if label in normal_labels]
+    if not named:
+        guess = nearest(normal_labels[0], labels)
+        shown = f"{', '.join(labels[:10])}{', …' if len(labels) > 10 else ''}"
+        raise ConfigurationError(
+            f"normal_label {', '.join(map(repr, normal_labels))} is no class of these rows"
+            f"{f': did you mean {guess!r}?' if guess else f', which are {shown}. Name the one without a defect'}"
+        )
+    if len(named) == len(labels):
+        raise ConfigurationError("normal_label names every class: leave out those that are defects")
+    return named
+
+
+def industrial_part(scores: ClassScores, normal_labels: Sequence[str] = ()) -> FieldPart:
+    """Normal against the rest: AUROC, average precision, the highest F1, the highest precision at a recall of 0.90 and
+    the false alarms that recall costs; and, as the model answers by itself: the share of each defect's pictures that
+    are called defective, and the share of normal pictures that are (false alarms).
+
+    ``normal_labels``: see ``normal_classes``. Where no class is normal, every class is a defect, and the same figures
+    are of each class against the rest.
+    """
+    normal = normal_classes(scores.labels, normal_labels)
+    if not normal:
+        return _defects_alone(scores)
+    named = ", ".join(normal)
+    words = ", ".join(dict.fromkeys(f"'{_normal_word(label, scores.labels)}'" for label in normal))
+    guessed = f"guessed from {words} in the name; set normal_label if that is wrong"
+    because = "as normal_label says" if normal_labels else guessed
+    notes = [
+        f"Normal: {named} ({because}); every other class is a defect",
+        "F1-max and the figures at a recall of 90 % take their threshold from these same pictures, which flatters them",
+    ]
+    notes += _unused(scores.labels, normal_labels)
+    normal_numbers = [scores.labels.index(label) for label in normal]
+    is_defect = ~np.isin(scores.targets, normal_numbers)
+    score = -scores.log_odds(normal_numbers)
+    detection = DetectionPanel(scores, normal_numbers)
+    if is_defect.all() or not is_defect.any():
+        notes.append(f"Every picture is {'a defect' if is_defect.all() else 'normal'}: there is nothing to tell apart")
+    names = [*MEANS.values(), "mean_defect_recall", "false_alarm_rate", "acc1"]
+    panels: list[Panel] = [
+        ThresholdPanel({"defect": (score, is_defect)}, {}, MEANS),
+        detection,
+        ClassPanel(scores, ("acc1",)),
+    ]
+    return FieldPart(names, panels, ("defect_recall",), notes=notes)
+
+
+class DetectionPanel:
+    """What the model answers by itself, without a threshold: ``defect_recall`` of each defect (its pictures that are
+    not called normal), their mean ``mean_defect_recall``, and ``false_alarm_rate`` (normal pictures called a defect).
+    """
+
+    cost = 1
+    _NAMES = ("defect_recall", "mean_defect_recall", "false_alarm_rate")
+
+    def __init__(self, scores: ClassScores, normal: Sequence[int]) -> None:
+        alarm = ~np.isin(scores.predictions, normal)
+        self._alarm = alarm.astype(np.float64)
+        self._normal = np.isin(scores.targets, normal)
+        self._rows = {
+            label: scores.targets == number for number, label in enumerate(scores.labels) if number not in normal
+        }
+        once = self.resampled(np.ones((1, len(alarm))))
+        self.values: Values = {key: float(once[key][0]) for key in once if key[0] in self._NAMES}
+
+    def resampled(self, counts: Float[np.ndarray, "resamples rows"]) -> Draws:
+        found: Draws = {("defect_recall", label): self._share(counts, rows) for label, rows in self._rows.items()}
+        known = [bool(rows.any()) for rows in self._rows.values()]
+        found |= mean_draws("mean_defect_recall", np.stack(list(found.values())), known)
+        found["false_alarm_rate", None] = self._share(counts, self._normal)
+        return found
+
+    def _share(self, counts: np.ndarray, rows: Bool[np.ndarray, " rows"]) -> np.ndarray:
+        total = counts[:, rows].sum(axis=1)
+        alarms = counts[:, rows] @ self._alarm[rows]
+        return np.divide(alarms, total, out=np.full(len(counts), np.nan), where=total > 0)
+
+
+def _defects_alone(scores: ClassScores) -> FieldPart:
+    questions = {
+        label: (scores.log_odds([number]), scores.targets == number) for number, label in enumerate(scores.labels)
+    }
+    means = {figure: f"macro_{name}" for figure, name in EACH_CLASS.items()}
+    notes = [
+        "No class is the normal one by its name, so each class is told from the rest; where one has no defect, set "
+        "normal_label to it",
+        *absent_note(scores, "their figures are not known"),
+    ]
+    panels: list[Panel] = [
+        ThresholdPanel(questions, EACH_CLASS, means),
+        ClassPanel(scores, ("acc1", "mean_per_class_recall", "recall")),
+    ]
+    names = [*means.values(), "mean_per_class_recall", "acc1"]
+    return FieldPart(names, panels, ("recall", *EACH_CLASS.values()), notes=notes)
+
+
+def _unused(labels: Sequence[str], normal_labels: Sequence[str]) -> list[str]:
+    """A note on each normal label that no row has: a slip, or a class that this split happens to lack."""
+    notes = []
+    for name in normal_labels:
+        if name not in labels:
+            guess = nearest(name, [label for label in labels if label not in normal_labels])
+            hint = f"; if {guess!r} was meant, it counts as a defect here" if guess else ""
+            notes.append(f"normal_label names {name!r}, which is no class of these rows{hint}")
+    return notes
+
+
+def _normal_word(label: str, labels: Sequence[str]) -> str | None:
+    """The word or phrase in a class's name that says it is without a defect."""
+    words = _words(label)
+    text = f" {' '.join(words)} "
+    phrase = next((phrase for phrase in _NORMAL_PHRASES if f" {phrase} " in text), None)
+    if phrase is not None:
+        return None if _NOT & set(text.partition(f" {phrase} ")[0].split()) else phrase
+    # Another class is denied, and a defect: "no crack" is normal, "no good" is not.
+    denied = words[1:] if words[:1] in (["no"], ["without"]) else []
+    if denied and denied in [_words(other) for other in labels]:
+        return None if set(_NORMAL_WORDS) & set(denied) else " ".join(words)
+    if _DEFECTS & set(words):
+        return None
+    return next(
+        (word for place, word in enumerate(words) if word in _NORMAL_WORDS and not _NOT & set(words[:place])), None
+    )
+
+
+def _words(label: str) -> list[str]:
+    return re.findall(r"[a-z]+", label.casefold())

@@ -1,0 +1,41 @@
+"""A classifier in the terms of medicine: would it find the disease, and would it alarm the healthy?"""
+
+from __future__ import annotations
+
+from domainclip.metrics.class_scores import ClassScores
+from domainclip.metrics.domain_part import FieldPart, absent_note
+from domainclip.metrics.panels import ClassPanel, Panel, ThresholdPanel
+
+PER_LABEL = {
+    "auroc": "auroc",
+    "ap": "auprc",
+    "youden_sensitivity": "sensitivity_at_youden",
+    "youden_specificity": "specificity_at_youden",
+    "sensitivity_at_spec90": "sensitivity_at_spec90",
+    "sensitivity_at_spec95": "sensitivity_at_spec95",
+}
+MEANS = {figure: f"macro_{name}" for figure, name in PER_LABEL.items()}
+
+
+def medical_part(scores: ClassScores, calibrated: bool = True) -> FieldPart:
+    """AUROC, AUPRC, sensitivity and specificity at the Youden point and sensitivity at specificities of 0.90 and 0.95,
+    of each label against the rest and averaged over the labels; accuracy, balanced accuracy and the calibration error.
+
+    ``calibrated`` is false where the model's numbers are no probabilities of one class out of all: then there is no
+    calibration error.
+    """
+    names = ["acc1", "balanced_accuracy"]
+    notes = []
+    if calibrated:
+        names.append("ece")
+    else:
+        notes.append("No calibration error: the model gives each class a probability of its own (a sigmoid)")
+    questions = {
+        label: (scores.log_odds([number]), scores.targets == number) for number, label in enumerate(scores.labels)
+    }
+    notes.append(
+        "The Youden point (highest sensitivity + specificity) is chosen on these same pictures, which flatters it"
+    )
+    notes += absent_note(scores, "their AUROC, AUPRC, sensitivity and specificity are not known")
+    panels: list[Panel] = [ThresholdPanel(questions, PER_LABEL, MEANS), ClassPanel(scores, names)]
+    return FieldPart([*MEANS.values(), *names], panels, tuple(PER_LABEL.values()), notes=notes)

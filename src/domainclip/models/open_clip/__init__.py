@@ -1,0 +1,1 @@
+"""OpenCLIP's checkpoints, in and out."""

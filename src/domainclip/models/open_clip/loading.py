@@ -1,0 +1,169 @@
+"""OpenCLIP checkpoints (``open_clip_config.json`` with weights) as dual encoders. open_clip itself is not needed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from domainclip.errors import ModelLoadError
+from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.open_clip.architecture import transformers_config
+from domainclip.models.open_clip.processing import image_processor, tokenizer
+from domainclip.models.open_clip.projected_dual_encoder import ProjectedDualEncoderModel
+from domainclip.models.open_clip.weights import (
+    CONFIG,
+    PICKLED_WEIGHTS,
+    SAFE_WEIGHTS,
+    TEXT_PREFIX,
+    to_here,
+    weight_names,
+)
+from domainclip.models.processor import EncoderProcessor
+
+HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
+"""As open_clip itself tells a repository of the hub and a local directory from its own names."""
+
+_TRANSFORMERS_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json")
+
+
+def open_clip_folder(name: str) -> Path | None:
+    """The local folder of an OpenCLIP checkpoint; None where ``name`` is not one.
+
+    It is one with the prefix ``hf-hub:`` (fetched, or from the cache) or ``local-dir:``, and a directory with an
+    open_clip_config.json. A directory that holds the layout of ``transformers`` as well is read as that, unless
+    ``local-dir:`` asks for OpenCLIP's.
+
+    Raises ``ModelLoadError`` where a prefix promises what is not there.
+    """
+    if name.startswith(HUB_PREFIX):
+        return _fetch(name.removeprefix(HUB_PREFIX))
+    folder = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+    if name.startswith(FOLDER_PREFIX):
+        if not (folder / CONFIG).is_file():
+            raise ModelLoadError(f"Cannot load an OpenCLIP model from {folder}: it has no {CONFIG}")
+        return folder
+    if not (folder / CONFIG).is_file():
+        return None
+    both = (folder / "config.json").is_file() and any((folder / weights).is_file() for weights in _TRANSFORMERS_WEIGHTS)
+    return None if both else folder
+
+
+def _fetch(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [CONFIG, SAFE_WEIGHTS, *_TOKENIZER_FILES]
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=wanted))
+        if (folder / CONFIG).is_file() and not (folder / SAFE_WEIGHTS).is_file():
+            folder = Path(snapshot_download(repository, allow_patterns=[*wanted, PICKLED_WEIGHTS]))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise ModelLoadError(
+            f"Cannot load the OpenCLIP model {repository!r} from the hub: the name is wrong, the model is gated, or "
+            f"there is no network ({reason}). To work offline, download it once on a machine with a network "
+            f"(hf download {repository} --local-dir DIR) and give model_name=DIR"
+        ) from error
+    if not (folder / CONFIG).is_file():
+        raise ModelLoadError(
+            f"{repository} on the hub has no {CONFIG}: it is no OpenCLIP model. Leave out the prefix {HUB_PREFIX}"
+        )
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The open_clip_config.json of a folder. Raises ``ModelLoadError`` for one that is damaged or lacks model_cfg."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelLoadError(f"Cannot read {path}: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
+        raise ModelLoadError(f"{path} has no model_cfg: it is not the config of an OpenCLIP checkpoint")
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The state dict, from the safetensors file where there is one, on the CPU.
+
+    Raises ``ModelLoadError`` where there is none, where it is damaged, and where a pickled one holds more than weights.
+    """
+    safe, pickled = folder / SAFE_WEIGHTS, folder / PICKLED_WEIGHTS
+    try:
+        if safe.is_file():
+            return load_file(safe)
+        if not pickled.is_file():
+            raise ModelLoadError(f"{folder} has neither {SAFE_WEIGHTS} nor {PICKLED_WEIGHTS}")
+        weights = torch.load(pickled, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise ModelLoadError(f"Cannot read the weights of the OpenCLIP model in {folder}: {reason}") from error
+    weights = weights.get("state_dict", weights)  # a training checkpoint
+    return {name.removeprefix("module."): value for name, value in weights.items()}  # of several processes
+
+
+def saved_open_clip_config(folder: Path) -> dict[str, Any] | None:
+    """The config of an OpenCLIP checkpoint that lies beside the layout of ``transformers``; None where none does."""
+    return read_config(folder) if (folder / CONFIG).is_file() else None
+
+
+def load_model_config(folder: Path) -> Any:
+    """The ``transformers`` config of a checkpoint. Raises ``ModelLoadError``."""
+    return transformers_config(read_config(folder)["model_cfg"], read_weights(folder), folder)
+
+
+def _load_model(folder: Path) -> Any:
+    model_cfg, weights = read_config(folder)["model_cfg"], read_weights(folder)
+    wanted = transformers_config(model_cfg, weights, folder)
+    with torch.random.fork_rng(devices=[]):
+        model = CLIPModel(wanted) if isinstance(wanted, CLIPConfig) else ProjectedDualEncoderModel(wanted)
+    custom_text = any(name.startswith(TEXT_PREFIX) for name in weights)
+    found = to_here(weight_names(wanted, model.state_dict(), custom_text), weights, str(folder))
+    try:
+        model.load_state_dict(found)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n")[1:3]).strip()[:300]
+        raise ModelLoadError(
+            f"The weights in {folder} do not fit their {CONFIG}: {reason}. The config belongs to another model"
+        ) from error
+    return model.eval()
+
+
+def load_open_clip_processor(folder: Path, model_config: Any) -> EncoderProcessor:
+    """Tokenizer and image processor of a checkpoint; ``model_config`` is that of ``transformers``.
+
+    Raises ``ModelLoadError``.
+    """
+    config = read_config(folder)
+    text_cfg, text = config["model_cfg"]["text_cfg"], model_config.text_config
+    words = tokenizer(text_cfg, folder)
+    foreign = text.model_type != "clip_text_model"
+    limit = text.max_position_embeddings
+    if text.model_type in {"roberta", "xlm-roberta"}:
+        limit -= text.pad_token_id + 1  # their position numbers start after the padding index
+    if foreign and words.pad_token_id != text.pad_token_id:
+        raise ModelLoadError(
+            f"{folder}: the tokenizer pads with {words.pad_token_id}, the text tower takes {text.pad_token_id} for "
+            "padding: the tokenizer files belong to another model"
+        )
+    words.model_max_length = min(limit, words.model_max_length)
+    side = int(model_config.vision_config.image_size)
+    pictures = image_processor(config.get("preprocess_cfg") or {}, side, str(folder))
+    return EncoderProcessor(words, pictures, "masked" if foreign else "causal", words.model_max_length)
+
+
+def load_open_clip(folder: Path, name: str) -> DualEncoder:
+    """The dual encoder of an OpenCLIP checkpoint, which saves in both layouts. Raises ``ModelLoadError``."""
+    model = _load_model(folder)
+    encoder = DualEncoder(model, load_open_clip_processor(folder, model.config), name=name).eval()
+    encoder.open_clip_config = read_config(folder)
+    return encoder

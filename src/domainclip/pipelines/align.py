@@ -1,0 +1,89 @@
+"""What ``domainclip align report`` does: how well one model, or one against another, matches pictures and captions."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
+from domainclip.models.loading import load_processor
+from domainclip.pipelines.captions import caption_chain
+from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.pipelines.evaluate import readable_rows, rows_of_split
+from domainclip.pipelines.run_alignment import model_source
+from domainclip.reports.alignment_report import prepare_folder, write_alignment
+
+
+def run_alignment(
+    config: CLIPFinetuningConfig,
+    split: str = "test",
+    output: Path = Path("outputs/alignment"),
+    *,
+    compare: str | None = None,
+    top_k: int | None = None,
+) -> dict[str, Any]:
+    """Write the alignment report of ``config.model_name`` on a split of ``config.data_path`` into ``output``.
+
+    The split is cut as a training run would cut it. ``compare`` names a second model, judged on the same rows.
+    ``top_k`` answers a query are shown, ``config.retrieval_top_k`` where it is None. Returns the content of
+    ``alignment.json``. Raises ``ConfigurationError`` for an unknown split or a folder that cannot be used,
+    ``DataError`` for a split without rows or with fewer than two different pictures or captions.
+    """
+    pairs, set_aside, notes = rows_of_split(config, split)
+    AlignmentRows(pairs)  # too few to compare is said before a model is loaded
+    prepare_folder(output)
+    if compare is not None:
+        load_processor(compare)  # a slip in its name shows now, not after the first model's work
+    controller = CLIPFinetuningController(config)
+    controller.setup()
+    engine = controller.engine()
+    pairs = readable_rows(pairs, engine, config, split, set_aside)
+    rows = AlignmentRows(pairs, caption_chain(controller.config))
+    source = model_source(config)
+    name, other_name = short_names(source, compare)
+    model, other = embed(rows, engine, name), None
+    if compare is not None:
+        del controller, engine  # two models need not be in memory at once
+        gc.collect()
+        other = _embed_with(config.updated(**model_keys(compare)), rows, other_name)
+    return write_alignment(
+        output,
+        rows,
+        model,
+        other,
+        similarity_metric=config.similarity_metric,
+        top_k=top_k or config.retrieval_top_k,
+        seed=config.seed,
+        about={
+            "data": config.data_path,
+            "split": split,
+            "notes": notes,
+            "set_aside": set_aside,
+            "sources": {"model": source, **({"compared": compare} if compare else {})},
+        },
+    )
+
+
+def model_keys(name: str) -> dict[str, str | None]:
+    """The recipe's keys that say which model to load, for one that is not joined from two backbones."""
+    return {"model_name": name, "vision_model_name": None, "text_model_name": None}
+
+
+def short_names(model: str, compare: str | None) -> tuple[str, str]:
+    """Names for tables and plots: the last part of a path, or as much as tells the two apart."""
+    if compare is None:
+        return Path(model).name or model, ""
+    first, second = Path(model).parts, Path(compare).parts
+    for length in range(1, max(len(first), len(second)) + 1):
+        name, other = "/".join(first[-length:]), "/".join(second[-length:])
+        if name and other and name != other:
+            return name, other
+    return model, f"{compare} (again)"
+
+
+def _embed_with(config: CLIPFinetuningConfig, rows: AlignmentRows, name: str) -> Embedded:
+    controller = CLIPFinetuningController(config)
+    controller.setup()
+    return embed(rows, controller.engine(), name)

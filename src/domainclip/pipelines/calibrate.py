@@ -1,0 +1,96 @@
+"""After training: are the model's probabilities true, and which temperature would make them so?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+
+from domainclip.data.records import ImageTextPair
+from domainclip.errors import CheckpointError
+from domainclip.evaluation.evaluators import Embedder, ZeroShotEvaluator, known_labels
+from domainclip.files import replaced_directory
+from domainclip.metrics.calibration import calibration_summary
+from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.training.checkpoint import recover_directory
+
+
+class RememberedPictures:
+    """An embedder that runs each picture through the model once. The evaluation after training and the calibration
+    ask for the same ones; the weights must not change meanwhile."""
+
+    def __init__(self, embed: Embedder) -> None:
+        self.embed = embed
+        self.encode_texts = embed.encode_texts
+        self._rows: dict[Path, Tensor] = {}
+
+    def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]:
+        new = [path for path in dict.fromkeys(paths) if path not in self._rows]
+        if new:
+            self._rows |= dict(zip(new, self.embed.encode_images(new), strict=True))
+        return torch.stack([self._rows[path] for path in paths])
+
+
+def calibrate(
+    controller: CLIPFinetuningController,
+    val: Sequence[ImageTextPair],
+    test: Sequence[ImageTextPair],
+    embed: Embedder,
+    folder: Path,
+) -> dict[str, Any] | None:
+    """``run["calibration"]`` of ``evaluation.report.write_report``: fitted on ``val``, reported on ``test``, or on
+    ``val`` too where there is no test split. None where no row has a label and nobody asked.
+
+    With the recipe's ``calibrate_temperature`` the model in ``folder / "model"`` gets the fitted temperature, unless
+    the rows do not settle one; ``best/`` and the checkpoints keep the trained one. Raises ``CheckpointError`` when
+    the model cannot be written.
+    """
+    recipe, encoder = controller.recipe, controller.model
+    assert recipe is not None and encoder is not None
+    # One list of classes for both splits: each class takes its share of the probability.
+    classes = known_labels([*val, *test])
+    wanted = recipe.calibrate_temperature
+    if not classes and not wanted:
+        return None
+    unlabelled = [
+        name
+        for name, pairs in (("validation", val), *((("test", test),) if len(test) else ()))
+        if not known_labels(pairs)
+    ]
+    if encoder.is_siglip:
+        reason = "a SigLIP model gives each class a probability of its own (a sigmoid), which no temperature sets right"
+    elif unlabelled:
+        reason = f"there is no labelled row in the {' and the '.join(unlabelled)} split, and it takes both"
+    elif len(classes) < 2:
+        reason = f"the rows are all of one class, {classes[0]!r}"
+    else:
+        reason = ""
+    if reason:
+        return {"skipped": reason + (", so calibrate_temperature did nothing" if wanted else "")}
+
+    def scored(pairs: Sequence[ImageTextPair]) -> tuple[Tensor, Tensor]:
+        names = recipe.domain_config().prompts.names_of
+        evaluator = ZeroShotEvaluator(pairs, recipe.prompt_templates, class_names=classes, names_of=names)
+        return evaluator.similarities(embed)
+
+    own = float((-encoder.logit_scale.detach().double()).exp())
+    found = calibration_summary(scored(val), scored(test) if len(test) else None, own)
+    found["saved"] = "fitted" if wanted and found["problem"] is None else "own"
+    if found["saved"] == "fitted":
+        encoder.set_temperature(found["fitted_temperature"], trainable=encoder.logit_scale.requires_grad)
+        target = folder / "model"
+        recover_directory(target)
+        try:
+            with replaced_directory(target) as temporary:
+                encoder.save(temporary)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The calibrated model could not be written to {target}: {error}. The model with its own temperature "
+                "is still there; free some space and resume"
+            ) from error
+    return found

@@ -1,0 +1,294 @@
+"""What ``domainclip compare`` does: several models, several data sets, a verdict in every cell."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.records import PairList
+from domainclip.errors import CLIPFinetuningError, ConfigurationError, DataError, Interrupted
+from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
+from domainclip.files import write_json, write_text
+from domainclip.inference import EmbeddingEngine
+from domainclip.metrics.sums import check_metric, unit_sums
+from domainclip.pipelines.captions import domain_evaluator
+from domainclip.pipelines.concepts import concept_scores
+from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.pipelines.domain_metrics import field_metrics
+from domainclip.pipelines.domain_record import with_models_domain
+from domainclip.pipelines.evaluate import readable_rows, rows_of_split
+from domainclip.reports.compare_html import compare_html
+from domainclip.reports.compare_text import compare_markdown, compare_tables, notes, problems, summary_lines
+from domainclip.reports.plots.compare import plot_matrix
+from domainclip.reports.report import jsonable
+
+FILES = ("compare.json", "compare.md", "compare.html", "matrix.png")
+
+
+@dataclass
+class Comparison:
+    """``content`` is what ``compare.json`` holds."""
+
+    content: dict[str, Any]
+
+    def print(self, console: Console | None = None) -> None:
+        console = console or Console()
+        for table in compare_tables(self.content):
+            console.print(table)
+        told = [*summary_lines(self.content), *problems(self.content), *notes(self.content), self.content["prompts"]]
+        for line in told:
+            console.print(line, markup=False, highlight=False)
+
+    def write(self, folder: Path) -> list[Path]:
+        """``compare.json``, ``compare.md``, ``compare.html`` and ``matrix.png``; those of an earlier comparison in the
+        folder are replaced. Raises ``ConfigurationError`` for a place that cannot be written."""
+        json_file, markdown, page, picture = (Path(folder) / name for name in FILES)
+        try:
+            for path in (json_file, markdown, page, picture):
+                path.unlink(missing_ok=True)
+            write_text(markdown, compare_markdown(self.content))
+            write_text(page, compare_html(self.content))
+            plot_matrix(self.content, picture)
+            write_json(json_file, self.content)
+        except OSError as error:
+            raise ConfigurationError(f"--output {folder} cannot be written: {error.strerror or error}") from None
+        return [json_file, markdown, page, picture]
+
+
+def named(entries: Sequence[str], what: str) -> dict[str, str]:
+    """Name → path from "name=path" or bare paths, whose name is as much of their end as tells them apart.
+
+    Raises ``ConfigurationError`` for none, an empty name or path, or a name that comes twice.
+    """
+    if not entries:
+        raise ConfigurationError(f"Nothing to compare: give at least one --{what}")
+    given: list[tuple[str | None, str]] = []
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not equals or Path(entry).exists():  # a path may hold an equals sign itself
+            name, path = "", entry
+        elif not name.strip() or not path.strip():
+            raise ConfigurationError(f"Invalid --{what} {entry!r}: write NAME=PATH, or the path alone")
+        given.append((name.strip() or None, path.strip()))
+    bare = _telling_ends([path for name, path in given if name is None])
+    found: dict[str, str] = {}
+    for own, path in given:
+        name = own or bare[path]
+        if name in found:
+            raise ConfigurationError(
+                f"Two of --{what} are called {name!r} ({found[name]} and {path}): name them apart with NAME=PATH"
+            )
+        found[name] = path
+    return found
+
+
+def _telling_ends(paths: Sequence[str]) -> dict[str, str]:
+    """Each path's shortest end that no other path shares: "model", or "run1/model" beside "run2/model"."""
+    parts = {path: Path(path).parts or (path,) for path in paths}
+
+    def end(path: str, length: int) -> str:
+        return "/".join(part.strip("/") for part in parts[path][-length:]).lstrip("/") or path
+
+    found = {}
+    for path in parts:
+        others = [other for other in parts if other != path]
+        lengths = range(1, len(parts[path]) + 1)
+        own = (end(path, n) for n in lengths if all(end(path, n) != end(other, n) for other in others))
+        found[path] = next(own, path)
+    return found
+
+
+@dataclass
+class _DataSet:
+    """A data set on the way: its rows until they are known to be readable, then what every model made of them."""
+
+    name: str
+    path: str
+    rows: PairList | None = None
+    set_aside: list[dict] = field(default_factory=list)
+    reason: str = ""
+    readable: bool = False
+    metric: str = ""
+    notes: list[str] = field(default_factory=list)
+    """What the data say of themselves."""
+    evaluator_notes: list[str] = field(default_factory=list)
+    scores: dict[str, ModelOnSet] = field(default_factory=dict)
+
+
+def run_compare(
+    config: CLIPFinetuningConfig,
+    models: dict[str, str],
+    data: dict[str, str],
+    *,
+    reference: str | None = None,
+    split: str = "test",
+    metric: str | None = None,
+    strict: bool = False,
+    console: Console | None = None,
+) -> Comparison:
+    """Judge every model on the ``split`` of every data set: the same rows, the same prompts, one model loaded at a
+    time, each picture embedded once by each. ``models``, ``data``: name → path, as ``named`` gives them.
+
+    A cell that cannot be had keeps its reason; with ``strict`` it ends the comparison. ``metric``: one of
+    ``metric_sums.METRICS`` for all data sets; left out, each one's own primary metric.
+
+    Raises ``ConfigurationError`` (unknown split, metric, reference or recipe value), ``ModelLoadError`` where the
+    reference cannot be loaded, ``DataError`` where no data set can be evaluated.
+    """
+    reference = next(iter(models)) if reference is None else reference
+    if reference not in models:
+        raise ConfigurationError(f"--reference {reference!r} is none of the models: choose one of {', '.join(models)}")
+    if metric is not None:
+        check_metric(metric)
+    console = console or Console(stderr=True)
+    # A strict comparison takes no unreadable picture either.
+    config = config.updated(strict=True) if strict else config
+    asked, prompts = shared_prompts(config, models)
+    sets = [_opened(asked, name, path, split, metric, strict) for name, path in data.items()]
+    for name in sorted(models, key=lambda name: name != reference):  # the reference first: without it there is no test
+        if any(not found.reason for found in sets):
+            own = config.updated(model_name=models[name])
+            _judge(own, asked, name, sets, split, strict or name == reference, strict, console)
+    if all(found.reason for found in sets):
+        raise DataError("No data set can be compared. " + " ".join(f"{s.name}: {s.reason}." for s in sets))
+    content = compare_matrix(models, [_scored(found, models) for found in sets], reference, seed=config.seed)
+    set_aside = {found.name: found.set_aside for found in sets if found.set_aside}
+    return Comparison(jsonable({"split": split, "prompts": prompts, **content, "set_aside": set_aside}))
+
+
+def shared_prompts(config: CLIPFinetuningConfig, models: dict[str, str]) -> tuple[CLIPFinetuningConfig, str]:
+    """The recipe whose prompts all models are asked with, and a sentence that says which.
+
+    Pictures and texts are prepared for each model as in its own training. But models asked different questions could
+    not be compared: the prompts, and which captions count as equal, are those of the recipe's domain, else of the one
+    domain that models were trained in, else, where they differ, the recipe's default. Raises ``ConfigurationError``
+    where a model's ``domain.yaml`` is wrong.
+    """
+    if config.is_set("domain"):
+        return config, f"Prompts: those of the domain {config.domain_config().name}."
+    trained: dict[str, tuple[CLIPFinetuningConfig, list[str]]] = {}
+    for name, path in models.items():
+        found, _ = with_models_domain(config.updated(model_name=path))
+        if found.is_set("domain"):
+            trained.setdefault(found.domain_config().digest(), (found, []))[1].append(name)
+    if not trained:
+        return config, f"Prompts: those of the domain {config.domain_config().name}."
+    if len(trained) > 1:
+        listed = "; ".join(f"{found.domain_config().name}: {', '.join(names)}" for found, names in trained.values())
+        return config, (
+            f"Prompts: those of the domain {config.domain_config().name}, since the models were trained in different "
+            f"ones ({listed}). Set domain to ask with another's."
+        )
+    found, names = next(iter(trained.values()))
+    return config.updated(domain=found.domain), (
+        f"Prompts: those of the domain {found.domain_config().name}, which {', '.join(names)} "
+        f"{'was' if len(names) == 1 else 'were'} trained in. Set domain to ask with another's."
+    )
+
+
+def _opened(
+    config: CLIPFinetuningConfig, name: str, path: str, split: str, metric: str | None, strict: bool
+) -> _DataSet:
+    """The data set with its rows, or with the reason why there is nothing to evaluate: before any model is loaded."""
+    found = _DataSet(name, path)
+    try:
+        found.rows, found.set_aside, found.notes = rows_of_split(config.updated(data_path=path), split)
+        evaluator = domain_evaluator(config, found.rows)
+        found.metric = metric or evaluator.primary_metric
+        part = evaluator.retrieval if "R@" in found.metric else evaluator.zero_shot
+        if part is None:
+            raise DataError(f"{found.metric} cannot be had. {'. '.join(evaluator.notes)}")
+    except (Interrupted, ConfigurationError):
+        raise
+    except CLIPFinetuningError as error:
+        if strict:
+            raise
+        found.reason = str(error)
+    return found
+
+
+def _judge(
+    config: CLIPFinetuningConfig,
+    asked: CLIPFinetuningConfig,
+    name: str,
+    sets: Sequence[_DataSet],
+    split: str,
+    must_load: bool,
+    strict: bool,
+    console: Console,
+) -> None:
+    """The model of ``config`` on all data sets, with the prompts of ``asked``; it is gone from memory afterwards."""
+    controller = CLIPFinetuningController(config, console)
+    try:
+        controller.setup()
+    except (Interrupted, ConfigurationError):
+        raise
+    except CLIPFinetuningError as error:
+        if must_load:
+            raise
+        for found in sets:
+            found.scores[name] = ModelOnSet(reason=str(error))
+        return
+    for found in sets:
+        if found.reason:
+            continue
+        console.print(f"{name} on {found.name}", markup=False, highlight=False)
+        try:
+            found.scores[name] = _score(controller, asked.updated(data_path=found.path), found, split)
+        except Interrupted:
+            raise
+        except CLIPFinetuningError as error:
+            if strict:
+                raise
+            if found.readable:
+                found.scores[name] = ModelOnSet(reason=str(error))
+            else:  # the rows themselves: no other model will fare better
+                found.reason = str(error)
+    controller.model = None
+    del controller
+    gc.collect()  # the encoder is in reference cycles: the next one would otherwise be loaded beside it
+
+
+def _score(
+    controller: CLIPFinetuningController, asked: CLIPFinetuningConfig, found: _DataSet, split: str
+) -> ModelOnSet:
+    engine: EmbeddingEngine = controller.engine()  # a new one each: its cache of decoded pictures goes with it
+    assert found.rows is not None and controller.model is not None
+    if not found.readable:
+        found.rows = readable_rows(found.rows, engine, asked, split, found.set_aside)
+    field_figures = field_metrics(asked, controller.model, intervals=False)
+    concepts = concept_scores(asked, found.rows, controller.engine(), intervals=False)
+    # Fewer rows may allow less, and settings may not fit the classes: no other model will fare better.
+    evaluator = domain_evaluator(asked, found.rows, field=field_figures, concepts=concepts)
+    found.readable = True
+    found.evaluator_notes = [*evaluator.notes, *(concepts.notes if concepts is not None else [])]
+    result = evaluator.evaluate(engine)
+    return ModelOnSet(unit_sums(found.metric, result.details), result.metrics)
+
+
+def _scored(found: _DataSet, models: dict[str, str]) -> SetScores:
+    unread = ModelOnSet(reason=found.reason)
+    scores = {name: found.scores.get(name, unread) for name in models}
+    rows = found.rows if found.rows is not None and not found.reason else None
+    facts = {
+        "n_rows": len(rows) if rows is not None else None,
+        "n_pictures": len({pair.image_path for pair in rows}) if rows is not None else None,
+        "n_set_aside": len(found.set_aside),
+        "notes": [*found.notes, *found.evaluator_notes],
+    }
+    grouped = rows is not None and any(pair.group is not None for pair in rows)
+    return SetScores(found.name, found.path, found.metric, scores, "group" if grouped else "picture", facts)
+
+
+def check_output(folder: Path) -> None:
+    """Says before the work that its files could not be written. Raises ``ConfigurationError``."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ConfigurationError(f"--output {folder} cannot be written: {there} is not a folder that you may write to")

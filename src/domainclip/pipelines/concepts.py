@@ -1,0 +1,95 @@
+"""Whether an evaluation speaks of documents, a class tree and a glossary: as the recipe and the domain say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.concept_settings import ConceptSettings
+from domainclip.config.settings import DataSettings
+from domainclip.data.images.transforms import TextTransform
+from domainclip.data.records import ImageTextPair
+from domainclip.errors import ConfigurationError
+from domainclip.evaluation.class_hierarchy import ClassTree
+from domainclip.evaluation.concepts import ConceptScores, documents_or_note
+from domainclip.evaluation.terminology import PRESENCE_TEMPLATES, TerminologyEvaluator
+from domainclip.inference import EmbeddingEngine
+
+
+def concept_scores(
+    config: CLIPFinetuningConfig, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine, *, intervals: bool = True
+) -> ConceptScores | None:
+    """None where nothing asks for any. ``engine`` encodes the terms and is not used for anything else afterwards.
+
+    Raises ``ConfigurationError`` for a class tree that is wrong or lacks a class, a ``document_col`` without a value in
+    any row, and ``terminology`` without a glossary.
+    """
+    settings = _settings(config)
+    notes: list[str] = []
+    tree = documents = terminology = None
+    if settings.class_tree is not None:
+        given = settings.class_tree
+        tree = ClassTree.from_file(given) if isinstance(given, str) else ClassTree.from_nested(given)
+    if settings.document_col is not None:
+        if all(pair.group is None for pair in pairs):
+            raise ConfigurationError(
+                f"document_col={settings.document_col!r} names no document in any of {len(pairs)} rows: check the name "
+                "of the column"
+            )
+        documents, notes = documents_or_note(pairs)
+    if settings.terminology is not False:
+        terminology = _terminology(config, pairs, asked=settings.terminology is True)
+    if tree is None and documents is None and terminology is None and not notes:
+        return None
+    engine.text_transform = TextTransform()
+    resamples = config.bootstrap_resamples if intervals else 0
+    return ConceptScores(tree, documents, terminology, engine.encode_texts, notes, resamples)
+
+
+def document_column(config: CLIPFinetuningConfig) -> str:
+    """The column that groups rows: documents where ``document_col`` is set, so that none straddles two splits.
+
+    Raises ``ConfigurationError`` where ``group_col`` names another one.
+    """
+    column = _settings(config).document_col
+    if column is not None and config.group_col not in (column, DataSettings.model_fields["group_col"].default):
+        raise ConfigurationError(
+            f"document_col={column!r} and group_col={config.group_col!r} both name what must not straddle two splits: "
+            "give one of the two"
+        )
+    return column or config.group_col
+
+
+def _settings(config: CLIPFinetuningConfig) -> ConceptSettings:
+    """The recipe's settings; what it leaves unset is as the domain says."""
+    preset = config.domain_config().recipe_values()
+    return ConceptSettings(
+        **{
+            key: preset.get(key) if key in preset and not config.is_set(key) else getattr(config, key)
+            for key in ConceptSettings.model_fields
+        }
+    )
+
+
+def _terminology(
+    config: CLIPFinetuningConfig, pairs: Sequence[ImageTextPair], asked: bool
+) -> TerminologyEvaluator | None:
+    glossary = config.caption_steps().load()
+    if glossary is None:
+        if asked:
+            raise ConfigurationError(
+                f"terminology=true reads a glossary, and the domain {config.domain!r} has none: name one in the "
+                "domain's texts.glossary"
+            )
+        return None
+    if not (glossary.synonyms or glossary.abbreviations or glossary.negation_pairs):
+        return None
+    prompts: Any = config.domain_config().prompts
+    labels = {pair.label for pair in pairs if pair.label is not None}
+    return TerminologyEvaluator(
+        glossary,
+        pairs,
+        prompts.presence_templates or PRESENCE_TEMPLATES,
+        {label: prompts.names_of(label) for label in labels},
+    )

@@ -1,0 +1,70 @@
+"""The case study of a model on some rows: which model, which probabilities, which pictures as they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from domainclip.data.records import ImageTextPair
+from domainclip.errors import ConfigurationError
+from domainclip.evaluation.error_analysis import build_case_study
+from domainclip.evaluation.evaluators import Embedder
+from domainclip.files import try_folder
+from domainclip.inference import EmbeddingEngine
+from domainclip.models import DualEncoder
+from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.reports.error_analysis_page import write_case_study
+
+_TARGET = 400
+"""Side in pixels that a picture keeps at least when a large one is shrunk: more than a thumbnail has."""
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ``ConfigurationError`` for a folder that cannot be written, before any work."""
+    try:
+        try_folder(folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The case study's folder {folder} cannot be written: {error.strerror or error}"
+        ) from None
+
+
+def write_case_study_of(
+    controller: CLIPFinetuningController,
+    pairs: Sequence[ImageTextPair],
+    engine: EmbeddingEngine,
+    embed: Embedder,
+    folder: Path,
+    title: str,
+) -> Path:
+    """Write ``case_study.html`` into ``folder``. ``embed``: ``engine``, or what remembers its embeddings."""
+    config, encoder = controller.recipe or controller.config, controller.model
+    assert encoder is not None
+
+    def read(path: Path):  # type: ignore[no-untyped-def]
+        """As the domain's steps leave it: what the model is shown, before its own resize."""
+        return engine.chain.apply(engine.chain.read(path, config.max_image_pixels, _TARGET), _TARGET)
+
+    study = build_case_study(
+        title,
+        pairs,
+        controller.evaluator(pairs),
+        embed,
+        model_probabilities(encoder),
+        config.case_study_pictures,
+        config.seed,
+    )
+    return write_case_study(folder, study, read)
+
+
+def model_probabilities(encoder: DualEncoder) -> Callable[[Tensor], Tensor]:
+    """Cosines ``[images, classes]`` to the model's probabilities: a softmax at its temperature, or for SigLIP a sigmoid
+    of each class by itself."""
+    scale = encoder.logit_scale.detach().double().exp().cpu()
+    if not encoder.is_siglip:
+        return lambda cosines: torch.softmax(cosines.double() * scale, dim=1)
+    bias = encoder.logit_bias.detach().double().cpu() if encoder.logit_bias is not None else torch.zeros(())
+    return lambda cosines: torch.sigmoid(cosines.double() * scale + bias)

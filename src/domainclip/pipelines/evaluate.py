@@ -1,0 +1,179 @@
+"""What ``domainclip evaluate`` does: one model, one data set, the figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.records import PairList
+from domainclip.data.splits import load_splits
+from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.inference import EmbeddingEngine
+from domainclip.metrics.names import ALIASES, describe, is_of_a_field, is_of_concepts
+from domainclip.pipelines.calibrate import RememberedPictures
+from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.pipelines.error_analysis import check_folder, write_case_study_of
+from domainclip.pipelines.run import quarantined_rows, readable_pairs, splits_of
+from domainclip.reports.concept_text import concept_figure, concept_notes
+from domainclip.reports.domain_markdown import FieldTable, field_tables, figure_text
+from domainclip.reports.report import jsonable
+
+_MOST_ROWS, _MOST_COLUMNS, _NAME_WIDTH = 20, 10, 10
+
+
+@dataclass
+class EvaluationReport:
+    model: str
+    data: str
+    split: str
+    result: EvaluationResult
+    set_aside: list[dict] = field(default_factory=list)
+    case_study: str | None = None
+    notes: list[str] = field(default_factory=list)
+    """What there is to know of the data: how they were cut, what two splits share, what was not evaluated."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return jsonable(
+            {
+                "model": self.model,
+                "data": self.data,
+                "split": self.split,
+                "metrics": self.result.metrics,
+                "details": self.result.details,
+                "notes": self.notes,
+                "set_aside": self.set_aside,
+                **({"case_study": self.case_study} if self.case_study else {}),
+            }
+        )
+
+    def print(self, console: Console | None = None) -> None:
+        console = console or Console()
+        table = Table(title=escape(f"{self.model} on {self.data}, split {self.split}"))
+        table.add_column("metric")
+        table.add_column("value", justify="right")
+        for name, value in self.result.metrics.items():
+            if name in ALIASES or is_of_a_field(name) or is_of_concepts(name):
+                continue
+            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        console.print(table)
+        self._print_field(console)
+        self._print_concepts(console)
+        for note in self.notes:
+            console.print(f"Data: {note}", markup=False, highlight=False)
+        for row in self.set_aside[:5]:
+            console.print(f"Set aside: {row['reason']}", markup=False)
+        if len(self.set_aside) > 5:
+            console.print(f"… and {len(self.set_aside) - 5} more")
+        if self.case_study:
+            console.print(f"Case study: {self.case_study}", markup=False, highlight=False)
+
+    def _print_field(self, console: Console) -> None:
+        found = self.result.details.get("field")
+        if not found or not found["metrics"]:
+            return
+        table = Table(title=f"In the terms of the field ({found['field']})")
+        table.add_column("figure")
+        table.add_column("value (95 % interval)", justify="right")
+        for name, entry in found["metrics"].items():
+            table.add_row(escape(describe(name)), figure_text(name, entry))
+        console.print(table)
+        for part in field_tables(found, intervals=False):
+            console.print(_shortened(part))
+        for note in found["notes"]:
+            console.print(f"{note}.", markup=False, highlight=False)
+
+    def _print_concepts(self, console: Console) -> None:
+        found = self.result.details.get("concepts")
+        if not found:
+            return
+        if found["metrics"]:
+            table = Table(title="Documents, near misses and terminology")
+            table.add_column("figure")
+            table.add_column("value (95 % interval)", justify="right")
+            for name, entry in found["metrics"].items():
+                table.add_row(escape(describe(name)), concept_figure(name, entry))
+            console.print(table)
+        for note in concept_notes(found):
+            console.print(f"{note.rstrip('.')}.", markup=False, highlight=False)
+
+
+def _shortened(found: FieldTable) -> Table:
+    """As much of a table as a terminal shows at a glance."""
+    header, rows = found.header, found.rows
+    if len(header) > _MOST_COLUMNS:  # a matrix of many disciplines: each one's pictures and accuracy
+        header, rows = [*header[:2], header[-1]], [[*row[:2], row[-1]] for row in rows]
+    table = Table(title=escape(found.title), pad_edge=False)
+    longest = max((len(word) for row in rows[:_MOST_ROWS] for word in str(row[0]).split()), default=0)
+    for place, name in enumerate(header):  # names keep their words whole; the figures beside them are short
+        width = 0 if place else min(longest, _NAME_WIDTH)
+        table.add_column(escape(name), justify="right" if place else "left", overflow="fold", min_width=width or None)
+    for row in rows[:_MOST_ROWS]:
+        table.add_row(*(escape(str(value)) for value in row))
+    if len(rows) > _MOST_ROWS:
+        table.caption = f"{_MOST_ROWS} of {len(rows)}; --json and --output give all"
+    return table
+
+
+def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, list[dict], list[str]]:
+    """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, those set aside, and
+    what the data say of themselves: how they were cut, and what two splits share.
+
+    Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
+    """
+    names = ("train", "val", "test", "all")
+    if split not in names:
+        raise ConfigurationError(f"Invalid split {split!r}: choose one of {', '.join(names)}")
+    splits = load_splits(config.data_path, **splits_of(config))
+    chosen = {"train": splits.train, "val": splits.val, "test": splits.test}
+    parts = chosen if split == "all" else {split: chosen[split]}
+    rows = PairList([pair for part in parts.values() for pair in part])
+    if not rows:
+        raise DataError(f"No valid image-text pairs in the {split} split of {config.data_path}")
+    return rows, quarantined_rows(parts), splits.notes
+
+
+def readable_rows(
+    rows: PairList, engine: EmbeddingEngine, config: CLIPFinetuningConfig, split: str, set_aside: list[dict]
+) -> PairList:
+    """The rows whose pictures decode; the others are added to ``set_aside``. Raises ``DataError`` when none does."""
+    kept = readable_pairs(rows, engine, split, config.strict, set_aside)
+    if not kept:
+        raise DataError(f"No picture of the {split} split of {config.data_path} can be read: {set_aside[-1]['reason']}")
+    return kept
+
+
+def run_evaluation(
+    config: CLIPFinetuningConfig, split: str = "test", case_study: Path | None = None
+) -> EvaluationReport:
+    """Evaluate ``config.model_name`` on a split of ``config.data_path``, cut as a training run would cut it.
+
+    ``case_study``: a folder for ``case_study.html``.
+
+    Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
+    """
+    if case_study is not None:
+        check_folder(case_study)
+    rows, set_aside, notes = rows_of_split(config, split)
+    controller = CLIPFinetuningController(config)
+    controller.setup()
+    engine = controller.engine()
+    rows = readable_rows(rows, engine, config, split, set_aside)
+    embed = RememberedPictures(engine)
+    evaluator = controller.evaluator(rows, field=True)
+    result = evaluator.evaluate(embed)
+    notes = [*notes, *evaluator.notes]
+    report = EvaluationReport(config.model_name, config.data_path, split, result, set_aside, notes=notes)
+    if case_study is not None:
+        model = Path(config.model_name)
+        if model.name in ("model", "best"):  # a run's own folders: whose, says the one above
+            model = model.resolve().parent
+        title = f"{model.name} on {Path(config.data_path).name}, {split} split"
+        report.case_study = str(write_case_study_of(controller, rows, engine, embed, case_study, title))
+    return report

@@ -1,0 +1,240 @@
+"""Models for planning: their shapes without their weights, and what a training step with them holds."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+)
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.devices.precision import AUTOCAST_DTYPES
+from domainclip.errors import ConfigurationError, ModelLoadError
+from domainclip.models import DualEncoder, EncoderProcessor
+from domainclip.models.attention import AttentionDecision, decide_attention, has_attention
+from domainclip.models.checkpoint_blocks import checkpoint_blocks
+from domainclip.models.loading import TINY, check_usable, load_config, load_processor
+from domainclip.models.processor import TextPadding
+from domainclip.models.quiet import quiet_transformers
+from domainclip.models.tiny import make_tiny_clip
+from domainclip.training.memory.model import StepMemory
+from domainclip.training.memory.trace import Repeated, TowerMemory, trace_tower
+from domainclip.training.optim.choice import optimizer_state_bytes
+
+
+def _clip(width: int, layers: int, heads: int, patch: int, side: int, text_width: int) -> CLIPConfig:
+    """As published with Radford et al. 2021, table 20: the text tower has 12 layers and text_width / 64 heads."""
+    text = {
+        "hidden_size": text_width,
+        "intermediate_size": 4 * text_width,
+        "num_hidden_layers": 12,
+        "num_attention_heads": text_width // 64,
+    }
+    vision = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "patch_size": patch,
+        "image_size": side,
+    }
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=text_width)
+
+
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    "vit-b-32": lambda: _clip(768, 12, 12, 32, 224, 512),
+    "vit-b-16": lambda: _clip(768, 12, 12, 16, 224, 512),
+    "vit-l-14": lambda: _clip(1024, 24, 16, 14, 224, 768),
+    "vit-l-14-336": lambda: _clip(1024, 24, 16, 14, 336, 768),
+    "siglip-b-16": SiglipConfig,
+}
+"""Shapes that can be planned without a file of the model."""
+
+
+CHUNK = 32
+"""Pairs in a tower at once that the choice of attention is told where the recipe does not say."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What ``DualEncoder`` is made of, weights aside."""
+
+    name: str
+    config: Any
+    processor: EncoderProcessor
+
+    @classmethod
+    def named(cls, name: str) -> ModelShape:
+        """Of an architecture (``ARCHITECTURES``), ``tiny``, a directory or a hub name; weights are not read.
+
+        Raises ``ModelLoadError`` for a name that is none of them, or no dual encoder.
+        """
+        if name.lower() in ARCHITECTURES:
+            config = ARCHITECTURES[name.lower()]()
+            side = config.vision_config.image_size
+            kind = SiglipImageProcessorPil if config.model_type == "siglip" else CLIPImageProcessorPil
+            size = {"height": side, "width": side}
+            images = kind(size=size, crop_size=size)
+            padding: TextPadding = "fixed" if config.model_type == "siglip" else "causal"
+            length = config.text_config.max_position_embeddings
+            return cls(name.lower(), config, EncoderProcessor(None, images, padding, length))
+        if name == TINY:
+            encoder = make_tiny_clip()
+            return cls(name, encoder.model.config, encoder.processor)
+        try:
+            return cls(name, load_config(name), load_processor(name))
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{error}. Shapes known by name: {', '.join(ARCHITECTURES)}, {TINY}") from error
+
+    def build(self) -> DualEncoder:
+        """An encoder of that shape on the ``meta`` device: no numbers, no memory."""
+        with quiet_transformers(), torch.device("meta"):
+            model = AutoModel.from_config(copy.deepcopy(self.config), dtype=torch.float32)
+        check_usable(model, self.name)
+        processor = self.processor
+        own = EncoderProcessor(
+            processor.tokenizer, copy.deepcopy(processor.image_processor), processor.text_padding, processor.max_length
+        )
+        return DualEncoder(model, own, name=self.name)
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Give a model on ``meta`` tensors of the present ``FakeTensorMode``, which claim to be on the CPU: on ``meta``
+    itself other kernels are chosen, for attention above all. (Adapters cannot be attached to fake tensors, hence not
+    from the start.)"""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    empty = torch.empty_like(parameter, device="cpu")
+                    made[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+
+
+def _shorten(tower: Any) -> Repeated | None:
+    """Take out of a transformer all layers but three: those between the first and the last do the same as each other.
+
+    None, and nothing is changed, for any other tower, and where it would save little.
+    """
+    if not has_attention(tower):
+        return None
+    for parent in tower.modules():
+        for name, layers in parent.named_children():
+            if not isinstance(layers, nn.ModuleList) or len(layers) != tower.config.num_hidden_layers:
+                continue
+            made_of = {(type(layer), str([(n, p.shape) for n, p in layer.named_parameters()])) for layer in layers}
+            if len(layers) > 4 and len(made_of) == 1:
+                short = nn.ModuleList(list(layers)[:3])
+                setattr(parent, name, short)
+                return Repeated(short, len(layers) - 3)
+    return None
+
+
+def _encoder_for(
+    shape: ModelShape, recipe: CLIPFinetuningConfig, device_type: str, memory_bytes: int
+) -> tuple[DualEncoder, dict[str, Repeated | None]]:
+    encoder = shape.build()
+    encoder.optimize_layout(torch.device(device_type))
+    towers = {"image": encoder.model.vision_model, "text": encoder.model.text_model}
+    # Names of target_modules may single layers out.
+    repeated = {side: _shorten(tower) if recipe.target_modules is None else None for side, tower in towers.items()}
+    if recipe.lock_image:
+        encoder.lock("image")
+    if recipe.lock_text:
+        encoder.lock("text")
+    if recipe.lora_r is not None:
+        encoder.attach_adapters(recipe, recipe.seed)
+    unsupported = checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
+    if recipe.gradient_checkpointing and len(unsupported) == 2:
+        raise ConfigurationError(f"gradient_checkpointing: neither tower of {shape.name} supports it")
+    decisions = decide_attention(
+        encoder,
+        recipe,
+        batch=recipe.mini_batch_size or CHUNK,
+        device_type=device_type,
+        training=True,
+        precision=recipe.precision or "fp32",
+        memory_bytes=memory_bytes,
+        resolution=recipe.image_resolution,
+        text_length=recipe.max_sequence_length,
+    )
+    if device_type == "mps":  # without a fused backward kernel: what the plain operations keep is kept
+        decisions = {
+            tower: AttentionDecision("eager", None, made.reason) if made.name == "sdpa" else made
+            for tower, made in decisions.items()
+        }
+    encoder.set_attention(**decisions)
+    return encoder.train(), repeated
+
+
+def plan_step(
+    shape: ModelShape,
+    recipe: CLIPFinetuningConfig,
+    device_type: str,
+    overhead: int = 0,
+    *,
+    memory_bytes: int = 2**34,
+    known_text: TowerMemory | None = None,
+) -> StepMemory:
+    """Count what a training step of ``recipe`` holds; neither weights nor activations are made.
+
+    Read of the recipe: ``image_resolution``, ``max_sequence_length``, ``precision`` (None: float32), ``optimizer``,
+    ``gradient_checkpointing``, ``lora_*``, ``lock_*``; for the choice of attention also ``attention``,
+    ``mini_batch_size`` (None: ``CHUNK``) and ``memory_bytes``, what the run may use. ``known_text``: the text tower of
+    a plan that differed in the resolution alone, which saves its trace.
+
+    Raises ``ConfigurationError`` for adapters or checkpointing that the model cannot have, ``MissingExtraError``.
+    """
+    dtype = AUTOCAST_DTYPES[recipe.precision or "fp32"]
+
+    def autocast() -> Any:
+        return contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
+
+    encoder, repeated = _encoder_for(shape, recipe, device_type, memory_bytes)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _make_fake(encoder.model)
+        side, length = recipe.image_resolution, recipe.max_sequence_length
+
+        def pictures(pairs: int) -> Tensor:
+            return encoder.encode_image(torch.zeros(pairs, 3, side, side))
+
+        def texts(pairs: int) -> Tensor:
+            ids = torch.zeros(pairs, length, dtype=torch.long)
+            return encoder.encode_text(ids, torch.ones_like(ids))
+
+        outside = [p for tower, _, p in encoder.named_tower_parameters() if tower == "scale"]
+        image = trace_tower(encoder.tower_modules("image"), pictures, autocast, outside, repeated["image"])
+        text = known_text
+        if text is None:
+            text = trace_tower(encoder.tower_modules("text"), texts, autocast, outside, repeated["text"])
+        left_out = [layer for part in repeated.values() if part for layer in [part.layers[1]] * part.extra]
+        parts = [encoder, *left_out]
+        trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+        held = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+        return StepMemory(
+            weights=sum(tensor.numel() * tensor.element_size() for tensor in held),
+            optimizer_state=optimizer_state_bytes(recipe.optimizer, trained),
+            image=image,
+            text=text,
+            scalar_gradients=sum(p.numel() * p.element_size() for p in outside if p.requires_grad),
+            input_per_pair=3 * side * side + 2 * 8 * length,  # pictures as bytes; token ids and mask
+            embedding_dim=encoder.embedding_dim,
+            overhead=overhead,
+            averages=sum(p.numel() * p.element_size() for p in trained) if recipe.ema_share > 0 else 0,
+        )

@@ -1,0 +1,362 @@
+"""Retention sets: data from outside the domain, on which a run shows what the model keeps of what it knew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config.settings import DEFAULT_TEMPLATES
+from domainclip.data.group_split import find_units, picture_key
+from domainclip.data.images.pipeline import DomainImageChain
+from domainclip.data.images.transforms import TextTransform
+from domainclip.data.records import ImageTextPair, PairList
+from domainclip.data.sources import huggingface, tables
+from domainclip.data.sources.directories import are_split_folders, visible_folders
+from domainclip.data.sources.loaders import META_FILE
+from domainclip.data.splits import load_splits
+from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
+from domainclip.files import write_json, write_text
+from domainclip.inference import EmbeddingEngine
+from domainclip.models import DualEncoder
+from domainclip.reports.report import jsonable
+from domainclip.resolve import Decision
+from domainclip.training.metrics_log import read_metrics
+from domainclip.training.regularization.initial_weights import weights_digest
+from domainclip.training.regularization.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from domainclip.pipelines.controller import CLIPFinetuningController
+
+ROWS_DURING_TRAINING = 100
+"""Rows of each set at a validation in the middle of training: these figures show a course and decide nothing."""
+
+
+@dataclass(frozen=True)
+class RetentionSet:
+    """One data set. ``validation``: rows of its training side, on which trade-offs are chosen; ``during``: some of
+    them. ``test``: its test split, only reported, or the validation rows where there is none (``test_split``).
+    ``spare``: rows of its training side that share no picture and no group with any of those. ``rehearsed``: such of
+    them as training is shown. ``set_aside``: rows that cannot be used, as ``set_aside.json`` lists them."""
+
+    name: str
+    validation: DomainEvaluator
+    during: DomainEvaluator
+    test: DomainEvaluator
+    test_split: str
+    spare: list[ImageTextPair]
+    rehearsed: list[ImageTextPair]
+    set_aside: list[dict]
+
+    @property
+    def metric(self) -> str:
+        return self.validation.primary_metric
+
+
+class Retention:
+    """The retention sets of a run, and the engine that embeds them with the present weights.
+
+    Scores are zero-shot accuracies with general prompts (``mean_R@1`` for a set without classes), in [0, 1].
+    ``notes``: what was made of each. ``warnings``: what a user may have expected and does not get.
+    """
+
+    def __init__(
+        self, sets: Sequence[RetentionSet], engine: EmbeddingEngine, notes: Sequence[str], warnings: Sequence[str]
+    ) -> None:
+        self.sets, self.engine, self.notes, self.warnings = list(sets), engine, list(notes), list(warnings)
+        self.set_aside = [row for part in self.sets for row in part.set_aside]
+
+    @property
+    def rows(self) -> int:
+        """Validation rows of all sets."""
+        return sum(part.validation.n_rows for part in self.sets)
+
+    @property
+    def spare(self) -> list[Path]:
+        return [pair.image_path for part in self.sets for pair in part.spare]
+
+    def rehearsed(self, encoder: DualEncoder, recipe: FrozenConfig, autocast: Callable[[], Any]) -> Rehearsal | None:
+        """What training is shown of these sets, so that it is not forgotten; None where the recipe does not want it, or
+        no row is left over. Raises ``ConfigurationError`` for a model whose embeddings are not worth keeping."""
+        check_kept(recipe, encoder)
+        drawn = [pair for part in self.sets for pair in part.rehearsed]
+        if not recipe.rehearsal_strength or not drawn:
+            return None
+        engine = self.engine
+        length = min(recipe.max_sequence_length, encoder.text_length)
+        tokens = encoder.processor.token_ids([pair.caption for pair in drawn], length)
+        return Rehearsal(
+            encoder,
+            engine.pixels([pair.image_path for pair in drawn]),
+            tokens,
+            engine.spec.normalise,
+            recipe.rehearsal_strength,
+            recipe.seed,
+            engine.device,
+            autocast,
+        )
+
+    def during(self) -> dict[str, float]:
+        """``retention_mean`` and ``retention_NAME`` of each set, on a few validation rows."""
+        scores = {part.name: part.during(self.engine)[part.during.primary_metric] for part in self.sets}
+        return {"retention_mean": mean(scores), **{f"retention_{name}": value for name, value in scores.items()}}
+
+    def on_validation(self) -> dict[str, float]:
+        """Each set's score on all its validation rows."""
+        return {part.name: part.validation(self.engine)[part.metric] for part in self.sets}
+
+    def on_test(self) -> dict[str, dict[str, float]]:
+        """Each set's metrics on its test split."""
+        return {part.name: part.test(self.engine) for part in self.sets}
+
+    def before(self, kept: Path, resumed: bool = False) -> dict[str, dict[str, float]]:
+        """``on_test`` of the weights that training starts from, which must be in the encoder; written to ``kept``.
+
+        A ``resumed`` run reads it there, and measures the sets that were not there then or had other rows. Raises
+        ``ConfigurationError`` where it would have to and the model has other weights now.
+        """
+        content = json.loads(kept.read_text(encoding="utf-8")) if resumed and kept.is_file() else {}
+        known, missing = dict(content.get("sets", {})), []
+        for part in self.sets:
+            rows = {"split": part.test_split, "rows": part.test.n_rows}
+            if any(known.get(part.name, {}).get(key) != value for key, value in rows.items()):
+                missing.append((part, rows))
+        if missing:
+            weights = weights_digest(self.engine.encoder)
+            if content.get("weights", weights) != weights:
+                raise ConfigurationError(
+                    f"{kept} has no figures from before the training for {', '.join(p.name for p, _ in missing)}, "
+                    "and the model has other weights now than when the run began, so that there is nothing to measure "
+                    "them with: resume with the retention_data of the run"
+                )
+            known |= {part.name: {**rows, "metrics": part.test(self.engine)} for part, rows in missing}
+            write_json(kept, jsonable({"weights": weights, "sets": known}))
+        return {part.name: known[part.name]["metrics"] for part in self.sets}
+
+    def report(
+        self, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, Any]:
+        """``run["retention"]`` of ``evaluation.report.write_report``, from two results of ``on_test``: the means over
+        the sets that have the metric, and each set by itself."""
+        sets = {
+            part.name: {
+                "metric": part.test.primary_metric,
+                "split": part.test_split,
+                "rows": part.test.n_rows,
+                "before": before[part.name][part.test.primary_metric],
+                "after": after[part.name][part.test.primary_metric],
+                "metrics_before": dict(before[part.name]),
+                "metrics_after": dict(after[part.name]),
+            }
+            for part in self.sets
+        }
+        metrics = sorted({part.test.primary_metric for part in self.sets})
+
+        def means(when: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+            return {name: mean({key: part[name] for key, part in when.items() if name in part}) for name in metrics}
+
+        return {"before": means(before), "after": means(after), "sets": sets}
+
+
+def mean(scores: Mapping[str, float]) -> float:
+    return sum(scores.values()) / len(scores)
+
+
+def load_retention(controller: CLIPFinetuningController) -> Retention | None:
+    """The sets that the recipe's ``retention_data`` names; None where it names none.
+
+    Their own test splits stay apart; validation rows are drawn from what is left, with ``seed`` and stratified by
+    label. Pictures that cannot be read are set aside. Where nothing is left to be rehearsed, ``controller.decisions``
+    no longer claims it. Raises ``DataError`` for a set without two usable rows, and with ``strict`` for a row that
+    cannot be used.
+    """
+    config = controller.recipe or controller.config
+    if not config.retention_data:
+        return None
+    engine = controller.engine()
+    # What a domain does to its pictures and captions is not meant for these.
+    engine.chain, engine.text_transform = DomainImageChain(None), TextTransform()
+    sets: list[RetentionSet] = []
+    notes: list[str] = []
+    warnings: list[str] = []
+    for path in config.retention_data:
+        found = _load(config, path, _name(path, {part.name for part in sets}), engine)
+        sets.append(found)
+        notes.append(
+            f"retention set {found.name}: {found.validation.n_rows} rows for validation, {found.test.n_rows} of the "
+            f"{found.test_split} split are reported ({found.metric})"
+            + (f", {len(found.rehearsed)} are rehearsed" if config.rehearsal_strength else "")
+            + (f"; {found.validation.notes[0]}" if found.metric != "acc1" else "")
+            + (f"; {len(found.set_aside)} set aside, first: {found.set_aside[0]['reason']}" if found.set_aside else "")
+        )
+    if config.rehearsal_strength and not any(part.rehearsed for part in sets):
+        warnings.append(
+            "Nothing is rehearsed: every row of retention_data that can be read judges, or shares its picture or group "
+            "with one that does"
+        )
+        controller.decisions = [
+            Decision(each.key, each.value, "to no effect: no row of retention_data is left for it")
+            if each.key == "rehearsal_strength"
+            else each
+            for each in controller.decisions
+        ]
+    return Retention(sets, engine, notes, warnings)
+
+
+def check_kept(recipe: FrozenConfig, encoder: DualEncoder) -> None:
+    """Raises ``ConfigurationError`` where the recipe wants embeddings to be kept that are still random numbers."""
+    for key in ("distillation_strength", "rehearsal_strength"):
+        without_sets = key == "rehearsal_strength" and not recipe.retention_data
+        if encoder.fresh_projections and getattr(recipe, key) and not without_sets:
+            raise ConfigurationError(
+                f"{key} keeps the starting model's embeddings, and two backbones that have just been joined have none "
+                "worth keeping: set it to 0, or start from a dual encoder (model_name)"
+            )
+
+
+def record_course(folder: Path, step: int, scores: Mapping[str, float]) -> None:
+    """A row of ``metrics.jsonl`` beside those of the loop, in place of one with the same step and keys."""
+    path = folder / "metrics.jsonl"
+    row = {"step": step, **scores}
+    rows = [other for other in read_metrics(path) if other.keys() != row.keys() or other["step"] != step]
+    rows = sorted([*rows, row], key=lambda each: each["step"])
+    write_text(path, "".join(json.dumps(each) + "\n" for each in rows))
+
+
+def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingEngine) -> RetentionSet:
+    from domainclip.pipelines.run import quarantined_rows, readable_pairs  # which imports this file
+
+    splits = load_splits(
+        path,
+        train_split=config.train_split,
+        val_split=config.val_split,
+        test_split=config.test_split,
+        seed=config.seed,
+        strict=config.strict,
+        **_columns(config, path),
+    )
+    place = f"retention set {name}"
+    set_aside = [row for part in (splits.train, splits.val, splits.test) for row in quarantined_rows({place: part})]
+
+    def readable(rows: Sequence[ImageTextPair]) -> PairList:
+        return readable_pairs(PairList(rows), engine, place, config.strict, set_aside)
+
+    pool = [*splits.train, *splits.val]
+    judged, spare = judged_and_spare(pool, splits.test, config.retention_rows, config.seed)
+    drawn, test = readable(judged), readable(splits.test)
+    if not drawn:
+        raise DataError(f"retention_data: {path} has no row that can be used on its training side")
+    shown = stratified_rows(spare, config.rehearsal_rows, config.seed) if config.rehearsal_strength else []
+    labels = known_labels([*pool, *splits.test])  # however few rows were drawn, they are judged among all classes
+
+    def evaluator(rows: Sequence[ImageTextPair]) -> DomainEvaluator:
+        try:
+            return DomainEvaluator(rows, DEFAULT_TEMPLATES, class_names=labels if len(labels) > 1 else None)
+        except DataError as error:
+            raise DataError(f"retention_data: {path} cannot be judged: {error}") from None
+
+    validation = evaluator(drawn)
+    during = evaluator(stratified_rows(drawn, ROWS_DURING_TRAINING, config.seed))
+    on_test = (evaluator(test), "test") if test else (validation, "validation")
+    return RetentionSet(name, validation, during, *on_test, spare, readable(shown), set_aside)
+
+
+def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
+    """The recipe's names of columns where the data have them, else the usual names: such data seldom come from where
+    the domain's come from."""
+    folder = Path(path)
+    names: set[str] = set()
+    of_meta: set[str] = set()  # which adds groups and nothing else
+    if path.startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
+        names |= {name for part in huggingface.open_splits(path).values() for name in part.column_names}
+    else:
+        parts = visible_folders(folder) if folder.is_dir() else []
+        places = [folder, *(parts if are_split_folders(parts) else [])]
+        for file in [file for place in places if place.is_dir() for file in place.iterdir()] or [folder]:
+            (of_meta if file.name == META_FILE else names).update(_header(file))
+    found = {"image_col": names, "caption_col": names, "label_col": names, "group_col": names | of_meta}
+    usual = {key: CLIPFinetuningConfig.model_fields[key].default for key in found}
+    return {key: name if (name := getattr(config, key)) in there else usual[key] for key, there in found.items()}
+
+
+def _header(file: Path) -> set[str]:
+    """A table's columns; none of a file that is no table."""
+    suffix = file.suffix.lower()
+    if suffix not in tables.TABLE_SUFFIXES or not file.is_file():
+        return set()
+    if suffix == ".parquet":
+        return set(tables.parquet_columns(file))
+    if suffix in {".csv", ".tsv"}:
+        return set(tables.read_delimited(file, "\t" if suffix == ".tsv" else ",")[0])
+    read = tables.read_json if suffix == ".json" else tables.read_json_lines
+    return {key for row in read(file) for key in row.values}
+
+
+def judged_and_spare(
+    pool: Sequence[ImageTextPair], test: Sequence[ImageTextPair], most: int, seed: int
+) -> tuple[list[ImageTextPair], list[ImageTextPair]]:
+    """Rows to judge on, at most ``most``, and rows to learn from: no picture and no group of these is among those or in
+    ``test``. Judged is half of the pool at most (or two rows), and more only where one group is larger than that."""
+    units = [unit.rows for unit in find_units(pool)]
+    judged = stratified_rows(pool, min(most, max(2, len(pool) // 2)), seed, units)
+    pictures = {picture_key(pair) for pair in (*judged, *test)}
+    groups = {pair.group for pair in (*judged, *test)} - {None}
+
+    def free(pair: ImageTextPair) -> bool:
+        return picture_key(pair) not in pictures and pair.group not in groups
+
+    spare = [number for unit in units if all(free(pool[other]) for other in unit) for number in unit]
+    return stratified_rows(judged, most, seed), [pool[number] for number in sorted(spare)]
+
+
+def stratified_rows(
+    rows: Sequence[ImageTextPair], most: int, seed: int, units: Sequence[Sequence[int]] | None = None
+) -> list[ImageTextPair]:
+    """At most ``most`` of the rows, each label in proportion as nearly as can be; in their own order.
+
+    The rows of each label stand in an order drawn from hashes, number k of n at (k + ½) / n; those that stand first are
+    taken. So the same seed and rows give the same draw, wherever the pictures lie and in whatever order they come.
+    ``units``: rows that are taken together or not at all, by their numbers; the smallest is where none is small enough.
+    """
+    units = units if units is not None else [[number] for number in range(len(rows))]
+    by_label: dict[str, list[Sequence[int]]] = defaultdict(list)
+    for unit in units:
+        labels = Counter(rows[number].label or "" for number in unit)
+        by_label[max(labels, key=lambda label: (labels[label], label))].append(unit)
+
+    def draw(unit: Sequence[int]) -> bytes:
+        keys = (f"{seed}\0{rows[n].image_path.name}\0{rows[n].caption}" for n in unit)
+        return min(hashlib.sha256(key.encode("utf-8", "replace")).digest() for key in keys)
+
+    places = []
+    for label, members in by_label.items():
+        before, count = 0, sum(len(unit) for unit in members)
+        for unit in sorted(members, key=draw):
+            places.append(((before + len(unit) / 2) / count, label, unit))
+            before += len(unit)
+    taken: list[int] = []
+    for _, _, unit in sorted(places):
+        if len(taken) + len(unit) <= most:
+            taken += unit
+    if not taken and units:
+        smallest = min(units, key=lambda unit: (len(unit), draw(unit)))
+        taken = list(smallest)
+    return [rows[number] for number in sorted(taken)]
+
+
+def _name(path: str, taken: set[str]) -> str:
+    """What reports call a set: its folder, or its file where that says more than "train"."""
+    place = Path(path)
+    stem = place.name if place.is_dir() or not place.suffix else place.stem
+    says_little = stem in {"train", "data", "images", "mean"} and place.parent.name
+    name = base = f"{place.parent.name}/{stem}" if says_little else stem
+    number = 2
+    while name in taken or name == "mean":  # of all sets: retention_mean
+        name, number = f"{base} ({number})", number + 1
+    return name

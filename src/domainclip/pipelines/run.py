@@ -1,0 +1,377 @@
+"""A whole run from a recipe: data, the evaluation before, training, the evaluation after, the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.located_yaml import yaml_text
+from domainclip.config.recipe_files import parse_recipe
+from domainclip.data.images.reader import read_image
+from domainclip.data.records import ImageTextPair, PairList
+from domainclip.data.splits import DataSplits, load_splits
+from domainclip.devices import DeviceManager
+from domainclip.errors import ConfigurationError, DataError, PictureError
+from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.files import try_folder, write_json, write_text
+from domainclip.inference import EmbeddingEngine
+from domainclip.pipelines.calibrate import RememberedPictures, calibrate
+from domainclip.pipelines.concepts import document_column
+from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.pipelines.domain_record import recorded_recipe, write_domain
+from domainclip.pipelines.error_analysis import write_case_study_of
+from domainclip.pipelines.reference_sets import load_retention
+from domainclip.pipelines.run_alignment import BEFORE_FILE, RunAlignment
+from domainclip.pipelines.wise_ft import check_start
+from domainclip.reports.alignment_report import remove_report
+from domainclip.reports.error_analysis_page import FILE as CASE_STUDY
+from domainclip.reports.model_card import model_card
+from domainclip.reports.report import jsonable, write_report
+from domainclip.reports.run_report import before_after_table, report_content
+from domainclip.training.checkpoint import CheckpointStore
+from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
+from domainclip.training.identity import NEUTRAL_KEYS
+
+RETENTION_BEFORE = "retention_before.json"
+_PARTS = (
+    "recipe.yaml",
+    "domain.yaml",
+    "run.json",
+    "before.json",
+    RETENTION_BEFORE,
+    BEFORE_FILE,
+    "metrics.jsonl",
+    "memory.json",
+    "checkpoints",
+    "best",
+    "model",
+    "report.md",
+    "report.json",
+    "plots",
+    "predictions.csv",
+    "set_aside.json",
+    CASE_STUDY,
+)
+"""What a run writes into its folder; nothing else in there is touched."""
+
+
+@dataclass
+class RunOutcome:
+    folder: Path
+    report: dict[str, Any]
+
+
+def claim_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make sure, before any work, that the run can be written here and destroys no other; deletes nothing yet.
+
+    Raises ``ConfigurationError`` for a folder that cannot be written, or that holds another run.
+    """
+    if resume and overwrite:
+        raise ConfigurationError("--resume goes on with a run and --overwrite deletes it: give one of the two")
+    try:
+        try_folder(folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The output directory {folder} cannot be written: {error.strerror or error}. Give another one"
+        ) from None
+    used = [name for name in _PARTS if (folder / name).exists()]
+    if used and not resume and not overwrite:
+        raise ConfigurationError(
+            f"{folder} already holds a run ({', '.join(used[:3])}). Use --resume to go on with it, --overwrite to "
+            "start again, or another output directory"
+        )
+
+
+def clear_folder(folder: Path) -> None:
+    """Delete what an earlier run wrote here, and nothing else."""
+    for name in _PARTS:
+        path = folder / name
+        if path.exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove_report(folder / "alignment")
+
+
+def splits_of(config: CLIPFinetuningConfig) -> dict[str, Any]:
+    """The keywords of ``load_splits`` that a recipe holds."""
+    values = {
+        key: getattr(config, key)
+        for key in (
+            "image_col",
+            "caption_col",
+            "label_col",
+            "train_split",
+            "val_split",
+            "test_split",
+            "seed",
+            "strict",
+        )
+    }
+    return values | {"group_col": document_column(config)}
+
+
+def environment() -> dict[str, Any]:
+    """Versions a run depends on."""
+    packages: dict[str, str | None] = {}
+    for name in ("domainclip", "torch", "transformers", "numpy", "pillow", "simplejpeg", "safetensors"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
+
+
+def quarantined_rows(parts: Mapping[str, PairList]) -> list[dict]:
+    """Rows that the loaders set aside, as ``set_aside.json`` lists them; ``parts`` by the name of their split."""
+    return [
+        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
+        for name, pairs in parts.items()
+        for row in pairs.quarantine
+    ]
+
+
+def readable_pairs(
+    pairs: PairList, engine: EmbeddingEngine, name: str, strict: bool, set_aside: list[dict]
+) -> PairList:
+    """The rows whose pictures decode; the others are noted. Decoded pictures stay in the engine's cache."""
+    problems = engine.readable([pair.image_path for pair in pairs])
+    kept = PairList([pair for pair, problem in zip(pairs, problems, strict=True) if not problem], pairs.source)
+    for pair, problem in zip(pairs, problems, strict=True):
+        if problem:
+            if strict:
+                raise DataError(f"{name}: {problem}")
+            set_aside.append({"split": name, "image_path": str(pair.image_path), "reason": problem})
+    return kept
+
+
+def _require_pictures(pairs: PairList, max_pixels: int) -> None:
+    """Two training pictures that decode, or ``DataError``: a run that sets every row aside would change nothing."""
+    found, first = 0, ""
+    for pair in pairs:
+        try:
+            read_image(pair.image_path, max_pixels)
+        except PictureError as error:
+            first = first or str(error)
+            continue
+        found += 1
+        if found == 2:
+            return
+    if first:  # too few rows to begin with is told elsewhere
+        raise DataError(
+            f"No valid image-text pairs to train on: {found} of {len(pairs)} pictures can be read, 2 are needed; "
+            f"first problem: {first}"
+        )
+
+
+def run_training(
+    config: CLIPFinetuningConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    splits: DataSplits | None = None,
+) -> RunOutcome:
+    """Everything ``domainclip train`` does. The folder ``config.output_dir`` then holds what repeats the run.
+
+    Started by ``torchrun`` in several processes, these train together, and the first of them does all the rest; the
+    outcome of the others has an empty report.
+
+    Raises the package's errors for bad input before work starts; ``Interrupted`` after SIGINT or SIGTERM.
+    """
+    console = console or Console(stderr=True)
+    if world_size() == 1:
+        return _run(config, resume, overwrite, console, splits, None)
+    claim_local_gpu()
+    processes = ProcessGroup.from_environment(DeviceManager(config.use_mps, config.device).device)
+    assert processes is not None
+    with processes:
+        if processes.is_first:
+            return _run(config, resume, overwrite, console, splits, processes)
+        return _run_beside_the_first(config, resume, splits, processes)
+
+
+def _run_beside_the_first(
+    config: CLIPFinetuningConfig, resume: bool, splits: DataSplits | None, processes: ProcessGroup
+) -> RunOutcome:
+    """What a process does that lends the first one its device: it trains, and is silent."""
+    logging.getLogger("domainclip").setLevel(logging.ERROR)
+    if splits is None:
+        splits = load_splits(config.data_path, **splits_of(config))
+    controller = CLIPFinetuningController(config, Console(quiet=True), processes)
+    controller.setup()
+    controller.prepare(splits.train, Path(config.output_dir) if resume else None)
+    validates: bool = processes.broadcast_object(None)  # once the first has looked at everything
+    controller.fine_tune(splits.train, splits.val if validates else None, config.output_dir, resume=resume)
+    return RunOutcome(Path(config.output_dir), {})
+
+
+def _run(
+    config: CLIPFinetuningConfig,
+    resume: bool,
+    overwrite: bool,
+    console: Console,
+    splits: DataSplits | None,
+    processes: ProcessGroup | None,
+) -> RunOutcome:
+    folder = Path(config.output_dir)
+    started = time.monotonic()
+    if splits is None:
+        splits = load_splits(config.data_path, **splits_of(config))
+    _require_pictures(splits.train, config.max_image_pixels)
+    claim_folder(folder, resume, overwrite)
+    controller = CLIPFinetuningController(config, console, processes)
+    controller.setup()
+    assert controller.device_manager is not None and controller.precision is not None
+    console.print(f"Device: {controller.device_manager.device} ({controller.device_manager.reason})")
+    if processes is not None:
+        console.print(f"Processes: {processes.world_size}, each with its part of every batch")
+    console.print(f"Precision: {controller.precision.name} ({controller.precision.reason})")
+    for note in splits.notes:
+        console.print(f"Data: {note}", markup=False)
+
+    recipe = controller.prepare(splits.train, folder if resume else None)
+    retention = load_retention(controller)
+    for note in retention.notes if retention is not None else []:
+        console.print(f"Data: {note}", markup=False)
+    for decision in controller.decisions:
+        console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False, markup=False)
+    engine = controller.engine()
+    set_aside = quarantined_rows({"train": splits.train, "val": splits.val, "test": splits.test})
+    val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
+    test = readable_pairs(splits.test, engine, "test", config.strict, set_aside)
+    judged, judged_name = (test, "test") if len(test) else (val, "val")
+    check_start(controller, val, test)
+    alignment, undrawn = _alignment(controller, judged, judged_name, folder)
+    if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
+        clear_folder(folder)
+    # What a checkpoint was trained with stays on record: should this resumption be refused, it is what repeats the run.
+    going_on = resume and bool(CheckpointStore(folder / "checkpoints").all())
+    saved = recorded_recipe(recipe.to_dict())
+    if not (going_on and (folder / "recipe.yaml").is_file()):
+        write_domain(recipe.domain_config(), folder)
+        write_text(folder / "recipe.yaml", yaml_text(saved, sort_keys=True))
+    decisions = [decision.to_dict() for decision in controller.decisions]
+    if going_on and (folder / "run.json").is_file():  # resumed from the resolved recipe, nothing is left to decide
+        decisions = json.loads((folder / "run.json").read_text(encoding="utf-8"))["decisions"]
+    write_json(
+        folder / "run.json",
+        jsonable(
+            {
+                "command": sys.argv,
+                "environment": environment(),
+                "decisions": decisions,
+                "device": {"type": controller.device.type, "name": controller.device_manager.name},
+                "precision": controller.precision.name,
+                "notes": splits.notes,
+            }
+        ),
+    )
+
+    untrained = RememberedPictures(engine)
+    before = _before(controller, judged, untrained, folder, going_on) if len(judged) else None
+    if alignment is not None:
+        alignment.remember_before(untrained, going_on)
+    del untrained
+    known = retention.before(folder / RETENTION_BEFORE, going_on) if retention is not None else {}
+    if processes is not None:
+        processes.broadcast_object(bool(len(val)))
+    result = controller.fine_tune(
+        splits.train, val if len(val) else None, folder, resume=resume, engine=engine, retention=retention
+    )
+    if going_on:
+        decisions = _record_changes(folder, saved, decisions)
+    set_aside += [
+        {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()
+    ]
+    set_aside += retention.set_aside if retention is not None else []
+    if set_aside:
+        write_json(folder / "set_aside.json", set_aside)
+    embed = RememberedPictures(engine)
+    after = controller.evaluator(judged, field=True).evaluate(embed) if len(judged) else None
+    calibration = calibrate(controller, val, test, embed, folder)
+    run = report_content(controller, splits, judged_name, before, after, result, set_aside, folder, started)
+    run["decisions"] = decisions
+    run["calibration"] = calibration
+    if recipe.case_study and len(judged):
+        run["case_study"] = CASE_STUDY
+    run["trade_off"] = result["trade_off"]
+    if retention is not None:
+        run["retention"] = retention.report(known, retention.on_test())
+        run["warnings"] += retention.warnings
+    run["warnings"] += undrawn
+    if alignment is not None:
+        run["alignment"] = str(_seen_from(folder, alignment.folder / "report.md"))
+    write_report(folder, run)
+    write_text(folder / "model" / "README.md", model_card(run))
+    if alignment is not None:
+        of_split = [row for row in set_aside if row["split"] == judged_name]
+        alignment.write(embed, of_split, recipe.retrieval_top_k)
+        console.print(f"Alignment: {alignment.folder / 'report.md'}", markup=False)
+    # After the reports: a picture that cannot be shown must not cost the figures.
+    if "case_study" in run:
+        title = f"{folder.resolve().name}: after fine-tuning, {judged_name} split"
+        write_case_study_of(controller, judged, engine, embed, folder, title)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    console.print(before_after_table(report, judged_name))
+    console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
+    return RunOutcome(folder, report)
+
+
+def _record_changes(folder: Path, saved: dict[str, Any], decisions: list[dict]) -> list[dict]:
+    """Write down what a resumption, now that it was not refused, has changed of the keys that it may change; the
+    decisions that still hold."""
+    before, _ = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")
+    changed = {key: saved[key] for key in NEUTRAL_KEYS & saved.keys() if before.get(key) != saved[key]}
+    if not changed:
+        return decisions
+    write_text(folder / "recipe.yaml", yaml_text(before | changed, sort_keys=True))
+    decisions = [each for each in decisions if each["key"] not in changed]
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    write_json(folder / "run.json", content | {"decisions": decisions})
+    return decisions
+
+
+def _before(
+    controller: CLIPFinetuningController,
+    pairs: list[ImageTextPair],
+    embed: RememberedPictures,
+    folder: Path,
+    resume: bool,
+) -> EvaluationResult:
+    """The evaluation of the untrained weights; a resumed run reads what the first start found."""
+    kept = folder / "before.json"
+    if resume and kept.is_file():
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        return EvaluationResult(content["metrics"], content["details"])
+    result = controller.evaluator(pairs, field=True).evaluate(embed)
+    write_json(kept, jsonable(asdict(result)))
+    return result
+
+
+def _alignment(
+    controller: CLIPFinetuningController, pairs: list[ImageTextPair], split: str, folder: Path
+) -> tuple[RunAlignment | None, list[str]]:
+    """The alignment report that is asked for, or why it cannot be made of these rows."""
+    if not controller.config.alignment_visualization:
+        return None, []
+    evaluator = controller.evaluator(pairs) if len(pairs) else None
+    if evaluator is None or evaluator.retrieval is None:
+        reasons = evaluator.notes if evaluator is not None else ["There are no rows to judge the model on"]
+        return None, [f"alignment_visualization had nothing to draw. {'. '.join(reasons)}"]
+    return RunAlignment(controller.config, pairs, split, folder), []
+
+
+def _seen_from(folder: Path, path: Path) -> Path:
+    """``path`` as a link in a file of ``folder``: relative where it lies inside, so that the folder may move."""
+    return path.relative_to(folder) if path.is_relative_to(folder) else path.resolve()

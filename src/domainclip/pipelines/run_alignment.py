@@ -1,0 +1,107 @@
+"""The alignment report of a training run: the model after against the model before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.settings import EvaluationSettings
+from domainclip.data.records import ImageTextPair
+from domainclip.errors import CheckpointError, ConfigurationError
+from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
+from domainclip.evaluation.evaluators import Embedder
+from domainclip.files import write_bytes
+from domainclip.pipelines.captions import caption_chain
+from domainclip.reports.alignment_report import prepare_folder, write_alignment
+
+BEFORE_FILE = "alignment_before.safetensors"
+
+
+class RunAlignment:
+    """Keeps what the untrained model makes of the judged rows, and writes the report once there is a trained one.
+
+    ``run_folder`` gets ``alignment_before.safetensors``, so that a run that was killed still has it. The report goes to
+    ``folder``: the recipe's ``visualization_output_dir`` where that is not its default, else ``alignment`` in the run's
+    folder (a run's saved recipe holds every key, so what is set cannot be told from what is the default there).
+
+    Raises ``ConfigurationError`` where the report cannot be written, ``DataError`` with fewer than two different
+    pictures or captions.
+    """
+
+    def __init__(
+        self, config: CLIPFinetuningConfig, pairs: Sequence[ImageTextPair], split: str, run_folder: Path
+    ) -> None:
+        self.config, self.split, self.run_folder = config, split, run_folder
+        self.folder = alignment_folder(config)
+        if self.folder.resolve() == run_folder.resolve():
+            raise ConfigurationError(
+                f"visualization_output_dir={config.visualization_output_dir!r} is the run's own folder, where both "
+                "write a report.md: give another, or leave it unset"
+            )
+        self.rows = AlignmentRows(pairs, caption_chain(config))
+        prepare_folder(self.folder)
+        self._before: Embedded | None = None
+
+    def remember_before(self, model: Embedder, resume: bool) -> None:
+        """Embed the rows with the untrained model, or read what the first start of this run kept."""
+        kept = self.run_folder / BEFORE_FILE
+        digest = self._digest()
+        if resume and kept.is_file():
+            try:
+                with safe_open(kept, "pt") as file:
+                    if (file.metadata() or {}).get("rows") == digest:
+                        # Copied, since a matrix product's last bit can depend on where its rows lie in memory.
+                        images, texts = (file.get_tensor(name).clone() for name in ("images", "texts"))
+                        self._before = Embedded("before", images, texts)
+                        return
+            except SafetensorError as error:
+                raise CheckpointError(f"{kept} is damaged ({error}): delete it, and it is made again") from error
+        before = embed(self.rows, model, "before")
+        tensors = {"images": before.images.contiguous(), "texts": before.texts.contiguous()}
+        write_bytes(kept, save(tensors, metadata={"rows": digest}))
+        self._before = before
+
+    def write(self, model: Embedder, set_aside: list[dict], top_k: int) -> dict[str, Any]:
+        """The report of the model as it is now; returns the content of ``alignment.json``."""
+        return write_alignment(
+            self.folder,
+            self.rows,
+            embed(self.rows, model, "after"),
+            self._before,
+            similarity_metric=self.config.similarity_metric,
+            top_k=top_k,
+            seed=self.config.seed,
+            about={
+                "data": self.config.data_path,
+                "split": self.split,
+                "set_aside": set_aside,
+                "sources": {
+                    "model": str(self.run_folder / "model"),
+                    "compared": model_source(self.config),
+                },
+            },
+        )
+
+    def _digest(self) -> str:
+        """SHA-256 of pictures and captions in their order: embeddings of other rows must not pass for these."""
+        content = json.dumps([[str(path) for path in self.rows.paths], self.rows.captions])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def alignment_folder(config: CLIPFinetuningConfig) -> Path:
+    default = EvaluationSettings.model_fields["visualization_output_dir"].default
+    chosen = config.visualization_output_dir
+    return Path(config.output_dir) / "alignment" if chosen == default else Path(chosen)
+
+
+def model_source(config: CLIPFinetuningConfig) -> str:
+    if config.vision_model_name or config.text_model_name:
+        return f"{config.vision_model_name} + {config.text_model_name}"
+    return config.model_name

@@ -1,0 +1,36 @@
+"""How the loop has its present weights judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from domainclip.evaluation.evaluators import DomainEvaluator
+from domainclip.inference import EmbeddingEngine
+from domainclip.pipelines.reference_sets import Retention
+from domainclip.training import Validation
+
+
+def validation_by(
+    evaluator: DomainEvaluator,
+    engine: EmbeddingEngine,
+    retention: Retention | None = None,
+    listener: Callable[[Validation], None] | None = None,
+) -> Callable[[], Validation]:
+    """A callable for ``Trainer``. ``retention`` adds what is left of the general knowledge, which chooses no
+    checkpoint; ``listener`` is told each validation and may raise to stop."""
+
+    def validate() -> Validation:
+        metrics = evaluator(engine)
+        primary = evaluator.primary_metric
+        share = metrics[primary]
+        rows = metrics["n_classified"] if primary == "acc1" else min(metrics["n_images"], metrics["n_texts"])
+        error = math.sqrt(share * (1 - share) / rows)  # of a share of that many rows
+        if retention is not None:
+            metrics = metrics | retention.during()
+        validation = Validation(metrics, primary, evaluator.greater_is_better, error)
+        if listener is not None:
+            listener(validation)
+        return validation
+
+    return validate

@@ -1,0 +1,279 @@
+"""WiSE-FT: weights between the starting ones and the trained ones (Wortsman et al. 2022, "Robust fine-tuning of
+zero-shot models"), and the search for how far to go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domainclip.config import FrozenConfig
+from domainclip.data.records import ImageTextPair
+from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.evaluators import DomainEvaluator
+from domainclip.evaluation.trade_off import (
+    TradeOffChoice,
+    TradeOffPoint,
+    choose_trade_off,
+    given_trade_off,
+    pareto_front,
+)
+from domainclip.inference import EmbeddingEngine
+from domainclip.models import DualEncoder, load_encoder
+from domainclip.models.batch_norm import recompute_statistics, statistics_differ
+from domainclip.pipelines.reference_sets import Retention, check_kept, mean
+from domainclip.training.regularization.initial_weights import StartingPoint, weights_digest, weights_of
+
+if TYPE_CHECKING:
+    from domainclip.pipelines.controller import CLIPFinetuningController
+
+FIRST_ALPHAS = tuple(step / 8 for step in range(9))
+REFINEMENTS = 2
+STATISTICS_PICTURES, STATISTICS_BATCH = 256, 64
+"""Pictures that batch-norm statistics are recomputed from, and how many of them make a batch."""
+
+
+class Interpolation:
+    """Puts (1 − α) θ₀ + α θ₁ into ``encoder``, whose present weights are θ₁ and must have no adapters.
+
+    θ₀: ``start``. All floating-point weights and buffers take part, the logit scale and batch-norm statistics too,
+    except those of the names in ``kept``, which stay as they are in θ₁; α = 0 gives θ₀ to the last bit and α = 1 gives
+    θ₁. ``pictures``: makes, for an α, the batches (``[batch, 3, side, side]``) that batch-norm statistics are
+    recomputed from wherever both ends have a part in the weights; None: the mean of the ends' statistics is taken.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        start: Mapping[str, Tensor],
+        pictures: Callable[[float], Iterable[Tensor]] | None = None,
+        kept: Collection[str] = (),
+    ) -> None:
+        assert encoder.adapters is None
+        self.encoder, self.start, self.pictures, self.kept = encoder, start, pictures, kept
+        self.end = {name: value.detach().clone() for name, value in encoder.model.state_dict().items()}
+        if problem := _unlike(self.start, self.end):
+            raise ConfigurationError(f"The starting weights are not of the trained model's shape: {problem}")
+
+    @torch.no_grad()
+    def set(self, alpha: float) -> None:
+        for name, value in self.encoder.model.state_dict().items():
+            end = self.end[name]
+            if end.is_floating_point() and name not in self.kept:
+                # Not start + α (end − start), which would not give back the end to the last bit.
+                value.copy_((1 - alpha) * self.start[name].to(end) + alpha * end)
+        if self.pictures is not None and 0 < alpha < 1:
+            recompute_statistics(self.encoder, self.pictures(alpha))
+
+
+def sweep(
+    measure: Callable[[float], TradeOffPoint], max_forgetting: float, min_gain_kept: float
+) -> tuple[list[TradeOffPoint], TradeOffChoice]:
+    """Measure ``FIRST_ALPHAS``, then halve the wider gap beside the best one (the upper one of equal gaps), twice."""
+    points = {alpha: measure(alpha) for alpha in FIRST_ALPHAS}
+    for _ in range(REFINEMENTS):
+        best = choose_trade_off(list(points.values()), max_forgetting, min_gain_kept).point.alpha
+        _, low, high = max((high - low, low, high) for low, high in pairwise(sorted(points)) if best in (low, high))
+        points[(low + high) / 2] = measure((low + high) / 2)
+    found = [points[alpha] for alpha in sorted(points)]
+    return found, choose_trade_off(found, max_forgetting, min_gain_kept)
+
+
+def settle_trade_off(
+    controller: CLIPFinetuningController,
+    start: StartingPoint | None,
+    train: Sequence[ImageTextPair],
+    val: Sequence[ImageTextPair],
+    engine: EmbeddingEngine,
+    retention: Retention | None,
+) -> dict[str, Any] | None:
+    """Put the weights that ``wise_ft_alpha`` asks for into ``controller.model``, and tell why those:
+    ``run["trade_off"]`` of ``evaluation.report.write_report``. None without ``wise_ft``.
+
+    Nothing here sees a test split. Raises ``ConfigurationError`` where there is nothing to choose on, or where the
+    recipe's model no longer gives the weights that the training started from.
+    """
+    recipe, encoder = controller.recipe, controller.model
+    assert recipe is not None and encoder is not None
+    if not recipe.wise_ft:
+        return None
+    assert start is not None and recipe.wise_ft_alpha is not None
+    check_trade_off(recipe, len(val))
+    weights = starting_weights(controller, start)
+    pictures, told = _statistics(encoder, weights, recipe, train, engine, retention)
+    # A temperature that the recipe fixes is what it says, not a mean.
+    between = Interpolation(encoder, weights, pictures, () if recipe.learnable_temp else ("logit_scale",))
+    facts: dict[str, Any] = {
+        "batch_norm": told,
+        "max_forgetting": recipe.max_forgetting,
+        "min_gain_kept": recipe.min_gain_kept,
+    }
+    if retention is None or not len(val):
+        alpha = float(recipe.wise_ft_alpha)
+        between.set(alpha)
+        return facts | {"chosen_alpha": alpha, "chosen_by": "recipe", "reason": "wise_ft_alpha is set", "points": []}
+    evaluator = controller.evaluator(val)
+
+    def measure(alpha: float) -> TradeOffPoint:
+        between.set(alpha)
+        sets = retention.on_validation()
+        point = TradeOffPoint(alpha, evaluator(engine)[evaluator.primary_metric], mean(sets), sets)
+        controller.console.print(
+            f"  alpha {alpha:.4g}: validation {evaluator.primary_metric} {point.domain:.4f}, "
+            f"retention {point.retention:.4f}",
+            highlight=False,
+        )
+        return point
+
+    controller.console.print("Between the starting weights and the trained ones, on validation rows:")
+    limits = (recipe.max_forgetting, recipe.min_gain_kept)
+    if recipe.wise_ft_alpha == "auto":
+        points, choice = sweep(measure, *limits)
+    else:
+        points = [measure(alpha) for alpha in sorted({0.0, float(recipe.wise_ft_alpha), 1.0})]
+        choice = given_trade_off(points, float(recipe.wise_ft_alpha), *limits)
+    between.set(choice.point.alpha)
+    controller.console.print(f"wise_ft_alpha = {choice.point.alpha:.4g}  ({choice.reason})", highlight=False)
+    front = pareto_front(points)
+    return facts | {
+        "chosen_alpha": choice.point.alpha,
+        "chosen_by": "validation" if recipe.wise_ft_alpha == "auto" else "recipe",
+        "reason": choice.reason,
+        "within_limits": choice.within_limits,
+        "gain": choice.gain,
+        "gain_kept": choice.gain_kept,
+        "forgetting": choice.forgetting,
+        "domain_metric": evaluator.primary_metric,
+        "domain_rows": len(val),
+        "retention_rows": retention.rows,
+        "points": [
+            {
+                "alpha": p.alpha,
+                "domain": p.domain,
+                "retention": p.retention,
+                "sets": dict(p.sets),
+                "on_front": p in front,
+            }
+            for p in points
+        ],
+    }
+
+
+def check_trade_off(recipe: FrozenConfig, validation_rows: int) -> None:
+    """Raises ``ConfigurationError`` where ``wise_ft_alpha=auto`` has no validation rows to be chosen on."""
+    if recipe.wise_ft and recipe.wise_ft_alpha == "auto" and not validation_rows:
+        raise ConfigurationError(
+            "wise_ft_alpha=auto is chosen on validation rows and there are none: give a validation split (val_split), "
+            "set a number for wise_ft_alpha, or wise_ft=false"
+        )
+
+
+def check_start(
+    controller: CLIPFinetuningController, val: Sequence[ImageTextPair], test: Sequence[ImageTextPair]
+) -> None:
+    """Raises now what would be raised on the way, when an earlier run in the folder may have been deleted already."""
+    assert controller.recipe is not None and controller.model is not None
+    check_kept(controller.recipe, controller.model)
+    check_trade_off(controller.recipe, len(val))
+    for pairs, split in ((val, "validation"), (test, "test")):
+        if len(pairs):
+            judge_of(controller, pairs, split, field=pairs is test or not len(test))
+
+
+def judge_of(
+    controller: CLIPFinetuningController, pairs: Sequence[ImageTextPair], split: str, *, field: bool = False
+) -> DomainEvaluator:
+    """``controller.evaluator``, whose ``DataError`` names the split."""
+    try:
+        return controller.evaluator(pairs, field=field)
+    except DataError as error:
+        raise DataError(f"{split} split: {error}") from None
+
+
+def starting_weights(controller: CLIPFinetuningController, start: StartingPoint) -> Mapping[str, Tensor]:
+    """θ₀, from memory or from the recipe's model again. Raises ``ConfigurationError`` where that gives others now."""
+    if start.weights is not None:
+        return start.weights
+    loaded = load_encoder(controller.config)
+    if weights_digest(loaded) != start.digest:
+        given = "" if controller.config.wise_ft_alpha in (None, "auto") else " wise_ft_alpha=null"
+        raise ConfigurationError(
+            f"{controller.config.model_name} has other weights now than when the training started, and wise_ft needs "
+            f"those: put them back and resume, or resume with wise_ft=false{given}"
+        )
+    return weights_of(loaded)
+
+
+def _statistics(
+    encoder: DualEncoder,
+    start: Mapping[str, Tensor],
+    recipe: FrozenConfig,
+    train: Sequence[ImageTextPair],
+    engine: EmbeddingEngine,
+    retention: Retention | None,
+) -> tuple[Callable[[float], Iterable[Tensor]] | None, str]:
+    """The pictures for batch-norm statistics, or None where these need none; and a sentence for the report."""
+    if not statistics_differ(encoder.model, start, encoder.model.state_dict()):
+        return None, "Both ends have the same batch-norm statistics, or none."
+    outside = retention.spare if retention is not None else []
+    wanted = recipe.wise_ft_batch_norm
+    rng = np.random.default_rng(recipe.seed)
+    inside = general = None
+    if wanted == "recompute" or (wanted == "auto" and outside):
+        inside = _pixels([pair.image_path for pair in train], engine, rng)
+        general = _pixels(outside, retention.engine, rng, retention.set_aside) if retention is not None else None
+    if inside is None or (wanted == "auto" and general is None):
+        why = "as asked" if wanted == "interpolate" else "there are no pictures from outside the domain for others"
+        return None, f"Batch-norm statistics between the ends are the mean of the ends' ({why})."
+
+    def batches(alpha: float) -> Iterable[Tensor]:
+        """Mixed within each batch, α of it from the domain: the limits are then what either end was left with."""
+        of_domain = STATISTICS_BATCH if general is None else round(alpha * STATISTICS_BATCH)
+        for number in range(STATISTICS_PICTURES // STATISTICS_BATCH):
+            rows = [
+                source[torch.arange(number * count, (number + 1) * count) % len(source)]
+                for source, count in ((inside, of_domain), (general, STATISTICS_BATCH - of_domain))
+                if count and source is not None
+            ]
+            yield engine.spec.normalise(torch.cat(rows).to(engine.device)).to(encoder.dtype)
+
+    sources = "of the domain"
+    if general is not None:
+        sources += (
+            " (a share of α) and of the retention sets, of these none that shares its picture or group with one that "
+            "is judged there"
+        )
+    return batches, (
+        f"Between the ends, batch-norm statistics are recomputed from {STATISTICS_PICTURES} training pictures "
+        f"{sources}."
+    )
+
+
+def _pixels(
+    paths: Sequence[Path], engine: EmbeddingEngine, rng: np.random.Generator, set_aside: list[dict] | None = None
+) -> Tensor | None:
+    """Up to ``STATISTICS_PICTURES`` of them that can be read, drawn at random; uint8 ``[pictures, 3, side, side]``.
+    None where none can. ``set_aside`` is told the others."""
+    order = [paths[place] for place in rng.permutation(len(paths))[: 2 * STATISTICS_PICTURES]]
+    problems = engine.readable(order)
+    good = [path for path, problem in zip(order, problems, strict=True) if not problem]
+    told = {row["image_path"] for row in set_aside or ()}
+    if set_aside is not None:
+        set_aside += [
+            {"split": "retention sets", "image_path": str(path), "reason": problem}
+            for path, problem in zip(order, problems, strict=True)
+            if problem and str(path) not in told
+        ]
+    return engine.pixels(good[:STATISTICS_PICTURES]) if good else None
+
+
+def _unlike(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> str:
+    if start.keys() != end.keys():
+        return f"{len(start.keys() ^ end.keys())} names are in one of them only"
+    name = next((name for name in start if start[name].shape != end[name].shape), None)
+    return "" if name is None else f"{name} is {tuple(start[name].shape)} and {tuple(end[name].shape)}"

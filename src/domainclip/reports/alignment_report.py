@@ -1,0 +1,205 @@
+"""An alignment report's files: ``report.md`` to read, ``alignment.json``, ``pairs.csv`` to search, and the plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.alignment import Alignment, AlignmentRows, Embedded, Metric, chance, measure, query_order
+from domainclip.evaluation.comparison import empty_recalls
+from domainclip.files import try_folder, write_json, write_text
+from domainclip.metrics.significance import paired_change
+from domainclip.reports.alignment_markdown import TITLE, alignment_markdown
+from domainclip.reports.plots.alignment import PICTURE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
+from domainclip.reports.report import jsonable
+
+_FIRST_COLUMN = "wrong_beats_right_by"
+_WORST = 10
+_MOST_CONFUSED = 10
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make sure, before any work, that the report can be written here and replaces nothing but an earlier one.
+
+    Raises ``ConfigurationError``.
+    """
+    try:
+        for place in (folder, folder / "plots"):
+            try_folder(place)
+        for name, start in (("report.md", TITLE), ("pairs.csv", _FIRST_COLUMN)):
+            path = folder / name
+            if path.exists() and not path.read_bytes().startswith(start.encode()):
+                raise ConfigurationError(
+                    f"{path} is not of an alignment report and would be replaced by one: give another folder"
+                )
+    except OSError as error:
+        raise ConfigurationError(
+            f"The folder {folder} cannot be written: {error.strerror or error}. Give another one"
+        ) from None
+
+
+def remove_report(folder: Path) -> None:
+    """Delete an alignment report, and nothing else that lies beside it."""
+    for name in ("alignment.json", *PLOT_FILES, "pairs.csv", "report.md"):
+        (folder / name).unlink(missing_ok=True)
+    for place in (folder / "plots", folder):
+        with suppress(OSError):  # a folder that holds other things stays
+            place.rmdir()
+
+
+def write_alignment(
+    folder: Path,
+    rows: AlignmentRows,
+    model: Embedded,
+    compared: Embedded | None,
+    *,
+    similarity_metric: str,
+    top_k: int,
+    seed: int,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Measure, draw and write; returns the content of ``alignment.json``.
+
+    ``compared`` is the model that ``model`` is set against ("before"). ``about`` goes into ``alignment.json`` as it is
+    (``data``, ``split``, ``sources``: model names by role, ``set_aside``). Files of an earlier report are replaced,
+    each whole or not at all, once everything has been worked out and drawn. Raises ``ShapeError`` where embeddings are
+    not finite.
+    """
+    if compared is not None and compared.name == model.name:
+        raise DataError(f"Two models of one name ({model.name}) cannot be told apart in a report")
+    metric = Metric(similarity_metric)
+    embedded = [model] if compared is None else [model, compared]
+    found = [measure(rows, each, metric, seed) for each in embedded]
+    content = _content(rows, found, metric, seed, top_k) | dict(about)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".alignment-") as temporary:
+        made = draw(Path(temporary), rows, list(zip(embedded, found, strict=True)), metric, top_k, seed)
+        content["plots"] = made
+        content = jsonable(content)
+        text, table = alignment_markdown(content), _pairs_csv(rows, found)
+        (folder / "plots").mkdir(exist_ok=True)
+        for name in PLOT_FILES:
+            if name in made:
+                os.replace(Path(temporary) / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    write_text(folder / "pairs.csv", table)
+    write_text(folder / "report.md", text)
+    write_json(folder / "alignment.json", content)
+    return content
+
+
+def _content(rows: AlignmentRows, found: Sequence[Alignment], metric: Metric, seed: int, top_k: int) -> dict[str, Any]:
+    model, compared = found[0], found[1] if len(found) > 1 else None
+    roles = dict(zip(("model", "compared"), found, strict=False))
+    counts = rows.counts()
+    images, texts = rows.sample(seed)
+    whole = (len(images), len(texts)) == (len(rows.paths), len(rows.captions))
+    return {
+        "names": {role: each.name for role, each in roles.items()},
+        "similarity_metric": metric.name,
+        "seed": seed,
+        "top_k": top_k,
+        "counts": counts,
+        "metrics": {role: each.metrics for role, each in roles.items()},
+        "chance": chance(rows),
+        "without_meaning": empty_recalls(list(model.metrics), counts),
+        "difference": _difference(model, compared) if compared else None,
+        "changes": {
+            f"{direction}_R@1": paired_change(
+                getattr(compared, side).ranks.numpy() == 1, getattr(model, side).ranks.numpy() == 1
+            )
+            for direction, side in (("i2t", "pictures"), ("t2i", "captions"))
+        }
+        if compared
+        else {},
+        "sample": None if whole else {"seed": seed, "n_images": len(images), "n_texts": len(texts)},
+        "classes": rows.classes,
+        "class_similarity": {role: each.class_similarity for role, each in roles.items()},
+        "confused": {role: each.confused[:_MOST_CONFUSED] for role, each in roles.items()},
+        "worst_pairs": _pair_rows(rows, found)[:_WORST],
+        "shown_queries": {
+            "picture_to_texts": [
+                {
+                    "query": str(rows.paths[query]),
+                    "rank": int(model.pictures.ranks[query]),
+                    "own": rows.captions[int(model.pictures.best_hit[query])],
+                }
+                for query in shown_queries(query_order(model.pictures), PICTURE_QUERIES)
+            ],
+            "text_to_pictures": [
+                {
+                    "query": rows.captions[query],
+                    "rank": int(model.captions.ranks[query]),
+                    "own": str(rows.paths[int(model.captions.best_hit[query])]),
+                }
+                for query in shown_queries(query_order(model.captions), TEXT_QUERIES)
+            ],
+        },
+    }
+
+
+def _difference(model: Alignment, compared: Alignment) -> dict[str, float]:
+    pairs = ((name, value, compared.metrics.get(name)) for name, value in model.metrics.items())
+    return {name: new - old for name, new, old in pairs if new is not None and old is not None}
+
+
+def _pair_rows(rows: AlignmentRows, found: Sequence[Alignment]) -> list[dict[str, Any]]:
+    """One entry for each picture and own caption, first those that a wrong caption beats by most."""
+    model = found[0]
+    values, misses = model.pair_values.tolist(), model.pictures.miss_value.tolist()
+    entries = []
+    for place, (picture, caption) in enumerate(rows.hits.tolist()):
+        wrong = int(model.pictures.best_miss[picture])
+        entry: dict[str, Any] = {
+            _FIRST_COLUMN: misses[picture] - values[place] if wrong >= 0 else None,
+            "image_path": str(rows.paths[picture]),
+            "caption": rows.captions[caption],
+            "label": rows.labels[picture],
+            "rank": int(model.pair_ranks[place]),
+            "similarity": values[place],
+            "best_wrong_caption": rows.captions[wrong] if wrong >= 0 else None,
+            "best_wrong_label": rows.caption_labels[wrong] if wrong >= 0 else None,
+            "best_wrong_similarity": misses[picture] if wrong >= 0 else None,
+        }
+        if len(found) > 1:
+            entry["compared_rank"] = int(found[1].pair_ranks[place])
+            entry["compared_similarity"] = float(found[1].pair_values[place])
+        entries.append(entry)
+    # A stable sort: equal ones stay in the order of the rows.
+    return sorted(entries, key=lambda entry: (entry[_FIRST_COLUMN] is None, -(entry[_FIRST_COLUMN] or 0.0)))
+
+
+def _pairs_csv(rows: AlignmentRows, found: Sequence[Alignment]) -> str:
+    entries = _pair_rows(rows, found)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(entries[0]), lineterminator="\n")
+    writer.writeheader()
+    for entry in entries:
+        writer.writerow({name: f"{value:.6f}" if isinstance(value, float) else value for name, value in entry.items()})
+    return text.getvalue()
+
+
+def summary_table(content: Mapping[str, Any]) -> Table:
+    """A few lines for the terminal, from the content of ``alignment.json``."""
+    counts = content["counts"]
+    table = Table(title=f"{counts['n_images']:,} pictures against {counts['n_texts']:,} captions")
+    roles = [role for role in ("compared", "model") if role in content["names"]]
+    table.add_column("metric")
+    for role in roles:
+        table.add_column(escape(content["names"][role]), justify="right")
+    table.add_column("chance", justify="right")
+    for name in ("i2t_R@1", "i2t_MRR", "t2i_R@1", "t2i_MRR", "alignment_score", "auroc", "modality_gap"):
+        values = [content["metrics"][role][name] for role in roles] + [content["chance"].get(name)]
+        table.add_row(name, *("" if value is None else f"{value:.3f}" for value in values))
+    return table

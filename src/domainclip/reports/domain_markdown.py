@@ -1,0 +1,107 @@
+"""The part of a report that speaks in the terms of the field, and its tables, which the terminal shows too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from domainclip.metrics.names import describe, greater_is_better
+from domainclip.reports.markdown_table import plain, table
+
+_WORDS = {"medical": "medicine", "industrial": "inspection", "scientific": "the sciences", "general": "recognition"}
+_DECIMALS = ("auroc", "auprc", "_ap", "f1", "kappa", "MRR", "ece")  # which their fields write as 0.912, not 91.2 %
+
+
+def field_section(report: Mapping[str, Any]) -> str:
+    """Markdown from the content of ``report.json``; nothing where no evaluation has such figures."""
+    before, after = (_field_of(report, when) for when in ("before", "after"))
+    last = after or before
+    if not last or not last["metrics"]:
+        return ""
+    both = bool(before and after and before["field"] == after["field"])
+    parts = [("before", before), ("after", after)] if both else [("after" if after else "before", last)]
+    names = dict.fromkeys(name for _, part in parts for name in part["metrics"])
+    rows = [[_named(name), *(figure_text(name, part["metrics"].get(name)) for _, part in parts)] for name in names]
+    text = [
+        f"## In the terms of the field: {_WORDS.get(last['field'], last['field'])}",
+        table(["figure (95 % interval)", *(when for when, _ in parts)], rows),
+    ]
+    text += [f"{part.title}:\n\n{table(part.header, part.rows)}" for part in field_tables(last)]
+    if last["notes"]:
+        text.append("\n".join(f"- {plain(note)}." for note in last["notes"]))
+    return "\n\n".join(text)
+
+
+@dataclass(frozen=True)
+class FieldTable:
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+def field_tables(found: Mapping[str, Any], *, intervals: bool = True) -> list[FieldTable]:
+    """The figures of each label and the matrix of disciplines, as far as ``details["field"]`` has them."""
+    return [part for part in (_labels(found, intervals), _matrix(found)) if part is not None]
+
+
+def figure_text(name: str, entry: Mapping[str, Any] | None) -> str:
+    """A figure with its interval as a reader meets it, a dash where there is none."""
+    if entry is None or entry.get("value") is None:
+        return "—"
+
+    decimal = any(part in name for part in _DECIMALS)
+
+    def shown(value: float) -> str:
+        return f"{value:.3f}" if decimal else f"{value:.1%}"
+
+    if entry.get("low") is None:
+        return shown(entry["value"])
+    return f"{shown(entry['value'])} ({shown(entry['low'])} to {shown(entry['high'])})"
+
+
+def _field_of(report: Mapping[str, Any], when: str) -> Mapping[str, Any]:
+    return ((report.get("details") or {}).get(when) or {}).get("field") or {}
+
+
+def _named(name: str) -> str:
+    return describe(name) + ("" if greater_is_better(name) else " (lower is better)")
+
+
+def _labels(found: Mapping[str, Any], intervals: bool) -> FieldTable | None:
+    rows = found["per_label"]
+    columns = list(dict.fromkeys(name for row in rows for name in row if name not in ("label", "pictures")))
+    if not columns:
+        return None
+
+    def shown(name: str, entry: Mapping[str, Any] | None) -> str:
+        return figure_text(name, entry if intervals or entry is None else {"value": entry["value"]})
+
+    lines = [
+        [row["label"], row["pictures"], *(shown(name, row.get(name)) for name in columns)]
+        for row in rows
+        if any(name in row for name in columns)
+    ]
+    return FieldTable("Each label by itself", ["label", "pictures", *map(describe, columns)], lines)
+
+
+def _matrix(found: Mapping[str, Any]) -> FieldTable | None:
+    matrix = found.get("matrix")
+    if not matrix:
+        return None
+    names = matrix["disciplines"]
+    shares = ["—" if share is None else f"{share:.1%}" for share in matrix["acc1"]]
+    if matrix["counts"] is None:
+        rows: list[Sequence[Any]] = list(zip(names, matrix["pictures"], shares, strict=True))
+        title = "Across disciplines (some class occurs in several, so answers have no discipline)"
+        return FieldTable(title, ["discipline", "pictures", "accuracy"], rows)
+    unknown = matrix.get("unknown") or [0] * len(names)
+    beside = ["taken for a class of no known discipline"] if any(unknown) else []
+    rows = [
+        [name, n, *counts, *([other] if beside else []), share]
+        for name, n, counts, other, share in zip(
+            names, matrix["pictures"], matrix["counts"], unknown, shares, strict=True
+        )
+    ]
+    header = ["discipline", "pictures", *(f"taken for {name}" for name in names), *beside, "accuracy"]
+    return FieldTable("Across disciplines", header, rows)

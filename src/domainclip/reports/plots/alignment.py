@@ -1,0 +1,217 @@
+"""The pictures of an alignment report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from domainclip.evaluation.alignment import Alignment, AlignmentRows, Embedded, Metric, query_order
+from domainclip.metrics.retrieval import recall_from_ranks
+from domainclip.metrics.separation import chance_recall
+from domainclip.reports.plots.visualizer import AlignmentVisualizer
+from domainclip.retrieval.retrieval import RetrievalHit
+
+COMPARED = "_compared"
+"""Ends the name of a plot of the other model."""
+
+_ONE_MODEL = (
+    "class_similarity",
+    "pair_similarity",
+    "distribution",
+    "embedding_map",
+    "picture_to_texts",
+    "text_to_pictures",
+)
+PLOT_FILES = tuple(
+    f"plots/{name}.png" for name in ("recall_curves", *_ONE_MODEL, *(name + COMPARED for name in _ONE_MODEL))
+)
+"""Every plot a report can have, relative to its folder."""
+
+PICTURE_QUERIES, TEXT_QUERIES = 6, 8
+_PAIRS_SHOWN = 24
+_MOST_K = 100
+
+
+def shown_queries(ranked: Int[Tensor, " queries"], most: int) -> list[int]:
+    """Queries for a sheet, evenly spaced from the best to the worst, so that nobody has picked them."""
+    places = np.unique(np.linspace(0, len(ranked) - 1, min(most, len(ranked))).round().astype(int))
+    return [int(ranked[place]) for place in places]
+
+
+def draw(
+    folder: Path,
+    rows: AlignmentRows,
+    models: Sequence[tuple[Embedded, Alignment]],
+    metric: Metric,
+    top_k: int,
+    seed: int,
+) -> list[str]:
+    """Draws into ``folder / "plots"``; ``models`` are the model of the report and perhaps the one it is compared with.
+
+    Both sheets show the queries that the first model's ranks select. Returns the files written, relative to ``folder``.
+    """
+    visualizer = AlignmentVisualizer(folder / "plots")
+    made = [_recall_curves(visualizer, rows, [found for _, found in reversed(models)])]
+    pictures = shown_queries(query_order(models[0][1].pictures), PICTURE_QUERIES)
+    captions = shown_queries(query_order(models[0][1].captions), TEXT_QUERIES)
+    for place, (embedded, found) in enumerate(models):
+        end = f"{COMPARED if place else ''}.png"
+        name = f" ({found.name})" if len(models) > 1 else ""
+        if found.class_similarity is not None:
+            made.append(
+                visualizer.plot_similarity_matrix(
+                    found.class_similarity,
+                    rows.classes,
+                    rows.classes,
+                    targets=np.eye(len(rows.classes), dtype=bool),
+                    title=f"Mean similarity of each class's pictures and captions{name}",
+                    filename=f"class_similarity{end}",
+                )
+            )
+        made.append(_pair_similarity(visualizer, rows, embedded, metric, seed, name, end))
+        if any(miss >= 0 for miss in found.pictures.best_miss.tolist()):
+            made.append(_distribution(visualizer, rows, embedded, metric, seed, name, end))
+        made.append(_embedding_map(visualizer, rows, embedded, found, name, end))
+        made += _sheets(visualizer, rows, embedded, metric, pictures, captions, top_k, name, end)
+    return [path.relative_to(folder).as_posix() for path in made]
+
+
+def _recall_curves(visualizer: AlignmentVisualizer, rows: AlignmentRows, models: Sequence[Alignment]) -> Path:
+    """From the ranks, which are exact for any number of rows, and not from a matrix."""
+    from domainclip.reports.plots.curves import draw_recall_curves
+
+    candidates = len(rows.captions), len(rows.paths)
+    most = tuple(min(_MOST_K, n) for n in candidates)
+
+    def curve(ranks: Tensor, last: int) -> np.ndarray:
+        return np.array([recall_from_ranks(ranks, k) for k in range(1, last + 1)])
+
+    curves = {
+        found.name: (curve(found.pictures.ranks, most[0]), curve(found.captions.ranks, most[1])) for found in models
+    }
+    by_chance = tuple(
+        chance_recall(torch.bincount(rows.hits[:, side]).numpy(), candidates[side], most[side]) for side in (0, 1)
+    )
+    path = visualizer.output_dir / "recall_curves.png"
+    return draw_recall_curves(curves, (by_chance[0], by_chance[1]), candidates, "Recall by the number of answers", path)
+
+
+def _pair_similarity(
+    visualizer: AlignmentVisualizer,
+    rows: AlignmentRows,
+    model: Embedded,
+    metric: Metric,
+    seed: int,
+    name: str,
+    end: str,
+) -> Path:
+    images, texts = rows.sample(seed, _PAIRS_SHOWN)
+    # Classes side by side, so that what is mixed up within a class and between classes shows as blocks.
+    images, texts = _by_class(images, rows.labels), _by_class(texts, rows.caption_labels)
+    part = len(images) < len(rows.paths) or len(texts) < len(rows.captions)
+    drawn = f", {len(images)} pictures and {len(texts)} captions drawn by seed {seed}" if part else ""
+    return visualizer.plot_similarity_matrix(
+        metric.matrix(model.images[images], model.texts[texts]),
+        [rows.paths[image].name for image in images],
+        [rows.captions[text] for text in texts],
+        targets=rows.targets(images, texts),
+        title=f"Similarity of pictures and captions{name}{drawn}",
+        filename=f"pair_similarity{end}",
+    )
+
+
+def _by_class(numbers: Int[Tensor, " n"], labels: Sequence[str | None]) -> Int[Tensor, " n"]:
+    return torch.tensor(sorted(numbers.tolist(), key=lambda n: (labels[n] is None, labels[n] or "", n)))
+
+
+def _distribution(
+    visualizer: AlignmentVisualizer,
+    rows: AlignmentRows,
+    model: Embedded,
+    metric: Metric,
+    seed: int,
+    name: str,
+    end: str,
+) -> Path:
+    images, texts = rows.sample(seed)
+    return visualizer.plot_alignment_distribution(
+        metric.matrix(model.images[images], model.texts[texts]),
+        targets=rows.targets(images, texts),
+        title=f"Similarity of pictures and captions{name}",
+        filename=f"distribution{end}",
+    )
+
+
+def _embedding_map(
+    visualizer: AlignmentVisualizer, rows: AlignmentRows, model: Embedded, found: Alignment, name: str, end: str
+) -> Path:
+    from domainclip.reports.plots.map import draw_embedding_map
+
+    # Not by the visualizer, which joins row i to row i wherever there happen to be as many of both.
+    one_to_one = torch.equal(rows.hits, torch.arange(len(rows.paths))[:, None].expand(-1, 2))
+    one_to_one &= len(rows.paths) == len(rows.captions)
+    images, texts = (F.normalize(side.double(), dim=-1).numpy() for side in (model.images, model.texts))
+    labels, text_labels = (
+        [label or "no label" for label in side] if rows.classes else None for side in (rows.labels, rows.caption_labels)
+    )
+    return draw_embedding_map(
+        images,
+        texts,
+        labels,
+        text_labels,
+        one_to_one,
+        "pca",
+        0,
+        float(found.metrics["modality_gap"] or 0),
+        f"Pictures and captions in the embedding space{name}",
+        visualizer.output_dir / f"embedding_map{end}",
+    )
+
+
+def _sheets(
+    visualizer: AlignmentVisualizer,
+    rows: AlignmentRows,
+    model: Embedded,
+    metric: Metric,
+    pictures: list[int],
+    captions: list[int],
+    top_k: int,
+    name: str,
+    end: str,
+) -> list[Path]:
+    chosen = "queries evenly spaced by rank, the best first"
+    scores, places = metric.computer.top_k(model.images[pictures], model.texts, min(top_k, len(rows.captions)))
+    to_texts = visualizer.plot_retrieval_results(
+        [rows.paths[query] for query in pictures],
+        [
+            [RetrievalHit(index, rows.captions[index], score) for index, score in zip(*row, strict=True)]
+            for row in zip(places.tolist(), scores.tolist(), strict=True)
+        ],
+        relevant=[_hits(rows.picture_hits, query) for query in pictures],
+        title=f"Captions found for pictures{name}; {chosen}",
+        filename=f"picture_to_texts{end}",
+    )
+    scores, places = metric.computer.top_k(
+        model.images, model.texts[captions], min(top_k, len(rows.paths)), queries="texts"
+    )
+    to_pictures = visualizer.plot_retrieval_results(
+        [rows.captions[query] for query in captions],
+        [
+            [RetrievalHit(index, rows.paths[index], score) for index, score in zip(*row, strict=True)]
+            for row in zip(places.tolist(), scores.tolist(), strict=True)
+        ],
+        relevant=[_hits(rows.caption_hits, query) for query in captions],
+        title=f"Pictures found for captions{name}; {chosen}",
+        filename=f"text_to_pictures{end}",
+    )
+    return [to_texts, to_pictures]
+
+
+def _hits(relevant, query: int) -> list[int]:  # type: ignore[no-untyped-def]
+    return relevant(query, query + 1)[0].nonzero().flatten().tolist()

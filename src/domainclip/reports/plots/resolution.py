@@ -1,0 +1,224 @@
+"""Plots and console tables of an evaluation at several resolutions, from the figures as its JSON holds them.
+
+A plot is one PNG, written whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from domainclip.metrics.names import describe
+from domainclip.metrics.significance import wilson_interval
+from domainclip.reports.plots.style import GREY, LINES, SERIES, heading, save, tidy
+
+DRAWN = ("acc1", "mean_per_class_recall", "i2t_R@1", "t2i_R@1")
+"""Metrics that are drawn, where the data give them; the table has the others."""
+
+AGREEMENTS = {
+    "mean_cosine": "mean cosine of the embeddings",
+    "same_class": "pictures with the same predicted class",
+    "same_caption": "pictures with the same nearest caption",
+}
+
+_SHORT = {"acc1": "acc1", "mean_per_class_recall": "recall", "i2t_R@1": "i2t R@1", "t2i_R@1": "t2i R@1"}
+
+_MARKERS = ("o", "s", "^", "D")
+
+Figures = Mapping[str, Any]
+
+
+def plot_resolutions(rows: Sequence[Figures], path: Path, title: str, machine: str) -> Path:
+    """Metrics against the picture's side, and below it the throughput measured on this ``machine``."""
+    places, scale = _places(rows)
+    figure = Figure(figsize=(7.5, 6.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 1])
+    highest = _metric_curves(above, places, [row["metrics"] for row in rows])
+    above.set(title=heading(title), ylabel="share (more is better)")
+    _percent(above, highest)
+    above.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    rates = [row["pictures_per_second"] for row in rows]
+    below.plot(places, rates, color=GREY, marker="o", linewidth=1.6)
+    for place, rate in zip(places, rates, strict=True):
+        below.annotate(_count(rate), (place, rate), xytext=(4, 5), textcoords="offset points", fontsize=8)
+    below.set(ylabel="pictures a second", xlabel=f"side of the picture in pixels{scale} (speed on {machine})")
+    below.set_ylim(0, max(rates) * 1.2)
+    _mark_sides([above, below], places, rows)
+    tidy([above, below])
+    return save(figure, path)
+
+
+def plot_agreement(rows: Sequence[Figures], path: Path, title: str) -> Path:
+    """How far the embeddings of another side agree with those of the model's own."""
+    places, scale = _places(rows)
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, label) in enumerate(AGREEMENTS.items()):
+        values = [row["agreement"][name] for row in rows]
+        if None not in values:
+            _curve(axis, places, values, number, label)
+    label = "agreement with the own side\n(1: nothing changes)"
+    axis.set(title=heading(title), xlabel=f"side of the picture in pixels{scale}", ylabel=label)
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _mark_sides([axis], places, rows)
+    tidy([axis])
+    return save(figure, path)
+
+
+def plot_robustness(robustness: Figures, path: Path, title: str) -> Path:
+    """One panel for each kind of damage: the metrics from the untouched picture on the left to the worst."""
+    kinds = robustness["corruptions"]
+    columns = min(2, len(kinds))
+    lines = -(-len(kinds) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.3 * lines + 0.5), layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    clean = robustness["clean"]["metrics"]
+    highest = 0.0
+    for panel, (kind, found) in zip(panels, kinds.items(), strict=False):
+        levels = found["levels"]
+        places = range(len(levels) + 1)  # evenly spaced: the levels about double from one to the next
+        highest = max(highest, _metric_curves(panel, places, [clean, *(level["metrics"] for level in levels)]))
+        panel.set_xticks(places, ["untouched", *(f"{level['level']:g}" for level in levels)], fontsize=9)
+        panel.set_title(kind, fontsize=11)
+        panel.set_xlabel(heading(found["unit"], width=58), fontsize=9)
+    _percent(panels[0], highest)  # the panels share the axis
+    for panel in panels[len(kinds) :]:
+        panel.set_visible(False)
+    for panel in panels[::columns]:
+        panel.set_ylabel("share (more is better)")
+    tidy(panels)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)), frameon=False, fontsize=9)
+    figure.suptitle(heading(title))
+    return save(figure, path)
+
+
+def _metric_curves(axis: Any, places: Sequence[float], metrics: Sequence[Figures]) -> float:
+    """Draws those of ``DRAWN`` that there are, the first with its 95 % interval; the highest share drawn."""
+    names = [name for name in DRAWN if name in metrics[0]]
+    for number, name in enumerate(names):
+        values = [found[name] for found in metrics]
+        label = describe(name)
+        if number == 0:
+            label += "\n(band: 95 % interval)"
+            ends = [_interval(found, name) for found in metrics]
+            axis.fill_between(places, *zip(*ends, strict=True), color=SERIES[0], alpha=0.13, linewidth=0)
+        _curve(axis, places, values, number, label)
+    return max([*(found[name] for found in metrics for name in names), *(high for _, high in ends)])
+
+
+def _interval(metrics: Figures, name: str) -> tuple[float, float]:
+    trials = int(metrics["n_classified" if name == "acc1" else "n_images"])
+    return wilson_interval(round(metrics[name] * trials), trials)
+
+
+def _curve(axis: Any, places: Sequence[float], values: Sequence[float], number: int, label: str) -> None:
+    axis.plot(
+        places,
+        values,
+        label=label,
+        linewidth=1.6,
+        markersize=5,
+        color=SERIES[number % len(SERIES)],
+        marker=_MARKERS[number % len(_MARKERS)],
+        linestyle=LINES[number % len(LINES)],
+    )
+
+
+def _percent(axis: Any, highest: float) -> None:
+    """From 0 to a little above the highest share: differences among small shares show, and heights stay comparable."""
+    top = min(1.0, highest * 1.1)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.05 else 1))
+    axis.set_ylim(0, top * 1.02)
+
+
+def _places(rows: Sequence[Figures]) -> tuple[Sequence[float], str]:
+    """Where the sides stand on the axis, and what to say of its scale: evenly spaced where their names would overlap
+    otherwise."""
+    sides = [row["resolution"] for row in rows]
+    if min(b - a for a, b in pairwise(sides)) > 0.09 * (sides[-1] - sides[0]):
+        return sides, ""
+    return range(len(sides)), ", not to scale"
+
+
+def _mark_sides(axes: Sequence[Any], places: Sequence[float], rows: Sequence[Figures]) -> None:
+    labels = []
+    for place, row in zip(places, rows, strict=True):
+        labels.append(f"{row['resolution']}\n(own)" if row["native"] else str(row["resolution"]))
+        if row["native"]:
+            for axis in axes:
+                axis.axvline(place, color=GREY, linestyle=":", linewidth=1)
+    axes[-1].set_xticks(places, labels)
+
+
+def _count(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def resolution_table(found: Figures, title: str) -> Table:
+    """Metrics and cost at each side."""
+    rows = found["resolutions"]
+    metrics = [name for name in DRAWN if name in rows[0]["metrics"]]
+    table = Table(title=escape(title))
+    for column in ("side", *(_SHORT[name] for name in metrics), "pictures/s", "peak MiB"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            _side(row),
+            *(f"{row['metrics'][name]:.4f}" for name in metrics),
+            f"{row['pictures_per_second']:.1f}",
+            f"{row['peak_memory_mb']:.0f}",
+        )
+    return table
+
+
+def agreement_table(found: Figures) -> Table:
+    """How far the embeddings at each side agree with those at the model's own, and whether acc1 differs for certain."""
+    table = Table(title=f"Against the model's own side, {found['native_resolution']} pixels")
+    for column in ("side", "cosine", "same class", "same caption", "acc1", "p (McNemar)"):
+        table.add_column(column, justify="right")
+    for row in found["resolutions"]:
+        if not row["native"]:
+            change = row["change"]
+            differs = ("–", "–") if change is None else (f"{change['change']:+.4f}", f"{change['p_value']:.3g}")
+            table.add_row(_side(row), *_agreement_cells(row["agreement"]), *differs)
+    return table
+
+
+def robustness_table(found: Figures) -> Table:
+    clean = found["clean"]["metrics"]
+    # With one metric less than is drawn, and no lines between the columns, it fits into 80 characters.
+    metrics = [name for name in DRAWN if name in clean and name != "mean_per_class_recall"]
+    table = Table(title=f"Damaged pictures, at {found['resolution']} pixels", box=SIMPLE_HEAD)
+    table.add_column("damage", no_wrap=True, min_width=9)
+    for column in ("level", *(_SHORT[name] for name in metrics), "cosine", "same class", "same caption"):
+        table.add_column(column, justify="right")
+    table.add_row("untouched", "", *(f"{clean[name]:.4f}" for name in metrics), "", "", "")
+    for kind, curve in found["corruptions"].items():
+        table.add_section()
+        for place, level in enumerate(curve["levels"]):
+            table.add_row(
+                "" if place else escape(kind),
+                f"{level['level']:g}",
+                *(f"{level['metrics'][name]:.4f}" for name in metrics),
+                *_agreement_cells(level["agreement"]),
+            )
+    return table
+
+
+def _side(row: Figures) -> str:
+    return f"{row['resolution']}{' (own)' if row['native'] else ''}"
+
+
+def _agreement_cells(agreement: Mapping[str, float | None]) -> Iterator[str]:
+    for name in AGREEMENTS:
+        value = agreement[name]
+        yield "–" if value is None else f"{value:.4f}"

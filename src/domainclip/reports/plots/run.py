@@ -1,0 +1,258 @@
+"""The pictures of a report. Each function writes one PNG, whole or not at all.
+
+Figures are made as objects, without pyplot, whose global state leaks figures and is not safe in threads. The
+colours are Okabe and Ito's, which remain distinct to colour-blind readers; the matrix uses one hue from light
+to dark, which also survives grey printing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from domainclip.errors import ShapeError
+from domainclip.metrics.names import ALIASES, describe, is_of_a_field, is_of_concepts, is_share
+from domainclip.reports.plots.style import save, short_label
+
+BEFORE, AFTER = "#999999", "#0072B2"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+_MOST_VALUE_LABELS = 16  # classes up to which every cell of a matrix can hold a readable number
+_MOST_CLASS_LABELS = 120  # classes up to which every row can be named
+_VALIDATION_PREFIXES = ("validation/", "validation_", "val/", "val_", "eval/", "eval_")
+
+
+def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
+    """Training and validation loss over the steps, and the learning rate below. False when no row has a loss.
+
+    ``rows`` are those of ``metrics.jsonl``: ``step`` with ``loss`` (or ``train_loss``), ``val_loss`` and
+    ``lr`` (or ``learning_rate``) where they were measured; keys that begin with ``lr`` are one curve each.
+    """
+    curves = {
+        "training": _series(rows, ("loss", "train_loss")),
+        "validation": _series(rows, tuple(f"{prefix}loss" for prefix in _VALIDATION_PREFIXES)),
+    }
+    if not any(len(steps) for steps, _ in curves.values()):
+        return False
+    rates = {key: _series(rows, (key,)) for key in dict.fromkeys(key for row in rows for key in row) if _is_rate(key)}
+    rates = {key: curve for key, curve in rates.items() if len(curve[0])}
+    figure = Figure(figsize=(7.5, 5.2 if rates else 3.8), layout="constrained")
+    axes = figure.subplots(2 if rates else 1, 1, sharex=True, squeeze=False, height_ratios=[2.6, 1] if rates else None)[
+        :, 0
+    ]
+    for (name, (steps, values)), colour in zip(curves.items(), SERIES, strict=False):
+        if len(steps):
+            validation = name == "validation"
+            axes[0].plot(
+                steps,
+                values,
+                color=colour,
+                label=name,
+                linewidth=1.6,
+                marker="o" if validation or len(steps) < 3 else None,
+                markersize=4,
+            )
+            axes[0].annotate(
+                f"{values[-1]:.3g}",
+                (steps[-1], values[-1]),
+                xytext=(5, 0),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+                va="center",
+            )
+    axes[0].set(title="Loss during training", ylabel="loss (nats)")
+    axes[0].legend(frameon=False)
+    if rates:
+        for (name, (steps, values)), colour in zip(rates.items(), SERIES * len(rates), strict=False):
+            axes[1].plot(steps, values, color=colour, label=name, linewidth=1.4, marker=None if len(steps) > 2 else "o")
+        axes[1].set(ylabel="learning rate")
+        axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        if len(rates) > 1:
+            axes[1].legend(frameon=False, fontsize=8)
+    _tidy(axes)
+    axes[-1].set_xlabel("optimizer steps")
+    save(figure, path)
+    return True
+
+
+def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
+    """Validation metrics (those in 0…1, as acc1 and R@1) over the steps. False when no row has any."""
+    keys = dict.fromkeys(key for row in rows for key in row if is_share(_without_prefix(key)))
+    # Aliases repeat a curve, and R@5 and R@10 say little more than R@1: they would crowd the figure.
+    keys = {key: None for key in keys if _without_prefix(key) in _CURVES}
+    curves = {_without_prefix(key): _series(rows, (key,)) for key in keys}
+    curves = {name: curve for name, curve in curves.items() if len(curve[0])}
+    if not curves:
+        return False
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for place, (name, (steps, values)) in enumerate(curves.items()):
+        axis.plot(
+            steps,
+            values,
+            label=f"{describe(name)} ({values[-1]:.1%})",
+            linewidth=1.6,
+            markersize=5,
+            color=SERIES[place % len(SERIES)],
+            marker=MARKERS[place % len(MARKERS)],
+        )
+    axis.set(title="Validation metrics during training", xlabel="optimizer steps", ylabel="share (more is better)")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_ylim(0, 1.02)
+    axis.legend(
+        frameon=False,
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        title="last value in brackets",
+        title_fontsize=8,
+    )
+    _tidy([axis])
+    save(figure, path)
+    return True
+
+
+_CURVES = (
+    "acc1",
+    "mean_per_class_recall",
+    "macro_f1",
+    "mean_R@1",
+    "i2t_R@1",
+    "t2i_R@1",
+    "i2t_MRR",
+    "t2i_MRR",
+    "retention_mean",
+)
+
+
+def plot_confusion(
+    confusion: Sequence[Sequence[int]] | np.ndarray,
+    labels: Sequence[str],
+    path: Path,
+    title: str = "Confusion matrix",
+) -> None:
+    """Shares of each true class (rows) by predicted class (columns), each row summing to 100 %.
+
+    With few classes every cell carries its share and count; with many, cells are coloured only, and beyond
+    120 every few names are left out. Raises ``ShapeError`` where matrix and labels do not fit.
+    """
+    counts = np.asarray(confusion)
+    n = len(labels)
+    if n == 0 or counts.shape != (n, n):
+        raise ShapeError(f"A confusion matrix of {n} labels has shape ({n}, {n}), got {counts.shape}")
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    with_values, few = n <= _MOST_VALUE_LABELS, n <= 5
+    cell = 1.15 if few else 0.62 if with_values else max(0.15, min(0.3, 16 / n))  # inches
+    font = 9.0 if with_values else max(5.0, min(8.0, cell * 72 * 0.6))
+    side = min(24.0, n * cell)
+    figure = Figure(figsize=(side + 3.0, side + 3.0), layout="constrained")
+    axis = figure.subplots()
+    # The square root brings out confusions of a few per cent, the reason for looking at the matrix.
+    picture = axis.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, aspect="equal")
+    ticks = np.arange(0, n, math.ceil(n / _MOST_CLASS_LABELS))
+    names = [short_label(label, 34, 17 if few else None) for label in labels]
+    axis.set_xticks(ticks, [names[tick] for tick in ticks], rotation=0 if few else 90, fontsize=font)
+    axis.set_yticks(ticks, [f"{names[tick]} ({int(totals[tick, 0])})" for tick in ticks], fontsize=font)
+    heading = max(11.0, min(16.0, side))
+    axis.set_xlabel("predicted class", fontsize=heading - 1)
+    axis.set_ylabel("true class (pictures)", fontsize=heading - 1)
+    right = int(counts.diagonal().sum())
+    axis.set_title(f"{title}\n{right} of {int(counts.sum())} pictures right", fontsize=heading)
+    axis.tick_params(length=0)
+    if n <= _MOST_CLASS_LABELS:
+        axis.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+        axis.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+        axis.grid(which="minor", color="#DDDDDD", linewidth=0.4)
+        axis.tick_params(which="minor", length=0)
+    if with_values:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            axis.text(
+                column,
+                row,
+                f"{shares[row, column]:.0%}\n{counts[row, column]}",
+                ha="center",
+                va="center",
+                fontsize=9 if few else 7.5,
+                color="white" if shares[row, column] > 0.45 else "black",
+            )
+    else:
+        scale = [0.0, 0.01, 0.05, 0.2, 0.5, 1.0]
+        bar = figure.colorbar(picture, ax=axis, ticks=np.sqrt(scale), shrink=min(1.0, 5 / side), pad=0.02)
+        bar.ax.set_yticklabels([f"{share:.0%}" for share in scale], fontsize=heading - 3)
+        bar.set_label("share of the true class", fontsize=heading - 3)
+    save(figure, path)
+
+
+def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> bool:
+    """Two bars for each metric that both have and that is a share. False when there is none.
+
+    Ranks are left to the table: they run the other way and on another scale.
+    """
+    names = [name for name in after if _drawn(name) and _finite(after[name]) and _finite(before.get(name))]
+    if not names:
+        return False
+    figure = Figure(figsize=(7.5, 1.3 + 0.55 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    places = np.arange(len(names))
+    for values, offset, colour, label in ((before, -0.19, BEFORE, "before"), (after, 0.19, AFTER, "after")):
+        widths = [float(values[name]) for name in names]
+        bars = axis.barh(places + offset, widths, height=0.36, color=colour, label=label)
+        axis.bar_label(bars, labels=[f"{width:.1%}" for width in widths], padding=3, fontsize=8)
+    axis.set_yticks(places, [describe(name) for name in names], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.1)
+    axis.set_xticks(np.arange(0, 1.01, 0.2))
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set(title="Before and after fine-tuning, on the test split", xlabel="share (more is better)")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="x", color="#E5E5E5", linewidth=0.6)
+    axis.set_axisbelow(True)
+    save(figure, path)
+    return True
+
+
+def _drawn(name: str) -> bool:
+    return is_share(name) and name not in ALIASES and not is_of_a_field(name) and not is_of_concepts(name)
+
+
+def _is_rate(key: str) -> bool:
+    return key in ("lr", "learning_rate") or key.startswith(("lr_", "lr/"))
+
+
+def _without_prefix(key: str) -> str:
+    for prefix in _VALIDATION_PREFIXES:
+        if key.startswith(prefix):
+            return key.removeprefix(prefix)
+    return key
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and math.isfinite(float(value))
+
+
+def _series(rows: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> tuple[list[float], list[float]]:
+    """Steps and values of the rows that have one of ``keys`` as a finite number."""
+    points = [
+        (float(row["step"]), float(row[key]))
+        for row in rows
+        for key in keys
+        if _finite(row.get("step")) and _finite(row.get(key))
+    ]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _tidy(axes: Iterable[Any]) -> None:
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#E5E5E5", linewidth=0.6)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,108 @@
+"""What the alignment plots share: colours, labels of any length and script, thinning, and writing the file.
+
+Figures are made as objects, without pyplot, whose global state leaks figures and is not safe in threads. A figure
+is as large as what is drawn in it; labels lie outside it and the saved picture grows by them, so that long labels
+never take room from the data. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from domainclip.files import write_bytes
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
+SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", (0, (6, 2)), "-.")  # so that curves on top of each other show
+
+_DPI = 120
+# Fonts for scripts that matplotlib's own font lacks, as macOS, Windows and Linux have them; taken where installed.
+_OTHER_SCRIPTS = (
+    "Hiragino Sans",
+    "PingFang SC",
+    "Apple SD Gothic Neo",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "Nirmala UI",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Zen Hei",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Noto Sans Hebrew",
+    "Noto Sans Arabic",
+)
+
+
+def font_families() -> list[str]:
+    """Matplotlib's own font, then installed ones that have the glyphs it lacks."""
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in installed)]
+
+
+def short_label(label: object, limit: int, width: int | None = None) -> str:
+    """At most ``limit`` characters, the middle left out, in lines of at most ``width`` where one is given.
+
+    The middle goes because captions of one domain tend to begin alike and differ at the end.
+    """
+    text = "".join(sign for sign in " ".join(str(label).split()) if sign.isprintable())
+    wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
+    if wide * 2 > len(text):  # glyphs of double width
+        limit, width = max(4, limit // 2), width and max(2, width // 2)
+    if len(text) > limit:
+        head = math.ceil((limit - 1) * 0.6)
+        text = text[:head].rstrip() + "…" + text[len(text) - (limit - 1 - head) :].lstrip()
+    return "\n".join(textwrap.wrap(text, width)) if width else text
+
+
+def heading(*lines: str, width: int = 84) -> str:
+    """Lines of a title, each wrapped; empty ones left out."""
+    return "\n".join(part for line in lines if line for part in textwrap.wrap(line, width))
+
+
+def evenly_spaced(n: int, most: int) -> np.ndarray:
+    """Indices of at most ``most`` of n items, evenly spaced from the first to the last."""
+    return np.arange(n) if n <= most else np.unique(np.linspace(0, n - 1, most).round().astype(int))
+
+
+def shown_of(shown: int, total: int, what: str) -> str:
+    """ "200 of 2,000 pictures", or nothing where all are shown."""
+    return "" if shown == total else f"{shown:,} of {total:,} {what}"
+
+
+def names_of(labels: Sequence[object] | None, n: int) -> list[object]:
+    return list(range(n)) if labels is None else list(labels)
+
+
+def tidy(axes: Iterable[Any]) -> None:
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#E5E5E5", linewidth=0.6)
+        axis.set_axisbelow(True)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the PNG whole or not at all."""
+    FigureCanvasAgg(figure)
+    families = font_families()
+    for text in figure.findobj(Text):
+        text.set_fontfamily(families)
+        text.set_parse_math(False)  # a dollar sign in a caption starts no formula
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
+    write_bytes(path, buffer.getvalue())
+    return path

@@ -1,0 +1,163 @@
+"""The pictures of a study. Each function writes one PNG, whole or not at all; without pyplot's global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from domainclip.files import write_bytes
+from domainclip.metrics.names import describe
+from domainclip.tune.space import Dimension, Space
+from domainclip.tune.study import TrialRecord
+
+BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#999999", "#000000"  # Okabe and Ito: distinct to the colour-blind
+_NO_VALUE = ("diverged", "out_of_memory")
+
+
+def plot_history(trials: Sequence[TrialRecord], metric: str, greater_is_better: bool, path: Path) -> bool:
+    """Each trial's value in order, the best so far, and the default with its standard error. False without values."""
+    complete = [r for r in trials if r.outcome == "complete" and r.value is not None]
+    if not complete:
+        return False
+    pruned = [r for r in trials if r.outcome == "pruned" and r.value is not None]
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    default = next((r for r in complete if r.default), None)
+    if default is not None and default.value is not None:
+        error = default.standard_error or 0.0
+        axis.axhspan(default.value - error, default.value + error, color=GREY, alpha=0.2, linewidth=0)
+        axis.axhline(default.value, color=GREY, linewidth=1.2, label="default recipe ± standard error")
+    best = np.maximum if greater_is_better else np.minimum
+    numbers, values = [r.number for r in complete], [float(r.value or 0.0) for r in complete]
+    so_far = best.accumulate(values)
+    axis.step(
+        [*numbers, max(r.number for r in trials)],
+        [*so_far, so_far[-1]],
+        where="post",
+        color=BLUE,
+        linewidth=1.6,
+        label="best so far",
+    )
+    axis.plot(numbers, values, "o", color=BLUE, markersize=5, label="complete")
+    if pruned:
+        axis.plot(
+            [r.number for r in pruned],
+            [float(r.value or 0.0) for r in pruned],
+            "x",
+            color=ORANGE,
+            markersize=6,
+            label="pruned (last validation)",
+        )
+    lost = [r.number for r in trials if r.outcome in _NO_VALUE]
+    if lost:  # at the foot of the figure: they have no value
+        axis.plot(
+            lost,
+            [0.02] * len(lost),
+            "v",
+            color=BLACK,
+            markersize=6,
+            transform=axis.get_xaxis_transform(),
+            label="diverged or out of memory",
+        )
+    axis.set(title="Trials in the order they ran", xlabel="trial", ylabel=f"validation {describe(metric)}")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _finish(figure, [axis], path)
+    return True
+
+
+def plot_importances(importances: Mapping[str, float], path: Path) -> bool:
+    """A bar for each parameter. False, and no file, where there are none to show."""
+    if not importances:
+        path.unlink(missing_ok=True)
+        return False
+    names = sorted(importances, key=lambda name: importances[name])
+    figure = Figure(figsize=(7.5, 1.2 + 0.36 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    bars = axis.barh(names, [importances[name] for name in names], height=0.6, color=BLUE)
+    axis.bar_label(bars, labels=[f"{importances[name]:.0%}" for name in names], padding=3, fontsize=8)
+    axis.set(title="What sets the better trials apart", xlabel="share of importance (PED-ANOVA)")
+    axis.set_xlim(0, max(importances.values()) * 1.15 or 1)
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.grid(axis="y", visible=False)
+    _finish(figure, [axis], path)
+    return True
+
+
+def plot_slices(trials: Sequence[TrialRecord], space: Space, metric: str, path: Path) -> bool:
+    """The value against each parameter, in a panel each. False where no two complete trials can be set side by side."""
+    shown = [r for r in trials if r.outcome in ("complete", "pruned") and r.value is not None]
+    keys = [d for d in space.dimensions if sum(d.key in r.params for r in shown) > 1]
+    if not keys:
+        return False
+    columns = min(3, len(keys))
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(max(4.2, 3.4 * columns), 2.9 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    axes = list(grid.ravel())
+    for axis, dimension in zip(axes, keys, strict=False):
+        _slice(axis, dimension, [r for r in shown if dimension.key in r.params])
+    for axis in axes[len(keys) :]:
+        axis.set_axis_off()
+    for line in grid:
+        line[0].set_ylabel(metric)
+    figure.suptitle(f"Validation {describe(metric)} against each parameter", fontsize=11)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    _finish(figure, axes[: len(keys)], path)
+    return True
+
+
+def _slice(axis: Any, dimension: Dimension, shown: Sequence[TrialRecord]) -> None:
+    labels = None if dimension.choices is None else [dimension.label(choice) for choice in dimension.choices]
+
+    def place(record: TrialRecord) -> float:
+        value = record.params[dimension.key]
+        if labels is None:
+            return float(value)
+        # Trials of one choice would hide each other: spread by their number, always in the same way.
+        return labels.index(value) + 0.24 * ((record.number * 0.618) % 1 - 0.5)
+
+    kinds = (
+        ("complete", "o", BLUE, [r for r in shown if r.outcome == "complete" and not r.default]),
+        ("pruned (last validation)", "x", ORANGE, [r for r in shown if r.outcome == "pruned"]),
+        ("default recipe", "D", BLACK, [r for r in shown if r.default and r.outcome == "complete"]),
+    )
+    for name, marker, colour, some in kinds:
+        axis.plot([place(r) for r in some], [r.value for r in some], marker, color=colour, markersize=5, label=name)
+    if labels is not None:
+        names = [str(label) if len(str(label)) < 16 else f"{str(label)[:14]}…" for label in labels]
+        axis.set_xticks(range(len(labels)), names, fontsize=8, rotation=0 if len("".join(names)) < 24 else 30)
+        if len("".join(names)) >= 24:
+            for tick in axis.get_xticklabels():
+                tick.set_horizontalalignment("right")
+        axis.set_xlim(-0.5, len(labels) - 0.5)
+    elif dimension.log:
+        axis.set_xscale("log")
+        wide = dimension.high / dimension.low > 50  # in two decades 1, 2, 5 would run into each other
+        axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlim(dimension.low / 1.1, dimension.high * 1.1)
+    else:
+        margin = 0.04 * (dimension.high - dimension.low)
+        axis.set_xlim(dimension.low - margin, dimension.high + margin)
+    axis.set_xlabel(dimension.key)
+
+
+def _finish(figure: Figure, axes: Sequence[Any], path: Path) -> None:
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#E5E5E5", linewidth=0.6)
+        axis.set_axisbelow(True)
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", pad_inches=0.12)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,98 @@
+"""What a run's report says, and the table that ends it on the terminal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from domainclip.data.splits import DataSplits
+from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.metrics.names import ALIASES, is_of_a_field
+from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.training.metrics_log import read_metrics
+
+
+def report_content(
+    controller: CLIPFinetuningController,
+    splits: DataSplits,
+    judged: str,
+    before: EvaluationResult | None,
+    after: EvaluationResult | None,
+    result: dict[str, Any],
+    set_aside: list[dict],
+    folder: Path,
+    started: float,
+) -> dict[str, Any]:
+    config, recipe = controller.config, controller.recipe
+    assert recipe is not None and controller.device_manager is not None and controller.precision is not None
+    warnings = list(result["warnings"])
+    if judged == "val":
+        warnings.append(
+            "There is no test split: before and after are of the validation split that chose the checkpoint"
+        )
+    if set_aside:
+        warnings.append(
+            f"{len(set_aside)} pictures or rows were set aside (set_aside.json), first: {set_aside[0]['reason']}"
+        )
+    best = result["best"]
+    fixed = controller.processor is not None and controller.processor.text_padding == "fixed"
+    name = (
+        config.model_name if not config.vision_model_name else f"{config.vision_model_name} + {config.text_model_name}"
+    )
+    return {
+        "before": before,
+        "after": after,
+        "judged_on": judged,
+        "validation": best["all"] if best else {},
+        "training": {
+            "train_loss": result["train_loss"],
+            "final_loss": result["final_loss"],
+            "steps": result["steps"],
+            "epochs": result["epochs"],
+            "training_time_s": result["training_time"],
+            "run_time_s": time.monotonic() - started,
+            "samples_per_s": result["samples_per_second"],
+            **_memory_told(result),
+            "best_step": best["step"] if best else None,
+            "stopped_early": result["stopped_early"],
+            "resumed_from": result["resumed_from"],
+        },
+        "history": read_metrics(folder / "metrics.jsonl"),
+        "data": {
+            "counts": {"train": len(splits.train), "validation": len(splits.val), "test": len(splits.test)},
+            "notes": splits.notes,
+        },
+        "device": f"{controller.device_manager.name}, {controller.precision.name}",
+        "domain": recipe.domain_config().name,
+        "base_model": name,
+        "checkpoint": str(folder / "model"),
+        "text_padding": "max_length" if fixed else None,
+        "own_code": controller.model is not None and controller.model.has_own_code,
+        "seed": config.seed,  # so that the intervals are those of a comparison with this recipe
+        "warnings": warnings,
+        "next": [f"domainclip evaluate --model {folder / 'model'} --data YOUR_DATA"],
+    }
+
+
+def _memory_told(result: dict[str, Any]) -> dict[str, Any]:
+    memory = result["memory"]
+    told = {"peak_memory_mb": memory["measured_peak_mb"]}
+    if "predicted_mb" in memory:
+        told["predicted_memory_mb"] = memory["predicted_mb"]
+        told["pairs_at_once"] = memory["chunk_at_the_end"] or memory["batch"]
+    return told
+
+
+def before_after_table(report: dict[str, Any], judged: str) -> Table:
+    table = Table(title=f"Before and after, {judged} split")
+    for column, justify in (("metric", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    shown = ("acc1", "acc5", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR")
+    for name in (*shown, *(name for name in report["after"] if is_of_a_field(name) and name not in ALIASES)):
+        if report["after"].get(name) is not None:
+            before = report["before"].get(name)
+            table.add_row(name, "" if before is None else f"{before:.3f}", f"{report['after'][name]:.3f}")
+    return table

@@ -1,0 +1,1 @@
+"""Finding the texts that fit an image, and the images that fit a text."""

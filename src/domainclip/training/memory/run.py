@@ -1,0 +1,274 @@
+"""A run's memory: what a step is going to hold, the chunk that fits, and what was held in the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from domainclip.config import TrainingSettings
+from domainclip.devices.memory import GB, read_memory
+from domainclip.devices.optimization import spare_memory
+from domainclip.errors import MemoryConstraintError
+from domainclip.files import write_json
+from domainclip.models.checkpoint_blocks import checkpoint_blocks
+from domainclip.models.dual_encoder import DualEncoder
+from domainclip.training.distributed import local_world_size
+from domainclip.training.memory.model import StepMemory
+from domainclip.training.memory.monitor import MemoryMonitor, held_bytes
+from domainclip.training.memory.trace import SIZES, trace_tower
+from domainclip.training.optim.choice import optimizer_state_bytes
+from domainclip.training.regularization.weight_average import average_bytes
+from domainclip.training.step.adaptive_step import BeforeStep, has_live_batch_norm, release_memory
+from domainclip.training.step.gradcache import ContrastiveStep
+
+log = logging.getLogger(__name__)
+
+MEMORY_FRACTION = 0.8
+"""Of what is available when the run starts, where the recipe does not say: other programs need some as well."""
+
+MARGIN = 1.15
+"""A step is counted tensor by tensor; kernels' own buffers and gaps between tensors come on top."""
+
+GAPS = 1.35
+"""The same where the C allocator keeps freed memory (``devices.optimization``), which is faster and leaves gaps: a run
+that does not fit with this on top has the allocator give memory back."""
+
+EFFICIENT_CHUNK = {"cpu": 16, "mps": 32, "cuda": 64}
+"""Rows that keep a device busy. Where not all rows fit at once, small chunks that keep their graph are worth more than
+large ones that are all replayed."""
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """``chunk`` None: the batch goes through whole. Bytes are of the whole process on CPU and MPS, of torch's allocator
+    on CUDA; ``predicted_bytes`` with ``MARGIN`` on top are within the budget, where anything is.
+    ``frozen_batch_norm`` and ``checkpointed``: what had to be changed so that a chunk fits.
+    """
+
+    batch: int
+    chunk: int | None
+    kept_chunks: int
+    budget_bytes: int
+    predicted_bytes: int
+    reason: str
+    frozen_batch_norm: bool = False
+    checkpointed: bool = False
+    spared: bool = False  # the C allocator gives memory back, at the price of some time
+
+
+class RunMemory:
+    """Fits ``step``'s chunk to the memory before the first step, watches what is held, writes ``memory.json``.
+
+    ``largest_side``: the largest picture that the run will show, in pixels; the step is counted at it.
+    ``may_freeze``: batch norm may be frozen where the batch has to go in chunks. ``cache_bytes``: what the cache of
+    decoded pictures will still take.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        loss: nn.Module,
+        step: ContrastiveStep,
+        settings: TrainingSettings,
+        folder: Path,
+        largest_side: int,
+        may_freeze: bool = False,
+        cache_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.encoder, self.loss, self.step, self.settings = encoder, loss, step, settings
+        self.path = folder / "memory.json"
+        self.largest_side, self.may_freeze, self.cache_bytes = largest_side, may_freeze, cache_bytes
+        self.monitor = MemoryMonitor(step.device)
+        self.forecast: MemoryForecast | None = None
+        self.changes: list[dict[str, Any]] = []
+
+    # --- before the first step ---
+
+    def fit(self, batch: dict[str, Any], size: int | None = None) -> MemoryForecast | None:
+        """Count a step of ``size`` pairs (the run's largest; default: those of ``batch``) on a few pairs of ``batch``
+        and set the chunk. Everything is left as it was but for the chunk and what the forecast names. None where the
+        batch is too small for it, or its memory cannot be foretold.
+
+        Raises ``MemoryConstraintError`` where the step needs more than there is.
+        """
+        size = size or len(batch["pixels"])
+        if len(batch["pixels"]) < SIZES[-1] or len(batch["input_ids"]) < 1:
+            return None
+        available = int(float(read_memory(self.step.device)["available_gb"] or 0) * GB)
+        if self.step.device.type != "cuda":  # where each process has a GPU of its own
+            available //= local_world_size()
+        held = held_bytes(self.step.device)
+        fraction = self.settings.memory_fraction or MEMORY_FRACTION
+        budget, ceiling = held + int(fraction * available), held + available
+        try:
+            memory = self._count(batch)
+        except MemoryConstraintError as error:
+            log.warning("%s", error)
+            return None
+        forecast = self._choose(memory, size, budget, ceiling, batch)
+        if forecast.predicted_bytes * GAPS > budget:
+            forecast = replace(forecast, spared=spare_memory(self.step.device))
+        self.forecast = forecast
+        self.step.chunk, self.step.kept_chunks = self.forecast.chunk, self.forecast.kept_chunks
+        return self.forecast
+
+    def adopt(self, forecast: dict[str, Any]) -> None:
+        """The forecast of the run that is resumed, and what it had changed."""
+        self.forecast = MemoryForecast(**forecast)
+        if self.forecast.frozen_batch_norm:
+            self._freeze_batch_norm()
+        if self.forecast.checkpointed:
+            checkpoint_blocks(self.encoder.model, True)
+        if self.forecast.spared:
+            spare_memory(self.step.device)
+
+    def _choose(
+        self, memory: StepMemory, size: int, budget: int, ceiling: int, batch: dict[str, Any]
+    ) -> MemoryForecast:
+        asked = self.step.chunk_of(size)
+        peak = memory.peak(size, size)
+        whole = int(peak * MARGIN)
+        if asked == size and whole <= budget:
+            return MemoryForecast(size, None, 0, budget, peak, f"all {size} pairs at once: {_of(whole, budget)}")
+        frozen = checkpointed = False
+        if has_live_batch_norm(self.encoder):
+            # Frozen, it learns another thing: only where there is no other way.
+            if whole <= ceiling:
+                reason = f"batch norm takes its statistics from the batch, so no chunks: {_of(whole, ceiling)}"
+                return MemoryForecast(size, None, 0, budget, peak, reason)
+            if not self.may_freeze:
+                raise MemoryConstraintError(
+                    f"A batch of {size} pairs needs {_of(whole, ceiling)}, and cannot go in chunks while batch norm "
+                    "takes its statistics from the batch: set freeze_batch_norm=true, which allows chunks, or a "
+                    "smaller batch_size"
+                )
+            self._freeze_batch_norm()
+            frozen, memory = True, self._count(batch)
+        fits = _largest(memory, budget, size)
+        if not fits and self.settings.gradient_checkpointing is None:
+            checkpointed = len(checkpoint_blocks(self.encoder.model, True)) < 2
+            memory = self._count(batch)
+            fits = _largest(memory, budget, size)
+        if not fits:
+            least = int(memory.peak(1, size) * MARGIN)
+            if least > ceiling:
+                raise MemoryConstraintError(
+                    f"Even one pair at a time, of a batch of {size}, needs {_of(least, ceiling)}: set lora_r=8, "
+                    "optimizer=adafactor, gradient_checkpointing=true, a smaller image_resolution or a smaller model; "
+                    "or close other programs"
+                )
+        chunk = min(asked, fits or 1)
+        if asked == size and self.step.device.type in EFFICIENT_CHUNK:
+            chunk = min(chunk, EFFICIENT_CHUNK[self.step.device.type])
+        kept = 0
+        if self._may_keep and chunk < size:
+            room = budget / MARGIN - memory.peak(chunk, size)
+            kept = max(0, int(room // max(1, memory.image.saved.at(chunk), memory.text.saved.at(chunk))))
+            kept = min(kept, 2 * -(-size // chunk))
+        peak = memory.peak(chunk, size) + kept * memory.image.saved.at(chunk)
+        parts = [
+            f"{size} pairs in chunks of {chunk}: {_of(int(peak * MARGIN), budget)}, all at once {whole / GB:.1f} GB"
+        ]
+        parts += [f"{kept} passes keep their graph and are not repeated"] if kept else []
+        parts += ["batch norm is frozen, since a chunk's statistics are not the batch's"] if frozen else []
+        parts += ["blocks are recomputed backward"] if checkpointed else []
+        return MemoryForecast(
+            size, chunk if chunk < size else None, kept, budget, peak, "; ".join(parts), frozen, checkpointed
+        )
+
+    @property
+    def _may_keep(self) -> bool:
+        """A chunk that the user has set is there to save memory: only a share of memory set as well says more."""
+        explicit = self.settings.mini_batch_size is not None or self.settings.gradient_accumulation_steps > 1
+        return not explicit or self.settings.memory_fraction is not None
+
+    def _freeze_batch_norm(self) -> None:
+        self.encoder.frozen_batch_norm = True
+        self.encoder.train(self.encoder.training)
+
+    def _count(self, batch: dict[str, Any]) -> StepMemory:
+        """What a step holds, counted on passes of ``SIZES`` pairs of real rows at the largest side."""
+        encoder, step = self.encoder, self.step
+        before = BeforeStep(encoder, self.loss, step.device)
+        pixels = batch["pixels"][: SIZES[-1]]
+        if pixels.shape[-1] != self.largest_side:  # what they show does not matter
+            sides = (self.largest_side, self.largest_side)
+            pixels = F.interpolate(pixels.float(), size=sides, mode="nearest").to(pixels.dtype)
+        # Few distinct captions: a row may come twice, which costs the same.
+        rows = torch.arange(SIZES[-1]) % len(batch["input_ids"])
+        ids, mask = batch["input_ids"][rows], batch["attention_mask"][rows]
+        outside = [p for tower, _, p in encoder.named_tower_parameters() if tower == "scale"]
+        try:
+            image = trace_tower(
+                encoder.tower_modules("image"),
+                lambda n: step.encode_image(pixels[:n]),
+                step.autocast,
+                outside,
+            )
+            text = trace_tower(
+                encoder.tower_modules("text"),
+                lambda n: step.encode_text(ids[:n], mask[:n]),
+                step.autocast,
+                outside,
+            )
+        finally:
+            before.restore()
+            release_memory(step.device)
+        trained = [p for p in [*encoder.parameters(), *self.loss.parameters()] if p.requires_grad]
+        weights = sum(tensor.nbytes for tensor in [*encoder.parameters(), *encoder.buffers()])
+        held = held_bytes(step.device) + (self.cache_bytes() if step.device.type != "cuda" else 0)
+        return StepMemory(
+            weights=weights,
+            optimizer_state=optimizer_state_bytes(self.settings.optimizer, trained),
+            image=image,
+            text=text,
+            scalar_gradients=sum(p.nbytes for p in outside if p.requires_grad),
+            input_per_pair=3 * self.largest_side**2 + ids[0].nbytes + mask[0].nbytes,
+            embedding_dim=encoder.embedding_dim,
+            overhead=max(0, held - weights),
+            averages=average_bytes(encoder) if self.settings.ema_share > 0 else 0,
+            sentences=step.classification.sentences if step.classification is not None else 0,
+        )
+
+    # --- while it runs, and after ---
+
+    def note_change(self, step: int, old: int, new: int, reason: str) -> None:
+        self.changes.append({"step": step, "chunk_before": old, "chunk": new, "reason": reason})
+
+    def record(self) -> dict[str, Any]:
+        """What was foretold and what happened, for the report; written to ``memory.json``."""
+        content: dict[str, Any] = {"measured_peak_mb": round(self.monitor.peak_bytes / 2**20, 1)}
+        if self.forecast is not None:
+            told = asdict(self.forecast)
+            for name in ("budget", "predicted"):
+                told[f"{name}_mb"] = round(told.pop(f"{name}_bytes") / 2**20, 1)
+            told["measured_over_predicted"] = round(self.monitor.peak_bytes / self.forecast.predicted_bytes, 3)
+            content |= told
+        content |= {"chunk_at_the_end": self.step.chunk, "changes": self.changes}
+        try:
+            write_json(self.path, content)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.path, error)
+        return content
+
+    def get_state(self) -> dict[str, Any] | None:
+        return None if self.forecast is None else asdict(self.forecast)
+
+
+def _of(need: int, there: int) -> str:
+    return f"{need / GB:.1f} GB of {there / GB:.1f} GB"
+
+
+def _largest(memory: StepMemory, budget: int, size: int) -> int:
+    """The largest chunk within the budget, 0 where none is."""
+    try:
+        return memory.largest_chunk(int(budget / MARGIN), size)
+    except MemoryConstraintError:
+        return 0

@@ -1,0 +1,1 @@
+"""Linear probing before and after the towers are trained."""

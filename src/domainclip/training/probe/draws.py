@@ -1,0 +1,134 @@
+"""Pairs and classes for heads that learn from features: which view, which caption, which rows a step sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from domainclip.data.dataset import CLIPDataset
+from domainclip.models.heads import HeadInputs
+from domainclip.training.probe.features import FeatureReader
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """The sentences of each class, as what the text head reads. ``of``: the number of the class of each sentence."""
+
+    labels: list[str]
+    inputs: HeadInputs
+    of: Int[Tensor, " sentences"]
+
+    @classmethod
+    def read(
+        cls, reader: FeatureReader, prompts: Mapping[str, Sequence[str]], data: CLIPDataset
+    ) -> ClassPrompts | None:
+        """``prompts``: label to sentences, which have been through the domain's text steps. None for fewer than two
+        classes: there is nothing to tell apart."""
+        if len(prompts) < 2:
+            return None
+        sentences = [sentence for texts in prompts.values() for sentence in texts]
+        of = [number for number, texts in enumerate(prompts.values()) for _ in texts]
+        inputs = reader.texts(reader.encoder.processor.token_ids(sentences, data.text_length))
+        return cls(list(prompts), inputs, torch.tensor(of, device=reader.device))
+
+    def weights(self) -> Float[Tensor, "classes dim"]:
+        """One unit vector for each class: its sentences' embeddings brought to length 1, averaged, and brought there
+        again (Radford et al. 2021, section 3.1.4), with the head as it is now."""
+        unit = F.normalize(self.inputs.embed(), dim=-1)
+        sums = unit.new_zeros(len(self.labels), unit.shape[1]).index_add(0, self.of, unit)
+        return F.normalize(sums, dim=-1)
+
+    def loss(
+        self, pictures: Float[Tensor, "n dim"], classes: Int[Tensor, " n"], logit_scale: Tensor
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy, in nats, of zero-shot classification, over the rows whose class is not −1; 0 without any."""
+        logits = F.normalize(pictures, dim=-1) @ self.weights().T * logit_scale.exp().reshape(())
+        return F.cross_entropy(logits, classes, reduction="sum", ignore_index=-1) / (classes >= 0).sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One batch: places in ``pictures`` and ``texts``, and each pair's group and class (−1: none)."""
+
+    pictures: Int[Tensor, " n"]
+    texts: Int[Tensor, " n"]
+    groups: Int[Tensor, " n"]
+    classes: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class PairDraws:
+    """Rows as features, from which batches are drawn. A row stands once for each view in ``pictures``, all clean views
+    first; ``choices`` holds the places in ``texts`` of what each row may show, ``counts[i]`` of them from
+    ``starts[i]`` on."""
+
+    pictures: HeadInputs
+    texts: HeadInputs
+    views: int
+    groups: Int[Tensor, " rows"]
+    classes: Int[Tensor, " rows"]
+    choices: Int[Tensor, " choices"]
+    starts: Int[Tensor, " rows"]
+    counts: Int[Tensor, " rows"]
+    bad: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(
+        cls, reader: FeatureReader, data: CLIPDataset, rows: Sequence[int], views: int, classes: ClassPrompts | None
+    ) -> PairDraws:
+        found = reader.pictures(data, rows, views)
+        device = reader.device
+        shown = [data.shown_texts(row) for row in found.rows]
+        used = sorted({text for texts in shown for text in texts})
+        place = {text: number for number, text in enumerate(used)}
+        number = {label: index for index, label in enumerate(classes.labels)} if classes is not None else {}
+        counts = torch.tensor([len(texts) for texts in shown], dtype=torch.long)
+        return cls(
+            pictures=found.inputs,
+            texts=reader.texts([data.tokens[text].tolist() for text in used]),
+            views=found.views,
+            groups=data.group_ids[torch.tensor(found.rows, dtype=torch.long)].to(device),
+            classes=torch.tensor([number.get(data.pairs[row].label or "", -1) for row in found.rows], device=device),
+            choices=torch.tensor([place[text] for texts in shown for text in texts], dtype=torch.long),
+            starts=counts.cumsum(0) - counts,
+            counts=counts,
+            bad=found.bad,
+        )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def first_texts(self) -> Int[Tensor, " rows"]:
+        """The place of each row's first caption."""
+        return self.choices[self.starts].to(self.groups.device)
+
+    def draw(self, largest: int, balanced: bool, generator: torch.Generator) -> Draw:
+        """``largest`` rows, or all where they are fewer, each with one of its views and one of its captions.
+
+        Without ``balanced`` every row is drawn at most once; with it rows are drawn with replacement so that each class
+        (what has no class counts as one) is as likely as any other. Numbers are drawn on the CPU, the same on every
+        device.
+        """
+        size = min(largest, len(self))
+        if balanced:
+            classes = self.classes.cpu()
+            distinct, kind = classes.unique(return_inverse=True)
+            weights = 1.0 / torch.bincount(kind, minlength=len(distinct)).double()[kind]
+            rows = torch.multinomial(weights, size, replacement=True, generator=generator)
+        else:
+            rows = torch.randperm(len(self), generator=generator)[:size]
+        view = torch.randint(self.views, (size,), generator=generator)
+        counts = self.counts[rows]
+        offset = (torch.rand(size, generator=generator, dtype=torch.float64) * counts).long()
+        texts = self.choices[self.starts[rows] + offset]
+        device = self.groups.device
+        on_device = rows.to(device)
+        return Draw(
+            (view * len(self) + rows).to(device), texts.to(device), self.groups[on_device], self.classes[on_device]
+        )

@@ -1,0 +1,1 @@
+"""What holds a training near the model it began with."""

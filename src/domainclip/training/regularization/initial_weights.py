@@ -1,0 +1,67 @@
+"""The weights a training starts from: what is not to be forgotten is measured against them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from domainclip.config.reference_settings import RetentionSettings
+from domainclip.errors import ConfigurationError
+from domainclip.models.dual_encoder import DualEncoder
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """``digest``: SHA-256 of the weights, by which a resumed run finds out that it starts from the same ones; no
+    checkpoint holds them, since the recipe's model does. ``encoder``: a frozen copy, where something asks it for
+    embeddings. ``weights``: a copy on the CPU, where the recipe's model would not give them again."""
+
+    digest: str
+    encoder: DualEncoder | None = None
+    weights: Mapping[str, Tensor] | None = None
+
+    @property
+    def copy_bytes(self) -> int:
+        return sum(p.nbytes for p in self.encoder.parameters()) if self.encoder is not None else 0
+
+
+def starting_point(encoder: DualEncoder, settings: RetentionSettings, as_loaded: bool = True) -> StartingPoint | None:
+    """What the recipe needs to remember of ``encoder``, which has no adapters yet; None where it needs nothing.
+
+    ``as_loaded``: its weights are those that the recipe's model names, and can be loaded again.
+
+    Raises ``ConfigurationError`` where there are no embeddings yet that could be kept.
+    """
+    if not (settings.wise_ft or settings.l2sp_strength > 0 or settings.distillation_strength > 0):
+        return None
+    frozen = None
+    if settings.distillation_strength > 0:
+        if encoder.fresh_projections:
+            raise ConfigurationError(
+                "distillation_strength keeps the starting model's embeddings, and two backbones that have just been "
+                "joined have none worth keeping: leave it out, or start from a dual encoder (model_name)"
+            )
+        # The tokenizer and the image processor are not weights, and nobody asks the copy for them.
+        frozen = copy.deepcopy(encoder, {id(encoder.processor): encoder.processor}).requires_grad_(False).eval()
+    weights = None if as_loaded or not settings.wise_ft else weights_of(encoder)
+    return StartingPoint(weights_digest(encoder), frozen, weights)
+
+
+def weights_of(encoder: DualEncoder) -> dict[str, Tensor]:
+    """A copy of all weights and buffers, on the CPU."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in encoder.model.state_dict().items()}
+
+
+def weights_digest(encoder: DualEncoder) -> str:
+    """SHA-256 of all weights and buffers, their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, value in encoder.model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        # Reshaped before it is read as bytes: in one logical order, whatever the memory layout.
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""One step of the training: from a batch to gradients."""

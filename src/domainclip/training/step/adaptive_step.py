@@ -1,0 +1,257 @@
+"""A contrastive step that goes on in smaller chunks where memory runs out, and repeats the batch it happened in.
+
+A chunk is only how the arithmetic is cut up (see ``gradcache``): halving it changes neither the contrastive batch nor
+the gradient. What a failed attempt has left behind is undone first, so that the run's weights are those of a run that
+never ran out. With dropout they are those of a run that was given the same chunks beforehand, since each chunk draws
+its own numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from domainclip.errors import CLIPFinetuningError, MemoryConstraintError
+from domainclip.training.checkpoint import random_state, restore_random_state
+from domainclip.training.step.gradcache import ContrastiveStep
+
+ChunkReport = Callable[[int, int, int, str], None]
+"""``(step, old_chunk, new_chunk, reason)``: the step's number from 1, chunks in rows."""
+
+PATIENCE = 32
+"""Steps that must go well before a larger chunk is tried: a failed try costs at most one step more in so many."""
+
+_SAID = (
+    "out of memory",  # CUDA's and MPS' allocators, CUDA's own error, Metal's command buffers ("… OutOfMemory")
+    "outofmemory",
+    "can't allocate memory",  # DefaultCPUAllocator
+    "not enough memory",  # DefaultCPUAllocator on Windows
+    "cannot allocate memory",  # the operating system's ENOMEM
+    "_status_alloc_failed",  # cuBLAS, cuDNN, cuSPARSE
+    "std::bad_alloc",
+    "insufficient memory",  # Metal
+    "invalid buffer size",  # MPS: a single tensor beyond what Metal gives in one piece; a smaller chunk's is smaller
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out. Torch has a class for it on CUDA; elsewhere only the text tells.
+
+    This package's own errors are never meant: whoever raised them has said what to do already.
+    """
+    if isinstance(error, CLIPFinetuningError):
+        return False
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _SAID)
+
+
+class AdaptiveStep:
+    """``step`` with a chunk that follows the memory there is; call it as ``step`` itself.
+
+    ``encoder`` and ``loss``: the modules whose gradients and state a repeat must find as they were before the batch.
+    An objective's state is its parameters, its buffers, and what ``get_extra_state`` tells, as for a checkpoint; the
+    encoder's is the buffers of modules in training mode. Gradients must be None before each call
+    (``optimizer.zero_grad(set_to_none=True)``).
+
+    Out of memory: first ``kept_chunks`` goes to 0, then chunks are no longer ``enlarged``, then the chunk is halved
+    (rounded up) until it is 1. After
+    ``patience`` steps that went well the former, larger setting is tried; when that fails, at once or later, the
+    patience is doubled. All of it depends on the number of steps alone, never on a clock. ``on_change`` is told.
+
+    Raises ``MemoryConstraintError`` where even one row at a time does not fit, and where batch norm in training mode
+    forbids chunks. Every other error comes through as it is. One process only: a repeat on one of several that average
+    their gradients would leave the others waiting.
+    """
+
+    def __init__(
+        self,
+        step: ContrastiveStep,
+        encoder: nn.Module,
+        loss: nn.Module,
+        on_change: ChunkReport = lambda step, old, new, reason: None,
+        patience: int = PATIENCE,
+    ) -> None:
+        self.step, self.encoder, self.loss = step, encoder, loss
+        self.on_change = on_change
+        self.patience = patience
+        self.steps = 0
+        # (chunk, kept_chunks) that were given up, the last one smallest.
+        self._larger: list[tuple[int | None, int]] = []
+        self._went_well = 0
+        self._grown = False  # the present setting was given up once before
+        self._may_enlarge = True
+
+    def enlarge(self, factor: int) -> None:
+        """Let the next steps' chunks be so many times as large, unless that has been too much before."""
+        self.step.enlarged = factor if self._may_enlarge else 1
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.step.processes is not None:
+            return self._without_repeat(batch)
+        if any(p.grad is not None for module in (self.encoder, self.loss) for p in module.parameters()):
+            raise CLIPFinetuningError(
+                "There are gradients from before this batch, and a repeat would lose them: call "
+                "optimizer.zero_grad(set_to_none=True) before each step"
+            )
+        size = len(batch["pixels"])
+        before = BeforeStep(self.encoder, self.loss, self.step.device)
+        self._try_larger(size)
+        output, reason = self._attempt(batch)
+        while output is None:
+            before.restore()
+            self._shrink(size, reason)
+            output, reason = self._attempt(batch)
+        self.steps += 1
+        self._went_well += 1
+        return output
+
+    def _without_repeat(self, batch: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.step(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = len(batch["pixels"]) if batch["pixels"] is not None else 0
+            raise MemoryConstraintError(
+                f"One of several processes ran out of memory on its {size} pairs ({error}), and the others would not "
+                f"wait for a repeat: set mini_batch_size below {self.step.chunk_of(size)}, or start more processes"
+            ) from error
+
+    def _attempt(self, batch: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        # The error must be gone when this returns: its traceback holds every tensor of the failed attempt.
+        try:
+            return self.step(batch), ""
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None, (str(error) or type(error).__name__).strip().split("\n")[0][:200]
+
+    def _try_larger(self, size: int) -> None:
+        old = self.step.chunk_of(size)
+        if not self._larger or self._went_well < self.patience or old == size:  # a batch that fits proves nothing
+            return
+        self.step.chunk, self.step.kept_chunks = self._larger.pop()
+        self._grown = True
+        self._report(
+            old, self.step.chunk_of(size), f"{self._went_well} steps in a row went well: trying the larger one"
+        )
+        self._went_well = 0
+
+    def _shrink(self, size: int, reason: str) -> None:
+        step = self.step
+        old = step.chunk_of(size)
+        if has_live_batch_norm(self.encoder):
+            raise MemoryConstraintError(
+                f"A batch of {size} pairs does not fit into memory ({reason}), and cannot go in chunks while batch "
+                "norm takes its statistics from the batch: they would become the chunks'. Set freeze_batch_norm=true, "
+                f"which allows chunks, or a smaller batch_size (the batch is {size} now)"
+            )
+        drops_graphs = step.kept_chunks > 0 and old < size
+        if not drops_graphs and step.enlarged > 1:
+            self._may_enlarge, step.enlarged = False, 1
+            if (now := step.chunk_of(size)) < old:
+                self._report(old, now, f"out of memory ({reason}): no larger chunks for small pictures any more")
+                return
+        if old == 1 and not drops_graphs:
+            raise MemoryConstraintError(
+                f"A batch of {size} pairs does not fit into memory even one pair at a time ({reason}). Set "
+                "gradient_checkpointing=true, a smaller image_resolution, loss_chunk_size (rows of the similarity "
+                f"matrix held at once), a smaller batch_size (the batch is {size} now), or a smaller model; or close "
+                "other programs"
+            )
+        if self._grown:
+            self.patience *= 2
+        self._grown, self._went_well = False, 0
+        self._larger.append((step.chunk, step.kept_chunks))
+        if drops_graphs:
+            self._report(old, old, f"out of memory ({reason}): no chunk keeps its graph any more")
+        else:
+            step.chunk = (old + 1) // 2
+            self._report(old, step.chunk, f"out of memory ({reason})")
+        step.kept_chunks = 0
+
+    def _report(self, old: int, new: int, reason: str) -> None:
+        self.on_change(self.steps + 1, old, new, reason)
+
+    def get_state(self) -> dict[str, Any]:
+        """What the next step's chunk depends on, in plain numbers and lists."""
+        return {
+            "chunk": self.step.chunk,
+            "kept_chunks": self.step.kept_chunks,
+            "larger": [list(setting) for setting in self._larger],
+            "patience": self.patience,
+            "went_well": self._went_well,
+            "grown": self._grown,
+            "may_enlarge": self._may_enlarge,
+            "steps": self.steps,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.step.chunk, self.step.kept_chunks = state["chunk"], state["kept_chunks"]
+        self._larger = [(chunk, kept) for chunk, kept in state["larger"]]
+        self.patience, self._went_well = state["patience"], state["went_well"]
+        self._grown, self._may_enlarge, self.steps = state["grown"], state["may_enlarge"], state["steps"]
+
+
+class BeforeStep:
+    """What a forward and backward pass changes, as it was before."""
+
+    def __init__(self, encoder: nn.Module, loss: nn.Module, device: torch.device) -> None:
+        self.device = device
+        self.modules = (encoder, loss)
+        self.random = random_state(device)
+        # A forward pass changes the weights of no tower; an objective may set its own (the sigmoid's bias).
+        self.parameters = [(p, p.detach().clone()) for p in loss.parameters() if not nn.parameter.is_lazy(p)]
+        changing = [module for module in encoder.modules() if module.training] + list(loss.modules())
+        self.buffers = [
+            (module, name, buffer, None if buffer is None else buffer.detach().clone())
+            for module in changing
+            for name, buffer in module._buffers.items()
+        ]
+        self.extra_states = [
+            (module, copy.deepcopy(module.get_extra_state()))
+            for module in loss.modules()
+            if type(module).get_extra_state is not nn.Module.get_extra_state
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for module in self.modules:
+            module.zero_grad(set_to_none=True)
+        release_memory(self.device)
+        for parameter, value in self.parameters:
+            parameter.copy_(value)
+        for module, name, buffer, content in self.buffers:
+            module._buffers[name] = buffer  # which an assignment may have put another one in the place of
+            if buffer is not None and content is not None:
+                buffer.copy_(content)
+        for module, state in self.extra_states:
+            module.set_extra_state(copy.deepcopy(state))
+        restore_random_state(self.random, self.device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nobody holds: reference cycles, then what the allocators have kept for later."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+        if trim is not None:
+            trim(0)
+
+
+def has_live_batch_norm(encoder: nn.Module) -> bool:
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(m, kind) and (m.training or m.running_mean is None) for m in encoder.modules())

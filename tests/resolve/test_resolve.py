@@ -1,0 +1,266 @@
+"""What is decided where the user said nothing, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from domainclip.config import CLIPFinetuningConfig, FrozenConfig, load_recipe, shipped_recipes
+from domainclip.config.recipe_files import parse_recipe
+from domainclip.errors import ConfigurationError
+from domainclip.resolve import DataFacts, ModelFacts, contrastive_batch, resolve, steps_per_epoch
+from resolve_cases import CLIP, PLAIN, SIGLIP, STARTER
+
+
+def decided(config: CLIPFinetuningConfig, model: ModelFacts = CLIP, data: DataFacts = PLAIN):
+    recipe, decisions = resolve(config, model, data)
+    assert isinstance(recipe, FrozenConfig)
+    reasons = {decision.key: decision.reason for decision in decisions}
+    assert len(reasons) == len(decisions), "a key is decided once"
+    for decision in decisions:
+        assert getattr(recipe, decision.key) == decision.value
+        assert len(decision.reason) > 5
+    return recipe, reasons
+
+
+def test_inputs_follow_the_model():
+    recipe, reasons = decided(CLIPFinetuningConfig(), STARTER)
+    assert recipe.image_resolution == 160
+    assert "image processor" in reasons["image_resolution"]
+    assert recipe.max_sequence_length == 77
+    assert decided(CLIPFinetuningConfig(), replace(CLIP, text_length=512))[0].max_sequence_length == 77
+    assert decided(CLIPFinetuningConfig(), replace(CLIP, text_length=32))[0].max_sequence_length == 32
+
+
+def test_fixed_text_length_is_kept_whole():
+    recipe, reasons = decided(CLIPFinetuningConfig(), SIGLIP)
+    assert recipe.max_sequence_length == 64
+    assert "full length" in reasons["max_sequence_length"]
+    assert decided(CLIPFinetuningConfig(max_sequence_length=64), SIGLIP)[0].max_sequence_length == 64
+    with pytest.raises(ConfigurationError, match=r"max_sequence_length=32 .* full 64 tokens"):
+        resolve(CLIPFinetuningConfig(max_sequence_length=32), SIGLIP, PLAIN)
+
+
+def test_longer_text_than_the_tower_takes_is_refused():
+    assert decided(CLIPFinetuningConfig(max_sequence_length=20))[0].max_sequence_length == 20
+    with pytest.raises(ConfigurationError, match="more than the text tower's 77"):
+        resolve(CLIPFinetuningConfig(max_sequence_length=78), CLIP, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"), [(8000, 256), (4096, 256), (1600, 100), (512, 32), (300, 32), (40, 20), (9, 4), (2, 2)]
+)
+def test_contrastive_batch_makes_sixteen_steps_an_epoch_or_has_32_pairs(rows, size):
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
+    assert contrastive_batch(recipe) == size
+    assert str(size) in reasons["batch_size"]
+
+
+def test_accumulation_divides_the_contrastive_batch():
+    recipe, reasons = decided(CLIPFinetuningConfig(gradient_accumulation_steps=4))
+    assert (recipe.batch_size, contrastive_batch(recipe)) == (64, 256)
+    assert "4 steps" in reasons["batch_size"]
+    recipe, reasons = decided(CLIPFinetuningConfig(batch_size=16, gradient_accumulation_steps=4))
+    assert contrastive_batch(recipe) == 64
+    assert "batch_size" not in reasons
+    assert steps_per_epoch(recipe, 8000) == 125
+    assert steps_per_epoch(recipe, 63) == 1  # the only batch, though partial
+
+
+def test_batch_of_one_pair_has_nothing_to_contrast():
+    with pytest.raises(ConfigurationError, match="batch_size=1"):
+        resolve(CLIPFinetuningConfig(batch_size=1), CLIP, PLAIN)
+    assert contrastive_batch(decided(CLIPFinetuningConfig(batch_size=1, gradient_accumulation_steps=2))[0]) == 2
+
+
+def test_objective_follows_repeated_captions():
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, repeated_caption_share=0.4))
+    assert recipe.loss_type == "multi_positive"
+    assert "40%" in reasons["loss_type"]
+    assert decided(CLIPFinetuningConfig())[0].loss_type == "contrastive"
+    kept, reasons = decided(
+        CLIPFinetuningConfig(loss_type="contrastive"), data=replace(PLAIN, repeated_caption_share=0.4)
+    )
+    assert kept.loss_type == "contrastive"
+    assert "loss_type" not in reasons
+
+
+@pytest.mark.parametrize(
+    ("facts", "values", "positives"),
+    [
+        ({}, {}, "caption"),
+        ({"repeated_caption_share": 0.9, "labelled_share": 1.0, "classes": 6}, {}, "label"),
+        ({"repeated_caption_share": 0.3, "labelled_share": 1.0, "classes": 6}, {}, "caption"),
+        ({"repeated_caption_share": 0.9, "labelled_share": 1.0, "classes": 1}, {}, "caption"),
+        ({"repeated_caption_share": 0.9, "labelled_share": 0.2, "classes": 6}, {}, "caption"),
+        ({}, {"augment_text": True}, "label"),
+        ({}, {"positives": "label"}, "label"),
+        ({"repeated_caption_share": 0.9, "labelled_share": 1.0, "classes": 6}, {"positives": "auto"}, "label"),
+    ],
+)
+def test_positives(facts, values, positives):
+    assert decided(CLIPFinetuningConfig(**values), data=replace(PLAIN, **facts))[0].positives == positives
+
+
+def test_temperature_is_the_models_own_and_trained_unless_set():
+    recipe, reasons = decided(CLIPFinetuningConfig())
+    assert (recipe.temperature, recipe.learnable_temp) == (0.01, True)
+    assert "logit_scale" in reasons["temperature"]
+    recipe, reasons = decided(CLIPFinetuningConfig(temperature=0.07))
+    assert (recipe.temperature, recipe.learnable_temp) == (0.07, False)
+    assert "temperature" not in reasons
+    assert decided(CLIPFinetuningConfig(temperature=0.05, learnable_temp=True))[0].learnable_temp is True
+    # The user's word on training it holds for the model's own temperature too.
+    assert decided(CLIPFinetuningConfig(learnable_temp=False))[0].learnable_temp is False
+
+
+def test_rates_per_tower():
+    recipe, reasons = decided(CLIPFinetuningConfig(learning_rate=2e-5), STARTER)
+    assert recipe.image_learning_rate == pytest.approx(2e-4)
+    assert recipe.text_learning_rate == pytest.approx(2e-5)
+    assert "ten times" in reasons["image_learning_rate"]
+    recipe, _ = decided(CLIPFinetuningConfig(learning_rate=2e-5, image_learning_rate=1e-6), STARTER)
+    assert recipe.image_learning_rate == 1e-6
+
+
+def test_schedule():
+    recipe, reasons = decided(CLIPFinetuningConfig(batch_size=100, num_epochs=10))  # 80 steps an epoch, 800 in all
+    assert recipe.warmup_steps == 80
+    assert "800 steps" in reasons["warmup_steps"]
+    assert (recipe.eval_steps, recipe.save_steps) == (80, 80)  # at least once an epoch
+    assert recipe.logging_steps == 16
+    assert decided(CLIPFinetuningConfig(batch_size=2, num_epochs=10))[0].warmup_steps == 500
+    assert decided(CLIPFinetuningConfig(batch_size=100, max_steps=7))[0].warmup_steps == 1
+    set_, reasons = decided(CLIPFinetuningConfig(batch_size=100, warmup_steps=500, eval_steps=3, save_steps=1000))
+    assert (set_.warmup_steps, set_.eval_steps, set_.save_steps) == (500, 3, 1000)
+    assert not {"warmup_steps", "eval_steps", "save_steps"} & reasons.keys()
+
+
+def test_small_data():
+    recipe, _ = decided(CLIPFinetuningConfig(num_epochs=2), data=replace(PLAIN, train_rows=5))
+    assert recipe.batch_size == 2
+    assert (recipe.eval_steps, recipe.logging_steps, recipe.warmup_steps) == (2, 1, 1)
+
+
+def test_flips():
+    sides = replace(PLAIN, names_sides=True)
+    assert decided(CLIPFinetuningConfig())[0].horizontal_flip is True
+    assert decided(CLIPFinetuningConfig(), data=sides)[0].horizontal_flip is False
+    assert decided(CLIPFinetuningConfig(domain="medical"))[0].horizontal_flip is False
+    # The industrial preset mirrors and turns; captions that name a side overrule it, the user overrules both.
+    assert decided(CLIPFinetuningConfig(domain="industrial"))[0].rotate90 is True
+    recipe, reasons = decided(CLIPFinetuningConfig(domain="industrial"), data=sides)
+    assert (recipe.horizontal_flip, recipe.rotate90, recipe.vertical_flip) == (False, False, True)
+    assert "left or right" in reasons["horizontal_flip"]
+    heights = replace(PLAIN, names_heights=True)
+    recipe, _ = decided(CLIPFinetuningConfig(domain="industrial"), data=heights)
+    assert (recipe.horizontal_flip, recipe.rotate90, recipe.vertical_flip) == (True, False, False)
+    assert decided(CLIPFinetuningConfig(horizontal_flip=True), data=sides)[0].horizontal_flip is True
+
+
+def test_reading():
+    few = replace(PLAIN, train_rows=100)
+    assert decided(CLIPFinetuningConfig(), data=few)[0].num_workers == 0
+    many, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=1_000_000, cores=3))
+    assert many.num_workers == 2
+    assert "3 cores" in reasons["num_workers"]
+    assert decided(CLIPFinetuningConfig(num_workers=7), data=few)[0].num_workers == 7
+
+
+def test_domain_preset_lies_between_defaults_and_what_is_set():
+    recipe, reasons = decided(CLIPFinetuningConfig(domain="medical"))
+    assert (recipe.learning_rate, recipe.horizontal_flip) == (3e-5, False)
+    assert "preset" in reasons["learning_rate"]
+    # Set, even to the default, it stays.
+    recipe, reasons = decided(CLIPFinetuningConfig(domain="medical", learning_rate=5e-5))
+    assert recipe.learning_rate == 5e-5
+    assert "learning_rate" not in reasons
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("model", [CLIP, SIGLIP, STARTER])
+def test_saved_recipe_repeats_the_run(name, model):
+    data = replace(PLAIN, repeated_caption_share=0.8, labelled_share=1.0, classes=5, names_sides=True)
+    recipe, _ = decided(load_recipe(name, environment={}), model, data)
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=True)
+    again, later = decided(CLIPFinetuningConfig(**parse_recipe(text, "recipe.yaml")[0]), model, data)
+    assert again.to_dict() == recipe.to_dict()
+    assert later == {}
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(100, 30), (666, 27), (1000, 18), (1800, 10), (100_000, 10)])
+def test_few_rows_are_shown_more_often(rows, epochs):
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
+    assert recipe.num_epochs == epochs
+    assert f"{rows} rows" in reasons["num_epochs"]
+    assert decided(CLIPFinetuningConfig(num_epochs=3), data=replace(PLAIN, train_rows=rows))[0].num_epochs == 3
+
+
+def test_small_data_holds_the_training_back():
+    few = replace(PLAIN, train_rows=999)
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=few)
+    assert "999 pairs" in reasons["small_data"]
+    assert (recipe.layer_decay, recipe.weight_decay, recipe.early_stopping_patience) == (0.75, 0.05, 9)
+    assert decided(CLIPFinetuningConfig(), STARTER, few)[0].layer_decay == 0.9
+    # What is set stays, and adapters hold all layers back already.
+    recipe, _ = decided(CLIPFinetuningConfig(weight_decay=0.2, lora_r=8), data=few)
+    assert (recipe.weight_decay, recipe.layer_decay) == (0.2, 1.0)
+    for config, data in ((CLIPFinetuningConfig(small_data=False), few), (CLIPFinetuningConfig(), PLAIN)):
+        recipe, reasons = decided(config, data=data)
+        assert (recipe.small_data, recipe.layer_decay, recipe.weight_decay) == (False, 1.0, 0.01)
+        assert "small_data" not in reasons
+    assert decided(CLIPFinetuningConfig(small_data=True))[0].layer_decay == 0.75
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "key"),
+    [
+        ({}, 999, "early_stopping_patience"),
+        ({}, 1500, "head_first_patience"),
+        ({"head_first": False}, 1500, None),
+        ({"head_first": False}, 999, "early_stopping_patience"),
+        ({}, 9000, None),
+    ],
+)
+def test_few_rows_may_end_the_training_early(values, rows, key):
+    both = ("early_stopping_patience", "head_first_patience")
+    recipe, reasons = decided(CLIPFinetuningConfig(**values), data=replace(PLAIN, train_rows=rows))
+    assert [name for name in both if getattr(recipe, name) is not None] == ([key] if key else [])
+    assert [name for name in both if "half of the training" in reasons.get(name, "")] == ([key] if key else [])
+    for patience in (0, 3):
+        given = dict.fromkeys(both, patience)
+        recipe, reasons = decided(CLIPFinetuningConfig(**given, **values), data=replace(PLAIN, train_rows=rows))
+        assert {name: getattr(recipe, name) for name in given} == given and not set(both) & set(reasons)
+
+
+def test_batch_norm_keeps_its_statistics_where_the_heads_come_first():
+    few = replace(PLAIN, train_rows=1200)
+    recipe, reasons = decided(CLIPFinetuningConfig(), STARTER, few)
+    assert recipe.head_first
+    assert recipe.freeze_batch_norm
+    assert recipe.image_learning_rate == pytest.approx(4 * recipe.learning_rate)
+    assert "four times" in reasons["image_learning_rate"]
+    recipe, _ = decided(CLIPFinetuningConfig(head_first=False), STARTER, few)
+    assert not recipe.freeze_batch_norm
+    assert recipe.image_learning_rate == pytest.approx(10 * recipe.learning_rate)
+
+
+def test_classes_have_a_term_where_most_rows_have_one():
+    labelled = replace(PLAIN, labelled_share=0.9, classes=3)
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=labelled)
+    assert recipe.classification_weight == 1.0
+    assert "3 classes" in reasons["classification_weight"]
+    assert decided(CLIPFinetuningConfig(classification_weight=0.25), data=labelled)[0].classification_weight == 0.25
+    for data in (PLAIN, replace(labelled, labelled_share=0.4), replace(labelled, classes=1)):
+        assert decided(CLIPFinetuningConfig(), data=data)[0].classification_weight == 0.0
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(40, 60), (300, 150), (600, 300), (4000, 300)])
+def test_few_rows_get_fewer_steps_of_the_heads(rows, steps):
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
+    assert recipe.head_first_steps == steps
+    assert ("head_first_steps" in reasons) == (steps < 300)
+    set_by_hand = CLIPFinetuningConfig(head_first_steps=500)
+    assert decided(set_by_hand, data=replace(PLAIN, train_rows=rows))[0].head_first_steps == 500
