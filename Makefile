@@ -15,7 +15,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 .PHONY: help demo test check bench tables clean
 
 help:
-	@echo "make demo    train a small CLIP on bundled pictures and report before and after"
+	@echo "make demo    train a small CLIP on bundled images and report before and after"
 	@echo "make test    run the tests"
 	@echo "make check   lint, formatting, types, and the direction of imports"
 	@echo "make bench   run the benchmarks in benchmarks/"

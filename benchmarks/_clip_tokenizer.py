@@ -26,5 +26,5 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     merges = [tuple(line.split()) for line in lines[1 : _VOCABULARY_SIZE - 2 * len(symbols) - 2 + 1]]
     names = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *("".join(pair) for pair in merges)]
     names += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {name: number for number, name in enumerate(names)}
+    vocabulary = {name: index for index, name in enumerate(names)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)

@@ -29,7 +29,7 @@ def memory_table(results: Path) -> str:
         entry = look_up(record, "rows", name)
         budget = look_up(entry, "budget_gib")
         within = look_up(entry, "within_budget")
-        share = look_up(entry, "predicted_over_measured")
+        fraction = look_up(entry, "predicted_over_measured")
         rows.append(
             [
                 _MODELS[name.split("_")[0]],
@@ -37,7 +37,7 @@ def memory_table(results: Path) -> str:
                 _way(entry),
                 number(look_up(entry, "predicted_gib")),
                 number(look_up(entry, "measured_gib")),
-                "" if share is None else f"{100 * (share - 1):+.0f} %",
+                "" if fraction is None else f"{100 * (fraction - 1):+.0f} %",
                 number(budget, "g"),
                 "" if within is None else "yes" if within else "no",
                 number(look_up(entry, "seconds"), ".0f"),

@@ -1,4 +1,4 @@
-"""Tables about training on pictures that grow."""
+"""Tables about training on images that grow."""
 
 from __future__ import annotations
 
@@ -61,31 +61,40 @@ def progressive_table(results: Path) -> str:
     return table(header, rows)
 
 
-def progressive_sides_table(results: Path) -> str:
-    """What a training step takes at each side, in every run that had steps of it."""
+def progressive_resolutions_table(results: Path) -> str:
+    """What a training step takes at each resolution, in every run that had steps of it."""
     record = newest("progressive", results)
     rows = []
     for data in PROGRESSIVE_DATA:
         took: dict[int, list[float]] = {}
         for run in look_up(record, "runs") or []:
             if run["data"] == data:
-                for side, seconds in run["seconds_per_step"].items():
-                    took.setdefault(int(side), []).append(seconds)
-        medians = {side: statistics.median(values) for side, values in sorted(took.items())}
-        for side, seconds in medians.items():
+                for resolution, seconds in run["seconds_per_step"].items():
+                    took.setdefault(int(resolution), []).append(seconds)
+        medians = {resolution: statistics.median(values) for resolution, values in sorted(took.items())}
+        for resolution, seconds in medians.items():
             largest = max(medians)
             rows.append(
                 [
                     f"`{data}`",
-                    str(side),
+                    str(resolution),
                     number(seconds),
                     number(seconds / medians[largest]),
-                    number((side / largest) ** 2),
+                    number((resolution / largest) ** 2),
                 ]
             )
         if not medians:
             rows.append([f"`{data}`", *[""] * 4])
-    return table(["data", "side, pixels", "a step, s", "of the largest side's", "pixels, of the largest side's"], rows)
+    return table(
+        [
+            "data",
+            "resolution, pixels",
+            "a step, s",
+            "of the largest resolution's",
+            "pixels, of the largest resolution's",
+        ],
+        rows,
+    )
 
 
 def _of(entries: Any, data: str, way: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What others make of the same starting weights, rows and number of pictures: the sides ``recipes.py`` compares with.
+"""What others make of the same initial weights, rows and number of images: the sides ``recipes.py`` compares with.
 
 Each takes a controller that is set up (its model is changed in place) and the rows; evaluation is the caller's.
 """
@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 
 
-def picture_features(controller: Any, paths: Sequence[Any]) -> torch.Tensor:
-    """What the frozen picture tower hands to its projection, ``[n, width]``."""
-    from domainclip.models.heads import head_inputs, tower_head
+def image_features(controller: Any, paths: Sequence[Any]) -> torch.Tensor:
+    """What the frozen image tower hands to its projection, ``[n, width]``."""
+    from domainclip.models.projections import projection_inputs, tower_projection
 
     engine, encoder = controller.engine(), controller.model
     encoder.eval()
-    head = tower_head(encoder, "image")
+    projection = tower_projection(encoder, "image")
     parts = []
     for start in range(0, len(paths), 64):
         pixels = engine.spec.normalise(engine.pixels(list(paths[start : start + 64])).to(engine.device))
-        parts.append(head_inputs(head, encoder.encode_image, pixels).features.cpu())
+        parts.append(projection_inputs(projection, encoder.encode_image, pixels).features.cpu())
     return torch.cat(parts)
 
 
@@ -47,12 +47,12 @@ def linear_probe(controller: Any, train: Sequence[Any], test: Sequence[Any]) -> 
         ],
         cv=StratifiedKFold(folds, shuffle=True, random_state=0),
     )
-    probe.fit(picture_features(controller, [pair.image_path for pair in train]).numpy(), labels)
-    said = probe.predict(picture_features(controller, [pair.image_path for pair in test]).numpy())
+    probe.fit(image_features(controller, [pair.image_path for pair in train]).numpy(), labels)
+    predicted = probe.predict(image_features(controller, [pair.image_path for pair in test]).numpy())
     truth = [pair.label for pair in test]
     return {
-        "acc1": float(accuracy_score(truth, said)),
-        "mean_per_class_recall": float(recall_score(truth, said, average="macro", zero_division=0.0)),
+        "acc1": float(accuracy_score(truth, predicted)),
+        "mean_per_class_recall": float(recall_score(truth, predicted, average="macro", zero_division=0.0)),
         "C": probe.best_params_["fit__C"],
         "standardised": probe.best_params_["scale"] != "passthrough",
     }
@@ -76,14 +76,14 @@ def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
 def plain_loop(
     controller: Any, train: Sequence[Any], recipe: Any, steps: int, batch: int, seed: int, *, multi_positive: bool
 ) -> None:
-    """A loop as one writes it with ``transformers``: its processor's pictures, shuffled batches, AdamW, the model's own
+    """A loop as one writes it with ``transformers``: its processor's images, shuffled batches, AdamW, the model's own
     contrastive loss, or (``multi_positive``) one whose targets are all texts of the same caption."""
     model, processor = controller.model.model, controller.model.processor
     pixels = controller.engine().pixels([pair.image_path for pair in train])
     spec = controller.engine().spec
     captions = [pair.caption for pair in train]
     tokens = processor.token_ids(captions, min(77, controller.model.text_length))
-    distinct = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    distinct = {caption: index for index, caption in enumerate(dict.fromkeys(captions))}
     groups = torch.tensor([distinct[caption] for caption in captions])
     optimizer = torch.optim.AdamW(_rates(controller, recipe), weight_decay=recipe.weight_decay)
     schedule = _schedule(optimizer, steps)
@@ -121,7 +121,7 @@ def sentence_transformers_loop(
     controller: Any, train: Sequence[Any], recipe: Any, steps: int, batch: int, seed: int, folder: str
 ) -> dict[str, Any]:
     """``SentenceTransformerTrainer`` with the symmetric ranking loss and no text twice in a batch, as its documentation
-    advises for pairs; as many pictures as ``steps`` of ``batch``."""
+    advises for pairs; as many images as ``steps`` of ``batch``."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers.base.modules.input_module import InputModule
@@ -136,7 +136,7 @@ def sentence_transformers_loop(
     length = min(77, encoder.text_length)
 
     class DualEncoderModule(InputModule):
-        """Texts are texts; a picture is ``#`` and the number of its row."""
+        """Texts are texts; an image is ``#`` and the number of its row."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -154,12 +154,12 @@ def _plain_step(spec: dict[str, Any]) -> tuple[Step, Any, list[str]]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate_factor(step, config.warmup_steps, total, config.min_learning_rate_ratio)
     )
-    spec_of_pictures = dataset.image_transform.spec
+    spec_of_images = dataset.image_transform.spec
 
     def step(keys: list[tuple[int, int]]) -> tuple[float, float, float]:
         rows = [row for _, row in keys]
         batch = {
-            "pixel_values": spec_of_pictures.normalise(torch.stack([dataset.pixels(key) for key in keys])),
+            "pixel_values": spec_of_images.normalise(torch.stack([dataset.pixels(key) for key in keys])),
             "input_ids": tokens["input_ids"][rows],
             "attention_mask": tokens["attention_mask"][rows],
         }

@@ -25,12 +25,12 @@ DATA = ("ind_solar_cells", "sci_rock_thin_sections")
 NOTHING = "nothing"
 PRESET = ("all", "images", "texts", "prompts", "augmentation", "training")
 TRAINING: dict[str, dict[str, Any]] = {
-    "head_first": {"head_first": False},
-    "head_last": {"head_last": False},
+    "head_first": {"probe_first": False},
+    "head_last": {"probe_last": False},
     "classification": {"classification_weight": 0.0},
-    "averaging": {"ema_share": 0.0},
+    "averaging": {"ema_fraction": 0.0},
     "small_data": {"small_data": False},
-    "all of these": {"head_first": False, "classification_weight": 0.0, "ema_share": 0.0, "small_data": False},
+    "all of these": {"probe_first": False, "classification_weight": 0.0, "ema_fraction": 0.0, "small_data": False},
 }
 
 

@@ -3,7 +3,7 @@
     python benchmarks/attention.py                # the whole measurement, writes benchmarks/results/
     python benchmarks/attention.py --quick        # a tiny layer and few tokens, to see that it runs
 
-Layers of CLIP's picture tower (ViT-B: width 768, 12 heads), forward and backward down to their input, in float32. Every
+Layers of CLIP's image tower (ViT-B: width 768, 12 heads), forward and backward down to their input, in float32. Every
 cell has a process of its own: peak memory is that of the whole process and cannot be reset. It is counted above what
 the process had reached before, after a pass over a few tokens, and divided by the layers; so it holds the part that a
 single layer needs while it works, besides what each layer keeps. ``kept_mb`` is that second part alone: all that waits
@@ -172,8 +172,8 @@ def run(arguments: argparse.Namespace) -> Path:
 
 def main() -> None:
     parser = measurement_parser(__doc__, quick="a tiny layer and few tokens")
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), help="tokens of a picture")
-    parser.add_argument("--batch", type=int, default=2, help="pictures")
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), help="tokens of an image")
+    parser.add_argument("--batch", type=int, default=2, help="images")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--slice-size", type=int, default=128, help="queries in a block of sliced attention")
     parser.add_argument("--repeats", type=int, default=3, help="timed passes of each cell at the most")

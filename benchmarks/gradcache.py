@@ -3,7 +3,7 @@
     python benchmarks/gradcache.py                # the whole measurement, writes benchmarks/results/
     python benchmarks/gradcache.py --quick        # a tiny model and few pairs, to see that it runs
 
-CLIP ViT-B/32's shape with random weights, pictures of 224 pixels held as bytes, captions of 16 tokens, float32, forward
+CLIP ViT-B/32's shape with random weights, images of 224 pixels held as bytes, captions of 16 tokens, float32, forward
 and backward without the optimizer: weights and gradients are there, the optimizer's state is not, so that what the
 batch adds weighs more than in a training.
 
@@ -30,7 +30,7 @@ from _record import machine_facts, median, write_record
 from _worker import Handler, Worker, measurement_parser, parse_or_serve
 
 BATCHES = (32, 256)
-CHUNK, TIMED_BATCH = 16, 64
+MICRO_BATCH, TIMED_BATCH = 16, 64
 QUICK_BATCHES, QUICK_CHUNK, QUICK_TIMED_BATCH = (4, 16), 2, 8
 TEXT_LENGTH = 16
 SINGLE_PASS = "single_pass"
@@ -92,7 +92,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
 
     def one_step(batch: dict[str, Any], chunk: int | None, kept: int) -> tuple[float, float]:
         model.zero_grad(set_to_none=True)
-        step.chunk, step.kept_chunks = chunk, kept
+        step.chunk, step.kept_micro_batches = chunk, kept
         clock = time.perf_counter()
         output = step(batch)
         return time.perf_counter() - clock, float(output["loss"])
@@ -119,12 +119,12 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
         one_step(batch_of(2 * chunk), chunk, 0)
         one_step(batch_of(2 * chunk), None, 0)
         started = time.perf_counter()
-        for number in range(repeats):
-            if number and time.perf_counter() - started > seconds:
+        for index in range(repeats):
+            if index and time.perf_counter() - started > seconds:
                 break
-            for name in sides if number % 2 == 0 else reversed(sides):
+            for name in sides if index % 2 == 0 else reversed(sides):
                 took[name].append(one_step(batch, *sides[name])[0])
-                if number:
+                if index:
                     continue
                 found = [p.grad for p in model.parameters() if p.grad is not None]
                 if name == SINGLE_PASS:
@@ -212,7 +212,7 @@ def run(arguments: argparse.Namespace) -> Path:
 def main() -> None:
     parser = measurement_parser(__doc__, quick="a tiny model and few pairs")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="pairs, for peak memory")
-    parser.add_argument("--chunk", type=int, default=CHUNK, help="pairs that go through a tower at once")
+    parser.add_argument("--chunk", type=int, default=MICRO_BATCH, help="pairs that go through a tower at once")
     parser.add_argument("--timed-batch", type=int, default=TIMED_BATCH, help="pairs, for time")
     parser.add_argument("--repeats", type=int, default=3, help="rounds at the most")
     parser.add_argument("--seconds", type=float, default=150, help="no further round begins after this long")

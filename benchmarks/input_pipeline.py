@@ -1,7 +1,7 @@
-"""Pictures a second from JPEG files to normalised batches, beside ``transformers``' own image processor.
+"""Images a second from JPEG files to normalised batches, beside ``transformers``' own image processor.
 
     python benchmarks/input_pipeline.py             # the whole measurement, writes benchmarks/results/
-    python benchmarks/input_pipeline.py --quick     # few and small pictures, to see that it runs
+    python benchmarks/input_pipeline.py --quick     # few and small images, to see that it runs
 
 Both sides turn the same files into float32 batches ``[64, 3, 224, 224]``, in one process each and without worker
 processes, and take turns. Files are in the system's file cache on both sides. What is timed:
@@ -33,7 +33,7 @@ SIZES = {"640x480": (640, 480, 64, 256), "2000x1500": (2000, 1500, 16, 64)}
 QUICK_SIZES = {"320x240": (320, 240, 4, 8)}
 SIDES = ("reference", "reference, same settings", "ours", "ours, prefetch thread")
 QUICK_SIDES = ("reference", "ours")
-SIDE_PIXELS = 224
+RESOLUTION_PIXELS = 224
 CROP_SCALE = 0.7
 JITTER = 0.1
 
@@ -42,42 +42,42 @@ JITTER = 0.1
 
 
 def make_photos(folder: Path, width: int, height: int, count: int) -> list[Path]:
-    """JPEG photographs of quality 90: bundled pictures cut at random, enlarged, with a sensor's noise laid on."""
+    """JPEG photographs of quality 90: bundled images cut at random, enlarged, with a sensor's noise laid on."""
     import numpy as np
     from PIL import Image
     from skimage import data
 
-    sources = [Image.fromarray(picture) for picture in (data.coffee(), data.chelsea(), data.astronaut(), data.rocket())]
+    sources = [Image.fromarray(image) for image in (data.coffee(), data.chelsea(), data.astronaut(), data.rocket())]
     generator = np.random.default_rng(width)
     paths = []
-    for number in range(count):
-        source = sources[number % len(sources)]
-        share = generator.uniform(0.7, 1.0)
-        cut_height = int(share * min(source.height, source.width * height / width))
+    for index in range(count):
+        source = sources[index % len(sources)]
+        fraction = generator.uniform(0.7, 1.0)
+        cut_height = int(fraction * min(source.height, source.width * height / width))
         cut_width = int(cut_height * width / height)
         left = int(generator.integers(0, source.width - cut_width + 1))
         top = int(generator.integers(0, source.height - cut_height + 1))
         box = (left, top, left + cut_width, top + cut_height)
         photo = np.asarray(source.resize((width, height), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
         noisy = photo + generator.normal(0, 4, photo.shape).astype(np.float32)
-        path = folder / f"{width}x{height}_{number:03}.jpg"
+        path = folder / f"{width}x{height}_{index:03}.jpg"
         Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8)).save(path, quality=90)
         paths.append(path)
     return paths
 
 
-def _augmented(picture: Any, rng: Any) -> Any:
+def _augmented(image: Any, rng: Any) -> Any:
     """The package's augmentation as Pillow offers it: random crop, mirroring, contrast and brightness."""
     from PIL import Image, ImageEnhance, ImageOps
 
-    shorter = min(picture.size)
+    shorter = min(image.size)
     area = shorter**2 * rng.uniform(CROP_SCALE, 1.0)
     aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    width = min(picture.width, round(math.sqrt(area * aspect)))
-    height = min(picture.height, round(math.sqrt(area / aspect)))
-    left, top = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
-    view = picture.resize(
-        (SIDE_PIXELS, SIDE_PIXELS), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)
+    width = min(image.width, round(math.sqrt(area * aspect)))
+    height = min(image.height, round(math.sqrt(area / aspect)))
+    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+    view = image.resize(
+        (RESOLUTION_PIXELS, RESOLUTION_PIXELS), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)
     )
     if rng.random() < 0.5:
         view = ImageOps.mirror(view)
@@ -102,12 +102,12 @@ def _reference(spec: dict[str, Any], augment: bool) -> Epoch:
     def epoch(number: int) -> Iterator[Any]:
         paths = spec["paths"]
         for start in range(0, len(paths), spec["batch"]):
-            pictures = []
+            images = []
             for path in paths[start : start + spec["batch"]]:
                 with Image.open(path) as opened:
-                    picture = opened.convert("RGB")
-                pictures.append(_augmented(picture, rng) if augment else picture)
-            yield processor(images=pictures, return_tensors="pt")["pixel_values"]
+                    image = opened.convert("RGB")
+                images.append(_augmented(image, rng) if augment else image)
+            yield processor(images=images, return_tensors="pt")["pixel_values"]
 
     return epoch
 
@@ -123,7 +123,7 @@ def _ours(spec: dict[str, Any], augment: bool) -> Epoch:
     config = CLIPFinetuningConfig(
         num_workers=0,
         shuffle=False,
-        image_resolution=SIDE_PIXELS,
+        image_resolution=RESOLUTION_PIXELS,
         augment_images=augment,
         horizontal_flip=True,
         crop_scale=CROP_SCALE,
@@ -131,7 +131,7 @@ def _ours(spec: dict[str, Any], augment: bool) -> Epoch:
     )
     processor = EncoderProcessor(make_tiny_clip().processor.tokenizer, CLIPImageProcessorPil(), "causal", 77)
     image_spec = ImageSpec.from_processor(processor.image_processor)
-    pairs = [(Path(path), f"picture {row}") for row, path in enumerate(spec["paths"])]
+    pairs = [(Path(path), f"image {row}") for row, path in enumerate(spec["paths"])]
     dataset = CLIPDataset(pairs, processor, config, ImageTransform(config, augment=augment, spec=image_spec))
     loader = create_training_loader(dataset, config, spec["batch"])
     batches = PrefetchDataLoader(loader) if spec["name"].endswith("prefetch thread") else loader
@@ -186,7 +186,7 @@ def _prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
 
 
 def _photographer(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
-    """Makes the pictures in a process of its own: the one that measures stays small."""
+    """Makes the images in a process of its own: the one that measures stays small."""
     paths = make_photos(Path(spec["folder"]), spec["width"], spec["height"], spec["files"])
     sizes = [path.stat().st_size for path in paths]
     return {"paths": [str(path) for path in paths], "mean_kib": round(sum(sizes) / len(sizes) / 1024, 1)}, {}
@@ -196,7 +196,7 @@ def _photographer(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handl
 
 
 def measure(paths: list[str], batch: int, repeats: int, sides: Sequence[str]) -> dict[str, Any]:
-    """``{"plain" or "augmented": {side: {"first": …, "later": …}}}`` in pictures a second, wall and processor time."""
+    """``{"plain" or "augmented": {side: {"first": …, "later": …}}}`` in images a second, wall and processor time."""
     script = Path(__file__).resolve()
     found: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -224,10 +224,10 @@ def measure(paths: list[str], batch: int, repeats: int, sides: Sequence[str]) ->
     return found
 
 
-def _rates(answers: list[dict[str, Any]], pictures: int) -> dict[str, float]:
+def _rates(answers: list[dict[str, Any]], images: int) -> dict[str, float]:
     return {
-        "pictures_per_s": round(pictures / median([answer["seconds"] for answer in answers]), 1),
-        "pictures_per_cpu_s": round(pictures / median([answer["cpu_seconds"] for answer in answers]), 1),
+        "pictures_per_s": round(images / median([answer["seconds"] for answer in answers]), 1),
+        "pictures_per_cpu_s": round(images / median([answer["cpu_seconds"] for answer in answers]), 1),
     }
 
 
@@ -264,7 +264,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": facts,
         "quick": arguments.quick,
         "batch_size": batch,
-        "resolution": SIDE_PIXELS,
+        "resolution": RESOLUTION_PIXELS,
         "threads": 1,
         "repeats": repeats,
         "results": results,
@@ -274,7 +274,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="times each first epoch is measured")
-    parser.add_argument("--quick", action="store_true", help="eight small pictures, once")
+    parser.add_argument("--quick", action="store_true", help="eight small images, once")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON record")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

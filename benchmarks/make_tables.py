@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from _memory_tables import gradcache_table, memory_table
-from _progressive_tables import progressive_sides_table, progressive_table
+from _progressive_tables import progressive_resolutions_table, progressive_table
 from _record import RESULTS
 from _table_cells import look_up, newest, number, ratio, table
 from domainclip.files import write_text
@@ -106,7 +106,7 @@ def input_pipeline_table(results: Path) -> str:
     header = [
         "JPEG",
         "what",
-        "reference, pictures/s",
+        "reference, images/s",
         "reference, same settings",
         "ours",
         "ours, prefetch thread",
@@ -175,13 +175,13 @@ ABLATION_DATA = ("ind_solar_cells", "sci_rock_thin_sections", "ind_pcb_defects")
 ABLATION_PARTS = {
     "nothing": "nothing: the defaults",
     "all": "the preset: domain general",
-    "images": "its picture steps",
+    "images": "its image steps",
     "texts": "its text steps",
     "prompts": "its prompts",
     "augmentation": "its augmentation",
     "training": "its learning rate",
-    "head_first": "the heads first (nor last)",
-    "head_last": "the heads last",
+    "head_first": "the probe first (nor last)",
+    "head_last": "the probe last",
     "classification": "the classes' own term",
     "averaging": "the mean of the weights",
     "small_data": "the restraint of few rows",
@@ -205,18 +205,18 @@ def ablation_table(results: Path) -> str:
     return table(header, rows)
 
 
-RETENTION_WAYS = {
+FORGETTING_WAYS = {
     "default": "rehearsal and the chosen mean (default)",
     "wise_ft": "the chosen mean alone",
     "nothing": "neither",
 }
 
 
-def retention_table(results: Path) -> str:
+def forgetting_table(results: Path) -> str:
     runs = look_up(newest("retention", results), "runs") or []
     rows = []
     for data in ("ind_solar_cells", "sci_pollen"):
-        for way, words in RETENTION_WAYS.items():
+        for way, words in FORGETTING_WAYS.items():
             run = next((run for run in runs if (run["data"], run["way"]) == (data, way)), None)
             lost = run and 100 * (run["retention_before"] - run["retention_after"])
             rows.append(
@@ -236,7 +236,7 @@ def retention_table(results: Path) -> str:
         "kept by",
         "acc1 before",
         "after",
-        "retention sets before",
+        "reference sets before",
         "after",
         "points lost",
         "wise_ft_alpha",
@@ -450,7 +450,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "input_pipeline": input_pipeline_table,
     "recipes": recipes_table,
     "ablation": ablation_table,
-    "retention": retention_table,
+    "retention": forgetting_table,
     "objectives": objectives_table,
     "objectives_paired": objectives_paired_table,
     "loss_memory": loss_memory_table,
@@ -458,7 +458,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "memory": memory_table,
     "gradcache": gradcache_table,
     "progressive": progressive_table,
-    "progressive_sides": progressive_sides_table,
+    "progressive_resolutions": progressive_resolutions_table,
     "machines": machines_table,
 }
 

@@ -5,7 +5,7 @@
     python benchmarks/memory.py --quick                  # a tiny model, to see that it runs
 
 The prediction is that of ``domainclip memory plan``, made in a process that loads no model. The measurement is the peak
-resident memory (``ru_maxrss``) of another process, which trains the same shape with random weights, random pictures and
+resident memory (``ru_maxrss``) of another process, which trains the same shape with random weights, random images and
 captions of 77 tokens: first a step over a few pairs, so that there is optimizer state, then one over the whole batch.
 Rows with a budget train with what the plan recommends for it. The C allocator gives freed memory back, as in a run that
 is short of memory; one that keeps it, as runs with room have it for speed, holds up to 1.0 GiB more. A row that would
@@ -124,7 +124,7 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
     from domainclip.training.metrics_log import peak_memory_mb
     from domainclip.training.optim.optimizer import build_optimizer
     from domainclip.training.step.gradcache import ContrastiveStep
-    from domainclip.training.step.views import PictureViews
+    from domainclip.training.step.views import ImageViews
 
     DeviceManager(device="cpu").optimize_for_device()
     cpu = torch.device("cpu")
@@ -156,7 +156,7 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
         return loss(images, texts, group_ids=groups, logit_scale=encoder.logit_scale, progress=0.0)
 
     step = ContrastiveStep(
-        PictureViews(encoder, ImageSpec.from_processor(shape.processor.image_processor), None),
+        ImageViews(encoder, ImageSpec.from_processor(shape.processor.image_processor), None),
         encoder.encode_text,
         contrast,
         lambda: precision.autocast(cpu),

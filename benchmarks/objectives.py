@@ -1,12 +1,12 @@
-"""What each objective makes of real data sets from one starting model: several seeds, one equal budget.
+"""What each objective makes of real data sets from one initial model: several seeds, one equal budget.
 
     python benchmarks/objectives.py                                   # the whole table, about an hour on two cores
     python benchmarks/objectives.py --data DIR --seeds 0 --steps 4    # a part of it
     python benchmarks/objectives.py --resume                          # what the newest record does not have yet
 
 Every run starts from the same weights, sees the same batches for a seed, trains for the same number of steps, and is
-judged by its last weights on the test split (nothing is chosen on validation rows, which are not held out here: all of
-``train.csv`` is trained on). Accuracy does not depend on how busy the machine is; the seconds do.
+evaluated by its last weights on the test split (nothing is chosen on validation rows, which are not held out here: all
+of ``train.csv`` is trained on). Accuracy does not depend on how busy the machine is; the seconds do.
 """
 
 from __future__ import annotations

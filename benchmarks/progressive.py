@@ -1,4 +1,4 @@
-"""Does training on pictures that grow reach the accuracy of full-sized ones sooner?
+"""Does training on images that grow reach the accuracy of full-sized ones sooner?
 
     python benchmarks/progressive.py                # two data sets, three seeds: 20 to 25 minutes on two free cores
     python benchmarks/progressive.py --ways fixed fixed_short progressive progressive_short
@@ -9,9 +9,9 @@ cut from ``train.csv``; a seed means the same batches. The target is what the ``
 with at its end. A way reaches it at the first crossing of its curve, interpolated between two validations; the fixed
 run's own first crossing is recorded as well, since a curve that wavers crosses its last value early by luck.
 
-Seconds are those inside training steps, as the trainer counts them: validations, waiting for pictures and writing are
-not in them. ``run_s`` has all of it. Pictures are decoded in the first epoch only, for every way at the largest side.
-Test accuracy is that of the weights which the package keeps.
+Seconds are those inside training steps, as the trainer counts them: validations, waiting for images and writing are
+not in them. ``run_s`` has all of it. Images are decoded in the first epoch only, for every way at the largest
+resolution. Test accuracy is that of the weights which the package keeps.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "progressive_low": {"resolution_schedule": {0: 96, 0.6: 128, 0.85: 160}},
     "fixed_short": {},
 }
-SHARE_OF_STEPS = {"progressive_short": 0.7, "fixed_short": 0.6}
+FRACTION_OF_STEPS = {"progressive_short": 0.7, "fixed_short": 0.6}
 """A whole training of fewer steps, its schedules with it. ``fixed_short`` takes about as long as ``progressive``: what
 it reaches is due to the shorter training alone."""
 DEFAULT_WAYS = (FIXED, "progressive", "progressive_mild")
@@ -50,14 +50,14 @@ WARM_UP_STEPS = 3
 
 
 def one_run(data: Path, model: str, way: str, seed: int, steps: int, batch: int, validations: int) -> dict[str, Any]:
-    """Train one way and judge it. Raises ``SystemExit`` for a data set without classes."""
+    """Train one way and evaluate it. Raises ``SystemExit`` for a data set without classes."""
     from rich.console import Console
 
     from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
     from domainclip.data.splits import load_splits
     from domainclip.training.metrics_log import read_metrics
 
-    steps = max(1, round(SHARE_OF_STEPS.get(way, 1.0) * steps))
+    steps = max(1, round(FRACTION_OF_STEPS.get(way, 1.0) * steps))
     config = CLIPFinetuningConfig(
         model_name=model,
         data_path=str(data),
@@ -70,10 +70,10 @@ def one_run(data: Path, model: str, way: str, seed: int, steps: int, batch: int,
         logging_steps=1,
         eval_steps=math.ceil(steps / validations),
         save_steps=10**6,
-        head_first=False,  # towers alone: heads that fit beforehand leave less of a curve to compare
+        probe_first=False,  # towers alone: projections that fit beforehand leave less of a curve to compare
         **WAYS[way],
     )
-    splits = load_splits(data)  # the seed of the split is not the run's: all runs are judged on the same rows
+    splits = load_splits(data)  # the seed of the split is not the run's: all runs are evaluated on the same rows
     load = machine_facts()["load_average_at_start"]
     with tempfile.TemporaryDirectory() as folder:
         controller = CLIPFinetuningController(config, Console(quiet=True))
@@ -110,7 +110,7 @@ def one_run(data: Path, model: str, way: str, seed: int, steps: int, batch: int,
 
 
 def step_times(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Step, side and cumulative seconds of each step, from a ``metrics.jsonl`` with a line for every one.
+    """Step, resolution and cumulative seconds of each step, from a ``metrics.jsonl`` with a line for every one.
 
     The trainer writes rows so far over seconds so far; the rows of a step are its ``batch_size``.
     """
@@ -124,7 +124,7 @@ def step_times(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def curve(log: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The validations: step, seconds of training until there, ``acc1`` and of how many pictures."""
+    """The validations: step, seconds of training until there, ``acc1`` and of how many images."""
     seconds = {entry["step"]: entry["seconds"] for entry in times}
     return [
         {
@@ -139,11 +139,11 @@ def curve(log: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]]) -> lis
 
 
 def seconds_per_step(times: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The median by side in pixels. The run's first step is left out: it does what is done once."""
+    """The median by resolution in pixels. The run's first step is left out: it does what is done once."""
     took: dict[str, list[float]] = {}
     for before, after in itertools.pairwise(times):
         took.setdefault(str(after["resolution"]), []).append(after["seconds"] - before["seconds"])
-    return {side: round(statistics.median(values), 4) for side, values in took.items()}
+    return {resolution: round(statistics.median(values), 4) for resolution, values in took.items()}
 
 
 def first_reached(points: Sequence[dict[str, Any]], target: float) -> float | None:
@@ -156,8 +156,8 @@ def first_reached(points: Sequence[dict[str, Any]], target: float) -> float | No
         if point["acc1"] >= target:
             if before is None:
                 return float(point["seconds"])
-            share = (target - before["acc1"]) / (point["acc1"] - before["acc1"])
-            return float(before["seconds"] + share * (point["seconds"] - before["seconds"]))
+            fraction = (target - before["acc1"]) / (point["acc1"] - before["acc1"])
+            return float(before["seconds"] + fraction * (point["seconds"] - before["seconds"]))
         before = point
     return None
 
@@ -224,7 +224,7 @@ def main() -> None:
         "model": Path(arguments.model).name,
         "threads": torch.get_num_threads(),
         "budget": {"steps": arguments.steps, "batch_size": arguments.batch},
-        "ways": {way: {**WAYS[way], "share_of_steps": SHARE_OF_STEPS.get(way, 1.0)} for way in arguments.ways},
+        "ways": {way: {**WAYS[way], "share_of_steps": FRACTION_OF_STEPS.get(way, 1.0)} for way in arguments.ways},
     }
     runs: list[dict[str, Any]] = []
     present = [data for data in arguments.data if data.is_dir()]
@@ -233,10 +233,10 @@ def main() -> None:
             print(f"{data} is not here: left out")
     if present:  # what is loaded and compiled at the first use would count against whichever run comes first
         one_run(present[0], arguments.model, FIXED, 0, WARM_UP_STEPS, arguments.batch, 1)
-    for number, seed in enumerate(arguments.seeds):  # seed by seed: a table that is cut short has whole rows
+    for index, seed in enumerate(arguments.seeds):  # seed by seed: a table that is cut short has whole rows
         for data in present:
             # In turned order every second seed, so that a machine that slows down slows no way more than another.
-            for way in arguments.ways if number % 2 == 0 else reversed(arguments.ways):
+            for way in arguments.ways if index % 2 == 0 else reversed(arguments.ways):
                 run = one_run(data, arguments.model, way, seed, arguments.steps, arguments.batch, arguments.validations)
                 runs.append(run)
                 print(

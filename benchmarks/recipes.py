@@ -1,14 +1,14 @@
-"""What the defaults make of real data sets from one starting model, beside its baselines and other trainers.
+"""What the defaults make of real data sets from one initial model, beside its baselines and other trainers.
 
     python benchmarks/recipes.py                                  # every set of DATA in DOMAINCLIP_DATA, one seed
     python benchmarks/recipes.py --seeds 0 1 2 --ways domainclip  # three seeds of our own
     python benchmarks/recipes.py --data DIR [DIR …] --model M --ways linear_probe plain
 
 Ways: ``domainclip`` is ``domainclip train`` with the domain of the set (the beginning of its name: med, ind, sci) and
-no other key set (``--set key=value`` adds some); ``linear_probe`` a logistic regression on the frozen picture tower;
+no other key set (``--set key=value`` adds some); ``linear_probe`` a logistic regression on the frozen image tower;
 ``plain`` a plain loop with several positives; ``transformers`` the same loop with the model's own loss, and
 ``sentence_transformers`` that package's trainer: all with our rows, batches and steps (the ``domainclip`` run of the
-same seed comes first), and the rates of our towers without heads first. All are judged alike, by zero-shot
+same seed comes first), and the rates of our towers without the probe first. All are evaluated alike, by zero-shot
 classification of the test rows with the domain's prompts; only the probe has classes of its own.
 
 A run that is in today's record already is not repeated.
@@ -86,8 +86,8 @@ def other_run(
     from domainclip.data.splits import load_splits
 
     domain = DOMAINS.get(data.name.split("_")[0], "general")
-    # Rates for towers whose batch norm learns along, as in these loops; our own, after the heads, are lower.
-    config = CLIPFinetuningConfig(data_path=str(data), model_name=model, seed=seed, domain=domain, head_first=False)
+    # Rates for towers whose batch norm learns along, as in these loops; our own, after the probe, are lower.
+    config = CLIPFinetuningConfig(data_path=str(data), model_name=model, seed=seed, domain=domain, probe_first=False)
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
     torch.manual_seed(seed)
@@ -100,15 +100,17 @@ def other_run(
     if ours is None:
         print(f"{data.name}, seed {seed}: {way} is given as many steps as {OURS}, which has not run: left out")
         return None
-    told = {"steps": ours["steps"], "batch": ours["batch"]}
+    reported = {"steps": ours["steps"], "batch": ours["batch"]}
     if way != "sentence_transformers":
-        plain_loop(controller, splits.train, recipe, **told, seed=seed, multi_positive=way == "plain")
+        plain_loop(controller, splits.train, recipe, **reported, seed=seed, multi_positive=way == "plain")
     else:
-        told = sentence_transformers_loop(controller, splits.train, recipe, ours["steps"], ours["batch"], seed, folder)
+        reported = sentence_transformers_loop(
+            controller, splits.train, recipe, ours["steps"], ours["batch"], seed, folder
+        )
     seconds = time.monotonic() - started
     metrics = controller.evaluate(splits.test).metrics
     return {
-        **told,
+        **reported,
         "training_time_s": seconds,
         "after": {name: metrics.get(name) for name in METRICS},
         "run_s": time.monotonic() - started,

@@ -1,4 +1,4 @@
-"""What adapting to a domain costs elsewhere: two retention sets before and after, by three ways of keeping them.
+"""What adapting to a domain costs elsewhere: two reference sets before and after, by three ways of keeping them.
 
     python benchmarks/retention.py                          # two sets of DATA in DOMAINCLIP_DATA, one seed
     python benchmarks/retention.py --ways default           # some of the ways
@@ -23,7 +23,7 @@ from _record import RESULTS, machine_facts, runs_so_far, write_record
 from recipes import DOMAINS
 
 DATA = ("ind_solar_cells", "sci_pollen")
-RETENTION = ("gen_clothing", "gen_grocery")
+REFERENCE = ("gen_clothing", "gen_grocery")
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "wise_ft": {"rehearsal_strength": 0.0},
@@ -52,11 +52,11 @@ def one_run(data: Path, model: str, way: str, seed: int, sets: list[Path], more:
         "before": report["before"]["acc1"],
         "after": report["after"]["acc1"],
         "acc1_interval": report["acc1_interval"],
-        "retention_before": report["retention"]["before"]["acc1"],
-        "retention_after": report["retention"]["after"]["acc1"],
+        "retention_before": report["reference_sets"]["before"]["acc1"],
+        "retention_after": report["reference_sets"]["after"]["acc1"],
         "sets": {
             name: {key: part[key] for key in ("before", "after", "rows")}
-            for name, part in report["retention"]["sets"].items()
+            for name, part in report["reference_sets"]["sets"].items()
         },
         "trade_off": report["trade_off"],
         "training_time_s": report["training"]["training_time_s"],
@@ -67,7 +67,7 @@ def main() -> None:
     root = Path(os.environ.get("DOMAINCLIP_DATA", "../shared/data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", type=Path, default=[root / name for name in DATA])
-    parser.add_argument("--retention", nargs="+", type=Path, default=[root / name for name in RETENTION])
+    parser.add_argument("--reference", nargs="+", type=Path, default=[root / name for name in REFERENCE])
     parser.add_argument("--model", default=str(root.parent / "models" / "starter"))
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS))
     parser.add_argument("--seed", type=int, default=0)
@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = machine_facts()
     runs = runs_so_far("retention", arguments.output, arguments.go_on)
-    if absent := [str(path) for path in (*arguments.data, *arguments.retention) if not path.is_dir()]:
+    if absent := [str(path) for path in (*arguments.data, *arguments.reference) if not path.is_dir()]:
         print(f"Nothing is run, since these are not here: {', '.join(absent)}")
         return
     more: dict[str, Any] = {"max_steps": 4} if arguments.quick else {}
@@ -86,7 +86,7 @@ def main() -> None:
             key = {"data": data.name, "way": way, "seed": arguments.seed}
             if any(key.items() <= run.items() for run in runs):
                 continue
-            found = one_run(data, arguments.model, way, arguments.seed, arguments.retention, more)
+            found = one_run(data, arguments.model, way, arguments.seed, arguments.reference, more)
             runs.append({**key, **found})
             content = {"machine": facts, "quick": arguments.quick, "runs": runs}
             # After every run: what was measured stays, whatever happens to the next.

@@ -8,7 +8,7 @@ clipping and schedule, without dropout, in one process each. They take turns, a 
 other waits. What is timed:
 
 - plain: ``CLIPModel(..., return_loss=True).loss``, backward, clipping, AdamW, schedule. Its captions are tokenized
-  and padded to the full length, and its pictures normalised, before the clock starts.
+  and padded to the full length, and its images normalised, before the clock starts.
 - ours: ``Trainer._step`` on a batch collated inside the timing, normalising included.
 """
 
@@ -106,7 +106,7 @@ def compare(plain: dict[str, Any], ours: dict[str, Any], batch: int) -> dict[str
 
 
 def quick_data(folder: Path) -> Path:
-    """Sixteen pictures of noise with repeated short and distinct longer captions, in the layout of the real sets."""
+    """Sixteen images of noise with repeated short and distinct longer captions, in the layout of the real sets."""
     import numpy as np
     from PIL import Image
 
@@ -118,7 +118,7 @@ def quick_data(folder: Path) -> Path:
         for row in range(16):
             name = f"images/{row:02}.png"
             Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / name)
-            writer.writerow([name, f"a {('red', 'blue')[row % 2]} picture" if row % 4 else f"number {row} of them"])
+            writer.writerow([name, f"a {('red', 'blue')[row % 2]} image" if row % 4 else f"number {row} of them"])
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Embed pictures and texts with a controller, and find the best caption for each picture."""
+"""Embed images and texts with a controller, and find the best caption for each image."""
 
 import tempfile
 from pathlib import Path
@@ -7,7 +7,7 @@ from PIL import Image
 
 from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
 from domainclip.data import DatasetLoader
-from domainclip.demo.pictures import build_demo_data
+from domainclip.demo.images import build_demo_data
 
 pairs = DatasetLoader.from_csv(build_demo_data(Path(tempfile.mkdtemp()) / "data") / "train.csv")[:8]
 captions = sorted({caption for _, caption in pairs})

@@ -1,4 +1,4 @@
-"""Fine-tune on a table of pictures and captions, and read the figures. Runs in seconds with a random model.
+"""Fine-tune on a table of images and captions, and read the figures. Runs in seconds with a random model.
 
 With a real model: ``python examples/fine_tune.py openai/clip-vit-base-patch32 path/to/data``
 """
@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from domainclip import CLIPFinetuningConfig, run_training
-from domainclip.demo.pictures import build_demo_data
+from domainclip.demo.images import build_demo_data
 
 folder = Path(tempfile.mkdtemp())
 model = sys.argv[1] if len(sys.argv) > 1 else "tiny"

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from domainclip import CLIPFinetuningConfig, run_training
 from domainclip.config import LossSettings
-from domainclip.demo.pictures import build_demo_data
+from domainclip.demo.images import build_demo_data
 from domainclip.losses import LOSSES, CLIPContrastiveLoss, MultiPositiveContrastiveLoss
 
 
 class ImageToTextOnly(MultiPositiveContrastiveLoss):
-    """Half of the symmetric loss: each picture among all texts."""
+    """Half of the symmetric loss: each image among all texts."""
 
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **kwargs)

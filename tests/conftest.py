@@ -122,7 +122,7 @@ def processor() -> EncoderProcessor:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of the time of trials this short; one test looks at them."""
+    """Images take most of the time of trials this short; one test looks at them."""
     for name in ("plot_history", "plot_importances", "plot_slices"):
         monkeypatch.setattr(f"domainclip.tune.results.{name}", lambda *arguments: False)
 

@@ -1,4 +1,4 @@
-"""Ranking and retrieval over anything that encodes pictures and texts."""
+"""Ranking and retrieval over anything that encodes images and texts."""
 
 from domainclip.metrics.modality_gap import modality_gap
 from domainclip.metrics.retrieval import AlignmentMetrics, retrieval_ranks

@@ -19,8 +19,8 @@ class DataError(CLIPFinetuningError, ValueError):
     """A data set cannot be used as it is: missing column, no valid pair, unreadable file."""
 
 
-class PictureError(DataError):
-    """One picture cannot be read. Outside ``strict`` mode its row is set aside, counted and reported."""
+class ImageError(DataError):
+    """One image cannot be read. Outside ``strict`` mode its row is skipped, counted and reported."""
 
 
 class ShapeError(CLIPFinetuningError, ValueError):

@@ -17,7 +17,7 @@ from domainclip.registry import Registry
 Embeddings = Tensor | np.ndarray
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
-"""Pictures ``[n, D]`` and texts ``[m, D]`` to a matrix ``[n, m]``; larger is nearer."""
+"""Images ``[n, D]`` and texts ``[m, D]`` to a matrix ``[n, m]``; larger is nearer."""
 
 SIMILARITIES: Registry[Callable] = Registry("metric")
 """Functions, and ``nn.Module`` classes (made without arguments) where something is learned."""

@@ -69,7 +69,7 @@ def test_recipes_table_puts_the_ways_side_by_side(make_tables: ModuleType, tmp_p
         run("domainclip", 0, 0.5, before={"acc1": 0.25}, run_s=61.4),
         run("domainclip", 1, 0.7),
         run("linear_probe", 0, 0.625),
-        {**run("domainclip", 2, 0.9), "settings": {"ema_share": 0}},
+        {**run("domainclip", 2, 0.9), "settings": {"ema_fraction": 0}},
         {**run("plain", 0, 0.375), "data": "another"},
     ]
     (tmp_path / "recipes-2030-01-01.json").write_text(json.dumps({"runs": runs}))
@@ -241,8 +241,10 @@ def test_progressive_table_compares_within_a_seed(
         f"{2 / (37.5 / (50 + 25 / 3) + 30 / 75):.2f}×",
     ]
     assert all(row[2:] == [""] * 11 for row in rows[2:])
-    sides = cells_of(make_tables.fill("<!-- table: progressive_sides -->\n<!-- end table -->", tmp_path))[2:]
-    assert sides == [
+    resolutions = cells_of(make_tables.fill("<!-- table: progressive_resolutions -->\n<!-- end table -->", tmp_path))[
+        2:
+    ]
+    assert resolutions == [
         ["`sci_pollen`", "96", "0.50", "0.40", "0.36"],
         ["`sci_pollen`", "160", "1.25", "1.00", "1.00"],
         ["`ind_solar_cells`", *[""] * 4],

@@ -144,7 +144,7 @@ def test_train_step_names_what_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_input_pipeline_runs_and_agrees_with_the_reference(tmp_path: Path) -> None:
-    pytest.importorskip("skimage", reason="the pictures come from scikit-image")
+    pytest.importorskip("skimage", reason="the images come from scikit-image")
     done = run_script("input_pipeline.py", "--quick", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     record = only_record(tmp_path, "input_pipeline")

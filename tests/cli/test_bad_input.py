@@ -1,4 +1,4 @@
-"""Everything users bring that is wrong, through the command: a sentence and exit code 2, or set aside and counted."""
+"""Everything users bring that is wrong, through the command: a sentence and exit code 2, or skipped and counted."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def report_of(tmp_path: Path) -> dict:
     return json.loads((tmp_path / "out" / "report.json").read_text())
 
 
-def set_aside_of(tmp_path: Path) -> list[dict]:
-    return json.loads((tmp_path / "out" / "set_aside.json").read_text())
+def skipped_of(tmp_path: Path) -> list[dict]:
+    return json.loads((tmp_path / "out" / "skipped.json").read_text())
 
 
 def refused(result, *words: str) -> None:
@@ -80,7 +80,7 @@ def huge_png(path: Path) -> None:
         (b"", ["train.csv", "empty"]),
         (b"image_path,caption,label\n", ["train.csv", "No valid image-text pairs", "no rows"]),
         (b"image_path,text\nimages/sky_0.jpg,a sky\n", ["Missing 'caption' column", "train.csv", "caption_col"]),
-        (b"picture,caption\nimages/sky_0.jpg,a sky\n", ["Missing 'image_path' column", "train.csv", "image_col"]),
+        (b"photo,caption\nimages/sky_0.jpg,a sky\n", ["Missing 'image_path' column", "train.csv", "image_col"]),
         ("image_path,caption\nimages/sky_0.jpg,caf\xe9\n".encode("latin-1"), ["train.csv", "UTF-8", "line 2"]),
         (b'image_path,caption\nimages/sky_0.jpg,"open\n', ["train.csv"]),
         ("image_path,caption\n".encode("utf-16"), ["train.csv", "UTF-16"]),
@@ -108,30 +108,30 @@ def test_no_data_at_all(train, tmp_path):
     refused(train("-d", tmp_path / "empty"), "empty")
 
 
-def test_missing_pictures_are_set_aside_and_counted(folder, train, tmp_path):
+def test_missing_images_are_skipped_and_counted(folder, train, tmp_path):
     (folder / "images" / "sky_0.jpg").unlink()
     result = train()
     assert result.exit_code == 0, result.err
-    (row,) = set_aside_of(tmp_path)
+    (row,) = skipped_of(tmp_path)
     assert row["split"] == "train"
     assert row["image_path"] == "images/sky_0.jpg"
     assert "train.csv row 14" in row["reason"]  # the header and twelve rows before it
-    assert any("1 pictures or rows were set aside" in warning for warning in report_of(tmp_path)["warnings"])
+    assert any("1 images or rows were skipped" in warning for warning in report_of(tmp_path)["warnings"])
     assert report_of(tmp_path)["data"]["counts"]["train"] == 17
     shutil.rmtree(tmp_path / "out")
     refused(train("strict=true"), "train.csv row 14", "images/sky_0.jpg")
 
 
-def test_every_picture_missing(folder, train):
+def test_every_image_missing(folder, train):
     shutil.rmtree(folder / "images")
     refused(train(), "No valid image-text pairs", "train.csv", "18 rows")
 
 
-def test_directory_named_like_a_picture(folder, train, tmp_path):
+def test_directory_named_like_an_image(folder, train, tmp_path):
     (folder / "images" / "sky_0.jpg").unlink()
     (folder / "images" / "sky_0.jpg").mkdir()
     assert train().exit_code == 0
-    assert "sky_0.jpg" in set_aside_of(tmp_path)[0]["reason"]
+    assert "sky_0.jpg" in skipped_of(tmp_path)[0]["reason"]
 
 
 def test_captions_empty_and_of_10000_characters(folder, train, tmp_path):
@@ -142,29 +142,29 @@ def test_captions_empty_and_of_10000_characters(folder, train, tmp_path):
     assert len(rows[1][1]) > 10_000
     result = train()
     assert result.exit_code == 0, result.err
-    (row,) = set_aside_of(tmp_path)
+    (row,) = skipped_of(tmp_path)
     assert "row 2" in row["reason"]
     assert "caption is empty" in row["reason"]
 
 
-# --- pictures ---
+# --- images ---
 
 
 @pytest.mark.parametrize("name", ["sky_0.jpg", "sky_1.png"])
-def test_truncated_training_picture(folder, train, tmp_path, name):
+def test_truncated_training_image(folder, train, tmp_path, name):
     truncate(folder / "images" / name)
     result = train("num_epochs=2")
     assert result.exit_code == 0, result.err
-    (row,) = set_aside_of(tmp_path)
+    (row,) = skipped_of(tmp_path)
     assert row["split"] == "train"
     assert row["image_path"].endswith(name)
     assert name in row["reason"]
-    assert any("set aside" in warning and name in warning for warning in report_of(tmp_path)["warnings"])
+    assert any("skipped" in warning and name in warning for warning in report_of(tmp_path)["warnings"])
     assert report_of(tmp_path)["training"]["steps"] == 4
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_strict_makes_a_truncated_training_picture_fatal(folder, train, workers):
+def test_strict_makes_a_truncated_training_image_fatal(folder, train, workers):
     truncate(folder / "images" / "sky_0.jpg")
     result = train("strict=true", f"num_workers={workers}", "num_epochs=3")
     refused(result, "sky_0.jpg")
@@ -172,55 +172,55 @@ def test_strict_makes_a_truncated_training_picture_fatal(folder, train, workers)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_truncated_picture_outside_training(folder, train, domainclip, tmp_path, split):
+def test_truncated_image_outside_training(folder, train, domainclip, tmp_path, split):
     name = rows_of(folder, split)[0][0]
     truncate(folder / name)
     assert train().exit_code == 0
-    (row,) = set_aside_of(tmp_path)
+    (row,) = skipped_of(tmp_path)
     assert (row["split"], row["image_path"]) == (split, str(folder / name))
     if split == "test":
         assert report_of(tmp_path)["after"]["n_classified"] == 5
     evaluated = domainclip("evaluate", "-m", "tiny", "-d", folder, "--split", split, "--json")
     assert evaluated.exit_code == 0
-    assert json.loads(evaluated.out)["set_aside"] == [row]
+    assert json.loads(evaluated.out)["skipped"] == [row]
     shutil.rmtree(tmp_path / "out")
     refused(train("strict=true"), name)
     refused(domainclip("evaluate", "-m", "tiny", "-d", folder, "--split", split, "strict=true"), name)
 
 
-def test_evaluation_counts_the_rows_that_loading_set_aside(folder, domainclip):
+def test_evaluation_counts_the_rows_that_loading_skipped(folder, domainclip):
     name = rows_of(folder, "test")[2][0]
     (folder / name).unlink()
     result = domainclip("evaluate", "-m", "tiny", "-d", folder, "--json")
-    (row,) = json.loads(result.out)["set_aside"]
+    (row,) = json.loads(result.out)["skipped"]
     assert row["image_path"] == name
     assert "test.csv row 4" in row["reason"]
     shown = domainclip("evaluate", "-m", "tiny", "-d", folder)
     assert "Set aside: test.csv row 4" in shown.out
 
 
-def test_no_training_picture_that_can_be_read(folder, train, tmp_path):
+def test_no_training_image_that_can_be_read(folder, train, tmp_path):
     for name, _, _ in rows_of(folder):
         (folder / name).write_bytes(b"\xff\xd8\xff\xe0 nothing")
-    refused(train(), "No valid image-text pairs to train on", "0 of 18 pictures can be read", "brick_0.jpg")
+    refused(train(), "No valid image-text pairs to train on", "0 of 18 images can be read", "brick_0.jpg")
     assert not (tmp_path / "out").exists()
 
 
-def test_no_test_picture_that_can_be_read(folder, domainclip):
+def test_no_test_image_that_can_be_read(folder, domainclip):
     for name, _, _ in rows_of(folder, "test"):
         (folder / name).write_bytes(b"")
-    refused(domainclip("evaluate", "-m", "tiny", "-d", folder), "No picture of the test split", "empty")
+    refused(domainclip("evaluate", "-m", "tiny", "-d", folder), "No image of the test split", "empty")
 
 
-def test_picture_of_30000_by_30000(folder, train, tmp_path):
+def test_image_of_30000_by_30000(folder, train, tmp_path):
     huge_png(folder / "images" / "sky_1.png")
     assert train().exit_code == 0
-    (row,) = set_aside_of(tmp_path)
+    (row,) = skipped_of(tmp_path)
     assert "sky_1.png" in row["reason"]
     assert "pixels" in row["reason"]
 
 
-def test_unusual_pictures_are_used(folder, train, tmp_path):
+def test_unusual_images_are_used(folder, train, tmp_path):
     images = folder / "images"
     base = Image.open(images / "brick_1.png").convert("RGB")
     Image.new("RGB", (1, 1), "red").save(images / "one.png")
@@ -235,7 +235,7 @@ def test_unusual_pictures_are_used(folder, train, tmp_path):
     write_rows(folder, [*rows_of(folder), *((f"images/{name}", f"an odd {name}", "brick") for name in names)])
     result = train("batch_size=13")  # two batches: every row is read
     assert result.exit_code == 0, result.err
-    assert not (tmp_path / "out" / "set_aside.json").exists()
+    assert not (tmp_path / "out" / "skipped.json").exists()
     assert report_of(tmp_path)["data"]["counts"]["train"] == 26
 
 
@@ -267,7 +267,7 @@ def test_one_caption_only(folder, train):
     refused(train(), "same caption", "nothing to tell apart")
 
 
-def test_class_with_one_picture(folder, train, tmp_path):
+def test_class_with_one_image(folder, train, tmp_path):
     rows = rows_of(folder)
     write_rows(folder, [*rows[:-1], (rows[-1][0], "a lonely cloud", "cloud")])
     assert train().exit_code == 0

@@ -184,11 +184,11 @@ def test_saved_model_loads_with_plain_transformers(finished_run, tiny_data):
     model = CLIPModel.from_pretrained(finished_run / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(finished_run / "model")
     images = AutoImageProcessor.from_pretrained(finished_run / "model", backend="pil")
-    picture = Image.open(tiny_data.pairs("test")[0].image_path).convert("RGB")
+    image = Image.open(tiny_data.pairs("test")[0].image_path).convert("RGB")
     with torch.no_grad():
         output = model(
             **tokenizer(["a texture of brick", "a texture of sky"], padding=True, return_tensors="pt"),
-            **images(images=picture, return_tensors="pt"),
+            **images(images=image, return_tensors="pt"),
         )
     assert output.logits_per_image.shape == (1, 2)
     assert torch.isfinite(output.logits_per_image).all()
@@ -260,7 +260,7 @@ def test_evaluate(finished_run, tiny_data, tmp_path, domainclip):
     printed = json.loads(result.out)
     assert printed == json.loads(figures.read_text())
     assert printed["split"] == "test"
-    assert printed["set_aside"] == []
+    assert printed["skipped"] == []
     reported = json.loads((finished_run / "report.json").read_text())["after"]
     for name in ("acc1", "i2t_R@1", "t2i_MRR"):
         assert printed["metrics"][name] == pytest.approx(reported[name])

@@ -246,7 +246,7 @@ def test_empty_recipe_file_sets_nothing(tmp_path):
         ("seed: 1\nlerning_rate: 1\n", 2, "did you mean 'learning_rate'"),
         ("seed: 1\n\n# comment\nlearning_rate: -1\n", 4, "Learning rate must be positive"),
         ("seed: 1\nbatch_size: [1\n", 3, "not valid YAML"),
-        ("seed: 1\nclass_tree: &a\n  - x: *a\n", 2, "contains itself"),
+        ("seed: 1\nclass_hierarchy: &a\n  - x: *a\n", 2, "contains itself"),
         ("seed: 1\nnum_epochs: 2\nseed: 2\n", 3, r"'seed' stands twice \(first on line 1\)"),
         ("seed: 1\n\tbatch_size: 2\n", 2, "not valid YAML"),
         ("seed: 1\n7: 2\n", 2, "Unknown key '7'"),

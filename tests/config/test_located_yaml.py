@@ -48,7 +48,7 @@ def test_numbers_and_truth_values(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("key: !!int abc", "file: not valid YAML"),
         ("key: " + "[" * 5000, "file: values lie too deep"),
@@ -56,8 +56,8 @@ def test_numbers_and_truth_values(text: str, value: object) -> None:
         ("a:\n  b: 1\n  b: 2", "file line 3: 'b' stands twice"),
     ],
 )
-def test_what_is_wrong_is_said(text: str, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said.replace("(", r"\(")):
+def test_what_is_wrong_is_said(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message.replace("(", r"\(")):
         LocatedYaml.parse(text, "file")
 
 
@@ -90,7 +90,7 @@ def test_choices_named_off_and_switches_in_words(tmp_path: Path) -> None:
 
 def test_every_mistake_has_its_own_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("images:\n  tile_side: 10\n  rotation_degrees: 500\n  percentiles: [1]\n")
+    path.write_text("images:\n  tile_size: 10\n  rotation_degrees: 500\n  percentiles: [1]\n")
     with pytest.raises(ConfigurationError) as error:
         load_domain(path)
     lines = str(error.value).split("\n")
@@ -112,9 +112,9 @@ def test_a_domain_changed_in_python_is_saved_as_it_is(tmp_path: Path) -> None:
     again = load_domain(path)
     assert again.digest() == domain.digest() != load_domain("medical").digest()
     assert again.recipe_values() == domain.recipe_values()
-    built = DomainConfig(name="x", images={"tile_side": 64})
-    built.images.tile_side = 128
-    assert yaml.safe_load(built.to_yaml())["images"] == {"tile_side": 128}
+    built = DomainConfig(name="x", images={"tile_size": 64})
+    built.images.tile_size = 128
+    assert yaml.safe_load(built.to_yaml())["images"] == {"tile_size": 128}
 
 
 def test_a_template_opens_each_mapping_once_and_keeps_dots(tmp_path: Path) -> None:

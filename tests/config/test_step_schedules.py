@@ -1,4 +1,4 @@
-"""Schedules of batches and sides in a recipe, and loaders that follow them."""
+"""Schedules of batches and resolutions in a recipe, and loaders that follow them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.step_plan import ViewKey
 from domainclip.errors import ConfigurationError
 from domainclip.resolve import DataFacts, ModelFacts, resolve
-from domainclip.resolve.resolution import SideRule
+from domainclip.resolve.resolution import ResolutionRule
 from domainclip.resolve.steps import batch_schedule, resolved_steps
 
-CLIP = ModelFacts(224, 77, False, "transformer", "transformer", 0.01, sides=SideRule(224, 32, 32))
+CLIP = ModelFacts(224, 77, False, "transformer", "transformer", 0.01, resolutions=ResolutionRule(224, 32, 32))
 ROWS = DataFacts(1000, 0.0, 0.0, 0, False, 8)
 
 
@@ -79,8 +79,11 @@ def test_many_epochs_stay_in_order_when_their_keys_are_sorted_as_texts():
         ({"resolution_schedule": {0.5: 96}}, r"must begin at 0 \(it begins at 0\.5\)"),
         ({"resolution_schedule": {-1: 96}}, r"must begin at 0 \(it begins at -1\)"),
         ({"resolution_schedule": {0: 96, "0.0": 128}}, "says twice what holds from 0 on"),
-        ({"resolution_schedule": {0: 96, 2: 128}}, r"a share .* is below 1 \(one is 2\).*resolution_schedule_by=epoch"),
-        ({"resolution_schedule": "auto", "resolution_schedule_by": "epoch"}, "auto counts in shares"),
+        (
+            {"resolution_schedule": {0: 96, 2: 128}},
+            r"a fraction .* is below 1 \(one is 2\).*resolution_schedule_by=epoch",
+        ),
+        ({"resolution_schedule": "auto", "resolution_schedule_by": "epoch"}, "auto counts in fractions"),
         ({"resolution_schedule_by": "epoch"}, "says nothing without resolution_schedule"),
         ({"resolution_schedule_by": "step"}, "Invalid unit of the resolution schedule 'step'"),
         ({"resolution_schedule": {0: 96}, "training_resolutions": [96]}, "exclude each other"),
@@ -102,26 +105,26 @@ def test_settings_that_cannot_be(values, message):
 @pytest.mark.parametrize(
     ("rule", "full", "expected"),
     [
-        (SideRule(224, 32, 32), 224, {0.0: 192, 0.6: 224}),
-        (SideRule(224, 16, 16), 224, {0.0: 176, 0.6: 224}),
-        (SideRule(160, 32, 64), 160, {0.0: 128, 0.6: 160}),
-        (SideRule(96, 32, 64), 96, {0.0: 64, 0.6: 96}),
-        (SideRule(32, 32, 32), 32, {0.0: 32}),
-        (SideRule(64, 32, 64), 64, {0.0: 64}),
+        (ResolutionRule(224, 32, 32), 224, {0.0: 192, 0.6: 224}),
+        (ResolutionRule(224, 16, 16), 224, {0.0: 176, 0.6: 224}),
+        (ResolutionRule(160, 32, 64), 160, {0.0: 128, 0.6: 160}),
+        (ResolutionRule(96, 32, 64), 96, {0.0: 64, 0.6: 96}),
+        (ResolutionRule(32, 32, 32), 32, {0.0: 32}),
+        (ResolutionRule(64, 32, 64), 64, {0.0: 64}),
     ],
 )
-def test_automatic_sides_rise_to_the_whole_one(rule, full, expected):
-    facts = replace(CLIP, native_resolution=rule.native, sides=rule)
+def test_automatic_resolutions_rise_to_the_whole_one(rule, full, expected):
+    facts = replace(CLIP, native_resolution=rule.native, resolutions=rule)
     recipe, decisions = resolved(facts, resolution_schedule="auto")
     assert recipe.resolution_schedule == expected == decisions["resolution_schedule"].value
     assert recipe.image_resolution == full
     assert "image_resolution" in decisions["resolution_schedule"].reason
-    assert all(rule.allows(side) for side in recipe.resolution_schedule.values())
+    assert all(rule.allows(resolution) for resolution in recipe.resolution_schedule.values())
     again, _ = resolve(CLIPFinetuningConfig(**recipe.to_dict()), facts, ROWS)
     assert again.resolution_schedule == expected
 
 
-def test_where_a_schedule_ends_is_the_side_of_the_model():
+def test_where_a_schedule_ends_is_the_resolution_of_the_model():
     recipe, decisions = resolved(resolution_schedule={0: 96, 0.5: 160})
     assert recipe.image_resolution == 160
     assert decisions["image_resolution"].reason == "where resolution_schedule ends"
@@ -146,8 +149,8 @@ def test_batch_size_follows_its_schedule():
 @pytest.mark.parametrize(
     ("model", "values", "message"),
     [
-        ({"sides": None}, {"resolution_schedule": "auto"}, "resolution_schedule .* takes 224 pixels only"),
-        ({"sides": None}, {"training_resolutions": [224]}, "training_resolutions .* takes 224 pixels only"),
+        ({"resolutions": None}, {"resolution_schedule": "auto"}, "resolution_schedule .* takes 224 pixels only"),
+        ({"resolutions": None}, {"training_resolutions": [224]}, "training_resolutions .* takes 224 pixels only"),
         ({}, {"resolution_schedule": {0: 100, 0.5: 224}}, "resolution_schedule: 100 does not fit.*96 or 128"),
         ({}, {"training_resolutions": [100, 224]}, "training_resolutions: 100 does not fit.*96 or 128"),
         ({}, {"resolution_schedule": {0: 96}, "image_resolution": 224}, "ends at 96 pixels and image_resolution=224"),
@@ -179,20 +182,20 @@ def test_settings_that_do_not_fit_model_or_rows(model, values, message):
 # --- loaders ---
 
 
-def data_set(tiny_data, processor, largest_side=None, **values) -> CLIPDataset:
+def data_set(tiny_data, processor, largest_resolution=None, **values) -> CLIPDataset:
     config = CLIPFinetuningConfig(**{"num_workers": 0, "image_resolution": 48, **values})
-    transform = ImageTransform(config, augment=True, spec=ImageSpec(48, 48), largest_side=largest_side)
+    transform = ImageTransform(config, augment=True, spec=ImageSpec(48, 48), largest_resolution=largest_resolution)
     return CLIPDataset(tiny_data.pairs(), processor, config, transform)
 
 
 @pytest.mark.parametrize(
-    ("values", "sides", "largest"),
+    ("values", "resolutions", "largest"),
     [
         ({"resolution_schedule": {0: 32, 0.5: 48}}, [32] * 4 + [48] * 4, 48),
         ({"training_resolutions": [32, 48, 64]}, None, 64),
     ],
 )
-def test_workers_give_one_side_a_batch(tiny_data, processor, values, sides, largest):
+def test_workers_give_one_resolution_a_batch(tiny_data, processor, values, resolutions, largest):
     values = {**values, "batch_size_schedule": {0: 3, 2: 5}, "num_epochs": 2}
     read = []
     for workers in (0, 2):
@@ -207,34 +210,38 @@ def test_workers_give_one_side_a_batch(tiny_data, processor, values, sides, larg
         read.append(batches)
     alone, together = read
     got = [tuple(batch["pixels"].shape) for batch in alone]
-    assert got == [(plan.size(step), 3, plan.side(step), plan.side(step)) for step in range(plan.total_steps)]
+    assert got == [
+        (plan.size(step), 3, plan.resolution(step), plan.resolution(step)) for step in range(plan.total_steps)
+    ]
     # 3 + 3 + 5 + 5 rows of 18 in the first epoch, then 5 + 5 + 5
     assert [shape[0] for shape in got] == [3, 3, 5, 5, 5, 5, 5]
-    assert [shape[-1] for shape in got] == (sides[1:] if sides else [plan.side(step) for step in range(7)])
+    assert [shape[-1] for shape in got] == (
+        resolutions[1:] if resolutions else [plan.resolution(step) for step in range(7)]
+    )
     for one, other in zip(alone, together, strict=True):
         assert one["rows"] == other["rows"]
         assert torch.equal(one["pixels"], other["pixels"])
 
 
-def test_items_can_be_read_at_a_side(tiny_data, processor):
+def test_items_can_be_read_at_a_resolution(tiny_data, processor):
     data = data_set(tiny_data, processor)
     assert data[ViewKey(1, 2, 32, 0.5)]["pixel_values"].shape == (3, 32, 32)
     assert torch.equal(data[ViewKey(1, -1, 48, 1.0)]["pixel_values"], data[(1, 17)]["pixel_values"])
     assert data.fetch(ViewKey(0, 3, 32, 0.5)).pixels.shape == (3, 32, 32)
 
 
-def test_a_data_set_of_its_own_keeps_pictures_large_enough(tiny_data, processor):
+def test_a_data_set_of_its_own_keeps_images_large_enough(tiny_data, processor):
     config = CLIPFinetuningConfig(training_resolutions=[32, 64], num_workers=0, image_resolution=32)
     data = CLIPDataset(tiny_data.pairs(), processor, config)
-    assert (data.image_transform.resolution, data.image_transform.largest_side) == (32, 64)
+    assert (data.image_transform.resolution, data.image_transform.largest_resolution) == (32, 64)
     assert {batch["pixels"].shape[-1] for batch in create_training_loader(data, config, 2)} == {32, 64}
 
 
 def test_plans_that_do_not_fit_the_loader(tiny_data, processor):
     for values, batch, message in (
         ({"resolution_schedule": "auto"}, 4, "resolve the recipe first"),
-        ({"resolution_schedule": {0: 32, 0.5: 64}}, 4, "ends at 64 pixels, .* makes pictures of 48"),
-        ({"training_resolutions": [32, 64]}, 4, r"up to 64 pixels, .* for 48 .*largest_side=64"),
+        ({"resolution_schedule": {0: 32, 0.5: 64}}, 4, "ends at 64 pixels, .* makes images of 48"),
+        ({"training_resolutions": [32, 64]}, 4, r"up to 64 pixels, .* for 48 .*largest_resolution=64"),
         ({"batch_size_schedule": {0: 3, 4: 6}}, 4, "goes up to 6 pairs, but the loader is asked for 4"),
     ):
         data = data_set(tiny_data, processor, **values)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from batch_cases import keys, look_alike_sampler, random_neighbours
+from batch_cases import hard_negative_sampler, keys, random_neighbours
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.batches import (
     PairCollator,
@@ -24,7 +24,7 @@ from domainclip.data.dataset import CLIPDataset, RawItem
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
-from domainclip.errors import ConfigurationError, DataError, PictureError
+from domainclip.errors import ConfigurationError, DataError, ImageError
 
 
 def config(**values) -> CLIPFinetuningConfig:
@@ -38,9 +38,9 @@ def dataset(tiny_data, processor, augment: bool = False, **values) -> CLIPDatase
     return CLIPDataset(tiny_data.pairs(), processor, settings, transform)
 
 
-def with_bad_picture(tiny_data, processor, tmp_path, **values) -> CLIPDataset:
+def with_unreadable_image(tiny_data, processor, tmp_path, **values) -> CLIPDataset:
     bad = tmp_path / "bad.jpg"
-    bad.write_bytes(b"\xff\xd8 no picture")
+    bad.write_bytes(b"\xff\xd8 no image")
     pairs = [*tiny_data.pairs()[:5], ImageTextPair(bad, "broken")]
     return CLIPDataset(pairs, processor, config(**values))
 
@@ -73,7 +73,7 @@ def test_lean_batch_says_the_same_as_the_plain_one(tiny_data, processor):
     assert lean["image_paths"] == plain["image_paths"]
     assert lean["rows"] == rows
     assert torch.equal(lean["group_ids"], data.group_ids[rows])
-    assert lean["problems"] == []
+    assert lean["skipped"] == []
 
 
 def test_equal_captions_are_tokenised_once(tiny_data, processor):
@@ -108,19 +108,19 @@ def test_padding_is_the_pad_token_and_masked(tiny_data, processor):
     assert batch["attention_mask"][1].all()
 
 
-def test_problems_are_left_out_and_named(tiny_data, processor, tmp_path):
-    data = with_bad_picture(tiny_data, processor, tmp_path)
+def test_skipped_rows_are_left_out_and_named(tiny_data, processor, tmp_path):
+    data = with_unreadable_image(tiny_data, processor, tmp_path)
     batch = PairCollator(data)([data.fetch((0, row)) for row in (4, 5, 1)])
     assert batch["rows"] == [4, 1]
     assert batch["pixels"].shape[0] == len(batch["caption_index"]) == 2
     assert "broken" not in batch["captions"]
-    ((path, reason),) = batch["problems"]
+    ((path, reason),) = batch["skipped"]
     assert path.endswith("bad.jpg")
     assert "bad.jpg" in reason
 
 
-def test_batch_of_problems_alone(tiny_data, processor, tmp_path):
-    data = with_bad_picture(tiny_data, processor, tmp_path)
+def test_batch_of_skipped_rows_alone(tiny_data, processor, tmp_path):
+    data = with_unreadable_image(tiny_data, processor, tmp_path)
     batch = PairCollator(data)([RawItem(5, 0, None, "why")])
     assert batch["pixels"] is None
     assert batch["rows"] == []
@@ -160,13 +160,13 @@ def test_global_random_state_is_not_moved_by_a_training_loader(tiny_data, proces
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_training_loader_brings_look_alikes_together(tiny_data, processor):
+def test_training_loader_brings_hard_negatives_together(tiny_data, processor):
     rows = len(tiny_data.pairs())
     neighbours = random_neighbours(rows, 3, 0)
-    settings = config(look_alike_share=0.5)
+    settings = config(hard_negative_batch_fraction=0.5)
     loader = create_training_loader(dataset(tiny_data, processor), settings, 5)
     loader.batch_sampler.set_neighbours(neighbours)
-    expected = keys(look_alike_sampler(rows, 5, 0.5, neighbours, settings.seed))
+    expected = keys(hard_negative_sampler(rows, 5, 0.5, neighbours, settings.seed))
     assert [batch["rows"] for batch in loader] == [[row for _, row in batch] for batch in expected]
 
 
@@ -261,12 +261,14 @@ def test_abandoned_reader_stops_its_thread(tiny_data, processor):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_strict_makes_a_bad_picture_fatal_in_one_sentence(tiny_data, processor, tmp_path, workers):
+def test_strict_makes_a_bad_image_fatal_in_one_sentence(tiny_data, processor, tmp_path, workers):
     values = {"strict": True, "num_workers": workers}
-    loader = create_training_loader(with_bad_picture(tiny_data, processor, tmp_path, **values), config(**values), 2)
+    loader = create_training_loader(
+        with_unreadable_image(tiny_data, processor, tmp_path, **values), config(**values), 2
+    )
     if workers:
         loader.multiprocessing_context = "fork"
-    with pytest.raises(PictureError, match=r"bad\.jpg") as caught:
+    with pytest.raises(ImageError, match=r"bad\.jpg") as caught:
         list(PrefetchDataLoader(loader))
     assert "Traceback" not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Pairs as a data set: items, texts, groups, and the cache of decoded pictures."""
+"""Pairs as a data set: items, texts, groups, and the cache of decoded images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset, MultiCaptionCLIPDataset
-from domainclip.data.images.cache import PictureCache
+from domainclip.data.images.cache import ImageCache
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
-from domainclip.errors import DataError, PictureError
+from domainclip.errors import DataError, ImageError
 
 
 def config(**values) -> CLIPFinetuningConfig:
@@ -134,7 +134,7 @@ def test_rows_without_a_label_are_grouped_by_caption(tiny_data, processor):
 
 def test_several_captions_vary_by_epoch_and_are_drawn_alike_each_time(tiny_data, processor):
     path = tiny_data.pairs()[0].image_path
-    captions = [f"caption {number}" for number in range(5)]
+    captions = [f"caption {index}" for index in range(5)]
     items = {path: captions, tiny_data.pairs()[1].image_path: ["only one"]}
     data, again = (MultiCaptionCLIPDataset(items, processor, config()) for _ in range(2))
     assert len(data) == 2
@@ -146,14 +146,14 @@ def test_several_captions_vary_by_epoch_and_are_drawn_alike_each_time(tiny_data,
     assert drawn != [other_seed[epoch, 0]["caption"] for epoch in range(60)]
 
 
-def test_rows_of_one_picture_are_gathered(tiny_data, processor):
+def test_rows_of_one_image_are_gathered(tiny_data, processor):
     pairs = tiny_data.pairs()
     doubled = [*pairs, *(ImageTextPair(pair.image_path, "second", pair.label) for pair in pairs)]
     data = MultiCaptionCLIPDataset.from_pairs(doubled, processor, config())
     assert len(data) == len(pairs)
     assert {data[epoch, 0]["caption"] for epoch in range(30)} == {pairs[0].caption, "second"}
     assert data.pairs[0].label == pairs[0].label
-    with pytest.raises(DataError, match="No caption for 1 pictures"):
+    with pytest.raises(DataError, match="No caption for 1 images"):
         MultiCaptionCLIPDataset({pairs[0].image_path: []}, processor, config())
 
 
@@ -180,7 +180,7 @@ def test_views_differ_by_epoch_and_row_and_repeat(tiny_data, processor):
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_cached_pictures_are_the_pictures(tiny_data, processor, augment):
+def test_cached_images_are_the_images(tiny_data, processor, augment):
     settings = config()
     transform = augmented(settings) if augment else None
     cached = CLIPDataset(tiny_data.pairs(), processor, settings, transform)
@@ -195,64 +195,64 @@ def test_cached_pictures_are_the_pictures(tiny_data, processor, augment):
     assert all(cached._cache.get(row) is not None for row in range(18))
 
 
-def test_a_cached_picture_is_not_read_again(tiny_data, processor, monkeypatch):
+def test_a_cached_image_is_not_read_again(tiny_data, processor, monkeypatch):
     data = CLIPDataset(tiny_data.pairs(), processor, config())
     first = data[0]["pixel_values"]
     monkeypatch.setattr(ImageTransform, "read", lambda *_: pytest.fail("read again"))
     assert torch.equal(data[0]["pixel_values"], first)
 
 
-def test_bad_picture(tiny_data, processor, tmp_path):
+def test_bad_image(tiny_data, processor, tmp_path):
     bad = tmp_path / "bad.jpg"
-    bad.write_bytes(b"\xff\xd8 no picture")
+    bad.write_bytes(b"\xff\xd8 no image")
     pairs = [*tiny_data.pairs()[:2], ImageTextPair(bad, "broken")]
     item = CLIPDataset(pairs, processor, config()).fetch((0, 2))
     assert item.pixels is None
     assert "bad.jpg" in item.problem
-    with pytest.raises(PictureError, match=r"bad\.jpg"):
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
         CLIPDataset(pairs, processor, config(strict=True)).fetch(2)
-    with pytest.raises(PictureError, match=r"bad\.jpg"):
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
         CLIPDataset(pairs, processor, config())[2]
 
 
 # --- the cache itself ---
 
 
-def picture(seed: int, height: int = 5, width: int = 4) -> torch.Tensor:
+def image(seed: int, height: int = 5, width: int = 4) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_cache_keeps_its_bound(shared):
-    cache = PictureCache(10, 3 * 5 * 4 * 3 + 7, shared)
-    kept = [cache.put(row, picture(row)) for row in range(10)]
+    cache = ImageCache(10, 3 * 5 * 4 * 3 + 7, shared)
+    kept = [cache.put(row, image(row)) for row in range(10)]
     assert kept == [True] * 3 + [False] * 7
     assert cache.used == 180 <= cache.capacity
     for row in range(10):
         found = cache.get(row)
-        assert found is None if row > 2 else torch.equal(found, picture(row))
+        assert found is None if row > 2 else torch.equal(found, image(row))
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_cache_keeps_pictures_of_unlike_sizes_and_the_first_of_a_row(shared):
-    cache = PictureCache(4, 10_000, shared)
+def test_cache_keeps_images_of_unlike_sizes_and_the_first_of_a_row(shared):
+    cache = ImageCache(4, 10_000, shared)
     shapes = [(5, 4), (1, 1), (7, 9), (2, 30)]
     for row in (2, 0, 3, 1):
-        assert cache.put(row, picture(row, *shapes[row]).permute(0, 1, 2))
-    assert not cache.put(1, picture(99, 1, 1))
+        assert cache.put(row, image(row, *shapes[row]).permute(0, 1, 2))
+    assert not cache.put(1, image(99, 1, 1))
     for row, shape in enumerate(shapes):
-        assert torch.equal(cache.get(row), picture(row, *shape))
+        assert torch.equal(cache.get(row), image(row, *shape))
 
 
-def test_cache_takes_pictures_that_do_not_lie_in_order_in_memory():
-    cache = PictureCache(1, 1000)
-    assert cache.put(0, picture(0).flip(2).transpose(1, 2))
-    assert torch.equal(cache.get(0), picture(0).flip(2).transpose(1, 2))
+def test_cache_takes_images_that_do_not_lie_in_order_in_memory():
+    cache = ImageCache(1, 1000)
+    assert cache.put(0, image(0).flip(2).transpose(1, 2))
+    assert torch.equal(cache.get(0), image(0).flip(2).transpose(1, 2))
 
 
 def test_cache_under_many_threads():
-    cache = PictureCache(200, 200 * 60 - 30)  # one too few
+    cache = ImageCache(200, 200 * 60 - 30)  # one too few
     wrong = []
 
     def work(offset: int) -> None:
@@ -260,8 +260,8 @@ def test_cache_under_many_threads():
             row = (step * 7 + offset) % 200
             found = cache.get(row)
             if found is None:
-                cache.put(row, picture(row))
-            elif not torch.equal(found, picture(row)):
+                cache.put(row, image(row))
+            elif not torch.equal(found, image(row)):
                 wrong.append(row)
 
     threads = [threading.Thread(target=work, args=(offset,)) for offset in range(0, 200, 25)]
@@ -271,26 +271,26 @@ def test_cache_under_many_threads():
         thread.join()
     assert wrong == []
     assert cache.used <= cache.capacity
-    assert all(torch.equal(cache.get(row), picture(row)) for row in range(200) if cache.get(row) is not None)
+    assert all(torch.equal(cache.get(row), image(row)) for row in range(200) if cache.get(row) is not None)
 
 
 def test_shared_cache_begins_empty_in_memory_that_another_gave_back():
     for seed in range(3):
-        cache = PictureCache(4, 1000, shared=True)
+        cache = ImageCache(4, 1000, shared=True)
         assert cache.used == 0
         assert [cache.get(row) for row in range(4)] == [None] * 4
         for row in range(4):
-            assert cache.put(row, picture(seed * 4 + row))
+            assert cache.put(row, image(seed * 4 + row))
         del cache
 
 
 def test_unshared_cache_refuses_to_be_sent():
     with pytest.raises(TypeError, match="cannot be sent to a worker process"):
-        pickle.dumps(PictureCache(1, 10))
+        pickle.dumps(ImageCache(1, 10))
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_picture_that_a_worker_decoded_is_found_by_the_parent(tiny_data, processor, method):
+def test_image_that_a_worker_decoded_is_found_by_the_parent(tiny_data, processor, method):
     settings = config(num_workers=2)
     data = CLIPDataset(tiny_data.pairs(), processor, settings)
     plain = CLIPDataset(tiny_data.pairs(), processor, config(), cache=False)

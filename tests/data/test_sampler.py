@@ -1,4 +1,4 @@
-"""The order of rows in training, and batches of look-alikes."""
+"""The order of rows in training, and batches of hard negatives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch_cases import keys, look_alike_sampler, random_neighbours
+from batch_cases import hard_negative_sampler, keys, random_neighbours
 from domainclip.data.batches import (
     EpochBatchSampler,
 )
@@ -61,11 +61,11 @@ def test_last_partial_batch_is_dropped_unless_it_is_the_only_one(rows, size, dro
     assert len(sampler) == len(sizes)
 
 
-def plain_look_alike_batches(order: list[int], size: int, share: Fraction, neighbours: list[list[int]]):
+def plain_hard_negative_batches(order: list[int], size: int, fraction: Fraction, neighbours: list[list[int]]):
     """The definition, one row at a time; every row is used."""
     unused = dict.fromkeys(order)
     while unused:
-        batch = list(unused)[: max(math.ceil((1 - share) * size), 1)]
+        batch = list(unused)[: max(math.ceil((1 - fraction) * size), 1)]
         anchors = len(batch)
         for row in batch:
             del unused[row]
@@ -90,13 +90,13 @@ def plain_look_alike_batches(order: list[int], size: int, share: Fraction, neigh
     seed=st.integers(0, 1000),
     epoch=st.integers(0, 5),
 )
-def test_batches_of_look_alikes_are_as_defined(rows, size, k, percent, seed, epoch):
+def test_batches_of_hard_negatives_are_as_defined(rows, size, k, percent, seed, epoch):
     neighbours = random_neighbours(rows, k, seed)
-    make = partial(look_alike_sampler, rows, size, percent / 100, neighbours, seed, epoch=epoch)
+    make = partial(hard_negative_sampler, rows, size, percent / 100, neighbours, seed, epoch=epoch)
     complete = keys(make(drop_last=False))
     got = [[row for _, row in batch] for batch in complete]
     order = make().order(epoch)
-    assert got == list(plain_look_alike_batches(order, size, Fraction(percent, 100), neighbours.tolist()))
+    assert got == list(plain_hard_negative_batches(order, size, Fraction(percent, 100), neighbours.tolist()))
     assert sorted(row for batch in got for row in batch) == list(range(rows))
     assert {number for batch in complete for number, _ in batch} == {epoch}
     assert len(complete) == len(make(drop_last=False))
@@ -111,19 +111,19 @@ def test_wide_windows_are_read_to_their_end():
     rows, size = 3000, 10
     neighbours = random_neighbours(rows, 12, 5)
     order = EpochBatchSampler(rows, size, 0, shuffle=True, drop_last=False).order(0)
-    got = [[row for _, row in batch] for batch in look_alike_sampler(rows, size, 0.9, neighbours, drop_last=False)]
-    assert got == list(plain_look_alike_batches(order, size, Fraction(9, 10), neighbours.tolist()))
+    got = [[row for _, row in batch] for batch in hard_negative_sampler(rows, size, 0.9, neighbours, drop_last=False)]
+    assert got == list(plain_hard_negative_batches(order, size, Fraction(9, 10), neighbours.tolist()))
 
 
-def test_look_alikes_meet_more_often_than_by_chance():
+def test_hard_negatives_meet_more_often_than_by_chance():
     rows, size = 600, 20
     # Thirty kinds of twenty rows each; a row's neighbours are of its kind.
     kind = torch.randperm(rows, generator=torch.Generator().manual_seed(1)) % 30
     neighbours = torch.stack([(kind == kind[row]).nonzero().flatten().roll(-row)[:8] for row in range(rows)])
 
-    def meetings(share: float) -> int:
+    def meetings(fraction: float) -> int:
         total = 0
-        for batch in look_alike_sampler(rows, size, share, neighbours):
+        for batch in hard_negative_sampler(rows, size, fraction, neighbours):
             kinds = kind[[row for _, row in batch]]
             total += int((kinds[:, None] == kinds).sum()) - size
         return total
@@ -134,10 +134,10 @@ def test_look_alikes_meet_more_often_than_by_chance():
     assert meetings(0.9) > meetings(0.5)
 
 
-def test_share_of_a_batch_is_not_lost_to_binary_fractions():
+def test_fraction_of_a_batch_is_not_lost_to_binary_fractions():
     neighbours = (torch.arange(5000)[:, None] + torch.arange(1, 5)) % 5000
     for percent in range(1, 100):  # 0.29 × 100 is 28.999… in binary
-        first = next(iter(look_alike_sampler(5000, 100, percent / 100, neighbours)))
+        first = next(iter(hard_negative_sampler(5000, 100, percent / 100, neighbours)))
         order = EpochBatchSampler(5000, 100, 0, shuffle=True, drop_last=True).order(0)
         assert [row for _, row in first[: 100 - percent]] == order[: 100 - percent]
         assert first[100 - percent][1] != order[100 - percent]
@@ -146,7 +146,7 @@ def test_share_of_a_batch_is_not_lost_to_binary_fractions():
 def test_hardest_neighbours_come_first_and_every_anchor_has_a_turn():
     rows, size = 100, 8
     neighbours = torch.stack([(torch.arange(rows) + step) % rows for step in (50, 1, 2)], dim=1)
-    first = next(iter(look_alike_sampler(rows, size, 0.5, neighbours)))
+    first = next(iter(hard_negative_sampler(rows, size, 0.5, neighbours)))
     anchors, alike = [row for _, row in first[:4]], [row for _, row in first[4:]]
     assert anchors == EpochBatchSampler(rows, size, 0, shuffle=True, drop_last=True).order(0)[:4]
     assert not {(row + 50) % rows for row in anchors} & set(anchors)  # else some would have been used
@@ -160,37 +160,37 @@ def test_without_neighbours_share_or_shuffling_the_order_is_the_plain_one():
     order = torch.randperm(50, generator=torch.Generator().manual_seed(7 * 1_000_003)).tolist()
     expected = [[(0, row) for row in order[start : start + 8]] for start in range(0, 50, 8)]
     assert keys(plain) == expected
-    sampler = look_alike_sampler(50, 8, 0.5, None, seed=7, drop_last=False)
+    sampler = hard_negative_sampler(50, 8, 0.5, None, seed=7, drop_last=False)
     assert keys(sampler) == expected
     sampler.set_neighbours(neighbours)
     assert keys(sampler) != expected
     sampler.set_neighbours(None)
     assert keys(sampler) == expected
-    for share in (0.0, 0.1):  # a tenth of 8 is no whole row
-        assert keys(look_alike_sampler(50, 8, share, neighbours, seed=7, drop_last=False)) == expected
-    still = EpochBatchSampler(50, 8, 7, shuffle=False, drop_last=False, look_alike_share=0.5)
+    for fraction in (0.0, 0.1):  # a tenth of 8 is no whole row
+        assert keys(hard_negative_sampler(50, 8, fraction, neighbours, seed=7, drop_last=False)) == expected
+    still = EpochBatchSampler(50, 8, 7, shuffle=False, drop_last=False, hard_negative_batch_fraction=0.5)
     still.set_neighbours(neighbours)
     assert [row for batch in still for _, row in batch] == list(range(50))
 
 
 def test_new_neighbours_do_not_reach_an_epoch_under_way():
     first, second = random_neighbours(50, 4, 0), random_neighbours(50, 4, 1)
-    sampler = look_alike_sampler(50, 8, 0.5, first)
+    sampler = hard_negative_sampler(50, 8, 0.5, first)
     expected, running = keys(sampler), iter(sampler)
     got = [next(running)]
     sampler.set_neighbours(second)
     sampler.set_position(3)
     assert [*got, *running] == expected
-    assert keys(sampler) == keys(look_alike_sampler(50, 8, 0.5, second, epoch=3)) != expected
+    assert keys(sampler) == keys(hard_negative_sampler(50, 8, 0.5, second, epoch=3)) != expected
     second.fill_(-1)  # the caller's own tensor
-    assert keys(sampler) == keys(look_alike_sampler(50, 8, 0.5, random_neighbours(50, 4, 1), epoch=3))
+    assert keys(sampler) == keys(hard_negative_sampler(50, 8, 0.5, random_neighbours(50, 4, 1), epoch=3))
 
 
-def test_neighbours_and_shares_that_do_not_fit():
-    for share in (-0.1, 1.1):
-        with pytest.raises(ConfigurationError, match="look_alike_share must be in 0…1"):
-            EpochBatchSampler(50, 8, 0, shuffle=True, drop_last=True, look_alike_share=share)
-    sampler = EpochBatchSampler(50, 8, 0, shuffle=True, drop_last=True, look_alike_share=0.5)
+def test_neighbours_and_fractions_that_do_not_fit():
+    for fraction in (-0.1, 1.1):
+        with pytest.raises(ConfigurationError, match="hard_negative_batch_fraction must be in 0…1"):
+            EpochBatchSampler(50, 8, 0, shuffle=True, drop_last=True, hard_negative_batch_fraction=fraction)
+    sampler = EpochBatchSampler(50, 8, 0, shuffle=True, drop_last=True, hard_negative_batch_fraction=0.5)
     for wrong, message in (
         (torch.zeros(49, 2, dtype=torch.long), r"Expected neighbours of shape \[50, k\].*\(49, 2\)"),
         (torch.zeros(50, dtype=torch.long), "Expected neighbours of shape"),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from domainclip.data.records import ImageTextPair, PairList, Quarantined
+from domainclip.data.records import ImageTextPair, PairList, SkippedRow
 from domainclip.data.splits import load_splits, split_pairs
 from domainclip.errors import ConfigurationError, DataError
 
@@ -41,14 +41,14 @@ ratios = st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.9, 0.1, 0.0), (
 
 @settings(max_examples=150, deadline=None)
 @given(rows, ratios, st.integers(0, 5), st.randoms(use_true_random=False))
-def test_partition_keeps_groups_pictures_and_promises(
-    data: list, shares: tuple[float, float, float], seed: int, shuffler: random.Random
+def test_partition_keeps_groups_images_and_promises(
+    data: list, fractions: tuple[float, float, float], seed: int, shuffler: random.Random
 ) -> None:
     pairs = [ImageTextPair(f"d/{p}.jpg", f"{i}", label, group) for i, (p, label, group) in enumerate(data)]
-    parts = split_pairs(pairs, *shares, seed=seed)
+    parts = split_pairs(pairs, *fractions, seed=seed)
     assert sorted(itertools.chain(*parts)) == sorted(pairs)
-    for part, share in zip(parts, shares, strict=True):
-        assert share > 0 or not part
+    for part, fraction in zip(parts, fractions, strict=True):
+        assert fraction > 0 or not part
     for one, other in itertools.combinations(parts, 2):
         assert not {p.image_path for p in one} & {p.image_path for p in other}
         assert not (groups_of(one) & groups_of(other)) - {None}
@@ -65,29 +65,29 @@ def test_partition_keeps_groups_pictures_and_promises(
     in_train = {pair.label for pair in parts[0]}
     for label, count in Counter(label for _, labels in sets for label in labels).items():
         assert count < 3 or label in in_train
-    if len(sets) >= sum(share > 0 for share in shares) and not any(
+    if len(sets) >= sum(fraction > 0 for fraction in fractions) and not any(
         c >= 3 for c in Counter(label for _, labels in sets for label in labels).values()
     ):
-        assert all(part or share == 0 for part, share in zip(parts, shares, strict=True))
+        assert all(part or fraction == 0 for part, fraction in zip(parts, fractions, strict=True))
     shuffled = pairs[:]
     shuffler.shuffle(shuffled)
-    assert [set(part) for part in split_pairs(shuffled, *shares, seed=seed)] == [set(part) for part in parts]
+    assert [set(part) for part in split_pairs(shuffled, *fractions, seed=seed)] == [set(part) for part in parts]
 
 
-def test_stratified_within_a_row_of_each_share() -> None:
+def test_stratified_within_a_row_of_each_fraction() -> None:
     train, val, test = split_pairs(make(400, classes=4))
-    for part, share in ((train, 80), (val, 10), (test, 10)):
+    for part, fraction in ((train, 80), (val, 10), (test, 10)):
         for count in Counter(pair.label for pair in part).values():
-            assert abs(count - share) <= 1
+            assert abs(count - fraction) <= 1
     assert [pair.caption for pair in train] == sorted((pair.caption for pair in train), key=lambda c: int(c.split()[1]))
 
 
 def test_groups_of_unequal_size_still_come_close() -> None:
     pairs = make(1200, classes=3, groups=150)
     parts = split_pairs(pairs)
-    for part, share in zip(parts, (0.8, 0.1, 0.1), strict=True):
+    for part, fraction in zip(parts, (0.8, 0.1, 0.1), strict=True):
         for count in Counter(pair.label for pair in part).values():
-            assert abs(count - share * 400) <= 6
+            assert abs(count - fraction * 400) <= 6
 
 
 def test_many_small_classes_leave_rows_for_validation_and_test() -> None:
@@ -97,7 +97,7 @@ def test_many_small_classes_leave_rows_for_validation_and_test() -> None:
     assert 4 <= len(test) <= 7
 
 
-def test_a_class_of_three_groups_is_trained_even_at_a_small_share() -> None:
+def test_a_class_of_three_groups_is_trained_even_at_a_small_fraction() -> None:
     train, _, test = split_pairs(make(30, classes=10), 0.1, 0.0, 0.9)
     # A tenth of three rows rounds to none; the promise of one row in train goes first.
     assert {pair.label for pair in train} == {pair.label for pair in test} == {f"class {i}" for i in range(10)}
@@ -113,7 +113,7 @@ def test_seed_and_folder() -> None:
     assert [[p.caption for p in part] for part in split_pairs(moved)] == [[p.caption for p in part] for part in first]
 
 
-def test_same_picture_under_two_spellings_stays_together() -> None:
+def test_same_image_under_two_spellings_stays_together() -> None:
     pairs = [
         ImageTextPair(path, f"{i}") for i in range(40) for path in (f"d/{i}.jpg", f"d/../d/{i}.jpg", f"d//{i}.jpg")
     ]
@@ -121,18 +121,18 @@ def test_same_picture_under_two_spellings_stays_together() -> None:
         assert all(count == 3 for count in Counter(pair.caption for pair in part).values())
 
 
-def test_quarantine_and_plain_tuples() -> None:
-    source = PairList(make(10), "here", [Quarantined("t.csv row 3", "x", "gone")])
+def test_skipped_rows_and_plain_tuples() -> None:
+    source = PairList(make(10), "here", [SkippedRow("t.csv row 3", "x", "gone")])
     train, val, test = split_pairs(source)
-    assert (len(train.quarantine), val.quarantine, test.quarantine) == (1, [], [])
+    assert (len(train.skipped), val.skipped, test.skipped) == (1, [], [])
     assert train.source == "here"
     assert sum(map(len, split_pairs([(Path("a.jpg"), "x"), (Path("b.jpg"), "y")]))) == 2  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("shares", [(0.8, 0.1, 0.2), (0.0, 0.5, 0.5), (1.2, -0.1, -0.1), (0.8, 0.1, 0.0)])
-def test_wrong_ratios(shares: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.2), (0.0, 0.5, 0.5), (1.2, -0.1, -0.1), (0.8, 0.1, 0.0)])
+def test_wrong_ratios(fractions: tuple[float, float, float]) -> None:
     with pytest.raises(ConfigurationError, match="Split ratios must"):
-        split_pairs(make(10), *shares)
+        split_pairs(make(10), *fractions)
 
 
 @pytest.fixture
@@ -211,12 +211,12 @@ def test_groups_come_from_meta(folder: Path) -> None:
     assert any("meta.csv is not used" in note for note in load_splits(folder).notes)
 
 
-def test_shared_groups_and_pictures_are_told(folder: Path) -> None:
+def test_shared_groups_and_images_are_told(folder: Path) -> None:
     table(folder / "train.csv", range(22), group=4)
     table(folder / "test.csv", range(20, 40), group=4)
     notes = "\n".join(load_splits(folder).notes)
     assert "Warning: 1 group in both" in notes
-    assert "Warning: 2 pictures in both" in notes or notes.count("1 picture in both") == 2
+    assert "Warning: 2 images in both" in notes or notes.count("1 image in both") == 2
 
 
 def test_folders_named_as_splits(folder: Path) -> None:
@@ -245,10 +245,10 @@ def test_two_files_for_one_split(folder: Path) -> None:
         load_splits(folder)
 
 
-def test_rows_set_aside_are_noted(folder: Path) -> None:
+def test_rows_skipped_are_noted(folder: Path) -> None:
     table(folder / "train.csv", range(42))
     table(folder / "test.csv", range(30, 40))
-    assert any("train.csv: 2 rows set aside, first train.csv row 42" in note for note in load_splits(folder).notes)
+    assert any("train.csv: 2 rows skipped, first train.csv row 42" in note for note in load_splits(folder).notes)
     with pytest.raises(DataError, match=r"train\.csv row 42"):
         load_splits(folder, strict=True)
 

@@ -1,4 +1,5 @@
-"""What each step of a training is: batches that grow, sides that change, and that both can be taken up anywhere."""
+"""What each step of a training is: batches that grow, resolutions that change, and that both can be taken up
+anywhere."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from domainclip.data.batches import EpochBatchSampler
 from domainclip.data.step_plan import StepPlan, ViewKey
 
 
-def plan_of(rows: int = 100, batch: int = 8, side: int = 224, **values) -> StepPlan:
-    return StepPlan.from_settings(CLIPFinetuningConfig(**{"num_epochs": 3, **values}), rows, batch, side)
+def plan_of(rows: int = 100, batch: int = 8, resolution: int = 224, **values) -> StepPlan:
+    return StepPlan.from_settings(CLIPFinetuningConfig(**{"num_epochs": 3, **values}), rows, batch, resolution)
 
 
 # --- batches ---
@@ -84,13 +85,13 @@ def test_batches_are_those_of_a_step_by_step_simulation(rows, phases, epochs, dr
 
 
 @pytest.mark.parametrize(("rows", "batch", "batches"), [(100, 8, 12), (96, 8, 12), (5, 8, 1), (8, 8, 1)])
-def test_without_keys_the_plan_is_one_size_one_side_one_rate(rows, batch, batches):
+def test_without_keys_the_plan_is_one_size_one_resolution_one_rate(rows, batch, batches):
     plan = plan_of(rows, batch, 160)
     assert plan.total_steps == 3 * batches
-    assert plan.sides == [160]
+    assert plan.resolutions == [160]
     for step in range(plan.total_steps):
-        told = plan.size(step), plan.side(step), plan.strength(step), plan.rate(step)
-        assert told == (min(rows, batch), 160, 1.0, 1.0)
+        reported = plan.size(step), plan.resolution(step), plan.strength(step), plan.rate(step)
+        assert reported == (min(rows, batch), 160, 1.0, 1.0)
     assert plan_of(rows, batch, max_steps=2).total_steps == 2
     assert plan.epochs(batches) == 1
 
@@ -105,7 +106,7 @@ def test_large_trainings_are_planned_at_once():
         resolution_schedule={0: 128, 0.5: 192, 0.75: 224},
     )
     for step in range(0, plan.total_steps, 10):
-        plan.size(step), plan.side(step), plan.rate(step)
+        plan.size(step), plan.resolution(step), plan.rate(step)
     assert time.process_time() - started < 2
     # 5000·32 + 2187·64 rows are one epoch (32 rows are left), then 64s up to step 12,000 …
     assert plan.batches(0) == 5000 + (300_000 - 5000 * 32) // 64
@@ -119,10 +120,12 @@ def rows_of(batches: list) -> list[list[int]]:
     return [[key[1] for key in batch] for batch in batches]
 
 
-def sampler_of(plan: StepPlan, epoch: int = 0, skip: int = 0, share: float = 0.0) -> EpochBatchSampler:
+def sampler_of(plan: StepPlan, epoch: int = 0, skip: int = 0, fraction: float = 0.0) -> EpochBatchSampler:
     rows = plan.batch_schedule.rows
-    sampler = EpochBatchSampler(rows, 8, 5, shuffle=True, drop_last=True, look_alike_share=share, plan=plan)
-    if share:
+    sampler = EpochBatchSampler(
+        rows, 8, 5, shuffle=True, drop_last=True, hard_negative_batch_fraction=fraction, plan=plan
+    )
+    if fraction:
         sampler.set_neighbours(torch.randint(-1, rows, (rows, 3), generator=torch.Generator().manual_seed(0)))
     sampler.set_position(epoch, skip)
     return sampler
@@ -137,7 +140,7 @@ def test_without_keys_order_and_keys_are_the_plain_ones():
         assert not any(isinstance(key, ViewKey) for batch in got for key in batch)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
 @pytest.mark.parametrize(
     "values",
     [
@@ -146,30 +149,30 @@ def test_without_keys_order_and_keys_are_the_plain_ones():
         {"training_resolutions": {96: 1, 160: 2, 224: 1}},
     ],
 )
-def test_taken_up_anywhere_the_batches_are_the_same(values, share):
+def test_taken_up_anywhere_the_batches_are_the_same(values, fraction):
     plan = plan_of(**values)
     step = 0
     for epoch in range(3):
-        whole = list(sampler_of(plan, epoch, share=share))
-        assert len(whole) == plan.batches(epoch) == len(sampler_of(plan, epoch, share=share))
+        whole = list(sampler_of(plan, epoch, fraction=fraction))
+        assert len(whole) == plan.batches(epoch) == len(sampler_of(plan, epoch, fraction=fraction))
         assert [len(batch) for batch in whole] == plan.sizes(epoch)
         rows = [row for batch in rows_of(whole) for row in batch]
         assert len(set(rows)) == len(rows)
         for batch in whole:
-            sides = {key.side if isinstance(key, ViewKey) else 224 for key in batch}
+            resolutions = {key.resolution if isinstance(key, ViewKey) else 224 for key in batch}
             strengths = {key.strength if isinstance(key, ViewKey) else 1.0 for key in batch}
-            assert (sides, strengths) == ({plan.side(step)}, {plan.strength(step)})
+            assert (resolutions, strengths) == ({plan.resolution(step)}, {plan.strength(step)})
             assert {key[0] for key in batch} == {epoch}
             step += 1
         for skip in (0, 1, len(whole) // 2, len(whole)):
-            again = pickle.loads(pickle.dumps(list(sampler_of(plan_of(**values), epoch, skip, share))))
+            again = pickle.loads(pickle.dumps(list(sampler_of(plan_of(**values), epoch, skip, fraction))))
             assert again == whole[skip:]
     assert step == plan.total_steps
 
 
-def test_every_batch_has_its_own_share_of_look_alikes():
+def test_every_batch_has_its_own_fraction_of_hard_negatives():
     plan = plan_of(2000, 40, batch_size_schedule={0: 10, 3: 40})
-    sampler = EpochBatchSampler(2000, 40, 0, shuffle=True, drop_last=True, look_alike_share=0.3, plan=plan)
+    sampler = EpochBatchSampler(2000, 40, 0, shuffle=True, drop_last=True, hard_negative_batch_fraction=0.3, plan=plan)
     sampler.set_neighbours((torch.arange(2000)[:, None] + torch.arange(1, 9)) % 2000)
     order, used = sampler.order(0), set()
     for batch in rows_of(list(sampler))[:8]:
@@ -181,13 +184,13 @@ def test_every_batch_has_its_own_share_of_look_alikes():
         used |= set(batch)
 
 
-# --- sides ---
+# --- resolutions ---
 
 
-def test_sides_begin_at_their_share_of_the_steps():
+def test_resolutions_begin_at_their_fraction_of_the_steps():
     plan = plan_of(100, 8, resolution_schedule={0: 96, 0.29: 160, 0.75: 224}, max_steps=30)
-    assert plan.sides == [96, 160, 224]
-    assert [plan.side(step) for step in range(30)] == [
+    assert plan.resolutions == [96, 160, 224]
+    assert [plan.resolution(step) for step in range(30)] == [
         224 if step >= math.floor(0.75 * 30) else 160 if step >= math.floor(0.29 * 30) else 96 for step in range(30)
     ]
     assert plan.strength(0) == pytest.approx(96 / 224)
@@ -195,10 +198,10 @@ def test_sides_begin_at_their_share_of_the_steps():
     # 0.29 × 100 is 28.999… in binary
     assert plan_of(1000, 10, num_epochs=1, resolution_schedule={0: 96, 0.29: 224}).phases == ((0, 96), (29, 224))
     short = plan_of(resolution_schedule={0: 96, 0.5: 160, 0.9: 224}, max_steps=1)
-    assert (short.total_steps, short.side(0)) == (1, 224)
+    assert (short.total_steps, short.resolution(0)) == (1, 224)
 
 
-def test_sides_by_epoch():
+def test_resolutions_by_epoch():
     plan = plan_of(100, 8, resolution_schedule={0: 96, 1: 160, 1.5: 224}, resolution_schedule_by="epoch")
     assert plan.phases == ((0, 96), (12, 160), (18, 224))
     growing = plan_of(
@@ -207,7 +210,7 @@ def test_sides_by_epoch():
     assert growing.phases == ((0, 96), (growing.epoch_start(1), 224)) != ((0, 96), (12, 224))
 
 
-def test_rate_rises_again_after_a_change_of_side():
+def test_rate_rises_again_after_a_change_of_resolution():
     plan = plan_of(8000, 8, num_epochs=1, resolution_schedule={0: 96, 0.5: 160, 0.9: 224})
     assert plan.phases == ((0, 96), (500, 160), (900, 224))
     assert [plan.rate(step) for step in range(500)] == [1.0] * 500
@@ -221,21 +224,21 @@ def test_rate_rises_again_after_a_change_of_side():
     assert both.rate(first) == pytest.approx(0.1 * (1 if first >= 900 else 0.5))
 
 
-def test_drawn_sides_follow_their_weights_and_the_step_alone():
+def test_drawn_resolutions_follow_their_weights_and_the_step_alone():
     weights = {96: 1.0, 160: 2.0, 224: 5.0}
     plan = plan_of(80_000, 8, training_resolutions=weights)
-    assert plan.sides == [96, 160, 224]
+    assert plan.resolutions == [96, 160, 224]
     steps = range(8000)
-    drawn = [plan.side(step) for step in steps]
+    drawn = [plan.resolution(step) for step in steps]
     seen = Counter(drawn)
-    assert chisquare([seen[side] for side in weights], [1000, 2000, 5000]).pvalue > 0.01
+    assert chisquare([seen[resolution] for resolution in weights], [1000, 2000, 5000]).pvalue > 0.01
     # Neighbouring steps know nothing of each other.
     pairs = Counter(pairwise(drawn))
     expected = {(a, b): weights[a] * weights[b] / 64 * 7999 for a in weights for b in weights}
     scale = sum(pairs.values()) / sum(expected.values())
     assert chisquare([pairs[key] for key in expected], [scale * value for value in expected.values()]).pvalue > 0.01
     again = plan_of(80_000, 8, training_resolutions=weights)
-    assert [again.side(step) for step in reversed(steps)] == drawn[::-1]
-    assert [replace(plan, seed=7).side(step) for step in steps] != drawn
+    assert [again.resolution(step) for step in reversed(steps)] == drawn[::-1]
+    assert [replace(plan, seed=7).resolution(step) for step in steps] != drawn
     assert {plan.strength(step) for step in range(50)} == {1.0}
     assert {plan.rate(step) for step in range(50)} == {1.0}

@@ -83,7 +83,7 @@ description: Bitewing radiographs
 images:
   rotation_degrees: {value: 10, because: "the holder tilts"}
 training:
-  learning_rate: {value: 1e-5, because: "four hundred pictures"}
+  learning_rate: {value: 1e-5, because: "four hundred images"}
   num_epochs: 30
 """,
     )
@@ -95,7 +95,7 @@ training:
     values = domain.recipe_values()
     assert values == medical.recipe_values() | {"learning_rate": 1e-5, "num_epochs": 30}
     assert type(values["learning_rate"]) is float  # YAML 1.1 reads 1e-5 as text
-    assert domain.reason("training.learning_rate") == "four hundred pictures"
+    assert domain.reason("training.learning_rate") == "four hundred images"
     assert domain.reason("training.num_epochs") is None  # the parent's reason was for the parent's value
     assert domain.reason("augmentation.rotate90") == medical.reason("augmentation.rotate90")
     places = {choice.key: choice.place for choice in domain.choices()}
@@ -188,25 +188,28 @@ def test_a_glossary_beside_the_domain_is_taken_in(tmp_path, monkeypatch):
     assert load_domain(saved).digest() == domain.digest()
 
 
-def test_a_class_tree_is_one_value_and_is_taken_in(tmp_path, monkeypatch):
+def test_a_class_hierarchy_is_one_value_and_is_taken_in(tmp_path, monkeypatch):
     tree = {"cell": {"blood": {"platelet": None, "red": None}, "bone": None}}
     write(tmp_path, "tree.json", json.dumps(tree))
-    parent = write(tmp_path, "a.yaml", 'evaluation: {class_tree: {value: tree.json, because: "as the atlas"}}\n')
-    child = write(tmp_path, "b.yaml", "extends: a.yaml\nevaluation:\n  class_tree: {cell: {skin: , nerve: }}\n")
+    parent = write(tmp_path, "a.yaml", 'evaluation: {class_hierarchy: {value: tree.json, because: "as the atlas"}}\n')
+    child = write(tmp_path, "b.yaml", "extends: a.yaml\nevaluation:\n  class_hierarchy: {cell: {skin: , nerve: }}\n")
     monkeypatch.chdir("/")
     domain = load_domain(parent)
-    assert domain.recipe_values() == {"class_tree": tree}  # null in a tree is a class, and takes nothing back
-    assert domain.reason("evaluation.class_tree") == "as the atlas"
+    assert domain.recipe_values() == {"class_hierarchy": tree}  # null in a tree is a class, and takes nothing back
+    assert domain.reason("evaluation.class_hierarchy") == "as the atlas"
     (tmp_path / "tree.json").unlink()
     again = load_domain(write(tmp_path, "saved.yaml", domain.to_yaml()))
-    assert (again.recipe_values(), again.reason("evaluation.class_tree")) == ({"class_tree": tree}, "as the atlas")
+    assert (again.recipe_values(), again.reason("evaluation.class_hierarchy")) == (
+        {"class_hierarchy": tree},
+        "as the atlas",
+    )
     with pytest.raises(ConfigurationError, match=r"tree\.json does not exist \[.*a\.yaml line 1\]"):
         load_domain(child)
     write(tmp_path, "tree.json", json.dumps(tree))
     replaced = load_domain(child)
-    assert replaced.recipe_values() == {"class_tree": {"cell": {"skin": None, "nerve": None}}}
+    assert replaced.recipe_values() == {"class_hierarchy": {"cell": {"skin": None, "nerve": None}}}
     assert [(c.key, c.because, c.place) for c in replaced.choices()] == [
-        ("evaluation.class_tree", None, f"{child} line 3")
+        ("evaluation.class_hierarchy", None, f"{child} line 3")
     ]
 
 
@@ -216,7 +219,7 @@ def test_an_error_in_a_glossary_that_stands_in_the_domain(tmp_path):
         load_domain(path)
 
 
-def test_the_digest_is_of_what_changes_pictures_and_texts(tmp_path):
+def test_the_digest_is_of_what_changes_images_and_texts(tmp_path):
     plain = load_domain(write(tmp_path, "a.yaml", "images: {page: mean}\n"))
     same = load_domain(
         write(

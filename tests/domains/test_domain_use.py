@@ -270,7 +270,7 @@ def test_a_run_and_its_model_carry_their_domain(domainclip, tiny_data, tmp_path)
     assert with_models_domain(chosen) == (chosen, None)
     controller = CLIPFinetuningController(start)
     controller.setup()
-    assert controller.config.picture_steps().illumination == "grey_world"
+    assert controller.config.image_steps().illumination == "grey_world"
 
 
 def test_a_model_of_a_shipped_domain_names_it(tmp_path):
@@ -282,7 +282,7 @@ def test_a_model_of_a_shipped_domain_names_it(tmp_path):
         assert (note is None) == (name == "general")
 
 
-def test_a_domain_may_say_what_retention_sets_allow(tmp_path: Path) -> None:
+def test_a_domain_may_say_what_reference_sets_allow(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("training: {max_forgetting: 0.01, retention_rows: 50}\n")
     assert load_domain(path).recipe_values() == {"max_forgetting": 0.01, "retention_rows": 50}

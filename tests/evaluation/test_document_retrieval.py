@@ -29,7 +29,7 @@ class Vectors:
 
 
 def random_set(seed: int = 0, rows: int = 40) -> tuple[list[ImageTextPair], Vectors]:
-    """Rows of 12 documents, some pictures and some texts in several rows and documents."""
+    """Rows of 12 documents, some images and some texts in several rows and documents."""
     rng = np.random.default_rng(seed)
     pairs = [
         ImageTextPair(f"figure{rng.integers(25)}.png", f"Text {rng.integers(30)}", group=f"paper {rng.integers(12)}")
@@ -53,7 +53,7 @@ def by_loops(pairs: list[ImageTextPair], embed: Vectors, direction: str) -> list
         documents = {pair.group for pair in pairs if asks(pair)[0] == query}
         hits = {asks(pair)[1] for pair in pairs if pair.group in documents}
         order = sorted(candidates, key=lambda name: -float(embed.vectors[query] @ embed.vectors[name]))
-        first = next(place for place, name in enumerate(order) if name in hits)
+        first = next(index for index, name in enumerate(order) if name in hits)
         ranks.append(1 + first)
     return ranks
 

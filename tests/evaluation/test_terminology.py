@@ -79,7 +79,7 @@ def test_term_scores_are_those_of_plain_loops() -> None:
             (other for other in evaluator.terms if other != term),
             key=lambda other, own=own: -float(own @ F.normalize(tower.one(other), dim=0)),
         )
-        ranks[term] = 1 + next(place for place, other in enumerate(order) if other in meant(evaluator, term))
+        ranks[term] = 1 + next(index for index, other in enumerate(order) if other in meant(evaluator, term))
     assert len(ranks) == len(evaluator.terms)
     assert metrics["term_Hits@1"] == pytest.approx(np.mean([rank == 1 for rank in ranks.values()]))
     assert metrics["term_Hits@5"] == pytest.approx(np.mean([rank <= 5 for rank in ranks.values()]))
@@ -115,7 +115,7 @@ def test_a_tower_that_knows_and_one_that_has_collapsed() -> None:
         "pleural effusion": 4,
         "fluid": 4,
     }
-    knowing = Tower({term: [float(number == row) for number in range(64)] for term, row in axis.items()})
+    knowing = Tower({term: [float(index == row) for index in range(64)] for term, row in axis.items()})
     result = evaluator.evaluate(knowing)
     assert result.metrics["term_Hits@1"] == 1.0
     assert result.details["terminology"]["missed"] == []
@@ -154,16 +154,16 @@ def test_negation_is_counted_as_its_definition_says() -> None:
     assert "oedema" not in evaluator._paraphrases[0]
 
 
-def pictures() -> list[ImageTextPair]:
+def images() -> list[ImageTextPair]:
     return [
-        ImageTextPair(f"{label}_{number}.png", "a scan", label)
+        ImageTextPair(f"{label}_{index}.png", "a scan", label)
         for label in ("tumour", "cyst", "normal")
-        for number in range(4)
+        for index in range(4)
     ]
 
 
-def test_pictures_of_a_class_are_held_against_its_negation() -> None:
-    evaluator = TerminologyEvaluator(GLOSSARY, pictures())
+def test_images_of_a_class_are_held_against_its_negation() -> None:
+    evaluator = TerminologyEvaluator(GLOSSARY, images())
     assert evaluator.classes == ["cyst", "tumour"]  # "normal" is a negation itself
     axes = {
         "tumour": [1.0, 0.0, 0.0],
@@ -172,29 +172,29 @@ def test_pictures_of_a_class_are_held_against_its_negation() -> None:
         "no cyst": [0.5, 0.0, 0.5],
     }
     vectors = dict(axes)
-    for number in range(4):
-        vectors |= {f"tumour_{number}.png": axes["tumour"], f"cyst_{number}.png": axes["cyst"]}
-        vectors[f"normal_{number}.png"] = [0.0, 0.0, 1.0]
+    for index in range(4):
+        vectors |= {f"tumour_{index}.png": axes["tumour"], f"cyst_{index}.png": axes["cyst"]}
+        vectors[f"normal_{index}.png"] = [0.0, 0.0, 1.0]
     metrics = evaluator.evaluate(Tower(vectors, dim=3)).metrics
-    assert metrics["picture_negation_accuracy"] == 1.0 and metrics["picture_negation_auroc"] == 1.0
+    assert metrics["image_negation_accuracy"] == 1.0 and metrics["image_negation_auroc"] == 1.0
     deaf = dict(vectors)
     for label in ("tumour", "cyst"):  # "no X" is X, weaker: such a tower always affirms
-        deaf[f"no {label}"] = [0.9 * value + 0.2 * (place == 2) for place, value in enumerate(axes[label])]
-        for number in range(4):
-            deaf[f"normal_{number}.png"] = [1.0, 1.0, 0.0]
-            deaf[f"{label}_{number}.png"] = [1.0, 1.0, 0.0]
+        deaf[f"no {label}"] = [0.9 * value + 0.2 * (position == 2) for position, value in enumerate(axes[label])]
+        for index in range(4):
+            deaf[f"normal_{index}.png"] = [1.0, 1.0, 0.0]
+            deaf[f"{label}_{index}.png"] = [1.0, 1.0, 0.0]
     metrics = evaluator.evaluate(Tower(deaf, dim=3)).metrics
-    assert metrics["picture_negation_accuracy"] == 0.5 and metrics["picture_negation_auroc"] == 0.5
+    assert metrics["image_negation_accuracy"] == 0.5 and metrics["image_negation_auroc"] == 0.5
 
 
 def test_templates_and_class_names_make_the_claims() -> None:
     templates = (("{} is seen", "{} is not seen"), ("{}", "no {}"))
-    evaluator = TerminologyEvaluator(Glossary(), pictures(), templates, {"tumour": ["neoplasm"]})
+    evaluator = TerminologyEvaluator(Glossary(), images(), templates, {"tumour": ["neoplasm"]})
     tower = Tower()
     result = evaluator.evaluate(tower)
     assert {"neoplasm is seen", "neoplasm is not seen", "no neoplasm", "no cyst"} <= set(tower.asked)
     assert "no tumour" not in tower.asked
-    assert set(result.metrics) == {"picture_negation_accuracy", "picture_negation_auroc"}
+    assert set(result.metrics) == {"image_negation_accuracy", "image_negation_auroc"}
 
 
 def test_nothing_to_score_is_refused() -> None:
@@ -220,19 +220,19 @@ def test_intervals_hold_the_figures_they_are_of() -> None:
 
 def test_terms_are_encoded_by_their_own_encoder_and_the_rest_by_the_other() -> None:
     plain, expanding = Tower(), Tower()
-    TerminologyEvaluator(GLOSSARY, pictures()).score(
-        plain.encode_images([Path(f"{number}.png") for number in range(12)]), expanding.encode_texts, plain.encode_texts
+    TerminologyEvaluator(GLOSSARY, images()).score(
+        plain.encode_images([Path(f"{index}.png") for index in range(12)]), expanding.encode_texts, plain.encode_texts
     )
     assert "CXR" in plain.asked and "CXR" not in expanding.asked
     assert "no tumour" in expanding.asked and "no tumour" not in plain.asked
 
 
-@pytest.mark.parametrize("what", ["texts", "pictures"])
+@pytest.mark.parametrize("what", ["texts", "images"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_has_diverged_is_said(what: str, value: float) -> None:
     pairs = [ImageTextPair(f"/{n}.png", "a caption", "ab"[n % 2]) for n in range(4)]
     evaluator = TerminologyEvaluator(GLOSSARY, pairs)
-    images = torch.full((4, 64), value) if what == "pictures" else None
-    encode = Tower().encode_texts if what == "pictures" else lambda texts: torch.full((len(texts), 64), value)
+    images = torch.full((4, 64), value) if what == "images" else None
+    encode = Tower().encode_texts if what == "images" else lambda texts: torch.full((len(texts), 64), value)
     with pytest.raises(ShapeError, match=f"embeddings of the {what} contain NaN or infinity"):
         evaluator.score(images, encode)

@@ -6,7 +6,9 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.inference.engine import EmbeddingEngine
 from domainclip.pipelines import CLIPFinetuningController
 
-RANKING = [f"{side}_{name}" for side in ("i2t", "t2i") for name in ("R@1", "R@5", "R@10", "MRR", "median_rank")]
+RANKING = [
+    f"{resolution}_{name}" for resolution in ("i2t", "t2i") for name in ("R@1", "R@5", "R@10", "MRR", "median_rank")
+]
 
 
 def make_tiny_engine() -> EmbeddingEngine:

@@ -15,7 +15,7 @@ def keys(sampler: EpochBatchSampler) -> list[list[tuple[int, int]]]:
     return list(sampler)
 
 
-# --- batches of look-alikes ---
+# --- batches of hard negatives ---
 
 
 def random_neighbours(rows: int, k: int, seed: int) -> torch.Tensor:
@@ -23,8 +23,12 @@ def random_neighbours(rows: int, k: int, seed: int) -> torch.Tensor:
     return torch.randint(-1, rows, (rows, k), generator=torch.Generator().manual_seed(seed))
 
 
-def look_alike_sampler(rows, size, share, neighbours, seed=0, drop_last=True, epoch=0, skip=0) -> EpochBatchSampler:
-    sampler = EpochBatchSampler(rows, size, seed, shuffle=True, drop_last=drop_last, look_alike_share=share)
+def hard_negative_sampler(
+    rows, size, fraction, neighbours, seed=0, drop_last=True, epoch=0, skip=0
+) -> EpochBatchSampler:
+    sampler = EpochBatchSampler(
+        rows, size, seed, shuffle=True, drop_last=drop_last, hard_negative_batch_fraction=fraction
+    )
     sampler.set_neighbours(neighbours)
     sampler.set_position(epoch, skip)
     return sampler

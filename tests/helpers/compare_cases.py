@@ -10,8 +10,8 @@ import pytest
 from domainclip.metrics.sums import UnitSums
 
 
-def shares(right: np.ndarray) -> UnitSums:
-    """The accuracy of pictures that are units of their own."""
+def fractions(right: np.ndarray) -> UnitSums:
+    """The accuracy of images that are units of their own."""
     columns = np.stack([right.astype(float), np.ones(len(right))], axis=1)
     return UnitSums(columns, lambda totals: totals[..., 0] / totals[..., 1])
 
@@ -61,12 +61,12 @@ def parsed(text: str) -> Page:
 def assert_page_shows(content: dict, text: str) -> None:
     page = parsed(text)
     (matrix,) = page.named("matrix")
-    by_place = {(cell["model"], cell["data"]): cell for cell in content["cells"]}
+    by_index = {(cell["model"], cell["data"]): cell for cell in content["cells"]}
     assert [row[0] for row in matrix[1:]] == [model["name"] for model in content["models"]]
     for model, row in zip(content["models"], matrix[1:], strict=True):
         for column, head, shown in zip(content["data"], matrix[0][1:], row[1:], strict=True):
             assert head.startswith(column["name"])
-            cell = by_place[model["name"], column["name"]]
+            cell = by_index[model["name"], column["name"]]
             words = shown.replace("−", "-").replace("±", "").split()
             if cell["value"] is None:
                 assert "not evaluated" in shown
@@ -80,12 +80,12 @@ def assert_page_shows(content: dict, text: str) -> None:
     shown_sets = [
         c["name"]
         for c in content["data"]
-        if any(by_place[m["name"], c["name"]]["value"] is not None for m in content["models"])
+        if any(by_index[m["name"], c["name"]]["value"] is not None for m in content["models"])
     ]
     assert len(lists) == len(shown_sets)
     for name, rows in zip(shown_sets, lists, strict=True):
         for row in rows[1:]:
-            cell = by_place[row[0], name]
+            cell = by_index[row[0], name]
             if content["method"]["tests"]:
                 assert row[-1].strip().endswith(cell["verdict"])
             if cell["p_adjusted"] is not None and cell["p_adjusted"] >= 0.001:

@@ -35,13 +35,13 @@ class Case:
     recipe: dict[str, Any] = field(default_factory=lambda: {"loss_type": "multi_positive"})
     cut: int = 4
     """How many rows are the first process'."""
-    chunk: int | None = None
-    kept_chunks: int = 0
+    micro_batch: int | None = None
+    kept_micro_batches: int = 0
     locked: str | None = None
     dropout: float = 0.0
     bf16: bool = False
     penalised: bool = False
-    """The objective also reads a weight of the picture tower."""
+    """The objective also reads a weight of the image tower."""
 
 
 class Penalised(nn.Module):
@@ -59,11 +59,11 @@ CASES = {
     "whole": Case({"loss_type": "contrastive"}),
     "chunks": Case(chunk=3),
     "uneven": Case(cut=5),
-    "uneven chunks, some kept": Case(cut=5, chunk=2, kept_chunks=1),
+    "uneven chunks, some kept": Case(cut=5, chunk=2, kept_micro_batches=1),
     "the second has no rows": Case(cut=ROWS, chunk=3),
     "the first has no rows": Case(cut=0),
     "locked text": Case(locked="text", chunk=3),
-    "locked pictures": Case(locked="image", cut=3),
+    "locked images": Case(locked="image", cut=3),
     "sigmoid": Case(SIGMOID, cut=3, chunk=2),
     "sigmoid with a bias given": Case({**SIGMOID, "sigmoid_bias": -1.0}, cut=5, chunk=2),
     "sigmoid, the second has no rows": Case(SIGMOID, cut=ROWS),
@@ -88,7 +88,7 @@ def make(case: Case) -> tuple[DualEncoder, nn.Module]:
 
 
 def batch_of(case: Case, step: int = 0) -> dict[str, Any]:
-    """Eight pictures that share five texts."""
+    """Eight images that share five texts."""
     generator = torch.Generator().manual_seed(step)
     index = torch.tensor([0, 1, 2, 3, 4, 0, 2, 0])
     ids = torch.randint(5, 300, (5, 9), generator=generator)
@@ -120,7 +120,7 @@ def autocast(case: Case) -> Any:
     return torch.autocast("cpu", torch.bfloat16) if case.bf16 else contextlib.nullcontext()
 
 
-def pictures(case: Case, encoder: DualEncoder, pixels: Tensor) -> Tensor:
+def embedded_images(case: Case, encoder: DualEncoder, pixels: Tensor) -> Tensor:
     if case.recipe["loss_type"] != "multi_resolution":
         return encoder.encode_image(pixels)
     return torch.stack([encoder.encode_image(pixels), encoder.encode_image(pixels.flip(-1) / 2)], dim=1)
@@ -174,13 +174,13 @@ def _all_cases(processes: ProcessGroup) -> dict[str, Any]:
 
 def step_of(case: Case, encoder: DualEncoder, loss: nn.Module, processes: ProcessGroup) -> ContrastiveStep:
     return ContrastiveStep(
-        lambda pixels: pictures(case, encoder, pixels),
+        lambda pixels: embedded_images(case, encoder, pixels),
         encoder.encode_text,
         lambda x, y, g: contrast(loss, encoder, x, y, g),
         lambda: autocast(case),
         torch.device("cpu"),
-        case.chunk,
-        kept_chunks=case.kept_chunks,
+        case.micro_batch,
+        kept_micro_batches=case.kept_micro_batches,
         learning={"image", "text"} - encoder.locked,
         processes=processes,
         parameters=[*encoder.parameters(), *loss.parameters()],
@@ -209,12 +209,12 @@ def _one_case(case: Case, processes: ProcessGroup) -> dict[str, Any]:
 
 
 def _three_steps(processes: ProcessGroup) -> dict[str, Tensor]:
-    case = Case(SIGMOID, cut=5, chunk=2)
+    case = Case(SIGMOID, cut=5, micro_batch=2)
     encoder, loss = make(case)
     optimizer, step = optimizer_of(encoder, loss), step_of(case, encoder, loss, processes)
-    for number in range(STEPS):
+    for index in range(STEPS):
         optimizer.zero_grad(set_to_none=True)
-        step(part_of(batch_of(case, number), _rows(case, processes.rank)))
+        step(part_of(batch_of(case, index), _rows(case, processes.rank)))
         optimizer.step()
     return encoder.state_dict() | {f"loss.{name}": p.detach() for name, p in loss.named_parameters()}
 
@@ -222,9 +222,9 @@ def _three_steps(processes: ProcessGroup) -> dict[str, Tensor]:
 def _calls(processes: ProcessGroup) -> dict[str, Any]:
     rank = processes.rank
     parameters = [nn.Parameter(torch.zeros(3, 2, dtype=kind)) for kind in (torch.float64, torch.float32) * 3]
-    for number, parameter in enumerate(parameters):
-        if number == 1 or number == 2 + rank:
-            parameter.grad = torch.full_like(parameter, 10.0**rank * (number + 1))
+    for index, parameter in enumerate(parameters):
+        if index == 1 or index == 2 + rank:
+            parameter.grad = torch.full_like(parameter, 10.0**rank * (index + 1))
     parameters[5].grad = torch.arange(6.0).reshape(2, 3).T * (rank + 1)  # not contiguous
     distributed._BUCKET_BYTES = 40  # so that a bucket is full at times
     processes.sum_gradients(parameters)
@@ -243,7 +243,7 @@ def _calls(processes: ProcessGroup) -> dict[str, Any]:
         "on_first": processes.on_first(lambda: did.append(rank) or ("result", rank)),
         "did": did,
         "first": processes.is_first,
-        "share": [list(range(size))[processes.share(size)] for size in (5, 1)],
+        "fraction": [list(range(size))[processes.shard(size)] for size in (5, 1)],
         "barrier": processes.barrier(),
     }
 
@@ -279,7 +279,8 @@ def _a_silent_partner(processes: ProcessGroup) -> dict[str, Any]:
 
 
 def _reference(case: Case) -> tuple[DualEncoder, nn.Module, float, Tensor]:
-    """One graph over the rows of both processes; with dropout, in their chunks, each process with its own numbers."""
+    """One graph over the rows of both processes; with dropout, in their micro-batches, each process with its own
+    numbers."""
     encoder, loss = make(case)
     images, texts = [], []
     for rank in range(2):
@@ -287,10 +288,10 @@ def _reference(case: Case) -> tuple[DualEncoder, nn.Module, float, Tensor]:
         part = part_of(batch_of(case), _rows(case, rank))
         if part["pixels"] is None:
             continue
-        chunk = case.chunk or ROWS
+        micro_batch = case.micro_batch or ROWS
         with autocast(case):
-            images += [pictures(case, encoder, pixels) for pixels in part["pixels"].split(chunk)]
-            embeds = [encoder.encode_text(ids) for ids in part["input_ids"].split(chunk)]
+            images += [embedded_images(case, encoder, pixels) for pixels in part["pixels"].split(micro_batch)]
+            embeds = [encoder.encode_text(ids) for ids in part["input_ids"].split(micro_batch)]
         texts.append(torch.cat(embeds)[part["caption_index"]])
     x, y = torch.cat(images), torch.cat(texts)
     if case.bf16:

@@ -1,4 +1,4 @@
-"""Pictures and chains that tests of several files share."""
+"""Images and chains that tests of several files share."""
 
 from __future__ import annotations
 

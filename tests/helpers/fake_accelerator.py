@@ -200,16 +200,16 @@ def onto_device(module: nn.Module) -> nn.Module:
 
 
 def pairs_in(folder: Path) -> list[Any]:
-    """Eight pictures with captions, two of them equal."""
+    """Eight images with captions, two of them equal."""
     from PIL import Image
 
     from domainclip.data.records import ImageTextPair
 
     pairs = []
-    for number in range(8):
-        path = folder / f"{number}.png"
-        Image.new("RGB", (40 + number, 36), (30 * number, 90, 200)).save(path)
-        pairs.append(ImageTextPair(path, f"a texture of brick, sample {number // 2 * 2}", "brick"))
+    for index in range(8):
+        path = folder / f"{index}.png"
+        Image.new("RGB", (40 + index, 36), (30 * index, 90, 200)).save(path)
+        pairs.append(ImageTextPair(path, f"a texture of brick, sample {index // 2 * 2}", "brick"))
     return pairs
 
 

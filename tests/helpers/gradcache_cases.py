@@ -17,7 +17,7 @@ Loss = CLIPContrastiveLoss | MultiPositiveContrastiveLoss
 
 
 def batch_of(texts: int = 5, seed: int = 0) -> dict[str, Any]:
-    """Eight pictures that share five texts."""
+    """Eight images that share five texts."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.tensor([0, 1, 2, 3, 4, 0, 2, 0])
     length = 9
@@ -33,14 +33,14 @@ def batch_of(texts: int = 5, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def step_of(encoder: DualEncoder, loss: Loss, chunk: int | None) -> ContrastiveStep:
+def step_of(encoder: DualEncoder, loss: Loss, micro_batch: int | None) -> ContrastiveStep:
     return ContrastiveStep(
         encoder.encode_image,
         encoder.encode_text,
         lambda x, y, g: loss(x, y, group_ids=g, logit_scale=encoder.logit_scale),
         contextlib.nullcontext,
         torch.device("cpu"),
-        chunk,
+        micro_batch,
     )
 
 

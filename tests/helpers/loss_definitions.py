@@ -1,6 +1,6 @@
 """The objectives once more, from their documented equations: one query and one candidate at a time, in plain numbers.
 
-What an objective holds without gradient (who is mined, how alike two pictures are, what the texts say of each other)
+What an objective holds without gradient (who is mined, how alike two images are, what the texts say of each other)
 is read from ``frozen``, so that finite differences of these functions are the gradients the package must have.
 """
 
@@ -31,7 +31,7 @@ TAU = 0.3
 
 
 def embeddings(rows: int = 6, dim: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Pictures and texts in float64."""
+    """Images and texts in float64."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
     return images, torch.randn(rows, dim, generator=generator, dtype=torch.float64)
@@ -51,12 +51,12 @@ def unit(a: Vector) -> list[float]:
     return [value / length for value in a]
 
 
-def compare(metric: str, picture: Vector, text: Vector) -> float:
+def compare(metric: str, image: Vector, text: Vector) -> float:
     if metric in ("cosine", "bilinear"):  # for bilinear the text is mapped already
-        return product(unit(picture), unit(text))
+        return product(unit(image), unit(text))
     if metric == "dot":
-        return product(picture, text)
-    return -math.sqrt(sum((p - q) ** 2 for p, q in zip(picture, text, strict=True)))
+        return product(image, text)
+    return -math.sqrt(sum((p - q) ** 2 for p, q in zip(image, text, strict=True)))
 
 
 @dataclass
@@ -76,8 +76,8 @@ class Batch:
         return len(self.images)
 
     def score(self, direction: str, query: int, candidate: int) -> float:
-        picture, text = (query, candidate) if direction == "i2t" else (candidate, query)
-        return compare(self.metric, self.images[picture], self.texts[text])
+        image, text = (query, candidate) if direction == "i2t" else (candidate, query)
+        return compare(self.metric, self.images[image], self.texts[text])
 
     def candidates(self, direction: str) -> list[list[float]]:
         return self.texts if direction == "i2t" else self.images
@@ -106,7 +106,7 @@ def cross_entropy(logits: Vector, targets: Vector, weights: Vector | None = None
     return sum(t * (top + math.log(total) - s) for t, s in zip(targets, logits, strict=True))
 
 
-def equal_shares(positives: Sequence[int], size: int) -> list[float]:
+def equal_fractions(positives: Sequence[int], size: int) -> list[float]:
     return [1 / len(positives) if k in positives else 0.0 for k in range(size)]
 
 
@@ -116,13 +116,13 @@ def group_of(batch: Batch, query: int) -> list[int]:
 
 def contrastive(batch: Batch, frozen: Batch, direction: str, query: int) -> float:
     logits = [batch.score(direction, query, k) / batch.tau for k in range(batch.size)]
-    return cross_entropy(logits, equal_shares([query], batch.size))
+    return cross_entropy(logits, equal_fractions([query], batch.size))
 
 
 def multi_positive(batch: Batch, frozen: Batch, direction: str, query: int, smoothing: float = 0.0) -> float:
     size = batch.size
     logits = [batch.score(direction, query, k) / batch.tau for k in range(size)]
-    targets = [(1 - smoothing) * t + smoothing / size for t in equal_shares(group_of(batch, query), size)]
+    targets = [(1 - smoothing) * t + smoothing / size for t in equal_fractions(group_of(batch, query), size)]
     return cross_entropy(logits, targets)
 
 
@@ -167,12 +167,12 @@ def hard_negative(
     hardest = max((frozen.score(direction, query, k) / frozen.tau for k in mined), default=0.0)
     weights = [1.0] * batch.size
     for k in mined:
-        share = 1.0
+        fraction = 1.0
         if strategy == "weighted":
-            share = math.exp(strength * (frozen.score(direction, query, k) / frozen.tau - hardest))
-        weights[k] = 1 + rate * (weight - 1) * share
+            fraction = math.exp(strength * (frozen.score(direction, query, k) / frozen.tau - hardest))
+        weights[k] = 1 + rate * (weight - 1) * fraction
     logits = [batch.score(direction, query, k) / batch.tau for k in range(batch.size)]
-    return cross_entropy(logits, equal_shares(group_of(batch, query), batch.size), weights)
+    return cross_entropy(logits, equal_fractions(group_of(batch, query), batch.size), weights)
 
 
 def medical(batch: Batch, frozen: Batch, direction: str, query: int, *, weight: float, margin: float) -> float:
@@ -181,7 +181,7 @@ def medical(batch: Batch, frozen: Batch, direction: str, query: int, *, weight: 
         (batch.score(direction, query, k) - (weight * margin if k in positives else 0.0)) / batch.tau
         for k in range(batch.size)
     ]
-    return cross_entropy(logits, equal_shares(positives, batch.size))
+    return cross_entropy(logits, equal_fractions(positives, batch.size))
 
 
 def industrial(
@@ -196,14 +196,14 @@ def industrial(
             alike = product(unit(frozen.images[query]), unit(frozen.images[k]))
             logit += rate * weight * strength * max(0.0, alike)
         logits.append(logit)
-    return cross_entropy(logits, equal_shares(positives, batch.size))
+    return cross_entropy(logits, equal_fractions(positives, batch.size))
 
 
-def scientific(batch: Batch, frozen: Batch, direction: str, query: int, *, weight: float, share: float) -> float:
-    share = min(weight * share, 0.9)
+def scientific(batch: Batch, frozen: Batch, direction: str, query: int, *, weight: float, fraction: float) -> float:
+    fraction = min(weight * fraction, 0.9)
     near = [math.exp(product(unit(frozen.texts[query]), unit(frozen.texts[k])) / 0.1) for k in range(batch.size)]
-    hard = equal_shares(group_of(batch, query), batch.size)
-    targets = [(1 - share) * t + share * n / sum(near) for t, n in zip(hard, near, strict=True)]
+    hard = equal_fractions(group_of(batch, query), batch.size)
+    targets = [(1 - fraction) * t + fraction * n / sum(near) for t, n in zip(hard, near, strict=True)]
     return cross_entropy([batch.score(direction, query, k) / batch.tau for k in range(batch.size)], targets)
 
 
@@ -211,7 +211,7 @@ def multi_scale(batch: Batch, frozen: Batch, direction: str, query: int, *, scal
     total = 0.0
     for scale, weight in zip(scales, weights, strict=True):
         logits = [batch.score(direction, query, k) / (batch.tau * scale) for k in range(batch.size)]
-        total += weight / sum(weights) * cross_entropy(logits, equal_shares(group_of(batch, query), batch.size))
+        total += weight / sum(weights) * cross_entropy(logits, equal_fractions(group_of(batch, query), batch.size))
     return total
 
 
@@ -238,7 +238,7 @@ class Case:
         return [self.definition(batch, frozen or batch, direction, q, **self.numbers) for q in range(batch.size)]
 
     def value(self, batch: Batch, frozen: Batch | None = None) -> tuple[float, float, float]:
-        """The loss, picture to text, text to picture."""
+        """The loss, image to text, text to image."""
         halves = [sum(self.rows(batch, direction, frozen)) / batch.size for direction in ("i2t", "t2i")]
         return sum(halves) / 2, halves[0], halves[1]
 
@@ -281,8 +281,8 @@ CASES: dict[str, Case] = {
     "scientific": Case(
         DomainSpecificLoss,
         scientific,
-        {"domain": "scientific", "domain_weight": 1.5, "soft_target_share": 0.3},
-        {"weight": 1.5, "share": 0.3},
+        {"domain": "scientific", "domain_weight": 1.5, "soft_target_fraction": 0.3},
+        {"weight": 1.5, "fraction": 0.3},
         smooth=False,
     ),
     "multi_scale": Case(

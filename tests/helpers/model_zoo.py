@@ -79,7 +79,7 @@ def save_vit(folder: Path) -> Path:
 
 
 def save_mobilenet(folder: Path, **config_values: int) -> Path:
-    """A convolutional picture tower with batch norm, the starter's kind. Its pooled vector has 32 numbers."""
+    """A convolutional image tower with batch norm, the starter's kind. Its pooled vector has 32 numbers."""
     config = MobileNetV1Config(image_size=32, depth_multiplier=1 / 32, min_depth=4, **config_values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)

@@ -27,8 +27,8 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def pixels(encoder: DualEncoder, seed: int = 3) -> Tensor:
-    side = encoder.native_resolution
-    return torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    resolution = encoder.native_resolution
+    return torch.randn(3, 3, resolution, resolution, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """Embeddings by open_clip itself, in a process of its own: ``open_clip_child.py INPUTS OUTPUTS``.
 
-``INPUTS`` is a torch file with a list of jobs, each a checkpoint's ``folder``, ``pixels`` [n, 3, side, side] and
+``INPUTS`` is a torch file with a list of jobs, each a checkpoint's ``folder``, ``pixels`` [n, 3, size, size] and
 ``texts``; ``OUTPUTS`` gets ``ids``, ``image``, ``text`` and ``scale`` for each.
 
-open_clip imports torchvision for its picture transforms, which have no part in this: where torchvision cannot be
+open_clip imports torchvision for its image transforms, which have no part in this: where torchvision cannot be
 imported beside this torch, empty classes take its place.
 """
 

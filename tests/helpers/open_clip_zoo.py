@@ -86,10 +86,10 @@ class Draw:
         self.norm(f"{prefix}ln_final", width)
         self.tensor(f"{prefix}text_projection", width, DIM)
 
-    def timm_vision(self, width: int, layers: int, patch: int, side: int, head: str) -> None:
+    def timm_vision(self, width: int, layers: int, patch: int, resolution: int, head: str) -> None:
         trunk = "visual.trunk."
         self.tensor(f"{trunk}cls_token", 1, 1, width)
-        self.tensor(f"{trunk}pos_embed", 1, (side // patch) ** 2 + 1, width)
+        self.tensor(f"{trunk}pos_embed", 1, (resolution // patch) ** 2 + 1, width)
         self.tensor(f"{trunk}patch_embed.proj.weight", width, 3, patch, patch)
         self.tensor(f"{trunk}patch_embed.proj.bias", width)
         for index in range(layers):
@@ -189,14 +189,14 @@ def write_foreign(
     )
     vision_cfg: dict[str, Any] = dict(VISION)
     if timm:
-        width, layers, patch, side = (192, 12, 16, 224) if full_size else (24, 2, 8, 32)
-        draw.timm_vision(width, layers, patch, side, head)
+        width, layers, patch, resolution = (192, 12, 16, 224) if full_size else (24, 2, 8, 32)
+        draw.timm_vision(width, layers, patch, resolution, head)
         vision_cfg = {
-            "timm_model_name": f"vit_tiny_patch{patch}_{side}",
+            "timm_model_name": f"vit_tiny_patch{patch}_{resolution}",
             "timm_model_pretrained": False,
             "timm_pool": pool,
             "timm_proj": head,
-            "image_size": side,
+            "image_size": resolution,
         }
     else:
         draw.clip_vision()

@@ -58,7 +58,7 @@ OTHERS: list[Exception] = [
 
 
 class Towers(nn.Module):
-    """Pictures through two layers, tokens through a mean of vectors."""
+    """Images through two layers, tokens through a mean of vectors."""
 
     def __init__(self, dropout: float = 0.0, batch_norm: bool = False) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Towers(nn.Module):
 
 
 def batch_of(seed: int, rows: int = ROWS, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """Pictures of which the last ones share the first ones' captions."""
+    """Images of which the last ones share the first ones' captions."""
     generator = torch.Generator().manual_seed(seed)
     texts = rows - rows // 4
     ids = torch.randint(0, 30, (texts, 5), generator=generator)
@@ -109,8 +109,8 @@ class FaultyStep(ContrastiveStep):
     """Runs out of memory where ``plan`` says so: step → places, one for each attempt; and above ``limit`` rows.
 
     Places: ``image`` and ``text`` (the first pass, its second call where there are several), ``loss``, ``replay`` (the
-    second chunk's), ``image_backward`` and ``text_backward`` (the last call where there are several, so that other
-    gradients are there already).
+    second micro-batch's), ``image_backward`` and ``text_backward`` (the last call where there are several, so that
+    other gradients are there already).
     """
 
     def __init__(self, towers: Towers, loss: nn.Module, **options: Any) -> None:
@@ -124,7 +124,7 @@ class FaultyStep(ContrastiveStep):
         def watched(tower: str, encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
             def last_backward() -> None:
                 self.backwards[tower] += 1
-                if self.backwards[tower] == self.chunks[tower]:
+                if self.backwards[tower] == self.micro_batches[tower]:
                     self.fail(f"{tower}_backward")
 
             def run(*inputs: Tensor) -> Tensor:
@@ -133,11 +133,13 @@ class FaultyStep(ContrastiveStep):
                 random.random(), np.random.rand()  # a run's other generators, used by augmentations of one's own
                 embeds = encode(*inputs)
                 self.passes[tower] += 1
-                chunks = -(-self.counts[tower] // len(inputs[0])) if self.passes[tower] == 1 else self.chunks[tower]
-                self.chunks[tower] = chunks
-                if not self.loss_done and self.passes[tower] == min(2, chunks):
+                micro_batches = (
+                    -(-self.counts[tower] // len(inputs[0])) if self.passes[tower] == 1 else self.micro_batches[tower]
+                )
+                self.micro_batches[tower] = micro_batches
+                if not self.loss_done and self.passes[tower] == min(2, micro_batches):
                     self.fail(tower)
-                if self.loss_done and tower == "image" and self.passes[tower] == chunks + 2:
+                if self.loss_done and tower == "image" and self.passes[tower] == micro_batches + 2:
                     self.fail("replay")
                 return _FailingBackward.apply(embeds, last_backward) if embeds.requires_grad else embeds
 
@@ -161,7 +163,7 @@ class FaultyStep(ContrastiveStep):
     def begin(self, images: int, texts: int) -> None:
         self.counts = {"image": images, "text": texts}
         self.passes, self.backwards = {"image": 0, "text": 0}, {"image": 0, "text": 0}
-        self.chunks: dict[str, int] = {}
+        self.micro_batches: dict[str, int] = {}
         self.loss_done = False
 
     def fail(self, place: str) -> None:
@@ -185,8 +187,8 @@ class Run:
 
     def __init__(
         self,
-        chunk: int | None = None,
-        kept_chunks: int = 0,
+        micro_batch: int | None = None,
+        kept_micro_batches: int = 0,
         loss: nn.Module | None = None,
         dtype: torch.dtype = torch.float64,
         patience: int = 2,
@@ -197,7 +199,7 @@ class Run:
         self.dtype = dtype
         self.parameters = [*self.towers.parameters(), *self.loss.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-2)
-        self.plain = FaultyStep(self.towers, self.loss, chunk=chunk, kept_chunks=kept_chunks)
+        self.plain = FaultyStep(self.towers, self.loss, micro_batch=micro_batch, kept_micro_batches=kept_micro_batches)
         self.changes: list[tuple[int, int, int, str]] = []
         self.step = AdaptiveStep(
             self.plain, self.towers, self.loss, lambda *change: self.changes.append(change), patience
@@ -205,7 +207,7 @@ class Run:
         self.updates = 0
         self.losses: list[float] = []
         self.gradients: list[list[Tensor]] = []
-        self.chunks: list[int] = []
+        self.micro_batches: list[int] = []
 
     def train(self, steps: int = STEPS, rows: int = ROWS) -> Run:
         for _ in range(steps):
@@ -214,7 +216,7 @@ class Run:
             output = self.step(batch_of(self.updates, rows, self.dtype))
             self.losses.append(float(output["loss"]))
             self.gradients.append([p.grad.clone() for p in self.parameters if p.grad is not None])
-            self.chunks.append(self.plain.chunk_of(rows))
+            self.micro_batches.append(self.plain.micro_batch_of(rows))
             self.optimizer.step()
             self.updates += 1
         return self

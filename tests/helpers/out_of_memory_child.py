@@ -23,7 +23,7 @@ ROWS, WIDTH, STEPS = 512, 8_192, 2
 
 
 class WideTowers(nn.Module):
-    """32 MiB after each of the picture tower's two wide layers for 512 rows in float64; 2 MiB of weights."""
+    """32 MiB after each of the image tower's two wide layers for 512 rows in float64; 2 MiB of weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def batch_of(rows: int, seed: int) -> dict[str, Any]:
 
 
 def train(room_mb: int | None = None) -> tuple[dict[str, Tensor], list[tuple[int, int, int, str]]]:
-    """The final weights, and the changes of the chunk."""
+    """The final weights, and the changes of the micro-batch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         towers = WideTowers().double().train()
@@ -81,8 +81,8 @@ def train(room_mb: int | None = None) -> tuple[dict[str, Tensor], list[tuple[int
         mapped = psutil.Process().memory_info().vms
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (mapped + room_mb * 2**20, hard))
-    for number in range(STEPS):
-        one_step(batch_of(ROWS, seed=number))
+    for index in range(STEPS):
+        one_step(batch_of(ROWS, seed=index))
     return {name: value.detach() for name, value in towers.state_dict().items()}, changes
 
 

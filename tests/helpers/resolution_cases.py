@@ -35,7 +35,7 @@ _TOWER: dict[str, Any] = {
 
 
 def tower(name: str, image_size: int = 32, patch_size: int = 8) -> Any:
-    """A random picture tower whose position embeddings are as large as its other numbers."""
+    """A random image tower whose position embeddings are as large as its other numbers."""
     kinds: dict[str, tuple[Any, Any]] = {
         "clip": (CLIPVisionConfig, CLIPVisionModel),
         "siglip": (SiglipVisionConfig, SiglipVisionModel),

@@ -18,10 +18,10 @@ SIGLIP = replace(CLIP, text_length=64, fixed_text_length=True)
 STARTER = replace(CLIP, native_resolution=160, image_tower_kind="convolutional")
 PLAIN = DataFacts(
     train_rows=8000,
-    repeated_caption_share=0.0,
-    labelled_share=0.0,
+    repeated_caption_fraction=0.0,
+    labelled_fraction=0.0,
     classes=0,
-    names_sides=False,
+    names_left_right=False,
     names_heights=False,
     cores=8,
 )

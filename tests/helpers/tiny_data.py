@@ -14,7 +14,7 @@ from domainclip.data.records import ImageTextPair
 
 @dataclass(frozen=True)
 class TinyData:
-    """A folder of 30 small pictures of three classes that colour and pattern tell apart, with captions."""
+    """A folder of 30 small images of three classes that colour and pattern tell apart, with captions."""
 
     folder: Path
 
@@ -42,17 +42,17 @@ def write_tiny_data(folder: Path, kinds: dict[str, tuple[tuple[int, int, int], s
     rng = np.random.default_rng(0)
     rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "val": [], "test": []}
     for label, (colour, pattern) in kinds.items():
-        for number in range(10):
-            height, width = 40 + 4 * (number % 3), 44 + 2 * (number % 4)
-            picture = np.broadcast_to(np.array(colour, dtype=float), (height, width, 3)).copy()
+        for index in range(10):
+            height, width = 40 + 4 * (index % 3), 44 + 2 * (index % 4)
+            image = np.broadcast_to(np.array(colour, dtype=float), (height, width, 3)).copy()
             if pattern == "stripes":
-                picture[:: 6 + number % 2] *= 0.4
-            picture += rng.normal(0, 30 if pattern == "noise" else 6, picture.shape)
-            name = f"images/{label}_{number}.{'png' if number % 2 else 'jpg'}"
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / name)
-            own = f"a photo of {label}, sample {number}" + " seen from far above" * (number % 3)
-            caption = f"a texture of {label}" if number % 3 == 0 else own
-            split = "train" if number < 6 else "val" if number < 8 else "test"
+                image[:: 6 + index % 2] *= 0.4
+            image += rng.normal(0, 30 if pattern == "noise" else 6, image.shape)
+            name = f"images/{label}_{index}.{'png' if index % 2 else 'jpg'}"
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name)
+            own = f"a photo of {label}, sample {index}" + " seen from far above" * (index % 3)
+            caption = f"a texture of {label}" if index % 3 == 0 else own
+            split = "train" if index < 6 else "val" if index < 8 else "test"
             rows[split].append((name, caption, label))
     for split, lines in rows.items():
         with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as handle:

@@ -23,7 +23,7 @@ from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, make_tiny_clip
 from domainclip.training import Trainer, Validation
 from domainclip.training.distributed import ProcessGroup
-from domainclip.training.regularization.initial_weights import StartingPoint
+from domainclip.training.regularization.initial_weights import InitialWeights
 
 DEFAULTS: dict[str, Any] = {
     "model_name": "tiny",
@@ -49,7 +49,7 @@ def make_trainer(
     loss: torch.nn.Module | None = None,
     validate: Callable[[], Validation] | None = None,
     processes: ProcessGroup | None = None,
-    start: StartingPoint | None = None,
+    start: InitialWeights | None = None,
     **values: Any,
 ) -> Trainer:
     """18 rows in batches of 6: three steps an epoch, six in all. Dropout and augmentation are on."""

@@ -19,9 +19,9 @@ def move(encoder: DualEncoder, seed: int = 1) -> None:
 
 
 def embeddings(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
-    side = encoder.native_resolution
+    resolution = encoder.native_resolution
     generator = torch.Generator().manual_seed(5)
-    pixels = torch.randn(3, 3, side, side, generator=generator)
+    pixels = torch.randn(3, 3, resolution, resolution, generator=generator)
     with torch.no_grad():
         return encoder.eval().encode_image(pixels), encoder.encode_text(
             **encoder.processor.tokenize(["a", "two words"])

@@ -36,11 +36,11 @@ def outcome(loss: nn.Module, owned: bool, images: Tensor, texts: Tensor, **other
     scale = owned_scale().requires_grad_()
     output = loss(images, texts, group_ids=GROUPS, logit_scale=scale if owned else None, progress=0.3, **others)
     output["loss"].backward()
-    told = {name: value for name, value in output.items() if isinstance(value, Tensor)}
+    reported = {name: value for name, value in output.items() if isinstance(value, Tensor)}
     gradients = {f"gradient of {name}": parameter.grad for name, parameter in loss.named_parameters()}
     if owned:
         gradients["gradient of logit_scale"] = scale.grad
-    return {**told, **gradients, "gradient of images": images.grad, "gradient of texts": texts.grad}
+    return {**reported, **gradients, "gradient of images": images.grad, "gradient of texts": texts.grad}
 
 
 def assert_same(chunked: dict[str, Any], whole: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ def test_chunks_of_a_weighted_sum(balancing: str) -> None:
 
     def make(chunk: int | None) -> WeightedSumLoss:
         names = ("multi_positive", "sigmoid", "semi-hard")
-        parts = {name: (CASES[name].make(chunk_size=chunk), 1.0 + number) for number, name in enumerate(names)}
+        parts = {name: (CASES[name].make(chunk_size=chunk), 1.0 + index) for index, name in enumerate(names)}
         return WeightedSumLoss(parts, balancing)
 
     assert_same(*(outcome(make(chunk), True, images, texts) for chunk in (3, None)))

@@ -77,11 +77,12 @@ RECIPES: dict[str, tuple[dict[str, Any], nn.Module]] = {
 def test_label_smoothing_reaches_every_cross_entropy(name: str) -> None:
     images, texts = embeddings()
     plain, smooth = (
-        build_loss(CLIPFinetuningConfig(loss_type=name, label_smoothing=share))(images, texts) for share in (0.0, 0.2)
+        build_loss(CLIPFinetuningConfig(loss_type=name, label_smoothing=fraction))(images, texts)
+        for fraction in (0.0, 0.2)
     )
     # The smallest loss such targets allow: (1 - ε + ε/B) and B - 1 times ε/B.
-    share, rest = 1 - 0.2 + 0.2 / 6, 0.2 / 6
-    floor = -share * math.log(share) - 5 * rest * math.log(rest)
+    fraction, rest = 1 - 0.2 + 0.2 / 6, 0.2 / 6
+    floor = -fraction * math.log(fraction) - 5 * rest * math.log(rest)
     assert float(smooth["target_entropy"]) == pytest.approx(floor, rel=1e-5)
     assert float(smooth["loss"]) != pytest.approx(float(plain["loss"]), rel=1e-3)
 
@@ -163,14 +164,14 @@ def test_uncertainty_has_the_gradient_of_its_equation() -> None:
     output["loss"].backward()
     parts = [float(value) for value in output["objective_losses"].values()]
     total = 0.0
-    for number, (weight, c) in enumerate(((1.0, 0.4), (3.0, -0.7))):
-        total += weight * math.exp(-c) * parts[number] + weight * c / 2
-        slope = -weight * math.exp(-c) * parts[number] + weight / 2
-        assert float(loss.log_variances.grad[number]) == pytest.approx(slope)
+    for index, (weight, c) in enumerate(((1.0, 0.4), (3.0, -0.7))):
+        total += weight * math.exp(-c) * parts[index] + weight * c / 2
+        slope = -weight * math.exp(-c) * parts[index] + weight / 2
+        assert float(loss.log_variances.grad[index]) == pytest.approx(slope)
     assert float(output["loss"].detach()) == pytest.approx(total)
 
 
-def test_uncertainty_settles_where_the_variance_is_twice_the_loss() -> None:
+def test_uncertainty_converges_where_the_variance_is_twice_the_loss() -> None:
     images, texts = embeddings()
     loss = two("uncertainty", factor=5.0).double()
     optimizer = torch.optim.SGD([loss.log_variances], lr=0.2)
@@ -210,7 +211,7 @@ def test_gradient_norms_are_smoothed_over_batches_and_kept_in_the_state() -> Non
     torch.testing.assert_close(loss.norms, 0.9 * seen[0] + 0.1 * seen[1])
     again = two("gradient_norm").double()
     again.load_state_dict(loss.state_dict())
-    with torch.no_grad():  # validation: judged by the balance there is, which stays
+    with torch.no_grad():  # validation: by the balance there is, which stays
         outputs = [each(*embeddings(seed=2)) for each in (loss, again, two("gradient_norm").double())]
     assert torch.equal(outputs[0]["loss"], outputs[1]["loss"])
     assert torch.equal(again.norms, loss.norms)
@@ -275,7 +276,7 @@ def test_objectives_share_one_learned_metric() -> None:
         (lambda: WeightedSumLoss({"a": (CLIPContrastiveLoss(), 1.0)}, "fair"), "Invalid loss balancing 'fair'"),
         (
             lambda: build_loss(CLIPFinetuningConfig(loss_type="combined", objectives={"multi_resolution": 1.0})),
-            "objectives: 'multi_resolution' reads pictures at several sizes",
+            "objectives: 'multi_resolution' reads images at several sizes",
         ),
         (
             lambda: build_loss(CLIPFinetuningConfig(loss_type="combined", objectives={"contrastiv": 1.0})),

@@ -130,7 +130,7 @@ def test_the_bias_survives_a_state_dict() -> None:
     assert build_loss(CLIPFinetuningConfig(loss_type="sigmoid", sigmoid_bias=-7.0)).bias.item() == -7.0
 
 
-# --- several sizes of the picture ---
+# --- several sizes of the image ---
 
 
 def sizes(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ def test_several_sizes_are_the_definition() -> None:
     assert float(output["text_to_image_loss"]) == close(weighted[2])
 
 
-def test_the_small_picture_learns_from_the_large_one() -> None:
+def test_the_small_image_learns_from_the_large_one() -> None:
     images, texts = sizes()
     images.requires_grad_()
     MultiResolutionLoss((1.0, 0.5, 0.25))(images, texts)["consistency_loss"].backward()
@@ -211,14 +211,14 @@ def built(name: str) -> nn.Module:
     return build_loss(CLIPFinetuningConfig(**RECIPES[name], temperature=0.1), 5)
 
 
-def pictures(name: str, images: Tensor) -> Tensor:
+def image_views(name: str, images: Tensor) -> Tensor:
     """At two sizes where the objective reads them."""
     return torch.stack([images, images.flip(1)], dim=1) if name == "multi_resolution" else images
 
 
 def backward(name: str, images: Tensor, texts: Tensor, **others: Any) -> tuple[dict[str, Any], Tensor, Tensor]:
     images, texts = (side.detach().clone().requires_grad_() for side in (images, texts))
-    output = call_objective(built(name), pictures(name, images), texts, progress=1.0, **others)
+    output = call_objective(built(name), image_views(name, images), texts, progress=1.0, **others)
     output["loss"].backward()
     return output, images.grad, texts.grad
 
@@ -248,7 +248,7 @@ def test_wrong_shapes_are_plain_errors(name: str, left: tuple, right: tuple, mes
 def test_group_ids_of_another_length_are_named(name: str) -> None:
     images, texts = embeddings()
     with pytest.raises(ShapeError, match=r"^Batch size mismatch: group_ids has shape \(5,\)"):
-        built(name)(pictures(name, images), texts, group_ids=torch.arange(5))
+        built(name)(image_views(name, images), texts, group_ids=torch.arange(5))
 
 
 def test_labels_of_another_length_are_named() -> None:
@@ -301,9 +301,9 @@ def test_half_embeddings_are_compared_in_float32(name: str, dtype: torch.dtype) 
 @every_objective
 def test_autocast_does_not_reach_into_the_loss(name: str) -> None:
     images, texts = (side.float() for side in embeddings())
-    plain = built(name)(pictures(name, images), texts)
+    plain = built(name)(image_views(name, images), texts)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = built(name)(pictures(name, images), texts)
+        inside = built(name)(image_views(name, images), texts)
     for key in ("loss", "image_to_text_loss", "text_to_image_loss", "temperature"):
         assert inside[key].dtype == torch.float32
         assert torch.equal(inside[key], plain[key])

@@ -167,7 +167,7 @@ def test_mined_negatives_are_counted(strategy: str, ratio: float, groups: str) -
     assert float(output["hard_negative_ratio_actual"]) == close(mined / negatives if negatives else 0.0)
 
 
-def test_the_share_that_is_mined_is_exact() -> None:
+def test_the_fraction_that_is_mined_is_exact() -> None:
     """In float32 9 % of 300 candidates is a little more than 27."""
     images, texts = embeddings(301, 16)
     output = HardNegativeMiningLoss(0.3, 0.09, "hard")(images.float(), texts.float())
@@ -178,9 +178,9 @@ def test_scales_are_told_and_add_up() -> None:
     images, texts = embeddings()
     groups = torch.tensor(GROUPS["some equal"])
     output = MultiScaleLoss((2.0, 1.0, 0.5), 0.2, (2.0, 1.0, 1.0))(images, texts, groups)
-    for number, scale in enumerate((2.0, 1.0, 0.5)):
+    for index, scale in enumerate((2.0, 1.0, 0.5)):
         alone = MultiPositiveContrastiveLoss(0.2 * scale)(images, texts, groups)["loss"]
-        assert float(output["scale_losses"][number]) == close(float(alone), rel=1e-6)
+        assert float(output["scale_losses"][index]) == close(float(alone), rel=1e-6)
     assert output["scale_weights"].tolist() == [0.5, 0.25, 0.25]
     assert output["temperatures"].tolist() == close([0.4, 0.2, 0.1], rel=1e-6)
     assert float(output["base_temperature"]) == close(0.2)
@@ -297,7 +297,7 @@ def test_semi_hard_mines_nothing_above_the_own_pair(seed, groups, ratio) -> None
 
 @pytest.mark.parametrize("strategy", ["semi-hard", "hard", "weighted"])
 def test_duplicates_of_the_positive_are_never_mined(strategy: str) -> None:
-    """Rows 0 and 1 hold the same text under two numbers; rows 2 and 3 share a group; 4 and 5 the same picture."""
+    """Rows 0 and 1 hold the same text under two numbers; rows 2 and 3 share a group; 4 and 5 the same image."""
     images, texts = embeddings(8, 6)
     texts[1] = 2.5 * texts[0]  # the length is no part of it
     images[5] = images[4]
@@ -314,7 +314,7 @@ def test_duplicates_of_the_positive_are_never_mined(strategy: str) -> None:
 def test_a_like_caption_is_confused_at_less_cost() -> None:
     """The same similarities, once with the captions of rows 0 and 1 alike, once with those of 0 and 2."""
     scores = 0.2 * torch.eye(4, dtype=torch.float64)
-    scores[0, 1] = 0.5  # picture 0 is taken for text 1
+    scores[0, 1] = 0.5  # image 0 is taken for text 1
     images = torch.eye(4, dtype=torch.float64)
 
     def cost(like: int) -> float:
@@ -348,9 +348,9 @@ def test_medical_labels_make_positives() -> None:
     assert torch.equal(unknown, MultiPositiveContrastiveLoss()(images, texts, alone, owned_scale())["loss"])
 
 
-def test_industrial_labels_are_no_look_alikes() -> None:
+def test_industrial_labels_are_no_hard_negatives() -> None:
     images, texts = embeddings()
-    images[1] = images[0] + 0.01  # look-alikes, for certain
+    images[1] = images[0] + 0.01  # hard negatives, for certain
     loss = DomainSpecificLoss("industrial")
     without = loss(images, texts)["loss"]
     same = loss(images, texts, domain_labels=torch.zeros(6, dtype=torch.long))["loss"]

@@ -59,16 +59,16 @@ def test_closed_form_values(kind: str, position: int, expected: float) -> None:
     kind=st.sampled_from(SCHEDULES),
     numbers=st.lists(st.floats(1e-4, 10), min_size=3, max_size=3).map(sorted),
     total=st.integers(1, 5000),
-    warmup_share=st.floats(0, 1),
+    warmup_fraction=st.floats(0, 1),
     decay=st.floats(0.01, 0.999),
     positions=st.lists(st.integers(0, 6000), max_size=20),
     loss=st.floats(-10, 1e6),
 )
 def test_bounds_start_and_purity(
-    kind: str, numbers: list[float], total: int, warmup_share: float, decay: float, positions: list[int], loss: float
+    kind: str, numbers: list[float], total: int, warmup_fraction: float, decay: float, positions: list[int], loss: float
 ) -> None:
     low, first, high = numbers
-    warmup = max(1, int(total * warmup_share))
+    warmup = max(1, int(total * warmup_fraction))
 
     def fresh() -> TemperatureScheduler:
         return TemperatureScheduler(first, low, high, warmup, total, kind, decay)

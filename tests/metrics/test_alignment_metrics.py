@@ -46,7 +46,7 @@ def test_ranks_equal_a_sorting_loop_with_many_ties(data: st.DataObject) -> None:
 def test_worked_example() -> None:
     similarity = np.array([[0.9, 0.1, 0.3], [0.8, 0.2, 0.7], [0.1, 0.4, 0.6]])
     found = AlignmentMetrics.compute_all(similarity)
-    # Picture 0 ranks its text first, picture 1 third, picture 2 first; text 1 ranks its picture second and
+    # Image 0 ranks its text first, image 1 third, image 2 first; text 1 ranks its image second and
     # text 2 its own second.
     assert found["i2t_R@1"] == pytest.approx(2 / 3)
     assert found["i2t_R@5"] == 1.0
@@ -145,7 +145,7 @@ def test_repeated_captions_tie_exactly(chunk: int) -> None:
     similarity = (images.double() @ base.double().T)[:, which]
     expected = [rank_by_loop(s, h) for s, h in zip(similarity.tolist(), own.tolist(), strict=True)]
     assert found.tolist() == expected
-    assert found.min() >= 2  # an equal caption of another picture always stands before a picture's own
+    assert found.min() >= 2  # an equal caption of another image always stands before an image's own
 
 
 def test_repeated_captions_count_against_a_model_unless_grouped() -> None:
@@ -160,8 +160,8 @@ def test_repeated_captions_count_against_a_model_unless_grouped() -> None:
     assert grouped["i2t_R@1"] == grouped["t2i_R@1"] == grouped["i2t_MRR"] == 1.0
 
 
-def test_several_captions_per_picture_equal_torchmetrics() -> None:
-    # As in Flickr30k: five captions each, so 60 pictures against 300 texts.
+def test_several_captions_per_image_equal_torchmetrics() -> None:
+    # As in Flickr30k: five captions each, so 60 images against 300 texts.
     owner = torch.arange(300) // 5
     similarity = torch.rand(60, 300, generator=torch.Generator().manual_seed(8))
     targets = owner[None] == torch.arange(60)[:, None]

@@ -66,15 +66,15 @@ def test_the_distribution_equals_a_plain_loop_over_the_drawn_rows() -> None:
         assert value == pytest.approx(sum(drawn) / len(drawn))
 
 
-def test_intervals_of_a_binomial_share_cover_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_of_a_binomial_fraction_cover_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(7)
-    share, n, trials = 0.7, 120, 300
+    fraction, n, trials = 0.7, 120, 300
     covered = 0
     for trial in range(trials):
-        values = (rng.random(n) < share).astype(float)
+        values = (rng.random(n) < fraction).astype(float)
         found = Resampling(n, None, 400, seed=trial).intervals(mean_of(values))["mean"]
         assert found is not None
-        covered += found.low <= share <= found.high
+        covered += found.low <= fraction <= found.high
     assert 0.90 <= covered / trials <= 0.985
 
 
@@ -91,7 +91,7 @@ def test_rows_of_one_group_do_not_narrow_the_interval() -> None:
 
 
 def test_groups_cover_the_truth_where_rows_alone_do_not() -> None:
-    """30 patients with an effect of their own and 8 pictures each, drawn 150 times."""
+    """30 patients with an effect of their own and 8 images each, drawn 150 times."""
     rng = np.random.default_rng(3)
     covered = {"grouped": 0, "naive": 0}
     ids = np.repeat(np.arange(30), 8)
@@ -115,7 +115,7 @@ def test_undefined_resamples_are_left_out_and_counted() -> None:
     assert percentile_interval(np.full(4, np.nan)) is None
 
 
-def test_a_class_of_one_picture_is_absent_from_about_a_third_of_the_resamples() -> None:
+def test_a_class_of_one_image_is_absent_from_about_a_third_of_the_resamples() -> None:
     positive = np.zeros(200, dtype=bool)
     positive[17] = True
     curves = ThresholdCurves(np.random.default_rng(0).normal(size=200), positive)

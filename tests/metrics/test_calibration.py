@@ -25,7 +25,7 @@ from domainclip.metrics.calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from domainclip.pipelines.calibrate import RememberedPictures, calibrate
+from domainclip.pipelines.calibrate import RememberedImages, calibrate
 from model_zoo import save_siglip
 from tiny_data import TinyData
 
@@ -105,7 +105,7 @@ def test_the_temperature_the_labels_were_drawn_with_comes_back(truth: float) -> 
     assert few.nll_before == pytest.approx(nll_by_hand(similarities[:300], targets[:300], 0.01), rel=1e-9)
 
 
-def test_rows_that_settle_nothing_are_bounded_and_said() -> None:
+def test_rows_that_determine_nothing_are_bounded_and_said() -> None:
     perfect = fit_temperature(torch.eye(3) * 0.2, torch.arange(3), 0.07)
     assert perfect.temperature == 0.01
     assert "none of the 3 rows is classified wrongly" in str(perfect.problem)
@@ -190,7 +190,7 @@ def test_words() -> None:
 
 
 class Noisy:
-    """Puts a picture near its class's axis and, for one in three, near another's; counts what it embeds."""
+    """Puts an image near its class's axis and, for one in three, near another's; counts what it embeds."""
 
     def __init__(self) -> None:
         self.asked: list[Path] = []
@@ -215,9 +215,9 @@ def prepared(data: TinyData, **values: Any) -> CLIPFinetuningController:
     return controller
 
 
-def test_pictures_are_embedded_once(tiny_data: TinyData) -> None:
+def test_images_are_embedded_once(tiny_data: TinyData) -> None:
     embed = Noisy()
-    remembered = RememberedPictures(embed)
+    remembered = RememberedImages(embed)
     paths = [pair.image_path for pair in tiny_data.pairs("val")]
     first = remembered.encode_images(paths[:3])
     again = remembered.encode_images([paths[4], paths[2], paths[2], paths[0]])
@@ -232,7 +232,7 @@ def test_the_saved_model_has_the_temperature_the_report_says(wanted: bool, tiny_
     assert controller.model is not None
     own = controller.model.logit_scale.item()
     weights = {name: value.clone() for name, value in controller.model.model.state_dict().items()}
-    embed = RememberedPictures(Noisy())
+    embed = RememberedImages(Noisy())
     found = calibrate(controller, tiny_data.pairs("train"), tiny_data.pairs("test"), embed, tmp_path)
     assert found is not None
     assert found["problem"] is None
@@ -248,7 +248,7 @@ def test_the_saved_model_has_the_temperature_the_report_says(wanted: bool, tiny_
             assert name == "logit_scale" or torch.equal(saved[name], value), name
 
 
-def test_rows_that_settle_nothing_leave_the_model_alone(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_rows_that_determine_nothing_leave_the_model_alone(tiny_data: TinyData, tmp_path: Path) -> None:
     controller = prepared(tiny_data, calibrate_temperature=True)
     right = [pair for pair in tiny_data.pairs() if int(pair.image_path.stem.split("_")[1]) % 3]
     found = calibrate(controller, right, tiny_data.pairs("test"), Noisy(), tmp_path)

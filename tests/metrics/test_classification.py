@@ -85,7 +85,7 @@ def test_a_collapsed_model_is_right_about_nothing() -> None:
     assert np.sum(found["confusion"]) == 12
 
 
-def test_a_class_without_pictures_does_not_lower_the_means() -> None:
+def test_a_class_without_images_does_not_lower_the_means() -> None:
     found = classification_metrics(torch.eye(3)[[0, 1, 1]] + torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0, 1, 0]))
     assert found["mean_per_class_recall"] == pytest.approx((0.5 + 1) / 2)
     assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
@@ -188,7 +188,7 @@ def table() -> TableEmbedder:
     )
 
 
-def test_zero_shot_counts_each_picture_once_and_unlabelled_rows_apart() -> None:
+def test_zero_shot_counts_each_image_once_and_unlabelled_rows_apart() -> None:
     evaluator = ZeroShotEvaluator(PAIRS, templates=["{}"])
     result = evaluator.evaluate(table())
     found = result.details["classification"]
@@ -199,7 +199,7 @@ def test_zero_shot_counts_each_picture_once_and_unlabelled_rows_apart() -> None:
     assert result.metrics["acc1"] == pytest.approx(2 / 3)
     assert result.metrics["mean_per_class_recall"] == pytest.approx(0.75)
     assert found["per_class_recall"] == {"blue": 1.0, "red": 0.5}
-    assert found["majority_share"] == pytest.approx(2 / 3)
+    assert found["majority_fraction"] == pytest.approx(2 / 3)
     assert (found["n_unlabelled"], found["n_outside_classes"]) == (1, 0)
     assert (result.metrics["n_classified"], result.metrics["n_classes"]) == (3, 2)
     assert evaluator(table()) == result.metrics
@@ -226,15 +226,15 @@ def test_zero_shot_needs_two_classes_and_a_row() -> None:
         ZeroShotEvaluator(PAIRS, class_names=["up", "down"])
 
 
-def test_retrieval_joins_equal_captions_and_pictures_with_several() -> None:
+def test_retrieval_joins_equal_captions_and_images_with_several() -> None:
     embed = table()
     result = RetrievalEvaluator(PAIRS, chunk=2).evaluate(embed)
     assert embed.asked_texts == ["a red thing", "a blue thing", "a green thing", "something crimson"]
     assert len(embed.asked_images) == 4
-    # Picture 1 has two captions, either is a hit; picture 2, which looks blue, finds its own after
+    # Image 1 has two captions, either is a hit; image 2, which looks blue, finds its own after
     # "a blue thing" and "something crimson".
     assert result.details["retrieval"]["i2t_ranks"] == [1, 3, 1, 1]
-    # "a red thing" belongs to pictures 1 and 2 and finds picture 1 first.
+    # "a red thing" belongs to images 1 and 2 and finds image 1 first.
     assert result.details["retrieval"]["t2i_ranks"] == [1, 1, 1, 1]
     assert result.metrics["i2t_R@1"] == 0.75
     assert result.metrics["mean_R@1"] == pytest.approx(0.875)
@@ -243,7 +243,7 @@ def test_retrieval_joins_equal_captions_and_pictures_with_several() -> None:
         RetrievalEvaluator(PAIRS[:2])
 
 
-def test_domain_evaluator_embeds_every_picture_once() -> None:
+def test_domain_evaluator_embeds_every_image_once() -> None:
     embed = table()
     evaluator = DomainEvaluator(PAIRS, templates=["{}"])
     result = evaluator.evaluate(embed)
@@ -275,12 +275,12 @@ def test_an_embedder_that_loses_rows_is_caught() -> None:
         def encode_images(self, paths: list[Path], /) -> torch.Tensor:
             return super().encode_images(paths)[:-1]
 
-    with pytest.raises(ShapeError, match="Batch size mismatch: 4 pictures"):
+    with pytest.raises(ShapeError, match="Batch size mismatch: 4 images"):
         RetrievalEvaluator(PAIRS)(Short(table().images, table().texts))
 
 
 def test_real_captions_with_an_oracle_that_knows_them(shared_data: Path) -> None:
-    """An embedder that gives each caption its own axis, and each picture its caption's, must be perfect."""
+    """An embedder that gives each caption its own axis, and each image its caption's, must be perfect."""
     folder = shared_data / "fixture_tiny"
     with open(folder / "test.csv", encoding="utf-8") as handle:
         pairs = [Pair(folder / row["image_path"], row["caption"], row["label"]) for row in csv.DictReader(handle)]

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from domainclip.evaluation.class_hierarchy import ClassTree
+from domainclip.evaluation.class_hierarchy import ClassHierarchy
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.evaluation.comparison import accuracy_interval
-from domainclip.evaluation.concepts import ConceptScores
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.protocols import EvaluationResult
+from domainclip.evaluation.semantics import SemanticScores
 from domainclip.metrics.names import describe
 from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
 from domainclip.metrics.significance import paired_change, wilson_interval
 from domainclip.metrics.sums import unit_sums
-from domainclip.reports.concept_text import concept_notes
 from domainclip.reports.report import jsonable, write_report
+from domainclip.reports.semantic_text import semantic_notes
 
 LABELS = ("red", "green", "blue", "grey")
 
@@ -35,7 +35,7 @@ class Row:
     group: str | None
 
 
-# Patients of 1 to 30 pictures; the first picture has no label, so units of classes and of retrieval differ.
+# Patients of 1 to 30 images; the first image has no label, so units of classes and of retrieval differ.
 SIZES = (30, 5, 12, 1, 25, 8, 17, 22)
 PATIENTS = [patient for patient, size in enumerate(SIZES) for _ in range(size)]
 ROWS = [
@@ -45,11 +45,11 @@ ROWS = [
 
 
 class Reader:
-    """Right about a share of each patient's pictures; captions are told apart by their number."""
+    """Right about a fraction of each patient's images; captions are told apart by their number."""
 
-    def __init__(self, shares: list[float]) -> None:
+    def __init__(self, fractions: list[float]) -> None:
         rng = np.random.default_rng(1)
-        right = rng.random(len(PATIENTS)) < np.array(shares)[PATIENTS]
+        right = rng.random(len(PATIENTS)) < np.array(fractions)[PATIENTS]
         self.classes = np.where(right, np.arange(len(PATIENTS)), np.arange(len(PATIENTS)) + 1) % 4
 
     def encode_images(self, paths: list[Path], /) -> torch.Tensor:
@@ -75,8 +75,8 @@ def _rows(parts: list[tuple[int, int | None]]) -> torch.Tensor:
     return torch.nn.functional.normalize(embeds, dim=-1)
 
 
-def evaluated(shares: list[float], rows: list[Row] = ROWS) -> EvaluationResult:
-    return DomainEvaluator(rows, ["{}"]).evaluate(Reader(shares))
+def evaluated(fractions: list[float], rows: list[Row] = ROWS) -> EvaluationResult:
+    return DomainEvaluator(rows, ["{}"]).evaluate(Reader(fractions))
 
 
 BEFORE, AFTER = [0.5] * 8, [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6, 1.0]
@@ -121,7 +121,7 @@ def test_a_report_and_a_comparison_of_the_same_answers_agree(metric: str, stored
 
 
 def test_one_patients_gain_is_no_clear_change(tmp_path: Path) -> None:
-    """Taken picture by picture two patients' 20 gained would be beyond doubt."""
+    """Taken image by image two patients' 20 gained would be beyond doubt."""
     _, text = report_of(tmp_path, {"before": evaluated(BEFORE), "after": evaluated(AFTER)})
     assert "**No clear change.**" in text
     alone = [replace(row, group=row.caption + str(row.image_path)) for row in ROWS]
@@ -129,7 +129,7 @@ def test_one_patients_gain_is_no_clear_change(tmp_path: Path) -> None:
     assert "**Better.**" in text and "McNemar p" in text and "(Wilson)" in text
     right = [
         np.array(found["targets"]) == np.array(found["predictions"])
-        for found in (evaluated(shares).details["classification"] for shares in (BEFORE, AFTER))
+        for found in (evaluated(fractions).details["classification"] for fractions in (BEFORE, AFTER))
     ]
     assert report["comparison"]["acc1"]["p_value"] == paired_change(*right).p_value
     assert report["acc1_interval"]["after"] == pytest.approx(wilson_interval(int(right[1].sum()), len(right[1])))
@@ -138,7 +138,7 @@ def test_one_patients_gain_is_no_clear_change(tmp_path: Path) -> None:
 def test_a_single_group_has_no_verdict(tmp_path: Path) -> None:
     rows = [replace(row, group="one board") for row in ROWS]
     report, text = report_of(tmp_path, {"before": evaluated(BEFORE, rows), "after": evaluated(AFTER, rows)})
-    assert "**Not known whether it helped.**" in text and "All pictures are of one group" in text
+    assert "**Not known whether it helped.**" in text and "All images are of one group" in text
     assert report["comparison"]["acc1"]["p_value"] is None and report["acc1_interval"]["after"] is None
 
 
@@ -152,34 +152,34 @@ def test_ratios_of_one_unit_have_no_interval(groups: list[str] | None, units: in
 
 
 @pytest.mark.parametrize(
-    ("n_groups", "said"),
+    ("n_groups", "message"),
     [
         (1, ["No interval of hierarchical precision"]),
         (5, ["(5 of them)", "With 5 independent units these intervals are narrower than the truth: hierarchical"]),
         (30, ["(30 of them)"]),
     ],
 )
-def test_concept_figures_say_how_many_units_they_come_from(n_groups: int, said: list[str]) -> None:
-    tree = ClassTree.from_nested({"warm": ["red"], "cold": ["green", "blue"], "none": ["grey"]})
+def test_semantic_figures_say_how_many_units_they_come_from(n_groups: int, message: list[str]) -> None:
+    tree = ClassHierarchy.from_nested({"warm": ["red"], "cold": ["green", "blue"], "none": ["grey"]})
     rng = np.random.default_rng(0)
     names = [LABELS[n % 4] for n in range(60)]
     classified = {"targets": names, "predictions": list(rng.permutation(names)), "labels": list(LABELS)}
     groups = [f"patient {n % n_groups}" for n in range(60)]
-    _, details = ConceptScores(tree, resamples=50).score(
+    _, details = SemanticScores(tree, resamples=50).score(
         lambda paths: torch.zeros(0), lambda texts: torch.zeros(0), classified, groups
     )
-    notes = concept_notes(json.loads(json.dumps(jsonable(details))))
-    for sentence in said:
+    notes = semantic_notes(json.loads(json.dumps(jsonable(details))))
+    for sentence in message:
         assert any(sentence in note for note in notes), notes
     assert any("narrower" in note for note in notes) == (n_groups == 5)
     assert any("No interval" in note for note in notes) == (n_groups == 1)
 
 
 def test_the_figures_without_an_interval_are_named() -> None:
-    figures = {"picture_negation_auroc": {"value": 0.6, "low": None, "high": None, "units": None}}
-    found = {"terminology": {"picture_negations": [{}, {}]}, "resamples": 50, "notes": [], "metrics": figures}
-    assert [note for note in concept_notes(found) if "no interval" in note.lower()] == [
-        "Negation on pictures: 2 classes; a model deaf to the word has 50 %. These figures have no interval"
+    figures = {"image_negation_auroc": {"value": 0.6, "low": None, "high": None, "units": None}}
+    found = {"terminology": {"image_negations": [{}, {}]}, "resamples": 50, "notes": [], "metrics": figures}
+    assert [note for note in semantic_notes(found) if "no interval" in note.lower()] == [
+        "Negation on images: 2 classes; a model deaf to the word has 50 %. These figures have no interval"
     ]
 
 

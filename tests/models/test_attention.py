@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from attention_cases import GIB, relative_difference
 from domainclip.errors import ConfigurationError
 from domainclip.models.attention import (
-    BLOCK_SHARE,
+    BLOCK_FRACTION,
     choose_attention,
     choose_slice_size,
 )
@@ -197,7 +197,7 @@ def test_no_matrix_waits_for_the_backward_pass() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_a_block_takes_what_was_foretold(precision: str, dtype: torch.dtype, dropout: float) -> None:
+def test_a_block_takes_what_was_predicted(precision: str, dtype: torch.dtype, dropout: float) -> None:
     tokens, memory = 1024, 40 * 2**20
     leaves = inputs(dtype, tokens)
     size, _ = choose_slice_size(tokens, BATCH, HEADS, precision, memory, dropout > 0)
@@ -210,7 +210,7 @@ def test_a_block_takes_what_was_foretold(precision: str, dtype: torch.dtype, dro
     compute()
     whole = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
     peak = peak_bytes(compute)  # gradients, outputs and the scaled queries come on top of the block
-    assert 0.7 * memory * BLOCK_SHARE < peak <= memory * BLOCK_SHARE + 3 * whole
+    assert 0.7 * memory * BLOCK_FRACTION < peak <= memory * BLOCK_FRACTION + 3 * whole
 
 
 class Operations(TorchDispatchMode):

@@ -21,7 +21,7 @@ from domainclip.errors import ConfigurationError
 from domainclip.losses import CLIPContrastiveLoss
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.attention import (
-    BLOCK_SHARE,
+    BLOCK_FRACTION,
     SMALLEST_SLICE,
     AttentionDecision,
     attention_shape,
@@ -41,7 +41,7 @@ def encoders(zoo: dict[str, Path]) -> Callable[[str], DualEncoder]:
 
 
 def batch_for(encoder: DualEncoder, dtype: torch.dtype = torch.float64) -> tuple[Tensor, dict[str, Tensor]]:
-    """Three pictures, and three texts of different lengths."""
+    """Three images, and three texts of different lengths."""
     pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=dtype)
     return pixels, encoder.processor.tokenize(["a photo of the red brick", "moon", "large grass texture seen from far"])
 
@@ -119,8 +119,8 @@ def test_a_saved_model_does_not_name_it(encoders: Callable[[str], DualEncoder], 
     assert len(reference) == 4
 
 
-def test_chunks_of_a_batch_with_dropout_are_replayed_through_it() -> None:
-    """GradCache computes each chunk twice, and its blocks three times: all with the same numbers."""
+def test_micro_batches_of_a_batch_with_dropout_are_replayed_through_it() -> None:
+    """GradCache computes each micro-batch twice, and its blocks three times: all with the same numbers."""
     encoder = make_tiny_clip(attention_dropout=0.3).double().train()
     encoder.set_attention(*(AttentionDecision("sliced", 4, ""),) * 2)
     generator = torch.Generator().manual_seed(0)
@@ -223,18 +223,18 @@ def test_what_is_set_is_done() -> None:
 @pytest.mark.parametrize("tokens", [50, 77, 197, 577, 1025, 1600])
 @pytest.mark.parametrize("memory", [GIB // 64, GIB, 16 * GIB])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_slices_fill_their_share_and_no_more(tokens: int, memory: int, precision: str) -> None:
+def test_slices_fill_their_fraction_and_no_more(tokens: int, memory: int, precision: str) -> None:
     size, reason = choose_slice_size(tokens, 8, 16, precision, memory)
     assert 1 <= size <= tokens
     blocks = math.ceil(tokens / size)
     assert f"{blocks} block(s) of {size} queries" in reason
     each = 8 * 16 * tokens * (13 if precision == "fp32" else 12)
     if size > SMALLEST_SLICE:
-        assert size * each <= memory * BLOCK_SHARE
+        assert size * each <= memory * BLOCK_FRACTION
     if blocks > 1:  # one block fewer would not have fitted
-        assert math.ceil(tokens / (blocks - 1)) > max(SMALLEST_SLICE, memory * BLOCK_SHARE // each)
+        assert math.ceil(tokens / (blocks - 1)) > max(SMALLEST_SLICE, memory * BLOCK_FRACTION // each)
         assert tokens - (blocks - 1) * size > size - blocks  # the last one is hardly smaller than the others
-    if size * each > memory * BLOCK_SHARE:
+    if size * each > memory * BLOCK_FRACTION:
         assert "more than" in reason
 
 

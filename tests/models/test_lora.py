@@ -72,9 +72,9 @@ def test_both_transformers_attention_and_mlp_are_adapted_and_projections_trained
     adapters = sum(4 * (outputs + width) for outputs, width in sizes.values())
     counted = sum(p.numel() for p in encoder.model.parameters() if p.requires_grad)
     assert counted == adapters + sum(plain[name].numel() for name in whole)
-    said = encoder.adapters.describe()
-    assert f"{counted:,} weights are trained, the model has {sum(p.numel() for p in plain.values()):,}" in said
-    assert ("the convolutional image tower gets none" in said) == (kind == "mobilenet")
+    message = encoder.adapters.describe()
+    assert f"{counted:,} weights are trained, the model has {sum(p.numel() for p in plain.values()):,}" in message
+    assert ("the convolutional image tower gets none" in message) == (kind == "mobilenet")
 
 
 @pytest.mark.parametrize("kind", KINDS)

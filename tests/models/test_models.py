@@ -27,14 +27,14 @@ def load(folder: Path, **settings: object) -> DualEncoder:
     return load_encoder(ModelSettings(model_name=str(folder), **settings))
 
 
-def pictures(count: int = 3) -> list[Image.Image]:
+def images(count: int = 3) -> list[Image.Image]:
     rng = np.random.default_rng(3)
     return [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 @torch.no_grad()
 def ours(encoder: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = encoder.processor(text=TEXTS, images=pictures())
+    batch = encoder.processor(text=TEXTS, images=images())
     encoder.eval()
     return (
         encoder.encode_image(batch["pixel_values"]),
@@ -48,7 +48,7 @@ def theirs(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     model = AutoModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    pixels = processor(images=pictures(), return_tensors="pt")["pixel_values"]
+    pixels = processor(images=images(), return_tensors="pt")["pixel_values"]
     if model.config.model_type == "siglip":
         limit = model.config.text_config.max_position_embeddings
         tokens = tokenizer(TEXTS, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
@@ -150,7 +150,7 @@ def test_a_convolutional_backbone_is_joined(zoo: dict[str, Path], tmp_path: Path
     """MobileNet's config does not state the width of its pooled vector."""
     vision = str(save_mobilenet(tmp_path / "mobilenet"))
     encoder = load_encoder(ModelSettings(vision_model_name=vision, text_model_name=str(zoo["parts"] / "bert")))
-    pixels = encoder.processor(images=pictures())["pixel_values"]
+    pixels = encoder.processor(images=images())["pixel_values"]
     pooled = AutoModel.from_pretrained(vision).eval()(pixel_values=pixels).pooler_output
     expected = pooled @ encoder.model.visual_projection.weight.T
     torch.testing.assert_close(encoder.encode_image(pixels), expected, rtol=1e-5, atol=1e-6)
@@ -287,12 +287,12 @@ def test_a_fixed_temperature_is_not_clamped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dim", "side", "length"),
+    ("kind", "dim", "resolution", "length"),
     [("clip", 32, 32, 77), ("siglip", 24, 32, 16), ("vision_text", 16, 32, 24), ("mobilenet", 16, 32, 24)],
 )
-def test_an_encoder_says_what_it_is(zoo: dict[str, Path], kind: str, dim: int, side: int, length: int) -> None:
+def test_an_encoder_says_what_it_is(zoo: dict[str, Path], kind: str, dim: int, resolution: int, length: int) -> None:
     encoder = load(zoo[kind])
-    assert (encoder.embedding_dim, encoder.native_resolution, encoder.text_length) == (dim, side, length)
+    assert (encoder.embedding_dim, encoder.native_resolution, encoder.text_length) == (dim, resolution, length)
     assert encoder.is_siglip == (kind == "siglip")
     assert (encoder.image_tower_kind == "convolutional") == (kind == "mobilenet")
     assert not encoder.training

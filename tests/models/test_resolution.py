@@ -1,4 +1,4 @@
-"""Pictures of any size: position embeddings, sides, saving, and the choice of a resolution."""
+"""Images of any size: position embeddings, resolutions, saving, and the choice of a resolution."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_tower_sees_what_transformers_own_interpolation_shows_it(name: str, si
     torch.testing.assert_close(
         positions.at_grid(size[0] // 8, size[1] // 8)[None], theirs(positions, *size), rtol=0, atol=1e-6
     )
-    pictures = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     options = {"interpolate_pos_encoding": True} if positions.asks else {}
     calls = 0
     resized = positions.at_grid
@@ -58,8 +58,8 @@ def test_a_tower_sees_what_transformers_own_interpolation_shows_it(name: str, si
     positions.at_grid = counted  # type: ignore[method-assign]
     with torch.no_grad():
         torch.testing.assert_close(
-            ours(pictures, **options).last_hidden_state,
-            plain(pictures, **options).last_hidden_state,
+            ours(images, **options).last_hidden_state,
+            plain(images, **options).last_hidden_state,
             rtol=0,
             atol=2e-6,
         )
@@ -100,17 +100,17 @@ def test_the_native_size_is_untouched_bit_for_bit_whatever_came_between() -> Non
     encoder = make_tiny_clip()
     assert encoder.positions is not None
     plain = copy.deepcopy(encoder.model)
-    pictures = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     buffers = [name for name, _ in encoder.named_buffers()]
     with torch.no_grad():
         assert torch.equal(encoder.positions.at_grid(4, 4), encoder.positions.parameter)
-        native = encoder.encode_image(pictures)
-        assert torch.equal(native, plain.get_image_features(pixel_values=pictures).pooler_output)
+        native = encoder.encode_image(images)
+        assert torch.equal(native, plain.get_image_features(pixel_values=images).pooler_output)
         for step in range(60):
             encoder.encode_image(torch.zeros(1, 3, 8 * (1 + step % 7), 8 * (1 + step % 5)))
-        assert torch.equal(encoder.encode_image(pictures), native)
-        asked = encoder.model.get_image_features(pixel_values=pictures, interpolate_pos_encoding=True)
+        assert torch.equal(encoder.encode_image(images), native)
+        asked = encoder.model.get_image_features(pixel_values=images, interpolate_pos_encoding=True)
         assert torch.equal(asked.pooler_output, native)
     after = encoder.state_dict()
     assert after.keys() == before.keys() == plain_names(plain)
@@ -138,8 +138,8 @@ def test_a_size_seen_before_costs_no_new_matrix_and_few_are_kept(monkeypatch: py
         positions.at_grid(3, 6)
         positions.at_grid(4, 6)
     assert sorted(made) == [(4, 3), (4, 6)]  # an axis, not a pair of axes: both ways round they are the same
-    for side in range(5, 5 + 3 * CACHED_MATRICES):
-        positions.at_grid(side, 4)
+    for resolution in range(5, 5 + 3 * CACHED_MATRICES):
+        positions.at_grid(resolution, 4)
     assert len(positions._matrices) == CACHED_MATRICES
     made.clear()
     positions.at_grid(4 + 3 * CACHED_MATRICES, 4)  # the last ones are those that are kept
@@ -169,10 +169,10 @@ def test_neither_autocast_nor_half_weights_coarsen_the_resize() -> None:
 
 def test_matrices_made_in_inference_serve_training_after_it() -> None:
     encoder = make_tiny_clip()
-    pictures = torch.randn(2, 3, 48, 48)
+    images = torch.randn(2, 3, 48, 48)
     with torch.inference_mode():
-        encoder.encode_image(pictures)
-    encoder.encode_image(pictures).sum().backward()
+        encoder.encode_image(images)
+    encoder.encode_image(images).sum().backward()
     gradient = encoder.model.vision_model.embeddings.position_embedding.weight.grad
     assert gradient is not None and float(gradient.abs().sum()) > 0
 
@@ -180,22 +180,22 @@ def test_matrices_made_in_inference_serve_training_after_it() -> None:
 def test_a_copied_encoder_resizes_its_own_table() -> None:
     encoder = make_tiny_clip()
     twin = copy.deepcopy(encoder)
-    pictures = torch.randn(1, 3, 48, 48)
+    images = torch.randn(1, 3, 48, 48)
     with torch.no_grad():
-        before = encoder.encode_image(pictures)
+        before = encoder.encode_image(images)
         twin.model.vision_model.embeddings.position_embedding.weight.normal_()
-        assert not torch.allclose(twin.encode_image(pictures), before)
-        assert torch.equal(encoder.encode_image(pictures), before)
+        assert not torch.allclose(twin.encode_image(images), before)
+        assert torch.equal(encoder.encode_image(images), before)
 
 
 def test_checkpointed_blocks_give_the_same_gradients_at_another_size() -> None:
-    pictures = torch.randn(2, 3, 48, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    images = torch.randn(2, 3, 48, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         encoder = make_tiny_clip().double().train()
         if checkpointing:
             encoder.model.vision_model.activation_checkpointing_enable({"use_reentrant": False})
-        encoder.encode_image(pictures).square().sum().backward()
+        encoder.encode_image(images).square().sum().backward()
         return {name: p.grad for name, p in encoder.model.vision_model.named_parameters() if p.grad is not None}
 
     plain, checkpointed = gradients(False), gradients(True)
@@ -213,13 +213,13 @@ def test_adapters_are_trained_and_merged_at_another_size(tmp_path: Path) -> None
         for name, parameter in encoder.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(std=0.5)
-    pictures = torch.randn(2, 3, 48, 48)
+    images = torch.randn(2, 3, 48, 48)
     encoder.processor.set_resolution(48)
     with torch.no_grad():
-        adapted = encoder.encode_image(pictures)
+        adapted = encoder.encode_image(images)
     encoder.save(tmp_path / "merged")
     plain = AutoModel.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
-        saved = plain.get_image_features(pixel_values=pictures).pooler_output
-        assert not torch.allclose(make_tiny_clip().encode_image(pictures), adapted, atol=1e-3)
+        saved = plain.get_image_features(pixel_values=images).pooler_output
+        assert not torch.allclose(make_tiny_clip().encode_image(images), adapted, atol=1e-3)
     torch.testing.assert_close(saved, adapted, rtol=0, atol=1e-5)

@@ -19,7 +19,7 @@ def trained(data: TinyData, folder: Path, **values: object) -> tuple[CLIPFinetun
         num_workers=0,
         mixed_precision=False,
         learning_rate=1e-3,
-        head_first=False,
+        probe_first=False,
         **values,
     )
     controller = CLIPFinetuningController(config)

@@ -1,4 +1,5 @@
-"""``auto_resolution``: the side chosen from the pictures, the memory and the speed; and the batch that memory holds."""
+"""``auto_resolution``: the resolution chosen from the images, the memory and the speed; and the batch that memory
+holds."""
 
 from __future__ import annotations
 
@@ -24,11 +25,11 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import DataError, MemoryConstraintError
 from domainclip.models import load_encoder
 from domainclip.pipelines import auto_resolution, counted_step
-from domainclip.pipelines.auto_resolution import CHUNK, measured_throughput, recorded_side, with_side
+from domainclip.pipelines.auto_resolution import MICRO_BATCH, measured_throughput, recorded_resolution, with_resolution
 from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.planned_model import ModelShape, plan_step
 from domainclip.resolve import contrastive_batch, resolve
-from domainclip.resolve.resolution import SideRule
+from domainclip.resolve.resolution import ResolutionRule
 from domainclip.training.memory.run import MARGIN
 from model_zoo import save_vision_text
 
@@ -53,13 +54,13 @@ def ready(**values: Any) -> CLIPFinetuningController:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, tiny_data: TinyData) -> Path:
-    """``tiny_data``'s training and validation rows with all pictures 24 pixels high and 30 wide: a model for 32 pixels
+    """``tiny_data``'s training and validation rows with all images 24 pixels high and 30 wide: a model for 32 pixels
     has nothing to gain from enlarging them."""
     folder = tmp_path_factory.mktemp("small")
     rows = ["image_path,caption,label,split"]
     for split in ("train", "val"):
-        for number, pair in enumerate(tiny_data.pairs(split)):
-            name = f"{split}_{number}.png"
+        for index, pair in enumerate(tiny_data.pairs(split)):
+            name = f"{split}_{index}.png"
             Image.open(pair.image_path).resize((30, 24)).save(folder / name)
             rows.append(f'{name},"{pair.caption}",{pair.label},{split}')
     (folder / "data.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -68,8 +69,8 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_data: TinyData) -> Path
 
 def pairs_of(folder: Path, tiny_data: TinyData, split: str = "train") -> list[ImageTextPair]:
     return [
-        ImageTextPair(folder / f"{split}_{number}.png", pair.caption, pair.label)
-        for number, pair in enumerate(tiny_data.pairs(split))
+        ImageTextPair(folder / f"{split}_{index}.png", pair.caption, pair.label)
+        for index, pair in enumerate(tiny_data.pairs(split))
     ]
 
 
@@ -90,40 +91,40 @@ def budget(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def needs(config: CLIPFinetuningConfig, pairs: list[ImageTextPair], held: int = 64 * MB) -> dict[int, float]:
     """Bytes at each side of the tiny model, from the plan of the shape by that name."""
     encoder = load_encoder(config)
-    recipe, _ = resolve(with_side(config, 32), model_facts(encoder), data_facts(pairs))
+    recipe, _ = resolve(with_resolution(config, 32), model_facts(encoder), data_facts(pairs))
     weights = sum(tensor.nbytes for tensor in [*encoder.parameters(), *encoder.buffers()])
     batch, found = contrastive_batch(recipe), {}
-    for side in (16, 24, 32):
-        at_side = recipe.updated(image_resolution=side, precision="fp32")
+    for resolution in (16, 24, 32):
+        at_side = recipe.updated(image_resolution=resolution, precision="fp32")
         step = plan_step(ModelShape.named("tiny"), at_side, "cpu", held - weights)
-        # Pictures that are kept decoded with the margin of their crops.
-        cache = min(recipe.image_cache_mb * MB, int(len(pairs) * 3 * 2.2 / recipe.crop_scale * side**2))
-        found[side] = (step.peak(min(CHUNK, batch), batch) + cache) * MARGIN
+        # Images that are kept decoded with the margin of their crops.
+        cache = min(recipe.image_cache_mb * MB, int(len(pairs) * 3 * 2.2 / recipe.crop_scale * resolution**2))
+        found[resolution] = (step.peak(min(MICRO_BATCH, batch), batch) + cache) * MARGIN
     return found
 
 
-def test_memory_lowers_the_side(tiny_data: TinyData, budget: Callable[[int], None]) -> None:
+def test_memory_lowers_the_resolution(tiny_data: TinyData, budget: Callable[[int], None]) -> None:
     pairs = tiny_data.pairs()
     config = CLIPFinetuningConfig(**{**VALUES, "auto_resolution": True, "batch_size": 16})
     need = needs(config, pairs)
     assert need[16] < need[24] < need[32]
-    for fits, side in ((32, 32), (24, 24), (16, 16)):
+    for fits, resolution in ((32, 32), (24, 24), (16, 16)):
         budget(int((need[fits] + 64 - 64 * MB) / 0.8) + 1)
         controller = ready(batch_size=16)
         recipe = controller.prepare(pairs)
-        assert recipe.image_resolution == side, controller.decisions[0].reason
+        assert recipe.image_resolution == resolution, controller.decisions[0].reason
         assert f"{need[fits] / MB:.1f} MB of memory are needed" in controller.decisions[0].reason
     budget(int((need[16] - 64 * MB) / 0.8) - 1000)
     controller = ready(batch_size=16)
     controller.prepare(pairs)
     decision = controller.decisions[0]
-    assert decision.value == 16 and "smallest side" in decision.reason and "though" in decision.reason
-    budget(int((need[24] + 64 - 64 * MB) / 0.3) + 1)  # the recipe's share of it counts
+    assert decision.value == 16 and "smallest resolution" in decision.reason and "though" in decision.reason
+    budget(int((need[24] + 64 - 64 * MB) / 0.3) + 1)  # the recipe's fraction of it counts
     controller = ready(batch_size=16, memory_fraction=0.3)
     assert controller.prepare(pairs).image_resolution == 24
 
 
-def test_a_memory_that_cannot_be_foretold_is_left_out(
+def test_a_memory_that_cannot_be_predicted_is_left_out(
     tiny_data: TinyData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, budget: Any
 ) -> None:
     def unknown(*_: Any, **__: Any) -> None:
@@ -165,13 +166,13 @@ def test_speed_is_the_median_of_three_after_a_warm_up(monkeypatch: pytest.Monkey
     ]
     monkeypatch.setattr(auto_resolution, "time", Clock(10, 1, 4, 2))
     rate = measured_throughput(encoder, 24, controller.device, controller.precision, recipe)
-    assert rate == pytest.approx(CHUNK / 2)
-    assert seen == [(CHUNK, 3, 24, 24), "backward"] * 4
+    assert rate == pytest.approx(MICRO_BATCH / 2)
+    assert seen == [(MICRO_BATCH, 3, 24, 24), "backward"] * 4
     seen.clear()
     monkeypatch.setattr(auto_resolution, "time", Clock(10, 8, 8, 8))
     locked = recipe.updated(lock_image=True).frozen()
     assert measured_throughput(encoder, 24, controller.device, controller.precision, locked) == pytest.approx(1.0)
-    assert seen == [(CHUNK, 3, 24, 24)] * 4  # what is not trained is not sent backward
+    assert seen == [(MICRO_BATCH, 3, 24, 24)] * 4  # what is not trained is not sent backward
     for hook in hooks:
         hook.remove()
 
@@ -179,7 +180,7 @@ def test_speed_is_the_median_of_three_after_a_warm_up(monkeypatch: pytest.Monkey
 def test_measuring_changes_nothing(tmp_path: Path, tiny_data: TinyData) -> None:
     """Batch norm with the batch's statistics (the untouched state has them, so that a pass would change it)."""
     model = save_vision_text(tmp_path / "model", tmp_path / "parts", "mobilenet")
-    controller = ready(model_name=str(model), wanted_throughput=1e9, head_first=False)
+    controller = ready(model_name=str(model), wanted_throughput=1e9, probe_first=False)
     encoder = controller.model
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
     encoder.eval()
@@ -196,12 +197,12 @@ def test_measuring_changes_nothing(tmp_path: Path, tiny_data: TinyData) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numbers[1], strict=True))
 
 
-def test_speed_lowers_the_side(tiny_data: TinyData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_lowers_the_resolution(tiny_data: TinyData, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def rate(encoder: Any, side: int, *_: Any) -> float:
-        asked.append(side)
-        return 3200 / side
+    def rate(encoder: Any, resolution: int, *_: Any) -> float:
+        asked.append(resolution)
+        return 3200 / resolution
 
     monkeypatch.setattr(auto_resolution, "measured_throughput", rate)
     controller = ready()
@@ -211,20 +212,20 @@ def test_speed_lowers_the_side(tiny_data: TinyData, monkeypatch: pytest.MonkeyPa
     assert controller.prepare(tiny_data.pairs()).image_resolution == 24
     assert asked == [32, 24]
     reason = controller.decisions[0].reason
-    assert "at 32, 100 pictures a second are expected and 120 wanted" in reason and "133.3" in reason
+    assert "at 32, 100 images a second are expected and 120 wanted" in reason and "133.3" in reason
 
 
 def test_a_tower_of_one_size_has_no_choice(tiny_data: TinyData) -> None:
     controller = ready(wanted_throughput=1e9)
-    controller.model._side_rule = SideRule(32)
+    controller.model._side_rule = ResolutionRule(32)
     assert controller.prepare(tiny_data.pairs()).image_resolution == 32
-    assert controller.decisions[0].reason == "the only side that this picture tower takes"
+    assert controller.decisions[0].reason == "the only resolution that this image tower takes"
 
 
 # --- a run ---
 
 
-def test_training_saves_a_model_of_the_chosen_side(small: Path, tiny_data: TinyData, tmp_path: Path) -> None:
+def test_training_saves_a_model_of_the_chosen_resolution(small: Path, tiny_data: TinyData, tmp_path: Path) -> None:
     controller = ready(wanted_throughput=0.001)
     train, val = pairs_of(small, tiny_data), pairs_of(small, tiny_data, "val")
     controller.fine_tune(train, val, tmp_path / "out")
@@ -254,7 +255,7 @@ def test_what_was_chosen_holds_until_something_else_is_asked(
     assert controller.prepare(train[:12]).image_resolution == 24  # other rows
 
 
-def test_a_run_by_command_records_the_side_and_resumes_with_it(
+def test_a_run_by_command_records_the_resolution_and_resumes_with_it(
     domainclip: Callable[..., CommandResult], small: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -262,7 +263,7 @@ def test_a_run_by_command_records_the_side_and_resumes_with_it(
     asked = ["train", "--model", "tiny", "--data", small / "data.csv", "--output", out, *options]
     done = domainclip(*asked, "auto_resolution=true")
     assert done.exit_code == 0, done.err
-    assert "image_resolution = 24  (95 % of the pictures" in done.err.replace("\n", " ")
+    assert "image_resolution = 24  (95 % of the images" in done.err.replace("\n", " ")
     saved = yaml.safe_load((out / "recipe.yaml").read_text())
     assert (saved["image_resolution"], saved["auto_resolution"], saved["wanted_throughput"]) == (24, False, None)
     decisions = json.loads((out / "run.json").read_text())["decisions"]
@@ -272,7 +273,7 @@ def test_a_run_by_command_records_the_side_and_resumes_with_it(
     assert "Resumed at step 3" in again.err
 
 
-def test_a_run_that_goes_on_takes_the_side_it_had(
+def test_a_run_that_goes_on_takes_the_resolution_it_had(
     small: Path, tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With other figures on the day of the resumption, from ``recipe.yaml`` or from the checkpoint alone."""
@@ -281,18 +282,18 @@ def test_a_run_that_goes_on_takes_the_side_it_had(
     monkeypatch.setattr(auto_resolution, "measured_throughput", lambda *_: 1.0)
     controller = ready(wanted_throughput=50)
     assert controller.prepare(train).image_resolution == 16
-    assert not (tmp_path / "recipe.yaml").exists() and recorded_side(tmp_path) == 24
+    assert not (tmp_path / "recipe.yaml").exists() and recorded_resolution(tmp_path) == 24
     assert controller.prepare(train, resume_from=tmp_path).image_resolution == 24
     assert controller.decisions[0].reason == "chosen when this run was first started"
     (tmp_path / "recipe.yaml").write_text("image_resolution: 32\n")
     assert controller.prepare(train, resume_from=tmp_path).image_resolution == 32
-    assert recorded_side(tmp_path / "nothing") is None
+    assert recorded_resolution(tmp_path / "nothing") is None
     assert controller.prepare(train, resume_from=tmp_path / "nothing").image_resolution == 16
 
 
-def test_no_readable_picture_is_an_error(tmp_path: Path) -> None:
-    rows = [ImageTextPair(tmp_path / f"{number}.png", f"caption {number}") for number in range(3)]
-    with pytest.raises(DataError, match=r"3 training pictures, and 3 cannot be read: .*0\.png: no such file"):
+def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
+    rows = [ImageTextPair(tmp_path / f"{index}.png", f"caption {index}") for index in range(3)]
+    with pytest.raises(DataError, match=r"3 training images, and 3 cannot be read: .*0\.png: no such file"):
         ready().prepare(rows)
 
 

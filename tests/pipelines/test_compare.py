@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score, recall_score
 
-from compare_cases import assert_page_shows, shares
+from compare_cases import assert_page_shows, fractions
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
@@ -38,7 +38,7 @@ def answers(seed: int, n: int = 60, n_classes: int = 4) -> dict:
 
 def test_sums_give_the_metrics_that_scikit_learn_gives() -> None:
     found = answers(0)
-    found["groups"] = [str(place // 7) for place in range(60)]
+    found["groups"] = [str(index // 7) for index in range(60)]
     truth, predicted = found["targets"], found["predictions"]
     present = sorted(set(truth))
     options = {"labels": present, "average": "macro", "zero_division": 0.0}
@@ -55,7 +55,7 @@ def test_sums_give_the_metrics_that_scikit_learn_gives() -> None:
 def test_resampled_metrics_equal_those_of_the_resampled_rows(name: str) -> None:
     """Weights on sums against scikit-learn on the rows themselves, drawn group by group."""
     found = answers(1)
-    groups = [place // 7 for place in range(60)]
+    groups = [index // 7 for index in range(60)]
     model = unit_sums(name, {"classification": {**found, "groups": groups}})
     truth, predicted = np.array(found["targets"]), np.array(found["predictions"])
     rng = np.random.default_rng(3)
@@ -72,10 +72,10 @@ def test_resampled_metrics_equal_those_of_the_resampled_rows(name: str) -> None:
         assert model.metric(counts @ model.sums) == pytest.approx(expected, abs=1e-12)
 
 
-def test_retrieval_sums_equal_the_shares_of_queries() -> None:
-    """Two pictures share a caption and one picture has two: the full sample must still give the plain R@1."""
+def test_retrieval_sums_equal_the_fractions_of_queries() -> None:
+    """Two images share a caption and one image has two: the full sample must still give the plain R@1."""
     rows = [("a", "red"), ("b", "red"), ("c", "green"), ("c", "lime"), ("d", "blue")]
-    pairs = [ImageTextPair(Path(picture), caption) for picture, caption in rows]
+    pairs = [ImageTextPair(Path(image), caption) for image, caption in rows]
     hits = RetrievalEvaluator(pairs).hits.numpy()
     found = {"image_paths": ["a", "b", "c", "d"], "i2t_ranks": [1, 2, 1, 1], "t2i_ranks": [1, 3, 1, 2], "hits": hits}
     value = {name: unit_sums(name, {"retrieval": found}).value for name in ("i2t_R@1", "t2i_R@1", "mean_R@1")}
@@ -133,15 +133,15 @@ def test_the_test_and_the_intervals_equal_a_plain_loop() -> None:
 
 def test_every_model_sees_the_same_resamples() -> None:
     right = np.random.default_rng(0).random(50) < 0.7
-    first, second, other = resampled([shares(right), shares(right), shares(~right)], 200, seed=4)
+    first, second, other = resampled([fractions(right), fractions(right), fractions(~right)], 200, seed=4)
     assert np.array_equal(first, second)
     assert first + other == pytest.approx(np.ones(200))
 
 
 def test_groups_widen_the_interval() -> None:
-    """Four hundred pictures of a hundred patients whose pictures agree are worth a hundred."""
+    """Four hundred images of a hundred patients whose images agree are worth a hundred."""
     patients = np.random.default_rng(1).random(100) < 0.6
-    apart = shares(np.repeat(patients, 4))
+    apart = fractions(np.repeat(patients, 4))
     together = UnitSums(np.stack([patients * 4.0, np.full(100, 4.0)], axis=1), apart.metric)
     widths = []
     for model in (apart, together):
@@ -154,7 +154,7 @@ def test_groups_widen_the_interval() -> None:
 def test_few_differing_units_cannot_be_clear() -> None:
     """Of 5 gained of 5 changed all 32 exchanges are taken: the sign test's p, 2/32."""
     before, after = np.zeros(100, dtype=bool), np.arange(100) < 5
-    models = [shares(before), shares(after)]
+    models = [fractions(before), fractions(after)]
     found = paired_difference(*models, *resampled(models, 10_000))
     assert found is not None and found.n_differing == 5
     assert found.p_value == pytest.approx(binomtest(5, 5).pvalue)
@@ -163,11 +163,11 @@ def test_few_differing_units_cannot_be_clear() -> None:
 
 
 def test_the_test_keeps_its_error_rate() -> None:
-    """Of two models that are equally good, 5 % may be called different; a hundred pictures, three hundred trials."""
+    """Of two models that are equally good, 5 % may be called different; a hundred images, three hundred trials."""
     rng = np.random.default_rng(11)
     false = 0
     for trial in range(300):
-        models = [shares(rng.random(100) < 0.7) for _ in range(2)]
+        models = [fractions(rng.random(100) < 0.7) for _ in range(2)]
         found = paired_difference(*models, *resampled(models, 1000, seed=trial))
         assert found is not None
         false += found.p_value < 0.05
@@ -179,7 +179,7 @@ def test_an_exchange_of_every_metric_equals_the_metric_of_the_exchanged_rows(nam
     """Nine groups: all 512 exchanges, by scikit-learn on the rows themselves."""
     before, other = answers(1), answers(2)
     after = {**before, "predictions": other["predictions"]}
-    groups = [f"group {place // 7}" for place in range(60)]
+    groups = [f"group {index // 7}" for index in range(60)]
     models = [unit_sums(name, {"classification": {**found, "groups": groups}}) for found in (before, after)]
     truth, numbers = np.array(before["targets"]), np.arange(60) // 7
     options = {"labels": sorted(set(truth)), "average": "macro", "zero_division": 0.0}
@@ -191,8 +191,8 @@ def test_an_exchange_of_every_metric_equals_the_metric_of_the_exchanged_rows(nam
 
     first, second = np.array(before["predictions"]), np.array(after["predictions"])
     changes = []
-    for place in range(512):
-        swapped = (place >> numbers & 1).astype(bool)
+    for index in range(512):
+        swapped = (index >> numbers & 1).astype(bool)
         changes.append(metric(np.where(swapped, first, second)) - metric(np.where(swapped, second, first)))
     expected = np.mean(np.abs(changes) >= abs(changes[0]) - 1e-12)
     assert exchange_p_value(*models, exchanges=1000) == pytest.approx(expected)
@@ -216,7 +216,7 @@ def test_few_groups_keep_the_error_rate() -> None:
 
 
 def test_a_perfect_score_has_wilsons_interval_and_one_unit_none() -> None:
-    perfect = shares(np.ones(20, dtype=bool))
+    perfect = fractions(np.ones(20, dtype=bool))
     found = metric_interval(perfect, resampled([perfect], 100)[0])
     reference = binomtest(20, 20).proportion_ci(method="wilson")
     assert found is not None and (found.low, found.high, found.method) == (pytest.approx(reference.low), 1.0, "wilson")
@@ -227,7 +227,7 @@ def test_a_perfect_score_has_wilsons_interval_and_one_unit_none() -> None:
 
 def test_models_on_other_units_cannot_be_paired() -> None:
     with pytest.raises(ShapeError, match="same units"):
-        resampled([shares(np.ones(3, dtype=bool)), shares(np.ones(4, dtype=bool))])
+        resampled([fractions(np.ones(3, dtype=bool)), fractions(np.ones(4, dtype=bool))])
 
 
 def test_holm_by_hand() -> None:
@@ -249,13 +249,13 @@ def three_models(n: int = 200) -> dict:
     same[:4] = False
     same[-4:] = True
     models = {"base": base, "tuned": better, "forgetful": worse, "twin <&> 'of base'": same}
-    scores = {name: ModelOnSet(shares(right), {"acc1": float(right.mean())}) for name, right in models.items()}
+    scores = {name: ModelOnSet(fractions(right), {"acc1": float(right.mean())}) for name, right in models.items()}
     unreadable = {name: ModelOnSet(reason="it has <one> class") for name in models}
     partly = {**scores, "tuned": ModelOnSet(reason="NaN in its scores")}
     sets = [
-        SetScores("cells", "data/cells", "acc1", scores, facts={"n_pictures": n, "n_rows": n}),
+        SetScores("cells", "data/cells", "acc1", scores, facts={"n_images": n, "n_rows": n}),
         SetScores("boards & <more>", "data/boards", "", unreadable),
-        SetScores("pollen", "data/pollen", "acc1", partly, "group", {"n_pictures": n, "n_set_aside": 2}),
+        SetScores("pollen", "data/pollen", "acc1", partly, "group", {"n_images": n, "n_skipped": 2}),
     ]
     content = compare_matrix({name: f"models/{name}" for name in models}, sets, "base", seed=0)
     return {"split": "test", **content}
@@ -281,8 +281,10 @@ def test_the_correction_can_take_a_verdict_back() -> None:
     """A p value of about 0.008 is clear alone and not among ten."""
     base = np.arange(100) < 60
     tuned = np.arange(100) < 68  # 8 gained, none lost: p at least 2/256
-    alone = SetScores("one", "one", "acc1", {"base": ModelOnSet(shares(base)), "tuned": ModelOnSet(shares(tuned))})
-    many = [SetScores(f"set {place}", "", "acc1", alone.scores) for place in range(10)]
+    alone = SetScores(
+        "one", "one", "acc1", {"base": ModelOnSet(fractions(base)), "tuned": ModelOnSet(fractions(tuned))}
+    )
+    many = [SetScores(f"set {index}", "", "acc1", alone.scores) for index in range(10)]
     models = {"base": "", "tuned": ""}
     single = compare_matrix(models, [alone], "base")["cells"][1]
     assert (single["verdict"], single["p_value"] < 0.05) == ("better", True)
@@ -291,12 +293,12 @@ def test_the_correction_can_take_a_verdict_back() -> None:
 
 
 def test_without_the_references_figure_nothing_is_tested() -> None:
-    scores = {"base": ModelOnSet(reason="broken"), "tuned": ModelOnSet(shares(np.arange(9) < 5))}
+    scores = {"base": ModelOnSet(reason="broken"), "tuned": ModelOnSet(fractions(np.arange(9) < 5))}
     content = compare_matrix({"base": "", "tuned": ""}, [SetScores("s", "", "acc1", scores)], "base")
     assert [cell["verdict"] for cell in content["cells"]] == ["not evaluated", "not tested"]
     assert content["method"]["tests"] == 0 and content["cells"][1]["low"] is not None
     assert any("larger than the intervals say" in note for note in content["data"][0]["notes"])
-    one_unit = {name: ModelOnSet(UnitSums(np.array([[3.0, 4.0]]), shares(np.ones(1)).metric)) for name in scores}
+    one_unit = {name: ModelOnSet(UnitSums(np.array([[3.0, 4.0]]), fractions(np.ones(1)).metric)) for name in scores}
     content = compare_matrix({"base": "", "tuned": ""}, [SetScores("s", "", "acc1", one_unit, "group")], "base")
     assert content["data"][0]["notes"] == [] and content["cells"][1]["verdict"] == "not tested"
     with pytest.raises(ConfigurationError, match="none of the models"):

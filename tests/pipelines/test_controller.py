@@ -99,7 +99,7 @@ def test_embeddings_and_similarities(ready: CLIPFinetuningController, images: li
     torch.testing.assert_close(y, output.text_embeds, rtol=1e-5, atol=1e-6)
 
 
-def test_fine_tuning_and_judging(ready: CLIPFinetuningController, tiny_data: TinyData, tmp_path: Path) -> None:
+def test_fine_tuning_and_evaluating(ready: CLIPFinetuningController, tiny_data: TinyData, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in ready.model.state_dict().items()}
     result = ready.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), output_path=tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
@@ -156,7 +156,7 @@ def test_a_data_set_of_the_users_own_is_used_as_it_is(
     dataset = CLIPDataset(tiny_data.pairs(), ready.processor, config)
     result = ready.fine_tune(dataset, output_path=tmp_path)
     assert result["steps"] == 6
-    assert result["best"] is None  # nothing was judged: the last weights are kept
+    assert result["best"] is None  # nothing was validated: the last weights are kept
 
 
 def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
@@ -180,7 +180,7 @@ def test_data_without_contrast_are_refused(
 
 
 def test_a_finished_run_leaves_nothing_behind(tiny_data, tmp_path, monkeypatch) -> None:
-    """Optimizer and decoded pictures are freed at once: many runs in one process need the memory of one."""
+    """Optimizer and decoded images are freed at once: many runs in one process need the memory of one."""
     from domainclip.pipelines import controller as module
 
     seen = []

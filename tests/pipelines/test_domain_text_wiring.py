@@ -15,7 +15,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.settings import DEFAULT_TEMPLATES
 from domainclip.config.text_preprocessing import TextPreprocessing
 from domainclip.data.batches import create_training_loader
-from domainclip.data.captions.pipeline import CaptionChain
+from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.records import ImageTextPair
 from domainclip.domains.files import load_domain
@@ -27,13 +27,15 @@ from domainclip.pipelines.domain_record import with_models_domain, write_domain
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 
 MODEL = ModelFacts(224, 77, False, "transformer", "transformer", 0.01)
-DATA = DataFacts(train_rows=100, repeated_caption_share=0.0, labelled_share=1.0, classes=3, names_sides=False, cores=2)
+DATA = DataFacts(
+    train_rows=100, repeated_caption_fraction=0.0, labelled_fraction=1.0, classes=3, names_left_right=False, cores=2
+)
 DOMAIN = """
 texts:
   glossary: words.yaml
   expand_abbreviations: true
   truncation: sentences
-  synonym_share: 0.5
+  synonym_fraction: 0.5
 prompts:
   templates: ["a scan of {}.", "{}"]
   class_names:
@@ -44,7 +46,7 @@ abbreviations:
   TX: a texture
 synonyms:
   - [texture, surface]
-  - [photo, picture]
+  - [photo, image]
 """
 
 
@@ -73,7 +75,7 @@ def test_a_resolved_recipe_holds_the_glossary(tmp_path: Path) -> None:
     recipe, _ = resolve(CLIPFinetuningConfig(text_preprocessing=steps), MODEL, DATA)
     words.unlink()
     again = CLIPFinetuningConfig(**recipe.to_dict())
-    assert CaptionChain(again.caption_steps())("TX of grass") == "A texture of grass"
+    assert CaptionPipeline(again.caption_steps())("TX of grass") == "A texture of grass"
 
 
 def test_class_names_are_averaged_over() -> None:
@@ -98,9 +100,9 @@ def test_training_shows_views_that_seed_epoch_and_row_choose(tiny_data, processo
     data = CLIPDataset(pairs, processor, recipe, **parts)
     plain = CLIPDataset(pairs, processor, recipe)
     assert torch.equal(data.group_ids, plain.group_ids)  # another way of saying it makes no other group
-    shown = [[data.texts[data.text_number((epoch, row))] for epoch in range(30)] for row in range(len(data))]
+    shown = [[data.texts[data.text_index((epoch, row))] for epoch in range(30)] for row in range(len(data))]
     again = CLIPDataset(pairs, processor, recipe, **training_captions(recipe, processor))
-    assert shown == [[again.texts[again.text_number((e, r))] for e in range(30)] for r in range(len(again))]
+    assert shown == [[again.texts[again.text_index((e, r))] for e in range(30)] for r in range(len(again))]
     for pair, texts in zip(pairs, shown, strict=True):
         written = parts["text_transform"](pair.caption)
         assert set(texts) == set(parts["caption_views"](pair.caption))
@@ -112,7 +114,7 @@ def test_training_shows_views_that_seed_epoch_and_row_choose(tiny_data, processo
     batch = next(iter(create_training_loader(data, recipe.model_copy(update={"batch_size": 6}), 6)))
     assert len(batch["captions"]) == 6 and set(batch["captions"]) <= {text for texts in shown for text in texts}
     copy = pickle.loads(pickle.dumps(CLIPDataset(pairs, processor, recipe, cache=False, **parts)))  # a spawned worker's
-    assert copy.texts[copy.text_number((7, 3))] == shown[3][7]
+    assert copy.texts[copy.text_index((7, 3))] == shown[3][7]
 
 
 def test_one_treatment_in_inference_and_evaluation(tiny_data, tmp_path: Path, domain: str) -> None:
@@ -164,13 +166,13 @@ def test_off_means_off(processor) -> None:
 def test_a_recipes_own_steps_go_with_the_model(tmp_path: Path) -> None:
     words = tmp_path / "words.yaml"
     words.write_text(WORDS, encoding="utf-8")
-    steps = {"glossary": str(words), "expand_abbreviations": True, "synonym_share": 0.25}
+    steps = {"glossary": str(words), "expand_abbreviations": True, "synonym_fraction": 0.25}
     recipe, _ = resolve(CLIPFinetuningConfig(domain="medical", text_preprocessing=steps), MODEL, DATA)
     words.unlink()
     write_domain(recipe.domain_config(), tmp_path)
     kept = load_domain(tmp_path / "domain.yaml")
-    assert CaptionChain(kept.texts)("TX of grass") == "A texture of grass"
-    assert kept.texts.synonym_share == 0.25 and kept.texts.truncation == "tokens"  # the medical one's are replaced
+    assert CaptionPipeline(kept.texts)("TX of grass") == "A texture of grass"
+    assert kept.texts.synonym_fraction == 0.25 and kept.texts.truncation == "tokens"  # the medical one's are replaced
     assert kept.images == load_domain("medical").images
     config, note = with_models_domain(CLIPFinetuningConfig(model_name=str(tmp_path)))
     assert note is not None and config.caption_steps() == kept.texts

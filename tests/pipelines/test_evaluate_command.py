@@ -1,4 +1,4 @@
-"""What ``evaluate`` and ``compare`` say beside their figures, and figures that outlive a case study that fails."""
+"""What ``evaluate`` and ``compare`` say beside their figures, and figures that outlive an error analysis that fails."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from domainclip.evaluation.error_analysis import Case, CaseStudy, Guess, Section
+from domainclip.evaluation.error_analysis import Case, ErrorAnalysis, Guess, Section
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.pipelines import run
 from domainclip.pipelines.evaluate import EvaluationReport
-from domainclip.reports.error_analysis_page import case_study_html
+from domainclip.reports.error_analysis_page import error_analysis_html
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
@@ -25,7 +25,7 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def leaking(tiny_data, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
-    """A picture of the training split in the test split, a ``meta.csv`` that cannot be used, and disciplines."""
+    """An image of the training split in the test split, a ``meta.csv`` that cannot be used, and disciplines."""
     folder = tmp_path / "leaking"
     folder.mkdir()
     for name in ("train", "test"):
@@ -45,19 +45,21 @@ def test_evaluate_says_what_is_wrong_with_the_data(domainclip, leaking: Path) ->
     found = domainclip(*command, "--json")
     assert found.exit_code == 0, found.err
     notes = json.loads(found.out)["notes"]
-    for words in ("1 picture in both train and test", "meta.csv is not used"):
+    for words in ("1 image in both train and test", "meta.csv is not used"):
         assert any(words in note for note in notes)
     text = " ".join(domainclip(*command).out.split())
-    assert "Data: Warning: 1 picture in both train and test" in text
+    assert "Data: Warning: 1 image in both train and test" in text
     assert "Each label by itself" in text and "taken for nature" in text
 
 
 def test_compare_says_it_too_and_gives_the_figures_that_were_asked_for(domainclip, leaking: Path) -> None:  # type: ignore[no-untyped-def]
     command = ("compare", "-m", "tiny", "-d", leaking, "val_split=0", "train_split=0.9", "--json")
-    found = domainclip(*command, "class_tree={made: [brick], nature: [grass, sky]}", "label_order=[sky, grass, brick]")
+    found = domainclip(
+        *command, "class_hierarchy={made: [brick], nature: [grass, sky]}", "label_order=[sky, grass, brick]"
+    )
     assert found.exit_code == 0, found.err
     content = json.loads(found.out)
-    assert any("1 picture in both train and test" in note for note in content["data"][0]["notes"])
+    assert any("1 image in both train and test" in note for note in content["data"][0]["notes"])
     metrics = content["cells"][0]["metrics"]
     assert metrics["level_2_accuracy"] == pytest.approx(metrics["acc1"]) and "level_1_accuracy" in metrics
     assert "quadratic_kappa" in metrics
@@ -66,7 +68,7 @@ def test_compare_says_it_too_and_gives_the_figures_that_were_asked_for(domaincli
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("class_tree=nowhere.yaml", "nowhere.yaml does not exist"),
+        ("class_hierarchy=nowhere.yaml", "nowhere.yaml does not exist"),
         ("document_col=paper", "names no document"),
         ("terminology=true", "reads a glossary"),
         ("label_order=[x, y]", "label_order lacks the class"),
@@ -78,39 +80,38 @@ def test_compare_ignores_no_setting(domainclip, leaking: Path, setting: str, mes
 
 
 def test_long_tables_are_cut_short_on_the_terminal() -> None:
-    names = [f"field [{number}]" for number in range(30)]
+    names = [f"metric [{index}]" for index in range(30)]
     shown = {
-        "field": "scientific",
+        "domain": "scientific",
         "metrics": {"acc1": {"value": 0.5}},
         "notes": [],
         "per_label": [
-            {"label": f"class {n}", "pictures": 1, "recall": {"value": 0.25, "low": 0.1, "high": 0.4}}
-            for n in range(50)
+            {"label": f"class {n}", "images": 1, "recall": {"value": 0.25, "low": 0.1, "high": 0.4}} for n in range(50)
         ],
         "matrix": {
             "disciplines": names,
-            "pictures": [7] * 30,
+            "images": [7] * 30,
             "acc1": [0.5] * 30,
             "counts": np.eye(30, dtype=int).tolist(),
             "unknown": [0] * 30,
         },
     }
     console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
-    EvaluationReport("m", "d", "test", EvaluationResult({"acc1": 0.5}, {"field": shown})).print(console)
+    EvaluationReport("m", "d", "test", EvaluationResult({"acc1": 0.5}, {"domain_metrics": shown})).print(console)
     lines = console.export_text().splitlines()
     assert len(lines) < 75
     text = "\n".join(lines)
     assert text.count("20 of 30") == text.count("20 of 50") == 1
-    assert "field [19]" in text and "taken for" not in text and "25.0%" in text and "10.0%" not in text
+    assert "metric [19]" in text and "taken for" not in text and "25.0%" in text and "10.0%" not in text
 
 
-# --- the case study ---
+# --- the error analysis ---
 
 
-def study_of(*paths: Path) -> CaseStudy:
+def analysis_of(*paths: Path) -> ErrorAnalysis:
     guesses = (Guess("a", 0.9, True), Guess("b", 0.1, False))
     cases = tuple(Case(path, ("a caption",), "a", guesses, True, 0.9, "a") for path in paths)
-    return CaseStudy("t", sections=[Section("Hits", "note", "class", cases, len(cases))])
+    return ErrorAnalysis("t", sections=[Section("Hits", "note", "class", cases, len(cases))])
 
 
 def grey(path: Path) -> np.ndarray:
@@ -119,27 +120,27 @@ def grey(path: Path) -> np.ndarray:
 
 def test_absolute_and_relative_paths_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text = case_study_html(study_of(Path("one/a.png"), tmp_path / "two" / "b.png"), grey)
+    text = error_analysis_html(analysis_of(Path("one/a.png"), tmp_path / "two" / "b.png"), grey)
     assert os.path.join("one", "a.png") in text and os.path.join("two", "b.png") in text
     assert str(tmp_path) not in text
 
 
-def test_pictures_on_two_drives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_on_two_drives(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(paths: object) -> str:
         raise ValueError("Paths don't have the same drive")
 
     monkeypatch.setattr("domainclip.reports.error_analysis_page.os.path.commonpath", refuse)
-    text = case_study_html(study_of(Path("/c/a.png"), Path("/d/b.png")), grey)
+    text = error_analysis_html(analysis_of(Path("/c/a.png"), Path("/d/b.png")), grey)
     assert '<p class="where">a.png</p>' in text and '<p class="where">b.png</p>' in text
 
 
-def test_a_case_study_that_fails_costs_no_figure(domainclip, tiny_data, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_error_analysis_that_fails_costs_no_figure(domainclip, tiny_data, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     def fail(*arguments: object) -> Path:
-        raise run.PictureError("the case study failed")
+        raise run.ImageError("the error analysis failed")
 
-    monkeypatch.setattr(run, "write_case_study_of", fail)
+    monkeypatch.setattr(run, "write_error_analysis_of", fail)
     done = domainclip(
-        "train", "-r", "debug", "-d", tiny_data.folder, "-o", tmp_path / "run", "case_study=true", "max_steps=2"
+        "train", "-r", "debug", "-d", tiny_data.folder, "-o", tmp_path / "run", "error_analysis=true", "max_steps=2"
     )
-    assert done.exit_code == 2 and "the case study failed" in done.err
+    assert done.exit_code == 2 and "the error analysis failed" in done.err
     assert "acc1" in json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))["after"]

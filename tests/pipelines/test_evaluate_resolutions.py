@@ -1,4 +1,4 @@
-"""One model at several picture sides: the embeddings, their cost, the command, its files and its errors."""
+"""One model at several resolutions: the embeddings, their cost, the command, its files and its errors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.images.pipeline import DomainImageChain
+from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.reader import read_image
-from domainclip.errors import ConfigurationError, MemoryConstraintError, PictureError
+from domainclip.errors import ConfigurationError, ImageError, MemoryConstraintError
 from domainclip.evaluation.robustness import CORRUPTIONS, Condition, corrupt
 from domainclip.inference import EmbeddingEngine
 from domainclip.models import make_tiny_clip
@@ -40,41 +40,41 @@ def embedder_of(**options: Any) -> ConditionEmbedder:
 # --- embeddings ---
 
 
-def test_embeddings_are_those_of_the_engine_on_the_same_pictures(tiny_data) -> None:
+def test_embeddings_are_those_of_the_engine_on_the_same_images(tiny_data) -> None:
     paths = [pair.image_path for pair in tiny_data.pairs("val")]
     embeds, rows, problems = embedder_of(batch_size=4).embed(paths)
     assert problems == {}
-    assert rows == {path: number for number, path in enumerate(paths)}
+    assert rows == {path: index for index, path in enumerate(paths)}
     for condition in CONDITIONS:
-        pictures = [read_image(path) for path in paths]
+        images = [read_image(path) for path in paths]
         if condition.corruption:
             # The tiny model brings the short side to its own and keeps the proportions.
-            sizes = [[32 * side // min(p.shape[:2]) for side in p.shape[:2]] for p in pictures]
-            pictures = [
+            sizes = [[32 * side // min(p.shape[:2]) for side in p.shape[:2]] for p in images]
+            images = [
                 corrupt(p, condition.corruption, condition.severity, (h, w), seed=3)
-                for p, (h, w) in zip(pictures, sizes, strict=True)
+                for p, (h, w) in zip(images, sizes, strict=True)
             ]
         engine = EmbeddingEngine(make_tiny_clip(), resolution=condition.side)
-        expected = engine.encode_images([Image.fromarray(picture) for picture in pictures])
+        expected = engine.encode_images([Image.fromarray(image) for image in images])
         assert torch.allclose(embeds[condition], expected, atol=1e-6)
     assert not torch.allclose(embeds[Condition(32)], embeds[Condition(16)], atol=1e-3)
     assert not torch.allclose(embeds[Condition(32)], embeds[Condition(32, "noise", 4)], atol=1e-3)
 
 
-def test_each_picture_is_decoded_once_and_few_are_held(tiny_data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_decoded_once_and_few_are_held(tiny_data, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [pair.image_path for pair in tiny_data.pairs("train")]
     whole, _, _ = embedder_of(batch_size=64).embed(paths)
     decoded: list[Path] = []
 
-    def counting(chain: DomainImageChain, path: Path, *limits: int) -> np.ndarray:
+    def counting(pipeline: DomainImagePipeline, path: Path, *limits: int) -> np.ndarray:
         decoded.append(path)
         return read_image(path)
 
-    monkeypatch.setattr(DomainImageChain, "read", counting)
+    monkeypatch.setattr(DomainImagePipeline, "read", counting)
     bytes_each = 3 * (16**2 + 3 * 32**2 + 48**2)
     monkeypatch.setattr(condition_embedding, "BUFFER_BYTES", 5 * bytes_each + 1)
     embedder = embedder_of(batch_size=64)
-    assert embedder.pictures_at_once == 5
+    assert embedder.images_per_batch == 5
     together = []
     plain = embedder.embed_pixels
 
@@ -85,15 +85,15 @@ def test_each_picture_is_decoded_once_and_few_are_held(tiny_data, monkeypatch: p
     monkeypatch.setattr(embedder, "embed_pixels", watched)
     few, _, _ = embedder.embed(paths)
     assert sorted(decoded) == sorted(paths)
-    assert together == [5] * 15 + [3] * 5  # 18 pictures under 5 conditions
+    assert together == [5] * 15 + [3] * 5  # 18 images under 5 conditions
     for condition in CONDITIONS:
         assert torch.allclose(few[condition], whole[condition], atol=1e-6)
     monkeypatch.setattr(condition_embedding, "BUFFER_BYTES", 1)
-    assert embedder.pictures_at_once == 1
-    assert embedder_of(batch_size=2).pictures_at_once == 1
+    assert embedder.images_per_batch == 1
+    assert embedder_of(batch_size=2).images_per_batch == 1
 
 
-def test_unreadable_pictures_are_told_apart(tiny_data, tmp_path: Path) -> None:
+def test_unreadable_images_are_told_apart(tiny_data, tmp_path: Path) -> None:
     paths = [pair.image_path for pair in tiny_data.pairs("val")]
     broken, missing = tmp_path / "broken.jpg", tmp_path / "missing.png"
     broken.write_bytes(b"\xff\xd8\xff broken")
@@ -105,7 +105,7 @@ def test_unreadable_pictures_are_told_apart(tiny_data, tmp_path: Path) -> None:
     for condition in CONDITIONS:
         found = embeds[condition][[rows[path] for path in paths]]
         assert torch.allclose(found, expected[condition], atol=1e-6)
-    with pytest.raises(PictureError, match=r"missing\.png"):
+    with pytest.raises(ImageError, match=r"missing\.png"):
         embedder_of(strict=True).embed(mixed)
     assert embedder_of().embed([broken]) == ({}, {}, {broken: problems[broken]})
 
@@ -120,7 +120,7 @@ def test_too_little_memory_is_said_with_the_remedy(error: Exception, monkeypatch
         raise error
 
     monkeypatch.setattr(embedder.encoder, "encode_image", full)
-    with pytest.raises(MemoryConstraintError, match=r"3 pictures of 48 pixels.*eval_batch_size lower \(it is 7\)"):
+    with pytest.raises(MemoryConstraintError, match=r"3 images of 48 pixels.*eval_batch_size lower \(it is 7\)"):
         embedder.embed_pixels(torch.zeros(3, 3, 48, 48, dtype=torch.uint8))
     error.args = ("mat1 and mat2 shapes cannot be multiplied",)
     if type(error) is RuntimeError:
@@ -137,7 +137,8 @@ def test_costs_are_those_of_the_work() -> None:
     def embed_pixels(pixels: torch.Tensor) -> torch.Tensor:
         calls.append(tuple(pixels.shape))
         assert pixels.dtype == torch.uint8
-        # Two MiB for each pixel of the side, from the system: a heap would take some of what earlier tests gave back.
+        # Two MiB for each pixel of the resolution, from the system: a heap would take some of what earlier tests gave
+        # back.
         held = np.frombuffer(mmap.mmap(-1, pixels.shape[-1] * 2**21), dtype=np.uint8)
         held[:] = 1
         time.sleep(pixels.shape[-1] / 1000)
@@ -146,14 +147,16 @@ def test_costs_are_those_of_the_work() -> None:
     costs = embedding_costs(embed_pixels, [96, 32], 5, CPU)
     assert set(calls) == {(5, 3, 32, 32), (5, 3, 96, 96)}
     assert calls[:2] == [(5, 3, 32, 32), (5, 3, 96, 96)]  # warm-up, and memory, from the smaller to the larger
-    for side in (32, 96):
-        assert len(costs[side].seconds_per_batch) == TIMED_ROUNDS == calls.count((5, 3, side, side)) - 1
-        assert min(costs[side].seconds_per_batch) >= side / 1000
-        assert costs[side].pictures_per_second == pytest.approx(5 / np.median(costs[side].seconds_per_batch))
+    for resolution in (32, 96):
+        assert (
+            len(costs[resolution].seconds_per_batch) == TIMED_ROUNDS == calls.count((5, 3, resolution, resolution)) - 1
+        )
+        assert min(costs[resolution].seconds_per_batch) >= resolution / 1000
+        assert costs[resolution].images_per_second == pytest.approx(5 / np.median(costs[resolution].seconds_per_batch))
     assert costs[96].peak_memory_mb - costs[32].peak_memory_mb == pytest.approx(128, abs=16)
 
 
-def test_a_slow_side_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_resolution_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("domainclip.pipelines.embedding_cost.TIMED_SECONDS", 0.01)
     costs = embedding_costs(lambda pixels: time.sleep(0.02) or pixels, [16], 1, CPU)
     assert len(costs[16].seconds_per_batch) == 1
@@ -174,22 +177,22 @@ def test_the_command(tiny_data, tmp_path: Path, domainclip) -> None:
     assert json.loads(output.read_text()) == found
     plots = [output.with_name(f"figures.v1_{name}.png") for name in ("resolutions", "agreement", "robustness")]
     for plot in plots:
-        with Image.open(plot) as picture:
-            assert min(picture.size) > 300
-            assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+        with Image.open(plot) as image:
+            assert min(image.size) > 300
+            assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 10
     assert sorted(path.name for path in output.parent.iterdir()) == sorted(path.name for path in (output, *plots))
 
-    assert (found["n_rows"], found["n_pictures"], found["native_resolution"]) == (6, 6, 32)
+    assert (found["n_rows"], found["n_images"], found["native_resolution"]) == (6, 6, 32)
     assert [(row["resolution"], row["native"]) for row in found["resolutions"]] == [
         (16, False),
         (32, True),
         (48, False),
     ]
     for row in found["resolutions"]:
-        # The figures at a side are those of a plain evaluation at that side.
+        # The figures at a resolution are those of a plain evaluation at that resolution.
         plain = evaluated(domainclip, tiny_data, f"image_resolution={row['resolution']}")["metrics"]
         assert row["metrics"] == pytest.approx(plain)
-        assert row["pictures_per_second"] > 0
+        assert row["images_per_second"] > 0
         assert row["peak_memory_mb"] > 50
     own = found["resolutions"][1]
     assert own["agreement"]["mean_cosine"] == pytest.approx(1)
@@ -220,7 +223,7 @@ def test_without_robustness_and_over_an_earlier_evaluation(tiny_data, tmp_path: 
     lines = result.out.splitlines()
     assert any("16" in line and "0." in line for line in lines)
     assert any("32 (own)" in line for line in lines)
-    assert "Damaged pictures" not in result.out
+    assert "Corrupted images" not in result.out
     assert "figures_agreement.png" in result.out
     assert "float32, in batches of 64" in result.out
 
@@ -231,11 +234,11 @@ def test_the_tables_fit_into_a_narrow_terminal(tiny_data, domainclip, monkeypatc
     assert result.exit_code == 0, result.err
     cells = [line for line in result.out.splitlines() if "│" in line or line.startswith("  ")]
     assert not any("…" in line for line in cells)
-    for word in ("downscale", "untouched", "pictures/s", "same caption", "One picture more or less is 0.1667"):
+    for word in ("downscale", "untouched", "images/s", "same caption", "One image more or less is 0.1667"):
         assert word in result.out
 
 
-def test_damage_is_done_at_the_recipes_own_resolution(tiny_data, domainclip) -> None:
+def test_corruption_is_done_at_the_recipes_own_resolution(tiny_data, domainclip) -> None:
     found = evaluated(domainclip, tiny_data, "--resolutions", "32", "image_resolution=24")
     assert [row["resolution"] for row in found["resolutions"]] == [32]
     assert found["robustness"]["resolution"] == 24
@@ -247,16 +250,16 @@ PLUGIN = """
 from domainclip.evaluation.robustness import CORRUPTIONS, Corruption
 
 
-def darken(picture, level, model_size, seed):
-    return (picture * level).astype("{dtype}")
+def darken(image, level, model_size, seed):
+    return (image * level).astype("{dtype}")
 
 
-CORRUPTIONS.register("dark")(Corruption("dark", "share of the light", 1.0, (0.5, 0.001), darken))
+CORRUPTIONS.register("dark")(Corruption("dark", "fraction of the light", 1.0, (0.5, 0.001), darken))
 """
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_a_kind_of_damage_of_ones_own(
+def test_a_kind_of_corruption_of_ones_own(
     dtype: str, tiny_data, tmp_path: Path, domainclip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CORRUPTIONS, "_entries", dict(CORRUPTIONS._entries))  # it goes with this test
@@ -270,7 +273,7 @@ def test_a_kind_of_damage_of_ones_own(
         return
     assert result.exit_code == 0, result.err
     dark = json.loads(result.out)["robustness"]["corruptions"]["dark"]
-    assert (dark["unit"], dark["untouched_level"]) == ("share of the light", 1.0)
+    assert (dark["unit"], dark["untouched_level"]) == ("fraction of the light", 1.0)
     assert [level["level"] for level in dark["levels"]] == [0.5, 0.001]
     engine = EmbeddingEngine(make_tiny_clip(42))  # of the recipe's seed
     black = engine.encode_images([Image.new("RGB", (32, 32))])
@@ -280,9 +283,9 @@ def test_a_kind_of_damage_of_ones_own(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["--resolutions", "16,20"], "Invalid resolution 20: this picture tower reads patches of 8 pixels"),
+        (["--resolutions", "16,20"], "Invalid resolution 20: this image tower reads patches of 8 pixels"),
         (["--resolutions", "4"], "Invalid resolution 4"),
         (["--resolutions", ""], "Invalid resolution ''"),
         (["--resolutions", "16,,32"], "Invalid resolution ''"),
@@ -294,50 +297,50 @@ def test_a_kind_of_damage_of_ones_own(
         (["--no-robustness"], "go with --resolutions"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said(options: list[str], said: str, tiny_data, domainclip) -> None:
+def test_what_cannot_be_evaluated_is_said(options: list[str], message: str, tiny_data, domainclip) -> None:
     result = domainclip("evaluate", "-m", "tiny", "-d", tiny_data.folder, *options)
     assert result.exit_code == 2
-    assert said in result.err
+    assert message in result.err
     assert result.out == ""
 
 
-def test_the_error_names_sides_that_work(tiny_data, domainclip) -> None:
+def test_the_error_names_resolutions_that_work(tiny_data, domainclip) -> None:
     result = domainclip("evaluate", "-m", "tiny", "-d", tiny_data.folder, "--resolutions", "20")
     assert "choose 16 or 24" in result.err
 
 
-def test_no_side_at_all() -> None:
+def test_no_resolution_at_all() -> None:
     with pytest.raises(ConfigurationError, match="No resolution to evaluate at"):
         run_resolutions(CLIPFinetuningConfig(model_name="tiny"), [])
 
 
-def test_sides_are_read_in_order_each_once() -> None:
+def test_resolutions_are_read_in_order_each_once() -> None:
     assert parse_resolutions("224, 96,160,96") == [96, 160, 224]
 
 
-@pytest.mark.parametrize(("place", "said"), [(".", "is a directory"), ("file/x.json", "cannot be written")])
+@pytest.mark.parametrize(("place", "message"), [(".", "is a directory"), ("file/x.json", "cannot be written")])
 def test_an_output_that_cannot_be_written_is_said_before_the_work(
-    place: str, said: str, tiny_data, tmp_path: Path, domainclip, monkeypatch: pytest.MonkeyPatch
+    place: str, message: str, tiny_data, tmp_path: Path, domainclip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("domainclip.pipelines.evaluate_resolutions.run_resolutions", None)  # not even begun
     options = ["-m", "tiny", "-d", tiny_data.folder, "--resolutions", "16", "--output", tmp_path / place]
     result = domainclip("evaluate", *options)
     assert result.exit_code == 2
-    assert said in result.err
+    assert message in result.err
 
 
-def test_unreadable_pictures_are_set_aside(tiny_data, tmp_path: Path, domainclip) -> None:
+def test_unreadable_images_are_skipped(tiny_data, tmp_path: Path, domainclip) -> None:
     folder = tmp_path / "data"
     shutil.copytree(tiny_data.folder, folder)
     broken = tiny_data.pairs("test")[0].image_path.name
     (folder / "images" / broken).write_bytes(b"\xff\xd8\xff broken")
     options = ["evaluate", "-m", "tiny", "-d", folder, "--resolutions", "16", "--no-robustness"]
     found = json.loads(domainclip(*options, "--json").out)
-    assert (found["n_rows"], found["n_pictures"]) == (5, 5)
-    assert [Path(row["image_path"]).name for row in found["set_aside"]] == [broken]
+    assert (found["n_rows"], found["n_images"]) == (5, 5)
+    assert [Path(row["image_path"]).name for row in found["skipped"]] == [broken]
     plain = json.loads(domainclip("evaluate", "-m", "tiny", "-d", folder, "--json").out)
-    assert found["set_aside"] == plain["set_aside"]
+    assert found["skipped"] == plain["skipped"]
     assert found["resolutions"][1]["metrics"] == pytest.approx(plain["metrics"])
     assert "Set aside" in domainclip(*options).out
 
@@ -347,10 +350,10 @@ def test_unreadable_pictures_are_set_aside(tiny_data, tmp_path: Path, domainclip
         (folder / "images" / pair.image_path.name).write_bytes(b"broken")
     none = domainclip(*options)
     assert none.exit_code == 2
-    assert "No picture of the test split" in none.err
+    assert "No image of the test split" in none.err
 
 
-def test_a_tower_of_fixed_positions_takes_its_own_side_only(
+def test_a_tower_of_fixed_positions_takes_its_own_resolution_only(
     tiny_data, tmp_path: Path, domainclip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(positions_module._SCHEMES, "vit")  # stands for any tower with fixed positions
@@ -358,7 +361,7 @@ def test_a_tower_of_fixed_positions_takes_its_own_side_only(
     options = ["evaluate", "-m", model, "-d", tiny_data.folder, "--no-robustness", "--json", "--resolutions"]
     refused = domainclip(*options, "32,48")
     assert refused.exit_code == 2
-    assert "Invalid resolution 48: this picture tower takes 32 pixels only" in refused.err
+    assert "Invalid resolution 48: this image tower takes 32 pixels only" in refused.err
     output = tmp_path / "one.json"
     taken = domainclip(*options, "32", "--output", output)
     assert taken.exit_code == 0, taken.err
@@ -369,22 +372,22 @@ def test_a_tower_of_fixed_positions_takes_its_own_side_only(
 # --- plots ---
 
 
-def a_row(side: int, metrics: dict[str, float], same_class: float | None) -> dict[str, Any]:
+def a_row(resolution: int, metrics: dict[str, float], same_class: float | None) -> dict[str, Any]:
     agreement = {"mean_cosine": 0.9, "same_class": same_class, "same_caption": 0.5}
     return {
-        "resolution": side,
-        "native": side == 224,
+        "resolution": resolution,
+        "native": resolution == 224,
         "metrics": metrics,
-        "pictures_per_second": 1000.0 / side,
+        "images_per_second": 1000.0 / resolution,
         "peak_memory_mb": 1.0,
         "agreement": agreement,
         "change": None,
     }
 
 
-def test_plots_of_data_without_classes_and_of_zero_shares(tmp_path: Path) -> None:
+def test_plots_of_data_without_classes_and_of_zero_fractions(tmp_path: Path) -> None:
     metrics = {"i2t_R@1": 0.0, "t2i_R@1": 0.0, "n_images": 40}
-    rows = [a_row(side, metrics, None) for side in (16, 216, 224, 1024)]
+    rows = [a_row(resolution, metrics, None) for resolution in (16, 216, 224, 1024)]
     made = [
         plot_resolutions(rows, tmp_path / "a.png", "model [/b] $x$ on data", "a machine"),
         plot_agreement(rows, tmp_path / "b.png", "title " * 40),
@@ -393,8 +396,8 @@ def test_plots_of_data_without_classes_and_of_zero_shares(tmp_path: Path) -> Non
     one_kind = {"clean": {"metrics": metrics}, "corruptions": {"fog": {"unit": "thickness", "levels": levels}}}
     made.append(plot_robustness(one_kind, tmp_path / "c.png", "one kind"))
     for path in made:
-        with Image.open(path) as picture:
-            picture.load()
-            assert picture.width > 300
+        with Image.open(path) as image:
+            image.load()
+            assert image.width > 300
     table = agreement_table({"native_resolution": 224, "resolutions": rows})
     assert list(table.columns[4].cells) == ["–"] * 3

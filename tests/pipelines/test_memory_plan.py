@@ -85,7 +85,7 @@ def test_tricks_come_last() -> None:
     assert chosen(5000)[0] == {**base, "precision": "fp32"}
     assert chosen(1400)[0] == {**base, "precision": "fp32", "mini_batch_size": 32}
     assert chosen(1205)[0] == {**base, "precision": "fp32", "mini_batch_size": 8}
-    # Chunks of 8 no longer fit: checkpointing, then LoRA; the preferred precision is kept as long as it goes.
+    # Micro-batches of 8 no longer fit: checkpointing, then LoRA; the preferred precision is kept as long as it goes.
     assert chosen(1190)[0] == {**base, "precision": "fp32", "mini_batch_size": 32, "gradient_checkpointing": True}
     assert chosen(900)[0] == {**base, "precision": "fp32", "mini_batch_size": 32, "lora_r": 8}
     assert chosen(1500, precisions=("bf16",))[0] == {**base, "precision": "bf16"}
@@ -106,7 +106,7 @@ def test_what_is_recommended_fits_with_the_margin_and_more_would_not() -> None:
         assert row is not None
         assert row.fits
         assert row.predicted_bytes * MARGIN <= plan.budget_bytes
-        assert row.chunk == keys.get("mini_batch_size", 64)
+        assert row.micro_batch == keys.get("mini_batch_size", 64)
         CLIPFinetuningConfig(**keys)  # a recipe takes them as they are
 
 
@@ -199,7 +199,7 @@ def test_json_and_exit_codes(domainclip: Callable[..., Any]) -> None:
         "precision",
         "gradient_checkpointing",
         "lora",
-        "chunk",
+        "micro_batch",
         "fits",
         "predicted_gb",
     }
@@ -261,7 +261,7 @@ def test_the_table_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from _memory_tables import MEMORY_ROWS, memory_table
 
-    way = {"precision": "bf16", "gradient_checkpointing": True, "lora_r": 8, "chunk": 4, "batch": 64}
+    way = {"precision": "bf16", "gradient_checkpointing": True, "lora_r": 8, "micro_batch": 4, "batch": 64}
     rows = {
         "b16": {**way, "predicted_gib": 1.0, "measured_gib": None},
         "l14_336_in_12_gib": {
@@ -276,7 +276,7 @@ def test_the_table_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest.M
     }
     (tmp_path / "memory-2030-01-01.json").write_text(json.dumps({"rows": rows}))
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in memory_table(tmp_path).splitlines()][2:]
-    how = "chunks of 4, bf16, checkpointing, LoRA, r = 8"
+    how = "micro-batches of 4, bf16, checkpointing, LoRA, r = 8"
     assert len(lines) == len(MEMORY_ROWS)
     assert lines[5] == ["ViT-B/16", "64", how, "1.00", *[""] * 5]
     assert lines[8] == ["ViT-L/14@336", "64", how, "5.50", "5.00", "+10 %", "12", "yes", "100"]

@@ -1,4 +1,4 @@
-"""Choosing a resolution: the keys, the rule, the sizes of the pictures."""
+"""Choosing a resolution: the keys, the rule, the sizes of the images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from domainclip import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError
-from domainclip.pipelines.auto_resolution import HEADERS, picture_sizes, with_side
+from domainclip.pipelines.auto_resolution import HEADERS, image_sizes, with_resolution
 from domainclip.resolve.resolution import ShortSides, choose_resolution
 from tiny_data import TinyData
 
@@ -45,8 +45,8 @@ def test_neither_key_can_be_assigned_after_the_other() -> None:
     assert not config.is_set("image_resolution")
 
 
-def test_a_chosen_side_counts_as_set() -> None:
-    config = with_side(CLIPFinetuningConfig(auto_resolution=True, wanted_throughput=9, seed=3), 48)
+def test_a_chosen_resolution_counts_as_set() -> None:
+    config = with_resolution(CLIPFinetuningConfig(auto_resolution=True, wanted_throughput=9, seed=3), 48)
     assert (config.image_resolution, config.auto_resolution, config.seed) == (48, False, 3)
     assert config.is_set("image_resolution") and not config.is_set("wanted_throughput")
 
@@ -56,7 +56,7 @@ def test_a_chosen_side_counts_as_set() -> None:
 
 @pytest.mark.parametrize("budgeted", [True, False])
 @pytest.mark.parametrize("timed", [True, False])
-def test_the_rule_finds_what_a_search_of_all_sides_finds(budgeted: bool, timed: bool) -> None:
+def test_the_rule_finds_what_a_search_of_all_resolutions_finds(budgeted: bool, timed: bool) -> None:
     draw = random.Random(0)
     for _ in range(200):
         native, step, p95 = draw.randrange(64, 400), draw.choice([8, 14, 16, 32]), draw.randrange(20, 500)
@@ -67,18 +67,22 @@ def test_the_rule_finds_what_a_search_of_all_sides_finds(budgeted: bool, timed: 
             step,
             ShortSides(9, p95, p95),
             smallest=smallest,
-            **({"memory_budget": most, "memory_at": lambda side: side**2} if budgeted else {}),
-            **({"wanted_throughput": wanted, "throughput_at": lambda side: 1e6 / side**2} if timed else {}),
+            **({"memory_budget": most, "memory_at": lambda resolution: resolution**2} if budgeted else {}),
+            **({"wanted_throughput": wanted, "throughput_at": lambda resolution: 1e6 / resolution**2} if timed else {}),
         )
-        sides = sorted({side for side in range(step, native, step) if side >= smallest} | {native})
+        resolutions = sorted(
+            {resolution for resolution in range(step, native, step) if resolution >= smallest} | {native}
+        )
         warranted = choose_resolution(native, step, ShortSides(9, p95, p95), smallest=smallest).resolution
-        assert warranted in sides
+        assert warranted in resolutions
         kept = [
-            side
-            for side in sides
-            if side <= warranted and (not budgeted or side**2 <= most) and (not timed or 1e6 / side**2 >= wanted)
+            resolution
+            for resolution in resolutions
+            if resolution <= warranted
+            and (not budgeted or resolution**2 <= most)
+            and (not timed or 1e6 / resolution**2 >= wanted)
         ]
-        assert decision.resolution == (kept[-1] if kept else sides[0])
+        assert decision.resolution == (kept[-1] if kept else resolutions[0])
         assert ("though" in decision.reason) == (not kept)
         assert ("keeps the limits" in decision.reason) == (bool(kept) and kept[-1] < warranted)
 
@@ -96,55 +100,56 @@ def test_reasons_name_the_figures_of_both_limits() -> None:
             large,
             smallest=96,
             memory_budget=budget,
-            memory_at=lambda side: side * 10,
+            memory_at=lambda resolution: resolution * 10,
             memory_words=words,
             wanted_throughput=wanted,
-            throughput_at=lambda side: 1e6 / side,
+            throughput_at=lambda resolution: 1e6 / resolution,
         ).reason
 
     assert choose(3000, 4000) == (
-        "the model's own; the pictures' short sides reach 900 pixels (95th percentile); at 224, 2.2 GB of memory are "
-        "needed and 3.0 GB are there, and 4464 pictures a second are expected and 4000 wanted"
+        "the model's own; the images' short sides reach 900 pixels (95th percentile); at 224, 2.2 GB of memory are "
+        "needed and 3.0 GB are there, and 4464 images a second are expected and 4000 wanted"
     )
     assert choose(2000, 4000) == (
-        "the largest side below 224 that keeps the limits: at 224, 2.2 GB of memory are needed and 2.0 GB are there; "
-        "at 192, 1.9 GB of memory are needed and 2.0 GB are there, and 5208 pictures a second are expected and 4000 "
+        "the largest resolution below 224 that keeps the limits: at 224, 2.2 GB of memory are needed and 2.0 GB are "
+        "there; "
+        "at 192, 1.9 GB of memory are needed and 2.0 GB are there, and 5208 images a second are expected and 4000 "
         "wanted"
     )
-    assert "at 160, 6250 pictures a second are expected and 7000 wanted; at 128, 1.3 GB" in choose(2000, 7000)
+    assert "at 160, 6250 images a second are expected and 7000 wanted; at 128, 1.3 GB" in choose(2000, 7000)
     assert choose(900, 1) == (
-        "the smallest side the model is used at, though 1.0 GB of memory are needed and 0.9 GB are there"
+        "the smallest resolution the model is used at, though 1.0 GB of memory are needed and 0.9 GB are there"
     )
-    assert choose(9000, 20000.4).endswith("though 10417 pictures a second are expected and 20000 wanted")
+    assert choose(9000, 20000.4).endswith("though 10417 images a second are expected and 20000 wanted")
 
 
-# --- the pictures ---
+# --- the images ---
 
 
 def test_sizes_are_those_of_the_files(tiny_data: TinyData, tmp_path: Path) -> None:
     pairs = tiny_data.pairs()
     broken, gone = tmp_path / "broken.png", tmp_path / "gone.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     turned = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.new("RGB", (50, 20)).save(turned, exif=exif)
     rows = [*pairs, *pairs[:4], *(ImageTextPair(path, "x") for path in (broken, turned, gone))]
-    found = picture_sizes(rows, 10**6)
+    found = image_sizes(rows, 10**6)
     assert found.found == [Image.open(pair.image_path).size for pair in pairs] + [(50, 20)]
     assert (found.total, found.unreadable) == (len(pairs) + 3, 2)
-    assert found.words == "sizes of 19 pictures, 2 more cannot be read"
-    with pytest.raises(DataError, match=r"21 training pictures, and 2 cannot be read: .*broken\.png"):
-        picture_sizes(rows, 10**6, strict=True)
+    assert found.words == "sizes of 19 images, 2 more cannot be read"
+    with pytest.raises(DataError, match=r"21 training images, and 2 cannot be read: .*broken\.png"):
+        image_sizes(rows, 10**6, strict=True)
     with pytest.raises(DataError, match=r"broken\.png.*set image_resolution instead"):
-        picture_sizes(rows[-3:-2], 10**6)
+        image_sizes(rows[-3:-2], 10**6)
 
 
 def test_a_sample_is_spread_over_all_rows(tmp_path: Path) -> None:
-    for number in range(50):
-        Image.new("L", (60, 10 + number)).save(tmp_path / f"{number}.png")
-    rows = [ImageTextPair(tmp_path / f"{number}.png", "x") for number in range(50)]
-    found = picture_sizes(rows, 10**6, most=5)
+    for index in range(50):
+        Image.new("L", (60, 10 + index)).save(tmp_path / f"{index}.png")
+    rows = [ImageTextPair(tmp_path / f"{index}.png", "x") for index in range(50)]
+    found = image_sizes(rows, 10**6, most=5)
     assert [height for _, height in found.found] == [10, 20, 30, 40, 50]
-    assert found.words == "sizes of 5 of 50 pictures"
+    assert found.words == "sizes of 5 of 50 images"
     assert HEADERS == 2000  # as the documentation says

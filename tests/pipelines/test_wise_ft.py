@@ -24,14 +24,14 @@ from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.batch_norm import recompute_statistics, statistics_differ
 from domainclip.pipelines.wise_ft import FIRST_ALPHAS, REFINEMENTS, Interpolation, sweep
 from domainclip.reports.trade_off_markdown import trade_off_markdown
-from domainclip.resolve.reference_sets import resolve_retention
+from domainclip.resolve.reference_sets import resolve_reference_sets
 from domainclip.training.regularization.initial_weights import weights_of
 from model_zoo import save_vision_text
 from wise_ft_cases import embeddings, move
 
 
-def point(alpha: float, domain: float, retention: float) -> TradeOffPoint:
-    return TradeOffPoint(alpha, domain, retention, {"a": retention + 0.1, "b": retention - 0.1})
+def point(alpha: float, domain: float, reference: float) -> TradeOffPoint:
+    return TradeOffPoint(alpha, domain, reference, {"a": reference + 0.1, "b": reference - 0.1})
 
 
 def convolutional(folder: Path) -> DualEncoder:
@@ -45,8 +45,8 @@ def test_the_ends_are_exact_and_the_middle_is_the_mean(tmp_path: Path, kind: str
     before, start = embeddings(encoder), weights_of(encoder)
     move(encoder)
     after, end = embeddings(encoder), weights_of(encoder)
-    pictures = [torch.randn(4, 3, encoder.native_resolution, encoder.native_resolution)]
-    between = Interpolation(encoder, start, lambda alpha: pictures)
+    images = [torch.randn(4, 3, encoder.native_resolution, encoder.native_resolution)]
+    between = Interpolation(encoder, start, lambda alpha: images)
     for alpha, expected in ((0.0, before), (1.0, after), (0.5, None), (0.0, before), (1.0, after)):
         between.set(alpha)
         found = embeddings(encoder)
@@ -95,28 +95,28 @@ def test_other_shapes_are_refused() -> None:
         Interpolation(make_tiny_clip(width=32), weights_of(make_tiny_clip(width=64)))
 
 
-def test_recomputed_statistics_are_those_of_the_pictures(tmp_path: Path) -> None:
+def test_recomputed_statistics_are_those_of_the_images(tmp_path: Path) -> None:
     """Against a plain pass in training mode: the first layer's mean over two batches, and the others' over one."""
     encoder = convolutional(tmp_path)
     move(encoder)
-    side = encoder.native_resolution
-    batches = [torch.randn(6, 3, side, side) + number for number in range(2)]
+    resolution = encoder.native_resolution
+    batches = [torch.randn(6, 3, resolution, resolution) + index for index in range(2)]
     layers = [m for m in encoder.model.vision_model.modules() if isinstance(m, nn.BatchNorm2d)]
-    seen: dict[int, list[tuple[Tensor, Tensor]]] = {number: [] for number in range(len(layers))}
+    seen: dict[int, list[tuple[Tensor, Tensor]]] = {index: [] for index in range(len(layers))}
     hooks = [
         layer.register_forward_pre_hook(
-            lambda module, inputs, n=number: seen[n].append(
+            lambda module, inputs, n=index: seen[n].append(
                 (inputs[0].mean((0, 2, 3)), inputs[0].transpose(0, 1).flatten(1).var(1))
             )
         )
-        for number, layer in enumerate(layers)
+        for index, layer in enumerate(layers)
     ]
     momenta, weights = [layer.momentum for layer in layers], encoder.model.visual_projection.weight.clone()
     assert recompute_statistics(encoder, iter(batches)) == 12
     for hook in hooks:
         hook.remove()
-    for number, layer in enumerate(layers):
-        means, variances = zip(*seen[number], strict=True)
+    for index, layer in enumerate(layers):
+        means, variances = zip(*seen[index], strict=True)
         assert len(means) == 2
         torch.testing.assert_close(layer.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(layer.running_var, torch.stack(variances).mean(0), rtol=1e-4, atol=1e-5)
@@ -174,7 +174,7 @@ def test_where_both_cannot_be_had_the_nearest_of_the_front_is_said_to_be_so() ->
         point(1, 0.9, 0.2),
     ]
     choice = choose_trade_off(points, 0.03, 0.9)
-    # Wanted: domain 0.85, retention 0.77. 0.5 misses by .05 and .07; 0.25 by .25; 0.75 by .27.
+    # Wanted: domain 0.85, reference 0.77. 0.5 misses by .05 and .07; 0.25 by .25; 0.75 by .27.
     assert choice.point.alpha == 0.5
     assert not choice.within_limits
     assert "no model of 6" in choice.reason and "misses it by least" in choice.reason
@@ -185,12 +185,12 @@ def test_a_training_that_gained_nothing_is_not_kept_for_its_own_sake() -> None:
     choice = choose_trade_off([point(0, 0.9, 0.8), point(0.5, 0.85, 0.8), point(1, 0.6, 0.3)])
     assert choice.point.alpha == 0
     assert choice.gain_kept is None and "gained nothing" in choice.reason
-    with pytest.raises(ConfigurationError, match="starting model"):
+    with pytest.raises(ConfigurationError, match="initial model"):
         choose_trade_off([point(0.5, 0.5, 0.5)])
 
 
 def test_the_sweep_looks_closer_beside_the_best() -> None:
-    """Retention falls below its limit at 0.6 of the way; the domain gains all along."""
+    """The score of the reference sets falls below its limit at 0.6 of the way; the domain gains all along."""
     asked: list[float] = []
 
     def measure(alpha: float) -> TradeOffPoint:
@@ -216,7 +216,7 @@ def test_a_given_alpha_is_told_what_it_costs() -> None:
 def test_plot_and_page_name_every_alpha(tmp_path: Path) -> None:
     points = [point(alpha, 0.4 + 0.5 * alpha, 0.8 - 0.3 * alpha**2) for alpha in FIRST_ALPHAS]
     front = pareto_front(points)
-    told = {
+    reported = {
         "chosen_alpha": 0.5,
         "chosen_by": "validation",
         "within_limits": False,
@@ -234,17 +234,17 @@ def test_plot_and_page_name_every_alpha(tmp_path: Path) -> None:
             {
                 "alpha": p.alpha,
                 "domain": p.domain,
-                "retention": p.retention,
+                "reference": p.reference,
                 "sets": dict(p.sets),
                 "on_front": p in front,
             }
             for p in points
         ],
     }
-    assert plot_pareto(told, tmp_path / "pareto.png")
+    assert plot_pareto(reported, tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
     assert not plot_pareto({}, tmp_path / "none.png") and not (tmp_path / "none.png").exists()
-    page = trade_off_markdown(told)
+    page = trade_off_markdown(reported)
     assert all(f"{alpha:.4g}" in page for alpha in FIRST_ALPHAS)
     assert "0.5 (chosen)" in page and "−7.5 points" in page and "could not be had together" in page
     assert trade_off_markdown(None) == ""
@@ -264,7 +264,7 @@ def test_labels_say_what_the_table_says_and_keep_off_the_legend() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"wise_ft": True}, "retention_data names nothing"),
         ({"wise_ft_alpha": "auto"}, "retention_data names nothing"),
@@ -278,8 +278,8 @@ def test_labels_say_what_the_table_says_and_keep_off_the_legend() -> None:
         ({"wise_ft_batch_norm": "interpolate"}, "wise_ft_batch_norm has no effect without retention_data"),
     ],
 )
-def test_what_contradicts_itself_is_refused(values: dict, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_what_contradicts_itself_is_refused(values: dict, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         CLIPFinetuningConfig(**values)
 
 
@@ -309,11 +309,11 @@ def test_random_projections_are_no_end_to_go_back_to(fresh: bool, given: dict, r
     def decide(key: str, value: object, reason: str) -> None:
         values[key], reasons[key] = value, reason
 
-    resolve_retention(values, fresh, decide)
+    resolve_reference_sets(values, fresh, decide)
     assert {key: values[key] for key in resolved} == resolved
     assert ("random numbers" in reasons.get("wise_ft", "")) == (fresh and not given)
 
 
-def test_one_retention_set_needs_no_list() -> None:
+def test_one_reference_set_needs_no_list() -> None:
     assert CLIPFinetuningConfig(retention_data="a/b").retention_data == ["a/b"]
     assert CLIPFinetuningConfig(wise_ft_alpha=0.5).wise_ft_alpha == 0.5

@@ -14,8 +14,8 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.pipelines import CLIPFinetuningController, run_training
-from domainclip.pipelines.wise_ft import FIRST_ALPHAS, REFINEMENTS, starting_weights
-from domainclip.training.regularization.initial_weights import starting_point, weights_of
+from domainclip.pipelines.wise_ft import FIRST_ALPHAS, REFINEMENTS, initial_weights_of
+from domainclip.training.regularization.initial_weights import initial_weights, weights_of
 from model_zoo import save_vision_text
 from tiny_data import TinyData
 from training_setup import DEFAULTS
@@ -64,17 +64,17 @@ def test_a_model_that_was_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
     assert controller.model is not None
-    start = starting_point(controller.model, config)
+    start = initial_weights(controller.model, config)
     assert start is not None
-    assert starting_weights(controller, start).keys() == controller.model.model.state_dict().keys()
+    assert initial_weights_of(controller, start).keys() == controller.model.model.state_dict().keys()
     make_tiny_clip(2).save(tmp_path)
     with pytest.raises(ConfigurationError, match="other weights now than when the training started"):
-        starting_weights(controller, start)
+        initial_weights_of(controller, start)
 
 
 @pytest.fixture(scope="module")
 def swept(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A whole run of a convolutional model whose statistics move, with the data themselves as the retention set."""
+    """A whole run of a convolutional model whose statistics move, with the data themselves as the reference set."""
     folder = tmp_path_factory.mktemp("swept")
     path = save_vision_text(folder / "joined", folder / "parts", "mobilenet")
     values = {
@@ -82,7 +82,7 @@ def swept(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> tupl
         "model_name": str(path),
         "retention_data": [str(tiny_data.folder)],
         "retention_rows": 9,
-        "head_first": False,
+        "probe_first": False,
         "data_path": str(tiny_data.folder),
         "output_dir": str(folder / "run"),
     }
@@ -92,23 +92,23 @@ def swept(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def test_a_run_chooses_saves_and_tells(swept: tuple[Path, dict]) -> None:
     folder, report = swept
-    run, told = folder / "run", report["trade_off"]
-    assert [p["alpha"] for p in told["points"]][:2] == [0.0, told["points"][1]["alpha"]]
-    assert len(told["points"]) == len(FIRST_ALPHAS) + REFINEMENTS
-    assert "recomputed from 256 training pictures" in told["batch_norm"]
+    run, reported = folder / "run", report["trade_off"]
+    assert [p["alpha"] for p in reported["points"]][:2] == [0.0, reported["points"][1]["alpha"]]
+    assert len(reported["points"]) == len(FIRST_ALPHAS) + REFINEMENTS
+    assert "recomputed from 256 training images" in reported["batch_norm"]
     assert (run / "plots" / "pareto.png").is_file() and "plots/pareto.png" in (run / "report.md").read_text()
     assert "WiSE-FT" in (run / "report.md").read_text()
     saved = load_encoder(ModelSettings(model_name=str(run / "model")))
     ends = [load_encoder(ModelSettings(model_name=str(place))) for place in (folder / "joined", run / "best")]
-    alpha = told["chosen_alpha"]
+    alpha = reported["chosen_alpha"]
     for name, value in weights_of(saved).items():
         if value.is_floating_point() and "running" not in name:
             first, last = (weights_of(end)[name] for end in ends)
             torch.testing.assert_close(value, (1 - alpha) * first + alpha * last, rtol=1e-5, atol=1e-6)
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps[0]["step"] == 0 and "val_retention_mean" in steps[0]
-    assert any("val_retention_mean" in row and "val_acc1" in row for row in steps)
-    assert sum("saved_retention_mean" in row for row in steps) == 1
+    assert steps[0]["step"] == 0 and "val_reference_mean" in steps[0]
+    assert any("val_reference_mean" in row and "val_acc1" in row for row in steps)
+    assert sum("saved_reference_mean" in row for row in steps) == 1
 
 
 def test_a_resumed_run_ends_with_the_same_choice(swept: tuple[Path, dict], tiny_data: TinyData) -> None:
@@ -119,7 +119,7 @@ def test_a_resumed_run_ends_with_the_same_choice(swept: tuple[Path, dict], tiny_
     assert again["trade_off"] == report["trade_off"]
     after = weights_of(load_encoder(ModelSettings(model_name=str(folder / "run" / "model"))))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert again["retention"]["before"] == report["retention"]["before"]
+    assert again["reference_sets"]["before"] == report["reference_sets"]["before"]
 
 
 def test_no_validation_rows_is_an_error_before_training(tiny_data: TinyData, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def tiny_engine():
 
 
 def random_rows(n_images: int, n_texts: int, per_image: int, seed: int = 0, dim: int = 8):
-    """Rows in which pictures have several captions and captions several pictures, and unit embeddings for them."""
+    """Rows in which images have several captions and captions several images, and unit embeddings for them."""
     rng = np.random.default_rng(seed)
     pairs = []
     for image in range(n_images):
@@ -63,7 +63,7 @@ def targets_of(pairs, rows: AlignmentRows) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "bilinear"])
 def test_figures_are_those_of_the_whole_matrix(name, monkeypatch):
     pairs, rows, model = random_rows(41, 23, 2)
-    monkeypatch.setattr("domainclip.evaluation.alignment._BLOCK", 23 * 5)  # five pictures at a time
+    monkeypatch.setattr("domainclip.evaluation.alignment._BLOCK", 23 * 5)  # five images at a time
     found = measure(rows, model, Metric(name), seed=1)
     targets = targets_of(pairs, rows)
     used = "cosine" if name == "bilinear" else name
@@ -75,19 +75,19 @@ def test_figures_are_those_of_the_whole_matrix(name, monkeypatch):
     assert found.metrics["auroc"] == pytest.approx(roc_auc_score(hits, values))
     assert found.metrics["mean_miss"] == pytest.approx(values[~hits].mean(), abs=1e-6)
     assert found.metrics["modality_gap"] == pytest.approx(modality_gap(model.images, model.texts))
-    # Each pair, each picture's best wrong caption, and the classes, by plain loops.
-    for place, (picture, caption) in enumerate(rows.hits.tolist()):
-        own = matrix[picture, caption]
-        rank = 1 + sum(bool(matrix[picture, c] >= own) for c in range(len(rows.captions)) if not targets[picture, c])
-        assert int(found.pair_ranks[place]) == rank
-        assert float(found.pair_values[place]) == pytest.approx(float(own), abs=1e-6)
-        wrong = [c for c in range(len(rows.captions)) if not targets[picture, c]]
-        assert int(found.pictures.best_miss[picture]) == max(wrong, key=lambda c: float(matrix[picture, c]))
+    # Each pair, each image's best wrong caption, and the classes, by plain loops.
+    for index, (image, caption) in enumerate(rows.hits.tolist()):
+        own = matrix[image, caption]
+        rank = 1 + sum(bool(matrix[image, c] >= own) for c in range(len(rows.captions)) if not targets[image, c])
+        assert int(found.pair_ranks[index]) == rank
+        assert float(found.pair_values[index]) == pytest.approx(float(own), abs=1e-6)
+        wrong = [c for c in range(len(rows.captions)) if not targets[image, c]]
+        assert int(found.images.best_miss[image]) == max(wrong, key=lambda c: float(matrix[image, c]))
     for row, label in enumerate(rows.classes):
         for column, other in enumerate(rows.classes):
-            pictures = [i for i, own in enumerate(rows.labels) if own == label]
+            images = [i for i, own in enumerate(rows.labels) if own == label]
             captions = {rows.captions.index(pair.caption) for pair in pairs if label_of(rows, pair) == other}
-            mean = np.mean([float(matrix[i, c]) for i in pictures for c in captions])
+            mean = np.mean([float(matrix[i, c]) for i in images for c in captions])
             assert found.class_similarity[row, column] == pytest.approx(mean, abs=1e-6)
 
 
@@ -102,13 +102,13 @@ def test_figures_are_those_of_the_evaluation(tiny_data, tiny_engine):
     expected = RetrievalEvaluator(pairs).evaluate(tiny_engine)
     for key in (*RANKING, "mean_R@1"):
         assert found.metrics[key] == expected.metrics[key]
-    assert found.pictures.ranks.tolist() == expected.details["retrieval"]["i2t_ranks"]
+    assert found.images.ranks.tolist() == expected.details["retrieval"]["i2t_ranks"]
     counts = rows.counts()
     captions = [pair.caption for pair in pairs]
     shared = {caption for caption in captions if captions.count(caption) > 1}
     assert counts["shared_captions"] == len(shared) == 3
-    assert counts["pictures_with_a_shared_caption"] == sum(caption in shared for caption in captions)
-    assert counts["most_pictures_of_a_caption"] == max(captions.count(caption) for caption in captions)
+    assert counts["images_with_a_shared_caption"] == sum(caption in shared for caption in captions)
+    assert counts["most_images_of_a_caption"] == max(captions.count(caption) for caption in captions)
 
 
 def test_chance_is_what_random_orders_reach():
@@ -131,8 +131,8 @@ def test_confused_classes_by_a_plain_loop():
     found = measure(rows, model, Metric("cosine"), seed=0)
     matrix = (model.images @ model.texts.T).numpy()
     expected: dict[tuple[str, str], int] = {}
-    for picture, label in enumerate(rows.labels):
-        answer = int(matrix[picture].argmax())
+    for image, label in enumerate(rows.labels):
+        answer = int(matrix[image].argmax())
         classes = [label_of(rows, pair) for pair in pairs if pair.caption == rows.captions[answer]]
         known = sorted(own for own in classes if own is not None)
         if label is not None and known and label not in known:
@@ -159,7 +159,7 @@ def test_sample_is_drawn_by_seed_and_every_item_has_a_partner():
 
 def test_queries_run_from_the_best_to_the_worst():
     _, rows, model = random_rows(30, 20, 1)
-    answers = measure(rows, model, Metric("cosine"), seed=0).pictures
+    answers = measure(rows, model, Metric("cosine"), seed=0).images
     order = query_order(answers)
     key = [(int(answers.ranks[i]), float(answers.margins()[i])) for i in order]
     assert key == sorted(key)
@@ -282,7 +282,7 @@ def test_report_and_compare_by_the_command(domainclip, tiny_data, tiny_engine, c
 
 
 def test_what_the_data_say_of_themselves_is_told(domainclip, tiny_data, tmp_path, monkeypatch):
-    """A picture of the test that was trained on makes every figure too good."""
+    """An image of the test that was trained on makes every figure too good."""
     monkeypatch.setattr("domainclip.reports.alignment_report.draw", lambda *_: [])
     lines = ["image_path,caption", *(f"{pair.image_path},{pair.caption}" for pair in tiny_data.pairs("test"))]
     for name in ("train.csv", "test.csv"):

@@ -18,7 +18,7 @@ from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from domainclip.errors import ConfigurationError, DataError, PictureError, ShapeError
+from domainclip.errors import ConfigurationError, DataError, ImageError, ShapeError
 from domainclip.metrics.modality_gap import modality_gap
 from domainclip.metrics.separation import chance_recall, separation
 from domainclip.reports.plots import curves as plots_curves
@@ -52,19 +52,19 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def said(figure: Figure) -> str:
+def message(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
 def check_png(path: Path, folder: Path) -> tuple[int, int]:
     assert path.parent == folder and path.suffix == ".png"
     assert [entry.name for entry in folder.iterdir() if entry.name.endswith(".tmp")] == []
-    with Image.open(path) as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        assert max(picture.size) < 4500
-        assert picture.convert("L").getextrema() != (255, 255)
-        return picture.size
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+        assert max(image.size) < 4500
+        assert image.convert("L").getextrema() != (255, 255)
+        return image.size
 
 
 # --- the figures that are stated ---
@@ -141,14 +141,14 @@ def test_pca_keeps_distances_of_points_in_a_plane() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 30, 2000])
 def test_matrix_of_any_size_with_any_labels(n: int, tmp_path: Path, drawn: list[Figure]) -> None:
-    labels = [long_label(number) for number in range(n)]
+    labels = [long_label(index) for index in range(n)]
     targets = torch.eye(n, dtype=torch.bool)
     similarity = unit(n) @ unit(n, seed=1).T
     check_png(
         AlignmentVisualizer(tmp_path).plot_similarity_matrix(similarity, labels, labels, targets=targets), tmp_path
     )
-    text = said(drawn[0])
-    assert ("200 of 2,000 pictures" in text) == (n == 2000)
+    text = message(drawn[0])
+    assert ("200 of 2,000 images" in text) == (n == 2000)
     assert ("framed: belong together" in text) == (n <= 60)
     names = [tick.get_text() for tick in drawn[0].axes[0].get_yticklabels()]
     assert len(names) == len(set(names)) == {1: 1, 2: 2, 30: 30, 2000: 50}[n]
@@ -176,7 +176,7 @@ def test_distribution_states_the_separation(n: int, tmp_path: Path, drawn: list[
     path = AlignmentVisualizer(tmp_path).plot_alignment_distribution(similarity)
     check_png(path, tmp_path)
     auroc = roc_auc_score(np.eye(n).ravel(), similarity.numpy().ravel())
-    assert f"AUROC {auroc:.3f}" in said(drawn[0])
+    assert f"AUROC {auroc:.3f}" in message(drawn[0])
 
 
 def test_distribution_with_groups_and_of_a_collapsed_model(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -185,8 +185,8 @@ def test_distribution_with_groups_and_of_a_collapsed_model(tmp_path: Path, drawn
         torch.full((3, 2), 0.7), image_groups=["a", "b", "a"], text_groups=["a", "b"], filename="same.png"
     )
     assert path == tmp_path / "new" / "folder" / "same.png" and path.is_file()
-    assert "AUROC 0.500" in said(drawn[0])
-    assert "3 pairs" in said(drawn[0])
+    assert "AUROC 0.500" in message(drawn[0])
+    assert "3 pairs" in message(drawn[0])
 
 
 @pytest.mark.parametrize("n", [1, 2, 30, 2000])
@@ -212,7 +212,7 @@ def test_recall_curves_are_the_recalls(n: int, tmp_path: Path, monkeypatch: pyte
 
 
 def test_recall_curves_of_many_models_and_a_wide_matrix(tmp_path: Path, drawn: list[Figure]) -> None:
-    named = {f"model {number}": torch.randn(6, 40) for number in range(11)}
+    named = {f"model {index}": torch.randn(6, 40) for index in range(11)}
     groups = {"image_groups": list(range(6)), "text_groups": [row % 6 for row in range(40)]}
     check_png(AlignmentVisualizer(tmp_path).plot_recall_curves(named, **groups), tmp_path)
     lines = drawn[0].axes[0].get_lines()
@@ -226,9 +226,9 @@ def test_map_states_the_gap(n: int, m: int, tmp_path: Path, drawn: list[Figure])
     images, texts = unit(n) + 0.5, unit(m, seed=1)
     labels = [long_label(row % 9) for row in range(n)]
     check_png(AlignmentVisualizer(tmp_path).plot_embedding_map(images, texts, labels), tmp_path)
-    text = said(drawn[0])
+    text = message(drawn[0])
     assert f"modality gap {modality_gap(images, texts):.3f}" in text
-    assert ("1,000 of 2,000 pictures" in text) == (n == 2000)
+    assert ("1,000 of 2,000 images" in text) == (n == 2000)
     assert ("3 other labels" in text) == (n > 5)
 
 
@@ -237,14 +237,14 @@ def test_map_of_a_collapsed_model_and_by_tsne(tmp_path: Path, drawn: list[Figure
     check_png(visualizer.plot_embedding_map(torch.ones(4, 3), torch.ones(5, 3)), tmp_path)
     first = visualizer.plot_embedding_map(unit(12), unit(10, seed=1), method="tsne").read_bytes()
     assert visualizer.plot_embedding_map(unit(12), unit(10, seed=1), method="tsne").read_bytes() == first
-    assert "t-SNE" in said(drawn[1])
+    assert "t-SNE" in message(drawn[1])
     with pytest.raises(ConfigurationError, match="Invalid method 'umap'"):
         visualizer.plot_embedding_map(unit(12), unit(10), method="umap")
     with pytest.raises(ShapeError, match="t-SNE needs at least 4"):
         visualizer.plot_embedding_map(unit(1), unit(2), method="tsne")
 
 
-def pictures(folder: Path) -> list[Path | Image.Image]:
+def images(folder: Path) -> list[Path | Image.Image]:
     """Wide, tall, grey of 16 bit, transparent, palette: every kind that a sheet must show."""
     deep = Image.fromarray(np.linspace(0, 65535, 200).reshape(10, 20).astype(np.uint16))
     deep.save(folder / "deep.png")
@@ -259,31 +259,31 @@ def pictures(folder: Path) -> list[Path | Image.Image]:
     ]
 
 
-def test_sheet_of_pictures_marks_hits_by_sign_and_frame(tmp_path: Path, drawn: list[Figure]) -> None:
-    items = pictures(tmp_path)
+def test_sheet_of_images_marks_hits_by_sign_and_frame(tmp_path: Path, drawn: list[Figure]) -> None:
+    items = images(tmp_path)
     hits = [RetrievalHit(index, item, 0.5 - index / 10) for index, item in enumerate(items)]
     out = tmp_path / "plots"
     path = AlignmentVisualizer(out).plot_retrieval_results(long_label(0), hits, relevant={1, 4})
     check_png(path, out)
-    assert [text.count("✓") for text in said(drawn[0]).split("\n") if "0." in text][:6] == [0, 1, 0, 0, 1, 0]
-    assert said(drawn[0]).count("✗") == 4 + 1  # and once in the key
+    assert [text.count("✓") for text in message(drawn[0]).split("\n") if "0." in text][:6] == [0, 1, 0, 0, 1, 0]
+    assert message(drawn[0]).count("✗") == 4 + 1  # and once in the key
     frames = [patch for patch in drawn[0].axes[0].patches if patch.get_linewidth() == 2.0]
     assert [frame.get_linestyle() for frame in frames] == ["--", "-", "--", "--", "-", "--"]
     assert len({frame.get_edgecolor() for frame in frames}) == 2
     assert len(drawn[0].axes[0].images) == 6
 
 
-def test_sheet_of_texts_for_many_pictures(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_sheet_of_texts_for_many_images(tmp_path: Path, drawn: list[Figure]) -> None:
     query = Image.new("RGB", (40, 30), "green")
     hits = [RetrievalHit(index, long_label(index), 0.1) for index in range(2000)]
     visualizer = AlignmentVisualizer(tmp_path)
     check_png(visualizer.plot_retrieval_results([query] * 2000, [hits] * 2000), tmp_path)
-    assert "6 of 2,000 queries, best 10 of 2,000 answers" in said(drawn[0])
-    assert "✓" not in said(drawn[0])
+    assert "6 of 2,000 queries, best 10 of 2,000 answers" in message(drawn[0])
+    assert "✓" not in message(drawn[0])
     check_png(visualizer.plot_retrieval_results([query, query], [hits[:2], []], relevant=[[0], []]), tmp_path)
 
 
-def test_real_pictures(shared_data: Path, tmp_path: Path) -> None:
+def test_real_images(shared_data: Path, tmp_path: Path) -> None:
     found = sorted((shared_data / "fixture_tiny" / "images").iterdir())[:6]
     hits = [RetrievalHit(index, path, 0.3) for index, path in enumerate(found)]
     check_png(AlignmentVisualizer(tmp_path).plot_retrieval_results("a dress", hits, relevant=[0]), tmp_path)
@@ -305,7 +305,7 @@ def test_a_sheet_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         visualizer.plot_retrieval_results([query, query], [[text]])
     with pytest.raises(ShapeError, match="relevant has 2 entries for 1 queries"):
         visualizer.plot_retrieval_results([query], [[text]], relevant=[[0], [1]])
-    with pytest.raises(PictureError, match=r"gone\.png: no such file"):
+    with pytest.raises(ImageError, match=r"gone\.png: no such file"):
         visualizer.plot_retrieval_results("a text", [gone])
     assert list(tmp_path.iterdir()) == []
 
@@ -318,7 +318,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (lambda: visualizer.plot_similarity_matrix(square, None, ["a"] * 4), "text_labels has 4 entries for 3"),
         (lambda: visualizer.plot_similarity_matrix(square, targets=square), "boolean matrix"),
         (lambda: visualizer.plot_similarity_matrix(square[0]), "Expected a 2D similarity matrix"),
-        (lambda: visualizer.plot_similarity_matrix(square / 0), "similarity of picture 0 and text 0 is inf"),
+        (lambda: visualizer.plot_similarity_matrix(square / 0), "similarity of image 0 and text 0 is inf"),
         (lambda: visualizer.plot_alignment_distribution(square[:2]), "Expected a square"),
         (lambda: visualizer.plot_alignment_distribution(square[:1, :1]), "1 hits and 0 misses"),
         (lambda: visualizer.plot_recall_curves(square * math.nan), "NaN"),

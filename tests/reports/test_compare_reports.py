@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compare_cases import assert_page_shows, shares
+from compare_cases import assert_page_shows, fractions
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.domains.files import load_domain
 from domainclip.errors import ConfigurationError
@@ -28,21 +28,21 @@ from domainclip.reports.plots.compare import plot_matrix
 @pytest.mark.parametrize(("n_models", "n_sets"), [(1, 1), (10, 10)])
 def test_one_or_ten_of_each_are_drawn(n_models: int, n_sets: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    names = {f"a model with a rather long name, number {place}": "" for place in range(n_models)}
+    names = {f"a model with a rather long name, number {index}": "" for index in range(n_models)}
     sets = [
         SetScores(
-            f"ein_sehr_langer_name_ohne_leerzeichen_{place}",
+            f"ein_sehr_langer_name_ohne_leerzeichen_{index}",
             "",
             "acc1",
-            {name: ModelOnSet(shares(rng.random(40) < 0.5)) for name in names},
-            facts={"n_pictures": 40},
+            {name: ModelOnSet(fractions(rng.random(40) < 0.5)) for name in names},
+            facts={"n_images": 40},
         )
-        for place in range(n_sets)
+        for index in range(n_sets)
     ]
     content = {"split": "test", **compare_matrix(names, sets, next(iter(names)))}
     assert_page_shows(content, compare_html(content))
-    with Image.open(plot_matrix(content, tmp_path / "matrix.png")) as picture:
-        assert picture.width > 100 * n_sets and picture.height > 60 * n_models
+    with Image.open(plot_matrix(content, tmp_path / "matrix.png")) as image:
+        assert image.width > 100 * n_sets and image.height > 60 * n_models
 
 
 # --- names ---
@@ -81,12 +81,12 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
-def one_class(tmp_path: Path, pictures: Path) -> Path:
+def one_class(tmp_path: Path, images: Path) -> Path:
     table = tmp_path / "one_class.csv"
     with open(table, "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(["image_path", "caption", "label"])
-        writer.writerows([(path, "brick", "brick") for path in sorted(pictures.glob("brick*"))])
+        writer.writerows([(path, "brick", "brick") for path in sorted(images.glob("brick*"))])
     return table
 
 
@@ -155,10 +155,10 @@ def test_all_models_are_asked_with_the_same_prompts(tmp_path: Path, two_models: 
         (unset, several, "general", "medical: tuned, again; industrial: other"),
         (chosen, several, "scientific", "scientific"),
     ]
-    for config, models, domain, told in expected:
+    for config, models, domain, reported in expected:
         asked, sentence = shared_prompts(config, models)
         assert class_templates(asked) == class_templates(CLIPFinetuningConfig(domain=domain))
-        assert told in sentence
+        assert reported in sentence
 
 
 def test_one_model_is_in_memory_at_a_time(tiny_data, two_models, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -172,7 +172,7 @@ def test_one_model_is_in_memory_at_a_time(tiny_data, two_models, monkeypatch) ->
         loaded.append(weakref.ref(self.model))
 
     monkeypatch.setattr(CLIPFinetuningController, "setup", watched)
-    models = {str(place): str(folder) for place, folder in enumerate(two_models)}
+    models = {str(index): str(folder) for index, folder in enumerate(two_models)}
     found = run_compare(CLIPFinetuningConfig(device="cpu"), models, {"tiny": str(tiny_data.folder)})
     assert len(loaded) == 2 and len(found.content["cells"]) == 2
 
@@ -212,13 +212,13 @@ def test_a_model_that_does_not_load_is_a_row_of_reasons_but_not_the_reference(  
     assert domainclip("compare", *given, "--reference", "broken").exit_code == 2
 
 
-def test_an_unreadable_picture_is_left_out_for_all_models(tiny_data, two_models, domainclip, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_unreadable_image_is_left_out_for_all_models(tiny_data, two_models, domainclip, tmp_path) -> None:  # type: ignore[no-untyped-def]
     table = tmp_path / "rows.csv"
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     rows = [("image_path", "caption", "label", "group")]
     rows += [
-        (str(pair.image_path), pair.caption, pair.label, f"g{place // 2}")
-        for place, pair in enumerate(tiny_data.pairs("test"))
+        (str(pair.image_path), pair.caption, pair.label, f"g{index // 2}")
+        for index, pair in enumerate(tiny_data.pairs("test"))
     ]
     rows.append(("broken.png", "brick", "brick", "g9"))
     with open(table, "w", newline="", encoding="utf-8") as handle:
@@ -236,5 +236,5 @@ def test_an_unreadable_picture_is_left_out_for_all_models(tiny_data, two_models,
     assert found.exit_code == 0, found.err
     content = json.loads(found.out)
     (column,) = content["data"]
-    assert (column["n_pictures"], column["n_set_aside"], column["unit"], column["n_units"]) == (6, 1, "group", 3)
+    assert (column["n_images"], column["n_skipped"], column["unit"], column["n_units"]) == (6, 1, "group", 3)
     assert all(math.isclose(cell["metrics"]["n_classified"], 6) for cell in content["cells"])

@@ -55,7 +55,7 @@ def test_every_sign_stands_for_itself(name: str) -> None:
     markdown = MarkdownIt("commonmark").enable("table")
     cells = [line.strip() for line in read(markdown.render(table(["class", name], [[name, 1]]))).split("\n")]
     assert cells.count(name) == 2
-    assert read(markdown.render(f"No picture: {plain(name)}.")).strip() == f"No picture: {name}."
+    assert read(markdown.render(f"No image: {plain(name)}.")).strip() == f"No image: {name}."
 
 
 def test_words_with_underscores_need_no_backslash() -> None:
@@ -72,20 +72,20 @@ def test_a_report_names_any_class(tmp_path: Path) -> None:
         "image_paths": ["1", "2", "3"],
         "targets": ["<unk>", "<unk>", "**b**"],
         "predictions": ["<unk>", "**b**", "**b**"],
-        "majority_share": 2 / 3,
+        "majority_fraction": 2 / 3,
     }
     shown = {
-        "field": "scientific",
+        "domain": "scientific",
         "metrics": {"acc1": {"value": 2 / 3}},
         "matrix": None,
         "notes": ["Normal: **b**"],
-        "per_label": [{"label": label, "pictures": 1, "recall": {"value": 1.0}} for label in labels],
+        "per_label": [{"label": label, "images": 1, "recall": {"value": 1.0}} for label in labels],
     }
-    result = EvaluationResult({"acc1": 2 / 3, "n_classified": 3}, {"classification": details, "field": shown})
+    result = EvaluationResult({"acc1": 2 / 3, "n_classified": 3}, {"classification": details, "domain_metrics": shown})
     write_report(tmp_path, {"after": result})
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     html = MarkdownIt("commonmark").enable("table").render(text)
-    for sentence in ("Normal: **b**.", "No picture in the test split: _absent_.", "<unk>"):
+    for sentence in ("Normal: **b**.", "No image in the test split: _absent_.", "<unk>"):
         assert sentence in unescape(html).replace("<td>", "").replace("</td>", "")
     assert "<unk>" not in html and "<em>" not in html
 

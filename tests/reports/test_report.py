@@ -47,7 +47,7 @@ PAIRS = [
 
 
 class NoisyEmbedder:
-    """Puts each picture at its class's axis plus noise: more noise, fewer right."""
+    """Puts each image at its class's axis plus noise: more noise, fewer right."""
 
     def __init__(self, noise: float) -> None:
         self.noise = noise
@@ -77,14 +77,14 @@ def full_run(before: float = 1.5, after: float = 0.2) -> dict[str, Any]:
             {"step": step, "loss": 3 / step, "lr": 1e-5, "val_acc1": step / 50, "val_loss": math.inf}
             for step in range(1, 41)
         ],
-        "data": {"counts": {"train": 100, "test": 60}, "notes": ["2 pictures could not be read"]},
+        "data": {"counts": {"train": 100, "test": 60}, "notes": ["2 images could not be read"]},
         "decisions": [{"key": "batch_size", "value": 32, "reason": "a | b"}],
         "device": {"type": "cpu"},
         "domain": "industrial",
         "base_model": "openai/clip-vit-base-patch32",
         "checkpoint": Path("outputs/final"),
-        "warnings": ["One class has 3 pictures"],
-        "next": ["More pictures of rust"],
+        "warnings": ["One class has 3 images"],
+        "next": ["More images of rust"],
         "seed": np.int64(7),
     }
 
@@ -174,10 +174,10 @@ def test_markdown_says_what_happened(tmp_path: Path) -> None:
     assert "McNemar p below 0.001" in text
     assert f"| {report['before']['acc1']:.1%} | {report['after']['acc1']:.1%} |" in text
     assert "Test rows: 60." in text
-    assert "6 different captions for each picture, 60 pictures for each caption" in text
-    assert "Left out: picture → caption R@10." in text
+    assert "6 different captions for each image, 60 images for each caption" in text
+    assert "Left out: image → caption R@10." in text
     assert "| batch_size | 32 | a \\| b |" in text
-    assert "2 pictures could not be read" in text
+    assert "2 images could not be read" in text
     assert "AutoModel.from_pretrained" in text
     assert "'outputs/final'" in text
     recalls = text.split("## Recall of each class")[1].split("##")[0]
@@ -237,8 +237,8 @@ def test_writing_again_leaves_no_older_plot_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "predictions.csv").exists()
 
 
-def test_retention_has_its_own_table(tmp_path: Path) -> None:
-    write_report(tmp_path, {"retention": {"before": {"acc1": 0.84}, "after": {"acc1": 0.5}}})
+def test_reference_has_its_own_table(tmp_path: Path) -> None:
+    write_report(tmp_path, {"reference_sets": {"before": {"acc1": 0.84}, "after": {"acc1": 0.5}}})
     assert "| zero-shot accuracy (acc1) | 84.0% | 50.0% | \N{MINUS SIGN}34.0 points (worse) |" in read(tmp_path)[1]
 
 
@@ -270,8 +270,8 @@ def test_probabilities_have_their_section_where_they_were_looked_at(tmp_path: Pa
         "Warning: with fewer than 100 rows",
         "The saved model has the fitted temperature, 0.0234.",
     ]
-    for said in expected:
-        assert said in section
+    for message in expected:
+        assert message in section
     write_report(tmp_path, {"calibration": {"skipped": "there is no labelled row"}})
     assert "## Probabilities\n\n- Not calibrated: there is no labelled row." in read(tmp_path)[1]
 
@@ -307,7 +307,7 @@ def test_plots_are_drawn_only_when_there_is_something(tmp_path: Path) -> None:
 def test_confusion_plots_take_any_labels(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []  # for fonts of other scripts
     monkeypatch.setattr(plot_style, "font_families", lambda: asked.append(1) or ["DejaVu Sans"])
-    labels = [f"$x_{{{number}}}$ a name much longer than any axis has room for {number}" for number in range(n)]
+    labels = [f"$x_{{{index}}}$ a name much longer than any axis has room for {index}" for index in range(n)]
     plot_confusion(np.eye(n, dtype=int), labels, tmp_path / "c.png")
     width, height = png_size(tmp_path / "c.png")
     assert 200 < width < 3500
@@ -326,7 +326,7 @@ def test_model_card_front_matter_and_scores() -> None:
     assert meta["base_model"] == "openai/clip-vit-base-patch32"
     assert {"clip", "industrial"} <= set(meta["tags"])
     assert f"{run['after'].metrics['acc1']:.1%}" in body
-    assert "60 classified pictures, 3 classes" in body
+    assert "60 classified images, 3 classes" in body
     local = model_card({"base_model": "/home/somebody/models/starter"})
     assert "base_model" not in yaml.safe_load(local.split("---\n")[1])
     assert "somebody" not in local

@@ -76,12 +76,12 @@ def test_batch_of_one_pair_has_nothing_to_contrast():
 
 
 def test_objective_follows_repeated_captions():
-    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, repeated_caption_share=0.4))
+    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, repeated_caption_fraction=0.4))
     assert recipe.loss_type == "multi_positive"
     assert "40%" in reasons["loss_type"]
     assert decided(CLIPFinetuningConfig())[0].loss_type == "contrastive"
     kept, reasons = decided(
-        CLIPFinetuningConfig(loss_type="contrastive"), data=replace(PLAIN, repeated_caption_share=0.4)
+        CLIPFinetuningConfig(loss_type="contrastive"), data=replace(PLAIN, repeated_caption_fraction=0.4)
     )
     assert kept.loss_type == "contrastive"
     assert "loss_type" not in reasons
@@ -91,13 +91,13 @@ def test_objective_follows_repeated_captions():
     ("facts", "values", "positives"),
     [
         ({}, {}, "caption"),
-        ({"repeated_caption_share": 0.9, "labelled_share": 1.0, "classes": 6}, {}, "label"),
-        ({"repeated_caption_share": 0.3, "labelled_share": 1.0, "classes": 6}, {}, "caption"),
-        ({"repeated_caption_share": 0.9, "labelled_share": 1.0, "classes": 1}, {}, "caption"),
-        ({"repeated_caption_share": 0.9, "labelled_share": 0.2, "classes": 6}, {}, "caption"),
+        ({"repeated_caption_fraction": 0.9, "labelled_fraction": 1.0, "classes": 6}, {}, "label"),
+        ({"repeated_caption_fraction": 0.3, "labelled_fraction": 1.0, "classes": 6}, {}, "caption"),
+        ({"repeated_caption_fraction": 0.9, "labelled_fraction": 1.0, "classes": 1}, {}, "caption"),
+        ({"repeated_caption_fraction": 0.9, "labelled_fraction": 0.2, "classes": 6}, {}, "caption"),
         ({}, {"augment_text": True}, "label"),
         ({}, {"positives": "label"}, "label"),
-        ({"repeated_caption_share": 0.9, "labelled_share": 1.0, "classes": 6}, {"positives": "auto"}, "label"),
+        ({"repeated_caption_fraction": 0.9, "labelled_fraction": 1.0, "classes": 6}, {"positives": "auto"}, "label"),
     ],
 )
 def test_positives(facts, values, positives):
@@ -145,19 +145,19 @@ def test_small_data():
 
 
 def test_flips():
-    sides = replace(PLAIN, names_sides=True)
+    left_right = replace(PLAIN, names_left_right=True)
     assert decided(CLIPFinetuningConfig())[0].horizontal_flip is True
-    assert decided(CLIPFinetuningConfig(), data=sides)[0].horizontal_flip is False
+    assert decided(CLIPFinetuningConfig(), data=left_right)[0].horizontal_flip is False
     assert decided(CLIPFinetuningConfig(domain="medical"))[0].horizontal_flip is False
-    # The industrial preset mirrors and turns; captions that name a side overrule it, the user overrules both.
+    # The industrial preset mirrors and turns; captions that name a resolution overrule it, the user overrules both.
     assert decided(CLIPFinetuningConfig(domain="industrial"))[0].rotate90 is True
-    recipe, reasons = decided(CLIPFinetuningConfig(domain="industrial"), data=sides)
+    recipe, reasons = decided(CLIPFinetuningConfig(domain="industrial"), data=left_right)
     assert (recipe.horizontal_flip, recipe.rotate90, recipe.vertical_flip) == (False, False, True)
     assert "left or right" in reasons["horizontal_flip"]
     heights = replace(PLAIN, names_heights=True)
     recipe, _ = decided(CLIPFinetuningConfig(domain="industrial"), data=heights)
     assert (recipe.horizontal_flip, recipe.rotate90, recipe.vertical_flip) == (True, False, False)
-    assert decided(CLIPFinetuningConfig(horizontal_flip=True), data=sides)[0].horizontal_flip is True
+    assert decided(CLIPFinetuningConfig(horizontal_flip=True), data=left_right)[0].horizontal_flip is True
 
 
 def test_reading():
@@ -182,7 +182,7 @@ def test_domain_preset_lies_between_defaults_and_what_is_set():
 @pytest.mark.parametrize("name", shipped_recipes())
 @pytest.mark.parametrize("model", [CLIP, SIGLIP, STARTER])
 def test_saved_recipe_repeats_the_run(name, model):
-    data = replace(PLAIN, repeated_caption_share=0.8, labelled_share=1.0, classes=5, names_sides=True)
+    data = replace(PLAIN, repeated_caption_fraction=0.8, labelled_fraction=1.0, classes=5, names_left_right=True)
     recipe, _ = decided(load_recipe(name, environment={}), model, data)
     text = yaml.safe_dump(recipe.to_dict(), sort_keys=True)
     again, later = decided(CLIPFinetuningConfig(**parse_recipe(text, "recipe.yaml")[0]), model, data)
@@ -218,14 +218,14 @@ def test_small_data_holds_the_training_back():
     ("values", "rows", "key"),
     [
         ({}, 999, "early_stopping_patience"),
-        ({}, 1500, "head_first_patience"),
-        ({"head_first": False}, 1500, None),
-        ({"head_first": False}, 999, "early_stopping_patience"),
+        ({}, 1500, "probe_patience"),
+        ({"probe_first": False}, 1500, None),
+        ({"probe_first": False}, 999, "early_stopping_patience"),
         ({}, 9000, None),
     ],
 )
 def test_few_rows_may_end_the_training_early(values, rows, key):
-    both = ("early_stopping_patience", "head_first_patience")
+    both = ("early_stopping_patience", "probe_patience")
     recipe, reasons = decided(CLIPFinetuningConfig(**values), data=replace(PLAIN, train_rows=rows))
     assert [name for name in both if getattr(recipe, name) is not None] == ([key] if key else [])
     assert [name for name in both if "half of the training" in reasons.get(name, "")] == ([key] if key else [])
@@ -235,32 +235,32 @@ def test_few_rows_may_end_the_training_early(values, rows, key):
         assert {name: getattr(recipe, name) for name in given} == given and not set(both) & set(reasons)
 
 
-def test_batch_norm_keeps_its_statistics_where_the_heads_come_first():
+def test_batch_norm_keeps_its_statistics_where_the_projections_come_first():
     few = replace(PLAIN, train_rows=1200)
     recipe, reasons = decided(CLIPFinetuningConfig(), STARTER, few)
-    assert recipe.head_first
+    assert recipe.probe_first
     assert recipe.freeze_batch_norm
     assert recipe.image_learning_rate == pytest.approx(4 * recipe.learning_rate)
     assert "four times" in reasons["image_learning_rate"]
-    recipe, _ = decided(CLIPFinetuningConfig(head_first=False), STARTER, few)
+    recipe, _ = decided(CLIPFinetuningConfig(probe_first=False), STARTER, few)
     assert not recipe.freeze_batch_norm
     assert recipe.image_learning_rate == pytest.approx(10 * recipe.learning_rate)
 
 
 def test_classes_have_a_term_where_most_rows_have_one():
-    labelled = replace(PLAIN, labelled_share=0.9, classes=3)
+    labelled = replace(PLAIN, labelled_fraction=0.9, classes=3)
     recipe, reasons = decided(CLIPFinetuningConfig(), data=labelled)
     assert recipe.classification_weight == 1.0
     assert "3 classes" in reasons["classification_weight"]
     assert decided(CLIPFinetuningConfig(classification_weight=0.25), data=labelled)[0].classification_weight == 0.25
-    for data in (PLAIN, replace(labelled, labelled_share=0.4), replace(labelled, classes=1)):
+    for data in (PLAIN, replace(labelled, labelled_fraction=0.4), replace(labelled, classes=1)):
         assert decided(CLIPFinetuningConfig(), data=data)[0].classification_weight == 0.0
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(40, 60), (300, 150), (600, 300), (4000, 300)])
-def test_few_rows_get_fewer_steps_of_the_heads(rows, steps):
+def test_few_rows_get_fewer_steps_of_the_projections(rows, steps):
     recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
-    assert recipe.head_first_steps == steps
-    assert ("head_first_steps" in reasons) == (steps < 300)
-    set_by_hand = CLIPFinetuningConfig(head_first_steps=500)
-    assert decided(set_by_hand, data=replace(PLAIN, train_rows=rows))[0].head_first_steps == 500
+    assert recipe.probe_steps == steps
+    assert ("probe_steps" in reasons) == (steps < 300)
+    set_by_hand = CLIPFinetuningConfig(probe_steps=500)
+    assert decided(set_by_hand, data=replace(PLAIN, train_rows=rows))[0].probe_steps == 500

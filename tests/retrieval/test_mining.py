@@ -32,8 +32,8 @@ def plain_hard_negatives(images, texts, groups, k, duplicate=0.98, margin=None, 
             if margin is not None and hardness > cos(images[i], texts[i]) + margin:
                 continue
             found.append((-round(hardness, 9), j))
-        for place, (_, j) in enumerate(sorted(found)[:k]):
-            result[i][place] = j
+        for index, (_, j) in enumerate(sorted(found)[:k]):
+            result[i][index] = j
     return result
 
 
@@ -129,8 +129,8 @@ def test_equal_captions_tie_to_the_last_bit():
 
 
 def test_by_hand():
-    # Row 1 is row 0's picture under another caption, row 2 says the same of another picture, row 3 is a true
-    # look-alike, row 4 has row 0's group, row 5 could not be read, row 6 is far away.
+    # Row 1 is row 0's image under another caption, row 2 says the same of another image, row 3 is a true
+    # hard negative, row 4 has row 0's group, row 5 could not be read, row 6 is far away.
     images = torch.tensor(
         [[1, 0, 0], [1, 0.01, 0], [0, 1, 0.2], [1, 0.9, 0], [1, 0.5, 0], [0, 0, 0], [-1, 0.0, 0.1]], dtype=torch.float32
     )
@@ -179,7 +179,7 @@ def test_pool_is_drawn_by_seed():
 
 
 def test_ties_within_a_pool_go_by_row_number():
-    axes = torch.eye(32)  # every caption is at a right angle to every other picture
+    axes = torch.eye(32)  # every caption is at a right angle to every other image
     found = hard_negatives(axes, axes, torch.arange(32), 4, pool=10)
     drawn = sorted(set(hard_negatives(axes, axes, torch.arange(32), 10, pool=10).flatten().tolist()) - {-1})
     assert len(drawn) == 10

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from domainclip.errors import DataError, PictureError, ShapeError
+from domainclip.errors import DataError, ImageError, ShapeError
 from domainclip.retrieval import retrieval
 from domainclip.retrieval.retrieval import ImageTextRetrieval, RetrievalHit
 from domainclip.retrieval.similarity_computer import SimilarityComputer
@@ -18,10 +18,10 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "purpl
 
 
 class ColourEncoder:
-    """A picture is its mean colour and a text the colour it names, so what is near is known."""
+    """An image is its mean colour and a text the colour it names, so what is near is known."""
 
     def __init__(self) -> None:
-        self.pictures = self.texts = self.largest = 0
+        self.images = self.texts = self.largest = 0
 
     def encode_text(self, texts: list[str]) -> Tensor:
         self.texts += len(texts)
@@ -29,13 +29,13 @@ class ColourEncoder:
 
     def encode_image(self, images: list[Image.Image]) -> Tensor:
         assert all(isinstance(image, Image.Image) for image in images)
-        self.pictures += len(images)
+        self.images += len(images)
         self.largest = max(self.largest, len(images))
         return torch.tensor([image.convert("RGB").resize((1, 1)).getpixel((0, 0)) for image in images]).float()
 
 
 @pytest.fixture
-def pictures() -> dict[str, Image.Image]:
+def by_colour() -> dict[str, Image.Image]:
     return {name: Image.new("RGB", (8, 8), colour) for name, colour in COLOURS.items()}
 
 
@@ -43,20 +43,20 @@ def search() -> ImageTextRetrieval:
     return ImageTextRetrieval(ColourEncoder())
 
 
-def test_best_texts_of_a_picture(pictures: dict[str, Image.Image]) -> None:
+def test_best_texts_of_an_image(by_colour: dict[str, Image.Image]) -> None:
     texts = ["green", "red", "blue"]
-    hits = search().retrieve_text(pictures["purple"], texts, top_k=3)
+    hits = search().retrieve_text(by_colour["purple"], texts, top_k=3)
     assert [hit.item for hit in hits] == ["blue", "red", "green"]
     assert [hit.index for hit in hits] == [2, 1, 0]
     length = (200**2 + 255**2) ** 0.5
     assert [hit.score for hit in hits] == pytest.approx([255 / length, 200 / length, 0], abs=1e-6)
-    both = search().retrieve_text([pictures["red"], pictures["purple"]], texts, top_k=2)
+    both = search().retrieve_text([by_colour["red"], by_colour["purple"]], texts, top_k=2)
     assert [[hit.item for hit in row] for row in both] == [["red", "green"], ["blue", "red"]]
     assert both[1] == hits[:2]
 
 
-def test_best_pictures_of_a_text(pictures: dict[str, Image.Image]) -> None:
-    candidates = [pictures[name] for name in ("green", "purple", "blue")]
+def test_best_images_of_a_text(by_colour: dict[str, Image.Image]) -> None:
+    candidates = [by_colour[name] for name in ("green", "purple", "blue")]
     hits = search().retrieve_image("blue", candidates, top_k=2)
     assert [hit.index for hit in hits] == [2, 1]
     assert hits[0].item is candidates[2]
@@ -64,28 +64,28 @@ def test_best_pictures_of_a_text(pictures: dict[str, Image.Image]) -> None:
     assert [[hit.index for hit in row] for row in rows] == [[2], [0]]
 
 
-def test_equal_candidates_keep_their_order(pictures: dict[str, Image.Image]) -> None:
-    hits = search().retrieve_text(pictures["red"], ["blue", "red", "red", "red"], top_k=3)
+def test_equal_candidates_keep_their_order(by_colour: dict[str, Image.Image]) -> None:
+    hits = search().retrieve_text(by_colour["red"], ["blue", "red", "red", "red"], top_k=3)
     assert [hit.index for hit in hits] == [1, 2, 3]
     with pytest.raises(AttributeError):
         hits[0].score = 2.0
 
 
-def test_both_directions_encode_each_item_once(pictures: dict[str, Image.Image]) -> None:
+def test_both_directions_encode_each_item_once(by_colour: dict[str, Image.Image]) -> None:
     encoder = ColourEncoder()
-    images, texts = list(pictures.values()), ["blue", "red", "grey", "green"]
+    images, texts = list(by_colour.values()), ["blue", "red", "grey", "green"]
     found = ImageTextRetrieval(encoder).batch_retrieve(images, texts, top_k=2)
-    assert (encoder.pictures, encoder.texts) == (5, 4)
+    assert (encoder.images, encoder.texts) == (5, 4)
     assert found.texts_per_image == search().retrieve_text(images, texts, top_k=2)
     assert found.images_per_text == search().retrieve_image(texts, images, top_k=2)
     with pytest.raises(ShapeError, match="top_k must be in range 1…4"):
         search().batch_retrieve(images, texts, top_k=5)
 
 
-def test_mutual_nearest_neighbours(pictures: dict[str, Image.Image]) -> None:
-    images = [pictures[name] for name in ("purple", "green", "blue")]
+def test_mutual_nearest_neighbours(by_colour: dict[str, Image.Image]) -> None:
+    images = [by_colour[name] for name in ("purple", "green", "blue")]
     pairs = search().retrieve_mutual_nn(images, ["red", "blue", "green"])
-    # Purple's nearest text is blue, whose own nearest picture is the blue one; red's nearest is purple.
+    # Purple's nearest text is blue, whose own nearest image is the blue one; red's nearest is purple.
     assert {(pair.image_index, pair.text_index) for pair in pairs} == {(1, 2), (2, 1)}
     assert [pair.text for pair in pairs] == ["green", "blue"]
     assert pairs[0].image is images[1]
@@ -119,16 +119,16 @@ def test_mutual_neighbours_equal_a_loop_over_the_matrix() -> None:
 
 
 def test_paths_are_read_upright_and_in_parts(
-    tmp_path: Path, pictures: dict[str, Image.Image], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, by_colour: dict[str, Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrieval, "_PICTURES_AT_ONCE", 2)
+    monkeypatch.setattr(retrieval, "_IMAGES_PER_BATCH", 2)
     for name in ("red", "green", "blue"):
-        pictures[name].save(tmp_path / f"{name}.png")
+        by_colour[name].save(tmp_path / f"{name}.png")
     encoder = ColourEncoder()
     hits = ImageTextRetrieval(encoder).retrieve_image(
-        "green", [str(tmp_path / "red.png"), tmp_path / "green.png", pictures["blue"]], top_k=3
+        "green", [str(tmp_path / "red.png"), tmp_path / "green.png", by_colour["blue"]], top_k=3
     )
-    assert (encoder.pictures, encoder.largest) == (3, 2)
+    assert (encoder.images, encoder.largest) == (3, 2)
     assert hits[0] == RetrievalHit(1, tmp_path / "green.png", pytest.approx(1.0))
     assert {type(hit.item) for hit in hits} == {type(tmp_path), Image.Image}  # a string path came back as a path
     text = search().retrieve_text(str(tmp_path / "blue.png"), ["red", "blue"], top_k=1)
@@ -138,52 +138,52 @@ def test_paths_are_read_upright_and_in_parts(
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert retrieval.read_picture(tmp_path / "turned.jpg").size == (4, 8)
+    assert retrieval.load_image(tmp_path / "turned.jpg").size == (4, 8)
 
 
-def test_the_computer_given_is_used(pictures: dict[str, Image.Image]) -> None:
+def test_the_computer_given_is_used(by_colour: dict[str, Image.Image]) -> None:
     bright = ImageTextRetrieval(ColourEncoder(), SimilarityComputer("dot", normalize=False))
-    hits = bright.retrieve_text(pictures["purple"], ["purple", "blue"], top_k=2)
+    hits = bright.retrieve_text(by_colour["purple"], ["purple", "blue"], top_k=2)
     assert [hit.score for hit in hits] == [200**2 + 255**2, 255**2]
 
 
-def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
+def test_unreadable_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
-    for name, message in (("gone.png", "no such file"), ("broken.png", "cannot be read as a picture")):
-        with pytest.raises(PictureError, match=f"{name}: {message}"):
+    for name, message in (("gone.png", "no such file"), ("broken.png", "cannot be read as an image")):
+        with pytest.raises(ImageError, match=f"{name}: {message}"):
             search().retrieve_text(tmp_path / name, ["red"], top_k=1)
 
 
-def test_wrong_arguments_are_refused_before_any_encoding(pictures: dict[str, Image.Image]) -> None:
+def test_wrong_arguments_are_refused_before_any_encoding(by_colour: dict[str, Image.Image]) -> None:
     encoder = ColourEncoder()
     finder = ImageTextRetrieval(encoder)
-    picture = pictures["red"]
+    image = by_colour["red"]
     for call in (
-        lambda: finder.retrieve_text(picture, ["red", "blue"]),
-        lambda: finder.retrieve_image("red", [picture], top_k=2),
-        lambda: finder.retrieve_text(picture, ["red"], top_k=0),
+        lambda: finder.retrieve_text(image, ["red", "blue"]),
+        lambda: finder.retrieve_image("red", [image], top_k=2),
+        lambda: finder.retrieve_text(image, ["red"], top_k=0),
     ):
         with pytest.raises(ValueError, match="top_k must be in range"):
             call()
     for call, message in (
-        (lambda: finder.retrieve_text([], ["red"], top_k=1), "No pictures"),
-        (lambda: finder.retrieve_text(picture, [], top_k=1), "No texts"),
-        (lambda: finder.retrieve_mutual_nn([], ["red"]), "No pictures"),
-        (lambda: finder.retrieve_image([], [picture], top_k=1), "No texts"),
-        (lambda: finder.retrieve_text(picture, "red", top_k=1), "list of texts"),
-        (lambda: finder.retrieve_image("red", picture, top_k=1), "list of pictures"),
-        (lambda: finder.retrieve_text(picture, ["red", None], top_k=1), "Text 1 is a NoneType"),
-        (lambda: finder.retrieve_image("red", [picture, 3], top_k=1), "Picture 1 is a int"),
+        (lambda: finder.retrieve_text([], ["red"], top_k=1), "No images"),
+        (lambda: finder.retrieve_text(image, [], top_k=1), "No texts"),
+        (lambda: finder.retrieve_mutual_nn([], ["red"]), "No images"),
+        (lambda: finder.retrieve_image([], [image], top_k=1), "No texts"),
+        (lambda: finder.retrieve_text(image, "red", top_k=1), "list of texts"),
+        (lambda: finder.retrieve_image("red", image, top_k=1), "list of images"),
+        (lambda: finder.retrieve_text(image, ["red", None], top_k=1), "Text 1 is a NoneType"),
+        (lambda: finder.retrieve_image("red", [image, 3], top_k=1), "Image 1 is a int"),
     ):
         with pytest.raises(DataError, match=message):
             call()
-    assert (encoder.pictures, encoder.texts) == (0, 0)
+    assert (encoder.images, encoder.texts) == (0, 0)
 
 
-def test_an_encoder_that_loses_rows_is_caught(pictures: dict[str, Image.Image]) -> None:
+def test_an_encoder_that_loses_rows_is_caught(by_colour: dict[str, Image.Image]) -> None:
     class Short(ColourEncoder):
         def encode_text(self, texts: list[str]) -> Tensor:
             return super().encode_text(texts)[:-1]
 
     with pytest.raises(ShapeError, match="2 texts from encode_text"):
-        ImageTextRetrieval(Short()).retrieve_text(pictures["red"], ["red", "blue"], top_k=1)
+        ImageTextRetrieval(Short()).retrieve_text(by_colour["red"], ["red", "blue"], top_k=1)

@@ -122,7 +122,7 @@ def test_dtypes_and_numpy() -> None:
     assert not computer.compute(images.requires_grad_(), texts).requires_grad
 
 
-def test_a_metric_that_tells_pictures_from_texts_keeps_its_sides() -> None:
+def test_a_metric_that_tells_images_from_texts_keeps_its_sides() -> None:
     weights = torch.nn.Bilinear(4, 4, 1, bias=False)
 
     def metric(images: Tensor, texts: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused() -> None:
         computer.batch_compute(rows(2), rows(2), batch_size=0)
     with pytest.raises(ConfigurationError, match="queries must be"):
         computer.top_k(rows(2), rows(2), 1, "text")
-    with pytest.raises(ShapeError, match="one row per picture"):
+    with pytest.raises(ShapeError, match="one row per image"):
         SimilarityComputer(lambda a, b: (a @ b.T).T).compute(rows(2), rows(3))
 
 

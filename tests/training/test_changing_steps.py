@@ -1,4 +1,4 @@
-"""Training whose sides and batches change: what it learns on, and that it can be taken up anywhere."""
+"""Training whose resolutions and batches change: what it learns on, and that it can be taken up anywhere."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from domainclip.training import Trainer
 from training_setup import make_trainer, same, weights
 
 
-def told(folder: Path, *keys: str) -> list[tuple]:
+def reported(folder: Path, *keys: str) -> list[tuple]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [tuple(row[key] for key in keys) for row in rows if "loss" in row]
 
 
 def watched(trainer: Trainer, stop_after: int | None = None) -> list[tuple]:
-    """Filled while the trainer trains: pairs, side and rate of each step. It is stopped by a signal where asked."""
+    """Filled while the trainer trains: pairs, resolution and rate of each step. It is stopped by a signal where
+    asked."""
     seen: list[tuple] = []
     step = trainer._step
 
@@ -49,9 +50,9 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tiny_data, tmp_path, values
     result = whole.train()
     steps = range(plan.total_steps)
     assert (result.steps, result.epochs) == (plan.total_steps, 3)
-    assert [pair[:2] for pair in seen] == [(plan.size(step), plan.side(step)) for step in steps]
-    assert {side for _, side, _ in seen} == {16, 32}
-    assert told(tmp_path / "whole", "batch_size", "resolution") == [pair[:2] for pair in seen]
+    assert [pair[:2] for pair in seen] == [(plan.size(step), plan.resolution(step)) for step in steps]
+    assert {resolution for _, resolution, _ in seen} == {16, 32}
+    assert reported(tmp_path / "whole", "batch_size", "resolution") == [pair[:2] for pair in seen]
 
     stopped = make_trainer(tiny_data.pairs(), tmp_path / "part", **values)
     before = watched(stopped, stop_after=5)
@@ -65,7 +66,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tiny_data, tmp_path, values
     assert same(weights(again), weights(whole))
 
 
-def test_the_rate_follows_batch_and_side(tiny_data, tmp_path):
+def test_the_rate_follows_batch_and_resolution(tiny_data, tmp_path):
     values = {
         "num_epochs": 16,
         "save_steps": 1000,
@@ -89,16 +90,16 @@ def test_the_rate_follows_batch_and_side(tiny_data, tmp_path):
     assert [rate / 1e-4 for _, _, rate in seen] == pytest.approx(expected)
 
 
-def test_chunks_of_small_pictures_are_larger(tiny_data, tmp_path):
+def test_micro_batches_of_small_images_are_larger(tiny_data, tmp_path):
     trainer = make_trainer(
         tiny_data.pairs(), tmp_path, mini_batch_size=1, num_epochs=3, resolution_schedule={0: 16, 0.5: 32}
     )
-    chunks, inner = [], trainer.adaptive.step
+    micro_batches, inner = [], trainer.adaptive.step
 
     def watch(batch):
-        chunks.append((batch["pixels"].shape[-1], inner.chunk_of(len(batch["rows"]))))
+        micro_batches.append((batch["pixels"].shape[-1], inner.micro_batch_of(len(batch["rows"]))))
         return inner(batch)
 
     trainer.adaptive._attempt = lambda batch: (watch(batch), "")
     trainer.train()
-    assert set(chunks) == {(16, 4), (32, 1)}
+    assert set(micro_batches) == {(16, 4), (32, 1)}

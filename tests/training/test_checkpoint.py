@@ -205,8 +205,8 @@ def test_the_best_is_what_could_be_written(
     monkeypatch.setattr(trainer.encoder, "save", full)
     trainer.console = Console(file=io.StringIO(), width=200)
     result = trainer.train()
-    told = [line for line in trainer.console.file.getvalue().splitlines() if "validation" in line]
-    assert ["kept" in line for line in told] == [True, True, False, False, False, False]
+    reported = [line for line in trainer.console.file.getvalue().splitlines() if "validation" in line]
+    assert ["kept" in line for line in reported] == [True, True, False, False, False, False]
     assert result.best is not None
     assert json.loads((tmp_path / "best" / "best.json").read_text()) == result.best
     assert result.best["step"] != 3
@@ -283,7 +283,7 @@ def test_other_rows_are_refused(tiny_data: TinyData, tmp_path: Path) -> None:
             make_trainer(other, tmp_path).train(resume=True)
 
 
-def test_the_folder_of_the_pictures_may_move(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_the_folder_of_the_images_may_move(tiny_data: TinyData, tmp_path: Path) -> None:
     import shutil
 
     make_trainer(tiny_data.pairs(), tmp_path / "run").train()

@@ -30,7 +30,7 @@ from distributed_cases import (
 )
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DeviceError
 from domainclip.training import distributed
-from domainclip.training.distributed import ProcessGroup, claim_local_gpu, share_of, world_size
+from domainclip.training.distributed import ProcessGroup, claim_local_gpu, shard_of, world_size
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_two_processes_leave_the_gradient_of_one(name: str, both: list[dict[str,
     expected = gradients(encoder, loss)
     for got in (both[0][name], both[1][name]):
         assert got["gradients"].keys() == expected.keys()
-        if case.bf16:  # chunks of other sizes round differently
+        if case.bf16:  # micro-batches of other sizes round differently
             assert float(got["loss"]) == pytest.approx(expected_loss, rel=2e-3)
             apart = sum(float((got["gradients"][key] - value).square().sum()) for key, value in expected.items())
             assert apart**0.5 < 0.02 * sum(float(value.square().sum()) for value in expected.values()) ** 0.5
@@ -74,14 +74,16 @@ def test_what_an_objective_learns_has_a_gradient_here(both: list[dict[str, Any]]
     """Or the equality above would say nothing of it."""
     assert abs(float(both[0]["sigmoid with a bias given"]["gradients"]["loss.bias"])) > 1e-6
     assert float(both[0]["a learned metric"]["gradients"]["loss.similarity.weight"].abs().max()) > 1e-6
-    assert all(abs(float(both[0][name]["gradients"]["model.logit_scale"])) > 1e-6 for name in ("whole", "chunks"))
+    assert all(
+        abs(float(both[0][name]["gradients"]["model.logit_scale"])) > 1e-6 for name in ("whole", "micro_batches")
+    )
     assert float(both[0]["balanced by gradients"]["state"]["norms"].min()) > 0
 
 
 def test_nothing_is_run_twice_that_fits(both: list[dict[str, Any]]) -> None:
     assert [got["uneven"]["passes"] for got in both] == [[5], [3]]
-    assert [got["chunks"]["passes"] for got in both] == [[3, 1, 3, 1]] * 2
-    assert [got["uneven chunks, some kept"]["passes"] for got in both] == [[2, 2, 1, 2, 1], [2, 1, 1]]
+    assert [got["micro_batches"]["passes"] for got in both] == [[3, 1, 3, 1]] * 2
+    assert [got["uneven micro-batches, some kept"]["passes"] for got in both] == [[2, 2, 1, 2, 1], [2, 1, 1]]
     assert [got["the first has no rows"]["passes"] for got in both] == [[], [8]]
 
 
@@ -90,9 +92,9 @@ def test_two_processes_learn_what_one_learns(both: list[dict[str, Any]]) -> None
     encoder, loss = make(case)
     optimizer = optimizer_of(encoder, loss)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    for number in range(STEPS):
+    for index in range(STEPS):
         optimizer.zero_grad(set_to_none=True)
-        batch = batch_of(case, number)
+        batch = batch_of(case, index)
         texts = encoder.encode_text(batch["input_ids"])[batch["caption_index"]]
         contrast(loss, encoder, encoder.encode_image(batch["pixels"]), texts, batch["group_ids"])["loss"].backward()
         optimizer.step()
@@ -127,7 +129,7 @@ def test_numbers_decisions_and_objects_are_agreed_on(both: list[dict[str, Any]])
         assert got["on_first"] == ("result", 0)
     assert (first["did"], second["did"]) == ([0], [])
     assert first["first"] and not second["first"]
-    assert [got["share"] for got in (first, second)] == [[[0, 1], []], [[2, 3, 4], [0]]]
+    assert [got["fraction"] for got in (first, second)] == [[[0, 1], []], [[2, 3, 4], [0]]]
     torch.manual_seed(0)
     begun = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).state_dict()
     for got in (first, second):
@@ -152,8 +154,8 @@ def test_nobody_waits_for_ever(both: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("size", [0, 1, 2, 6, 7, 100])
-def test_shares_make_up_the_batch(size: int, world: int) -> None:
-    parts = [list(range(size))[share_of(size, rank, world)] for rank in range(world)]
+def test_fractions_make_up_the_batch(size: int, world: int) -> None:
+    parts = [list(range(size))[shard_of(size, rank, world)] for rank in range(world)]
     assert [row for part in parts for row in part] == list(range(size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -1,4 +1,5 @@
-"""A whole run in two processes: the weights of one process, one judge and one writer, and an end at the same step."""
+"""A whole run in two processes: the weights of one process, one validation and one writer, and an end at the same
+step."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def _pairs(data: TinyData) -> list[ImageTextPair]:
     """18 rows, one of which cannot be read."""
     pairs = data.pairs()
     broken = data.folder / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     return [ImageTextPair(broken, pairs[0].caption, pairs[0].label), *pairs[1:]]
 
 
@@ -53,7 +54,7 @@ def _process(rank: int, port: int, data: TinyData, folder: Path) -> None:
             "plain": _plain(processes, data, folder / "plain"),
             "stopped": _stopped_and_resumed(processes, data, folder),
             "early": _stopped_early(processes, data, folder / "early"),
-            "judge fails": _judge_fails(processes, data, folder / "fails"),
+            "validation fails": _validation_fails(processes, data, folder / "fails"),
             "memory": _out_of_memory(processes, data, folder / "memory"),
             "other recipes": _other_recipes(processes, data, folder / "other"),
         }
@@ -78,7 +79,7 @@ def _plain(processes: ProcessGroup, data: TinyData, folder: Path) -> dict[str, A
         "steps": result.steps,
         "best": result.best,
         "calls": len(calls),
-        "bad": list(result.bad_pictures.values()),
+        "bad": list(result.skipped_images.values()),
         "loss": result.final_loss,
     }
 
@@ -108,13 +109,13 @@ def _stopped_and_resumed(processes: ProcessGroup, data: TinyData, folder: Path) 
     broken._step = signalled  # type: ignore[method-assign]
     try:
         broken.train()
-        said = "ran on"
+        message = "ran on"
     except Interrupted as stop:
-        said = str(stop)
+        message = str(stop)
     torch.manual_seed(999)
     again = make("broken", seed=9)
     resumed_from = again.train(resume=True).resumed_from
-    return {"said": said, "from": resumed_from, "whole": weights(whole), "again": weights(again)}
+    return {"message": message, "from": resumed_from, "whole": weights(whole), "again": weights(again)}
 
 
 def _stopped_early(processes: ProcessGroup, data: TinyData, folder: Path) -> tuple[int, bool]:
@@ -130,9 +131,9 @@ def _stopped_early(processes: ProcessGroup, data: TinyData, folder: Path) -> tup
     return result.steps, result.stopped_early
 
 
-def _judge_fails(processes: ProcessGroup, data: TinyData, folder: Path) -> str:
+def _validation_fails(processes: ProcessGroup, data: TinyData, folder: Path) -> str:
     def fail() -> Validation:
-        raise ValueError("nothing to judge")
+        raise ValueError("nothing to validate")
 
     try:
         make_trainer(data.pairs(), folder, validate=fail, processes=processes, eval_steps=1).train()
@@ -190,7 +191,7 @@ def test_a_run_in_two_processes_is_the_run_in_one(
     assert first["loss"] == pytest.approx(result.final_loss, rel=1e-4)
     assert (first["calls"], second["calls"]) == (len(calls), 0)
     assert first["best"] == second["best"] == result.best
-    assert first["bad"] == second["bad"] == list(result.bad_pictures.values())
+    assert first["bad"] == second["bad"] == list(result.skipped_images.values())
     assert len(first["bad"]) == 1
 
     def lines(path: Path) -> list[dict[str, Any]]:
@@ -207,7 +208,7 @@ def test_a_signal_to_one_stops_both_and_the_resumed_run_is_the_whole_one(
     runs: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     first, second = (got["stopped"] for got in runs[1])
-    assert first["said"] == second["said"] == "Stopped by SIGTERM at step 4; saved. Resume with --resume"
+    assert first["message"] == second["message"] == "Stopped by SIGTERM at step 4; saved. Resume with --resume"
     assert first["from"] == second["from"] == 4
     assert same(first["again"], first["whole"]) and same(second["again"], first["whole"])
 
@@ -232,9 +233,9 @@ def test_both_stop_early(runs: tuple[Path, list[dict[str, Any]]]) -> None:
 
 
 def test_what_ends_the_first_ends_the_other(runs: tuple[Path, list[dict[str, Any]]]) -> None:
-    first, second = (got["judge fails"] for got in runs[1])
-    assert first == "ValueError: nothing to judge"
-    assert "The first of 2 processes stopped with ValueError: nothing to judge" in second
+    first, second = (got["validation fails"] for got in runs[1])
+    assert first == "ValueError: nothing to validate"
+    assert "The first of 2 processes stopped with ValueError: nothing to validate" in second
 
 
 def test_processes_with_different_recipes_are_refused(runs: tuple[Path, list[dict[str, Any]]]) -> None:

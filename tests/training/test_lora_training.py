@@ -152,7 +152,7 @@ def test_the_controller_leaves_a_plain_model(tiny_data: TinyData, tmp_path: Path
 # --- blocks computed again ---
 
 
-def step_of(encoder: DualEncoder, chunk: int | None) -> ContrastiveStep:
+def step_of(encoder: DualEncoder, micro_batch: int | None) -> ContrastiveStep:
     loss = CLIPContrastiveLoss()
     return ContrastiveStep(
         encoder.encode_image,
@@ -160,25 +160,25 @@ def step_of(encoder: DualEncoder, chunk: int | None) -> ContrastiveStep:
         lambda x, y, g: loss(x, y, group_ids=g, logit_scale=encoder.logit_scale),
         contextlib.nullcontext,
         torch.device("cpu"),
-        chunk,
+        micro_batch,
     )
 
 
-def gradients(encoder: DualEncoder, chunk: int | None) -> dict[str, Tensor]:
+def gradients(encoder: DualEncoder, micro_batch: int | None) -> dict[str, Tensor]:
     pixels, tokens = inputs(encoder)
     encoder.zero_grad(set_to_none=True)
     torch.manual_seed(5)
     index = torch.arange(len(pixels))
-    step_of(encoder, chunk)({"pixels": pixels, **tokens, "caption_index": index, "group_ids": index})
+    step_of(encoder, micro_batch)({"pixels": pixels, **tokens, "caption_index": index, "group_ids": index})
     return {name: p.grad.clone() for name, p in encoder.model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(
-    ("dropout", "adapters", "chunk"), [(0.0, False, None), (0.3, False, 3), (0.3, True, None), (0.3, True, 3)]
+    ("dropout", "adapters", "micro_batch"), [(0.0, False, None), (0.3, False, 3), (0.3, True, None), (0.3, True, 3)]
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointed_blocks_give_the_same_gradients(
-    build: Build, kind: str, dropout: float, adapters: bool, chunk: int | None
+    build: Build, kind: str, dropout: float, adapters: bool, micro_batch: int | None
 ) -> None:
     encoder = make_tiny_clip(attention_dropout=dropout) if kind == "clip" else build(kind)
     if dropout and not adapters and kind != "clip":
@@ -189,10 +189,10 @@ def test_checkpointed_blocks_give_the_same_gradients(
         encoder.attach_adapters(settings(lora_dropout=dropout), seed=0)
         teach(encoder)
     encoder.double().train()
-    reference = gradients(encoder, chunk)
+    reference = gradients(encoder, micro_batch)
     saved = bytes_saved(encoder)
     assert checkpoint_blocks(encoder.model, True) == (["image"] if kind == "mobilenet" else [])
-    mine = gradients(encoder, chunk)
+    mine = gradients(encoder, micro_batch)
     assert mine.keys() == reference.keys()
     for name, expected in reference.items():
         torch.testing.assert_close(mine[name], expected, rtol=1e-9, atol=1e-12)

@@ -27,7 +27,7 @@ from domainclip.models.sliced_attention import register_sliced
 from domainclip.retrieval.mining import hard_negatives
 from domainclip.training import Trainer
 from domainclip.training.optim.choice import OPTIMIZERS
-from domainclip.training.step.views import PictureViews
+from domainclip.training.step.views import ImageViews
 from model_zoo import save_siglip, save_vision_text
 from mps_ops import assert_runs_on_mps, kernels, missing_on_mps
 from tiny_data import TinyData
@@ -203,18 +203,18 @@ def test_adapters_and_checkpointed_blocks_run_on_mps(
 
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("scale", [0.5, 1.5])
-def test_pictures_of_other_sizes_run_on_mps(scale: float, kind: str, encoder_of: Callable[..., DualEncoder]) -> None:
+def test_images_of_other_sizes_run_on_mps(scale: float, kind: str, encoder_of: Callable[..., DualEncoder]) -> None:
     """Resized on the device, and position embeddings resized with a gradient."""
     encoder = encoder_of(kind).train()
     spec = ImageSpec.from_processor(encoder.processor.image_processor)
-    views = PictureViews(encoder, spec, [1.0, scale])
+    views = ImageViews(encoder, spec, [1.0, scale])
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert_runs_on_mps(lambda: views(pixels).square().sum().backward())
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_inference_runs_on_mps(kind: str, encoder_of: Callable[..., DualEncoder], tiny_data: TinyData) -> None:
-    """Files and pictures are decoded and resized by threads on the CPU, which a recorder of this thread leaves out."""
+    """Files and images are decoded and resized by threads on the CPU, which a recorder of this thread leaves out."""
     engine = EmbeddingEngine(encoder_of(kind), batch_size=4)
     paths = [pair.image_path for pair in tiny_data.pairs("val")]
     assert_runs_on_mps(lambda: engine.encode_images(paths))
@@ -222,7 +222,7 @@ def test_inference_runs_on_mps(kind: str, encoder_of: Callable[..., DualEncoder]
     assert_runs_on_mps(lambda: engine.encode_texts(["a photo of brick", "grass", "the moon seen from far above"]))
 
 
-def test_mining_look_alikes_runs_on_mps() -> None:
+def test_mining_hard_negatives_runs_on_mps() -> None:
     images, texts = F.normalize(torch.randn(2, 40, 8), dim=-1)
     texts[20:] = texts[:20]
     groups = torch.arange(40) % 7
@@ -234,10 +234,10 @@ def test_mining_look_alikes_runs_on_mps() -> None:
 
 def test_a_missing_operation_is_found_and_its_place_told() -> None:
     """The backward pass of antialiased bicubic interpolation has no MPS kernel, its forward pass has one."""
-    picture = torch.rand(1, 3, 16, 16, requires_grad=True)
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
 
     def shrink_and_learn() -> None:
-        small = F.interpolate(picture, size=(8, 8), mode="bicubic", antialias=True)
+        small = F.interpolate(image, size=(8, 8), mode="bicubic", antialias=True)
         small.sum().backward()
 
     (missing,) = missing_on_mps(shrink_and_learn)

@@ -106,7 +106,7 @@ def values(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> dic
         "device": "cpu",
         "learning_rate": 1e-3,
         "augment_images": True,
-        "early_stopping_patience": 0,  # small_data and head_first would stop early
+        "early_stopping_patience": 0,  # small_data and probe_first would stop early
         "save_steps": 1,
         "eval_steps": 2,
         "logging_steps": 1,
@@ -195,7 +195,7 @@ def test_killed_at_random_moments(start: Start, undisturbed: Path, tmp_path: Pat
         moments.append(last_step(folder))
         killed += 1
     assert killed == KILLS, f"the run ended after kills at steps {moments}"
-    last = start(folder, num_workers=2)  # reading the pictures in other processes changes nothing either
+    last = start(folder, num_workers=2)  # reading the images in other processes changes nothing either
     last.join(300)
     assert last.exitcode == 0
     assert_same_run(folder, undisturbed)

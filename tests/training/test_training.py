@@ -36,7 +36,7 @@ def test_the_loss_goes_down_and_classes_are_told_apart(tiny_data: TinyData, tmp_
     assert sum(losses[-6:]) / 6 < 0.75 * sum(losses[:6]) / 6
     assert result.train_loss == pytest.approx(sum(losses) / len(losses))
     assert result.final_loss == losses[-1]
-    # pictures that were never trained on, each nearest to its own class
+    # images that were never trained on, each nearest to its own class
     held = tiny_data.pairs("test")
     labels = sorted({pair.label for pair in held})
     engine = EmbeddingEngine(trainer.encoder)
@@ -191,13 +191,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_weights(tiny_data
     assert same(saved["model"], weights(trainer))
 
 
-def test_an_accelerator_finds_out_before_it_saves_or_judges(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_an_accelerator_finds_out_before_it_saves_or_validates(tiny_data: TinyData, tmp_path: Path) -> None:
     """There the step is not waited for; still no spoilt weights may reach a checkpoint or become the best."""
-    for name, values in (("save", {"save_steps": 5}), ("judge", {"eval_steps": 5})):
-        judged: list[int] = []
+    for name, values in (("save", {"save_steps": 5}), ("validate", {"eval_steps": 5})):
+        validated: list[int] = []
 
-        def validate(judged: list[int] = judged) -> Validation:
-            judged.append(1)
+        def validate(validated: list[int] = validated) -> Validation:
+            validated.append(1)
             return Validation({"acc": 1.0}, "acc")
 
         trainer = make_trainer(
@@ -207,7 +207,7 @@ def test_an_accelerator_finds_out_before_it_saves_or_judges(tiny_data: TinyData,
             logging_steps=100,
             batch_size=3,
             **{"save_steps": 100, "eval_steps": 100, **values},
-            validate=validate if name == "judge" else None,
+            validate=validate if name == "validate" else None,
         )
         type(trainer)._on_cpu, kept = property(lambda self: False), type(trainer)._on_cpu
         try:
@@ -216,7 +216,7 @@ def test_an_accelerator_finds_out_before_it_saves_or_judges(tiny_data: TinyData,
         finally:
             type(trainer)._on_cpu = kept
         assert trainer.store.all() == []
-        assert judged == []
+        assert validated == []
 
 
 def test_check_finite_gives_advice() -> None:
@@ -239,10 +239,10 @@ def test_check_finite_gives_advice() -> None:
 )
 def test_the_guard_warns_once_after_several_observations(observed: dict[str, float], word: str) -> None:
     guard = CollapseGuard(warmup_steps=2, clamped_scale=100.0)
-    said = [guard.observe(step=step, batch=32, **observed) for step in range(1, 12)]
-    (where,) = [index for index, new in enumerate(said) if new]
+    message = [guard.observe(step=step, batch=32, **observed) for step in range(1, 12)]
+    (where,) = [index for index, new in enumerate(message) if new]
     assert where == 2 + PATIENCE - 1
-    assert word in said[where][0]
+    assert word in message[where][0]
     healthy = CollapseGuard(warmup_steps=0, clamped_scale=100.0)
     assert not any(healthy.observe(step, 1.0, 32, 0.5, 14.0) for step in range(1, 12))
 
@@ -255,7 +255,7 @@ def test_a_fixed_scale_is_no_sign_of_anything() -> None:
 
 def test_collapse_is_seen_in_a_run(tiny_data: TinyData, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     encoder = make_tiny_clip()
-    with torch.no_grad():  # every picture gets the same embedding
+    with torch.no_grad():  # every image gets the same embedding
         encoder.model.vision_model.post_layernorm.weight.zero_()
         encoder.model.vision_model.post_layernorm.bias.fill_(1.0)
     encoder.lock("image")
@@ -265,18 +265,18 @@ def test_collapse_is_seen_in_a_run(tiny_data: TinyData, tmp_path: Path, caplog: 
     assert "collapsed" in caplog.text
 
 
-def test_unreadable_pictures_are_set_aside(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_unreadable_images_are_skipped(tiny_data: TinyData, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     pairs = [*tiny_data.pairs(), ImageTextPair(broken, "a broken one", "sky")]
     result = make_trainer(pairs, tmp_path / "run", num_epochs=4).train()
-    assert list(result.bad_pictures) == [str(broken)]
+    assert list(result.skipped_images) == [str(broken)]
     assert result.steps == 12
 
 
 def test_a_run_without_one_readable_batch_is_an_error(tmp_path: Path) -> None:
     pairs = [ImageTextPair(tmp_path / f"missing_{i}.png", f"caption {i}", "x") for i in range(6)]
-    with pytest.raises(DataError, match=r"Nothing was learned.*6 set aside.*missing_"):
+    with pytest.raises(DataError, match=r"Nothing was learned.*6 skipped.*missing_"):
         make_trainer(pairs, tmp_path / "run").train()
 
 
@@ -301,14 +301,14 @@ def test_accumulation_is_one_loss_over_all(tiny_data: TinyData, tmp_path: Path) 
     runs = {}
     for name, values in {
         "whole": {"batch_size": 6},
-        "chunks": {"batch_size": 3, "gradient_accumulation_steps": 2},
+        "micro_batches": {"batch_size": 3, "gradient_accumulation_steps": 2},
         "mini": {"batch_size": 6, "mini_batch_size": 2},
         "small": {"batch_size": 3},
     }.items():
         trainer = make_trainer(tiny_data.pairs(), tmp_path / name, encoder=make_tiny_clip(), **values)
         trainer.train()
         runs[name] = [row["loss"] for row in rows_of(tmp_path / name)]
-    assert runs["chunks"] == pytest.approx(runs["whole"], rel=1e-4)
+    assert runs["micro_batches"] == pytest.approx(runs["whole"], rel=1e-4)
     assert runs["mini"] == pytest.approx(runs["whole"], rel=1e-4)
     assert runs["small"][0] != pytest.approx(runs["whole"][0], rel=1e-2)
 
@@ -317,20 +317,20 @@ def test_weights_that_are_spoilt_before_a_validation_are_called_that(tiny_data, 
     """The loss of the last step was fine, its update was not."""
     trainer = make_trainer(tiny_data.pairs(), tmp_path, eval_steps=1)
 
-    def spoil_and_judge():
+    def spoil_and_validate():
         with torch.no_grad():
             next(trainer.encoder.parameters()).fill_(float("nan"))
         raise ShapeError("The scores contain NaN")
 
-    trainer.validate = spoil_and_judge
+    trainer.validate = spoil_and_validate
     with pytest.raises(TrainingDivergedError, match=r"at step 1: the weights .* not finite.*learning_rate"):
         trainer.train()
 
 
 def test_an_evaluators_own_error_stays_its_own(tiny_data, tmp_path) -> None:
-    def judge():
+    def validate():
         raise ShapeError("of another kind")
 
-    trainer = make_trainer(tiny_data.pairs(), tmp_path, eval_steps=1, validate=judge)
+    trainer = make_trainer(tiny_data.pairs(), tmp_path, eval_steps=1, validate=validate)
     with pytest.raises(ShapeError, match="of another kind"):
         trainer.train()

@@ -1,4 +1,4 @@
-"""Every objective, the temperature schedules, look-alikes and learned metrics, through the loop."""
+"""Every objective, the temperature schedules, hard negatives and learned metrics, through the loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from domainclip.losses import LOSSES, TemperatureScheduler, build_loss
 from domainclip.models import make_tiny_clip
 from domainclip.pipelines import CLIPFinetuningController
 from domainclip.resolve import ModelFacts
-from domainclip.training.step.views import view_sides
+from domainclip.training.step.views import view_resolutions
 from training_setup import make_trainer, same, weights
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -98,18 +98,18 @@ def test_an_objective_with_a_memory_resumes_exactly(name: str, tiny_data, tmp_pa
         assert again.temperature.get_state() == whole.temperature.get_state()
 
 
-def test_look_alikes_are_sought_between_epochs_and_survive_a_crash(tiny_data, tmp_path: Path) -> None:
+def test_hard_negatives_are_sought_between_epochs_and_survive_a_crash(tiny_data, tmp_path: Path) -> None:
     neighbours = torch.tensor([[(row + 1) % 18, (row + 2) % 18] for row in range(18)])
     asked: list[int] = []
 
     def make(folder: Path, log: list[int]):
-        trainer = make_trainer(tiny_data.pairs(), folder, num_epochs=3, look_alike_share=0.5)
+        trainer = make_trainer(tiny_data.pairs(), folder, num_epochs=3, hard_negative_batch_fraction=0.5)
 
-        def look_alikes() -> Tensor:
+        def find_hard_negatives() -> Tensor:
             log.append(trainer.state.epoch)
             return neighbours
 
-        trainer.look_alikes = look_alikes
+        trainer.find_hard_negatives = find_hard_negatives
         return trainer
 
     whole = make(tmp_path / "whole", asked)
@@ -134,13 +134,13 @@ def test_look_alikes_are_sought_between_epochs_and_survive_a_crash(tiny_data, tm
     assert same(weights(again), weights(whole))
 
 
-def test_look_alikes_from_the_recipe(tiny_data, tmp_path: Path) -> None:
+def test_hard_negatives_from_the_recipe(tiny_data, tmp_path: Path) -> None:
     controller = CLIPFinetuningController(
         CLIPFinetuningConfig(
             model_name="tiny",
             batch_size=6,
             num_epochs=3,
-            look_alike_share=0.5,
+            hard_negative_batch_fraction=0.5,
             num_workers=0,
             mixed_precision=False,
             output_dir=str(tmp_path / "run"),
@@ -162,7 +162,7 @@ def test_the_schedule_sets_the_models_temperature(tiny_data, tmp_path: Path) -> 
 
 
 def test_a_learned_metric_ends_up_in_the_weights(tiny_data, tmp_path: Path) -> None:
-    """Validation during training, the saved model and plain transformers all judge by the learned metric."""
+    """Validation during training, the saved model and plain transformers all use the learned metric."""
     config = CLIPFinetuningConfig(
         model_name="tiny",
         batch_size=6,
@@ -173,7 +173,7 @@ def test_a_learned_metric_ends_up_in_the_weights(tiny_data, tmp_path: Path) -> N
         num_workers=0,
         mixed_precision=False,
         eval_steps=3,
-        head_first=False,
+        probe_first=False,
     )
     controller = CLIPFinetuningController(config)
     controller.setup()
@@ -197,7 +197,7 @@ def test_other_sizes_of_a_clip_are_those_of_transformers() -> None:
     pixels = torch.randn(2, 3, 16, 16)
     theirs = encoder.model.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output
     assert torch.equal(encoder.encode_image(pixels), theirs)
-    assert view_sides(encoder, 32, (1.0, 0.5, 0.3, 0.01)) == [32, 16, 8, 8]
+    assert view_resolutions(encoder, 32, (1.0, 0.5, 0.3, 0.01)) == [32, 16, 8, 8]
 
 
 def test_several_sizes_need_a_tower_that_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,8 +206,8 @@ def test_several_sizes_need_a_tower_that_takes_them(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(position_embeddings._SCHEMES, "clip_vision_model")
     encoder = make_tiny_clip()
     with pytest.raises(ConfigurationError, match="32 pixels only"):
-        view_sides(encoder, 32, (1.0, 0.5))
-    assert view_sides(encoder, 32, (1.0,)) == [32]
+        view_resolutions(encoder, 32, (1.0, 0.5))
+    assert view_resolutions(encoder, 32, (1.0,)) == [32]
 
 
 def test_a_model_of_the_sigmoid_kind_is_trained_with_it() -> None:

@@ -183,15 +183,15 @@ def test_a_study_with_real_training(tiny_data: TinyData, tmp_path: Path) -> None
     by_hand = [
         json.loads(line)["val_acc1"]
         for line in (tmp_path / "hand" / "metrics.jsonl").read_text().splitlines()
-        if "val_acc1" in line and json.loads(line)["step"]  # at 0 the heads are judged
+        if "val_acc1" in line and json.loads(line)["step"]  # at 0 the probe's model is validated
     ]
     assert alone["steps"] == outcome.trials[0].steps == 4
-    # by hand it is judged at steps 3 (the end of the epoch) and 4
+    # by hand it is validated at steps 3 (the end of the epoch) and 4
     assert by_hand == [outcome.trials[0].history[step] for step in (3, 4)]
     for record in outcome.trials:
         logged = [json.loads(line) for line in (folder / "trials" / f"{record.number:04d}" / "metrics.jsonl").open()]
-        judged = {row["step"]: row["val_acc1"] for row in logged if "val_acc1" in row and row["step"]}
-        assert judged == record.history
+        validated = {row["step"]: row["val_acc1"] for row in logged if "val_acc1" in row and row["step"]}
+        assert validated == record.history
         assert {path.name for path in (folder / "trials" / f"{record.number:04d}").iterdir()} == {
             "metrics.jsonl",
             "memory.json",
@@ -244,11 +244,11 @@ def test_the_default_is_kept_where_nothing_is_better(tiny_data: TinyData, tmp_pa
 
 @pytest.mark.usefixtures("undrawn")
 def test_trials_below_the_median_are_pruned(tiny_data: TinyData, tmp_path: Path, scripted: Any) -> None:
-    told: list[int] = []
+    reported: list[int] = []
 
     def worse_and_worse(config: CLIPFinetuningConfig) -> list[float]:
-        told.append(0)
-        return [0.9 - 0.1 * len(told)] * 5  # at steps 2, 3, 4, 6, 8: an epoch has three
+        reported.append(0)
+        return [0.9 - 0.1 * len(reported)] * 5  # at steps 2, 3, 4, 6, 8: an epoch has three
 
     scripted(worse_and_worse)
     outcome = search(recipe(tiny_data, tmp_path), trials=7, steps=8)

@@ -1,4 +1,4 @@
-"""``domainclip align``: see whether a model's pictures and texts agree."""
+"""``domainclip align``: see whether a model's images and texts agree."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-align_app = typer.Typer(no_args_is_help=True, help="See whether pictures and texts agree.")
+align_app = typer.Typer(no_args_is_help=True, help="See whether images and texts agree.")
 
 
 @align_app.callback()
 def _group() -> None:
-    """See whether pictures and texts agree."""
+    """See whether images and texts agree."""
 
 
 @align_app.command("report")
@@ -31,14 +31,14 @@ def align_report(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("outputs/alignment"),
     compare: Annotated[
         str | None,
-        typer.Option(help="Another model, judged on the same rows: the one before fine-tuning, for example."),
+        typer.Option(help="Another model, evaluated on the same rows: the one before fine-tuning, for example."),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="Answers shown per query; left out, the recipe's retrieval_top_k.", min=1)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Which pictures find their captions and the reverse: figures, plots, examples, and the rows that look mislabelled.
+    """Which images find their captions and the reverse: figures, plots, examples, and the rows that look mislabelled.
 
     Files of an earlier report in the folder are replaced; nothing else in there is touched.
     """

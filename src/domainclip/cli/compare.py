@@ -35,7 +35,7 @@ def compare(
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A shipped recipe or a YAML file.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first picture, data set or model that cannot be used.")
+        bool, typer.Option("--strict", help="Stop at the first image, data set or model that cannot be used.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``domainclip domain``: what is particular to a field, and why."""
+"""``domainclip domain``: what is particular to a domain, and why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from domainclip.errors import ConfigurationError
 
-domain_app = typer.Typer(no_args_is_help=True, help="List, show and write domains: what is particular to a field.")
+domain_app = typer.Typer(no_args_is_help=True, help="List, show and write domains: what is particular to a domain.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

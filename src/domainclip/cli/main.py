@@ -24,14 +24,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Fine-tune CLIP for a specialised domain, on the machine you have.",
-    epilog="First result: domainclip demo. With your own pictures: domainclip data check FILE, then "
+    epilog="First result: domainclip demo. With your own images: domainclip data check FILE, then "
     "domainclip train --data FILE.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Show and check recipes.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on them.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
-app.add_typer(align_app, name="align", help="See whether pictures and texts agree.")
+app.add_typer(align_app, name="align", help="See whether images and texts agree.")
 app.add_typer(domain_app, name="domain")
 app.add_typer(memory_app, name="memory")
 
@@ -78,7 +78,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
 ) -> None:
-    """Fine-tune a model on pictures with captions; evaluates before and after and writes a report.
+    """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
     `--output DIR --resume` with nothing else goes on with the recipe in DIR.
     """
@@ -105,32 +105,36 @@ def evaluate(
     ] = None,
     resolutions: Annotated[
         str | None,
-        typer.Option(metavar="SIDES", help="Sides in pixels, such as 96,128,160: compare them; plots beside --output."),
+        typer.Option(
+            metavar="SIDES", help="Resolutions in pixels, such as 96,128,160: compare them; plots beside --output."
+        ),
     ] = None,
     robustness: Annotated[
         bool | None,
-        typer.Option("--robustness/--no-robustness", help="With --resolutions: also on damaged pictures (default)."),
+        typer.Option("--robustness/--no-robustness", help="With --resolutions: also on corrupted images (default)."),
     ] = None,
-    case_study: Annotated[
+    error_analysis: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Also write case_study.html there: hits, misses and confident errors."),
+        typer.Option(metavar="DIR", help="Also write error_analysis.html there: hits, misses and confident errors."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Zero-shot classification and retrieval of a model on a data set; also at several resolutions."""
-    if resolutions is not None and case_study is not None:
-        raise ConfigurationError("--case-study shows one model at its own resolution: leave --resolutions out")
+    if resolutions is not None and error_analysis is not None:
+        raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = _config(recipe, overrides, data_path=data, model_name=model)
     if resolutions is not None:
         _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
         return
     if robustness is not None:
-        raise ConfigurationError("--robustness and --no-robustness go with --resolutions: give sides, such as 96,160")
+        raise ConfigurationError(
+            "--robustness and --no-robustness go with --resolutions: give resolutions, such as 96,160"
+        )
     from domainclip.pipelines.evaluate import run_evaluation
 
     if output is not None and output.is_dir():  # said before the work, not after it
         raise ConfigurationError(f"--output {output} is a directory: give the name of a JSON file")
-    report = run_evaluation(config, split, case_study)
+    report = run_evaluation(config, split, error_analysis)
     if output is not None:
         from domainclip.files import write_json
 
@@ -149,10 +153,10 @@ def _evaluate_resolutions(  # type: ignore[no-untyped-def]
 ) -> None:
     from domainclip.pipelines.evaluate_resolutions import check_output, parse_resolutions, run_resolutions
 
-    sides = parse_resolutions(resolutions)
+    wanted = parse_resolutions(resolutions)
     if output is not None:
         check_output(output)
-    report = run_resolutions(config, sides, split, robustness=robustness)
+    report = run_resolutions(config, wanted, split, robustness=robustness)
     if as_json:
         _print_json(report.to_dict())
     else:
@@ -174,7 +178,7 @@ def demo(
         "outputs/demo"
     ),
 ) -> None:
-    """Train a small CLIP from scratch on bundled pictures: no network, a few minutes."""
+    """Train a small CLIP from scratch on bundled images: no network, a few minutes."""
     from domainclip.config import parse_overrides
     from domainclip.demo import run_demo
 
@@ -232,12 +236,12 @@ def data_check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Broken pictures, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
+    """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
     config = _config(None, overrides, model_name=model)
-    from domainclip.data.captions.pipeline import CaptionChain
+    from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
 
-    captions = CaptionChain(config.caption_steps())
+    captions = CaptionPipeline(config.caption_steps())
     count_tokens, limit = None, config.max_sequence_length
     if model is not None:
         from domainclip.models.loading import load_processor

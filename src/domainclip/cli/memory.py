@@ -29,7 +29,7 @@ def memory_plan(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=2, help="Contrastive batch, in pairs; it stays as asked.")] = 256,
     resolutions: Annotated[
-        str | None, typer.Option("--resolutions", help="Sides in pixels: 224,336; left out, the model's own.")
+        str | None, typer.Option("--resolutions", help="Resolutions in pixels: 224,336; left out, the model's own.")
     ] = None,
     precision: Annotated[
         str | None, typer.Option("--precision", help="fp32, bf16 or fp16, or several: the first is preferred.")
@@ -46,7 +46,7 @@ def memory_plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """What fits into a budget, chunk by precision, checkpointing and LoRA, and the recipe to take.
+    """What fits into a budget, micro-batch by precision, checkpointing and LoRA, and the recipe to take.
 
     Nothing is trained, and no weights are loaded. Exit code 1 where nothing fits.
     """
@@ -61,7 +61,7 @@ def memory_plan(
     if device is not None and device not in ("cpu", "cuda", "mps"):
         raise ConfigurationError(f"Invalid device {device!r}: choose cpu, cuda or mps")
     allowed = None if budget is None else parse_size(budget)
-    sides = None if resolutions is None else _whole_numbers(resolutions)
+    sizes = None if resolutions is None else _whole_numbers(resolutions)
     if device is None or allowed is None:
         chosen = DeviceManager(device=device).device
         preferred = choose_precision(chosen).name
@@ -74,7 +74,7 @@ def memory_plan(
         model,
         allowed,
         batch=batch,
-        resolutions=sides,
+        resolutions=sizes,
         precisions=wanted,
         optimizer=optimizer,
         device_type=device or chosen.type,
@@ -100,7 +100,9 @@ def _whole_numbers(text: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 16:
-        raise ConfigurationError(f"Invalid --resolutions {text!r}: give sides in pixels from 16 on, such as 224,336")
+        raise ConfigurationError(
+            f"Invalid --resolutions {text!r}: give resolutions in pixels from 16 on, such as 224,336"
+        )
     return numbers
 
 
@@ -126,13 +128,13 @@ def _table(plan: MemoryPlan) -> Table:
 
     table = Table(
         title=f"{plan.model} on {plan.device_type}, {plan.optimizer}: peak GB of a batch of {plan.batch},\n"
-        f"by pairs in a tower at once (* does not fit into {plan.budget_bytes / GB:.1f} GB)"
+        f"by pairs in a micro-batch (* does not fit into {plan.budget_bytes / GB:.1f} GB)"
     )
     for name in ("Pixels", "Preci-\nsion", "Check-\npointing", "LoRA"):  # narrow: the table must fit into 80 columns
         table.add_column(name)
-    chunks = list(dict.fromkeys(row.chunk for row in plan.rows))
-    for chunk in chunks:
-        table.add_column("all" if chunk == plan.batch else str(chunk), justify="right")
+    micro_batches = list(dict.fromkeys(row.micro_batch for row in plan.rows))
+    for micro_batch in micro_batches:
+        table.add_column("all" if micro_batch == plan.batch else str(micro_batch), justify="right")
     lines: dict[tuple[str, str, str, str], list[str]] = {}
     for row in plan.rows:
         way = (

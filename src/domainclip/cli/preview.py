@@ -22,9 +22,9 @@ def preview(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Resize as this model's processor does.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The sheet, a PNG file.")] = Path("preview.png"),
     split: Annotated[str, typer.Option(help="train, val or test; all for every row.")] = "train",
-    pictures: Annotated[int, typer.Option("--pictures", "-n", min=1, max=100, help="How many pictures.")] = 6,
+    images: Annotated[int, typer.Option("--images", "-n", min=1, max=100, help="How many images.")] = 6,
 ) -> None:
-    """A sheet of what the model is shown: pictures as stored, after the domain's steps, and as training varies them."""
+    """A sheet of what the model is shown: images as stored, after the domain's steps, and as training varies them."""
     if output.suffix.lower() != ".png" or output.is_dir():  # said before the work, not after it
         raise ConfigurationError(f"--output {output} is not the name of a PNG file: let it end in .png")
     from domainclip.config import load_recipe, parse_overrides
@@ -34,10 +34,10 @@ def preview(
     config = load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
     from domainclip.pipelines.preview import preview as make
 
-    made = make(config, split, pictures)
+    made = make(config, split, images)
     made.write(output)
-    for problem in made.problems[:5]:
+    for problem in made.skipped[:5]:
         typer.echo(f"Left out: {problem}", err=True)
-    if len(made.problems) > 5:
-        typer.echo(f"… and {len(made.problems) - 5} more", err=True)
-    typer.echo(f"Written: {output} ({made.pictures} pictures)")
+    if len(made.skipped) > 5:
+        typer.echo(f"… and {len(made.skipped) - 5} more", err=True)
+    typer.echo(f"Written: {output} ({made.images} images)")

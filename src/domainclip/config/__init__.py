@@ -1,10 +1,10 @@
 """Recipes: what the user can set, how it is checked, and where it is read from. Never imports torch."""
 
 from domainclip.config.loss_settings import LossSettings, TemperatureSettings
-from domainclip.config.probe_settings import HeadFirstSettings
+from domainclip.config.probe_settings import ProbeSettings
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.recipe_files import load_recipe, parse_overrides, read_recipe, shipped_recipes
-from domainclip.config.reference_settings import RetentionSettings
+from domainclip.config.reference_settings import ReferenceSettings
 from domainclip.config.resolution_settings import BatchScheduleSettings, ResolutionSettings
 from domainclip.config.settings import (
     DataSettings,
@@ -22,13 +22,13 @@ __all__ = [
     "DataSettings",
     "EvaluationSettings",
     "FrozenConfig",
-    "HeadFirstSettings",
     "LossSettings",
     "MemorySettings",
     "ModelSettings",
     "OptimizerSettings",
+    "ProbeSettings",
+    "ReferenceSettings",
     "ResolutionSettings",
-    "RetentionSettings",
     "RunSettings",
     "TemperatureSettings",
     "TrainingSettings",

@@ -1,4 +1,4 @@
-"""The base of every settings slice: values checked on creation and on assignment, errors in plain sentences."""
+"""The base of every group of settings: values checked on creation and on assignment, errors in plain sentences."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def _value_path(error: ErrorDetails) -> tuple[str | int, ...]:
 
 
 class Settings(BaseModel):
-    """A slice of the recipe. Raises ``ConfigurationError`` (a ``ValueError`` too) for an unknown key or a bad value."""
+    """A group of settings of the recipe. Raises ``ConfigurationError`` (a ``ValueError`` too) for an unknown key or a
+    bad value."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -1,4 +1,4 @@
-"""What an evaluation says in the terms of the field."""
+"""The settings of the domain metrics."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pydantic import Field, field_validator, model_validator
 
 from domainclip.config.base import Settings
 
-FieldOfMetrics = Literal["medical", "industrial", "scientific", "general"]
+MetricsDomain = Literal["medical", "industrial", "scientific", "general"]
 
 
-class FieldMetricSettings(Settings):
+class DomainMetricSettings(Settings):
     evaluation_metrics: Literal["auto", "medical", "industrial", "scientific", "general"] = Field(
         "auto", title="Evaluation metrics", description="Whose terms results are also given in; auto: the domain's."
     )
     label_order: list[str] | None = Field(
-        None, min_length=2, description="Classes that are grades, from the lowest to the highest: adds quadratic kappa."
+        None, min_length=2, description="Ordinal classes, from the lowest to the highest: adds quadratic kappa."
     )
     normal_label: str | list[str] | None = Field(
         None, description="Class (or classes) without a defect; null: guessed from names such as good, normal, ok."
@@ -27,7 +27,7 @@ class FieldMetricSettings(Settings):
 
     @field_validator("label_order")
     @classmethod
-    def _each_grade_once(cls, labels: list[str] | None) -> list[str] | None:
+    def _each_class_once(cls, labels: list[str] | None) -> list[str] | None:
         repeated = [label for label in labels or [] if (labels or []).count(label) > 1]
         if repeated:
             raise ValueError(

@@ -82,7 +82,8 @@ class Glossary(Settings):
         default_factory=list, description="Groups of terms that may stand for each other in any sentence."
     )
     negations: list[str] = Field(
-        default_factory=list, description="The field's words of negation besides no, not, without, absent and the like."
+        default_factory=list,
+        description="The domain's words of negation besides no, not, without, absent and the like.",
     )
     negation_pairs: list[tuple[str, str]] = Field(
         default_factory=list, description="Pairs of a statement and its negation, such as [fracture, no fracture]."
@@ -124,12 +125,12 @@ class Glossary(Settings):
     @classmethod
     def _groups_are_groups(cls, groups: list[list[str]]) -> list[list[str]]:
         seen: dict[str, list[str]] = {}
-        for place, group in enumerate(groups):
+        for index, group in enumerate(groups):
             if len(group) < 2 or not all(group):
-                raise _AtPath(f"The synonym group {group} needs at least two terms, none of them empty", place)
+                raise _AtPath(f"The synonym group {group} needs at least two terms, none of them empty", index)
             for term in group:
                 if term.casefold() in seen:
-                    raise _AtPath(f"The term {term!r} stands in two synonym groups (or twice in one): keep one", place)
+                    raise _AtPath(f"The term {term!r} stands in two synonym groups (or twice in one): keep one", index)
                 seen[term.casefold()] = group
         return groups
 
@@ -141,10 +142,10 @@ class Glossary(Settings):
     @field_validator("negation_pairs")
     @classmethod
     def _pairs_exclude_each_other(cls, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        for place, (statement, negation) in enumerate(pairs):
+        for index, (statement, negation) in enumerate(pairs):
             if not statement or not negation or statement.split() == negation.split():
                 raise _AtPath(
-                    f"The negation pair {statement!r} / {negation!r} must be a statement and its negation", place
+                    f"The negation pair {statement!r} / {negation!r} must be a statement and its negation", index
                 )
         return pairs
 

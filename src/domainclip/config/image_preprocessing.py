@@ -1,4 +1,4 @@
-"""What is done to a domain's pictures before a model sees them. Every step is off unless it is asked for (a DICOM is
+"""What is done to a domain's images before a model sees them. Every step is off unless it is asked for (a DICOM is
 shown as it says itself).
 
 The steps without chance run in the order they stand here, in training and in evaluation alike; those with chance
@@ -22,7 +22,7 @@ class ImagePreprocessing(Settings):
     page: Literal["first", "middle", "mean", "error"] = Field(
         "first",
         title="Page",
-        description="Which page or frame of a multi-page TIFF or multi-frame DICOM is the picture: the first, the "
+        description="Which page or frame of a multi-page TIFF or multi-frame DICOM is the image: the first, the "
         "middle one, the mean of all; error refuses such files.",
     )
     dicom_window: Literal["file", "off"] = Field(
@@ -42,11 +42,11 @@ class ImagePreprocessing(Settings):
     deep_scaling: Literal["full_range", "percentiles", "per_channel"] = Field(
         "full_range",
         title="Deep scaling",
-        description="How more than 8 bits become grey levels: the whole range of the type (of the picture itself for "
-        "fractions and DICOM), between the picture's percentiles, or between those of each channel.",
+        description="How more than 8 bits become grey levels: the whole range of the type (of the image itself for "
+        "fractions and DICOM), between the image's percentiles, or between those of each channel.",
     )
     channel_scaling: bool = Field(
-        False, description="Stretch each channel between its percentiles, in pictures of 8 bits too."
+        False, description="Stretch each channel between its percentiles, in images of 8 bits too."
     )
     percentiles: tuple[float, float] = Field(
         (0.5, 99.5), description="Lower and upper percentile that become black and white, each in [0, 100]."
@@ -61,16 +61,16 @@ class ImagePreprocessing(Settings):
         gt=0,
         lt=1,
         description="Brightness (dark) or difference from the corners' (uniform) that still counts "
-        "as border, as a share of white.",
+        "as border, as a fraction of white.",
     )
     illumination: Literal["off", "divide", "grey_world"] = Field(
         "off",
         title="Illumination",
-        description="divide: by the blurred picture, which evens out uneven light; grey_world: bring the mean of each "
+        description="divide: by the blurred image, which evens out uneven light; grey_world: bring the mean of each "
         "channel to grey, which takes away a colour cast.",
     )
     illumination_scale: float = Field(
-        0.25, gt=0, le=1, description="Blur of divide (its standard deviation), as a share of the shorter side."
+        0.25, gt=0, le=1, description="Blur of divide (its standard deviation), as a fraction of the shorter side."
     )
     clahe_clip_limit: float | None = Field(
         None,
@@ -79,15 +79,15 @@ class ImagePreprocessing(Settings):
         description="Contrast-limited adaptive histogram equalisation with this clip limit (0.01 is mild); null: none.",
     )
     clahe_tiles: int = Field(8, ge=1, le=64, description="Tiles of that equalisation along each side.")
-    tile_side: int | None = Field(
+    tile_size: int | None = Field(
         None,
         ge=32,
         le=16384,
-        description="Cut pictures with a longer side than this into square tiles, in pixels: "
-        "training shows one of them at a time, and an embedding is the mean of all; null: pictures stay whole. Where "
-        "other steps are on, pictures above 16 million pixels are shrunk to these first.",
+        description="Cut images with a longer side than this into square tiles, in pixels: "
+        "training shows one of them at a time, and an embedding is the mean of all; null: images stay whole. Where "
+        "other steps are on, images above 16 million pixels are shrunk to these first.",
     )
-    tile_overlap: float = Field(0.1, ge=0, le=0.9, description="Least overlap of neighbouring tiles, as a share.")
+    tile_overlap: float = Field(0.1, ge=0, le=0.9, description="Least overlap of neighbouring tiles, as a fraction.")
     allowed_turns: list[Turn] | None = Field(
         None,
         description="What augmentation may do at most: mirror (horizontal, vertical), quarter_turns; null: the "
@@ -100,10 +100,10 @@ class ImagePreprocessing(Settings):
         0.0,
         ge=0,
         le=0.5,
-        description="Strength of random changes to the amounts of haematoxylin, eosin and DAB in training, as a share.",
+        description="Strength of random changes to the amounts of haematoxylin, eosin and DAB in training.",
     )
     spectral_jitter: float = Field(
-        0.0, ge=0, le=0.5, description="Strength of random gains of each colour channel in training, as a share."
+        0.0, ge=0, le=0.5, description="Strength of random gains of each colour channel in training, as a fraction."
     )
 
     @model_validator(mode="after")
@@ -117,8 +117,8 @@ class ImagePreprocessing(Settings):
         return self
 
     @property
-    def changes_pictures(self) -> bool:
-        """Whether a step without chance is on for pictures of 8 bits and one page."""
+    def changes_images(self) -> bool:
+        """Whether a step without chance is on for images of 8 bits and one page."""
         return bool(
             self.channel_scaling or self.crop_border != "off" or self.illumination != "off" or self.clahe_clip_limit
         )

@@ -131,9 +131,9 @@ def _locate(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: s
                 key_node.tag = "tag:yaml.org,2002:str"
             _locate(value_node, inner, lines, source)
     elif isinstance(node, yaml.SequenceNode):
-        for place, entry in enumerate(node.value):
-            lines[(*path, place)] = entry.start_mark.line + 1
-            _locate(entry, (*path, place), lines, source)
+        for index, entry in enumerate(node.value):
+            lines[(*path, index)] = entry.start_mark.line + 1
+            _locate(entry, (*path, index), lines, source)
 
 
 def read_yaml_text(path: Path, what: str) -> str:

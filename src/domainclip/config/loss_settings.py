@@ -1,4 +1,4 @@
-"""The slices that say what is trained for: the objective and its temperature."""
+"""The settings that say what is trained for: the objective and its temperature."""
 
 from __future__ import annotations
 
@@ -48,34 +48,36 @@ class LossSettings(TemperatureSettings):
     loss_balancing: Literal["fixed", "uncertainty", "gradient_norm"] = Field(
         "fixed", title="Loss balancing", description="How the weights of a weighted sum change during training."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all candidates.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Fraction of the target spread over all candidates.")
     sigmoid_bias: float | None = Field(
         None, description="Bias of the sigmoid objective; null: the model's own, or else set from the first batch."
     )
-    hard_negative_ratio: float = Field(0.5, gt=0, le=1, description="Share of the negatives that are mined.")
+    hard_negative_ratio: float = Field(0.5, gt=0, le=1, description="Fraction of the negatives that are mined.")
     hard_negative_mining_strategy: Literal["semi-hard", "hard", "weighted"] = Field(
         "semi-hard", title="Mining strategy", description="How negatives are mined."
     )
     hard_negative_weight: float = Field(2.0, ge=1, description="How many times a mined negative counts.")
     hardness_strength: float = Field(
-        1.0, ge=0, description="How fast a negative's weight grows with its similarity (weighted mining, look-alikes)."
+        1.0,
+        ge=0,
+        description="How fast a negative's weight grows with its similarity (weighted mining, domain_specific).",
     )
     hardness_warmup: float = Field(
-        0.1, ge=0, le=1, description="Share of the training over which hardness rises from nothing to the whole."
+        0.1, ge=0, le=1, description="Fraction of the training over which hardness rises from nothing to the whole."
     )
     domain_weight: float = Field(1.0, ge=0, description="Weight of the domain's own term in the objective.")
     margin: float = Field(
         0.05, ge=0, description="How much more similar a positive must be, in units of similarity (medical objective)."
     )
-    soft_target_share: float = Field(
-        0.2, ge=0, lt=1, description="Share of the target spread over like captions (scientific objective)."
+    soft_target_fraction: float = Field(
+        0.2, ge=0, lt=1, description="Fraction of the target spread over like captions (scientific objective)."
     )
     multi_scale_scales: list[PositiveFloat] = Field([1.0, 0.75, 0.5], min_length=1, description="Temperature scales.")
     multi_scale_weights: list[NonNegativeFloat] = Field(
         [1.0, 0.75, 0.5], min_length=1, description="Weight of each scale."
     )
     resolution_scales: list[PositiveFloat] = Field(
-        [1.0, 0.5], min_length=1, description="Sides of the picture, as shares, that multi_resolution trains on."
+        [1.0, 0.5], min_length=1, description="Resolutions of the image, as fractions, that multi_resolution trains on."
     )
     consistency_weight: float = Field(
         0.1, ge=0, description="Weight of the agreement between resolutions (multi_resolution)."

@@ -1,4 +1,4 @@
-"""The slice that says how classes are learned: by the projections before the towers, and by the towers."""
+"""The settings that say how classes are learned: by the projections before the towers, and by the towers."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pydantic import Field
 from domainclip.config.base import Settings
 
 
-class HeadFirstSettings(Settings):
-    head_first: bool | None = Field(
+class ProbeSettings(Settings):
+    probe_first: bool | None = Field(
         None, description="Train the projections on the frozen towers before anything else; null: with few rows."
     )
-    head_last: bool | None = Field(
+    probe_last: bool | None = Field(
         None,
         description="Train the projections once more on the trained towers, kept where validation rows are no "
-        "worse; null: as head_first.",
+        "worse; null: as probe_first.",
     )
-    head_first_steps: int = Field(300, gt=0, description="Steps of it, at most: validation rows say which one to keep.")
-    head_first_learning_rate: float = Field(1e-3, gt=0, description="Peak rate of the projections in it (AdamW).")
-    head_first_views: int = Field(2, ge=0, le=64, description="Augmented views of each picture in it, beside itself.")
-    head_first_weight_decay: float = Field(0.1, ge=0, description="Decay of the projections' matrices in it.")
-    head_first_patience: int | None = Field(
+    probe_steps: int = Field(300, gt=0, description="Steps of it, at most: validation rows say which one to keep.")
+    probe_learning_rate: float = Field(1e-3, gt=0, description="Peak rate of the projections in it (AdamW).")
+    probe_views: int = Field(2, ge=0, le=64, description="Augmented views of each image in it, beside itself.")
+    probe_weight_decay: float = Field(0.1, ge=0, description="Decay of the projections' matrices in it.")
+    probe_patience: int | None = Field(
         None,
         ge=0,
-        description="Validations without a gain that end a training whose best model is still the heads'; "
+        description="Validations without a gain that end a training whose best model is still the probe's; "
         "0: never; null: half of all.",
     )
     classification_weight: float | None = Field(

@@ -1,4 +1,4 @@
-"""``CLIPFinetuningConfig``: one flat, validated recipe for the user, composed of slices for the code."""
+"""``CLIPFinetuningConfig``: one flat, validated recipe for the user, composed of groups of settings for the code."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from domainclip.registry import nearest
 _SHIPPED = resources.files("domainclip.config") / "recipes"
 ENVIRONMENT_PREFIX = "DOMAINCLIP_"
 _NOT_KEYS = {"DOMAINCLIP_DATA", "DOMAINCLIP_CACHE"}
-"""Where the tests find their data, and where pictures out of Hugging Face data sets are kept."""
+"""Where the tests find their data, and where images out of Hugging Face data sets are kept."""
 
 
 def shipped_recipes() -> list[str]:

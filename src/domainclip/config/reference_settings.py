@@ -1,4 +1,4 @@
-"""The slice that says how much of what the model knew may be lost, and what is done about it."""
+"""The settings that say how much of what the model knew may be lost, and what is done about it."""
 
 from __future__ import annotations
 
@@ -9,44 +9,47 @@ from pydantic import Field, field_validator, model_validator
 from domainclip.config.base import Settings
 
 _OF_RETENTION_DATA = ("retention_rows", "rehearsal_strength", "rehearsal_rows", "max_forgetting", "min_gain_kept")
-"""Keys that say nothing where no retention set is given."""
+"""Keys that say nothing where no reference set is given."""
 
 
-class RetentionSettings(Settings):
+class ReferenceSettings(Settings):
     retention_data: list[str] | None = Field(
         None, min_length=1, description="Tables or folders from outside the domain, to see what the model keeps of it."
     )
     retention_rows: int = Field(
-        300, gt=1, description="Validation rows of each retention set: at most these, and half of its training side."
+        300, gt=1, description="Validation rows of each reference set: at most these, and half of its training side."
     )
     rehearsal_strength: float | None = Field(
         None, ge=0, description="Weight of keeping embeddings of retention_data's other training rows; null: 10."
     )
     rehearsal_rows: int = Field(
-        400, gt=1, description="Rows taken for that, at most, from each retention set's training side."
+        400, gt=1, description="Rows taken for that, at most, from each reference set's training side."
     )
     wise_ft: bool | None = Field(
-        None, description="Save a mean of the starting and the trained weights; null: where retention_data is given."
+        None, description="Save a mean of the initial and the trained weights; null: where retention_data is given."
     )
     wise_ft_alpha: float | Literal["auto"] | None = Field(
-        None, description="Share of the trained weights in it, in [0, 1]; auto: chosen on validation rows."
+        None, description="Fraction of the trained weights in it, in [0, 1]; auto: chosen on validation rows."
     )
     wise_ft_batch_norm: Literal["auto", "recompute", "interpolate"] = Field(
         "auto",
         title="Batch norm of the mean",
-        description="Statistics between the two ends: of pictures sent through again (auto), or the ends' mean.",
+        description="Statistics between the two ends: of images sent through again (auto), or the ends' mean.",
     )
     max_forgetting: float = Field(
-        0.03, ge=0, le=1, description="Share of the mean accuracy on retention sets that may be lost (0.03: 3 points)."
+        0.03,
+        ge=0,
+        le=1,
+        description="Fraction of the mean accuracy on reference sets that may be lost (0.03: 3 points).",
     )
     min_gain_kept: float = Field(
-        0.9, ge=0, le=1, description="Share of the domain's gain that wise_ft_alpha=auto must keep."
+        0.9, ge=0, le=1, description="Fraction of the domain's gain that wise_ft_alpha=auto must keep."
     )
     l2sp_strength: float = Field(
         0.0, ge=0, description="Pull of the towers' weights to where they started: half of it times the distance²."
     )
     distillation_strength: float = Field(
-        0.0, ge=0, description="Weight of keeping the batch's embeddings near those of the starting model (cosine)."
+        0.0, ge=0, description="Weight of keeping the batch's embeddings near those of the initial model (cosine)."
     )
 
     @field_validator("retention_data", mode="before")
@@ -56,7 +59,7 @@ class RetentionSettings(Settings):
 
     @field_validator("wise_ft_alpha")
     @classmethod
-    def _alpha_is_a_share(cls, value: float | str | None) -> float | str | None:
+    def _alpha_is_a_fraction(cls, value: float | str | None) -> float | str | None:
         if isinstance(value, float) and not 0 <= value <= 1:
             raise ValueError(f"wise_ft_alpha must be in [0, 1], or auto (it is {value:g})")
         return value
@@ -91,9 +94,9 @@ class RetentionSettings(Settings):
 
     @model_validator(mode="after")
     def _adapters_have_no_weights_to_hold(self) -> Self:
-        if self.l2sp_strength > 0 and getattr(self, "lora_r", None) is not None:  # of another slice of the recipe
+        if self.l2sp_strength > 0 and getattr(self, "lora_r", None) is not None:  # of another group of the recipe
             raise ValueError(
                 "l2sp_strength does not go with lora_r: the towers' weights stay as they are, and adapters have no "
-                "starting point. Leave one of them out, or use distillation_strength"
+                "initial weights. Leave one of them out, or use distillation_strength"
             )
         return self

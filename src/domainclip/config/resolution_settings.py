@@ -1,4 +1,5 @@
-"""The slices that change with the training's progress: the side of the pictures, and how many pairs a batch has."""
+"""The settings that change with the training's progress: the resolution of the images, and how many pairs a batch
+has."""
 
 from __future__ import annotations
 
@@ -10,73 +11,76 @@ from pydantic import Field, field_validator, model_validator
 
 from domainclip.config.base import Settings
 
-_SMALLEST_SIDE, _LARGEST_SIDE = 16, 4096
+_SMALLEST_RESOLUTION, _LARGEST_RESOLUTION = 16, 4096
 """Pixels; those of ``image_resolution``."""
 
 
 class ResolutionSettings(Settings):
     resolution_schedule: dict[float, int] | Literal["auto"] | None = Field(
         None,
-        description="Side of the training pictures in pixels from each share of the training on, as {0:96,0.5:128}; "
-        "auto: three sides that rise to image_resolution.",
+        description="Resolution of the training images (pixels) from each fraction of the training on, as {0:96,0.5:128}; "
+        "auto: three resolutions that rise to image_resolution.",
     )
-    resolution_schedule_by: Literal["share", "epoch"] = Field(
-        "share",
+    resolution_schedule_by: Literal["fraction", "epoch"] = Field(
+        "fraction",
         title="Unit of the resolution schedule",
-        description="Whether resolution_schedule counts in shares of the training or in epochs from 0.",
+        description="Whether resolution_schedule counts in fractions of the training or in epochs from 0.",
     )
     training_resolutions: dict[int, float] | None = Field(
         None,
-        description="Sides of which each batch draws one at random, as [128,160] or with weights {128:1,160:3}.",
+        description="Resolutions of which each batch draws one at random, as [128,160] or with weights {128:1,160:3}.",
     )
 
     @field_validator("resolution_schedule", mode="before")
     @classmethod
-    def _side_schedule_is_readable(cls, value: Any) -> Any:
+    def _resolution_schedule_is_readable(cls, value: Any) -> Any:
         if value is None or value == "auto":
             return value
         pairs = _number_pairs("resolution_schedule", value, "{0:96,0.5:128}, or auto")
-        return _from_zero("resolution_schedule", [(when, _side("resolution_schedule", side)) for when, side in pairs])
+        return _from_zero(
+            "resolution_schedule",
+            [(when, _resolution("resolution_schedule", resolution)) for when, resolution in pairs],
+        )
 
     @field_validator("training_resolutions", mode="before")
     @classmethod
-    def _sides_are_readable(cls, value: Any) -> Any:
+    def _resolutions_are_readable(cls, value: Any) -> Any:
         if value is None:
             return value
         key, example = "training_resolutions", "[128,160] or {128:1,160:3}"
         if isinstance(value, str) and ":" not in value:
             value = value.split(",")
         if isinstance(value, list | tuple) and value:
-            pairs = [(_number(key, side, example), 1.0) for side in value]
+            pairs = [(_number(key, resolution, example), 1.0) for resolution in value]
         else:
             pairs = _number_pairs(key, value, example)
-        sides: dict[int, float] = {}
-        for side, weight in pairs:
+        resolutions: dict[int, float] = {}
+        for resolution, weight in pairs:
             if not 0 < weight < math.inf:
-                raise ValueError(f"{key}: the weight of {side:g} must be positive (it is {weight:g})")
-            if (whole := _side(key, side)) in sides:
+                raise ValueError(f"{key}: the weight of {resolution:g} must be positive (it is {weight:g})")
+            if (whole := _resolution(key, resolution)) in resolutions:
                 raise ValueError(f"{key} names {whole} twice")
-            sides[whole] = weight
-        return dict(sorted(sides.items()))
+            resolutions[whole] = weight
+        return dict(sorted(resolutions.items()))
 
     @model_validator(mode="after")
-    def _one_way_to_change_sides(self) -> Self:
+    def _one_way_to_change_resolution(self) -> Self:
         schedule, by_epoch = self.resolution_schedule, self.resolution_schedule_by == "epoch"
         if schedule is not None and self.training_resolutions is not None:
             raise ValueError("resolution_schedule and training_resolutions exclude each other: leave one of them out")
         if by_epoch and schedule is None:
             raise ValueError("resolution_schedule_by=epoch says nothing without resolution_schedule")
         if by_epoch and schedule == "auto":
-            raise ValueError("resolution_schedule=auto counts in shares: leave resolution_schedule_by out")
+            raise ValueError("resolution_schedule=auto counts in fractions: leave resolution_schedule_by out")
         if isinstance(schedule, dict) and not by_epoch and (late := max(schedule)) >= 1:
             raise ValueError(
-                f"resolution_schedule: a share of the training is below 1 (one is {late:g}): for numbers of epochs "
+                f"resolution_schedule: a fraction of the training is below 1 (one is {late:g}): for numbers of epochs "
                 "set resolution_schedule_by=epoch"
             )
         return self
 
-    def largest_side(self, image_resolution: int) -> int:
-        """The largest side that a training to ``image_resolution`` needs its pictures at, in pixels."""
+    def largest_resolution(self, image_resolution: int) -> int:
+        """The largest resolution that a training to ``image_resolution`` needs its images at, in pixels."""
         schedule = self.resolution_schedule if isinstance(self.resolution_schedule, dict) else {}
         return max([image_resolution, *schedule.values(), *(self.training_resolutions or {})])
 
@@ -131,17 +135,20 @@ def _number(key: str, value: Any, example: str) -> float:
     return number
 
 
-def _side(key: str, side: float) -> int:
-    if side != int(side) or not _SMALLEST_SIDE <= side <= _LARGEST_SIDE:
-        raise ValueError(f"{key}: a side is a whole number of pixels, {_SMALLEST_SIDE} to {_LARGEST_SIDE} ({side:g})")
-    return int(side)
+def _resolution(key: str, resolution: float) -> int:
+    if resolution != int(resolution) or not _SMALLEST_RESOLUTION <= resolution <= _LARGEST_RESOLUTION:
+        raise ValueError(
+            f"{key}: a resolution is a whole number of pixels, {_SMALLEST_RESOLUTION} to {_LARGEST_RESOLUTION} "
+            f"({resolution:g})"
+        )
+    return int(resolution)
 
 
 def _from_zero(key: str, pairs: list[tuple[float, int]]) -> dict[float, int]:
     """In ascending order: recipes that are written out sort their keys as texts."""
     ordered = dict(sorted(pairs))
     if len(ordered) < len(pairs):
-        twice = next(when for number, (when, _) in enumerate(pairs) if when in dict(pairs[:number]))
+        twice = next(when for index, (when, _) in enumerate(pairs) if when in dict(pairs[:index]))
         raise ValueError(f"{key} says twice what holds from {twice:g} on")
     if (first := next(iter(ordered))) != 0:
         raise ValueError(f"{key} must begin at 0 (it begins at {first:g})")

@@ -1,4 +1,5 @@
-"""The slices a recipe is composed of. Each function of the package asks for the slice it reads, never for the whole.
+"""The groups of settings a recipe is composed of. Each function of the package asks for the group it reads, never for
+the whole.
 
 A default stated here is what holds when nothing better is known; ``config.resolve`` replaces the defaults of keys
 the user left unset by what the model, the data and the device say, and gives the reason.
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from domainclip.config.base import Settings
-from domainclip.config.concept_settings import ConceptSettings
-from domainclip.config.domain_metric_settings import FieldMetricSettings
+from domainclip.config.domain_metric_settings import DomainMetricSettings
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.config.loss_settings import TemperatureSettings
-from domainclip.config.probe_settings import HeadFirstSettings
-from domainclip.config.reference_settings import RetentionSettings
+from domainclip.config.probe_settings import ProbeSettings
+from domainclip.config.reference_settings import ReferenceSettings
 from domainclip.config.resolution_settings import BatchScheduleSettings, ResolutionSettings
+from domainclip.config.semantic_settings import SemanticSettings
 from domainclip.config.text_preprocessing import TextPreprocessing
 
 if TYPE_CHECKING:
@@ -50,47 +51,49 @@ class ModelSettings(SeedSettings):
         description="Hub name or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
         "a directory); 'tiny' makes a random one.",
     )
-    vision_model_name: str | None = Field(None, description="Picture backbone to join with text_model_name.")
+    vision_model_name: str | None = Field(None, description="Image backbone to join with text_model_name.")
     text_model_name: str | None = Field(None, description="Text backbone to join with vision_model_name.")
     save_open_clip: bool | None = Field(
         None, description="Write the model as an OpenCLIP checkpoint, too; null: where it was loaded from one."
     )
     freeze_batch_norm: bool | None = Field(
         None,
-        description="Keep the stored statistics of batch-norm layers in training; null: only where chunks need it.",
+        description="Keep the stored batch-norm statistics in training; null: only where micro-batches need it.",
     )
 
 
 class DataSettings(SeedSettings):
     domain: str = Field(
         "general",
-        description="A shipped domain (`domainclip domain list`) or the path of a YAML file: what pictures, captions, "
-        "training and evaluation of a field want.",
+        description="A shipped domain (`domainclip domain list`) or the path of a YAML file: what images, captions, "
+        "training and evaluation of a domain want.",
     )
     data_path: str = Field("data", min_length=1, description="A table, a directory, or a Hugging Face data set.")
-    image_col: str = Field("image_path", min_length=1, description="Column (key) with the picture's path.")
+    image_col: str = Field("image_path", min_length=1, description="Column (key) with the image's path.")
     caption_col: str = Field("caption", min_length=1, description="Column (key) with the caption.")
     label_col: str = Field("label", min_length=1, description="Column (key) with the class, if there is one.")
     group_col: str = Field("group", min_length=1, description="Column whose values never straddle splits (patient…).")
-    train_split: float = Field(0.8, gt=0, le=1, description="Share of rows for training where no split is given.")
-    val_split: float = Field(0.1, ge=0, lt=1, description="Share for validation (chooses the checkpoint).")
-    test_split: float = Field(0.1, ge=0, lt=1, description="Share for the test (only reported).")
-    strict: bool = Field(False, description="Stop at the first bad picture or row instead of setting it aside.")
+    train_split: float = Field(0.8, gt=0, le=1, description="Fraction of rows for training where no split is given.")
+    val_split: float = Field(0.1, ge=0, lt=1, description="Fraction for validation (chooses the checkpoint).")
+    test_split: float = Field(0.1, ge=0, lt=1, description="Fraction for the test (only reported).")
+    strict: bool = Field(False, description="Stop at the first bad image or row instead of skipping it.")
     max_image_pixels: int = Field(
         178_956_970,
         gt=0,
         le=178_956_970,
-        description="Larger pictures are refused before decoding, in pixels.",
+        description="Larger images are refused before decoding, in pixels.",
     )
-    num_workers: int = Field(4, ge=0, le=128, description="Processes that read pictures; 0 reads beside the training.")
-    image_cache_mb: int = Field(2048, ge=0, description="Memory for decoded pictures kept across epochs, in MiB.")
+    num_workers: int = Field(4, ge=0, le=128, description="Processes that read images; 0 reads beside the training.")
+    image_cache_mb: int = Field(2048, ge=0, description="Memory for decoded images kept across epochs, in MiB.")
     shuffle: bool = Field(True, description="Draw the training rows in a new order each epoch.")
-    image_resolution: int = Field(224, ge=16, le=4096, description="Side of the picture given to the model, in pixels.")
+    image_resolution: int = Field(
+        224, ge=16, le=4096, description="Resolution of the image given to the model, in pixels."
+    )
     auto_resolution: bool = Field(
-        False, description="Choose image_resolution from the pictures' sizes, the memory and wanted_throughput."
+        False, description="Choose image_resolution from the images' sizes, the memory and wanted_throughput."
     )
     wanted_throughput: float | None = Field(
-        None, gt=0, description="Pictures a second in training that auto_resolution keeps to; null: as many as it gets."
+        None, gt=0, description="Images a second in training that auto_resolution keeps to; null: as many as it gets."
     )
     max_sequence_length: int = Field(77, ge=4, le=8192, description="Longest caption in tokens; longer ones are cut.")
     positives: Literal["auto", "caption", "statement", "label"] = Field(
@@ -106,21 +109,26 @@ class DataSettings(SeedSettings):
     )
     augment_images: bool = Field(True, description="Random crops, flips where harmless, and light jitter in training.")
     augment_text: bool = Field(False, description="Also show the label as a prompt in place of some captions.")
-    crop_scale: float = Field(0.7, gt=0, le=1, description="Smallest share of the picture's area a random crop keeps.")
+    crop_scale: float = Field(0.7, gt=0, le=1, description="Smallest fraction of the image's area a random crop keeps.")
     horizontal_flip: bool = Field(False, description="Mirror left and right in augmentation.")
     vertical_flip: bool = Field(False, description="Mirror top and bottom in augmentation.")
     rotate90: bool = Field(False, description="Turn by multiples of 90 degrees in augmentation.")
-    look_alike_share: float = Field(
-        0.0, ge=0, le=1, description="Share of each batch chosen among the look-alikes of the rest, anew each epoch."
+    hard_negative_batch_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Fraction of each batch chosen among the hard negatives of the rest, anew each epoch.",
     )
-    look_alike_neighbours: int = Field(8, gt=0, description="Hardest rows remembered for each row.")
-    color_jitter: float = Field(0.1, ge=0, le=1, description="Strength of brightness and contrast jitter, as a share.")
+    hard_negative_neighbours: int = Field(8, gt=0, description="Hardest rows remembered for each row.")
+    color_jitter: float = Field(
+        0.1, ge=0, le=1, description="Strength of brightness and contrast jitter, as a fraction."
+    )
 
     @field_validator("domain")
     @classmethod
     def _domain_is_there(cls, domain: str) -> str:
         if domain not in get_args(Domain):
-            from domainclip.domains.files import load_domain  # it reads these slices
+            from domainclip.domains.files import load_domain  # it reads these settings
 
             load_domain(domain)
         return domain
@@ -134,8 +142,8 @@ class DataSettings(SeedSettings):
 
         return load_domain(self.domain)
 
-    def picture_steps(self) -> ImagePreprocessing:
-        """What is done to pictures before the resize: ``image_preprocessing`` where it is set, else the domain's."""
+    def image_steps(self) -> ImagePreprocessing:
+        """What is done to images before the resize: ``image_preprocessing`` where it is set, else the domain's."""
         return self.image_preprocessing or self.domain_config().images
 
     def caption_steps(self) -> TextPreprocessing:
@@ -163,10 +171,11 @@ class DataSettings(SeedSettings):
                 f"auto_resolution chooses image_resolution, which is set to {self.image_resolution}: leave "
                 "image_resolution out, or auto_resolution"
             )
-        for key in ("resolution_schedule", "training_resolutions"):  # of another slice, beside this one in a recipe
+        for key in ("resolution_schedule", "training_resolutions"):  # of another group, beside this one in a recipe
             if getattr(self, key, None) is not None:
                 raise ValueError(
-                    f"auto_resolution chooses one side, and {key} names several: leave {key} out, or auto_resolution"
+                    f"auto_resolution chooses one resolution, and {key} names several: leave {key} out, or "
+                    f"auto_resolution"
                 )
         return self
 
@@ -178,7 +187,7 @@ class AdapterSettings(Settings):
     lora_alpha: float = Field(
         16.0, gt=0, description="An adapter's update is scaled by this over lora_r: another rank needs no other rate."
     )
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Share of an adapter's inputs dropped in training.")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Fraction of an adapter's inputs dropped in training.")
     target_modules: list[str] | None = Field(
         None, min_length=1, description="Names, or their endings, of adapted layers; null: all of both transformers."
     )
@@ -198,7 +207,7 @@ class OptimizerSettings(AdapterSettings):
     )
     learning_rate: float = Field(5e-5, gt=0, description="Peak rate of a transformer tower (AdamW).")
     image_learning_rate: float | None = Field(
-        None, gt=0, description="Peak rate of the picture tower (of its adapters, where it has any)."
+        None, gt=0, description="Peak rate of the image tower (of its adapters, where it has any)."
     )
     text_learning_rate: float | None = Field(
         None, gt=0, description="Peak rate of the text tower (of its adapters, where it has any)."
@@ -210,18 +219,21 @@ class OptimizerSettings(AdapterSettings):
     max_steps: int | None = Field(None, gt=0, description="Stop after this many optimizer steps, if that comes first.")
     warmup_steps: int = Field(500, ge=0, description="Steps over which the rate rises linearly from zero.")
     min_learning_rate_ratio: float = Field(
-        0.0, ge=0, le=1, description="Where the cosine ends, as a share of the peak."
+        0.0, ge=0, le=1, description="Where the cosine ends, as a fraction of the peak."
     )
     weight_decay: float = Field(0.01, ge=0, description="Decay of weight matrices (never of norms, biases, the scale).")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the gradient's mean.")
     adam_beta2: float = Field(0.98, ge=0, lt=1, description="AdamW's decay of the gradient's square.")
     adam_epsilon: float = Field(1e-6, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
-    ema_share: float = Field(
-        0.1, ge=0, lt=1, description="Judged and saved are weights averaged over so much of all steps; 0: the latest."
+    ema_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Validated and saved are weights averaged over so much of all steps; 0: the latest.",
     )
     layer_decay: float = Field(1.0, gt=0, le=1, description="Each layer nearer the input learns this much slower.")
-    lock_image: bool = Field(False, description="Do not train the picture tower.")
+    lock_image: bool = Field(False, description="Do not train the image tower.")
     lock_text: bool = Field(False, description="Do not train the text tower.")
 
     @model_validator(mode="after")
@@ -239,10 +251,10 @@ class MemorySettings(Settings):
         description="The contrastive batch is batch_size times this (GradCache: one loss over all of it).",
     )
     mini_batch_size: int | None = Field(
-        None, gt=0, description="Pairs that go through the towers at once (GradCache); null: as many as memory holds."
+        None, gt=0, description="Pairs of a micro-batch (GradCache); null: as many as memory holds."
     )
     memory_fraction: float | None = Field(
-        None, gt=0, le=1, description="Share of the memory available at the start that training may fill; null: 0.8."
+        None, gt=0, le=1, description="Fraction of the memory available at the start that training may fill; null: 0.8."
     )
     mixed_precision: bool = Field(True, description="Let the device's policy choose; false means float32.")
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="Precision of the towers.")
@@ -272,7 +284,7 @@ class MemorySettings(Settings):
         return self
 
 
-class EvaluationSettings(FieldMetricSettings, ConceptSettings):
+class EvaluationSettings(DomainMetricSettings, SemanticSettings):
     eval_steps: int = Field(500, gt=0, description="Steps between validations.")
     early_stopping_patience: int | None = Field(
         None,
@@ -282,7 +294,7 @@ class EvaluationSettings(FieldMetricSettings, ConceptSettings):
     prompt_templates: list[str] = Field(
         list(DEFAULT_TEMPLATES), min_length=1, description="Sentences for zero-shot classes; {} is the label."
     )
-    eval_batch_size: int = Field(64, gt=0, description="Pictures embedded at once in evaluation.")
+    eval_batch_size: int = Field(64, gt=0, description="Images embedded at once in evaluation.")
     retrieval_top_k: int = Field(5, gt=0, description="Results shown per query.")
     calibrate_temperature: bool = Field(
         False, description="Save the model with the temperature that makes its probabilities true on validation."
@@ -316,8 +328,8 @@ class TrainingSettings(
     BatchScheduleSettings,
     ResolutionSettings,
     EvaluationSettings,
-    RetentionSettings,
-    HeadFirstSettings,
+    ReferenceSettings,
+    ProbeSettings,
     RunSettings,
     TemperatureSettings,
 ):

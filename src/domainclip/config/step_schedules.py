@@ -1,4 +1,4 @@
-"""What holds from which optimizer step on: how many pairs a batch has, and which side its pictures.
+"""What holds from which optimizer step on: how many pairs a batch has, and which resolution its images.
 
 Plain arithmetic, without torch, so that a recipe can be resolved with it. Nothing here takes time in proportion to the
 rows.
@@ -48,7 +48,7 @@ class BatchSchedule:
             pass
         if epoch < len(starts):
             return starts[epoch]
-        return starts[-1] + (epoch - len(starts) + 1) * self._settled
+        return starts[-1] + (epoch - len(starts) + 1) * self._batches_at_the_end
 
     def position(self, step: int) -> tuple[int, int]:
         """Epoch of a step, and its number among the epoch's batches, both from 0."""
@@ -58,7 +58,7 @@ class BatchSchedule:
         if step < starts[-1]:
             epoch = bisect.bisect_right(starts, step) - 1
             return epoch, step - starts[epoch]
-        epochs, batch = divmod(step - starts[-1], self._settled)
+        epochs, batch = divmod(step - starts[-1], self._batches_at_the_end)
         return len(starts) - 1 + epochs, batch
 
     @cached_property
@@ -75,7 +75,7 @@ class BatchSchedule:
         return True
 
     @cached_property
-    def _settled(self) -> int:
+    def _batches_at_the_end(self) -> int:
         """Batches of every epoch in the last phase."""
         return sum(count for _, count in self._runs_from(self.phases[-1][0]))
 
@@ -103,23 +103,23 @@ def total_steps(batches: BatchSchedule, num_epochs: int, max_steps: int | None) 
     return steps if max_steps is None else min(steps, max_steps)
 
 
-def side_phases(
+def resolution_phases(
     schedule: Mapping[float, int], by: str, batches: BatchSchedule, total: int
 ) -> tuple[tuple[int, int], ...]:
-    """A ``resolution_schedule`` as (first step, side), in ascending order, the first at step 0.
+    """A ``resolution_schedule`` as (first step, resolution), in ascending order, the first at step 0.
 
-    ``by`` ``share``: keys are shares of the ``total`` steps, in [0, 1); ``epoch``: numbers of epochs, from 0, which
-    need not be whole. Of sides that begin at one step the last holds. The last share begins at the last step at the
-    latest: a training of one step is at its side.
+    ``by`` ``fraction``: keys are fractions of the ``total`` steps, in [0, 1); ``epoch``: numbers of epochs, from 0,
+    which need not be whole. Of resolutions that begin at one step the last holds. The last fraction begins at the last
+    step at the latest: a training of one step is at its resolution.
     """
     phases: dict[int, int] = {}
-    for key, side in schedule.items():
+    for key, resolution in schedule.items():
         if by == "epoch":
             epoch = math.floor(key)
             first = batches.epoch_start(epoch) + _whole((key - epoch) * batches.batches(epoch))
         else:
             first = min(_whole(key * total), total - 1)
-        phases[first] = side
+        phases[first] = resolution
     return tuple(sorted(phases.items()))
 
 

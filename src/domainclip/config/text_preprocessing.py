@@ -36,8 +36,11 @@ class TextPreprocessing(Settings):
         "tokens",
         description="What is left of a caption above the token limit: whole sentences, or tokens up to the limit.",
     )
-    synonym_share: float = Field(
-        0.0, ge=0, le=1, description="Training: share of the glossary's terms that are shown as one of their synonyms."
+    synonym_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Training: fraction of the glossary's terms that are shown as one of their synonyms.",
     )
     section_dropout: float = Field(
         0.0,
@@ -49,7 +52,7 @@ class TextPreprocessing(Settings):
     @model_validator(mode="after")
     def _glossary_is_there(self) -> Self:
         if self.glossary is None:
-            for key in ("expand_abbreviations", "synonym_share"):
+            for key in ("expand_abbreviations", "synonym_fraction"):
                 if getattr(self, key):
                     raise ValueError(
                         f"{key} reads a glossary: name one (glossary=medical, or a YAML file), or turn {key} off"

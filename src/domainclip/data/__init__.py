@@ -1,4 +1,4 @@
-"""Pictures and captions: loading, splitting, transforming, batching."""
+"""Images and captions: loading, splitting, transforming, batching."""
 
 from domainclip.data.batches import (
     PrefetchDataLoader,

@@ -16,13 +16,13 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.dataset import CLIPDataset, RawItem
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.data.step_plan import StepPlan
-from domainclip.errors import ConfigurationError, DataError, PictureError
+from domainclip.errors import ConfigurationError, DataError, ImageError
 
 Batch = dict[str, Any]
 
 
 def collate_fn(items: Sequence[dict[str, Any]]) -> Batch:
-    """Stack items of ``CLIPDataset`` as they are: full text length, every caption, normalised pictures."""
+    """Stack items of ``CLIPDataset`` as they are: full text length, every caption, normalised images."""
     return {
         "pixel_values": torch.stack([item["pixel_values"] for item in items]),
         "input_ids": torch.stack([item["input_ids"] for item in items]),
@@ -40,7 +40,7 @@ class PairCollator:
     - ``input_ids``, ``attention_mask`` int64 ``[U, L]``: the U distinct texts of the batch, padded to the longest
       (to the full length where the text tower needs it), and ``caption_index`` int64 ``[B]``: the text of each row.
     - ``group_ids`` int64 ``[B]``, ``rows``, ``image_paths``, ``captions``.
-    - ``problems``: (picture, reason) of rows left out because their picture cannot be read.
+    - ``skipped``: (image, reason) of rows left out because their image cannot be read.
 
     ``pad_to_multiple``: round the length up, and above 8, where the device keeps memory for every shape it has
     seen (MPS).
@@ -66,7 +66,7 @@ class PairCollator:
     def __call__(self, items: Sequence[RawItem]) -> Batch:
         good = [item for item in items if item.pixels is not None]
         distinct = list(dict.fromkeys(item.text for item in good))
-        place = {text: index for index, text in enumerate(distinct)}
+        index_of = {text: index for index, text in enumerate(distinct)}
         tokens = [self.tokens[text] for text in distinct]
         length = self.length(max((len(ids) for ids in tokens), default=1))
         input_ids = torch.full((len(distinct), length), self.pad_token_id, dtype=torch.long)
@@ -79,12 +79,12 @@ class PairCollator:
             "pixels": torch.stack([item.pixels for item in good if item.pixels is not None]) if good else None,
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "caption_index": torch.tensor([place[item.text] for item in good], dtype=torch.long),
+            "caption_index": torch.tensor([index_of[item.text] for item in good], dtype=torch.long),
             "group_ids": self.group_ids[torch.tensor(rows, dtype=torch.long)],
             "rows": rows,
             "image_paths": [self.paths[row] for row in rows],
             "captions": [self.texts[item.text] for item in good],
-            "problems": [(self.paths[item.row], item.problem) for item in items if item.pixels is None],
+            "skipped": [(self.paths[item.row], item.problem) for item in items if item.pixels is None],
         }
 
 
@@ -97,12 +97,12 @@ class _RawView(Dataset):
     def __getitem__(self, key: Any) -> RawItem:
         try:
             return self.dataset.fetch(key)
-        except PictureError as error:  # strict
+        except ImageError as error:  # strict
             if get_worker_info() is None:
                 raise
             # Raised here it would reach the user wrapped into the worker's traceback; PrefetchDataLoader raises it.
             row = key[1] if isinstance(key, tuple) else key
-            return RawItem(row, self.dataset.text_number(key), None, str(error))
+            return RawItem(row, self.dataset.text_index(key), None, str(error))
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -119,15 +119,16 @@ def create_training_loader(
     the whole training (``loader.batch_sampler.plan``).
 
     ``batch_size``: pairs in a batch, the largest where ``batch_size_schedule`` is set. The recipe's
-    ``look_alike_share`` takes effect once the sampler is given neighbours (``set_neighbours``).
+    ``hard_negative_batch_fraction`` takes effect once the sampler is given neighbours (``set_neighbours``).
     Raises ``ConfigurationError`` for a plan that the data set's transform or ``batch_size`` does not fit.
     """
     transform = dataset.image_transform
     plan = StepPlan.from_settings(config, len(dataset), batch_size, transform.resolution)
-    if plan.sides[-1] > transform.largest_side:
+    if plan.resolutions[-1] > transform.largest_resolution:
         raise ConfigurationError(
-            f"The recipe trains at up to {plan.sides[-1]} pixels, but the data set's transform keeps pictures for "
-            f"{transform.largest_side} and would blow them up: make it with largest_side={plan.sides[-1]}"
+            f"The recipe trains at up to {plan.resolutions[-1]} pixels, but the data set's transform keeps images for "
+            f"{transform.largest_resolution} and would blow them up: make it with "
+            f"largest_resolution={plan.resolutions[-1]}"
         )
     sampler = EpochBatchSampler(
         len(dataset),
@@ -135,7 +136,7 @@ def create_training_loader(
         config.seed,
         config.shuffle,
         drop_last=True,
-        look_alike_share=config.look_alike_share,
+        hard_negative_batch_fraction=config.hard_negative_batch_fraction,
         plan=plan,
     )
     return DataLoader(
@@ -196,7 +197,7 @@ def create_train_val_dataloaders(
 class PrefetchDataLoader:
     """Prepares the next batches in a thread and puts their tensors on the device while the last one is trained.
 
-    Reading pictures releases the interpreter lock, so one thread overlaps with the training even without worker
+    Reading images releases the interpreter lock, so one thread overlaps with the training even without worker
     processes. An error in the thread is raised where the batch was awaited.
     """
 
@@ -234,8 +235,8 @@ class PrefetchDataLoader:
         def read() -> None:
             try:
                 for batch in self.loader:
-                    if strict and batch["problems"]:
-                        raise PictureError(batch["problems"][0][1])
+                    if strict and batch["skipped"]:
+                        raise ImageError(batch["skipped"][0][1])
                     if not put("batch", batch):
                         return
                 put("end", None)

@@ -14,18 +14,19 @@ from torch.utils.data import Dataset
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.captions.statements import statement_key
-from domainclip.data.images.cache import PictureCache
+from domainclip.data.images.cache import ImageCache
 from domainclip.data.images.image_spec import ImageSpec
-from domainclip.data.images.reader import picture_header
+from domainclip.data.images.reader import image_header
 from domainclip.data.images.transforms import ImageTransform, TextTransform, view_rng
 from domainclip.data.records import ImageTextPair
 from domainclip.data.step_plan import ViewKey
-from domainclip.errors import DataError, PictureError
+from domainclip.errors import DataError, ImageError
 
 _LOOKED_AT = 16
 
 RowKey = int | tuple[int, int] | ViewKey
-"""A row, or (epoch, row): the epoch picks the random view and the caption. A ``ViewKey`` says the side as well."""
+"""A row, or (epoch, row): the epoch picks the random view and the caption. A ``ViewKey`` says the resolution as
+well."""
 
 
 @dataclass
@@ -34,7 +35,7 @@ class RawItem:
 
     row: int
     text: int
-    pixels: Tensor | None  # uint8 [3, side, side]; None when the picture cannot be read
+    pixels: Tensor | None  # uint8 [3, size, size]; None when the image cannot be read
     problem: str = ""
 
 
@@ -46,7 +47,7 @@ def _token_ids(processor: Any, texts: list[str], max_length: int) -> list[list[i
 
 
 class CLIPDataset(Dataset):
-    """Image-text pairs, tokenized once, with pictures decoded on demand and cached within ``image_cache_mb``.
+    """Image-text pairs, tokenized once, with images decoded on demand and cached within ``image_cache_mb``.
 
     ``processor`` is an ``EncoderProcessor`` or a ``transformers`` processor (anything with ``tokenizer`` and
     ``image_processor``). Items are dicts: ``pixel_values`` float32 ``[3, R, R]``, ``input_ids`` and
@@ -60,7 +61,7 @@ class CLIPDataset(Dataset):
     other ways of saying a caption, of which an epoch shows one, and ``class_names`` the names of a label that
     ``augment_text`` puts into prompts. Views are no part of what ``group_ids`` compares.
 
-    Raises ``DataError`` "No valid image-text pairs" for none, and ``PictureError`` on reading a bad picture.
+    Raises ``DataError`` "No valid image-text pairs" for none, and ``ImageError`` on reading a bad image.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class CLIPDataset(Dataset):
         if not config.is_set("image_resolution"):
             config = config.updated(image_resolution=spec.resolution)
         self.image_transform = image_transform or ImageTransform(
-            config, augment=False, spec=spec, largest_side=config.largest_side(config.image_resolution)
+            config, augment=False, spec=spec, largest_resolution=config.largest_resolution(config.image_resolution)
         )
         self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
         self.fixed_length = getattr(processor, "text_padding", "causal") == "fixed"
@@ -93,7 +94,7 @@ class CLIPDataset(Dataset):
         self._build_texts(processor, text_transform or TextTransform(), caption_views, class_names)
         self.group_ids = self._groups()
         capacity = self._cache_bytes(config) if cache else 0
-        self._cache = PictureCache(len(self.pairs), capacity, shared=config.num_workers > 0) if capacity else None
+        self._cache = ImageCache(len(self.pairs), capacity, shared=config.num_workers > 0) if capacity else None
 
     def _texts_of_rows(self) -> list[list[str]]:
         return [[pair.caption] for pair in self.pairs]
@@ -129,45 +130,47 @@ class CLIPDataset(Dataset):
 
     def _groups(self) -> Tensor:
         by_label = self.config.positives == "label"
-        said = [statement_key(text) if self.config.positives == "statement" else text for text in self.texts]
+        statements = [statement_key(text) if self.config.positives == "statement" else text for text in self.texts]
         keys: dict[Any, int] = {}
         ids = []
         for pair, texts in zip(self.pairs, self._row_texts, strict=True):
             key = (
-                ("label", pair.label) if by_label and pair.label else ("texts", frozenset(said[text] for text in texts))
+                ("label", pair.label)
+                if by_label and pair.label
+                else ("texts", frozenset(statements[text] for text in texts))
             )
             ids.append(keys.setdefault(key, len(keys)))
         return torch.tensor(ids)
 
     def _cache_bytes(self, config: CLIPFinetuningConfig) -> int:
         if self.image_transform.augment and self._has_tiles():
-            return config.image_cache_mb * 2**20  # kept whole: as many tiles as a picture has, which only it tells
-        side = self.image_transform.largest_side
-        # An augmented picture is kept with the margin its crops need, and with its own proportions.
+            return config.image_cache_mb * 2**20  # kept whole: as many tiles as an image has, which only it tells
+        resolution = self.image_transform.largest_resolution
+        # An augmented image is kept with the margin its crops need, and with its own proportions.
         margin = 2.2 / config.crop_scale if self.image_transform.augment else 1.0
-        return min(config.image_cache_mb * 2**20, int(len(self.pairs) * 3 * side * side * margin))
+        return min(config.image_cache_mb * 2**20, int(len(self.pairs) * 3 * resolution * resolution * margin))
 
     def _has_tiles(self) -> bool:
-        """Whether some of a few pictures, evenly spaced, is to be cut into tiles."""
-        side = self.image_transform.chain.settings.tile_side
-        if side is None:
+        """Whether some of a few images, evenly spaced, is to be cut into tiles."""
+        tile_size = self.image_transform.pipeline.settings.tile_size
+        if tile_size is None:
             return False
         for pair in self.pairs[:: max(1, len(self.pairs) // _LOOKED_AT)]:
-            with suppress(PictureError):  # told when it is read
-                header = picture_header(pair.image_path, self.config.max_image_pixels)
-                if max(header.width, header.height) > side:
+            with suppress(ImageError):  # told when it is read
+                header = image_header(pair.image_path, self.config.max_image_pixels)
+                if max(header.width, header.height) > tile_size:
                     return True
         return False
 
     def cache_bytes_to_come(self) -> int:
-        """Bytes that the cache of decoded pictures will still take as it fills."""
+        """Bytes that the cache of decoded images will still take as it fills."""
         return self._cache.capacity - self._cache.used if self._cache else 0
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def pixels(self, key: RowKey) -> Tensor:
-        """The picture of a row as uint8 ``[3, R, R]``, augmented where the transform says so."""
+        """The image of a row as uint8 ``[3, R, R]``, augmented where the transform says so."""
         epoch, row = key[:2] if isinstance(key, tuple) else (0, key)
         base = self._cache.get(row) if self._cache else None
         if base is None:
@@ -177,10 +180,10 @@ class CLIPDataset(Dataset):
                 self._cache.put(row, base)
         rng = view_rng(self.seed, epoch, row)
         if isinstance(key, ViewKey):
-            return self.image_transform.finish(base, rng, key.side, key.strength)
+            return self.image_transform.finish(base, rng, key.resolution, key.strength)
         return self.image_transform.finish(base, rng)
 
-    def text_number(self, key: RowKey) -> int:
+    def text_index(self, key: RowKey) -> int:
         """Which text of the table a row shows: its caption, one of its captions, a view of it, or its label as a
         prompt."""
         epoch, row = key[:2] if isinstance(key, tuple) else (0, key)
@@ -188,26 +191,26 @@ class CLIPDataset(Dataset):
         prompts = self._prompts.get(self.pairs[row].label or "")
         if len(choices) == 1 and not prompts and not self._views:
             return choices[0]
-        rng = view_rng(self.seed + 1, epoch, row)  # + 1: not the numbers that draw the picture's view
+        rng = view_rng(self.seed + 1, epoch, row)  # + 1: not the numbers that draw the image's view
         if prompts and rng.random() < 0.5:
             return rng.choice(prompts)
         chosen = rng.choice(choices)
         return rng.choice(self._views[chosen]) if self._views else chosen
 
     def shown_texts(self, row: int) -> list[int]:
-        """The numbers of all texts that ``text_number`` may give for a row, its first caption first."""
+        """The numbers of all texts that ``text_index`` may give for a row, its first caption first."""
         texts = [*self._row_texts[row], *(view for text in self._row_texts[row] for view in self._views.get(text, ()))]
         return list(dict.fromkeys([*texts, *self._prompts.get(self.pairs[row].label or "", ())]))
 
     def fetch(self, key: RowKey) -> RawItem:
-        """The lean form. A bad picture becomes an item with a ``problem``, unless ``strict``."""
+        """The lean form. A bad image becomes an item with a ``problem``, unless ``strict``."""
         row = key[1] if isinstance(key, tuple) else key
         try:
-            return RawItem(row, self.text_number(key), self.pixels(key))
-        except PictureError as error:
+            return RawItem(row, self.text_index(key), self.pixels(key))
+        except ImageError as error:
             if self.config.strict:
                 raise
-            return RawItem(row, self.text_number(key), None, str(error))
+            return RawItem(row, self.text_index(key), None, str(error))
 
     def __getitem__(self, key: RowKey) -> dict[str, Any]:
         row = key[1] if isinstance(key, tuple) else key
@@ -218,7 +221,7 @@ class CLIPDataset(Dataset):
             key = key._replace(row=row)
         else:
             key = (key[0], row) if isinstance(key, tuple) else row
-        number = self.text_number(key)
+        number = self.text_index(key)
         tokens = self.tokens[number]
         input_ids = torch.full((self.text_length,), self.pad_token_id, dtype=torch.long)
         attention_mask = torch.zeros(self.text_length, dtype=torch.long)
@@ -234,9 +237,9 @@ class CLIPDataset(Dataset):
 
 
 class MultiCaptionCLIPDataset(CLIPDataset):
-    """Pictures with several captions each; every epoch draws one of them per picture.
+    """Images with several captions each; every epoch draws one of them per image.
 
-    ``items``: a mapping or list of (picture, captions). ``from_pairs`` gathers the rows of one picture.
+    ``items``: a mapping or list of (image, captions). ``from_pairs`` gathers the rows of one image.
     """
 
     def __init__(
@@ -253,7 +256,7 @@ class MultiCaptionCLIPDataset(CLIPDataset):
         rows = list(items.items()) if isinstance(items, Mapping) else list(items)
         empty = [str(path) for path, captions in rows if not captions]
         if empty:
-            raise DataError(f"No caption for {len(empty)} pictures, the first is {empty[0]}")
+            raise DataError(f"No caption for {len(empty)} images, the first is {empty[0]}")
         self._captions = [list(captions) for _, captions in rows]
         labels = labels or {}
         pairs = [ImageTextPair(Path(path), captions[0], labels.get(path)) for path, captions in rows]

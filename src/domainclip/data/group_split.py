@@ -1,16 +1,16 @@
-"""Dividing pairs by ratio: groups and pictures stay whole, classes keep their shares.
+"""Dividing pairs by ratio: groups and images stay whole, classes keep their proportions.
 
-The algorithm. Rows that share a group or a picture, directly or through other rows, form one unit, which is
+The algorithm. Rows that share a group or an image, directly or through other rows, form one unit, which is
 never divided. Units are placed one after another, the largest first (they are the hardest to fit), equal
 sizes in an order drawn from the seed. Each goes to the split that lacks it most: the split's shortfall in the
-unit's classes, each as a share of that class, plus its shortfall in rows, as a share of all rows. That
+unit's classes, each as a fraction of that class, plus its shortfall in rows, as a fraction of all rows. That
 descends the sum of squared deviations from the wanted counts, per class and in total (compare Sechidis et
 al., "On the Stratification of Multi-Label Data", 2011). Then single units are moved while that sum still
 falls, because the large units, placed first, have nearly all gone to the largest split. Two repairs follow:
 no split that wants rows stays empty while there are enough units, and a class with three units or more has
 one in train.
 
-The order is drawn from hashes of the groups' and pictures' names, so the result depends on the seed and on
+The order is drawn from hashes of the groups' and images' names, so the result depends on the seed and on
 the rows, not on their order nor on where the data set lies on the disk.
 """
 
@@ -28,8 +28,8 @@ REFINING_PASSES = 10
 SPLITS = ("train", "val", "test")
 
 
-def picture_key(pair: ImageTextPair) -> str:
-    """The picture's path with ``..`` and doubled separators resolved, so that one file has one key."""
+def image_key(pair: ImageTextPair) -> str:
+    """The image's path with ``..`` and doubled separators resolved, so that one file has one key."""
     return os.path.normpath(os.fspath(pair.image_path))
 
 
@@ -44,8 +44,8 @@ class Unit:
 
 
 def find_units(pairs: Sequence[ImageTextPair]) -> list[Unit]:
-    """The connected components of rows under "same group" and "same picture", in no particular order."""
-    pictures = [picture_key(pair) for pair in pairs]
+    """The connected components of rows under "same group" and "same image", in no particular order."""
+    images = [image_key(pair) for pair in pairs]
     parent = list(range(len(pairs)))
 
     def root(row: int) -> int:
@@ -56,28 +56,28 @@ def find_units(pairs: Sequence[ImageTextPair]) -> list[Unit]:
 
     first: dict[tuple[str, str], int] = {}
     for row, pair in enumerate(pairs):
-        keys = [("picture", pictures[row])] + ([("group", pair.group)] if pair.group is not None else [])
+        keys = [("image", images[row])] + ([("group", pair.group)] if pair.group is not None else [])
         for key in keys:
             parent[root(row)] = root(first.setdefault(key, row))
     members: dict[int, list[int]] = defaultdict(list)
     for row in range(len(pairs)):
         members[root(row)].append(row)
-    base = _common_folder(pictures)
+    base = _common_folder(images)
     units = []
     for rows in members.values():
         groups = [group for row in rows if (group := pairs[row].group) is not None]
-        name = f"group {min(groups)}" if groups else min(pictures[row][base:] for row in rows)
+        name = f"group {min(groups)}" if groups else min(images[row][base:] for row in rows)
         labels = Counter(pairs[row].label or "" for row in rows)
         units.append(Unit(rows, name, sorted(labels.items())))
     return units
 
 
-def _common_folder(pictures: list[str]) -> int:
+def _common_folder(images: list[str]) -> int:
     """How many leading characters all paths share, up to a separator."""
-    if not pictures:
+    if not images:
         return 0
     # Of sorted texts the first and the last differ earliest.
-    first, last = min(pictures), max(pictures)
+    first, last = min(images), max(images)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return first.rfind(os.sep, 0, same) + 1
 

@@ -1,4 +1,4 @@
-"""What a data set is made of: pairs of a picture's path and a caption, and the rows that were set aside."""
+"""What a data set is made of: pairs of an image's path and a caption, and the rows that were skipped."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class ImageTextPair(tuple[Path, str]):
 
 
 @dataclass(frozen=True)
-class Quarantined:
-    """A row that was set aside: ``where`` names file and row ("train.csv row 12"), ``reason`` says why.
+class SkippedRow:
+    """A row that was skipped: ``where`` names file and row ("train.csv row 12"), ``reason`` says why.
 
-    ``kind`` is the reason in one of a few fixed phrases, for counting: "missing picture", "empty caption",
+    ``kind`` is the reason in one of a few fixed phrases, for counting: "missing image", "empty caption",
     "malformed row".
     """
 
@@ -80,14 +80,14 @@ class Quarantined:
 
 
 class PairList(list[ImageTextPair]):
-    """The usable pairs of one source, in the source's order, and in ``quarantine`` the rows set aside."""
+    """The usable pairs of one source, in the source's order, and in ``skipped`` the rows that could not be used."""
 
     def __init__(
         self,
         pairs: Iterable[ImageTextPair] = (),
         source: str = "",
-        quarantine: Iterable[Quarantined] = (),
+        skipped: Iterable[SkippedRow] = (),
     ) -> None:
         super().__init__(pairs)
         self.source = source
-        self.quarantine: list[Quarantined] = list(quarantine)
+        self.skipped: list[SkippedRow] = list(skipped)

@@ -1,4 +1,4 @@
-"""The order of rows in training, and batches of look-alikes."""
+"""The order of rows in training, and batches of hard negatives."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class EpochBatchSampler:
     when ``drop_last``, unless it is the only one.
 
     With a ``plan`` the batches are of its sizes (``batch_size`` and ``drop_last`` say nothing then), and where it wants
-    pictures of another side, or augmented less, the keys are ``ViewKey``s, alike throughout a batch. The order of rows
-    is the same with any plan; the position of an epoch's batches in the training is the plan's.
+    images of another resolution, or augmented less, the keys are ``ViewKey``s, alike throughout a batch. The order of
+    rows is the same with any plan; the position of an epoch's batches in the training is the plan's.
 
     A contrastive loss learns from the negatives in its batch, and in a random batch of a large data set these are
-    easy. After ``set_neighbours`` the share s = ``look_alike_share`` (0…1) of each batch of B is chosen to be hard
-    (as in NGAME, Dahiya et al. 2023, with neighbours of rows in place of clusters):
+    easy. After ``set_neighbours`` the fraction s = ``hard_negative_batch_fraction`` (0…1) of each batch of B is chosen
+    to be hard (as in NGAME, Dahiya et al. 2023, with neighbours of rows in place of clusters):
 
     1. ⌈(1 − s)·B⌉ anchors, at least one: the next rows of the epoch's random order that are not used yet;
-    2. look-alikes: the anchors' hardest neighbours that are not used yet, every anchor's first before any second;
+    2. hard negatives: the anchors' hardest neighbours that are not used yet, every anchor's first before any second;
     3. where those are too few, more rows of the random order.
 
     Every row is still used at most once an epoch, and exactly once without ``drop_last``, in the same number of
-    batches; what ``drop_last`` leaves out are rows that come late in the random order and were nobody's look-alike.
+    batches; what ``drop_last`` leaves out are rows that come late in the random order and were nobody's hard negative.
     Neighbours run out as an epoch goes on, so its last batches are the most random. The order depends on seed, epoch
     and neighbours alone: a run is taken up exactly if it is given the neighbours it had.
 
-    Without ``shuffle`` the order of the data set is kept, whatever the share.
-    Raises ``ConfigurationError`` for a share outside 0…1.
+    Without ``shuffle`` the order of the data set is kept, whatever the fraction.
+    Raises ``ConfigurationError`` for a fraction outside 0…1.
     """
 
     def __init__(
@@ -49,18 +49,25 @@ class EpochBatchSampler:
         seed: int,
         shuffle: bool,
         drop_last: bool,
-        look_alike_share: float = 0.0,
+        hard_negative_batch_fraction: float = 0.0,
         plan: StepPlan | None = None,
     ) -> None:
-        if not 0 <= look_alike_share <= 1:
-            raise ConfigurationError(f"look_alike_share must be in 0…1 (it is {look_alike_share:g})")
-        self.rows, self.seed, self.shuffle, self.look_alike_share = rows, seed, shuffle, look_alike_share
+        if not 0 <= hard_negative_batch_fraction <= 1:
+            raise ConfigurationError(
+                f"hard_negative_batch_fraction must be in 0…1 (it is {hard_negative_batch_fraction:g})"
+            )
+        self.rows, self.seed, self.shuffle, self.hard_negative_batch_fraction = (
+            rows,
+            seed,
+            shuffle,
+            hard_negative_batch_fraction,
+        )
         self.plan = plan
         self.batch_schedule = plan.batch_schedule if plan else BatchSchedule(rows, ((0, batch_size),), drop_last)
         self.neighbours: np.ndarray | None = None
         self.epoch = 0
         self.skip = 0
-        self.share: Callable[[int], slice] | None = None
+        self.shard: Callable[[int], slice] | None = None
         """Which rows of a batch, of so many, are this process' where several read one batch; None: all."""
 
     def set_position(self, epoch: int, skip: int = 0) -> None:
@@ -93,7 +100,7 @@ class EpochBatchSampler:
         return self.batch_schedule.batches(self.epoch)
 
     def order(self, epoch: int) -> list[int]:
-        """The epoch's order before look-alikes are brought together."""
+        """The epoch's order before hard negatives are brought together."""
         if not self.shuffle:
             return list(range(self.rows))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
@@ -103,28 +110,28 @@ class EpochBatchSampler:
         epoch, order = self.epoch, self.order(self.epoch)
         first = self.batch_schedule.epoch_start(epoch)
         steps = range(first, first + len(self))
-        # What a batch would have where enough rows are left: how many look-alikes it gets does not hang on the rest.
+        # What a batch would have where enough rows are left: how many hard negatives it gets does not hang on the rest.
         sizes = [self.batch_schedule.wanted(step) for step in steps]
         if self.neighbours is not None and self.shuffle:
-            batches = self._look_alike_batches(order, sizes, self.neighbours)
+            batches = self._hard_negative_batches(order, sizes, self.neighbours)
         else:
             batches = self._plain_batches(order, sizes)
-        # Not sliced: a batch of look-alikes depends on all those before it, so those skipped are made as well.
+        # Not sliced: a batch of hard negatives depends on all those before it, so those skipped are made as well.
         skip = first + self.skip
         return (self._keys(epoch, step, rows) for step, rows in zip(steps, batches, strict=True) if step >= skip)
 
     def _keys(self, epoch: int, step: int, rows: list[int]) -> list[tuple[int, int]] | list[ViewKey]:
-        if self.share is not None:
-            rows = rows[self.share(len(rows))]
+        if self.shard is not None:
+            rows = rows[self.shard(len(rows))]
         if self.plan:
-            side, strength = self.plan.side(step), self.plan.strength(step)
-            if side != self.plan.full_side or strength != 1:
-                return [ViewKey(epoch, row, side, strength) for row in rows]
+            resolution, strength = self.plan.resolution(step), self.plan.strength(step)
+            if resolution != self.plan.full_resolution or strength != 1:
+                return [ViewKey(epoch, row, resolution, strength) for row in rows]
         return [(epoch, row) for row in rows]
 
-    def _look_alikes(self, size: int) -> int:
+    def _hard_negatives(self, size: int) -> int:
         # Rounded first: 0.29 × 100 is 28.999… in binary.
-        return min(math.floor(round(self.look_alike_share * size, 6)), size - 1)
+        return min(math.floor(round(self.hard_negative_batch_fraction * size, 6)), size - 1)
 
     def _plain_batches(self, order: list[int], sizes: list[int]) -> Iterator[list[int]]:
         first = 0
@@ -132,10 +139,10 @@ class EpochBatchSampler:
             yield order[first : first + size]
             first += size
 
-    def _look_alike_batches(self, order: list[int], sizes: list[int], neighbours: np.ndarray) -> Iterator[list[int]]:
+    def _hard_negative_batches(self, order: list[int], sizes: list[int], neighbours: np.ndarray) -> Iterator[list[int]]:
         unused = _UnusedRows(np.array(order))
         for size in sizes:
-            count = self._look_alikes(size)
+            count = self._hard_negatives(size)
             anchors = unused.next(size - count)
             # Transposed, so that every anchor's hardest comes before any second hardest.
             alike = unused.first_of(neighbours[anchors].T.ravel(), count)

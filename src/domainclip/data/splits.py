@@ -1,4 +1,4 @@
-"""Train, validation and test: given by files, or cut so that no group and no picture is in two of them."""
+"""Train, validation and test: given by files, or cut so that no group and no image is in two of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from domainclip.data.group_split import assign, find_units, picture_key
+from domainclip.data.group_split import assign, find_units, image_key
 from domainclip.data.records import DISCIPLINE_COL, ImageTextPair, PairList
 from domainclip.data.sources import huggingface, tables
 from domainclip.data.sources.directories import SPLIT_NAMES, are_split_folders, visible_folders
@@ -42,11 +42,11 @@ def split_pairs(
     test: float = 0.1,
     seed: int = 42,
 ) -> tuple[PairList, PairList, PairList]:
-    """Divide ``pairs`` by ratio; rows of one group, and rows of one picture, stay together.
+    """Divide ``pairs`` by ratio; rows of one group, and rows of one image, stay together.
 
     Stratified by label as well as the groups allow; a class with three groups or more has at least one in
     train. The same seed and rows give the same splits, whatever the order of the rows (see ``group_split``).
-    Rows keep their order within a split; a quarantine goes with the training split.
+    Rows keep their order within a split; skipped rows go with the training split.
 
     Raises ``ConfigurationError``: ratios that are negative, leave train nothing, or do not sum to 1.
     """
@@ -65,7 +65,7 @@ def split_pairs(
     parts = tuple(
         PairList((pair for pair, at in zip(rows, place, strict=True) if at == index), source) for index in range(3)
     )
-    parts[0].quarantine = list(getattr(pairs, "quarantine", []))
+    parts[0].skipped = list(getattr(pairs, "skipped", []))
     return parts[0], parts[1], parts[2]
 
 
@@ -90,7 +90,7 @@ def load_splits(
     ``val.*`` or ``validation.*`` and ``test.*``; folders of these names; or the splits of a Hugging Face data
     set. A missing one is cut from the training split by group, never from the test split. Anything else is
     divided by ratio. Groups come from a ``meta.csv`` beside the table (columns ``image_path`` and ``group``),
-    else from the group column; without either each picture is its own group.
+    else from the group column; without either each image is its own group.
 
     Raises ``DataError`` and ``ConfigurationError`` as ``DatasetLoader`` and ``split_pairs`` do.
     """
@@ -111,8 +111,8 @@ def load_splits(
     for name, part in given.items():
         pairs = loaded[name]
         join_groups(pairs, part.folder, image_col, group_col, notes)
-        if pairs.quarantine:
-            notes.append(f"{part.name}: {_count(len(pairs.quarantine), 'row')} set aside, first {pairs.quarantine[0]}")
+        if pairs.skipped:
+            notes.append(f"{part.name}: {_count(len(pairs.skipped), 'row')} skipped, first {pairs.skipped[0]}")
     if len(given) == 1:
         return _divide(given["train"].name, loaded["train"], ratios, seed, notes)
 
@@ -126,8 +126,8 @@ def load_splits(
             continue
         loaded[missing], note = PairList(), f"{missing}: none (the data give none and its ratio is 0)"
         if ratios[missing] > 0:
-            share = ratios[missing] / (ratios["train"] + ratios[missing])
-            loaded["train"], loaded[missing], _ = split_pairs(loaded["train"], 1 - share, share, 0.0, seed)
+            fraction = ratios[missing] / (ratios["train"] + ratios[missing])
+            loaded["train"], loaded[missing], _ = split_pairs(loaded["train"], 1 - fraction, fraction, 0.0, seed)
             note = (
                 f"{missing}: {_rows_and_groups(loaded[missing])} cut from {file_names['train']}, which keeps "
                 f"{_rows_and_groups(loaded['train'])}; no group is in both"
@@ -180,7 +180,7 @@ def given_splits(path: Path | str, **options: object) -> dict[str, GivenSplit]:
 
 def join_groups(pairs: PairList, folder: Path | None, image_col: str, group_col: str, notes: list[str]) -> None:
     """Set each pair's group, and discipline where there is that column, from ``meta.csv`` in ``folder``, matched by
-    picture; a pair it lacks keeps its own."""
+    image; a pair it lacks keeps its own."""
     meta = folder / META_FILE if folder is not None else None
     if meta is None or not meta.is_file():
         return
@@ -198,19 +198,19 @@ def join_groups(pairs: PairList, folder: Path | None, image_col: str, group_col:
         for row in rows
     }
     for pair in pairs:
-        group, discipline = known.get(picture_key(pair), ("", ""))
+        group, discipline = known.get(image_key(pair), ("", ""))
         pair.group = group or pair.group
         pair.discipline = discipline or pair.discipline
 
 
 def _divide(name: str, pairs: PairList, ratios: dict[str, float], seed: int, notes: list[str]) -> DataSplits:
     train, val, test = split_pairs(pairs, ratios["train"], ratios["validation"], ratios["test"], seed)
-    what = "group" if any(pair.group is not None for pair in pairs) else "picture"
+    what = "group" if any(pair.group is not None for pair in pairs) else "image"
     counts = ", ".join(
         f"{split} {_rows_and_groups(part)}" for split, part in (("train", train), ("validation", val), ("test", test))
     )
-    shares = " / ".join(f"{share:g}" for share in ratios.values())
-    notes.insert(0, f"{name} is divided {shares} with seed {seed}: {counts}; no {what} is in two of them")
+    fractions = " / ".join(f"{fraction:g}" for fraction in ratios.values())
+    notes.insert(0, f"{name} is divided {fractions} with seed {seed}: {counts}; no {what} is in two of them")
     for split, part in (("validation", val), ("test", test)):
         if not part and ratios[split] > 0:
             notes.append(f"{split} is empty: {name} has too few {what}s to divide ({_rows_and_groups(pairs)})")
@@ -218,14 +218,14 @@ def _divide(name: str, pairs: PairList, ratios: dict[str, float], seed: int, not
 
 
 def leakage_notes(splits: DataSplits) -> list[str]:
-    """A warning for each two splits that share groups or pictures."""
+    """A warning for each two splits that share groups or images."""
     named = (("train", splits.train), ("validation", splits.val), ("test", splits.test))
     notes = []
     for index, (name, pairs) in enumerate(named):
         for other_name, other in named[index + 1 :]:
             for what, keys, other_keys in (
                 ("group", group_names(pairs), group_names(other)),
-                ("picture", {picture_key(pair) for pair in pairs}, {picture_key(pair) for pair in other}),
+                ("image", {image_key(pair) for pair in pairs}, {image_key(pair) for pair in other}),
             ):
                 if shared := keys & other_keys:
                     notes.append(

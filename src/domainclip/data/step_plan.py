@@ -1,4 +1,5 @@
-"""What each optimizer step of a training is: how many pairs, of which side, how strongly augmented, at which rate."""
+"""What each optimizer step of a training is: how many pairs, of which resolution, how strongly augmented, at which
+rate."""
 
 from __future__ import annotations
 
@@ -9,19 +10,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.config.step_schedules import BatchSchedule, side_phases, total_steps
+from domainclip.config.step_schedules import BatchSchedule, resolution_phases, total_steps
 from domainclip.errors import ConfigurationError
 
 REWARM_FROM = 0.1
-REWARM_SHARE, REWARM_STEPS = 0.05, 20
+REWARM_FRACTION, REWARM_STEPS = 0.05, 20
 
 
 class ViewKey(NamedTuple):
-    """A row to read, where its picture is not of the transform's own side or not augmented at full strength."""
+    """A row to read, where its image is not of the transform's own resolution or not augmented at full strength."""
 
     epoch: int
     row: int
-    side: int  # pixels
+    resolution: int  # pixels
     strength: float  # of the augmentation, in (0, 1]
 
 
@@ -30,26 +31,29 @@ class StepPlan:
     """Steps count from 0 over the whole training. Depends on the settings and the number of rows alone, so a training
     can be taken up anywhere.
 
-    ``full_side``: side in pixels that is validated and saved. ``phases``: (first step, side) of progressive training.
-    ``draws``: (side, weight) of which each step draws one, from numbers that depend on ``seed`` and the step alone.
+    ``full_resolution``: resolution in pixels that is validated and saved. ``phases``: (first step, resolution) of
+    progressive training. ``draws``: (resolution, weight) of which each step draws one, from numbers that depend on
+    ``seed`` and the step alone.
     """
 
     batch_schedule: BatchSchedule
     total_steps: int
-    full_side: int
+    full_resolution: int
     phases: tuple[tuple[int, int], ...] = ()
     draws: tuple[tuple[int, float], ...] = ()
     seed: int = 0
 
     @classmethod
-    def from_settings(cls, settings: CLIPFinetuningConfig, rows: int, batch_size: int, full_side: int) -> StepPlan:
+    def from_settings(
+        cls, settings: CLIPFinetuningConfig, rows: int, batch_size: int, full_resolution: int
+    ) -> StepPlan:
         """The plan of a resolved recipe. ``batch_size`` is the contrastive one (the largest, where it changes).
 
         Raises ``ConfigurationError`` for a schedule that is still to be resolved (``auto``), or that does not end at
-        ``batch_size`` pairs or ``full_side``.
+        ``batch_size`` pairs or ``full_resolution``.
         """
-        sizes, sides = settings.batch_size_schedule, settings.resolution_schedule
-        if sides == "auto":
+        sizes, resolutions = settings.batch_size_schedule, settings.resolution_schedule
+        if resolutions == "auto":
             raise ConfigurationError("resolution_schedule=auto is decided from the model: resolve the recipe first")
         if sizes and max(sizes.values()) != batch_size:
             raise ConfigurationError(
@@ -57,14 +61,14 @@ class StepPlan:
             )
         batches = BatchSchedule(rows, tuple(sorted(sizes.items())) if sizes else ((0, batch_size),))
         total = total_steps(batches, settings.num_epochs, settings.max_steps)
-        phases = side_phases(sides, settings.resolution_schedule_by, batches, total) if sides else ()
-        if phases and phases[-1][1] != full_side:
+        phases = resolution_phases(resolutions, settings.resolution_schedule_by, batches, total) if resolutions else ()
+        if phases and phases[-1][1] != full_resolution:
             raise ConfigurationError(
-                f"resolution_schedule ends at {phases[-1][1]} pixels, but the data set's transform makes pictures of "
-                f"{full_side}: give both one side (image_resolution)"
+                f"resolution_schedule ends at {phases[-1][1]} pixels, but the data set's transform makes images of "
+                f"{full_resolution}: give both one resolution (image_resolution)"
             )
         draws = tuple(sorted((settings.training_resolutions or {}).items()))
-        return cls(batches, total, full_side, phases, draws, settings.seed)
+        return cls(batches, total, full_resolution, phases, draws, settings.seed)
 
     # --- batches ---
 
@@ -94,29 +98,29 @@ class StepPlan:
             batch -= count
         raise AssertionError("a position lies inside its epoch")
 
-    # --- pictures ---
+    # --- images ---
 
     @property
-    def sides(self) -> list[int]:
-        """All sides that can occur, in pixels, ascending."""
+    def resolutions(self) -> list[int]:
+        """All resolutions that can occur, in pixels, ascending."""
         if self.draws:
-            return [side for side, _ in self.draws]
-        return sorted({side for _, side in self.phases} or {self.full_side})
+            return [resolution for resolution, _ in self.draws]
+        return sorted({resolution for _, resolution in self.phases} or {self.full_resolution})
 
-    def side(self, step: int) -> int:
-        """Side in pixels of a step's pictures."""
+    def resolution(self, step: int) -> int:
+        """Resolution in pixels of a step's images."""
         if self.draws:
-            sides, weights = zip(*self.draws, strict=True)
-            return random.Random(f"side/{self.seed}/{step}").choices(sides, weights)[0]
-        return self.phases[self._phase(step)][1] if self.phases else self.full_side
+            resolutions, weights = zip(*self.draws, strict=True)
+            return random.Random(f"side/{self.seed}/{step}").choices(resolutions, weights)[0]
+        return self.phases[self._phase(step)][1] if self.phases else self.full_resolution
 
     def strength(self, step: int) -> float:
         """Strength of a step's augmentation, in (0, 1].
 
-        A small picture shows less, and is altered less: in progressive training the strength rises with the side
+        A small image shows less, and is altered less: in progressive training the strength rises with the resolution
         (Tan & Le 2021, "EfficientNetV2", section 4, found that to be what keeps the accuracy), here in proportion.
         """
-        return min(1.0, self.side(step) / self.full_side) if self.phases else 1.0
+        return min(1.0, self.resolution(step) / self.full_resolution) if self.phases else 1.0
 
     def _phase(self, step: int) -> int:
         return bisect.bisect_right(self.phases, step, key=lambda phase: phase[0]) - 1
@@ -129,15 +133,16 @@ class StepPlan:
         - √(B / largest B) where the batch is smaller than it will be: for adaptive optimizers the rate goes with the
           square root of the batch (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
           Algorithms").
-        - After a change of side a linear rise from 0.1 to 1 over 5 % of the phase, 20 steps at most: the statistics of
-          batch norm and of activations shift with the side, and the optimizer's moments are those of another one.
+        - After a change of resolution a linear rise from 0.1 to 1 over 5 % of the phase, 20 steps at most: the
+        statistics of
+          batch norm and of activations shift with the resolution, and the optimizer's moments are those of another one.
         """
         factor = math.sqrt(self.batch_schedule.wanted(step) / self.batch_schedule.largest)
         phase = self._phase(step)
         if phase > 0:
             first = self.phases[phase][0]
             end = self.phases[phase + 1][0] if phase + 1 < len(self.phases) else self.total_steps
-            rise = min(REWARM_STEPS, math.floor((end - first) * REWARM_SHARE))
+            rise = min(REWARM_STEPS, math.floor((end - first) * REWARM_FRACTION))
             if step < first + rise:
                 factor *= REWARM_FROM + (1 - REWARM_FROM) * (step - first) / rise
         return factor

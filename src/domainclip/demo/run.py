@@ -1,4 +1,4 @@
-"""The demonstration: a small CLIP trained from scratch on pictures that come with scikit-image."""
+"""The demonstration: a small CLIP trained from scratch on images that come with scikit-image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.sources.loaders import DatasetLoader
-from domainclip.demo.pictures import build_demo_data
+from domainclip.demo.images import build_demo_data
 from domainclip.files import replaced_directory
 from domainclip.models import make_tiny_clip
 from domainclip.pipelines import RunOutcome, run_training
@@ -28,9 +28,9 @@ RECIPE: dict[str, Any] = {
 
 
 def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: Console | None = None) -> RunOutcome:
-    """Make the pictures, make a random CLIP of about a million parameters, train it, report. No network.
+    """Make the images, make a random CLIP of about a million parameters, train it, report. No network.
 
-    ``folder`` then holds ``data/``, ``start-model/`` and everything a run of ``domainclip train`` leaves; an earlier
+    ``folder`` then holds ``data/``, ``initial-model/`` and everything a run of ``domainclip train`` leaves; an earlier
     demonstration in it is replaced.
     """
     console = console or Console(stderr=True)
@@ -49,7 +49,7 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
         vocab_size=600,
         corpus=captions,
     )
-    with replaced_directory(folder / "start-model") as temporary:
+    with replaced_directory(folder / "initial-model") as temporary:
         encoder.save(temporary)
     millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     console.print(
@@ -59,7 +59,7 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
     config = CLIPFinetuningConfig(
         **{
             **RECIPE,
-            "model_name": str(folder / "start-model"),
+            "model_name": str(folder / "initial-model"),
             "data_path": str(data),
             "output_dir": str(folder),
             **(overrides or {}),
@@ -67,7 +67,7 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
     )
     outcome = run_training(config, overwrite=True, console=console)
     console.print(
-        "Next, with your own pictures (a CSV with the columns image_path and caption, or a folder per class):\n"
+        "Next, with your own images (a CSV with the columns image_path and caption, or a folder per class):\n"
         "  domainclip data check YOUR_DATA\n"
         "  domainclip train --data YOUR_DATA --model openai/clip-vit-base-patch32 --output outputs/mine"
     )

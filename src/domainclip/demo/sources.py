@@ -1,10 +1,10 @@
-"""Which bundled pictures the demo cuts its patches from, where from, under which licence, and how it words them.
+"""Which bundled images the demo cuts its patches from, where from, under which licence, and how it words them.
 
 All are files of scikit-image's wheel whose licence note says CC0 or public domain (the docstrings of
-``skimage.data``). Pictures whose note says only "no known copyright restrictions", or nothing, are left out.
+``skimage.data``). Images whose note says only "no known copyright restrictions", or nothing, are left out.
 
-Training, validation and test patches come from disjoint blocks of a picture, ``GAP`` pixels or more apart, so
-no pixel is in two splits; where a picture is uneven, the blocks are laid so that each split sees its kinds of
+Training, validation and test patches come from disjoint blocks of an image, ``GAP`` pixels or more apart, so
+no pixel is in two splits; where an image is uneven, the blocks are laid so that each split sees its kinds of
 surface. Boxes are (left, top, right, bottom) in source pixels, right and bottom exclusive.
 """
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 Box = tuple[int, int, int, int]
 
 # (column, row) in the 4 × 4 grid; a test block in every row and every column, so that uneven light, perspective
-# and depth across a picture are in the test as they are in training
+# and depth across an image are in the test as they are in training
 _TEST_CELLS = {(1, 0), (3, 1), (0, 2), (2, 3)}
 _VAL_CELLS = {(3, 0), (0, 3)}
 
@@ -27,16 +27,16 @@ PUBLIC_DOMAIN = "public domain"
 
 @dataclass(frozen=True)
 class Source:
-    """One class: a picture, its blocks per split, and the captions of its patches.
+    """One class: an image, its blocks per split, and the captions of its patches.
 
     ``sides`` bounds the side of a square crop in source pixels before it is resized. ``min_contrast`` is the least
     standard deviation of the grey values (0-255) that a patch must have not to be empty; ``max_dark`` the largest
-    share of its pixels darker than 16. Every caption contains ``label`` and holds for any patch of the blocks.
+    fraction of its pixels darker than 16. Every caption contains ``label`` and holds for any patch of the blocks.
     """
 
     label: str
     file: str
-    picture_size: tuple[int, int]
+    image_size: tuple[int, int]
     shows: str
     origin: str
     licence: str
@@ -70,12 +70,12 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="retina",
         file="retina.jpg",
-        picture_size=(1411, 1411),
+        image_size=(1411, 1411),
         shows="fundus photograph of a normal left eye",
         origin="Mikael Häggström, Wikimedia Commons",
         licence=CC0,
         sides=(150, 220),
-        # the square that leaves out most of the black surround of the round picture
+        # the square that leaves out most of the black surround of the round image
         blocks=grid((110, 110, 1300, 1300)),
         max_dark=0.0,
         min_contrast=3.0,
@@ -90,7 +90,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="galaxies",
         file="hubble_deep_field.jpg",
-        picture_size=(1000, 872),
+        image_size=(1000, 872),
         shows="Hubble eXtreme Deep Field",
         origin="NASA, HubbleSite",
         licence=PUBLIC_DOMAIN,
@@ -107,7 +107,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="brick wall",
         file="brick.png",
-        picture_size=(512, 512),
+        image_size=(512, 512),
         shows="a small section of a brick wall",
         origin="CC0Textures, Bricks25",
         licence=CC0,
@@ -124,7 +124,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="grass",
         file="grass.png",
-        picture_size=(512, 512),
+        image_size=(512, 512),
         shows="grass seen from above",
         origin="linolafett, DeviantArt",
         licence=CC0,
@@ -141,7 +141,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="gravel",
         file="gravel.png",
-        picture_size=(512, 512),
+        image_size=(512, 512),
         shows="gravel seen from above",
         origin="CC0Textures, Gravel04",
         licence=CC0,
@@ -158,7 +158,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="handwriting",
         file="text.png",
-        picture_size=(448, 172),
+        image_size=(448, 172),
         shows="handwritten formulas on ruled paper",
         origin="Wikipedia, Corner.png",
         licence=PUBLIC_DOMAIN,
@@ -180,7 +180,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="cat fur",
         file="chelsea.png",
-        picture_size=(451, 300),
+        image_size=(451, 300),
         shows="Chelsea the cat",
         origin="Stefan van der Walt",
         licence=CC0,
@@ -202,7 +202,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="wood",
         file="coffee.png",
-        picture_size=(600, 400),
+        image_size=(600, 400),
         shows="a coffee cup on a wooden table",
         origin="Rachel Michetti",
         licence=CC0,
@@ -223,7 +223,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="glazed ceramic",
         file="coffee.png",
-        picture_size=(600, 400),
+        image_size=(600, 400),
         shows="a coffee cup on a wooden table",
         origin="Rachel Michetti",
         licence=CC0,
@@ -246,7 +246,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         label="lattice tower",
         file="rocket.jpg",
-        picture_size=(640, 427),
+        image_size=(640, 427),
         shows="a launch pad at dusk",
         origin="SpaceX",
         licence=PUBLIC_DOMAIN,

@@ -28,7 +28,7 @@ TEXT_LENGTHS = (5, 8, 9, 16, 33, 77)
 FLOAT32_TOLERANCE = 1e-4
 # Per parameter. The softmax over logits scaled by up to 100 amplifies an embedding's 1e-6 accordingly.
 GRADIENT_TOLERANCE = 1e-2
-# Share of the learning rate. Given equal gradients, AdamW's step is a handful of float32 operations per
+# Fraction of the learning rate. Given equal gradients, AdamW's step is a handful of float32 operations per
 # weight.
 STEP_TOLERANCE = 1e-2
 # Units of the format's roundoff. Embeddings pass some ten rounded layers whose errors add up like a random
@@ -81,7 +81,7 @@ def compare_with_cpu(
         text_lengths: in tokens; those above ``text_limit`` are left out.
         vocab_size, end_token: token ids are drawn below the first; captions end and are padded with the
             second.
-        image_size: side of the pictures in pixels.
+        image_size: resolution of the images in pixels.
 
     An operation that raises on the device is a failed comparison, not an exception. torch's float32 settings
     are at their strictest meanwhile, so that what is measured is the kernel and not TF32.

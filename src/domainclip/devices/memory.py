@@ -64,7 +64,7 @@ def read_memory(device: torch.device) -> MemoryInfo:
         current, driver = torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
         recommended = torch.mps.recommended_max_memory()
         total = host.total
-        # Two ceilings at once: what all of macOS has left, and Metal's share of it.
+        # Two ceilings at once: what all of macOS has left, and Metal's part of it.
         available = max(0, min(host.available + max(0, driver - current), recommended - current))
         info |= {
             "unified": True,
@@ -92,7 +92,7 @@ def read_memory(device: torch.device) -> MemoryInfo:
 
 
 class MemoryManager:
-    """Memory of one device, and the largest contrastive chunk it should be asked to hold.
+    """Memory of one device, and the largest contrastive micro-batch it should be asked to hold.
 
     Args:
         device: where the model will be trained.
@@ -110,7 +110,7 @@ class MemoryManager:
     # float32 weight, gradient, and AdamW's two moments.
     BYTES_PER_PARAMETER = 16
     # The rest is for the allocator's fragments, the input pipeline and the gradients in flight.
-    SAFE_SHARE = 0.8
+    SAFE_FRACTION = 0.8
     LARGEST = 256
 
     def __init__(
@@ -136,7 +136,7 @@ class MemoryManager:
         1, with a warning in the log, where even the training state does not fit.
         """
         available = float(self.memory_info["available_gb"] or 0.0) * GB
-        room = available * self.SAFE_SHARE - self.parameters * self.BYTES_PER_PARAMETER
+        room = available * self.SAFE_FRACTION - self.parameters * self.BYTES_PER_PARAMETER
         pairs = int(room // self.activation_bytes_per_pair)
         if pairs < 1:
             logger.warning(

@@ -124,7 +124,7 @@ def _cpu_allocator() -> tuple[list[Optimization], list[Undo]]:
 def spare_memory(device: torch.device) -> bool:
     """Undo ``_cpu_allocator`` where a step nearly fills the memory: every block above 1 MiB is given back when it is
     freed. In a heap that keeps them, gradients come to lie between activations and leave gaps that no other block fits
-    into (a fifth of the peak for ViT-B/32 in chunks of 64). True where there was something to set.
+    into (a fifth of the peak for ViT-B/32 in micro-batches of 64). True where there was something to set.
     """
     return device.type == "cpu" and _set_malloc(_MALLOC_SPARE)
 
@@ -162,7 +162,7 @@ def _optimize_cuda(device: torch.device) -> tuple[list[Optimization], list[Undo]
         torch.backends.cudnn.benchmark = True
         undo.append(lambda: setattr(torch.backends.cudnn, "benchmark", benchmark))
         done.append(
-            Optimization("switched on cudnn.benchmark", "picture sizes are fixed, so one trial per shape pays off")
+            Optimization("switched on cudnn.benchmark", "image sizes are fixed, so one trial per shape pays off")
         )
     return done, undo
 

@@ -99,7 +99,7 @@ class Choice:
 
 def recipe_sections() -> dict[str, str]:
     """Every recipe key that a domain may set, with its section."""
-    from domainclip.config.recipe import CLIPFinetuningConfig  # it knows all slices, and reads this module
+    from domainclip.config.recipe import CLIPFinetuningConfig  # it knows all groups of settings, and reads this module
 
     return {
         key: (
@@ -125,13 +125,13 @@ class DomainConfig(Settings):
     name: str = Field(min_length=1, description="What the domain is called.")
     description: str = Field("", description="One line about it.")
     family: Domain = Field(
-        "general", description="Shipped domain whose objective (loss_type domain_specific) and field's terms hold."
+        "general", description="Shipped domain whose objective (loss_type domain_specific) and metrics hold."
     )
     extends: list[str] = Field([], description="What it was made from, nearest first; all of that is in it already.")
-    images: ImagePreprocessing = Field(default_factory=ImagePreprocessing, description="Picture preprocessing.")
+    images: ImagePreprocessing = Field(default_factory=ImagePreprocessing, description="Image preprocessing.")
     texts: TextPreprocessing = Field(default_factory=TextPreprocessing, description="Caption preprocessing.")
     prompts: PromptPack = Field(default_factory=PromptPack, description="Sentences for zero-shot classes.")
-    augmentation: dict[str, Any] = Field({}, description="Recipe keys: what training shows in place of a picture.")
+    augmentation: dict[str, Any] = Field({}, description="Recipe keys: what training shows in place of an image.")
     loss: dict[str, Any] = Field({}, description="Recipe keys: the objective and its temperature.")
     training: dict[str, Any] = Field({}, description="Recipe keys: rates, length, what is trained.")
     evaluation: dict[str, Any] = Field({}, description="Recipe keys: in which terms results are given.")
@@ -165,7 +165,7 @@ class DomainConfig(Settings):
         from domainclip.config.recipe import CLIPFinetuningConfig
 
         given = {key: value for section in RECIPE_SECTIONS for key, value in getattr(self, section).items()}
-        # The data are a run's: what a domain says of retention sets holds where a run has some.
+        # The data are a run's: what a domain says of reference sets holds where a run has some.
         checked = CLIPFinetuningConfig(retention_data=None, **given).to_dict(only_set=True)
         return {key: checked[key] for key in given if key in checked}
 
@@ -237,7 +237,7 @@ class DomainConfig(Settings):
         return value if reason is None else {"value": value, "because": reason}
 
     def digest(self) -> str:
-        """SHA-256 of what preprocessing does to pictures and texts (with the glossary's content), of the prompts and of
+        """SHA-256 of what preprocessing does to images and texts (with the glossary's content), of the prompts and of
         the family. Names and reasons are no part of it, nor the recipe keys, which a resolved recipe holds itself."""
         content = self.self_contained().model_dump(mode="json", include={"family", *PREPROCESSING})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

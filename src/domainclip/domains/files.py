@@ -61,7 +61,7 @@ def load_domain(name_or_path: str | Path) -> DomainConfig:
 
 
 def domain_family(name_or_path: str) -> Domain:
-    """The shipped domain whose objective and field's terms hold; raises as ``load_domain`` does."""
+    """The shipped domain whose objective and metrics hold; raises as ``load_domain`` does."""
     for family in get_args(Domain):
         if family == name_or_path:
             return family
@@ -87,12 +87,12 @@ def _load(name_or_path: str) -> DomainConfig:
         try:
             sections["texts"] = texts.self_contained()  # from here on the file is not needed
         except ConfigurationError as error:
-            raise _told(error, layer, ("texts", "glossary")) from None
+            raise _located(error, layer, ("texts", "glossary")) from None
     try:
         given = {"family": values["family"]} if "family" in values else {}
         found = DomainConfig(name=name, description=description, extends=extends, **sections, **recipe, **given)
     except ConfigurationError as error:
-        raise _told(error, layer, (next(iter(getattr(error, "keys", [])), ""),)) from None
+        raise _located(error, layer, (next(iter(getattr(error, "keys", [])), ""),)) from None
     found._layer = layer
     return found
 
@@ -126,7 +126,7 @@ def _layer_of(name_or_path: str, chain: list[str]) -> tuple[DomainLayer, list[st
     _check_shape(own)
     if not shipped:
         _anchor_glossary(own, path.parent)
-        _take_in_class_tree(own, path.parent)
+        _take_in_class_hierarchy(own, path.parent)
     parent = own.values.pop("extends", None)
     if parent is None:
         return DomainLayer().under(own), []
@@ -168,17 +168,19 @@ def _anchor_glossary(layer: DomainLayer, folder: Path) -> None:
         texts["glossary"] = str(folder / glossary)
 
 
-def _take_in_class_tree(layer: DomainLayer, folder: Path) -> None:
+def _take_in_class_hierarchy(layer: DomainLayer, folder: Path) -> None:
     """Put the content of a file in its place: resolved recipes hold it, and shall need no other file."""
     evaluation = layer.values.get("evaluation") or {}
-    tree = evaluation.get("class_tree")
+    tree = evaluation.get("class_hierarchy")
     if not isinstance(tree, str):
         return
     path = folder / tree if (folder / tree).is_file() else Path(tree)
     try:
-        evaluation["class_tree"] = LocatedYaml.parse(read_yaml_text(path, "Class tree"), str(path)).values  # or JSON
+        evaluation["class_hierarchy"] = LocatedYaml.parse(
+            read_yaml_text(path, "Class hierarchy"), str(path)
+        ).values  # or JSON
     except ConfigurationError as error:
-        raise _told(error, layer, ("evaluation", "class_tree")) from None
+        raise _located(error, layer, ("evaluation", "class_hierarchy")) from None
 
 
 def _section(layer: DomainLayer, section: str) -> Settings:
@@ -187,11 +189,13 @@ def _section(layer: DomainLayer, section: str) -> Settings:
         try:  # by itself, where its errors know their lines
             values["glossary"] = Glossary(**values["glossary"])
         except ConfigurationError as error:
-            raise _told(error, layer, (section, "glossary", *_first_path(error)), prefix="texts: glossary: ") from None
+            raise _located(
+                error, layer, (section, "glossary", *_first_path(error)), prefix="texts: glossary: "
+            ) from None
     try:
         return _SECTIONS[section](**values)
     except ConfigurationError as error:
-        raise _each_told(error, layer, section) from None
+        raise _each_located(error, layer, section) from None
 
 
 def _recipe_sections(layer: DomainLayer) -> dict[str, dict[str, Any]]:
@@ -204,7 +208,7 @@ def _recipe_sections(layer: DomainLayer) -> dict[str, dict[str, Any]]:
             try:
                 check_key(section, str(key))
             except ConfigurationError as error:
-                raise _told(error, layer, (section, key)) from None
+                raise _located(error, layer, (section, key)) from None
             home[key] = section
     try:
         given = {key: value for values in sections.values() for key, value in values.items()}
@@ -212,7 +216,7 @@ def _recipe_sections(layer: DomainLayer) -> dict[str, dict[str, Any]]:
     except ConfigurationError as error:
         key = next((key for key in getattr(error, "keys", []) if key in home), "")
         path = (home[key], key) if key else ()
-        raise _told(error, layer, path, prefix=f"{home[key]}: " if key else "") from None
+        raise _located(error, layer, path, prefix=f"{home[key]}: " if key else "") from None
     plain = checked.to_dict(only_set=True)  # numbers that YAML reads as text (1e-5) are numbers here
     return {section: {key: plain[key] for key in values} for section, values in sections.items()}
 
@@ -224,16 +228,16 @@ def _first_path(error: ConfigurationError) -> KeyPath:
     return tuple(getattr(error, "keys", [])[:1])
 
 
-def _each_told(error: ConfigurationError, layer: DomainLayer, section: str) -> ConfigurationError:
+def _each_located(error: ConfigurationError, layer: DomainLayer, section: str) -> ConfigurationError:
     """Everything that is wrong with a section's values, each with its own place."""
     messages, paths = getattr(error, "messages", [str(error)]), getattr(error, "paths", [()])
-    told = [
-        str(_told(ConfigurationError(message), layer, (section, *path), prefix=f"{section}: "))
+    reported = [
+        str(_located(ConfigurationError(message), layer, (section, *path), prefix=f"{section}: "))
         for message, path in zip(messages, paths, strict=True)
     ]
-    return ConfigurationError("\n".join(dict.fromkeys(told)))
+    return ConfigurationError("\n".join(dict.fromkeys(reported)))
 
 
-def _told(error: ConfigurationError, layer: DomainLayer, path: KeyPath, prefix: str = "") -> ConfigurationError:
+def _located(error: ConfigurationError, layer: DomainLayer, path: KeyPath, prefix: str = "") -> ConfigurationError:
     place = layer.place(path)
     return ConfigurationError(f"{prefix}{error}" + (f" [{place}]" if place else ""))

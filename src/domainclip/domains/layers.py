@@ -9,9 +9,9 @@ from typing import Any
 from domainclip.config.located_yaml import KeyPath, LocatedYaml
 from domainclip.errors import ConfigurationError
 
-WHOLE_VALUES = frozenset({("texts", "glossary"), ("evaluation", "class_tree")})
-"""Mappings that are one value: replaced, not merged, and what stands in them is no choice of its own (in a class tree
-null is a class without others below it)."""
+WHOLE_VALUES = frozenset({("texts", "glossary"), ("evaluation", "class_hierarchy")})
+"""Mappings that are one value: replaced, not merged, and what stands in them is no choice of its own (in a class
+hierarchy null is a class without others below it)."""
 
 
 @dataclass

@@ -15,10 +15,10 @@ from domainclip.config.text_preprocessing import PromptPack, TextPreprocessing
 from domainclip.domains.domain import RECIPE_SECTIONS, Choice, DomainConfig, recipe_sections
 
 _ABOUT = {
-    "images": "what is done to every picture before the model sees it",
+    "images": "what is done to every image before the model sees it",
     "texts": "what is done to every caption and prompt before the tokenizer",
     "prompts": "sentences that describe a class in zero-shot classification",
-    "augmentation": "what training shows in place of a picture",
+    "augmentation": "what training shows in place of an image",
     "loss": "the objective and its temperature",
     "training": "rates, length, what is trained; any other key of `domainclip config show` that is no run's own",
     "evaluation": "in which terms results are given",
@@ -48,7 +48,7 @@ def domain_template(name: str, parent: DomainConfig, extends: str) -> str:
     lines = [
         f"# The domain {name}. `domainclip domain show FILE` checks it, `domainclip train --domain FILE` uses it.",
         "# Take the # off a section's line, and off the keys in it that you choose. A choice may carry its reason:",
-        '#  learning_rate: {value: 1.0e-5, because: "few pictures"}',
+        '#  learning_rate: {value: 1.0e-5, because: "few images"}',
         "# Mappings are merged with what is inherited, lists replace it, and null takes back what was inherited.",
         _line("name", name),
         _line("description", f"Extends {parent.name}: say here what it is for."),

@@ -1,9 +1,8 @@
 """What a model can do, before and after: evaluators and what they are made of."""
 
-from domainclip.evaluation.class_hierarchy import ClassTree, class_tree_scores
-from domainclip.evaluation.concepts import ConceptScores
+from domainclip.evaluation.class_hierarchy import ClassHierarchy, class_hierarchy_scores
 from domainclip.evaluation.document_retrieval import DocumentRetrievalEvaluator
-from domainclip.evaluation.error_analysis import build_case_study
+from domainclip.evaluation.error_analysis import build_error_analysis
 from domainclip.evaluation.evaluators import (
     DomainEvaluator,
     RetrievalEvaluator,
@@ -11,29 +10,30 @@ from domainclip.evaluation.evaluators import (
 )
 from domainclip.evaluation.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.evaluation.protocols import Embedder, EvaluationResult, Evaluator
+from domainclip.evaluation.semantics import SemanticScores
 from domainclip.evaluation.terminology import TerminologyEvaluator
 from domainclip.metrics.calibration import Calibration, calibration_summary, expected_calibration_error, fit_temperature
 from domainclip.metrics.classification import classification_metrics, zero_shot_logits
-from domainclip.metrics.domain_metrics import FieldMetrics
+from domainclip.metrics.domain_metrics import DomainMetrics
 
 __all__ = [
     "DEFAULT_TEMPLATES",
     "Calibration",
-    "ClassTree",
-    "ConceptScores",
+    "ClassHierarchy",
     "DocumentRetrievalEvaluator",
     "DomainEvaluator",
+    "DomainMetrics",
     "Embedder",
     "EvaluationResult",
     "Evaluator",
-    "FieldMetrics",
     "RetrievalEvaluator",
+    "SemanticScores",
     "TerminologyEvaluator",
     "ZeroShotEvaluator",
-    "build_case_study",
+    "build_error_analysis",
     "calibration_summary",
+    "class_hierarchy_scores",
     "class_prompts",
-    "class_tree_scores",
     "classification_metrics",
     "classifier_weights",
     "expected_calibration_error",

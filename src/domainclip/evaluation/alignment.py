@@ -1,4 +1,4 @@
-"""How well pictures and captions agree, in numbers: never more than a block of the similarity matrix at a time."""
+"""How well images and captions agree, in numbers: never more than a block of the similarity matrix at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from domainclip.metrics.retrieval import K_VALUES, ranks_of_best_hit, summarise_
 from domainclip.metrics.separation import chance_recall, separation
 from domainclip.retrieval.similarity_computer import SimilarityComputer
 
-LARGEST_SIDE = 4_000
-"""Pictures and captions of the largest similarity matrix that is held: 64 MB in float32."""
+LARGEST_SAMPLE = 4_000
+"""Images and captions of the largest similarity matrix that is held: 64 MB in float32."""
 
 _BLOCK = 4_000_000  # similarities at once while everything is ranked: a few copies of them are needed
 _ANY_UNIT_METRIC = ("cosine", "dot", "euclidean", "bilinear")
 
 
 class AlignmentRows:
-    """The distinct pictures and captions of some rows, and which belong together.
+    """The distinct images and captions of some rows, and which belong together.
 
     Both as in ``RetrievalEvaluator``: an equal caption is the same caption, a hit whichever row it was written for.
     Raises ``DataError`` with fewer than two of either.
@@ -38,8 +38,8 @@ class AlignmentRows:
         self.n_rows = len(pairs)
         self.paths, self.captions = evaluator.paths, evaluator.captions
         self.hits: Int[Tensor, "pairs 2"] = evaluator.hits
-        """Numbers of picture and caption of each pair, sorted by picture."""
-        self.picture_hits, self.caption_hits = evaluator.relevance(0), evaluator.relevance(1)
+        """Numbers of image and caption of each pair, sorted by image."""
+        self.image_hits, self.caption_hits = evaluator.relevance(0), evaluator.relevance(1)
         label_of: dict[object, str] = {}
         for pair in pairs:
             if pair.label is not None:
@@ -47,8 +47,8 @@ class AlignmentRows:
         self.labels: list[str | None] = [label_of.get(path) for path in self.paths]
         self.classes = sorted(set(label_of.values()))
         found: list[Counter[str]] = [Counter() for _ in self.captions]
-        for picture, caption in self.hits.tolist():
-            label = self.labels[picture]
+        for image, caption in self.hits.tolist():
+            label = self.labels[image]
             if label is not None:
                 found[caption][label] += 1
         self.caption_classes = [set(counts) for counts in found]
@@ -56,37 +56,37 @@ class AlignmentRows:
         """The class that a caption is most often written for."""
 
     def counts(self) -> dict[str, int]:
-        pictures_of = torch.bincount(self.hits[:, 1], minlength=len(self.captions))
+        images_of = torch.bincount(self.hits[:, 1], minlength=len(self.captions))
         return {
             "rows": self.n_rows,
             "n_images": len(self.paths),
             "n_texts": len(self.captions),
             "pairs": len(self.hits),
-            "shared_captions": int((pictures_of > 1).sum()),
-            "pictures_with_a_shared_caption": int(torch.unique(self.hits[pictures_of[self.hits[:, 1]] > 1, 0]).numel()),
-            "most_pictures_of_a_caption": int(pictures_of.max()),
+            "shared_captions": int((images_of > 1).sum()),
+            "images_with_a_shared_caption": int(torch.unique(self.hits[images_of[self.hits[:, 1]] > 1, 0]).numel()),
+            "most_images_of_a_caption": int(images_of.max()),
             "classes": len(self.classes),
             "captions_of_several_classes": sum(len(classes) > 1 for classes in self.caption_classes),
-            "pictures_without_a_label": sum(label is None for label in self.labels),
+            "images_without_a_label": sum(label is None for label in self.labels),
         }
 
     def targets(self, images: Int[Tensor, " i"], texts: Int[Tensor, " t"]) -> Bool[Tensor, "i t"]:
-        """Which of these pictures and captions belong together."""
-        image_place = torch.full((len(self.paths),), -1).scatter_(0, images, torch.arange(len(images)))
-        text_place = torch.full((len(self.captions),), -1).scatter_(0, texts, torch.arange(len(texts)))
-        rows, columns = image_place[self.hits[:, 0]], text_place[self.hits[:, 1]]
+        """Which of these images and captions belong together."""
+        image_index = torch.full((len(self.paths),), -1).scatter_(0, images, torch.arange(len(images)))
+        text_index = torch.full((len(self.captions),), -1).scatter_(0, texts, torch.arange(len(texts)))
+        rows, columns = image_index[self.hits[:, 0]], text_index[self.hits[:, 1]]
         kept = (rows >= 0) & (columns >= 0)
         matrix = torch.zeros(len(images), len(texts), dtype=torch.bool)
         matrix[rows[kept], columns[kept]] = True
         return matrix
 
-    def sample(self, seed: int, most: int = LARGEST_SIDE) -> tuple[Int[Tensor, " i"], Int[Tensor, " t"]]:
-        """All pictures and captions, or at most ``most`` of each: those of pairs drawn by ``seed``, so that each
-        picture and each caption of the sample belongs to something in it."""
+    def sample(self, seed: int, most: int = LARGEST_SAMPLE) -> tuple[Int[Tensor, " i"], Int[Tensor, " t"]]:
+        """All images and captions, or at most ``most`` of each: those of pairs drawn by ``seed``, so that each
+        image and each caption of the sample belongs to something in it."""
         if max(len(self.paths), len(self.captions)) <= most:
             return torch.arange(len(self.paths)), torch.arange(len(self.captions))
         order = torch.randperm(len(self.hits), generator=torch.Generator().manual_seed(seed))
-        # A pair adds at most one picture and one caption: that many pairs can never be too many.
+        # A pair adds at most one image and one caption: that many pairs can never be too many.
         drawn = self.hits[order[:most]]
         return drawn[:, 0].unique(), drawn[:, 1].unique()
 
@@ -101,7 +101,7 @@ class Embedded:
 
 
 def embed(rows: AlignmentRows, model: Embedder, name: str) -> Embedded:
-    """Each distinct picture and caption through the model once."""
+    """Each distinct image and caption through the model once."""
     return Embedded(name, model.encode_images(rows.paths), model.encode_texts(rows.captions))
 
 
@@ -153,12 +153,12 @@ class Alignment:
 
     name: str
     metrics: dict[str, float | None]
-    pictures: Answers
+    images: Answers
     captions: Answers
     pair_ranks: Int[Tensor, " pairs"]
     pair_values: Float[Tensor, " pairs"]
     class_similarity: Float[np.ndarray, "classes classes"] | None
-    """Mean similarity of the pictures of one class (row) and the captions of one (column)."""
+    """Mean similarity of the images of one class (row) and the captions of one (column)."""
     confused: list[dict[str, str | int]] = field(default_factory=list)
 
 
@@ -166,19 +166,19 @@ def measure(rows: AlignmentRows, model: Embedded, metric: Metric, seed: int) -> 
     """The figures of one model. Raises ``ShapeError`` where embeddings are not finite."""
     if len(model.images) != len(rows.paths) or len(model.texts) != len(rows.captions):
         raise ShapeError(
-            f"{model.name}: {len(model.images)} picture and {len(model.texts)} caption embeddings for "
-            f"{len(rows.paths)} pictures and {len(rows.captions)} captions: embed the same rows"
+            f"{model.name}: {len(model.images)} image and {len(model.texts)} caption embeddings for "
+            f"{len(rows.paths)} images and {len(rows.captions)} captions: embed the same rows"
         )
     totals = _Totals(rows)
-    pictures = _answers(metric, model.images, model.texts, rows.picture_hits, totals.add)
-    # A learned metric of the user's own tells pictures from texts, so pictures always come first.
+    image_answers = _answers(metric, model.images, model.texts, rows.image_hits, totals.add)
+    # A learned metric of the user's own tells images from texts, so images always come first.
     captions = _answers(metric, model.texts, model.images, rows.caption_hits, swap=True)
     images, texts = rows.sample(seed)
     values = metric.matrix(model.images[images], model.texts[texts])
     targets = rows.targets(images, texts)
     hits, misses = values[targets].numpy(), values[~targets].numpy()
     found = separation(hits, misses) if misses.size else None
-    metrics: dict[str, float | None] = {**summarise_ranks(pictures.ranks, captions.ranks)}
+    metrics: dict[str, float | None] = {**summarise_ranks(image_answers.ranks, captions.ranks)}
     metrics["mean_R@1"] = (float(metrics["i2t_R@1"] or 0) + float(metrics["t2i_R@1"] or 0)) / 2
     metrics |= totals.margin()
     metrics["auroc"] = found.auroc if found else None
@@ -188,12 +188,12 @@ def measure(rows: AlignmentRows, model: Embedded, metric: Metric, seed: int) -> 
     return Alignment(
         model.name,
         metrics,
-        pictures,
+        image_answers,
         captions,
         torch.cat(totals.pair_ranks),
         torch.cat(totals.pair_values),
         totals.class_means(),
-        _confused(rows, pictures, captions),
+        _confused(rows, image_answers, captions),
     )
 
 
@@ -254,19 +254,19 @@ class _Totals:
         self.pair_ranks: list[Tensor] = []
         self.pair_values: list[Tensor] = []
         self.total = 0.0
-        number = {label: place for place, label in enumerate(rows.classes)}
-        self.of_picture = torch.tensor([-1 if label is None else number[label] for label in rows.labels])
-        self.of_caption = torch.zeros(len(rows.captions), len(number), dtype=torch.float64)
+        index_of = {label: index for index, label in enumerate(rows.classes)}
+        self.of_image = torch.tensor([-1 if label is None else index_of[label] for label in rows.labels])
+        self.of_caption = torch.zeros(len(rows.captions), len(index_of), dtype=torch.float64)
         for caption, classes in enumerate(rows.caption_classes):
             for label in classes:
-                self.of_caption[caption, number[label]] = 1
-        self.class_sums = torch.zeros(len(number), len(number), dtype=torch.float64)
+                self.of_caption[caption, index_of[label]] = 1
+        self.class_sums = torch.zeros(len(index_of), len(index_of), dtype=torch.float64)
 
     def add(self, start: int, scores: Tensor, misses: Tensor, values: Tensor) -> None:
         stop = start + len(scores)
-        pictures = self.rows.hits[:, 0].contiguous()
-        first, last = torch.searchsorted(pictures, torch.tensor([start, stop])).tolist()
-        # Pictures with many captions have more pairs than the block has rows: a block's worth of them at a time.
+        images = self.rows.hits[:, 0].contiguous()
+        first, last = torch.searchsorted(images, torch.tensor([start, stop])).tolist()
+        # Images with many captions have more pairs than the block has rows: a block's worth of them at a time.
         for part in self.rows.hits[first:last].split(max(1, len(scores))):
             row, caption = part[:, 0] - start, part[:, 1]
             own = scores[row, caption]
@@ -274,9 +274,9 @@ class _Totals:
             self.pair_values.append(values[row, caption])
         self.total += values.double().sum().item()
         if len(self.class_sums):
-            labelled = (self.of_picture[start:stop] >= 0).nonzero().flatten()
+            labelled = (self.of_image[start:stop] >= 0).nonzero().flatten()
             sums = values[labelled].double() @ self.of_caption
-            self.class_sums.index_add_(0, self.of_picture[start:stop][labelled], sums)
+            self.class_sums.index_add_(0, self.of_image[start:stop][labelled], sums)
 
     def margin(self) -> dict[str, float | None]:
         hits = torch.cat(self.pair_values).double()
@@ -292,29 +292,29 @@ class _Totals:
     def class_means(self) -> np.ndarray | None:
         if len(self.class_sums) < 2:
             return None
-        pictures = torch.bincount(self.of_picture[self.of_picture >= 0], minlength=len(self.class_sums))
-        return (self.class_sums / pictures[:, None] / self.of_caption.sum(dim=0)).numpy()
+        images = torch.bincount(self.of_image[self.of_image >= 0], minlength=len(self.class_sums))
+        return (self.class_sums / images[:, None] / self.of_caption.sum(dim=0)).numpy()
 
 
-def _confused(rows: AlignmentRows, pictures: Answers, captions: Answers) -> list[dict[str, str | int]]:
+def _confused(rows: AlignmentRows, images: Answers, captions: Answers) -> list[dict[str, str | int]]:
     """Pairs of classes whose first answers are mixed up, the most frequent first; ``of`` is the class's queries."""
     found: Counter[tuple[str, str, str]] = Counter()
     asked: Counter[tuple[str, str]] = Counter()
-    for number, label in enumerate(rows.labels):
+    for index, label in enumerate(rows.labels):
         if label is None:
             continue
         asked["i2t", label] += 1
-        answer = int(pictures.best_miss[number])
-        if pictures.ranks[number] > 1 and label not in rows.caption_classes[answer]:
+        answer = int(images.best_miss[index])
+        if images.ranks[index] > 1 and label not in rows.caption_classes[answer]:
             taken = rows.caption_labels[answer]
             if taken is not None:
                 found["i2t", label, taken] += 1
-    for number, label in enumerate(rows.caption_labels):
+    for index, label in enumerate(rows.caption_labels):
         if label is None:
             continue
         asked["t2i", label] += 1
-        taken = rows.labels[int(captions.best_miss[number])]
-        if captions.ranks[number] > 1 and taken is not None and taken not in rows.caption_classes[number]:
+        taken = rows.labels[int(captions.best_miss[index])]
+        if captions.ranks[index] > 1 and taken is not None and taken not in rows.caption_classes[index]:
             found["t2i", label, taken] += 1
     order = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     return [

@@ -28,7 +28,7 @@ from domainclip.registry import nearest
 UNNAMED_ROOT = ""
 
 
-class ClassTree:
+class ClassHierarchy:
     """Where each name hangs. ``parents``: name → the name above it, the root's being None.
 
     ``from_nested`` and ``from_file`` build one. Raises ``ConfigurationError`` for a name that stands twice (its place
@@ -40,10 +40,12 @@ class ClassTree:
         self._paths: dict[str, tuple[str, ...]] = {}
 
     @classmethod
-    def from_nested(cls, nested: Mapping[str, Any], source: str = "class_tree") -> ClassTree:
+    def from_nested(cls, nested: Mapping[str, Any], source: str = "class_hierarchy") -> ClassHierarchy:
         """From mappings and lists as YAML and JSON give them. ``source`` stands at the front of error messages."""
         if not isinstance(nested, Mapping) or not nested:
-            raise ConfigurationError(f"{source}: a class tree is a nested mapping of names, this is {_shown(nested)}")
+            raise ConfigurationError(
+                f"{source}: a class hierarchy is a nested mapping of names, this is {_shown(nested)}"
+            )
         parents: dict[str, str | None] = {}
         top = UNNAMED_ROOT if len(nested) > 1 else None
         if top is not None:
@@ -54,14 +56,14 @@ class ClassTree:
         return cls(parents)
 
     @classmethod
-    def from_file(cls, path: Path | str) -> ClassTree:
+    def from_file(cls, path: Path | str) -> ClassHierarchy:
         """From a ``.yaml``, ``.yml`` or ``.json`` file. Raises ``ConfigurationError`` with the file and the line."""
         path = Path(path)
-        text = read_yaml_text(path, "Class tree")
+        text = read_yaml_text(path, "Class hierarchy")
         if path.suffix.lower() == ".json":
             return cls.from_nested(_parse_json(text, path), str(path))
         if path.suffix.lower() not in (".yaml", ".yml"):
-            raise ConfigurationError(f"The class tree {path} must be a .yaml or .json file")
+            raise ConfigurationError(f"The class hierarchy {path} must be a .yaml or .json file")
         return cls.from_nested(LocatedYaml.parse(text, str(path)).values, str(path))
 
     def path(self, name: str) -> tuple[str, ...]:
@@ -101,60 +103,61 @@ class ClassTree:
         unknown = [label for label in dict.fromkeys(classes) if self.parents.get(label) is None]
         if not unknown:
             return
-        told = []
+        lines = []
         for label in unknown[:5]:
             guess = nearest(label, [name for name in self.parents if name])
             why = " is its root, which says nothing" if label in self.parents else ""
-            told.append(f"{label!r}" + (why or (f" (did you mean {guess!r}?)" if guess else "")))
+            lines.append(f"{label!r}" + (why or (f" (did you mean {guess!r}?)" if guess else "")))
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise ConfigurationError(
-            f"The class tree has no place for {len(unknown)} of the classes: {', '.join(told)}{more}. Add them under "
+            f"The class hierarchy has no place for {len(unknown)} of the classes: {', '.join(lines)}{more}. Add them "
+            f"under "
             "the names they belong to, spelt as in the data"
         )
 
 
-def class_tree_scores(
-    tree: ClassTree,
+def class_hierarchy_scores(
+    tree: ClassHierarchy,
     targets: Sequence[str],
     predictions: Sequence[str],
     classes: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
     resamples: int = 0,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """How near the misses are, from true and predicted class names, one of each a picture: numbers and details.
+    """How near the misses are, from true and predicted class names, one of each an image: numbers and details.
 
     - ``hierarchical_precision`` Σ|P ∩ T| / Σ|P|, ``hierarchical_recall`` Σ|P ∩ T| / Σ|T| and their harmonic mean
-      ``hierarchical_f1``, each in 0…1; P and T are a picture's predicted and true class with all their ancestors but
+      ``hierarchical_f1``, each in 0…1; P and T are an image's predicted and true class with all their ancestors but
       the root (Kiritchenko et al. 2006, section 3);
     - ``miss_edges`` edges from the true class up to the lowest common ancestor with the predicted one (0 where a kind
       of the true class was predicted), and ``miss_wu_palmer`` their Wu-Palmer similarity in 0…1: means over the
       *misses*, NaN where there is none;
-    - ``level_K_accuracy`` for each depth K that a true class reaches: the share of those pictures whose prediction has
+    - ``level_K_accuracy`` for each depth K that a true class reaches: the fraction of those images whose prediction has
       the same ancestor at depth K (or is it). Levels at which all of ``classes`` agree are left out: any model is
       right there. The deepest level is plain accuracy where all classes are leaves at that depth.
 
     The details say what a wrong answer drawn evenly from the other ``classes`` (default: those that occur) would give
-    for the same pictures, how many pictures each level counts, and, from ``resamples`` in which pictures of one group
-    stay together, ``intervals`` (95 %). Raises ``ConfigurationError`` for a class that the tree lacks, no pictures, or
+    for the same images, how many images each level counts, and, from ``resamples`` in which images of one group
+    stay together, ``intervals`` (95 %). Raises ``ConfigurationError`` for a class that the tree lacks, no images, or
     lists of unequal length.
     """
     if not targets or len(targets) != len(predictions):
         raise ConfigurationError(
-            f"Class-tree scores need a true and a predicted class for each picture, got {len(targets)} and "
+            f"Class-hierarchy scores need a true and a predicted class for each image, got {len(targets)} and "
             f"{len(predictions)}"
         )
     classes = list(dict.fromkeys(classes if classes is not None else [*targets, *predictions]))
     tree.require([*classes, *targets, *predictions])
     pairs = list(zip(targets, predictions, strict=True))
     common = np.array([tree.common_depth(*pair) for pair in pairs], dtype=np.float64)
-    told = np.array([tree.depth(name) for name in predictions], dtype=np.float64)
+    predicted_depth = np.array([tree.depth(name) for name in predictions], dtype=np.float64)
     true = np.array([tree.depth(name) for name in targets], dtype=np.float64)
     missed = np.array([one != other for one, other in pairs])
     ratios = {
-        "hierarchical_precision": Ratio(common, told),
+        "hierarchical_precision": Ratio(common, predicted_depth),
         "hierarchical_recall": Ratio(common, true),
         # 2PR / (P + R), with the common Σ|P ∩ T| taken out of both.
-        "hierarchical_f1": Ratio(2 * common, told + true),
+        "hierarchical_f1": Ratio(2 * common, predicted_depth + true),
         "miss_edges": Ratio.mean(true - common, missed),
         "miss_wu_palmer": Ratio.mean([tree.wu_palmer(*pair) for pair in pairs], missed),
     }
@@ -174,7 +177,7 @@ def class_tree_scores(
     details = {
         "n_misses": int(missed.sum()),
         "n_names": len(tree.parents),
-        "pictures_at_level": counted,
+        "images_at_level": counted,
         "random_miss_edges": _mean([tree.edges_to_common(*pair) for pair in blind]),
         "random_miss_wu_palmer": _mean([tree.wu_palmer(*pair) for pair in blind]),
         "intervals": ratio_intervals(ratios, groups, resamples),
@@ -182,7 +185,7 @@ def class_tree_scores(
     return {name: ratio.value for name, ratio in ratios.items()}, details
 
 
-def _at(tree: ClassTree, name: str, level: int) -> str | None:
+def _at(tree: ClassHierarchy, name: str, level: int) -> str | None:
     path = tree.path(name)
     return path[level] if level < len(path) else None
 

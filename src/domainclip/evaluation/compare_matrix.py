@@ -40,14 +40,14 @@ class ModelOnSet:
 
 @dataclass
 class SetScores:
-    """A column of the matrix. ``scores`` by the model's name, all on the same rows; ``unit`` is "group" or "picture",
+    """A column of the matrix. ``scores`` by the model's name, all on the same rows; ``unit`` is "group" or "image",
     what is resampled; ``facts`` (rows, notes, …) go to the JSON as they are."""
 
     name: str
     path: str
     metric: str
     scores: dict[str, ModelOnSet]
-    unit: str = "picture"
+    unit: str = "image"
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -83,7 +83,7 @@ def compare_matrix(
             for name, counts in counted.items()
         ],
         "method": {
-            "interval": "95 % percentile bootstrap over units (groups where the data have them, else pictures)",
+            "interval": "95 % percentile bootstrap over units (groups where the data have them, else images)",
             "test": "two-sided, a random exchange of the two models' answers within units",
             "correction": "Holm",
             "alpha": ALPHA,
@@ -145,7 +145,7 @@ def _against(
     found = paired_difference(sums[reference], sums[name], draws[reference], draws[name], seed)
     if found is None:
         change = sums[name].value - sums[reference].value
-        return {"verdict": UNTESTED, "change": change, "reason": "all pictures are of one group: nothing to resample"}
+        return {"verdict": UNTESTED, "change": change, "reason": "all images are of one group: nothing to resample"}
     return {
         "change": found.change,
         "change_low": found.low,

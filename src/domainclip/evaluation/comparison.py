@@ -10,7 +10,7 @@ import numpy as np
 
 from domainclip.errors import DataError
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.metrics.names import ALIASES, greater_is_better, is_count, is_of_concepts
+from domainclip.metrics.names import ALIASES, greater_is_better, is_count, is_semantic_metric
 from domainclip.metrics.paired_bootstrap import MetricInterval, metric_interval, paired_difference, resampled
 from domainclip.metrics.significance import PairedChange, paired_change, wilson_interval
 from domainclip.metrics.sums import has_groups, unit_sums
@@ -45,7 +45,7 @@ class GroupedChange(PairedChange):
 
 def paired_changes(before: EvaluationResult, after: EvaluationResult, seed: int = 0) -> dict[str, PairedChange]:
     """The change of ``acc1``, ``i2t_R@1`` and ``t2i_R@1`` over the same items, where both have them; by whole groups
-    where any has several pictures."""
+    where any has several images."""
     changes: dict[str, PairedChange] = {}
     for part, names in (("classification", ("acc1",)), ("retrieval", ("i2t_R@1", "t2i_R@1"))):
         old, new = (result.details.get(part) for result in (before, after))
@@ -87,7 +87,7 @@ def _by_group(
 def accuracy_interval(found: Mapping[str, Any], seed: int = 0) -> tuple[MetricInterval | None, int]:
     """95 % interval of the accuracy, and of how many units it is, from ``details["classification"]``
     (``image_paths``, ``targets``, ``predictions``, ``labels``, ``groups``): Wilson's, or where some group has several
-    pictures the bootstrap's by whole groups, which is that of ``compare_matrix``. None with a single group."""
+    images the bootstrap's by whole groups, which is that of ``compare_matrix``. None with a single group."""
     if has_groups(found):
         model = unit_sums("acc1", {"classification": found})
         return metric_interval(model, resampled([model], seed=seed)[0]), len(model.sums)
@@ -99,7 +99,7 @@ def compared_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
     """Names worth a row in a table, in the order measured: no counts, no second name for one number, nothing that has
     a section of its own."""
     names = dict.fromkeys([*after, *before])
-    return [name for name in names if not is_count(name) and not is_of_concepts(name) and name not in ALIASES]
+    return [name for name in names if not is_count(name) and not is_semantic_metric(name) and name not in ALIASES]
 
 
 def empty_recalls(names: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, int]:
@@ -126,7 +126,7 @@ def worsened(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 def confused_pairs(
     labels: Sequence[str], confusion: Sequence[Sequence[int]] | np.ndarray, most: int = 10
 ) -> list[tuple[str, str, int, int]]:
-    """``(true class, predicted as, pictures, pictures of the true class)``, most frequent mistakes first."""
+    """``(true class, predicted as, images, images of the true class)``, most frequent mistakes first."""
     counts = np.asarray(confusion)
     totals = counts.sum(axis=1)
     wrong = counts.copy()

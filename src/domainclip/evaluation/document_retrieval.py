@@ -23,7 +23,7 @@ from domainclip.metrics.retrieval import K_VALUES, chunked_ranks
 
 
 class DocumentPair(Protocol):
-    """A picture, a text, and the document both are from: ``group``, None where the data do not say."""
+    """An image, a text, and the document both are from: ``group``, None where the data do not say."""
 
     @property
     def image_path(self) -> Path: ...
@@ -38,10 +38,10 @@ class DocumentRetrievalEvaluator:
     """Finds texts of a figure's document (i2t) and figures of a text's document (t2i) among all those of the set.
 
     ``pairs`` carry their document as ``group``, or ``documents`` names one for each. Rows without a document are left
-    out and counted. Candidates are the distinct texts (letter case and spacing aside) and the distinct pictures; one
+    out and counted. Candidates are the distinct texts (letter case and spacing aside) and the distinct images; one
     that several documents share belongs to each of them.
 
-    Metrics, for ``i2t`` and ``t2i`` each: ``document_i2t_Hits@K`` for K = 1, 5, 10, the share of queries with a hit
+    Metrics, for ``i2t`` and ``t2i`` each: ``document_i2t_Hits@K`` for K = 1, 5, 10, the fraction of queries with a hit
     among the first K, and ``document_i2t_MRR``, the mean of 1 / rank of the first hit; all in 0…1. A K that leaves no
     candidate out is left out itself. Ties count against the model (see ``alignment.metrics``).
 
@@ -62,13 +62,13 @@ class DocumentRetrievalEvaluator:
         self.chunk = chunk
         self.n_without_document = sum(name is None for name in names)
         numbers: dict[str, int] = {}
-        pictures: dict[Path, set[int]] = {}
+        images: dict[Path, set[int]] = {}
         texts: dict[str, tuple[str, set[int]]] = {}
         for pair, name in zip(pairs, names, strict=True):
             if name is None:
                 continue
             number = numbers.setdefault(name, len(numbers))
-            pictures.setdefault(pair.image_path, set()).add(number)
+            images.setdefault(pair.image_path, set()).add(number)
             texts.setdefault(" ".join(pair.caption.split()).casefold(), (pair.caption, set()))[1].add(number)
         if len(numbers) < 2:
             raise DataError(
@@ -76,10 +76,10 @@ class DocumentRetrievalEvaluator:
                 f"({self.n_without_document} name none): check document_col"
             )
         self.n_documents = len(numbers)
-        self.paths = list(pictures)
+        self.paths = list(images)
         self.texts = [text for text, _ in texts.values()]
-        # Document numbers of each picture and of each text, and the other way round.
-        self._documents = (list(pictures.values()), [found for _, found in texts.values()])
+        # Document numbers of each image and of each text, and the other way round.
+        self._documents = (list(images.values()), [found for _, found in texts.values()])
         self._members = tuple(_members(rows, len(numbers)) for rows in self._documents)
         if all(count == len(self.texts) for count in self._hits(0)):
             raise DataError(
@@ -104,7 +104,7 @@ class DocumentRetrievalEvaluator:
         ``resamples`` the ``intervals`` (95 %): documents are drawn anew as queries, the candidates stay.
         """
         text_embeds = encode_texts(self.texts).float().cpu()
-        for embeds, expected, what in ((image_embeds, self.paths, "pictures"), (text_embeds, self.texts, "texts")):
+        for embeds, expected, what in ((image_embeds, self.paths, "images"), (text_embeds, self.texts, "texts")):
             if embeds.ndim != 2 or len(embeds) != len(expected):
                 raise ShapeError(
                     f"Batch size mismatch: {len(expected)} {what} gave embeddings of shape {tuple(embeds.shape)}"
@@ -137,7 +137,7 @@ class DocumentRetrievalEvaluator:
         return EvaluationResult(metrics, {"documents": details})
 
     def _relevant(self, side: int, start: int, stop: int) -> Tensor:
-        """Boolean hits of queries start:stop; ``side`` is 0 when pictures ask, 1 when texts do."""
+        """Boolean hits of queries start:stop; ``side`` is 0 when images ask, 1 when texts do."""
         rows = torch.zeros(stop - start, len(self._documents[1 - side]), dtype=torch.bool)
         for row, documents in zip(rows, self._documents[side][start:stop], strict=True):
             for document in documents:

@@ -1,4 +1,4 @@
-"""Single pictures behind the figures: what the model gets right, what it gets wrong, and how sure it is of both.
+"""Single images behind the figures: what the model gets right, what it gets wrong, and how sure it is of both.
 
 An average hides that all errors are of one scanner, that a label is wrong, or that the model reads the ruler beside the
 specimen. Which cases are shown follows from fixed rules, so that nobody has picked them.
@@ -41,7 +41,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Case:
-    """A picture, what the data say of it (``captions``, ``label``) and what the model does (``guesses``, best first).
+    """An image, what the data say of it (``captions``, ``label``) and what the model does (``guesses``, best first).
 
     ``confidence``: probability of the class it chose; of captions, the cosine of the best wrong one less that of the
     best right one, the other way round for a hit. ``rank`` (of captions) is the first right one's place, from 1.
@@ -70,7 +70,7 @@ class Section:
 
 @dataclass(frozen=True)
 class ClassCases:
-    """One class: its pictures, how many were ``right``, and what the others were taken for, the most frequent first."""
+    """One class: its images, how many were ``right``, and what the others were taken for, the most frequent first."""
 
     label: str
     n: int
@@ -85,7 +85,7 @@ class ClassCases:
 
 
 @dataclass
-class CaseStudy:
+class ErrorAnalysis:
     """What a page shows. ``figures``: pairs of a name and a text; ``notes``: sentences."""
 
     title: str
@@ -96,7 +96,7 @@ class CaseStudy:
     absent_classes: list[str] = field(default_factory=list)
 
 
-def build_case_study(
+def build_error_analysis(
     title: str,
     pairs: Sequence[LabelledPair],
     evaluator: DomainEvaluator,
@@ -104,40 +104,40 @@ def build_case_study(
     probabilities: Callable[[Tensor], Tensor],
     per_section: int = 24,
     seed: int = 0,
-) -> CaseStudy:
+) -> ErrorAnalysis:
     """Choose the cases, ``per_section`` at most of each kind.
 
     ``evaluator`` was made of ``pairs``; ``probabilities`` turns cosines ``[images, classes]`` into the model's
-    probabilities of the same shape. Classes are judged where there are labels, captions in any case. Raises
+    probabilities of the same shape. Classes are evaluated where there are labels, captions in any case. Raises
     ``ConfigurationError`` for ``per_section`` below 1.
     """
     if per_section < 1:
-        raise ConfigurationError(f"A case study shows at least one picture a section (per_section={per_section})")
+        raise ConfigurationError(f"An error analysis shows at least one image a section (per_section={per_section})")
     captions: dict[Path, dict[str, None]] = {}
     for pair in pairs:
         captions.setdefault(pair.image_path, {})[pair.caption] = None
-    said = {path: tuple(found) for path, found in captions.items()}
+    captions_of = {path: tuple(found) for path, found in captions.items()}
     labels = {pair.image_path: pair.label for pair in pairs}
-    study = CaseStudy(title, notes=list(evaluator.notes))
+    analysis = ErrorAnalysis(title, notes=list(evaluator.notes))
     if evaluator.zero_shot is not None:
-        cases = _class_cases(evaluator, embed, probabilities, said)
-        study.sections += _sections(cases, "class", per_section, seed)
-        study.classes, study.absent_classes = _by_class(cases, evaluator.zero_shot.labels)
-        study.figures += _class_figures(cases, evaluator.zero_shot, seed)
+        cases = _class_cases(evaluator, embed, probabilities, captions_of)
+        analysis.sections += _sections(cases, "class", per_section, seed)
+        analysis.classes, analysis.absent_classes = _by_class(cases, evaluator.zero_shot.labels)
+        analysis.figures += _class_figures(cases, evaluator.zero_shot, seed)
     if evaluator.retrieval is not None:
-        cases = _caption_cases(evaluator.retrieval, embed, said, labels)
-        study.figures += _caption_figures(cases, evaluator.retrieval)
+        cases = _caption_cases(evaluator.retrieval, embed, captions_of, labels)
+        analysis.figures += _caption_figures(cases, evaluator.retrieval)
         found = _sections(cases, "caption", per_section, seed)
         # Beside classes, whose captions mostly say the class again, the two ends are enough.
-        study.sections += [part for part in found if not study.classes or part.title in (ERRORS, HITS)]
-    return study
+        analysis.sections += [part for part in found if not analysis.classes or part.title in (ERRORS, HITS)]
+    return analysis
 
 
 def _class_cases(
     evaluator: DomainEvaluator,
     embed: Embedder,
     probabilities: Callable[[Tensor], Tensor],
-    said: Mapping[Path, tuple[str, ...]],
+    captions_of: Mapping[Path, tuple[str, ...]],
 ) -> list[Case]:
     zero_shot = evaluator.zero_shot
     assert zero_shot is not None
@@ -147,19 +147,23 @@ def _class_cases(
     best = chances.topk(min(_GUESSES, len(names)), dim=1)
     cases = []
     for row, path in enumerate(zero_shot.paths):
-        true, told = int(targets[row]), int(predicted[row])
+        true, answer = int(targets[row]), int(predicted[row])
         # The answer stands first even where it ties with the true class, which is then no hit.
-        order = [told, *(number for number in best.indices[row].tolist() if number != told)][: best.indices.shape[1]]
+        order = [answer, *(number for number in best.indices[row].tolist() if number != answer)][
+            : best.indices.shape[1]
+        ]
         order += [true] if true not in order else []
         guesses = tuple(Guess(names[number], float(chances[row, number]), number == true) for number in order)
-        cases.append(Case(path, said[path], names[true], guesses, told == true, guesses[0].score, names[told]))
+        cases.append(
+            Case(path, captions_of[path], names[true], guesses, answer == true, guesses[0].score, names[answer])
+        )
     return cases
 
 
 def _caption_cases(
     retrieval: RetrievalEvaluator,
     embed: Embedder,
-    said: Mapping[Path, tuple[str, ...]],
+    captions_of: Mapping[Path, tuple[str, ...]],
     labels: Mapping[Path, str | None],
 ) -> list[Case]:
     images, texts = embed.encode_images(retrieval.paths), embed.encode_texts(retrieval.captions)
@@ -182,7 +186,7 @@ def _caption_cases(
             )
             right = int(ranks[row]) == 1
             confidence = float(lead[row]) if right else -float(lead[row])
-            cases.append(Case(path, said[path], labels[path], guesses, right, confidence, rank=int(ranks[row])))
+            cases.append(Case(path, captions_of[path], labels[path], guesses, right, confidence, rank=int(ranks[row])))
     return cases
 
 
@@ -194,7 +198,7 @@ def _sections(cases: list[Case], of: str, most: int, seed: int) -> list[Section]
     sample = _in_turn(Random(seed).sample(rest, len(rest)), lambda case: case.label)[:most]
     best = _in_turn(hits, lambda case: case.label)[:most]
     doubtful = [case for case in reversed(hits) if case not in best][:most]
-    said = "labels" if of == "class" else "captions"
+    what = "labels" if of == "class" else "captions"
     by = "probability of the chosen class" if of == "class" else "lead of a wrong caption's cosine over the right one's"
     by_hit = (
         "probability of the class" if of == "class" else "lead of the right caption's cosine over the best wrong one's"
@@ -202,7 +206,7 @@ def _sections(cases: list[Case], of: str, most: int, seed: int) -> list[Section]
     sections = [
         Section(
             ERRORS,
-            f"Wrong, the highest {by} first. Look for wrong {said} in the data here.",
+            f"Wrong, the highest {by} first. Look for wrong {what} in the data here.",
             of,
             tuple(sure),
             len(misses),
@@ -246,7 +250,7 @@ def _in_turn(items: Sequence[_Item], key: Callable[[_Item], Hashable]) -> list[_
 
 
 def _by_class(cases: list[Case], labels: Sequence[str]) -> tuple[list[ClassCases], list[str]]:
-    """Classes with pictures, the lowest recall first, and the names of those without."""
+    """Classes with images, the lowest recall first, and the names of those without."""
     rows = []
     for label in labels:
         own = sorted((case for case in cases if case.label == label), key=lambda case: -case.confidence)
@@ -270,16 +274,16 @@ def _class_figures(cases: list[Case], zero_shot: ZeroShotEvaluator, seed: int) -
     }
     interval, units = accuracy_interval(found, seed)
     of = "" if units == n else f" of {units} groups"
-    told = (
+    its_interval = (
         "no interval: a single group"
         if interval is None
         else (f"95 % interval{of} {interval.low:.1%} to {interval.high:.1%}")
     )
     majority = Counter(case.label for case in cases).most_common(1)[0][1] / n
     return [
-        (f"accuracy ({told})", f"{right / n:.1%}"),
+        (f"accuracy ({its_interval})", f"{right / n:.1%}"),
         ("always the most frequent class", f"{majority:.1%}"),
-        ("pictures judged by class", str(n)),
+        ("images evaluated by class", str(n)),
         ("classes", str(len(zero_shot.labels))),
     ]
 
@@ -288,5 +292,5 @@ def _caption_figures(cases: list[Case], retrieval: RetrievalEvaluator) -> list[t
     first = sum(case.right for case in cases) / len(cases)
     return [
         (f"own caption first among {len(retrieval.captions)} (R@1)", f"{first:.1%}"),
-        ("pictures with a caption", str(len(retrieval.paths))),
+        ("images with a caption", str(len(retrieval.paths))),
     ]

@@ -26,16 +26,16 @@ from domainclip.evaluation.protocols import (
 )
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.classification import classification_metrics, zero_shot_logits
-from domainclip.metrics.domain_metrics import FieldMetrics, RetrievalRanks
+from domainclip.metrics.domain_metrics import DomainMetrics, RetrievalRanks
 from domainclip.metrics.retrieval import chunked_ranks, summarise_ranks
 
 
 class ZeroShotEvaluator:
-    """Classifies pictures by the nearest class description, with no classifier trained.
+    """Classifies images by the nearest class description, with no classifier trained.
 
     Classes come from ``prompts`` (class → sentences), else ``class_names`` with ``templates``, else the labels that
     occur; ``names_of`` gives the names that describe a class in its label's place. Rows without a label, or with one
-    that is no class, are left out and counted. A picture that several rows show under the same label counts once.
+    that is no class, are left out and counted. An image that several rows show under the same label counts once.
     Raises ``DataError`` when no row or fewer than two classes are left.
     """
 
@@ -62,19 +62,19 @@ class ZeroShotEvaluator:
                 f"{f' ({self.labels[0]!r})' if self.labels else ''}: give labelled rows of two classes or "
                 "more"
             )
-        number = {label: place for place, label in enumerate(self.labels)}
+        index_of = {label: index for index, label in enumerate(self.labels)}
         self.n_unlabelled = sum(pair.label is None for pair in pairs)
-        self.n_outside_classes = sum(pair.label is not None and pair.label not in number for pair in pairs)
-        items = dict.fromkeys((pair.image_path, pair.label) for pair in pairs if pair.label in number)
+        self.n_outside_classes = sum(pair.label is not None and pair.label not in index_of for pair in pairs)
+        items = dict.fromkeys((pair.image_path, pair.label) for pair in pairs if pair.label in index_of)
         if not items:
             raise DataError(
                 f"None of {len(pairs)} rows has a label among the classes {', '.join(self.labels[:10])}: "
                 "check the label column and the class names"
             )
         self.paths = [path for path, _ in items]
-        self.targets = [number[label] for _, label in items if label is not None]
-        self.groups = _of_pictures(pairs, self.paths, "group")
-        self.disciplines = _of_pictures(pairs, self.paths, "discipline")
+        self.targets = [index_of[label] for _, label in items if label is not None]
+        self.groups = _of_images(pairs, self.paths, "group")
+        self.disciplines = _of_images(pairs, self.paths, "discipline")
 
     def __call__(self, embed: Embedder) -> dict[str, float]:
         return self.evaluate(embed).metrics
@@ -109,7 +109,7 @@ class ZeroShotEvaluator:
             "predictions": [self.labels[number] for number in found["predictions"]],
             "groups": self.groups,
             # What always answering the most frequent class would score: the line a real model must pass.
-            "majority_share": max(support) / sum(support),
+            "majority_fraction": max(support) / sum(support),
             "n_unlabelled": self.n_unlabelled,
             "n_outside_classes": self.n_outside_classes,
             "prompts_per_class": max(len(sentences) for sentences in self.prompts.values()),
@@ -118,9 +118,9 @@ class ZeroShotEvaluator:
 
 
 class RetrievalEvaluator:
-    """Finds captions for pictures (i2t) and pictures for captions (t2i) among all those of the set.
+    """Finds captions for images (i2t) and images for captions (t2i) among all those of the set.
 
-    Candidates are the *distinct* pictures and the *distinct* captions: an equal caption is the same caption
+    Candidates are the *distinct* images and the *distinct* captions: an equal caption is the same caption
     (letter case and spacing aside, which CLIP's tokenizers drop too), so finding it is a hit whichever row it
     was written for. So is one that is equal after ``text_transform``, which is what the model is shown. Raises
     ``DataError`` with fewer than two of either.
@@ -145,15 +145,15 @@ class RetrievalEvaluator:
         self.captions = list(captions.values())
         if len(self.paths) < 2 or len(self.captions) < 2:
             raise DataError(
-                f"Retrieval needs at least two pictures and two different captions, found {len(self.paths)} "
+                f"Retrieval needs at least two images and two different captions, found {len(self.paths)} "
                 f"and {len(self.captions)}: with one candidate every answer is right"
             )
-        picture = {path: row for row, path in enumerate(self.paths)}
+        image = {path: row for row, path in enumerate(self.paths)}
         text = {key: row for row, key in enumerate(captions)}
-        hits = {(picture[pair.image_path], text[key]) for key, pair in zip(keys, pairs, strict=True)}
-        # [hits, 2] (picture, caption): a picture may have several captions and a caption several pictures.
+        hits = {(image[pair.image_path], text[key]) for key, pair in zip(keys, pairs, strict=True)}
+        # [hits, 2] (image, caption): an image may have several captions and a caption several images.
         self.hits = torch.tensor(sorted(hits))
-        self.groups = _of_pictures(pairs, self.paths, "group")
+        self.groups = _of_images(pairs, self.paths, "group")
 
     def __call__(self, embed: Embedder) -> dict[str, float]:
         return self.evaluate(embed).metrics
@@ -184,7 +184,7 @@ class RetrievalEvaluator:
         return EvaluationResult(metrics, {"retrieval": details})
 
     def relevance(self, side: int) -> Callable[[int, int], Tensor]:
-        """Boolean hits of queries start:stop; ``side`` is 0 when pictures ask, 1 when captions do."""
+        """Boolean hits of queries start:stop; ``side`` is 0 when images ask, 1 when captions do."""
         hits = self.hits[self.hits[:, side].argsort(stable=True)]
         queries, candidates = hits[:, side].contiguous(), hits[:, 1 - side]
         n_candidates = (len(self.paths), len(self.captions))[1 - side]
@@ -199,15 +199,16 @@ class RetrievalEvaluator:
 
 
 class DomainEvaluator:
-    """Zero-shot classification and retrieval together, embedding each picture once.
+    """Zero-shot classification and retrieval together, embedding each image once.
 
     Whichever the data cannot support (fewer than two classes, fewer than two captions) is left out, with the
     reason in ``details["notes"]``. The primary metric is ``acc1``, or ``mean_R@1`` without classes. Raises
-    ``DataError`` when neither is possible, ``ConfigurationError`` for a ``field`` whose settings do not fit the
-    classes.
+    ``DataError`` when neither is possible, ``ConfigurationError`` for a ``domain_metrics`` whose settings do not fit
+    the classes.
 
-    ``field`` adds the figures of a field: their numbers to the metrics, their intervals to ``details["field"]``.
-    ``concepts`` adds those of documents, a class tree and terminology, with ``details["concepts"]``.
+    ``domain_metrics`` adds those of a domain: their numbers to the metrics, their intervals to
+    ``details["domain_metrics"]``. ``semantics`` adds those of documents, a class hierarchy and terminology, with
+    ``details["semantics"]``.
     """
 
     name = "domain"
@@ -220,14 +221,14 @@ class DomainEvaluator:
         class_names: Sequence[str] | None = None,
         prompts: Mapping[str, Sequence[str]] | None = None,
         chunk: int = 1024,
-        field: FieldMetrics | None = None,
+        domain_metrics: DomainMetrics | None = None,
         names_of: Callable[[str], Sequence[str]] | None = None,
         text_transform: Callable[[str], str] | None = None,
-        concepts: AddedScores | None = None,
+        semantics: AddedScores | None = None,
     ) -> None:
         if not pairs:
             raise DataError("No rows to evaluate on: the split is empty")
-        self.field, self.concepts = field, concepts
+        self.domain_metrics, self.semantics = domain_metrics, semantics
         self.n_rows = len(pairs)
         self.notes: list[str] = []
         self.zero_shot: ZeroShotEvaluator | None = None
@@ -240,33 +241,33 @@ class DomainEvaluator:
         else:
             self.notes.append(f"No classification: the rows have {n_classes} classes, and it takes two")
         n_captions = len({_caption_key(pair.caption, text_transform) for pair in pairs})
-        n_pictures = len({pair.image_path for pair in pairs})
-        if min(n_captions, n_pictures) >= 2:
+        n_images = len({pair.image_path for pair in pairs})
+        if min(n_captions, n_images) >= 2:
             self.retrieval = RetrievalEvaluator(pairs, chunk, text_transform)
         else:
             self.notes.append(
-                f"No retrieval: the rows have {n_pictures} different pictures and {n_captions} different "
+                f"No retrieval: the rows have {n_images} different images and {n_captions} different "
                 "captions, and it takes two of each"
             )
         if self.zero_shot is None and self.retrieval is None:
             raise DataError(f"Nothing to evaluate. {'. '.join(self.notes)}")
         self.primary_metric = "acc1" if self.zero_shot else "mean_R@1"
-        if field is not None and self.zero_shot is not None:
-            field.check(self.zero_shot.labels)
-        if concepts is not None and self.zero_shot is not None:
-            concepts.check(self.zero_shot.labels)
+        if domain_metrics is not None and self.zero_shot is not None:
+            domain_metrics.check(self.zero_shot.labels)
+        if semantics is not None and self.zero_shot is not None:
+            semantics.check(self.zero_shot.labels)
 
     def __call__(self, embed: Embedder) -> dict[str, float]:
         return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
         parts = [part for part in (self.zero_shot, self.retrieval) if part is not None]
-        asking = parts if self.concepts is None else [*parts, self.concepts]
+        asking = parts if self.semantics is None else [*parts, self.semantics]
         paths = list(dict.fromkeys(path for part in asking for path in part.paths))
         embeds = _encode_images(embed, paths)
-        row = {path: number for number, path in enumerate(paths)}
+        row = {path: index for index, path in enumerate(paths)}
         metrics: dict[str, float] = {}
-        details: dict[str, Any] = {"n_rows": self.n_rows, "n_pictures": len(paths), "notes": self.notes}
+        details: dict[str, Any] = {"n_rows": self.n_rows, "n_images": len(paths), "notes": self.notes}
         classes: ClassScores | None = None
         ranks: RetrievalRanks | None = None
         for part in parts:
@@ -274,8 +275,8 @@ class DomainEvaluator:
             if isinstance(part, ZeroShotEvaluator):
                 logits = zero_shot_logits(of_part, classifier_weights(embed.encode_texts, part.prompts))
                 result = part.result(logits)
-                if self.field is not None:
-                    temperature = self.field.temperature()
+                if self.domain_metrics is not None:
+                    temperature = self.domain_metrics.temperature()
                     classes = ClassScores.from_similarities(
                         logits, part.targets, part.labels, temperature, part.groups, part.disciplines
                     )
@@ -285,11 +286,11 @@ class DomainEvaluator:
                 ranks = RetrievalRanks(found["i2t_ranks"], found["t2i_ranks"], part.hits.numpy(), part.groups)
             metrics |= result.metrics
             details |= result.details
-        if self.field is not None:
-            added, details["field"] = self.field.score(classes, ranks)
+        if self.domain_metrics is not None:
+            added, details["domain_metrics"] = self.domain_metrics.score(classes, ranks)
             metrics |= {name: value for name, value in added.items() if name not in metrics}
-        if self.concepts is not None:
-            added, details["concepts"] = self.concepts.score(
+        if self.semantics is not None:
+            added, details["semantics"] = self.semantics.score(
                 lambda chosen: embeds[[row[path] for path in chosen]],
                 embed.encode_texts,
                 details.get("classification"),
@@ -304,8 +305,8 @@ def known_labels(pairs: Sequence[LabelledPair]) -> list[str]:
     return sorted({pair.label for pair in pairs if pair.label is not None})
 
 
-def _of_pictures(pairs: Sequence[LabelledPair], paths: Sequence[Path], name: str) -> list[str | None]:
-    """What the rows say of each picture (its group, its discipline); None where they do not."""
+def _of_images(pairs: Sequence[LabelledPair], paths: Sequence[Path], name: str) -> list[str | None]:
+    """What the rows say of each image (its group, its discipline); None where they do not."""
     found: dict[Path, str | None] = {}
     for pair in pairs:
         if found.get(pair.image_path) is None:
@@ -319,7 +320,7 @@ def _caption_key(caption: str, text_transform: Callable[[str], str] | None = Non
 
 
 def _encode_images(embed: Embedder, paths: list[Path]) -> Tensor:
-    return _rows_for(embed.encode_images(paths), len(paths), "pictures")
+    return _rows_for(embed.encode_images(paths), len(paths), "images")
 
 
 def _rows_for(embeds: Tensor, expected: int, what: str) -> Tensor:

@@ -31,7 +31,7 @@ def class_prompts(
 
     ``{}`` in a template stands for the label, whose underscores are read as spaces. ``names_of`` gives the names that
     are used in a label's place (synonyms, or what a code stands for). With ``fix_article`` an
-    "a" or "an" right before the label is made to suit it, judged by its first letter (so "an hour" is
+    "a" or "an" right before the label is made to suit it, which its first letter decides (so "an hour" is
     missed). Raises ``ConfigurationError`` for an empty list, an empty label or a template without ``{}``.
     """
     if not labels:
@@ -85,10 +85,10 @@ def classifier_weights(
     for label, sentences in prompts.items():
         if not sentences:
             raise ConfigurationError(f"The class {label!r} has no prompts: give it at least one sentence")
-    place = {text: row for row, text in enumerate(dict.fromkeys(t for texts in prompts.values() for t in texts))}
-    embeds = encode_text(list(place))
-    if embeds.ndim != 2 or len(embeds) != len(place):
-        raise ShapeError(f"Batch size mismatch: {len(place)} prompts gave embeddings of shape {tuple(embeds.shape)}")
+    index_of = {text: row for row, text in enumerate(dict.fromkeys(t for texts in prompts.values() for t in texts))}
+    embeds = encode_text(list(index_of))
+    if embeds.ndim != 2 or len(embeds) != len(index_of):
+        raise ShapeError(f"Batch size mismatch: {len(index_of)} prompts gave embeddings of shape {tuple(embeds.shape)}")
     embeds = F.normalize(embeds.float(), dim=-1)
-    means = [embeds[[place[text] for text in sentences]].mean(dim=0) for sentences in prompts.values()]
+    means = [embeds[[index_of[text] for text in sentences]].mean(dim=0) for sentences in prompts.values()]
     return F.normalize(torch.stack(means), dim=-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Embedder(Protocol):
-    """Whatever turns pictures and texts into L2-normalised float32 rows on the CPU, in the order given."""
+    """Whatever turns images and texts into L2-normalised float32 rows on the CPU, in the order given."""
 
     def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]: ...
 
@@ -20,7 +20,7 @@ class Embedder(Protocol):
 
 
 class LabelledPair(Protocol):
-    """A row of a data set: a picture, what is said of it, and its class, None where the data do not say."""
+    """A row of a data set: an image, what is said of it, and its class, None where the data do not say."""
 
     @property
     def image_path(self) -> Path: ...
@@ -50,7 +50,7 @@ class Evaluator(Protocol):
 
 
 class AddedScores(Protocol):
-    """More figures from the same embeddings: see ``evaluation.concepts.ConceptScores``."""
+    """More figures from the same embeddings: see ``evaluation.semantics.SemanticScores``."""
 
     paths: list[Path]
 

@@ -1,11 +1,12 @@
-"""Pictures made worse on purpose, step by step: how fast does a model's accuracy fall?
+"""Images made worse on purpose, step by step: how fast does a model's accuracy fall?
 
 After Hendrycks and Dietterich 2019 ("Benchmarking Neural Network Robustness to Common Corruptions"): a few kinds of
-damage, a few severities of each, severity 0 being the untouched picture. Damage is done to the picture as it was
-decoded, before the model's own resize and crop, since that is where it happens in life.
+corruption, a few severities of each, severity 0 being the untouched image. A corruption is applied to the image as it
+was decoded, before the model's own resize and crop, since that is where it happens in life.
 
-Blur and loss of detail are measured in pixels of the *model's* side: a blur of one pixel of a 12-megapixel photograph
-is nothing after the resize. Noise is per pixel of the file, as a sensor makes it, and large pictures average it away.
+Blur and loss of detail are measured in pixels of the *model's* resolution: a blur of one pixel of a 12-megapixel
+photograph is nothing after the resize. Noise is per pixel of the file, as a sensor makes it, and large images average
+it away.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from domainclip.errors import ConfigurationError, PictureError
+from domainclip.errors import ConfigurationError, ImageError
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.metrics.significance import paired_change
 from domainclip.registry import Registry
 
-Damage = Callable[[np.ndarray, float, tuple[int, int], int], np.ndarray]
-"""Picture uint8 ``[h, w, 3]``, level, height and width the model's resize would give it, seed → another."""
+CorruptionFunction = Callable[[np.ndarray, float, tuple[int, int], int], np.ndarray]
+"""Image uint8 ``[h, w, 3]``, level, height and width the model's resize would give it, seed → another."""
 
 _JPEG_LONGEST = 65_535  # pixels a side that the format can count
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """``levels``: from mild to severe, each as ``unit`` says. ``clean``: the level that means no damage."""
+    """``levels``: from mild to severe, each as ``unit`` says. ``clean``: the level that means no corruption."""
 
     name: str
     unit: str
     clean: float
     levels: tuple[float, ...]
-    damage: Damage
+    function: CorruptionFunction
 
     def level(self, severity: int) -> float:
         """The level of a severity, 0 (clean) to ``len(levels)``. Raises ``ConfigurationError`` beyond."""
@@ -58,89 +59,91 @@ CORRUPTIONS: Registry[Corruption] = Registry("corruption")
 
 
 def corrupt(
-    picture: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w 3"],
     name: str,
     severity: int,
     model_size: tuple[int, int],
     seed: int = 0,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture, of the same size, with damage of that kind and severity; severity 0 is the picture itself.
+    """The image, of the same size, with corruption of that kind and severity; severity 0 is the image itself.
 
-    ``model_size``: height and width in pixels that the model's resize would give the picture
+    ``model_size``: height and width in pixels that the model's resize would give the image
     (``ImageSpec.resized_shape``). The result depends on the arguments alone. Raises ``ConfigurationError`` for an
-    unknown kind or severity and for a kind that changes the form, ``PictureError`` for a picture too long for JPEG.
+    unknown kind or severity and for a kind that changes the form, ``ImageError`` for an image too long for JPEG.
     """
     corruption = CORRUPTIONS[name]
     level = corruption.level(severity)
     if severity == 0:
-        return picture
-    found = corruption.damage(picture, level, model_size, seed)
-    if found.shape != picture.shape or found.dtype != np.uint8:
+        return image
+    found = corruption.function(image, level, model_size, seed)
+    if found.shape != image.shape or found.dtype != np.uint8:
         raise ConfigurationError(
-            f"The corruption {name!r} made {found.dtype} {list(found.shape)} of a picture uint8 {list(picture.shape)}: "
+            f"The corruption {name!r} made {found.dtype} {list(found.shape)} of an image uint8 {list(image.shape)}: "
             "it must give back uint8 of the same shape"
         )
     return found
 
 
-def _register(name: str, unit: str, clean: float, levels: tuple[float, ...]) -> Callable[[Damage], Damage]:
-    def add(damage: Damage) -> Damage:
-        CORRUPTIONS.register(name)(Corruption(name, unit, clean, levels, damage))
-        return damage
+def _register(
+    name: str, unit: str, clean: float, levels: tuple[float, ...]
+) -> Callable[[CorruptionFunction], CorruptionFunction]:
+    def add(function: CorruptionFunction) -> CorruptionFunction:
+        CORRUPTIONS.register(name)(Corruption(name, unit, clean, levels, function))
+        return function
 
     return add
 
 
-@_register("blur", "Gaussian blur, sigma in pixels of the model's side", 0.0, (0.5, 1.0, 2.0, 4.0))
-def _blur(picture: np.ndarray, sigma: float, model_size: tuple[int, int], seed: int) -> np.ndarray:
-    # Each axis by its own factor: a model that squashes its pictures shrinks the two differently.
-    height, width = picture.shape[:2]
+@_register("blur", "Gaussian blur, sigma in pixels of the model's resolution", 0.0, (0.5, 1.0, 2.0, 4.0))
+def _blur(image: np.ndarray, sigma: float, model_size: tuple[int, int], seed: int) -> np.ndarray:
+    # Each axis by its own factor: a model that squashes its images shrinks the two differently.
+    height, width = image.shape[:2]
     radius = (sigma * width / model_size[1], sigma * height / model_size[0])
     # Pillow's is three box filters of that standard deviation: the time does not grow with sigma.
-    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
 @_register("noise", "Gaussian noise, standard deviation in levels of 255", 0.0, (5.0, 10.0, 20.0, 40.0))
-def _noise(picture: np.ndarray, deviation: float, model_size: tuple[int, int], seed: int) -> np.ndarray:
-    # Seeded by the pixels, so that neither the order nor the folder of the pictures matters; not by the level, so
+def _noise(image: np.ndarray, deviation: float, model_size: tuple[int, int], seed: int) -> np.ndarray:
+    # Seeded by the pixels, so that neither the order nor the folder of the images matters; not by the level, so
     # that along a curve only the strength changes.
-    rng = np.random.default_rng([seed, zlib.crc32(np.ascontiguousarray(picture).data)])
-    noise = rng.standard_normal(picture.shape, dtype=np.float32)
+    rng = np.random.default_rng([seed, zlib.crc32(np.ascontiguousarray(image).data)])
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
     noise *= deviation
-    noise += picture
+    noise += image
     return np.rint(noise, out=noise).clip(0, 255).astype(np.uint8)
 
 
 @_register("jpeg", "JPEG quality (100 here: not compressed)", 100.0, (80.0, 50.0, 25.0, 10.0))
-def _jpeg(picture: np.ndarray, quality: float, model_size: tuple[int, int], seed: int) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _jpeg(image: np.ndarray, quality: float, model_size: tuple[int, int], seed: int) -> np.ndarray:
+    height, width = image.shape[:2]
     if max(height, width) > _JPEG_LONGEST:
-        raise PictureError(f"{width}×{height} pixels are too many for JPEG, which holds {_JPEG_LONGEST:,} a side")
+        raise ImageError(f"{width}×{height} pixels are too many for JPEG, which holds {_JPEG_LONGEST:,} a resolution")
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="JPEG", quality=int(quality))
+    Image.fromarray(image).save(file, format="JPEG", quality=int(quality))
     return np.asarray(Image.open(file).convert("RGB"))
 
 
-@_register("downscale", "shrunk to the model's side over this, and enlarged again", 1.0, (1.5, 2.0, 4.0, 8.0))
-def _downscale(picture: np.ndarray, factor: float, model_size: tuple[int, int], seed: int) -> np.ndarray:
-    height, width = picture.shape[:2]
-    # A picture that has fewer pixels than that already loses nothing.
+@_register("downscale", "shrunk to the model's resolution over this, and enlarged again", 1.0, (1.5, 2.0, 4.0, 8.0))
+def _downscale(image: np.ndarray, factor: float, model_size: tuple[int, int], seed: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    # An image that has fewer pixels than that already loses nothing.
     small = (min(width, max(1, round(model_size[1] / factor))), min(height, max(1, round(model_size[0] / factor))))
-    shrunk = Image.fromarray(picture).resize(small, Image.Resampling.BICUBIC)
+    shrunk = Image.fromarray(image).resize(small, Image.Resampling.BICUBIC)
     return np.asarray(shrunk.resize((width, height), Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How the pictures reach the model: their side in pixels, and the damage done to them before."""
+    """How the images reach the model: their resolution in pixels, and the corruption applied to them before."""
 
-    side: int
+    resolution: int
     corruption: str | None = None
     severity: int = 0
 
 
-class ConditionJudge:
-    """Figures of the conditions from the pictures' unit-length embeddings under each; ``rows`` says which row is whose.
+class ConditionEvaluator:
+    """Figures of the conditions from the images' unit-length embeddings under each; ``rows`` says which row is whose.
     Texts are encoded at the first use only."""
 
     def __init__(
@@ -172,25 +175,25 @@ class ConditionJudge:
         return self._result(condition).metrics
 
     def agreement(self, condition: Condition, reference: Condition) -> dict[str, float | None]:
-        """``mean_cosine`` of each picture's two embeddings; shares of pictures with the ``same_class`` and the
+        """``mean_cosine`` of each image's two embeddings; fractions of images with the ``same_class`` and the
         ``same_caption`` nearest, None where the data have no classes or captions to choose from."""
         here, there = (self.embeds[one].double() for one in (condition, reference))
         found: dict[str, float | None] = {"mean_cosine": float(F.cosine_similarity(here, there).mean())}
         classes = [self._classes(one) for one in (condition, reference)]
         captions = [self._captions(one) for one in (condition, reference)]
-        found["same_class"] = _share_equal(*classes)
-        found["same_caption"] = _share_equal(*captions)
+        found["same_class"] = _fraction_equal(*classes)
+        found["same_caption"] = _fraction_equal(*captions)
         return found
 
     def change(self, condition: Condition, reference: Condition) -> dict[str, Any] | None:
-        """How acc1 differs from the reference's on the same pictures (``PairedChange``); None without classes."""
+        """How acc1 differs from the reference's on the same images (``PairedChange``); None without classes."""
         if self.evaluator.zero_shot is None:
             return None
         return asdict(paired_change(self._right(reference), self._right(condition)))
 
     def _right(self, condition: Condition) -> list[bool]:
         found = self._result(condition).details["classification"]
-        return [said == true for said, true in zip(found["predictions"], found["targets"], strict=True)]
+        return [predicted == true for predicted, true in zip(found["predictions"], found["targets"], strict=True)]
 
     def _classes(self, condition: Condition) -> list[str] | None:
         return self._result(condition).details["classification"]["predictions"] if self.evaluator.zero_shot else None
@@ -202,14 +205,14 @@ class ConditionJudge:
         self._shown = condition
         return (self.encode_images(retrieval.paths) @ self.encode_texts(retrieval.captions).T).argmax(1).tolist()
 
-    def curves(self, side: int, seed: int) -> dict[str, Any]:
-        clean = Condition(side)
+    def curves(self, resolution: int, seed: int) -> dict[str, Any]:
+        clean = Condition(resolution)
         found: dict[str, Any] = {}
         for name in CORRUPTIONS:
             kind = CORRUPTIONS[name]
             levels = []
             for severity, level in enumerate(kind.levels, start=1):
-                here = Condition(side, name, severity)
+                here = Condition(resolution, name, severity)
                 levels.append(
                     {
                         "severity": severity,
@@ -220,10 +223,10 @@ class ConditionJudge:
                     }
                 )
             found[name] = {"unit": kind.unit, "untouched_level": kind.clean, "levels": levels}
-        return {"resolution": side, "seed": seed, "clean": {"metrics": self.metrics(clean)}, "corruptions": found}
+        return {"resolution": resolution, "seed": seed, "clean": {"metrics": self.metrics(clean)}, "corruptions": found}
 
 
-def _share_equal(here: list | None, there: list | None) -> float | None:
+def _fraction_equal(here: list | None, there: list | None) -> float | None:
     if here is None or there is None:
         return None
     return sum(a == b for a, b in zip(here, there, strict=True)) / len(here)

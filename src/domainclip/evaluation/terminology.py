@@ -1,4 +1,4 @@
-"""Does the text tower know the field's words? Synonyms, abbreviations and negations of a glossary.
+"""Does the text tower know the domain's terms? Synonyms, abbreviations and negations of a glossary.
 
 A text tower that has never met "CXR" puts it beside "CX" and "CR", not beside "chest radiograph"; one that reads
 captions as bags of words puts "no fracture" beside "fracture" (Yuksekgonul et al. 2023, "When and why vision-language
@@ -39,7 +39,7 @@ _NOTHING_TO_NEGATE = re.compile(
 
 
 class TerminologyEvaluator:
-    """Scores a text tower on a ``Glossary``, and negation on labelled pictures where ``pairs`` are given.
+    """Scores a text tower on a ``Glossary``, and negation on labelled images where ``pairs`` are given.
 
     Terms are the members of synonym groups, the abbreviations and their expansions, each once (letter case aside).
     For every term with another of its meaning, all other terms are ranked by cosine:
@@ -49,10 +49,10 @@ class TerminologyEvaluator:
       count against the model. An abbreviation of several senses may find any of them.
     - ``negation_accuracy``: how often a statement is nearer to a paraphrase of itself than to its negation, averaged
       over ``negation_pairs``; chance is 0.5. ``negation_drop``: the mean difference of the two cosines, in -2…2.
-    - ``picture_negation_accuracy``: for each class, whether pictures of it are nearer to "X" than to "no X", and other
-      pictures the other way round: mean of the two shares, averaged over the classes; 0.5 for a model that is deaf to
-      the negation, whichever of the two it prefers. ``picture_negation_auroc``: how well the difference of the two
-      cosines tells those pictures apart, averaged over the classes; 0.5 is chance.
+    - ``image_negation_accuracy``: for each class, whether images of it are nearer to "X" than to "no X", and other
+      images the other way round: mean of the two fractions, averaged over the classes; 0.5 for a model that is deaf to
+      the negation, whichever of the two it prefers. ``image_negation_auroc``: how well the difference of the two
+      cosines tells those images apart, averaged over the classes; 0.5 is chance.
 
     Classes that are negations themselves ("normal", "no finding") are left out of the last two. What the glossary or
     the rows cannot support is left out. Raises ``DataError`` where that is everything.
@@ -102,7 +102,7 @@ class TerminologyEvaluator:
         encode_terms: Callable[[list[str]], Tensor] | None = None,
         resamples: int = 0,
     ) -> EvaluationResult:
-        """The result from embeddings of ``self.paths`` (None: without pictures), for a caller who has them already.
+        """The result from embeddings of ``self.paths`` (None: without images), for a caller who has them already.
 
         ``encode_terms`` encodes terms as they stand, where ``encode_texts`` would write abbreviations out. From
         ``resamples`` come ``details["terminology"]["intervals"]`` (95 %) of what is scored on texts alone: meanings are
@@ -120,7 +120,7 @@ class TerminologyEvaluator:
         if self.negation_pairs:
             self._score_negations(encode_texts, metrics, details, resamples)
         if self.classes and image_embeds is not None:
-            self._score_pictures(image_embeds, encode_texts, metrics, details)
+            self._score_images(image_embeds, encode_texts, metrics, details)
         return EvaluationResult(metrics, {"terminology": details})
 
     def _score_terms(
@@ -198,14 +198,14 @@ class TerminologyEvaluator:
         details["intervals"] |= ratio_intervals(ratios, None, resamples)
         details["negations"] = rows
 
-    def _score_pictures(
+    def _score_images(
         self, image_embeds: Tensor, encode_texts: Callable, metrics: dict[str, float], details: dict[str, Any]
     ) -> None:
         if image_embeds.ndim != 2 or len(image_embeds) != len(self.paths):
             raise ShapeError(
-                f"Batch size mismatch: {len(self.paths)} pictures gave embeddings of shape {tuple(image_embeds.shape)}"
+                f"Batch size mismatch: {len(self.paths)} images gave embeddings of shape {tuple(image_embeds.shape)}"
             )
-        _require_finite(image_embeds, "pictures")
+        _require_finite(image_embeds, "images")
         rows = []
         for label in self.classes:
             present, absent = (
@@ -224,9 +224,9 @@ class TerminologyEvaluator:
                     "n": int(shown.sum()),
                 }
             )
-        metrics["picture_negation_accuracy"] = float(np.mean([row["accuracy"] for row in rows]))
-        metrics["picture_negation_auroc"] = float(np.mean([row["auroc"] for row in rows]))
-        details["picture_negations"] = rows
+        metrics["image_negation_accuracy"] = float(np.mean([row["accuracy"] for row in rows]))
+        metrics["image_negation_auroc"] = float(np.mean([row["auroc"] for row in rows]))
+        details["image_negations"] = rows
 
 
 def _vocabulary(glossary: Glossary) -> tuple[list[str], Bool[Tensor, "terms terms"], list[set[str]]]:
@@ -263,14 +263,14 @@ def _vocabulary(glossary: Glossary) -> tuple[list[str], Bool[Tensor, "terms term
             meaning[representative(key)] = representative(expansions[0])
         else:
             ambiguous.append((key, expansions))
-    place = {key: row for row, key in enumerate(terms)}
+    index_of = {key: row for row, key in enumerate(terms)}
     meanings = [representative(key) for key in terms]
     same = torch.tensor([[one == other for other in meanings] for one in meanings]).reshape(len(terms), len(terms))
     for key, expansions in ambiguous:
         for expansion in expansions:
             mates = [row for row, found in enumerate(meanings) if found == representative(expansion)]
-            same[place[key], mates] = True
-            same[mates, place[key]] = True
+            same[index_of[key], mates] = True
+            same[mates, index_of[key]] = True
     same.fill_diagonal_(False)
     return list(terms.values()), same, list(kinds.values())
 

@@ -1,4 +1,4 @@
-"""Gain in the domain against loss outside it: which of several models to keep, and the picture of the choice."""
+"""Gain in the domain against loss outside it: which of several models to keep, and the plot of the choice."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _CHOSEN = "#D55E00"
 
 @dataclass(frozen=True)
 class TradeOffPoint:
-    """One model between the starting one (``alpha`` 0) and the trained one (1). ``domain`` and ``retention``: their
-    scores in [0, 1], of validation rows; ``sets``: the score of each retention set, whose mean ``retention`` is."""
+    """One model between the initial one (``alpha`` 0) and the trained one (1). ``domain`` and ``reference``: their
+    scores in [0, 1], of validation rows; ``sets``: the score of each reference set, whose mean ``reference`` is."""
 
     alpha: float
     domain: float
-    retention: float
+    reference: float
     sets: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class TradeOffChoice:
-    """``gain``: what was won in the domain. ``gain_kept``: as a share of what the trained model has won, None where
-    that is nothing. ``forgetting``: what the retention sets have lost. ``within_limits``: whether both limits are
+    """``gain``: what was won in the domain. ``gain_kept``: as a fraction of what the trained model has won, None where
+    that is nothing. ``forgetting``: what the reference sets have lost. ``within_limits``: whether both limits are
     kept."""
 
     point: TradeOffPoint
@@ -52,8 +52,8 @@ def pareto_front(points: Sequence[TradeOffPoint]) -> list[TradeOffPoint]:
         for point in points
         if not any(
             other.domain >= point.domain
-            and other.retention >= point.retention
-            and (other.domain > point.domain or other.retention > point.retention)
+            and other.reference >= point.reference
+            and (other.domain > point.domain or other.reference > point.reference)
             for other in points
         )
     ]
@@ -63,7 +63,8 @@ def pareto_front(points: Sequence[TradeOffPoint]) -> list[TradeOffPoint]:
 def choose_trade_off(
     points: Sequence[TradeOffPoint], max_forgetting: float = 0.03, min_gain_kept: float = 0.9
 ) -> TradeOffChoice:
-    """The highest domain score among the points that keep both limits; equal ones: the higher retention.
+    """The highest domain score among the points that keep both limits; equal ones: the higher score on the reference
+    sets.
 
     Where no point keeps both: that one of the Pareto front that misses them by least (the root of the squared sum of
     what is lost too much and gained too little, in the scores' units). ``points`` must hold both ends.
@@ -71,19 +72,19 @@ def choose_trade_off(
     """
     ends = {point.alpha: point for point in points}
     if 0.0 not in ends or 1.0 not in ends:
-        raise ConfigurationError("A trade-off is chosen between the starting model (alpha 0) and the trained one (1)")
+        raise ConfigurationError("A trade-off is chosen between the initial model (alpha 0) and the trained one (1)")
     start, full = ends[0.0], ends[1.0]
     gained = full.domain - start.domain
     wanted = min_gain_kept * gained if gained > 0 else gained
 
     def missed(point: TradeOffPoint) -> float:
-        too_much = start.retention - point.retention - max_forgetting
+        too_much = start.reference - point.reference - max_forgetting
         too_little = wanted - (point.domain - start.domain)
         return math.hypot(*(value if value > _TOLERANCE else 0.0 for value in (too_much, too_little)))
 
     within = [point for point in points if missed(point) == 0]
     if within:
-        chosen = max(within, key=lambda point: (point.domain, point.retention, -point.alpha))
+        chosen = max(within, key=lambda point: (point.domain, point.reference, -point.alpha))
     else:
         chosen = min(pareto_front(points), key=lambda point: (missed(point), -point.domain, point.alpha))
     limits = f"at most {_points(max_forgetting)} lost and at least {min_gain_kept:.0%} of the gain kept"
@@ -112,16 +113,17 @@ def _outcome(
     chosen: TradeOffPoint, start: TradeOffPoint, full: TradeOffPoint, within: bool, reason: str
 ) -> TradeOffChoice:
     gain, gained = chosen.domain - start.domain, full.domain - start.domain
-    share = gain / gained if gained > 0 else None
-    return TradeOffChoice(chosen, gain, share, start.retention - chosen.retention, within, reason)
+    fraction = gain / gained if gained > 0 else None
+    return TradeOffChoice(chosen, gain, fraction, start.reference - chosen.reference, within, reason)
 
 
 def plot_pareto(trade_off: Mapping[str, Any], path: Path) -> bool:
-    """Retention against domain score on validation rows, every alpha, the chosen one marked. False for fewer than two.
+    """Reference sets' score against the domain's on validation rows, every alpha, the chosen one marked. False for
+    fewer than two.
 
     ``trade_off``: as a run's report holds it (``points``, ``chosen_alpha``, ``max_forgetting``, ``min_gain_kept``).
     """
-    points = [TradeOffPoint(p["alpha"], p["domain"], p["retention"], p["sets"]) for p in trade_off.get("points") or []]
+    points = [TradeOffPoint(p["alpha"], p["domain"], p["reference"], p["sets"]) for p in trade_off.get("points") or []]
     if len(points) < 2:
         return False
     ends = {point.alpha: point for point in points}
@@ -130,7 +132,7 @@ def plot_pareto(trade_off: Mapping[str, Any], path: Path) -> bool:
     axis = figure.subplots()
     by_alpha = sorted(points, key=lambda point: point.alpha)
     axis.plot(
-        [p.domain for p in by_alpha], [p.retention for p in by_alpha], color=BEFORE, linewidth=1, alpha=0.7, zorder=1
+        [p.domain for p in by_alpha], [p.reference for p in by_alpha], color=BEFORE, linewidth=1, alpha=0.7, zorder=1
     )
     for group, colour, marker, label in (
         ([p for p in points if p not in front], BEFORE, "o", "beaten by another one"),
@@ -140,7 +142,7 @@ def plot_pareto(trade_off: Mapping[str, Any], path: Path) -> bool:
         if group:
             axis.scatter(
                 [p.domain for p in group],
-                [p.retention for p in group],
+                [p.reference for p in group],
                 color=colour,
                 marker=marker,
                 s=220 if marker == "*" else 32,
@@ -155,7 +157,7 @@ def plot_pareto(trade_off: Mapping[str, Any], path: Path) -> bool:
     axis.set(
         title="What is gained in the domain and what is kept outside it (validation rows)",
         xlabel=f"domain: {trade_off.get('domain_metric', 'score')}",
-        ylabel=f"retention: mean over {len(points[0].sets)} data set{'s' if len(points[0].sets) != 1 else ''}",
+        ylabel=f"reference sets: mean over {len(points[0].sets)} data set{'s' if len(points[0].sets) != 1 else ''}",
     )
     axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axis.spines[["top", "right"]].set_visible(False)
@@ -172,7 +174,7 @@ def _limits(axis: Any, trade_off: Mapping[str, Any], ends: Mapping[float, TradeO
         return
     lost, kept = trade_off["max_forgetting"], trade_off["min_gain_kept"]
     style = {"color": "#009E73", "linewidth": 1.1}
-    axis.axhline(start.retention - lost, **style, linestyle="--", label=f"limit: {_points(lost)} lost")
+    axis.axhline(start.reference - lost, **style, linestyle="--", label=f"limit: {_points(lost)} lost")
     if full.domain > start.domain:
         place = start.domain + kept * (full.domain - start.domain)
         axis.axvline(place, **style, linestyle=":", label=f"limit: {kept:.0%} of the gain kept")
@@ -181,13 +183,13 @@ def _limits(axis: Any, trade_off: Mapping[str, Any], ends: Mapping[float, TradeO
 def _name_points(axis: Any, points: Sequence[TradeOffPoint], chosen: float) -> None:
     """Each alpha beside its point; of several points that lie together the first, the last and the chosen are named."""
     width = max(p.domain for p in points) - min(p.domain for p in points) or 1.0
-    height = max(p.retention for p in points) - min(p.retention for p in points) or 1.0
+    height = max(p.reference for p in points) - min(p.reference for p in points) or 1.0
     right = max(p.domain for p in points)
     named: list[TradeOffPoint] = []
     first = [p for p in points if p.alpha in (chosen, 0.0, 1.0)]
     for point in [*first, *(p for p in points if p not in first)]:
         near = any(
-            math.hypot((point.domain - p.domain) / width, (point.retention - p.retention) / height) < 0.07
+            math.hypot((point.domain - p.domain) / width, (point.reference - p.reference) / height) < 0.07
             for p in named
         )
         if near and point not in first:
@@ -197,7 +199,7 @@ def _name_points(axis: Any, points: Sequence[TradeOffPoint], chosen: float) -> N
         at_the_edge = right - point.domain < 0.1 * width
         axis.annotate(
             f"α = {point.alpha:.4g}",
-            (point.domain, point.retention),
+            (point.domain, point.reference),
             textcoords="offset points",
             xytext=(-9, -7) if at_the_edge else (7, 7),
             ha="right" if at_the_edge else "left",
@@ -209,5 +211,5 @@ def _name_points(axis: Any, points: Sequence[TradeOffPoint], chosen: float) -> N
         )
 
 
-def _points(share: float) -> str:
-    return f"{share * 100:g} point{'s' if share != 0.01 else ''}"
+def _points(fraction: float) -> str:
+    return f"{fraction * 100:g} point{'s' if fraction != 0.01 else ''}"

@@ -1,4 +1,4 @@
-"""Embedding pictures and texts with a trained encoder: batches, threads that decode, no gradients."""
+"""Embedding images and texts with a trained encoder: batches, threads that decode, no gradients."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from torch import Tensor
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.image_spec import ImageSpec
-from domainclip.data.images.pipeline import DomainImageChain
+from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.reader import MAX_PIXELS, array_of
 from domainclip.data.images.transforms import TextTransform
-from domainclip.errors import DataError, PictureError
+from domainclip.errors import DataError, ImageError
 
-Picture = Path | str | Image.Image
+ImageLike = Path | str | Image.Image
 
 
 class EmbeddingEngine:
-    """Encodes any number of pictures or texts. ``encoder`` is a ``DualEncoder`` or anything that looks like one.
+    """Encodes any number of images or texts. ``encoder`` is a ``DualEncoder`` or anything that looks like one.
 
-    Pictures go through the steps of ``preprocessing`` (none, if left out) and then exactly the model's own image
-    processor's. The embedding of a picture that is cut into tiles is the mean of its tiles' (each of unit length),
-    brought to unit length again. Decoded pictures of files are kept up to ``cache_mb`` MiB, since a training run embeds
-    its validation pictures again and again.
+    Images go through the steps of ``preprocessing`` (none, if left out) and then exactly the model's own image
+    processor's. The embedding of an image that is cut into tiles is the mean of its tiles' (each of unit length),
+    brought to unit length again. Decoded images of files are kept up to ``cache_mb`` MiB, since a training run embeds
+    its validation images again and again.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class EmbeddingEngine:
         self.batch_size = batch_size
         spec = ImageSpec.from_processor(encoder.processor.image_processor)
         self.spec = spec.at(resolution) if resolution else spec
-        self.chain = DomainImageChain(preprocessing)
+        self.pipeline = DomainImagePipeline(preprocessing)
         self.max_length = max_length
         self.max_pixels = max_pixels
         self.autocast = autocast
@@ -78,48 +78,48 @@ class EmbeddingEngine:
         finally:
             self.encoder.train(training)
 
-    def _views(self, picture: Picture) -> UInt8[Tensor, "tiles 3 side side"]:
-        """What the model is shown of a picture: one view, or one of each tile."""
-        if isinstance(picture, Image.Image):
-            return self._made(array_of(picture))
-        key = str(picture)
+    def _views(self, image: ImageLike) -> UInt8[Tensor, "tiles 3 size size"]:
+        """What the model is shown of an image: one view, or one of each tile."""
+        if isinstance(image, Image.Image):
+            return self._made(array_of(image))
+        key = str(image)
         found = self._cache.get(key)
         if found is None:
-            found = self._made(self.chain.read(Path(picture), self.max_pixels, 2 * self.spec.resolution))
+            found = self._made(self.pipeline.read(Path(image), self.max_pixels, 2 * self.spec.resolution))
             if self._room >= found.numel():
                 self._room -= found.numel()
                 self._cache[key] = found
         return found
 
-    def _made(self, picture: np.ndarray) -> UInt8[Tensor, "tiles 3 side side"]:
-        return torch.stack([self.spec.apply(view) for view in self.chain.views(picture, 2 * self.spec.resolution)])
+    def _made(self, image: np.ndarray) -> UInt8[Tensor, "tiles 3 size size"]:
+        return torch.stack([self.spec.apply(view) for view in self.pipeline.views(image, 2 * self.spec.resolution)])
 
-    def readable(self, pictures: Sequence[Path]) -> list[str]:
-        """Decode every picture (into the cache) and return, for each, what is wrong with it, or ''."""
+    def readable(self, images: Sequence[Path]) -> list[str]:
+        """Decode every image (into the cache) and return, for each, what is wrong with it, or ''."""
 
-        def problem(picture: Path) -> str:
+        def problem(image: Path) -> str:
             try:
-                self._views(picture)
-            except PictureError as error:
+                self._views(image)
+            except ImageError as error:
                 return str(error)
             return ""
 
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(problem, pictures))
+            return list(pool.map(problem, images))
 
-    def pixels(self, pictures: Sequence[Picture]) -> UInt8[Tensor, "views 3 side side"]:
-        """What the model is shown of these pictures, before ``spec.normalise``; one row each, or one for each tile."""
+    def pixels(self, images: Sequence[ImageLike]) -> UInt8[Tensor, "views 3 size size"]:
+        """What the model is shown of these images, before ``spec.normalise``; one row each, or one for each tile."""
         with ThreadPoolExecutor() as pool:
-            return torch.cat(list(pool.map(self._views, pictures)))
+            return torch.cat(list(pool.map(self._views, images)))
 
-    def encode_images(self, pictures: Sequence[Picture]) -> Float[Tensor, "n dim"]:
-        """Unit-length embeddings, float32 on the CPU. Raises ``PictureError`` for one that cannot be read."""
-        if not len(pictures):
-            raise DataError("No pictures to encode")
+    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "n dim"]:
+        """Unit-length embeddings, float32 on the CPU. Raises ``ImageError`` for one that cannot be read."""
+        if not len(images):
+            raise DataError("No images to encode")
         rows = []
         with ThreadPoolExecutor() as pool, self._inference():
-            for start in range(0, len(pictures), self.batch_size):
-                views = list(pool.map(self._views, pictures[start : start + self.batch_size]))
+            for start in range(0, len(images), self.batch_size):
+                views = list(pool.map(self._views, images[start : start + self.batch_size]))
                 embeds = self._encode(torch.cat(views))
                 counts = [len(view) for view in views]
                 if max(counts) > 1:
@@ -128,9 +128,9 @@ class EmbeddingEngine:
                 rows.append(embeds)
         return torch.cat(rows)
 
-    def _encode(self, pixels: UInt8[Tensor, "n 3 side side"]) -> Float[Tensor, "n dim"]:
+    def _encode(self, pixels: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
         parts = []
-        for part in pixels.split(self.batch_size):  # more than one where pictures are cut into tiles
+        for part in pixels.split(self.batch_size):  # more than one where images are cut into tiles
             embeds = self.encoder.encode_image(self.spec.normalise(part.to(self.device)))
             parts.append(F.normalize(embeds.float(), dim=-1).cpu())
         return torch.cat(parts)
@@ -157,5 +157,5 @@ class EmbeddingEngine:
                 output = output.float() if self.text_map is None else self.text_map(output.float())
                 for index, row in zip(part, F.normalize(output, dim=-1).cpu(), strict=True):
                     embeds[index] = row
-        place = {text: index for index, text in enumerate(distinct)}
-        return torch.stack([embeds[place[text]] for text in cleaned])  # type: ignore[misc]
+        index_of = {text: index for index, text in enumerate(distinct)}
+        return torch.stack([embeds[index_of[text]] for text in cleaned])  # type: ignore[misc]

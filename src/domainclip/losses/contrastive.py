@@ -27,9 +27,9 @@ def cross_entropy_rows(logits: Tensor, targets: Tensor, label_smoothing: float =
 
 
 class CLIPContrastiveLoss(ContrastiveObjective):
-    """Cross-entropy of each picture over all texts, and of each text over all pictures, averaged.
+    """Cross-entropy of each image over all texts, and of each text over all images, averaged.
 
-        s_ij = sim(x_i, y_j) / τ                   i: picture, j: text, τ: temperature
+        s_ij = sim(x_i, y_j) / τ                   i: image, j: text, τ: temperature
         L    = ½ · mean_i CE(s_i·, i) + ½ · mean_j CE(s_·j, j)
 
     Besides what every objective returns: ``target_entropy`` (scalar, in nats), the smallest loss the targets allow.

@@ -1,4 +1,4 @@
-"""Objectives shaped by what errors mean in a field: close calls, look-alikes, near misses."""
+"""Objectives shaped by what errors mean in a domain: close calls, hard negatives, near misses."""
 
 from __future__ import annotations
 
@@ -36,19 +36,20 @@ class DomainSpecificLoss(ContrastiveObjective):
 
         s_ij ← (sim_ij - w m [j positive]) / τ
 
-    ``industrial``, look-alikes as hard negatives: a good part and a flawed one differ by a few pixels, so a negative
-    counts more, the more its *picture* looks like the query's (β = ``hardness_strength``, r its warm-up).
+    ``industrial``, similar images as hard negatives: a good part and a flawed one differ by a few pixels, so a negative
+    counts more, the more its *image* looks like the query's (β = ``hardness_strength``, r its warm-up).
 
         s_ij ← sim_ij / τ + r w β max(0, cos(x_i, x_j)) [j negative]
 
     ``scientific``, soft targets from what the texts say of each other, so that taking one species for its neighbour
-    costs less than taking it for a rock (Gao et al. 2024, "SoftCLIP", for the targets; α = min(w ``soft_target_share``,
+    costs less than taking it for a rock (Gao et al. 2024, "SoftCLIP", for the targets; α = min(w
+    ``soft_target_fraction``,
     0.9), and the text similarities carry no gradient).
 
         t_ij ← (1 - α) t_ij + α softmax_j(cos(y_i, y_j) / τ_t),  τ_t = 0.1
 
     ``general``: none of them. ``domain_labels`` ``[B]`` (-1: unknown): for ``medical``, rows of one label are
-    clinically equal, and positives of each other; for ``industrial`` they are never look-alikes.
+    clinically equal, and positives of each other; for ``industrial`` they are never hard negatives.
 
     Without a model-owned temperature τ is divided by 1.25 (medical), 1 (industrial, general), 0.8 (scientific). Extras:
     ``domain``, ``domain_weight``, ``target_entropy``. With w = 0 it is the multi-positive loss; the medical and the
@@ -66,7 +67,7 @@ class DomainSpecificLoss(ContrastiveObjective):
         margin: float = 0.05,
         hardness_strength: float = 1.0,
         hardness_warmup: float = 0.0,
-        soft_target_share: float = 0.2,
+        soft_target_fraction: float = 0.2,
         **shared: Unpack[SharedKeywords],
     ) -> None:
         super().__init__(temperature, **shared)
@@ -79,7 +80,7 @@ class DomainSpecificLoss(ContrastiveObjective):
         self.margin = margin
         self.hardness_strength = hardness_strength
         self.hardness_warmup = hardness_warmup
-        self.soft_target_share = soft_target_share
+        self.soft_target_fraction = soft_target_fraction
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> DomainSpecificLoss:
@@ -89,7 +90,7 @@ class DomainSpecificLoss(ContrastiveObjective):
             margin=settings.margin,
             hardness_strength=settings.hardness_strength,
             hardness_warmup=settings.hardness_warmup,
-            soft_target_share=settings.soft_target_share,
+            soft_target_fraction=settings.soft_target_fraction,
             label_smoothing=settings.label_smoothing,
             **shared_keywords(settings),
         )
@@ -112,9 +113,9 @@ class DomainSpecificLoss(ContrastiveObjective):
         targets = positive.to(logits.dtype)
         targets = targets / targets.sum(dim=1, keepdim=True)
         if self.domain == "scientific":
-            share = min(weight * self.soft_target_share, 0.9)
+            fraction = min(weight * self.soft_target_fraction, 0.9)
             near = (rows.texts[rows.index] @ rows.texts.T / self.TEXT_TEMPERATURE).softmax(dim=1)
-            targets = (1 - share) * targets + share * near
+            targets = (1 - fraction) * targets + fraction * near
         return cross_entropy_rows(logits, targets, self.label_smoothing)
 
     def forward(

@@ -20,7 +20,7 @@ from domainclip.losses.registry import LOSSES
 Strategy = Literal["semi-hard", "hard", "weighted"]
 
 
-def hardest_share(scores: Tensor, allowed: Tensor, ratio: float) -> Tensor:
+def hardest_fraction(scores: Tensor, allowed: Tensor, ratio: float) -> Tensor:
     """For each row the ⌈ratio · n⌉ highest of its n allowed entries, as a mask ``[c, B]``; equal ones by position."""
     order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True)
     # In float32 9 % of 300 is a little more than 27, and ceil would make it 28.
@@ -30,14 +30,14 @@ def hardest_share(scores: Tensor, allowed: Tensor, ratio: float) -> Tensor:
 
 
 def progressed(warmup: float, progress: float) -> float:
-    """How much of the hardness applies: rises from 0 to 1 over the first ``warmup`` (share) of the training."""
+    """How much of the hardness applies: rises from 0 to 1 over the first ``warmup`` (fraction) of the training."""
     return 1.0 if warmup <= 0 else min(1.0, progress / warmup)
 
 
 class HardNegativeMiningLoss(ContrastiveObjective):
     """Cross-entropy in whose denominator a mined negative counts as ``1 + r(λ - 1)`` negatives:
 
-        L_i  = Σ_j t_ij · ( log Σ_k a_ik e^{s_ik} - s_ij )        s = sim/τ, t: equal shares for all positives
+        L_i  = Σ_j t_ij · ( log Σ_k a_ik e^{s_ik} - s_ij )        s = sim/τ, t: equal fractions for all positives
         a_ik = 1 + r (λ - 1) u_ik  for k mined, 1 otherwise        λ = hard_negative_weight ≥ 1
         r    = min(1, progress / hardness_warmup)                  the hardness comes in gradually
 
@@ -49,7 +49,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
     (cosine above ``duplicate_similarity``) is never mined: it is the same thing under another row number.
 
     With λ = 1 it is the multi-positive loss exactly; it never falls as λ grows. Extras: ``hard_negative_count``
-    (mined entries of both directions), ``hard_negative_ratio_actual`` (their share of all negatives),
+    (mined entries of both directions), ``hard_negative_ratio_actual`` (their fraction of all negatives),
     ``target_entropy``.
     """
 
@@ -101,7 +101,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
         allowed = negative & (own @ rows.candidates.T < self.duplicate_similarity)
         if self.mining_strategy == "semi-hard":
             allowed &= rows.scores < rows.own_scores()
-        return hardest_share(rows.scores, allowed, self.hard_negative_ratio), negative
+        return hardest_fraction(rows.scores, allowed, self.hard_negative_ratio), negative
 
     def row_loss(self, rows: Rows) -> RowLoss:
         mined, negative = self.mine(rows)
@@ -111,8 +111,8 @@ class HardNegativeMiningLoss(ContrastiveObjective):
             hard = rows.logits.detach().masked_fill(~mined, -torch.inf)
             top = hard.amax(dim=1, keepdim=True).nan_to_num(neginf=0.0)  # a row with nothing mined
             extra = extra * (self.hardness_strength * (hard - top)).exp().nan_to_num(nan=1.0)
-        loss, told = cross_entropy_rows(rows.logits + torch.log1p(extra), rows.targets(), self.label_smoothing)
-        return loss, {**told, "mined": mined.sum().to(loss.dtype), "negatives": negative.sum().to(loss.dtype)}
+        loss, metrics = cross_entropy_rows(rows.logits + torch.log1p(extra), rows.targets(), self.label_smoothing)
+        return loss, {**metrics, "mined": mined.sum().to(loss.dtype), "negatives": negative.sum().to(loss.dtype)}
 
     def finish(self, extras: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
         mined, negatives = extras.pop("mined"), extras.pop("negatives")

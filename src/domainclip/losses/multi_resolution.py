@@ -1,4 +1,4 @@
-"""One text, the same picture at several sizes: what a finding is called must not depend on how large it was scanned."""
+"""One text, the same image at several sizes: what a finding is called must not depend on how large it was scanned."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from domainclip.losses.registry import LOSSES, call_objective
 
 
 class MultiResolutionLoss(nn.Module):
-    """Mean of a contrastive loss over the sizes of the picture, and the agreement between them:
+    """Mean of a contrastive loss over the sizes of the image, and the agreement between them:
 
         L = Σ_k w_k · L(x^k, y) + λ · mean_{k>1} mean_i (1 - cos(x_i^k, sg[x_i^1]))
 
-    x^k: embeddings at the k-th of ``resolution_scales`` (shares of the native side, the first one leads), w_k equal
-    unless ``weights`` are given (their sum is made 1), λ = ``consistency_weight``, sg: no gradient, so that the small
-    picture learns from the large one and not the other way (as in knowledge distillation across sizes; Touvron et al.
-    2019, "Fixing the train-test resolution discrepancy", for what sizes do to embeddings).
+    x^k: embeddings at the k-th of ``resolution_scales`` (fractions of the native resolution, the first one leads), w_k
+    equal unless ``weights`` are given (their sum is made 1), λ = ``consistency_weight``, sg: no gradient, so that the
+    small image learns from the large one and not the other way (as in knowledge distillation across sizes; Touvron et
+    al. 2019, "Fixing the train-test resolution discrepancy", for what sizes do to embeddings).
 
     ``image_embeds`` is ``[B, K, D]``; the training loop makes it so for an objective with ``resolution_scales``. A
     ``[B, D]`` tensor is one size. Extras: ``resolution_losses`` ``[K]``, ``consistency_loss``, and those of the
@@ -42,14 +42,14 @@ class MultiResolutionLoss(nn.Module):
         super().__init__()
         if not resolution_scales or not all(scale > 0 for scale in resolution_scales):
             raise ConfigurationError(f"resolution_scales must be positive (they are {list(resolution_scales)!r})")
-        shares = list(weights) if weights is not None else [1.0] * len(resolution_scales)
-        if len(shares) != len(resolution_scales) or min(shares) < 0 or not sum(shares) > 0:
+        fractions = list(weights) if weights is not None else [1.0] * len(resolution_scales)
+        if len(fractions) != len(resolution_scales) or min(fractions) < 0 or not sum(fractions) > 0:
             raise ConfigurationError(
                 f"weights must be one number of zero or more for each of {len(resolution_scales)} resolution_scales, "
-                f"not all zero (they are {shares!r})"
+                f"not all zero (they are {fractions!r})"
             )
         self.resolution_scales = tuple(float(scale) for scale in resolution_scales)
-        self.weights = [share / sum(shares) for share in shares]
+        self.weights = [fraction / sum(fractions) for fraction in fractions]
         self.consistency_weight = consistency_weight
         self.objective = objective if objective is not None else MultiPositiveContrastiveLoss()
 

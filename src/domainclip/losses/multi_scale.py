@@ -1,4 +1,4 @@
-"""One batch judged at several temperatures: sharp ones work on the hardest negatives, soft ones on all of them.
+"""One batch scored at several temperatures: sharp ones work on the hardest negatives, soft ones on all of them.
 
 The same similarities under several τ, as in multi-temperature contrastive learning (Zhang et al. 2021, "Temperature as
 Uncertainty in Contrastive Learning", gives the role of τ; the sum over fixed scales is a plain weighted mean).
@@ -66,13 +66,13 @@ class MultiScaleLoss(ContrastiveObjective):
     def row_loss(self, rows: Rows) -> RowLoss:
         targets = rows.targets()
         losses: list[Tensor] = []
-        told: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for scale in self.scales:
-            loss, told = cross_entropy_rows(rows.logits / scale.to(rows.logits.dtype), targets, self.label_smoothing)
+            loss, metrics = cross_entropy_rows(rows.logits / scale.to(rows.logits.dtype), targets, self.label_smoothing)
             losses.append(loss)
         by_scale = torch.stack(losses)
         weights = self.scale_weights.to(by_scale.dtype)
-        entropy = told["target_entropy"] * weights.sum()
+        entropy = metrics["target_entropy"] * weights.sum()
         return weights @ by_scale, {"scale_losses": by_scale.sum(dim=1), "target_entropy": entropy}
 
     def contrast(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What every contrastive objective shares: checks, temperature, float32, both directions, chunks for large batches.
 
-An objective itself is a function of *rows*: the similarities of some queries to every candidate. A picture's row ranks
-all texts, a text's row ranks all pictures, and the loss is the mean of both directions. Since no row needs another
+An objective itself is a function of *rows*: the similarities of some queries to every candidate. An image's row ranks
+all texts, a text's row ranks all images, and the loss is the mean of both directions. Since no row needs another
 one, any number of them can be computed at a time, and a batch whose B × B matrix does not fit is computed in chunks of
 rows, each forgotten after its forward pass and computed again in the backward pass (Chen et al. 2016, "Training Deep
 Nets with Sublinear Memory Cost"): the same numbers, for about twice the arithmetic.
@@ -40,7 +40,7 @@ CHUNK_ENTRIES = 2**23
 
 @dataclass(frozen=True)
 class Rows:
-    """What an objective sees of ``c`` queries: pictures asking for texts, or texts asking for pictures."""
+    """What an objective sees of ``c`` queries: images asking for texts, or texts asking for images."""
 
     direction: Literal["image_to_text", "text_to_image"]
     scores: Float[Tensor, "c B"]
@@ -57,7 +57,7 @@ class Rows:
     texts: Float[Tensor, "B D"]
     """All embeddings of the batch, at unit length and without gradient, for objectives that compare like with like."""
     progress: float
-    """Share of the training done, in [0, 1]."""
+    """Fraction of the training done, in [0, 1]."""
 
     @property
     def candidates(self) -> Float[Tensor, "B D"]:
@@ -90,7 +90,7 @@ class ContrastiveObjective(nn.Module):
 
     ``temperature``: fixed (default), learnable (``learnable_temp``: its logarithm is a parameter of the objective), or
     the model's: then the caller passes ``logit_scale`` = log(1/τ), and the objective's own is not used.
-    ``similarity_metric``: a name of ``SIMILARITIES`` or a callable. ``label_smoothing``: share of the target
+    ``similarity_metric``: a name of ``SIMILARITIES`` or a callable. ``label_smoothing``: fraction of the target
     spread over all candidates, where the objective is a cross-entropy. ``chunk_size``: rows of the matrix held at once;
     None holds all up to ``WHOLE_MATRIX`` pairs, and above that as many as keep it near 32 MiB.
 

@@ -20,7 +20,7 @@ _BISECTIONS = 40
 
 
 class SigmoidContrastiveLoss(ContrastiveObjective):
-    """Logistic regression on all B² pairs, with z_ij = 1 where text j describes picture i and -1 elsewhere:
+    """Logistic regression on all B² pairs, with z_ij = 1 where text j describes image i and -1 elsewhere:
 
         L = - 1/B · Σ_i Σ_j log σ(z_ij · (sim(x_i, y_j) / τ + b))
 
@@ -91,7 +91,7 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
     ) -> None:
         """Set b so that as many pairs are expected to match as do, by bisection.
 
-        Some pictures of a large batch stand for all, since B × B may not fit, but against *all* its texts: the bias
+        Some images of a large batch stand for all, since B × B may not fit, but against *all* its texts: the bias
         falls with every further candidate. A batch that cannot tell (all pairs match, or NaN) leaves b for the next.
         """
         rows = max(1, min(len(image_embeds), CHUNK_ENTRIES // len(text_embeds)))

@@ -16,7 +16,7 @@ AVERAGE_DECAY = 0.95
 PATIENCE = 20
 """Losses that found adaptive's reference, and losses in a row that must lie clear of it before anything changes."""
 CLEAR_CHANGE = 0.05
-"""Share of the reference by which the averaged loss must have moved to count as falling or rising."""
+"""Fraction of the reference by which the averaged loss must have moved to count as falling or rising."""
 
 # A model's logit_scale of ln 100 comes back from float32 or float16 weights as a temperature of 0.009997.
 _ROUNDING = 1e-3
@@ -150,6 +150,14 @@ class TemperatureScheduler:
         """The temperature at the present position."""
         return self._temperature
 
+    def state_dict(self) -> dict[str, Any]:
+        """What ``get_state`` gives, under the name that all parts of a checkpoint use."""
+        return self.get_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What ``load_state`` does, under the name that all parts of a checkpoint use."""
+        self.load_state(state)
+
     def get_state(self) -> dict[str, Any]:
         """Position and temperature, and what the adaptive schedule remembers: numbers and text alone."""
         return {
@@ -199,8 +207,8 @@ class TemperatureScheduler:
         done = min(position, self.total_steps)
         if self.schedule_type == "warmup":
             if done <= self.warmup_steps:
-                share = done / self.warmup_steps
-                value = (1 - share) * self.initial_temp + share * self.max_temp
+                fraction = done / self.warmup_steps
+                value = (1 - fraction) * self.initial_temp + fraction * self.max_temp
             else:
                 value = self._cosine(self.max_temp, done - self.warmup_steps, self.total_steps - self.warmup_steps)
         elif self.schedule_type == "cosine":

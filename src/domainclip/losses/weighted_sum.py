@@ -15,7 +15,7 @@ from domainclip.similarity import BilinearSimilarity
 
 Balancing = Literal["fixed", "uncertainty", "gradient_norm"]
 _MEMORY = 0.9
-"""Share of the old gradient norm that each batch keeps."""
+"""Fraction of the old gradient norm that each batch keeps."""
 
 
 class WeightedSumLoss(nn.Module):
@@ -36,7 +36,7 @@ class WeightedSumLoss(nn.Module):
     weights: Tensor
     norms: Tensor
     rate_factor = 100.0
-    """Log-variances learn this many times faster than the towers: they have one training to settle."""
+    """Log-variances learn this many times faster than the towers: they have one training to converge."""
 
     def __init__(self, objectives: Mapping[str, tuple[nn.Module, float]], balancing: Balancing = "fixed") -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class WeightedSumLoss(nn.Module):
         parts = {name: (LOSSES[name](settings), weight) for name, weight in settings.objectives.items()}
         for name, (part, _) in parts.items():
             if getattr(part, "resolution_scales", None):
-                raise ConfigurationError(f"objectives: {name!r} reads pictures at several sizes and cannot be summed")
+                raise ConfigurationError(f"objectives: {name!r} reads images at several sizes and cannot be summed")
         return cls(parts, settings.loss_balancing)
 
     def forward(self, image_embeds: Tensor, text_embeds: Tensor, **context: Any) -> dict[str, Any]:
@@ -78,15 +78,15 @@ class WeightedSumLoss(nn.Module):
         total = (weights * losses).sum()  # a matrix product would be rounded to bf16 under autocast
         if self.balancing == "uncertainty":
             total = total + (self.weights * self.log_variances).sum().to(losses.dtype) / 2
-        told = {}
+        metrics = {}
         for name in ("image_to_text_loss", "text_to_image_loss"):
             if not all(name in output for output in outputs.values()):
                 continue  # an objective of the user's own need only return its loss
-            told[name] = (weights.detach() * torch.stack([output[name] for output in outputs.values()])).sum()
+            metrics[name] = (weights.detach() * torch.stack([output[name] for output in outputs.values()])).sum()
         first = next(iter(outputs.values()))
         return {
             "loss": total,
-            **told,
+            **metrics,
             **{name: first[name] for name in ("temperature", "logits_per_image", "logits_per_text") if name in first},
             "objective_losses": {name: loss.detach() for name, loss in zip(outputs, losses, strict=True)},
             "objective_weights": {name: weight.detach() for name, weight in zip(outputs, weights, strict=True)},

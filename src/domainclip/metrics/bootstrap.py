@@ -92,7 +92,7 @@ class Resampling:
 
 
 def percentile_interval(values: Float[np.ndarray, " resamples"], level: float = LEVEL) -> Interval | None:
-    """The middle share ``level`` of the values that are not NaN; None where more than half are.
+    """The middle fraction ``level`` of the values that are not NaN; None where more than half are.
 
     Raises ``ConfigurationError`` for a level outside 0…1 (exclusive).
     """

@@ -1,4 +1,4 @@
-"""Whether a model's probabilities are true: of the pictures it is 80 % sure of, it should get 80 % right.
+"""Whether a model's probabilities are true: of the images it is 80 % sure of, it should get 80 % right.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks". A temperature moves no prediction, only how sure the
 model says it is, so it can be fitted afterwards.
@@ -30,7 +30,7 @@ FEW_ROWS = 100
 @dataclass(frozen=True)
 class Calibration:
     """A temperature fitted on ``n`` rows; ``nll`` in nats and ``ece`` in 0…1 are of those same rows, ``before`` with
-    ``model_temperature``. ``problem`` says why the rows do not settle a temperature, and is None where they do."""
+    ``model_temperature``. ``problem`` says why the rows do not determine a temperature, and is None where they do."""
 
     temperature: float
     model_temperature: float
@@ -45,11 +45,11 @@ class Calibration:
 def expected_calibration_error(
     probabilities: Float[Tensor, "images classes"], targets: Int[Tensor, " images"], bins: int = 15
 ) -> float:
-    """How far the probability of the first choice is from the share of first choices that are right, in 0…1.
+    """How far the probability of the first choice is from the fraction of first choices that are right, in 0…1.
 
         ECE = Σ_m |B_m| / n · |acc(B_m) - conf(B_m)|        (Guo et al. 2017, eq. 3)
 
-    B_m: pictures whose highest probability lies in ((m-1)/M, m/M], M = ``bins``. A tie for the first place counts as
+    B_m: images whose highest probability lies in ((m-1)/M, m/M], M = ``bins``. A tie for the first place counts as
     wrong, as in ``classification_metrics``. Raises ``ShapeError`` for shapes or values that do not fit, and
     ``ConfigurationError`` for ``bins`` ≤ 0.
     """
@@ -124,7 +124,7 @@ def calibration_summary(
     if test is not None and test[0].shape[1] != validation[0].shape[1]:
         raise ShapeError(
             f"The validation split is scored against {validation[0].shape[1]} classes and the test split against "
-            f"{test[0].shape[1]}: use the same classes, since each takes its share of the probability"
+            f"{test[0].shape[1]}: use the same classes, since each takes its part of the probability"
         )
     similarities, targets = _checked(*(validation if test is None else test))
     summary: dict[str, Any] = {
@@ -163,7 +163,9 @@ def calibration_in_words(found: Mapping[str, Any]) -> list[str]:
         + (" That is no better: keep the model's own." if found["nll_after"] >= found["nll_before"] else ""),
     ]
     if found["same_rows"]:
-        lines.append("There is no labelled test split: the fitted temperature is judged on the rows it was fitted on.")
+        lines.append(
+            "There is no labelled test split: the fitted temperature is evaluated on the rows it was fitted on."
+        )
     if found["problem"]:
         lines.append(f"The fitted temperature is not to be relied on: {found['problem']}.")
     if min(n, n_fit) < FEW_ROWS:
@@ -177,7 +179,7 @@ def _problem(similarities: Tensor, targets: Tensor, temperature: float, low: flo
     if len(targets.unique()) == 1:
         return f"all {len(targets)} rows are of one class"
     if torch.equal(similarities, similarities[:, :1].expand_as(similarities)):
-        return "every class is equally similar to every picture: the model has collapsed"
+        return "every class is equally similar to every image: the model has collapsed"
     if bool((predicted_classes(similarities, targets) == targets).all()):
         return f"none of the {len(targets)} rows is classified wrongly, so nothing says how often the model errs"
     if temperature == low:

@@ -1,4 +1,4 @@
-"""What zero-shot classification gives the metrics of a field: how probable each class is for each picture."""
+"""What zero-shot classification gives the metrics of a domain: how probable each class is for each image."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from domainclip.metrics.classification import classification_metrics
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Log-probabilities (nats, float64) of every class for every picture, true and predicted class numbers, each
-    picture's group (patient, part, specimen) and discipline, None where it has none. A tie for the highest score is
+    """Log-probabilities (nats, float64) of every class for every image, true and predicted class numbers, each
+    image's group (patient, part, specimen) and discipline, None where it has none. A tie for the highest score is
     predicted as a wrong class, as everywhere in this package."""
 
     labels: tuple[str, ...]
-    log_probabilities: Float[np.ndarray, "pictures classes"]
-    targets: Int[np.ndarray, " pictures"]
-    predictions: Int[np.ndarray, " pictures"]
+    log_probabilities: Float[np.ndarray, "images classes"]
+    targets: Int[np.ndarray, " images"]
+    predictions: Int[np.ndarray, " images"]
     groups: tuple[str | None, ...]
     disciplines: tuple[str | None, ...]
 
     @classmethod
     def from_similarities(
         cls,
-        similarities: Float[Tensor, "pictures classes"] | np.ndarray,
-        targets: Sequence[int] | Int[np.ndarray, " pictures"],
+        similarities: Float[Tensor, "images classes"] | np.ndarray,
+        targets: Sequence[int] | Int[np.ndarray, " images"],
         labels: Sequence[str],
         temperature: float,
         groups: Sequence[str | None] | None = None,
@@ -50,7 +50,7 @@ class ClassScores:
             raise ShapeError(f"Batch size mismatch: scores {list(scores.shape)} for {len(labels)} labels")
         for what, given in (("groups", groups), ("disciplines", disciplines)):
             if given is not None and len(given) != len(truth):
-                raise ShapeError(f"Batch size mismatch: {len(given)} {what} for {len(truth)} pictures")
+                raise ShapeError(f"Batch size mismatch: {len(given)} {what} for {len(truth)} images")
         if not torch.isfinite(scores).all():
             raise ShapeError("The scores contain infinity: the model has diverged")
         return cls(
@@ -62,10 +62,10 @@ class ClassScores:
             tuple(disciplines) if disciplines is not None else (None,) * len(truth),
         )
 
-    def log_odds(self, classes: Collection[int]) -> Float[np.ndarray, " pictures"]:
-        """log(p / (1 - p)) of a picture being of one of ``classes``. It ranks pictures as p does, and still tells
+    def log_odds(self, classes: Collection[int]) -> Float[np.ndarray, " images"]:
+        """log(p / (1 - p)) of an image being of one of ``classes``. It ranks images as p does, and still tells
         apart those whose probabilities round to 0 or 1, as CLIP's sharp temperature makes most of them."""
-        rest = [number for number in range(len(self.labels)) if number not in classes]
+        rest = [index for index in range(len(self.labels)) if index not in classes]
         if not classes or not rest:
             raise ShapeError("The odds of a class need another class beside it")
         here, there = (logsumexp(self.log_probabilities[:, list(part)], axis=1) for part in (classes, rest))
@@ -73,5 +73,5 @@ class ClassScores:
 
     @property
     def support(self) -> Int[np.ndarray, " classes"]:
-        """Pictures of each class."""
+        """Images of each class."""
         return np.bincount(self.targets, minlength=len(self.labels))

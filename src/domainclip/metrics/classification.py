@@ -1,8 +1,8 @@
-"""Zero-shot classification: scores of pictures against class vectors, and what to say about them.
+"""Zero-shot classification: scores of images against class vectors, and what to say about them.
 
-Ties count against the model, as in ``domainclip.metrics.retrieval``: a picture whose class shares the highest
+Ties count against the model, as in ``domainclip.metrics.retrieval``: an image whose class shares the highest
 score with another class is predicted as that other class. A collapsed model then has an accuracy of 0, where
-"first index wins" would hand it the share of whichever class happens to come first.
+"first index wins" would hand it the fraction of whichever class happens to come first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from domainclip.errors import ShapeError
 def zero_shot_logits(
     image_embeds: Float[Tensor, "images dim"], class_weights: Float[Tensor, "classes dim"]
 ) -> Float[Tensor, "images classes"]:
-    """Similarity of every picture to every class, float32: the cosine for L2-normalised inputs, in -1…1.
+    """Similarity of every image to every class, float32: the cosine for L2-normalised inputs, in -1…1.
 
     Not multiplied by the model's logit scale, which moves no prediction. Raises ``ShapeError``.
     """
@@ -30,7 +30,7 @@ def zero_shot_logits(
             raise ShapeError(f"Expected 2D embeddings [n, dim], got shape {tuple(side.shape)}")
     if image_embeds.shape[1] != class_weights.shape[1]:
         raise ShapeError(
-            f"Embedding dimension mismatch: pictures have {image_embeds.shape[1]}, classes "
+            f"Embedding dimension mismatch: images have {image_embeds.shape[1]}, classes "
             f"{class_weights.shape[1]}. "
             "Both must come from the same model's projection"
         )
@@ -55,15 +55,15 @@ def classification_metrics(
 
     Scalars, each in 0…1:
 
-    - ``acc1`` (= ``accuracy``): share of pictures whose class scores highest;
-    - ``acc5``: share whose class is among the five highest; left out with five classes or fewer, where it is
+    - ``acc1`` (= ``accuracy``): fraction of images whose class scores highest;
+    - ``acc5``: fraction whose class is among the five highest; left out with five classes or fewer, where it is
       1 whatever the model does;
-    - ``mean_per_class_recall``: recall averaged over the classes that have pictures, each class counting
+    - ``mean_per_class_recall``: recall averaged over the classes that have images, each class counting
       alike;
     - ``macro_f1`` (= ``f1_score``): F1 averaged over the same classes.
 
-    Lists in class order: ``per_class_recall`` (NaN for a class without pictures), ``support`` (pictures of
-    each class), ``confusion`` (rows: true class, columns: predicted), and ``predictions``, one per picture.
+    Lists in class order: ``per_class_recall`` (NaN for a class without images), ``support`` (images of
+    each class), ``confusion`` (rows: true class, columns: predicted), and ``predictions``, one per image.
     Raises ``ShapeError`` for shapes that do not fit, class numbers out of range, fewer than two classes, or
     NaN.
     """
@@ -102,7 +102,7 @@ def classification_metrics(
 
 def _check(scores: Tensor, truth: Tensor) -> None:
     if scores.ndim != 2 or len(scores) == 0:
-        raise ShapeError(f"Expected scores [images, classes] of at least one picture, got {tuple(scores.shape)}")
+        raise ShapeError(f"Expected scores [images, classes] of at least one image, got {tuple(scores.shape)}")
     if scores.shape[1] < 2:
         raise ShapeError("Classification needs at least two classes: with one, every answer is right")
     if truth.shape != scores.shape[:1]:

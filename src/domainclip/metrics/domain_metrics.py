@@ -1,4 +1,4 @@
-"""An evaluation in the terms of its field, with intervals."""
+"""The domain metrics of an evaluation, with intervals."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from domainclip.config.domain_metric_settings import FieldMetricSettings, FieldOfMetrics
+from domainclip.config.domain_metric_settings import DomainMetricSettings, MetricsDomain
 from domainclip.metrics.bootstrap import FEW_UNITS, Interval, Resampling, affordable_resamples, percentile_interval
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_part import FieldPart
+from domainclip.metrics.domain_part import DomainPart
 from domainclip.metrics.industrial import industrial_part, normal_classes
 from domainclip.metrics.medical import medical_part
-from domainclip.metrics.ordinal_classes import places_in_order, with_kappa
+from domainclip.metrics.ordinal_classes import positions_in_order, with_kappa
 from domainclip.metrics.panels import ClassPanel, Panel, of_those_left
 from domainclip.metrics.retrieval_panel import RetrievalPanel
 from domainclip.metrics.scientific import scientific_part
@@ -30,7 +30,7 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class RetrievalRanks:
-    """Ranks of each query's best hit (from 1), which picture and caption belong together, each picture's group."""
+    """Ranks of each query's best hit (from 1), which image and caption belong together, each image's group."""
 
     i2t: Sequence[int]
     t2i: Sequence[int]
@@ -38,8 +38,8 @@ class RetrievalRanks:
     groups: Sequence[str | None]
 
 
-class FieldMetrics:
-    """Turns class scores and retrieval ranks into the figures of a field.
+class DomainMetrics:
+    """Turns class scores and retrieval ranks into the metrics of a domain.
 
     ``temperature`` is asked at every evaluation, since training moves it. ``sigmoid``: the model gives each class a
     probability of its own (SigLIP), so there is no calibration error. The resamples depend on ``seed`` alone, so that
@@ -48,21 +48,21 @@ class FieldMetrics:
 
     def __init__(
         self,
-        field: FieldOfMetrics,
+        domain: MetricsDomain,
         temperature: Callable[[], float],
-        settings: FieldMetricSettings | None = None,
+        settings: DomainMetricSettings | None = None,
         *,
         sigmoid: bool = False,
         seed: int = 0,
     ) -> None:
-        self.field, self.temperature, self.sigmoid, self.seed = field, temperature, sigmoid, seed
-        self.settings = settings or FieldMetricSettings()
+        self.domain, self.temperature, self.sigmoid, self.seed = domain, temperature, sigmoid, seed
+        self.settings = settings or DomainMetricSettings()
 
     def check(self, labels: Sequence[str]) -> None:
         """Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit these classes."""
         if self.settings.label_order is not None:
-            places_in_order(labels, self.settings.label_order)
-        if self.field == "industrial":
+            positions_in_order(labels, self.settings.label_order)
+        if self.domain == "industrial":
             normal_classes(labels, self.settings.normal_labels)
 
     def score(
@@ -70,20 +70,20 @@ class FieldMetrics:
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Flat figures by name, and what a report shows of them, as plain values:
 
-        ``field``; ``metrics`` (name → ``value``, ``low``, ``high``, ``undefined``; no ``low`` where the rows allow no
-        interval); ``per_label`` (rows with ``label``, ``pictures`` and such entries); ``notes``; ``matrix``. Figures
-        that the rows do not settle, such as an AUROC with one class, are left out.
+        ``domain``; ``metrics`` (name → ``value``, ``low``, ``high``, ``undefined``; no ``low`` where the rows allow no
+        interval); ``per_label`` (rows with ``label``, ``images`` and such entries); ``notes``; ``matrix``. Figures
+        that the rows do not determine, such as an AUROC with one class, are left out.
 
         Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit the classes.
         """
-        shown: dict[str, Any] = {"field": self.field, "metrics": {}, "per_label": [], "notes": [], "matrix": None}
+        shown: dict[str, Any] = {"domain": self.domain, "metrics": {}, "per_label": [], "notes": [], "matrix": None}
         if classes is not None:
             self._add_classes(shown, classes)
         if retrieval is not None:
-            names = _RETRIEVAL.get(self.field, _RETRIEVAL_ELSEWHERE)
+            names = _RETRIEVAL.get(self.domain, _RETRIEVAL_ELSEWHERE)
             panel = RetrievalPanel(retrieval.i2t, retrieval.t2i, retrieval.hits, names)
             if panel.names:
-                part = FieldPart(panel.names, [panel])
+                part = DomainPart(panel.names, [panel])
                 self._add(shown, part, retrieval.groups, len(retrieval.i2t), "retrieval")
         return {name: entry["value"] for name, entry in shown["metrics"].items()}, shown
 
@@ -91,33 +91,33 @@ class FieldMetrics:
         part = with_kappa(self._part(scores), scores, self.settings.label_order)
         intervals, values = self._add(shown, part, scores.groups, len(scores.targets), "classification")
         shown["notes"] += part.notes
-        if self.settings.normal_labels and self.field != "industrial":
-            shown["notes"].append(f"normal_label is not used: it is of inspection, and these figures are {self.field}")
+        if self.settings.normal_labels and self.domain != "industrial":
+            shown["notes"].append(f"normal_label is not used: it is of inspection, and these figures are {self.domain}")
         shown["matrix"] = part.matrix or None
         if not part.per_label:
             return
         support = scores.support
-        for number, label in enumerate(scores.labels):
+        for index, label in enumerate(scores.labels):
             entries = {
                 name: _entry(values[name, label], intervals.get((name, label)))
                 for name in part.per_label
                 if not math.isnan(values.get((name, label), math.nan))
             }
-            if entries or support[number]:
-                shown["per_label"].append({"label": label, "pictures": int(support[number]), **entries})
+            if entries or support[index]:
+                shown["per_label"].append({"label": label, "images": int(support[index]), **entries})
 
-    def _part(self, scores: ClassScores) -> FieldPart:
-        if self.field == "medical":
+    def _part(self, scores: ClassScores) -> DomainPart:
+        if self.domain == "medical":
             return medical_part(scores, calibrated=not self.sigmoid)
-        if self.field == "industrial":
+        if self.domain == "industrial":
             return industrial_part(scores, self.settings.normal_labels)
-        if self.field == "scientific":
+        if self.domain == "scientific":
             return scientific_part(scores)
         names = ("acc1", "mean_per_class_recall", "macro_f1")
-        return FieldPart(names, [ClassPanel(scores, names)])
+        return DomainPart(names, [ClassPanel(scores, names)])
 
     def _add(
-        self, shown: dict[str, Any], part: FieldPart, groups: Sequence[str | None], n_rows: int, what: str
+        self, shown: dict[str, Any], part: DomainPart, groups: Sequence[str | None], n_rows: int, what: str
     ) -> tuple[dict[Any, Interval | None], dict[Any, float]]:
         values = {key: value for panel in part.panels for key, value in panel.values.items()}
         intervals = self._intervals(part.panels, groups, n_rows, what, shown["notes"])
@@ -136,14 +136,14 @@ class FieldMetrics:
         resamples = affordable_resamples(n_rows * sum(panel.cost for panel in panels), wanted)
         draws = Resampling(n_rows, groups, resamples, self.seed)
         if draws.n_units < 2:
-            notes.append(f"No intervals of the {what}: all {n_rows} pictures are of one group")
+            notes.append(f"No intervals of the {what}: all {n_rows} images are of one group")
             return {}
-        units = f"{draws.n_units} groups of {n_rows} pictures" if draws.grouped else f"{n_rows} pictures"
+        units = f"{draws.n_units} groups of {n_rows} images" if draws.grouped else f"{n_rows} images"
         line = f"Intervals of the {what}: percentile bootstrap, 95 %, {resamples:,} resamples of {units}"
         if resamples < wanted:
             line += f" (not {wanted:,}: that many would take too long here)"
         if not draws.grouped:
-            line += "; each picture counts as independent, so where many show one object they are too narrow"
+            line += "; each image counts as independent, so where many show one object they are too narrow"
         if draws.n_units < FEW_UNITS:
             line += f". With {draws.n_units} independent units they are narrower than the truth"
         notes.append(line)
@@ -172,7 +172,7 @@ def _entry(value: float, interval: Interval | None) -> dict[str, Any]:
 
 
 def _interval_notes(
-    part: FieldPart,
+    part: DomainPart,
     entries: Mapping[str, Any],
     intervals: Mapping[Any, Interval | None],
     values: Mapping[Any, float],
@@ -188,7 +188,7 @@ def _interval_notes(
     if flat:
         notes.append(
             f"The interval of {', '.join(flat)} has no width since every resample says the same; that is no "
-            "certainty, as no resample holds what no picture shows"
+            "certainty, as no resample holds what no image shows"
         )
     beside = [
         name
@@ -203,7 +203,7 @@ def _interval_notes(
         )
     if beside:
         notes.append(
-            f"The interval of {', '.join(beside)} does not hold the figure itself: with few pictures of a class "
+            f"The interval of {', '.join(beside)} does not hold the figure itself: with few images of a class "
             "the repeated rows of a resample flatter it"
         )
     lost = {

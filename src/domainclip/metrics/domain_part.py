@@ -1,4 +1,4 @@
-"""What the metrics of a field hand over to be resampled and shown."""
+"""What the metrics of a domain hand over to be resampled and shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from domainclip.metrics.panels import Panel
 
 
 @dataclass(frozen=True)
-class FieldPart:
+class DomainPart:
     """``names``: figures of the whole set, in the order to show; ``per_label``: those of each label. ``panels`` compute
     them. ``notes`` are sentences without a full stop; ``matrix`` is ready for a report."""
 
@@ -25,10 +25,10 @@ class FieldPart:
 
 
 def absent_note(scores: ClassScores, consequence: str) -> list[str]:
-    """A sentence that names the classes without a picture (or with every picture), where there are any."""
+    """A sentence that names the classes without an image (or with every image), where there are any."""
     support = scores.support
     missing = [scores.labels[number] for number in np.flatnonzero((support == 0) | (support == support.sum()))]
     if not missing:
         return []
     shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-    return [f"No picture, or every picture, is of {shown}: {consequence}"]
+    return [f"No image, or every image, is of {shown}: {consequence}"]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from domainclip.errors import ConfigurationError
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_part import FieldPart, absent_note
+from domainclip.metrics.domain_part import DomainPart, absent_note
 from domainclip.metrics.panels import ClassPanel, Draws, Panel, ThresholdPanel, Values, mean_draws
 from domainclip.registry import nearest
 
@@ -98,10 +98,10 @@ def normal_classes(labels: Sequence[str], normal_labels: Sequence[str] = ()) -> 
     return named
 
 
-def industrial_part(scores: ClassScores, normal_labels: Sequence[str] = ()) -> FieldPart:
+def industrial_part(scores: ClassScores, normal_labels: Sequence[str] = ()) -> DomainPart:
     """Normal against the rest: AUROC, average precision, the highest F1, the highest precision at a recall of 0.90 and
-    the false alarms that recall costs; and, as the model answers by itself: the share of each defect's pictures that
-    are called defective, and the share of normal pictures that are (false alarms).
+    the false alarms that recall costs; and, as the model answers by itself: the fraction of each defect's images that
+    are called defective, and the fraction of normal images that are (false alarms).
 
     ``normal_labels``: see ``normal_classes``. Where no class is normal, every class is a defect, and the same figures
     are of each class against the rest.
@@ -115,7 +115,7 @@ def industrial_part(scores: ClassScores, normal_labels: Sequence[str] = ()) -> F
     because = "as normal_label says" if normal_labels else guessed
     notes = [
         f"Normal: {named} ({because}); every other class is a defect",
-        "F1-max and the figures at a recall of 90 % take their threshold from these same pictures, which flatters them",
+        "F1-max and the figures at a recall of 90 % take their threshold from these same images, which flatters them",
     ]
     notes += _unused(scores.labels, normal_labels)
     normal_numbers = [scores.labels.index(label) for label in normal]
@@ -123,19 +123,19 @@ def industrial_part(scores: ClassScores, normal_labels: Sequence[str] = ()) -> F
     score = -scores.log_odds(normal_numbers)
     detection = DetectionPanel(scores, normal_numbers)
     if is_defect.all() or not is_defect.any():
-        notes.append(f"Every picture is {'a defect' if is_defect.all() else 'normal'}: there is nothing to tell apart")
+        notes.append(f"Every image is {'a defect' if is_defect.all() else 'normal'}: there is nothing to tell apart")
     names = [*MEANS.values(), "mean_defect_recall", "false_alarm_rate", "acc1"]
     panels: list[Panel] = [
         ThresholdPanel({"defect": (score, is_defect)}, {}, MEANS),
         detection,
         ClassPanel(scores, ("acc1",)),
     ]
-    return FieldPart(names, panels, ("defect_recall",), notes=notes)
+    return DomainPart(names, panels, ("defect_recall",), notes=notes)
 
 
 class DetectionPanel:
-    """What the model answers by itself, without a threshold: ``defect_recall`` of each defect (its pictures that are
-    not called normal), their mean ``mean_defect_recall``, and ``false_alarm_rate`` (normal pictures called a defect).
+    """What the model answers by itself, without a threshold: ``defect_recall`` of each defect (its images that are
+    not called normal), their mean ``mean_defect_recall``, and ``false_alarm_rate`` (normal images called a defect).
     """
 
     cost = 1
@@ -146,27 +146,27 @@ class DetectionPanel:
         self._alarm = alarm.astype(np.float64)
         self._normal = np.isin(scores.targets, normal)
         self._rows = {
-            label: scores.targets == number for number, label in enumerate(scores.labels) if number not in normal
+            label: scores.targets == index for index, label in enumerate(scores.labels) if index not in normal
         }
         once = self.resampled(np.ones((1, len(alarm))))
         self.values: Values = {key: float(once[key][0]) for key in once if key[0] in self._NAMES}
 
     def resampled(self, counts: Float[np.ndarray, "resamples rows"]) -> Draws:
-        found: Draws = {("defect_recall", label): self._share(counts, rows) for label, rows in self._rows.items()}
+        found: Draws = {("defect_recall", label): self._fraction(counts, rows) for label, rows in self._rows.items()}
         known = [bool(rows.any()) for rows in self._rows.values()]
         found |= mean_draws("mean_defect_recall", np.stack(list(found.values())), known)
-        found["false_alarm_rate", None] = self._share(counts, self._normal)
+        found["false_alarm_rate", None] = self._fraction(counts, self._normal)
         return found
 
-    def _share(self, counts: np.ndarray, rows: Bool[np.ndarray, " rows"]) -> np.ndarray:
+    def _fraction(self, counts: np.ndarray, rows: Bool[np.ndarray, " rows"]) -> np.ndarray:
         total = counts[:, rows].sum(axis=1)
         alarms = counts[:, rows] @ self._alarm[rows]
         return np.divide(alarms, total, out=np.full(len(counts), np.nan), where=total > 0)
 
 
-def _defects_alone(scores: ClassScores) -> FieldPart:
+def _defects_alone(scores: ClassScores) -> DomainPart:
     questions = {
-        label: (scores.log_odds([number]), scores.targets == number) for number, label in enumerate(scores.labels)
+        label: (scores.log_odds([index]), scores.targets == index) for index, label in enumerate(scores.labels)
     }
     means = {figure: f"macro_{name}" for figure, name in EACH_CLASS.items()}
     notes = [
@@ -179,7 +179,7 @@ def _defects_alone(scores: ClassScores) -> FieldPart:
         ClassPanel(scores, ("acc1", "mean_per_class_recall", "recall")),
     ]
     names = [*means.values(), "mean_per_class_recall", "acc1"]
-    return FieldPart(names, panels, ("recall", *EACH_CLASS.values()), notes=notes)
+    return DomainPart(names, panels, ("recall", *EACH_CLASS.values()), notes=notes)
 
 
 def _unused(labels: Sequence[str], normal_labels: Sequence[str]) -> list[str]:
@@ -207,7 +207,7 @@ def _normal_word(label: str, labels: Sequence[str]) -> str | None:
     if _DEFECTS & set(words):
         return None
     return next(
-        (word for place, word in enumerate(words) if word in _NORMAL_WORDS and not _NOT & set(words[:place])), None
+        (word for index, word in enumerate(words) if word in _NORMAL_WORDS and not _NOT & set(words[:index])), None
     )
 
 

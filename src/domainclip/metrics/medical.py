@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_part import FieldPart, absent_note
+from domainclip.metrics.domain_part import DomainPart, absent_note
 from domainclip.metrics.panels import ClassPanel, Panel, ThresholdPanel
 
 PER_LABEL = {
@@ -17,7 +17,7 @@ PER_LABEL = {
 MEANS = {figure: f"macro_{name}" for figure, name in PER_LABEL.items()}
 
 
-def medical_part(scores: ClassScores, calibrated: bool = True) -> FieldPart:
+def medical_part(scores: ClassScores, calibrated: bool = True) -> DomainPart:
     """AUROC, AUPRC, sensitivity and specificity at the Youden point and sensitivity at specificities of 0.90 and 0.95,
     of each label against the rest and averaged over the labels; accuracy, balanced accuracy and the calibration error.
 
@@ -31,11 +31,11 @@ def medical_part(scores: ClassScores, calibrated: bool = True) -> FieldPart:
     else:
         notes.append("No calibration error: the model gives each class a probability of its own (a sigmoid)")
     questions = {
-        label: (scores.log_odds([number]), scores.targets == number) for number, label in enumerate(scores.labels)
+        label: (scores.log_odds([index]), scores.targets == index) for index, label in enumerate(scores.labels)
     }
     notes.append(
-        "The Youden point (highest sensitivity + specificity) is chosen on these same pictures, which flatters it"
+        "The Youden point (highest sensitivity + specificity) is chosen on these same images, which flatters it"
     )
     notes += absent_note(scores, "their AUROC, AUPRC, sensitivity and specificity are not known")
     panels: list[Panel] = [ThresholdPanel(questions, PER_LABEL, MEANS), ClassPanel(scores, names)]
-    return FieldPart([*MEANS.values(), *names], panels, tuple(PER_LABEL.values()), notes=notes)
+    return DomainPart([*MEANS.values(), *names], panels, tuple(PER_LABEL.values()), notes=notes)

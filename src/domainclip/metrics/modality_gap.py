@@ -1,4 +1,4 @@
-"""How far apart the pictures' and the texts' regions of the embedding space lie."""
+"""How far apart the images' and the texts' regions of the embedding space lie."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from domainclip.similarity import Embeddings, as_embeddings, check_embeddings
 def modality_gap(
     image_embeds: Float[Embeddings, "n_images dim"], text_embeds: Float[Embeddings, "n_texts dim"]
 ) -> float:
-    """Distance between the mean picture and the mean text, each embedding at unit length; in 0…2.
+    """Distance between the mean image and the mean text, each embedding at unit length; in 0…2.
 
         gap = ‖ mean(x / ‖x‖) − mean(y / ‖y‖) ‖          Liang et al. 2022, "Mind the Gap"
 
     0 where the two means coincide. Two towers start with a gap and contrastive training keeps one. It is a
-    description, not a score: a shift that all pictures share leaves every picture's order of texts as it is.
+    description, not a score: a shift that all images share leaves every image's order of texts as it is.
 
     Raises ``ShapeError`` for embeddings that are not 2D, empty, of different width, or not finite.
     """

@@ -12,9 +12,9 @@ _WORDS = {
     "macro_f1": "macro F1",
     "f1_score": "macro F1",
     "mean_R@1": "mean of i2t and t2i R@1",
-    "retention_mean": "mean over the retention sets",
+    "reference_mean": "mean over the reference sets",
 }
-_FIELD_WORDS = {
+_DOMAIN_WORDS = {
     "macro_auroc": "AUROC, mean over labels",
     "macro_auprc": "AUPRC, mean over labels",
     "macro_sensitivity_at_youden": "sensitivity at the Youden point, mean over labels",
@@ -33,10 +33,10 @@ _FIELD_WORDS = {
     "false_alarm_rate_at_recall90": "false alarms at a recall of 90 %",
     "mean_defect_recall": "recall of a defect, mean over defects",
     "false_alarm_rate": "false alarms (normal called a defect)",
-    "i2t_Hits@10": "picture → caption Hits@10",
-    "t2i_Hits@10": "caption → picture Hits@10",
+    "i2t_Hits@10": "image → caption Hits@10",
+    "t2i_Hits@10": "caption → image Hits@10",
 }
-_CONCEPT_WORDS = {
+_SEMANTIC_WORDS = {
     "hierarchical_precision": "hierarchical precision",
     "hierarchical_recall": "hierarchical recall",
     "hierarchical_f1": "hierarchical F1",
@@ -49,8 +49,8 @@ _CONCEPT_WORDS = {
     "abbreviation_Hits@1": "abbreviation → expansion Hits@1",
     "negation_accuracy": "a negation is further off than a paraphrase",
     "negation_drop": "drop of the cosine by a negation",
-    "picture_negation_accuracy": "pictures held against X and no X, balanced accuracy",
-    "picture_negation_auroc": "pictures held against X and no X, AUROC",
+    "image_negation_accuracy": "images held against X and no X, balanced accuracy",
+    "image_negation_auroc": "images held against X and no X, AUROC",
 }
 _ON_A_LEVEL = re.compile(r"level_(\d+)_accuracy")
 _BY_DOCUMENT = re.compile(r"document_(i2t|t2i)_(Hits@\d+|MRR)")
@@ -65,7 +65,7 @@ _SINGLE_LABEL_WORDS = {
     "recall": "recall",
 }
 _ERRORS = ("ece", "false_alarm_rate", "false_alarm_rate_at_recall90")
-_DIRECTIONS = {"i2t": "picture → caption", "t2i": "caption → picture"}
+_DIRECTIONS = {"i2t": "image → caption", "t2i": "caption → image"}
 _RETRIEVAL = re.compile(r"(i2t|t2i)_(R@\d+|MRR|median_rank)")
 _COUNTS = ("n_images", "n_texts", "n_classes", "n_classified")
 ALIASES = ("accuracy", "f1_score", "balanced_accuracy", "i2t_Hits@10", "t2i_Hits@10")
@@ -78,34 +78,36 @@ def describe(name: str) -> str:
     if found:
         return f"{_DIRECTIONS[found[1]]} {found[2].replace('_', ' ')}"
     if found := _BY_DOCUMENT.fullmatch(name):
-        return f"{'picture → text' if found[1] == 'i2t' else 'text → picture'} of its document {found[2]}"
+        return f"{'image → text' if found[1] == 'i2t' else 'text → image'} of its document {found[2]}"
     if found := _ON_A_LEVEL.fullmatch(name):
-        return f"right at level {found[1]} of the class tree"
-    return _WORDS.get(name) or _CONCEPT_WORDS.get(name) or _FIELD_WORDS.get(name) or _SINGLE_LABEL_WORDS.get(name, name)
+        return f"right at level {found[1]} of the class hierarchy"
+    return (
+        _WORDS.get(name) or _SEMANTIC_WORDS.get(name) or _DOMAIN_WORDS.get(name) or _SINGLE_LABEL_WORDS.get(name, name)
+    )
 
 
-def is_of_a_field(name: str) -> bool:
+def is_domain_metric(name: str) -> bool:
     """Whether the metric is one of medicine, inspection or the sciences, which reports show apart."""
-    return name in _FIELD_WORDS
+    return name in _DOMAIN_WORDS
 
 
-def is_of_concepts(name: str) -> bool:
-    """Whether the metric is of documents, a class tree or terminology, which reports show apart."""
-    return name in _CONCEPT_WORDS or bool(_BY_DOCUMENT.fullmatch(name) or _ON_A_LEVEL.fullmatch(name))
+def is_semantic_metric(name: str) -> bool:
+    """Whether the metric is of documents, a class hierarchy or terminology, which reports show apart."""
+    return name in _SEMANTIC_WORDS or bool(_BY_DOCUMENT.fullmatch(name) or _ON_A_LEVEL.fullmatch(name))
 
 
-def is_share(name: str) -> bool:
+def is_fraction(name: str) -> bool:
     """Whether the metric lies in 0…1 and more is better."""
-    if name in _FIELD_WORDS:
+    if name in _DOMAIN_WORDS:
         return name not in _ERRORS and name != "quadratic_kappa"  # which is negative below chance
-    if is_of_concepts(name):
+    if is_semantic_metric(name):
         return name not in ("miss_edges", "miss_wu_palmer", "negation_drop")
     return name in _WORDS or bool(_RETRIEVAL.fullmatch(name) and not name.endswith("median_rank"))
 
 
 def is_proportion(name: str) -> bool:
     """Whether the metric lies in 0…1, whichever way is better, so that it reads well in per cent."""
-    return is_share(name) or name in _ERRORS
+    return is_fraction(name) or name in _ERRORS
 
 
 def is_count(name: str) -> bool:

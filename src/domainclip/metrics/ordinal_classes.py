@@ -1,4 +1,4 @@
-"""Classes that are grades: a miss by one counts less than a miss by three."""
+"""Ordinal classes: a miss by one counts less than a miss by three."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from jaxtyping import Int
 
 from domainclip.errors import ConfigurationError
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_part import FieldPart
+from domainclip.metrics.domain_part import DomainPart
 from domainclip.metrics.panels import ClassPanel
 from domainclip.registry import nearest
 
 
-def with_kappa(part: FieldPart, scores: ClassScores, label_order: Sequence[str] | None) -> FieldPart:
-    """A field's figures and quadratic kappa, where ``label_order`` says that the classes are grades.
+def with_kappa(part: DomainPart, scores: ClassScores, label_order: Sequence[str] | None) -> DomainPart:
+    """A domain's metrics and quadratic kappa, where ``label_order`` says that the classes are ordinal.
 
     Raises ``ConfigurationError`` for a ``label_order`` that lacks a class.
     """
     if label_order is None:
         return part
-    kappa = ClassPanel(scores, ("quadratic_kappa",), places_in_order(scores.labels, label_order))
+    kappa = ClassPanel(scores, ("quadratic_kappa",), positions_in_order(scores.labels, label_order))
     return replace(part, names=[*part.names, "quadratic_kappa"], panels=[*part.panels, kappa])
 
 
-def places_in_order(labels: Sequence[str], label_order: Sequence[str]) -> Int[np.ndarray, " labels"]:
+def positions_in_order(labels: Sequence[str], label_order: Sequence[str]) -> Int[np.ndarray, " labels"]:
     """Each label's place in the order, from 0. The order may name classes that no row has.
 
     Raises ``ConfigurationError`` for a label that the order lacks.
     """
-    place = {label: number for number, label in enumerate(label_order)}
+    index_of = {label: index for index, label in enumerate(label_order)}
     for label in labels:
-        if label not in place:
+        if label not in index_of:
             guess = nearest(label, label_order)
             raise ConfigurationError(
                 f"label_order lacks the class {label!r}{f' (it has {guess!r})' if guess else ''}: name every class "
-                "once, from the lowest grade to the highest"
+                "once, from the lowest to the highest"
             )
-    return np.array([place[label] for label in labels])
+    return np.array([index_of[label] for label in labels])

@@ -1,7 +1,7 @@
-"""Intervals and tests for several models judged on the same units: the paired bootstrap, a random exchange of the
+"""Intervals and tests for several models evaluated on the same units: the paired bootstrap, a random exchange of the
 models' answers, and Holm's correction.
 
-A unit is what was drawn independently: a picture, or a patient, board or specimen with all its pictures. Every model
+A unit is what was drawn independently: an image, or a patient, board or specimen with all its images. Every model
 sees the same resamples, so that what is hard for all of them does not blur the difference.
 """
 
@@ -53,7 +53,7 @@ def resampled(
 ) -> Float[np.ndarray, "models resamples"]:
     """Each model's metric on the same resamples of the units, drawn with replacement.
 
-    Raises ``ShapeError`` where the models were not judged on the same number of units.
+    Raises ``ShapeError`` where the models were not evaluated on the same number of units.
     """
     sizes = {len(model.sums) for model in models}
     if len(sizes) != 1:
@@ -63,7 +63,7 @@ def resampled(
 
     def metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
         totals = np.split(counts @ joined, edges, axis=1)
-        return {str(place): model.metric(totals[place]) for place, model in enumerate(models)}
+        return {str(index): model.metric(totals[index]) for index, model in enumerate(models)}
 
     return np.stack(list(Resampling(len(joined), None, resamples, seed).distributions(metrics).values()))
 

@@ -25,7 +25,7 @@ _BINS = 15  # of the calibration error, as in calibration.py
 
 class Panel(Protocol):
     """``values`` of the rows as they are; ``resampled``, of each row taken as often as the counts say. NaN is a figure
-    that the rows do not settle. ``cost``: curves drawn for one resample."""
+    that the rows do not determine. ``cost``: curves drawn for one resample."""
 
     values: Values
     cost: int
@@ -71,19 +71,19 @@ class ClassPanel:
 
     ``names`` of: ``acc1``, ``acc5``, ``balanced_accuracy`` (= ``mean_per_class_recall``: recall averaged over the
     classes that have rows), ``macro_f1`` (over the same classes), ``ece`` (15 bins), ``quadratic_kappa`` (Cohen 1968;
-    ``grades``: each class's place in the order, from 0), and ``recall`` of each class.
+    ``ordinals``: each class's place in the order, from 0), and ``recall`` of each class.
     """
 
     cost = 1
 
     def __init__(
-        self, scores: ClassScores, names: Sequence[str], grades: Int[np.ndarray, " classes"] | None = None
+        self, scores: ClassScores, names: Sequence[str], ordinals: Int[np.ndarray, " classes"] | None = None
     ) -> None:
         self._names = tuple(names)
         self._labels, self._n = scores.labels, len(scores.labels)
-        self._truth, self._said = scores.targets, scores.predictions
-        self._right = (self._truth == self._said).astype(np.float64)
-        self._grades = grades
+        self._truth, self._predicted = scores.targets, scores.predictions
+        self._right = (self._truth == self._predicted).astype(np.float64)
+        self._ordinals = ordinals
         own = np.take_along_axis(scores.log_probabilities, self._truth[:, None], axis=1)
         # Ties count against the model: the class itself is in the sum, which makes it the rank.
         self._in_five = ((scores.log_probabilities >= own).sum(axis=1) <= 5).astype(np.float64)
@@ -102,29 +102,29 @@ class ClassPanel:
         for name in names:
             if name == "recall":
                 found = recall_score(
-                    self._truth, self._said, labels=np.arange(self._n), average=None, zero_division=np.nan
+                    self._truth, self._predicted, labels=np.arange(self._n), average=None, zero_division=np.nan
                 )
                 self.values |= {(name, label): float(v) for label, v in zip(self._labels, found, strict=True)}
             else:
                 self.values[name, None] = float(self._value(name, present))
 
     def _value(self, name: str, present: np.ndarray) -> float:
-        truth, said = self._truth, self._said
+        truth, predicted = self._truth, self._predicted
         if name == "acc1":
-            return accuracy_score(truth, said)
+            return accuracy_score(truth, predicted)
         if name == "acc5":
             return float(self._in_five.mean())
         if name in ("balanced_accuracy", "mean_per_class_recall"):
-            return recall_score(truth, said, labels=present, average="macro", zero_division=0.0)
+            return recall_score(truth, predicted, labels=present, average="macro", zero_division=0.0)
         if name == "macro_f1":
-            return f1_score(truth, said, labels=present, average="macro", zero_division=0.0)
+            return f1_score(truth, predicted, labels=present, average="macro", zero_division=0.0)
         if name == "ece":
             return expected_calibration_error(torch.from_numpy(self._probabilities), torch.from_numpy(truth), _BINS)
-        assert name == "quadratic_kappa" and self._grades is not None
-        grades = np.arange(self._grades.max() + 1)
-        if len(np.unique(np.concatenate([self._grades[truth], self._grades[said]]))) < 2:
-            return np.nan  # one grade alone: no agreement to expect by chance, and none to measure
-        return cohen_kappa_score(self._grades[truth], self._grades[said], labels=grades, weights="quadratic")
+        assert name == "quadratic_kappa" and self._ordinals is not None
+        ordinals = np.arange(self._ordinals.max() + 1)
+        if len(np.unique(np.concatenate([self._ordinals[truth], self._ordinals[predicted]]))) < 2:
+            return np.nan  # one class alone: no agreement to expect by chance, and none to measure
+        return cohen_kappa_score(self._ordinals[truth], self._ordinals[predicted], labels=ordinals, weights="quadratic")
 
     def resampled(self, counts: Float[np.ndarray, "resamples rows"]) -> Draws:
         draws: Draws = {}
@@ -132,7 +132,7 @@ class ClassPanel:
         classes = np.eye(self._n)
         support = counts @ classes[self._truth]
         hits = counts @ (classes[self._truth] * self._right[:, None])
-        said = counts @ classes[self._said]
+        predicted = counts @ classes[self._predicted]
         recall = np.divide(hits, support, out=np.full_like(hits, np.nan), where=support > 0)
         for name in self._names:
             if name == "acc1":
@@ -140,27 +140,29 @@ class ClassPanel:
             elif name == "acc5":
                 draws[name, None] = counts @ self._in_five / total
             elif name == "recall":
-                draws |= {(name, label): recall[:, number] for number, label in enumerate(self._labels)}
+                draws |= {(name, label): recall[:, index] for index, label in enumerate(self._labels)}
             elif name in ("balanced_accuracy", "mean_per_class_recall"):
                 draws |= mean_draws(name, recall.T, self._present)
             elif name == "macro_f1":
                 # 2·TP / (2·TP + FN + FP), and the two parts of the denominator are what there is and what was said.
-                f1 = np.divide(2 * hits, support + said, out=np.full_like(hits, np.nan), where=support > 0)
+                f1 = np.divide(2 * hits, support + predicted, out=np.full_like(hits, np.nan), where=support > 0)
                 draws |= mean_draws(name, f1.T, self._present)
             elif name == "ece":
                 assert self._gaps is not None
                 draws[name, None] = np.abs(counts @ self._gaps).sum(axis=1) / total
             else:
-                draws[name, None] = self._kappas(counts, support, said, total)
+                draws[name, None] = self._kappas(counts, support, predicted, total)
         return draws
 
-    def _kappas(self, counts: np.ndarray, support: np.ndarray, said: np.ndarray, total: np.ndarray) -> np.ndarray:
-        assert self._grades is not None
-        grades = self._grades.astype(np.float64)
-        observed = counts @ np.square(grades[self._truth] - grades[self._said])
-        by_chance = np.einsum("rc,rd,cd->r", support, said, np.square(grades[:, None] - grades), optimize=True) / total
-        shares = np.divide(observed, by_chance, out=np.full_like(observed, np.nan), where=by_chance > 0)
-        return 1 - shares
+    def _kappas(self, counts: np.ndarray, support: np.ndarray, predicted: np.ndarray, total: np.ndarray) -> np.ndarray:
+        assert self._ordinals is not None
+        ordinals = self._ordinals.astype(np.float64)
+        observed = counts @ np.square(ordinals[self._truth] - ordinals[self._predicted])
+        by_chance = (
+            np.einsum("rc,rd,cd->r", support, predicted, np.square(ordinals[:, None] - ordinals), optimize=True) / total
+        )
+        fractions = np.divide(observed, by_chance, out=np.full_like(observed, np.nan), where=by_chance > 0)
+        return 1 - fractions
 
 
 def of_those_left(name: str) -> str:

@@ -1,4 +1,5 @@
-"""Intervals of figures that are one sum over items divided by another: shares, means, and means over some of them."""
+"""Intervals of figures that are one sum over items divided by another: fractions, means, and means over some of
+them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well pictures find their captions and captions their pictures.
+"""How well images find their captions and captions their images.
 
 Everything follows from one number per query, the *rank of its best hit*:
 
@@ -7,8 +7,8 @@ Everything follows from one number per query, the *rank of its best hit*:
 Other hits of the same query never count against it. Ties count against the model: a collapsed encoder, for
 which everything is equally similar, then ranks last, where "first index wins" could rank it first.
 
-R@K is the share of queries with a rank of at most K (the convention of the CLIP and Flickr30k/COCO retrieval
-papers: a hit *rate*, not the share of all hits found). It means little when K is close to the number of
+R@K is the fraction of queries with a rank of at most K (the convention of the CLIP and Flickr30k/COCO retrieval
+papers: a hit *rate*, not the fraction of all hits found). It means little when K is close to the number of
 candidates, so the numbers of candidates are always part of the answer.
 """
 
@@ -111,7 +111,7 @@ def retrieval_ranks(
 ) -> tuple[Int[Tensor, " images"], Int[Tensor, " texts"]]:
     """Ranks in both directions from L2-normalised embeddings, without holding the similarity matrix.
 
-    A picture and a text with equal group ids are hits of each other; without groups row i belongs to row i.
+    An image and a text with equal group ids are hits of each other; without groups row i belongs to row i.
     Returns ``(i2t_ranks, t2i_ranks)``, int64 on the CPU, 1 being the best. Raises ``ShapeError``.
     """
     images, texts = _group_ids(image_groups, text_groups, len(image_embeds), len(text_embeds))
@@ -122,7 +122,7 @@ def retrieval_ranks(
 
 
 def recall_from_ranks(ranks: Int[Tensor, " queries"], k: int) -> float:
-    """Share of queries whose rank is at most ``k``, in 0…1."""
+    """Fraction of queries whose rank is at most ``k``, in 0…1."""
     return (ranks <= k).double().mean().item()
 
 
@@ -153,8 +153,8 @@ class AlignmentMetrics:
     """Retrieval metrics of one similarity matrix [n_images, n_texts], a tensor or a numpy array.
 
     What counts as a hit is said in one of three ways, the same for every method: nothing (the matrix is
-    square and picture i belongs to text i), ``targets`` (a boolean matrix of the same shape), or
-    ``image_groups`` and ``text_groups`` (one id per picture and per text; equal ids are hits). Every method
+    square and image i belongs to text i), ``targets`` (a boolean matrix of the same shape), or
+    ``image_groups`` and ``text_groups`` (one id per image and per text; equal ids are hits). Every method
     raises ``ShapeError`` for a matrix, targets or groups that do not fit, for NaN, and for a query that has
     no hit.
     """
@@ -257,7 +257,7 @@ def _matrix_and_targets(
     relevant = torch.as_tensor(targets)
     if relevant.dtype != torch.bool or relevant.shape != matrix.shape:
         raise ShapeError(
-            f"targets must be a boolean matrix of shape {tuple(matrix.shape)} (True where picture and text "
+            f"targets must be a boolean matrix of shape {tuple(matrix.shape)} (True where image and text "
             f"belong together), got {relevant.dtype} of shape {tuple(relevant.shape)}"
         )
     return matrix, relevant.to(matrix.device)
@@ -271,7 +271,7 @@ def _group_ids(
         if n_images != n_texts:
             raise ShapeError(
                 f"Expected a square similarity matrix, got {n_images} images and {n_texts} texts. Where "
-                "picture i does not belong to text i, pass targets (a boolean matrix) or image_groups and "
+                "image i does not belong to text i, pass targets (a boolean matrix) or image_groups and "
                 "text_groups"
             )
         return torch.arange(n_images), torch.arange(n_texts)

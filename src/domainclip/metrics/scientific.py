@@ -9,33 +9,33 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_part import FieldPart
+from domainclip.metrics.domain_part import DomainPart
 from domainclip.metrics.panels import ClassPanel
 
 _SEPARATORS = ("/", ":")
 
 
-def scientific_part(scores: ClassScores) -> FieldPart:
+def scientific_part(scores: ClassScores) -> DomainPart:
     """Accuracy in the first and in the first five places (with more than five classes), macro F1, mean per-class
     recall, the recall of each class, and, where the rows come from several disciplines, which are taken for which."""
     names = ["acc1", *(["acc5"] if len(scores.labels) > 5 else []), "macro_f1", "mean_per_class_recall"]
     notes = []
     absent = int((scores.support == 0).sum())
     if absent:
-        notes.append(f"{absent} of {len(scores.labels)} classes have no picture and do not count in the means")
+        notes.append(f"{absent} of {len(scores.labels)} classes have no image and do not count in the means")
     matrix = cross_discipline_matrix(scores) or {}
-    if matrix and (left_out := len(scores.targets) - sum(matrix["pictures"])):
-        notes.append(f"{left_out} of {len(scores.targets)} pictures name no discipline and are left out of the matrix")
-    return FieldPart(names, [ClassPanel(scores, [*names, "recall"])], ("recall",), notes, matrix)
+    if matrix and (left_out := len(scores.targets) - sum(matrix["images"])):
+        notes.append(f"{left_out} of {len(scores.targets)} images name no discipline and are left out of the matrix")
+    return DomainPart(names, [ClassPanel(scores, [*names, "recall"])], ("recall",), notes, matrix)
 
 
 def cross_discipline_matrix(scores: ClassScores) -> dict[str, Any] | None:
-    """Pictures of each discipline (row) by the discipline of the class they are taken for (column).
+    """Images of each discipline (row) by the discipline of the class they are taken for (column).
 
     The discipline is each row's own, and rows that name none are left out; where no row names one it stands before a
     slash or colon, in every group ("geology/core 7") or else in every label ("geology: basalt"). ``disciplines``;
-    ``counts`` ``[disciplines, disciplines]``; ``unknown``: the answers whose class no picture puts in a discipline;
-    ``pictures`` and ``acc1`` of each. Where a class that was answered occurs in several disciplines the answer belongs
+    ``counts`` ``[disciplines, disciplines]``; ``unknown``: the answers whose class no image puts in a discipline;
+    ``images`` and ``acc1`` of each. Where a class that was answered occurs in several disciplines the answer belongs
     to none of them alone: then ``counts`` is None. None altogether with fewer than two disciplines.
     """
     kept = np.array([name is not None for name in scores.disciplines])
@@ -51,27 +51,27 @@ def cross_discipline_matrix(scores: ClassScores) -> dict[str, Any] | None:
         for number, name in zip(scores.targets.tolist(), named, strict=True):
             if name is not None:
                 of_class.setdefault(number, set()).add(name)
-    of_picture = [name for name in named if name is not None]
+    of_image = [name for name in named if name is not None]
     if not kept.any():
         kept[:] = True
-    disciplines = sorted(set(of_picture).union(*of_class.values()))
+    disciplines = sorted(set(of_image).union(*of_class.values()))
     if len(disciplines) < 2:
         return None
-    true = np.array(of_picture)
+    true = np.array(of_image)
     predictions = scores.predictions[kept]
     right = predictions == scores.targets[kept]
     found: dict[str, Any] = {
         "disciplines": disciplines,
-        "pictures": [int((true == name).sum()) for name in disciplines],
+        "images": [int((true == name).sum()) for name in disciplines],
         "acc1": [float(right[true == name].mean()) if (true == name).any() else None for name in disciplines],
         "counts": None,
         "unknown": None,
     }
-    said = [of_class.get(number, set()) for number in predictions.tolist()]
-    if all(len(names) < 2 for names in said):
-        place = {name: number for number, name in enumerate(disciplines)}
-        taken = [place[next(iter(names))] if names else len(place) for names in said]
-        counts = confusion_matrix([place[name] for name in of_picture], taken, labels=range(len(place) + 1))
+    predicted = [of_class.get(number, set()) for number in predictions.tolist()]
+    if all(len(names) < 2 for names in predicted):
+        index_of = {name: number for number, name in enumerate(disciplines)}
+        taken = [index_of[next(iter(names))] if names else len(index_of) for names in predicted]
+        counts = confusion_matrix([index_of[name] for name in of_image], taken, labels=range(len(index_of) + 1))
         found["counts"] = counts[:-1, :-1].tolist()
         found["unknown"] = counts[:-1, -1].tolist()
     return found

@@ -1,6 +1,6 @@
-"""Does a change exceed what the choice of test pictures alone would produce?
+"""Does a change exceed what the choice of test images alone would produce?
 
-Both answers take the pictures as drawn independently. Where many come from one patient or one board the true
+Both answers take the images as drawn independently. Where many come from one patient or one board the true
 uncertainty is larger than said here.
 """
 
@@ -19,23 +19,23 @@ _Z = 1.959963984540054
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share, each end in 0…1 (Wilson 1927).
+    """95 % interval of a fraction, each end in 0…1 (Wilson 1927).
 
-    Unlike share ± 1.96 standard errors it stays inside 0…1 and has a width at shares of 0 and 1. Raises
+    Unlike fraction ± 1.96 standard errors it stays inside 0…1 and has a width at fractions of 0 and 1. Raises
     ``ShapeError`` without trials.
     """
     if not 0 <= successes <= trials or trials < 1:
-        raise ShapeError(f"A share needs 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
-    share = successes / trials
-    centre = (share + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
-    half = _Z * sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2)) / (1 + _Z**2 / trials)
+        raise ShapeError(f"A fraction needs 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
+    fraction = successes / trials
+    centre = (fraction + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
+    half = _Z * sqrt(fraction * (1 - fraction) / trials + _Z**2 / (4 * trials**2)) / (1 + _Z**2 / trials)
     # The ends are exact there in theory, and an ulp away in floating point.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
 @dataclass(frozen=True)
 class PairedChange:
-    """A difference of two shares measured on the same items.
+    """A difference of two fractions measured on the same items.
 
     ``change``, ``low`` and ``high`` (95 % interval) are in -1…1; ``gained`` items were wrong before and right
     after, ``lost`` the reverse; ``p_value`` is McNemar's exact two-sided one.

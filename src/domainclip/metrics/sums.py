@@ -1,7 +1,7 @@
-"""Metrics written as functions of sums over pictures, so that a resample of the pictures costs one matrix product.
+"""Metrics written as functions of sums over images, so that a resample of the images costs one matrix product.
 
-A share is one sum over another, a macro-average the mean of such shares. What a picture adds to the sums is known
-after one evaluation; resampling pictures, or whole groups of them, then only weighs those rows anew (see
+A fraction is one sum over another, a macro-average the mean of such fractions. What an image adds to the sums is known
+after one evaluation; resampling images, or whole groups of them, then only weighs those rows anew (see
 ``paired_bootstrap``). Rank metrics such as the AUROC are no such functions and are not offered here.
 """
 
@@ -22,7 +22,7 @@ Metric = Callable[[Float[np.ndarray, "... sums"]], Float[np.ndarray, "..."]]
 
 @dataclass(frozen=True)
 class UnitSums:
-    """``sums[unit]`` is what a unit (a picture, or all of a group) adds; ``metric`` turns the totals into 0…1."""
+    """``sums[unit]`` is what a unit (an image, or all of a group) adds; ``metric`` turns the totals into 0…1."""
 
     sums: Float[np.ndarray, "units sums"]
     metric: Metric
@@ -44,7 +44,7 @@ METRICS = CLASSIFICATION_METRICS + RETRIEVAL_METRICS
 
 
 def check_metric(name: str) -> None:
-    """Raises ``ConfigurationError`` for a metric that is no function of sums over pictures."""
+    """Raises ``ConfigurationError`` for a metric that is no function of sums over images."""
     if name not in METRICS:
         raise ConfigurationError(
             f"Invalid metric {name!r} for a comparison: choose one of {', '.join(METRICS)}, or leave it out for "
@@ -55,8 +55,8 @@ def check_metric(name: str) -> None:
 def unit_sums(name: str, details: Mapping[str, Any]) -> UnitSums:
     """The metric ``name`` from an evaluation's ``details``.
 
-    The unit of a picture is its group, or the picture itself where it has none. A caption's own query counts for the
-    units of its pictures, in equal parts where it has several. Raises ``ConfigurationError`` for an unknown name,
+    The unit of an image is its group, or the image itself where it has none. A caption's own query counts for the
+    units of its images, in equal parts where it has several. Raises ``ConfigurationError`` for an unknown name,
     ``DataError`` where the evaluation has no such part.
     """
     check_metric(name)
@@ -65,28 +65,28 @@ def unit_sums(name: str, details: Mapping[str, Any]) -> UnitSums:
     if found is None:
         reasons = [note for note in details.get("notes", ()) if part in note]
         raise DataError(f"No {name} here. " + (". ".join(reasons) or f"The rows allow no {part}"))
-    # Units without any picture in this part (rows without a label) are not units of this metric.
+    # Units without any image in this part (rows without a label) are not units of this metric.
     units = _numbered(_own_units(found))
     if part == "classification":
         return _classification(name, found, units)
     if "hits" not in found:  # an evaluation from before these were written
-        raise DataError(f"{name} needs the hits: which picture and which caption belong together")
+        raise DataError(f"{name} needs the hits: which image and which caption belong together")
     return _retrieval(name, found, units, np.array(found["hits"]))
 
 
 def has_groups(found: Mapping[str, Any]) -> bool:
-    """Whether some group of ``details["classification"]`` or ``details["retrieval"]`` has several pictures."""
-    pictures = dict.fromkeys(zip(found["image_paths"], found.get("groups") or (), strict=False))
-    return any(n > 1 for group, n in Counter(group for _, group in pictures).items() if group is not None)
+    """Whether some group of ``details["classification"]`` or ``details["retrieval"]`` has several images."""
+    images = dict.fromkeys(zip(found["image_paths"], found.get("groups") or (), strict=False))
+    return any(n > 1 for group, n in Counter(group for _, group in images).items() if group is not None)
 
 
 def _own_units(found: Mapping[str, Any]) -> list[Hashable]:
     paths = found["image_paths"]
     groups = found.get("groups") or [None] * len(paths)
-    return [("picture", path) if group is None else ("group", group) for path, group in zip(paths, groups, strict=True)]
+    return [("image", path) if group is None else ("group", group) for path, group in zip(paths, groups, strict=True)]
 
 
-def _numbered(units: Iterable[Hashable]) -> Int[np.ndarray, " pictures"]:
+def _numbered(units: Iterable[Hashable]) -> Int[np.ndarray, " images"]:
     """Numbers in the order of first appearance: the same resamples then draw the same units, whoever asks."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(unit, len(numbers)) for unit in units])
@@ -94,14 +94,14 @@ def _numbered(units: Iterable[Hashable]) -> Int[np.ndarray, " pictures"]:
 
 def _classification(name: str, found: Mapping[str, Any], units: np.ndarray) -> UnitSums:
     n_units = int(units.max()) + 1
-    number = {label: place for place, label in enumerate(found["labels"])}
-    truth = np.array([number[label] for label in found["targets"]])
-    predicted = np.array([number[label] for label in found["predictions"]])
+    index_of = {label: index for index, label in enumerate(found["labels"])}
+    truth = np.array([index_of[label] for label in found["targets"]])
+    predicted = np.array([index_of[label] for label in found["predictions"]])
     right = (truth == predicted).astype(float)
     if name == "acc1":
         return UnitSums(_added(units, n_units, [right, np.ones(len(right))]), _ratio)
-    n = len(number)
-    # Columns: right pictures of each class, pictures of each class, pictures predicted as each class.
+    n = len(index_of)
+    # Columns: right images of each class, images of each class, images predicted as each class.
     sums = np.zeros((n_units, 3 * n))
     np.add.at(sums, (units, truth), right)
     np.add.at(sums, (units, n + truth), 1)
@@ -114,15 +114,15 @@ def _classification(name: str, found: Mapping[str, Any], units: np.ndarray) -> U
 def _retrieval(name: str, found: Mapping[str, Any], units: np.ndarray, hits: np.ndarray) -> UnitSums:
     n_units = int(units.max()) + 1
     i2t, t2i = (np.array(found[f"{direction}_ranks"]) == 1 for direction in ("i2t", "t2i"))
-    pictures = _added(units, n_units, [i2t.astype(float), np.ones(len(i2t))])
-    picture, caption = hits.T
+    images = _added(units, n_units, [i2t.astype(float), np.ones(len(i2t))])
+    image, caption = hits.T
     part = 1 / np.bincount(caption, minlength=len(t2i))[caption]
-    captions = _added(units[picture], n_units, [t2i[caption] * part, part])
+    captions = _added(units[image], n_units, [t2i[caption] * part, part])
     if name == "i2t_R@1":
-        return UnitSums(pictures, _ratio)
+        return UnitSums(images, _ratio)
     if name == "t2i_R@1":
         return UnitSums(captions, _ratio)
-    return UnitSums(np.hstack([pictures, captions]), _mean_of_two)
+    return UnitSums(np.hstack([images, captions]), _mean_of_two)
 
 
 def _added(units: np.ndarray, n_units: int, columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -150,5 +150,5 @@ def _macro_f1(totals: np.ndarray) -> np.ndarray:
 
 def _mean_where(present: np.ndarray, above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Mean of above / below over the classes that the resample has; the others do not count, as in the metric."""
-    shares = np.divide(above, below, out=np.zeros_like(above), where=present)
-    return shares.sum(axis=-1) / present.sum(axis=-1)
+    fractions = np.divide(above, below, out=np.zeros_like(above), where=present)
+    return fractions.sum(axis=-1) / present.sum(axis=-1)

@@ -17,7 +17,7 @@ from domainclip.errors import ShapeError
 
 SPECIFICITIES = (0.90, 0.95)
 RECALL = 0.90
-_SLACK = 1e-9  # shares such as 1 - 0.9 are not exact in floating point
+_SLACK = 1e-9  # fractions such as 1 - 0.9 are not exact in floating point
 
 THRESHOLD_FIGURES = (
     "auroc",
@@ -37,8 +37,8 @@ def threshold_figures(scores: Float[np.ndarray, " rows"], positive: Bool[np.ndar
 
     ``auroc``; ``ap`` (average precision, the area under precision and recall); sensitivity and specificity at the
     Youden point (where their sum is largest; Youden 1950); the highest sensitivity whose specificity is at least 0.90
-    and 0.95; ``f1_max``; the highest precision whose recall is at least 0.90; and the share of the negative rows that
-    the highest threshold with a recall of 0.90 accepts. A threshold accepts all rows of equal score, so ties help
+    and 0.95; ``f1_max``; the highest precision whose recall is at least 0.90; and the fraction of the negative rows
+    that the highest threshold with a recall of 0.90 accepts. A threshold accepts all rows of equal score, so ties help
     nobody. Raises ``ShapeError`` for NaN, infinities, or shapes that differ.
     """
     scores, positive = _checked(scores, positive)

@@ -18,7 +18,7 @@ SLICED_FROM_TOKENS = 197
 it twice buys little: at width 768 and 12 heads it is 4 % of what a layer keeps at 50 tokens, 6 % at 77, 14 % at 197 and
 32 % at 577 (benchmarks/attention.py)."""
 
-BLOCK_SHARE = 1 / 16
+BLOCK_FRACTION = 1 / 16
 """Of the memory, what one block of sliced attention may take while it is computed again."""
 
 SMALLEST_SLICE = 16
@@ -66,7 +66,7 @@ def choose_attention(
 ) -> AttentionDecision:
     """The attention of one tower, with its reason.
 
-    ``tokens`` of one picture or text, ``batch`` of them at once, ``heads`` of a layer; ``precision`` is fp32, bf16 or
+    ``tokens`` of one image or text, ``batch`` of them at once, ``heads`` of a layer; ``precision`` is fp32, bf16 or
     fp16; ``memory_bytes`` is what the whole run may use; ``dropout`` that of the attention weights; ``checkpointed``:
     whole layers are computed again backward anyhow. ``choice`` and ``slice_size`` are the user's: only ``auto`` leaves
     a choice, and a size counts where ``sliced`` is taken.
@@ -103,7 +103,9 @@ def choose_attention(
         raise ConfigurationError(f"Invalid attention {choice!r}: choose auto, sdpa, sliced or eager")
 
     kept = _keeps_the_matrix(device_type, training, dropout)
-    one_block = tokens * _bytes_of_a_query(tokens, batch, heads, precision, dropout > 0) <= memory_bytes * BLOCK_SHARE
+    one_block = (
+        tokens * _bytes_of_a_query(tokens, batch, heads, precision, dropout > 0) <= memory_bytes * BLOCK_FRACTION
+    )
     if kept and tokens >= SLICED_FROM_TOKENS and not (checkpointed and one_block):
         matrix = batch * heads * tokens**2 * 4 / 2**20
         return sliced(f"{kept}: a matrix of {matrix:.1f} MiB (float32) in each layer at {tokens} tokens")
@@ -143,19 +145,19 @@ def _keeps_the_matrix(device_type: str, training: bool, dropout: float) -> str:
 def choose_slice_size(
     tokens: int, batch: int, heads: int, precision: str, memory_bytes: int, dropout: bool = False
 ) -> tuple[int, str]:
-    """Queries in a block, and why: the fewest blocks that each fit their share of the memory, of equal sizes.
+    """Queries in a block, and why: the fewest blocks that each fit their fraction of the memory, of equal sizes.
 
     Equal, because each shape costs compiled kernels on MPS, and the largest block sets the peak.
     """
     each = _bytes_of_a_query(tokens, batch, heads, precision, dropout)
-    share = memory_bytes * BLOCK_SHARE
-    most = max(SMALLEST_SLICE, int(share // each))
+    fraction = memory_bytes * BLOCK_FRACTION
+    most = max(SMALLEST_SLICE, int(fraction // each))
     blocks = math.ceil(tokens / most)
     size = math.ceil(tokens / blocks)
     words = f"{math.ceil(tokens / size)} block(s) of {size} queries, each {size * each / 2**20:.1f} MiB"
-    if size * each > share:
-        return size, f"{words}: more than {BLOCK_SHARE:.1%} of the memory, but smaller blocks would waste time"
-    return size, f"{words}, at most {BLOCK_SHARE:.1%} of the memory"
+    if size * each > fraction:
+        return size, f"{words}: more than {BLOCK_FRACTION:.1%} of the memory, but smaller blocks would waste time"
+    return size, f"{words}, at most {BLOCK_FRACTION:.1%} of the memory"
 
 
 def _bytes_of_a_query(tokens: int, batch: int, heads: int, precision: str, dropout: bool) -> int:
@@ -187,7 +189,7 @@ def has_attention(tower: Any) -> bool:
 def attention_shape(
     tower: Any, *, resolution: int | None = None, text_length: int | None = None
 ) -> AttentionShape | None:
-    """Of a picture tower at ``resolution`` pixels, or of a text tower at ``text_length`` tokens; None without one."""
+    """Of an image tower at ``resolution`` pixels, or of a text tower at ``text_length`` tokens; None without one."""
     if not has_attention(tower):
         return None
     config = tower.config
@@ -195,12 +197,12 @@ def attention_shape(
     dropout = getattr(config, "attention_dropout", None) or getattr(config, "attention_probs_dropout_prob", None)
     if text_length is not None:
         return AttentionShape(text_length, heads, float(dropout or 0.0))
-    grid = (resolution or _side(config.image_size)) // _side(config.patch_size)
+    grid = (resolution or _edge(config.image_size)) // _edge(config.patch_size)
     prefix = 0 if config.model_type.startswith("siglip") else 1 + int(getattr(config, "num_register_tokens", 0) or 0)
     return AttentionShape(grid**2 + prefix, heads, float(dropout or 0.0))
 
 
-def _side(size: int | list[int] | tuple[int, ...]) -> int:
+def _edge(size: int | list[int] | tuple[int, ...]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
@@ -218,7 +220,7 @@ def decide_attention(
 ) -> dict[str, AttentionDecision]:
     """``image`` and ``text``: how each tower of a ``DualEncoder`` that has attention should compute it.
 
-    ``batch``: pictures or texts that go through a tower at once; the rest as for ``choose_attention``; ``resolution``
+    ``batch``: images or texts that go through a tower at once; the rest as for ``choose_attention``; ``resolution``
     and ``text_length`` are the model's own if not given. ``encoder.set_attention(**decisions)`` makes it so.
 
     Raises ``ConfigurationError`` for sizes or a precision that make no sense.

@@ -26,15 +26,15 @@ def statistics_differ(model: nn.Module, a: Mapping[str, Tensor], b: Mapping[str,
 
 @torch.no_grad()
 def recompute_statistics(encoder: DualEncoder, batches: Iterable[Float[Tensor, "batch 3 height width"]]) -> int:
-    """Replace the running statistics of the picture tower by the mean over ``batches`` of each batch's own; the number
-    of pictures they were taken of.
+    """Replace the running statistics of the image tower by the mean over ``batches`` of each batch's own; the number
+    of images they were taken of.
 
     Averaged weights have other activations than either end, for which neither end's statistics hold, nor their mean
     (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima", §3.2). All layers take their batch's statistics
-    while the pictures go through, as in training; everything else is in evaluation mode (no dropout).
+    while the images go through, as in training; everything else is in evaluation mode (no dropout).
     """
     layers = [m for m in encoder.model.vision_model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    was_training, momenta, pictures = encoder.training, [layer.momentum for layer in layers], 0
+    was_training, momenta, images = encoder.training, [layer.momentum for layer in layers], 0
     encoder.eval()
     try:
         for layer in layers:
@@ -43,9 +43,9 @@ def recompute_statistics(encoder: DualEncoder, batches: Iterable[Float[Tensor, "
             layer.train()
         for pixel_values in batches:
             encoder.encode_image(pixel_values)
-            pictures += len(pixel_values)
+            images += len(pixel_values)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         encoder.train(was_training)
-    return pictures
+    return images

@@ -1,4 +1,4 @@
-"""The one interface the rest of the package sees: a picture tower, a text tower, and the scale of their dot product."""
+"""The one interface the rest of the package sees: an image tower, a text tower, and the scale of their dot product."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from domainclip.config.settings import AdapterSettings
 from domainclip.errors import ConfigurationError
 from domainclip.models.attention import AttentionDecision, has_attention
+from domainclip.models.image_resolutions import CONVOLUTIONAL_STEP, resolution_rule
 from domainclip.models.lora import LoraAdapters, attach_lora
 from domainclip.models.open_clip.saving import save_open_clip
-from domainclip.models.picture_sides import CONVOLUTIONAL_STEP, side_rule
 from domainclip.models.position_embeddings import position_embeddings
 from domainclip.models.processor import EncoderProcessor
 from domainclip.models.quiet import quiet_transformers
-from domainclip.resolve.resolution import SideRule
+from domainclip.resolve.resolution import ResolutionRule
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP clips its learned scale so that logits are never multiplied by more than 100 (Radford et al. 2021, §2.5)."""
@@ -40,8 +40,8 @@ class DualEncoder(nn.Module):
     ``logit_scale`` (natural logarithm of the inverse temperature; the one owner of the temperature in training).
 
     ``frozen_batch_norm``: in ``train()`` mode batch-norm layers still use their stored statistics. Batch
-    statistics would make the embedding of a picture depend on which others share its chunk, so that chunks and
-    full batch disagree, and would drift on a few hundred pictures.
+    statistics would make the embedding of an image depend on which others share its micro-batch, so that micro-batches
+    and full batch disagree, and would drift on a few hundred images.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DualEncoder(nn.Module):
         self.fresh_projections = fresh_projections
         self.frozen_batch_norm = frozen_batch_norm
         self.positions = position_embeddings(model.vision_model)
-        self._side_rule: SideRule | None = None
+        self._side_rule: ResolutionRule | None = None
         self._locked: set[str] = set()
         self.adapters: LoraAdapters | None = None
         self.open_clip_config: dict[str, Any] | None = None
@@ -97,13 +97,13 @@ class DualEncoder(nn.Module):
     @property
     def embedding_dim(self) -> int:
         config = self.model.config
-        if self.is_siglip:  # SigLIP has no projection of the picture tower: its hidden size is the shared one.
+        if self.is_siglip:  # SigLIP has no projection of the image tower: its hidden size is the shared one.
             return int(config.vision_config.hidden_size)
         return int(config.projection_dim)
 
     @property
     def native_resolution(self) -> int:
-        """Side in pixels of what the model's own image processor hands to the tower."""
+        """Resolution in pixels of what the model's own image processor hands to the tower."""
         processor = self.processor.image_processor
         size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
         return int(size.get("height") or size.get("shortest_edge"))
@@ -120,22 +120,22 @@ class DualEncoder(nn.Module):
         return "convolutional" if batch_norm else "transformer"
 
     @property
-    def side_rule(self) -> SideRule:
-        """Which picture sides the tower takes."""
+    def resolution_rule(self) -> ResolutionRule:
+        """Which resolutions the tower takes."""
         if self._side_rule is None:
-            self._side_rule = side_rule(self)
+            self._side_rule = resolution_rule(self)
         return self._side_rule
 
     @property
     def resolution_step(self) -> int:
-        """Sides in pixels that the picture tower is best given are multiples of this.
+        """Resolutions in pixels that the image tower is best given are multiples of this.
 
         Raises ``ConfigurationError`` for a tower that takes its native size only.
         """
-        rule = self.side_rule
+        rule = self.resolution_rule
         if rule.multiple is None:
             raise ConfigurationError(
-                f"The picture tower of {self.name or self.model_type} takes {rule.native} pixels only: other sizes "
+                f"The image tower of {self.name or self.model_type} takes {rule.native} pixels only: other sizes "
                 "need a CLIP, SigLIP, ViT, DINOv2 or convolutional tower"
             )
         return rule.multiple if rule.multiple > 1 else CONVOLUTIONAL_STEP
@@ -143,16 +143,16 @@ class DualEncoder(nn.Module):
     # --- embeddings ---
 
     def encode_image(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Picture embeddings, not normalised.
+        """Image embeddings, not normalised.
 
-        Pictures of another size than the tower's own, square or not, are read with its position embeddings resized.
-        Raises ``ConfigurationError`` for a side whose edge the patches would leave out.
+        Images of another size than the tower's own, square or not, are read with its position embeddings resized.
+        Raises ``ConfigurationError`` for a resolution whose edge the patches would leave out.
         """
         options = {}
         size = tuple(pixel_values.shape[-2:])
         own = self.positions.size if self.positions is not None else (self.native_resolution, self.native_resolution)
-        if size != own and (problem := self.side_rule.problem(*size)):
-            raise ConfigurationError(f"Pictures of {size[0]} × {size[1]} pixels do not fit: {problem}")
+        if size != own and (problem := self.resolution_rule.problem(*size)):
+            raise ConfigurationError(f"Images of {size[0]} × {size[1]} pixels do not fit: {problem}")
         if self.positions is not None and self.positions.asks and (size != own or self.positions.restored):
             options["interpolate_pos_encoding"] = True
         output = self.model.get_image_features(pixel_values=pixel_values, **options)
@@ -182,7 +182,7 @@ class DualEncoder(nn.Module):
                 yield "scale", name, parameter
 
     def tower_modules(self, tower: Literal["image", "text"]) -> nn.ModuleList:
-        """The modules that make the embeddings of pictures or of texts."""
+        """The modules that make the embeddings of images or of texts."""
         names = ("vision_model", "visual_projection") if tower == "image" else ("text_model", "text_projection")
         return nn.ModuleList([part for name in names if (part := getattr(self.model, name, None)) is not None])
 
@@ -239,7 +239,7 @@ class DualEncoder(nn.Module):
         return self
 
     def optimize_layout(self, device: torch.device) -> bool:
-        """Keep a convolutional picture tower's tensors in channels-last order where kernels prefer it (CPU, CUDA).
+        """Keep a convolutional image tower's tensors in channels-last order where kernels prefer it (CPU, CUDA).
 
         The numbers are the same up to rounding; on MPS the order brings nothing. True when it was done.
         """
@@ -297,15 +297,15 @@ class DualEncoder(nn.Module):
         """Write what plain ``transformers`` loads: weights (safetensors), config, tokenizer, image processor.
 
         Adapters are merged into what is written, and go on as they are. Where the image processor asks for another
-        side than the position embeddings are for, these are written resized, so that nobody has to ask for
+        resolution than the position embeddings are for, these are written resized, so that nobody has to ask for
         interpolation, and the original ones beside them.
 
         Where ``open_clip_config`` is set, and unless ``open_clip`` forbids it, the same model is written as an OpenCLIP
         checkpoint as well; the two layouts share the tokenizer.
         """
-        positions, side = self.positions, self.native_resolution
+        positions, resolution = self.positions, self.native_resolution
         config = self.model.config.vision_config
-        with quiet_transformers(), positions.saved_for(side, config, folder) if positions else nullcontext():
+        with quiet_transformers(), positions.saved_for(resolution, config, folder) if positions else nullcontext():
             weights = self.adapters.merged_state_dict() if self.adapters is not None else None
             if open_clip and self.open_clip_config is not None:  # first: save_pretrained empties what it is given
                 save_open_clip(self, self.model.state_dict() if weights is None else weights, folder)

@@ -141,7 +141,7 @@ def _state_width(vision: Any, name: str) -> None:
         return
     found = "no pooled vector" if pooled is None else f"one of shape {tuple(pooled.shape)}"
     raise ModelLoadError(
-        f"{name} cannot be a picture tower: it gives {found}. Towers known to work: ViT, CLIP, DeiT, DINOv2, "
+        f"{name} cannot be an image tower: it gives {found}. Towers known to work: ViT, CLIP, DeiT, DINOv2, "
         "MobileNet, ConvNeXt"
     )
 
@@ -150,15 +150,15 @@ def _state_width(vision: Any, name: str) -> None:
 def _check_pooling(encoder: DualEncoder) -> None:
     """A backbone without a pooled vector cannot be told from its config; two small inputs tell."""
     encoder.eval()
-    side = encoder.native_resolution
+    resolution = encoder.native_resolution
     tokens = encoder.processor.tokenize(["a", "two words"])
     try:
-        image = encoder.encode_image(torch.zeros(2, 3, side, side))
+        image = encoder.encode_image(torch.zeros(2, 3, resolution, resolution))
         text = encoder.encode_text(**tokens)
     except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ModelLoadError(
             f"{encoder.name}: a tower gives no pooled vector that a linear projection takes ({error}). Towers known "
-            "to work: ViT, CLIP, DeiT, DINOv2, MobileNet, ConvNeXt for pictures; BERT, RoBERTa, MiniLM for text"
+            "to work: ViT, CLIP, DeiT, DINOv2, MobileNet, ConvNeXt for images; BERT, RoBERTa, MiniLM for text"
         ) from error
     if image.shape != (2, encoder.embedding_dim) or text.shape != (2, encoder.embedding_dim):
         raise ModelLoadError(
@@ -214,7 +214,7 @@ def _load(settings: ModelSettings) -> DualEncoder:
         check_usable(model, name)
         processor = _processor(name, config, name, name)
     encoder = DualEncoder(model, processor, name=name).eval()
-    if encoder.positions is not None:  # of a model that was trained at another side than its first
+    if encoder.positions is not None:  # of a model that was trained at another resolution than its first
         encoder.positions.restore_originals(Path(name), model.config.vision_config)
     encoder.open_clip_config = saved_open_clip_config(Path(name).expanduser())
     return encoder

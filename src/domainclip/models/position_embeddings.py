@@ -1,4 +1,4 @@
-"""Position embeddings of a picture tower for any grid of patches, always resized from the original ones."""
+"""Position embeddings of an image tower for any grid of patches, always resized from the original ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 ORIGINAL_POSITIONS = "original_positions.safetensors"
-"""Beside weights whose position embeddings were resized for another picture side: the table they were resized from."""
+"""Beside weights whose position embeddings were resized for another image resolution: the table they were resized
+from."""
 
 CACHED_MATRICES = 64
-"""Matrices kept per tower. One belongs to a pair of side lengths and holds a few kilobytes, so that every size a
+"""Matrices kept per tower. One belongs to a pair of resolutions and holds a few kilobytes, so that every size a
 schedule goes through stays at hand."""
 
 
@@ -38,7 +39,7 @@ _SCHEMES = {
     "dinov2": _Scheme(asks=False),
     "dinov2_with_registers": _Scheme(asks=False, antialias=True),
 }
-"""Picture towers whose ``interpolate_pos_encoding`` in ``transformers`` is the resize below, by their config's type."""
+"""Image towers whose ``interpolate_pos_encoding`` in ``transformers`` is the resize below, by their config's type."""
 
 
 def resize_matrix(
@@ -48,7 +49,7 @@ def resize_matrix(
 
     It is what ``F.interpolate`` makes of the unit vectors, computed in ``dtype`` as it would compute there.
     """
-    # Columns of a picture whose width stays: torch 2.13 resizes one of width 1 wrongly when antialiasing.
+    # Columns of an image whose width stays: torch 2.13 resizes one of width 1 wrongly when antialiasing.
     units = torch.eye(length, dtype=dtype, device="cpu")[None, None]
     size = (new_length, length)
     return F.interpolate(units, size=size, mode="bicubic", align_corners=False, antialias=antialias)[0, 0]
@@ -146,25 +147,25 @@ class PositionEmbeddings:
         return self.at_grid(height // self.patch[0], width // self.patch[1])[None]
 
     @contextmanager
-    def saved_for(self, side: int, config: Any, folder: Path) -> Iterator[None]:
-        """Within it the module holds a table resized for ``side`` pixels and ``config`` (the tower's) says so, so that
-        what is saved needs no interpolation; the original table is written to ``folder``. Afterwards parameter and
+    def saved_for(self, resolution: int, config: Any, folder: Path) -> Iterator[None]:
+        """Within it the module holds a table resized for ``resolution`` pixels and ``config`` (the tower's) says so, so
+        that what is saved needs no interpolation; the original table is written to ``folder``. Afterwards parameter and
         config are the former ones again.
 
         Nothing of it happens at the original size, nor for a tower that interpolates of its own accord.
         """
-        if not self.asks or (side, side) == self.size:
+        if not self.asks or (resolution, resolution) == self.size:
             yield
             return
         owner, name = self._owner()
         original, size = self.parameter, config.image_size
         folder.mkdir(parents=True, exist_ok=True)
-        sides = {"image_size": ",".join(map(str, self.size))}
-        save_file({"positions": original.detach().cpu().contiguous()}, folder / ORIGINAL_POSITIONS, sides)
+        resolutions = {"image_size": ",".join(map(str, self.size))}
+        save_file({"positions": original.detach().cpu().contiguous()}, folder / ORIGINAL_POSITIONS, resolutions)
         with torch.no_grad():
-            table = self.at_grid(side // self.patch[0], side // self.patch[1])
+            table = self.at_grid(resolution // self.patch[0], resolution // self.patch[1])
         setattr(owner, name, nn.Parameter(table.view(*original.shape[:-2], *table.shape).clone()))
-        config.image_size = side
+        config.image_size = resolution
         try:
             yield
         finally:
@@ -172,16 +173,16 @@ class PositionEmbeddings:
             config.image_size = size
 
     def restore_originals(self, folder: Path, config: Any) -> bool:
-        """Take back the table that ``saved_for`` left in the folder this tower was loaded from, so that another side is
-        resized from it and not from what was resized before; ``config`` (the tower's) then says its size. False where
-        there is none.
+        """Take back the table that ``saved_for`` left in the folder this tower was loaded from, so that another
+        resolution is resized from it and not from what was resized before; ``config`` (the tower's) then says its size.
+        False where there is none.
         """
         path = folder / ORIGINAL_POSITIONS
         if not path.is_file():
             return False
         with safe_open(path, framework="pt") as content:
             table = content.get_tensor("positions").to(self.parameter)
-            height, width = (int(side) for side in content.metadata()["image_size"].split(","))
+            height, width = (int(resolution) for resolution in content.metadata()["image_size"].split(","))
         owner, name = self._owner()
         setattr(owner, name, nn.Parameter(table))
         if isinstance(owner, nn.Embedding):
@@ -201,7 +202,7 @@ class PositionEmbeddings:
 
 
 def position_embeddings(vision_model: Any) -> PositionEmbeddings | None:
-    """Those of a picture tower, made ready for any size; None for a tower without ones that are known here."""
+    """Those of an image tower, made ready for any size; None for a tower without ones that are known here."""
     config = getattr(vision_model, "config", None)
     scheme = _SCHEMES.get(getattr(config, "model_type", ""))
     if scheme is None:

@@ -1,4 +1,4 @@
-"""What turns pictures and sentences into a model's inputs: its own image processor and its own tokenizer."""
+"""What turns images and sentences into a model's inputs: its own image processor and its own tokenizer."""
 
 from __future__ import annotations
 
@@ -84,21 +84,22 @@ class EncoderProcessor:
         if text is not None:
             batch.update(self.tokenize([text] if isinstance(text, str) else list(text)))
         if images is not None:
-            pictures = [images] if isinstance(images, Image.Image) else list(images)
-            rgb = [picture.convert("RGB") for picture in pictures]
+            image_list = [images] if isinstance(images, Image.Image) else list(images)
+            rgb = [image.convert("RGB") for image in image_list]
             batch["pixel_values"] = self.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
         return batch
 
-    def set_resolution(self, side: int) -> None:
-        """Make the image processor hand out ``side`` × ``side`` pixels, its resize in proportion to its crop."""
+    def set_resolution(self, resolution: int) -> None:
+        """Make the image processor hand out ``resolution`` × ``resolution`` pixels, its resize in proportion to its
+        crop."""
         processor = self.image_processor
         crops = getattr(processor, "do_center_crop", False)
         resized = next(iter(dict(processor.size).values()))
         if crops:
-            resized = round(resized * side / next(iter(dict(processor.crop_size).values())))
-            processor.crop_size = {"height": side, "width": side}
+            resized = round(resized * resolution / next(iter(dict(processor.crop_size).values())))
+            processor.crop_size = {"height": resolution, "width": resolution}
         else:
-            resized = side
+            resized = resolution
         processor.size = dict.fromkeys(dict(processor.size), resized)
 
     def save(self, folder: Path) -> None:

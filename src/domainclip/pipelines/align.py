@@ -1,4 +1,4 @@
-"""What ``domainclip align report`` does: how well one model, or one against another, matches pictures and captions."""
+"""What ``domainclip align report`` does: how well one model, or one against another, matches images and captions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
 from domainclip.models.loading import load_processor
-from domainclip.pipelines.captions import caption_chain
+from domainclip.pipelines.captions import caption_pipeline
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
 from domainclip.pipelines.run_alignment import model_source
@@ -26,12 +26,12 @@ def run_alignment(
 ) -> dict[str, Any]:
     """Write the alignment report of ``config.model_name`` on a split of ``config.data_path`` into ``output``.
 
-    The split is cut as a training run would cut it. ``compare`` names a second model, judged on the same rows.
+    The split is cut as a training run would cut it. ``compare`` names a second model, evaluated on the same rows.
     ``top_k`` answers a query are shown, ``config.retrieval_top_k`` where it is None. Returns the content of
     ``alignment.json``. Raises ``ConfigurationError`` for an unknown split or a folder that cannot be used,
-    ``DataError`` for a split without rows or with fewer than two different pictures or captions.
+    ``DataError`` for a split without rows or with fewer than two different images or captions.
     """
-    pairs, set_aside, notes = rows_of_split(config, split)
+    pairs, skipped, notes = rows_of_split(config, split)
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded
     prepare_folder(output)
     if compare is not None:
@@ -39,8 +39,8 @@ def run_alignment(
     controller = CLIPFinetuningController(config)
     controller.setup()
     engine = controller.engine()
-    pairs = readable_rows(pairs, engine, config, split, set_aside)
-    rows = AlignmentRows(pairs, caption_chain(controller.config))
+    pairs = readable_rows(pairs, engine, config, split, skipped)
+    rows = AlignmentRows(pairs, caption_pipeline(controller.config))
     source = model_source(config)
     name, other_name = short_names(source, compare)
     model, other = embed(rows, engine, name), None
@@ -60,7 +60,7 @@ def run_alignment(
             "data": config.data_path,
             "split": split,
             "notes": notes,
-            "set_aside": set_aside,
+            "skipped": skipped,
             "sources": {"model": source, **({"compared": compare} if compare else {})},
         },
     )

@@ -10,7 +10,8 @@ from domainclip.models.checkpoint_blocks import checkpoint_blocks
 
 
 def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -> None:
-    """Lock, set the side, the temperature and what is recomputed, and attach adapters, which must not be there yet."""
+    """Lock, set the resolution, the temperature and what is recomputed, and attach adapters, which must not be there
+    yet."""
     if recipe.lock_image:
         encoder.lock("image")
     if recipe.lock_text:

@@ -19,12 +19,12 @@ def apply_attention(
     encoder: DualEncoder, recipe: FrozenConfig, device: torch.device, precision: PrecisionDecision, console: Console
 ) -> None:
     """Set both towers' attention for training and say why, where it is not the usual fused one."""
-    chunk = recipe.mini_batch_size or recipe.batch_size
-    assert chunk is not None  # a resolved recipe
+    micro_batch = recipe.mini_batch_size or recipe.batch_size
+    assert micro_batch is not None  # a resolved recipe
     decisions = decide_attention(
         encoder,
         recipe,
-        batch=chunk,
+        batch=micro_batch,
         device_type=device.type,
         training=True,
         precision=precision.name,

@@ -1,4 +1,4 @@
-"""``auto_resolution``: the side to train at, from the pictures' sizes, the memory, and the speed that is wanted."""
+"""``auto_resolution``: the resolution to train at, from the images' sizes, the memory, and the speed that is wanted."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig, read_recipe
-from domainclip.data.images.reader import picture_header
+from domainclip.data.images.reader import image_header
 from domainclip.data.records import ImageTextPair
 from domainclip.devices.memory import GB
 from domainclip.devices.precision import PrecisionDecision
-from domainclip.errors import DataError, MemoryConstraintError, PictureError
+from domainclip.errors import DataError, ImageError, MemoryConstraintError
 from domainclip.models import DualEncoder
 from domainclip.pipelines.counted_step import StepCounter
 from domainclip.pipelines.facts import data_facts, model_facts
@@ -32,10 +32,10 @@ from domainclip.training.step.adaptive_step import BeforeStep
 log = logging.getLogger(__name__)
 
 HEADERS = 2000
-"""Pictures whose size is read: their 95th percentile lies between the 94th and 96th of all (two standard errors)."""
+"""Images whose size is read: their 95th percentile lies between the 94th and 96th of all (two standard errors)."""
 
-CHUNK = 8
-"""Pairs in a tower at once that must fit, and that are timed; as ``memory_plan.EFFICIENT_CHUNK``."""
+MICRO_BATCH = 8
+"""Pairs in a tower at once that must fit, and that are timed; as ``memory_plan.EFFICIENT_MICRO_BATCH``."""
 
 TIMED = 3
 
@@ -48,7 +48,7 @@ class AutoResolution:
         self._asked: Any = None
         self._decision: Decision | None = None
 
-    def settle(
+    def select(
         self,
         config: CLIPFinetuningConfig,
         encoder: DualEncoder,
@@ -57,30 +57,30 @@ class AutoResolution:
         precision: PrecisionDecision,
         resume_from: Path | None = None,
     ) -> tuple[CLIPFinetuningConfig, list[Decision]]:
-        """``config`` with the side as if the user had set it, and the decision; nothing changes without
-        ``auto_resolution``. ``resume_from``: the folder of a run to go on with, whose side is taken.
+        """``config`` with the resolution as if the user had set it, and the decision; nothing changes without
+        ``auto_resolution``. ``resume_from``: the folder of a run to go on with, whose resolution is taken.
 
-        Raises ``DataError`` where no picture's size can be read, with ``strict`` where any cannot;
+        Raises ``DataError`` where no image's size can be read, with ``strict`` where any cannot;
         ``ConfigurationError`` for a recipe that does not fit the model or the data.
         """
         if not config.auto_resolution:
             return config, []
-        if resume_from is not None and (side := recorded_side(resume_from)) is not None:
-            decision = Decision("image_resolution", side, "chosen when this run was first started")
-            return with_side(config, side), [decision]
+        if resume_from is not None and (resolution := recorded_resolution(resume_from)) is not None:
+            decision = Decision("image_resolution", resolution, "chosen when this run was first started")
+            return with_resolution(config, resolution), [decision]
         asked = (config.to_dict(), device, precision.name, hash(tuple(pair.image_path for pair in pairs)))
         if self._decision is None or asked != self._asked:
-            self._decision, self._asked = choose_side(config, encoder, pairs, device, precision), asked
-        return with_side(config, self._decision.value), [self._decision]
+            self._decision, self._asked = decide_resolution(config, encoder, pairs, device, precision), asked
+        return with_resolution(config, self._decision.value), [self._decision]
 
 
-def with_side(config: CLIPFinetuningConfig, side: int) -> CLIPFinetuningConfig:
-    """The recipe of a user who had known the side beforehand."""
-    return config.updated(auto_resolution=False, wanted_throughput=None, image_resolution=side)
+def with_resolution(config: CLIPFinetuningConfig, resolution: int) -> CLIPFinetuningConfig:
+    """The recipe of a user who had known the resolution beforehand."""
+    return config.updated(auto_resolution=False, wanted_throughput=None, image_resolution=resolution)
 
 
-def recorded_side(folder: Path) -> int | None:
-    """The side of the run in ``folder``, in pixels; None where nothing was trained yet.
+def recorded_resolution(folder: Path) -> int | None:
+    """The resolution of the run in ``folder``, in pixels; None where nothing was trained yet.
 
     Raises ``ConfigurationError`` or ``CheckpointError`` where what is recorded cannot be read.
     """
@@ -93,7 +93,7 @@ def recorded_side(folder: Path) -> int | None:
     return None if found is None else int(found[0]["settings"]["image_resolution"])
 
 
-def choose_side(
+def decide_resolution(
     config: CLIPFinetuningConfig,
     encoder: DualEncoder,
     pairs: Sequence[ImageTextPair],
@@ -102,23 +102,23 @@ def choose_side(
 ) -> Decision:
     """The decision about ``image_resolution``; see ``config.resolution.choose_resolution`` for the rule.
 
-    The memory that counts is the peak of a step with ``CHUNK`` pairs of the contrastive batch in a tower at once, with
-    the pictures that are kept decoded. The speed is measured on the picture tower alone.
+    The memory that counts is the peak of a step with ``MICRO_BATCH`` pairs of the contrastive batch in a tower at once,
+    with the images that are kept decoded. The speed is measured on the image tower alone.
     """
-    rule, native = encoder.side_rule, encoder.native_resolution
+    rule, native = encoder.resolution_rule, encoder.native_resolution
     if rule.multiple is None:
-        return Decision("image_resolution", native, "the only side that this picture tower takes")
-    sizes = picture_sizes(pairs, config.max_image_pixels, config.strict)
-    # Whatever the side: batch, precision and the rest, as the run will have them.
-    recipe, _ = resolve(with_side(config, native), model_facts(encoder), data_facts(pairs))
+        return Decision("image_resolution", native, "the only resolution that this image tower takes")
+    sizes = image_sizes(pairs, config.max_image_pixels, config.strict)
+    # Whatever the resolution: batch, precision and the rest, as the run will have them.
+    recipe, _ = resolve(with_resolution(config, native), model_facts(encoder), data_facts(pairs))
     step = encoder.resolution_step
     limits: dict[str, Any] = {}
     if (memory := _MemoryAt.of(recipe, config, encoder, len(pairs), device, precision)) is not None:
         limits = {"memory_budget": memory.counter.budget, "memory_at": memory, "memory_words": _gigabytes}
     if config.wanted_throughput is not None:
 
-        def throughput_at(side: int) -> float:
-            return measured_throughput(encoder, side, device, precision, recipe)
+        def throughput_at(resolution: int) -> float:
+            return measured_throughput(encoder, resolution, device, precision, recipe)
 
         limits |= {"wanted_throughput": config.wanted_throughput, "throughput_at": throughput_at}
     smallest = max(rule.smallest, int(native / 2 / step + 0.5) * step)
@@ -126,12 +126,12 @@ def choose_side(
     return Decision("image_resolution", chosen.resolution, f"{chosen.reason} ({sizes.words})")
 
 
-# --- the pictures ---
+# --- the images ---
 
 
 @dataclass(frozen=True)
-class PictureSizes:
-    """``found``: (width, height) in pixels of the pictures that were looked at, of ``total``; ``unreadable``: how many
+class ImageSizes:
+    """``found``: (width, height) in pixels of the images that were looked at, of ``total``; ``unreadable``: how many
     more were looked at in vain."""
 
     found: list[tuple[int, int]]
@@ -143,38 +143,38 @@ class PictureSizes:
         count = len(self.found)
         of = "" if count + self.unreadable == self.total else f" of {self.total:,}"
         aside = f", {self.unreadable:,} more cannot be read" if self.unreadable else ""
-        return f"sizes of {count:,}{of} picture{'s' * (self.total > 1)}{aside}"
+        return f"sizes of {count:,}{of} image{'s' * (self.total > 1)}{aside}"
 
 
-def picture_sizes(
+def image_sizes(
     pairs: Sequence[ImageTextPair], max_pixels: int, strict: bool = False, most: int = HEADERS
-) -> PictureSizes:
-    """From the headers of at most ``most`` distinct pictures, evenly spaced among the rows; nothing is decoded, and
+) -> ImageSizes:
+    """From the headers of at most ``most`` distinct images, evenly spaced among the rows; nothing is decoded, and
     what EXIF says of the orientation is left aside, since it does not change the short side.
 
     Raises ``DataError`` where none can be read, with ``strict`` where any cannot.
     """
     paths = list(dict.fromkeys(pair.image_path for pair in pairs))
     count = min(most, len(paths))
-    looked_at = [paths[number * len(paths) // count] for number in range(count)]
+    looked_at = [paths[index * len(paths) // count] for index in range(count)]
 
     def size(path: Path) -> tuple[int, int] | str:
         try:
-            header = picture_header(path, max_pixels)
-        except PictureError as error:
+            header = image_header(path, max_pixels)
+        except ImageError as error:
             return str(error)
         return header.width, header.height
 
     with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
-        told = list(pool.map(size, looked_at))
-    found = [one for one in told if not isinstance(one, str)]
-    problems = [one for one in told if isinstance(one, str)]
-    if problems and (strict or not found):
+        sizes = list(pool.map(size, looked_at))
+    found = [one for one in sizes if not isinstance(one, str)]
+    unreadable = [one for one in sizes if isinstance(one, str)]
+    if unreadable and (strict or not found):
         raise DataError(
-            f"auto_resolution looked at the sizes of {count} training pictures, and {len(problems)} cannot be read: "
-            f"{problems[0]}. Mend or remove them, or set image_resolution instead"
+            f"auto_resolution looked at the sizes of {count} training images, and {len(unreadable)} cannot be read: "
+            f"{unreadable[0]}. Mend or remove them, or set image_resolution instead"
         )
-    return PictureSizes(found, len(paths), len(problems))
+    return ImageSizes(found, len(paths), len(unreadable))
 
 
 # --- the memory ---
@@ -182,10 +182,10 @@ def picture_sizes(
 
 @dataclass(frozen=True)
 class _MemoryAt:
-    """Bytes that training at a side is going to hold at most, the margin of ``training.run_memory`` included."""
+    """Bytes that training at a resolution is going to hold at most, the margin of ``training.run_memory`` included."""
 
     counter: StepCounter
-    chunk: int
+    micro_batch: int
     batch: int
     cache_limit: int
     cache_per_pixel: float
@@ -200,7 +200,7 @@ class _MemoryAt:
         device: torch.device,
         precision: PrecisionDecision,
     ) -> _MemoryAt | None:
-        """None where the model's memory cannot be foretold: said in the log, and no side is refused for it."""
+        """None where the model's memory cannot be predicted: said in the log, and no resolution is refused for it."""
         counter = StepCounter(encoder, recipe, device, precision)
         try:
             counter.at(encoder.native_resolution)
@@ -208,17 +208,17 @@ class _MemoryAt:
             log.warning("auto_resolution leaves the memory out of account: %s", error)
             return None
         batch = min(rows, contrastive_batch(recipe))
-        # Statistics of the batch forbid chunks, unless the run may freeze them.
+        # Statistics of the batch forbid micro-batches, unless the run may freeze them.
         live = not recipe.freeze_batch_norm and config.is_set("freeze_batch_norm")
-        chunk = batch if live else min(CHUNK, batch, recipe.mini_batch_size or CHUNK)
-        # A cache of augmented pictures keeps the margin of their crops (``data.dataset``).
+        micro_batch = batch if live else min(MICRO_BATCH, batch, recipe.mini_batch_size or MICRO_BATCH)
+        # A cache of augmented images keeps the margin of their crops (``data.dataset``).
         margin = 2.2 / recipe.crop_scale if recipe.augment_images else 1.0
         limit = 0 if device.type == "cuda" else recipe.image_cache_mb * 2**20
-        return cls(counter, chunk, batch, limit, rows * 3 * margin)
+        return cls(counter, micro_batch, batch, limit, rows * 3 * margin)
 
-    def __call__(self, side: int) -> float:
-        cache = min(self.cache_limit, int(self.cache_per_pixel * side * side))
-        return (self.counter.at(side).peak(self.chunk, self.batch) + cache) * MARGIN
+    def __call__(self, resolution: int) -> float:
+        cache = min(self.cache_limit, int(self.cache_per_pixel * resolution * resolution))
+        return (self.counter.at(resolution).peak(self.micro_batch, self.batch) + cache) * MARGIN
 
 
 def _gigabytes(amount: float) -> str:
@@ -230,14 +230,14 @@ def _gigabytes(amount: float) -> str:
 
 
 def measured_throughput(
-    encoder: DualEncoder, side: int, device: torch.device, precision: PrecisionDecision, recipe: FrozenConfig
+    encoder: DualEncoder, resolution: int, device: torch.device, precision: PrecisionDecision, recipe: FrozenConfig
 ) -> float:
-    """Pictures a second through the picture tower as it is trained, forward and backward (forward alone where it is
-    locked), ``CHUNK`` at a time: the median of ``TIMED`` passes after a warm-up. Texts, the loss and the optimizer are
-    not counted. The encoder, its mode and all random states are left as they were.
+    """Images a second through the image tower as it is trained, forward and backward (forward alone where it is
+    locked), ``MICRO_BATCH`` at a time: the median of ``TIMED`` passes after a warm-up. Texts, the loss and the
+    optimizer are not counted. The encoder, its mode and all random states are left as they were.
     """
-    # What pictures show takes a model no time, but numbers that underflow may.
-    pictures = torch.randn(CHUNK, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    # What images show takes a model no time, but numbers that underflow may.
+    images = torch.randn(MICRO_BATCH, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)).to(device)
     training, frozen = encoder.training, encoder.frozen_batch_norm
     encoder.frozen_batch_norm = bool(recipe.freeze_batch_norm)
     encoder.train()
@@ -248,7 +248,7 @@ def measured_throughput(
             _wait(device)
             start = time.perf_counter()
             with torch.set_grad_enabled(not recipe.lock_image), precision.autocast(device):
-                embeds = encoder.encode_image(pictures)
+                embeds = encoder.encode_image(images)
             if embeds.requires_grad:
                 embeds.float().square().sum().backward()
             _wait(device)
@@ -258,7 +258,7 @@ def measured_throughput(
         before.restore()
         encoder.frozen_batch_norm = frozen
         encoder.train(training)
-    return CHUNK / median(seconds[1:])
+    return MICRO_BATCH / median(seconds[1:])
 
 
 def _wait(device: torch.device) -> None:

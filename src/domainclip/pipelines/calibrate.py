@@ -20,8 +20,8 @@ from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.training.checkpoint import recover_directory
 
 
-class RememberedPictures:
-    """An embedder that runs each picture through the model once. The evaluation after training and the calibration
+class RememberedImages:
+    """An embedder that runs each image through the model once. The evaluation after training and the calibration
     ask for the same ones; the weights must not change meanwhile."""
 
     def __init__(self, embed: Embedder) -> None:
@@ -47,12 +47,12 @@ def calibrate(
     ``val`` too where there is no test split. None where no row has a label and nobody asked.
 
     With the recipe's ``calibrate_temperature`` the model in ``folder / "model"`` gets the fitted temperature, unless
-    the rows do not settle one; ``best/`` and the checkpoints keep the trained one. Raises ``CheckpointError`` when
+    the rows do not determine one; ``best/`` and the checkpoints keep the trained one. Raises ``CheckpointError`` when
     the model cannot be written.
     """
     recipe, encoder = controller.recipe, controller.model
     assert recipe is not None and encoder is not None
-    # One list of classes for both splits: each class takes its share of the probability.
+    # One list of classes for both splits: each class takes its part of the probability.
     classes = known_labels([*val, *test])
     wanted = recipe.calibrate_temperature
     if not classes and not wanted:

@@ -6,29 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.captions.pipeline import CaptionChain
+from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.records import ImageTextPair
-from domainclip.evaluation.concepts import ConceptScores
 from domainclip.evaluation.evaluators import DomainEvaluator
-from domainclip.metrics.domain_metrics import FieldMetrics
+from domainclip.evaluation.semantics import SemanticScores
+from domainclip.metrics.domain_metrics import DomainMetrics
 from domainclip.models import EncoderProcessor
 
 
-def caption_chain(config: CLIPFinetuningConfig, processor: EncoderProcessor | None = None) -> CaptionChain:
+def caption_pipeline(config: CLIPFinetuningConfig, processor: EncoderProcessor | None = None) -> CaptionPipeline:
     """What captions and prompts go through before ``processor``'s tokenizer, whose limit it keeps to. Without a
     processor nothing is shortened. Raises ``ConfigurationError`` for a glossary that is missing or wrong."""
     if processor is None:
-        return CaptionChain(config.caption_steps())
+        return CaptionPipeline(config.caption_steps())
     limit = config.max_sequence_length if config.is_set("max_sequence_length") else processor.max_length
-    return CaptionChain(config.caption_steps(), processor.count_tokens, min(limit, processor.max_length))
+    return CaptionPipeline(config.caption_steps(), processor.count_tokens, min(limit, processor.max_length))
 
 
 def training_captions(recipe: CLIPFinetuningConfig, processor: EncoderProcessor) -> dict[str, Any]:
     """The keywords of ``CLIPDataset`` that say what becomes of captions in training."""
-    chain = caption_chain(recipe, processor)
+    pipeline = caption_pipeline(recipe, processor)
     return {
-        "text_transform": chain,
-        "caption_views": (lambda caption: chain.views(caption, recipe.seed)) if chain.has_views else None,
+        "text_transform": pipeline,
+        "caption_views": (lambda caption: pipeline.views(caption, recipe.seed)) if pipeline.has_views else None,
         "class_names": recipe.domain_config().prompts.names_of,
     }
 
@@ -43,13 +43,18 @@ def domain_evaluator(
     config: CLIPFinetuningConfig,
     pairs: Sequence[ImageTextPair],
     processor: EncoderProcessor | None = None,
-    field: FieldMetrics | None = None,
-    concepts: ConceptScores | None = None,
+    domain_metrics: DomainMetrics | None = None,
+    semantics: SemanticScores | None = None,
 ) -> DomainEvaluator:
     """The evaluator with the recipe's or the domain's prompts and class names. Captions that the domain makes equal are
     one caption. Raises as ``DomainEvaluator`` does."""
-    chain = caption_chain(config, processor)
+    pipeline = caption_pipeline(config, processor)
     names = config.domain_config().prompts.names_of
     return DomainEvaluator(
-        pairs, class_templates(config), field=field, names_of=names, text_transform=chain, concepts=concepts
+        pairs,
+        class_templates(config),
+        domain_metrics=domain_metrics,
+        names_of=names,
+        text_transform=pipeline,
+        semantics=semantics,
     )

@@ -19,11 +19,11 @@ from domainclip.files import write_json, write_text
 from domainclip.inference import EmbeddingEngine
 from domainclip.metrics.sums import check_metric, unit_sums
 from domainclip.pipelines.captions import domain_evaluator
-from domainclip.pipelines.concepts import concept_scores
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.domain_metrics import field_metrics
+from domainclip.pipelines.domain_metrics import build_domain_metrics
 from domainclip.pipelines.domain_record import with_models_domain
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
+from domainclip.pipelines.semantics import semantic_scores
 from domainclip.reports.compare_html import compare_html
 from domainclip.reports.compare_text import compare_markdown, compare_tables, notes, problems, summary_lines
 from domainclip.reports.plots.compare import plot_matrix
@@ -42,24 +42,24 @@ class Comparison:
         console = console or Console()
         for table in compare_tables(self.content):
             console.print(table)
-        told = [*summary_lines(self.content), *problems(self.content), *notes(self.content), self.content["prompts"]]
-        for line in told:
+        lines = [*summary_lines(self.content), *problems(self.content), *notes(self.content), self.content["prompts"]]
+        for line in lines:
             console.print(line, markup=False, highlight=False)
 
     def write(self, folder: Path) -> list[Path]:
         """``compare.json``, ``compare.md``, ``compare.html`` and ``matrix.png``; those of an earlier comparison in the
         folder are replaced. Raises ``ConfigurationError`` for a place that cannot be written."""
-        json_file, markdown, page, picture = (Path(folder) / name for name in FILES)
+        json_file, markdown, page, image = (Path(folder) / name for name in FILES)
         try:
-            for path in (json_file, markdown, page, picture):
+            for path in (json_file, markdown, page, image):
                 path.unlink(missing_ok=True)
             write_text(markdown, compare_markdown(self.content))
             write_text(page, compare_html(self.content))
-            plot_matrix(self.content, picture)
+            plot_matrix(self.content, image)
             write_json(json_file, self.content)
         except OSError as error:
             raise ConfigurationError(f"--output {folder} cannot be written: {error.strerror or error}") from None
-        return [json_file, markdown, page, picture]
+        return [json_file, markdown, page, image]
 
 
 def named(entries: Sequence[str], what: str) -> dict[str, str]:
@@ -112,7 +112,7 @@ class _DataSet:
     name: str
     path: str
     rows: PairList | None = None
-    set_aside: list[dict] = field(default_factory=list)
+    skipped: list[dict] = field(default_factory=list)
     reason: str = ""
     readable: bool = False
     metric: str = ""
@@ -133,8 +133,8 @@ def run_compare(
     strict: bool = False,
     console: Console | None = None,
 ) -> Comparison:
-    """Judge every model on the ``split`` of every data set: the same rows, the same prompts, one model loaded at a
-    time, each picture embedded once by each. ``models``, ``data``: name → path, as ``named`` gives them.
+    """Evaluate every model on the ``split`` of every data set: the same rows, the same prompts, one model loaded at a
+    time, each image embedded once by each. ``models``, ``data``: name → path, as ``named`` gives them.
 
     A cell that cannot be had keeps its reason; with ``strict`` it ends the comparison. ``metric``: one of
     ``metric_sums.METRICS`` for all data sets; left out, each one's own primary metric.
@@ -148,25 +148,25 @@ def run_compare(
     if metric is not None:
         check_metric(metric)
     console = console or Console(stderr=True)
-    # A strict comparison takes no unreadable picture either.
+    # A strict comparison takes no unreadable image either.
     config = config.updated(strict=True) if strict else config
     asked, prompts = shared_prompts(config, models)
     sets = [_opened(asked, name, path, split, metric, strict) for name, path in data.items()]
     for name in sorted(models, key=lambda name: name != reference):  # the reference first: without it there is no test
         if any(not found.reason for found in sets):
             own = config.updated(model_name=models[name])
-            _judge(own, asked, name, sets, split, strict or name == reference, strict, console)
+            _evaluate(own, asked, name, sets, split, strict or name == reference, strict, console)
     if all(found.reason for found in sets):
         raise DataError("No data set can be compared. " + " ".join(f"{s.name}: {s.reason}." for s in sets))
     content = compare_matrix(models, [_scored(found, models) for found in sets], reference, seed=config.seed)
-    set_aside = {found.name: found.set_aside for found in sets if found.set_aside}
-    return Comparison(jsonable({"split": split, "prompts": prompts, **content, "set_aside": set_aside}))
+    skipped = {found.name: found.skipped for found in sets if found.skipped}
+    return Comparison(jsonable({"split": split, "prompts": prompts, **content, "skipped": skipped}))
 
 
 def shared_prompts(config: CLIPFinetuningConfig, models: dict[str, str]) -> tuple[CLIPFinetuningConfig, str]:
     """The recipe whose prompts all models are asked with, and a sentence that says which.
 
-    Pictures and texts are prepared for each model as in its own training. But models asked different questions could
+    Images and texts are prepared for each model as in its own training. But models asked different questions could
     not be compared: the prompts, and which captions count as equal, are those of the recipe's domain, else of the one
     domain that models were trained in, else, where they differ, the recipe's default. Raises ``ConfigurationError``
     where a model's ``domain.yaml`` is wrong.
@@ -199,7 +199,7 @@ def _opened(
     """The data set with its rows, or with the reason why there is nothing to evaluate: before any model is loaded."""
     found = _DataSet(name, path)
     try:
-        found.rows, found.set_aside, found.notes = rows_of_split(config.updated(data_path=path), split)
+        found.rows, found.skipped, found.notes = rows_of_split(config.updated(data_path=path), split)
         evaluator = domain_evaluator(config, found.rows)
         found.metric = metric or evaluator.primary_metric
         part = evaluator.retrieval if "R@" in found.metric else evaluator.zero_shot
@@ -214,7 +214,7 @@ def _opened(
     return found
 
 
-def _judge(
+def _evaluate(
     config: CLIPFinetuningConfig,
     asked: CLIPFinetuningConfig,
     name: str,
@@ -259,16 +259,16 @@ def _judge(
 def _score(
     controller: CLIPFinetuningController, asked: CLIPFinetuningConfig, found: _DataSet, split: str
 ) -> ModelOnSet:
-    engine: EmbeddingEngine = controller.engine()  # a new one each: its cache of decoded pictures goes with it
+    engine: EmbeddingEngine = controller.engine()  # a new one each: its cache of decoded images goes with it
     assert found.rows is not None and controller.model is not None
     if not found.readable:
-        found.rows = readable_rows(found.rows, engine, asked, split, found.set_aside)
-    field_figures = field_metrics(asked, controller.model, intervals=False)
-    concepts = concept_scores(asked, found.rows, controller.engine(), intervals=False)
+        found.rows = readable_rows(found.rows, engine, asked, split, found.skipped)
+    domain_figures = build_domain_metrics(asked, controller.model, intervals=False)
+    semantics = semantic_scores(asked, found.rows, controller.engine(), intervals=False)
     # Fewer rows may allow less, and settings may not fit the classes: no other model will fare better.
-    evaluator = domain_evaluator(asked, found.rows, field=field_figures, concepts=concepts)
+    evaluator = domain_evaluator(asked, found.rows, domain_metrics=domain_figures, semantics=semantics)
     found.readable = True
-    found.evaluator_notes = [*evaluator.notes, *(concepts.notes if concepts is not None else [])]
+    found.evaluator_notes = [*evaluator.notes, *(semantics.notes if semantics is not None else [])]
     result = evaluator.evaluate(engine)
     return ModelOnSet(unit_sums(found.metric, result.details), result.metrics)
 
@@ -279,12 +279,12 @@ def _scored(found: _DataSet, models: dict[str, str]) -> SetScores:
     rows = found.rows if found.rows is not None and not found.reason else None
     facts = {
         "n_rows": len(rows) if rows is not None else None,
-        "n_pictures": len({pair.image_path for pair in rows}) if rows is not None else None,
-        "n_set_aside": len(found.set_aside),
+        "n_images": len({pair.image_path for pair in rows}) if rows is not None else None,
+        "n_skipped": len(found.skipped),
         "notes": [*found.notes, *found.evaluator_notes],
     }
     grouped = rows is not None and any(pair.group is not None for pair in rows)
-    return SetScores(found.name, found.path, found.metric, scores, "group" if grouped else "picture", facts)
+    return SetScores(found.name, found.path, found.metric, scores, "group" if grouped else "image", facts)
 
 
 def check_output(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Embeddings of the same pictures under many conditions: sides in pixels, and kinds of damage."""
+"""Embeddings of the same images under many conditions: resolutions in pixels, and kinds of corruption."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from torch import Tensor
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.image_spec import ImageSpec
-from domainclip.data.images.pipeline import DomainImageChain
+from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.reader import MAX_PIXELS
-from domainclip.errors import MemoryConstraintError, PictureError
+from domainclip.errors import ImageError, MemoryConstraintError
 from domainclip.evaluation.robustness import Condition, corrupt
 from domainclip.models import DualEncoder
 from domainclip.training.step.adaptive_step import is_out_of_memory
 
 BUFFER_BYTES = 256 * 2**20
-"""Of resized pictures held at once, over all conditions."""
+"""Of resized images held at once, over all conditions."""
 
-_DECODERS = 8  # pictures decoded at once at most: each may be large, and is held whole while it is damaged
+_DECODERS = 8  # images decoded at once at most: each may be large, and is held whole while it is corrupted
 
 
 class ConditionEmbedder:
-    """Each picture is decoded once, made ready for every condition, and let go before too many are held.
+    """Each image is decoded once, made ready for every condition, and let go before too many are held.
 
-    Pictures go through the steps of ``preprocessing`` before they are damaged, and stay whole where it asks for tiles.
+    Images go through the steps of ``preprocessing`` before they are corrupted, and stay whole where it asks for tiles.
     Puts the encoder into evaluation mode. Figures are in float32, and texts are no concern of it.
     """
 
@@ -52,59 +52,57 @@ class ConditionEmbedder:
         self.encoder, self.device, self.conditions = encoder.eval(), device, list(conditions)
         self.batch_size, self.max_pixels, self.seed, self.strict = batch_size, max_pixels, seed, strict
         native = ImageSpec.from_processor(encoder.processor.image_processor)
-        self.specs = {condition.side: native.at(condition.side) for condition in self.conditions}
+        self.specs = {condition.resolution: native.at(condition.resolution) for condition in self.conditions}
         self.target = 2 * max(self.specs)
         steps = preprocessing or ImagePreprocessing()
-        self.chain = DomainImageChain(steps.model_copy(update={"tile_side": None}))
+        self.pipeline = DomainImagePipeline(steps.model_copy(update={"tile_size": None}))
 
     @property
-    def pictures_at_once(self) -> int:
+    def images_per_batch(self) -> int:
         """A batch, or as many as ``BUFFER_BYTES`` hold under all conditions."""
-        bytes_each = sum(3 * condition.side**2 for condition in self.conditions)
+        bytes_each = sum(3 * condition.resolution**2 for condition in self.conditions)
         return max(1, min(self.batch_size, BUFFER_BYTES // bytes_each))
 
     @torch.no_grad()
-    def embed_pixels(self, pixels: UInt8[Tensor, "n 3 side side"]) -> Float[Tensor, "n dim"]:
+    def embed_pixels(self, pixels: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
         """Unit-length embeddings, float32 on the CPU. Raises ``MemoryConstraintError`` where the batch does not fit."""
-        side = pixels.shape[-1]
+        resolution = pixels.shape[-1]
         try:
-            embeds = self.encoder.encode_image(self.specs[side].normalise(pixels.to(self.device)))
+            embeds = self.encoder.encode_image(self.specs[resolution].normalise(pixels.to(self.device)))
             return F.normalize(embeds.float(), dim=-1).cpu()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise MemoryConstraintError(
-                f"{len(pixels)} pictures of {side} pixels do not fit into the memory of {self.device.type}: set "
-                f"eval_batch_size lower (it is {self.batch_size}), or leave {side} out of the resolutions"
+                f"{len(pixels)} images of {resolution} pixels do not fit into the memory of {self.device.type}: set "
+                f"eval_batch_size lower (it is {self.batch_size}), or leave {resolution} out of the resolutions"
             ) from error
 
     def embed(
         self, paths: Sequence[Path], console: Console | None = None
     ) -> tuple[dict[Condition, Float[Tensor, "readable dim"]], dict[Path, int], dict[Path, str]]:
-        """Embeddings under each condition; which of their rows is which picture's; what is wrong with each picture
-        that cannot be read (``strict``: raises its ``PictureError``). A ``console`` that is a terminal shows progress.
+        """Embeddings under each condition; which of their rows is which image's; what is wrong with each image
+        that cannot be read (``strict``: raises its ``ImageError``). A ``console`` that is a terminal shows progress.
         """
         rows: dict[Path, int] = {}
-        problems: dict[Path, str] = {}
+        unreadable: dict[Path, str] = {}
         parts: dict[Condition, list[Tensor]] = {condition: [] for condition in self.conditions}
         for found in self._views(paths, console):
             views = []
             for path, view in found.items():
-                if isinstance(view, PictureError):
+                if isinstance(view, ImageError):
                     if self.strict:
                         raise view
-                    problems[path] = str(view)
+                    unreadable[path] = str(view)
                 else:
                     rows[path] = len(rows)
                     views.append(view)
             for condition, pixels in zip(self.conditions, zip(*views, strict=True), strict=True) if views else ():
                 parts[condition].append(self.embed_pixels(torch.stack(pixels)))
-        return {condition: torch.cat(found) for condition, found in parts.items() if found}, rows, problems
+        return {condition: torch.cat(found) for condition, found in parts.items() if found}, rows, unreadable
 
-    def _views(
-        self, paths: Sequence[Path], console: Console | None
-    ) -> Iterator[dict[Path, list[Tensor] | PictureError]]:
-        step = self.pictures_at_once
+    def _views(self, paths: Sequence[Path], console: Console | None) -> Iterator[dict[Path, list[Tensor] | ImageError]]:
+        step = self.images_per_batch
         starts = track(
             range(0, len(paths), step),
             "Embedding",
@@ -117,19 +115,19 @@ class ConditionEmbedder:
                 part = paths[start : start + step]
                 yield dict(zip(part, pool.map(self._views_of, part), strict=True))
 
-    def _views_of(self, path: Path) -> list[Tensor] | PictureError:
-        """The picture as each condition shows it to the model, or what is wrong with it."""
+    def _views_of(self, path: Path) -> list[Tensor] | ImageError:
+        """The image as each condition shows it to the model, or what is wrong with it."""
         try:
-            whole = self.chain.apply(self.chain.read(path, self.max_pixels, self.target), self.target)
+            whole = self.pipeline.apply(self.pipeline.read(path, self.max_pixels, self.target), self.target)
             return [self._view(condition, whole) for condition in self.conditions]
-        except PictureError as error:
-            return error if str(path) in str(error) else PictureError(f"{path}: {error}")
+        except ImageError as error:
+            return error if str(path) in str(error) else ImageError(f"{path}: {error}")
 
-    def _view(self, condition: Condition, whole: np.ndarray) -> UInt8[Tensor, "3 side side"]:
-        spec = self.specs[condition.side]
-        picture = spec.trim(whole)
+    def _view(self, condition: Condition, whole: np.ndarray) -> UInt8[Tensor, "3 size size"]:
+        spec = self.specs[condition.resolution]
+        image = spec.trim(whole)
         if condition.corruption is not None:
-            model_size = spec.resized_shape(*picture.shape[:2])
-            picture = corrupt(picture, condition.corruption, condition.severity, model_size, self.seed)
-        # A copy: what a crop cut off, or the decoded picture itself, would be held with the view.
-        return spec.apply(picture).clone(memory_format=torch.contiguous_format)
+            model_size = spec.resized_shape(*image.shape[:2])
+            image = corrupt(image, condition.corruption, condition.severity, model_size, self.seed)
+        # A copy: what a crop cut off, or the decoded image itself, would be held with the view.
+        return spec.apply(image).clone(memory_format=torch.contiguous_format)

@@ -32,27 +32,27 @@ from domainclip.models.lora import require_peft
 from domainclip.pipelines.apply_recipe import apply_recipe
 from domainclip.pipelines.attention import apply_attention
 from domainclip.pipelines.auto_resolution import AutoResolution
-from domainclip.pipelines.captions import caption_chain, domain_evaluator, training_captions
-from domainclip.pipelines.concepts import concept_scores
+from domainclip.pipelines.captions import caption_pipeline, domain_evaluator, training_captions
 from domainclip.pipelines.counted_step import batch_that_fits
-from domainclip.pipelines.domain_metrics import field_metrics
+from domainclip.pipelines.domain_metrics import build_domain_metrics
 from domainclip.pipelines.domain_record import with_models_domain
 from domainclip.pipelines.facts import data_facts, model_facts
-from domainclip.pipelines.hard_negatives import look_alike_finder
+from domainclip.pipelines.hard_negatives import hard_negative_finder
 from domainclip.pipelines.plugins import load_plugins
-from domainclip.pipelines.probe import classification_of, head_first_of
-from domainclip.pipelines.reference_sets import Retention, load_retention, record_course
+from domainclip.pipelines.probe import build_probe, classification_of
+from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets, record_course
+from domainclip.pipelines.semantics import semantic_scores
 from domainclip.pipelines.validation import validation_by
-from domainclip.pipelines.wise_ft import check_trade_off, judge_of, settle_trade_off
+from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.pipelines.write_model import write_model
 from domainclip.resolve import Decision, contrastive_batch, resolve
 from domainclip.similarity import BilinearSimilarity, make_similarity
 from domainclip.training import Trainer, Validation
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
-from domainclip.training.regularization.initial_weights import starting_point
+from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.state import summary_of
-from domainclip.training.step.views import view_sides
+from domainclip.training.step.views import view_resolutions
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +60,13 @@ Pairs = Sequence[ImageTextPair] | CLIPDataset
 
 
 class CLIPFinetuningController:
-    """Load a model, use it, fine-tune it, judge it.
+    """Load a model, use it, fine-tune it, evaluate it.
 
     ``model`` (a ``DualEncoder``) and ``processor`` are None before ``setup()``; encoding then raises
     ``ModelNotInitializedError`` (a ``RuntimeError``).
 
     ``processes``: this one is among several (``torchrun``) that train together. All of them must call ``fine_tune``;
-    the first alone judges and writes.
+    the first alone validates and writes.
     """
 
     def __init__(
@@ -167,8 +167,8 @@ class CLIPFinetuningController:
             max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
             max_pixels=config.max_image_pixels,
             autocast=autocast,
-            preprocessing=config.picture_steps(),
-            text_transform=caption_chain(config, self._encoder().processor),
+            preprocessing=config.image_steps(),
+            text_transform=caption_pipeline(config, self._encoder().processor),
         )
 
     def encode_text(self, texts: list[str]) -> Float[Tensor, "n dim"]:
@@ -176,16 +176,16 @@ class CLIPFinetuningController:
         return self.engine().encode_texts(texts)
 
     def encode_image(self, images: list[Image.Image]) -> Float[Tensor, "n dim"]:
-        """Unit-length picture embeddings, float32 on the CPU."""
+        """Unit-length image embeddings, float32 on the CPU."""
         return self.engine().encode_images(images)
 
     def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:
-        """Similarity of every picture to every text by the recipe's ``similarity_metric``."""
+        """Similarity of every image to every text by the recipe's ``similarity_metric``."""
         # A learned metric is in the weights already, where it is the cosine.
         metric = "cosine" if self.config.similarity_metric == "bilinear" else self.config.similarity_metric
         return make_similarity(metric)(self.encode_image(images), self.encode_text(text))
 
-    # --- training and judging ---
+    # --- training and evaluating ---
 
     def prepare(self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None) -> FrozenConfig:
         """Resolve the recipe for this model and these rows; sets ``recipe`` and ``decisions``. ``resume_from``: the
@@ -195,7 +195,7 @@ class CLIPFinetuningController:
             raise DataError(f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed")
         assert self.precision is not None
         where = (self.device, self.precision)
-        config, chosen = self._auto_resolution.settle(self.config, encoder, train_pairs, *where, resume_from)
+        config, chosen = self._auto_resolution.select(self.config, encoder, train_pairs, *where, resume_from)
         recipe, decisions = resolve(config, model_facts(encoder), data_facts(train_pairs, self.processes.world_size))
         # What was measured may have come out differently in another process: the first one's choices hold.
         self.recipe, self.decisions = self.processes.broadcast_object((recipe, chosen + decisions))
@@ -212,7 +212,9 @@ class CLIPFinetuningController:
         assert self.recipe is not None and self.processor is not None
         spec = ImageSpec.from_processor(self.processor.image_processor)
         recipe = self.recipe
-        transform = ImageTransform(recipe, recipe.augment_images, spec, recipe.largest_side(recipe.image_resolution))
+        transform = ImageTransform(
+            recipe, recipe.augment_images, spec, recipe.largest_resolution(recipe.image_resolution)
+        )
         return CLIPDataset(pairs, self.processor, recipe, transform, **training_captions(recipe, self.processor))
 
     def fine_tune(
@@ -224,7 +226,7 @@ class CLIPFinetuningController:
         resume: bool = False,
         engine: EmbeddingEngine | None = None,
         on_validation: Callable[[Validation], None] | None = None,
-        retention: Retention | None = None,
+        reference_sets: ReferenceSets | None = None,
     ) -> dict[str, Any]:
         """Train, keep the weights of the best validation, and save them, or with ``wise_ft`` weights between those and
         the starting ones, to ``output_path/model``.
@@ -232,7 +234,7 @@ class CLIPFinetuningController:
         ``train_dataset``: pairs, or a ``CLIPDataset`` (used as it is, with its own transforms). Without
         ``val_dataset`` the last weights are kept. ``on_validation`` is told each validation after a step
         and may raise to stop.
-        ``retention``: the sets of ``retention_data``, for a caller who has them already.
+        ``reference_sets``: the sets of ``retention_data``, for a caller who has them already.
         Returns ``train_loss`` (mean over the steps), ``training_time`` (seconds), ``steps``, ``samples_per_second``,
         ``best``, ``model_path``, ``trade_off``, ``warnings`` and more.
         """
@@ -248,13 +250,13 @@ class CLIPFinetuningController:
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
         val = val_dataset.pairs if isinstance(val_dataset, CLIPDataset) else list(val_dataset or ())
         check_trade_off(recipe, len(val))
-        evaluator = judge_of(self, val, "validation") if val else None
-        kept = retention
+        evaluator = evaluator_of(self, val, "validation") if val else None
+        kept = reference_sets
         if kept is None and (self.processes.is_first or recipe.rehearsal_strength):
-            kept = load_retention(self)
-        retention = kept if self.processes.is_first else None  # the others rehearse, and judge nothing
+            kept = load_reference_sets(self)
+        reference_sets = kept if self.processes.is_first else None  # the others rehearse, and validate nothing
         encoder.remove_adapters()  # of a run that did not end
-        start = starting_point(encoder, recipe, as_loaded=self._status == "ready")
+        start = initial_weights(encoder, recipe, as_loaded=self._status == "ready")
         if start is not None and start.encoder is not None:
             self.console.print(f"distillation_strength: a frozen copy is kept, {start.copy_bytes / 2**20:.0f} MiB")
         apply_recipe(encoder, recipe, self.console)
@@ -264,28 +266,28 @@ class CLIPFinetuningController:
         loader = create_training_loader(data, recipe, contrastive_batch(recipe), pad_to_multiple=multiple)
         loss = build_loss(recipe, encoder.embedding_dim).to(self.device)
         if scales := getattr(loss, "resolution_scales", None):
-            for side in loader.batch_sampler.plan.sides:  # type: ignore[union-attr]
-                view_sides(encoder, side, scales)  # an error now, not at the first step
-        judge = engine or self.engine()
+            for resolution in loader.batch_sampler.plan.resolutions:  # type: ignore[union-attr]
+                view_resolutions(encoder, resolution, scales)  # an error now, not at the first step
+        validation_engine = engine or self.engine()
         metric = next((module for module in loss.modules() if isinstance(module, BilinearSimilarity)), None)
-        judge.text_map = metric.map_texts if metric is not None else None
-        if retention is not None:
-            retention.engine.text_map = judge.text_map
+        validation_engine.text_map = metric.map_texts if metric is not None else None
+        if reference_sets is not None:
+            reference_sets.engine.text_map = validation_engine.text_map
 
         def tell(validation: Validation) -> None:
-            if on_validation is not None and trainer.state.step and trainer.state.head_last is None:
+            if on_validation is not None and trainer.state.step and trainer.state.probe_last is None:
                 on_validation(validation)
 
-        validate = validation_by(evaluator, judge, retention, tell) if evaluator is not None else None
-        look_alikes = None
-        if recipe.look_alike_share > 0:
+        validate = validation_by(evaluator, validation_engine, reference_sets, tell) if evaluator is not None else None
+        find_hard_negatives = None
+        if recipe.hard_negative_batch_fraction > 0:
             precision, device = self.precision, self.device
             fast = self.engine(autocast=lambda: precision.autocast(device))
-            fast.text_map = judge.text_map
-            look_alikes = look_alike_finder(data, recipe, fast)
+            fast.text_map = validation_engine.text_map
+            find_hard_negatives = hard_negative_finder(data, recipe, fast)
         autocast = partial(self.precision.autocast, self.device)
         rehearsal = kept.rehearsed(encoder, recipe, autocast) if kept is not None else None
-        heads = head_first_of(encoder, recipe, loss, data, val, self.device, self.precision, rehearsal)
+        probe = build_probe(encoder, recipe, loss, data, val, self.device, self.precision, rehearsal)
         torch.manual_seed(recipe.seed + self.processes.rank)  # their own dropout
         trainer = Trainer(
             encoder,
@@ -298,25 +300,25 @@ class CLIPFinetuningController:
             folder,
             validate,
             self.console,
-            look_alikes,
+            find_hard_negatives,
             may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
             processes=self.processes,
             start=start,
             rehearsal=rehearsal,
             classification=classification_of(encoder, recipe, data, self.device, self.precision),
-            head_first=heads if recipe.head_first else None,
-            head_last=heads if recipe.head_last else None,
+            probe_first=probe if recipe.probe_first else None,
+            probe_last=probe if recipe.probe_last else None,
         )
-        if retention is not None and not resume:
-            record_course(folder, 0, {f"val_{name}": value for name, value in retention.during().items()})
+        if reference_sets is not None and not resume:
+            record_course(folder, 0, {f"val_{name}": value for name, value in reference_sets.during().items()})
         self._status = "training"
         try:
             result = trainer.train(resume=resume)
         finally:
-            judge.text_map = None
-            if retention is not None:
-                retention.engine.text_map = None
-            # The trainer refers to itself, and holds the optimizer and the decoded pictures: gone now, not whenever
+            validation_engine.text_map = None
+            if reference_sets is not None:
+                reference_sets.engine.text_map = None
+            # The trainer refers to itself, and holds the optimizer and the decoded images: gone now, not whenever
             # Python next looks for cycles, so that many runs in one process need the memory of one.
             del trainer, loader
             gc.collect()
@@ -327,27 +329,29 @@ class CLIPFinetuningController:
                 loss.load_state_dict(torch.load(folder / "best" / "loss.pt", map_location=self.device))
         if metric is not None:  # from here on the plain cosine says what the learned metric said
             encoder.absorb_text_map(metric.weight)
-        trade_off = self.processes.on_first(lambda: settle_trade_off(self, start, pairs, val, judge, retention))
-        if retention is not None:
-            record_course(folder, result.steps, {f"saved_{k}": value for k, value in retention.during().items()})
+        trade_off = self.processes.on_first(
+            lambda: apply_trade_off(self, start, pairs, val, validation_engine, reference_sets)
+        )
+        if reference_sets is not None:
+            record_course(folder, result.steps, {f"saved_{k}": value for k, value in reference_sets.during().items()})
         self.processes.on_first(lambda: write_model(encoder, folder, recipe.domain_config()))
         encoder.eval()
         self._status = "trained"
         return summary_of(result, folder / "model") | {"trade_off": trade_off}
 
     def evaluator(
-        self, pairs: Sequence[ImageTextPair], *, field: bool = False, intervals: bool = True
+        self, pairs: Sequence[ImageTextPair], *, domain_metrics: bool = False, intervals: bool = True
     ) -> DomainEvaluator:
-        """``field``: also give the figures of the domain's field, with ``intervals`` unless that is turned off, and
-        those of documents, a class tree and the domain's terminology where the recipe or the domain names them."""
+        """``domain_metrics``: also give the metrics of the domain, with ``intervals`` unless that is turned off, and
+        those of documents, a class hierarchy and the domain's terminology where the recipe or the domain names them."""
         config = self.recipe or self.config
-        of_field = field_metrics(config, self._encoder(), intervals=intervals) if field else None
-        concepts = concept_scores(config, pairs, self.engine(), intervals=intervals) if field else None
-        return domain_evaluator(config, pairs, self._encoder().processor, of_field, concepts)
+        domain_figures = build_domain_metrics(config, self._encoder(), intervals=intervals) if domain_metrics else None
+        semantics = semantic_scores(config, pairs, self.engine(), intervals=intervals) if domain_metrics else None
+        return domain_evaluator(config, pairs, self._encoder().processor, domain_figures, semantics)
 
     def evaluate(self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None) -> EvaluationResult:
-        """Zero-shot classification (where there are labels) and retrieval on these rows, also in the field's terms."""
-        return self.evaluator(pairs, field=True).evaluate(engine or self.engine())
+        """Zero-shot classification (where there are labels) and retrieval on these rows, with the domain metrics."""
+        return self.evaluator(pairs, domain_metrics=True).evaluate(engine or self.engine())
 
     def evaluate_on_domain(self, test_dataset: Pairs, domain_metrics: Sequence[str] | None = None) -> dict[str, float]:
         """The metrics asked for (``accuracy``, ``f1_score``, ``i2t_R@1``, ``macro_auroc``, …), or all there are.
@@ -355,7 +359,7 @@ class CLIPFinetuningController:
         Raises ``ConfigurationError`` "Invalid metric" for a name that this data set does not give.
         """
         pairs = test_dataset.pairs if isinstance(test_dataset, CLIPDataset) else list(test_dataset)
-        metrics = self.evaluator(pairs, field=True, intervals=False)(self.engine())
+        metrics = self.evaluator(pairs, domain_metrics=True, intervals=False)(self.engine())
         if domain_metrics is None:
             return metrics
         unknown = [name for name in domain_metrics if name not in metrics]

@@ -1,4 +1,4 @@
-"""The memory that training a loaded model would take, at any picture side and batch, before anything is trained."""
+"""The memory that training a loaded model would take, at any resolution and batch, before anything is trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from domainclip.errors import MemoryConstraintError
 from domainclip.models import DualEncoder
 from domainclip.pipelines.planned_model import ModelShape, plan_step
 from domainclip.training.distributed import local_world_size
-from domainclip.training.memory.model import StepMemory, largest_chunk
+from domainclip.training.memory.model import StepMemory, largest_micro_batch
 from domainclip.training.memory.monitor import held_bytes
 from domainclip.training.memory.run import MARGIN, MEMORY_FRACTION
 from domainclip.training.memory.trace import TowerMemory
@@ -51,12 +51,12 @@ class StepCounter:
         self._overhead = max(0, held - weights)
         self._text: TowerMemory | None = None
 
-    def at(self, side: int) -> StepMemory:
-        """What a step with pictures of ``side`` pixels holds.
+    def at(self, resolution: int) -> StepMemory:
+        """What a step with images of ``resolution`` pixels holds.
 
-        Raises ``MemoryConstraintError`` for a model whose memory cannot be foretold.
+        Raises ``MemoryConstraintError`` for a model whose memory cannot be predicted.
         """
-        recipe = self.recipe.updated(image_resolution=side)
+        recipe = self.recipe.updated(image_resolution=resolution)
         memory = plan_step(
             self.shape, recipe, self.device.type, self._overhead, memory_bytes=self.budget, known_text=self._text
         )
@@ -70,17 +70,17 @@ def batch_that_fits(
     """The largest power of two, 1 to ``LARGEST_BATCH``, of pairs that go through both towers at once within the budget;
     1, with a warning in the log, where even one pair does not fit.
 
-    For a model whose memory cannot be foretold, the estimate for CLIP ViT-B/32 instead, with a warning.
+    For a model whose memory cannot be predicted, the estimate for CLIP ViT-B/32 instead, with a warning.
     """
-    side = recipe.image_resolution if recipe.is_set("image_resolution") else encoder.native_resolution
+    resolution = recipe.image_resolution if recipe.is_set("image_resolution") else encoder.native_resolution
     counter = StepCounter(encoder, recipe, device, precision)
     try:
-        memory = counter.at(recipe.largest_side(side))
+        memory = counter.at(recipe.largest_resolution(resolution))
     except MemoryConstraintError as error:
         log.warning("The batch is that of CLIP ViT-B/32: %s", error)
         return MemoryManager(device).optimal_batch_size
     try:
-        return largest_chunk(lambda pairs: memory.peak(pairs, pairs) * MARGIN, counter.budget, LARGEST_BATCH)
+        return largest_micro_batch(lambda pairs: memory.peak(pairs, pairs) * MARGIN, counter.budget, LARGEST_BATCH)
     except MemoryConstraintError as error:
         log.warning("%s", error)
         return 1

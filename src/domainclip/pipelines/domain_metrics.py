@@ -1,17 +1,19 @@
-"""In which field's terms a run gives its results."""
+"""The domain metrics of a run."""
 
 from __future__ import annotations
 
 import math
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.config.domain_metric_settings import FieldMetricSettings
-from domainclip.metrics.domain_metrics import FieldMetrics
+from domainclip.config.domain_metric_settings import DomainMetricSettings
+from domainclip.metrics.domain_metrics import DomainMetrics
 from domainclip.models import DualEncoder
 
 
-def field_metrics(config: CLIPFinetuningConfig, encoder: DualEncoder, *, intervals: bool = True) -> FieldMetrics:
-    """The figures of the field that ``evaluation_metrics`` names, or that the domain belongs to.
+def build_domain_metrics(
+    config: CLIPFinetuningConfig, encoder: DualEncoder, *, intervals: bool = True
+) -> DomainMetrics:
+    """The metrics of the domain that ``evaluation_metrics`` names, or of the recipe's own.
 
     What the recipe leaves unset is as the domain says. The probabilities are those of the model's temperature at the
     time of an evaluation. Raises ``ConfigurationError`` for an unknown domain.
@@ -20,11 +22,11 @@ def field_metrics(config: CLIPFinetuningConfig, encoder: DualEncoder, *, interva
     preset = domain.recipe_values()
     values = {
         key: preset.get(key) if key in preset and not config.is_set(key) else getattr(config, key)
-        for key in FieldMetricSettings.model_fields
+        for key in DomainMetricSettings.model_fields
     }
-    settings = FieldMetricSettings(**values | ({} if intervals else {"bootstrap_resamples": 0}))
+    settings = DomainMetricSettings(**values | ({} if intervals else {"bootstrap_resamples": 0}))
     named = settings.evaluation_metrics
-    return FieldMetrics(
+    return DomainMetrics(
         domain.family if named == "auto" else named,
         lambda: math.exp(-float(encoder.logit_scale.detach())),
         settings,

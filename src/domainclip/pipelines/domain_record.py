@@ -22,8 +22,8 @@ def recorded_recipe(values: dict[str, Any], name: str = DOMAIN_FILE) -> dict[str
 
 
 def with_models_domain(config: CLIPFinetuningConfig) -> tuple[CLIPFinetuningConfig, str | None]:
-    """The recipe in the domain that its starting model was trained in, where the user named none, and a line that says
-    so: pictures and captions are then prepared as they were in its training.
+    """The recipe in the domain that its initial model was trained in, where the user named none, and a line that says
+    so: images and captions are then prepared as they were in its training.
 
     Raises ``ConfigurationError`` where the model's ``domain.yaml`` is wrong.
     """

@@ -1,4 +1,4 @@
-"""What it costs to embed pictures of a side: time and memory, measured on this machine."""
+"""What it costs to embed images of a resolution: time and memory, measured on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from domainclip.devices import platform
 from domainclip.training.memory.monitor import MemoryMonitor
 
 TIMED_SECONDS, TIMED_ROUNDS = 5.0, 7
-"""A side is timed until either is reached, at least once after a warm-up."""
+"""A resolution is timed until either is reached, at least once after a warm-up."""
 
 _SAMPLE_SECONDS = 0.002  # between looks at the memory: a forward of a small model is over in tens of milliseconds
 
@@ -30,38 +30,40 @@ _MEMORY_OF = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of embedding one batch of pictures that are resized already, from bytes to unit vectors on the CPU.
+    """Of embedding one batch of images that are resized already, from bytes to unit vectors on the CPU.
 
     ``peak_memory_mb`` is in MiB; of what, ``measurement`` says.
     """
 
-    pictures_per_second: float
+    images_per_second: float
     seconds_per_batch: list[float]
     peak_memory_mb: float
 
 
 def embedding_costs(
-    embed_pixels: Callable[[Tensor], Tensor], sides: Sequence[int], batch_size: int, device: torch.device
+    embed_pixels: Callable[[Tensor], Tensor], resolutions: Sequence[int], batch_size: int, device: torch.device
 ) -> dict[int, Cost]:
-    """Measured on random bytes: what pictures show takes a model no time.
+    """Measured on random bytes: what images show takes a model no time.
 
-    ``embed_pixels`` takes uint8 ``[batch_size, 3, side, side]`` and must return when nothing is pending any more.
+    ``embed_pixels`` takes uint8 ``[batch_size, 3, size, size]`` and must return when nothing is pending any more.
     """
     draw = torch.Generator().manual_seed(0)
     batches: dict[int, Tensor] = {}
     peaks: dict[int, float] = {}
-    for side in sorted(sides):  # ascending, since allocators keep what a larger side needed
-        shape = (batch_size, 3, side, side)
-        batches[side] = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
-        peaks[side] = _peak_bytes(partial(embed_pixels, batches[side]), device) / 2**20  # the warm-up too
-    seconds: dict[int, list[float]] = {side: [] for side in batches}
+    for resolution in sorted(resolutions):  # ascending, since allocators keep what a larger resolution needed
+        shape = (batch_size, 3, resolution, resolution)
+        batches[resolution] = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
+        peaks[resolution] = _peak_bytes(partial(embed_pixels, batches[resolution]), device) / 2**20  # the warm-up too
+    seconds: dict[int, list[float]] = {resolution: [] for resolution in batches}
     for _ in range(TIMED_ROUNDS):  # in turns, so that a machine that slows down slows all of them
-        for side, batch in batches.items():
-            if sum(seconds[side]) < TIMED_SECONDS:
+        for resolution, batch in batches.items():
+            if sum(seconds[resolution]) < TIMED_SECONDS:
                 start = time.perf_counter()
                 embed_pixels(batch)
-                seconds[side].append(time.perf_counter() - start)
-    return {side: Cost(batch_size / median(found), found, peaks[side]) for side, found in seconds.items()}
+                seconds[resolution].append(time.perf_counter() - start)
+    return {
+        resolution: Cost(batch_size / median(found), found, peaks[resolution]) for resolution, found in seconds.items()
+    }
 
 
 def _peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
@@ -70,7 +72,7 @@ def _peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
         work()
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
-        torch.mps.empty_cache()  # the driver's share only grows until then
+        torch.mps.empty_cache()  # the driver's fraction only grows until then
     with MemoryMonitor(device, _SAMPLE_SECONDS) as monitor:
         work()
     return monitor.peak_bytes

@@ -1,4 +1,4 @@
-"""The case study of a model on some rows: which model, which probabilities, which pictures as they are shown."""
+"""The error analysis of a model on some rows: which model, which probabilities, which images as they are shown."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.error_analysis import build_case_study
+from domainclip.evaluation.error_analysis import build_error_analysis
 from domainclip.evaluation.evaluators import Embedder
 from domainclip.files import try_folder
 from domainclip.inference import EmbeddingEngine
 from domainclip.models import DualEncoder
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.reports.error_analysis_page import write_case_study
+from domainclip.reports.error_analysis_page import write_error_analysis
 
 _TARGET = 400
-"""Side in pixels that a picture keeps at least when a large one is shrunk: more than a thumbnail has."""
+"""Resolution in pixels that an image keeps at least when a large one is shrunk: more than a thumbnail has."""
 
 
 def check_folder(folder: Path) -> None:
@@ -28,11 +28,11 @@ def check_folder(folder: Path) -> None:
         try_folder(folder)
     except OSError as error:
         raise ConfigurationError(
-            f"The case study's folder {folder} cannot be written: {error.strerror or error}"
+            f"The error analysis's folder {folder} cannot be written: {error.strerror or error}"
         ) from None
 
 
-def write_case_study_of(
+def write_error_analysis_of(
     controller: CLIPFinetuningController,
     pairs: Sequence[ImageTextPair],
     engine: EmbeddingEngine,
@@ -40,24 +40,24 @@ def write_case_study_of(
     folder: Path,
     title: str,
 ) -> Path:
-    """Write ``case_study.html`` into ``folder``. ``embed``: ``engine``, or what remembers its embeddings."""
+    """Write ``error_analysis.html`` into ``folder``. ``embed``: ``engine``, or what remembers its embeddings."""
     config, encoder = controller.recipe or controller.config, controller.model
     assert encoder is not None
 
     def read(path: Path):  # type: ignore[no-untyped-def]
         """As the domain's steps leave it: what the model is shown, before its own resize."""
-        return engine.chain.apply(engine.chain.read(path, config.max_image_pixels, _TARGET), _TARGET)
+        return engine.pipeline.apply(engine.pipeline.read(path, config.max_image_pixels, _TARGET), _TARGET)
 
-    study = build_case_study(
+    study = build_error_analysis(
         title,
         pairs,
         controller.evaluator(pairs),
         embed,
         model_probabilities(encoder),
-        config.case_study_pictures,
+        config.error_analysis_images,
         config.seed,
     )
-    return write_case_study(folder, study, read)
+    return write_error_analysis(folder, study, read)
 
 
 def model_probabilities(encoder: DualEncoder) -> Callable[[Tensor], Tensor]:

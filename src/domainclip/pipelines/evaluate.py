@@ -16,14 +16,14 @@ from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.inference import EmbeddingEngine
-from domainclip.metrics.names import ALIASES, describe, is_of_a_field, is_of_concepts
-from domainclip.pipelines.calibrate import RememberedPictures
+from domainclip.metrics.names import ALIASES, describe, is_domain_metric, is_semantic_metric
+from domainclip.pipelines.calibrate import RememberedImages
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.error_analysis import check_folder, write_case_study_of
-from domainclip.pipelines.run import quarantined_rows, readable_pairs, splits_of
-from domainclip.reports.concept_text import concept_figure, concept_notes
-from domainclip.reports.domain_markdown import FieldTable, field_tables, figure_text
+from domainclip.pipelines.error_analysis import check_folder, write_error_analysis_of
+from domainclip.pipelines.run import readable_pairs, skipped_rows, splits_of
+from domainclip.reports.domain_markdown import DomainTable, domain_tables, figure_text
 from domainclip.reports.report import jsonable
+from domainclip.reports.semantic_text import semantic_figure, semantic_notes
 
 _MOST_ROWS, _MOST_COLUMNS, _NAME_WIDTH = 20, 10, 10
 
@@ -34,8 +34,8 @@ class EvaluationReport:
     data: str
     split: str
     result: EvaluationResult
-    set_aside: list[dict] = field(default_factory=list)
-    case_study: str | None = None
+    skipped: list[dict] = field(default_factory=list)
+    error_analysis: str | None = None
     notes: list[str] = field(default_factory=list)
     """What there is to know of the data: how they were cut, what two splits share, what was not evaluated."""
 
@@ -48,8 +48,8 @@ class EvaluationReport:
                 "metrics": self.result.metrics,
                 "details": self.result.details,
                 "notes": self.notes,
-                "set_aside": self.set_aside,
-                **({"case_study": self.case_study} if self.case_study else {}),
+                "skipped": self.skipped,
+                **({"error_analysis": self.error_analysis} if self.error_analysis else {}),
             }
         )
 
@@ -59,38 +59,38 @@ class EvaluationReport:
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in self.result.metrics.items():
-            if name in ALIASES or is_of_a_field(name) or is_of_concepts(name):
+            if name in ALIASES or is_domain_metric(name) or is_semantic_metric(name):
                 continue
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
-        self._print_field(console)
-        self._print_concepts(console)
+        self._print_domain_metrics(console)
+        self._print_semantics(console)
         for note in self.notes:
             console.print(f"Data: {note}", markup=False, highlight=False)
-        for row in self.set_aside[:5]:
-            console.print(f"Set aside: {row['reason']}", markup=False)
-        if len(self.set_aside) > 5:
-            console.print(f"… and {len(self.set_aside) - 5} more")
-        if self.case_study:
-            console.print(f"Case study: {self.case_study}", markup=False, highlight=False)
+        for row in self.skipped[:5]:
+            console.print(f"Skipped: {row['reason']}", markup=False)
+        if len(self.skipped) > 5:
+            console.print(f"… and {len(self.skipped) - 5} more")
+        if self.error_analysis:
+            console.print(f"Error analysis: {self.error_analysis}", markup=False, highlight=False)
 
-    def _print_field(self, console: Console) -> None:
-        found = self.result.details.get("field")
+    def _print_domain_metrics(self, console: Console) -> None:
+        found = self.result.details.get("domain_metrics")
         if not found or not found["metrics"]:
             return
-        table = Table(title=f"In the terms of the field ({found['field']})")
+        table = Table(title=f"Domain metrics ({found['domain']})")
         table.add_column("figure")
         table.add_column("value (95 % interval)", justify="right")
         for name, entry in found["metrics"].items():
             table.add_row(escape(describe(name)), figure_text(name, entry))
         console.print(table)
-        for part in field_tables(found, intervals=False):
+        for part in domain_tables(found, intervals=False):
             console.print(_shortened(part))
         for note in found["notes"]:
             console.print(f"{note}.", markup=False, highlight=False)
 
-    def _print_concepts(self, console: Console) -> None:
-        found = self.result.details.get("concepts")
+    def _print_semantics(self, console: Console) -> None:
+        found = self.result.details.get("semantics")
         if not found:
             return
         if found["metrics"]:
@@ -98,22 +98,22 @@ class EvaluationReport:
             table.add_column("figure")
             table.add_column("value (95 % interval)", justify="right")
             for name, entry in found["metrics"].items():
-                table.add_row(escape(describe(name)), concept_figure(name, entry))
+                table.add_row(escape(describe(name)), semantic_figure(name, entry))
             console.print(table)
-        for note in concept_notes(found):
+        for note in semantic_notes(found):
             console.print(f"{note.rstrip('.')}.", markup=False, highlight=False)
 
 
-def _shortened(found: FieldTable) -> Table:
+def _shortened(found: DomainTable) -> Table:
     """As much of a table as a terminal shows at a glance."""
     header, rows = found.header, found.rows
-    if len(header) > _MOST_COLUMNS:  # a matrix of many disciplines: each one's pictures and accuracy
+    if len(header) > _MOST_COLUMNS:  # a matrix of many disciplines: each one's images and accuracy
         header, rows = [*header[:2], header[-1]], [[*row[:2], row[-1]] for row in rows]
     table = Table(title=escape(found.title), pad_edge=False)
     longest = max((len(word) for row in rows[:_MOST_ROWS] for word in str(row[0]).split()), default=0)
-    for place, name in enumerate(header):  # names keep their words whole; the figures beside them are short
-        width = 0 if place else min(longest, _NAME_WIDTH)
-        table.add_column(escape(name), justify="right" if place else "left", overflow="fold", min_width=width or None)
+    for index, name in enumerate(header):  # names keep their words whole; the figures beside them are short
+        width = 0 if index else min(longest, _NAME_WIDTH)
+        table.add_column(escape(name), justify="right" if index else "left", overflow="fold", min_width=width or None)
     for row in rows[:_MOST_ROWS]:
         table.add_row(*(escape(str(value)) for value in row))
     if len(rows) > _MOST_ROWS:
@@ -122,7 +122,7 @@ def _shortened(found: FieldTable) -> Table:
 
 
 def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, list[dict], list[str]]:
-    """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, those set aside, and
+    """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, those skipped, and
     what the data say of themselves: how they were cut, and what two splits share.
 
     Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
@@ -136,44 +136,44 @@ def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, l
     rows = PairList([pair for part in parts.values() for pair in part])
     if not rows:
         raise DataError(f"No valid image-text pairs in the {split} split of {config.data_path}")
-    return rows, quarantined_rows(parts), splits.notes
+    return rows, skipped_rows(parts), splits.notes
 
 
 def readable_rows(
-    rows: PairList, engine: EmbeddingEngine, config: CLIPFinetuningConfig, split: str, set_aside: list[dict]
+    rows: PairList, engine: EmbeddingEngine, config: CLIPFinetuningConfig, split: str, skipped: list[dict]
 ) -> PairList:
-    """The rows whose pictures decode; the others are added to ``set_aside``. Raises ``DataError`` when none does."""
-    kept = readable_pairs(rows, engine, split, config.strict, set_aside)
+    """The rows whose images decode; the others are added to ``skipped``. Raises ``DataError`` when none does."""
+    kept = readable_pairs(rows, engine, split, config.strict, skipped)
     if not kept:
-        raise DataError(f"No picture of the {split} split of {config.data_path} can be read: {set_aside[-1]['reason']}")
+        raise DataError(f"No image of the {split} split of {config.data_path} can be read: {skipped[-1]['reason']}")
     return kept
 
 
 def run_evaluation(
-    config: CLIPFinetuningConfig, split: str = "test", case_study: Path | None = None
+    config: CLIPFinetuningConfig, split: str = "test", error_analysis: Path | None = None
 ) -> EvaluationReport:
     """Evaluate ``config.model_name`` on a split of ``config.data_path``, cut as a training run would cut it.
 
-    ``case_study``: a folder for ``case_study.html``.
+    ``error_analysis``: a folder for ``error_analysis.html``.
 
     Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
     """
-    if case_study is not None:
-        check_folder(case_study)
-    rows, set_aside, notes = rows_of_split(config, split)
+    if error_analysis is not None:
+        check_folder(error_analysis)
+    rows, skipped, notes = rows_of_split(config, split)
     controller = CLIPFinetuningController(config)
     controller.setup()
     engine = controller.engine()
-    rows = readable_rows(rows, engine, config, split, set_aside)
-    embed = RememberedPictures(engine)
-    evaluator = controller.evaluator(rows, field=True)
+    rows = readable_rows(rows, engine, config, split, skipped)
+    embed = RememberedImages(engine)
+    evaluator = controller.evaluator(rows, domain_metrics=True)
     result = evaluator.evaluate(embed)
     notes = [*notes, *evaluator.notes]
-    report = EvaluationReport(config.model_name, config.data_path, split, result, set_aside, notes=notes)
-    if case_study is not None:
+    report = EvaluationReport(config.model_name, config.data_path, split, result, skipped, notes=notes)
+    if error_analysis is not None:
         model = Path(config.model_name)
         if model.name in ("model", "best"):  # a run's own folders: whose, says the one above
             model = model.resolve().parent
         title = f"{model.name} on {Path(config.data_path).name}, {split} split"
-        report.case_study = str(write_case_study_of(controller, rows, engine, embed, case_study, title))
+        report.error_analysis = str(write_error_analysis_of(controller, rows, engine, embed, error_analysis, title))
     return report

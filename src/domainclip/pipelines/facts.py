@@ -12,7 +12,7 @@ from domainclip.models import DualEncoder
 from domainclip.resolve import DataFacts, ModelFacts
 
 _HEIGHTS = re.compile(r"\b(upper|lower|top|bottom)\b", re.IGNORECASE)
-_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_LEFT_RIGHT = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 def model_facts(encoder: DualEncoder) -> ModelFacts:
@@ -24,7 +24,7 @@ def model_facts(encoder: DualEncoder) -> ModelFacts:
         text_tower_kind="transformer",
         temperature=float((-encoder.logit_scale.detach()).exp()),
         sigmoid=encoder.logit_bias is not None,
-        sides=encoder.side_rule,
+        resolutions=encoder.resolution_rule,
         fresh_projections=encoder.fresh_projections,
     )
 
@@ -36,10 +36,10 @@ def data_facts(pairs: Sequence[ImageTextPair], processes: int = 1) -> DataFacts:
     sizes = Counter(labels).values()
     return DataFacts(
         train_rows=len(pairs),
-        repeated_caption_share=repeated / max(1, len(pairs)),
-        labelled_share=len(labels) / max(1, len(pairs)),
+        repeated_caption_fraction=repeated / max(1, len(pairs)),
+        labelled_fraction=len(labels) / max(1, len(pairs)),
         classes=len(set(labels)),
-        names_sides=any(_SIDES.search(caption) for caption in captions),
+        names_left_right=any(_LEFT_RIGHT.search(caption) for caption in captions),
         names_heights=any(_HEIGHTS.search(caption) for caption in captions),
         cores=max(1, (os.cpu_count() or 1) // processes),
         processes=processes,

@@ -13,9 +13,9 @@ from domainclip.inference import EmbeddingEngine
 from domainclip.retrieval.mining import hard_negatives
 
 
-def look_alike_finder(data: CLIPDataset, recipe: FrozenConfig, engine: EmbeddingEngine) -> Callable[[], Tensor]:
+def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: EmbeddingEngine) -> Callable[[], Tensor]:
     """A callable that embeds every training row (not augmented) and returns its hardest rows ``[rows, k]``, -1 where
-    there are fewer. Pictures that cannot be read take no part."""
+    there are fewer. Images that cannot be read take no part."""
     paths = [pair.image_path for pair in data.pairs]
     captions = [pair.caption for pair in data.pairs]
     usable: list[int] = []
@@ -27,7 +27,7 @@ def look_alike_finder(data: CLIPDataset, recipe: FrozenConfig, engine: Embedding
         images = torch.zeros(len(paths), found.shape[1])
         images[torch.tensor(usable)] = found
         return hard_negatives(
-            images, engine.encode_texts(captions), data.group_ids, recipe.look_alike_neighbours, seed=recipe.seed
+            images, engine.encode_texts(captions), data.group_ids, recipe.hard_negative_neighbours, seed=recipe.seed
         )
 
     return find

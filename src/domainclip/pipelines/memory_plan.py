@@ -20,8 +20,8 @@ from domainclip.training.memory.model import StepMemory
 MARGIN = 1.15
 """What is predicted may be that much too low: a plan fits when it does with this on top."""
 
-EFFICIENT_CHUNK = 8
-"""Below, a chunk no longer fills a device, and tricks that allow larger ones pay for themselves."""
+EFFICIENT_MICRO_BATCH = 8
+"""Below, a micro-batch no longer fills a device, and tricks that allow larger ones pay for themselves."""
 
 LORA_R = 8
 """The rank that is planned: memory hardly depends on it."""
@@ -47,13 +47,13 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One way of training: ``chunk`` pairs in a tower at once, of a contrastive batch that stays the same."""
+    """One way of training: ``micro_batch`` pairs in a tower at once, of a contrastive batch that stays the same."""
 
     resolution: int
     precision: str
     gradient_checkpointing: bool
     lora: bool
-    chunk: int
+    micro_batch: int
     predicted_bytes: int
     fits: bool
 
@@ -117,7 +117,7 @@ def make_plan(
 ) -> MemoryPlan:
     """Predict every combination and choose one.
 
-    ``resolutions``: sides in pixels, by default the model's own. ``precisions``: the one to prefer first.
+    ``resolutions``: resolutions in pixels, by default the model's own. ``precisions``: the one to prefer first.
     ``text_length``: tokens of the longest captions, by default min(77, the tower's limit). ``lora``: only
     with it, or only without, by default both. ``overhead``: bytes that the
     process holds besides; by default what this one holds now, and nothing on CUDA.
@@ -129,8 +129,8 @@ def make_plan(
     if overhead is None:
         overhead = 0 if device_type == "cuda" else psutil.Process(os.getpid()).memory_info().rss
     shape = ModelShape.named(model_name)
-    encoder_side = _native(shape)
-    sides = list(dict.fromkeys(resolutions or [encoder_side]))
+    encoder_resolution = _native(shape)
+    tried = list(dict.fromkeys(resolutions or [encoder_resolution]))
     length = text_length or min(77, shape.processor.max_length)
     notes: list[str] = []
     ways: list[_Way] = []
@@ -138,9 +138,9 @@ def make_plan(
         for precision in precisions:
             for checkpointing in (False, True):
                 text = None
-                for side in sides:
+                for resolution in tried:
                     recipe = CLIPFinetuningConfig(
-                        image_resolution=side,
+                        image_resolution=resolution,
                         max_sequence_length=length,
                         precision=precision,
                         optimizer=optimizer,
@@ -158,18 +158,20 @@ def make_plan(
                             notes.append(str(error))
                         break
                     text = memory.text
-                    ways.append(_Way(side, with_lora, precision, checkpointing, memory))
+                    ways.append(_Way(resolution, with_lora, precision, checkpointing, memory))
     rows = [
-        _row(way, chunk, batch, budget_bytes)
-        for side in sides
+        _row(way, micro_batch, batch, budget_bytes)
+        for resolution in tried
         for way in ways
-        if way.resolution == side
-        for chunk in _chunks(batch)
+        if way.resolution == resolution
+        for micro_batch in _micro_batches(batch)
     ]
-    order = sorted(sides, key=lambda side: (side > encoder_side, -side))  # the model's own before larger ones
+    order = sorted(
+        tried, key=lambda resolution: (resolution > encoder_resolution, -resolution)
+    )  # the model's own before larger ones
     chosen = _choose(ways, order, batch, budget_bytes)
     if device_type != "cuda":
-        notes.append("Beside it: image_cache_mb for decoded pictures, and num_workers processes that read them")
+        notes.append("Beside it: image_cache_mb for decoded images, and num_workers processes that read them")
     return MemoryPlan(
         model_name,
         device_type,
@@ -177,7 +179,7 @@ def make_plan(
         batch,
         optimizer,
         rows,
-        _keys(chosen, batch, optimizer, encoder_side, precisions[0]) if chosen else None,
+        _keys(chosen, batch, optimizer, encoder_resolution, precisions[0]) if chosen else None,
         chosen,
         _reason(chosen, rows, ways, batch, budget_bytes, precisions[0], optimizer),
         notes,
@@ -201,42 +203,42 @@ def _lora_choices(lora: bool | None, notes: list[str]) -> list[bool]:
     return [False, True]
 
 
-def _chunks(batch: int) -> list[int]:
+def _micro_batches(batch: int) -> list[int]:
     """1, then each fourth power of two, then the whole batch."""
     return [size for size in (1, 4, 16, 64, 256, 1024, 4096) if size < batch] + [batch]
 
 
-def _row(way: _Way, chunk: int, batch: int, budget: int) -> PlanRow:
-    predicted = way.memory.peak(chunk, batch)
+def _row(way: _Way, micro_batch: int, batch: int, budget: int) -> PlanRow:
+    predicted = way.memory.peak(micro_batch, batch)
     fits = predicted * MARGIN <= budget
-    return PlanRow(way.resolution, way.precision, way.checkpointing, way.lora, chunk, predicted, fits)
+    return PlanRow(way.resolution, way.precision, way.checkpointing, way.lora, micro_batch, predicted, fits)
 
 
-def _choose(ways: list[_Way], sides: list[int], batch: int, budget: int) -> PlanRow | None:
-    """The first way, tricks last, whose chunk is of an efficient size, or else of any size.
+def _choose(ways: list[_Way], resolutions: list[int], batch: int, budget: int) -> PlanRow | None:
+    """The first way, tricks last, whose micro-batch is of an efficient size, or else of any size.
 
     ``ways`` come in the order of what they cost: checkpointing costs time, another precision than the device's may
     too, LoRA changes what is learned.
     """
-    for least in (min(EFFICIENT_CHUNK, batch), 1):
-        for side in sides:
+    for least in (min(EFFICIENT_MICRO_BATCH, batch), 1):
+        for resolution in resolutions:
             for way in ways:
-                if way.resolution != side:
+                if way.resolution != resolution:
                     continue
                 try:
-                    chunk = way.memory.largest_chunk(int(budget / MARGIN), batch)
+                    micro_batch = way.memory.largest_micro_batch(int(budget / MARGIN), batch)
                 except MemoryConstraintError:
                     continue
-                if chunk >= least:
-                    return _row(way, chunk, batch, budget)
+                if micro_batch >= least:
+                    return _row(way, micro_batch, batch, budget)
     return None
 
 
 def _keys(row: PlanRow, batch: int, optimizer: str, native: int, preferred: str) -> dict[str, Any]:
     """Only what differs from what would be taken anyhow, besides the batch and the precision that was planned."""
     keys: dict[str, Any] = {"batch_size": batch}
-    if row.chunk < batch:
-        keys["mini_batch_size"] = row.chunk
+    if row.micro_batch < batch:
+        keys["mini_batch_size"] = row.micro_batch
     keys["precision"] = row.precision
     if row.gradient_checkpointing:
         keys["gradient_checkpointing"] = True
@@ -274,16 +276,21 @@ def _reason(
             "resolution (--resolutions), a smaller --batch, or a smaller model"
         )
     room = f"{chosen.predicted_bytes / GB:.2f} GB predicted of {budget / GB:.2f} ({MARGIN - 1:.0%} margin kept)"
-    if chosen.chunk == batch:
+    if chosen.micro_batch == batch:
         parts = [f"all {batch} pairs go through at once"]
     else:
-        parts = [f"the contrastive batch stays {batch}, in chunks of {chosen.chunk} (GradCache: the same gradient)"]
+        parts = [
+            f"the contrastive batch stays {batch}, in micro-batches of {chosen.micro_batch} (GradCache: the same "
+            f"gradient)"
+        ]
     if chosen.gradient_checkpointing:
-        parts.append("checkpointing, since without it the chunks would be smaller than is efficient or none would fit")
+        parts.append(
+            "checkpointing, since without it the micro-batches would be smaller than is efficient or none would fit"
+        )
     if chosen.precision != preferred:
         parts.append(f"{chosen.precision}, since {preferred} does not fit as well")
     if chosen.lora:
         parts.append("LoRA, since training all weights leaves no room for activations")
-    if not (chosen.gradient_checkpointing or chosen.lora or chosen.chunk < batch):
+    if not (chosen.gradient_checkpointing or chosen.lora or chosen.micro_batch < batch):
         parts.append("no tricks are needed")
     return f"{room}: {'; '.join(parts)}"

@@ -34,7 +34,7 @@ from domainclip.training.memory.trace import Repeated, TowerMemory, trace_tower
 from domainclip.training.optim.choice import optimizer_state_bytes
 
 
-def _clip(width: int, layers: int, heads: int, patch: int, side: int, text_width: int) -> CLIPConfig:
+def _clip(width: int, layers: int, heads: int, patch: int, resolution: int, text_width: int) -> CLIPConfig:
     """As published with Radford et al. 2021, table 20: the text tower has 12 layers and text_width / 64 heads."""
     text = {
         "hidden_size": text_width,
@@ -48,7 +48,7 @@ def _clip(width: int, layers: int, heads: int, patch: int, side: int, text_width
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "patch_size": patch,
-        "image_size": side,
+        "image_size": resolution,
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=text_width)
 
@@ -63,7 +63,7 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
 """Shapes that can be planned without a file of the model."""
 
 
-CHUNK = 32
+MICRO_BATCH = 32
 """Pairs in a tower at once that the choice of attention is told where the recipe does not say."""
 
 
@@ -83,9 +83,9 @@ class ModelShape:
         """
         if name.lower() in ARCHITECTURES:
             config = ARCHITECTURES[name.lower()]()
-            side = config.vision_config.image_size
+            resolution = config.vision_config.image_size
             kind = SiglipImageProcessorPil if config.model_type == "siglip" else CLIPImageProcessorPil
-            size = {"height": side, "width": side}
+            size = {"height": resolution, "width": resolution}
             images = kind(size=size, crop_size=size)
             padding: TextPadding = "fixed" if config.model_type == "siglip" else "causal"
             length = config.text_config.max_position_embeddings
@@ -153,7 +153,9 @@ def _encoder_for(
     encoder.optimize_layout(torch.device(device_type))
     towers = {"image": encoder.model.vision_model, "text": encoder.model.text_model}
     # Names of target_modules may single layers out.
-    repeated = {side: _shorten(tower) if recipe.target_modules is None else None for side, tower in towers.items()}
+    repeated = {
+        resolution: _shorten(tower) if recipe.target_modules is None else None for resolution, tower in towers.items()
+    }
     if recipe.lock_image:
         encoder.lock("image")
     if recipe.lock_text:
@@ -166,7 +168,7 @@ def _encoder_for(
     decisions = decide_attention(
         encoder,
         recipe,
-        batch=recipe.mini_batch_size or CHUNK,
+        batch=recipe.mini_batch_size or MICRO_BATCH,
         device_type=device_type,
         training=True,
         precision=recipe.precision or "fp32",
@@ -196,8 +198,8 @@ def plan_step(
 
     Read of the recipe: ``image_resolution``, ``max_sequence_length``, ``precision`` (None: float32), ``optimizer``,
     ``gradient_checkpointing``, ``lora_*``, ``lock_*``; for the choice of attention also ``attention``,
-    ``mini_batch_size`` (None: ``CHUNK``) and ``memory_bytes``, what the run may use. ``known_text``: the text tower of
-    a plan that differed in the resolution alone, which saves its trace.
+    ``mini_batch_size`` (None: ``MICRO_BATCH``) and ``memory_bytes``, what the run may use. ``known_text``: the text
+    tower of a plan that differed in the resolution alone, which saves its trace.
 
     Raises ``ConfigurationError`` for adapters or checkpointing that the model cannot have, ``MissingExtraError``.
     """
@@ -209,17 +211,17 @@ def plan_step(
     encoder, repeated = _encoder_for(shape, recipe, device_type, memory_bytes)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(encoder.model)
-        side, length = recipe.image_resolution, recipe.max_sequence_length
+        resolution, length = recipe.image_resolution, recipe.max_sequence_length
 
-        def pictures(pairs: int) -> Tensor:
-            return encoder.encode_image(torch.zeros(pairs, 3, side, side))
+        def images(pairs: int) -> Tensor:
+            return encoder.encode_image(torch.zeros(pairs, 3, resolution, resolution))
 
         def texts(pairs: int) -> Tensor:
             ids = torch.zeros(pairs, length, dtype=torch.long)
             return encoder.encode_text(ids, torch.ones_like(ids))
 
         outside = [p for tower, _, p in encoder.named_tower_parameters() if tower == "scale"]
-        image = trace_tower(encoder.tower_modules("image"), pictures, autocast, outside, repeated["image"])
+        image = trace_tower(encoder.tower_modules("image"), images, autocast, outside, repeated["image"])
         text = known_text
         if text is None:
             text = trace_tower(encoder.tower_modules("text"), texts, autocast, outside, repeated["text"])
@@ -233,8 +235,8 @@ def plan_step(
             image=image,
             text=text,
             scalar_gradients=sum(p.numel() * p.element_size() for p in outside if p.requires_grad),
-            input_per_pair=3 * side * side + 2 * 8 * length,  # pictures as bytes; token ids and mask
+            input_per_pair=3 * resolution * resolution + 2 * 8 * length,  # images as bytes; token ids and mask
             embedding_dim=encoder.embedding_dim,
             overhead=overhead,
-            averages=sum(p.numel() * p.element_size() for p in trained) if recipe.ema_share > 0 else 0,
+            averages=sum(p.numel() * p.element_size() for p in trained) if recipe.ema_fraction > 0 else 0,
         )

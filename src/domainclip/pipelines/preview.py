@@ -1,4 +1,4 @@
-"""What ``domainclip data preview`` does: a sheet of what becomes of pictures on their way to the model."""
+"""What ``domainclip data preview`` does: a sheet of what becomes of images on their way to the model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.data.captions.pipeline import CaptionChain
+from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.checks.contact_sheet import SheetRow, contact_sheet
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import tile_boxes
-from domainclip.data.images.reader import picture_header, read_image
+from domainclip.data.images.reader import image_header, read_image
 from domainclip.data.images.transforms import ImageTransform, view_rng
 from domainclip.data.records import ImageTextPair
-from domainclip.errors import ConfigurationError, DataError, PictureError
+from domainclip.errors import ConfigurationError, DataError, ImageError
 from domainclip.files import write_bytes
 from domainclip.models.loading import load_processor
-from domainclip.pipelines.captions import caption_chain
+from domainclip.pipelines.captions import caption_pipeline
 from domainclip.pipelines.evaluate import rows_of_split
 from domainclip.pipelines.facts import data_facts
 from domainclip.resolve import ModelFacts, resolve
@@ -33,11 +33,11 @@ VIEWS = 3
 
 @dataclass
 class Preview:
-    """The sheet as PNG, how many pictures it shows, and what is wrong with those that were to be shown and cannot."""
+    """The sheet as PNG, how many images it shows, and what is wrong with those that were to be shown and cannot."""
 
     sheet: bytes
-    pictures: int
-    problems: list[str] = field(default_factory=list)
+    images: int
+    skipped: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Raises ``ConfigurationError`` where ``path`` cannot be written."""
@@ -48,14 +48,14 @@ class Preview:
 
 
 def preview(config: CLIPFinetuningConfig, split: str = "train", count: int = 6) -> Preview:
-    """For ``count`` pictures of a split: the picture, what the steps without chance make of it, the views that the
+    """For ``count`` images of a split: the image, what the steps without chance make of it, the views that the
     first epochs of training would show of it, and the caption before and after its own steps.
 
-    Pictures are of all labels in turn. Sizes are the model's where the recipe names one, and CLIP's (224 pixels)
-    otherwise. Raises ``ConfigurationError`` for an unknown split, ``DataError`` where no picture can be read.
+    Images are of all labels in turn. Sizes are the model's where the recipe names one, and CLIP's (224 pixels)
+    otherwise. Raises ``ConfigurationError`` for an unknown split, ``DataError`` where no image can be read.
     """
     if count < 1:
-        raise ConfigurationError(f"Number of pictures must be positive (count={count})")
+        raise ConfigurationError(f"Number of images must be positive (count={count})")
     rows, *_ = rows_of_split(config, split)
     spec, processor = ImageSpec(), None
     if config.is_set("model_name"):
@@ -64,30 +64,30 @@ def preview(config: CLIPFinetuningConfig, split: str = "train", count: int = 6) 
     recipe = _resolved(config, spec, rows)
     spec = spec.at(recipe.image_resolution)
     transform = ImageTransform(recipe, augment=recipe.augment_images, spec=spec)
-    chain = caption_chain(recipe, processor)
+    pipeline = caption_pipeline(recipe, processor)
     shown: list[SheetRow] = []
-    problems: list[str] = []
+    skipped: list[str] = []
     for number in _in_turn(rows):
         if len(shown) == count:
             break
         try:
-            shown.append(_row(rows[number], number, recipe, transform, chain))
-        except PictureError as error:
-            problems.append(str(error))
-            if config.strict or len(problems) == 10 * count:
+            shown.append(_row(rows[number], number, recipe, transform, pipeline))
+        except ImageError as error:
+            skipped.append(str(error))
+            if config.strict or len(skipped) == 10 * count:
                 break
-    if not shown or (config.strict and problems):
-        raise DataError(f"No picture to preview in the {split} split of {config.data_path}: {problems[0]}")
+    if not shown or (config.strict and skipped):
+        raise DataError(f"No image to preview in the {split} split of {config.data_path}: {skipped[0]}")
     columns = ["as stored", "after the steps", *(f"training view {number + 1}" for number in range(VIEWS))]
     title = f"{Path(config.data_path).name}, {split}: domain {recipe.domain_config().name}"
-    return Preview(contact_sheet(columns, shown, title, _notes(recipe, transform)), len(shown), problems)
+    return Preview(contact_sheet(columns, shown, title, _notes(recipe, transform)), len(shown), skipped)
 
 
 def _resolved(config: CLIPFinetuningConfig, spec: ImageSpec, rows: Sequence[ImageTextPair]) -> FrozenConfig:
-    """The recipe with what the domain and the captions decide. Of the model only its side matters to pictures, so the
-    other facts are those of a CLIP."""
-    side = config.image_resolution if config.is_set("image_resolution") else spec.resolution
-    facts = ModelFacts(side, 77, False, "transformer", "transformer", 0.07)
+    """The recipe with what the domain and the captions decide. Of the model only its resolution matters to images, so
+    the other facts are those of a CLIP."""
+    resolution = config.image_resolution if config.is_set("image_resolution") else spec.resolution
+    facts = ModelFacts(resolution, 77, False, "transformer", "transformer", 0.07)
     return resolve(config.updated(auto_resolution=False, wanted_throughput=None), facts, data_facts(rows))[0]
 
 
@@ -106,28 +106,30 @@ def _in_turn(rows: Sequence[ImageTextPair]) -> list[int]:
 
 
 def _row(
-    pair: ImageTextPair, number: int, recipe: FrozenConfig, transform: ImageTransform, captions: CaptionChain
+    pair: ImageTextPair, number: int, recipe: FrozenConfig, transform: ImageTransform, captions: CaptionPipeline
 ) -> SheetRow:
-    header = picture_header(pair.image_path, recipe.max_image_pixels)
+    header = image_header(pair.image_path, recipe.max_image_pixels)
     stored = read_image(pair.image_path, recipe.max_image_pixels, at_least=512)
     raw = transform.read(pair.image_path, recipe.max_image_pixels)
-    chain = transform.chain
-    treated = chain.apply(raw, transform.target)
+    pipeline = transform.pipeline
+    treated = pipeline.apply(raw, transform.target)
     tiles: Sequence[tuple[int, int, int, int]] = ()
-    if chain.tiles(raw):
-        side = chain.tile_pixels(transform.target)
-        tiles = tile_boxes(treated.shape[0], treated.shape[1], side, chain.settings.tile_overlap)
+    if pipeline.tiles(raw):
+        resolution = pipeline.tile_pixels(transform.target)
+        tiles = tile_boxes(treated.shape[0], treated.shape[1], resolution, pipeline.settings.tile_overlap)
     base = transform.base(raw)
     views = [transform.finish(base, view_rng(recipe.seed, epoch, number)) for epoch in range(VIEWS)]
     arrays = [np.ascontiguousarray(view.permute(1, 2, 0).numpy()) for view in views]
     facts = f"{pair.image_path.name}: {header.format} {header.width}×{header.height} {header.mode}"
     if header.frames > 1:
-        facts += f", {header.frames} pages (stored: the first; the steps: {chain.settings.page})"
+        facts += f", {header.frames} pages (stored: the first; the steps: {pipeline.settings.page})"
     facts += f" → {treated.shape[1]}×{treated.shape[0]}" if treated.shape != stored.shape else ""
     facts += f", {len(tiles)} tiles" if len(tiles) else ""
     caption = f"[{pair.label}] {pair.caption}" if pair.label else pair.caption
-    said = captions(pair.caption)
-    return SheetRow([stored, treated, *arrays], caption, facts, said if said != pair.caption else "", tiles)
+    shown_caption = captions(pair.caption)
+    return SheetRow(
+        [stored, treated, *arrays], caption, facts, shown_caption if shown_caption != pair.caption else "", tiles
+    )
 
 
 def _notes(recipe: FrozenConfig, transform: ImageTransform) -> list[str]:
@@ -135,12 +137,12 @@ def _notes(recipe: FrozenConfig, transform: ImageTransform) -> list[str]:
     steps = transform.steps
     plain = steps.model_dump(mode="json")
     chosen = {key: plain[key] for key in plain if getattr(steps, key) != getattr(default, key)}
-    told = ", ".join(f"{key} = {_told(value)}" for key, value in chosen.items()) or "none"
+    step_values = ", ".join(f"{key} = {_shown(value)}" for key, value in chosen.items()) or "none"
     keys = ("crop_scale", "horizontal_flip", "vertical_flip", "rotate90", "color_jitter")
-    augmentation = ", ".join(f"{key} = {_told(getattr(recipe, key))}" for key in keys)
+    augmentation = ", ".join(f"{key} = {_shown(getattr(recipe, key))}" for key in keys)
     views = f"Training views ({transform.resolution} pixels): "
-    return [f"Steps: {told}", views + (augmentation if recipe.augment_images else "augment_images = false")]
+    return [f"Steps: {step_values}", views + (augmentation if recipe.augment_images else "augment_images = false")]
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)

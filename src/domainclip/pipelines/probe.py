@@ -15,13 +15,13 @@ from domainclip.data.records import ImageTextPair
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.evaluation.prompts import class_prompts
 from domainclip.models import DualEncoder
-from domainclip.pipelines.captions import caption_chain, class_templates, training_captions
-from domainclip.training.probe.probe import HeadFirst
+from domainclip.pipelines.captions import caption_pipeline, class_templates, training_captions
+from domainclip.training.probe.probe import Probe
 from domainclip.training.regularization.rehearsal import Rehearsal
 from domainclip.training.step.class_term import ClassificationTerm
 
 
-def head_first_of(
+def build_probe(
     encoder: DualEncoder,
     recipe: FrozenConfig,
     loss: nn.Module,
@@ -30,15 +30,15 @@ def head_first_of(
     device: torch.device,
     precision: PrecisionDecision,
     rehearsal: Rehearsal | None = None,
-) -> HeadFirst | None:
-    """What ``head_first`` and ``head_last`` train with, or None. Classes are described as in the evaluation."""
-    if not (recipe.head_first or recipe.head_last):
+) -> Probe | None:
+    """What ``probe_first`` and ``probe_last`` train with, or None. Classes are described as in the evaluation."""
+    if not (recipe.probe_first or recipe.probe_last):
         return None
-    judged = None
+    validation_rows = None
     if len(validation) > 1:
         spec = ImageSpec.from_processor(encoder.processor.image_processor)
         captions = training_captions(recipe, encoder.processor)
-        judged = CLIPDataset(
+        validation_rows = CLIPDataset(
             validation,
             encoder.processor,
             recipe,
@@ -46,7 +46,7 @@ def head_first_of(
             captions["text_transform"],
             cache=False,
         )
-    return HeadFirst(
+    return Probe(
         encoder,
         loss,
         data,
@@ -55,8 +55,8 @@ def head_first_of(
         device,
         lambda: precision.autocast(device),
         recipe.eval_batch_size,
-        judged,
-        _sentences(recipe, data, caption_chain(recipe, encoder.processor)),
+        validation_rows,
+        _sentences(recipe, data, caption_pipeline(recipe, encoder.processor)),
         rehearsal,
         recipe.l2sp_strength,
         recipe.distillation_strength,
@@ -69,7 +69,7 @@ def classification_of(
     """None where the recipe gives it no weight, or there are no two classes to tell apart."""
     if not recipe.classification_weight:
         return None
-    sentences = _sentences(recipe, data, caption_chain(recipe, encoder.processor))
+    sentences = _sentences(recipe, data, caption_pipeline(recipe, encoder.processor))
     if not sentences:
         return None
     return ClassificationTerm(
@@ -83,9 +83,9 @@ def classification_of(
     )
 
 
-def _sentences(recipe: FrozenConfig, data: CLIPDataset, chain: Callable[[str], str]) -> dict[str, list[str]]:
+def _sentences(recipe: FrozenConfig, data: CLIPDataset, pipeline: Callable[[str], str]) -> dict[str, list[str]]:
     labels = sorted({pair.label for pair in data.pairs if pair.label})
     if len(labels) < 2:
         return {}
     prompts = class_prompts(labels, class_templates(recipe), names_of=recipe.domain_config().prompts.names_of)
-    return {label: [chain(sentence) for sentence in sentences] for label, sentences in prompts.items()}
+    return {label: [pipeline(sentence) for sentence in sentences] for label, sentences in prompts.items()}

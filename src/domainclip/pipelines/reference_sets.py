@@ -1,4 +1,4 @@
-"""Retention sets: data from outside the domain, on which a run shows what the model keeps of what it knew."""
+"""Reference sets: data from outside the domain, on which a run shows what the model keeps of what it knew."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.settings import DEFAULT_TEMPLATES
-from domainclip.data.group_split import find_units, picture_key
-from domainclip.data.images.pipeline import DomainImageChain
+from domainclip.data.group_split import find_units, image_key
+from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.sources import huggingface, tables
@@ -39,11 +39,11 @@ ROWS_DURING_TRAINING = 100
 
 
 @dataclass(frozen=True)
-class RetentionSet:
+class ReferenceSet:
     """One data set. ``validation``: rows of its training side, on which trade-offs are chosen; ``during``: some of
     them. ``test``: its test split, only reported, or the validation rows where there is none (``test_split``).
-    ``spare``: rows of its training side that share no picture and no group with any of those. ``rehearsed``: such of
-    them as training is shown. ``set_aside``: rows that cannot be used, as ``set_aside.json`` lists them."""
+    ``spare``: rows of its training side that share no image and no group with any of those. ``rehearsed``: such of
+    them as training is shown. ``skipped``: rows that cannot be used, as ``skipped.json`` lists them."""
 
     name: str
     validation: DomainEvaluator
@@ -52,25 +52,25 @@ class RetentionSet:
     test_split: str
     spare: list[ImageTextPair]
     rehearsed: list[ImageTextPair]
-    set_aside: list[dict]
+    skipped: list[dict]
 
     @property
     def metric(self) -> str:
         return self.validation.primary_metric
 
 
-class Retention:
-    """The retention sets of a run, and the engine that embeds them with the present weights.
+class ReferenceSets:
+    """The reference sets of a run, and the engine that embeds them with the present weights.
 
     Scores are zero-shot accuracies with general prompts (``mean_R@1`` for a set without classes), in [0, 1].
     ``notes``: what was made of each. ``warnings``: what a user may have expected and does not get.
     """
 
     def __init__(
-        self, sets: Sequence[RetentionSet], engine: EmbeddingEngine, notes: Sequence[str], warnings: Sequence[str]
+        self, sets: Sequence[ReferenceSet], engine: EmbeddingEngine, notes: Sequence[str], warnings: Sequence[str]
     ) -> None:
         self.sets, self.engine, self.notes, self.warnings = list(sets), engine, list(notes), list(warnings)
-        self.set_aside = [row for part in self.sets for row in part.set_aside]
+        self.skipped = [row for part in self.sets for row in part.skipped]
 
     @property
     def rows(self) -> int:
@@ -103,9 +103,9 @@ class Retention:
         )
 
     def during(self) -> dict[str, float]:
-        """``retention_mean`` and ``retention_NAME`` of each set, on a few validation rows."""
+        """``reference_mean`` and ``reference_NAME`` of each set, on a few validation rows."""
         scores = {part.name: part.during(self.engine)[part.during.primary_metric] for part in self.sets}
-        return {"retention_mean": mean(scores), **{f"retention_{name}": value for name, value in scores.items()}}
+        return {"reference_mean": mean(scores), **{f"reference_{name}": value for name, value in scores.items()}}
 
     def on_validation(self) -> dict[str, float]:
         """Each set's score on all its validation rows."""
@@ -142,8 +142,8 @@ class Retention:
     def report(
         self, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
     ) -> dict[str, Any]:
-        """``run["retention"]`` of ``evaluation.report.write_report``, from two results of ``on_test``: the means over
-        the sets that have the metric, and each set by itself."""
+        """``run["reference_sets"]`` of ``evaluation.report.write_report``, from two results of ``on_test``: the means
+        over the sets that have the metric, and each set by itself."""
         sets = {
             part.name: {
                 "metric": part.test.primary_metric,
@@ -168,11 +168,11 @@ def mean(scores: Mapping[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def load_retention(controller: CLIPFinetuningController) -> Retention | None:
+def load_reference_sets(controller: CLIPFinetuningController) -> ReferenceSets | None:
     """The sets that the recipe's ``retention_data`` names; None where it names none.
 
     Their own test splits stay apart; validation rows are drawn from what is left, with ``seed`` and stratified by
-    label. Pictures that cannot be read are set aside. Where nothing is left to be rehearsed, ``controller.decisions``
+    label. Images that cannot be read are skipped. Where nothing is left to be rehearsed, ``controller.decisions``
     no longer claims it. Raises ``DataError`` for a set without two usable rows, and with ``strict`` for a row that
     cannot be used.
     """
@@ -180,25 +180,26 @@ def load_retention(controller: CLIPFinetuningController) -> Retention | None:
     if not config.retention_data:
         return None
     engine = controller.engine()
-    # What a domain does to its pictures and captions is not meant for these.
-    engine.chain, engine.text_transform = DomainImageChain(None), TextTransform()
-    sets: list[RetentionSet] = []
+    # What a domain does to its images and captions is not meant for these.
+    engine.pipeline, engine.text_transform = DomainImagePipeline(None), TextTransform()
+    sets: list[ReferenceSet] = []
     notes: list[str] = []
     warnings: list[str] = []
     for path in config.retention_data:
         found = _load(config, path, _name(path, {part.name for part in sets}), engine)
         sets.append(found)
         notes.append(
-            f"retention set {found.name}: {found.validation.n_rows} rows for validation, {found.test.n_rows} of the "
+            f"reference set {found.name}: {found.validation.n_rows} rows for validation, {found.test.n_rows} of the "
             f"{found.test_split} split are reported ({found.metric})"
             + (f", {len(found.rehearsed)} are rehearsed" if config.rehearsal_strength else "")
             + (f"; {found.validation.notes[0]}" if found.metric != "acc1" else "")
-            + (f"; {len(found.set_aside)} set aside, first: {found.set_aside[0]['reason']}" if found.set_aside else "")
+            + (f"; {len(found.skipped)} skipped, first: {found.skipped[0]['reason']}" if found.skipped else "")
         )
     if config.rehearsal_strength and not any(part.rehearsed for part in sets):
         warnings.append(
-            "Nothing is rehearsed: every row of retention_data that can be read judges, or shares its picture or group "
-            "with one that does"
+            "Nothing is rehearsed: every row of retention_data that can be read is validated on, or shares its image "
+            "or group "
+            "with one that is"
         )
         controller.decisions = [
             Decision(each.key, each.value, "to no effect: no row of retention_data is left for it")
@@ -206,7 +207,7 @@ def load_retention(controller: CLIPFinetuningController) -> Retention | None:
             else each
             for each in controller.decisions
         ]
-    return Retention(sets, engine, notes, warnings)
+    return ReferenceSets(sets, engine, notes, warnings)
 
 
 def check_kept(recipe: FrozenConfig, encoder: DualEncoder) -> None:
@@ -215,7 +216,7 @@ def check_kept(recipe: FrozenConfig, encoder: DualEncoder) -> None:
         without_sets = key == "rehearsal_strength" and not recipe.retention_data
         if encoder.fresh_projections and getattr(recipe, key) and not without_sets:
             raise ConfigurationError(
-                f"{key} keeps the starting model's embeddings, and two backbones that have just been joined have none "
+                f"{key} keeps the initial model's embeddings, and two backbones that have just been joined have none "
                 "worth keeping: set it to 0, or start from a dual encoder (model_name)"
             )
 
@@ -229,8 +230,8 @@ def record_course(folder: Path, step: int, scores: Mapping[str, float]) -> None:
     write_text(path, "".join(json.dumps(each) + "\n" for each in rows))
 
 
-def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingEngine) -> RetentionSet:
-    from domainclip.pipelines.run import quarantined_rows, readable_pairs  # which imports this file
+def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingEngine) -> ReferenceSet:
+    from domainclip.pipelines.run import readable_pairs, skipped_rows  # which imports this file
 
     splits = load_splits(
         path,
@@ -241,30 +242,30 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
         strict=config.strict,
         **_columns(config, path),
     )
-    place = f"retention set {name}"
-    set_aside = [row for part in (splits.train, splits.val, splits.test) for row in quarantined_rows({place: part})]
+    place = f"reference set {name}"
+    skipped = [row for part in (splits.train, splits.val, splits.test) for row in skipped_rows({place: part})]
 
     def readable(rows: Sequence[ImageTextPair]) -> PairList:
-        return readable_pairs(PairList(rows), engine, place, config.strict, set_aside)
+        return readable_pairs(PairList(rows), engine, place, config.strict, skipped)
 
     pool = [*splits.train, *splits.val]
-    judged, spare = judged_and_spare(pool, splits.test, config.retention_rows, config.seed)
-    drawn, test = readable(judged), readable(splits.test)
+    validation_rows, spare = validation_and_spare(pool, splits.test, config.retention_rows, config.seed)
+    drawn, test = readable(validation_rows), readable(splits.test)
     if not drawn:
         raise DataError(f"retention_data: {path} has no row that can be used on its training side")
     shown = stratified_rows(spare, config.rehearsal_rows, config.seed) if config.rehearsal_strength else []
-    labels = known_labels([*pool, *splits.test])  # however few rows were drawn, they are judged among all classes
+    labels = known_labels([*pool, *splits.test])  # however few rows were drawn, they are evaluated among all classes
 
     def evaluator(rows: Sequence[ImageTextPair]) -> DomainEvaluator:
         try:
             return DomainEvaluator(rows, DEFAULT_TEMPLATES, class_names=labels if len(labels) > 1 else None)
         except DataError as error:
-            raise DataError(f"retention_data: {path} cannot be judged: {error}") from None
+            raise DataError(f"retention_data: {path} cannot be evaluated: {error}") from None
 
     validation = evaluator(drawn)
     during = evaluator(stratified_rows(drawn, ROWS_DURING_TRAINING, config.seed))
     on_test = (evaluator(test), "test") if test else (validation, "validation")
-    return RetentionSet(name, validation, during, *on_test, spare, readable(shown), set_aside)
+    return ReferenceSet(name, validation, during, *on_test, spare, readable(shown), skipped)
 
 
 def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
@@ -298,21 +299,22 @@ def _header(file: Path) -> set[str]:
     return {key for row in read(file) for key in row.values}
 
 
-def judged_and_spare(
+def validation_and_spare(
     pool: Sequence[ImageTextPair], test: Sequence[ImageTextPair], most: int, seed: int
 ) -> tuple[list[ImageTextPair], list[ImageTextPair]]:
-    """Rows to judge on, at most ``most``, and rows to learn from: no picture and no group of these is among those or in
-    ``test``. Judged is half of the pool at most (or two rows), and more only where one group is larger than that."""
+    """Rows to validate on, at most ``most``, and rows to learn from: no image and no group of these is among those or
+    in ``test``. The former are half of the pool at most (or two rows), and more only where one group is larger than
+    that."""
     units = [unit.rows for unit in find_units(pool)]
-    judged = stratified_rows(pool, min(most, max(2, len(pool) // 2)), seed, units)
-    pictures = {picture_key(pair) for pair in (*judged, *test)}
-    groups = {pair.group for pair in (*judged, *test)} - {None}
+    validation_rows = stratified_rows(pool, min(most, max(2, len(pool) // 2)), seed, units)
+    images = {image_key(pair) for pair in (*validation_rows, *test)}
+    groups = {pair.group for pair in (*validation_rows, *test)} - {None}
 
     def free(pair: ImageTextPair) -> bool:
-        return picture_key(pair) not in pictures and pair.group not in groups
+        return image_key(pair) not in images and pair.group not in groups
 
     spare = [number for unit in units if all(free(pool[other]) for other in unit) for number in unit]
-    return stratified_rows(judged, most, seed), [pool[number] for number in sorted(spare)]
+    return stratified_rows(validation_rows, most, seed), [pool[number] for number in sorted(spare)]
 
 
 def stratified_rows(
@@ -321,7 +323,7 @@ def stratified_rows(
     """At most ``most`` of the rows, each label in proportion as nearly as can be; in their own order.
 
     The rows of each label stand in an order drawn from hashes, number k of n at (k + ½) / n; those that stand first are
-    taken. So the same seed and rows give the same draw, wherever the pictures lie and in whatever order they come.
+    taken. So the same seed and rows give the same draw, wherever the images lie and in whatever order they come.
     ``units``: rows that are taken together or not at all, by their numbers; the smallest is where none is small enough.
     """
     units = units if units is not None else [[number] for number in range(len(rows))]
@@ -357,6 +359,6 @@ def _name(path: str, taken: set[str]) -> str:
     says_little = stem in {"train", "data", "images", "mean"} and place.parent.name
     name = base = f"{place.parent.name}/{stem}" if says_little else stem
     number = 2
-    while name in taken or name == "mean":  # of all sets: retention_mean
+    while name in taken or name == "mean":  # of all sets: reference_mean
         name, number = f"{base} ({number})", number + 1
     return name

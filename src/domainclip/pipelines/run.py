@@ -23,20 +23,20 @@ from domainclip.data.images.reader import read_image
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.splits import DataSplits, load_splits
 from domainclip.devices import DeviceManager
-from domainclip.errors import ConfigurationError, DataError, PictureError
+from domainclip.errors import ConfigurationError, DataError, ImageError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.files import try_folder, write_json, write_text
 from domainclip.inference import EmbeddingEngine
-from domainclip.pipelines.calibrate import RememberedPictures, calibrate
-from domainclip.pipelines.concepts import document_column
+from domainclip.pipelines.calibrate import RememberedImages, calibrate
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.domain_record import recorded_recipe, write_domain
-from domainclip.pipelines.error_analysis import write_case_study_of
-from domainclip.pipelines.reference_sets import load_retention
+from domainclip.pipelines.error_analysis import write_error_analysis_of
+from domainclip.pipelines.reference_sets import load_reference_sets
 from domainclip.pipelines.run_alignment import BEFORE_FILE, RunAlignment
+from domainclip.pipelines.semantics import document_column
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.alignment_report import remove_report
-from domainclip.reports.error_analysis_page import FILE as CASE_STUDY
+from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
 from domainclip.reports.report import jsonable, write_report
 from domainclip.reports.run_report import before_after_table, report_content
@@ -44,13 +44,13 @@ from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
 from domainclip.training.identity import NEUTRAL_KEYS
 
-RETENTION_BEFORE = "retention_before.json"
+REFERENCE_BEFORE = "reference_before.json"
 _PARTS = (
     "recipe.yaml",
     "domain.yaml",
     "run.json",
     "before.json",
-    RETENTION_BEFORE,
+    REFERENCE_BEFORE,
     BEFORE_FILE,
     "metrics.jsonl",
     "memory.json",
@@ -61,8 +61,8 @@ _PARTS = (
     "report.json",
     "plots",
     "predictions.csv",
-    "set_aside.json",
-    CASE_STUDY,
+    "skipped.json",
+    ERROR_ANALYSIS,
 )
 """What a run writes into its folder; nothing else in there is touched."""
 
@@ -132,36 +132,34 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
 
 
-def quarantined_rows(parts: Mapping[str, PairList]) -> list[dict]:
-    """Rows that the loaders set aside, as ``set_aside.json`` lists them; ``parts`` by the name of their split."""
+def skipped_rows(parts: Mapping[str, PairList]) -> list[dict]:
+    """Rows that the loaders skipped, as ``skipped.json`` lists them; ``parts`` by the name of their split."""
     return [
         {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
         for name, pairs in parts.items()
-        for row in pairs.quarantine
+        for row in pairs.skipped
     ]
 
 
-def readable_pairs(
-    pairs: PairList, engine: EmbeddingEngine, name: str, strict: bool, set_aside: list[dict]
-) -> PairList:
-    """The rows whose pictures decode; the others are noted. Decoded pictures stay in the engine's cache."""
-    problems = engine.readable([pair.image_path for pair in pairs])
-    kept = PairList([pair for pair, problem in zip(pairs, problems, strict=True) if not problem], pairs.source)
-    for pair, problem in zip(pairs, problems, strict=True):
+def readable_pairs(pairs: PairList, engine: EmbeddingEngine, name: str, strict: bool, skipped: list[dict]) -> PairList:
+    """The rows whose images decode; the others are noted. Decoded images stay in the engine's cache."""
+    reasons = engine.readable([pair.image_path for pair in pairs])
+    kept = PairList([pair for pair, problem in zip(pairs, reasons, strict=True) if not problem], pairs.source)
+    for pair, problem in zip(pairs, reasons, strict=True):
         if problem:
             if strict:
                 raise DataError(f"{name}: {problem}")
-            set_aside.append({"split": name, "image_path": str(pair.image_path), "reason": problem})
+            skipped.append({"split": name, "image_path": str(pair.image_path), "reason": problem})
     return kept
 
 
-def _require_pictures(pairs: PairList, max_pixels: int) -> None:
-    """Two training pictures that decode, or ``DataError``: a run that sets every row aside would change nothing."""
+def _require_images(pairs: PairList, max_pixels: int) -> None:
+    """Two training images that decode, or ``DataError``: a run that skips every row would change nothing."""
     found, first = 0, ""
     for pair in pairs:
         try:
             read_image(pair.image_path, max_pixels)
-        except PictureError as error:
+        except ImageError as error:
             first = first or str(error)
             continue
         found += 1
@@ -169,7 +167,7 @@ def _require_pictures(pairs: PairList, max_pixels: int) -> None:
             return
     if first:  # too few rows to begin with is told elsewhere
         raise DataError(
-            f"No valid image-text pairs to train on: {found} of {len(pairs)} pictures can be read, 2 are needed; "
+            f"No valid image-text pairs to train on: {found} of {len(pairs)} images can be read, 2 are needed; "
             f"first problem: {first}"
         )
 
@@ -228,7 +226,7 @@ def _run(
     started = time.monotonic()
     if splits is None:
         splits = load_splits(config.data_path, **splits_of(config))
-    _require_pictures(splits.train, config.max_image_pixels)
+    _require_images(splits.train, config.max_image_pixels)
     claim_folder(folder, resume, overwrite)
     controller = CLIPFinetuningController(config, console, processes)
     controller.setup()
@@ -241,18 +239,18 @@ def _run(
         console.print(f"Data: {note}", markup=False)
 
     recipe = controller.prepare(splits.train, folder if resume else None)
-    retention = load_retention(controller)
-    for note in retention.notes if retention is not None else []:
+    reference_sets = load_reference_sets(controller)
+    for note in reference_sets.notes if reference_sets is not None else []:
         console.print(f"Data: {note}", markup=False)
     for decision in controller.decisions:
         console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False, markup=False)
     engine = controller.engine()
-    set_aside = quarantined_rows({"train": splits.train, "val": splits.val, "test": splits.test})
-    val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
-    test = readable_pairs(splits.test, engine, "test", config.strict, set_aside)
-    judged, judged_name = (test, "test") if len(test) else (val, "val")
+    skipped = skipped_rows({"train": splits.train, "val": splits.val, "test": splits.test})
+    val = readable_pairs(splits.val, engine, "val", config.strict, skipped)
+    test = readable_pairs(splits.test, engine, "test", config.strict, skipped)
+    evaluation_rows, evaluated_split = (test, "test") if len(test) else (val, "val")
     check_start(controller, val, test)
-    alignment, undrawn = _alignment(controller, judged, judged_name, folder)
+    alignment, undrawn = _alignment(controller, evaluation_rows, evaluated_split, folder)
     if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
         clear_folder(folder)
     # What a checkpoint was trained with stays on record: should this resumption be refused, it is what repeats the run.
@@ -278,52 +276,52 @@ def _run(
         ),
     )
 
-    untrained = RememberedPictures(engine)
-    before = _before(controller, judged, untrained, folder, going_on) if len(judged) else None
+    untrained = RememberedImages(engine)
+    before = _before(controller, evaluation_rows, untrained, folder, going_on) if len(evaluation_rows) else None
     if alignment is not None:
         alignment.remember_before(untrained, going_on)
     del untrained
-    known = retention.before(folder / RETENTION_BEFORE, going_on) if retention is not None else {}
+    known = reference_sets.before(folder / REFERENCE_BEFORE, going_on) if reference_sets is not None else {}
     if processes is not None:
         processes.broadcast_object(bool(len(val)))
     result = controller.fine_tune(
-        splits.train, val if len(val) else None, folder, resume=resume, engine=engine, retention=retention
+        splits.train, val if len(val) else None, folder, resume=resume, engine=engine, reference_sets=reference_sets
     )
     if going_on:
         decisions = _record_changes(folder, saved, decisions)
-    set_aside += [
-        {"split": "train", "image_path": path, "reason": reason} for path, reason in result["bad_pictures"].items()
+    skipped += [
+        {"split": "train", "image_path": path, "reason": reason} for path, reason in result["skipped_images"].items()
     ]
-    set_aside += retention.set_aside if retention is not None else []
-    if set_aside:
-        write_json(folder / "set_aside.json", set_aside)
-    embed = RememberedPictures(engine)
-    after = controller.evaluator(judged, field=True).evaluate(embed) if len(judged) else None
+    skipped += reference_sets.skipped if reference_sets is not None else []
+    if skipped:
+        write_json(folder / "skipped.json", skipped)
+    embed = RememberedImages(engine)
+    after = controller.evaluator(evaluation_rows, domain_metrics=True).evaluate(embed) if len(evaluation_rows) else None
     calibration = calibrate(controller, val, test, embed, folder)
-    run = report_content(controller, splits, judged_name, before, after, result, set_aside, folder, started)
+    run = report_content(controller, splits, evaluated_split, before, after, result, skipped, folder, started)
     run["decisions"] = decisions
     run["calibration"] = calibration
-    if recipe.case_study and len(judged):
-        run["case_study"] = CASE_STUDY
+    if recipe.error_analysis and len(evaluation_rows):
+        run["error_analysis"] = ERROR_ANALYSIS
     run["trade_off"] = result["trade_off"]
-    if retention is not None:
-        run["retention"] = retention.report(known, retention.on_test())
-        run["warnings"] += retention.warnings
+    if reference_sets is not None:
+        run["reference_sets"] = reference_sets.report(known, reference_sets.on_test())
+        run["warnings"] += reference_sets.warnings
     run["warnings"] += undrawn
     if alignment is not None:
         run["alignment"] = str(_seen_from(folder, alignment.folder / "report.md"))
     write_report(folder, run)
     write_text(folder / "model" / "README.md", model_card(run))
     if alignment is not None:
-        of_split = [row for row in set_aside if row["split"] == judged_name]
+        of_split = [row for row in skipped if row["split"] == evaluated_split]
         alignment.write(embed, of_split, recipe.retrieval_top_k)
         console.print(f"Alignment: {alignment.folder / 'report.md'}", markup=False)
-    # After the reports: a picture that cannot be shown must not cost the figures.
-    if "case_study" in run:
-        title = f"{folder.resolve().name}: after fine-tuning, {judged_name} split"
-        write_case_study_of(controller, judged, engine, embed, folder, title)
+    # After the reports: an image that cannot be shown must not cost the figures.
+    if "error_analysis" in run:
+        title = f"{folder.resolve().name}: after fine-tuning, {evaluated_split} split"
+        write_error_analysis_of(controller, evaluation_rows, engine, embed, folder, title)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    console.print(before_after_table(report, judged_name))
+    console.print(before_after_table(report, evaluated_split))
     console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
     return RunOutcome(folder, report)
 
@@ -345,7 +343,7 @@ def _record_changes(folder: Path, saved: dict[str, Any], decisions: list[dict]) 
 def _before(
     controller: CLIPFinetuningController,
     pairs: list[ImageTextPair],
-    embed: RememberedPictures,
+    embed: RememberedImages,
     folder: Path,
     resume: bool,
 ) -> EvaluationResult:
@@ -354,7 +352,7 @@ def _before(
     if resume and kept.is_file():
         content = json.loads(kept.read_text(encoding="utf-8"))
         return EvaluationResult(content["metrics"], content["details"])
-    result = controller.evaluator(pairs, field=True).evaluate(embed)
+    result = controller.evaluator(pairs, domain_metrics=True).evaluate(embed)
     write_json(kept, jsonable(asdict(result)))
     return result
 
@@ -367,7 +365,7 @@ def _alignment(
         return None, []
     evaluator = controller.evaluator(pairs) if len(pairs) else None
     if evaluator is None or evaluator.retrieval is None:
-        reasons = evaluator.notes if evaluator is not None else ["There are no rows to judge the model on"]
+        reasons = evaluator.notes if evaluator is not None else ["There are no rows to evaluate the model on"]
         return None, [f"alignment_visualization had nothing to draw. {'. '.join(reasons)}"]
     return RunAlignment(controller.config, pairs, split, folder), []
 

@@ -18,21 +18,21 @@ from domainclip.errors import CheckpointError, ConfigurationError
 from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
 from domainclip.evaluation.evaluators import Embedder
 from domainclip.files import write_bytes
-from domainclip.pipelines.captions import caption_chain
+from domainclip.pipelines.captions import caption_pipeline
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
 
 BEFORE_FILE = "alignment_before.safetensors"
 
 
 class RunAlignment:
-    """Keeps what the untrained model makes of the judged rows, and writes the report once there is a trained one.
+    """Keeps what the untrained model makes of the evaluation rows, and writes the report once there is a trained one.
 
     ``run_folder`` gets ``alignment_before.safetensors``, so that a run that was killed still has it. The report goes to
     ``folder``: the recipe's ``visualization_output_dir`` where that is not its default, else ``alignment`` in the run's
     folder (a run's saved recipe holds every key, so what is set cannot be told from what is the default there).
 
     Raises ``ConfigurationError`` where the report cannot be written, ``DataError`` with fewer than two different
-    pictures or captions.
+    images or captions.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RunAlignment:
                 f"visualization_output_dir={config.visualization_output_dir!r} is the run's own folder, where both "
                 "write a report.md: give another, or leave it unset"
             )
-        self.rows = AlignmentRows(pairs, caption_chain(config))
+        self.rows = AlignmentRows(pairs, caption_pipeline(config))
         prepare_folder(self.folder)
         self._before: Embedded | None = None
 
@@ -68,7 +68,7 @@ class RunAlignment:
         write_bytes(kept, save(tensors, metadata={"rows": digest}))
         self._before = before
 
-    def write(self, model: Embedder, set_aside: list[dict], top_k: int) -> dict[str, Any]:
+    def write(self, model: Embedder, skipped: list[dict], top_k: int) -> dict[str, Any]:
         """The report of the model as it is now; returns the content of ``alignment.json``."""
         return write_alignment(
             self.folder,
@@ -81,7 +81,7 @@ class RunAlignment:
             about={
                 "data": self.config.data_path,
                 "split": self.split,
-                "set_aside": set_aside,
+                "skipped": skipped,
                 "sources": {
                     "model": str(self.run_folder / "model"),
                     "compared": model_source(self.config),
@@ -90,7 +90,7 @@ class RunAlignment:
         )
 
     def _digest(self) -> str:
-        """SHA-256 of pictures and captions in their order: embeddings of other rows must not pass for these."""
+        """SHA-256 of images and captions in their order: embeddings of other rows must not pass for these."""
         content = json.dumps([[str(path) for path in self.rows.paths], self.rows.captions])
         return hashlib.sha256(content.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""How the loop has its present weights judged."""
+"""How the loop has its present weights validated."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Callable
 
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.inference import EmbeddingEngine
-from domainclip.pipelines.reference_sets import Retention
+from domainclip.pipelines.reference_sets import ReferenceSets
 from domainclip.training import Validation
 
 
 def validation_by(
     evaluator: DomainEvaluator,
     engine: EmbeddingEngine,
-    retention: Retention | None = None,
+    reference_sets: ReferenceSets | None = None,
     listener: Callable[[Validation], None] | None = None,
 ) -> Callable[[], Validation]:
-    """A callable for ``Trainer``. ``retention`` adds what is left of the general knowledge, which chooses no
+    """A callable for ``Trainer``. ``reference_sets`` adds what is left of the general knowledge, which chooses no
     checkpoint; ``listener`` is told each validation and may raise to stop."""
 
     def validate() -> Validation:
         metrics = evaluator(engine)
         primary = evaluator.primary_metric
-        share = metrics[primary]
+        fraction = metrics[primary]
         rows = metrics["n_classified"] if primary == "acc1" else min(metrics["n_images"], metrics["n_texts"])
-        error = math.sqrt(share * (1 - share) / rows)  # of a share of that many rows
-        if retention is not None:
-            metrics = metrics | retention.during()
+        error = math.sqrt(fraction * (1 - fraction) / rows)  # of a fraction of that many rows
+        if reference_sets is not None:
+            metrics = metrics | reference_sets.during()
         validation = Validation(metrics, primary, evaluator.greater_is_better, error)
         if listener is not None:
             listener(validation)

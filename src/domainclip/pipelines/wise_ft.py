@@ -26,16 +26,16 @@ from domainclip.evaluation.trade_off import (
 from domainclip.inference import EmbeddingEngine
 from domainclip.models import DualEncoder, load_encoder
 from domainclip.models.batch_norm import recompute_statistics, statistics_differ
-from domainclip.pipelines.reference_sets import Retention, check_kept, mean
-from domainclip.training.regularization.initial_weights import StartingPoint, weights_digest, weights_of
+from domainclip.pipelines.reference_sets import ReferenceSets, check_kept, mean
+from domainclip.training.regularization.initial_weights import InitialWeights, weights_digest, weights_of
 
 if TYPE_CHECKING:
     from domainclip.pipelines.controller import CLIPFinetuningController
 
 FIRST_ALPHAS = tuple(step / 8 for step in range(9))
 REFINEMENTS = 2
-STATISTICS_PICTURES, STATISTICS_BATCH = 256, 64
-"""Pictures that batch-norm statistics are recomputed from, and how many of them make a batch."""
+STATISTICS_IMAGES, STATISTICS_BATCH = 256, 64
+"""Images that batch-norm statistics are recomputed from, and how many of them make a batch."""
 
 
 class Interpolation:
@@ -43,7 +43,7 @@ class Interpolation:
 
     θ₀: ``start``. All floating-point weights and buffers take part, the logit scale and batch-norm statistics too,
     except those of the names in ``kept``, which stay as they are in θ₁; α = 0 gives θ₀ to the last bit and α = 1 gives
-    θ₁. ``pictures``: makes, for an α, the batches (``[batch, 3, side, side]``) that batch-norm statistics are
+    θ₁. ``images``: makes, for an α, the batches (``[batch, 3, size, size]``) that batch-norm statistics are
     recomputed from wherever both ends have a part in the weights; None: the mean of the ends' statistics is taken.
     """
 
@@ -51,14 +51,14 @@ class Interpolation:
         self,
         encoder: DualEncoder,
         start: Mapping[str, Tensor],
-        pictures: Callable[[float], Iterable[Tensor]] | None = None,
+        images: Callable[[float], Iterable[Tensor]] | None = None,
         kept: Collection[str] = (),
     ) -> None:
         assert encoder.adapters is None
-        self.encoder, self.start, self.pictures, self.kept = encoder, start, pictures, kept
+        self.encoder, self.start, self.images, self.kept = encoder, start, images, kept
         self.end = {name: value.detach().clone() for name, value in encoder.model.state_dict().items()}
         if problem := _unlike(self.start, self.end):
-            raise ConfigurationError(f"The starting weights are not of the trained model's shape: {problem}")
+            raise ConfigurationError(f"The initial weights are not of the trained model's shape: {problem}")
 
     @torch.no_grad()
     def set(self, alpha: float) -> None:
@@ -67,8 +67,8 @@ class Interpolation:
             if end.is_floating_point() and name not in self.kept:
                 # Not start + α (end − start), which would not give back the end to the last bit.
                 value.copy_((1 - alpha) * self.start[name].to(end) + alpha * end)
-        if self.pictures is not None and 0 < alpha < 1:
-            recompute_statistics(self.encoder, self.pictures(alpha))
+        if self.images is not None and 0 < alpha < 1:
+            recompute_statistics(self.encoder, self.images(alpha))
 
 
 def sweep(
@@ -84,13 +84,13 @@ def sweep(
     return found, choose_trade_off(found, max_forgetting, min_gain_kept)
 
 
-def settle_trade_off(
+def apply_trade_off(
     controller: CLIPFinetuningController,
-    start: StartingPoint | None,
+    start: InitialWeights | None,
     train: Sequence[ImageTextPair],
     val: Sequence[ImageTextPair],
     engine: EmbeddingEngine,
-    retention: Retention | None,
+    reference_sets: ReferenceSets | None,
 ) -> dict[str, Any] | None:
     """Put the weights that ``wise_ft_alpha`` asks for into ``controller.model``, and tell why those:
     ``run["trade_off"]`` of ``evaluation.report.write_report``. None without ``wise_ft``.
@@ -104,16 +104,16 @@ def settle_trade_off(
         return None
     assert start is not None and recipe.wise_ft_alpha is not None
     check_trade_off(recipe, len(val))
-    weights = starting_weights(controller, start)
-    pictures, told = _statistics(encoder, weights, recipe, train, engine, retention)
+    weights = initial_weights_of(controller, start)
+    images, batch_norm = _statistics(encoder, weights, recipe, train, engine, reference_sets)
     # A temperature that the recipe fixes is what it says, not a mean.
-    between = Interpolation(encoder, weights, pictures, () if recipe.learnable_temp else ("logit_scale",))
+    between = Interpolation(encoder, weights, images, () if recipe.learnable_temp else ("logit_scale",))
     facts: dict[str, Any] = {
-        "batch_norm": told,
+        "batch_norm": batch_norm,
         "max_forgetting": recipe.max_forgetting,
         "min_gain_kept": recipe.min_gain_kept,
     }
-    if retention is None or not len(val):
+    if reference_sets is None or not len(val):
         alpha = float(recipe.wise_ft_alpha)
         between.set(alpha)
         return facts | {"chosen_alpha": alpha, "chosen_by": "recipe", "reason": "wise_ft_alpha is set", "points": []}
@@ -121,16 +121,16 @@ def settle_trade_off(
 
     def measure(alpha: float) -> TradeOffPoint:
         between.set(alpha)
-        sets = retention.on_validation()
+        sets = reference_sets.on_validation()
         point = TradeOffPoint(alpha, evaluator(engine)[evaluator.primary_metric], mean(sets), sets)
         controller.console.print(
             f"  alpha {alpha:.4g}: validation {evaluator.primary_metric} {point.domain:.4f}, "
-            f"retention {point.retention:.4f}",
+            f"reference sets {point.reference:.4f}",
             highlight=False,
         )
         return point
 
-    controller.console.print("Between the starting weights and the trained ones, on validation rows:")
+    controller.console.print("Between the initial weights and the trained ones, on validation rows:")
     limits = (recipe.max_forgetting, recipe.min_gain_kept)
     if recipe.wise_ft_alpha == "auto":
         points, choice = sweep(measure, *limits)
@@ -150,12 +150,12 @@ def settle_trade_off(
         "forgetting": choice.forgetting,
         "domain_metric": evaluator.primary_metric,
         "domain_rows": len(val),
-        "retention_rows": retention.rows,
+        "retention_rows": reference_sets.rows,
         "points": [
             {
                 "alpha": p.alpha,
                 "domain": p.domain,
-                "retention": p.retention,
+                "reference": p.reference,
                 "sets": dict(p.sets),
                 "on_front": p in front,
             }
@@ -182,20 +182,20 @@ def check_start(
     check_trade_off(controller.recipe, len(val))
     for pairs, split in ((val, "validation"), (test, "test")):
         if len(pairs):
-            judge_of(controller, pairs, split, field=pairs is test or not len(test))
+            evaluator_of(controller, pairs, split, domain_metrics=pairs is test or not len(test))
 
 
-def judge_of(
-    controller: CLIPFinetuningController, pairs: Sequence[ImageTextPair], split: str, *, field: bool = False
+def evaluator_of(
+    controller: CLIPFinetuningController, pairs: Sequence[ImageTextPair], split: str, *, domain_metrics: bool = False
 ) -> DomainEvaluator:
     """``controller.evaluator``, whose ``DataError`` names the split."""
     try:
-        return controller.evaluator(pairs, field=field)
+        return controller.evaluator(pairs, domain_metrics=domain_metrics)
     except DataError as error:
         raise DataError(f"{split} split: {error}") from None
 
 
-def starting_weights(controller: CLIPFinetuningController, start: StartingPoint) -> Mapping[str, Tensor]:
+def initial_weights_of(controller: CLIPFinetuningController, start: InitialWeights) -> Mapping[str, Tensor]:
     """θ₀, from memory or from the recipe's model again. Raises ``ConfigurationError`` where that gives others now."""
     if start.weights is not None:
         return start.weights
@@ -215,28 +215,30 @@ def _statistics(
     recipe: FrozenConfig,
     train: Sequence[ImageTextPair],
     engine: EmbeddingEngine,
-    retention: Retention | None,
+    reference_sets: ReferenceSets | None,
 ) -> tuple[Callable[[float], Iterable[Tensor]] | None, str]:
-    """The pictures for batch-norm statistics, or None where these need none; and a sentence for the report."""
+    """The images for batch-norm statistics, or None where these need none; and a sentence for the report."""
     if not statistics_differ(encoder.model, start, encoder.model.state_dict()):
         return None, "Both ends have the same batch-norm statistics, or none."
-    outside = retention.spare if retention is not None else []
+    outside = reference_sets.spare if reference_sets is not None else []
     wanted = recipe.wise_ft_batch_norm
     rng = np.random.default_rng(recipe.seed)
     inside = general = None
     if wanted == "recompute" or (wanted == "auto" and outside):
         inside = _pixels([pair.image_path for pair in train], engine, rng)
-        general = _pixels(outside, retention.engine, rng, retention.set_aside) if retention is not None else None
+        general = (
+            _pixels(outside, reference_sets.engine, rng, reference_sets.skipped) if reference_sets is not None else None
+        )
     if inside is None or (wanted == "auto" and general is None):
-        why = "as asked" if wanted == "interpolate" else "there are no pictures from outside the domain for others"
+        why = "as asked" if wanted == "interpolate" else "there are no images from outside the domain for others"
         return None, f"Batch-norm statistics between the ends are the mean of the ends' ({why})."
 
     def batches(alpha: float) -> Iterable[Tensor]:
         """Mixed within each batch, α of it from the domain: the limits are then what either end was left with."""
         of_domain = STATISTICS_BATCH if general is None else round(alpha * STATISTICS_BATCH)
-        for number in range(STATISTICS_PICTURES // STATISTICS_BATCH):
+        for index in range(STATISTICS_IMAGES // STATISTICS_BATCH):
             rows = [
-                source[torch.arange(number * count, (number + 1) * count) % len(source)]
+                source[torch.arange(index * count, (index + 1) * count) % len(source)]
                 for source, count in ((inside, of_domain), (general, STATISTICS_BATCH - of_domain))
                 if count and source is not None
             ]
@@ -245,31 +247,30 @@ def _statistics(
     sources = "of the domain"
     if general is not None:
         sources += (
-            " (a share of α) and of the retention sets, of these none that shares its picture or group with one that "
-            "is judged there"
+            " (a fraction of α) and of the reference sets, of these none that shares its image or group with one that "
+            "is validated there"
         )
     return batches, (
-        f"Between the ends, batch-norm statistics are recomputed from {STATISTICS_PICTURES} training pictures "
-        f"{sources}."
+        f"Between the ends, batch-norm statistics are recomputed from {STATISTICS_IMAGES} training images {sources}."
     )
 
 
 def _pixels(
-    paths: Sequence[Path], engine: EmbeddingEngine, rng: np.random.Generator, set_aside: list[dict] | None = None
+    paths: Sequence[Path], engine: EmbeddingEngine, rng: np.random.Generator, skipped: list[dict] | None = None
 ) -> Tensor | None:
-    """Up to ``STATISTICS_PICTURES`` of them that can be read, drawn at random; uint8 ``[pictures, 3, side, side]``.
-    None where none can. ``set_aside`` is told the others."""
-    order = [paths[place] for place in rng.permutation(len(paths))[: 2 * STATISTICS_PICTURES]]
-    problems = engine.readable(order)
-    good = [path for path, problem in zip(order, problems, strict=True) if not problem]
-    told = {row["image_path"] for row in set_aside or ()}
-    if set_aside is not None:
-        set_aside += [
-            {"split": "retention sets", "image_path": str(path), "reason": problem}
-            for path, problem in zip(order, problems, strict=True)
-            if problem and str(path) not in told
+    """Up to ``STATISTICS_IMAGES`` of them that can be read, drawn at random; uint8 ``[images, 3, size, size]``.
+    None where none can. ``skipped`` is told the others."""
+    order = [paths[place] for place in rng.permutation(len(paths))[: 2 * STATISTICS_IMAGES]]
+    reasons = engine.readable(order)
+    good = [path for path, problem in zip(order, reasons, strict=True) if not problem]
+    known = {row["image_path"] for row in skipped or ()}
+    if skipped is not None:
+        skipped += [
+            {"split": "reference sets", "image_path": str(path), "reason": problem}
+            for path, problem in zip(order, reasons, strict=True)
+            if problem and str(path) not in known
         ]
-    return engine.pixels(good[:STATISTICS_PICTURES]) if good else None
+    return engine.pixels(good[:STATISTICS_IMAGES]) if good else None
 
 
 def _unlike(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> str:

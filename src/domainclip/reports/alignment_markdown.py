@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainclip.metrics.names import describe, greater_is_better, is_share
+from domainclip.metrics.names import describe, greater_is_better, is_fraction
 from domainclip.reports.markdown_table import plain, table
 from domainclip.reports.report_markdown import value_text
 
@@ -24,13 +24,13 @@ _AGREEMENT = {
     "overlap": "overlap of the two (0 % is best)",
     "modality_gap": "modality gap (0 … 2; a description, not a score)",
 }
-_DIRECTIONS = {"i2t": "pictures, first caption", "t2i": "captions, first picture"}
-_SHEETS = {"picture_to_texts": "picture", "text_to_pictures": "caption"}
+_DIRECTIONS = {"i2t": "images, first caption", "t2i": "captions, first image"}
+_SHEETS = {"image_to_texts": "image", "text_to_images": "caption"}
 _PLOTS = {
     "recall_curves": "Recall",
     "distribution": "Similarities",
     "class_similarity": "Classes",
-    "pair_similarity": "Some pictures and captions",
+    "pair_similarity": "Some images and captions",
     "embedding_map": "The embedding space",
 }
 
@@ -49,7 +49,7 @@ def alignment_markdown(content: Mapping[str, Any]) -> str:
         _plots(content),
         _sheets(content),
         _data_notes(content),
-        _set_aside(content),
+        _skipped(content),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -61,36 +61,36 @@ def _names(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _compared(content: Mapping[str, Any]) -> str:
     counts, sources = content["counts"], content.get("sources") or {}
-    said = [
+    lines = [
         f"{name} (`{sources[role]}`)" if sources.get(role) and sources[role] != name else f"`{name}`"
         for role, name in _names(content)
     ]
     places = [f"data: `{content['data']}`"] if content.get("data") else []
     places += [f"split: {content['split']}"] if content.get("split") else []
     return (
-        f"{'Models' if len(said) > 1 else 'Model'}: {', '.join(said)}{'; ' if places else ''}{'; '.join(places)}; "
+        f"{'Models' if len(lines) > 1 else 'Model'}: {', '.join(lines)}{'; ' if places else ''}{'; '.join(places)}; "
         f"similarity: {content['similarity_metric']}.\n\n"
-        f"{counts['n_images']:,} different pictures and {counts['n_texts']:,} different captions "
-        f"({counts['rows']:,} rows) were embedded, and every picture was compared with every caption. A caption that "
-        "several rows share is one caption, right for each of their pictures."
+        f"{counts['n_images']:,} different images and {counts['n_texts']:,} different captions "
+        f"({counts['rows']:,} rows) were embedded, and every image was compared with every caption. A caption that "
+        "several rows share is one caption, right for each of their images."
     )
 
 
 def _headline(content: Mapping[str, Any]) -> str:
     counts, sentences = content["counts"], []
     for direction, asked, found, candidates in (
-        ("i2t", "pictures", "caption", counts["n_texts"]),
-        ("t2i", "captions", "picture", counts["n_images"]),
+        ("i2t", "images", "caption", counts["n_texts"]),
+        ("t2i", "captions", "image", counts["n_images"]),
     ):
         name = f"{direction}_R@1"
         values = [(label, content["metrics"][role][name]) for role, label in _names(content)]
-        shares = (
+        fractions = (
             value_text(name, values[0][1])
             if len(values) == 1
             else ", ".join(f"{value_text(name, value)} ({label})" for label, value in values)
         )
         sentences.append(
-            f"- {shares} of the {asked} have a {found} of their own first among {candidates:,} (chance "
+            f"- {fractions} of the {asked} have a {found} of their own first among {candidates:,} (chance "
             f"{value_text(name, content['chance'][name])})."
         )
     return "\n".join(sentences)
@@ -115,8 +115,8 @@ def _ranking(content: Mapping[str, Any]) -> str:
     counts = content["counts"]
     text = "## Who finds whom\n\n" + table([*header, "chance"], rows)
     text += (
-        f"\n\nCandidates: {counts['n_texts']:,} captions for each picture, {counts['n_images']:,} pictures for each "
-        "caption. R@K is the share of queries with one of their own among the first K answers; MRR the mean of 1 / "
+        f"\n\nCandidates: {counts['n_texts']:,} captions for each image, {counts['n_images']:,} images for each "
+        "caption. R@K is the fraction of queries with one of their own among the first K answers; MRR the mean of 1 / "
         "rank. Chance is what a random order reaches. A tie counts against the model."
     )
     if trivial:
@@ -143,11 +143,11 @@ def _agreement(content: Mapping[str, Any]) -> str:
     sample = content["sample"]
     if sample:
         text += (
-            f"\n\nAUROC, overlap and the plot of similarities are of a sample of {sample['n_images']:,} pictures and "
+            f"\n\nAUROC, overlap and the plot of similarities are of a sample of {sample['n_images']:,} images and "
             f"{sample['n_texts']:,} captions, drawn by seed {sample['seed']}; all other figures are of all rows."
         )
     if content["metrics"]["model"]["auroc"] is None:
-        text += "\n\nEvery picture belongs to every caption here, so there is nothing to compare the pairs with."
+        text += "\n\nEvery image belongs to every caption here, so there is nothing to compare the pairs with."
     return text
 
 
@@ -177,20 +177,20 @@ def _confused(content: Mapping[str, Any]) -> str:
             f"{content['counts']['captions_of_several_classes']} captions are written for several classes: none of "
             "those counts as confused."
         )
-    if content["counts"]["pictures_without_a_label"]:
-        notes.append(f"{content['counts']['pictures_without_a_label']} pictures have no label and are left out here.")
+    if content["counts"]["images_without_a_label"]:
+        notes.append(f"{content['counts']['images_without_a_label']} images have no label and are left out here.")
     return text + ("\n\n" + " ".join(notes) if notes else "")
 
 
 def _captions(content: Mapping[str, Any]) -> str:
     counts = content["counts"]
     if not counts["shared_captions"]:
-        return "## Duplicate captions\n\nNone: every caption belongs to one picture."
+        return "## Duplicate captions\n\nNone: every caption belongs to one image."
     return (
         f"## Duplicate captions\n\n{counts['shared_captions']:,} of {counts['n_texts']:,} captions belong to more than "
-        f"one picture (at most {counts['most_pictures_of_a_caption']:,}); "
-        f"{counts['pictures_with_a_shared_caption']:,} of {counts['n_images']:,} pictures have such a caption. No "
-        "model can tell pictures of one caption apart by it."
+        f"one image (at most {counts['most_images_of_a_caption']:,}); "
+        f"{counts['images_with_a_shared_caption']:,} of {counts['n_images']:,} images have such a caption. No "
+        "model can tell images of one caption apart by it."
     )
 
 
@@ -215,8 +215,8 @@ def _worst(content: Mapping[str, Any]) -> str:
     )
     return (
         f"## The {len(rows)} worst pairs\n\nThose whose caption is beaten by a wrong one by most. Look here first for "
-        f"mislabelled pictures; all pairs, in this order, are in [pairs.csv](pairs.csv).{same}\n\n"
-        + table(["picture", "its caption", *ranks, "similarity", "best wrong caption", "similarity of that"], rows)
+        f"mislabelled images; all pairs, in this order, are in [pairs.csv](pairs.csv).{same}\n\n"
+        + table(["image", "its caption", *ranks, "similarity", "best wrong caption", "similarity of that"], rows)
     )
 
 
@@ -247,13 +247,13 @@ def _sheets(content: Mapping[str, Any]) -> str:
             text += f"\n\n![{kind} queries{f', {label}' if len(names) > 1 else ''}]({path})"
         rows = [
             [
-                Path(item["query"]).name if kind == "picture" else item["query"],
+                Path(item["query"]).name if kind == "image" else item["query"],
                 item["rank"],
-                item["own"] if kind == "picture" else Path(item["own"]).name,
+                item["own"] if kind == "image" else Path(item["own"]).name,
             ]
             for item in content["shown_queries"][name]
         ]
-        own = "its caption" if kind == "picture" else "its best ranked picture"
+        own = "its caption" if kind == "image" else "its best ranked image"
         text += "\n\n" + table([kind, "rank of its own", own], rows)
     return text
 
@@ -264,13 +264,13 @@ def _data_notes(content: Mapping[str, Any]) -> str:
     return "\n".join(["## Data\n", *(f"- {plain(note)}" for note in notes)]) if notes else ""
 
 
-def _set_aside(content: Mapping[str, Any]) -> str:
-    found = content.get("set_aside") or []
+def _skipped(content: Mapping[str, Any]) -> str:
+    found = content.get("skipped") or []
     if not found:
         return ""
     lines = [f"- {plain(item['reason'])}" for item in found[:10]]
     more = [f"- … and {len(found) - 10} more (alignment.json)"] if len(found) > 10 else []
-    return "\n".join([f"## Set aside\n\n{len(found)} rows could not be used:\n", *lines, *more])
+    return "\n".join([f"## Skipped rows\n\n{len(found)} rows could not be used:\n", *lines, *more])
 
 
 def _number(name: str, value: float | None) -> str:
@@ -282,10 +282,10 @@ def _number(name: str, value: float | None) -> str:
 def _signed(name: str, value: float | None) -> str:
     if value is None:
         return "—"
-    if is_share(name) or name == "overlap":
+    if is_fraction(name) or name == "overlap":
         return f"{_points(value)} points"
     return f"{value:+.4g}".replace("-", _MINUS) if name in _RANKING else f"{value:+.3f}".replace("-", _MINUS)
 
 
-def _points(share: float) -> str:
-    return f"{share * 100:+.1f}".replace("-", _MINUS)
+def _points(fraction: float) -> str:
+    return f"{fraction * 100:+.1f}".replace("-", _MINUS)

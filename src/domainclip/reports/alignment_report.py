@@ -20,7 +20,7 @@ from domainclip.evaluation.comparison import empty_recalls
 from domainclip.files import try_folder, write_json, write_text
 from domainclip.metrics.significance import paired_change
 from domainclip.reports.alignment_markdown import TITLE, alignment_markdown
-from domainclip.reports.plots.alignment import PICTURE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
+from domainclip.reports.plots.alignment import IMAGE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
 from domainclip.reports.report import jsonable
 
 _FIRST_COLUMN = "wrong_beats_right_by"
@@ -71,7 +71,7 @@ def write_alignment(
     """Measure, draw and write; returns the content of ``alignment.json``.
 
     ``compared`` is the model that ``model`` is set against ("before"). ``about`` goes into ``alignment.json`` as it is
-    (``data``, ``split``, ``sources``: model names by role, ``set_aside``). Files of an earlier report are replaced,
+    (``data``, ``split``, ``sources``: model names by role, ``skipped``). Files of an earlier report are replaced,
     each whole or not at all, once everything has been worked out and drawn. Raises ``ShapeError`` where embeddings are
     not finite.
     """
@@ -119,7 +119,7 @@ def _content(rows: AlignmentRows, found: Sequence[Alignment], metric: Metric, se
             f"{direction}_R@1": paired_change(
                 getattr(compared, side).ranks.numpy() == 1, getattr(model, side).ranks.numpy() == 1
             )
-            for direction, side in (("i2t", "pictures"), ("t2i", "captions"))
+            for direction, side in (("i2t", "images"), ("t2i", "captions"))
         }
         if compared
         else {},
@@ -129,15 +129,15 @@ def _content(rows: AlignmentRows, found: Sequence[Alignment], metric: Metric, se
         "confused": {role: each.confused[:_MOST_CONFUSED] for role, each in roles.items()},
         "worst_pairs": _pair_rows(rows, found)[:_WORST],
         "shown_queries": {
-            "picture_to_texts": [
+            "image_to_texts": [
                 {
                     "query": str(rows.paths[query]),
-                    "rank": int(model.pictures.ranks[query]),
-                    "own": rows.captions[int(model.pictures.best_hit[query])],
+                    "rank": int(model.images.ranks[query]),
+                    "own": rows.captions[int(model.images.best_hit[query])],
                 }
-                for query in shown_queries(query_order(model.pictures), PICTURE_QUERIES)
+                for query in shown_queries(query_order(model.images), IMAGE_QUERIES)
             ],
-            "text_to_pictures": [
+            "text_to_images": [
                 {
                     "query": rows.captions[query],
                     "rank": int(model.captions.ranks[query]),
@@ -155,26 +155,26 @@ def _difference(model: Alignment, compared: Alignment) -> dict[str, float]:
 
 
 def _pair_rows(rows: AlignmentRows, found: Sequence[Alignment]) -> list[dict[str, Any]]:
-    """One entry for each picture and own caption, first those that a wrong caption beats by most."""
+    """One entry for each image and own caption, first those that a wrong caption beats by most."""
     model = found[0]
-    values, misses = model.pair_values.tolist(), model.pictures.miss_value.tolist()
+    values, misses = model.pair_values.tolist(), model.images.miss_value.tolist()
     entries = []
-    for place, (picture, caption) in enumerate(rows.hits.tolist()):
-        wrong = int(model.pictures.best_miss[picture])
+    for index, (image, caption) in enumerate(rows.hits.tolist()):
+        wrong = int(model.images.best_miss[image])
         entry: dict[str, Any] = {
-            _FIRST_COLUMN: misses[picture] - values[place] if wrong >= 0 else None,
-            "image_path": str(rows.paths[picture]),
+            _FIRST_COLUMN: misses[image] - values[index] if wrong >= 0 else None,
+            "image_path": str(rows.paths[image]),
             "caption": rows.captions[caption],
-            "label": rows.labels[picture],
-            "rank": int(model.pair_ranks[place]),
-            "similarity": values[place],
+            "label": rows.labels[image],
+            "rank": int(model.pair_ranks[index]),
+            "similarity": values[index],
             "best_wrong_caption": rows.captions[wrong] if wrong >= 0 else None,
             "best_wrong_label": rows.caption_labels[wrong] if wrong >= 0 else None,
-            "best_wrong_similarity": misses[picture] if wrong >= 0 else None,
+            "best_wrong_similarity": misses[image] if wrong >= 0 else None,
         }
         if len(found) > 1:
-            entry["compared_rank"] = int(found[1].pair_ranks[place])
-            entry["compared_similarity"] = float(found[1].pair_values[place])
+            entry["compared_rank"] = int(found[1].pair_ranks[index])
+            entry["compared_similarity"] = float(found[1].pair_values[index])
         entries.append(entry)
     # A stable sort: equal ones stay in the order of the rows.
     return sorted(entries, key=lambda entry: (entry[_FIRST_COLUMN] is None, -(entry[_FIRST_COLUMN] or 0.0)))
@@ -193,7 +193,7 @@ def _pairs_csv(rows: AlignmentRows, found: Sequence[Alignment]) -> str:
 def summary_table(content: Mapping[str, Any]) -> Table:
     """A few lines for the terminal, from the content of ``alignment.json``."""
     counts = content["counts"]
-    table = Table(title=f"{counts['n_images']:,} pictures against {counts['n_texts']:,} captions")
+    table = Table(title=f"{counts['n_images']:,} images against {counts['n_texts']:,} captions")
     roles = [role for role in ("compared", "model") if role in content["names"]]
     table.add_column("metric")
     for role in roles:

@@ -189,8 +189,8 @@ def _data_set(content: Content, column: Content) -> str:
 
 
 def _model_row(cell: Content, low: float, high: float, reference: float | None, tested: bool) -> str:
-    def place(share: float) -> float:
-        return 100 * (share - low) / (high - low)
+    def place(fraction: float) -> float:
+        return 100 * (fraction - low) / (high - low)
 
     bar = ""
     if cell["value"] is not None:

@@ -22,8 +22,8 @@ _MOST_NAMED = 4  # data sets up to which a summary names them
 Content = Mapping[str, Any]
 
 
-def percent(share: float | None) -> str:
-    return "—" if share is None else f"{share:.1%}"
+def percent(fraction: float | None) -> str:
+    return "—" if fraction is None else f"{fraction:.1%}"
 
 
 def interval_text(cell: Content) -> str:
@@ -31,9 +31,9 @@ def interval_text(cell: Content) -> str:
     return "" if cell["low"] is None else f"{cell['low'] * 100:.1f}–{cell['high'] * 100:.1f}"
 
 
-def points(share: float) -> str:
-    """A difference of shares in points, with its sign."""
-    text = f"{share * 100:+.1f}"
+def points(fraction: float) -> str:
+    """A difference of fractions in points, with its sign."""
+    text = f"{fraction * 100:+.1f}"
     return text.replace("+", "±") if float(text) == 0 else text.replace("-", "−")
 
 
@@ -76,7 +76,7 @@ def shared_metric(content: Content) -> str | None:
 
 
 def column_facts(content: Content, column: Content) -> str:
-    """What a column's head says below its name: the metric unless all share one, and the number of pictures."""
+    """What a column's head says below its name: the metric unless all share one, and the number of images."""
     metric = describe(column["metric"]) if shared_metric(content) is None and column["n_units"] is not None else ""
     return ", ".join(part for part in (metric, data_facts(column)) if part)
 
@@ -101,16 +101,16 @@ def method_lines(content: Content) -> list[str]:
     """How the figures came about and what a verdict means, in sentences."""
     method, reference = content["method"], content["reference"]
     lines = [
-        "Every model saw the same rows and was asked with the same prompts; pictures and texts were prepared as in its "
+        "Every model saw the same rows and was asked with the same prompts; images and texts were prepared as in its "
         f"own training. {content.get('prompts', '')}".strip(),
         f"Intervals hold with 95 % confidence; they come from {method['resamples']:,} resamples of the groups "
-        "(patients, boards, specimens) where the data name them, and of the pictures elsewhere. Where every one of "
+        "(patients, boards, specimens) where the data name them, and of the images elsewhere. Where every one of "
         "them is right, or every one wrong, Wilson's interval stands in.",
     ]
     if method["tests"]:
         lines.append(
             f"Each verdict is that of a two-sided exchange test against {reference}: how often is the difference as "
-            "large when a coin decides, group by group (or picture by picture), which of the two models gave which "
+            "large when a coin decides, group by group (or image by image), which of the two models gave which "
             f"answers? Where there are several tests (here {method['tests']}), their p values are corrected by "
             f"{method['correction']}'s method, so that the chance of even one false "
             f'"better" or "worse" in the matrix is at most {method["alpha"]:.0%}. The interval of a single change is '
@@ -118,18 +118,18 @@ def method_lines(content: Content) -> list[str]:
             "verdict is no difference, and it may hold zero where the verdict is better or worse."
         )
         lines.append(
-            '"No difference" means that these pictures do not show one. A small one may still be there: the interval '
+            '"No difference" means that these images do not show one. A small one may still be there: the interval '
             "of the change says how large."
         )
     return lines
 
 
 def data_facts(column: Content) -> str:
-    """ "210 pictures in 35 groups", as far as it is known."""
-    if column.get("n_pictures") is None:
+    """ "210 images in 35 groups", as far as it is known."""
+    if column.get("n_images") is None:
         return ""
-    text = f"{column['n_pictures']:,} picture{'' if column['n_pictures'] == 1 else 's'}"
-    if column["unit"] == "group" and column["n_units"] not in (None, column["n_pictures"]):
+    text = f"{column['n_images']:,} image{'' if column['n_images'] == 1 else 's'}"
+    if column["unit"] == "group" and column["n_units"] not in (None, column["n_images"]):
         text += f" in {column['n_units']:,} group{'' if column['n_units'] == 1 else 's'}"
     return text
 
@@ -206,12 +206,12 @@ def compare_markdown(content: Content) -> str:
 
 
 def notes(content: Content) -> list[str]:
-    """What the data sets say about themselves, and how many rows of each were set aside."""
+    """What the data sets say about themselves, and how many rows of each were skipped."""
     lines = [f"{column['name']}: {note}" for column in content["data"] for note in column.get("notes", ())]
     for column in content["data"]:
-        if column.get("n_set_aside"):
-            n = column["n_set_aside"]
-            lines.append(f"{column['name']}: {n} row{'' if n == 1 else 's'} set aside, the same for all models")
+        if column.get("n_skipped"):
+            n = column["n_skipped"]
+            lines.append(f"{column['name']}: {n} row{'' if n == 1 else 's'} skipped, the same for all models")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The part of a report that speaks in the terms of the field, and its tables, which the terminal shows too."""
+"""The part of a report with the domain metrics, and its tables, which the terminal shows too."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from domainclip.metrics.names import describe, greater_is_better
 from domainclip.reports.markdown_table import plain, table
 
 _WORDS = {"medical": "medicine", "industrial": "inspection", "scientific": "the sciences", "general": "recognition"}
-_DECIMALS = ("auroc", "auprc", "_ap", "f1", "kappa", "MRR", "ece")  # which their fields write as 0.912, not 91.2 %
+_DECIMALS = ("auroc", "auprc", "_ap", "f1", "kappa", "MRR", "ece")  # which their domains write as 0.912, not 91.2 %
 
 
-def field_section(report: Mapping[str, Any]) -> str:
+def domain_section(report: Mapping[str, Any]) -> str:
     """Markdown from the content of ``report.json``; nothing where no evaluation has such figures."""
-    before, after = (_field_of(report, when) for when in ("before", "after"))
+    before, after = (_domain_metrics_of(report, when) for when in ("before", "after"))
     last = after or before
     if not last or not last["metrics"]:
         return ""
-    both = bool(before and after and before["field"] == after["field"])
+    both = bool(before and after and before["domain"] == after["domain"])
     parts = [("before", before), ("after", after)] if both else [("after" if after else "before", last)]
     names = dict.fromkeys(name for _, part in parts for name in part["metrics"])
     rows = [[_named(name), *(figure_text(name, part["metrics"].get(name)) for _, part in parts)] for name in names]
     text = [
-        f"## In the terms of the field: {_WORDS.get(last['field'], last['field'])}",
+        f"## Domain metrics: {_WORDS.get(last['domain'], last['domain'])}",
         table(["figure (95 % interval)", *(when for when, _ in parts)], rows),
     ]
-    text += [f"{part.title}:\n\n{table(part.header, part.rows)}" for part in field_tables(last)]
+    text += [f"{part.title}:\n\n{table(part.header, part.rows)}" for part in domain_tables(last)]
     if last["notes"]:
         text.append("\n".join(f"- {plain(note)}." for note in last["notes"]))
     return "\n\n".join(text)
 
 
 @dataclass(frozen=True)
-class FieldTable:
+class DomainTable:
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
-def field_tables(found: Mapping[str, Any], *, intervals: bool = True) -> list[FieldTable]:
-    """The figures of each label and the matrix of disciplines, as far as ``details["field"]`` has them."""
+def domain_tables(found: Mapping[str, Any], *, intervals: bool = True) -> list[DomainTable]:
+    """The figures of each label and the matrix of disciplines, as far as ``details["domain_metrics"]`` has them."""
     return [part for part in (_labels(found, intervals), _matrix(found)) if part is not None]
 
 
@@ -60,17 +60,17 @@ def figure_text(name: str, entry: Mapping[str, Any] | None) -> str:
     return f"{shown(entry['value'])} ({shown(entry['low'])} to {shown(entry['high'])})"
 
 
-def _field_of(report: Mapping[str, Any], when: str) -> Mapping[str, Any]:
-    return ((report.get("details") or {}).get(when) or {}).get("field") or {}
+def _domain_metrics_of(report: Mapping[str, Any], when: str) -> Mapping[str, Any]:
+    return ((report.get("details") or {}).get(when) or {}).get("domain_metrics") or {}
 
 
 def _named(name: str) -> str:
     return describe(name) + ("" if greater_is_better(name) else " (lower is better)")
 
 
-def _labels(found: Mapping[str, Any], intervals: bool) -> FieldTable | None:
+def _labels(found: Mapping[str, Any], intervals: bool) -> DomainTable | None:
     rows = found["per_label"]
-    columns = list(dict.fromkeys(name for row in rows for name in row if name not in ("label", "pictures")))
+    columns = list(dict.fromkeys(name for row in rows for name in row if name not in ("label", "images")))
     if not columns:
         return None
 
@@ -78,30 +78,30 @@ def _labels(found: Mapping[str, Any], intervals: bool) -> FieldTable | None:
         return figure_text(name, entry if intervals or entry is None else {"value": entry["value"]})
 
     lines = [
-        [row["label"], row["pictures"], *(shown(name, row.get(name)) for name in columns)]
+        [row["label"], row["images"], *(shown(name, row.get(name)) for name in columns)]
         for row in rows
         if any(name in row for name in columns)
     ]
-    return FieldTable("Each label by itself", ["label", "pictures", *map(describe, columns)], lines)
+    return DomainTable("Each label by itself", ["label", "images", *map(describe, columns)], lines)
 
 
-def _matrix(found: Mapping[str, Any]) -> FieldTable | None:
+def _matrix(found: Mapping[str, Any]) -> DomainTable | None:
     matrix = found.get("matrix")
     if not matrix:
         return None
     names = matrix["disciplines"]
-    shares = ["—" if share is None else f"{share:.1%}" for share in matrix["acc1"]]
+    fractions = ["—" if fraction is None else f"{fraction:.1%}" for fraction in matrix["acc1"]]
     if matrix["counts"] is None:
-        rows: list[Sequence[Any]] = list(zip(names, matrix["pictures"], shares, strict=True))
+        rows: list[Sequence[Any]] = list(zip(names, matrix["images"], fractions, strict=True))
         title = "Across disciplines (some class occurs in several, so answers have no discipline)"
-        return FieldTable(title, ["discipline", "pictures", "accuracy"], rows)
+        return DomainTable(title, ["discipline", "images", "accuracy"], rows)
     unknown = matrix.get("unknown") or [0] * len(names)
     beside = ["taken for a class of no known discipline"] if any(unknown) else []
     rows = [
-        [name, n, *counts, *([other] if beside else []), share]
-        for name, n, counts, other, share in zip(
-            names, matrix["pictures"], matrix["counts"], unknown, shares, strict=True
+        [name, n, *counts, *([other] if beside else []), fraction]
+        for name, n, counts, other, fraction in zip(
+            names, matrix["images"], matrix["counts"], unknown, fractions, strict=True
         )
     ]
-    header = ["discipline", "pictures", *(f"taken for {name}" for name in names), *beside, "accuracy"]
-    return FieldTable("Across disciplines", header, rows)
+    header = ["discipline", "images", *(f"taken for {name}" for name in names), *beside, "accuracy"]
+    return DomainTable("Across disciplines", header, rows)

@@ -1,4 +1,4 @@
-"""A case study as one HTML file that needs nothing else: pictures inside, no script, nothing fetched."""
+"""An error analysis as one HTML file that needs nothing else: images inside, no script, nothing fetched."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from domainclip.data.images.reader import read_image
-from domainclip.errors import PictureError
-from domainclip.evaluation.error_analysis import Case, CaseStudy, ClassCases, Guess, Section
+from domainclip.errors import ImageError
+from domainclip.evaluation.error_analysis import Case, ClassCases, ErrorAnalysis, Guess, Section
 from domainclip.files import write_text
 
-FILE = "case_study.html"
-_SIDE, _SMALL_SIDE = 208, 80
+FILE = "error_analysis.html"
+_SIZE, _SMALL_SIZE = 208, 80
 """Longest side of a thumbnail in pixels, on a card and in the table of classes."""
 _QUALITY = 82
 _LONG = 150
@@ -50,7 +50,7 @@ nav { margin: 1rem 0 0; font-size: .93em; line-height: 1.7; }
 .well { background: var(--well); height: 11.5rem; display: flex; align-items: center; justify-content: center; }
 .well img { max-width: 100%; max-height: 100%; min-height: 55%; object-fit: contain; }
 .well p { padding: .8rem; font-size: .8em; color: var(--soft); }
-.told { padding: .55rem .7rem .7rem; } .told > * + * { margin-top: .4rem; }
+.details { padding: .55rem .7rem .7rem; } .details > * + * { margin-top: .4rem; }
 .verdict { font-weight: 650; } .right > .verdict, b.right, .right { color: var(--right); }
 .wrong > .verdict, b.wrong, .wrong { color: var(--wrong); }
 .card.right, .card.wrong { color: inherit; } .card.right { border-top: 3px solid var(--right); }
@@ -89,69 +89,72 @@ tbody th { font-weight: 600; min-width: 8rem; max-width: 16rem; overflow-wrap: a
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 Reader = Callable[[Path], np.ndarray]
-"""A path to uint8 ``[height, width, 3]``; raises ``PictureError``."""
+"""A path to uint8 ``[height, width, 3]``; raises ``ImageError``."""
 
 
-def write_case_study(folder: Path, study: CaseStudy, read: Reader = read_image) -> Path:
-    """Write ``case_study.html`` into ``folder`` and return its path. ``read`` gives the pictures as they are shown."""
+def write_error_analysis(folder: Path, analysis: ErrorAnalysis, read: Reader = read_image) -> Path:
+    """Write ``error_analysis.html`` into ``folder`` and return its path. ``read`` gives the images as they are
+    shown."""
     path = Path(folder) / FILE
-    write_text(path, case_study_html(study, read))
+    write_text(path, error_analysis_html(analysis, read))
     return path
 
 
-def case_study_html(study: CaseStudy, read: Reader = read_image) -> str:
-    """The page. A picture that ``read`` cannot read is replaced by what is wrong with it."""
-    thumbnails = _Thumbnails(study, read)
-    anchors = [f"s{place}" for place in range(len(study.sections))]
-    notes = [*study.notes, "This page holds pictures of your data: whoever gets it has them."]
+def error_analysis_html(analysis: ErrorAnalysis, read: Reader = read_image) -> str:
+    """The page. An image that ``read`` cannot read is replaced by what is wrong with it."""
+    thumbnails = _Thumbnails(analysis, read)
+    anchors = [f"s{index}" for index in range(len(analysis.sections))]
+    notes = [*analysis.notes, "This page holds images of your data: whoever gets it has them."]
     parts = [
-        f"<header><h1>{escape(study.title)}</h1>",
+        f"<header><h1>{escape(analysis.title)}</h1>",
         '<p class="soft">Which cases are shown follows from fixed rules, said at each section. Bars are probabilities: '
         "blue is the true class, orange a wrong one that was chosen.</p>"
-        if study.classes
+        if analysis.classes
         else '<p class="soft">Which cases are shown follows from fixed rules, said at each section.</p>',
-        '<ul class="figures">' + "".join(f"<li><b>{escape(v)}</b>{escape(k)}</li>" for k, v in study.figures) + "</ul>",
+        '<ul class="figures">'
+        + "".join(f"<li><b>{escape(v)}</b>{escape(k)}</li>" for k, v in analysis.figures)
+        + "</ul>",
         "".join(f'<p class="soft">{escape(note)}</p>' for note in notes),
-        f"<nav>{_links(study, anchors)}</nav></header>",
-        *(_section(anchor, section, thumbnails) for anchor, section in zip(anchors, study.sections, strict=True)),
-        _classes(study, thumbnails),
+        f"<nav>{_links(analysis, anchors)}</nav></header>",
+        *(_section(anchor, section, thumbnails) for anchor, section in zip(anchors, analysis.sections, strict=True)),
+        _classes(analysis, thumbnails),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(study.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(analysis.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )
 
 
 class _Thumbnails:
-    """``img`` elements, each picture read once a size."""
+    """``img`` elements, each image read once a size."""
 
-    def __init__(self, study: CaseStudy, read: Reader) -> None:
+    def __init__(self, analysis: ErrorAnalysis, read: Reader) -> None:
         self.read = read
         self._made: dict[tuple[Path, int], str] = {}
         folders = {
-            os.path.dirname(os.path.abspath(case.image_path)) for section in study.sections for case in section.cases
+            os.path.dirname(os.path.abspath(case.image_path)) for section in analysis.sections for case in section.cases
         }
         # Names from where the data begin: what a reader needs, without the folders of the machine it was made on.
         try:
             self._root = os.path.commonpath(folders)
-        except ValueError:  # no picture, or pictures on two drives
+        except ValueError:  # no image, or images on two drives
             self._root = ""
 
     def name(self, path: Path) -> str:
         return os.path.relpath(path, self._root) if self._root else path.name
 
-    def image(self, case: Case, side: int) -> str:
-        key = (case.image_path, side)
+    def image(self, case: Case, size: int) -> str:
+        key = (case.image_path, size)
         if key not in self._made:
             try:
-                self._made[key] = _data_uri(self.read(case.image_path), side)
-            except PictureError as error:
+                self._made[key] = _data_uri(self.read(case.image_path), size)
+            except ImageError as error:
                 self._made[key] = ""
-                if side == _SIDE:
+                if size == _SIZE:
                     return f"<p>{escape(str(error).replace(str(case.image_path), case.image_path.name))}</p>"
         uri = self._made[key]
         if not uri:
@@ -159,17 +162,17 @@ class _Thumbnails:
         return f'<img src="{uri}" alt="{escape(_alt(case))}" loading="lazy">'
 
 
-def _data_uri(pixels: np.ndarray, side: int) -> str:
-    picture = Image.fromarray(pixels)
+def _data_uri(pixels: np.ndarray, size: int) -> str:
+    image = Image.fromarray(pixels)
     # Twice as large as shown, for screens of high density.
-    picture.thumbnail((side * 3 // 2, side * 3 // 2), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    image.thumbnail((size * 3 // 2, size * 3 // 2), Image.Resampling.LANCZOS, reducing_gap=2.0)
     encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=_QUALITY, optimize=True)
+    image.save(encoded, "JPEG", quality=_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
 
 
 def _alt(case: Case) -> str:
-    what = f"{case.label}" if case.label else (case.captions[0][:80] if case.captions else "picture")
+    what = f"{case.label}" if case.label else (case.captions[0][:80] if case.captions else "image")
     return f"{what}, {'right' if case.right else 'wrong'}"
 
 
@@ -177,15 +180,15 @@ def _of(section: Section) -> str:
     return "classes" if section.of == "class" else "captions"
 
 
-def _links(study: CaseStudy, anchors: list[str]) -> str:
+def _links(analysis: ErrorAnalysis, anchors: list[str]) -> str:
     lines = []
-    for of, words in (("class", "Judged by class"), ("caption", "Judged by caption")):
+    for of, words in (("class", "Evaluated by class"), ("caption", "Evaluated by caption")):
         links = [
             f'<a href="#{anchor}">{escape(section.title.lower())}</a>'
-            for anchor, section in zip(anchors, study.sections, strict=True)
+            for anchor, section in zip(anchors, analysis.sections, strict=True)
             if section.of == of
         ]
-        if of == "class" and study.classes:
+        if of == "class" and analysis.classes:
             links.append('<a href="#classes">class by class</a>')
         if links:
             lines.append(f"<div><b>{words}:</b> {' · '.join(links)}</div>")
@@ -218,8 +221,8 @@ def _card(case: Case, of: str, thumbnails: _Thumbnails) -> str:
         parts.append(f'<p class="soft">and {more} more caption{"s" if more > 1 else ""}</p>')
     parts.append(f'<p class="where">{escape(thumbnails.name(case.image_path))}</p>')
     return (
-        f'<article class="card {side}"><div class="well">{thumbnails.image(case, _SIDE)}</div>'
-        f'<div class="told">{"".join(parts)}</div></article>'
+        f'<article class="card {side}"><div class="well">{thumbnails.image(case, _SIZE)}</div>'
+        f'<div class="details">{"".join(parts)}</div></article>'
     )
 
 
@@ -231,8 +234,8 @@ def _verdict(case: Case, of: str) -> str:
 
 def _guesses(guesses: tuple[Guess, ...]) -> str:
     rows = []
-    for place, guess in enumerate(guesses):
-        kind = "is-right" if guess.right else "is-wrong" if place == 0 else ""
+    for index, guess in enumerate(guesses):
+        kind = "is-right" if guess.right else "is-wrong" if index == 0 else ""
         width = f"{100 * min(max(guess.score, 0.0), 1.0):.1f}"
         rows.append(
             f'<li class="{kind}"><i style="width:{width}%"></i><span>{escape(guess.text)}</span>'
@@ -241,13 +244,13 @@ def _guesses(guesses: tuple[Guess, ...]) -> str:
     return f'<ul class="guesses">{"".join(rows)}</ul>'
 
 
-def _percent(share: float) -> str:
+def _percent(fraction: float) -> str:
     """A probability is never rounded to certainty."""
-    if 0.9995 <= share < 1:
+    if 0.9995 <= fraction < 1:
         return "> 99.9%"
-    if 0 < share < 0.0005:
+    if 0 < fraction < 0.0005:
         return "< 0.1%"
-    return f"{share:.1%}"
+    return f"{fraction:.1%}"
 
 
 def _found(guess: Guess) -> str:
@@ -270,13 +273,13 @@ def _caption(text: str, before: str = "") -> str:
     )
 
 
-def _classes(study: CaseStudy, thumbnails: _Thumbnails) -> str:
-    if not study.classes:
+def _classes(analysis: ErrorAnalysis, thumbnails: _Thumbnails) -> str:
+    if not analysis.classes:
         return ""
-    rows = "\n".join(_class_row(row, thumbnails) for row in study.classes)
+    rows = "\n".join(_class_row(row, thumbnails) for row in analysis.classes)
     absent = ""
-    if study.absent_classes:
-        absent = f'<p class="soft">No picture here: {escape(", ".join(study.absent_classes))}.</p>'
+    if analysis.absent_classes:
+        absent = f'<p class="soft">No image here: {escape(", ".join(analysis.absent_classes))}.</p>'
     return (
         '<section id="classes"><h2>Class by class</h2><p class="soft">The lowest recall first. Of the hits and of the '
         f"misses, those with the highest probability are shown.</p>{absent}\n"
@@ -301,7 +304,7 @@ def _few(cases: tuple[Case, ...], thumbnails: _Thumbnails) -> str:
     if not cases:
         return '<span class="soft">none</span>'
     figures = "".join(
-        f'<figure title="{escape(_tip(case))}"><div>{thumbnails.image(case, _SMALL_SIDE)}</div>'
+        f'<figure title="{escape(_tip(case))}"><div>{thumbnails.image(case, _SMALL_SIZE)}</div>'
         f"<figcaption>{escape(_percent(case.confidence))}{'' if case.right else '<br>' + escape(case.predicted or '')}"
         "</figcaption></figure>"
         for case in cases

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# A tag or an entity would be lost, a pair of stars or backticks would vanish, a picture would be fetched. An underscore
+# A tag or an entity would be lost, a pair of stars or backticks would vanish, an image would be fetched. An underscore
 # inside a word, "<" before a number and "&" between words are text to Markdown too, and stay readable as they are.
 _MARKUP = re.compile(r"[\\*`|]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=\()|(?<!\w)_+|_+(?!\w)")
 

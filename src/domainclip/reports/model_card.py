@@ -16,7 +16,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def loading_code(folder: str, text_padding: str | None = None, own_code: bool = False) -> str:
-    """Python that loads a saved model with ``transformers`` and scores one picture against two texts.
+    """Python that loads a saved model with ``transformers`` and scores one image against two texts.
 
     ``text_padding`` is ``"max_length"`` for models whose text tower was trained at a fixed length (SigLIP).
     ``own_code``: the model's class stands in the folder itself, and ``transformers`` runs it only when told to.
@@ -32,8 +32,8 @@ model = AutoModel.from_pretrained(folder{trust}).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 processor = AutoImageProcessor.from_pretrained(folder)
 texts = tokenizer(["one caption", "another"], padding={padding}, truncation=True, return_tensors="pt")
-pictures = processor(images=Image.open("picture.jpg").convert("RGB"), return_tensors="pt")
-print(model(**texts, **pictures).logits_per_image.softmax(dim=-1))
+images = processor(images=Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+print(model(**texts, **images).logits_per_image.softmax(dim=-1))
 """
 
 
@@ -41,7 +41,7 @@ def model_card(run: Mapping[str, Any]) -> str:
     """A model card in Markdown with YAML front matter, as the Hugging Face Hub reads it.
 
     ``run`` has the keys of ``report.write_report``. The licence is said to be unknown, because it follows
-    from the base model's and the data's, which nobody but the user can judge. A base model that is a folder
+    from the base model's and the data's, which nobody but the user can know. A base model that is a folder
     is named in the text alone, without its path: the Hub takes only its own names, and a path tells strangers
     about a private machine.
     """
@@ -59,11 +59,11 @@ def model_card(run: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {plain(name or 'A dual encoder')}, fine-tuned{f' for the {plain(domain)} domain' if domain else ''}",
-        "A model that embeds pictures and texts into one space, fine-tuned with domainclip on pairs of "
-        "pictures and captions.",
+        "A model that embeds images and texts into one space, fine-tuned with domainclip on pairs of "
+        "images and captions.",
         _scores(run),
         "## Use\n\n```python\n" + loading_code(".", run.get("text_padding"), bool(run.get("own_code"))) + "```",
-        "## Limits\n\nThe scores hold for pictures like those of the test split. Outside the domain the "
+        "## Limits\n\nThe scores hold for images like those of the test split. Outside the domain the "
         "model may have forgotten part of what its base model knew. It is not a medical device, and no "
         "safety-relevant decision should rest on it alone.",
         "## Licence\n\nNot known. It follows from the licences of the base model and of the training data: "
@@ -87,9 +87,9 @@ def _scores(run: Mapping[str, Any]) -> str:
     counts = [
         f"{int(known[key])} {words}"
         for key, words in (
-            ("n_classified", "classified pictures"),
+            ("n_classified", "classified images"),
             ("n_classes", "classes"),
-            ("n_images", "pictures as retrieval candidates"),
+            ("n_images", "images as retrieval candidates"),
             ("n_texts", "different captions as retrieval candidates"),
         )
         if known.get(key)

@@ -40,7 +40,7 @@ _FILES = (
     ),
 )
 
-# One entry per picture or caption: too long for a file that people open to read numbers.
+# One entry per image or caption: too long for a file that people open to read numbers.
 _PER_ITEM = ("image_paths", "targets", "predictions", "captions", "i2t_ranks", "t2i_ranks", "groups", "hits")
 
 
@@ -51,8 +51,9 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
 
     - ``before``, ``after``: evaluations of the *test* split, each an ``EvaluationResult`` (which gives
       intervals, classes and confusions too), its dictionary form, or flat numbers;
-    - ``retention``: ``{"before": …, "after": …}``, the same on data from outside the domain, and in ``sets`` each data
-      set by itself (``finetune.retention``); ``trade_off``: which weights were saved (``finetune.wise_ft``);
+    - ``reference_sets``: ``{"before": …, "after": …}``, the same on data from outside the domain, and in ``sets`` each
+    data
+      set by itself (``finetune.reference_sets``); ``trade_off``: which weights were saved (``finetune.wise_ft``);
     - ``validation``: flat numbers; ``training``: ``train_loss``, ``training_time_s``, ``steps``,
       ``samples_per_s``, ``peak_memory_mb``, …; ``history``: the rows of ``metrics.jsonl``;
     - ``calibration``: a ``calibration_summary`` with ``saved`` (whose temperature the saved model has: ``"own"`` or
@@ -74,7 +75,7 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     plots = _write_plots(folder / "plots", run, before, after)
-    retention = run.get("retention") or {}
+    reference_sets = run.get("reference_sets") or {}
     content: dict[str, Any] = {
         "before": before.metrics,
         "after": after.metrics,
@@ -83,8 +84,10 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
             for name, change in changes.items()
         },
         "acc1_interval": acc1_intervals(before, after, seed),
-        "retention": {name: as_result(retention[name]).metrics for name in ("before", "after") if name in retention}
-        | ({"sets": retention["sets"]} if "sets" in retention else {}),
+        "reference_sets": {
+            name: as_result(reference_sets[name]).metrics for name in ("before", "after") if name in reference_sets
+        }
+        | ({"sets": reference_sets["sets"]} if "sets" in reference_sets else {}),
         "validation": run.get("validation") or {},
         "training": run.get("training") or {},
         "data": run.get("data") or {},
@@ -108,7 +111,7 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
 def acc1_intervals(before: EvaluationResult, after: EvaluationResult, seed: int = 0) -> dict[str, Any]:
     """``before`` and ``after``: the ends of the 95 % interval of the accuracy, or None where it is not known.
 
-    ``method`` of each, "wilson" or "bootstrap"; ``groups``: how many are drawn where some has several pictures.
+    ``method`` of each, "wilson" or "bootstrap"; ``groups``: how many are drawn where some has several images.
     """
     shown: dict[str, Any] = {"before": None, "after": None, "method": {}, "groups": None}
     for when, result in (("before", before), ("after", after)):
@@ -179,7 +182,7 @@ def _without_items(details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _predictions_csv(before: EvaluationResult, after: EvaluationResult) -> str:
-    """One line per classified picture, or nothing where there are none."""
+    """One line per classified image, or nothing where there are none."""
     found = {
         f"predicted_{when}": part.details["classification"]
         for when, part in (("before", before), ("after", after))

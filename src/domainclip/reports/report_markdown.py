@@ -7,13 +7,13 @@ from typing import Any
 
 from domainclip.evaluation.comparison import compared_metrics, confused_pairs, empty_recalls, worsened
 from domainclip.metrics.calibration import calibration_in_words
-from domainclip.metrics.names import ALIASES, describe, greater_is_better, is_of_a_field, is_proportion
-from domainclip.reports.concept_text import concept_section
-from domainclip.reports.domain_markdown import field_section
+from domainclip.metrics.names import ALIASES, describe, greater_is_better, is_domain_metric, is_proportion
+from domainclip.reports.domain_markdown import domain_section
 from domainclip.reports.interval_text import accuracy_notes, change_interval, change_notes, points, tested_by
 from domainclip.reports.markdown_table import plain, table
 from domainclip.reports.model_card import loading_code
-from domainclip.reports.trade_off_markdown import retention_sets, trade_off_markdown
+from domainclip.reports.semantic_text import semantic_section
+from domainclip.reports.trade_off_markdown import reference_set_table, trade_off_markdown
 
 _MINUS = "\N{MINUS SIGN}"
 _NAMES = {
@@ -26,10 +26,10 @@ _NAMES = {
     "training_time_s": "training time (s)",
     "training_time": "training time (s)",
     "steps": "optimizer steps",
-    "samples_per_s": "pictures per second",
+    "samples_per_s": "images per second",
     "peak_memory_mb": "peak memory in training (MiB)",
-    "predicted_memory_mb": "peak memory foretold (MiB)",
-    "pairs_at_once": "pairs in a tower at once",
+    "predicted_memory_mb": "predicted peak memory (MiB)",
+    "micro_batch": "pairs in a micro-batch",
 }
 
 
@@ -39,10 +39,10 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         _title(report),
         _verdict(report),
         _results(report),
-        field_section(report),
-        concept_section(report),
-        _case_study(report),
-        _retention(report),
+        domain_section(report),
+        semantic_section(report),
+        _error_analysis(report),
+        _reference_sets(report),
         trade_off_markdown(report.get("trade_off")),
         _plots(report),
         _alignment(report),
@@ -59,7 +59,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
 
 
 def value_text(name: str, value: Any) -> str:
-    """A metric's value as a reader meets it: per cent for shares, a dash where it was not measured."""
+    """A metric's value as a reader meets it: per cent for fractions, a dash where it was not measured."""
     if value is None:
         return "—"
     return f"{value:.1%}" if is_proportion(name) else f"{value:.4g}"
@@ -94,7 +94,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
     if worse:
         listed = ", ".join(f"{describe(name)} ({_change_text(name, before[name], after[name])})" for name in worse)
         lines.append(f"Worse than before: {listed.replace(' (worse)', '')}.")
-    majority = _classification(report, "after").get("majority_share")
+    majority = _classification(report, "after").get("majority_fraction")
     accuracy = after.get("acc1")
     if majority is not None and accuracy is not None and accuracy <= majority:
         lines.append(f"The accuracy does not pass that of always answering the most frequent class ({majority:.1%}).")
@@ -134,7 +134,7 @@ def _results(report: Mapping[str, Any]) -> str:
     comparison = report.get("comparison") or {}
     rows = []
     for name in names:
-        if name in trivial or is_of_a_field(name):
+        if name in trivial or is_domain_metric(name):
             continue
         interval = change_interval(comparison.get(name))
         better = "" if greater_is_better(name) else " (lower is better)"
@@ -167,12 +167,12 @@ def _counted(report: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     if n_rows is not None:
         notes.append(f"Test rows: {n_rows}.")
     if known.get("n_classified"):
-        line = f"Classification: {known['n_classified']} pictures, {known.get('n_classes', '?')} classes"
+        line = f"Classification: {known['n_classified']} images, {known.get('n_classes', '?')} classes"
         found = _classification(report, "after") or _classification(report, "before")
         if found.get("prompts_per_class"):
             line += f" (prompts for each class: {found['prompts_per_class']})"
-        if found.get("majority_share") is not None:
-            line += f"; always answering the most frequent class would score {found['majority_share']:.1%}"
+        if found.get("majority_fraction") is not None:
+            line += f"; always answering the most frequent class would score {found['majority_fraction']:.1%}"
         notes.append(line + ".")
         for key, words in (
             ("n_unlabelled", "without a label"),
@@ -183,15 +183,15 @@ def _counted(report: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
         notes += accuracy_notes(report)
     if known.get("n_texts"):
         notes.append(
-            f"Retrieval candidates: {known['n_texts']} different captions for each picture, "
-            f"{known['n_images']} pictures "
+            f"Retrieval candidates: {known['n_texts']} different captions for each image, "
+            f"{known['n_images']} images "
             "for each caption. Equal captions count as one; a tie counts against the model."
         )
     return notes + change_notes(report)
 
 
-def _retention(report: Mapping[str, Any]) -> str:
-    found = report.get("retention") or {}
+def _reference_sets(report: Mapping[str, Any]) -> str:
+    found = report.get("reference_sets") or {}
     before, after = found.get("before") or {}, found.get("after") or {}
     names = compared_metrics(before, after)
     if not names:
@@ -206,7 +206,7 @@ def _retention(report: Mapping[str, Any]) -> str:
         for name in names
         if name not in trivial
     ]
-    tables = [table(["metric", "before", "after", "change"], rows), retention_sets(found)]
+    tables = [table(["metric", "before", "after", "change"], rows), reference_set_table(found)]
     return "\n\n".join(["## Kept of what it knew (data from outside the domain)", *filter(None, tables)])
 
 
@@ -217,12 +217,12 @@ def _plots(report: Mapping[str, Any]) -> str:
 
 def _alignment(report: Mapping[str, Any]) -> str:
     path = report.get("alignment")
-    return f"How pictures and captions agree, before and after: [{path}](<{path}>)." if path else ""
+    return f"How images and captions agree, before and after: [{path}](<{path}>)." if path else ""
 
 
-def _case_study(report: Mapping[str, Any]) -> str:
-    path = report.get("case_study")
-    return f"Single hits, misses and confident errors, with pictures: [{path}](<{path}>)." if path else ""
+def _error_analysis(report: Mapping[str, Any]) -> str:
+    path = report.get("error_analysis")
+    return f"Single hits, misses and confident errors, with images: [{path}](<{path}>)." if path else ""
 
 
 def _classes(report: Mapping[str, Any]) -> str:
@@ -242,15 +242,15 @@ def _classes(report: Mapping[str, Any]) -> str:
         ]
         for label in labels
     ]
-    header = ["class", "pictures", *(["recall before"] if earlier else []), f"recall {when}"]
+    header = ["class", "images", *(["recall before"] if earlier else []), f"recall {when}"]
     text = "## Recall of each class, the worst first\n\n" + table(header, rows)
     absent = [label for label in recalls if not support[label]]
     if absent:
-        text += f"\n\nNo picture in the test split: {', '.join(map(plain, absent))}."
+        text += f"\n\nNo image in the test split: {', '.join(map(plain, absent))}."
     pairs = confused_pairs(found["labels"], found["confusion"])
     if pairs:
         text += f"\n\n## Most confused classes, {when} fine-tuning\n\n" + table(
-            ["true class", "taken for", "pictures", "of this class"],
+            ["true class", "taken for", "images", "of this class"],
             [[true, taken, n, f"{n / total:.1%} of {total}"] for true, taken, n, total in pairs],
         )
     if report.get("predictions"):
@@ -306,7 +306,7 @@ def _classification(report: Mapping[str, Any], when: str) -> Mapping[str, Any]:
 
 
 def _asked(name: str) -> str:
-    return "captions" if name.startswith("t2i") else "pictures"
+    return "captions" if name.startswith("t2i") else "images"
 
 
 def _plain(name: str, value: Any) -> str:

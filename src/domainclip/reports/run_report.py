@@ -10,7 +10,7 @@ from rich.table import Table
 
 from domainclip.data.splits import DataSplits
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.metrics.names import ALIASES, is_of_a_field
+from domainclip.metrics.names import ALIASES, is_domain_metric
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.training.metrics_log import read_metrics
 
@@ -18,25 +18,23 @@ from domainclip.training.metrics_log import read_metrics
 def report_content(
     controller: CLIPFinetuningController,
     splits: DataSplits,
-    judged: str,
+    evaluated_split: str,
     before: EvaluationResult | None,
     after: EvaluationResult | None,
     result: dict[str, Any],
-    set_aside: list[dict],
+    skipped: list[dict],
     folder: Path,
     started: float,
 ) -> dict[str, Any]:
     config, recipe = controller.config, controller.recipe
     assert recipe is not None and controller.device_manager is not None and controller.precision is not None
     warnings = list(result["warnings"])
-    if judged == "val":
+    if evaluated_split == "val":
         warnings.append(
             "There is no test split: before and after are of the validation split that chose the checkpoint"
         )
-    if set_aside:
-        warnings.append(
-            f"{len(set_aside)} pictures or rows were set aside (set_aside.json), first: {set_aside[0]['reason']}"
-        )
+    if skipped:
+        warnings.append(f"{len(skipped)} images or rows were skipped (skipped.json), first: {skipped[0]['reason']}")
     best = result["best"]
     fixed = controller.processor is not None and controller.processor.text_padding == "fixed"
     name = (
@@ -45,7 +43,7 @@ def report_content(
     return {
         "before": before,
         "after": after,
-        "judged_on": judged,
+        "evaluated_on": evaluated_split,
         "validation": best["all"] if best else {},
         "training": {
             "train_loss": result["train_loss"],
@@ -55,7 +53,7 @@ def report_content(
             "training_time_s": result["training_time"],
             "run_time_s": time.monotonic() - started,
             "samples_per_s": result["samples_per_second"],
-            **_memory_told(result),
+            **_memory_figures(result),
             "best_step": best["step"] if best else None,
             "stopped_early": result["stopped_early"],
             "resumed_from": result["resumed_from"],
@@ -77,21 +75,21 @@ def report_content(
     }
 
 
-def _memory_told(result: dict[str, Any]) -> dict[str, Any]:
+def _memory_figures(result: dict[str, Any]) -> dict[str, Any]:
     memory = result["memory"]
-    told = {"peak_memory_mb": memory["measured_peak_mb"]}
+    figures = {"peak_memory_mb": memory["measured_peak_mb"]}
     if "predicted_mb" in memory:
-        told["predicted_memory_mb"] = memory["predicted_mb"]
-        told["pairs_at_once"] = memory["chunk_at_the_end"] or memory["batch"]
-    return told
+        figures["predicted_memory_mb"] = memory["predicted_mb"]
+        figures["micro_batch"] = memory["micro_batch_at_the_end"] or memory["batch"]
+    return figures
 
 
-def before_after_table(report: dict[str, Any], judged: str) -> Table:
-    table = Table(title=f"Before and after, {judged} split")
+def before_after_table(report: dict[str, Any], evaluated_split: str) -> Table:
+    table = Table(title=f"Before and after, {evaluated_split} split")
     for column, justify in (("metric", "left"), ("before", "right"), ("after", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     shown = ("acc1", "acc5", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR")
-    for name in (*shown, *(name for name in report["after"] if is_of_a_field(name) and name not in ALIASES)):
+    for name in (*shown, *(name for name in report["after"] if is_domain_metric(name) and name not in ALIASES)):
         if report["after"].get(name) is not None:
             before = report["before"].get(name)
             table.add_row(name, "" if before is None else f"{before:.3f}", f"{report['after'][name]:.3f}")

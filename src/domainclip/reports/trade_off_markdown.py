@@ -10,8 +10,8 @@ from domainclip.reports.markdown_table import table
 _MINUS = "\N{MINUS SIGN}"
 
 
-def retention_sets(found: Mapping[str, Any]) -> str:
-    """One row for each retention set, from ``retention["sets"]`` of a report; empty where there is none."""
+def reference_set_table(found: Mapping[str, Any]) -> str:
+    """One row for each reference set, from ``reference_sets["sets"]`` of a report; empty where there is none."""
     sets = found.get("sets") or {}
     if not sets:
         return ""
@@ -34,13 +34,13 @@ def trade_off_markdown(found: Mapping[str, Any] | None) -> str:
     """The section about ``report["trade_off"]``; empty where the trained weights were saved as they are."""
     if not found:
         return ""
-    title = "## Between the starting weights and the trained ones (WiSE-FT)\n\n"
+    title = "## Between the initial weights and the trained ones (WiSE-FT)\n\n"
     alpha = found["chosen_alpha"]
-    text = f"Saved: (1 {_MINUS} α) × starting weights + α × trained weights, with α = {alpha:.4g}: {found['reason']}."
+    text = f"Saved: (1 {_MINUS} α) × initial weights + α × trained weights, with α = {alpha:.4g}: {found['reason']}."
     if not found.get("points"):
         return title + text
     text += (
-        f" On validation rows ({found['domain_rows']} of the domain, {found['retention_rows']} of the retention sets) "
+        f" On validation rows ({found['domain_rows']} of the domain, {found['retention_rows']} of the reference sets) "
         f"that is {_points(found['gain'])} points in the domain"
     )
     if found.get("gain_kept") is not None:
@@ -53,15 +53,15 @@ def trade_off_markdown(found: Mapping[str, Any] | None) -> str:
         [
             f"{point['alpha']:.4g}" + (" (chosen)" if point["alpha"] == alpha else ""),
             f"{point['domain']:.1%}",
-            f"{point['retention']:.1%}",
+            f"{point['reference']:.1%}",
             *(f"{point['sets'][name]:.1%}" for name in sets),
             "yes" if point["on_front"] else "no",
         ]
         for point in found["points"]
     ]
-    header = ["α", f"domain ({found['domain_metric']})", "retention, mean", *sets, "on the Pareto front"]
+    header = ["α", f"domain ({found['domain_metric']})", "reference sets, mean", *sets, "on the Pareto front"]
     return title + text + "\n\n" + table(header, rows) + f"\n\n{found['batch_norm']}"
 
 
-def _points(share: float) -> str:
-    return f"{share * 100:+.1f}".replace("-", _MINUS)
+def _points(fraction: float) -> str:
+    return f"{fraction * 100:+.1f}".replace("-", _MINUS)

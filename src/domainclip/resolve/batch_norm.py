@@ -10,12 +10,12 @@ from domainclip.errors import ConfigurationError
 def resolve_batch_norm(
     values: dict[str, Any], image_tower_kind: str, processes: int, set_keys: set[str], decide: Any
 ) -> None:
-    """One policy: the stored statistics where the heads come first, since those have learned from features under them;
-    else the batch's, wherever the contrastive batch goes through the tower whole.
+    """One policy: the stored statistics where the projections come first, since those have learned from features under
+    them; else the batch's, wherever the contrastive batch goes through the tower whole.
 
-    Heads that do not fit need statistics that follow the domain (docs/log.md: .74 against .02 after one epoch on
-    pollen). In chunks a picture's embedding would depend on its chunk, and a replayed chunk would count twice. So it
-    would on its process.
+    Projections that do not fit need statistics that follow the domain (docs/log.md: .74 against .02 after one epoch on
+    pollen). In micro-batches an image's embedding would depend on its micro-batch, and a replayed micro-batch would
+    count twice. So it would on its process.
     """
     if image_tower_kind != "convolutional":
         values["freeze_batch_norm"] = True  # there is none, and nothing to decide
@@ -32,15 +32,15 @@ def resolve_batch_norm(
         decide("freeze_batch_norm", True, f"the batch is spread over {processes} processes")
         return
     if "freeze_batch_norm" not in set_keys:
-        if values["head_first"]:
-            reason = "the heads learn first, from features under the stored statistics"
+        if values["probe_first"]:
+            reason = "the projections learn first, from features under the stored statistics"
         elif whole:
             reason = "the batch goes through whole: its statistics follow the domain"
         else:
-            reason = "the batch goes in chunks"
-        decide("freeze_batch_norm", bool(values["head_first"]) or not whole, reason)
+            reason = "the batch goes in micro-batches"
+        decide("freeze_batch_norm", bool(values["probe_first"]) or not whole, reason)
     elif not values["freeze_batch_norm"] and not whole:
         raise ConfigurationError(
-            "freeze_batch_norm=false does not go with chunks (gradient_accumulation_steps, mini_batch_size): a "
-            "picture's embedding would depend on its chunk. Leave the key out"
+            "freeze_batch_norm=false does not go with micro-batches (gradient_accumulation_steps, mini_batch_size): a "
+            "image's embedding would depend on its micro-batch. Leave the key out"
         )

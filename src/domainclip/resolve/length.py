@@ -9,9 +9,9 @@ SMALLEST_BATCH = 32
 STEPS_AN_EPOCH = 16
 """So many steps an epoch has at least, where its batches need not be smaller than ``SMALLEST_BATCH`` for it."""
 
-PICTURES = 18_000
+IMAGES = 18_000
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 30
-"""Few rows are shown more often: about ``PICTURES`` pictures in all, within these bounds."""
+"""Few rows are shown more often: about ``IMAGES`` images in all, within these bounds."""
 
 SMALL_DATA = 1000
 """Below so many pairs a training can learn them by heart, and is held back."""
@@ -29,8 +29,8 @@ def resolve_length(values: dict[str, Any], rows: int, given: set[str], decide: A
     """``num_epochs``, where nobody set it."""
     if "num_epochs" in given:
         return
-    epochs = max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(PICTURES / rows)))
-    decide("num_epochs", epochs, f"about {PICTURES} pictures of {rows} rows, {FEWEST_EPOCHS} to {MOST_EPOCHS} passes")
+    epochs = max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(IMAGES / rows)))
+    decide("num_epochs", epochs, f"about {IMAGES} images of {rows} rows, {FEWEST_EPOCHS} to {MOST_EPOCHS} passes")
 
 
 def resolve_small_data(values: dict[str, Any], rows: int, image_tower_kind: str, given: set[str], decide: Any) -> None:
@@ -54,7 +54,7 @@ def resolve_small_data(values: dict[str, Any], rows: int, image_tower_kind: str,
 
 
 def resolve_early_end(values: dict[str, Any], validations: int, given: set[str], decide: Any) -> None:
-    """``early_stopping_patience`` and ``head_first_patience``, where few rows make it likely that nothing more is
+    """``early_stopping_patience`` and ``probe_patience``, where few rows make it likely that nothing more is
     gained.
 
     ``validations``: how many there will be, nearly.
@@ -62,8 +62,8 @@ def resolve_early_end(values: dict[str, Any], validations: int, given: set[str],
     half = max(5, validations // 2)
     if values["small_data"]:
         key, why = "early_stopping_patience", "small_data: half of the training without a better validation ends it"
-    elif values["head_first"]:
-        key, why = "head_first_patience", "half of the training in which the towers do not get past the heads ends it"
+    elif values["probe_first"]:
+        key, why = "probe_patience", "half of the training in which the towers do not get past the probe ends it"
     else:
         return
     if key not in given:

@@ -12,37 +12,35 @@ if TYPE_CHECKING:
 FEW_ROWS = 5000
 """Below it reading all features takes seconds, and fine-tuning alone may end below a linear probe."""
 LEAST_STEPS = 60
-"""The heads take half as many steps as there are rows, and at least so many. 300 cost 2 to 5 points on 100 to 340 rows,
-and brought 3 on 580 (docs/log.md)."""
+"""The projections take half as many steps as there are rows, and at least so many. 300 cost 2 to 5 points on 100 to 340
+rows, and brought 3 on 580 (docs/log.md)."""
 UNEQUAL = 20.0
 """From this many rows of the largest class to one of the smallest on, the user is told what is drawn."""
 
 
-def resolve_head_first(
+def resolve_probe(
     values: dict[str, Any], data: DataFacts, fresh_projections: bool, given: set[str], decide: Any
 ) -> None:
-    """``head_first`` and its steps, ``classification_weight`` and ``class_balance``, where they were left unset."""
+    """``probe_first`` and its steps, ``classification_weight`` and ``class_balance``, where they were left unset."""
     rows = data.train_rows
-    if values["head_first"] is None:
+    if values["probe_first"] is None:
         if fresh_projections:
-            decide("head_first", True, "the projections are new: the towers would first be bent towards random numbers")
+            decide(
+                "probe_first", True, "the projections are new: the towers would first be bent towards random numbers"
+            )
         elif rows < FEW_ROWS:
             decide(
-                "head_first", True, f"{rows} rows, fewer than {FEW_ROWS}: towers learn best from projections that fit"
+                "probe_first", True, f"{rows} rows, fewer than {FEW_ROWS}: towers learn best from projections that fit"
             )
         else:
-            decide("head_first", False, f"{rows} rows, {FEW_ROWS} or more, and projections that are trained already")
-    _resolve_head_last(values, decide)
+            decide("probe_first", False, f"{rows} rows, {FEW_ROWS} or more, and projections that are trained already")
+    _resolve_probe_last(values, decide)
     steps = max(LEAST_STEPS, rows // 2)
-    if (
-        (values["head_first"] or values["head_last"])
-        and "head_first_steps" not in given
-        and steps < values["head_first_steps"]
-    ):
-        decide("head_first_steps", steps, f"{rows} rows: more steps would learn them by heart")
+    if (values["probe_first"] or values["probe_last"]) and "probe_steps" not in given and steps < values["probe_steps"]:
+        decide("probe_steps", steps, f"{rows} rows: more steps would learn them by heart")
     _refuse_what_is_not_read(values, data)
     if values["classification_weight"] is None:
-        labelled = data.classes > 1 and data.labelled_share > 0.5
+        labelled = data.classes > 1 and data.labelled_fraction > 0.5
         values["classification_weight"] = 0.0
         if labelled:
             reason = (
@@ -51,7 +49,7 @@ def resolve_head_first(
             decide("classification_weight", 1.0, reason)
     if values["class_balance"] is None:
         values["class_balance"] = False
-        if values["head_first"] and data.class_imbalance >= UNEQUAL:
+        if values["probe_first"] and data.class_imbalance >= UNEQUAL:
             decide(
                 "class_balance",
                 False,
@@ -60,20 +58,20 @@ def resolve_head_first(
             )
 
 
-def _resolve_head_last(values: dict[str, Any], decide: Any) -> None:
+def _resolve_probe_last(values: dict[str, Any], decide: Any) -> None:
     held = [key for key in ("l2sp_strength", "distillation_strength") if values[key]]
-    if values["head_last"] and held:
+    if values["probe_last"] and held:
         raise ConfigurationError(
-            f"head_last=true does not go with {held[0]}: fitted once more, the projections would no longer be held "
+            f"probe_last=true does not go with {held[0]}: fitted once more, the projections would no longer be held "
             "near the model that the training began with. Leave one of them out"
         )
-    if values["head_last"] is not None:
+    if values["probe_last"] is not None:
         return
-    values["head_last"] = False
-    if values["head_first"] and held:
-        decide("head_last", False, f"{held[0]} holds the projections near the model that the training began with")
-    elif values["head_first"]:
-        decide("head_last", True, "the towers move on from the projections, which are fitted once more in the end")
+    values["probe_last"] = False
+    if values["probe_first"] and held:
+        decide("probe_last", False, f"{held[0]} holds the projections near the model that the training began with")
+    elif values["probe_first"]:
+        decide("probe_last", True, "the towers move on from the projections, which are fitted once more in the end")
 
 
 def _refuse_what_is_not_read(values: dict[str, Any], data: DataFacts) -> None:
@@ -83,7 +81,7 @@ def _refuse_what_is_not_read(values: dict[str, Any], data: DataFacts) -> None:
                 f"{key}={values[key]} needs rows of two classes or more, and these have {data.classes}: name their "
                 "column with label_col, or leave it unset"
             )
-    if values["class_balance"] and not (values["head_first"] or values["head_last"]):
+    if values["class_balance"] and not (values["probe_first"] or values["probe_last"]):
         raise ConfigurationError(
-            "class_balance=true is read by head_first and head_last alone, which are off: leave it unset"
+            "class_balance=true is read by probe_first and probe_last alone, which are off: leave it unset"
         )

@@ -8,7 +8,7 @@ REHEARSAL = 10.0
 """Of 1, 10 and 50, what kept most of both sides (docs/log.md)."""
 
 
-def resolve_retention(values: dict[str, Any], fresh_projections: bool, decide: Any) -> None:
+def resolve_reference_sets(values: dict[str, Any], fresh_projections: bool, decide: Any) -> None:
     """``rehearsal_strength``, ``wise_ft`` and ``wise_ft_alpha``, where they were left unset."""
     if values["rehearsal_strength"] is None:
         values["rehearsal_strength"] = 0.0
@@ -16,7 +16,9 @@ def resolve_retention(values: dict[str, Any], fresh_projections: bool, decide: A
             decide("rehearsal_strength", 0.0, "the projections are new: there are no embeddings yet to be kept")
         elif values["retention_data"]:
             decide(
-                "rehearsal_strength", REHEARSAL, "rows of retention_data that judge nothing are shown again meanwhile"
+                "rehearsal_strength",
+                REHEARSAL,
+                "rows of retention_data that are not validated on are shown again meanwhile",
             )
     if values["wise_ft"] is None:
         if values["wise_ft_alpha"] is not None:

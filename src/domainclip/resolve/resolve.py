@@ -16,13 +16,13 @@ from domainclip.domains.files import domain_family
 from domainclip.errors import ConfigurationError
 from domainclip.resolve.batch_norm import resolve_batch_norm
 from domainclip.resolve.length import automatic_batch, resolve_early_end, resolve_length, resolve_small_data
-from domainclip.resolve.probe import resolve_head_first
-from domainclip.resolve.reference_sets import resolve_retention
-from domainclip.resolve.resolution import SideRule
-from domainclip.resolve.steps import resolve_batch_schedule, resolve_sides, resolved_steps
+from domainclip.resolve.probe import resolve_probe
+from domainclip.resolve.reference_sets import resolve_reference_sets
+from domainclip.resolve.resolution import ResolutionRule
+from domainclip.resolve.steps import resolve_batch_schedule, resolve_resolutions, resolved_steps
 
-DUPLICATE_SHARE = 0.01
-"""Above this share of rows whose caption is not theirs alone, plain contrastive targets are wrong too often."""
+DUPLICATE_FRACTION = 0.01
+"""Above this fraction of rows whose caption is not theirs alone, plain contrastive targets are wrong too often."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class ModelFacts:
     text_tower_kind: str
     temperature: float
     sigmoid: bool = False  # pretrained with the sigmoid objective, and has its bias
-    sides: SideRule | None = None  # picture sides the tower takes; None: the native one only
+    resolutions: ResolutionRule | None = None  # image resolutions the tower takes; None: the native one only
     fresh_projections: bool = False  # just created, of random numbers
 
 
 @dataclass(frozen=True)
 class DataFacts:
     train_rows: int
-    repeated_caption_share: float  # rows whose caption another row has too, in [0, 1]
-    labelled_share: float  # in [0, 1]
+    repeated_caption_fraction: float  # rows whose caption another row has too, in [0, 1]
+    labelled_fraction: float  # in [0, 1]
     classes: int
-    names_sides: bool  # some caption says left or right
+    names_left_right: bool  # some caption says left or right
     cores: int
     names_heights: bool = False  # some caption says upper, lower, top or bottom
     processes: int = 1  # that one batch is spread over
@@ -68,7 +68,7 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
 
     Raises ``ConfigurationError`` where a set value does not fit the model or the data.
     """
-    values = config.model_dump() | {"auto_resolution": False, "wanted_throughput": None}  # settled before
+    values = config.model_dump() | {"auto_resolution": False, "wanted_throughput": None}  # resolved before
     decisions: list[Decision] = []
 
     def decide(key: str, value: Any, reason: str) -> None:
@@ -87,16 +87,16 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
     _resolve_texts(values, config, domain, set_keys, decide)
 
     _resolve_inputs(config, model, set_keys, decide)
-    resolve_sides(values, model.sides or SideRule(model.native_resolution), set_keys, decide)
+    resolve_resolutions(values, model.resolutions or ResolutionRule(model.native_resolution), set_keys, decide)
     if values["batch_size_schedule"] is not None:
         resolve_batch_schedule(values, data.train_rows, set_keys, decide)
     else:
         _resolve_batch(values, data, set_keys, decide)
-    resolve_head_first(values, data, model.fresh_projections, given, decide)
+    resolve_probe(values, data, model.fresh_projections, given, decide)
     resolve_batch_norm(values, model.image_tower_kind, data.processes, set_keys, decide)
     _resolve_objective(values, model, data, given, decide)
     _resolve_adapters(values, model)
-    resolve_retention(values, model.fresh_projections, decide)
+    resolve_reference_sets(values, model.fresh_projections, decide)
     resolve_length(values, data.train_rows, given, decide)
     _resolve_rates(values, model, set_keys, given, decide)
     _resolve_schedule(values, data, given, decide)
@@ -105,7 +105,7 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
     )
     resolve_small_data(values, data.train_rows, model.image_tower_kind, given, decide)
     resolve_early_end(values, validations, given, decide)
-    _resolve_augmentation(values, data, set_keys, given, config.picture_steps().allowed_turns, decide)
+    _resolve_augmentation(values, data, set_keys, given, config.image_steps().allowed_turns, decide)
     _resolve_reading(values, data, given, decide)
     return CLIPFinetuningConfig(**values).frozen(with_own_steps), decisions
 
@@ -136,7 +136,7 @@ def _resolve_inputs(config: CLIPFinetuningConfig, model: ModelFacts, set_keys: s
     if "image_resolution" not in set_keys:
         decide("image_resolution", model.native_resolution, "what the model's own image processor says")
     elif config.image_resolution != model.native_resolution:
-        rule = model.sides or SideRule(model.native_resolution)
+        rule = model.resolutions or ResolutionRule(model.native_resolution)
         if problem := rule.problem(config.image_resolution):
             raise ConfigurationError(f"image_resolution={config.image_resolution} does not fit: {problem}")
     if "max_sequence_length" not in set_keys:
@@ -176,26 +176,26 @@ def _resolve_batch(values: dict[str, Any], data: DataFacts, set_keys: set[str], 
 def _resolve_objective(
     values: dict[str, Any], model: ModelFacts, data: DataFacts, given: set[str], decide: Any
 ) -> None:
-    share = data.repeated_caption_share
+    fraction = data.repeated_caption_fraction
     if "loss_type" not in given:
         if values["objectives"]:
             decide("loss_type", "combined", "objectives names what is summed")
         elif model.sigmoid:
             decide("loss_type", "sigmoid", "the model was pretrained with it, and has its bias")
-        elif share > DUPLICATE_SHARE:
-            decide("loss_type", "multi_positive", f"{share:.0%} of the rows share their caption with another row")
+        elif fraction > DUPLICATE_FRACTION:
+            decide("loss_type", "multi_positive", f"{fraction:.0%} of the rows share their caption with another row")
         else:
             decide(
                 "loss_type",
                 "contrastive",
-                f"only {share:.1%} of the rows share their caption with another row",
+                f"only {fraction:.1%} of the rows share their caption with another row",
             )
     if values["loss_type"] == "sigmoid" and values["label_smoothing"] > 0:
-        decide("label_smoothing", 0.0, "the sigmoid objective judges each pair alone: no target is shared out")
+        decide("label_smoothing", 0.0, "the sigmoid objective scores each pair alone: no target is shared out")
     if "positives" not in given or values["positives"] == "auto":
         if values["augment_text"]:
             decide("positives", "label", "augment_text shows labels as captions, which rows of one class share")
-        elif data.labelled_share > 0.5 and data.classes > 1 and share > 0.5:
+        elif data.labelled_fraction > 0.5 and data.classes > 1 and fraction > 0.5:
             decide(
                 "positives",
                 "label",
@@ -297,15 +297,15 @@ def _resolve_augmentation(
     """What the captions say overrules the domain's preset (mirrored, they would be wrong), but not the user."""
     if not values["augment_images"]:
         return
-    said = {
-        "horizontal_flip": "captions say left or right" if data.names_sides else None,
+    reasons = {
+        "horizontal_flip": "captions say left or right" if data.names_left_right else None,
         "vertical_flip": "captions say upper, lower, top or bottom" if data.names_heights else None,
     }
-    said["rotate90"] = said["horizontal_flip"] or said["vertical_flip"]
-    for key, reason in said.items():
+    reasons["rotate90"] = reasons["horizontal_flip"] or reasons["vertical_flip"]
+    for key, reason in reasons.items():
         if reason and key not in set_keys and (values[key] or key not in given):
             decide(key, False, reason)
-    if "horizontal_flip" not in given and not data.names_sides:
+    if "horizontal_flip" not in given and not data.names_left_right:
         decide("horizontal_flip", True, "no caption says left or right")
     if allowed is None:
         return
@@ -315,18 +315,18 @@ def _resolve_augmentation(
             continue
         if key in set_keys:
             raise ConfigurationError(
-                f"{key}=true does not go with allowed_turns={list(allowed)} of the pictures' preprocessing: leave "
+                f"{key}=true does not go with allowed_turns={list(allowed)} of the images' preprocessing: leave "
                 f"{key} out, or allow {turn!r} there"
             )
-        decide(key, False, "allowed_turns of the pictures' preprocessing forbids it")
+        decide(key, False, "allowed_turns of the images' preprocessing forbids it")
 
 
 def _resolve_reading(values: dict[str, Any], data: DataFacts, given: set[str], decide: Any) -> None:
     if "num_workers" in given:
         return
-    side = max([values["image_resolution"], *(values["training_resolutions"] or {})])
-    bytes_each = 3 * side**2 * (1.3 if values["augment_images"] else 1.0)
+    resolution = max([values["image_resolution"], *(values["training_resolutions"] or {})])
+    bytes_each = 3 * resolution**2 * (1.3 if values["augment_images"] else 1.0)
     if bytes_each * data.train_rows <= values["image_cache_mb"] * 2**20:
-        decide("num_workers", 0, "all decoded pictures fit into image_cache_mb: later epochs read memory")
+        decide("num_workers", 0, "all decoded images fit into image_cache_mb: later epochs read memory")
     else:
         decide("num_workers", max(0, min(4, data.cores - 1)), f"{data.cores} cores, one left for training")

@@ -1,4 +1,4 @@
-"""Deciding what changes while a training goes on: the sides of its pictures, the size of its batches."""
+"""Deciding what changes while a training goes on: the resolutions of its images, the size of its batches."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import math
 from typing import Any
 
 from domainclip.config.recipe import CLIPFinetuningConfig
-from domainclip.config.step_schedules import BatchSchedule, side_phases, total_steps
+from domainclip.config.step_schedules import BatchSchedule, resolution_phases, total_steps
 from domainclip.errors import ConfigurationError
-from domainclip.resolve.resolution import SideRule
+from domainclip.resolve.resolution import ResolutionRule
 
-AUTO_SIDES = {0.0: 0.8, 0.6: 1.0}
-"""``resolution_schedule=auto``: from which share of the training on which share of the whole side holds. The last steps
-are at the side that is validated and saved, as a tower wants them (Touvron et al. 2019). Beginning at 0.6 saves more
-and cost 6 points on pictures with fine detail (docs/benchmarks.md).
+AUTO_RESOLUTIONS = {0.0: 0.8, 0.6: 1.0}
+"""``resolution_schedule=auto``: from which fraction of the training on which fraction of the whole resolution holds.
+The last steps are at the resolution that is validated and saved, as a tower wants them (Touvron et al. 2019). Beginning
+at 0.6 saves more and cost 6 points on images with fine detail (docs/benchmarks.md).
 """
 
 
-def resolve_sides(values: dict[str, Any], rule: SideRule, set_keys: set[str], decide: Any) -> None:
+def resolve_resolutions(values: dict[str, Any], rule: ResolutionRule, set_keys: set[str], decide: Any) -> None:
     """Check ``resolution_schedule`` and ``training_resolutions`` against the tower, and decide ``auto``.
 
     Comes after ``image_resolution`` was decided from the model. Raises ``ConfigurationError``.
@@ -25,44 +25,47 @@ def resolve_sides(values: dict[str, Any], rule: SideRule, set_keys: set[str], de
     for key in ("resolution_schedule", "training_resolutions"):
         if values[key] is not None and rule.multiple is None:
             raise ConfigurationError(
-                f"{key} does not go with this model: its picture tower takes {rule.native} pixels only. Leave it out"
+                f"{key} does not go with this model: its image tower takes {rule.native} pixels only. Leave it out"
             )
     schedule = values["resolution_schedule"]
     if schedule == "auto":
         full = values["image_resolution"]
         decide("resolution_schedule", *_automatic(full, rule))
     elif schedule is not None:
-        for side in schedule.values():
-            _check_side("resolution_schedule", side, rule)
+        for resolution in schedule.values():
+            _check_resolution("resolution_schedule", resolution, rule)
         last = schedule[max(schedule)]
         if "image_resolution" not in set_keys:
             decide("image_resolution", last, "where resolution_schedule ends")
         elif values["image_resolution"] != last:
             raise ConfigurationError(
                 f"resolution_schedule ends at {last} pixels and image_resolution={values['image_resolution']}, the "
-                "side that is validated and saved: end the schedule there, or leave image_resolution out"
+                "resolution that is validated and saved: end the schedule there, or leave image_resolution out"
             )
-    for side in values["training_resolutions"] or {}:
-        _check_side("training_resolutions", side, rule)
+    for resolution in values["training_resolutions"] or {}:
+        _check_resolution("training_resolutions", resolution, rule)
 
 
-def _check_side(key: str, side: int, rule: SideRule) -> None:
-    if problem := rule.problem(side):
-        raise ConfigurationError(f"{key}: {side} does not fit: {problem}")
+def _check_resolution(key: str, resolution: int, rule: ResolutionRule) -> None:
+    if problem := rule.problem(resolution):
+        raise ConfigurationError(f"{key}: {resolution} does not fit: {problem}")
 
 
-def _automatic(full: int, rule: SideRule) -> tuple[dict[float, int], str]:
+def _automatic(full: int, rule: ResolutionRule) -> tuple[dict[float, int], str]:
     assert rule.multiple is not None
     least = math.ceil(rule.smallest / rule.multiple) * rule.multiple
     schedule: dict[float, int] = {}
-    for share, scale in AUTO_SIDES.items():
+    for fraction, scale in AUTO_RESOLUTIONS.items():
         near = math.floor(full * scale / rule.multiple + 0.5) * rule.multiple
-        side = full if scale == 1 else min(full, max(least, near))
-        if side not in schedule.values():
-            schedule[share] = side
+        resolution = full if scale == 1 else min(full, max(least, near))
+        if resolution not in schedule.values():
+            schedule[fraction] = resolution
     if len(schedule) == 1:
-        return schedule, f"this picture tower takes no side between {AUTO_SIDES[0.0]:g} of image_resolution and all"
-    scales = ", ".join(f"{scale:g}" for scale in AUTO_SIDES.values())
+        return (
+            schedule,
+            f"this image tower takes no resolution between {AUTO_RESOLUTIONS[0.0]:g} of image_resolution and all",
+        )
+    scales = ", ".join(f"{scale:g}" for scale in AUTO_RESOLUTIONS.values())
     return schedule, f"{scales} of image_resolution, in multiples of {rule.multiple}: early steps need little detail"
 
 
@@ -105,8 +108,8 @@ def batch_schedule(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> 
 def resolved_steps(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> int:
     """Optimizer steps of the whole training that a resolved recipe makes.
 
-    Raises ``ConfigurationError`` where it ends before a schedule does: the saved model would not be of the last side,
-    or no step would have the largest batch, on which the learning rate is reckoned.
+    Raises ``ConfigurationError`` where it ends before a schedule does: the saved model would not be of the last
+    resolution, or no step would have the largest batch, on which the learning rate is reckoned.
     """
     if isinstance(values, CLIPFinetuningConfig):
         values = values.__dict__
@@ -114,7 +117,7 @@ def resolved_steps(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> 
     total = total_steps(batches, values["num_epochs"], values["max_steps"])
     ends = {"batch_size_schedule": batches.phases[-1][0]}
     if values["resolution_schedule"] is not None:
-        phases = side_phases(values["resolution_schedule"], values["resolution_schedule_by"], batches, total)
+        phases = resolution_phases(values["resolution_schedule"], values["resolution_schedule_by"], batches, total)
         ends["resolution_schedule"] = phases[-1][0]
     for key, first in ends.items():
         if first >= total:

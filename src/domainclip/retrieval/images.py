@@ -1,4 +1,4 @@
-"""Reading pictures from disk, for encoding and for showing them."""
+"""Reading images from disk, for encoding and for showing them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from domainclip.errors import PictureError
+from domainclip.errors import ImageError
 
-Picture = Image.Image | Path | str
+ImageLike = Image.Image | Path | str
 
-_DAMAGE = (
+_DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -23,22 +23,22 @@ _DAMAGE = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's decoders raise on damaged bytes and on pictures above its size limit."""
+"""What Pillow's decoders raise on damaged bytes and on images above its size limit."""
 
 
-def read_picture(picture: Picture) -> Image.Image:
-    """The picture, decoded and turned upright as its EXIF data says, in its own mode; an opened one as it is.
+def load_image(image: ImageLike) -> Image.Image:
+    """The image, decoded and turned upright as its EXIF data says, in its own mode; an opened one as it is.
 
-    The mode is left alone because what becomes of 16-bit or transparent pictures is the encoder's business.
-    Raises ``PictureError`` for a file that is missing, damaged or too large.
+    The mode is left alone because what becomes of 16-bit or transparent images is the encoder's business.
+    Raises ``ImageError`` for a file that is missing, damaged or too large.
     """
-    if isinstance(picture, Image.Image):
-        return picture
+    if isinstance(image, Image.Image):
+        return image
     try:
-        with Image.open(picture) as opened:
+        with Image.open(image) as opened:
             opened.load()
             return ImageOps.exif_transpose(opened)
     except FileNotFoundError:
-        raise PictureError(f"{picture}: no such file") from None
-    except _DAMAGE as error:
-        raise PictureError(f"{picture}: cannot be read as a picture ({error})") from error
+        raise ImageError(f"{image}: no such file") from None
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{image}: cannot be read as an image ({error})") from error

@@ -28,24 +28,24 @@ def hard_negatives(
     seed: int = 0,
     chunk: int = 512,
 ) -> Int[Tensor, "n k"]:
-    """For every pair (picture x_i, caption y_i) the ``k`` other rows that are hardest to tell from it.
+    """For every pair (image x_i, caption y_i) the ``k`` other rows that are hardest to tell from it.
 
         h_ij = max( cos(x_i, y_j), cos(x_j, y_i) )
 
-    that is, the caption that is nearly as good for its picture, or the picture that is nearly as good for its
+    that is, the caption that is nearly as good for its image, or the image that is nearly as good for its
     caption: the negatives with the largest part in the contrastive loss of row i in either direction. Taken from the
     whole data set with the model as it is now (Xiong et al. 2021, "ANCE", who mine the negatives of one direction).
 
     The hardest rows of a data set are also where its unmarked positives lie, so row j is rejected for row i if
 
     - it is of the same group (its positive);
-    - cos(x_i, x_j) ≥ ``duplicate_similarity``: the same picture again, under another caption;
+    - cos(x_i, x_j) ≥ ``duplicate_similarity``: the same image again, under another caption;
     - cos(y_i, y_j) ≥ ``duplicate_similarity``: the same statement in other words;
     - h_ij > cos(x_i, y_i) + ``false_negative_margin``, where that is given: it fits better than the pair's own
       other half. This is TopK-MarginPos of Moreira et al. 2024, "NV-Retriever" (arXiv 2407.15831), whose threshold
       lies *below* the positive: a margin of −0.05 is their 0.05.
 
-    Embeddings need not be normalised. A row whose picture or caption is all zeros (a picture that could not be read)
+    Embeddings need not be normalised. A row whose image or caption is all zeros (an image that could not be read)
     gets no negatives and is nobody's. With more than ``pool`` other rows, the candidates are ``pool`` of them drawn
     by ``seed``, the same ones for every row; the answer is then the hardest of these. A ``duplicate_similarity``
     above 1 rejects no duplicates. Memory: a few matrices of ``chunk`` × candidates, in float32, on the device of the
@@ -66,18 +66,18 @@ def hard_negatives(
     images, texts = F.normalize(images, dim=1), F.normalize(texts, dim=1)
     candidate_groups = groups[candidates].to(here)
     # Domain data repeats captions; only scored as one do equal ones tie to the last bit, and so keep their order.
-    candidate_images, image_places = distinct_rows(images[candidates.to(here)])
-    candidate_texts, text_places = distinct_rows(texts[candidates.to(here)])
+    candidate_images, image_indices = distinct_rows(images[candidates.to(here)])
+    candidate_texts, text_indices = distinct_rows(texts[candidates.to(here)])
     kept = min(k, len(candidates))
 
     for rows in usable.split(chunk):
         x, y = images[rows.to(here)], texts[rows.to(here)]
         hardness = torch.maximum(
-            spread(x @ candidate_texts.T, text_places), spread(y @ candidate_images.T, image_places)
+            spread(x @ candidate_texts.T, text_indices), spread(y @ candidate_images.T, image_indices)
         )
         rejected = groups[rows].to(here)[:, None] == candidate_groups
-        rejected |= spread(x @ candidate_images.T >= duplicate_similarity - _ROUNDING, image_places)
-        rejected |= spread(y @ candidate_texts.T >= duplicate_similarity - _ROUNDING, text_places)
+        rejected |= spread(x @ candidate_images.T >= duplicate_similarity - _ROUNDING, image_indices)
+        rejected |= spread(y @ candidate_texts.T >= duplicate_similarity - _ROUNDING, text_indices)
         if false_negative_margin is not None:
             own = (x * y).sum(dim=1, keepdim=True)
             rejected |= hardness > own + false_negative_margin + _ROUNDING
@@ -88,7 +88,7 @@ def hard_negatives(
 
 
 def _draw(usable: Int[Tensor, " m"], pool: int, seed: int) -> Int[Tensor, " candidates"]:
-    """At most ``pool`` of the rows, in ascending order, which is what settles ties."""
+    """At most ``pool`` of the rows, in ascending order, which is what breaks ties."""
     if len(usable) <= pool:
         return usable
     drawn = torch.randperm(len(usable), generator=torch.Generator().manual_seed(seed))[:pool]
@@ -104,7 +104,7 @@ def _checked(
     check_embeddings(image_embeds, text_embeds)
     if len(image_embeds) != len(text_embeds) or group_ids.shape != (len(image_embeds),):
         raise ShapeError(
-            f"Batch size mismatch: {len(image_embeds)} pictures, {len(text_embeds)} captions and group ids of shape "
+            f"Batch size mismatch: {len(image_embeds)} images, {len(text_embeds)} captions and group ids of shape "
             f"{tuple(group_ids.shape)}: give one of each per row"
         )
     for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):

@@ -1,4 +1,4 @@
-"""Finding the texts that fit a picture and the pictures that fit a text."""
+"""Finding the texts that fit an image and the images that fit a text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from domainclip.errors import DataError, ShapeError
-from domainclip.retrieval.images import Picture, read_picture
+from domainclip.retrieval.images import ImageLike, load_image
 from domainclip.retrieval.similarity_computer import SimilarityComputer, check_top_k
 
-Item = TypeVar("Item", str, Picture)
+Item = TypeVar("Item", str, ImageLike)
 
-_PICTURES_AT_ONCE = 256  # decoded and held for one call of the encoder
+_IMAGES_PER_BATCH = 256  # decoded and held for one call of the encoder
 
 
 class Encoder(Protocol):
@@ -39,32 +39,32 @@ class RetrievalHit(Generic[Item]):
 
 @dataclass(frozen=True)
 class MutualPair:
-    """A picture and a text that are each other's nearest neighbour, with their places in the lists given."""
+    """An image and a text that are each other's nearest neighbour, with their places in the lists given."""
 
     image_index: int
     text_index: int
-    image: Picture
+    image: ImageLike
     text: str
     score: float
 
 
 @dataclass(frozen=True)
 class BatchRetrieval:
-    """Both directions: the best texts of each picture, and the best pictures of each text, best first."""
+    """Both directions: the best texts of each image, and the best images of each text, best first."""
 
     texts_per_image: list[list[RetrievalHit[str]]]
-    images_per_text: list[list[RetrievalHit[Picture]]]
+    images_per_text: list[list[RetrievalHit[ImageLike]]]
 
 
 class ImageTextRetrieval:
     """Retrieval by any encoder.
 
     ``controller`` has ``encode_text(list[str])`` and ``encode_image(list[PIL.Image])``, which return one row per
-    item. ``similarity_computer`` is the cosine where none is given. Pictures are PIL images or paths; a path given
-    as a string comes back as a ``Path``, so that pictures and texts stay distinguishable.
+    item. ``similarity_computer`` is the cosine where none is given. Images are PIL images or paths; a path given
+    as a string comes back as a ``Path``, so that images and texts stay distinguishable.
 
     Every list of answers is sorted, best first; equal scores keep the order of the candidates. Every method raises
-    ``DataError`` for an empty list or a wrong kind of item, ``PictureError`` for a picture that cannot be read, and
+    ``DataError`` for an empty list or a wrong kind of item, ``ImageError`` for an image that cannot be read, and
     ``ShapeError`` "top_k must be in range" where there are fewer candidates than asked for.
     """
 
@@ -74,67 +74,67 @@ class ImageTextRetrieval:
 
     @overload
     def retrieve_text(  # type: ignore[overload-overlap]  # a string is a sequence of strings
-        self, images: Picture, texts: Sequence[str], top_k: int = 5
+        self, images: ImageLike, texts: Sequence[str], top_k: int = 5
     ) -> list[RetrievalHit[str]]: ...
     @overload
     def retrieve_text(
-        self, images: Sequence[Picture], texts: Sequence[str], top_k: int = 5
+        self, images: Sequence[ImageLike], texts: Sequence[str], top_k: int = 5
     ) -> list[list[RetrievalHit[str]]]: ...
     def retrieve_text(
-        self, images: Picture | Sequence[Picture], texts: Sequence[str], top_k: int = 5
+        self, images: ImageLike | Sequence[ImageLike], texts: Sequence[str], top_k: int = 5
     ) -> list[RetrievalHit[str]] | list[list[RetrievalHit[str]]]:
-        """The ``top_k`` best texts of a picture: one list for a picture, a list of lists for several."""
+        """The ``top_k`` best texts of an image: one list for an image, a list of lists for several."""
         single = isinstance(images, Image.Image | Path | str)
-        pictures = _pictures([images] if isinstance(images, Image.Image | Path | str) else images)
+        image_list = _images([images] if isinstance(images, Image.Image | Path | str) else images)
         candidates = _texts(texts)
         check_top_k(top_k, len(candidates))  # before the work, not after
-        found = self._ranked(self._embed_images(pictures), self._embed_texts(candidates), candidates, top_k, "images")
+        found = self._ranked(self._embed_images(image_list), self._embed_texts(candidates), candidates, top_k, "images")
         return found[0] if single else found
 
     @overload
     def retrieve_image(  # type: ignore[overload-overlap]
-        self, texts: str, images: Sequence[Picture], top_k: int = 5
-    ) -> list[RetrievalHit[Picture]]: ...
+        self, texts: str, images: Sequence[ImageLike], top_k: int = 5
+    ) -> list[RetrievalHit[ImageLike]]: ...
     @overload
     def retrieve_image(
-        self, texts: Sequence[str], images: Sequence[Picture], top_k: int = 5
-    ) -> list[list[RetrievalHit[Picture]]]: ...
+        self, texts: Sequence[str], images: Sequence[ImageLike], top_k: int = 5
+    ) -> list[list[RetrievalHit[ImageLike]]]: ...
     def retrieve_image(
-        self, texts: str | Sequence[str], images: Sequence[Picture], top_k: int = 5
-    ) -> list[RetrievalHit[Picture]] | list[list[RetrievalHit[Picture]]]:
-        """The ``top_k`` best pictures of a text: one list for a text, a list of lists for several."""
+        self, texts: str | Sequence[str], images: Sequence[ImageLike], top_k: int = 5
+    ) -> list[RetrievalHit[ImageLike]] | list[list[RetrievalHit[ImageLike]]]:
+        """The ``top_k`` best images of a text: one list for a text, a list of lists for several."""
         single = isinstance(texts, str)
-        queries, candidates = _texts([texts] if isinstance(texts, str) else texts), _pictures(images)
+        queries, candidates = _texts([texts] if isinstance(texts, str) else texts), _images(images)
         check_top_k(top_k, len(candidates))
         found = self._ranked(self._embed_images(candidates), self._embed_texts(queries), candidates, top_k, "texts")
         return found[0] if single else found
 
-    def batch_retrieve(self, images: Sequence[Picture], texts: Sequence[str], top_k: int = 5) -> BatchRetrieval:
-        """Both directions at once; every picture and every text is encoded once.
+    def batch_retrieve(self, images: Sequence[ImageLike], texts: Sequence[str], top_k: int = 5) -> BatchRetrieval:
+        """Both directions at once; every image and every text is encoded once.
 
-        ``top_k`` must be in range for both sides: at most the number of pictures and of texts.
+        ``top_k`` must be in range for both sides: at most the number of images and of texts.
         """
-        pictures, captions = _pictures(images), _texts(texts)
-        check_top_k(top_k, min(len(pictures), len(captions)))
-        image_embeds, text_embeds = self._embed_images(pictures), self._embed_texts(captions)
+        image_list, captions = _images(images), _texts(texts)
+        check_top_k(top_k, min(len(image_list), len(captions)))
+        image_embeds, text_embeds = self._embed_images(image_list), self._embed_texts(captions)
         return BatchRetrieval(
             self._ranked(image_embeds, text_embeds, captions, top_k, "images"),
-            self._ranked(image_embeds, text_embeds, pictures, top_k, "texts"),
+            self._ranked(image_embeds, text_embeds, image_list, top_k, "texts"),
         )
 
-    def retrieve_mutual_nn(self, images: Sequence[Picture], texts: Sequence[str]) -> list[MutualPair]:
+    def retrieve_mutual_nn(self, images: Sequence[ImageLike], texts: Sequence[str]) -> list[MutualPair]:
         """Pairs in which each is the other's nearest neighbour, the most similar first.
 
         Such pairs are likely to belong together even where nothing says so. Of equally near neighbours the one
-        with the lower index counts, so each picture and each text is in one pair at most.
+        with the lower index counts, so each image and each text is in one pair at most.
         """
-        pictures, captions = _pictures(images), _texts(texts)
-        image_embeds, text_embeds = self._embed_images(pictures), self._embed_texts(captions)
+        image_list, captions = _images(images), _texts(texts)
+        image_embeds, text_embeds = self._embed_images(image_list), self._embed_texts(captions)
         top_k = self.similarity_computer.top_k
         scores, nearest_text = (side[:, 0].tolist() for side in top_k(image_embeds, text_embeds, 1))
         nearest_image = top_k(image_embeds, text_embeds, 1, queries="texts")[1][:, 0].tolist()
         pairs = [
-            MutualPair(image, text, pictures[image], captions[text], scores[image])
+            MutualPair(image, text, image_list[image], captions[text], scores[image])
             for image, text in enumerate(nearest_text)
             if nearest_image[text] == image
         ]
@@ -154,11 +154,11 @@ class ImageTextRetrieval:
             for places, values in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _embed_images(self, pictures: Sequence[Picture]) -> Tensor:
+    def _embed_images(self, image_list: Sequence[ImageLike]) -> Tensor:
         rows = []
-        for start in range(0, len(pictures), _PICTURES_AT_ONCE):
-            part = [read_picture(picture) for picture in pictures[start : start + _PICTURES_AT_ONCE]]
-            rows.append(_checked(self.controller.encode_image(part), len(part), "encode_image", "pictures"))
+        for start in range(0, len(image_list), _IMAGES_PER_BATCH):
+            part = [load_image(image) for image in image_list[start : start + _IMAGES_PER_BATCH]]
+            rows.append(_checked(self.controller.encode_image(part), len(part), "encode_image", "image_list"))
         return torch.cat(rows)
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
@@ -173,14 +173,14 @@ def _checked(embeds: Tensor, expected: int, method: str, what: str) -> Tensor:
     return embeds
 
 
-def _pictures(images: Sequence[Picture]) -> list[Picture]:
+def _images(images: Sequence[ImageLike]) -> list[ImageLike]:
     if isinstance(images, Image.Image | Path | str):
-        raise DataError(f"Expected a list of pictures, got one: pass [{images!r}]")
+        raise DataError(f"Expected a list of images, got one: pass [{images!r}]")
     if not len(images):
-        raise DataError("No pictures given: retrieval needs at least one")
+        raise DataError("No images given: retrieval needs at least one")
     for index, image in enumerate(images):
         if not isinstance(image, Image.Image | Path | str):
-            raise DataError(f"Picture {index} is a {type(image).__name__}: give PIL images or paths")
+            raise DataError(f"Image {index} is a {type(image).__name__}: give PIL images or paths")
     return [Path(image) if isinstance(image, str) else image for image in images]
 
 

@@ -1,4 +1,4 @@
-"""Similarities of many pictures to many texts: whole, in chunks, or only the best few of each row."""
+"""Similarities of many images to many texts: whole, in chunks, or only the best few of each row."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class SimilarityComputer:
     """Compares embeddings by a named metric.
 
     ``metric``: a name of ``domainclip.similarity.SIMILARITIES`` ("cosine", "dot", "euclidean", …) or a callable that
-    takes pictures ``[n, dim]`` and texts ``[m, dim]`` and returns ``[n, m]``, larger being nearer (a trained
+    takes images ``[n, dim]`` and texts ``[m, dim]`` and returns ``[n, m]``, larger being nearer (a trained
     ``nn.Module``, for example; a metric that learns and is given by name starts untrained). ``normalize`` brings
     every row to length 1 before that, which makes "dot" the cosine and "euclidean" rank as the cosine does.
 
     Embeddings are tensors or numpy arrays. Half precision and integers are widened to float32, float64 stays; the
-    answer is a tensor on the pictures' device, without gradient. Every method raises ``ShapeError`` "Expected 2D
+    answer is a tensor on the images' device, without gradient. Every method raises ``ShapeError`` "Expected 2D
     embeddings" and "Embedding dimension mismatch". Raises ``ConfigurationError`` "Invalid metric" for an unknown name.
     """
 
@@ -35,7 +35,7 @@ class SimilarityComputer:
         if not isinstance(metric, str) and (isinstance(metric, type) or not callable(metric)):
             raise ConfigurationError(
                 f"Invalid metric {metric!r}: give a name, or a callable (an object, not its class) that compares "
-                "pictures [n, dim] with texts [m, dim]"
+                "images [n, dim] with texts [m, dim]"
             )
         self.metric = metric
         self.normalize = normalize
@@ -44,7 +44,7 @@ class SimilarityComputer:
     def compute(
         self, image_embeds: Float[Embeddings, "n_images dim"], text_embeds: Float[Embeddings, "n_texts dim"]
     ) -> Float[Tensor, "n_images n_texts"]:
-        """Similarity of every picture to every text."""
+        """Similarity of every image to every text."""
         return self._compare(*self._prepared(image_embeds, text_embeds))
 
     def batch_compute(
@@ -53,7 +53,7 @@ class SimilarityComputer:
         text_embeds: Float[Embeddings, "n_texts dim"],
         batch_size: int = 1024,
     ) -> Float[Tensor, "n_images n_texts"]:
-        """The same, ``batch_size`` pictures at a time, for metrics that need more room than their result.
+        """The same, ``batch_size`` images at a time, for metrics that need more room than their result.
 
         Nothing is approximated, but a matrix product of another height may be added up in another order: the
         numbers are those of ``compute`` up to float32's rounding.
@@ -73,9 +73,9 @@ class SimilarityComputer:
         k: int,
         queries: Literal["images", "texts"] = "images",
     ) -> tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]:
-        """Scores and indices of the ``k`` best texts of each picture, the best first; never holds the whole matrix.
+        """Scores and indices of the ``k`` best texts of each image, the best first; never holds the whole matrix.
 
-        ``queries="texts"`` gives the best pictures of each text instead. Equal candidates score exactly equal, and
+        ``queries="texts"`` gives the best images of each text instead. Equal candidates score exactly equal, and
         of equal scores the lower index comes first, so the same arguments always have the same answer.
 
         Raises ``ShapeError`` "top_k must be in range" where k is not within 1…candidates, and where NaN would have
@@ -98,7 +98,7 @@ class SimilarityComputer:
         chunk = max(1, _SCORES_AT_ONCE // len(candidates))
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
-            # A learned metric tells pictures from texts: the order of its arguments matters.
+            # A learned metric tells images from texts: the order of its arguments matters.
             scores = self._compare(distinct, part).T if swap else self._compare(part, distinct)
             yield spread(scores, places)
 
@@ -107,8 +107,8 @@ class SimilarityComputer:
         scores = self._similarity(images, texts)
         if scores.shape != (len(images), len(texts)):
             raise ShapeError(
-                f"The metric answered {len(images)} pictures and {len(texts)} texts with shape {tuple(scores.shape)}: "
-                "it must return one row per picture and one column per text"
+                f"The metric answered {len(images)} images and {len(texts)} texts with shape {tuple(scores.shape)}: "
+                "it must return one row per image and one column per text"
             )
         return scores
 

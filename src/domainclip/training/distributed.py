@@ -34,7 +34,7 @@ class ProcessGroup:
     """This process among ``world_size`` equals, number ``rank`` from 0. Use it as a context manager, or ``close()`` it.
 
     Tensors travel by NCCL on CUDA, everything else by gloo, so that counts and decisions wait for no device. All
-    methods but ``close`` and ``share`` are collective: every process must call the same ones in the same order. Each
+    methods but ``close`` and ``fraction`` are collective: every process must call the same ones in the same order. Each
     raises ``CLIPFinetuningError`` when another process is gone or does not answer within the group's timeout.
     """
 
@@ -86,12 +86,12 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that judges, writes and prints."""
+        """Whether this process is the one that validates, writes and prints."""
         return self.rank == 0
 
-    def share(self, size: int) -> slice:
+    def shard(self, size: int) -> slice:
         """This process' rows of a batch of ``size``: contiguous, as even as can be, in the order of the ranks."""
-        return share_of(size, self.rank, self.world_size)
+        return shard_of(size, self.rank, self.world_size)
 
     # --- a batch ---
 
@@ -188,7 +188,8 @@ class ProcessGroup:
         return box
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Let the first process alone do ``work`` (write, judge, print) while the others wait, and give all its result.
+        """Let the first process alone do ``work`` (write, validate, print) while the others wait, and give all its
+        result.
 
         An error of ``work`` is raised in the first process as it is; in the others as a ``CLIPFinetuningError``.
         """
@@ -218,7 +219,7 @@ class OneProcess:
 
     rank, world_size, is_first = 0, 1, True
 
-    def share(self, size: int) -> slice:
+    def shard(self, size: int) -> slice:
         return slice(0, size)
 
     def total(self, value: int) -> int:
@@ -284,7 +285,7 @@ def claim_local_gpu(device: torch.device | None = None) -> None:
     torch.cuda.set_device(local)
 
 
-def share_of(size: int, rank: int, world_size: int) -> slice:
+def shard_of(size: int, rank: int, world_size: int) -> slice:
     """Process ``rank``'s part of ``size`` rows; parts differ by one row at most."""
     return slice(size * rank // world_size, size * (rank + 1) // world_size)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from domainclip.errors import TrainingDivergedError
 
 COLLAPSED_SPREAD = 0.02
-"""Root-mean-square distance of unit embeddings from their mean, in [0, 1]; below this all pictures look the same."""
+"""Root-mean-square distance of unit embeddings from their mean, in [0, 1]; below this all images look the same."""
 PATIENCE = 3
 """Observations in a row before a warning: one bad batch is no collapse."""
 
@@ -23,7 +23,7 @@ def check_finite(loss: float, grad_norm: float, step: int, learning_rate: float,
         advice += f", or set precision=fp32 (now {precision})"
     raise TrainingDivergedError(
         f"Training diverged at step {step}: {what}. {saved} To go on: {advice}; "
-        "`domainclip data check` shows whether pictures or captions are broken"
+        "`domainclip data check` shows whether images or captions are broken"
     )
 
 
@@ -38,7 +38,7 @@ class CollapseGuard:
     """Whether the scale learns. A fixed one is what the user asked for, and no sign of anything."""
     warnings: list[str] = field(default_factory=list)
     _runs: dict[str, int] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
 
     def observe(
         self, step: int, loss: float, batch: int, spread: float, logit_scale: float, floor: float | None = 0.0
@@ -60,8 +60,8 @@ class CollapseGuard:
         }
         text = {
             "chance": f"the loss stands at ln({batch}) = {chance:.2f}, as if guessing: the model learns nothing. Raise "
-            "learning_rate, unlock a tower, or look whether captions fit the pictures",
-            "collapse": f"picture embeddings have collapsed (spread {spread:.4f}): every picture gets the same one. "
+            "learning_rate, unlock a tower, or look whether captions fit the images",
+            "collapse": f"image embeddings have collapsed (spread {spread:.4f}): every image gets the same one. "
             "Lower learning_rate, lengthen warmup_steps, or start again from the pretrained weights",
             "scale_high": f"logit_scale is at its limit ({logit_scale:.0f}): the model is over-confident, usually on "
             "captions it has learned by heart. Train shorter, augment more, or fix temperature",
@@ -71,8 +71,8 @@ class CollapseGuard:
         new = []
         for kind, seen in found.items():
             self._runs[kind] = self._runs.get(kind, 0) + 1 if seen else 0
-            if self._runs[kind] == PATIENCE and kind not in self._said:
-                self._said.add(kind)
+            if self._runs[kind] == PATIENCE and kind not in self._warned:
+                self._warned.add(kind)
                 new.append(f"step {step}: {text[kind]}")
         self.warnings += new
         return new

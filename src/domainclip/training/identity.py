@@ -33,7 +33,7 @@ NEUTRAL_KEYS = {
     "wise_ft_batch_norm",
     "max_forgetting",
     "min_gain_kept",
-    # They judge beside it. What they change of the rows that are rehearsed, the digest of those rows tells.
+    # They are evaluated beside it. What they change of the rows that are rehearsed, the digest of those rows tells.
     "retention_data",
     "retention_rows",
 }
@@ -55,9 +55,9 @@ def domain_digest(settings: Settings) -> str | None:
 
 
 def data_fingerprint(dataset: CLIPDataset) -> str:
-    """SHA-256 of the training rows in their order: pictures' paths below their common folder, captions, groups.
+    """SHA-256 of the training rows in their order: images' paths below their common folder, captions, groups.
 
-    The folder itself may move. The pictures' bytes are not read: that would cost as much as an epoch.
+    The folder itself may move. The images' bytes are not read: that would cost as much as an epoch.
     """
     paths = [pair.image_path for pair in dataset.pairs]
     try:
@@ -72,12 +72,12 @@ def data_fingerprint(dataset: CLIPDataset) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def check_same_run(said: Sequence[tuple[str, str, int, str | None, str | None]]) -> None:
+def check_same_run(facts: Sequence[tuple[str, str, int, str | None, str | None]]) -> None:
     """Raises ``ConfigurationError`` unless all processes have named the same recipe, training rows, step, digest of
     the weights they keep near, and digest of the rows they rehearse."""
-    for number, what in enumerate(("recipes", "training rows", "checkpoints", "starting weights", "rehearsed rows")):
-        if len({each[number] for each in said}) > 1:
+    for index, what in enumerate(("recipes", "training rows", "checkpoints", "initial weights", "rehearsed rows")):
+        if len({each[index] for each in facts}) > 1:
             raise ConfigurationError(
-                f"The {len(said)} processes have different {what}: start them with the same command, data and "
+                f"The {len(facts)} processes have different {what}: start them with the same command, data and "
                 "output_dir, in a folder that all of them share"
             )

@@ -30,12 +30,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def told_numbers(output: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def logged_metrics(output: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The single numbers among what an objective returned, tables flattened to ``name_key``. Waits for the device."""
     numbers: dict[str, float] = {}
     for name, value in output.items():
         if isinstance(value, Mapping):
-            numbers |= told_numbers(value, f"{name}_")
+            numbers |= logged_metrics(value, f"{name}_")
         elif isinstance(value, Tensor) and value.ndim == 0:
             numbers[prefix + name] = float(value)
     return numbers
@@ -54,8 +54,8 @@ class MetricsLog:
         """Of several rows of ``step`` with the same keys, keep the last: a start that was killed before its first
         checkpoint has been made again."""
         rows = read_metrics(self.path)
-        last = {frozenset(row): number for number, row in enumerate(rows) if row["step"] == step}
-        kept = [row for number, row in enumerate(rows) if row["step"] != step or last[frozenset(row)] == number]
+        last = {frozenset(row): index for index, row in enumerate(rows) if row["step"] == step}
+        kept = [row for index, row in enumerate(rows) if row["step"] != step or last[frozenset(row)] == index]
         if len(kept) < len(rows):
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 

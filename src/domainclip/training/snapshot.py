@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def identity_of(trainer: Trainer) -> tuple[str, str, int, str | None, str | None]:
-    """What ``check_same_run`` compares: recipe, training rows, step, starting weights, rehearsed rows."""
+    """What ``check_same_run`` compares: recipe, training rows, step, initial weights, rehearsed rows."""
     start = trainer.start.digest if trainer.start is not None else None
     return trainer.digest, trainer.fingerprint, trainer.state.step, start, trainer.rehearsed
 
@@ -27,7 +27,7 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
     alone knows."""
     own = {
         "random": random_state(trainer.device),
-        "memory": {"forecast": trainer.memory.get_state(), "step": trainer.adaptive.get_state()},
+        "memory": {"forecast": trainer.memory.state_dict(), "step": trainer.adaptive.state_dict()},
     }
     neighbours = trainer.sampler.neighbours
     digest, data, _, start, rehearsed = identity_of(trainer)
@@ -40,11 +40,11 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
         "domain": domain_digest(trainer.settings),
         "state": dict(trainer.state.__dict__),
         "model": training_state(trainer.encoder),
-        "average": trainer.average.get_state(),
+        "average": trainer.average.state_dict(),
         "loss": trainer.loss.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
-        "temperature": trainer.temperature.get_state() if trainer.temperature else None,
+        "temperature": trainer.temperature.state_dict() if trainer.temperature else None,
         "neighbours": None if neighbours is None else torch.from_numpy(neighbours),
         "processes": trainer.processes.gather_objects(own),
     }
@@ -54,8 +54,8 @@ def save_checkpoint(trainer: Trainer, must_succeed: bool) -> None:
     """Write a checkpoint of the present step. One that cannot be written is told, and training goes on, unless it
     ``must_succeed``: then ``CheckpointError``."""
     trainer._check(trainer.state.step)
-    for pictures in trainer.processes.gather_objects(trainer.state.bad_pictures):
-        trainer.state.bad_pictures |= pictures
+    for images in trainer.processes.gather_objects(trainer.state.skipped_images):
+        trainer.state.skipped_images |= images
     content = snapshot(trainer)
 
     def write() -> None:
@@ -90,7 +90,7 @@ def restore(trainer: Trainer) -> int:
         )
     if content["data"] != trainer.fingerprint:
         raise CheckpointError(
-            f"The checkpoint in {trainer.store.folder} was trained on other rows (pictures, captions, groups or their "
+            f"The checkpoint in {trainer.store.folder} was trained on other rows (images, captions, groups or their "
             "order have changed since). Resume with the data of the run, or use another output_dir"
         )
     if content.get("rehearsal") != trainer.rehearsed:
@@ -109,15 +109,15 @@ def restore(trainer: Trainer) -> int:
     as_before = len(content["processes"]) == processes.world_size
     own = content["processes"][processes.rank if as_before else 0]
     if own["memory"]["forecast"] is not None:  # it may have frozen batch norm
-        trainer.memory.adopt(own["memory"]["forecast"])
-    trainer.adaptive.load_state(own["memory"]["step"])
+        trainer.memory.load_state_dict(own["memory"]["forecast"])
+    trainer.adaptive.load_state_dict(own["memory"]["step"])
     load_training_state(trainer.encoder, content["model"])
-    trainer.average.load_state(content["average"])
+    trainer.average.load_state_dict(content["average"])
     trainer.loss.load_state_dict(content["loss"])
     trainer.optimizer.load_state_dict(content["optimizer"])
     trainer.scaler.load_state_dict(content["scaler"])
     if trainer.temperature:
-        trainer.temperature.load_state(content["temperature"])
+        trainer.temperature.load_state_dict(content["temperature"])
     trainer.sampler.set_neighbours(content["neighbours"])
     trainer.state = RunState(**content["state"])
     if as_before:

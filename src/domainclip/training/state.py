@@ -36,15 +36,15 @@ class TrainingResult:
     best: dict[str, Any] | None
     stopped_early: bool
     warnings: list[str]
-    bad_pictures: dict[str, str]
+    skipped_images: dict[str, str]
     resumed_from: int
     final_loss: float
-    head_first: dict[str, Any] | None
-    """What training the heads first came to; None where it was not asked for."""
-    head_last: dict[str, Any] | None
-    """The same of the heads after the last step, with ``validation`` and ``kept``."""
+    probe_first: dict[str, Any] | None
+    """What training the projections before the first step came to; None where it was not asked for."""
+    probe_last: dict[str, Any] | None
+    """The same of the projections after the last step, with ``validation`` and ``kept``."""
     memory: dict[str, Any]
-    """What ``memory.json`` holds: foretold and measured (see ``RunMemory``)."""
+    """What ``memory.json`` holds: predicted and measured (see ``RunMemory``)."""
 
 
 @dataclass
@@ -58,25 +58,26 @@ class RunState:
     top: float | None = None  # the best value seen, at whichever step
     without_gain: int = 0
     previous: float | None = None  # the value of the last validation
-    confirmed: float | None = None  # as top, of the values that count (see ``judge``)
-    head_first: dict[str, Any] | None = None
-    """What training the heads first came to, with ``validation``: the primary metric it was judged by."""
-    head_last: dict[str, Any] | None = None
-    steps_skipped: int = 0  # batches with fewer than two readable pictures
+    confirmed: float | None = None  # as top, of the values that count (see ``validate_weights``)
+    probe_first: dict[str, Any] | None = None
+    """What training the projections before the first step came to, with ``validation``: the primary metric of its
+    validation."""
+    probe_last: dict[str, Any] | None = None
+    steps_skipped: int = 0  # batches with fewer than two readable images
     loss_sum: float = 0.0
     loss_count: int = 0
     last_loss: float = float("nan")
     warnings: list[str] = field(default_factory=list)
-    bad_pictures: dict[str, str] = field(default_factory=dict)
+    skipped_images: dict[str, str] = field(default_factory=dict)
 
     def stops_early(self, settings: TrainingSettings) -> bool:
         """Whether early stopping is due. Also true for a run resumed after it has stopped early.
 
-        Towers that are kept in place of the heads have their whole schedule: at its end they gain what a few hundred
+        Towers that are kept in place of the probe have their whole schedule: at its end they gain what a few hundred
         validation rows cannot show (docs/log.md).
         """
-        only_heads = self.head_first is not None and self.best is not None and not self.best["step"]
-        patience = (settings.early_stopping_patience, settings.head_first_patience if only_heads else None)
+        only_probe = self.probe_first is not None and self.best is not None and not self.best["step"]
+        patience = (settings.early_stopping_patience, settings.probe_patience if only_probe else None)
         return any(0 < most <= self.without_gain for most in patience if most is not None)
 
 
@@ -93,10 +94,10 @@ def summary_of(result: TrainingResult, model_path: Path) -> dict[str, Any]:
         "best": result.best,
         "stopped_early": result.stopped_early,
         "warnings": result.warnings,
-        "bad_pictures": result.bad_pictures,
+        "skipped_images": result.skipped_images,
         "resumed_from": result.resumed_from,
         "model_path": str(model_path),
         "memory": result.memory,
-        "head_first": result.head_first,
-        "head_last": result.head_last,
+        "probe_first": result.probe_first,
+        "probe_last": result.probe_last,
     }

@@ -27,11 +27,11 @@ from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.guards import CollapseGuard, check_finite
 from domainclip.training.identity import check_same_run, data_fingerprint, domain_digest, recipe_digest
 from domainclip.training.memory.run import RunMemory
-from domainclip.training.metrics_log import MetricsLog, peak_memory_mb, told_numbers
+from domainclip.training.metrics_log import MetricsLog, logged_metrics, peak_memory_mb
 from domainclip.training.optim.optimizer import build_optimizer, rate_factor, set_rates
-from domainclip.training.probe.last import end_with_heads
-from domainclip.training.probe.probe import HeadFirst, begin_with_heads
-from domainclip.training.regularization.initial_weights import StartingPoint
+from domainclip.training.probe.last import end_with_probe
+from domainclip.training.probe.probe import Probe, begin_with_probe
+from domainclip.training.regularization.initial_weights import InitialWeights
 from domainclip.training.regularization.regularizers import L2SP, FeatureDistillation
 from domainclip.training.regularization.rehearsal import Rehearsal
 from domainclip.training.regularization.weight_average import WeightAverage
@@ -40,9 +40,9 @@ from domainclip.training.state import RunState, TrainingResult, Validation
 from domainclip.training.step.adaptive_step import AdaptiveStep
 from domainclip.training.step.class_term import ClassificationTerm
 from domainclip.training.step.gradcache import ContrastiveStep
-from domainclip.training.step.views import PictureViews
+from domainclip.training.step.views import ImageViews
 from domainclip.training.terminal import StopSignals, progress_bar
-from domainclip.training.validation import judge
+from domainclip.training.validation import validate_weights
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Trains ``encoder`` on the batches of ``loader`` (see ``data.batches.create_training_loader``).
 
-    ``validate``: a callable that judges the present weights, or None. ``look_alikes``: a callable that finds for each
-    training row those hardest to tell from it (``[rows, k]``), asked between epochs, or None. ``folder`` gets
+    ``validate``: a callable that validates the present weights, or None. ``find_hard_negatives``: a callable that finds
+    for each training row those hardest to tell from it (``[rows, k]``), asked between epochs, or None. ``folder`` gets
     ``metrics.jsonl``, ``checkpoints/`` and ``best/`` (the best weights, in ``transformers``' layout). ``processes``:
-    several train together, each on its rows of every batch; the first alone judges and writes, all go the same way.
+    several train together, each on its rows of every batch; the first alone validates and writes, all go the same way.
     ``start``: the model it begins with, which ``encoder`` still is, where the settings hold the training near it.
-    ``head_first``, ``head_last``: what trains the projections before the first step and after the last, or None.
+    ``probe_first``, ``probe_last``: what trains the projections before the first step and after the last, or None.
     ``classification``: a term of the loss beside the objective. ``rehearsal``: keeps other rows as they were.
     """
 
@@ -71,22 +71,22 @@ class Trainer:
         folder: Path,
         validate: Callable[[], Validation] | None = None,
         console: Console | None = None,
-        look_alikes: Callable[[], Tensor] | None = None,
+        find_hard_negatives: Callable[[], Tensor] | None = None,
         may_freeze_batch_norm: bool = False,
         processes: ProcessGroup | OneProcess | None = None,
-        start: StartingPoint | None = None,
-        head_first: HeadFirst | None = None,
+        start: InitialWeights | None = None,
+        probe_first: Probe | None = None,
         classification: ClassificationTerm | None = None,
         rehearsal: Rehearsal | None = None,
-        head_last: HeadFirst | None = None,
+        probe_last: Probe | None = None,
     ) -> None:
         self.encoder, self.loss, self.start = encoder, loss, start
-        self.head_first, self.head_last = head_first, head_last
-        self.look_alikes, self.classification, self.rehearsal = look_alikes, classification, rehearsal
+        self.probe_first, self.probe_last = probe_first, probe_last
+        self.find_hard_negatives, self.classification, self.rehearsal = find_hard_negatives, classification, rehearsal
         self.processes = processes or OneProcess()
         self.loader = PrefetchDataLoader(loader, device)
         self.sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
-        self.sampler.share = self.processes.share
+        self.sampler.shard = self.processes.shard
         self.settings, self.device, self.precision = settings, device, precision
         self.folder, self.validate, self.console = folder, validate, console or Console(stderr=True)
         self.optimizer = build_optimizer(encoder, settings, device, loss)
@@ -99,7 +99,7 @@ class Trainer:
         self.temperature = None
         if settings.temperature_scheduling:
             self.temperature = TemperatureScheduler.from_settings(settings, settings.temperature, self.total_steps)
-        self.average = WeightAverage(encoder, settings.ema_share * self.total_steps)
+        self.average = WeightAverage(encoder, settings.ema_fraction * self.total_steps)
         self.state = RunState()
         self.digest = recipe_digest(settings.model_dump(mode="json"), domain_digest(settings))
         self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
@@ -112,19 +112,19 @@ class Trainer:
         distillation = None
         if start is not None and start.encoder is not None:
             distillation = FeatureDistillation(
-                PictureViews(start.encoder, spec, scales),
+                ImageViews(start.encoder, spec, scales),
                 start.encoder.encode_text,
                 settings.distillation_strength,
                 lambda: precision.autocast(device),
                 learning,
             )
         step = ContrastiveStep(
-            PictureViews(encoder, spec, scales),
+            ImageViews(encoder, spec, scales),
             encoder.encode_text,
             self._contrast,
             lambda: precision.autocast(device),
             device,
-            chunk=self._chunk(),
+            micro_batch=self._micro_batch(),
             backward_scale=self.scaler.scale,
             learning=learning,
             distillation=distillation,
@@ -132,7 +132,7 @@ class Trainer:
             processes=processes if isinstance(processes, ProcessGroup) else None,
             parameters=self.parameters,
         )
-        self.adaptive = AdaptiveStep(step, encoder, loss, self._chunk_changed)
+        self.adaptive = AdaptiveStep(step, encoder, loss, self._micro_batch_changed)
         self.step_fn: Callable[[dict[str, Any]], dict[str, Any]] = self.adaptive
         self.memory = RunMemory(
             encoder,
@@ -140,7 +140,7 @@ class Trainer:
             step,
             settings,
             folder,
-            self.plan.sides[-1],
+            self.plan.resolutions[-1],
             may_freeze_batch_norm,
             loader.dataset.dataset.cache_bytes_to_come,  # type: ignore[attr-defined]
         )
@@ -151,27 +151,27 @@ class Trainer:
             batch["pairs"] = self.processes.total(len(batch["rows"]))
         return batch["pairs"]
 
-    def _chunk(self) -> int | None:
+    def _micro_batch(self) -> int | None:
         settings = self.settings
         if settings.mini_batch_size is not None:
             return settings.mini_batch_size
         return settings.batch_size if settings.gradient_accumulation_steps > 1 else None
 
     def _fit_memory(self, batch: dict[str, Any]) -> None:
-        """Set the chunk before the run's first step; a resumed run goes on with the one it had."""
+        """Set the micro-batch before the run's first step; a resumed run goes on with the one it had."""
         if self.memory.forecast is None and len(batch["rows"]) > 1:
             batches = self.plan.batch_schedule
             largest = min(batches.largest, batches.rows)
             forecast = self.memory.fit(batch, -(-largest // self.processes.world_size))
             if forecast is not None and forecast.frozen_batch_norm:
                 self.warn(
-                    "Batch norm is frozen, since the batch does not fit into memory whole: the picture tower may adapt "
+                    "Batch norm is frozen, since the batch does not fit into memory whole: the image tower may adapt "
                     "less. A smaller batch_size that fits keeps its statistics in training"
                 )
-            if forecast is not None and forecast.chunk is not None:
+            if forecast is not None and forecast.micro_batch is not None:
                 self.console.print(f"Memory: {forecast.reason}", highlight=False, markup=False)
 
-    def _chunk_changed(self, step: int, old: int, new: int, reason: str) -> None:
+    def _micro_batch_changed(self, step: int, old: int, new: int, reason: str) -> None:
         self.memory.note_change(self.state.step + 1, old, new, reason)
         text = f"step {self.state.step + 1}: {new} pairs at once instead of {old}: {reason}"
         if new < old:
@@ -194,7 +194,7 @@ class Trainer:
         """Run to the end (or to early stopping).
 
         Raises ``TrainingDivergedError`` (non-finite numbers), ``Interrupted`` (SIGINT or SIGTERM, after saving),
-        ``CheckpointError`` (nothing usable to resume from), ``DataError`` (no batch had two readable pictures).
+        ``CheckpointError`` (nothing usable to resume from), ``DataError`` (no batch had two readable images).
         """
         resumed_from = restore(self) if resume else 0
         check_same_run(self.processes.gather_objects(identity_of(self)))
@@ -207,7 +207,7 @@ class Trainer:
             scale_trained=self.encoder.logit_scale.requires_grad,
         )
         if not resumed_from:
-            begin_with_heads(self, metrics)
+            begin_with_probe(self, metrics)
         stopped_early = state.stops_early(settings)
         started, training_seconds, rows_seen = time.monotonic(), 0.0, 0
         self.encoder.train()
@@ -217,8 +217,8 @@ class Trainer:
             progress_bar(self.console, self.total_steps, state.step) as advance,
         ):
             while state.step < self.total_steps and not stopped_early:
-                if self.look_alikes and state.epoch and not state.batch:
-                    self.sampler.set_neighbours(self.processes.on_first(self.look_alikes))
+                if self.find_hard_negatives and state.epoch and not state.batch:
+                    self.sampler.set_neighbours(self.processes.on_first(self.find_hard_negatives))
                 self.sampler.set_position(state.epoch, state.batch)
                 for batch in self.loader:
                     if not resumed_from and not state.step:
@@ -238,7 +238,7 @@ class Trainer:
                     training_seconds += time.monotonic() - clock
                     advance(state.last_loss)
                     if self.validate and (state.step % settings.eval_steps == 0 or state.batch == 0 or last):
-                        stopped_early = judge(self, metrics)
+                        stopped_early = validate_weights(self, metrics)
                     done = last or stopped_early
                     # Read once: one that comes while saving waits for the next step. All processes stop at the same.
                     stop_signal = self.processes.largest(self.stop.received or 0)
@@ -254,11 +254,11 @@ class Trainer:
                         break
         if state.step and state.steps_skipped == state.step:
             raise DataError(
-                f"Nothing was learned: no batch of {state.step} had two readable pictures "
-                f"({len(state.bad_pictures)} set aside, such as: {next(iter(state.bad_pictures.values()), '')})"
+                f"Nothing was learned: no batch of {state.step} had two readable images "
+                f"({len(state.skipped_images)} skipped, such as: {next(iter(state.skipped_images.values()), '')})"
             )
-        self.average.settle()
-        end_with_heads(self, metrics)
+        self.average.apply()
+        end_with_probe(self, metrics)
         return TrainingResult(
             steps=state.step,
             epochs=self.plan.epochs(state.step),
@@ -271,9 +271,9 @@ class Trainer:
             stopped_early=stopped_early,
             resumed_from=resumed_from,
             warnings=state.warnings,
-            bad_pictures=state.bad_pictures,
-            head_first=state.head_first,
-            head_last=state.head_last,
+            skipped_images=state.skipped_images,
+            probe_first=state.probe_first,
+            probe_last=state.probe_last,
             memory=self.processes.on_first(self.memory.record),
         )
 
@@ -283,11 +283,11 @@ class Trainer:
 
     def _step(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor] | None, Tensor]:
         """One optimizer step. On an accelerator nothing here waits for the device."""
-        for path, reason in batch["problems"]:
-            if path not in self.state.bad_pictures:
-                self.state.bad_pictures[path] = reason
+        for path, reason in batch["skipped"]:
+            if path not in self.state.skipped_images:
+                self.state.skipped_images[path] = reason
                 log.warning("Set aside: %s", reason)
-        if self._pairs(batch) < 2:  # nothing to contrast: the batch's pictures could not be read
+        if self._pairs(batch) < 2:  # nothing to contrast: the batch's images could not be read
             self.state.steps_skipped += 1
             return None, torch.zeros(())
         settings, optimizer, step = self.settings, self.optimizer, self.state.step
@@ -295,14 +295,14 @@ class Trainer:
         set_rates(optimizer, factor * self.plan.rate(step))
         if self.classification is not None:
             batch["classes"] = self.classification.begin(step, torch.as_tensor(batch["rows"]))
-        self.adaptive.enlarge(int((self.plan.sides[-1] / self.plan.side(step)) ** 2))
+        self.adaptive.enlarge(int((self.plan.resolutions[-1] / self.plan.resolution(step)) ** 2))
         optimizer.zero_grad(set_to_none=True)
         if self.temperature:
             self.encoder.set_temperature(self.temperature.get_temperature(), trainable=False)
         output = self.step_fn(batch)
         if self.rehearsal is not None:
-            pairs, chunk = self._pairs(batch), self.adaptive.step.chunk_of(len(batch["rows"]))
-            output = {**output, "rehearsal": self.rehearsal.add_gradient(step, pairs, chunk, self.scaler.scale)}
+            pairs, micro_batch = self._pairs(batch), self.adaptive.step.micro_batch_of(len(batch["rows"]))
+            output = {**output, "rehearsal": self.rehearsal.add_gradient(step, pairs, micro_batch, self.scaler.scale)}
         self.scaler.unscale_(optimizer)
         if self.l2sp is not None:
             output = {**output, "l2sp": self.l2sp.add_gradient()}
@@ -320,7 +320,7 @@ class Trainer:
         return output, norm
 
     def _check(self, step: int) -> None:
-        """Raise for a loss or gradient that is not finite; nothing is saved or judged before this has passed.
+        """Raise for a loss or gradient that is not finite; nothing is saved or validated before this has passed.
 
         Looking at the newest step is enough: weights that were spoilt earlier make every later loss non-finite.
         """
@@ -372,8 +372,8 @@ class Trainer:
             step=state.step,
             epoch=round(self.plan.epochs(state.step), 4),
             batch_size=rows,
-            resolution=self.plan.side(state.step - 1),
-            **told_numbers(output),
+            resolution=self.plan.resolution(state.step - 1),
+            **logged_metrics(output),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             grad_norm=float(norm),
             logit_scale=scale,

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from domainclip.training.trainer import Trainer
 
 
-def judge(trainer: Trainer, metrics: MetricsLog | None) -> bool:
-    """Judge the averaged weights, keep them when they are the best so far; True when it is time to stop.
+def validate_weights(trainer: Trainer, metrics: MetricsLog | None) -> bool:
+    """Validate the averaged weights, keep them when they are the best so far; True when it is time to stop.
 
     Of several processes the first does so (it alone has ``metrics``), and what it finds holds in all.
     """
@@ -26,8 +26,8 @@ def judge(trainer: Trainer, metrics: MetricsLog | None) -> bool:
         assert metrics is not None
         with trainer.average.in_place():
             stop = _validate(trainer, metrics)
-        told = ("best", "top", "without_gain", "previous", "confirmed", "head_first", "warnings")
-        return stop, {name: getattr(trainer.state, name) for name in told}
+        names = ("best", "top", "without_gain", "previous", "confirmed", "probe_first", "warnings")
+        return stop, {name: getattr(trainer.state, name) for name in names}
 
     stop, found = trainer.processes.on_first(validate)
     vars(trainer.state).update(found)
@@ -35,7 +35,7 @@ def judge(trainer: Trainer, metrics: MetricsLog | None) -> bool:
 
 
 def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
-    """Judge the weights, keep them when they are the best so far; True when it is time to stop."""
+    """Validate the weights, keep them when they are the best so far; True when it is time to stop."""
     assert trainer.validate is not None
     state, settings = trainer.state, trainer.settings
     trainer._check(state.step)
@@ -55,8 +55,8 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
         state.top, state.without_gain = result.value, 0
     else:
         state.without_gain += 1
-    heads = state.head_first.get("validation") if state.step and state.head_first is not None else None
-    early = heads is not None and 2 * state.step < trainer.total_steps
+    probed = state.probe_first.get("validation") if state.step and state.probe_first is not None else None
+    early = probed is not None and 2 * state.step < trainer.total_steps
     value = result.value
     if early and state.previous is not None:
         # In the first half the rate is high and one epoch of many validates well by chance, so a value counts only as
@@ -65,10 +65,10 @@ def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
     if state.confirmed is None or sign * value > sign * state.confirmed:
         state.confirmed = value
     kept = sign * value >= sign * state.confirmed - result.standard_error
-    if not state.step and state.head_first is not None:
-        state.head_first["validation"] = result.value
-    elif heads is not None:  # trained towers must do as well as the heads; in the first half clearly better
-        kept = kept and sign * value >= sign * heads + (result.standard_error if early else 0.0)
+    if not state.step and state.probe_first is not None:
+        state.probe_first["validation"] = result.value
+    elif probed is not None:  # trained towers must do as well as the probe; in the first half clearly better
+        kept = kept and sign * value >= sign * probed + (result.standard_error if early else 0.0)
     state.previous = result.value
     kept = kept and keep_best(trainer, result)
     trainer.console.print(

@@ -1,4 +1,4 @@
-"""Tuning: a recipe's keys varied over short trials, judged on the validation split."""
+"""Tuning: a recipe's keys varied over short trials, compared on the validation split."""
 
 from domainclip.tune.run import TuningOutcome, run_tuning
 from domainclip.tune.space import Dimension, Space

@@ -23,7 +23,7 @@ _FINER: dict[tuple[str, str], Callable[[Mapping[str, Any]], bool]] = {
     ("domain_specific", "margin"): lambda values: domain_family(values["domain"]) == "medical",
     ("domain_specific", "hardness_strength"): lambda values: domain_family(values["domain"]) == "industrial",
     ("domain_specific", "hardness_warmup"): lambda values: domain_family(values["domain"]) == "industrial",
-    ("domain_specific", "soft_target_share"): lambda values: domain_family(values["domain"]) == "scientific",
+    ("domain_specific", "soft_target_fraction"): lambda values: domain_family(values["domain"]) == "scientific",
     ("domain_specific", "domain_weight"): lambda values: domain_family(values["domain"]) != "general",
 }
 """Where an objective takes a key in and uses it under a further condition."""

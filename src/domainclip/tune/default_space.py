@@ -63,10 +63,10 @@ def default_space(
     if "domain_specific" in losses and family == "medical":
         add("margin", 0.0, 0.2)
     if "domain_specific" in losses and family == "scientific":
-        add("soft_target_share", 0.0, 0.5)
+        add("soft_target_fraction", 0.0, 0.5)
     return Space(tuple(found.values()))
 
 
 def _round(value: float) -> float:
-    """Two significant digits: the ends are a matter of judgement, and people read them."""
+    """Two significant digits: the ends are a matter of choice, and people read them."""
     return float(f"{value:.2g}")

@@ -1,4 +1,4 @@
-"""Before the first trial: model and data are looked at once, the space is settled, the study is opened."""
+"""Before the first trial: model and data are looked at once, the space is resolved, the study is opened."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from domainclip.domains.files import is_domain_path
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.files import write_text
 from domainclip.models import DualEncoder
-from domainclip.pipelines.auto_resolution import with_side
+from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.domain_record import recorded_recipe, write_domain
 from domainclip.pipelines.facts import data_facts, model_facts
-from domainclip.pipelines.run import quarantined_rows, readable_pairs
+from domainclip.pipelines.run import readable_pairs, skipped_rows
 from domainclip.resolve import DataFacts, ModelFacts, resolve, resolved_steps
 from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.tune import study as studies
@@ -63,7 +63,7 @@ class Work:
     metric: str
     greater_is_better: bool
     counts: dict[str, int]
-    set_aside: list[dict]
+    skipped: list[dict]
 
     def summary(self, asked: int) -> Tuning:
         found = studies.records(self.study)
@@ -77,7 +77,7 @@ class Work:
             steps=self.runner.steps,
             full_steps=self.runner.full_steps,
             counts=self.counts,
-            set_aside=self.set_aside,
+            skipped=self.skipped,
             asked=asked,
             trials=found,
             best=studies.best_record(found, self.greater_is_better),
@@ -108,12 +108,12 @@ def prepare(
         console.print(f"Data: {note}", markup=False)
     recipe = controller.prepare(splits.train)
     if config.auto_resolution:  # chosen once, for all trials
-        config = with_side(config, recipe.image_resolution)
+        config = with_resolution(config, recipe.image_resolution)
     engine = controller.engine()
-    set_aside = quarantined_rows({"train": splits.train, "val": splits.val})
-    val = readable_pairs(splits.val, engine, "val", config.strict, set_aside)
+    skipped = skipped_rows({"train": splits.train, "val": splits.val})
+    val = readable_pairs(splits.val, engine, "val", config.strict, skipped)
     if not len(val):
-        raise DataError(f"No picture of the validation split can be read, such as: {set_aside[0]['reason']}")
+        raise DataError(f"No image of the validation split can be read, such as: {skipped[0]['reason']}")
     evaluator = controller.evaluator(val)
     found = None
     if resume and (folder / studies.STUDY_FILE).exists():
@@ -166,8 +166,10 @@ def prepare(
     own = recorded_recipe(own, TUNING_DOMAIN)
     write_text(folder / "tuning_recipe.yaml", yaml_text(own, sort_keys=True))
     write_text(folder / "space.yaml", yaml_text(space.to_dict()))
-    share = f"{steps / full:.0%} of the whole run's {full}"
-    console.print(f"Each trial: {steps} steps ({share}), a validation every {runner.eval_steps} and after each epoch")
+    fraction = f"{steps / full:.0%} of the whole run's {full}"
+    console.print(
+        f"Each trial: {steps} steps ({fraction}), a validation every {runner.eval_steps} and after each epoch"
+    )
     console.print("Searched: " + "  ".join(map(str, space.dimensions)), markup=False, highlight=False)
     counts = {"train": len(splits.train), "validation": len(val)}
     return Work(
@@ -180,7 +182,7 @@ def prepare(
         evaluator.primary_metric,
         evaluator.greater_is_better,
         counts,
-        set_aside,
+        skipped,
     )
 
 
@@ -217,7 +219,7 @@ def _check_trials(runner: TrialRunner, space: Space, model: ModelFacts, data: Da
 
 
 def _rows_digest(pairs: Sequence[ImageTextPair]) -> str:
-    """SHA-256 of rows in their order; the folder that holds the pictures may move."""
+    """SHA-256 of rows in their order; the folder that holds the images may move."""
     paths = [str(pair.image_path) for pair in pairs]
     try:
         base = os.path.commonpath(paths)

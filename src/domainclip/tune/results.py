@@ -49,7 +49,7 @@ class Tuning:
     steps: int
     full_steps: int
     counts: dict[str, int]
-    set_aside: list[dict]
+    skipped: list[dict]
     asked: int
     trials: list[TrialRecord]
     best: TrialRecord | None
@@ -78,7 +78,7 @@ def trial_line(record: TrialRecord, tuning: Tuning) -> str:
 
 
 def write_results(folder: Path, tuning: Tuning, *, plots: bool) -> None:
-    """Renew every file from the study as it stands; ``plots``: also the pictures, the slowest part."""
+    """Renew every file from the study as it stands; ``plots``: also the images, the slowest part."""
     write_text(folder / "trials.csv", _table(tuning))
     write_json(folder / "tuning.json", _content(tuning))
     if tuning.best is not None:
@@ -179,7 +179,7 @@ def _content(tuning: Tuning) -> dict[str, Any]:
         "gain": tuning.gain(tuning.best),
         "standard_error": tuning.noise,
         "importances": tuning.importances,
-        "set_aside": tuning.set_aside,
+        "skipped": tuning.skipped,
         "trials": [{**asdict(r), "history": {str(s): v for s, v in r.history.items()}} for r in tuning.trials],
     }
 
@@ -195,8 +195,8 @@ def _markdown(tuning: Tuning, plots: Sequence[str]) -> str:
         + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         + f"), each of at most {tuning.steps} steps (the whole run has {tuning.full_steps}).",
     ]
-    if tuning.set_aside:
-        lines.append(f"- {len(tuning.set_aside)} rows were set aside, first: {tuning.set_aside[0]['reason']}.")
+    if tuning.skipped:
+        lines.append(f"- {len(tuning.skipped)} rows were skipped, first: {tuning.skipped[0]['reason']}.")
     lines += ["", "## Best against default", "", *_verdict(tuning)]
     ten = sorted(
         (r for r in tuning.trials if r.outcome == "complete" and r.value is not None),
@@ -225,10 +225,10 @@ def _markdown(tuning: Tuning, plots: Sequence[str]) -> str:
         lines += [
             "Share in what sets the better trials apart (PED-ANOVA); with few trials a rough guide.",
             "",
-            "| key | share |",
+            "| key | fraction |",
             "|---|---:|",
         ]
-        lines += [f"| `{key}` | {share:.0%} |" for key, share in tuning.importances.items()]
+        lines += [f"| `{key}` | {fraction:.0%} |" for key, fraction in tuning.importances.items()]
     else:
         lines.append("Not shown: it takes ten complete trials that did not all come out the same.")
     failed = [record for record in tuning.trials if record.reason and record.outcome != "pruned"]

@@ -1,4 +1,5 @@
-"""``run_tuning``: many short trials of a recipe with some keys varied, on the same rows, judged by validation alone."""
+"""``run_tuning``: many short trials of a recipe with some keys varied, on the same rows, compared by validation
+alone."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 REDRAW_SECONDS = 20
-"""The pictures are renewed after a trial unless they are newer than this: drawing takes a second."""
+"""The images are renewed after a trial unless they are newer than this: drawing takes a second."""
 
 
 @dataclass
@@ -81,7 +82,7 @@ def run_tuning(
         )
     _claim(folder, resume, overwrite)
     signals = StudySignals(console)
-    with signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_told(folder):
+    with signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
         work = prepare(config, space, steps, fixed, splits, folder, resume, overwrite, console)
         try:
             _run_trials(work, trials, signals, console)
@@ -193,7 +194,7 @@ def _one_trial(work: Work, trial: Trial, signals: StudySignals, console: Console
 
 
 @contextmanager
-def _storage_failures_are_told(folder: Path) -> Iterator[None]:
+def _storage_failures_are_reported(folder: Path) -> Iterator[None]:
     """A full disk reaches us as Optuna's own error, from within whichever call wrote to the study."""
     import optuna
 

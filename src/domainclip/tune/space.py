@@ -16,7 +16,7 @@ from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
 
 _BUDGET = "every trial trains the same number of steps: give it with --steps"
-_JUDGE = "it changes the rows or the way trials are judged by, which must be the same for all"
+_VALIDATE = "it changes the rows or the way trials are evaluated, which must be the same for all"
 _IDLE = "it changes nothing that is learned"
 NOT_SEARCHED = {
     **dict.fromkeys(("num_epochs", "max_steps", "early_stopping_patience"), _BUDGET),
@@ -40,7 +40,7 @@ NOT_SEARCHED = {
             "normal_label",
             "bootstrap_resamples",
         ),
-        _JUDGE,
+        _VALIDATE,
     ),
     **dict.fromkeys(
         (

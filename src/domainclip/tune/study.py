@@ -208,7 +208,7 @@ def best_record(found: Sequence[TrialRecord], greater_is_better: bool) -> TrialR
 
 
 def importances(study: Study, found: Sequence[TrialRecord]) -> dict[str, float]:
-    """Share of each parameter in what tells good trials from bad ones (PED-ANOVA, Watanabe et al. 2023).
+    """Fraction of each parameter in what tells good trials from bad ones (PED-ANOVA, Watanabe et al. 2023).
 
     Parameters that fewer than five complete trials have are left out. Empty with fewer than ten complete trials, or
     where all came out the same: there is nothing to explain then.
@@ -221,5 +221,5 @@ def importances(study: Study, found: Sequence[TrialRecord]) -> dict[str, float]:
     drawn = Counter(key for record in complete for key in record.params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # few trials in a branch of the search: the report says so
-        shares = optuna.importance.get_param_importances(study, params=[key for key, n in drawn.items() if n >= 5])
-    return {key: float(share) for key, share in shares.items()}
+        fractions = optuna.importance.get_param_importances(study, params=[key for key, n in drawn.items() if n >= 5])
+    return {key: float(fraction) for key, fraction in fractions.items()}

@@ -1,4 +1,4 @@
-"""One trial: a fresh copy of the model, trained for a short budget, judged a few times, and thrown away."""
+"""One trial: a fresh copy of the model, trained for a short budget, validated a few times, and thrown away."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Pruned(Exception):
 class TrialRunner:
     """Trains recipes that differ from ``config`` in a few keys, all on the same rows for ``steps`` steps.
 
-    ``recipe``: ``config`` resolved, whose whole length is ``full_steps``. ``engine``: the decoded validation pictures
+    ``recipe``: ``config`` resolved, whose whole length is ``full_steps``. ``engine``: the decoded validation images
     in its cache serve every trial that sees them at the same size.
     """
 
@@ -92,8 +92,8 @@ class TrialRunner:
         }
         for key in ("warmup_steps", "temp_warmup_steps"):  # set for the whole run, it would outlast the trial
             if self.config.is_set(key) and key not in params:
-                share = getattr(self.config, key) / max(1, self.full_steps)
-                budget[key] = max(int(key == "temp_warmup_steps"), round(share * self.steps))
+                fraction = getattr(self.config, key) / max(1, self.full_steps)
+                budget[key] = max(int(key == "temp_warmup_steps"), round(fraction * self.steps))
         return self.config.updated(**{**params, **budget})
 
     def sweep(self) -> None:
@@ -103,7 +103,7 @@ class TrialRunner:
             _delete_weights(trial)
 
     def __call__(self, number: int, params: Mapping[str, Any], listener: Listener) -> TrialResult:
-        """Train and judge. Divergence and lack of memory are results; what else goes wrong is raised."""
+        """Train and validate. Divergence and lack of memory are results; what else goes wrong is raised."""
         folder = self.folder_of(number)
         shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
@@ -149,8 +149,8 @@ class TrialRunner:
         )
 
     def _step_of(self, validation: int, controller: CLIPFinetuningController) -> int:
-        """The training step of a trial's validation (from 0): the loop judges every ``eval_steps``, at the end of each
-        epoch, and at the end."""
+        """The training step of a trial's validation (from 0): the loop validates every ``eval_steps``, at the end of
+        each epoch, and at the end."""
         assert controller.recipe is not None
         batches = batch_schedule(controller.recipe, len(self.train))
 
@@ -178,17 +178,17 @@ def _known_outcome(error: Exception, controller: CLIPFinetuningController, row: 
     """What an error says of the trial's recipe; None where it says nothing. ``row``: any that can be read."""
     text = str(error).lower()
     # Torch has an error of its own for this on CUDA; MPS and the CPU raise a RuntimeError that says so.
-    said = isinstance(error, RuntimeError) and any(
+    recognised = isinstance(error, RuntimeError) and any(
         words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
     )
-    if said or isinstance(error, MemoryConstraintError | MemoryError | torch.OutOfMemoryError):
+    if recognised or isinstance(error, MemoryConstraintError | MemoryError | torch.OutOfMemoryError):
         return "out_of_memory"
     if isinstance(error, TrainingDivergedError):
         return "diverged"
     # A step can spoil the weights with a finite loss: then it is an evaluator that meets embeddings without numbers.
     if isinstance(error, ShapeError) and controller.model is not None:
-        engine, (picture, caption) = controller.engine(), row
-        embeds = torch.cat([engine.encode_images([picture]), engine.encode_texts([caption])])
+        engine, (image, caption) = controller.engine(), row
+        embeds = torch.cat([engine.encode_images([image]), engine.encode_texts([caption])])
         return None if bool(torch.isfinite(embeds).all()) else "diverged"
     return None
 
@@ -198,7 +198,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _delete_weights(folder: Path) -> None:
-    """A trial's weights serve nothing once it is judged, and a study would fill the disk with them."""
+    """A trial's weights serve nothing once it is validated, and a study would fill the disk with them."""
     for name in _WEIGHTS:
         shutil.rmtree(folder / name, ignore_errors=True)
         for rest in folder.glob(f".{name}.*"):  # of a write that was cut off

@@ -10,7 +10,7 @@ import pytest
 from domainclip.config.glossary import load_glossary
 from domainclip.config.text_preprocessing import PromptPack, TextPreprocessing
 from domainclip.data.captions.negation import NegationCues
-from domainclip.data.captions.pipeline import CaptionChain
+from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.captions.sentences import split_sentences, split_statements
 from domainclip.data.captions.truncation import SentenceTruncator
 from domainclip.data.captions.views import SectionDropout, SynonymReplacer
@@ -22,7 +22,7 @@ EVERYTHING = TextPreprocessing(
     glossary="medical",
     expand_abbreviations=True,
     truncation="sentences",
-    synonym_share=0.5,
+    synonym_fraction=0.5,
     section_dropout=0.4,
 )
 
@@ -133,7 +133,7 @@ def test_no_cut_of_a_negated_statement_reads_as_its_opposite() -> None:
         "CT ruled consolidation out as well as metastasis of the lung and an effusion or oedema in the supine position",
         "Effusion was suspected in the lower lobe of the left lung on the first day. It was ruled out by ultrasound.",
         "Oedema isn’t seen and neither is a consolidation nor effusion in any of the lobes of either lung of this man",
-        "Metastasis -ve and consolidation neg. on all of the pictures that were taken of this man on the first day",
+        "Metastasis -ve and consolidation neg. on all of the images that were taken of this man on the first day",
     ]
     for statement in statements:
         for limit in range(5, words_as_tokens([statement])[0]):
@@ -144,17 +144,17 @@ def test_no_cut_of_a_negated_statement_reads_as_its_opposite() -> None:
 
 
 def test_real_notes_are_cut_at_sentences(real_notes: list[str]) -> None:
-    chain = CaptionChain(EVERYTHING, words_as_tokens, 40)
-    report = chain.count_cut(real_notes)
-    long = [caption for caption in real_notes if words_as_tokens([chain.rewritten(caption)])[0] > 40]
+    pipeline = CaptionPipeline(EVERYTHING, words_as_tokens, 40)
+    report = pipeline.count_cut(real_notes)
+    long = [caption for caption in real_notes if words_as_tokens([pipeline.rewritten(caption)])[0] > 40]
     assert report is not None and len(long) > 100
     assert (report.cut, report.captions) == (len(long), len(real_notes))
     assert f"{len(long)} of {len(real_notes)} captions" in str(report)
     at_sentences = 0
     for caption in real_notes:
-        whole, cut = chain.rewritten(caption), chain(caption)
+        whole, cut = pipeline.rewritten(caption), pipeline(caption)
         assert words_as_tokens([cut])[0] <= 40
-        assert chain(cut) == cut  # once more changes nothing
+        assert pipeline(cut) == cut  # once more changes nothing
         if caption not in long:
             assert cut == whole
         elif (parts := split_statements(whole)) and words_as_tokens(parts[:1])[0] <= 40:
@@ -235,8 +235,8 @@ def test_synonyms_stay_in_their_group(real_notes: list[str]) -> None:
         return re.sub(r"\ban\b", "a", pattern.sub(lambda found: known[found[0].lower()], text.lower()))
 
     changed = 0
-    for place, caption in enumerate(real_notes):
-        other = replace(caption, 1.0, random.Random(place))
+    for index, caption in enumerate(real_notes):
+        other = replace(caption, 1.0, random.Random(index))
         changed += other != caption
         assert meaning(other) == meaning(caption)
     assert changed > 250
@@ -260,27 +260,27 @@ def test_dropout_leaves_out_whole_sentences_and_no_negation() -> None:
 
 
 def test_views_of_real_notes(real_notes: list[str]) -> None:
-    chain = CaptionChain(EVERYTHING, words_as_tokens, 60)
-    plain = CaptionChain(EVERYTHING.model_copy(update={"truncation": "tokens"}))
+    pipeline = CaptionPipeline(EVERYTHING, words_as_tokens, 60)
+    plain = CaptionPipeline(EVERYTHING.model_copy(update={"truncation": "tokens"}))
     several = 0
     for caption in real_notes[::4]:
-        views = chain.views(caption, seed=7)
-        assert views == CaptionChain(EVERYTHING, words_as_tokens, 60).views(caption, seed=7)
+        views = pipeline.views(caption, seed=7)
+        assert views == CaptionPipeline(EVERYTHING, words_as_tokens, 60).views(caption, seed=7)
         assert all(words_as_tokens([view])[0] <= 60 for view in views)
         several += len(set(views)) > 1
         denials = [s for s in split_sentences(plain.rewritten(caption)) if plain.cues.negates(s)]
         for view in plain.views(caption, seed=7):
             assert len([s for s in split_sentences(view) if plain.cues.negates(s)]) == len(denials), (caption, view)
     assert several > 80
-    other = [chain.views(caption, seed=8) for caption in real_notes[:40]]
-    assert other != [chain.views(caption, seed=7) for caption in real_notes[:40]]
+    other = [pipeline.views(caption, seed=8) for caption in real_notes[:40]]
+    assert other != [pipeline.views(caption, seed=7) for caption in real_notes[:40]]
 
 
 def test_everything_off_changes_nothing_but_white_space(real_notes: list[str]) -> None:
-    chain = CaptionChain(TextPreprocessing(), words_as_tokens, 20)
-    assert not chain.has_views
+    pipeline = CaptionPipeline(TextPreprocessing(), words_as_tokens, 20)
+    assert not pipeline.has_views
     for caption in real_notes:
-        assert chain(caption) == " ".join(caption.split())
+        assert pipeline(caption) == " ".join(caption.split())
 
 
 # --- prompt packs ---

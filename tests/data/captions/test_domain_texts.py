@@ -13,7 +13,7 @@ from domainclip.config.text_preprocessing import TextPreprocessing
 from domainclip.data.captions.abbreviations import AbbreviationExpander
 from domainclip.data.captions.negation import NegationCues
 from domainclip.data.captions.normalise import normalise_characters, normalise_units
-from domainclip.data.captions.pipeline import CaptionChain
+from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.errors import ConfigurationError
 
 
@@ -119,7 +119,7 @@ def test_settings_hold_their_glossary_when_asked(tmp_path: Path) -> None:
     settings = TextPreprocessing(glossary="glossary.yaml", expand_abbreviations=True).self_contained(tmp_path)
     path.unlink()
     again = TextPreprocessing(**yaml.safe_load(yaml.safe_dump(settings.model_dump(mode="json"))))
-    assert CaptionChain(again)("an XY of NO") == "an ex why of nitric oxide"
+    assert CaptionPipeline(again)("an XY of NO") == "an ex why of nitric oxide"
 
 
 # --- spelling ---
@@ -189,7 +189,7 @@ def test_abbreviations_are_written_out_where_they_are_certain(given: str, expect
 
 
 def test_no_abbreviation_is_a_negation() -> None:
-    # "NO" is nitric oxide in one field and a denial in another; the word itself is never touched.
+    # "NO" is nitric oxide in one domain and a denial in another; the word itself is never touched.
     expand = AbbreviationExpander(Glossary(abbreviations={"NO": "nitric oxide"}))
     assert expand("no effusion, No effusion, NO in air") == "no effusion, No effusion, nitric oxide in air"
 

@@ -7,7 +7,7 @@ import pytest
 from domainclip.config.glossary import Glossary, load_glossary
 from domainclip.config.text_preprocessing import TextPreprocessing
 from domainclip.data.captions.abbreviations import AbbreviationExpander
-from domainclip.data.captions.pipeline import CaptionChain
+from domainclip.data.captions.pipeline import CaptionPipeline
 
 
 def expand(glossary: str, text: str) -> str:
@@ -36,7 +36,7 @@ def expand(glossary: str, text: str) -> str:
         ("industrial", "pipe ID 4432"),
         ("industrial", "pipe ID: no. 4432"),
         ("industrial", "pipe ID tag"),
-        ("industrial", "picture of CAM 2"),
+        ("industrial", "image of CAM 2"),
         ("industrial", "a flow of 5 SLM"),
         ("industrial", "the LID of a tin"),
         ("industrial", "dıa. 5 mm"),
@@ -85,8 +85,8 @@ def test_a_conditional_abbreviation_is_no_part_of_an_expansion() -> None:
 @pytest.mark.parametrize("entry", ["µm", "μm"])  # micro sign, Greek mu
 def test_micro_signs_are_one_letter(normalise: bool, entry: str) -> None:
     glossary = Glossary(abbreviations={entry: "micrometre"})
-    chain = CaptionChain(TextPreprocessing(normalise=normalise, glossary=glossary, expand_abbreviations=True))
-    assert chain("5 µm and 5 μm") == "5 micrometre and 5 micrometre"
+    pipeline = CaptionPipeline(TextPreprocessing(normalise=normalise, glossary=glossary, expand_abbreviations=True))
+    assert pipeline("5 µm and 5 μm") == "5 micrometre and 5 micrometre"
 
 
 def test_an_abbreviation_in_capitals_keeps_its_own_meaning() -> None:

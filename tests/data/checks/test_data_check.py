@@ -29,7 +29,7 @@ from domainclip.errors import ConfigurationError, DataError
 
 
 def scene(seed: int, width: int = 64, height: int = 48) -> Image.Image:
-    """A picture unlike that of any other seed."""
+    """An image unlike that of any other seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -79,21 +79,21 @@ def test_clean_data_pass(clean: Path) -> None:
     assert problems(report) == set()
     assert report.exit_code == 0
     assert report.rows == {"train": 40}
-    assert report.pictures == 40
-    assert only(report, "class-balance").detail == "2 classes of 20 to 20 pictures (ratio 1.0)"
+    assert report.images == 40
+    assert only(report, "class-balance").detail == "2 classes of 20 to 20 images (ratio 1.0)"
 
 
-def test_broken_missing_and_oversized_pictures(clean: Path) -> None:
+def test_broken_missing_and_oversized_images(clean: Path) -> None:
     whole = (clean / "0.jpg").read_bytes()
     (clean / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (clean / "empty.jpg").write_bytes(b"")
-    (clean / "text.jpg").write_text("not a picture")
+    (clean / "text.jpg").write_text("not an image")
     (clean / "bomb.png").write_bytes(huge_png(30_000))
     (clean / "half.png").write_bytes(huge_png(64))
     names = ("cut.jpg", "empty.jpg", "text.jpg", "half.png", "bomb.png", "gone.jpg")
     append(clean, *([name, f"about {name}", "class 0"] for name in names), ["1.jpg", "  ", "class 1"])
     report = check_data(clean)
-    broken = only(report, "broken-pictures")
+    broken = only(report, "broken-images")
     assert (broken.count, broken.severity) == (4, "error")
     assert {example.split(":")[0] for example in broken.examples} == {
         "cut.jpg",
@@ -101,33 +101,33 @@ def test_broken_missing_and_oversized_pictures(clean: Path) -> None:
         "text.jpg",
         "half.png",
     }
-    bomb = only(report, "oversized-pictures")
+    bomb = only(report, "oversized-images")
     assert bomb.count == 1
     assert bomb.examples[0].startswith("bomb.png: ")
     assert "pixels" in bomb.examples[0]
-    missing = only(report, "missing-pictures")
+    missing = only(report, "missing-images")
     assert missing.count == 1
-    assert missing.examples == ["train.csv row 47: picture gone.jpg is not there"]
+    assert missing.examples == ["train.csv row 47: image gone.jpg is not there"]
     assert only(report, "empty-captions").examples == ["train.csv row 48: the caption is empty"]
     assert report.exit_code == 1
 
 
 def test_pixel_limit_is_the_callers(clean: Path) -> None:
-    assert only(check_data(clean, max_pixels=64 * 48 - 1), "oversized-pictures").count == 40
-    assert not check_data(clean, max_pixels=64 * 48).named("oversized-pictures")
+    assert only(check_data(clean, max_pixels=64 * 48 - 1), "oversized-images").count == 40
+    assert not check_data(clean, max_pixels=64 * 48).named("oversized-images")
 
 
 def test_below_one_percent_is_a_warning(clean: Path) -> None:
     rows = [[f"{i % 40}.jpg", f"caption {i}", f"class {i % 40 % 2}"] for i in range(200)]
     table(clean, [*rows, ["gone.jpg", "gone", "class 0"]])
     report = check_data(clean, near_duplicates=False)
-    assert only(report, "missing-pictures").severity == "warning"
+    assert only(report, "missing-images").severity == "warning"
     assert report.exit_code == 0
     table(clean, [*rows[:90], ["gone.jpg", "gone", "class 0"]])
     assert check_data(clean, near_duplicates=False).exit_code == 1
 
 
-def test_odd_but_good_pictures(clean: Path) -> None:
+def test_odd_but_good_images(clean: Path) -> None:
     scene(100).convert("CMYK").save(clean / "cmyk.jpg")
     deep = np.random.default_rng(0).integers(0, 65536, (40, 40), dtype=np.uint16)
     Image.fromarray(deep).save(clean / "deep.png")
@@ -137,8 +137,8 @@ def test_odd_but_good_pictures(clean: Path) -> None:
     names = ("cmyk.jpg", "deep.png", "palette.png", "moving.gif", "dot.png")
     append(clean, *([name, f"about {name}", "class 0"] for name in names))
     report = check_data(clean)
-    assert problems(report) == {"tiny-pictures"}
-    assert only(report, "tiny-pictures").examples == ["dot.png (1x1)"]
+    assert problems(report) == {"tiny-images"}
+    assert only(report, "tiny-images").examples == ["dot.png (1x1)"]
     assert only(report, "several-frames").examples == ["moving.gif (3 frames)"]
 
 
@@ -172,7 +172,7 @@ def test_leakage_between_given_splits(clean: Path) -> None:
         "test.csv",
     )
     report = check_data(clean)
-    shared = only(report, "shared-pictures")
+    shared = only(report, "shared-images")
     assert (shared.count, shared.severity) == (2, "error")
     assert "train and test" in shared.detail
     groups = only(report, "shared-groups")
@@ -258,7 +258,7 @@ def test_classes(clean: Path) -> None:
     balance = only(report, "class-balance")
     assert balance.severity == "warning"
     assert "ratio 38.0" in balance.detail
-    assert only(report, "single-picture-classes").examples == ["rare"]
+    assert only(report, "single-image-classes").examples == ["rare"]
     assert only(report, "unlabelled-rows").count == 1
     table(clean, [[f"{i}.jpg", f"caption {i}", "common"] for i in range(40)])
     assert only(check_data(clean), "one-class").severity == "warning"
@@ -300,7 +300,7 @@ def test_report_for_programs_and_people(clean: Path) -> None:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(report.render())
     text = console.export_text()
-    assert "missing-pictures" in text
+    assert "missing-images" in text
     assert "[red]x.jpg" in text
     assert "1 error, 1 warning" in text
 
@@ -316,7 +316,7 @@ def test_near_duplicates_equal_the_slow_search() -> None:
     for base in originals:
         faint = (base // 12 + 80).astype(int)
         prints += [(faint + rng.integers(-2, 3, base.shape)).astype(np.uint8) for _ in range(2)]
-    # Flat pictures all hash to 0: grey levels alone tell them apart.
+    # Flat images all hash to 0: grey levels alone tell them apart.
     prints += [np.full((16, 18), level, np.uint8) for level in (0, 0, 2, 100, 101, 255)]
     stack = np.stack(prints)
     hashes = [int(value) for value in difference_hashes(stack)]
@@ -346,9 +346,9 @@ def test_resaved_copies_are_near_and_neighbours_are_not(shared_data: Path, tmp_p
     paths = sorted((shared_data / "med_blood_cells" / "images").glob("*.jpg"))[::5]
     prints = []
     for path in paths:
-        picture = Image.open(path).convert("RGB")
-        prints.append(fingerprint(np.asarray(picture)))
-        picture.resize((picture.width * 3 // 4, picture.height * 3 // 4)).save(tmp_path / "copy.jpg", quality=80)
+        image = Image.open(path).convert("RGB")
+        prints.append(fingerprint(np.asarray(image)))
+        image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(tmp_path / "copy.jpg", quality=80)
         prints.append(fingerprint(np.asarray(Image.open(tmp_path / "copy.jpg"))))
     groups = near_duplicate_groups(np.stack(prints))
     true = [group for group in groups if len(group) == 2 and group[0] % 2 == 0 and group[1] == group[0] + 1]
@@ -361,7 +361,7 @@ def test_real_sets(shared_data: Path) -> None:
         report = check_data(shared_data / name, batch_size=32)
         assert report.exit_code == 0, [f for f in report.findings if f.severity == "error"]
         manifest = (shared_data / name / "manifest.sha256").read_text(encoding="utf-8").splitlines()
-        pictures = [line.split()[0] for line in manifest if "images/" in line]
-        assert report.pictures == len(pictures)
-        copies = len(pictures) - len(set(pictures))
+        images = [line.split()[0] for line in manifest if "images/" in line]
+        assert report.images == len(images)
+        copies = len(images) - len(set(images))
         assert sum(finding.count for finding in report.named("exact-duplicates")) == copies

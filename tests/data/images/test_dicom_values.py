@@ -10,9 +10,9 @@ import pytest
 
 from domain_image_cases import RNG, linear_window, settings, write_dicom
 from domainclip.data.images.dicom_frames import Window
-from domainclip.data.images.pipeline import DomainImageChain
-from domainclip.data.images.reader import picture_header, read_array, read_image
-from domainclip.errors import PictureError
+from domainclip.data.images.pipeline import DomainImagePipeline
+from domainclip.data.images.reader import image_header, read_array, read_image
+from domainclip.errors import ImageError
 
 pydicom = pytest.importorskip("pydicom")
 STORED = np.linspace(24, 2024, 64).astype(np.uint16).reshape(8, 8)
@@ -132,7 +132,7 @@ def test_8_bits_without_a_window_are_shown_as_they_are(
     want = np.round((values if photometric == "MONOCHROME2" else top - values) * (255 / top))
     got = read_array(path)
     assert got.dtype == np.uint8 and np.array_equal(got, want)
-    assert np.array_equal(DomainImageChain(settings(deep_scaling="percentiles")).apply(got)[..., 0], want)
+    assert np.array_equal(DomainImagePipeline(settings(deep_scaling="percentiles")).apply(got)[..., 0], want)
 
 
 def test_8_bits_with_a_unit_are_no_brightness(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_a_file_without_its_preamble_is_said_to_be_one(tmp_path: Path) -> None:
     whole = write_dicom(tmp_path / "x.dcm", STORED).read_bytes()
     for name, hint in (("bare.dcm", True), ("bare.DICOM", True), ("bare.bin", False)):
         (tmp_path / name).write_bytes(whole[132:])
-        for function in (read_image, picture_header):
-            with pytest.raises(PictureError, match="not a picture") as caught:
+        for function in (read_image, image_header):
+            with pytest.raises(ImageError, match="not an image") as caught:
                 function(tmp_path / name)
             assert ("DICOM without the preamble" in str(caught.value)) == hint
     pydicom.dcmread(tmp_path / "bare.dcm", force=True).save_as(tmp_path / "anew.dcm", enforce_file_format=True)

@@ -1,4 +1,4 @@
-"""Steps on pictures of a field: against plain loops, NumPy and scikit-image, and in a preview."""
+"""Steps on images of a domain: against plain loops, NumPy and scikit-image, and in a preview."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from PIL import Image
 from domain_image_cases import RNG, settings
 from domain_image_step_cases import config
 from domainclip.data.images.image_spec import ImageSpec
-from domainclip.data.images.pipeline import LARGE, DomainImageChain, shrink, tile_boxes
+from domainclip.data.images.pipeline import LARGE, DomainImagePipeline, shrink, tile_boxes
 from domainclip.data.images.steps import clahe, crop_border, divide_by_background, grey_world, to_levels
 from domainclip.data.images.transforms import ImageTransform
-from domainclip.errors import PictureError
+from domainclip.errors import ImageError
 from domainclip.inference import EmbeddingEngine
 from domainclip.models import make_tiny_clip
 
@@ -29,13 +29,13 @@ pytest.importorskip("skimage")
 
 
 def test_nothing_changes_where_nothing_is_asked_for() -> None:
-    picture = RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    chain = DomainImageChain()
-    assert np.array_equal(chain.apply(picture), picture)
-    assert np.array_equal(chain.apply(picture[..., 0]), np.repeat(picture[..., :1], 3, axis=2))
-    assert [np.array_equal(view, picture) for view in chain.views(picture)] == [True]
-    with pytest.raises(PictureError, match="shape"):
-        chain.apply(np.zeros((3, 0), np.uint8))
+    image = RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    pipeline = DomainImagePipeline()
+    assert np.array_equal(pipeline.apply(image), image)
+    assert np.array_equal(pipeline.apply(image[..., 0]), np.repeat(image[..., :1], 3, axis=2))
+    assert [np.array_equal(view, image) for view in pipeline.views(image)] == [True]
+    with pytest.raises(ImageError, match="shape"):
+        pipeline.apply(np.zeros((3, 0), np.uint8))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
@@ -55,15 +55,15 @@ def test_deep_scaling(dtype: Any) -> None:
 
 def test_16_bit_greyscale_keeps_what_8_bits_would_lose() -> None:
     faint = np.linspace(30_000, 30_255, 256).round().astype(np.uint16).reshape(16, 16)
-    assert len(np.unique(DomainImageChain().apply(faint))) <= 2
-    stretched = DomainImageChain(settings(deep_scaling="percentiles", percentiles=(0, 100))).apply(faint)
+    assert len(np.unique(DomainImagePipeline().apply(faint))) <= 2
+    stretched = DomainImagePipeline(settings(deep_scaling="percentiles", percentiles=(0, 100))).apply(faint)
     assert len(np.unique(stretched)) == 256
 
 
 def test_channel_scaling_reaches_bytes_too() -> None:
     faint = RNG.integers(100, 120, (30, 30, 3), dtype=np.uint8)
     faint[..., 2] = 7
-    got = DomainImageChain(settings(channel_scaling=True, percentiles=(0, 100))).apply(faint)
+    got = DomainImagePipeline(settings(channel_scaling=True, percentiles=(0, 100))).apply(faint)
     assert np.abs(got[..., :2] - (faint[..., :2] - 100.0) / 19 * 255).max() <= 0.51
     assert not got[..., 2].any()  # flat: nothing to stretch
 
@@ -92,8 +92,8 @@ def test_division_evens_the_light_out() -> None:
     lit = texture * light
     even = divide_by_background(lit, 0.1)
 
-    def unevenness(picture: np.ndarray) -> float:
-        columns = picture.mean(axis=(0, 2))[16:-16]
+    def unevenness(image: np.ndarray) -> float:
+        columns = image.mean(axis=(0, 2))[16:-16]
         return float(columns[:40].mean() / columns[-40:].mean())
 
     assert unevenness(lit) < 0.55
@@ -113,69 +113,69 @@ def test_grey_world() -> None:
     assert grey_world(grey) is grey
 
 
-def test_clahe_is_scikit_images_and_keeps_flat_pictures() -> None:
+def test_clahe_is_scikit_images_and_keeps_flat_images() -> None:
     from skimage import color, exposure
 
-    picture = RNG.uniform(0.4, 0.5, (64, 96)).astype(np.float32)
-    want = exposure.equalize_adapthist(picture, kernel_size=(16, 24), clip_limit=0.02)
-    got = clahe(picture[..., None], 0.02, 4)
+    image = RNG.uniform(0.4, 0.5, (64, 96)).astype(np.float32)
+    want = exposure.equalize_adapthist(image, kernel_size=(16, 24), clip_limit=0.02)
+    got = clahe(image[..., None], 0.02, 4)
     assert np.allclose(got[..., 0], want, atol=1e-6)
-    assert got.std() > 3 * picture.std()
+    assert got.std() > 3 * image.std()
     coloured = RNG.uniform(0.2, 0.6, (64, 96, 3)).astype(np.float32)
     coloured[3, 4] = 0
     hsv = color.rgb2hsv(coloured)
     hsv[..., 2] = exposure.equalize_adapthist(hsv[..., 2], kernel_size=(16, 24), clip_limit=0.02)
     assert np.allclose(clahe(coloured, 0.02, 4), color.hsv2rgb(hsv), atol=1e-5)
-    chain = DomainImageChain(settings(clahe_clip_limit=0.02))
+    pipeline = DomainImagePipeline(settings(clahe_clip_limit=0.02))
     flat = np.full((20, 20, 3), 90, np.uint8)
-    assert np.array_equal(chain.apply(flat), flat)
-    assert chain.apply(RNG.integers(0, 256, (1, 2, 3), dtype=np.uint8)).shape == (1, 2, 3)
+    assert np.array_equal(pipeline.apply(flat), flat)
+    assert pipeline.apply(RNG.integers(0, 256, (1, 2, 3), dtype=np.uint8)).shape == (1, 2, 3)
 
 
-def test_a_large_picture_is_shrunk_before_the_steps_and_no_further_than_asked() -> None:
+def test_a_large_image_is_shrunk_before_the_steps_and_no_further_than_asked() -> None:
     blocks = RNG.integers(0, 60000, (5, 6, 3)).astype(np.uint16)
-    picture = np.kron(blocks, np.ones((4, 4, 1), np.uint16))
-    assert np.array_equal(shrink(picture, 4), blocks)
-    assert np.array_equal(shrink(picture.astype(np.float32)[..., 0], 4), blocks[..., 0])
-    chain = DomainImageChain(settings(illumination="grey_world"))
+    image = np.kron(blocks, np.ones((4, 4, 1), np.uint16))
+    assert np.array_equal(shrink(image, 4), blocks)
+    assert np.array_equal(shrink(image.astype(np.float32)[..., 0], 4), blocks[..., 0])
+    pipeline = DomainImagePipeline(settings(illumination="grey_world"))
     large = np.zeros((3000, 4000, 3), np.uint8)
     assert large[..., 0].size > LARGE
-    assert chain.apply(large, target=320).shape == (1500, 2000, 3)
-    assert chain._reduction(3000, 4000, target=1600) == 1
-    tiled = DomainImageChain(settings(illumination="grey_world", tile_side=512))
+    assert pipeline.apply(large, target=320).shape == (1500, 2000, 3)
+    assert pipeline._reduction(3000, 4000, target=1600) == 1
+    tiled = DomainImagePipeline(settings(illumination="grey_world", tile_size=512))
     assert tiled._reduction(4000, 4000, target=320) == 1 == tiled._reduction(512, 500, target=320)
     assert 9000 * 12000 / tiled._reduction(9000, 12000, target=320) ** 2 < 2**24
-    assert DomainImageChain(settings(tile_side=512))._reduction(9000, 12000, target=320) == 1
+    assert DomainImagePipeline(settings(tile_size=512))._reduction(9000, 12000, target=320) == 1
 
 
 # --- tiles ---
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "side", "overlap"), [(100, 230, 64, 0.0), (99, 64, 32, 0.5), (20, 300, 64, 0.9)]
+    ("height", "width", "size", "overlap"), [(100, 230, 64, 0.0), (99, 64, 32, 0.5), (20, 300, 64, 0.9)]
 )
-def test_tiles_cover_the_picture_with_their_overlap(height: int, width: int, side: int, overlap: float) -> None:
-    boxes = tile_boxes(height, width, side, overlap)
+def test_tiles_cover_the_image_with_their_overlap(height: int, width: int, size: int, overlap: float) -> None:
+    boxes = tile_boxes(height, width, size, overlap)
     seen = np.zeros((height, width), int)
     for top, left, h, w in boxes:
-        assert (h, w) == (min(side, height), min(side, width))
+        assert (h, w) == (min(size, height), min(size, width))
         assert top >= 0 and left >= 0 and top + h <= height and left + w <= width
         seen[top : top + h, left : left + w] += 1
     assert seen.min() >= 1
     lefts = sorted({left for _, left, _, _ in boxes})
-    assert all(right - left <= side - side * overlap for left, right in itertools.pairwise(lefts))
+    assert all(right - left <= size - size * overlap for left, right in itertools.pairwise(lefts))
     if len(lefts) > 2:  # one fewer would not do
-        assert (width - side) / (len(lefts) - 2) > side - np.ceil(side * overlap)
+        assert (width - size) / (len(lefts) - 2) > size - np.ceil(size * overlap)
 
 
-def test_the_embedding_of_a_tiled_picture_is_the_mean_of_its_tiles() -> None:
+def test_the_embedding_of_a_tiled_image_is_the_mean_of_its_tiles() -> None:
     encoder = make_tiny_clip()
-    picture = RNG.integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    image = RNG.integers(0, 256, (96, 160, 3), dtype=np.uint8)
     small = RNG.integers(0, 256, (64, 40, 3), dtype=np.uint8)
-    engine = EmbeddingEngine(encoder, batch_size=2, preprocessing=settings(tile_side=64, tile_overlap=0.25))
-    got = engine.encode_images([Image.fromarray(picture), Image.fromarray(small)])
+    engine = EmbeddingEngine(encoder, batch_size=2, preprocessing=settings(tile_size=64, tile_overlap=0.25))
+    got = engine.encode_images([Image.fromarray(image), Image.fromarray(small)])
     plain = EmbeddingEngine(encoder)
-    tiles = [picture[top : top + 64, left : left + 64] for top in (0, 32) for left in (0, 48, 96)]
+    tiles = [image[top : top + 64, left : left + 64] for top in (0, 32) for left in (0, 48, 96)]
     each = plain.encode_images([Image.fromarray(np.ascontiguousarray(tile)) for tile in tiles])
     assert torch.allclose(got[0], F.normalize(each.mean(dim=0), dim=0), atol=1e-5)
     assert torch.allclose(got[1], plain.encode_images([Image.fromarray(small)])[0], atol=1e-5)
@@ -184,19 +184,19 @@ def test_the_embedding_of_a_tiled_picture_is_the_mean_of_its_tiles() -> None:
 def test_training_shows_one_tile_at_a_time_and_each_in_turn() -> None:
     # Every tile has a colour of its own: what a view shows tells where it comes from.
     colours = RNG.integers(0, 256, (2, 3, 3), dtype=np.uint8)
-    picture = np.kron(colours, np.ones((128, 128, 1), np.uint8))
+    image = np.kron(colours, np.ones((128, 128, 1), np.uint8))
     spec = ImageSpec(32, None, "squash")
-    steps = settings(tile_side=128, tile_overlap=0.0)
+    steps = settings(tile_size=128, tile_overlap=0.0)
     transform = ImageTransform(config(image_preprocessing=steps), augment=True, spec=spec)
-    base = transform.base(picture)
-    assert base.shape == (3, 128, 192)  # a tile keeps twice the model's side
-    shown = {tuple(transform.finish(base, random.Random(number))[:, 16, 16].tolist()) for number in range(80)}
+    base = transform.base(image)
+    assert base.shape == (3, 128, 192)  # a tile keeps twice the model's resolution
+    shown = {tuple(transform.finish(base, random.Random(index))[:, 16, 16].tolist()) for index in range(80)}
     assert shown == {tuple(colour) for colour in colours.reshape(-1, 3).tolist()}
     again = [transform.finish(base, random.Random(5)) for _ in range(2)]
     assert torch.equal(*again)
-    small = transform.base(picture[:100, :128])
-    assert max(small.shape[1:]) <= transform.chain.tile_pixels(transform.target)
+    small = transform.base(image[:100, :128])
+    assert max(small.shape[1:]) <= transform.pipeline.tile_pixels(transform.target)
     without = ImageTransform(config(), augment=True, spec=spec)
     assert torch.equal(transform.finish(small, random.Random(4)), without.finish(small, random.Random(4)))
     whole = ImageTransform(config(image_preprocessing=steps), spec=spec)
-    assert whole.base(picture).shape == (3, 32, 32)
+    assert whole.base(image).shape == (3, 32, 32)

@@ -1,4 +1,4 @@
-"""Views of pictures of a field, the whole way from a recipe, and the sheet that shows it."""
+"""Views of images of a domain, the whole way from a recipe, and the sheet that shows it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
-from domainclip.data.images.pipeline import DomainImageChain
+from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.reader import read_image
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.images.views import random_view, rotated
@@ -60,7 +60,7 @@ def test_stain_jitter_moves_the_amounts_of_stains_alone() -> None:
 
 def test_spectral_jitter_scales_each_channel() -> None:
     view = torch.full((3, 4, 4), 100, dtype=torch.uint8)
-    view[:, 0, 0] = torch.tensor([0, 10, 20])  # a coloured pixel: a grey picture would have one gain
+    view[:, 0, 0] = torch.tensor([0, 10, 20])  # a coloured pixel: a grey image would have one gain
     seen = torch.stack([random_view(view, settings(spectral_jitter=0.2), random.Random(n)) for n in range(300)])
     means = seen[..., 1:].float().mean(dim=(2, 3))
     assert 80 <= means.min() < 83 and 117 < means.max() <= 120
@@ -69,7 +69,7 @@ def test_spectral_jitter_scales_each_channel() -> None:
     assert ((half.float() - 100) - (seen[3].float() - 100) / 2)[..., 1:].abs().max() <= 1
 
 
-def test_grey_pictures_stay_grey() -> None:
+def test_grey_images_stay_grey() -> None:
     view = torch.from_numpy(RNG.integers(0, 200, (1, 8, 8), dtype=np.uint8)).repeat(3, 1, 1)
     assert torch.equal(random_view(view, settings(stain_jitter=0.3), random.Random(0)), view)
     got = random_view(view, settings(spectral_jitter=0.2, rotation_degrees=20), random.Random(0))
@@ -108,10 +108,10 @@ def test_training_and_evaluation_see_the_same_steps(tiny_data) -> None:
     encoder = make_tiny_clip()
     values = CLIPFinetuningConfig(image_preprocessing=steps, num_workers=0)
     data = CLIPDataset(tiny_data.pairs(), encoder.processor, values)
-    engine = EmbeddingEngine(encoder, preprocessing=values.picture_steps())
+    engine = EmbeddingEngine(encoder, preprocessing=values.image_steps())
     path = tiny_data.pairs()[0].image_path
     assert torch.equal(data.pixels(0), engine._views(path)[0])
-    expected = DomainImageChain(steps).apply(read_image(path))
+    expected = DomainImagePipeline(steps).apply(read_image(path))
     assert torch.equal(data.pixels(0), engine.spec.apply(expected))
     assert not torch.equal(data.pixels(0), EmbeddingEngine(encoder)._views(path)[0])
 
@@ -145,16 +145,16 @@ def test_wrong_settings_say_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_large_picture_is_read_small_only_where_that_is_enough(tmp_path: Path, monkeypatch, kind: str) -> None:
+def test_a_large_image_is_read_small_only_where_that_is_enough(tmp_path: Path, monkeypatch, kind: str) -> None:
     ramp = np.linspace(0, 255, 800).astype(np.uint8)
-    picture = np.stack([np.broadcast_to(ramp, (600, 800))] * 3, axis=2)
+    image = np.stack([np.broadcast_to(ramp, (600, 800))] * 3, axis=2)
     path = tmp_path / "x"
     for orientation, size in ((1, (600, 800)), (6, (800, 600))):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        Image.fromarray(picture).save(path, kind, exif=exif)
+        Image.fromarray(image).save(path, kind, exif=exif)
         assert read_image(path, at_least=100).shape[:2] == size
-        monkeypatch.setattr("domainclip.data.images.reader.LARGE_PICTURE", 1000)
+        monkeypatch.setattr("domainclip.data.images.reader.LARGE_IMAGE", 1000)
         small = read_image(path, at_least=100)
         assert 100 <= min(small.shape[:2]) < 200 and max(small.shape[:2]) < 300
         along = small[..., 0].mean(axis=0 if orientation == 1 else 1)
@@ -171,7 +171,7 @@ def test_preview_shows_each_stage(tiny_data, tmp_path: Path, domainclip) -> None
     from domainclip.data.checks.contact_sheet import CELL
     from domainclip.pipelines.preview import preview
 
-    steps = settings(clahe_clip_limit=0.02, crop_border="uniform", tile_side=32)
+    steps = settings(clahe_clip_limit=0.02, crop_border="uniform", tile_size=32)
     values = config(
         image_preprocessing=steps,
         data_path=str(tiny_data.folder / "train.csv"),
@@ -182,7 +182,7 @@ def test_preview_shows_each_stage(tiny_data, tmp_path: Path, domainclip) -> None
     )
     made = preview(values, "train", 3)
     sheet = Image.open(io.BytesIO(made.sheet))
-    assert made.pictures == 3 and not made.problems
+    assert made.images == 3 and not made.skipped
     assert sheet.width > 5 * CELL and sheet.height > 3 * CELL
     again = preview(values, "train", 3)
     assert again.sheet == made.sheet
@@ -222,12 +222,12 @@ def test_preview_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
     from domainclip.errors import DataError
     from domainclip.pipelines.preview import preview
 
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
     table = tmp_path / "table.csv"
     table.write_text("image_path,caption\nbad.png,one\ngood.png,two\n")
     values = CLIPFinetuningConfig(data_path=str(table), train_split=1.0, val_split=0.0, test_split=0.0)
     made = preview(values, "train", 2)
-    assert made.pictures == 1 and "bad.png" in made.problems[0]
+    assert made.images == 1 and "bad.png" in made.skipped[0]
     with pytest.raises(DataError, match=r"bad\.png"):
         preview(values.updated(strict=True), "train", 2)

@@ -1,4 +1,4 @@
-"""Pictures of a domain: DICOM and TIFF files, the steps before the resize, tiles, random views."""
+"""Images of a domain: DICOM and TIFF files, the steps before the resize, tiles, random views."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from domain_image_cases import RNG, linear_window, settings, write_dicom
-from domainclip.data.images.pipeline import DomainImageChain
-from domainclip.data.images.reader import picture_header, read_array, read_image
-from domainclip.errors import MissingExtraError, PictureError
+from domainclip.data.images.pipeline import DomainImagePipeline
+from domainclip.data.images.reader import image_header, read_array, read_image
+from domainclip.errors import ImageError, MissingExtraError
 
 pydicom = pytest.importorskip("pydicom")
 tifffile = pytest.importorskip("tifffile")
@@ -72,7 +72,7 @@ def test_dicom_without_a_window_spans_its_own_range(tmp_path: Path) -> None:
     inside = padded != 60_000
     low, high = RAMP[inside].min(), RAMP[inside].max()
     want = 255 * (1 - (RAMP.astype(float) - low) / (high - low))
-    assert np.abs(DomainImageChain().apply(read_array(path))[..., 0] - want)[inside].max() <= 0.51
+    assert np.abs(DomainImagePipeline().apply(read_array(path))[..., 0] - want)[inside].max() <= 0.51
     off = write_dicom(tmp_path / "y.dcm", RAMP, WindowCenter=10, WindowWidth=5)
     values = read_array(off, settings=settings(dicom_window="off"))
     assert np.array_equal(values, RAMP.astype(np.float32))
@@ -80,13 +80,13 @@ def test_dicom_without_a_window_spans_its_own_range(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("page", "want"), [("first", 0), ("middle", 2), ("mean", 1.5)])
 def test_dicom_frames(tmp_path: Path, page: str, want: float) -> None:
-    frames = np.stack([np.full((4, 5), 10 * number, np.uint16) for number in range(4)])
+    frames = np.stack([np.full((4, 5), 10 * index, np.uint16) for index in range(4)])
     path = write_dicom(tmp_path / "cine.dcm", frames, WindowCenter=50, WindowWidth=101)
     got = read_array(path, settings=settings(page=page))
     assert np.abs(got - linear_window(np.full((4, 5), 10 * want), 50, 101) * 255).max() <= 0.5001
-    header = picture_header(path)
+    header = image_header(path)
     assert (header.width, header.height, header.format, header.frames) == (5, 4, "DICOM", 4)
-    with pytest.raises(PictureError, match=r"cine\.dcm: 4 pages"):
+    with pytest.raises(ImageError, match=r"cine\.dcm: 4 pages"):
         read_array(path, settings=settings(page="error"))
 
 
@@ -103,30 +103,30 @@ def refusals(path: Path, content: bytes) -> int:
     """How many of both readers refuse the content; each does so with an error that names the file, or reads it."""
     path.write_bytes(content)
     refused = 0
-    for function in (read_image, picture_header):
+    for function in (read_image, image_header):
         try:
             function(path)
-        except PictureError as error:
+        except ImageError as error:
             refused += path.name in str(error) or pytest.fail(f"no file in {error}")
     return refused
 
 
-def test_damaged_dicoms_are_picture_errors(tmp_path: Path) -> None:
+def test_damaged_dicoms_are_image_errors(tmp_path: Path) -> None:
     whole = write_dicom(tmp_path / "whole.dcm", RAMP, WindowCenter=40, WindowWidth=400).read_bytes()
     draw, refused = random.Random(3), 0
-    for number in range(60):
+    for index in range(60):
         content = bytearray(whole)
         for _ in range(draw.randint(1, 5)):
             content[draw.randrange(132, len(content) - RAMP.nbytes)] = draw.randrange(256)
         content = content[: draw.choice([len(content), len(content), draw.randrange(133, len(content))])]
-        refused += refusals(tmp_path / f"bad{number}.dcm", bytes(content))
+        refused += refusals(tmp_path / f"bad{index}.dcm", bytes(content))
     assert refused > 10
 
 
 def test_dicom_too_large_is_refused_by_its_header(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "x.dcm", RAMP)
-    for function in (read_image, picture_header):
-        with pytest.raises(PictureError, match="16×16 is 256 pixels, above max_image_pixels=255"):
+    for function in (read_image, image_header):
+        with pytest.raises(ImageError, match="16×16 is 256 pixels, above max_image_pixels=255"):
             function(path, 255)
 
 
@@ -148,7 +148,7 @@ def test_missing_libraries_name_their_extra(
     work = {
         "pydicom": lambda: read_image(dicom),
         "tifffile": lambda: read_array(stack, settings=settings(page="middle")),
-        "skimage": lambda: DomainImageChain(settings(clahe_clip_limit=0.01)).apply(np.eye(32, dtype=np.float32)),
+        "skimage": lambda: DomainImagePipeline(settings(clahe_clip_limit=0.01)).apply(np.eye(32, dtype=np.float32)),
     }
     with pytest.raises(MissingExtraError, match=rf"domainclip\[{extra}\]"):
         work[package]()
@@ -163,8 +163,8 @@ def test_tiff_pages(tmp_path: Path, page: str, want: int | None) -> None:
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
     got = read_array(tmp_path / "stack.tif", settings=settings(page=page))
     assert np.allclose(got, stack.mean(axis=0) if want is None else stack[want], rtol=1e-6)
-    assert picture_header(tmp_path / "stack.tif").frames == 5
-    with pytest.raises(PictureError, match=r"stack\.tif: 5 pages"):
+    assert image_header(tmp_path / "stack.tif").frames == 5
+    with pytest.raises(ImageError, match=r"stack\.tif: 5 pages"):
         read_array(tmp_path / "stack.tif", settings=settings(page="error"))
 
 
@@ -173,7 +173,7 @@ def test_tiff_of_16_bit_colour(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "rgb.tif", rgb, photometric="rgb", compression="zlib")
     assert np.array_equal(read_array(tmp_path / "rgb.tif"), rgb)
     assert np.abs(read_image(tmp_path / "rgb.tif") - rgb / 65535 * 255).max() <= 0.51
-    header = picture_header(tmp_path / "rgb.tif")
+    header = image_header(tmp_path / "rgb.tif")
     assert (header.width, header.height, header.format, header.frames) == (11, 9, "TIFF", 1)
 
 
@@ -191,23 +191,23 @@ def test_channels_stored_as_pages_are_channels(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says of some of them
-def test_damaged_tiffs_are_picture_errors(tmp_path: Path) -> None:
+def test_damaged_tiffs_are_image_errors(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, RNG.integers(0, 65536, (3, 20, 20, 3), dtype=np.uint16), photometric="rgb")
     whole, draw, refused = buffer.getvalue(), random.Random(5), 0
-    for number in range(60):
+    for index in range(60):
         content = bytearray(whole)
         for _ in range(draw.randint(1, 6)):
             content[draw.randrange(4, draw.choice([60, 600]))] = draw.randrange(256)
         content = content[: draw.choice([len(content), len(content), draw.randrange(8, len(content))])]
-        refused += refusals(tmp_path / f"bad{number}.tif", bytes(content))
+        refused += refusals(tmp_path / f"bad{index}.tif", bytes(content))
     assert refused > 10
 
 
 def test_tiff_too_large_is_refused_by_its_header(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((9, 11, 3), np.uint16), photometric="rgb")
-    for function in (read_image, picture_header):
-        with pytest.raises(PictureError, match="11×9 is 99 pixels, above max_image_pixels=98"):
+    for function in (read_image, image_header):
+        with pytest.raises(ImageError, match="11×9 is 99 pixels, above max_image_pixels=98"):
             function(tmp_path / "x.tif", 98)
 
 
@@ -236,14 +236,14 @@ def test_png_of_16_bits_keeps_them(tmp_path: Path, channels: int) -> None:
     path = write_png(tmp_path / "x.png", values)
     want = values[..., :3].astype(float)
     if channels in {2, 4}:
-        share = values[..., -1:] / 65535
-        want = values[..., :-1] * share + 65535 * (1 - share)
+        fraction = values[..., -1:] / 65535
+        want = values[..., :-1] * fraction + 65535 * (1 - fraction)
     got = read_array(path)
     assert got.dtype == np.uint16 and got.shape == ((9, 11) if channels < 3 else (9, 11, 3))
     assert np.abs(got.reshape(9, 11, -1) - want).max() <= 0.51
     assert np.abs(read_image(path) - want / 65535 * 255).max() <= 0.51
     if channels == 3:
-        stretched = DomainImageChain(settings(deep_scaling="percentiles")).apply(got)
+        stretched = DomainImagePipeline(settings(deep_scaling="percentiles")).apply(got)
         low, high = np.percentile(values, (0.5, 99.5))
         assert np.abs(stretched - ((values - low) / (high - low)).clip(0, 1) * 255).max() <= 0.51
 
@@ -258,13 +258,13 @@ def test_png_of_16_bits_is_turned_and_its_transparent_colour_white(tmp_path: Pat
     assert np.array_equal(read_array(write_png(tmp_path / "x.png", values, before)), np.rot90(want, -1))
 
 
-def test_damaged_pngs_of_16_bits_are_picture_errors(tmp_path: Path) -> None:
+def test_damaged_pngs_of_16_bits_are_image_errors(tmp_path: Path) -> None:
     whole = write_png(tmp_path / "x.png", RNG.integers(0, 65536, (9, 11, 3), dtype=np.uint16)).read_bytes()
     draw, refused = random.Random(7), 0
-    for number in range(60):
+    for index in range(60):
         content = bytearray(whole)
         for _ in range(draw.randint(1, 4)):
             content[draw.randrange(8, len(content))] = draw.randrange(256)
         content = content[: draw.choice([len(content), len(content), draw.randrange(8, len(content))])]
-        refused += refusals(tmp_path / f"bad{number}.png", bytes(content))
+        refused += refusals(tmp_path / f"bad{index}.png", bytes(content))
     assert refused > 10

@@ -54,14 +54,14 @@ SIZES = [
 
 
 def smooth(width: int, height: int) -> np.ndarray:
-    """A picture as photographs are: neighbouring pixels are alike."""
+    """An image as photographs are: neighbouring pixels are alike."""
     coarse = np.random.default_rng(width * 7919 + height).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(picture)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(image)
 
 
-def expected(processor: CLIPImageProcessorPil, picture: np.ndarray) -> torch.Tensor:
-    return torch.as_tensor(np.asarray(processor(images=Image.fromarray(picture))["pixel_values"][0]))
+def expected(processor: CLIPImageProcessorPil, image: np.ndarray) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(processor(images=Image.fromarray(image))["pixel_values"][0]))
 
 
 def in_bytes(a: torch.Tensor, b: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
@@ -73,8 +73,8 @@ def in_bytes(a: torch.Tensor, b: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
 def test_equals_the_processor_within_one_step_of_a_byte(name, size):
     processor = CLIPImageProcessorPil(**PROCESSORS[name])
     spec = ImageSpec.from_processor(processor)
-    picture = smooth(*size)
-    want, got = expected(processor, picture), spec.normalise(spec.apply(picture)[None])[0]
+    image = smooth(*size)
+    want, got = expected(processor, image), spec.normalise(spec.apply(image)[None])[0]
     assert got.shape == want.shape == (3, spec.resolution, spec.resolution)
     distance = in_bytes(got, want, spec)
     # Each of the two passes rounds to a byte with its own fixed-point weights: a rare value is off in both.
@@ -82,21 +82,21 @@ def test_equals_the_processor_within_one_step_of_a_byte(name, size):
     assert (distance > 1.01).float().mean() < 2e-4
 
 
-def test_equals_the_processor_on_real_pictures(shared_data):
-    pictures = sorted((shared_data / "med_blood_cells" / "images").iterdir())[:15]
-    pictures += sorted((shared_data / "gen_grocery" / "images").iterdir())[:15]
+def test_equals_the_processor_on_real_images(shared_data):
+    images = sorted((shared_data / "med_blood_cells" / "images").iterdir())[:15]
+    images += sorted((shared_data / "gen_grocery" / "images").iterdir())[:15]
     for name in ("clip", "starter"):
         processor = CLIPImageProcessorPil(**PROCESSORS[name])
         spec = ImageSpec.from_processor(processor)
-        for path in pictures:
-            picture = read_image(path)
-            distance = in_bytes(spec.normalise(spec.apply(picture)[None])[0], expected(processor, picture), spec)
+        for path in images:
+            image = read_image(path)
+            distance = in_bytes(spec.normalise(spec.apply(image)[None])[0], expected(processor, image), spec)
             # Hard edges and JPEG noise clip between the two passes, where Pillow 13 may take the other order.
             assert distance.mean() < 0.1, path
             assert (distance < 1.01).float().mean() > 0.999, path
 
 
-def test_grey_pictures():
+def test_grey_images():
     processor = CLIPImageProcessorPil(**PROCESSORS["clip"])
     spec = ImageSpec.from_processor(processor)
     grey = np.ascontiguousarray(smooth(130, 90)[..., :1].repeat(3, axis=2))
@@ -106,7 +106,7 @@ def test_grey_pictures():
 @pytest.mark.parametrize("mode", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
 @pytest.mark.parametrize("target", [(40, 30), (30, 90), (200, 160), (9, 9)])
 def test_resize_of_noise_is_pillows_rows_first(mode, target):
-    # The hardest picture there is: every pass clips. Row by row and then column by column, as CLIP was trained.
+    # The hardest image there is: every pass clips. Row by row and then column by column, as CLIP was trained.
     noise = np.random.default_rng(0).integers(0, 256, (80, 64, 3), dtype=np.uint8)
     height, width = target
     rows = Image.fromarray(noise).resize((width, 80), mode)
@@ -116,15 +116,15 @@ def test_resize_of_noise_is_pillows_rows_first(mode, target):
     assert (distance > 1).mean() < 1e-3
 
 
-def test_resize_to_its_own_size_copies_a_picture_that_is_not_to_be_written():
-    picture = smooth(8, 8)
-    picture.setflags(write=False)
-    got = resize(picture, 8, 8, Image.Resampling.BICUBIC)
-    got.add_(1)  # no warning, and the picture stays as it was
-    assert np.array_equal(picture, smooth(8, 8))
+def test_resize_to_its_own_size_copies_an_image_that_is_not_to_be_written():
+    image = smooth(8, 8)
+    image.setflags(write=False)
+    got = resize(image, 8, 8, Image.Resampling.BICUBIC)
+    got.add_(1)  # no warning, and the image stays as it was
+    assert np.array_equal(image, smooth(8, 8))
 
 
-def test_hair_of_a_picture_takes_no_memory():
+def test_hair_of_an_image_takes_no_memory():
     # 2,000,000 pixels long: brought to 224 pixels' width whole it would be 300 GB.
     spec = ImageSpec()
     started = time.process_time()

@@ -1,4 +1,4 @@
-"""Reading pictures: every format to upright RGB, every damage to a PictureError."""
+"""Reading images: every format to upright RGB, every damage to a ImageError."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from domainclip.data.images.reader import picture_header, read_image, to_rgb
-from domainclip.errors import DataError, PictureError
+from domainclip.data.images.reader import image_header, read_image, to_rgb
+from domainclip.errors import DataError, ImageError
 
 
 def scene(width: int = 61, height: int = 40, seed: int = 0) -> Image.Image:
-    """Smooth colours with an unlike corner each: every flip and turn of it is another picture."""
+    """Smooth colours with an unlike corner each: every flip and turn of it is another image."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def saved(tmp_path: Path, content: bytes, name: str = "picture.bin") -> Path:
+def saved(tmp_path: Path, content: bytes, name: str = "image.bin") -> Path:
     path = tmp_path / name
     path.write_bytes(content)
     return path
@@ -67,9 +67,9 @@ def test_grey_jpeg_has_the_pixels_that_pillow_gives(tmp_path):
 
 
 def test_jpegs_of_real_data_have_the_pixels_that_pillow_gives(shared_data):
-    pictures = sorted((shared_data / "fixture_tiny" / "images").iterdir())[:40]
-    assert len(pictures) == 40
-    for path in pictures:
+    images = sorted((shared_data / "fixture_tiny" / "images").iterdir())[:40]
+    assert len(images) == 40
+    for path in images:
         want = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
         assert np.array_equal(read_image(path), want), path
 
@@ -92,7 +92,7 @@ def test_senseless_orientation_is_ignored(tmp_path, orientation):
 def test_lossless_formats_keep_every_pixel(tmp_path, kind):
     path = saved(tmp_path, encoded(scene(), kind))
     assert np.array_equal(read_image(path), np.asarray(scene()))
-    assert picture_header(path).format == kind
+    assert image_header(path).format == kind
 
 
 def test_lossless_webp(tmp_path):
@@ -101,7 +101,7 @@ def test_lossless_webp(tmp_path):
 
 
 def test_cmyk_jpeg_looks_like_the_rgb_it_was_made_from(tmp_path):
-    # With Adobe's marker, whose values are inverted: read naively the picture would be a negative.
+    # With Adobe's marker, whose values are inverted: read naively the image would be a negative.
     path = saved(tmp_path, encoded(scene().convert("CMYK"), "JPEG", quality=95))
     assert np.abs(read_image(path).astype(int) - np.asarray(scene())).mean() < 4
 
@@ -129,26 +129,26 @@ def test_one_bit_and_grey(tmp_path):
 
 
 def test_palette(tmp_path):
-    picture = scene().quantize(16)
-    assert np.array_equal(read_image(saved(tmp_path, encoded(picture, "PNG"))), np.asarray(picture.convert("RGB")))
+    image = scene().quantize(16)
+    assert np.array_equal(read_image(saved(tmp_path, encoded(image, "PNG"))), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_is_laid_on_white(tmp_path, mode):
-    picture = scene().convert(mode)
-    picture.putalpha(Image.fromarray(np.repeat(np.arange(40, dtype=np.uint8)[:, None] * 6, 61, axis=1)))
-    alpha = np.asarray(picture.getchannel("A"))[..., None] / 255
-    want = np.asarray(picture.convert("RGB")) * alpha + 255 * (1 - alpha)
-    got = read_image(saved(tmp_path, encoded(picture, "PNG")))
+    image = scene().convert(mode)
+    image.putalpha(Image.fromarray(np.repeat(np.arange(40, dtype=np.uint8)[:, None] * 6, 61, axis=1)))
+    alpha = np.asarray(image.getchannel("A"))[..., None] / 255
+    want = np.asarray(image.convert("RGB")) * alpha + 255 * (1 - alpha)
+    got = read_image(saved(tmp_path, encoded(image, "PNG")))
     assert np.abs(got - want).max() <= 1
     assert (got[0] == 255).all()
 
 
 def test_transparent_palette_colour_is_white(tmp_path):
-    picture = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), "P")
-    picture.putpalette([10, 20, 30, 200, 0, 0, 0, 0, 200])
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), "P")
+    image.putpalette([10, 20, 30, 200, 0, 0, 0, 0, 200])
     for kind in ("PNG", "GIF"):
-        got = read_image(saved(tmp_path, encoded(picture, kind, transparency=1)))
+        got = read_image(saved(tmp_path, encoded(image, kind, transparency=1)))
         assert got.tolist() == [[[10, 20, 30], [255, 255, 255]], [[0, 0, 200], [255, 255, 255]]]
 
 
@@ -158,7 +158,7 @@ def test_animation_gives_its_first_frame(tmp_path):
         options = {"lossless": True} if kind == "WEBP" else {}
         path = saved(tmp_path, encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
         assert read_image(path)[4, 4].tolist() == [255, 0, 0]
-        assert picture_header(path).frames == 3
+        assert image_header(path).frames == 3
 
 
 def test_one_pixel(tmp_path):
@@ -166,22 +166,22 @@ def test_one_pixel(tmp_path):
 
 
 def test_header_says_what_the_file_says(tmp_path):
-    header = picture_header(saved(tmp_path, encoded(scene().convert("L"), "JPEG", exif=oriented(6))))
+    header = image_header(saved(tmp_path, encoded(scene().convert("L"), "JPEG", exif=oriented(6))))
     assert (header.width, header.height, header.format, header.mode, header.frames) == (61, 40, "JPEG", "L", 1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_truncated_picture_is_an_error_not_half_grey(tmp_path, kind, share):
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.95])
+def test_truncated_image_is_an_error_not_half_grey(tmp_path, kind, fraction):
     content = encoded(scene(200, 150), kind)
-    path = saved(tmp_path, content[: int(len(content) * share)])
-    with pytest.raises(PictureError, match=r"picture\.bin"):
+    path = saved(tmp_path, content[: int(len(content) * fraction)])
+    with pytest.raises(ImageError, match=r"image\.bin"):
         read_image(path)
 
 
 def test_truncated_jpeg_with_its_end_marker_is_an_error(tmp_path):
     content = encoded(scene(200, 150), "JPEG")
-    with pytest.raises(PictureError, match="premature end"):
+    with pytest.raises(ImageError, match="premature end"):
         read_image(saved(tmp_path, content[: int(len(content) * 0.8)] + b"\xff\xd9"))
 
 
@@ -195,8 +195,8 @@ def test_stray_bytes_between_jpeg_markers_are_harmless(tmp_path):
 def test_30000_by_30000_is_refused_at_once(tmp_path):
     path = saved(tmp_path, png_header(30_000, 30_000), "huge.png")
     started = time.process_time()
-    for function in (read_image, picture_header):
-        with pytest.raises(PictureError, match=r"huge\.png.* pixels"):
+    for function in (read_image, image_header):
+        with pytest.raises(ImageError, match=r"huge\.png.* pixels"):
             function(path)
     assert time.process_time() - started < 1.0
 
@@ -204,24 +204,24 @@ def test_30000_by_30000_is_refused_at_once(tmp_path):
 def test_max_pixels(tmp_path):
     path = saved(tmp_path, encoded(scene(), "PNG"))
     assert read_image(path, max_pixels=61 * 40).shape == (40, 61, 3)
-    with pytest.raises(PictureError, match=r"61×40 is 2,440 pixels, above max_image_pixels=2,439"):
+    with pytest.raises(ImageError, match=r"61×40 is 2,440 pixels, above max_image_pixels=2,439"):
         read_image(path, max_pixels=61 * 40 - 1)
 
 
-def test_what_is_no_picture(tmp_path):
+def test_what_is_no_image(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     for path, what in (
         (saved(tmp_path, b"", "empty.jpg"), "empty"),
-        (saved(tmp_path, b"just some text\n", "text.jpg"), "not a picture"),
+        (saved(tmp_path, b"just some text\n", "text.jpg"), "not an image"),
         (tmp_path / "folder.jpg", "directory"),
         (tmp_path / "missing.jpg", "No such file"),
     ):
-        with pytest.raises(PictureError, match=what) as caught:
+        with pytest.raises(ImageError, match=what) as caught:
             read_image(path)
         assert path.name in str(caught.value)
-        with pytest.raises(PictureError, match=path.name):
-            picture_header(path)
-    assert issubclass(PictureError, DataError)
+        with pytest.raises(ImageError, match=path.name):
+            image_header(path)
+    assert issubclass(ImageError, DataError)
 
 
 KINDS = {
@@ -248,15 +248,15 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, kind):
         for _ in range(draw.randint(1, 6)):
             content[draw.randrange(draw.choice([60, len(content)]))] = draw.randrange(256)
         path = saved(tmp_path, bytes(content))
-        for function in (read_image, picture_header):
+        for function in (read_image, image_header):
             try:
                 function(path)
-            except PictureError:
+            except ImageError:
                 refused += 1
     assert refused > 0
 
 
-def test_to_rgb_of_a_picture_in_memory():
+def test_to_rgb_of_an_image_in_memory():
     deep = Image.fromarray(np.full((2, 2), 40_000, dtype=np.int32))
     assert to_rgb(deep).getpixel((0, 0)) == (156, 156, 156)
     dim = Image.fromarray(np.full((2, 2), 40, dtype=np.int32))

@@ -1,4 +1,4 @@
-"""TIFF: every page and depth looks as Pillow shows the same picture of 8 bits; numbers that are no brightness."""
+"""TIFF: every page and depth looks as Pillow shows the same image of 8 bits; numbers that are no brightness."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from domain_image_cases import RNG, settings
-from domainclip.data.images.pipeline import DomainImageChain
+from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.pixel_meaning import turned
 from domainclip.data.images.reader import array_of, read_array, read_image, to_rgb
-from domainclip.errors import PictureError
+from domainclip.errors import ImageError
 
 tifffile = pytest.importorskip("tifffile")
 GREY = RNG.integers(0, 256, (9, 11), dtype=np.uint8)
@@ -50,7 +50,7 @@ def test_16_bits_look_as_8_do(tmp_path: Path, meaning: str) -> None:
     values, tags = MEANINGS[meaning]
     shallow = read_image(write_pages(tmp_path / "8.tif", [values], **tags))
     path = write_pages(tmp_path / "16.tif", [values.astype(np.uint16) * 257] * 2, **tags)
-    for got in (read_image(path), DomainImageChain().apply(read_array(path, settings=settings(page="middle")))):
+    for got in (read_image(path), DomainImagePipeline().apply(read_array(path, settings=settings(page="middle")))):
         assert np.abs(got.astype(int) - shallow).max() <= 1
     assert read_array(path).dtype == np.uint16
 
@@ -77,9 +77,9 @@ def test_turns_are_those_of_pillow(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     for values in (GREY, RGB):
-        picture = Image.fromarray(values)
-        picture.getexif()[0x0112] = orientation
-        assert np.array_equal(turned(values, orientation), np.asarray(ImageOps.exif_transpose(picture)))
+        image = Image.fromarray(values)
+        image.getexif()[0x0112] = orientation
+        assert np.array_equal(turned(values, orientation), np.asarray(ImageOps.exif_transpose(image)))
     deep = GREY.astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "deep.tif", exif=exif)
     assert np.array_equal(read_array(tmp_path / "deep.tif"), turned(deep, orientation))
@@ -91,11 +91,9 @@ def test_turns_are_those_of_pillow(tmp_path: Path, orientation: int) -> None:
 )
 def test_compressions_that_pillow_knows_need_nothing_else(tmp_path: Path, mode: str, compression: str) -> None:
     pages = [np.roll(RGB if mode == "RGB" else GREY, shift, axis=0) for shift in range(3)]
-    pictures = [
-        Image.fromarray(page.astype(np.uint16) * 99 if mode == "I;16" else page).convert(mode) for page in pages
-    ]
+    images = [Image.fromarray(page.astype(np.uint16) * 99 if mode == "I;16" else page).convert(mode) for page in pages]
     path = tmp_path / "x.tif"
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], compression=compression)
+    images[0].save(path, save_all=True, append_images=images[1:], compression=compression)
     got = read_array(path, settings=settings(page="middle"))
     with Image.open(path) as file:
         file.seek(1)
@@ -109,9 +107,9 @@ def test_pages_that_differ_are_counted_and_not_averaged(tmp_path: Path, deep: bo
     first = RGB.astype(np.uint16) * 257 if deep else GREY
     second = first[:5] if other == "size" else (first / 257).astype(np.uint8 if deep else np.uint16)
     path = write_pages(tmp_path / "x.tif", [first, second], photometric="rgb" if deep else "minisblack")
-    with pytest.raises(PictureError, match=r"x\.tif: 2 pages"):
+    with pytest.raises(ImageError, match=r"x\.tif: 2 pages"):
         read_array(path, settings=settings(page="error"))
-    with pytest.raises(PictureError, match=r"x\.tif: page 2 is .* needs pages of one size and type"):
+    with pytest.raises(ImageError, match=r"x\.tif: page 2 is .* needs pages of one size and type"):
         read_array(path, settings=settings(page="mean"))
     for page in ("first", "middle"):  # the middle of those that are like the first
         got = read_array(path, settings=settings(page=page))
@@ -130,7 +128,7 @@ def test_smaller_copies_are_no_pages(tmp_path: Path, deep: bool) -> None:
 
 def test_a_large_later_page_is_refused(tmp_path: Path) -> None:
     path = write_pages(tmp_path / "x.tif", [GREY] * 3)
-    with pytest.raises(PictureError, match="above max_image_pixels=98"):
+    with pytest.raises(ImageError, match="above max_image_pixels=98"):
         read_array(path, 98, settings(page="middle"))
 
 
@@ -151,7 +149,7 @@ def test_deep_colours_that_are_not_converted_are_refused(tmp_path: Path, tags: d
     samples = RGB if tags["photometric"] == "cielab" else RGBA
     ink_set = {"extratags": [(332, "H", 1, 2, True)]} if samples is RGBA else {}
     path = write_pages(tmp_path / "x.tif", [samples.astype(np.uint16)], **tags, **ink_set)
-    with pytest.raises(PictureError, match=r"x\.tif: deep colours kept as \w+ are not converted: export it as RGB"):
+    with pytest.raises(ImageError, match=r"x\.tif: deep colours kept as \w+ are not converted: export it as RGB"):
         read_image(path)
 
 
@@ -172,11 +170,11 @@ def test_wide_and_negative_numbers_span_their_own_range(tmp_path: Path, name: st
     want = (values.astype(np.float64) - low) / (high - low) * 255
     assert np.array_equal(read_array(path), values.astype(np.int64))
     assert np.abs(read_image(path)[..., 0] - want).max() <= 0.51
-    assert np.array_equal(DomainImageChain().apply(read_array(path)), read_image(path))
+    assert np.array_equal(DomainImagePipeline().apply(read_array(path)), read_image(path))
     if not name.startswith("big"):
-        with Image.open(path) as picture:
-            assert np.array_equal(array_of(picture), values.astype(np.int64))
-            assert np.array_equal(np.asarray(to_rgb(picture)), read_image(path))
+        with Image.open(path) as image:
+            assert np.array_equal(array_of(image), values.astype(np.int64))
+            assert np.array_equal(np.asarray(to_rgb(image)), read_image(path))
 
 
 def test_a_stack_of_signed_numbers_has_a_mean(tmp_path: Path) -> None:

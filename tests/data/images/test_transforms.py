@@ -30,12 +30,12 @@ def scene(width: int = 60, height: int = 44) -> np.ndarray:
 def marked(axis: int) -> np.ndarray:
     """Bright at one end: left (axis 1) or top (axis 0)."""
     ramp = np.linspace(250, 5, 64).astype(np.uint8)
-    picture = np.broadcast_to(ramp[None, :] if axis == 1 else ramp[:, None], (64, 64))
-    return np.ascontiguousarray(picture[..., None].repeat(3, axis=2))
+    image = np.broadcast_to(ramp[None, :] if axis == 1 else ramp[:, None], (64, 64))
+    return np.ascontiguousarray(image[..., None].repeat(3, axis=2))
 
 
-def view(transform: ImageTransform, picture: np.ndarray, seed: object) -> torch.Tensor:
-    return transform.finish(transform.base(picture), random.Random(str(seed)))
+def view(transform: ImageTransform, image: np.ndarray, seed: object) -> torch.Tensor:
+    return transform.finish(transform.base(image), random.Random(str(seed)))
 
 
 def test_without_augmentation_it_is_the_models_own_preprocessing():
@@ -45,11 +45,11 @@ def test_without_augmentation_it_is_the_models_own_preprocessing():
     assert torch.equal(transform(scene(), random.Random(1)), transform(scene(), random.Random(2)))
 
 
-def test_takes_pillow_pictures_of_any_mode():
+def test_takes_pillow_images_of_any_mode():
     transform = ImageTransform(config())
-    picture = Image.fromarray(scene())
-    assert torch.equal(transform(picture), transform(scene()))
-    grey = transform(picture.convert("L"))
+    image = Image.fromarray(scene())
+    assert torch.equal(transform(image), transform(scene()))
+    grey = transform(image.convert("L"))
     assert grey.shape == (3, 32, 32)
     assert grey.dtype == torch.float32
 
@@ -134,10 +134,10 @@ def test_crops_keep_their_bounds(kind, scale):
         top, left, crop_height, crop_width = transform._crop_box(height, width, draw)
         assert 0 <= top <= height - crop_height
         assert 0 <= left <= width - crop_width
-        share = crop_height * crop_width / 50**2
-        assert scale - 0.04 <= share <= 1.04  # whole pixels
+        fraction = crop_height * crop_width / 50**2
+        assert scale - 0.04 <= fraction <= 1.04  # whole pixels
         assert 3 / 4 - 0.06 <= crop_width / crop_height <= 4 / 3 + 0.06
-        areas.append(share)
+        areas.append(fraction)
     if scale < 1:
         assert min(areas) < scale + 0.1
         assert max(areas) > 0.85
@@ -163,9 +163,11 @@ def test_jitter_is_bounded_and_off_at_zero():
 
 def test_multi_resolution():
     transform = MultiResolutionImageTransform(config(), resolutions=[24, 32, 48])
-    for side in (24, 32, 48):
-        assert transform(scene(), resolution=side).shape == (3, side, side)
-        assert torch.equal(transform(scene(), resolution=side), ImageTransform(config(image_resolution=side))(scene()))
+    for resolution in (24, 32, 48):
+        assert transform(scene(), resolution=resolution).shape == (3, resolution, resolution)
+        assert torch.equal(
+            transform(scene(), resolution=resolution), ImageTransform(config(image_resolution=resolution))(scene())
+        )
     assert transform(scene()).shape == (3, 24, 24)
     with pytest.raises(DataError, match=r"Resolution 30 is not one of \[24, 32, 48\]"):
         transform(scene(), resolution=30)
@@ -185,20 +187,20 @@ def test_view_rng_is_uniform_enough():
     assert math.isclose(sum(draws) / len(draws), 0.5, abs_tol=0.03)
 
 
-# --- other sides than the transform's own ---
+# --- other resolutions than the transform's own ---
 
 
 @pytest.mark.parametrize("spec", [ImageSpec(72, 64), ImageSpec(64, None, "squash"), ImageSpec(64, 64)])
 @pytest.mark.parametrize("largest", [None, 96])
-def test_smaller_sides_without_augmentation_are_close_to_the_models_own(spec, largest):
-    picture = np.asarray(Image.fromarray(scene()).resize((300, 220), Image.Resampling.BICUBIC))
-    transform = ImageTransform(config(image_resolution=64), spec=spec, largest_side=largest)
-    base = transform.base(picture)
+def test_smaller_resolutions_without_augmentation_are_close_to_the_models_own(spec, largest):
+    image = np.asarray(Image.fromarray(scene()).resize((300, 220), Image.Resampling.BICUBIC))
+    transform = ImageTransform(config(image_resolution=64), spec=spec, largest_resolution=largest)
+    base = transform.base(image)
     assert base.shape == (3, largest or 64, largest or 64)
-    for side in (32, 40, 48, 64):
-        got = transform.finish(base, random.Random(0), side).float()
-        own = spec.at(side).apply(picture).float()
-        assert got.shape == own.shape == (3, side, side)
+    for resolution in (32, 40, 48, 64):
+        got = transform.finish(base, random.Random(0), resolution).float()
+        own = spec.at(resolution).apply(image).float()
+        assert got.shape == own.shape == (3, resolution, resolution)
         # Twice resized. Where a crop comes in between, its edge lies on whole pixels of another grid.
         one_pixel_aside = float((own[:, :, 1:] - own[:, :, :-1]).abs().mean())
         assert float((got - own).abs().mean()) < (0.5 if spec.resize == "squash" else one_pixel_aside)
@@ -206,22 +208,22 @@ def test_smaller_sides_without_augmentation_are_close_to_the_models_own(spec, la
 
 @pytest.mark.parametrize("spec", [ImageSpec(32, 32), ImageSpec(32, None, "squash")])
 @pytest.mark.parametrize("crop_scale", [0.08, 0.7, 1.0])
-def test_numbers_drawn_depend_on_neither_side_nor_strength(spec, crop_scale):
+def test_numbers_drawn_depend_on_neither_resolution_nor_strength(spec, crop_scale):
     transform = ImageTransform(
         config(crop_scale=crop_scale, horizontal_flip=True, vertical_flip=True, rotate90=True), augment=True, spec=spec
     )
     base = transform.base(scene())
     for seed in range(40):
         left = set()
-        for side, strength in ((None, 1.0), (16, 1.0), (16, 0.5), (24, 0.75), (48, 1.0)):
+        for resolution, strength in ((None, 1.0), (16, 1.0), (16, 0.5), (24, 0.75), (48, 1.0)):
             rng = random.Random(seed)
-            got = transform.finish(base, rng, side, strength)
-            assert got.shape == (3, side or 32, side or 32)
+            got = transform.finish(base, rng, resolution, strength)
+            assert got.shape == (3, resolution or 32, resolution or 32)
             left.add(rng.random())
         assert len(left) == 1
 
 
-def test_other_side_shows_the_same_view():
+def test_other_resolution_shows_the_same_view():
     transform = ImageTransform(config(horizontal_flip=True, rotate90=True, image_resolution=64), augment=True)
     base = transform.base(np.asarray(Image.fromarray(scene()).resize((200, 180), Image.Resampling.BICUBIC)))
     for seed in range(20):
@@ -234,7 +236,7 @@ def test_other_side_shows_the_same_view():
 @pytest.mark.parametrize("squash", [False, True])
 @pytest.mark.parametrize("strength", [0.25, 0.5, 0.9])
 def test_crops_of_less_strength_take_less_away(strength, squash):
-    """Their share of the area is spread as that of a crop with crop_scale moved towards 1."""
+    """Their fraction of the area is spread as that of a crop with crop_scale moved towards 1."""
     spec = ImageSpec(400, None, "squash") if squash else ImageSpec(400, 400)
     crop_scale = 0.4
     transform = ImageTransform(config(crop_scale=crop_scale, image_resolution=400), augment=True, spec=spec)
@@ -268,9 +270,11 @@ def test_jitter_of_less_strength_is_weaker():
         assert moved[1] == pytest.approx(moved[0] / 2, abs=1)
 
 
-def test_base_is_kept_large_enough_for_the_largest_side():
-    picture = np.asarray(Image.fromarray(scene()).resize((300, 260), Image.Resampling.BICUBIC))
+def test_base_is_kept_large_enough_for_the_largest_resolution():
+    image = np.asarray(Image.fromarray(scene()).resize((300, 260), Image.Resampling.BICUBIC))
     for largest, expected in ((None, 32), (96, 96)):
-        transform = ImageTransform(config(crop_scale=0.5), augment=True, spec=ImageSpec(32, 32), largest_side=largest)
-        assert transform.largest_side == expected
-        assert min(transform.base(picture).shape[1:]) == math.ceil(expected / math.sqrt(0.5))
+        transform = ImageTransform(
+            config(crop_scale=0.5), augment=True, spec=ImageSpec(32, 32), largest_resolution=largest
+        )
+        assert transform.largest_resolution == expected
+        assert min(transform.base(image).shape[1:]) == math.ceil(expected / math.sqrt(0.5))

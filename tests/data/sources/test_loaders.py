@@ -102,7 +102,7 @@ def test_absolute_dotted_and_windows_paths(folder: Path) -> None:
     assert all(pair.image_path.is_file() for pair in pairs)
 
 
-def test_bad_rows_are_set_aside_by_their_line(folder: Path) -> None:
+def test_bad_rows_are_skipped_by_their_line(folder: Path) -> None:
     text = (
         "image_path,caption\n"
         'images/a.jpg,"two\nlines"\n'  # lines 2 and 3
@@ -110,23 +110,23 @@ def test_bad_rows_are_set_aside_by_their_line(folder: Path) -> None:
         "\n"
         "images/b.jpg,   \n"  # 6
         "images/b.jpg\n"  # 7
-        ",no picture\n"  # 8
+        ",no image\n"  # 8
         "images/c.png,red, round\n"  # 9
         "images,a folder\n"  # 10
         "images/c.png,fine,,\n"
     )
     pairs = DatasetLoader.from_csv(write(folder / "train.csv", text))
     assert [pair.caption for pair in pairs] == ["two\nlines", "fine"]
-    assert [(row.where, row.kind) for row in pairs.quarantine] == [
-        ("train.csv row 4", "missing picture"),
+    assert [(row.where, row.kind) for row in pairs.skipped] == [
+        ("train.csv row 4", "missing image"),
         ("train.csv row 6", "empty caption"),
         ("train.csv row 7", "empty caption"),
         ("train.csv row 8", "malformed row"),
         ("train.csv row 9", "malformed row"),
-        ("train.csv row 10", "missing picture"),
+        ("train.csv row 10", "missing image"),
     ]
-    assert "quotation marks" in pairs.quarantine[4].reason
-    with pytest.raises(DataError, match=r"train\.csv row 4: picture images/none\.jpg is not there"):
+    assert "quotation marks" in pairs.skipped[4].reason
+    with pytest.raises(DataError, match=r"train\.csv row 4: image images/none\.jpg is not there"):
         DatasetLoader.from_csv(folder / "train.csv", strict=True)
 
 
@@ -139,11 +139,11 @@ def test_bad_rows_are_set_aside_by_their_line(folder: Path) -> None:
             r"^Missing 'caption' column in .*t\.csv: found columns image_path, captoin "
             r"\(did you mean 'captoin'\?\); name it with caption_col=…",
         ),
-        ("t.csv", "picture,caption\na,b\n", r"^Missing 'image_path' column .*image_col=…"),
+        ("t.csv", "photo,caption\na,b\n", r"^Missing 'image_path' column .*image_col=…"),
         ("t.csv", "", r"t\.csv is empty"),
         ("t.csv", "  \n\n", r"t\.csv is empty"),
         ("t.csv", "image_path,caption\n", r"^No valid image-text pairs in .*it holds no rows"),
-        ("t.csv", "image_path,caption\nx.jpg,y\n", r"^No valid image-text pairs in .*t\.csv row 2: picture x\.jpg"),
+        ("t.csv", "image_path,caption\nx.jpg,y\n", r"^No valid image-text pairs in .*t\.csv row 2: image x\.jpg"),
         ("t.csv", 'image_path,caption\na,b\nc,"open\nd,e\n', r"^Malformed table .*t\.csv, line 3"),
         ("t.csv", "image_path,caption,caption\na,b,c\n", r"names the column 'caption' twice"),
         (
@@ -200,8 +200,8 @@ def test_several_captions_and_odd_values_in_json(folder: Path) -> None:
     ]
     pairs = DatasetLoader.from_json(write(folder / "t.json", json.dumps(entries)))
     assert facts(pairs) == [("a.jpg", "one", "3", None), ("a.jpg", "two", "3", None)]
-    assert [row.where for row in pairs.quarantine] == [f"t.json entry {n}" for n in (1, 2, 3, 4, 5, 6)]
-    assert "int 7, not text" in pairs.quarantine[1].reason
+    assert [row.where for row in pairs.skipped] == [f"t.json entry {n}" for n in (1, 2, 3, 4, 5, 6)]
+    assert "int 7, not text" in pairs.skipped[1].reason
 
 
 def test_captions_from_labels(folder: Path) -> None:
@@ -210,7 +210,7 @@ def test_captions_from_labels(folder: Path) -> None:
         DatasetLoader.from_csv(table)
     pairs = DatasetLoader.from_csv(table, caption_template="an X-ray of a {label}")
     assert facts(pairs) == [("a.jpg", "an X-ray of a cat", "cat", None)]
-    assert pairs.quarantine[0].kind == "empty caption"
+    assert pairs.skipped[0].kind == "empty caption"
     with pytest.raises(DataError, match="Invalid caption_template"):
         DatasetLoader.from_csv(table, caption_template="an X-ray")
 
@@ -219,17 +219,17 @@ def test_directory_with_captions_file(folder: Path) -> None:
     write(folder / "captions.txt", "a.jpg\tfirst\tpart\nb.jpg without tab\n\nimages/c.png\tthird\nz.jpg\tgone\n")
     pairs = DatasetLoader.load(folder)
     assert facts(pairs) == [("a.jpg", "first\tpart", None, None), ("c.png", "third", None, None)]
-    assert [row.where for row in pairs.quarantine] == ["captions.txt row 2", "captions.txt row 5"]
+    assert [row.where for row in pairs.skipped] == ["captions.txt row 2", "captions.txt row 5"]
     assert DatasetLoader.load(folder / "captions.txt") == pairs
 
 
-def test_directory_with_text_beside_each_picture(folder: Path) -> None:
+def test_directory_with_text_beside_each_image(folder: Path) -> None:
     write(folder / "images/a.txt", "a caption\nover two lines\n")
     write(folder / "images/b.txt", "")
     write(folder / "images/._a.jpg", "macOS shadow")
     pairs = DatasetLoader.from_directory(folder / "images")
     assert facts(pairs) == [("a.jpg", "a caption over two lines", None, None)]
-    assert [(row.image_path, row.kind) for row in pairs.quarantine] == [
+    assert [(row.image_path, row.kind) for row in pairs.skipped] == [
         ("b.jpg", "empty caption"),
         ("c.png", "empty caption"),
     ]
@@ -247,16 +247,16 @@ def test_directory_with_a_folder_per_class(folder: Path) -> None:
         ("b.jpg", "a photo of a platelet", "platelet", None),
         ("c.png", "a photo of a platelet", "platelet", None),
     ]
-    assert [row.image_path for row in pairs.quarantine] == ["stray.png"]
+    assert [row.image_path for row in pairs.skipped] == ["stray.png"]
     assert {p.caption for p in DatasetLoader.from_directory(folder / "classes", "{label}!")} == {
         "red blood cell!",
         "platelet!",
     }
 
 
-def test_directory_without_pictures_or_with_several_tables(folder: Path) -> None:
+def test_directory_without_images_or_with_several_tables(folder: Path) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match=r"No valid image-text pairs in .*no pictures"):
+    with pytest.raises(DataError, match=r"No valid image-text pairs in .*no images"):
         DatasetLoader.from_directory(folder / "empty")
     write(folder / "one.csv", "image_path,caption\nimages/a.jpg,x\n")
     write(folder / "meta.csv", "image_path,group\nimages/a.jpg,g\n")
@@ -305,8 +305,8 @@ def test_huggingface_copy_on_disk(folder: Path) -> None:
         DatasetLoader.from_huggingface(folder / "saved")
     pairs = DatasetLoader.from_huggingface(folder / "saved", caption_col="text", cache_dir=folder / "cache")
     assert [(pair.caption, pair.label) for pair in pairs] == [("x", "cat"), ("y", "dog"), ("w", None)]
-    assert pairs.quarantine[0].kind == "empty caption"
-    # The very bytes, stored once under their content, though two rows hold the same picture.
+    assert pairs.skipped[0].kind == "empty caption"
+    # The very bytes, stored once under their content, though two rows hold the same image.
     assert pairs[0].image_path == pairs[2].image_path
     assert pairs[0].image_path.read_bytes() == (folder / "images" / "a.jpg").read_bytes()
     assert sum(path.is_file() for path in (folder / "cache").rglob("*")) == 3
@@ -325,7 +325,7 @@ def test_huggingface_out_of_reach_says_how_to_go_on(monkeypatch: pytest.MonkeyPa
         DatasetLoader.load("hf:owner/name")
 
 
-def test_parquet_with_pictures_inside(folder: Path) -> None:
+def test_parquet_with_images_inside(folder: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     content = (folder / "images/c.png").read_bytes()
@@ -352,7 +352,7 @@ def test_real_tables_load_whole(shared_data: Path) -> None:
             with open(table, encoding="utf-8", newline="") as handle:
                 rows = list(csv.DictReader(handle))
             pairs = DatasetLoader.load(table)
-            assert not pairs.quarantine
+            assert not pairs.skipped
             assert facts(pairs) == [
                 (Path(row["image_path"]).name, row["caption"].strip(), row["label"], None) for row in rows
             ]

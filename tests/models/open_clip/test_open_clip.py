@@ -64,10 +64,10 @@ def test_preprocessing_is_that_of_the_checkpoint(open_clip_folders: dict[str, Pa
     folder = write_clip(tmp_path / "defaults")
     (folder / CONFIG).write_text(json.dumps({"model_cfg": config_of(folder)["model_cfg"]}))
     spec = ImageSpec.from_processor(load_processor(str(folder)).image_processor)
-    assert spec == ImageSpec(size=32, crop=32)  # CLIP's own, in the tower's side
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
-    squashed = load(open_clip_folders["clip"]).processor(images=picture)["pixel_values"][0]
-    expected = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64) / 255
+    assert spec == ImageSpec(size=32, crop=32)  # CLIP's own, in the tower's resolution
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
+    squashed = load(open_clip_folders["clip"]).processor(images=image)["pixel_values"][0]
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64) / 255
     expected = (expected - PREPROCESS["mean"]) / PREPROCESS["std"]
     np.testing.assert_allclose(squashed.permute(1, 2, 0).numpy(), expected, atol=1e-5)
 
@@ -135,14 +135,14 @@ def test_from_the_hub(
     source = write_clip(tmp_path / "source", pickled=pickled)
     if not pickled:
         (source / "open_clip_pytorch_model.bin").write_bytes(b"twice the download")
-    (source / "pictures.zip").write_bytes(b"not wanted")
+    (source / "images.zip").write_bytes(b"not wanted")
     monkeypatch.setattr("huggingface_hub.snapshot_download", FakeHub(source, tmp_path / "cache"))
     for mine, other in zip(
         embeddings(load("hf-hub:somebody/clip")), embeddings(load(open_clip_folders["clip"])), strict=True
     ):
         assert torch.equal(mine, other)
     assert (tmp_path / "cache/open_clip_pytorch_model.bin").exists() == pickled
-    assert not (tmp_path / "cache/pictures.zip").exists()
+    assert not (tmp_path / "cache/images.zip").exists()
 
 
 def test_the_hub_fails_with_a_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,9 @@ def test_adapters_are_merged(open_clip_folders: dict[str, Path], kind: str, tmp_
     assert names == load_file(open_clip_folders[kind] / WEIGHTS).keys()
 
 
-def test_another_side_is_written_with_its_own_positions(open_clip_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_another_resolution_is_written_with_its_own_positions(
+    open_clip_folders: dict[str, Path], tmp_path: Path
+) -> None:
     encoder = load(open_clip_folders["clip"])
     encoder.processor.set_resolution(48)
     encoder.save(tmp_path)
@@ -99,7 +101,7 @@ def test_another_side_is_written_with_its_own_positions(open_clip_folders: dict[
     assert load_file(tmp_path / WEIGHTS)["visual.positional_embedding"].shape == (37, 24)
     for mine, other in zip(embeddings(encoder), reference(tmp_path, encoder), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
-    again = load(tmp_path)  # knows the original positions; back at the first side they are written as they were
+    again = load(tmp_path)  # knows the original positions; back at the first resolution they are written as they were
     again.processor.set_resolution(32)
     again.save(tmp_path / "back")
     assert torch.equal(
@@ -109,7 +111,7 @@ def test_another_side_is_written_with_its_own_positions(open_clip_folders: dict[
     assert config_of(tmp_path / "back")["model_cfg"] == config_of(open_clip_folders["clip"])["model_cfg"]
 
 
-def test_timm_keeps_its_own_side(
+def test_timm_keeps_its_own_resolution(
     open_clip_folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     encoder = load(open_clip_folders["biomed"])

@@ -20,7 +20,7 @@ from domainclip.models import DualEncoder, make_tiny_clip
 from domainclip.pipelines import planned_model
 from domainclip.pipelines.planned_model import ModelShape, plan_step
 from domainclip.training.memory import trace as memory_trace
-from domainclip.training.memory.model import StepMemory, largest_chunk, loss_bytes
+from domainclip.training.memory.model import StepMemory, largest_micro_batch, loss_bytes
 from domainclip.training.memory.trace import Lines, LiveBytes, TowerMemory, trace_tower
 from domainclip.training.optim.optimizer import build_optimizer
 from domainclip.training.step.gradcache import ContrastiveStep
@@ -31,7 +31,7 @@ DEEP = {"layers": 5, "width": 64, "heads": 4, "projection_dim": 24, "text_length
 
 def recipe(**values: Any) -> CLIPFinetuningConfig:
     return CLIPFinetuningConfig(
-        **{"image_resolution": 32, "max_sequence_length": 16, "precision": "fp32", "ema_share": 0.0, **values}
+        **{"image_resolution": 32, "max_sequence_length": 16, "precision": "fp32", "ema_fraction": 0.0, **values}
     )
 
 
@@ -190,7 +190,7 @@ def prepared(encoder: DualEncoder, settings: CLIPFinetuningConfig) -> DualEncode
     return encoder.train()
 
 
-def real_peak(encoder: DualEncoder, settings: CLIPFinetuningConfig, chunk: int, batch: int) -> int:
+def real_peak(encoder: DualEncoder, settings: CLIPFinetuningConfig, micro_batch: int, batch: int) -> int:
     """Bytes alive at most in a second step, beside weights, optimizer state and the batch."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(batch, 3, 32, 32, generator=generator)
@@ -213,7 +213,7 @@ def real_peak(encoder: DualEncoder, settings: CLIPFinetuningConfig, chunk: int, 
         contrast,
         lambda: torch.autocast("cpu", dtype=dtype) if dtype else contextlib.nullcontext(),
         torch.device("cpu"),
-        chunk,
+        micro_batch,
     )
     optimizer = build_optimizer(encoder, settings, torch.device("cpu"))
     step(data)
@@ -241,9 +241,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "variant", "chunk", "batch"), CASES)
+@pytest.mark.parametrize(("kind", "variant", "micro_batch", "batch"), CASES)
 def test_the_predicted_peak_is_that_of_a_real_step(
-    kind: str, variant: str, chunk: int, batch: int, tmp_path: Path
+    kind: str, variant: str, micro_batch: int, batch: int, tmp_path: Path
 ) -> None:
     if "lora_r" in VARIANTS[variant]:
         pytest.importorskip("peft")
@@ -252,9 +252,9 @@ def test_the_predicted_peak_is_that_of_a_real_step(
     memory = plan_step(shape_of(encoder), settings, "cpu")
     encoder = prepared(encoder, settings)
     inputs = batch * memory.input_per_pair
-    predicted = memory.peak(chunk, batch) - memory.weights - inputs
+    predicted = memory.peak(micro_batch, batch) - memory.weights - inputs
     assert memory.weights == sum(t.numel() * t.element_size() for t in [*encoder.parameters(), *encoder.buffers()])
-    assert predicted == pytest.approx(real_peak(encoder, settings, chunk, batch), rel=0.15)
+    assert predicted == pytest.approx(real_peak(encoder, settings, micro_batch, batch), rel=0.15)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "joined", "convolutional"])
@@ -290,16 +290,16 @@ def test_each_trick_lowers_the_figure() -> None:
 # --- what fits ---
 
 
-def test_the_largest_chunk_keeps_the_budget() -> None:
-    def peak(chunk: int) -> int:
-        return 100 + 10 * chunk
+def test_the_largest_micro_batch_keeps_the_budget() -> None:
+    def peak(micro_batch: int) -> int:
+        return 100 + 10 * micro_batch
 
-    assert largest_chunk(peak, 100 + 10 * 48, 48) == 48
-    assert largest_chunk(peak, 100 + 10 * 48 - 1, 48) == 32
-    assert largest_chunk(peak, 110, 48) == 1
-    assert largest_chunk(peak, 110, 1) == 1
+    assert largest_micro_batch(peak, 100 + 10 * 48, 48) == 48
+    assert largest_micro_batch(peak, 100 + 10 * 48 - 1, 48) == 32
+    assert largest_micro_batch(peak, 110, 48) == 1
+    assert largest_micro_batch(peak, 110, 1) == 1
     with pytest.raises(MemoryConstraintError, match="single pair"):
-        largest_chunk(peak, 109, 48)
+        largest_micro_batch(peak, 109, 48)
 
 
 def test_the_loss_holds_rows_not_the_matrix() -> None:

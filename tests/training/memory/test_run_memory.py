@@ -1,4 +1,4 @@
-"""The chunk is fitted to the memory before the first step, and what was foretold is compared with what was held."""
+"""The chunk is fitted to the memory before the first step, and what was predicted is compared with what was held."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def give(monkeypatch: pytest.MonkeyPatch, available: float, held: int = 0) -> No
 def test_a_batch_that_fits_goes_through_whole(tiny_data: TinyData, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_data.pairs(), tmp_path)
     forecast = trainer.memory.fit(first_batch(trainer))
-    assert forecast is not None and forecast.chunk is None and trainer.adaptive.step.chunk is None
+    assert forecast is not None and forecast.micro_batch is None and trainer.adaptive.step.micro_batch is None
     assert forecast.batch == 6 and "all 6 pairs at once" in forecast.reason
     assert forecast.predicted_bytes < forecast.budget_bytes
 
@@ -58,8 +58,10 @@ def test_a_batch_that_fits_goes_through_whole(tiny_data: TinyData, tmp_path: Pat
 def test_the_count_is_that_of_a_real_step(tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted on 2 and 3 pairs, checked against every tensor alive in a step of 16."""
     give(monkeypatch, 8 * GB)
-    for chunk in (None, 4):
-        trainer = make_trainer(tiny_data.pairs(), tmp_path / str(chunk), batch_size=16, mini_batch_size=chunk)
+    for micro_batch in (None, 4):
+        trainer = make_trainer(
+            tiny_data.pairs(), tmp_path / str(micro_batch), batch_size=16, mini_batch_size=micro_batch
+        )
         batch = first_batch(trainer)
         memory = trainer.memory._count(batch)
         trainer.encoder.train()
@@ -67,43 +69,44 @@ def test_the_count_is_that_of_a_real_step(tiny_data: TinyData, tmp_path: Path, m
         batch_tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
         with LiveBytes([*constant, *batch_tensors]) as live:
             trainer.step_fn(batch)
-        counted = memory.peak(chunk or 16, 16) - memory.weights - memory.optimizer_state - memory.overhead
+        counted = memory.peak(micro_batch or 16, 16) - memory.weights - memory.optimizer_state - memory.overhead
         counted -= 16 * memory.input_per_pair + memory.averages
         assert counted == pytest.approx(max(now for now, *_ in live.timeline), rel=0.15)
 
 
-def test_too_little_memory_means_chunks_of_the_same_batch(
+def test_too_little_memory_means_micro_batches_of_the_same_batch(
     tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give(monkeypatch, 8 * GB)
     reference = make_trainer(tiny_data.pairs(), tmp_path / "whole", batch_size=16)
     memory = reference.memory._count(first_batch(reference))
     give(monkeypatch, memory.peak(4, 16) * MARGIN * 1.01 / 0.8)
-    trainer = make_trainer(tiny_data.pairs(), tmp_path / "chunks", batch_size=16)
+    trainer = make_trainer(tiny_data.pairs(), tmp_path / "micro_batches", batch_size=16)
     forecast = trainer.memory.fit(first_batch(trainer))
-    assert forecast is not None and forecast.chunk == 4
-    assert "16 pairs in chunks of 4" in forecast.reason
-    # Half the share, or half the memory: a smaller chunk.
+    assert forecast is not None and forecast.micro_batch == 4
+    assert "16 pairs in micro-batches of 4" in forecast.reason
+    # Half the fraction, or half the memory: a smaller micro-batch.
     less = make_trainer(tiny_data.pairs(), tmp_path / "less", batch_size=16, memory_fraction=0.79)
-    told = less.memory.fit(first_batch(less))
-    assert told is not None and told.chunk is not None and told.chunk < 4
+    reported = less.memory.fit(first_batch(less))
+    assert reported is not None and reported.micro_batch is not None and reported.micro_batch < 4
 
 
 def test_room_that_is_left_keeps_graphs(tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, 8 * GB)
-    monkeypatch.setitem(run_memory.EFFICIENT_CHUNK, "cpu", 2)
+    monkeypatch.setitem(run_memory.EFFICIENT_MICRO_BATCH, "cpu", 2)
     trainer = make_trainer(tiny_data.pairs(), tmp_path, batch_size=16)
     batch = first_batch(trainer)
     memory = trainer.memory._count(batch)
     saved = max(memory.image.saved.at(2), memory.text.saved.at(2))
     give(monkeypatch, (memory.peak(2, 16) + 3.5 * saved) * MARGIN / 0.8)
     forecast = trainer.memory.fit(batch)
-    assert forecast is not None and (forecast.chunk, forecast.kept_chunks) == (2, 3)
-    assert trainer.adaptive.step.kept_chunks == 3
-    # A chunk the user has set is there to save memory: nothing is kept unless a share of memory is set as well.
+    assert forecast is not None and (forecast.micro_batch, forecast.kept_micro_batches) == (2, 3)
+    assert trainer.adaptive.step.kept_micro_batches == 3
+    # A micro-batch the user has set is there to save memory: nothing is kept unless a fraction of memory is set as
+    # well.
     asked = make_trainer(tiny_data.pairs(), tmp_path / "asked", batch_size=16, mini_batch_size=2)
-    told = asked.memory.fit(batch)
-    assert told is not None and (told.chunk, told.kept_chunks) == (2, 0)
+    reported = asked.memory.fit(batch)
+    assert reported is not None and (reported.micro_batch, reported.kept_micro_batches) == (2, 0)
 
 
 def test_counting_leaves_no_trace(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -127,19 +130,19 @@ def test_live_batch_norm_goes_whole_or_is_frozen(
     batch = first_batch(trainer)
     give(monkeypatch, 8 * GB)
     memory = trainer.memory._count(batch)
-    give(monkeypatch, memory.peak(16, 16) * MARGIN * 1.1)  # more than the share, less than all
+    give(monkeypatch, memory.peak(16, 16) * MARGIN * 1.1)  # more than the fraction, less than all
     forecast = trainer.memory.fit(batch)
-    assert forecast is not None and forecast.chunk is None and "no chunks" in forecast.reason
+    assert forecast is not None and forecast.micro_batch is None and "no micro-batches" in forecast.reason
     trainer.memory.may_freeze = True  # which it is only where there is no other way
     forecast = trainer.memory.fit(batch)
-    assert forecast is not None and forecast.chunk is None and not forecast.frozen_batch_norm
+    assert forecast is not None and forecast.micro_batch is None and not forecast.frozen_batch_norm
     trainer.memory.may_freeze = False
     give(monkeypatch, memory.peak(16, 16) * 0.9)
     with pytest.raises(MemoryConstraintError, match="freeze_batch_norm=true"):
         trainer.memory.fit(batch)
     trainer.memory.may_freeze = True
     forecast = trainer.memory.fit(batch)
-    assert forecast is not None and forecast.frozen_batch_norm and forecast.chunk is not None
+    assert forecast is not None and forecast.frozen_batch_norm and forecast.micro_batch is not None
     assert not any(m.training for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -158,29 +161,33 @@ def test_blocks_are_recomputed_where_one_pair_would_not_fit(
     trainer = make_trainer(tiny_data.pairs(), tmp_path)
     batch = first_batch(trainer)
     give(monkeypatch, 8 * GB)
-    give(monkeypatch, trainer.memory._count(batch).peak(1, 6) * MARGIN * 1.1)  # all of it would do, the share does not
+    give(
+        monkeypatch, trainer.memory._count(batch).peak(1, 6) * MARGIN * 1.1
+    )  # all of it would do, the fraction does not
     forecast = trainer.memory.fit(batch)
     assert forecast is not None and forecast.checkpointed and "recomputed" in forecast.reason
     other = make_trainer(tiny_data.pairs(), tmp_path / "resumed")
     assert not other.encoder.model.vision_model.is_activation_checkpointing
-    other.memory.adopt(trainer.memory.get_state() or {})
+    other.memory.load_state_dict(trainer.memory.state_dict() or {})
     assert other.encoder.model.vision_model.is_activation_checkpointing
 
 
 def test_the_record_compares_prediction_and_measurement(
     tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(run_memory.EFFICIENT_CHUNK, "cpu", 2)
+    monkeypatch.setitem(run_memory.EFFICIENT_MICRO_BATCH, "cpu", 2)
     result = make_trainer(tiny_data.pairs(), tmp_path, mini_batch_size=4, max_steps=3).train()
     content = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))
     assert content == result.memory
-    assert content["chunk"] == content["chunk_at_the_end"] == 4
+    assert content["chunk"] == content["micro_batch_at_the_end"] == 4
     assert content["measured_peak_mb"] > 0 and 0 < content["predicted_mb"] < content["budget_mb"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(0 < row["memory_mb"] <= content["measured_peak_mb"] + 0.1 for row in rows if "memory_mb" in row)
 
 
-def test_a_resumed_run_keeps_its_chunk(tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_its_micro_batch(
+    tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     give(monkeypatch, 8 * GB)
     trainer = make_trainer(tiny_data.pairs(), tmp_path)
     batch = first_batch(trainer)
@@ -189,11 +196,11 @@ def test_a_resumed_run_keeps_its_chunk(tiny_data: TinyData, tmp_path: Path, monk
     first = make_trainer(tiny_data.pairs(), tmp_path, save_steps=2)
     first.total_steps = 2
     first.train()
-    assert first.adaptive.step.chunk == 2
-    give(monkeypatch, 8 * GB)  # as much as one likes: the chunk is the run's all the same
+    assert first.adaptive.step.micro_batch == 2
+    give(monkeypatch, 8 * GB)  # as much as one likes: the micro-batch is the run's all the same
     second = make_trainer(tiny_data.pairs(), tmp_path, save_steps=2)
     second.train(resume=True)
-    assert second.adaptive.step.chunk == 2
+    assert second.adaptive.step.micro_batch == 2
     assert second.memory.forecast == first.memory.forecast
 
 
@@ -241,5 +248,5 @@ def test_a_step_that_nearly_fills_the_memory_has_the_allocator_give_it_back(
     monkeypatch.setattr(run_memory, "held_bytes", lambda device: forecast.predicted_bytes // 100)
     forecast = trainer.memory.fit(batch)
     assert forecast is not None and forecast.spared and len(asked) == 1
-    make_trainer(tiny_data.pairs(), tmp_path / "resumed").memory.adopt(trainer.memory.get_state() or {})
+    make_trainer(tiny_data.pairs(), tmp_path / "resumed").memory.load_state_dict(trainer.memory.state_dict() or {})
     assert len(asked) == 2

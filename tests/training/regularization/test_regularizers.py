@@ -19,7 +19,7 @@ from domainclip.losses import MultiPositiveContrastiveLoss
 from domainclip.models import DualEncoder, make_tiny_clip
 from domainclip.training import ContrastiveStep, Trainer
 from domainclip.training.distributed import ProcessGroup
-from domainclip.training.regularization.initial_weights import starting_point
+from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.regularization.regularizers import L2SP, FeatureDistillation
 from gradcache_cases import assert_equal, batch_of, gradients
 from tiny_data import TinyData
@@ -42,14 +42,16 @@ def distilling(start: DualEncoder, learning: tuple[str, ...] = ("image", "text")
     return FeatureDistillation(start.encode_image, start.encode_text, STRENGTH, contextlib.nullcontext, learning)
 
 
-def step_of(encoder: DualEncoder, loss: nn.Module, chunk: int | None, term: FeatureDistillation) -> ContrastiveStep:
+def step_of(
+    encoder: DualEncoder, loss: nn.Module, micro_batch: int | None, term: FeatureDistillation
+) -> ContrastiveStep:
     return ContrastiveStep(
         encoder.encode_image,
         encoder.encode_text,
         lambda x, y, g: loss(x, y, group_ids=g, logit_scale=encoder.logit_scale),
         contextlib.nullcontext,
         torch.device("cpu"),
-        chunk,
+        micro_batch,
         learning=term.learning,
         distillation=term,
     )
@@ -69,8 +71,8 @@ def plain_penalty(encoder: DualEncoder, start: DualEncoder, batch: dict[str, Any
     return STRENGTH / 2 * total / len(ids)
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 3, 8])
-def test_distillation_has_the_gradient_of_its_definition_in_any_chunks(chunk: int | None) -> None:
+@pytest.mark.parametrize("micro_batch", [None, 1, 3, 8])
+def test_distillation_has_the_gradient_of_its_definition_in_any_micro_batches(micro_batch: int | None) -> None:
     start = make_tiny_clip().double().eval().requires_grad_(False)
     encoder = moved(start).train().requires_grad_(True)
     batch, loss = batch_of(), MultiPositiveContrastiveLoss()
@@ -80,10 +82,10 @@ def test_distillation_has_the_gradient_of_its_definition_in_any_chunks(chunk: in
     penalty = plain_penalty(encoder, start, batch)
     (objective + penalty).backward()
     reference = gradients(encoder)
-    told = step_of(encoder, loss, chunk, distilling(start))(batch)
+    reported = step_of(encoder, loss, micro_batch, distilling(start))(batch)
     assert float(penalty.detach()) > 0.01
-    assert float(told["distillation"]) == pytest.approx(float(penalty.detach()), rel=1e-10)
-    assert float(told["loss"]) == pytest.approx(float(objective.detach()), rel=1e-10)  # the objective's alone
+    assert float(reported["distillation"]) == pytest.approx(float(penalty.detach()), rel=1e-10)
+    assert float(reported["loss"]) == pytest.approx(float(objective.detach()), rel=1e-10)  # the objective's alone
     assert_equal(gradients(encoder), reference)
 
 
@@ -96,10 +98,12 @@ def test_a_tower_that_does_not_learn_is_not_asked() -> None:
             getattr(encoder.model, part).load_state_dict(getattr(start.model, part).state_dict())
     start.encode_text = None  # type: ignore[method-assign, assignment]
     batch, loss = batch_of(), MultiPositiveContrastiveLoss()
-    steps = {chunk: step_of(encoder, loss, chunk, distilling(start, ("image",))) for chunk in (None, 3)}
-    told = {chunk: step(batch)["distillation"] for chunk, step in steps.items()}
+    steps = {
+        micro_batch: step_of(encoder, loss, micro_batch, distilling(start, ("image",))) for micro_batch in (None, 3)
+    }
+    reported = {micro_batch: step(batch)["distillation"] for micro_batch, step in steps.items()}
     del start.encode_text
-    for value in told.values():
+    for value in reported.values():
         assert float(value) == pytest.approx(float(plain_penalty(encoder, start, batch).detach()), rel=1e-10)
 
 
@@ -119,8 +123,8 @@ def test_l2sp_has_the_gradient_of_half_the_squared_distance() -> None:
     (penalty + other).backward()
     reference = gradients(encoder)
     sum(p.sin().sum() for p in encoder.model.vision_model.parameters()).backward()  # type: ignore[union-attr]
-    told = term.add_gradient()
-    assert float(told) == pytest.approx(float(penalty.detach()), rel=1e-10)
+    reported = term.add_gradient()
+    assert float(reported) == pytest.approx(float(penalty.detach()), rel=1e-10)
     assert_equal(gradients(encoder), reference)
 
 
@@ -134,7 +138,7 @@ def test_new_projections_have_no_start_to_be_held_to() -> None:
     assert id(encoder.model.visual_projection.weight) not in held
     assert id(encoder.model.vision_model.post_layernorm.weight) in held
     with pytest.raises(ConfigurationError, match="none worth keeping"):
-        starting_point(encoder, CLIPFinetuningConfig(distillation_strength=1.0))
+        initial_weights(encoder, CLIPFinetuningConfig(distillation_strength=1.0))
 
 
 def test_adapters_and_l2sp_exclude_each_other() -> None:
@@ -144,7 +148,7 @@ def test_adapters_and_l2sp_exclude_each_other() -> None:
 
 def test_the_copy_stays_where_it_was() -> None:
     encoder = make_tiny_clip()
-    start = starting_point(encoder, CLIPFinetuningConfig(distillation_strength=1.0))
+    start = initial_weights(encoder, CLIPFinetuningConfig(distillation_strength=1.0))
     assert start is not None and start.encoder is not None
     pixels = torch.randn(2, 3, 48, 48)  # another size than its own: its position embeddings are its own too
     before = encoder.encode_image(pixels)
@@ -155,7 +159,7 @@ def test_the_copy_stays_where_it_was() -> None:
     encoder.train()
     assert torch.equal(start.encoder.encode_image(pixels), before)
     assert not start.encoder.training and start.copy_bytes == sum(p.nbytes for p in encoder.parameters())
-    assert starting_point(encoder, CLIPFinetuningConfig()) is None  # nothing is remembered that nobody asked for
+    assert initial_weights(encoder, CLIPFinetuningConfig()) is None  # nothing is remembered that nobody asked for
 
 
 # --- in a training ---
@@ -168,16 +172,16 @@ def held_trainer(
 ) -> Trainer:
     encoder = make_tiny_clip(seed, attention_dropout=0.0 if processes else 0.1)
     values = {**HOLDING, **values}
-    start = starting_point(encoder, CLIPFinetuningConfig(**values))
+    start = initial_weights(encoder, CLIPFinetuningConfig(**values))
     return make_trainer(data.pairs(), folder, encoder=encoder, processes=processes, start=start, **values)
 
 
 def test_the_stronger_the_hold_the_nearer_the_weights_stay(tiny_data: TinyData, tmp_path: Path) -> None:
     distances = []
-    for number, values in enumerate(
+    for index, values in enumerate(
         ({"l2sp_strength": 0.0, "distillation_strength": 0.0}, {"distillation_strength": 0.0}, {"l2sp_strength": 10.0})
     ):
-        trainer = held_trainer(tiny_data, tmp_path / str(number), num_epochs=4, **values)
+        trainer = held_trainer(tiny_data, tmp_path / str(index), num_epochs=4, **values)
         before = weights(trainer)
         trainer.train()
         after = weights(trainer)
@@ -207,10 +211,10 @@ def _process(rank: int, port: int, data: TinyData, folder: Path) -> None:
         trainer.train()
         try:
             held_trainer(data, folder / "other", seed=rank, processes=processes).train()
-            said = ""
+            message = ""
         except ConfigurationError as error:
-            said = str(error)
-    torch.save({"weights": weights(trainer), "said": said}, folder / f"{rank}.pt")
+            message = str(error)
+    torch.save({"weights": weights(trainer), "message": message}, folder / f"{rank}.pt")
 
 
 def test_two_processes_are_held_as_one_is(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -219,9 +223,9 @@ def test_two_processes_are_held_as_one_is(tiny_data: TinyData, tmp_path: Path) -
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert same(found[0]["weights"], found[1]["weights"])
     encoder = make_tiny_clip(0)
-    start = starting_point(encoder, CLIPFinetuningConfig(**HOLDING))
+    start = initial_weights(encoder, CLIPFinetuningConfig(**HOLDING))
     alone = make_trainer(tiny_data.pairs(), tmp_path / "alone", encoder=encoder, start=start, **HOLDING)
     alone.train()
     for name, value in weights(alone).items():
         torch.testing.assert_close(found[0]["weights"][name], value, rtol=1e-4, atol=1e-5)
-    assert all("different starting weights" in part["said"] for part in found)
+    assert all("different initial weights" in part["message"] for part in found)

@@ -16,9 +16,9 @@ from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.errors import CheckpointError, ConfigurationError
 from domainclip.models import DualEncoder, make_tiny_clip
-from domainclip.pipelines.reference_sets import load_retention
+from domainclip.pipelines.reference_sets import load_reference_sets
 from domainclip.training.identity import check_same_run
-from domainclip.training.regularization.rehearsal import BATCH_SHARE, Rehearsal
+from domainclip.training.regularization.rehearsal import BATCH_FRACTION, Rehearsal
 from tiny_data import TinyData
 
 CPU = torch.device("cpu")
@@ -33,8 +33,10 @@ def moved(encoder: DualEncoder) -> None:
 
 
 def rehearsal_of(encoder: DualEncoder, rows: int = 9) -> Rehearsal:
-    side = encoder.native_resolution
-    pixels = torch.randint(0, 256, (rows, 3, side, side), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+    resolution = encoder.native_resolution
+    pixels = torch.randint(0, 256, (rows, 3, resolution, resolution), generator=torch.Generator().manual_seed(2)).to(
+        torch.uint8
+    )
     tokens = encoder.processor.token_ids([f"a photo of thing number {row}" for row in range(rows)], 77)
     spec = ImageSpec.from_processor(encoder.processor.image_processor)
     return Rehearsal(encoder, pixels, tokens, spec.normalise, STRENGTH, 4, CPU, contextlib.nullcontext)
@@ -51,7 +53,7 @@ def by_hand(encoder: DualEncoder, start: list[tuple[Tensor, Tensor]], rehearsal:
     return 0.5 * STRENGTH * total
 
 
-def test_it_has_the_gradient_of_its_definition_in_any_chunks() -> None:
+def test_it_has_the_gradient_of_its_definition_in_any_micro_batches() -> None:
     encoder = make_tiny_clip(3).eval()
     rehearsal = rehearsal_of(encoder)
     with torch.no_grad():
@@ -65,9 +67,11 @@ def test_it_has_the_gradient_of_its_definition_in_any_chunks() -> None:
     assert float(rehearsal.add_gradient(0, 100, 4)) == pytest.approx(0, abs=1e-5), "nothing has moved yet"
     moved(encoder)
     expected: dict[str, Tensor] = {}
-    for chunk in (1, 4, 100):
+    for micro_batch in (1, 4, 100):
         encoder.zero_grad(set_to_none=True)
-        told = rehearsal.add_gradient(step=5, batch=100, chunk=chunk)  # a quarter of 100 is more than there are: all
+        reported = rehearsal.add_gradient(
+            step=5, batch=100, micro_batch=micro_batch
+        )  # a quarter of 100 is more than there are: all
         found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
         if not expected:
             encoder.zero_grad(set_to_none=True)
@@ -75,7 +79,7 @@ def test_it_has_the_gradient_of_its_definition_in_any_chunks() -> None:
             value.backward()
             expected = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
             assert float(value.detach()) > 0.001
-        assert float(told) == pytest.approx(float(value.detach()), rel=1e-4)
+        assert float(reported) == pytest.approx(float(value.detach()), rel=1e-4)
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
@@ -88,14 +92,14 @@ def test_a_draw_depends_on_the_step_and_leaves_the_encoder_as_it_was() -> None:
     state = torch.get_rng_state()
     values = [float(rehearsal.add_gradient(step, 8, 8)) for step in (1, 2, 3, 1)]
     assert values[0] == values[3] and len(set(values)) == 3
-    assert rehearsal.rows_of(8) == 8 * BATCH_SHARE
+    assert rehearsal.rows_of(8) == 8 * BATCH_FRACTION
     assert encoder.training and torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_heads_alone_have_the_same_penalty() -> None:
+def test_the_projections_alone_have_the_same_penalty() -> None:
     encoder = make_tiny_clip(3).eval()
     rehearsal = rehearsal_of(encoder)
-    penalty = rehearsal.of_heads()
+    penalty = rehearsal.of_projections()
     with torch.no_grad():
         for name, parameter in encoder.model.named_parameters():
             if "projection.weight" in name:
@@ -133,7 +137,7 @@ def run(data: TinyData, folder: Path, **values: Any) -> tuple[CLIPFinetuningCont
 
 
 def distance(controller: CLIPFinetuningController, data: TinyData) -> float:
-    """How far the embeddings of the retention set's rows have gone from where they started."""
+    """How far the embeddings of the reference set's rows have gone from where they started."""
     start = make_tiny_clip(controller.config.seed)
     paths = [pair.image_path for pair in data.pairs("test")]
     now = controller.engine().encode_images(paths)
@@ -143,16 +147,16 @@ def distance(controller: CLIPFinetuningController, data: TinyData) -> float:
     return float((1 - (now * before).sum(-1)).mean())
 
 
-@pytest.mark.parametrize("head_first", [True, False])
-def test_what_is_rehearsed_stays_nearer_where_it_was(head_first: bool, tiny_data: TinyData, tmp_path: Path) -> None:
-    kept, _ = run(tiny_data, tmp_path / "kept", head_first=head_first, rehearsal_strength=50.0)
+@pytest.mark.parametrize("probe_first", [True, False])
+def test_what_is_rehearsed_stays_nearer_where_it_was(probe_first: bool, tiny_data: TinyData, tmp_path: Path) -> None:
+    kept, _ = run(tiny_data, tmp_path / "kept", probe_first=probe_first, rehearsal_strength=50.0)
     assert kept.recipe is not None and kept.recipe.rehearsal_strength == 50.0
     assert '"rehearsal":' in (tmp_path / "kept" / "metrics.jsonl").read_text()
-    free, _ = run(tiny_data, tmp_path / "free", head_first=head_first, rehearsal_strength=0.0)
+    free, _ = run(tiny_data, tmp_path / "free", probe_first=probe_first, rehearsal_strength=0.0)
     assert distance(kept, tiny_data) < 0.7 * distance(free, tiny_data)
 
 
-def test_it_is_on_where_there_are_retention_sets(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_it_is_on_where_there_are_reference_set_table(tiny_data: TinyData, tmp_path: Path) -> None:
     controller, _ = run(tiny_data, tmp_path)
     assert controller.recipe is not None and controller.recipe.rehearsal_strength == 10.0
     assert any(decision.key == "rehearsal_strength" for decision in controller.decisions)
@@ -176,9 +180,9 @@ def test_new_projections_have_nothing_to_keep(tiny_data: TinyData, zoo: dict[str
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
     recipe = controller.prepare(tiny_data.pairs())
-    retention, encoder = load_retention(controller), controller.model
-    assert retention is not None and encoder is not None
-    assert retention.rehearsed(encoder, recipe, contextlib.nullcontext) is not None
+    reference_sets, encoder = load_reference_sets(controller), controller.model
+    assert reference_sets is not None and encoder is not None
+    assert reference_sets.rehearsed(encoder, recipe, contextlib.nullcontext) is not None
     encoder.fresh_projections = True
     with pytest.raises(ConfigurationError, match="none worth keeping"):
-        retention.rehearsed(encoder, recipe, contextlib.nullcontext)
+        reference_sets.rehearsed(encoder, recipe, contextlib.nullcontext)

@@ -56,7 +56,7 @@ def test_in_place_gives_back_the_encoders_own_weights() -> None:
     with contextlib.suppress(RuntimeError), average.in_place():
         raise RuntimeError("in the middle")
     assert all(torch.equal(value, own[name]) for name, value in averaged(encoder).items())
-    average.settle()
+    average.apply()
     assert all(torch.equal(value, average.mean[name]) for name, value in averaged(encoder).items())
 
 
@@ -67,22 +67,22 @@ def test_a_short_span_keeps_no_copy() -> None:
     average.update()
     assert not average.mean
     before = {name: value.clone() for name, value in averaged(encoder).items()}
-    average.settle()
+    average.apply()
     assert all(torch.equal(value, before[name]) for name, value in averaged(encoder).items())
 
 
-def train(ema_share: float = 0.5, eval_steps: int = 7) -> CLIPFinetuningController:
+def train(ema_fraction: float = 0.5, eval_steps: int = 7) -> CLIPFinetuningController:
     config = CLIPFinetuningConfig(
         model_name="tiny",
         batch_size=6,
         max_steps=12,
         num_workers=0,
         mixed_precision=False,
-        head_first=False,
+        probe_first=False,
         eval_steps=eval_steps,
         save_steps=5,
         num_epochs=50,
-        ema_share=ema_share,
+        ema_fraction=ema_fraction,
     )
     controller = CLIPFinetuningController(config)
     controller.setup()
@@ -117,11 +117,11 @@ def test_a_resumed_run_goes_on_with_the_mean(tiny_data: TinyData, tmp_path: Path
     whole.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), tmp_path / "whole")
     stopped = train()
 
-    told: list[Any] = []
+    reported: list[Any] = []
 
     def stop(validation: Any) -> None:
-        told.append(validation)
-        if len(told) == 3:  # at step 7: after the checkpoint of step 5
+        reported.append(validation)
+        if len(reported) == 3:  # at step 7: after the checkpoint of step 5
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -38,14 +38,14 @@ WHOLE = ("image", "text", "loss", "image_backward", "text_backward")
 
 
 @pytest.mark.parametrize("place", WHOLE)
-def test_a_whole_batch_that_failed_anywhere_is_repeated_in_chunks(place: str) -> None:
+def test_a_whole_batch_that_failed_anywhere_is_repeated_in_micro_batches(place: str) -> None:
     undisturbed = Run().train()
     disturbed = Run(patience=100)
     disturbed.plain.plan = {4: [(place, OUT_OF_MEMORY[0])]}
     disturbed.train()
     assert disturbed.plain.attempts == STEPS + 1
     assert disturbed.moves == [(4, 16, 8)]
-    assert disturbed.chunks == [16] * 3 + [8] * 7
+    assert disturbed.micro_batches == [16] * 3 + [8] * 7
     assert undisturbed.changes == []
     assert_same_run(disturbed, undisturbed)
 
@@ -55,9 +55,9 @@ def test_a_whole_batch_that_failed_anywhere_is_repeated_in_chunks(place: str) ->
 def test_a_run_that_runs_out_at_random_is_the_run_that_never_did(seed: int, kept: int) -> None:
     draw = random.Random(seed)
     undisturbed = Run().train()
-    disturbed = Run(chunk=8, kept_chunks=kept)
+    disturbed = Run(micro_batch=8, kept_micro_batches=kept)
     steps = draw.sample(range(1, STEPS + 1), 3)
-    # Pictures' chunks that have kept their graph are not replayed, so nothing can happen there.
+    # Images' micro-batches that have kept their graph are not replayed, so nothing can happen there.
     disturbed.plain.plan = {
         step: [(draw.choice(WHOLE if kept else (*WHOLE, "replay")), draw.choice(OUT_OF_MEMORY))] for step in steps
     }
@@ -77,13 +77,13 @@ def test_in_float32_the_repeated_steps_gradient_is_that_of_the_whole_batch() -> 
         repeated.plain.plan = {1: [(place, OUT_OF_MEMORY[2]), ("replay", OUT_OF_MEMORY[2])]}
         whole.train(1)
         repeated.train(1)
-        assert repeated.chunks == [4]
+        assert repeated.micro_batches == [4]
         for value, reference in zip(repeated.gradients[0], whole.gradients[0], strict=True):
             assert float((value - reference).norm()) <= 1e-5 * float(reference.norm())
             assert float(reference.norm()) > 1e-6
 
 
-def test_dropout_and_every_generator_are_those_of_a_run_with_the_same_chunks() -> None:
+def test_dropout_and_every_generator_are_those_of_a_run_with_the_same_micro_batches() -> None:
     disturbed = Run(dropout=0.4, patience=100)
     disturbed.plain.plan = {3: [("loss", OUT_OF_MEMORY[0])], 6: [("replay", OUT_OF_MEMORY[1])]}
     planned = Run(dropout=0.4)
@@ -92,11 +92,11 @@ def test_dropout_and_every_generator_are_those_of_a_run_with_the_same_chunks() -
         torch.manual_seed(5)
         np.random.seed(5)
         random.seed(5)
-        for step, chunk in enumerate([16, 16, 8, 8, 8, 4, 4, 4], start=1):
+        for step, micro_batch in enumerate([16, 16, 8, 8, 8, 4, 4, 4], start=1):
             if run is planned:
-                run.plain.chunk = chunk
+                run.plain.micro_batch = micro_batch
             run.train(1)
-            assert run.chunks[-1] == chunk, step
+            assert run.micro_batches[-1] == micro_batch, step
         states.append((torch.get_rng_state(), np.random.get_state()[1:3], random.getstate()))
     assert_same_run(disturbed, planned)
     assert torch.equal(states[0][0], states[1][0])

@@ -1,4 +1,5 @@
-"""Telling classes apart by their prompts while the towers learn: against a plain loop, in chunks, and in a run."""
+"""Telling classes apart by their prompts while the towers learn: against a plain loop, in micro-batches, and in a
+run."""
 
 from __future__ import annotations
 
@@ -95,16 +96,18 @@ def test_of_many_classes_the_batchs_are_always_shown(tiny_data: TinyData, monkey
         assert list(prompts)[shown[int(targets[0])]] == pair.label
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_chunks_give_the_gradient_of_the_whole_batch(chunk: int, tiny_data: TinyData) -> None:
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(micro_batch: int, tiny_data: TinyData) -> None:
     encoder = make_tiny_clip(3).double().eval()
     term, data = term_of(encoder, tiny_data, prompts_of(tiny_data))
     objective = MultiPositiveContrastiveLoss()
     rows = torch.arange(7)
     ids, mask = encoder.processor.pad([list(data.tokens[data.shown_texts(int(row))[0]]) for row in rows], 40)
-    side = encoder.native_resolution
+    resolution = encoder.native_resolution
     batch = {
-        "pixels": torch.randn(7, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+        "pixels": torch.randn(
+            7, 3, resolution, resolution, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        ),
         "input_ids": ids,
         "attention_mask": mask,
         "caption_index": torch.arange(7),
@@ -112,7 +115,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(chunk: int, tiny_data: Tiny
         "classes": term.classes(rows),
     }
     gradients = []
-    for size in (None, chunk):
+    for size in (None, micro_batch):
         encoder.zero_grad(set_to_none=True)
         step = ContrastiveStep(
             encoder.encode_image,
@@ -123,8 +126,8 @@ def test_chunks_give_the_gradient_of_the_whole_batch(chunk: int, tiny_data: Tiny
             size,
             classification=term,
         )
-        told = step(batch)
-        assert float(told["classification"]) > 0
+        reported = step(batch)
+        assert float(reported["classification"]) > 0
         gradients.append({name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
@@ -141,7 +144,7 @@ def test_it_is_on_where_rows_have_labels(tiny_data: TinyData, tmp_path: Path) ->
     recipe, _ = resolve(CLIPFinetuningConfig(model_name="tiny"), model_facts(encoder), data_facts(bare))
     assert recipe.classification_weight == 0.0
     config = CLIPFinetuningConfig(
-        model_name="tiny", batch_size=6, max_steps=2, num_workers=0, logging_steps=1, head_first=False
+        model_name="tiny", batch_size=6, max_steps=2, num_workers=0, logging_steps=1, probe_first=False
     )
     controller = CLIPFinetuningController(config)
     controller.setup()

@@ -21,8 +21,8 @@ from tiny_data import TinyData
 
 
 @pytest.mark.parametrize("loss", [CLIPContrastiveLoss(), MultiPositiveContrastiveLoss()])
-@pytest.mark.parametrize("chunk", [1, 3, 8])
-def test_chunks_give_the_whole_batchs_gradient(loss: Loss, chunk: int) -> None:
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_micro_batches_give_the_whole_batchs_gradient(loss: Loss, micro_batch: int) -> None:
     encoder = make_tiny_clip().double().train()
     batch = batch_of()
     # The reference knows nothing of ContrastiveStep: every row's own caption, one graph.
@@ -31,42 +31,42 @@ def test_chunks_give_the_whole_batchs_gradient(loss: Loss, chunk: int) -> None:
     whole = loss(images, texts, group_ids=batch["group_ids"], logit_scale=encoder.logit_scale)["loss"]
     whole.backward()
     reference = gradients(encoder)
-    output = step_of(encoder, loss, chunk)(batch)
+    output = step_of(encoder, loss, micro_batch)(batch)
     assert float(output["loss"]) == pytest.approx(float(whole.detach()), rel=1e-12)
     mine = gradients(encoder)
     assert_equal(mine, reference)
-    # Counted once, not once a chunk.
+    # Counted once, not once a micro-batch.
     assert float(mine["logit_scale"]) == pytest.approx(float(reference["logit_scale"]), rel=1e-9)
     assert abs(float(reference["logit_scale"])) > 1e-6
 
 
-def _chunked_with_graph(encoder: DualEncoder, loss: Loss, batch: dict[str, Any], chunk: int) -> Tensor:
-    images = torch.cat([encoder.encode_image(part) for part in batch["pixels"].split(chunk)])
-    texts = torch.cat([encoder.encode_text(part) for part in batch["input_ids"].split(chunk)])
+def _in_micro_batches_with_graph(encoder: DualEncoder, loss: Loss, batch: dict[str, Any], micro_batch: int) -> Tensor:
+    images = torch.cat([encoder.encode_image(part) for part in batch["pixels"].split(micro_batch)])
+    texts = torch.cat([encoder.encode_text(part) for part in batch["input_ids"].split(micro_batch)])
     return loss(images, texts[batch["caption_index"]], group_ids=batch["group_ids"], logit_scale=encoder.logit_scale)[
         "loss"
     ]
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5])
-def test_with_dropout_chunks_are_replayed_with_their_own_numbers(chunk: int) -> None:
+@pytest.mark.parametrize("micro_batch", [1, 3, 5])
+def test_with_dropout_micro_batches_are_replayed_with_their_own_numbers(micro_batch: int) -> None:
     encoder = make_tiny_clip(attention_dropout=0.3).double().train()
     batch, loss = batch_of(), MultiPositiveContrastiveLoss()
     torch.manual_seed(11)
-    whole = _chunked_with_graph(encoder, loss, batch, chunk)
+    whole = _in_micro_batches_with_graph(encoder, loss, batch, micro_batch)
     whole.backward()
     after = torch.get_rng_state()
     reference = gradients(encoder)
     torch.manual_seed(11)
-    output = step_of(encoder, loss, chunk)(batch)
+    output = step_of(encoder, loss, micro_batch)(batch)
     assert float(output["loss"]) == pytest.approx(float(whole.detach()), rel=1e-12)
     assert_equal(gradients(encoder), reference)
     assert torch.equal(torch.get_rng_state(), after)  # a replay takes no numbers of its own
     torch.manual_seed(12)
-    assert float(step_of(encoder, loss, chunk)(batch)["loss"]) != float(output["loss"])  # dropout was really on
+    assert float(step_of(encoder, loss, micro_batch)(batch)["loss"]) != float(output["loss"])  # dropout was really on
 
 
-def test_chunks_of_a_locked_tower() -> None:
+def test_micro_batches_of_a_locked_tower() -> None:
     encoder = make_tiny_clip().double().train()
     encoder.lock("text")
     batch, loss = batch_of(), CLIPContrastiveLoss()
@@ -91,8 +91,8 @@ def test_a_scaled_backward_scales_every_gradient_alike() -> None:
     assert float(output["loss"]) < 10  # the loss that is reported is not scaled
 
 
-def test_chunks_hold_one_chunks_graph_at_a_time() -> None:
-    """The point of it: how many pictures' activations are alive at once."""
+def test_micro_batches_hold_one_micro_batches_graph_at_a_time() -> None:
+    """The point of it: how many images' activations are alive at once."""
     encoder = make_tiny_clip().double().train()
     batch = batch_of()
     seen: list[tuple[int, bool]] = []

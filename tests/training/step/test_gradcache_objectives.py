@@ -43,8 +43,8 @@ def objective(name: str, metric: str = "cosine") -> nn.Module:
     return build_loss(config, make_tiny_clip().embedding_dim).double().train()
 
 
-def pictures_of(encoder: DualEncoder, loss: nn.Module) -> Callable[[Tensor], Tensor]:
-    """One embedding for each picture, or one for each of its sizes where the objective asks for them."""
+def images_of(encoder: DualEncoder, loss: nn.Module) -> Callable[[Tensor], Tensor]:
+    """One embedding for each image, or one for each of its sizes where the objective asks for them."""
     if not hasattr(loss, "resolution_scales"):
         return encoder.encode_image
     assert len(loss.resolution_scales) == 2
@@ -67,7 +67,7 @@ def through_step(encoder: DualEncoder, loss: nn.Module, batch: dict[str, Any], *
         return call_objective(loss, x, y, group_ids=groups, logit_scale=encoder.logit_scale, progress=0.3)
 
     step = ContrastiveStep(
-        pictures_of(encoder, loss),
+        images_of(encoder, loss),
         encoder.encode_text,
         contrast,
         contextlib.nullcontext,
@@ -78,11 +78,11 @@ def through_step(encoder: DualEncoder, loss: nn.Module, batch: dict[str, Any], *
     return value
 
 
-def with_graph(encoder: DualEncoder, loss: nn.Module, batch: dict[str, Any], chunk: int) -> Tensor:
-    """The reference: the chunks one after another, in one graph, by autograd alone."""
-    encode = pictures_of(encoder, loss)
-    images = torch.cat([encode(part) for part in batch["pixels"].split(chunk)])
-    texts = torch.cat([encoder.encode_text(part) for part in batch["input_ids"].split(chunk)])
+def with_graph(encoder: DualEncoder, loss: nn.Module, batch: dict[str, Any], micro_batch: int) -> Tensor:
+    """The reference: the micro-batches one after another, in one graph, by autograd alone."""
+    encode = images_of(encoder, loss)
+    images = torch.cat([encode(part) for part in batch["pixels"].split(micro_batch)])
+    texts = torch.cat([encoder.encode_text(part) for part in batch["input_ids"].split(micro_batch)])
     output = call_objective(
         loss,
         images,
@@ -101,52 +101,60 @@ def test_every_objective_gets_the_whole_batchs_gradient(name: str) -> None:
     encoder = make_tiny_clip(layers=1).double().train()
     batch, loss = batch_of(), objective(name)
     reference, expected = outcome(encoder, loss, lambda own: with_graph(encoder, own, batch, ROWS))
-    for chunk, kept in ((1, 0), (3, 0), (3, 1), (8, 0), (3, 99)):
+    for micro_batch, kept in ((1, 0), (3, 0), (3, 1), (8, 0), (3, 99)):
         found, value = outcome(
-            encoder, loss, lambda own, c=chunk, k=kept: through_step(encoder, own, batch, chunk=c, kept_chunks=k)
+            encoder,
+            loss,
+            lambda own, c=micro_batch, k=kept: through_step(encoder, own, batch, micro_batch=c, kept_micro_batches=k),
         )
         assert value == pytest.approx(expected, rel=1e-9)
         assert_equal(found, reference)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_with_dropout_every_objective_gets_that_of_the_same_chunks(name: str) -> None:
+def test_with_dropout_every_objective_gets_that_of_the_same_micro_batches(name: str) -> None:
     encoder = make_tiny_clip(layers=1, attention_dropout=0.3).double().train()
     batch, loss = batch_of(), objective(name)
-    for chunk, kept in ((3, 0), (3, 1), (3, 99), (1, 2)):
-        reference, expected = outcome(encoder, loss, lambda own, c=chunk: with_graph(encoder, own, batch, c))
+    for micro_batch, kept in ((3, 0), (3, 1), (3, 99), (1, 2)):
+        reference, expected = outcome(encoder, loss, lambda own, c=micro_batch: with_graph(encoder, own, batch, c))
         found, value = outcome(
-            encoder, loss, lambda own, c=chunk, k=kept: through_step(encoder, own, batch, chunk=c, kept_chunks=k)
+            encoder,
+            loss,
+            lambda own, c=micro_batch, k=kept: through_step(encoder, own, batch, micro_batch=c, kept_micro_batches=k),
         )
         assert value == pytest.approx(expected, rel=1e-9)
         assert_equal(found, reference)
 
 
-def test_a_learned_metric_gets_its_gradient_through_chunks() -> None:
+def test_a_learned_metric_gets_its_gradient_through_micro_batches() -> None:
     encoder = make_tiny_clip(layers=1).double().train()
     batch, loss = batch_of(), objective("multi_positive", "bilinear")
     reference, _ = outcome(encoder, loss, lambda own: with_graph(encoder, own, batch, ROWS))
-    found, _ = outcome(encoder, loss, lambda own: through_step(encoder, own, batch, chunk=3, kept_chunks=1))
+    found, _ = outcome(
+        encoder, loss, lambda own: through_step(encoder, own, batch, micro_batch=3, kept_micro_batches=1)
+    )
     assert "loss.similarity.weight" in reference
     assert_equal(found, reference)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 99])
 def test_a_locked_tower_says_the_same_to_an_objective_that_asks_for_gradients(kept: int) -> None:
-    """GradNorm weighs by the gradient at the embeddings: a locked tower's has none, in chunks as in one pass."""
+    """GradNorm weighs by the gradient at the embeddings: a locked tower's has none, in micro-batches as in one pass."""
     encoder = make_tiny_clip(layers=1).double().train()
     encoder.lock("text")
     batch, loss = batch_of(), objective("gradient_norm")
     reference, expected = outcome(encoder, loss, lambda own: with_graph(encoder, own, batch, ROWS))
     found, value = outcome(
-        encoder, loss, lambda own: through_step(encoder, own, batch, chunk=3, kept_chunks=kept, learning=("image",))
+        encoder,
+        loss,
+        lambda own: through_step(encoder, own, batch, micro_batch=3, kept_micro_batches=kept, learning=("image",)),
     )
     assert value == pytest.approx(expected, rel=1e-9)
     assert not any(name.startswith("text_") for name in found)
     assert_equal(found, reference)
 
 
-def test_under_bf16_chunks_differ_by_less_than_its_rounding() -> None:
+def test_under_bf16_micro_batches_differ_by_less_than_its_rounding() -> None:
     encoder, loss = make_tiny_clip().train(), CLIPContrastiveLoss()
     exact = make_tiny_clip().double().train()
     batch = batch_of()
@@ -154,9 +162,9 @@ def test_under_bf16_chunks_differ_by_less_than_its_rounding() -> None:
     reference = gradients(exact)
     batch["pixels"] = batch["pixels"].float()
 
-    def low(chunk: int | None, kept: int = 0) -> dict[str, Tensor]:
-        step = step_of(encoder, loss, chunk)
-        step.autocast, step.kept_chunks = lambda: torch.autocast("cpu", torch.bfloat16), kept
+    def low(micro_batch: int | None, kept: int = 0) -> dict[str, Tensor]:
+        step = step_of(encoder, loss, micro_batch)
+        step.autocast, step.kept_micro_batches = lambda: torch.autocast("cpu", torch.bfloat16), kept
         step(batch)
         return {name: value.double() for name, value in gradients(encoder).items()}
 
@@ -167,9 +175,9 @@ def test_under_bf16_chunks_differ_by_less_than_its_rounding() -> None:
     whole = low(None)
     rounding = apart(whole, reference)
     assert 1e-3 < rounding < 0.1  # bf16 keeps eight bits
-    for chunk, kept in ((1, 0), (3, 0), (3, 2)):
-        assert apart(low(chunk, kept), whole) <= rounding
-        assert apart(low(chunk, kept), reference) <= 1.5 * rounding
+    for micro_batch, kept in ((1, 0), (3, 0), (3, 2)):
+        assert apart(low(micro_batch, kept), whole) <= rounding
+        assert apart(low(micro_batch, kept), reference) <= 1.5 * rounding
 
 
 class _Saved:
@@ -205,20 +213,20 @@ def test_no_more_graphs_are_alive_than_may_be_kept(kept: int, most: int) -> None
         return run
 
     step = step_of(encoder, CLIPContrastiveLoss(), 2)
-    step.kept_chunks = kept
+    step.kept_micro_batches = kept
     step.encode_image = watched("image", encoder.encode_image)
     step.encode_text = watched("text", encoder.encode_text)
     step(batch_of())
     assert peak == most
     assert not alive
-    chunks = [("image", 2)] * 4 + [("text", 2)] * 2 + [("text", 1)]  # five distinct captions
-    first = [(*chunk, number < kept) for number, chunk in enumerate(chunks)]
-    assert passes == first + [(*chunk, True) for chunk in chunks[kept:]]
+    micro_batches = [("image", 2)] * 4 + [("text", 2)] * 2 + [("text", 1)]  # five distinct captions
+    first = [(*micro_batch, number < kept) for number, micro_batch in enumerate(micro_batches)]
+    assert passes == first + [(*micro_batch, True) for micro_batch in micro_batches[kept:]]
 
 
 def test_a_first_pass_leaves_no_tensor_behind() -> None:
     """One that is made between two passes and stays keeps a C allocator from using the space around it again: wide
-    towers took 145 MiB where they now take 22, each chunk of the first pass some more."""
+    towers took 145 MiB where they now take 22, each micro-batch of the first pass some more."""
     encoder = make_tiny_clip(layers=1).double().train()
     counts: dict[str, list[int]] = {"image": [], "text": []}
 

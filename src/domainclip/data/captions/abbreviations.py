@@ -74,8 +74,8 @@ class AbbreviationExpander:
             return before + found[0], after
         expansion = chosen.expansion
         if explained := re.search(r"\s*\($", before):
-            said = " ".join(before[: explained.start()].split()[-2 * count_words(expansion) :])
-            if _ends_with(said, expansion):
+            before_it = " ".join(before[: explained.start()].split()[-2 * count_words(expansion) :])
+            if _ends_with(before_it, expansion):
                 return (before[: explained.start()], after[1:]) if after.startswith(")") else (before + found[0], after)
         written = expansion
         if found["plural"]:
@@ -96,6 +96,6 @@ class AbbreviationExpander:
         return meant[0] if len(meant) == 1 else None
 
 
-def _ends_with(said: str, expansion: str) -> bool:
-    words = said.split()
+def _ends_with(text: str, expansion: str) -> bool:
+    words = text.split()
     return any(same_words(" ".join(words[start:]), expansion) for start in range(len(words)))

@@ -1,4 +1,4 @@
-"""``CaptionChain``: what a domain does to its captions, for training and evaluation alike."""
+"""``CaptionPipeline``: what a domain does to its captions, for training and evaluation alike."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class CutCaptions:
     limit: int
 
     def __str__(self) -> str:
-        share = self.cut / max(1, self.captions)
-        return f"{self.cut} of {self.captions} captions ({share:.1%}) exceed {self.limit} tokens and are cut"
+        fraction = self.cut / max(1, self.captions)
+        return f"{self.cut} of {self.captions} captions ({fraction:.1%}) exceed {self.limit} tokens and are cut"
 
 
-class CaptionChain:
+class CaptionPipeline:
     """Caption → caption, without chance: characters, units, abbreviations, letter case, length. Settings that are all
     off leave what ``TextTransform`` does, which always comes first.
 
@@ -51,7 +51,7 @@ class CaptionChain:
         self.cues = NegationCues(glossary.negations if glossary else ())
         self._plain = TextTransform()
         self._expand = AbbreviationExpander(glossary) if glossary and settings.expand_abbreviations else None
-        self._views = CaptionViews(settings.synonym_share, settings.section_dropout, glossary, self.cues)
+        self._views = CaptionViews(settings.synonym_fraction, settings.section_dropout, glossary, self.cues)
         self._count, self._limit = count_tokens, limit
         shortens = settings.truncation == "sentences" and count_tokens is not None and limit is not None
         self._truncator = SentenceTruncator(count_tokens, limit, self.cues) if shortens else None  # type: ignore[arg-type]
@@ -82,13 +82,13 @@ class CaptionChain:
 
     @property
     def has_views(self) -> bool:
-        return self.settings.synonym_share > 0 or self.settings.section_dropout > 0
+        return self.settings.synonym_fraction > 0 or self.settings.section_dropout > 0
 
     def views(self, caption: str, seed: int, count: int = VIEWS) -> list[str]:
         """``count`` views of a caption, drawn from numbers that depend on ``seed`` and the caption alone; equal ones
         among them say how likely a view is."""
         text = self.rewritten(caption)
-        drawn = [self._views.draw(text, random.Random(f"{seed}/{number}/{text}")) for number in range(count)]
+        drawn = [self._views.draw(text, random.Random(f"{seed}/{index}/{text}")) for index in range(count)]
         return [self.shortened(view.lower() if self.settings.lowercase else view) for view in drawn]
 
     def count_cut(self, captions: Iterable[str]) -> CutCaptions | None:

@@ -47,7 +47,7 @@ _LEANS_BACK = re.compile(
     re.IGNORECASE,
 )
 # … and so does one that denies or confirms what that one names: "CT ruled it out."
-_SETTLES = re.compile(
+_CONCLUDES = re.compile(
     r"\b(?:rul(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)|(?:confirm|show)(?:s|ed|ing)?)\s+(?:it|this|these|those|them)\b",
     re.IGNORECASE,
 )
@@ -75,7 +75,7 @@ def split_statements(text: str) -> list[str]:
     """The sentences of a text, each with those after it that say nothing without it ("It was ruled out.")."""
     statements: list[str] = []
     for sentence in split_sentences(text):
-        leans = _LEANS_BACK.match(sentence) or _SETTLES.search(sentence)
+        leans = _LEANS_BACK.match(sentence) or _CONCLUDES.search(sentence)
         if statements and (leans or statements[-1].endswith(":")):
             statements[-1] += f" {sentence}"
         else:

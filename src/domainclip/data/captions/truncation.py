@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from domainclip.data.captions.cut_places import CutPlaces
+from domainclip.data.captions.cut_positions import CutPositions
 from domainclip.data.captions.negation import NegationCues
 from domainclip.data.captions.sentences import split_sentences, split_statements
 
 CountTokens = Callable[[list[str]], list[int]]
 """Length of each text in tokens, start and end tokens included, before any cutting."""
 
-_LEAST_SHARE = 0.5
-"""A cut before the last word that fits is a good one where at least this share of the limit is left."""
+_LEAST_FRACTION = 0.5
+"""A cut before the last word that fits is a good one where at least this fraction of the limit is left."""
 _DENIES_MORE = re.compile(r"^(?:he|she|they)\b(?:\s+\w+)?\s+denie[sd]\b", re.IGNORECASE)
 """The one who speaks denies what comes next, not what was said before."""
 
@@ -61,7 +61,7 @@ class SentenceTruncator:
         return self._longest(whole) or self._cut_sentence(sentences)
 
     def _cut_sentence(self, sentences: list[str]) -> str:
-        places = CutPlaces(sentences, self.cues, self.limit)  # a word is a token at least
+        places = CutPositions(sentences, self.cues, self.limit)  # a word is a token at least
         at_clause = self._longest(places.at_clauses())
         if at_clause and self._is_enough(at_clause):
             return at_clause
@@ -74,4 +74,4 @@ class SentenceTruncator:
         return within or short or self._longest(places.to_the_denial()) or places.text
 
     def _is_enough(self, text: str) -> bool:
-        return self.count_tokens([text])[0] >= _LEAST_SHARE * self.limit
+        return self.count_tokens([text])[0] >= _LEAST_FRACTION * self.limit

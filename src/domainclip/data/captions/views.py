@@ -24,12 +24,12 @@ class SynonymReplacer:
             rf"(?<![\w-])(?:{'|'.join(map(re.escape, terms)) or '(?!)'})(?![\w-])", re.IGNORECASE
         )
 
-    def __call__(self, text: str, share: float, rng: random.Random) -> str:
-        """``text`` with each term replaced with probability ``share``; the article before it is made to suit."""
+    def __call__(self, text: str, fraction: float, rng: random.Random) -> str:
+        """``text`` with each term replaced with probability ``fraction``; the article before it is made to suit."""
         done, start = "", 0
         for found in self._pattern.finditer(text):
             known = self._others.get(found[0].casefold())  # "ı" matches "i" without being its other case
-            if known is None or rng.random() >= share:
+            if known is None or rng.random() >= fraction:
                 continue
             term, others = known
             other, before = rng.choice(others), done + text[start : found.start()]
@@ -58,16 +58,16 @@ class SectionDropout:
         kept = [stays or rng.random() >= chance for stays in negated]
         if not any(stays for stays, denies in zip(kept, negated, strict=True) if not denies):
             kept[rng.choice([place for place, denies in enumerate(negated) if not denies])] = True
-        return " ".join(said for said, stays in zip(statements, kept, strict=True) if stays)
+        return " ".join(words for words, stays in zip(statements, kept, strict=True) if stays)
 
 
 class CaptionViews:
     """Draws a caption's other views; what it says never changes. The same numbers draw the same view."""
 
     def __init__(
-        self, synonym_share: float, section_dropout: float, glossary: Glossary | None, cues: NegationCues
+        self, synonym_fraction: float, section_dropout: float, glossary: Glossary | None, cues: NegationCues
     ) -> None:
-        self.synonym_share = synonym_share
+        self.synonym_fraction = synonym_fraction
         self.section_dropout = section_dropout
         self._synonyms = SynonymReplacer(glossary.synonyms if glossary else ())
         self._sections = SectionDropout(cues)
@@ -75,4 +75,4 @@ class CaptionViews:
     def draw(self, text: str, rng: random.Random) -> str:
         if self.section_dropout:
             text = self._sections(text, self.section_dropout, rng)
-        return self._synonyms(text, self.synonym_share, rng) if self.synonym_share else text
+        return self._synonyms(text, self.synonym_fraction, rng) if self.synonym_fraction else text

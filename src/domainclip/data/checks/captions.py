@@ -71,7 +71,7 @@ def caption_length(
 
 
 def caption_repetition(captions: Sequence[str], batch_size: int, assumed: bool) -> list[Finding]:
-    """Share of repeated captions, equal captions in a batch, one caption only."""
+    """Fraction of repeated captions, equal captions in a batch, one caption only."""
     if not captions:
         return []
     counts = Counter(captions)
@@ -83,7 +83,7 @@ def caption_repetition(captions: Sequence[str], batch_size: int, assumed: bool) 
                 "error",
                 len(captions),
                 common,
-                "Contrastive training compares captions: add rows with others, or describe each picture.",
+                "Contrastive training compares captions: add rows with others, or describe each image.",
                 "all captions are equal",
             )
         ]
@@ -117,12 +117,12 @@ def caption_repetition(captions: Sequence[str], batch_size: int, assumed: bool) 
 
 
 def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
-    """Counts by label: imbalance, classes of one picture, one class only, rows without label."""
+    """Counts by label: imbalance, classes of one image, one class only, rows without label."""
     labelled = [pair for pair in pairs if pair.label is not None]
     if not labelled:
         return []
-    pictures = {(pair.image_path, pair.label) for pair in labelled}
-    counts = Counter(label for _, label in pictures if label is not None)
+    images = {(pair.image_path, pair.label) for pair in labelled}
+    counts = Counter(label for _, label in images if label is not None)
     findings = []
     if len(counts) == 1:
         findings.append(
@@ -131,7 +131,7 @@ def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
                 "warning",
                 len(labelled),
                 list(counts),
-                "Classification figures mean nothing with one class: add pictures of others.",
+                "Classification figures mean nothing with one class: add images of others.",
                 "only one class",
             )
         )
@@ -147,15 +147,13 @@ def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
                 "Read mean_per_class_recall beside accuracy; sample small classes more often."
                 if most / least >= IMBALANCE
                 else "Nothing to do.",
-                f"{len(counts)} classes of {least} to {most} pictures (ratio {most / least:.1f})",
+                f"{len(counts)} classes of {least} to {most} images (ratio {most / least:.1f})",
             )
         )
     single = sorted(label for label, count in counts.items() if count == 1)
     if single:
-        advice = "A class of one picture cannot be both trained and tested: add pictures or merge classes."
-        findings.append(
-            Finding("single-picture-classes", "warning", len(single), single, advice, "classes of one picture")
-        )
+        advice = "A class of one image cannot be both trained and tested: add images or merge classes."
+        findings.append(Finding("single-image-classes", "warning", len(single), single, advice, "classes of one image"))
     if missing := len(pairs) - len(labelled):
         examples = [str(pair.image_path) for pair in pairs if pair.label is None][:5]
         advice = "These rows train by caption alone and take no part in classification figures."

@@ -9,20 +9,26 @@ from pathlib import Path
 
 from domainclip.data.checks.captions import caption_length, caption_repetition, class_balance
 from domainclip.data.checks.findings import DataCheckReport, Finding
-from domainclip.data.checks.image_facts import inspect_pictures
-from domainclip.data.checks.images import bad_share_severity, duplicates, exact_groups, near_groups, unusable_pictures
-from domainclip.data.group_split import picture_key
+from domainclip.data.checks.image_facts import inspect_images
+from domainclip.data.checks.images import (
+    duplicates,
+    exact_groups,
+    near_groups,
+    skipped_image_findings,
+    skipped_severity,
+)
+from domainclip.data.group_split import image_key
 from domainclip.data.images.reader import MAX_PIXELS
-from domainclip.data.records import ImageTextPair, PairList, Quarantined
-from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_PICTURE
+from domainclip.data.records import ImageTextPair, PairList, SkippedRow
+from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_IMAGE
 from domainclip.data.splits import given_splits, group_names, join_groups
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.resolve.length import automatic_batch
 
-_ADVICE_ASIDE = {
-    MISSING_PICTURE: ("missing-pictures", "Check the paths, or name the pictures' folder with image_root=…"),
-    EMPTY_CAPTION: ("empty-captions", "Write captions for them; training sets these rows aside."),
-    MALFORMED_ROW: ("malformed-rows", "Mend these rows; training sets them aside."),
+_SKIPPED_ADVICE = {
+    MISSING_IMAGE: ("missing-images", "Check the paths, or name the images' folder with image_root=…"),
+    EMPTY_CAPTION: ("empty-captions", "Write captions for them; training skips them."),
+    MALFORMED_ROW: ("malformed-rows", "Mend these rows; training skips them."),
 }
 
 
@@ -44,7 +50,7 @@ def check_data(
     text_transform: Callable[[str], str] | None = None,
     cut_by_sentence: bool = False,
 ) -> DataCheckReport:
-    """Read every row and decode every picture of the data at ``path``, in ``workers`` threads.
+    """Read every row and decode every image of the data at ``path``, in ``workers`` threads.
 
     ``count_tokens`` gives the length of each text in tokens, start and end included; without it lengths are
     estimated. They are those of the captions as ``text_transform`` leaves them, a domain's spelling and abbreviations;
@@ -52,8 +58,8 @@ def check_data(
     automatic run would take.
 
     Errors (exit code 1) are what spoils a run or its figures: a table that cannot be read; missing, broken or
-    oversized pictures and unusable rows from 1 % of their number on (fewer are warnings: training sets them
-    aside); a picture or a group in two given splits; captions all equal; fewer than two rows.
+    oversized images and unusable rows from 1 % of their number on (fewer are warnings: training skips
+    them); an image or a group in two given splits; captions all equal; fewer than two rows.
 
     Raises ``DataError`` where there is nothing at ``path``, ``ConfigurationError`` for a wrong
     ``batch_size``.
@@ -84,16 +90,16 @@ def check_data(
         findings += [Finding("meta-file", "info", 1, [], "Add the columns, or name them.", note) for note in notes]
         splits[name] = pairs
     every = [pair for pairs in splits.values() for pair in pairs]
-    findings += _set_aside([row for pairs in splits.values() for row in pairs.quarantine], len(every))
+    findings += _skipped([row for pairs in splits.values() for row in pairs.skipped], len(every))
 
-    paths = list({picture_key(pair): pair.image_path for pair in every}.values())
-    facts = list(inspect_pictures(paths, max_pixels, workers))
-    findings += unusable_pictures(facts)
+    paths = list({image_key(pair): pair.image_path for pair in every}.values())
+    facts = list(inspect_images(paths, max_pixels, workers))
+    findings += skipped_image_findings(facts)
     exact = exact_groups(facts)
     near = near_groups(facts) if near_duplicates else []
     pairs_of: dict[str, list[ImageTextPair]] = defaultdict(list)
     for pair in every:
-        pairs_of[picture_key(pair)].append(pair)
+        pairs_of[image_key(pair)].append(pair)
     findings += duplicates(exact, near, {path: pairs_of[_key(path)] for path in paths})
     findings += _leakage(splits, exact, near)
 
@@ -106,8 +112,8 @@ def check_data(
         findings += class_balance(train)
         findings += _unseen_classes(splits)
     if every:
-        said = [pair.caption if text_transform is None else text_transform(pair.caption) for pair in every]
-        findings.append(caption_length(said, max_tokens, count_tokens, cut_by_sentence))
+        texts = [pair.caption if text_transform is None else text_transform(pair.caption) for pair in every]
+        findings.append(caption_length(texts, max_tokens, count_tokens, cut_by_sentence))
     base = Path(path) if Path(path).is_dir() else Path(path).parent
     for finding in findings:
         finding.examples = [example.replace(f"{base}{os.sep}", "") for example in finding.examples]
@@ -115,17 +121,17 @@ def check_data(
 
 
 def _key(path: Path) -> str:
-    return picture_key(ImageTextPair(path, ""))
+    return image_key(ImageTextPair(path, ""))
 
 
-def _set_aside(rows: Sequence[Quarantined], usable: int) -> list[Finding]:
+def _skipped(rows: Sequence[SkippedRow], usable: int) -> list[Finding]:
     findings = []
-    for kind, (name, advice) in _ADVICE_ASIDE.items():
+    for kind, (name, advice) in _SKIPPED_ADVICE.items():
         these = [str(row) for row in rows if row.kind == kind]
         if these:
             total = usable + len(rows)
-            detail = f"{len(these)} of {total} rows ({len(these) / total:.1%}) are set aside"
-            findings.append(Finding(name, bad_share_severity(len(these), total), len(these), these, advice, detail))
+            detail = f"{len(these)} of {total} rows ({len(these) / total:.1%}) are skipped"
+            findings.append(Finding(name, skipped_severity(len(these), total), len(these), these, advice, detail))
     return findings
 
 
@@ -153,8 +159,8 @@ def _unseen_classes(splits: Mapping[str, PairList]) -> list[Finding]:
 
 
 def _leakage(splits: Mapping[str, PairList], exact: list[list[Path]], near: list[list[Path]]) -> list[Finding]:
-    """Groups and pictures that occur in two given splits."""
-    # Pictures with equal content get one name, and so do those that look alike.
+    """Groups and images that occur in two given splits."""
+    # Images with equal content get one name, and so do those that look alike.
     same = {_key(path): _key(group[0]) for group in exact for path in group}
     alike = {_key(path): _key(group[0]) for group in near for path in group}
     findings = []
@@ -162,7 +168,7 @@ def _leakage(splits: Mapping[str, PairList], exact: list[list[Path]], near: list
     for index, first in enumerate(names):
         for second in names[index + 1 :]:
             where = f"in both {first} and {second}"
-            contents = [{same.get(key, key) for key in map(picture_key, splits[name])} for name in (first, second)]
+            contents = [{same.get(key, key) for key in map(image_key, splits[name])} for name in (first, second)]
             looks = [{alike.get(key, key) for key in keys} for keys in contents]
             groups = [group_names(splits[name]) for name in (first, second)]
             shared = contents[0] & contents[1]
@@ -170,9 +176,9 @@ def _leakage(splits: Mapping[str, PairList], exact: list[list[Path]], near: list
             alike_only = (looks[0] & looks[1]) - {alike.get(key, key) for key in shared}
             for name, found, detail, advice in (
                 (
-                    "shared-pictures",
+                    "shared-images",
                     shared,
-                    "pictures",
+                    "images",
                     f"Remove them from {first}: {second} figures are too good.",
                 ),
                 (

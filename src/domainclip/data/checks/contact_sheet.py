@@ -1,4 +1,4 @@
-"""A sheet that shows, for a few pictures, what becomes of them on their way to the model."""
+"""A sheet that shows, for a few images, what becomes of them on their way to the model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 200
-"""Side of a picture on the sheet, in pixels."""
+"""Resolution of an image on the sheet, in pixels."""
 _GAP, _LINE, _TITLE = 10, 19, 24
 _INK, _FAINT, _PAPER, _MAT, _GRID = "#1a1a1a", "#6b6b6b", "white", "#ececec", "#e8590c"
 
 
 @dataclass
 class SheetRow:
-    """``pictures``: uint8 ``[h, w, 3]``, one a column. ``caption``, ``treated`` (what becomes of it, if
+    """``images``: uint8 ``[h, w, 3]``, one a column. ``caption``, ``treated`` (what becomes of it, if
     anything) and ``facts`` stand beneath, cut to the width.
-    ``tiles``: top, left, height and width of tiles, in pixels of the second picture, to be outlined there."""
+    ``tiles``: top, left, height and width of tiles, in pixels of the second image, to be outlined there."""
 
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
     caption: str
     facts: str
     treated: str = ""
@@ -40,21 +40,21 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], title: str, 
     sheet = Image.new("RGB", (width, top + len(rows) * height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, _GAP), _cut(title, bold, width - 2 * _GAP), fill=_INK, font=bold)
-    for number, line in enumerate(wrapped):
-        draw.text((_GAP, _GAP + _TITLE + number * _LINE), line, fill=_FAINT, font=small)
+    for index, line in enumerate(wrapped):
+        draw.text((_GAP, _GAP + _TITLE + index * _LINE), line, fill=_FAINT, font=small)
     for column, name in enumerate(columns):
         left = _GAP + column * (CELL + _GAP)
         draw.text((left, top - _LINE - 4), _cut(name, font, CELL), fill=_INK, font=font)
-    for number, row in enumerate(rows):
-        y = top + number * height
-        for column, picture in enumerate(row.pictures):
+    for index, row in enumerate(rows):
+        y = top + index * height
+        for column, image in enumerate(row.images):
             x = _GAP + column * (CELL + _GAP)
             draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=_MAT)
             tiles = row.tiles if column == 1 else ()
-            _place(sheet, draw, picture, x, y, tiles)
+            _place(sheet, draw, image, x, y, tiles)
         texts = [(row.caption, font, _INK), *([(f"→ {row.treated}", font, _INK)] if row.treated else [])]
-        for place, (text, face, ink) in enumerate([*texts, (row.facts, small, _FAINT)]):
-            draw.text((_GAP, y + CELL + 3 + place * _LINE), _cut(text, face, width - 2 * _GAP), fill=ink, font=face)
+        for position, (text, face, ink) in enumerate([*texts, (row.facts, small, _FAINT)]):
+            draw.text((_GAP, y + CELL + 3 + position * _LINE), _cut(text, face, width - 2 * _GAP), fill=ink, font=face)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
@@ -63,19 +63,19 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], title: str, 
 def _place(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
-    picture: np.ndarray,
+    image: np.ndarray,
     x: int,
     y: int,
     tiles: Sequence[tuple[int, int, int, int]],
 ) -> None:
     """Into its cell, as large as fits, in its own proportions."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     factor = CELL / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     # Enlarged pixels stay squares: smoothing would show more than there is.
     kind = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
     left, top = x + (CELL - size[0]) // 2, y + (CELL - size[1]) // 2
-    sheet.paste(Image.fromarray(picture).resize(size, kind), (left, top))
+    sheet.paste(Image.fromarray(image).resize(size, kind), (left, top))
     for tile_top, tile_left, tile_height, tile_width in tiles:
         corner = left + tile_left * factor, top + tile_top * factor
         draw.rectangle(

@@ -1,9 +1,9 @@
-"""Near duplicates: the same picture stored again at another size, quality or format.
+"""Near duplicates: the same image stored again at another size, quality or format.
 
-A picture is shrunk to 18×16 grey levels. Its difference hash (dHash: is each of 8×8 cells darker than its
+An image is shrunk to 18×16 grey levels. Its difference hash (dHash: is each of 8×8 cells darker than its
 right neighbour?) finds candidates, and the mean difference of the 18×16 grey levels confirms them. The hash
 alone is not enough in specialised domains: of 500 chest X-rays 845 pairs have hashes within 7 bits, 4 of them
-are near duplicates; and flat pictures of any brightness hash to 0.
+are near duplicates; and flat images of any brightness hash to 0.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from PIL import Image
 
 HASH_DISTANCE = 7
 """Most differing bits of 64. Shrunk to 60 % and saved at JPEG quality 70, 90 % of X-rays, photographs and
-microscope pictures stay within it."""
+microscope images stay within it."""
 
 GREY_DISTANCE = 2.5
-"""Most mean absolute difference of the small pictures, in grey levels of 255 (the copies above: median 1 to
+"""Most mean absolute difference of the small images, in grey levels of 255 (the copies above: median 1 to
 3)."""
 
 FINGERPRINT_SHAPE = (16, 18)
 _BANDS, _BAND_BITS = 4, 16
 
 
-def fingerprint(picture: np.ndarray) -> np.ndarray:
+def fingerprint(image: np.ndarray) -> np.ndarray:
     """uint8 ``[height, width, 3]`` to uint8 ``[16, 18]``: mean grey levels."""
     height, width = FINGERPRINT_SHAPE
-    grey = Image.fromarray(picture).convert("L")
+    grey = Image.fromarray(image).convert("L")
     return np.asarray(grey.resize((width, height), Image.Resampling.BOX))
 
 
@@ -44,16 +44,16 @@ def near_duplicate_groups(fingerprints: np.ndarray) -> list[list[int]]:
     """Groups (two or more indices, ascending) of near duplicates among uint8 ``[n, 16, 18]``.
 
     Of two hashes that differ in at most 7 bits, at least one of the 4 bands of 16 bits differs in at most one
-    bit, so only pictures with such a band are compared (100,000 pictures: seconds). Groups are closed under
-    "near": a chain of near pictures is one group.
+    bit, so only images with such a band are compared (100,000 images: seconds). Groups are closed under
+    "near": a chain of near images is one group.
     """
     if len(fingerprints) < 2:
         return []
-    # Equal small pictures (blank ones, above all) first: one stands for all.
+    # Equal small images (blank ones, above all) first: one stands for all.
     flat = fingerprints.reshape(len(fingerprints), -1)
-    place_of: dict[bytes, int] = {}
-    member_of = [place_of.setdefault(row.tobytes(), len(place_of)) for row in flat]
-    unique = np.frombuffer(b"".join(place_of), np.uint8).reshape(len(place_of), -1)
+    index_of: dict[bytes, int] = {}
+    member_of = [index_of.setdefault(row.tobytes(), len(index_of)) for row in flat]
+    unique = np.frombuffer(b"".join(index_of), np.uint8).reshape(len(index_of), -1)
     root = _link(difference_hashes(unique.reshape(-1, *FINGERPRINT_SHAPE)), unique.astype(np.int16))
     groups: dict[int, list[int]] = defaultdict(list)
     for index, place in enumerate(member_of):
@@ -62,7 +62,7 @@ def near_duplicate_groups(fingerprints: np.ndarray) -> list[list[int]]:
 
 
 def _link(hashes: np.ndarray, grey: np.ndarray) -> np.ndarray:
-    """``[n]``: the same number for all pictures of one group."""
+    """``[n]``: the same number for all images of one group."""
     root = np.arange(len(hashes))
     for band in range(_BANDS):
         values = ((hashes >> np.uint64(_BAND_BITS * band)) & np.uint64((1 << _BAND_BITS) - 1)).astype(np.int64)

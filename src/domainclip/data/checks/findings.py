@@ -17,7 +17,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 @dataclass
 class Finding:
-    """One thing found: ``count`` of the pictures, rows, captions or classes that ``detail`` names.
+    """One thing found: ``count`` of the images, rows, captions or classes that ``detail`` names.
 
     ``error``: it would spoil a run or its figures; ``warning``: worth a look; ``info``: worth knowing.
     """
@@ -35,12 +35,12 @@ class Finding:
 
 @dataclass
 class DataCheckReport:
-    """``rows`` and ``pictures`` count what was looked at (rows by split); ``findings`` are ordered by
+    """``rows`` and ``images`` count what was looked at (rows by split); ``findings`` are ordered by
     severity."""
 
     path: str
     rows: dict[str, int]
-    pictures: int
+    images: int
     findings: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class DataCheckReport:
             "path": self.path,
             "exit_code": self.exit_code,
             "rows": dict(self.rows),
-            "pictures": self.pictures,
+            "images": self.images,
             "findings": [asdict(finding) for finding in self.findings],
         }
 
@@ -70,7 +70,7 @@ class DataCheckReport:
         parts = ", ".join(f"{name} {count:,}" for name, count in self.rows.items()) or "none"
         counts = {severity: sum(f.severity == severity for f in self.findings) for severity in SEVERITIES}
         # Text, not markup: captions and paths may hold square brackets.
-        head = Text(f"{self.path}: rows {parts}; {self.pictures:,} pictures")
+        head = Text(f"{self.path}: rows {parts}; {self.images:,} images")
         table = Table(show_lines=True)
         for column in ("", "finding", "count", "what", "advice"):
             table.add_column(column, justify="right" if column == "count" else "left")

@@ -1,4 +1,4 @@
-"""Reading every picture of a data set once and keeping what the checks need."""
+"""Reading every image of a data set once and keeping what the checks need."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from domainclip.data.checks.duplicates import fingerprint
-from domainclip.data.images.reader import MAX_PIXELS, picture_header, read_image
-from domainclip.errors import PictureError
+from domainclip.data.images.reader import MAX_PIXELS, image_header, read_image
+from domainclip.errors import ImageError
 from domainclip.files import sha256_of
 
 _CHUNK = 64
 
 
 @dataclass(slots=True)
-class PictureFacts:
-    """``problem`` is None where the picture can be used; ``oversized`` where that is its problem.
+class ImageFacts:
+    """``problem`` is None where the image can be used; ``oversized`` where that is its problem.
 
     Sizes in pixels, before any rotation that EXIF asks for; ``fingerprint`` is uint8 ``[16, 18]``.
     """
@@ -35,29 +35,29 @@ class PictureFacts:
     fingerprint: np.ndarray | None = None
 
 
-def inspect_picture(path: Path, max_pixels: int = MAX_PIXELS) -> PictureFacts:
-    """Decode one picture. What is wrong with it is told in ``problem``, never raised."""
-    facts = PictureFacts(path)
+def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+    """Decode one image. What is wrong with it is told in ``problem``, never raised."""
+    facts = ImageFacts(path)
     try:
         facts.sha256 = sha256_of(path)
-        header = picture_header(path, max_pixels)
+        header = image_header(path, max_pixels)
         facts.width, facts.height, facts.frames = header.width, header.height, header.frames
         facts.fingerprint = fingerprint(read_image(path, max_pixels))
     except OSError as error:
         facts.problem = f"{path}: {error.strerror or error}"
-    except PictureError as error:
+    except ImageError as error:
         facts.problem = str(error)
         facts.oversized = " pixels" in facts.problem.removeprefix(str(path))
     return facts
 
 
-def inspect_pictures(
+def inspect_images(
     paths: Sequence[Path], max_pixels: int = MAX_PIXELS, workers: int | None = None
-) -> Iterator[PictureFacts]:
+) -> Iterator[ImageFacts]:
     """Facts in the order of ``paths``, from a pool of threads (decoding releases the interpreter's lock)."""
     workers = workers or min(8, os.cpu_count() or 1)
-    # A few thousand at a time: a future for each of a million pictures would itself fill the memory.
+    # A few thousand at a time: a future for each of a million images would itself fill the memory.
     span = _CHUNK * workers * 4
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), span):
-            yield from pool.map(lambda path: inspect_picture(path, max_pixels), paths[start : start + span])
+            yield from pool.map(lambda path: inspect_image(path, max_pixels), paths[start : start + span])

@@ -1,4 +1,4 @@
-"""Findings about the pictures: broken, oversized, tiny, stored twice."""
+"""Findings about the images: broken, oversized, tiny, stored twice."""
 
 from __future__ import annotations
 
@@ -10,44 +10,42 @@ import numpy as np
 
 from domainclip.data.checks.duplicates import near_duplicate_groups
 from domainclip.data.checks.findings import Finding, Severity
-from domainclip.data.checks.image_facts import PictureFacts
+from domainclip.data.checks.image_facts import ImageFacts
 from domainclip.data.records import ImageTextPair
 
 TINY_SIDE = 16
-"""A picture with a side below this, in pixels, shows next to nothing at any model's resolution."""
+"""An image with a side below this, in pixels, shows next to nothing at any model's resolution."""
 
-BAD_SHARE = 0.01
-"""From this share on, unusable pictures are an error: a few are set aside, many mean that something is
+SKIPPED_FRACTION = 0.01
+"""From this fraction on, unusable images are an error: a few are skipped, many mean that something is
 wrong."""
 
 
-def bad_share_severity(count: int, total: int) -> Severity:
-    return "error" if total == 0 or count / total >= BAD_SHARE else "warning"
+def skipped_severity(count: int, total: int) -> Severity:
+    return "error" if total == 0 or count / total >= SKIPPED_FRACTION else "warning"
 
 
-def unusable_pictures(facts: Sequence[PictureFacts]) -> list[Finding]:
-    """Broken, oversized, tiny and animated pictures."""
+def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
+    """Broken, oversized, tiny and animated images."""
     findings = []
     for name, oversized, advice in (
-        ("broken-pictures", False, "Mend or remove them; training sets them aside."),
+        ("broken-images", False, "Mend or remove them; training skips them."),
         (
-            "oversized-pictures",
+            "oversized-images",
             True,
-            "Shrink them, or raise max_image_pixels if the size is meant; training sets them aside.",
+            "Shrink them, or raise max_image_pixels if the size is meant; training skips them.",
         ),
     ):
         bad = [fact.problem for fact in facts if fact.problem is not None and fact.oversized == oversized]
         if bad:
-            severity = bad_share_severity(len(bad), len(facts))
-            detail = f"{len(bad)} of {len(facts)} pictures ({len(bad) / len(facts):.1%}) cannot be used"
+            severity = skipped_severity(len(bad), len(facts))
+            detail = f"{len(bad)} of {len(facts)} images ({len(bad) / len(facts):.1%}) cannot be used"
             findings.append(Finding(name, severity, len(bad), bad, advice, detail))
     good = [fact for fact in facts if fact.problem is None]
     tiny = [f"{fact.path} ({fact.width}x{fact.height})" for fact in good if min(fact.width, fact.height) < TINY_SIDE]
     if tiny:
         advice = "Look at them: cut-outs that went wrong, icons, placeholders?"
-        findings.append(
-            Finding("tiny-pictures", "warning", len(tiny), tiny, advice, f"a side below {TINY_SIDE} pixels")
-        )
+        findings.append(Finding("tiny-images", "warning", len(tiny), tiny, advice, f"a side below {TINY_SIDE} pixels"))
     moving = [f"{fact.path} ({fact.frames} frames)" for fact in good if fact.frames > 1]
     if moving:
         advice = "Only one of them is used (the first; of TIFF and DICOM, what the domain's images.page says)."
@@ -57,7 +55,7 @@ def unusable_pictures(facts: Sequence[PictureFacts]) -> list[Finding]:
     return findings
 
 
-def exact_groups(facts: Iterable[PictureFacts]) -> list[list[Path]]:
+def exact_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
     """Files with equal content, two or more a group."""
     by_content: dict[str, list[Path]] = defaultdict(list)
     for fact in facts:
@@ -66,9 +64,9 @@ def exact_groups(facts: Iterable[PictureFacts]) -> list[list[Path]]:
     return [paths for paths in by_content.values() if len(paths) > 1]
 
 
-def near_groups(facts: Iterable[PictureFacts]) -> list[list[Path]]:
-    """Pictures that look the same though their files differ; of equal files one stands for all."""
-    first: dict[str, PictureFacts] = {}
+def near_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
+    """Images that look the same though their files differ; of equal files one stands for all."""
+    first: dict[str, ImageFacts] = {}
     for fact in facts:
         if fact.fingerprint is not None and fact.sha256 is not None:
             first.setdefault(fact.sha256, fact)
@@ -82,12 +80,12 @@ def near_groups(facts: Iterable[PictureFacts]) -> list[list[Path]]:
 def duplicates(
     exact: list[list[Path]], near: list[list[Path]], pairs_of: Mapping[Path, Sequence[ImageTextPair]]
 ) -> list[Finding]:
-    """Pictures that occur more than once, and copies whose labels contradict each other."""
+    """Images that occur more than once, and copies whose labels contradict each other."""
     findings = []
     advice = "Keep one of each, or give copies the same value in the group column: then no split separates them."
     for name, groups, detail in (
         ("exact-duplicates", exact, "files with the same content as another"),
-        ("near-duplicates", near, "pictures that look like another, re-saved or re-scaled"),
+        ("near-duplicates", near, "images that look like another, re-saved or re-scaled"),
     ):
         if groups:
             extra = sum(len(group) - 1 for group in groups)
@@ -108,7 +106,7 @@ def duplicates(
                 len(conflicts),
                 conflicts,
                 "Decide which label is right: no model can learn both.",
-                "the same picture with different labels",
+                "the same image with different labels",
             )
         )
     return findings

@@ -13,30 +13,30 @@ from domainclip.data.images.pixel_meaning import negative
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0102, 0x0106, 0x0153
 
 
-def is_deep_grey(picture: Image.Image) -> bool:
-    return picture.mode.startswith("I;16") or picture.mode in {"I", "F"}
+def is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode in {"I", "F"}
 
 
-def grey_numbers(picture: Image.Image) -> np.ndarray:
+def grey_numbers(image: Image.Image) -> np.ndarray:
     """``[h, w]``: uint16 where the numbers fit, else int32, int64 (from uint32) or float32.
 
     Of a TIFF, Pillow gives unsigned numbers of 32 bits as signed ones, and those above 8 bits of which 0 is white as
     they are.
     """
-    tags: Mapping[int, Any] = getattr(picture, "tag_v2", {})
-    values = np.asarray(picture)
-    if picture.mode == "I":
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    values = np.asarray(image)
+    if image.mode == "I":
         if _first(tags, _BITS) == 32 and _first(tags, _SAMPLE_FORMAT) == 1:
             values = values.view(np.uint32).astype(np.int64)
         if values.min(initial=0) >= 0 and values.max(initial=0) < 2**16:
             values = values.astype(np.uint16)
-    elif picture.mode != "F":
+    elif image.mode != "F":
         values = values.astype(np.uint16)
     return negative(values, 16) if tags.get(_PHOTOMETRIC) == 0 else values
 
 
 def grey_bytes(values: np.ndarray) -> np.ndarray:
-    """uint8: 16 bits over their whole range (as they are where all fit a byte), all else over the picture's own."""
+    """uint8: 16 bits over their whole range (as they are where all fit a byte), all else over the image's own."""
     if values.dtype.kind == "f":
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""PNG pictures of 16 bits a channel in colour or with transparency, of which Pillow alone keeps the upper eight.
+"""PNG images of 16 bits a channel in colour or with transparency, of which Pillow alone keeps the upper eight.
 
 Its decoder undoes the compression either way and picks the bytes last, by a raw mode: with another one it gives the
 lower eight.
@@ -35,12 +35,12 @@ def read_deep_png(data: bytes) -> np.ndarray:
     for mode in _RAW_MODES[kind]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
-        with picture:
-            tile: Any = (*picture.tile[0][:3], mode)
-            picture.tile = [tile]
-            passes.append(np.asarray(picture).astype(np.uint16))
-            transparent, orientation = picture.info.get("transparency"), picture.getexif().get(_ORIENTATION, 1)
+            image = Image.open(io.BytesIO(data))
+        with image:
+            tile: Any = (*image.tile[0][:3], mode)
+            image.tile = [tile]
+            passes.append(np.asarray(image).astype(np.uint16))
+            transparent, orientation = image.info.get("transparency"), image.getexif().get(_ORIENTATION, 1)
     if kind == _GREY_ALPHA:
         values = passes[0][..., 0::2] << 8 | passes[0][..., 1::2]
     else:

@@ -15,7 +15,7 @@ import numpy as np
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.dicom_frames import Window, number_in, rescaled, view_of
 from domainclip.data.images.pages import chosen_page
-from domainclip.errors import MissingExtraError, PictureError
+from domainclip.errors import ImageError, MissingExtraError
 
 
 def is_dicom(start: bytes) -> bool:
@@ -24,11 +24,11 @@ def is_dicom(start: bytes) -> bool:
 
 
 def dicom_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
-    """Width, height, frames and photometric interpretation, without decoding. Raises ``PictureError``."""
-    with _told_plainly(path):
+    """Width, height, frames and photometric interpretation, without decoding. Raises ``ImageError``."""
+    with _errors_in_plain_words(path):
         dataset = _read(source, stop_before_pixels=True)
         if "Rows" not in dataset or "Columns" not in dataset:
-            raise PictureError(f"{path}: a DICOM file without a picture ({dataset.get('Modality', 'no modality')})")
+            raise ImageError(f"{path}: a DICOM file without an image ({dataset.get('Modality', 'no modality')})")
         frames = int(dataset.get("NumberOfFrames") or 1)
         return int(dataset.Columns), int(dataset.Rows), frames, str(dataset.get("PhotometricInterpretation", ""))
 
@@ -39,9 +39,9 @@ def read_dicom(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndar
     Grey is uint8 where a window says what is black and white, or where the file keeps at most 8 bits without a unit
     (ultrasound, secondary capture), and float32 in the file's units (Hounsfield in CT) elsewhere. MONOCHROME1, where
     low values are to be seen bright, comes inverted either way. A mean is taken of rescaled frames, and seen through
-    the first one's window. Raises ``PictureError`` for what cannot be decoded, ``MissingExtraError`` without pydicom.
+    the first one's window. Raises ``ImageError`` for what cannot be decoded, ``MissingExtraError`` without pydicom.
     """
-    with _told_plainly(path):
+    with _errors_in_plain_words(path):
         from pydicom.pixels import pixel_array
 
         dataset = _read(io.BytesIO(data))
@@ -105,7 +105,7 @@ def _full_colours(stored: np.ndarray, bits: int) -> np.ndarray:
 def _own_units(values: np.ndarray, padding: np.ndarray | None, inverted: bool) -> np.ndarray:
     shown = values.astype(np.float32)
     body = shown if padding is None or padding.all() else shown[~padding]
-    # What surrounds the picture is no grey level of it: as dark as its darkest, or the range is spent on it.
+    # What surrounds the image is no grey level of it: as dark as its darkest, or the range is spent on it.
     shown = shown.clip(body.min(), body.max())
     return body.max() + body.min() - shown if inverted else shown
 
@@ -126,7 +126,7 @@ def _read(source: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def _told_plainly(path: Path) -> Iterator[None]:
+def _errors_in_plain_words(path: Path) -> Iterator[None]:
     """pydicom's many errors on damaged or uncommon files, as one sentence; its warnings are not the user's business."""
     try:
         import pydicom.errors
@@ -136,7 +136,7 @@ def _told_plainly(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except PictureError:
+    except ImageError:
         raise
     except (
         pydicom.errors.InvalidDicomError,
@@ -154,4 +154,4 @@ def _told_plainly(path: Path) -> Iterator[None]:
     ) as error:
         # Of a compression that none of its plug-ins can undo, the lines after the first name what to install.
         reason = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
-        raise PictureError(f"{path}: this DICOM file cannot be decoded ({reason or type(error).__name__})") from None
+        raise ImageError(f"{path}: this DICOM file cannot be decoded ({reason or type(error).__name__})") from None

@@ -1,6 +1,6 @@
 """What a DICOM file says of the numbers of one frame: their rescaling and the window they are to be seen through.
 
-Files of one picture say so at the top, enhanced multi-frame files in functional groups (PS3.3 C.7.6.16): in those of
+Files of one image say so at the top, enhanced multi-frame files in functional groups (PS3.3 C.7.6.16): in those of
 the frame, else in those that all frames share. Empty elements, which many devices write, say nothing.
 """
 

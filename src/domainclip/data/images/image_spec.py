@@ -1,4 +1,4 @@
-"""How a model wants its pictures: the resize, crop and statistics of its own image processor, as plain numbers."""
+"""How a model wants its images: the resize, crop and statistics of its own image processor, as plain numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 LONGEST = 128
-"""Of a picture longer than this many times its width, only the middle is resized: the central square lies far inside
+"""Of an image longer than this many times its width, only the middle is resized: the central square lies far inside
 it, and a hair of 1 × 100,000,000 pixels would otherwise be blown up to terabytes."""
 
 _TORCH_MODES = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
@@ -30,7 +30,7 @@ class ImageSpec:
     """Resize, crop and normalise as ``transformers``' image processor of the model does, sizes in pixels.
 
     ``resize``: ``shortest`` brings the shorter side to ``size`` and keeps the proportions, ``squash`` makes a
-    ``size`` × ``size`` square of any picture. ``crop``: side of the central square cut out afterwards, or None.
+    ``size`` × ``size`` square of any image. ``crop``: resolution of the central square cut out afterwards, or None.
     """
 
     size: int = 224
@@ -49,7 +49,7 @@ class ImageSpec:
         size = {key: value for key, value in dict(processor.size).items() if value is not None}
         if "shortest_edge" not in size and size.get("height", 0) != size.get("width"):
             raise ModelLoadError(
-                f"The model's image processor makes pictures of size {size}: only a square ('height' and 'width' "
+                f"The model's image processor makes images of size {size}: only a square ('height' and 'width' "
                 "equal) or 'shortest_edge' is supported"
             )
         factor = float(getattr(processor, "rescale_factor", None) or 1 / 255)
@@ -59,15 +59,15 @@ class ImageSpec:
             )
         crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
         shortest = size.get("shortest_edge")
-        side = int(shortest or size["height"])
+        resolution = int(shortest or size["height"])
         cut = int(crop.get("height") or crop["shortest_edge"]) if crop else None
         if shortest and cut is None:
-            cut = side  # batches need squares
+            cut = resolution  # batches need squares
         normalise = getattr(processor, "do_normalize", True)
         mean = tuple(float(v) for v in processor.image_mean) if normalise else (0.0, 0.0, 0.0)
         std = tuple(float(v) for v in processor.image_std) if normalise else (1.0, 1.0, 1.0)
         return cls(
-            size=side,
+            size=resolution,
             crop=cut,
             resize="shortest" if shortest else "squash",
             resample=int(getattr(processor, "resample", Image.Resampling.BICUBIC)),
@@ -77,7 +77,7 @@ class ImageSpec:
 
     @property
     def resolution(self) -> int:
-        """Side of the picture the model receives."""
+        """Resolution of the image the model receives."""
         return self.crop or self.size
 
     def at(self, resolution: int) -> ImageSpec:
@@ -96,22 +96,22 @@ class ImageSpec:
             return self.size, int(self.size * width / height)
         return int(self.size * height / width), self.size
 
-    def trim(self, picture: np.ndarray) -> np.ndarray:
-        """The middle of a picture more than ``LONGEST`` times as long as wide (any other: itself)."""
-        height, width = picture.shape[:2]
+    def trim(self, image: np.ndarray) -> np.ndarray:
+        """The middle of an image more than ``LONGEST`` times as long as wide (any other: itself)."""
+        height, width = image.shape[:2]
         keep = LONGEST * min(height, width)
         if self.resize == "squash" or max(height, width) <= keep:
-            return picture
+            return image
         keep += (max(height, width) - keep) % 2  # the centre stays the centre
         start = (max(height, width) - keep) // 2
-        return picture[start : start + keep] if height > width else picture[:, start : start + keep]
+        return image[start : start + keep] if height > width else image[:, start : start + keep]
 
-    def apply(self, picture: np.ndarray) -> UInt8[Tensor, "3 side side"]:
-        """Resize and crop an uint8 ``[height, width, 3]`` picture; within 1/255 of the model's own processor (rare
+    def apply(self, image: np.ndarray) -> UInt8[Tensor, "3 size size"]:
+        """Resize and crop an uint8 ``[height, width, 3]`` image; within 1/255 of the model's own processor (rare
         values within 2/255, since each of the two passes rounds)."""
-        picture = self.trim(picture)
-        height, width = self.resized_shape(*picture.shape[:2])
-        resized = resize(picture, height, width, self.resample)
+        image = self.trim(image)
+        height, width = self.resized_shape(*image.shape[:2])
+        resized = resize(image, height, width, self.resample)
         return center_crop(resized, self.crop) if self.crop else resized
 
     def normalise(self, pixels: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
@@ -130,29 +130,29 @@ def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: to
     return scale, shift
 
 
-def resize(picture: np.ndarray, height: int, width: int, resample: int) -> UInt8[Tensor, "3 h w"]:
+def resize(image: np.ndarray, height: int, width: int, resample: int) -> UInt8[Tensor, "3 h w"]:
     """Antialiased resize of uint8 ``[h, w, 3]``, on torch where it equals Pillow within 1/255 and is faster.
 
     Rows are resized before columns, as Pillow did when CLIP was trained. Pillow 13 begins with the columns where the
     height shrinks much more than the width; that differs where rounding in between clips (noise, hard edges).
     """
-    if picture.shape[:2] == (height, width):
-        return torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)
+    if image.shape[:2] == (height, width):
+        return torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     mode = _TORCH_MODES.get(Image.Resampling(resample))
     if mode is None:
-        shrunk = Image.fromarray(picture).resize((width, height), Image.Resampling(resample))
+        shrunk = Image.fromarray(image).resize((width, height), Image.Resampling(resample))
         return torch.from_numpy(np.array(shrunk)).permute(2, 0, 1)
-    pixels = torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
     return F.interpolate(pixels, size=(height, width), mode=mode, antialias=True, align_corners=False)[0]
 
 
-def center_crop(pixels: UInt8[Tensor, "3 h w"], side: int) -> UInt8[Tensor, "3 side side"]:
+def center_crop(pixels: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 size size"]:
     """The central square; a side shorter than the square is padded with black, as ``transformers`` pads."""
     height, width = pixels.shape[1:]
-    if height < side or width < side:
-        top, left = max(0, -(-(side - height) // 2)), max(0, -(-(side - width) // 2))
-        bottom, right = max(0, side - height - top), max(0, side - width - left)
+    if height < size or width < size:
+        top, left = max(0, -(-(size - height) // 2)), max(0, -(-(size - width) // 2))
+        bottom, right = max(0, size - height - top), max(0, size - width - left)
         pixels = F.pad(pixels, (left, right, top, bottom))
         height, width = pixels.shape[1:]
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[:, top : top + side, left : left + side]
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[:, top : top + size, left : left + size]

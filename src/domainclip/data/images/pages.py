@@ -1,4 +1,4 @@
-"""Which page of a file with several is the picture."""
+"""Which page of a file with several is the image."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.errors import PictureError
+from domainclip.errors import ImageError
 
 
 def chosen_page(read: Callable[[int], np.ndarray], count: int, settings: ImagePreprocessing, path: Path) -> np.ndarray:
     """The page that ``settings.page`` asks for, of ``count`` that ``read(number)`` gives; only what is needed is read.
 
-    The mean is float32, or uint8 where the pages are. Raises ``PictureError`` for several pages where the policy is
+    The mean is float32, or uint8 where the pages are. Raises ``ImageError`` for several pages where the policy is
     ``error``, and for unlike pages that are to be averaged.
     """
     if count == 1 or settings.page == "first":
         return read(0)
     if settings.page == "error":
-        raise PictureError(
+        raise ImageError(
             f"{path}: {count} pages or frames, and page=error refuses such files: export the one that matters, or set "
             "page to first, middle or mean"
         )
@@ -38,10 +38,10 @@ def chosen_page(read: Callable[[int], np.ndarray], count: int, settings: ImagePr
 
 
 def refuse_unlike(number: int, page: tuple[Sequence[int], str], first: tuple[Sequence[int], str], path: Path) -> None:
-    """Raises ``PictureError`` where page ``number`` has another shape or type than the first."""
+    """Raises ``ImageError`` where page ``number`` has another shape or type than the first."""
     if page != first:
-        one, other = ("×".join(str(side) for side in shape) + f" {kind}" for shape, kind in (page, first))
-        raise PictureError(
+        one, other = ("×".join(str(resolution) for resolution in shape) + f" {kind}" for shape, kind in (page, first))
+        raise ImageError(
             f"{path}: page {number + 1} is {one} and the first {other}: page=mean needs pages of one size and type. "
             "Set page to first or middle"
         )

@@ -1,6 +1,6 @@
 """From a file's numbers to what they mean to the eye, at any depth: negatives, palettes, inks, transparency, turns.
 
-Pillow does all this for pictures of 8 bits, and these functions do as it does.
+Pillow does all this for images of 8 bits, and these functions do as it does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def turned(values: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def negative(values: np.ndarray, bits: int) -> np.ndarray:
-    """A picture whose low numbers are white with high ones white. ``bits``: what an unsigned number may fill."""
+    """An image whose low numbers are white with high ones white. ``bits``: what an unsigned number may fill."""
     if values.dtype.kind == "u":
         return np.array(2**bits - 1, values.dtype) - values
     if values.dtype.kind in "bi":
@@ -43,9 +43,9 @@ def on_white(colours: np.ndarray, alpha: np.ndarray, premultiplied: bool = False
     white = white_of(colours)
     if (alpha == white).all():
         return colours
-    share = np.divide(alpha, white, dtype=np.float32 if colours.dtype.itemsize <= 2 else np.float64).clip(0, 1)
-    share = share[..., None]
-    return _as_type((colours if premultiplied else colours * share) + (1 - share) * white, colours.dtype)
+    fraction = np.divide(alpha, white, dtype=np.float32 if colours.dtype.itemsize <= 2 else np.float64).clip(0, 1)
+    fraction = fraction[..., None]
+    return _as_type((colours if premultiplied else colours * fraction) + (1 - fraction) * white, colours.dtype)
 
 
 def white_of(values: np.ndarray) -> float:

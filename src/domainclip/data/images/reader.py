@@ -1,4 +1,4 @@
-"""Reading pictures: every common format to upright pixels, safely and fast.
+"""Reading images: every common format to upright pixels, safely and fast.
 
 JPEG goes through libjpeg-turbo (simplejpeg) with its accurate transform and smooth chroma upsampling, which gives
 the pixels Pillow gives; DICOM through pydicom; TIFF that Pillow does not read as it is meant (channels as pages, 16-bit
@@ -27,13 +27,13 @@ from domainclip.data.images.pages import chosen_page
 from domainclip.data.images.pixel_meaning import turned
 from domainclip.data.images.steps import to_levels
 from domainclip.data.images.tiff import is_tiff, read_tiff, tiff_size
-from domainclip.data.images.tiff_pages import TiffPage, page_numbers, pages_for_pillow
-from domainclip.errors import PictureError
+from domainclip.data.images.tiff_pages import TiffPage, page_indices, pages_for_pillow
+from domainclip.errors import ImageError
 
 MAX_PIXELS = 178_956_970
-"""Pictures above this are refused before decoding (Pillow's own limit for a decompression bomb: 2 × 1024³ / 4 / 3)."""
+"""Images above this are refused before decoding (Pillow's own limit for a decompression bomb: 2 × 1024³ / 4 / 3)."""
 
-LARGE_PICTURE = 2**24
+LARGE_IMAGE = 2**24
 """One of more pixels than this comes smaller where the caller needs no more (a JPEG is then decoded at some eighths of
 its size): one of 12,000 × 9,000 takes 324 MB whole, for the 160 × 160 that a model sees."""
 
@@ -45,7 +45,7 @@ _NO_PREAMBLE = (
     "pydicom.dcmread(…, force=True).save_as(…, enforce_file_format=True)"
 )
 
-_DAMAGE = (
+_DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -58,12 +58,12 @@ _DAMAGE = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's decoders raise on damaged bytes (found by damaging pictures of every format at random)."""
+"""What Pillow's decoders raise on damaged bytes (found by damaging images of every format at random)."""
 
 
 @dataclass(frozen=True)
-class PictureHeader:
-    """What the first bytes of a picture say, without decoding it."""
+class ImageHeader:
+    """What the first bytes of an image say, without decoding it."""
 
     width: int
     height: int
@@ -76,25 +76,25 @@ def _open(path: Path, source: io.BytesIO | Path, max_pixels: int) -> Image.Image
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(source)
+            image = Image.open(source)
     except FileNotFoundError:
-        raise PictureError(f"{path}: no such file") from None
+        raise ImageError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"{path}: more than {MAX_PIXELS:,} pixels; shrink the picture first") from None
+        raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels; shrink the image first") from None
     except UnidentifiedImageError:
         hint = _NO_PREAMBLE if path.suffix.lower() in {".dcm", ".dicom"} else ""
-        raise PictureError(f"{path}: not a picture, or its first bytes are damaged{hint}") from None
-    except _DAMAGE as error:
-        raise PictureError(f"{path}: cannot be opened ({error})") from None
-    _refuse_above(max_pixels, picture.width, picture.height, path)
-    return picture
+        raise ImageError(f"{path}: not an image, or its first bytes are damaged{hint}") from None
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{path}: cannot be opened ({error})") from None
+    _refuse_above(max_pixels, image.width, image.height, path)
+    return image
 
 
 def _refuse_above(max_pixels: int, width: int, height: int, path: Path) -> None:
     if width * height > max_pixels:
-        raise PictureError(
+        raise ImageError(
             f"{path}: {width}×{height} is {width * height:,} pixels, above max_image_pixels={max_pixels:,}; "
-            "shrink the picture first"
+            "shrink the image first"
         )
 
 
@@ -104,44 +104,44 @@ def _start(path: Path) -> bytes:
             return handle.read(132)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
-        raise PictureError(f"{path}: {reason}") from None
+        raise ImageError(f"{path}: {reason}") from None
 
 
-def picture_header(path: Path, max_pixels: int = MAX_PIXELS) -> PictureHeader:
-    """Size, format and mode. Raises ``PictureError`` for a missing file, a non-picture or too many pixels."""
+def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """Size, format and mode. Raises ``ImageError`` for a missing file, a non-image or too many pixels."""
     path = Path(path)
     start = _start(path)
     if is_dicom(start) or (is_tiff(start) and _pillow_pages(path, path, _DEFAULT) is None):
         kind, size_of = ("DICOM", dicom_size) if is_dicom(start) else ("TIFF", tiff_size)
         width, height, count, mode = size_of(path, path)
         _refuse_above(max_pixels, width, height, path)
-        return PictureHeader(width, height, kind, mode, count)
-    with _open(path, Path(path), max_pixels) as picture:
+        return ImageHeader(width, height, kind, mode, count)
+    with _open(path, Path(path), max_pixels) as image:
         try:
-            frames = getattr(picture, "n_frames", 1)
-        except _DAMAGE as error:
-            raise PictureError(f"{path}: damaged picture ({error})") from None
-        return PictureHeader(picture.width, picture.height, picture.format or "", picture.mode, frames)
+            frames = getattr(image, "n_frames", 1)
+        except _DECODE_ERRORS as error:
+            raise ImageError(f"{path}: damaged image ({error})") from None
+        return ImageHeader(image.width, image.height, image.format or "", image.mode, frames)
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit grey is scaled to its full range, other deep grey to the picture's own, transparency is laid on
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit grey is scaled to its full range, other deep grey to the image's own, transparency is laid on
     white, frame 0 of an animation."""
-    if is_deep_grey(picture):  # Pillow would clip it
-        return Image.fromarray(grey_bytes(grey_numbers(picture))).convert("RGB")
-    if picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
+    if is_deep_grey(image):  # Pillow would clip it
+        return Image.fromarray(grey_bytes(grey_numbers(image))).convert("RGB")
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> np.ndarray:
-    """The picture as uint8 ``[height, width, 3]`` RGB, EXIF orientation applied.
+    """The image as uint8 ``[height, width, 3]`` RGB, EXIF orientation applied.
 
-    ``at_least``: the shorter side in pixels that is enough for the caller; a picture above ``LARGE_PICTURE`` comes
+    ``at_least``: the shorter side in pixels that is enough for the caller; an image above ``LARGE_IMAGE`` comes
     smaller.
-    Raises ``PictureError`` for a missing, truncated, oversized or undecodable file, ``MissingExtraError`` for a format
+    Raises ``ImageError`` for a missing, truncated, oversized or undecodable file, ``MissingExtraError`` for a format
     whose library is missing.
     """
     return _read(Path(path), max_pixels, _DEFAULT, at_least, _as_rgb)
@@ -150,7 +150,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, at_least: int | None = 
 def read_array(
     path: Path, max_pixels: int = MAX_PIXELS, settings: ImagePreprocessing = _DEFAULT, at_least: int | None = None
 ) -> np.ndarray:
-    """The picture at its own depth (uint8, uint16, float32 …): grey ``[height, width]``, or with channels last.
+    """The image at its own depth (uint8, uint16, float32 …): grey ``[height, width]``, or with channels last.
     ``settings`` says which page, and which window of a DICOM. Otherwise as ``read_image``."""
     return _read(Path(path), max_pixels, settings, at_least, array_of)
 
@@ -165,9 +165,9 @@ def _read(
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise PictureError(f"{path}: {error.strerror or error}") from None
+        raise ImageError(f"{path}: {error.strerror or error}") from None
     if not data:
-        raise PictureError(f"{path}: the file is empty")
+        raise ImageError(f"{path}: the file is empty")
     if is_dicom(data[:132]):
         width, height, _, _ = dicom_size(data, path)
         _refuse_above(max_pixels, width, height, path)
@@ -181,56 +181,56 @@ def _read(
             _refuse_above(max_pixels, width, height, path)
             found = read_tiff(data, path, settings)
             return found if convert is array_of else _bytes_of(found)
-        pages = page_numbers(found_pages, settings, path)
-    with _open(path, io.BytesIO(data), max_pixels) as picture:
+        pages = page_indices(found_pages, settings, path)
+    with _open(path, io.BytesIO(data), max_pixels) as image:
 
         def page(number: int) -> np.ndarray:
             if number:
-                picture.seek(pages[number])
-                _refuse_above(max_pixels, picture.width, picture.height, path)
-            return _page_of(picture, data, at_least, convert)
+                image.seek(pages[number])
+                _refuse_above(max_pixels, image.width, image.height, path)
+            return _page_of(image, data, at_least, convert)
 
         try:
             return chosen_page(page, len(pages), settings, path)
-        except PictureError:
+        except ImageError:
             raise
-        except _DAMAGE as error:
-            raise PictureError(f"{path}: damaged picture ({error})") from None
+        except _DECODE_ERRORS as error:
+            raise ImageError(f"{path}: damaged image ({error})") from None
 
 
 def _page_of(
-    picture: Image.Image, data: bytes, at_least: int | None, convert: Callable[[Image.Image], np.ndarray]
+    image: Image.Image, data: bytes, at_least: int | None, convert: Callable[[Image.Image], np.ndarray]
 ) -> np.ndarray:
-    """The page that ``picture`` stands at. ``data``: the whole file."""
-    if is_deep_png(data) and getattr(picture, "n_frames", 1) == 1:
+    """The page that ``image`` stands at. ``data``: the whole file."""
+    if is_deep_png(data) and getattr(image, "n_frames", 1) == 1:
         deep = read_deep_png(data)
         return deep if convert is array_of else _bytes_of(deep)
-    if is_deep_grey(picture):
-        deep = grey_numbers(picture)
+    if is_deep_grey(image):
+        deep = grey_numbers(image)
         # Only now: newer versions of Pillow turn a TIFF themselves as they load it, and then say 1.
-        deep = turned(deep, picture.getexif().get(_ORIENTATION, 1))
+        deep = turned(deep, image.getexif().get(_ORIENTATION, 1))
         return deep if convert is array_of else np.repeat(grey_bytes(deep)[..., None], 3, axis=2)
-    orientation = picture.getexif().get(_ORIENTATION, 1)
-    if picture.width * picture.height <= LARGE_PICTURE:
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if image.width * image.height <= LARGE_IMAGE:
         at_least = None
-    if picture.format == "JPEG" and picture.mode in {"RGB", "L"}:
+    if image.format == "JPEG" and image.mode in {"RGB", "L"}:
         if orientation in {0, 1}:
-            return _decode_jpeg(data, picture.mode == "L", picture.size, at_least)
+            return _decode_jpeg(data, image.mode == "L", image.size, at_least)
         if at_least:  # Pillow's own way to a smaller decoding
-            picture.draft(picture.mode, _smallest(picture.size, at_least))
-    upright = ImageOps.exif_transpose(picture) if orientation not in {0, 1} else picture
+            image.draft(image.mode, _smallest(image.size, at_least))
+    upright = ImageOps.exif_transpose(image) if orientation not in {0, 1} else image
     if at_least and upright.mode in {"L", "RGB"} and "transparency" not in upright.info:
         upright = upright.reduce(max(1, min(upright.size) // at_least))
     return convert(upright)
 
 
-def array_of(picture: Image.Image) -> np.ndarray:
+def array_of(image: Image.Image) -> np.ndarray:
     """Grey of more than 8 bits as it is (``deep_grey.grey_numbers``), everything else as 8-bit RGB."""
-    return grey_numbers(picture) if is_deep_grey(picture) else _as_rgb(picture)
+    return grey_numbers(image) if is_deep_grey(image) else _as_rgb(image)
 
 
-def _as_rgb(picture: Image.Image) -> np.ndarray:
-    return np.asarray(to_rgb(picture))
+def _as_rgb(image: Image.Image) -> np.ndarray:
+    return np.asarray(to_rgb(image))
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:
@@ -242,10 +242,10 @@ def _bytes_of(values: np.ndarray) -> np.ndarray:
 def _pillow_pages(path: Path, source: io.BytesIO | Path, settings: ImagePreprocessing) -> list[TiffPage] | None:
     """The pages of a TIFF that Pillow reads as they are meant; None for those that it does not, or cannot open."""
     try:
-        with warnings.catch_warnings(), _open(path, source, MAX_PIXELS) as picture:
+        with warnings.catch_warnings(), _open(path, source, MAX_PIXELS) as image:
             warnings.simplefilter("ignore")
-            return pages_for_pillow(picture, settings)
-    except _DAMAGE:  # a PictureError is a ValueError
+            return pages_for_pillow(image, settings)
+    except _DECODE_ERRORS:  # a ImageError is a ValueError
         return None
 
 
@@ -257,7 +257,7 @@ def _smallest(size: tuple[int, int], at_least: int) -> tuple[int, int]:
 
 def _decode_jpeg(data: bytes, grey: bool, size: tuple[int, int], at_least: int | None = None) -> np.ndarray:
     width, height = _smallest(size, at_least) if at_least else (0, 0)
-    # strict: a truncated file raises instead of giving a half-grey picture.
+    # strict: a truncated file raises instead of giving a half-grey image.
     options = {"min_width": width, "min_height": height, "min_factor": 1, "strict": True}
     try:
         if grey:
@@ -267,7 +267,7 @@ def _decode_jpeg(data: bytes, grey: bool, size: tuple[int, int], at_least: int |
         if "extraneous bytes" not in str(error):
             raise
         # Stray bytes between markers, as some cameras write, hurt no pixel; a truncated file Pillow refuses too.
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data)) as image:
             if at_least:
-                picture.draft(picture.mode, (width, height))
-            return np.asarray(picture.convert("RGB"))
+                image.draft(image.mode, (width, height))
+            return np.asarray(image.convert("RGB"))

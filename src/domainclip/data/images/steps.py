@@ -1,4 +1,4 @@
-"""The steps of the chain, each on float32 ``[h, w, c]`` in [0, 1] with c = 1 (grey) or 3 (RGB)."""
+"""The steps of the pipeline, each on float32 ``[h, w, c]`` in [0, 1] with c = 1 (grey) or 3 (RGB)."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from PIL import Image
 from scipy import ndimage
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.errors import MissingExtraError, PictureError
+from domainclip.errors import ImageError, MissingExtraError
 
 Levels = Float32[np.ndarray, "h w c"]
 
 _SAMPLE = 2**20
 """Values that percentiles are taken of at most, evenly spaced: their error is far below a grey level."""
-_BACKGROUND_SIDE = 256
-"""The background of a picture is smooth by definition: it is found on a copy of this side, in pixels."""
+_BACKGROUND_SIZE = 256
+"""The background of an image is smooth by definition: it is found on a copy of this size, in pixels."""
 _DARKEST_BACKGROUND = 0.02
-"""A background below this share of white is taken for this: dividing by less would blow up its noise."""
+"""A background below this fraction of white is taken for this: dividing by less would blow up its noise."""
 _LARGEST_GAIN = 4.0
-"""Of grey-world: a picture of one colour is that colour, not a cast."""
+"""Of grey-world: an image of one colour is that colour, not a cast."""
 _BORDER_SPECKS = 0.02
-"""A row or column of border may have this share of its pixels beyond the threshold: dust, a burnt-in letter."""
+"""A row or column of border may have this fraction of its pixels beyond the threshold: dust, a burnt-in letter."""
 
 
 def to_levels(values: np.ndarray, settings: ImagePreprocessing) -> Levels:
-    """Grey levels in [0, 1] of a picture of any depth, ``[h, w]`` or ``[h, w, channels]``.
+    """Grey levels in [0, 1] of an image of any depth, ``[h, w]`` or ``[h, w, channels]``.
 
     Bytes are divided by 255. More bits, and fractions, are scaled as ``deep_scaling`` says; 16-bit files whose values
     all fit a byte are taken for bytes, as elsewhere. Two channels become red and green; of more than three the first
-    three are shown. Raises ``PictureError`` for other shapes.
+    three are shown. Raises ``ImageError`` for other shapes.
     """
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or 0 in values.shape:
-        raise PictureError(f"A picture has rows, columns and channels, not the shape {values.shape}")
+        raise ImageError(f"An image has rows, columns and channels, not the shape {values.shape}")
     if values.shape[2] == 2:
         values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=2)
     values = values[..., :3]
@@ -78,7 +78,7 @@ def _percentiles(values: np.ndarray, percentiles: tuple[float, float]) -> tuple[
 
 
 def crop_border(levels: Levels, settings: ImagePreprocessing) -> Levels:
-    """The picture without the border that ``crop_border`` names; itself where nothing, or next to nothing, would be
+    """The image without the border that ``crop_border`` names; itself where nothing, or next to nothing, would be
     left, and for ``uniform`` where the corners differ: then there is no one border."""
     brightness = levels.mean(axis=2)
     threshold = settings.border_threshold
@@ -101,9 +101,9 @@ def crop_border(levels: Levels, settings: ImagePreprocessing) -> Levels:
 
 def divide_by_background(levels: Levels, scale: float) -> Levels:
     """Even light: each pixel over its surroundings' brightness, the mean brightness kept (flat-field correction with
-    the picture's own blur for the field). ``scale``: the blur's standard deviation as a share of the shorter side."""
+    the image's own blur for the field). ``scale``: the blur's standard deviation as a fraction of the shorter side."""
     brightness = Image.fromarray(levels.mean(axis=2))
-    factor = min(1.0, _BACKGROUND_SIDE / min(brightness.size))
+    factor = min(1.0, _BACKGROUND_SIZE / min(brightness.size))
     small_size = (max(1, round(brightness.width * factor)), max(1, round(brightness.height * factor)))
     small = np.asarray(brightness.resize(small_size, Image.Resampling.BOX))
     blurred = ndimage.gaussian_filter(small, scale * min(small.shape), mode="nearest").clip(_DARKEST_BACKGROUND, None)
@@ -113,7 +113,7 @@ def divide_by_background(levels: Levels, scale: float) -> Levels:
 
 
 def grey_world(levels: Levels) -> Levels:
-    """Channels scaled to one mean (Buchsbaum 1980: the mean of a scene is grey). Grey pictures stay as they are."""
+    """Channels scaled to one mean (Buchsbaum 1980: the mean of a scene is grey). Grey images stay as they are."""
     if levels.shape[2] == 1:
         return levels
     means = levels.mean(axis=(0, 1)).clip(1e-3, None)

@@ -15,13 +15,13 @@ import numpy as np
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.pages import chosen_page, refuse_unlike
 from domainclip.data.images.tiff_tags import meant_by_tags
-from domainclip.errors import MissingExtraError, PictureError
+from domainclip.errors import ImageError, MissingExtraError
 
 _SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """Little and big endian, classic and BigTIFF."""
 
 _MOST_CHANNELS = 256
-"""More are no picture, and a damaged header may claim any number."""
+"""More are no image, and a damaged header may claim any number."""
 
 
 def is_tiff(start: bytes) -> bool:
@@ -29,7 +29,7 @@ def is_tiff(start: bytes) -> bool:
 
 
 def tiff_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
-    """Width, height, pages and what Pillow would call the mode, without decoding. Raises ``PictureError``."""
+    """Width, height, pages and what Pillow would call the mode, without decoding. Raises ``ImageError``."""
     with _opened(source, path) as file:
         series = _series(file, path)
         sizes = _sizes(series)
@@ -42,7 +42,7 @@ def read_tiff(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarr
 
     Axes are taken as the file's metadata (OME, ImageJ, shape) name them: C and S are channels, every other axis beside
     Y and X (Z, T, Q …) counts pages. ``first`` and ``middle`` are of the first series (what other series hold may be
-    labels and smaller copies), ``error`` and ``mean`` look at all. Raises ``PictureError`` for too many channels and
+    labels and smaller copies), ``error`` and ``mean`` look at all. Raises ``ImageError`` for too many channels and
     for what cannot be decoded, ``MissingExtraError`` without tifffile.
     """
     with _opened(data, path) as file:
@@ -65,7 +65,7 @@ def read_tiff(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarr
 def _page(series: Any, index: int, whole: dict[int, np.ndarray], path: Path) -> np.ndarray:
     axes, sizes = series.axes, _sizes(series)
     if _channels(sizes) > _MOST_CHANNELS:
-        raise PictureError(f"{path}: {_channels(sizes)} channels, of which at most {_MOST_CHANNELS} are read")
+        raise ImageError(f"{path}: {_channels(sizes)} channels, of which at most {_MOST_CHANNELS} are read")
     page_axes = [axis for axis in axes if axis not in "YXCS"]
     kept = "".join(axis for axis in axes if axis in "YXCS")
     counts = [sizes[axis] for axis in page_axes]
@@ -129,7 +129,7 @@ def _series(file: Any, path: Path) -> Any:
     series = file.series[0] if file.series else None
     if series is None or not {"Y", "X"} <= set(series.axes) or len(set(series.axes)) != len(series.axes):
         axes = series.axes if series is not None else "none"
-        raise PictureError(f"{path}: this TIFF has no plane of pixels (axes {axes}): export it as a plain picture")
+        raise ImageError(f"{path}: this TIFF has no plane of pixels (axes {axes}): export it as a plain image")
     return series
 
 
@@ -143,7 +143,7 @@ def _opened(source: bytes | Path, path: Path) -> Iterator[Any]:
     try:
         with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             yield file
-    except (PictureError, MissingExtraError):
+    except (ImageError, MissingExtraError):
         raise
     except (
         tifffile.TiffFileError,
@@ -160,4 +160,4 @@ def _opened(source: bytes | Path, path: Path) -> Iterator[Any]:
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = ". Its compression needs a package: pip install imagecodecs" if "imagecodecs" in reason else ""
-        raise PictureError(f"{path}: this TIFF cannot be decoded ({reason}){hint}") from None
+        raise ImageError(f"{path}: this TIFF cannot be decoded ({reason}){hint}") from None

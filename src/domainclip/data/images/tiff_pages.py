@@ -1,4 +1,4 @@
-"""Which pages of a TIFF are the picture's, and whether Pillow reads them as they are meant."""
+"""Which pages of a TIFF are the image's, and whether Pillow reads them as they are meant."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ class TiffPage:
     extra: bool
 
     @classmethod
-    def of(cls, picture: Image.Image) -> TiffPage:
-        tags: Mapping[int, Any] = getattr(picture, "tag_v2", {})
+    def of(cls, image: Image.Image) -> TiffPage:
+        tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
         extra = bool(int(tags.get(_SUBFILE, 0)) & _COPY_OR_MASK)
-        return cls(picture.width, picture.height, picture.mode, max(_tuple(tags.get(_BITS, 1))), extra)
+        return cls(image.width, image.height, image.mode, max(_tuple(tags.get(_BITS, 1))), extra)
 
     @property
     def kind(self) -> tuple[tuple[int, int], str]:
         return (self.height, self.width), f"{self.mode} of {self.bits} bits"
 
 
-def pages_for_pillow(picture: Image.Image, settings: ImagePreprocessing) -> list[TiffPage] | None:
-    """The pages that Pillow found, of which only the first is looked at where it is the picture; None where the file is
+def pages_for_pillow(image: Image.Image, settings: ImagePreprocessing) -> list[TiffPage] | None:
+    """The pages that Pillow found, of which only the first is looked at where it is the image; None where the file is
     one for tifffile: stacks with channels as pages, and deep colour, of which Pillow keeps the upper eight bits."""
-    first = TiffPage.of(picture)
-    described = str(getattr(picture, "tag_v2", {}).get(_DESCRIPTION, ""))
+    first = TiffPage.of(image)
+    described = str(getattr(image, "tag_v2", {}).get(_DESCRIPTION, ""))
     if described.startswith("ImageJ=") or "<OME" in described:
         return None
     if first.bits > 8 and first.mode in {"RGB", "RGBA", "RGBX", "CMYK", "LAB"}:
         return None
     if settings.page == "first":
         return [first]
-    count = getattr(picture, "n_frames", 1)
+    count = getattr(image, "n_frames", 1)
     if count > 1 and described.startswith("{") and '"axes"' in described:  # tifffile's own
         return None
     found = [first]
     for number in range(1, count):
-        picture.seek(number)
-        found.append(TiffPage.of(picture))
+        image.seek(number)
+        found.append(TiffPage.of(image))
     return found
 
 
-def page_numbers(pages: Sequence[TiffPage], settings: ImagePreprocessing, path: Path) -> list[int]:
+def page_indices(pages: Sequence[TiffPage], settings: ImagePreprocessing, path: Path) -> list[int]:
     """Those that ``settings.page`` chooses from. The middle one is sought among the pages like the first, beside which
-    scanners and microscopes keep labels and smaller copies; error and mean look at all. Raises ``PictureError`` for
+    scanners and microscopes keep labels and smaller copies; error and mean look at all. Raises ``ImageError`` for
     unlike pages that are to be averaged."""
     first = pages[0]
     if settings.page == "middle":

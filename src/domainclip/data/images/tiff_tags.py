@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from domainclip.data.images.pixel_meaning import from_inks, negative, on_white, through_palette, turned
-from domainclip.errors import PictureError
+from domainclip.errors import ImageError
 
 _WHITE_IS_ZERO, _PALETTE, _INKS = 0, 3, 5
 _COLOURS = {0: 1, 1: 1, 2: 3, _INKS: 4}
@@ -22,12 +22,12 @@ def meant_by_tags(values: np.ndarray, page: Any, stacked: bool, path: Path) -> n
     """``[h, w]`` or ``[h, w, c]`` as Pillow would show it, had it the depth. ``stacked``: the channels are pages of
     their own, each a measurement: no index into a palette, no ink, no transparency.
 
-    32 unsigned bits come as int64, which has a picture span its own range: nothing fills all of theirs. Raises
-    ``PictureError`` for colours that are not converted.
+    32 unsigned bits come as int64, which has an image span its own range: nothing fills all of theirs. Raises
+    ``ImageError`` for colours that are not converted.
     """
     kind = int(page.photometric) if _PHOTOMETRIC in page.tags else -1
     if kind in _LAB or (kind == _INKS and not stacked and not _four_inks(values, page)):
-        raise PictureError(f"{path}: deep colours kept as {page.photometric.name} are not converted: export it as RGB")
+        raise ImageError(f"{path}: deep colours kept as {page.photometric.name} are not converted: export it as RGB")
     if kind == _PALETTE and values.ndim == 2 and page.colormap is not None:
         values = through_palette(values, page.colormap)
     elif not stacked and values.ndim == 3:

@@ -1,4 +1,4 @@
-"""From a picture to what the model takes, with or without augmentation; and the same for captions."""
+"""From an image to what the model takes, with or without augmentation; and the same for captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from domainclip.config import DataSettings
 from domainclip.data.images.image_spec import ImageSpec, resize
-from domainclip.data.images.pipeline import DomainImageChain, tile_boxes
+from domainclip.data.images.pipeline import DomainImagePipeline, tile_boxes
 from domainclip.data.images.reader import array_of
 from domainclip.data.images.views import random_view
 from domainclip.errors import DataError
@@ -31,10 +31,10 @@ class ImageTransform:
     (decode and resize; with ``augment`` somewhat larger than needed), ``finish`` draws the random view.
     Augmentation: a crop of at least ``crop_scale`` of the area, flips and quarter turns where the recipe allows
     them, a jitter of brightness and contrast, and what the domain's ``ImagePreprocessing`` adds. Its steps without
-    chance are ``base``'s first; where it cuts large pictures into tiles, a random view is one of a random tile.
+    chance are ``base``'s first; where it cuts large images into tiles, a random view is one of a random tile.
 
-    ``largest_side``: the largest side in pixels that ``finish`` will be asked for (default: the transform's own), so
-    that ``base`` keeps enough of the picture for it.
+    ``largest_resolution``: the largest resolution in pixels that ``finish`` will be asked for (default: the transform's
+    own), so that ``base`` keeps enough of the image for it.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class ImageTransform:
         config: DataSettings,
         augment: bool = False,
         spec: ImageSpec | None = None,
-        largest_side: int | None = None,
+        largest_resolution: int | None = None,
     ) -> None:
         spec = spec or ImageSpec()
         # An ImageTransform made from a bare config has no model to ask: the config's resolution holds.
         self.spec = spec.at(config.image_resolution)
         self.config = config
         self.augment = augment
-        self.largest_side = max(self.spec.resolution, largest_side or 0)
-        self.steps = config.picture_steps()
-        self.chain = DomainImageChain(self.steps)
+        self.largest_resolution = max(self.spec.resolution, largest_resolution or 0)
+        self.steps = config.image_steps()
+        self.pipeline = DomainImagePipeline(self.steps)
 
     @property
     def resolution(self) -> int:
@@ -59,67 +59,71 @@ class ImageTransform:
 
     def read(self, path: Path, max_pixels: int) -> np.ndarray:
         """A file as ``base`` wants it. Raises as ``data.images.read_array``."""
-        return self.chain.read(path, max_pixels, self.target)
+        return self.pipeline.read(path, max_pixels, self.target)
 
     @property
     def target(self) -> int:
-        """The shorter side in pixels that a picture (a tile) keeps for this transform; see ``DomainImageChain``."""
-        return 2 * self.largest_side
+        """The shorter side in pixels that an image (a tile) keeps for this transform; see ``DomainImagePipeline``."""
+        return 2 * self.largest_resolution
 
-    def base(self, picture: np.ndarray) -> UInt8[Tensor, "3 h w"]:
-        """The part without chance, of a picture of any depth (``data.images.read_array``)."""
-        large = self.chain.tiles(picture)
-        picture = self.chain.apply(picture, self.target)
+    def base(self, image: np.ndarray) -> UInt8[Tensor, "3 h w"]:
+        """The part without chance, of an image of any depth (``data.images.read_array``)."""
+        large = self.pipeline.tiles(image)
+        image = self.pipeline.apply(image, self.target)
         if not self.augment:
-            return self.spec.at(self.largest_side).apply(picture)
-        if self.chain.tiled:
-            return self._tiled_base(picture, large)
-        return self._with_margin(picture)
+            return self.spec.at(self.largest_resolution).apply(image)
+        if self.pipeline.tiled:
+            return self._tiled_base(image, large)
+        return self._with_margin(image)
 
     @property
     def _margin_fits_a_tile(self) -> bool:
-        tile = self.chain.tile_pixels(self.target)
-        return self.spec.resize == "squash" and math.ceil(self.largest_side / math.sqrt(self.config.crop_scale)) <= tile
+        tile = self.pipeline.tile_pixels(self.target)
+        return (
+            self.spec.resize == "squash"
+            and math.ceil(self.largest_resolution / math.sqrt(self.config.crop_scale)) <= tile
+        )
 
-    def _tiled_base(self, picture: np.ndarray, large: bool) -> UInt8[Tensor, "3 h w"]:
-        """As large as it is, tiles being cut by ``finish``, which knows a picture to be cut by its being longer than a
+    def _tiled_base(self, image: np.ndarray, large: bool) -> UInt8[Tensor, "3 h w"]:
+        """As large as it is, tiles being cut by ``finish``, which knows an image to be cut by its being longer than a
         tile: one that is not to be cut must not be."""
         if not large and self._margin_fits_a_tile:
-            return self._with_margin(picture)
-        height, width = picture.shape[:2]
-        factor = 1.0 if large else min(1.0, self.chain.tile_pixels(self.target) / max(height, width))
+            return self._with_margin(image)
+        height, width = image.shape[:2]
+        factor = 1.0 if large else min(1.0, self.pipeline.tile_pixels(self.target) / max(height, width))
         shape = max(1, int(height * factor)), max(1, int(width * factor))
-        return resize(picture, *shape, self.spec.resample)
+        return resize(image, *shape, self.spec.resample)
 
-    def _with_margin(self, picture: np.ndarray) -> UInt8[Tensor, "3 h w"]:
-        side = self.largest_side
-        picture = self.spec.trim(picture)
+    def _with_margin(self, image: np.ndarray) -> UInt8[Tensor, "3 h w"]:
+        resolution = self.largest_resolution
+        image = self.spec.trim(image)
         # Large enough that the smallest crop is not enlarged, never larger than the original.
         margin = 1 / math.sqrt(self.config.crop_scale)
-        larger = self.spec.at(min(math.ceil(side * margin), max(side, min(picture.shape[:2]))))
-        return resize(picture, *larger.resized_shape(*picture.shape[:2]), larger.resample)
+        larger = self.spec.at(min(math.ceil(resolution * margin), max(resolution, min(image.shape[:2]))))
+        return resize(image, *larger.resized_shape(*image.shape[:2]), larger.resample)
 
     def finish(
-        self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random, side: int | None = None, strength: float = 1.0
-    ) -> UInt8[Tensor, "3 side side"]:
-        """The picture to train on, from what ``base`` made.
+        self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random, resolution: int | None = None, strength: float = 1.0
+    ) -> UInt8[Tensor, "3 size size"]:
+        """The image to train on, from what ``base`` made.
 
-        ``side`` (pixels, at most ``largest_side``; default: the transform's own): without ``augment`` another side than
-        the base's is a second resize, of the base, which may lie a pixel beside what ``spec.at(side)`` crops.
-        ``strength`` in (0, 1] scales how much the crop takes away and how far the jitter goes. Which numbers are drawn
-        from ``rng`` depends on neither: a row's flips, turns and the place of its crop are the same at every side.
+        ``resolution`` (pixels, at most ``largest_resolution``; default: the transform's own): without ``augment``
+        another resolution than the base's is a second resize, of the base, which may lie a pixel beside what
+        ``spec.at(resolution)`` crops. ``strength`` in (0, 1] scales how much the crop takes away and how far the jitter
+        goes. Which numbers are drawn from ``rng`` depends on neither: a row's flips, turns and the place of its crop
+        are the same at every resolution.
         """
-        side = side or self.resolution
+        resolution = resolution or self.resolution
         if not self.augment:
-            if pixels.shape[-1] == side:
+            if pixels.shape[-1] == resolution:
                 return pixels
-            return resize(pixels.permute(1, 2, 0).numpy(), side, side, self.spec.resample)
+            return resize(pixels.permute(1, 2, 0).numpy(), resolution, resolution, self.spec.resample)
         config = self.config
-        if self.chain.tiled:
+        if self.pipeline.tiled:
             pixels = self._random_tile(pixels, rng)
         top, left, height, width = self._crop_box(pixels.shape[1], pixels.shape[2], rng, strength)
         region = pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
-        view = resize(region, side, side, self.spec.resample)
+        view = resize(region, resolution, resolution, self.spec.resample)
         if config.horizontal_flip and rng.random() < 0.5:
             view = view.flip(2)
         if config.vertical_flip and rng.random() < 0.5:
@@ -132,10 +136,13 @@ class ImageTransform:
 
     def _random_tile(self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 h w"]:
         boxes = tile_boxes(
-            pixels.shape[1], pixels.shape[2], self.chain.tile_pixels(self.target), self.chain.settings.tile_overlap
+            pixels.shape[1],
+            pixels.shape[2],
+            self.pipeline.tile_pixels(self.target),
+            self.pipeline.settings.tile_overlap,
         )
         if len(boxes) == 1 and self._margin_fits_a_tile:
-            return pixels  # as every picture where there are no tiles, with the same draws to come
+            return pixels  # as every image where there are no tiles, with the same draws to come
         top, left, height, width = boxes[rng.randrange(len(boxes))]
         return self._with_margin(pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy())
 
@@ -144,8 +151,8 @@ class ImageTransform:
     ) -> tuple[int, int, int, int]:
         """Top, left, height and width. At less than full strength the box drawn at full strength is grown.
 
-        Its share a of the area becomes 1 − (1 − a)·strength, which is a draw with ``crop_scale`` moved towards 1 just
-        so; its place keeps its proportion of the room there is.
+        Its fraction a of the area becomes 1 − (1 − a)·strength, which is a draw with ``crop_scale`` moved towards 1
+        just so; its place keeps its proportion of the room there is.
         """
         box = self._full_crop_box(height, width, rng)
         if strength == 1:
@@ -165,7 +172,7 @@ class ImageTransform:
         )
 
     def _croppable(self, height: int, width: int) -> float:
-        # A squashed picture has lost its proportions already: its crops keep the square's.
+        # A squashed image has lost its proportions already: its crops keep the square's.
         return height * width if self.spec.resize == "squash" else min(height, width) ** 2 * 1.0
 
     def _full_crop_box(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int]:
@@ -181,8 +188,8 @@ class ImageTransform:
                     crop_height,
                     crop_width,
                 )
-        side = min(height, width)
-        return (height - side) // 2, (width - side) // 2, side, side
+        edge = min(height, width)
+        return (height - edge) // 2, (width - edge) // 2, edge, edge
 
     def _jitter(self, view: UInt8[Tensor, "3 h w"], rng: random.Random, strength: float) -> UInt8[Tensor, "3 h w"]:
         contrast = 1 + rng.uniform(-strength, strength)
@@ -192,9 +199,9 @@ class ImageTransform:
         return values.mul_(contrast).add_(mean * (1 - contrast) + brightness).clamp_(0, 255).round_().byte()
 
     def __call__(
-        self, picture: Image.Image | np.ndarray, rng: random.Random | None = None
-    ) -> Float[Tensor, "3 side side"]:
-        array = array_of(picture) if isinstance(picture, Image.Image) else picture
+        self, image: Image.Image | np.ndarray, rng: random.Random | None = None
+    ) -> Float[Tensor, "3 size size"]:
+        array = array_of(image) if isinstance(image, Image.Image) else image
         pixels = self.finish(self.base(array), rng or random.Random())
         return self.spec.normalise(pixels[None])[0]
 
@@ -218,20 +225,22 @@ class MultiResolutionImageTransform:
         spec = spec or ImageSpec()
         self.resolutions = list(resolutions)
         self._transforms = {
-            side: ImageTransform(config.model_copy(update={"image_resolution": side}), augment, spec.at(side))
-            for side in self.resolutions
+            resolution: ImageTransform(
+                config.model_copy(update={"image_resolution": resolution}), augment, spec.at(resolution)
+            )
+            for resolution in self.resolutions
         }
 
     def __call__(
         self,
-        picture: Image.Image | np.ndarray,
+        image: Image.Image | np.ndarray,
         resolution: int | None = None,
         rng: random.Random | None = None,
-    ) -> Float[Tensor, "3 side side"]:
-        side = self.resolutions[0] if resolution is None else resolution
-        if side not in self._transforms:
-            raise DataError(f"Resolution {side} is not one of {self.resolutions}")
-        return self._transforms[side](picture, rng)
+    ) -> Float[Tensor, "3 size size"]:
+        resolution = self.resolutions[0] if resolution is None else resolution
+        if resolution not in self._transforms:
+            raise DataError(f"Resolution {resolution} is not one of {self.resolutions}")
+        return self._transforms[resolution](image, rng)
 
 
 class TextTransform:

@@ -1,4 +1,4 @@
-"""The random part of a domain's treatment of pictures: in training alone, on the view that the model is to see."""
+"""The random part of a domain's treatment of images: in training alone, on the view that the model is to see."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def random_view(
 ) -> UInt8[Tensor, "3 h w"]:
     """Rotation, stain and spectral jitter, as far as ``settings`` asks for them.
 
-    A grey picture stays grey, since evaluation shows it so: stain jitter leaves it alone, and spectral jitter has one
+    A grey image stays grey, since evaluation shows it so: stain jitter leaves it alone, and spectral jitter has one
     gain for it. ``strength`` in (0, 1] scales how far they go; which numbers are drawn from ``rng`` does not depend on
     it. Raises ``MissingExtraError`` for stain jitter without scikit-image.
     """
@@ -40,7 +40,7 @@ def random_view(
 
 
 def rotated(view: UInt8[Tensor, "3 h w"], degrees: float) -> UInt8[Tensor, "3 h w"]:
-    """Turned about the centre, counter-clockwise as seen, bilinear; the corners are filled by the picture's mirror
+    """Turned about the centre, counter-clockwise as seen, bilinear; the corners are filled by the image's mirror
     image, since black ones would tell the model that it was turned."""
     height, width = view.shape[1:]
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))

@@ -1,4 +1,4 @@
-"""Directories of pictures without a table: ``captions.txt``, one ``.txt`` beside each picture, a folder per
+"""Directories of images without a table: ``captions.txt``, one ``.txt`` beside each image, a folder per
 class."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from domainclip.data.records import PairList
-from domainclip.data.sources.image_folders import is_picture_name
+from domainclip.data.sources.image_folders import is_image_name
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, PairBuilder
 from domainclip.data.sources.tables import read_text
 from domainclip.errors import DataError
@@ -47,34 +47,34 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
         raise DataError(f"Data directory not found: {folder}")
     if (folder / CAPTIONS_FILE).is_file():
         return _from_captions_file(folder, strict)
-    pictures = list(_walk(folder))
-    if not pictures:
+    images = list(_walk(folder))
+    if not images:
         raise DataError(
-            f"No valid image-text pairs in {folder}: no pictures in it or its folders. A directory holds "
-            "captions.txt, or pictures with a .txt beside each, or one folder of pictures per class"
+            f"No valid image-text pairs in {folder}: no images in it or its folders. A directory holds "
+            "captions.txt, or images with a .txt beside each, or one folder of images per class"
         )
-    if any(path.with_suffix(".txt").is_file() for path in pictures):
-        return _from_sidecars(folder, pictures, strict)
+    if any(path.with_suffix(".txt").is_file() for path in images):
+        return _from_sidecars(folder, images, strict)
     folders = visible_folders(folder)
     if are_split_folders(folders):
         raise DataError(
             f"{folder} holds splits ({', '.join(path.name for path in folders)}), not classes: load one of "
             "these folders, or the whole with load_splits"
         )
-    return _from_class_folders(folder, pictures, caption_template or CLASS_CAPTION, strict)
+    return _from_class_folders(folder, images, caption_template or CLASS_CAPTION, strict)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if is_picture_name(name):
+            if is_image_name(name):
                 yield Path(parent, name)
 
 
 def _from_captions_file(folder: Path, strict: bool) -> PairList:
     path = folder / CAPTIONS_FILE
-    # Many such directories keep the pictures one level down while the names in captions.txt do not say so.
+    # Many such directories keep the images one level down while the names in captions.txt do not say so.
     images = folder / "images"
     builder = PairBuilder(path, folder, strict)
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -82,7 +82,7 @@ def _from_captions_file(folder: Path, strict: bool) -> PairList:
             continue
         name, tab, caption = line.partition("\t")
         if not tab:
-            builder.set_aside(f"row {number}", "", "no tab between the picture's name and its caption")
+            builder.skip(f"row {number}", "", "no tab between the image's name and its caption")
             continue
         name = name.strip()
         if images.is_dir() and not (folder / name).is_file() and (images / name).is_file():
@@ -91,27 +91,27 @@ def _from_captions_file(folder: Path, strict: bool) -> PairList:
     return builder.finish()
 
 
-def _from_sidecars(folder: Path, pictures: list[Path], strict: bool) -> PairList:
+def _from_sidecars(folder: Path, images: list[Path], strict: bool) -> PairList:
     builder = PairBuilder(folder, folder, strict)
-    for picture in pictures:
-        name = str(picture.relative_to(folder))
-        sidecar = picture.with_suffix(".txt")
+    for image in images:
+        name = str(image.relative_to(folder))
+        sidecar = image.with_suffix(".txt")
         if not sidecar.is_file():
-            builder.set_aside(name, name, f"no caption file {sidecar.name} beside it", EMPTY_CAPTION)
+            builder.skip(name, name, f"no caption file {sidecar.name} beside it", EMPTY_CAPTION)
         elif sidecar.stat().st_size == 0:
-            builder.set_aside(name, name, f"the caption file {sidecar.name} is empty", EMPTY_CAPTION)
+            builder.skip(name, name, f"the caption file {sidecar.name} is empty", EMPTY_CAPTION)
         else:
             text = sidecar.read_bytes()
             builder.add(name, name, " ".join(read_text(sidecar).split()) if text.strip() else "")
     return builder.finish()
 
 
-def _from_class_folders(folder: Path, pictures: list[Path], template: str, strict: bool) -> PairList:
+def _from_class_folders(folder: Path, images: list[Path], template: str, strict: bool) -> PairList:
     builder = PairBuilder(folder, folder, strict)
-    for picture in pictures:
-        relative = picture.relative_to(folder)
+    for image in images:
+        relative = image.relative_to(folder)
         if len(relative.parts) == 1:
-            builder.set_aside(str(relative), str(relative), "lies in no class folder and has no caption", EMPTY_CAPTION)
+            builder.skip(str(relative), str(relative), "lies in no class folder and has no caption", EMPTY_CAPTION)
             continue
         label = relative.parts[0].replace("_", " ").strip()
         builder.add(str(relative), str(relative), caption_from_label(template, label), label)

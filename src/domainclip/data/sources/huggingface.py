@@ -28,15 +28,15 @@ _MAGIC = {
 }
 
 
-def default_picture_cache() -> Path:
-    """Where pictures that come inside a data set are stored: ``$DOMAINCLIP_CACHE`` or
+def default_image_cache() -> Path:
+    """Where images that come inside a data set are stored: ``$DOMAINCLIP_CACHE`` or
     ``~/.cache/domainclip``."""
     root = os.environ.get("DOMAINCLIP_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "domainclip") / "pictures"
+    return (Path(root) if root else Path.home() / ".cache" / "domainclip") / "images"
 
 
-def store_picture(content: bytes, cache_dir: Path) -> Path:
-    """Write ``content`` under its SHA-256 (equal pictures once) and return the path."""
+def store_image(content: bytes, cache_dir: Path) -> Path:
+    """Write ``content`` under its SHA-256 (equal images once) and return the path."""
     digest = hashlib.sha256(content).hexdigest()
     suffix = next((suffix for magic, suffix in _MAGIC.items() if content.startswith(magic)), ".img")
     path = cache_dir / digest[:2] / (digest + suffix)
@@ -49,12 +49,12 @@ def store_picture(content: bytes, cache_dir: Path) -> Path:
     return path
 
 
-def picture_reference(value: Any, cache_dir: Path) -> Any:
+def image_reference(value: Any, cache_dir: Path) -> Any:
     """A path for what an image cell holds: ``{"bytes", "path"}``, raw bytes, or a path already."""
     if isinstance(value, Mapping):
         content, path = value.get("bytes"), value.get("path")
-        return str(store_picture(content, cache_dir)) if content else path
-    return str(store_picture(value, cache_dir)) if isinstance(value, bytes) and value else value
+        return str(store_image(content, cache_dir)) if content else path
+    return str(store_image(value, cache_dir)) if isinstance(value, bytes) and value else value
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -100,7 +100,7 @@ def pairs_from_dataset(
     caption_template: str | None,
     strict: bool,
 ) -> PairList:
-    """Rows of one ``datasets.Dataset``; pictures inside it are stored in ``cache_dir``, never decoded."""
+    """Rows of one ``datasets.Dataset``; images inside it are stored in ``cache_dir``, never decoded."""
     import datasets
 
     columns = dataset.column_names
@@ -124,6 +124,6 @@ def pairs_from_dataset(
         caption = row.get(caption_col)
         if templated is not None and label is not None:
             caption = caption_from_label(templated, str(label))
-        image = picture_reference(row[image_col], cache_dir)
+        image = image_reference(row[image_col], cache_dir)
         builder.add(f"row {number}", image, caption, label, row.get(group_col), row.get(DISCIPLINE_COL))
     return builder.finish()

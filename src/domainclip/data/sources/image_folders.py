@@ -1,4 +1,4 @@
-"""Which picture files exist, found by listing folders rather than asking for each file."""
+"""Which image files exist, found by listing folders rather than asking for each file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
-def is_picture_name(name: str) -> bool:
-    """A visible file with a picture's suffix (macOS leaves ``._name.jpg`` shadows that are no pictures)."""
+def is_image_name(name: str) -> bool:
+    """A visible file with an image's suffix (macOS leaves ``._name.jpg`` shadows that are no images)."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-class PictureFolders:
+class ImageFolders:
     """Resolves the paths of a table against ``root`` and tells which files exist.
 
     A table of 300,000 rows usually points into a few folders: each is listed once. One ``stat`` a row would

@@ -12,16 +12,16 @@ from domainclip.data.sources.pair_builder import PairBuilder, missing_field, res
 from domainclip.errors import ConfigurationError, DataError
 
 META_FILE = "meta.csv"
-"""A table of this name describes the pictures (``group``, ``discipline``) and is no data set of its own."""
+"""A table of this name describes the images (``group``, ``discipline``) and is no data set of its own."""
 
 
 class DatasetLoader:
     """Static methods, one a format; each returns a ``PairList`` of ``(Path, str)`` pairs with label, group
     and, where there is a column of that name, discipline.
 
-    Common to all: a relative picture path is resolved against the table's own folder, or ``image_root``; only
-    the existence of a picture is tested, not its content; captions lose leading and trailing space; an empty
-    label is None. A row whose picture is missing or whose caption is empty is set aside into ``.quarantine``,
+    Common to all: a relative image path is resolved against the table's own folder, or ``image_root``; only
+    the existence of an image is tested, not its content; captions lose leading and trailing space; an empty
+    label is None. A row whose image is missing or whose caption is empty goes to ``.skipped``,
     or raises with ``strict=True``. ``caption_template`` ("a photo of a {label}") writes captions from the
     label where a table has no caption column.
 
@@ -105,21 +105,21 @@ class DatasetLoader:
         caption_template: str | None = None,
         cache_dir: Path | str | None = None,
     ) -> PairList:
-        """A Parquet file (extra ``parquet``). Pictures stored inside it are written to ``cache_dir`` once
+        """A Parquet file (extra ``parquet``). Images stored inside it are written to ``cache_dir`` once
         each."""
         path = Path(path)
         found = tables.parquet_columns(path)
         columns = _columns(path, found, image_col, caption_col, label_col, group_col, caption_template)
         rows = tables.read_parquet(path, [name for name in found if name in (*columns, DISCIPLINE_COL)])
-        cache = Path(cache_dir) if cache_dir else huggingface.default_picture_cache()
+        cache = Path(cache_dir) if cache_dir else huggingface.default_image_cache()
         return _build(path, rows, columns, image_root, strict, caption_template, cache)
 
     @staticmethod
     def from_directory(path: Path | str, caption_template: str | None = None, strict: bool = False) -> PairList:
-        """A directory of pictures, the first of these that fits:
+        """A directory of images, the first of these that fits:
 
-        1. ``captions.txt`` with ``name<TAB>caption`` lines (pictures beside it or in ``images/``);
-        2. a ``.txt`` file beside each picture, whose whole text is one caption;
+        1. ``captions.txt`` with ``name<TAB>caption`` lines (images beside it or in ``images/``);
+        2. a ``.txt`` file beside each image, whose whole text is one caption;
         3. one folder per class: the label is the folder's name with underscores as spaces, the caption
            "a photo of a {label}" or ``caption_template``.
         """
@@ -141,7 +141,7 @@ class DatasetLoader:
         """A data set of the ``datasets`` library (extra ``datasets``): a folder it saved or can read, or a
         hub name.
 
-        Pairs carry paths, so pictures inside the data set are written, undecoded and once each, to
+        Pairs carry paths, so images inside the data set are written, undecoded and once each, to
         ``cache_dir`` (default: ``$DOMAINCLIP_CACHE`` or ``~/.cache/domainclip``) under their SHA-256. Class
         numbers become names.
         """
@@ -157,7 +157,7 @@ class DatasetLoader:
             label_col=label_col,
             group_col=group_col,
             image_root=folder if folder.is_dir() else Path(),
-            cache_dir=Path(cache_dir) if cache_dir else huggingface.default_picture_cache(),
+            cache_dir=Path(cache_dir) if cache_dir else huggingface.default_image_cache(),
             caption_template=caption_template,
             strict=strict,
         )
@@ -269,10 +269,10 @@ def _build(
         values = row.values
         image, label = values.get(image_col), values.get(label_col)
         if row.problem is not None:
-            builder.set_aside(row.where, str(image or ""), row.problem)
+            builder.skip(row.where, str(image or ""), row.problem)
             continue
         if cache_dir is not None:
-            image = huggingface.picture_reference(image, cache_dir)
+            image = huggingface.image_reference(image, cache_dir)
         caption = values.get(caption_col)
         if caption_col not in values and template is not None and label:
             caption = caption_from_label(template, str(label).strip())

@@ -67,7 +67,7 @@ _READ = {
         "image_size",
         "norm_kwargs",
         "act_kwargs",
-        # Nothing to the embedding of a picture:
+        # Nothing to the embedding of an image:
         "patch_dropout",
         "final_ln_after_pool",
         "output_tokens",
@@ -151,7 +151,7 @@ def transformers_config(
     dim, quick = int(model_cfg["embed_dim"]), bool(model_cfg.get("quick_gelu", False))
     if not foreign:
         if timm:
-            raise _unsupported(folder, f"the picture tower {timm} beside OpenCLIP's own text transformer")
+            raise _unsupported(folder, f"the image tower {timm} beside OpenCLIP's own text transformer")
         vision, text = _clip_vision(vision_cfg, dim, quick, folder), _clip_text(text_cfg, dim, quick, folder)
         return CLIPConfig(vision_config=vision, text_config=text, projection_dim=dim)
     text_config = _foreign_text_config(text_cfg, weights, folder)
@@ -203,16 +203,16 @@ def _eps(cfg: Mapping[str, Any], folder: Path) -> float:
 
 
 def _square(value: Any, what: str, folder: Path) -> int:
-    sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
-    if len(set(sides)) != 1:
+    resolutions = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(set(resolutions)) != 1:
         raise _unsupported(folder, f"{what} {value!r} is not a square")
-    return int(sides[0])
+    return int(resolutions[0])
 
 
 def _clip_vision(cfg: Mapping[str, Any], dim: int, quick: bool, folder: Path) -> dict[str, Any]:
     layers, width = cfg.get("layers", 12), int(cfg.get("width", 768))
     if not isinstance(layers, int):
-        raise _unsupported(folder, f"the picture tower is a ResNet (layers {layers!r})")
+        raise _unsupported(folder, f"the image tower is a ResNet (layers {layers!r})")
     return {
         "hidden_size": width,
         "intermediate_size": int(width * cfg.get("mlp_ratio", 4.0)),
@@ -260,7 +260,7 @@ def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
 def _timm_vision(name: str, weights: Mapping[str, Tensor], folder: Path) -> ViTConfig:
     found = _TIMM_NAME.fullmatch(name)
     if not found:
-        raise _unsupported(folder, f"the picture tower {name} of timm")
+        raise _unsupported(folder, f"the image tower {name} of timm")
     trunk = "visual.trunk."
     width, _, patch, _ = _shape(weights, f"{trunk}patch_embed.proj.weight", folder)
     patches = _shape(weights, f"{trunk}pos_embed", folder)[1] - 1

@@ -156,9 +156,9 @@ def load_open_clip_processor(folder: Path, model_config: Any) -> EncoderProcesso
             "padding: the tokenizer files belong to another model"
         )
     words.model_max_length = min(limit, words.model_max_length)
-    side = int(model_config.vision_config.image_size)
-    pictures = image_processor(config.get("preprocess_cfg") or {}, side, str(folder))
-    return EncoderProcessor(words, pictures, "masked" if foreign else "causal", words.model_max_length)
+    resolution = int(model_config.vision_config.image_size)
+    images = image_processor(config.get("preprocess_cfg") or {}, resolution, str(folder))
+    return EncoderProcessor(words, images, "masked" if foreign else "causal", words.model_max_length)
 
 
 def load_open_clip(folder: Path, name: str) -> DualEncoder:

@@ -1,4 +1,4 @@
-"""How an OpenCLIP checkpoint wants its pictures and sentences."""
+"""How an OpenCLIP checkpoint wants its images and sentences."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _RESAMPLE = {
 }
 
 
-# --- pictures ---
+# --- images ---
 
 
-def image_processor(preprocess_cfg: Mapping[str, Any], side: int, source: str) -> CLIPImageProcessorPil:
-    """``preprocess_cfg`` as a ``transformers`` image processor that makes ``side`` × ``side`` pixels (the tower's own
-    side, which OpenCLIP too takes over the one in preprocess_cfg).
+def image_processor(preprocess_cfg: Mapping[str, Any], resolution: int, source: str) -> CLIPImageProcessorPil:
+    """``preprocess_cfg`` as a ``transformers`` image processor that makes ``resolution`` × ``resolution`` pixels (the
+    tower's own resolution, which OpenCLIP too takes over the one in preprocess_cfg).
 
     Raises ``ModelLoadError`` for letterboxing (``resize_mode: longest``) and unknown values.
     """
@@ -50,9 +50,9 @@ def image_processor(preprocess_cfg: Mapping[str, Any], side: int, source: str) -
             f"shortest and squash, and {', '.join(_RESAMPLE)}"
         )
     crop = mode == "shortest"
-    square = {"height": side, "width": side}
+    square = {"height": resolution, "width": resolution}
     return CLIPImageProcessorPil(
-        size={"shortest_edge": side} if crop else square,
+        size={"shortest_edge": resolution} if crop else square,
         crop_size=square,
         do_center_crop=crop,
         resample=_RESAMPLE[interpolation],
@@ -160,4 +160,4 @@ def clip_tokenizer(vocabulary: Path) -> CLIPTokenizer:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     characters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
     tokens = [*characters, *(f"{c}</w>" for c in characters), *("".join(merge) for merge in merges), _START, _END]
-    return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=merges)
+    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)

@@ -25,7 +25,7 @@ class ProjectedDualEncoderConfig(PretrainedConfig):
     """What each tower is, how its last states become one vector, and what maps that to the shared space.
 
     ``vision_pooling``, ``text_pooling``: ``pooler`` (the tower's own pooled vector), ``cls`` (the first token),
-    ``mean`` (pictures: of the patches; texts: of the tokens that are no padding) or ``max`` (texts alone).
+    ``mean`` (images: of the patches; texts: of the tokens that are no padding) or ``max`` (texts alone).
     ``vision_projection``, ``text_projection``: ``linear`` or ``mlp``, two layers with a GELU between them, of
     ``…_hidden`` numbers; ``…_biases`` tells which of their layers have one, in order.
     """
@@ -64,7 +64,7 @@ class ProjectedDualEncoderConfig(PretrainedConfig):
         self.text_projection_biases = list(text_projection_biases)
         self.logit_scale_init_value = logit_scale_init_value
         for key, pooling, known in (
-            ("vision_pooling", vision_pooling, POOLINGS[:-1]),  # no backbone of OpenCLIP's pools pictures by max
+            ("vision_pooling", vision_pooling, POOLINGS[:-1]),  # no backbone of OpenCLIP's pools images by max
             ("text_pooling", text_pooling, POOLINGS),
         ):
             if pooling not in known:
@@ -153,7 +153,7 @@ class ProjectedDualEncoderModel(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> CLIPOutput:
-        """Scaled cosines of each picture with each text, ``[pictures, texts]``, as ``logits_per_image``. Anything more
+        """Scaled cosines of each image with each text, ``[images, texts]``, as ``logits_per_image``. Anything more
         that a tokenizer makes goes to the text tower."""
         text = self.get_text_features(input_ids, attention_mask, **kwargs).pooler_output
         text = nn.functional.normalize(text, dim=-1)

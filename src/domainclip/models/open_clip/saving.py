@@ -88,7 +88,7 @@ def _preprocess_cfg(processor: Any) -> dict[str, Any]:
     if "shortest_edge" in size and crop is not None and size["shortest_edge"] != crop.get("height"):
         raise ConfigurationError(
             f"save_open_clip: the image processor resizes to {size['shortest_edge']} pixels and cuts out "
-            f"{crop.get('height')}; OpenCLIP can only resize to the side it cuts out"
+            f"{crop.get('height')}; OpenCLIP can only resize to the resolution it cuts out"
         )
     resample = int(getattr(processor, "resample", Image.Resampling.BICUBIC))
     if resample not in _INTERPOLATION:
@@ -103,11 +103,11 @@ def _preprocess_cfg(processor: Any) -> dict[str, Any]:
 
 
 def save_open_clip(encoder: DualEncoder, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write ``open_clip_config.json`` and ``open_clip_model.safetensors``. ``weights``: the model's, for the side its
-    image processor hands out; ``encoder.open_clip_config`` tells the rest."""
+    """Write ``open_clip_config.json`` and ``open_clip_model.safetensors``. ``weights``: the model's, for the resolution
+    its image processor hands out; ``encoder.open_clip_config`` tells the rest."""
     assert encoder.open_clip_config is not None
     config = copy.deepcopy(encoder.open_clip_config)
-    model_cfg, side = config["model_cfg"], encoder.native_resolution
+    model_cfg, resolution = config["model_cfg"], encoder.native_resolution
     vision_cfg = model_cfg["vision_cfg"]
     names = weight_names(encoder.model.config, weights, bool(model_cfg.get("custom_text")))
     tensors = to_open_clip(names, weights)
@@ -115,16 +115,16 @@ def save_open_clip(encoder: DualEncoder, weights: Mapping[str, Tensor], folder: 
         tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
     positions = encoder.positions
     if "timm_model_name" not in vision_cfg:
-        if vision_cfg.get("image_size", 224) not in (side, [side, side]):
-            vision_cfg["image_size"] = side
+        if vision_cfg.get("image_size", 224) not in (resolution, [resolution, resolution]):
+            vision_cfg["image_size"] = resolution
     elif positions is not None and (originals := positions.originals_of(folder)) is not None:
         tensors["visual.trunk.pos_embed"] = originals.cpu()
         log.warning(
             "OpenCLIP makes %s for %d pixels alone: the OpenCLIP checkpoint of this model, trained at %d, is for that "
-            "side",
+            "resolution",
             vision_cfg["timm_model_name"],
             positions.size[0],
-            side,
+            resolution,
         )
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / SAFE_WEIGHTS, {"format": "pt"})

@@ -66,7 +66,7 @@ def _clip_layers(open_clip: str, here: str, layers: int) -> list[Renamed]:
     return names
 
 
-def clip_picture_tower(layers: int) -> list[Renamed]:
+def clip_image_tower(layers: int) -> list[Renamed]:
     """OpenCLIP's own vision transformer ↔ CLIP's."""
     theirs, ours = "visual.", "vision_model."
     return [
@@ -92,7 +92,7 @@ def clip_text_tower(layers: int, custom_text: bool) -> list[Renamed]:
     ]
 
 
-def timm_picture_tower(layers: int, projection: str, biases: list[bool]) -> list[Renamed]:
+def timm_image_tower(layers: int, projection: str, biases: list[bool]) -> list[Renamed]:
     """A vision transformer of timm with OpenCLIP's projection ↔ ``ViTModel``."""
     theirs, ours = "visual.trunk.", "vision_model."
     names = [
@@ -140,14 +140,14 @@ def weight_names(config: Any, own_names: Iterable[str], custom_text: bool) -> li
     vision, text = config.vision_config, config.text_config
     if vision.model_type == "vit":
         biases = config.vision_projection_biases
-        picture = timm_picture_tower(vision.num_hidden_layers, config.vision_projection, biases)
+        image = timm_image_tower(vision.num_hidden_layers, config.vision_projection, biases)
     else:
-        picture = clip_picture_tower(vision.num_hidden_layers)
+        image = clip_image_tower(vision.num_hidden_layers)
     if text.model_type == "clip_text_model":
         words = clip_text_tower(text.num_hidden_layers, custom_text)
     else:
         words = foreign_text_tower(own_names, config.text_projection, config.text_projection_biases)
-    return [*picture, *words, Renamed("logit_scale", ("logit_scale",))]
+    return [*image, *words, Renamed("logit_scale", ("logit_scale",))]
 
 
 def to_here(names: Iterable[Renamed], weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The pictures of an alignment report."""
+"""The images of an alignment report."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _ONE_MODEL = (
     "pair_similarity",
     "distribution",
     "embedding_map",
-    "picture_to_texts",
-    "text_to_pictures",
+    "image_to_texts",
+    "text_to_images",
 )
 PLOT_FILES = tuple(
     f"plots/{name}.png" for name in ("recall_curves", *_ONE_MODEL, *(name + COMPARED for name in _ONE_MODEL))
 )
 """Every plot a report can have, relative to its folder."""
 
-PICTURE_QUERIES, TEXT_QUERIES = 6, 8
+IMAGE_QUERIES, TEXT_QUERIES = 6, 8
 _PAIRS_SHOWN = 24
 _MOST_K = 100
 
@@ -58,10 +58,10 @@ def draw(
     """
     visualizer = AlignmentVisualizer(folder / "plots")
     made = [_recall_curves(visualizer, rows, [found for _, found in reversed(models)])]
-    pictures = shown_queries(query_order(models[0][1].pictures), PICTURE_QUERIES)
+    images = shown_queries(query_order(models[0][1].images), IMAGE_QUERIES)
     captions = shown_queries(query_order(models[0][1].captions), TEXT_QUERIES)
-    for place, (embedded, found) in enumerate(models):
-        end = f"{COMPARED if place else ''}.png"
+    for index, (embedded, found) in enumerate(models):
+        end = f"{COMPARED if index else ''}.png"
         name = f" ({found.name})" if len(models) > 1 else ""
         if found.class_similarity is not None:
             made.append(
@@ -70,15 +70,15 @@ def draw(
                     rows.classes,
                     rows.classes,
                     targets=np.eye(len(rows.classes), dtype=bool),
-                    title=f"Mean similarity of each class's pictures and captions{name}",
+                    title=f"Mean similarity of each class's images and captions{name}",
                     filename=f"class_similarity{end}",
                 )
             )
         made.append(_pair_similarity(visualizer, rows, embedded, metric, seed, name, end))
-        if any(miss >= 0 for miss in found.pictures.best_miss.tolist()):
+        if any(miss >= 0 for miss in found.images.best_miss.tolist()):
             made.append(_distribution(visualizer, rows, embedded, metric, seed, name, end))
         made.append(_embedding_map(visualizer, rows, embedded, found, name, end))
-        made += _sheets(visualizer, rows, embedded, metric, pictures, captions, top_k, name, end)
+        made += _sheets(visualizer, rows, embedded, metric, images, captions, top_k, name, end)
     return [path.relative_to(folder).as_posix() for path in made]
 
 
@@ -93,7 +93,7 @@ def _recall_curves(visualizer: AlignmentVisualizer, rows: AlignmentRows, models:
         return np.array([recall_from_ranks(ranks, k) for k in range(1, last + 1)])
 
     curves = {
-        found.name: (curve(found.pictures.ranks, most[0]), curve(found.captions.ranks, most[1])) for found in models
+        found.name: (curve(found.images.ranks, most[0]), curve(found.captions.ranks, most[1])) for found in models
     }
     by_chance = tuple(
         chance_recall(torch.bincount(rows.hits[:, side]).numpy(), candidates[side], most[side]) for side in (0, 1)
@@ -115,13 +115,13 @@ def _pair_similarity(
     # Classes side by side, so that what is mixed up within a class and between classes shows as blocks.
     images, texts = _by_class(images, rows.labels), _by_class(texts, rows.caption_labels)
     part = len(images) < len(rows.paths) or len(texts) < len(rows.captions)
-    drawn = f", {len(images)} pictures and {len(texts)} captions drawn by seed {seed}" if part else ""
+    drawn = f", {len(images)} images and {len(texts)} captions drawn by seed {seed}" if part else ""
     return visualizer.plot_similarity_matrix(
         metric.matrix(model.images[images], model.texts[texts]),
         [rows.paths[image].name for image in images],
         [rows.captions[text] for text in texts],
         targets=rows.targets(images, texts),
-        title=f"Similarity of pictures and captions{name}{drawn}",
+        title=f"Similarity of images and captions{name}{drawn}",
         filename=f"pair_similarity{end}",
     )
 
@@ -143,7 +143,7 @@ def _distribution(
     return visualizer.plot_alignment_distribution(
         metric.matrix(model.images[images], model.texts[texts]),
         targets=rows.targets(images, texts),
-        title=f"Similarity of pictures and captions{name}",
+        title=f"Similarity of images and captions{name}",
         filename=f"distribution{end}",
     )
 
@@ -169,7 +169,7 @@ def _embedding_map(
         "pca",
         0,
         float(found.metrics["modality_gap"] or 0),
-        f"Pictures and captions in the embedding space{name}",
+        f"Images and captions in the embedding space{name}",
         visualizer.output_dir / f"embedding_map{end}",
     )
 
@@ -179,38 +179,38 @@ def _sheets(
     rows: AlignmentRows,
     model: Embedded,
     metric: Metric,
-    pictures: list[int],
+    images: list[int],
     captions: list[int],
     top_k: int,
     name: str,
     end: str,
 ) -> list[Path]:
     chosen = "queries evenly spaced by rank, the best first"
-    scores, places = metric.computer.top_k(model.images[pictures], model.texts, min(top_k, len(rows.captions)))
+    scores, places = metric.computer.top_k(model.images[images], model.texts, min(top_k, len(rows.captions)))
     to_texts = visualizer.plot_retrieval_results(
-        [rows.paths[query] for query in pictures],
+        [rows.paths[query] for query in images],
         [
             [RetrievalHit(index, rows.captions[index], score) for index, score in zip(*row, strict=True)]
             for row in zip(places.tolist(), scores.tolist(), strict=True)
         ],
-        relevant=[_hits(rows.picture_hits, query) for query in pictures],
-        title=f"Captions found for pictures{name}; {chosen}",
-        filename=f"picture_to_texts{end}",
+        relevant=[_hits(rows.image_hits, query) for query in images],
+        title=f"Captions found for images{name}; {chosen}",
+        filename=f"image_to_texts{end}",
     )
     scores, places = metric.computer.top_k(
         model.images, model.texts[captions], min(top_k, len(rows.paths)), queries="texts"
     )
-    to_pictures = visualizer.plot_retrieval_results(
+    to_images = visualizer.plot_retrieval_results(
         [rows.captions[query] for query in captions],
         [
             [RetrievalHit(index, rows.paths[index], score) for index, score in zip(*row, strict=True)]
             for row in zip(places.tolist(), scores.tolist(), strict=True)
         ],
         relevant=[_hits(rows.caption_hits, query) for query in captions],
-        title=f"Pictures found for captions{name}; {chosen}",
-        filename=f"text_to_pictures{end}",
+        title=f"Images found for captions{name}; {chosen}",
+        filename=f"text_to_images{end}",
     )
-    return [to_texts, to_pictures]
+    return [to_texts, to_images]
 
 
 def _hits(relevant, query: int) -> list[int]:  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""The comparison matrix as a picture."""
+"""The comparison matrix as an image."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def plot_matrix(content: Content, path: Path) -> Path:
     figure = Figure(figsize=(_WIDTH * len(columns), _HEIGHT * len(models)))
     axis = figure.add_axes((0, 0, 1, 1))
     for row, model in enumerate(models):
-        for place, column in enumerate(columns):
+        for index, column in enumerate(columns):
             cell = cell_of(content, model, column["name"])
-            box = Rectangle((place, row), 1, 1, facecolor=TINTS[cell["verdict"]], edgecolor="#888888", linewidth=0.8)
+            box = Rectangle((index, row), 1, 1, facecolor=TINTS[cell["verdict"]], edgecolor="#888888", linewidth=0.8)
             axis.add_patch(box)
             if cell["value"] is None:
                 box.set_hatch("////")
                 backing = {"facecolor": "white", "edgecolor": "none", "pad": 2}
-                axis.text(place + 0.5, row + 0.5, cell["verdict"], ha="center", va="center", fontsize=8, bbox=backing)
+                axis.text(index + 0.5, row + 0.5, cell["verdict"], ha="center", va="center", fontsize=8, bbox=backing)
                 continue
             axis.text(
-                place + 0.5, row + 0.27, percent(cell["value"]), ha="center", va="center", fontsize=11, weight="bold"
+                index + 0.5, row + 0.27, percent(cell["value"]), ha="center", va="center", fontsize=11, weight="bold"
             )
-            axis.text(place + 0.5, row + 0.55, interval_text(cell), ha="center", va="center", fontsize=8)
+            axis.text(index + 0.5, row + 0.55, interval_text(cell), ha="center", va="center", fontsize=8)
             below = cell["verdict"] if cell["change"] is None else f"{SIGNS[cell['verdict']]} {points(cell['change'])}"
-            axis.text(place + 0.5, row + 0.81, below, ha="center", va="center", fontsize=8)
+            axis.text(index + 0.5, row + 0.81, below, ha="center", va="center", fontsize=8)
     axis.set(xlim=(0, len(columns)), ylim=(len(models), 0))
     names = [f"{_wrapped(column['name'], 17)}\n{_below(content, column)}".rstrip() for column in columns]
-    axis.set_xticks([place + 0.5 for place in range(len(columns))], names, fontsize=8.5)
+    axis.set_xticks([index + 0.5 for index in range(len(columns))], names, fontsize=8.5)
     axis.set_yticks([row + 0.5 for row in range(len(models))], [_wrapped(model, 26) for model in models], fontsize=9)
     axis.tick_params(length=0, bottom=False, top=False, labelbottom=False, labeltop=True)
     for spine in axis.spines.values():

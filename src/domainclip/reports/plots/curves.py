@@ -21,7 +21,7 @@ _ROUND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 
 
 
 def draw_alignment_distribution(hits: np.ndarray, misses: np.ndarray, title: str, path: Path) -> Path:
-    """Shares of the hits and of the misses by their similarity."""
+    """Fractions of the hits and of the misses by their similarity."""
     found = separation(hits, misses)
     low, high = min(hits.min(), misses.min()), max(hits.max(), misses.max())
     if high - low < 1e-6 * max(1.0, abs(low)):  # all equal: a bin must still have a width
@@ -32,10 +32,10 @@ def draw_alignment_distribution(hits: np.ndarray, misses: np.ndarray, title: str
     axis = figure.add_axes((0, 0, 1, 1))
     sides = (("belong together", hits, BLUE, "-", 0.025), ("do not", misses, ORANGE, "--", 0.06))
     for name, values, colour, line, height in sides:
-        shares = np.histogram(values, edges)[0] / values.size
-        axis.stairs(shares, edges, fill=True, color=colour, alpha=0.22)
+        fractions = np.histogram(values, edges)[0] / values.size
+        axis.stairs(fractions, edges, fill=True, color=colour, alpha=0.22)
         axis.stairs(
-            shares,
+            fractions,
             edges,
             color=colour,
             linestyle=line,
@@ -57,7 +57,7 @@ def draw_alignment_distribution(hits: np.ndarray, misses: np.ndarray, title: str
     axis.set_xlim(low - (high - low) * 0.02, high + (high - low) * 0.02)
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.set_ylabel("share of the pairs")
+    axis.set_ylabel("fraction of the pairs")
     axis.set_xlabel("similarity (dotted: means)", labelpad=8)
     if smaller <= _FEW_PAIRS:
         axis.tick_params(axis="x", pad=24)  # the marks of the single pairs come first
@@ -75,19 +75,19 @@ def draw_recall_curves(
     title: str,
     path: Path,
 ) -> Path:
-    """R@K against K. ``curves`` and ``chance`` hold R@1…R@max_k for picture → text and text → picture."""
+    """R@K against K. ``curves`` and ``chance`` hold R@1…R@max_k for image → text and text → image."""
     figure = Figure(figsize=(9.5, 3.8))
     axes = figure.add_axes((0, 0, 0.46, 1)), figure.add_axes((0.54, 0, 0.46, 1))
-    names = ("picture → text", "text → picture")
+    names = ("image → text", "text → image")
     styles: list[dict[str, Any]] = [
         {
-            "color": SERIES[place % len(SERIES)],
-            "linestyle": LINES[place % len(LINES)],
-            "marker": _MARKERS[place % len(_MARKERS)] if max(map(len, chance)) <= _MOST_MARKERS else None,
+            "color": SERIES[index % len(SERIES)],
+            "linestyle": LINES[index % len(LINES)],
+            "marker": _MARKERS[index % len(_MARKERS)] if max(map(len, chance)) <= _MOST_MARKERS else None,
             "markersize": 4.5,
             "linewidth": 1.7,
         }
-        for place in range(len(curves))
+        for index in range(len(curves))
     ]
     by_chance: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.6}
     for side, (axis, name) in enumerate(zip(axes, names, strict=True)):
@@ -104,11 +104,13 @@ def draw_recall_curves(
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.set_title(f"{name}, best of {n_candidates[side]:,}", fontsize=10)
         axis.set_xlabel("K (answers looked at)")
-    axes[0].set_ylabel("R@K (share of queries with a hit)")
+    axes[0].set_ylabel("R@K (fraction of queries with a hit)")
     tidy(axes)
     named = [*zip(curves.items(), styles, strict=True), (("chance", chance), by_chance)]
     handles = [
-        Line2D([], [], **style, label=f"{short_label(name, 84, 42)}\nR@1 {_share(texts[0])} / {_share(images[0])}")
+        Line2D(
+            [], [], **style, label=f"{short_label(name, 84, 42)}\nR@1 {_fraction(texts[0])} / {_fraction(images[0])}"
+        )
         for (name, (texts, images)), style in named
     ]
     axes[1].legend(handles=handles, frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1.02))
@@ -116,5 +118,5 @@ def draw_recall_curves(
     return save(figure, path)
 
 
-def _share(value: float) -> str:
+def _fraction(value: float) -> str:
     return f"{value:.1%}" if value >= 0.01 or value == 0 else f"{value:.2%}"

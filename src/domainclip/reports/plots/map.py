@@ -1,4 +1,4 @@
-"""Pictures and texts as points in a plane."""
+"""Images and texts as points in a plane."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from domainclip.reports.plots.style import (
 PROJECTIONS = ("pca", "tsne")
 
 _MOST_POINTS = 1000  # of each modality; more hide one another
-_MOST_LINES = 60  # pairs up to which a line joins a picture and its text
+_MOST_LINES = 60  # pairs up to which a line joins an image and its text
 _COLOURS = SERIES[:-1]
 
 
@@ -79,7 +79,7 @@ def draw_embedding_map(
         axis.set_aspect("equal", adjustable="datalim")  # distances mean the same along both
     _legend(axis, palette, [label for side in labels for label in side], (len(image_rows), len(text_rows)))
     parts = (
-        shown_of(len(image_rows), len(images), "pictures"),
+        shown_of(len(image_rows), len(images), "images"),
         shown_of(len(text_rows), len(texts), "texts"),
     )
     subset = " and ".join(part for part in parts if part)
@@ -114,8 +114,8 @@ def project(rows: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple
             return np.zeros((len(rows), 2)), ("first component (no variance)", "second component (no variance)")
         found = np.zeros((len(rows), 2))
         found[:, :wanted] = model.fit_transform(centred)
-        shares = [*model.explained_variance_ratio_, 0.0][:2]
-        return found, (f"first component ({shares[0]:.0%} of variance)", f"second component ({shares[1]:.0%})")
+        fractions = [*model.explained_variance_ratio_, 0.0][:2]
+        return found, (f"first component ({fractions[0]:.0%} of variance)", f"second component ({fractions[1]:.0%})")
     if method == "tsne":
         from sklearn.manifold import TSNE
 
@@ -142,7 +142,7 @@ def _legend(axis: Any, palette: dict[object, str], labels: list[object], counts:
     plain = not palette
     handles = [
         Line2D([], [], marker=marker, linestyle="", color=colour if plain else "#444444", label=f"{name} ({count:,})")
-        for name, marker, colour, count in (("pictures", "o", BLUE, counts[0]), ("texts", "^", ORANGE, counts[1]))
+        for name, marker, colour, count in (("images", "o", BLUE, counts[0]), ("texts", "^", ORANGE, counts[1]))
     ]
     handles += [
         Line2D([], [], marker="s", linestyle="", color=colour, label=short_label(label, 84, 42))

@@ -27,7 +27,7 @@ def draw_similarity_matrix(
     title: str,
     path: Path,
 ) -> Path:
-    """Pictures are rows, texts columns; pairs that belong together are framed where cells are large enough."""
+    """Images are rows, texts columns; pairs that belong together are framed where cells are large enough."""
     n_images, n_texts = similarity.shape
     rows, columns = evenly_spaced(n_images, _MOST_SHOWN), evenly_spaced(n_texts, _MOST_SHOWN)
     shown = similarity[np.ix_(rows, columns)]
@@ -37,7 +37,7 @@ def draw_similarity_matrix(
     width, height = max(1.2, size * len(columns)), max(0.7, tall * len(rows))
     figure = Figure(figsize=(width, height))
     axis = figure.add_axes((0, 0, 1, 1))
-    picture = axis.imshow(shown, cmap="Blues", aspect="auto", interpolation="nearest")
+    image = axis.imshow(shown, cmap="Blues", aspect="auto", interpolation="nearest")
     _label_rows(axis, [names_of(image_labels, n_images)[row] for row in rows], tall)
     _label_columns(axis, [names_of(text_labels, n_texts)[column] for column in columns], size, few)
     axis.tick_params(length=0)
@@ -61,7 +61,7 @@ def draw_similarity_matrix(
             axis.add_patch(
                 Rectangle((column - 0.45, row - 0.45), 0.9, 0.9, fill=False, edgecolor=ORANGE, linewidth=1.6)
             )
-    parts = (shown_of(len(rows), n_images, "pictures"), shown_of(len(columns), n_texts, "texts"))
+    parts = (shown_of(len(rows), n_images, "images"), shown_of(len(columns), n_texts, "texts"))
     subset = " and ".join(part for part in parts if part)
     axis.set_title(
         heading(title, subset and f"{subset} shown, evenly spaced", "framed: belong together" if framed else ""),
@@ -69,10 +69,10 @@ def draw_similarity_matrix(
         loc="left",
     )
     axis.set_xlabel("texts", fontsize=10)
-    axis.set_ylabel("pictures", fontsize=10)
+    axis.set_ylabel("images", fontsize=10)
     bar_height = min(height, 4.0)
     bar = figure.add_axes((1 + 0.15 / width, 1 - bar_height / height, 0.16 / width, bar_height / height))
-    figure.colorbar(picture, cax=bar).set_label("similarity", fontsize=9)
+    figure.colorbar(image, cax=bar).set_label("similarity", fontsize=9)
     bar.tick_params(labelsize=8)
     return save(figure, path)
 

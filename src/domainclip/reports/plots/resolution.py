@@ -25,8 +25,8 @@ DRAWN = ("acc1", "mean_per_class_recall", "i2t_R@1", "t2i_R@1")
 
 AGREEMENTS = {
     "mean_cosine": "mean cosine of the embeddings",
-    "same_class": "pictures with the same predicted class",
-    "same_caption": "pictures with the same nearest caption",
+    "same_class": "images with the same predicted class",
+    "same_caption": "images with the same nearest caption",
 }
 
 _SHORT = {"acc1": "acc1", "mean_per_class_recall": "recall", "i2t_R@1": "i2t R@1", "t2i_R@1": "t2i R@1"}
@@ -37,44 +37,44 @@ Figures = Mapping[str, Any]
 
 
 def plot_resolutions(rows: Sequence[Figures], path: Path, title: str, machine: str) -> Path:
-    """Metrics against the picture's side, and below it the throughput measured on this ``machine``."""
+    """Metrics against the image's resolution, and below it the throughput measured on this ``machine``."""
     places, scale = _places(rows)
     figure = Figure(figsize=(7.5, 6.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 1])
     highest = _metric_curves(above, places, [row["metrics"] for row in rows])
-    above.set(title=heading(title), ylabel="share (more is better)")
+    above.set(title=heading(title), ylabel="fraction (more is better)")
     _percent(above, highest)
     above.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    rates = [row["pictures_per_second"] for row in rows]
+    rates = [row["images_per_second"] for row in rows]
     below.plot(places, rates, color=GREY, marker="o", linewidth=1.6)
     for place, rate in zip(places, rates, strict=True):
         below.annotate(_count(rate), (place, rate), xytext=(4, 5), textcoords="offset points", fontsize=8)
-    below.set(ylabel="pictures a second", xlabel=f"side of the picture in pixels{scale} (speed on {machine})")
+    below.set(ylabel="images a second", xlabel=f"resolution of the image in pixels{scale} (speed on {machine})")
     below.set_ylim(0, max(rates) * 1.2)
-    _mark_sides([above, below], places, rows)
+    _mark_resolutions([above, below], places, rows)
     tidy([above, below])
     return save(figure, path)
 
 
 def plot_agreement(rows: Sequence[Figures], path: Path, title: str) -> Path:
-    """How far the embeddings of another side agree with those of the model's own."""
+    """How far the embeddings of another resolution agree with those of the model's own."""
     places, scale = _places(rows)
     figure = Figure(figsize=(7.5, 3.8), layout="constrained")
     axis = figure.subplots()
-    for number, (name, label) in enumerate(AGREEMENTS.items()):
+    for index, (name, label) in enumerate(AGREEMENTS.items()):
         values = [row["agreement"][name] for row in rows]
         if None not in values:
-            _curve(axis, places, values, number, label)
-    label = "agreement with the own side\n(1: nothing changes)"
-    axis.set(title=heading(title), xlabel=f"side of the picture in pixels{scale}", ylabel=label)
+            _curve(axis, places, values, index, label)
+    label = "agreement with the own resolution\n(1: nothing changes)"
+    axis.set(title=heading(title), xlabel=f"resolution of the image in pixels{scale}", ylabel=label)
     axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _mark_sides([axis], places, rows)
+    _mark_resolutions([axis], places, rows)
     tidy([axis])
     return save(figure, path)
 
 
 def plot_robustness(robustness: Figures, path: Path, title: str) -> Path:
-    """One panel for each kind of damage: the metrics from the untouched picture on the left to the worst."""
+    """One panel for each kind of corruption: the metrics from the untouched image on the left to the worst."""
     kinds = robustness["corruptions"]
     columns = min(2, len(kinds))
     lines = -(-len(kinds) // columns)
@@ -93,7 +93,7 @@ def plot_robustness(robustness: Figures, path: Path, title: str) -> Path:
     for panel in panels[len(kinds) :]:
         panel.set_visible(False)
     for panel in panels[::columns]:
-        panel.set_ylabel("share (more is better)")
+        panel.set_ylabel("fraction (more is better)")
     tidy(panels)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)), frameon=False, fontsize=9)
@@ -102,16 +102,16 @@ def plot_robustness(robustness: Figures, path: Path, title: str) -> Path:
 
 
 def _metric_curves(axis: Any, places: Sequence[float], metrics: Sequence[Figures]) -> float:
-    """Draws those of ``DRAWN`` that there are, the first with its 95 % interval; the highest share drawn."""
+    """Draws those of ``DRAWN`` that there are, the first with its 95 % interval; the highest fraction drawn."""
     names = [name for name in DRAWN if name in metrics[0]]
-    for number, name in enumerate(names):
+    for index, name in enumerate(names):
         values = [found[name] for found in metrics]
         label = describe(name)
-        if number == 0:
+        if index == 0:
             label += "\n(band: 95 % interval)"
             ends = [_interval(found, name) for found in metrics]
             axis.fill_between(places, *zip(*ends, strict=True), color=SERIES[0], alpha=0.13, linewidth=0)
-        _curve(axis, places, values, number, label)
+        _curve(axis, places, values, index, label)
     return max([*(found[name] for found in metrics for name in names), *(high for _, high in ends)])
 
 
@@ -134,22 +134,23 @@ def _curve(axis: Any, places: Sequence[float], values: Sequence[float], number: 
 
 
 def _percent(axis: Any, highest: float) -> None:
-    """From 0 to a little above the highest share: differences among small shares show, and heights stay comparable."""
+    """From 0 to a little above the highest fraction: differences among small fractions show, and heights stay
+    comparable."""
     top = min(1.0, highest * 1.1)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.05 else 1))
     axis.set_ylim(0, top * 1.02)
 
 
 def _places(rows: Sequence[Figures]) -> tuple[Sequence[float], str]:
-    """Where the sides stand on the axis, and what to say of its scale: evenly spaced where their names would overlap
-    otherwise."""
-    sides = [row["resolution"] for row in rows]
-    if min(b - a for a, b in pairwise(sides)) > 0.09 * (sides[-1] - sides[0]):
-        return sides, ""
-    return range(len(sides)), ", not to scale"
+    """Where the resolutions stand on the axis, and what to say of its scale: evenly spaced where their names would
+    overlap otherwise."""
+    resolutions = [row["resolution"] for row in rows]
+    if min(b - a for a, b in pairwise(resolutions)) > 0.09 * (resolutions[-1] - resolutions[0]):
+        return resolutions, ""
+    return range(len(resolutions)), ", not to scale"
 
 
-def _mark_sides(axes: Sequence[Any], places: Sequence[float], rows: Sequence[Figures]) -> None:
+def _mark_resolutions(axes: Sequence[Any], places: Sequence[float], rows: Sequence[Figures]) -> None:
     labels = []
     for place, row in zip(places, rows, strict=True):
         labels.append(f"{row['resolution']}\n(own)" if row["native"] else str(row["resolution"]))
@@ -164,32 +165,33 @@ def _count(rate: float) -> str:
 
 
 def resolution_table(found: Figures, title: str) -> Table:
-    """Metrics and cost at each side."""
+    """Metrics and cost at each resolution."""
     rows = found["resolutions"]
     metrics = [name for name in DRAWN if name in rows[0]["metrics"]]
     table = Table(title=escape(title))
-    for column in ("side", *(_SHORT[name] for name in metrics), "pictures/s", "peak MiB"):
+    for column in ("resolution", *(_SHORT[name] for name in metrics), "images/s", "peak MiB"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
-            _side(row),
+            _resolution(row),
             *(f"{row['metrics'][name]:.4f}" for name in metrics),
-            f"{row['pictures_per_second']:.1f}",
+            f"{row['images_per_second']:.1f}",
             f"{row['peak_memory_mb']:.0f}",
         )
     return table
 
 
 def agreement_table(found: Figures) -> Table:
-    """How far the embeddings at each side agree with those at the model's own, and whether acc1 differs for certain."""
-    table = Table(title=f"Against the model's own side, {found['native_resolution']} pixels")
-    for column in ("side", "cosine", "same class", "same caption", "acc1", "p (McNemar)"):
+    """How far the embeddings at each resolution agree with those at the model's own, and whether acc1 differs for
+    certain."""
+    table = Table(title=f"Against the model's own resolution, {found['native_resolution']} pixels")
+    for column in ("resolution", "cosine", "same class", "same caption", "acc1", "p (McNemar)"):
         table.add_column(column, justify="right")
     for row in found["resolutions"]:
         if not row["native"]:
             change = row["change"]
             differs = ("–", "–") if change is None else (f"{change['change']:+.4f}", f"{change['p_value']:.3g}")
-            table.add_row(_side(row), *_agreement_cells(row["agreement"]), *differs)
+            table.add_row(_resolution(row), *_agreement_cells(row["agreement"]), *differs)
     return table
 
 
@@ -197,16 +199,16 @@ def robustness_table(found: Figures) -> Table:
     clean = found["clean"]["metrics"]
     # With one metric less than is drawn, and no lines between the columns, it fits into 80 characters.
     metrics = [name for name in DRAWN if name in clean and name != "mean_per_class_recall"]
-    table = Table(title=f"Damaged pictures, at {found['resolution']} pixels", box=SIMPLE_HEAD)
-    table.add_column("damage", no_wrap=True, min_width=9)
+    table = Table(title=f"Corrupted images, at {found['resolution']} pixels", box=SIMPLE_HEAD)
+    table.add_column("corruption", no_wrap=True, min_width=9)
     for column in ("level", *(_SHORT[name] for name in metrics), "cosine", "same class", "same caption"):
         table.add_column(column, justify="right")
     table.add_row("untouched", "", *(f"{clean[name]:.4f}" for name in metrics), "", "", "")
     for kind, curve in found["corruptions"].items():
         table.add_section()
-        for place, level in enumerate(curve["levels"]):
+        for index, level in enumerate(curve["levels"]):
             table.add_row(
-                "" if place else escape(kind),
+                "" if index else escape(kind),
                 f"{level['level']:g}",
                 *(f"{level['metrics'][name]:.4f}" for name in metrics),
                 *_agreement_cells(level["agreement"]),
@@ -214,7 +216,7 @@ def robustness_table(found: Figures) -> Table:
     return table
 
 
-def _side(row: Figures) -> str:
+def _resolution(row: Figures) -> str:
     return f"{row['resolution']}{' (own)' if row['native'] else ''}"
 
 

@@ -1,4 +1,4 @@
-"""A sheet of queries and their answers, with the pictures themselves."""
+"""A sheet of queries and their answers, with the images themselves."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from domainclip.reports.plots.style import GREEN, GREY, ORANGE, evenly_spaced, heading, save, short_label, shown_of
-from domainclip.retrieval.images import Picture, read_picture
+from domainclip.retrieval.images import ImageLike, load_image
 from domainclip.retrieval.retrieval import RetrievalHit
 
-_MOST_TEXT_QUERIES, _MOST_PICTURE_QUERIES, _MOST_ANSWERS = 12, 6, 10
+_MOST_TEXT_QUERIES, _MOST_IMAGE_QUERIES, _MOST_ANSWERS = 12, 6, 10
 _GAP = 0.15  # inches, like all lengths here
 _QUERY = 2.1  # width of the query's cell
-_TILE, _CAPTION = 1.6, 0.26  # side of a picture, height of the line above it
+_TILE, _CAPTION = 1.6, 0.26  # size of an image, height of the line above it
 _LINE, _TEXT_WIDTH = 0.42, 5.4  # one text among the answers: room for two lines
-_DOTS = 240  # longer side of a picture in the sheet
+_DOTS = 240  # longer side of an image in the sheet
 _CHARACTER = 0.066  # width of a character at 9 points; wide ones take more, so lines are cut at their cell
 
 
 def draw_retrieval_results(
-    queries: Sequence[str | Picture],
+    queries: Sequence[str | ImageLike],
     results: Sequence[Sequence[RetrievalHit]],
     relevant: Sequence[Collection[int]] | None,
     title: str,
@@ -34,9 +34,9 @@ def draw_retrieval_results(
     """One row a query, the best answer first. Hits and misses differ by frame, line style and sign."""
     longest = max(len(hits) for hits in results)
     width_in_answers = min(longest, _MOST_ANSWERS)
-    answers_are_pictures = isinstance(queries[0], str)
-    rows = evenly_spaced(len(queries), _MOST_TEXT_QUERIES if answers_are_pictures else _MOST_PICTURE_QUERIES)
-    if answers_are_pictures:
+    answers_are_images = isinstance(queries[0], str)
+    rows = evenly_spaced(len(queries), _MOST_TEXT_QUERIES if answers_are_images else _MOST_IMAGE_QUERIES)
+    if answers_are_images:
         row_height = _CAPTION + _TILE
         width = _QUERY + _GAP + width_in_answers * (_TILE + _GAP)
     else:
@@ -47,14 +47,14 @@ def draw_retrieval_results(
     figure = Figure(figsize=(width, height))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
-    for place, row in enumerate(rows):
-        top = place * step + _GAP
-        if place:
+    for index, row in enumerate(rows):
+        top = index * step + _GAP
+        if index:
             axis.plot([0, width], [top - _GAP, top - _GAP], color="#DDDDDD", linewidth=0.8)
         _draw_query(axis, queries[row], top, row_height)
         for rank, hit in enumerate(results[row][:_MOST_ANSWERS]):
             verdict = None if relevant is None else hit.index in relevant[row]
-            if answers_are_pictures:
+            if answers_are_images:
                 left = _QUERY + _GAP + rank * (_TILE + _GAP)
                 _draw_tile(axis, hit, rank, verdict, left, top)
             else:
@@ -71,19 +71,19 @@ def draw_retrieval_results(
     return save(figure, path)
 
 
-def _draw_query(axis: Any, query: str | Picture, top: float, row_height: float) -> None:
+def _draw_query(axis: Any, query: str | ImageLike, top: float, row_height: float) -> None:
     axis.text(0.02, top + 0.02, "query", fontsize=8, color="#555555", va="top")
     if isinstance(query, str):
         lines = short_label(query, 180, int((_QUERY - 0.1) / _CHARACTER))
         _cut(axis.text(0.02, top + _CAPTION, lines, fontsize=9, va="top"), axis, 0, top, _QUERY, row_height)
     else:
-        _draw_picture(axis, query, 0.0, top + _CAPTION)
+        _draw_image(axis, query, 0.0, top + _CAPTION)
 
 
 def _draw_tile(axis: Any, hit: RetrievalHit, rank: int, verdict: bool | None, left: float, top: float) -> None:
     colour, style, sign = _marks(verdict)
     axis.text(left, top + 0.02, f"{rank + 1}.  {hit.score:.3f}  {sign}", fontsize=9, color=colour or "black", va="top")
-    _draw_picture(axis, hit.item, left, top + _CAPTION)
+    _draw_image(axis, hit.item, left, top + _CAPTION)
     _draw_frame(axis, left, top + _CAPTION, _TILE, _TILE, colour, style)
 
 
@@ -123,8 +123,8 @@ def _draw_frame(axis: Any, left: float, top: float, width: float, height: float,
     )
 
 
-def _draw_picture(axis: Any, picture: Picture, left: float, top: float) -> None:
-    pixels = _thumbnail(picture)
+def _draw_image(axis: Any, image: ImageLike, left: float, top: float) -> None:
+    pixels = _thumbnail(image)
     rows, columns = pixels.shape[:2]
     scale = (_TILE - 0.1) / max(rows, columns)
     width, height = columns * scale, rows * scale
@@ -132,8 +132,8 @@ def _draw_picture(axis: Any, picture: Picture, left: float, top: float) -> None:
     axis.imshow(pixels, extent=(left, left + width, top + height, top), interpolation="antialiased")
 
 
-def _thumbnail(picture: Picture) -> np.ndarray:
-    opened = read_picture(picture)
+def _thumbnail(image: ImageLike) -> np.ndarray:
+    opened = load_image(image)
     if opened.mode.startswith(("I", "F")):  # deeper than 8 bit: Pillow's conversion would clip it to white
         values = np.asarray(opened, dtype=np.float64)
         finite = values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""The pictures of a report. Each function writes one PNG, whole or not at all.
+"""The images of a report. Each function writes one PNG, whole or not at all.
 
 Figures are made as objects, without pyplot, whose global state leaks figures and is not safe in threads. The
 colours are Okabe and Ito's, which remain distinct to colour-blind readers; the matrix uses one hue from light
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from domainclip.errors import ShapeError
-from domainclip.metrics.names import ALIASES, describe, is_of_a_field, is_of_concepts, is_share
+from domainclip.metrics.names import ALIASES, describe, is_domain_metric, is_fraction, is_semantic_metric
 from domainclip.reports.plots.style import save, short_label
 
 BEFORE, AFTER = "#999999", "#0072B2"
@@ -85,7 +85,7 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
 
 def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Validation metrics (those in 0…1, as acc1 and R@1) over the steps. False when no row has any."""
-    keys = dict.fromkeys(key for row in rows for key in row if is_share(_without_prefix(key)))
+    keys = dict.fromkeys(key for row in rows for key in row if is_fraction(_without_prefix(key)))
     # Aliases repeat a curve, and R@5 and R@10 say little more than R@1: they would crowd the figure.
     keys = {key: None for key in keys if _without_prefix(key) in _CURVES}
     curves = {_without_prefix(key): _series(rows, (key,)) for key in keys}
@@ -94,17 +94,17 @@ def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         return False
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axis = figure.subplots()
-    for place, (name, (steps, values)) in enumerate(curves.items()):
+    for index, (name, (steps, values)) in enumerate(curves.items()):
         axis.plot(
             steps,
             values,
             label=f"{describe(name)} ({values[-1]:.1%})",
             linewidth=1.6,
             markersize=5,
-            color=SERIES[place % len(SERIES)],
-            marker=MARKERS[place % len(MARKERS)],
+            color=SERIES[index % len(SERIES)],
+            marker=MARKERS[index % len(MARKERS)],
         )
-    axis.set(title="Validation metrics during training", xlabel="optimizer steps", ylabel="share (more is better)")
+    axis.set(title="Validation metrics during training", xlabel="optimizer steps", ylabel="fraction (more is better)")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_ylim(0, 1.02)
     axis.legend(
@@ -129,7 +129,7 @@ _CURVES = (
     "t2i_R@1",
     "i2t_MRR",
     "t2i_MRR",
-    "retention_mean",
+    "reference_mean",
 )
 
 
@@ -139,9 +139,9 @@ def plot_confusion(
     path: Path,
     title: str = "Confusion matrix",
 ) -> None:
-    """Shares of each true class (rows) by predicted class (columns), each row summing to 100 %.
+    """Fractions of each true class (rows) by predicted class (columns), each row summing to 100 %.
 
-    With few classes every cell carries its share and count; with many, cells are coloured only, and beyond
+    With few classes every cell carries its fraction and count; with many, cells are coloured only, and beyond
     120 every few names are left out. Raises ``ShapeError`` where matrix and labels do not fit.
     """
     counts = np.asarray(confusion)
@@ -149,7 +149,7 @@ def plot_confusion(
     if n == 0 or counts.shape != (n, n):
         raise ShapeError(f"A confusion matrix of {n} labels has shape ({n}, {n}), got {counts.shape}")
     totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    fractions = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     with_values, few = n <= _MOST_VALUE_LABELS, n <= 5
     cell = 1.15 if few else 0.62 if with_values else max(0.15, min(0.3, 16 / n))  # inches
     font = 9.0 if with_values else max(5.0, min(8.0, cell * 72 * 0.6))
@@ -157,16 +157,16 @@ def plot_confusion(
     figure = Figure(figsize=(side + 3.0, side + 3.0), layout="constrained")
     axis = figure.subplots()
     # The square root brings out confusions of a few per cent, the reason for looking at the matrix.
-    picture = axis.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, aspect="equal")
+    image = axis.imshow(np.sqrt(fractions), cmap="Blues", vmin=0, vmax=1, aspect="equal")
     ticks = np.arange(0, n, math.ceil(n / _MOST_CLASS_LABELS))
     names = [short_label(label, 34, 17 if few else None) for label in labels]
     axis.set_xticks(ticks, [names[tick] for tick in ticks], rotation=0 if few else 90, fontsize=font)
     axis.set_yticks(ticks, [f"{names[tick]} ({int(totals[tick, 0])})" for tick in ticks], fontsize=font)
     heading = max(11.0, min(16.0, side))
     axis.set_xlabel("predicted class", fontsize=heading - 1)
-    axis.set_ylabel("true class (pictures)", fontsize=heading - 1)
+    axis.set_ylabel("true class (images)", fontsize=heading - 1)
     right = int(counts.diagonal().sum())
-    axis.set_title(f"{title}\n{right} of {int(counts.sum())} pictures right", fontsize=heading)
+    axis.set_title(f"{title}\n{right} of {int(counts.sum())} images right", fontsize=heading)
     axis.tick_params(length=0)
     if n <= _MOST_CLASS_LABELS:
         axis.set_xticks(np.arange(n + 1) - 0.5, minor=True)
@@ -178,22 +178,22 @@ def plot_confusion(
             axis.text(
                 column,
                 row,
-                f"{shares[row, column]:.0%}\n{counts[row, column]}",
+                f"{fractions[row, column]:.0%}\n{counts[row, column]}",
                 ha="center",
                 va="center",
                 fontsize=9 if few else 7.5,
-                color="white" if shares[row, column] > 0.45 else "black",
+                color="white" if fractions[row, column] > 0.45 else "black",
             )
     else:
         scale = [0.0, 0.01, 0.05, 0.2, 0.5, 1.0]
-        bar = figure.colorbar(picture, ax=axis, ticks=np.sqrt(scale), shrink=min(1.0, 5 / side), pad=0.02)
-        bar.ax.set_yticklabels([f"{share:.0%}" for share in scale], fontsize=heading - 3)
-        bar.set_label("share of the true class", fontsize=heading - 3)
+        bar = figure.colorbar(image, ax=axis, ticks=np.sqrt(scale), shrink=min(1.0, 5 / side), pad=0.02)
+        bar.ax.set_yticklabels([f"{fraction:.0%}" for fraction in scale], fontsize=heading - 3)
+        bar.set_label("fraction of the true class", fontsize=heading - 3)
     save(figure, path)
 
 
 def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> bool:
-    """Two bars for each metric that both have and that is a share. False when there is none.
+    """Two bars for each metric that both have and that is a fraction. False when there is none.
 
     Ranks are left to the table: they run the other way and on another scale.
     """
@@ -212,7 +212,7 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
     axis.set_xlim(0, 1.1)
     axis.set_xticks(np.arange(0, 1.01, 0.2))
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set(title="Before and after fine-tuning, on the test split", xlabel="share (more is better)")
+    axis.set(title="Before and after fine-tuning, on the test split", xlabel="fraction (more is better)")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", color="#E5E5E5", linewidth=0.6)
@@ -222,7 +222,7 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
 
 
 def _drawn(name: str) -> bool:
-    return is_share(name) and name not in ALIASES and not is_of_a_field(name) and not is_of_concepts(name)
+    return is_fraction(name) and name not in ALIASES and not is_domain_metric(name) and not is_semantic_metric(name)
 
 
 def _is_rate(key: str) -> bool:

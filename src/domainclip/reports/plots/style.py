@@ -1,7 +1,7 @@
 """What the alignment plots share: colours, labels of any length and script, thinning, and writing the file.
 
 Figures are made as objects, without pyplot, whose global state leaks figures and is not safe in threads. A figure
-is as large as what is drawn in it; labels lie outside it and the saved picture grows by them, so that long labels
+is as large as what is drawn in it; labels lie outside it and the saved image grows by them, so that long labels
 never take room from the data. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
@@ -80,7 +80,7 @@ def evenly_spaced(n: int, most: int) -> np.ndarray:
 
 
 def shown_of(shown: int, total: int, what: str) -> str:
-    """ "200 of 2,000 pictures", or nothing where all are shown."""
+    """ "200 of 2,000 images", or nothing where all are shown."""
     return "" if shown == total else f"{shown:,} of {total:,} {what}"
 
 

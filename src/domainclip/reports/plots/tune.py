@@ -1,4 +1,4 @@
-"""The pictures of a study. Each function writes one PNG, whole or not at all; without pyplot's global state."""
+"""The images of a study. Each function writes one PNG, whole or not at all; without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def plot_importances(importances: Mapping[str, float], path: Path) -> bool:
     axis = figure.subplots()
     bars = axis.barh(names, [importances[name] for name in names], height=0.6, color=BLUE)
     axis.bar_label(bars, labels=[f"{importances[name]:.0%}" for name in names], padding=3, fontsize=8)
-    axis.set(title="What sets the better trials apart", xlabel="share of importance (PED-ANOVA)")
+    axis.set(title="What sets the better trials apart", xlabel="fraction of importance (PED-ANOVA)")
     axis.set_xlim(0, max(importances.values()) * 1.15 or 1)
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.grid(axis="y", visible=False)

@@ -1,4 +1,4 @@
-"""``AlignmentVisualizer``: pictures of how images and texts fit together."""
+"""``AlignmentVisualizer``: plots of how images and texts fit together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.metrics.modality_gap import modality_gap
 from domainclip.metrics.retrieval import Groups, Matrix, _matrix_and_targets, _matrix_ranks, recall_from_ranks
 from domainclip.metrics.separation import chance_recall
-from domainclip.retrieval.images import Picture
+from domainclip.retrieval.images import ImageLike
 from domainclip.retrieval.retrieval import RetrievalHit
 from domainclip.similarity import Embeddings, as_embeddings
 
@@ -29,7 +29,7 @@ class AlignmentVisualizer:
 
     ``filename`` is relative to ``output_dir`` and ends in ``.png``; an existing file is replaced, whole or not at
     all. Labels may have any length, script and signs; where there are too many items to draw, some are left out
-    evenly and the title says so. What counts as a hit is said as in ``AlignmentMetrics``: nothing (picture i belongs
+    evenly and the title says so. What counts as a hit is said as in ``AlignmentMetrics``: nothing (image i belongs
     to text i), ``targets`` (boolean, of the matrix's shape), or ``image_groups`` and ``text_groups``.
 
     Raises ``ShapeError`` for matrices, targets or labels that do not fit and for numbers that are not finite.
@@ -45,7 +45,7 @@ class AlignmentVisualizer:
         text_labels: Sequence[object] | None = None,
         *,
         targets: Bool[Matrix, "n_images n_texts"] | None = None,
-        title: str = "Similarity of pictures and texts",
+        title: str = "Similarity of images and texts",
         filename: str = "similarity_matrix.png",
     ) -> Path:
         """Heat map, dark being similar; pairs in ``targets`` are framed (up to 60 rows and columns)."""
@@ -65,7 +65,7 @@ class AlignmentVisualizer:
 
     def plot_retrieval_results(
         self,
-        query: str | Picture | Sequence[str] | Sequence[Picture],
+        query: str | ImageLike | Sequence[str] | Sequence[ImageLike],
         results: Sequence[RetrievalHit] | Sequence[Sequence[RetrievalHit]],
         *,
         relevant: Collection[int] | Sequence[Collection[int]] | None = None,
@@ -75,10 +75,10 @@ class AlignmentVisualizer:
         """A sheet of queries with their answers, as ``ImageTextRetrieval`` returns them.
 
         One query with its list of answers, or a list of queries with a list of lists. A ``str`` is a text, a PIL
-        image or a ``Path`` is a picture. ``relevant`` holds the indices of the candidates that are right (one
+        image or a ``Path`` is taken as an image. ``relevant`` holds the indices of the candidates that are right (one
         collection for a query, a list of collections for a list): answers are then marked as hits and misses. At
-        most 12 text queries or 6 picture queries and 10 answers are shown. Raises ``DataError`` where there is
-        nothing to show, and ``PictureError`` for a picture that cannot be read.
+        most 12 text queries or 6 image queries and 10 answers are shown. Raises ``DataError`` where there is
+        nothing to show, and ``ImageError`` for an image that cannot be read.
         """
         from domainclip.reports.plots.retrieval import draw_retrieval_results
 
@@ -163,12 +163,12 @@ class AlignmentVisualizer:
         *,
         method: str = "pca",
         seed: int = 0,
-        title: str = "Pictures and texts in the embedding space",
+        title: str = "Images and texts in the embedding space",
         filename: str = "embedding_map.png",
     ) -> Path:
         """Both modalities in a plane, with the modality gap stated (see ``modality_gap``).
 
-        ``labels`` colours the pictures, and the texts too where there are as many and ``text_labels`` is not given
+        ``labels`` colours the images, and the texts too where there are as many and ``text_labels`` is not given
         (row i is then a pair). ``method`` is "pca" or "tsne" (scikit-learn); ``seed`` only matters for the latter.
         Raises ``ConfigurationError`` "Invalid method".
         """
@@ -199,7 +199,7 @@ def _finite_matrix(similarity: Matrix) -> np.ndarray:
         raise ShapeError(f"Expected a 2D similarity matrix [n_images, n_texts], got shape {matrix.shape}")
     if not np.isfinite(matrix).all():
         row, column = np.argwhere(~np.isfinite(matrix))[0]
-        raise ShapeError(f"The similarity of picture {row} and text {column} is {matrix[row, column]}: not finite")
+        raise ShapeError(f"The similarity of image {row} and text {column} is {matrix[row, column]}: not finite")
     return matrix
 
 
@@ -223,6 +223,6 @@ def _check_sheet(
         isinstance(hit.item, str) == of_text for hits in answers for hit in hits
     ):
         raise DataError(
-            "A sheet shows text queries with pictures, or picture queries with texts. Give a picture as a PIL image "
+            "A sheet shows text queries with images, or image queries with texts. Give an image as a PIL image "
             "or a pathlib.Path: a string is taken for a text"
         )

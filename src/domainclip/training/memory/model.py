@@ -19,7 +19,7 @@ def loss_bytes(batch: int, chunk_size: int | None = None) -> int:
     return LOSS_MATRICES * min(rows, batch) * batch * 4
 
 
-def largest_chunk(peak: Callable[[int], float], budget_bytes: float, batch: int) -> int:
+def largest_micro_batch(peak: Callable[[int], float], budget_bytes: float, batch: int) -> int:
     """The whole ``batch`` if its ``peak`` is within the budget, else the largest power of two below it that is.
 
     Raises ``MemoryConstraintError`` where not even one pair is.
@@ -39,7 +39,7 @@ class StepMemory:
     """Peak memory of a training step from sizes and operations alone, in bytes.
 
     ``weights``: parameters and buffers. ``optimizer_state``: as ``optimizer_state_bytes``. ``image``, ``text``: what
-    the towers hold. ``scalar_gradients``: of parameters outside the towers. ``input_per_pair``: picture and tokens as
+    the towers hold. ``scalar_gradients``: of parameters outside the towers. ``input_per_pair``: image and tokens as
     the batch brings them. ``embedding_dim`` of the shared space. ``overhead``: what the process holds anyway (Python,
     libraries; none on CUDA, where the program is not in the card's memory). ``averages``: the mean of the weights.
     ``sentences``: class prompts that go through the text tower with the loss.
@@ -65,17 +65,17 @@ class StepMemory:
         """Weights, gradients and optimizer state together: what is held whatever the batch."""
         return self.weights + self.gradients + self.optimizer_state + self.averages
 
-    def peak(self, chunk: int, batch: int) -> int:
-        """Bytes that a step over ``batch`` pairs holds at most, ``chunk`` of them in a tower at once.
+    def peak(self, micro_batch: int, batch: int) -> int:
+        """Bytes that a step over ``batch`` pairs holds at most, ``micro_batch`` of them in a tower at once.
 
-        One pass (``chunk`` ≥ ``batch``) keeps both towers' activations until the backward pass, in which the text
-        tower, run last, comes first. GradCache holds one tower's chunk at a time, beside complete gradients.
+        One pass (``micro_batch`` ≥ ``batch``) keeps both towers' activations until the backward pass, in which the text
+        tower, run last, comes first. GradCache holds one tower's micro-batch at a time, beside complete gradients.
         """
         inputs, loss = batch * self.input_per_pair, loss_bytes(batch)
         prompts = self.text.first.at(self.sentences) if self.sentences else 0
         embeddings = 2 * batch * self.embedding_dim * 4
         always = self.overhead + self.weights + self.optimizer_state + self.averages + inputs + embeddings
-        if chunk >= batch:
+        if micro_batch >= batch:
             image_saved = self.image.saved.at(batch)
             return always + max(
                 image_saved + self.text.first.at(batch),
@@ -84,9 +84,10 @@ class StepMemory:
                 self.gradients,
             )
         # Embeddings of the first pass, the leaves put together for the loss, and their gradients.
-        replay = self.gradients + max(self.image.again.at(chunk), self.text.again.at(chunk))
+        replay = self.gradients + max(self.image.again.at(micro_batch), self.text.again.at(micro_batch))
         return always + 2 * embeddings + max(replay, loss, prompts)
 
-    def largest_chunk(self, budget_bytes: float, batch: int) -> int:
-        """See ``largest_chunk``; the peak of one pass over all may be below that of a chunk, and is tried first."""
-        return largest_chunk(lambda chunk: self.peak(chunk, batch), budget_bytes, batch)
+    def largest_micro_batch(self, budget_bytes: float, batch: int) -> int:
+        """See ``largest_micro_batch``; the peak of one pass over all may be below that of a micro-batch, and is tried
+        first."""
+        return largest_micro_batch(lambda micro_batch: self.peak(micro_batch, batch), budget_bytes, batch)

@@ -1,4 +1,4 @@
-"""A run's memory: what a step is going to hold, the chunk that fits, and what was held in the end."""
+"""A run's memory: what a step is going to hold, the micro-batch that fits, and what was held in the end."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ GAPS = 1.35
 """The same where the C allocator keeps freed memory (``devices.optimization``), which is faster and leaves gaps: a run
 that does not fit with this on top has the allocator give memory back."""
 
-EFFICIENT_CHUNK = {"cpu": 16, "mps": 32, "cuda": 64}
-"""Rows that keep a device busy. Where not all rows fit at once, small chunks that keep their graph are worth more than
-large ones that are all replayed."""
+EFFICIENT_MICRO_BATCH = {"cpu": 16, "mps": 32, "cuda": 64}
+"""Rows that keep a device busy. Where not all rows fit at once, small micro-batches that keep their graph are worth
+more than large ones that are all replayed."""
 
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """``chunk`` None: the batch goes through whole. Bytes are of the whole process on CPU and MPS, of torch's allocator
-    on CUDA; ``predicted_bytes`` with ``MARGIN`` on top are within the budget, where anything is.
-    ``frozen_batch_norm`` and ``checkpointed``: what had to be changed so that a chunk fits.
+    """``micro_batch`` None: the batch goes through whole. Bytes are of the whole process on CPU and MPS, of torch's
+    allocator on CUDA; ``predicted_bytes`` with ``MARGIN`` on top are within the budget, where anything is.
+    ``frozen_batch_norm`` and ``checkpointed``: what had to be changed so that a micro-batch fits.
     """
 
     batch: int
-    chunk: int | None
-    kept_chunks: int
+    micro_batch: int | None
+    kept_micro_batches: int
     budget_bytes: int
     predicted_bytes: int
     reason: str
@@ -64,11 +64,11 @@ class MemoryForecast:
 
 
 class RunMemory:
-    """Fits ``step``'s chunk to the memory before the first step, watches what is held, writes ``memory.json``.
+    """Fits ``step``'s micro-batch to the memory before the first step, watches what is held, writes ``memory.json``.
 
-    ``largest_side``: the largest picture that the run will show, in pixels; the step is counted at it.
-    ``may_freeze``: batch norm may be frozen where the batch has to go in chunks. ``cache_bytes``: what the cache of
-    decoded pictures will still take.
+    ``largest_resolution``: the largest image that the run will show, in pixels; the step is counted at it.
+    ``may_freeze``: batch norm may be frozen where the batch has to go in micro-batches. ``cache_bytes``: what the cache
+    of decoded images will still take.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class RunMemory:
         step: ContrastiveStep,
         settings: TrainingSettings,
         folder: Path,
-        largest_side: int,
+        largest_resolution: int,
         may_freeze: bool = False,
         cache_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self.encoder, self.loss, self.step, self.settings = encoder, loss, step, settings
         self.path = folder / "memory.json"
-        self.largest_side, self.may_freeze, self.cache_bytes = largest_side, may_freeze, cache_bytes
+        self.largest_resolution, self.may_freeze, self.cache_bytes = largest_resolution, may_freeze, cache_bytes
         self.monitor = MemoryMonitor(step.device)
         self.forecast: MemoryForecast | None = None
         self.changes: list[dict[str, Any]] = []
@@ -93,8 +93,8 @@ class RunMemory:
 
     def fit(self, batch: dict[str, Any], size: int | None = None) -> MemoryForecast | None:
         """Count a step of ``size`` pairs (the run's largest; default: those of ``batch``) on a few pairs of ``batch``
-        and set the chunk. Everything is left as it was but for the chunk and what the forecast names. None where the
-        batch is too small for it, or its memory cannot be foretold.
+        and set the micro-batch. Everything is left as it was but for the micro-batch and what the forecast names. None
+        where the batch is too small for it, or its memory cannot be predicted.
 
         Raises ``MemoryConstraintError`` where the step needs more than there is.
         """
@@ -116,10 +116,13 @@ class RunMemory:
         if forecast.predicted_bytes * GAPS > budget:
             forecast = replace(forecast, spared=spare_memory(self.step.device))
         self.forecast = forecast
-        self.step.chunk, self.step.kept_chunks = self.forecast.chunk, self.forecast.kept_chunks
+        self.step.micro_batch, self.step.kept_micro_batches = (
+            self.forecast.micro_batch,
+            self.forecast.kept_micro_batches,
+        )
         return self.forecast
 
-    def adopt(self, forecast: dict[str, Any]) -> None:
+    def load_state_dict(self, forecast: dict[str, Any]) -> None:
         """The forecast of the run that is resumed, and what it had changed."""
         self.forecast = MemoryForecast(**forecast)
         if self.forecast.frozen_batch_norm:
@@ -132,7 +135,7 @@ class RunMemory:
     def _choose(
         self, memory: StepMemory, size: int, budget: int, ceiling: int, batch: dict[str, Any]
     ) -> MemoryForecast:
-        asked = self.step.chunk_of(size)
+        asked = self.step.micro_batch_of(size)
         peak = memory.peak(size, size)
         whole = int(peak * MARGIN)
         if asked == size and whole <= budget:
@@ -141,12 +144,13 @@ class RunMemory:
         if has_live_batch_norm(self.encoder):
             # Frozen, it learns another thing: only where there is no other way.
             if whole <= ceiling:
-                reason = f"batch norm takes its statistics from the batch, so no chunks: {_of(whole, ceiling)}"
+                reason = f"batch norm takes its statistics from the batch, so no micro-batches: {_of(whole, ceiling)}"
                 return MemoryForecast(size, None, 0, budget, peak, reason)
             if not self.may_freeze:
                 raise MemoryConstraintError(
-                    f"A batch of {size} pairs needs {_of(whole, ceiling)}, and cannot go in chunks while batch norm "
-                    "takes its statistics from the batch: set freeze_batch_norm=true, which allows chunks, or a "
+                    f"A batch of {size} pairs needs {_of(whole, ceiling)}, and cannot go in micro-batches while "
+                    f"batch norm "
+                    "takes its statistics from the batch: set freeze_batch_norm=true, which allows micro-batches, or a "
                     "smaller batch_size"
                 )
             self._freeze_batch_norm()
@@ -164,28 +168,37 @@ class RunMemory:
                     "optimizer=adafactor, gradient_checkpointing=true, a smaller image_resolution or a smaller model; "
                     "or close other programs"
                 )
-        chunk = min(asked, fits or 1)
-        if asked == size and self.step.device.type in EFFICIENT_CHUNK:
-            chunk = min(chunk, EFFICIENT_CHUNK[self.step.device.type])
+        micro_batch = min(asked, fits or 1)
+        if asked == size and self.step.device.type in EFFICIENT_MICRO_BATCH:
+            micro_batch = min(micro_batch, EFFICIENT_MICRO_BATCH[self.step.device.type])
         kept = 0
-        if self._may_keep and chunk < size:
-            room = budget / MARGIN - memory.peak(chunk, size)
-            kept = max(0, int(room // max(1, memory.image.saved.at(chunk), memory.text.saved.at(chunk))))
-            kept = min(kept, 2 * -(-size // chunk))
-        peak = memory.peak(chunk, size) + kept * memory.image.saved.at(chunk)
+        if self._may_keep and micro_batch < size:
+            room = budget / MARGIN - memory.peak(micro_batch, size)
+            kept = max(0, int(room // max(1, memory.image.saved.at(micro_batch), memory.text.saved.at(micro_batch))))
+            kept = min(kept, 2 * -(-size // micro_batch))
+        peak = memory.peak(micro_batch, size) + kept * memory.image.saved.at(micro_batch)
         parts = [
-            f"{size} pairs in chunks of {chunk}: {_of(int(peak * MARGIN), budget)}, all at once {whole / GB:.1f} GB"
+            f"{size} pairs in micro-batches of {micro_batch}: {_of(int(peak * MARGIN), budget)}, "
+            f"all at once {whole / GB:.1f} GB"
         ]
         parts += [f"{kept} passes keep their graph and are not repeated"] if kept else []
-        parts += ["batch norm is frozen, since a chunk's statistics are not the batch's"] if frozen else []
+        parts += ["batch norm is frozen, since a micro-batch's statistics are not the batch's"] if frozen else []
         parts += ["blocks are recomputed backward"] if checkpointed else []
         return MemoryForecast(
-            size, chunk if chunk < size else None, kept, budget, peak, "; ".join(parts), frozen, checkpointed
+            size,
+            micro_batch if micro_batch < size else None,
+            kept,
+            budget,
+            peak,
+            "; ".join(parts),
+            frozen,
+            checkpointed,
         )
 
     @property
     def _may_keep(self) -> bool:
-        """A chunk that the user has set is there to save memory: only a share of memory set as well says more."""
+        """A micro-batch that the user has set is there to save memory: only a fraction of memory set as well says
+        more."""
         explicit = self.settings.mini_batch_size is not None or self.settings.gradient_accumulation_steps > 1
         return not explicit or self.settings.memory_fraction is not None
 
@@ -194,13 +207,13 @@ class RunMemory:
         self.encoder.train(self.encoder.training)
 
     def _count(self, batch: dict[str, Any]) -> StepMemory:
-        """What a step holds, counted on passes of ``SIZES`` pairs of real rows at the largest side."""
+        """What a step holds, counted on passes of ``SIZES`` pairs of real rows at the largest resolution."""
         encoder, step = self.encoder, self.step
         before = BeforeStep(encoder, self.loss, step.device)
         pixels = batch["pixels"][: SIZES[-1]]
-        if pixels.shape[-1] != self.largest_side:  # what they show does not matter
-            sides = (self.largest_side, self.largest_side)
-            pixels = F.interpolate(pixels.float(), size=sides, mode="nearest").to(pixels.dtype)
+        if pixels.shape[-1] != self.largest_resolution:  # what they show does not matter
+            resolutions = (self.largest_resolution, self.largest_resolution)
+            pixels = F.interpolate(pixels.float(), size=resolutions, mode="nearest").to(pixels.dtype)
         # Few distinct captions: a row may come twice, which costs the same.
         rows = torch.arange(SIZES[-1]) % len(batch["input_ids"])
         ids, mask = batch["input_ids"][rows], batch["attention_mask"][rows]
@@ -230,35 +243,35 @@ class RunMemory:
             image=image,
             text=text,
             scalar_gradients=sum(p.nbytes for p in outside if p.requires_grad),
-            input_per_pair=3 * self.largest_side**2 + ids[0].nbytes + mask[0].nbytes,
+            input_per_pair=3 * self.largest_resolution**2 + ids[0].nbytes + mask[0].nbytes,
             embedding_dim=encoder.embedding_dim,
             overhead=max(0, held - weights),
-            averages=average_bytes(encoder) if self.settings.ema_share > 0 else 0,
+            averages=average_bytes(encoder) if self.settings.ema_fraction > 0 else 0,
             sentences=step.classification.sentences if step.classification is not None else 0,
         )
 
     # --- while it runs, and after ---
 
     def note_change(self, step: int, old: int, new: int, reason: str) -> None:
-        self.changes.append({"step": step, "chunk_before": old, "chunk": new, "reason": reason})
+        self.changes.append({"step": step, "micro_batch_before": old, "micro_batch": new, "reason": reason})
 
     def record(self) -> dict[str, Any]:
-        """What was foretold and what happened, for the report; written to ``memory.json``."""
+        """What was predicted and what happened, for the report; written to ``memory.json``."""
         content: dict[str, Any] = {"measured_peak_mb": round(self.monitor.peak_bytes / 2**20, 1)}
         if self.forecast is not None:
-            told = asdict(self.forecast)
+            logged = asdict(self.forecast)
             for name in ("budget", "predicted"):
-                told[f"{name}_mb"] = round(told.pop(f"{name}_bytes") / 2**20, 1)
-            told["measured_over_predicted"] = round(self.monitor.peak_bytes / self.forecast.predicted_bytes, 3)
-            content |= told
-        content |= {"chunk_at_the_end": self.step.chunk, "changes": self.changes}
+                logged[f"{name}_mb"] = round(logged.pop(f"{name}_bytes") / 2**20, 1)
+            logged["measured_over_predicted"] = round(self.monitor.peak_bytes / self.forecast.predicted_bytes, 3)
+            content |= logged
+        content |= {"micro_batch_at_the_end": self.step.micro_batch, "changes": self.changes}
         try:
             write_json(self.path, content)
         except OSError as error:
             log.warning("%s cannot be written: %s", self.path, error)
         return content
 
-    def get_state(self) -> dict[str, Any] | None:
+    def state_dict(self) -> dict[str, Any] | None:
         return None if self.forecast is None else asdict(self.forecast)
 
 
@@ -267,8 +280,8 @@ def _of(need: int, there: int) -> str:
 
 
 def _largest(memory: StepMemory, budget: int, size: int) -> int:
-    """The largest chunk within the budget, 0 where none is."""
+    """The largest micro-batch within the budget, 0 where none is."""
     try:
-        return memory.largest_chunk(int(budget / MARGIN), size)
+        return memory.largest_micro_batch(int(budget / MARGIN), size)
     except MemoryConstraintError:
         return 0

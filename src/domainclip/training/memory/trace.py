@@ -115,7 +115,7 @@ class Lines:
         if len(first) != len(second):
             raise MemoryConstraintError(
                 f"This model's steps with {SIZES[0]} and {SIZES[1]} pairs differ in their operations ({len(first)} and "
-                f"{len(second)} allocations), so that its memory cannot be foretold. Try a run with a small "
+                f"{len(second)} allocations), so that its memory cannot be predicted. Try a run with a small "
                 "mini_batch_size instead"
             )
         step = SIZES[1] - SIZES[0]
@@ -209,7 +209,8 @@ def _trace(
                 hook.remove()
             if repeated and live.phase != AFTER:
                 raise MemoryConstraintError(
-                    "The layers of this model do not run one after another, so that its memory cannot be foretold. Try "
+                    "The layers of this model do not run one after another, so that its memory cannot be predicted. "
+                    "Try "
                     "a run with a small mini_batch_size instead"
                 )
             live.phase = BACK_AFTER

@@ -79,7 +79,7 @@ def build_optimizer(
 
 
 def rate_factor(step: int, warmup: int, total: int, floor: float = 0.0) -> float:
-    """Share of the peak rate at optimizer step ``step`` (from 0): linear warm-up, then a cosine to ``floor``.
+    """Fraction of the peak rate at optimizer step ``step`` (from 0): linear warm-up, then a cosine to ``floor``.
 
     The first step already learns (1 / warmup), and the last one, ``total - 1``, still does.
     """

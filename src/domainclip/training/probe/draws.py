@@ -1,4 +1,4 @@
-"""Pairs and classes for heads that learn from features: which view, which caption, which rows a step sees."""
+"""Pairs and classes for projections that learn from features: which view, which caption, which rows a step sees."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from domainclip.data.dataset import CLIPDataset
-from domainclip.models.heads import HeadInputs
+from domainclip.models.projections import ProjectionInputs
 from domainclip.training.probe.features import FeatureReader
 
 
 @dataclass(frozen=True)
 class ClassPrompts:
-    """The sentences of each class, as what the text head reads. ``of``: the number of the class of each sentence."""
+    """The sentences of each class, as what the text projection reads. ``of``: the number of the class of each
+    sentence."""
 
     labels: list[str]
-    inputs: HeadInputs
+    inputs: ProjectionInputs
     of: Int[Tensor, " sentences"]
 
     @classmethod
@@ -32,30 +33,30 @@ class ClassPrompts:
         if len(prompts) < 2:
             return None
         sentences = [sentence for texts in prompts.values() for sentence in texts]
-        of = [number for number, texts in enumerate(prompts.values()) for _ in texts]
+        of = [index for index, texts in enumerate(prompts.values()) for _ in texts]
         inputs = reader.texts(reader.encoder.processor.token_ids(sentences, data.text_length))
         return cls(list(prompts), inputs, torch.tensor(of, device=reader.device))
 
     def weights(self) -> Float[Tensor, "classes dim"]:
         """One unit vector for each class: its sentences' embeddings brought to length 1, averaged, and brought there
-        again (Radford et al. 2021, section 3.1.4), with the head as it is now."""
+        again (Radford et al. 2021, section 3.1.4), with the projection as it is now."""
         unit = F.normalize(self.inputs.embed(), dim=-1)
         sums = unit.new_zeros(len(self.labels), unit.shape[1]).index_add(0, self.of, unit)
         return F.normalize(sums, dim=-1)
 
     def loss(
-        self, pictures: Float[Tensor, "n dim"], classes: Int[Tensor, " n"], logit_scale: Tensor
+        self, images: Float[Tensor, "n dim"], classes: Int[Tensor, " n"], logit_scale: Tensor
     ) -> Float[Tensor, ""]:
         """Cross-entropy, in nats, of zero-shot classification, over the rows whose class is not −1; 0 without any."""
-        logits = F.normalize(pictures, dim=-1) @ self.weights().T * logit_scale.exp().reshape(())
+        logits = F.normalize(images, dim=-1) @ self.weights().T * logit_scale.exp().reshape(())
         return F.cross_entropy(logits, classes, reduction="sum", ignore_index=-1) / (classes >= 0).sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One batch: places in ``pictures`` and ``texts``, and each pair's group and class (−1: none)."""
+    """One batch: places in ``images`` and ``texts``, and each pair's group and class (−1: none)."""
 
-    pictures: Int[Tensor, " n"]
+    images: Int[Tensor, " n"]
     texts: Int[Tensor, " n"]
     groups: Int[Tensor, " n"]
     classes: Int[Tensor, " n"]
@@ -63,12 +64,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class PairDraws:
-    """Rows as features, from which batches are drawn. A row stands once for each view in ``pictures``, all clean views
+    """Rows as features, from which batches are drawn. A row stands once for each view in ``images``, all clean views
     first; ``choices`` holds the places in ``texts`` of what each row may show, ``counts[i]`` of them from
     ``starts[i]`` on."""
 
-    pictures: HeadInputs
-    texts: HeadInputs
+    images: ProjectionInputs
+    texts: ProjectionInputs
     views: int
     groups: Int[Tensor, " rows"]
     classes: Int[Tensor, " rows"]
@@ -81,20 +82,20 @@ class PairDraws:
     def read(
         cls, reader: FeatureReader, data: CLIPDataset, rows: Sequence[int], views: int, classes: ClassPrompts | None
     ) -> PairDraws:
-        found = reader.pictures(data, rows, views)
+        found = reader.images(data, rows, views)
         device = reader.device
         shown = [data.shown_texts(row) for row in found.rows]
         used = sorted({text for texts in shown for text in texts})
-        place = {text: number for number, text in enumerate(used)}
+        index_of = {text: number for number, text in enumerate(used)}
         number = {label: index for index, label in enumerate(classes.labels)} if classes is not None else {}
         counts = torch.tensor([len(texts) for texts in shown], dtype=torch.long)
         return cls(
-            pictures=found.inputs,
+            images=found.inputs,
             texts=reader.texts([data.tokens[text].tolist() for text in used]),
             views=found.views,
             groups=data.group_ids[torch.tensor(found.rows, dtype=torch.long)].to(device),
             classes=torch.tensor([number.get(data.pairs[row].label or "", -1) for row in found.rows], device=device),
-            choices=torch.tensor([place[text] for texts in shown for text in texts], dtype=torch.long),
+            choices=torch.tensor([index_of[text] for texts in shown for text in texts], dtype=torch.long),
             starts=counts.cumsum(0) - counts,
             counts=counts,
             bad=found.bad,

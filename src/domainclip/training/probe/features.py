@@ -1,4 +1,4 @@
-"""What the heads of frozen towers read for the pictures and texts of a data set, computed once."""
+"""What the projections of frozen towers read for the images and texts of a data set, computed once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.transforms import ImageTransform
-from domainclip.errors import PictureError
+from domainclip.errors import ImageError
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.heads import HeadInputs, head_inputs, join_inputs, tower_head
+from domainclip.models.projections import ProjectionInputs, join_inputs, projection_inputs, tower_projection
 
 
 @dataclass
-class PictureFeatures:
+class ImageFeatures:
     """``inputs``: rows in order, one block of them for each view, the clean one first. ``rows``: their numbers in the
-    data set. ``bad``: pictures that cannot be read, with the reason."""
+    data set. ``bad``: images that cannot be read, with the reason."""
 
-    inputs: HeadInputs
+    inputs: ProjectionInputs
     rows: list[int]
     views: int
     bad: dict[str, str] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class PictureFeatures:
 
 class FeatureReader:
     """Reads features of ``encoder``'s towers in evaluation mode (no dropout, batch norm's stored statistics, which stay
-    as they are), ``batch_size`` pictures or texts at a time, under ``autocast`` on ``device``."""
+    as they are), ``batch_size`` images or texts at a time, under ``autocast`` on ``device``."""
 
     def __init__(
         self, encoder: DualEncoder, device: torch.device, autocast: Callable[[], Any], batch_size: int
@@ -49,55 +49,55 @@ class FeatureReader:
         finally:
             self.encoder.train(training)
 
-    def pictures(self, data: CLIPDataset, rows: Sequence[int], views: int = 0) -> PictureFeatures:
-        """Features of the clean view of each row's picture, and of ``views`` augmented ones if the data set augments.
+    def images(self, data: CLIPDataset, rows: Sequence[int], views: int = 0) -> ImageFeatures:
+        """Features of the clean view of each row's image, and of ``views`` augmented ones if the data set augments.
 
-        The augmented views are none that an epoch of training shows. Raises ``PictureError`` for a picture that cannot
+        The augmented views are none that an epoch of training shows. Raises ``ImageError`` for an image that cannot
         be read where the data set is ``strict``.
         """
-        head, bad = tower_head(self.encoder, "image"), {}
+        projection, bad = tower_projection(self.encoder, "image"), {}
         transform = data.image_transform
-        clean = ImageTransform(transform.config, False, transform.spec, transform.largest_side)
+        clean = ImageTransform(transform.config, False, transform.spec, transform.largest_resolution)
         views = views if transform.augment else 0
 
-        def read(row: int) -> list[Tensor] | PictureError:
+        def read(row: int) -> list[Tensor] | ImageError:
             try:
                 if transform.augment:
-                    picture = clean.read(data.pairs[row].image_path, data.config.max_image_pixels)
-                    first = clean.finish(clean.base(picture), random.Random(0))  # which it does not draw from
+                    image = clean.read(data.pairs[row].image_path, data.config.max_image_pixels)
+                    first = clean.finish(clean.base(image), random.Random(0))  # which it does not draw from
                 else:
                     first = data.pixels(row)
                 return [first, *(data.pixels((-1 - view, row)) for view in range(views))]
-            except PictureError as error:
+            except ImageError as error:
                 if data.config.strict:
                     raise
                 return error
 
-        parts: list[list[HeadInputs]] = [[] for _ in range(views + 1)]
+        parts: list[list[ProjectionInputs]] = [[] for _ in range(views + 1)]
         kept: list[int] = []
         with ThreadPoolExecutor() as pool, self._frozen():
             for start in range(0, len(rows), self.batch_size):
                 part = rows[start : start + self.batch_size]
                 found = list(pool.map(read, part))
-                good = [pictures for pictures in found if not isinstance(pictures, PictureError)]
-                for row, pictures in zip(part, found, strict=True):
-                    if isinstance(pictures, PictureError):
-                        bad[str(data.pairs[row].image_path)] = str(pictures)
+                good = [images for images in found if not isinstance(images, ImageError)]
+                for row, images in zip(part, found, strict=True):
+                    if isinstance(images, ImageError):
+                        bad[str(data.pairs[row].image_path)] = str(images)
                     else:
                         kept.append(row)
                 for view in range(views + 1) if good else ():
-                    pixels = torch.stack([pictures[view] for pictures in good]).to(self.device)
+                    pixels = torch.stack([images[view] for images in good]).to(self.device)
                     pixel_values = transform.spec.normalise(pixels).to(self.encoder.dtype)
-                    parts[view].append(head_inputs(head, self.encoder.encode_image, pixel_values))
+                    parts[view].append(projection_inputs(projection, self.encoder.encode_image, pixel_values))
         if not kept:
-            return PictureFeatures(HeadInputs(head, torch.empty(0, 0), None), [], views + 1, bad)
-        return PictureFeatures(join_inputs([part for view in parts for part in view]), kept, views + 1, bad)
+            return ImageFeatures(ProjectionInputs(projection, torch.empty(0, 0), None), [], views + 1, bad)
+        return ImageFeatures(join_inputs([part for view in parts for part in view]), kept, views + 1, bad)
 
-    def texts(self, token_ids: Sequence[Sequence[int]]) -> HeadInputs:
+    def texts(self, token_ids: Sequence[Sequence[int]]) -> ProjectionInputs:
         """Features of texts given as token ids, in their order."""
-        head, processor = tower_head(self.encoder, "text"), self.encoder.processor
+        projection, processor = tower_projection(self.encoder, "text"), self.encoder.processor
         if not token_ids:
-            return HeadInputs(head, torch.empty(0, 0), None)
+            return ProjectionInputs(projection, torch.empty(0, 0), None)
         order = sorted(range(len(token_ids)), key=lambda number: -len(token_ids[number]))  # little padding
         parts = []
         with self._frozen():
@@ -109,10 +109,12 @@ class FeatureReader:
                     length = min(length, -(-len(part[0]) // multiple) * multiple)
                 input_ids, mask = processor.pad(part, length)
                 parts.append(
-                    head_inputs(head, self.encoder.encode_text, input_ids.to(self.device), mask.to(self.device))
+                    projection_inputs(
+                        projection, self.encoder.encode_text, input_ids.to(self.device), mask.to(self.device)
+                    )
                 )
         joined = join_inputs(parts)
         back = torch.empty(len(order), dtype=torch.long)
         back[order] = torch.arange(len(order))
         residual = None if joined.residual is None else joined.residual[back]
-        return HeadInputs(head, joined.features[back], residual)
+        return ProjectionInputs(projection, joined.features[back], residual)

@@ -1,10 +1,10 @@
 """Linear probing, then fine-tuning, for dual encoders.
 
-Fine-tuning from a head that does not fit bends the towers' features while the head finds its place, most where there
-are few rows (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
-So the heads come first: what the frozen towers give them is computed once, only the projections and the logit scale
-learn from it, and the validation rows say which step to keep. The towers then begin with heads that fit them, and a
-training that only loses by going on keeps this model.
+Fine-tuning from a projection that does not fit bends the towers' features while the projection finds its place, most
+where there are few rows (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution"). So the projections come first: what the frozen towers give them is computed once, only the
+projections and the logit scale learn from it, and the validation rows say which step to keep. The towers then begin
+with projections that fit them, and a training that only loses by going on keeps this model.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domainclip.config.probe_settings import HeadFirstSettings
+from domainclip.config.probe_settings import ProbeSettings
 from domainclip.data.dataset import CLIPDataset
 from domainclip.losses import call_objective
 from domainclip.losses.contrastive import MultiPositiveContrastiveLoss
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.heads import tower_head
 from domainclip.models.lora import is_adapter
+from domainclip.models.projections import tower_projection
 from domainclip.training.metrics_log import MetricsLog
 from domainclip.training.optim.optimizer import rate_factor
 from domainclip.training.probe.draws import ClassPrompts, PairDraws
 from domainclip.training.probe.features import FeatureReader
-from domainclip.training.probe.restraint import HeadRestraint
+from domainclip.training.probe.restraint import ProbeRestraint
 from domainclip.training.regularization.rehearsal import Rehearsal
-from domainclip.training.validation import judge
+from domainclip.training.validation import validate_weights
 
 if TYPE_CHECKING:
     from domainclip.training.trainer import Trainer
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 MAX_ROWS = 20_000
 """More rows than that are not read: projections have learned what they can, and features of all would fill memory."""
-MAX_JUDGED = 4096
+MAX_VALIDATION_ROWS = 4096
 """Validation rows, drawn at random, that choose the step."""
 _CHECKS = 30
 """How often, over all steps, the validation rows are asked."""
@@ -50,16 +50,16 @@ _PATIENCE = 6
 """Checks without a lower validation loss before it stops."""
 
 
-class HeadFirst:
+class Probe:
     """Trains ``encoder``'s projections, logit scale and logit bias, as far as they are trained at all, on features.
 
-    The loss is ``objective`` (the run's own, on a copy that is thrown away) over pairs of pictures and captions, plus,
+    The loss is ``objective`` (the run's own, on a copy that is thrown away) over pairs of images and captions, plus,
     where rows have labels, the cross-entropy of the zero-shot classifier that ``class_prompts`` (label to sentences, as
-    the classes are judged by) make: with frozen towers that is the linear probe, written as sentences.
+    the classes are evaluated by) make: with frozen towers that is the linear probe, written as sentences.
 
     ``validation``: rows that choose the step which is kept, and may stop it; without them all steps are made.
-    ``batch_size``: pictures embedded at once. ``rehearsal``: a further term, over all of its rows.
-    ``l2sp_strength``, ``distillation_strength``: what holds the towers near their start holds the heads, too.
+    ``batch_size``: images embedded at once. ``rehearsal``: a further term, over all of its rows.
+    ``l2sp_strength``, ``distillation_strength``: what holds the towers near their start holds the projections, too.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class HeadFirst:
         encoder: DualEncoder,
         objective: nn.Module,
         data: CLIPDataset,
-        settings: HeadFirstSettings,
+        settings: ProbeSettings,
         seed: int,
         device: torch.device,
         autocast: Callable[[], Any],
@@ -87,49 +87,51 @@ class HeadFirst:
         self.largest_batch = 1024 if device.type == "cpu" else 4096
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """By name: those of both heads, the logit scale and the logit bias, without what is frozen."""
-        heads = {id(p) for tower in ("image", "text") for p in tower_head(self.encoder, tower).trained}
+        """By name: those of both projections, the logit scale and the logit bias, without what is frozen."""
+        projections = {id(p) for tower in ("image", "text") for p in tower_projection(self.encoder, tower).trained}
         scalars = {"logit_scale", "logit_bias"}
         return [
             (name, parameter)
             for name, parameter in self.encoder.model.named_parameters()
-            if parameter.requires_grad and (id(parameter) in heads or name in scalars)
+            if parameter.requires_grad and (id(parameter) in projections or name in scalars)
         ]
 
     def __call__(self) -> dict[str, Any]:
         """Train them in place. What comes back: ``skipped`` (why nothing was done), or ``rows``, ``steps``,
         ``kept_step``, ``seconds``, ``loss_before`` and ``loss`` (of the validation rows, in nats; None without any);
-        and ``bad_pictures``.
+        and ``skipped_images``.
 
         The same numbers for the same seed, whatever the state of the global generators, which stays as it is.
         """
         started = time.monotonic()
         parameters = self.trained_parameters()
-        if not any(tower_head(self.encoder, tower).trained for tower in ("image", "text")):
-            return {"skipped": "both projections are locked", "bad_pictures": {}}
+        if not any(tower_projection(self.encoder, tower).trained for tower in ("image", "text")):
+            return {"skipped": "both projections are locked", "skipped_images": {}}
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(self.data), generator=generator)[:MAX_ROWS].sort().values.tolist()
         classes = ClassPrompts.read(self.reader, self.class_prompts, self.data) if self.class_prompts else None
-        draws = PairDraws.read(self.reader, self.data, rows, self.settings.head_first_views, classes)
+        draws = PairDraws.read(self.reader, self.data, rows, self.settings.probe_views, classes)
         if len(draws) < 2:
-            return {"skipped": "fewer than two pictures can be read", "bad_pictures": draws.bad}
-        judged = None
+            return {"skipped": "fewer than two images can be read", "skipped_images": draws.bad}
+        validation_rows = None
         if self.validation is not None:
-            some = torch.randperm(len(self.validation), generator=generator)[:MAX_JUDGED].sort().values.tolist()
-            judged = PairDraws.read(self.reader, self.validation, some, 0, classes)
-            judged = judged if len(judged) > 1 else None
+            some = (
+                torch.randperm(len(self.validation), generator=generator)[:MAX_VALIDATION_ROWS].sort().values.tolist()
+            )
+            validation_rows = PairDraws.read(self.reader, self.validation, some, 0, classes)
+            validation_rows = validation_rows if len(validation_rows) > 1 else None
         training = self.encoder.training
         self.encoder.eval()  # an adapter's dropout
         try:
             with torch.enable_grad():
-                told = self._train(parameters, draws, classes, judged, generator)
+                outcome = self._train(parameters, draws, classes, validation_rows, generator)
         finally:
             self.encoder.train(training)
         return {
             "rows": len(draws),
-            **told,
+            **outcome,
             "seconds": time.monotonic() - started,
-            "bad_pictures": draws.bad,
+            "skipped_images": draws.bad,
         }
 
     def _train(
@@ -137,30 +139,32 @@ class HeadFirst:
         parameters: list[tuple[str, nn.Parameter]],
         draws: PairDraws,
         classes: ClassPrompts | None,
-        judged: PairDraws | None,
+        validation_rows: PairDraws | None,
         generator: torch.Generator,
     ) -> dict[str, Any]:
-        settings, total = self.settings, self.settings.head_first_steps
+        settings, total = self.settings, self.settings.probe_steps
         objective = copy.deepcopy(self.objective).train().requires_grad_(False)
         optimizer = self._optimizer(parameters)
-        rehearse = self.rehearsal.of_heads() if self.rehearsal is not None else None
+        rehearse = self.rehearsal.of_projections() if self.rehearsal is not None else None
         l2sp = 0.0 if self.encoder.fresh_projections else self.l2sp_strength  # random numbers are no place to hold to
-        restraint = HeadRestraint(parameters, draws, l2sp, self.distillation_strength)
+        restraint = ProbeRestraint(parameters, draws, l2sp, self.distillation_strength)
         every = max(1, total // _CHECKS)
         kept: tuple[float, int, list[Tensor]] | None = None
         before: float | None = None
         top, step = -1.0, 0
         for step in range(total + 1):
             # Before the step's own forward pass: the weights that step 0 starts from are a candidate, too.
-            if judged is not None and (step % every == 0 or step == total):
-                value, share = self._judge(judged, classes)
+            if validation_rows is not None and (step % every == 0 or step == total):
+                value, fraction = self._validate(validation_rows, classes)
                 before = value if before is None else before
-                if share is not None:
+                if fraction is not None:
                     # The latest step whose accuracy is within two standard errors of the best of these many. Cross-
-                    # entropy rises long before, as the heads grow surer than they should be; the step it likes best is
-                    # up to six points worse (docs/log.md).
-                    top = max(top, share)
-                    better = share >= top - 2 * math.sqrt(top * (1 - top) / int((judged.classes >= 0).sum()))
+                    # entropy rises long before, as the projections grow surer than they should be; the step it likes
+                    # best is up to six points worse (docs/log.md).
+                    top = max(top, fraction)
+                    better = fraction >= top - 2 * math.sqrt(
+                        top * (1 - top) / int((validation_rows.classes >= 0).sum())
+                    )
                 else:
                     better = kept is None or value < kept[0]
                     if not better and kept is not None and step - kept[1] >= _PATIENCE * every:
@@ -174,19 +178,19 @@ class HeadFirst:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
             optimizer.zero_grad(set_to_none=True)
-            pictures, texts = draws.pictures.embed(batch.pictures), draws.texts.embed(batch.texts)
+            images, texts = draws.images.embed(batch.images), draws.texts.embed(batch.texts)
             output = call_objective(
                 objective,
-                pictures,
+                images,
                 texts,
                 group_ids=batch.groups,
                 logit_scale=self.encoder.logit_scale,
                 logit_bias=self.encoder.logit_bias,
                 progress=step / total,
             )
-            loss = output["loss"] + restraint(batch, pictures, texts)
+            loss = output["loss"] + restraint(batch, images, texts)
             if classes is not None:
-                loss = loss + classes.loss(pictures, batch.classes, self.encoder.logit_scale)
+                loss = loss + classes.loss(images, batch.classes, self.encoder.logit_scale)
             if rehearse is not None:
                 loss = loss + rehearse()
             loss.backward()
@@ -205,57 +209,59 @@ class HeadFirst:
         }
 
     def _optimizer(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
-        rate = self.settings.head_first_learning_rate
+        rate = self.settings.probe_learning_rate
         decays = [parameter for name, parameter in parameters if parameter.ndim >= 2 and not is_adapter(name)]
         rest = [parameter for name, parameter in parameters if parameter.ndim < 2 or is_adapter(name)]
         groups = [
             {"params": members, "lr": rate, "peak_lr": rate, "weight_decay": decay}
-            for members, decay in ((decays, self.settings.head_first_weight_decay), (rest, 0.0))
+            for members, decay in ((decays, self.settings.probe_weight_decay), (rest, 0.0))
             if members
         ]
         return torch.optim.AdamW(groups, fused=self.device.type in {"mps", "cuda"})
 
     @torch.no_grad()
-    def _judge(self, judged: PairDraws, classes: ClassPrompts | None) -> tuple[float, float | None]:
-        """The cross-entropy of the classes and the share that is right; without classes the loss of finding captions
-        and pictures among all, and None."""
-        pictures = judged.pictures.embed()
-        labelled = judged.classes >= 0
+    def _validate(self, validation_rows: PairDraws, classes: ClassPrompts | None) -> tuple[float, float | None]:
+        """The cross-entropy of the classes and the fraction that is right; without classes the loss of finding captions
+        and images among all, and None."""
+        images = validation_rows.images.embed()
+        labelled = validation_rows.classes >= 0
         if classes is not None and bool(labelled.any()):
-            loss = classes.loss(pictures, judged.classes, self.encoder.logit_scale)
-            said = (F.normalize(pictures, dim=-1) @ classes.weights().T).argmax(-1)
-            return float(loss), float((said == judged.classes)[labelled].float().mean())
-        texts = judged.texts.embed(judged.first_texts)
+            loss = classes.loss(images, validation_rows.classes, self.encoder.logit_scale)
+            predicted = (F.normalize(images, dim=-1) @ classes.weights().T).argmax(-1)
+            return float(loss), float((predicted == validation_rows.classes)[labelled].float().mean())
+        texts = validation_rows.texts.embed(validation_rows.first_texts)
         measure = MultiPositiveContrastiveLoss()
-        return float(measure(pictures, texts, judged.groups, self.encoder.logit_scale)["loss"]), None
+        return float(measure(images, texts, validation_rows.groups, self.encoder.logit_scale)["loss"]), None
 
 
-def begin_with_heads(trainer: Trainer, metrics: MetricsLog | None) -> None:
-    """Train the heads, where the trainer has a ``HeadFirst``, and judge the model that makes as step 0.
+def begin_with_probe(trainer: Trainer, metrics: MetricsLog | None) -> None:
+    """Train the projections, where the trainer has a ``Probe``, and validate the model that this makes as step 0.
 
     Of several processes the first does it. A run that goes on from a checkpoint has it behind it.
     """
-    if trainer.head_first is None:
+    if trainer.probe_first is None:
         return
     if trainer.temperature:
         trainer.encoder.set_temperature(trainer.temperature.get_temperature(), trainable=False)
-    told = trainer.processes.on_first(trainer.head_first)
+    outcome = trainer.processes.on_first(trainer.probe_first)
     trainer.processes.broadcast_state(trainer.encoder)
-    trainer.state.bad_pictures |= told.pop("bad_pictures")
-    trainer.state.head_first = told
-    if "skipped" in told:
-        trainer.console.print(f"Heads first: left out ({told['skipped']})", markup=False)
+    trainer.state.skipped_images |= outcome.pop("skipped_images")
+    trainer.state.probe_first = outcome
+    if "skipped" in outcome:
+        trainer.console.print(f"Probe first: left out ({outcome['skipped']})", markup=False)
         return
-    change = f", validation loss {told['loss_before']:.3f} → {told['loss']:.3f}" if told["loss"] is not None else ""
+    change = (
+        f", validation loss {outcome['loss_before']:.3f} → {outcome['loss']:.3f}" if outcome["loss"] is not None else ""
+    )
     trainer.console.print(
-        f"Heads first: {told['rows']} rows, step {told['kept_step']} of {told['steps']} kept{change}, "
-        f"{told['seconds']:.1f} s",
+        f"Probe first: {outcome['rows']} rows, step {outcome['kept_step']} of {outcome['steps']} kept{change}, "
+        f"{outcome['seconds']:.1f} s",
         highlight=False,
         markup=False,
     )
     if metrics is not None:
-        metrics.write(step=0, **{f"head_first_{name}": value for name, value in told.items()})
+        metrics.write(step=0, **{f"probe_{name}": value for name, value in outcome.items()})
     if trainer.validate is not None:
-        judge(trainer, metrics)
+        validate_weights(trainer, metrics)
     if metrics is not None:
         metrics.keep_latest(0)

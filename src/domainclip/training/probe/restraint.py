@@ -1,4 +1,4 @@
-"""What holds the heads near their start while they learn from features: the towers' own two terms, for them."""
+"""What holds the projections near their start while they learn from features: the towers' own two terms, for them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from domainclip.training.probe.draws import Draw, PairDraws
 from domainclip.training.regularization.regularizers import distillation_penalty
 
 
-class HeadRestraint:
-    """``l2sp`` times half the squared distance of the heads' weights from those they have now, and ``distillation`` as
-    ``FeatureDistillation`` has it, from what the heads make of ``draws`` now. Logit scale and bias are left free."""
+class ProbeRestraint:
+    """``l2sp`` times half the squared distance of the projections' weights from those they have now, and
+    ``distillation`` as ``FeatureDistillation`` has it, from what the projections make of ``draws`` now. Logit scale and
+    bias are left free."""
 
     def __init__(
         self, parameters: list[tuple[str, nn.Parameter]], draws: PairDraws, l2sp: float, distillation: float
@@ -24,16 +25,14 @@ class HeadRestraint:
             self.held = [(p, p.detach().clone()) for name, p in parameters if name not in {"logit_scale", "logit_bias"}]
         if distillation:
             with torch.no_grad():
-                self.start = draws.pictures.embed(), draws.texts.embed()
+                self.start = draws.images.embed(), draws.texts.embed()
 
-    def __call__(
-        self, batch: Draw, pictures: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"]
-    ) -> Float[Tensor, ""]:
+    def __call__(self, batch: Draw, images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
         """Both terms together, in the loss's units."""
-        total = pictures.new_zeros(())
+        total = images.new_zeros(())
         for parameter, start in self.held:
             total = total + 0.5 * self.l2sp * (parameter - start).square().sum()
         if self.start is not None:
-            pairs = (pictures, self.start[0][batch.pictures]), (texts, self.start[1][batch.texts])
+            pairs = (images, self.start[0][batch.images]), (texts, self.start[1][batch.texts])
             total = total + distillation_penalty(self.distillation, *pairs)
         return total

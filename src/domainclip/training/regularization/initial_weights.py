@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from domainclip.config.reference_settings import RetentionSettings
+from domainclip.config.reference_settings import ReferenceSettings
 from domainclip.errors import ConfigurationError
 from domainclip.models.dual_encoder import DualEncoder
 
 
 @dataclass(frozen=True)
-class StartingPoint:
+class InitialWeights:
     """``digest``: SHA-256 of the weights, by which a resumed run finds out that it starts from the same ones; no
     checkpoint holds them, since the recipe's model does. ``encoder``: a frozen copy, where something asks it for
     embeddings. ``weights``: a copy on the CPU, where the recipe's model would not give them again."""
@@ -30,7 +30,7 @@ class StartingPoint:
         return sum(p.nbytes for p in self.encoder.parameters()) if self.encoder is not None else 0
 
 
-def starting_point(encoder: DualEncoder, settings: RetentionSettings, as_loaded: bool = True) -> StartingPoint | None:
+def initial_weights(encoder: DualEncoder, settings: ReferenceSettings, as_loaded: bool = True) -> InitialWeights | None:
     """What the recipe needs to remember of ``encoder``, which has no adapters yet; None where it needs nothing.
 
     ``as_loaded``: its weights are those that the recipe's model names, and can be loaded again.
@@ -43,13 +43,13 @@ def starting_point(encoder: DualEncoder, settings: RetentionSettings, as_loaded:
     if settings.distillation_strength > 0:
         if encoder.fresh_projections:
             raise ConfigurationError(
-                "distillation_strength keeps the starting model's embeddings, and two backbones that have just been "
+                "distillation_strength keeps the initial model's embeddings, and two backbones that have just been "
                 "joined have none worth keeping: leave it out, or start from a dual encoder (model_name)"
             )
         # The tokenizer and the image processor are not weights, and nobody asks the copy for them.
         frozen = copy.deepcopy(encoder, {id(encoder.processor): encoder.processor}).requires_grad_(False).eval()
     weights = None if as_loaded or not settings.wise_ft else weights_of(encoder)
-    return StartingPoint(weights_digest(encoder), frozen, weights)
+    return InitialWeights(weights_digest(encoder), frozen, weights)
 
 
 def weights_of(encoder: DualEncoder) -> dict[str, Tensor]:

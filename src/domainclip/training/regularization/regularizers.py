@@ -19,7 +19,7 @@ class L2SP:
 
     Unlike weight decay it pulls towards the weights the towers started with (those at the time it is made), not
     towards zero, and it is part of the gradient: the optimizer scales it as it does the loss's. The logit scale is no
-    tower's weight, and a projection that was just created has no starting point worth holding to: both are left free.
+    tower's weight, and a projection that was just created has no initial weights worth holding to: both are left free.
     A copy of the weights is held.
     """
 
@@ -35,7 +35,7 @@ class L2SP:
     def add_gradient(self) -> Float[Tensor, ""]:
         """Add λ (θ − θ₀) to the gradients; the penalty itself, in the loss's units.
 
-        Once a step, after all chunks (and all processes' shares, and a GradScaler's unscaling) and before the
+        Once a step, after all micro-batches (and all processes' shards, and a GradScaler's unscaling) and before the
         gradient is clipped: it depends on no row of the batch.
         """
         total = torch.zeros((), device=self.held[0][0].device if self.held else None)
@@ -52,7 +52,7 @@ class L2SP:
 def distillation_penalty(strength: float, *pairs: tuple[Tensor | None, Tensor | None]) -> Float[Tensor, ""]:
     """From pairs of (present, starting) embeddings ``[rows, …, dim]``; a pair without the latter counts as kept.
 
-    All rows of a contrastive batch together: the mean is over them, so chunks and processes do not show.
+    All rows of a contrastive batch together: the mean is over them, so micro-batches and processes do not show.
     """
     terms = [
         1 - F.cosine_similarity(now, start, dim=-1).mean()
@@ -65,7 +65,7 @@ def distillation_penalty(strength: float, *pairs: tuple[Tensor | None, Tensor | 
 class FeatureDistillation:
     """λ / 2 times the mean over the batch's pairs of (1 − cos(f(x), f₀(x))) + (1 − cos(g(t), g₀(t))).
 
-    f and g are the towers in training, f₀ and g₀ those of the starting model, which see the very same pixels and
+    f and g are the towers in training, f₀ and g₀ those of the initial model, which see the very same pixels and
     tokens. Keeping the old model's answers to the new data is Li & Hoiem's "Learning without Forgetting" (2017); here
     the answers are embeddings. In [0, 2 λ]. A tower that is not in ``learning`` cannot leave its place, and is not
     asked.
@@ -86,25 +86,25 @@ class FeatureDistillation:
         self.strength, self.autocast, self.learning = strength, autocast, frozenset(learning)
 
     @torch.no_grad()
-    def starting_embeddings(self, batch: dict[str, Any], chunk: int) -> list[Tensor | None]:
-        """The starting model's embeddings of the batch's pictures and of each row's caption, ``chunk`` rows at a time
-        and without a graph. None for a tower that does not learn, and where the batch has no picture."""
+    def initial_embeddings(self, batch: dict[str, Any], micro_batch: int) -> list[Tensor | None]:
+        """The initial model's embeddings of the batch's images and of each row's caption, ``micro_batch`` rows at a
+        time and without a graph. None for a tower that does not learn, and where the batch has no image."""
         images = texts = None
         if batch["pixels"] is not None:
             if "image" in self.learning:
-                images = self._run(self.encode_image, chunk, batch["pixels"])
+                images = self._run(self.encode_image, micro_batch, batch["pixels"])
             if "text" in self.learning:
-                distinct = self._run(self.encode_text, chunk, batch["input_ids"], batch["attention_mask"])
+                distinct = self._run(self.encode_text, micro_batch, batch["input_ids"], batch["attention_mask"])
                 texts = distinct[batch["caption_index"]]
         return [images, texts]
 
     def penalty(self, *pairs: tuple[Tensor | None, Tensor | None]) -> Float[Tensor, ""]:
         return distillation_penalty(self.strength, *pairs)
 
-    def _run(self, encode: Callable[..., Tensor], chunk: int, *inputs: Tensor) -> Tensor:
+    def _run(self, encode: Callable[..., Tensor], micro_batch: int, *inputs: Tensor) -> Tensor:
         found: Tensor | None = None
         start = 0
-        for part in zip(*(whole.split(chunk) for whole in inputs), strict=True):
+        for part in zip(*(whole.split(micro_batch) for whole in inputs), strict=True):
             with self.autocast():
                 embeds = encode(*part)
             embeds = embeds if embeds.dtype == torch.float64 else embeds.float()

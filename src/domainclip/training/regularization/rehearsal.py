@@ -13,10 +13,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.heads import head_inputs, join_inputs, tower_head
+from domainclip.models.projections import join_inputs, projection_inputs, tower_projection
 
-BATCH_SHARE = 0.25
-"""Rehearsed rows of a step, as a share of its contrastive batch."""
+BATCH_FRACTION = 0.25
+"""Rehearsed rows of a step, as a fraction of its contrastive batch."""
 _AT_ONCE = 64
 
 
@@ -65,34 +65,34 @@ class Rehearsal:
 
     def rows_of(self, batch: int) -> int:
         """How many rows are rehearsed beside a contrastive batch of that many pairs."""
-        return min(len(self), max(1, round(BATCH_SHARE * batch)))
+        return min(len(self), max(1, round(BATCH_FRACTION * batch)))
 
     def add_gradient(
-        self, step: int, batch: int, chunk: int, scale: Callable[[Tensor], Tensor] = lambda loss: loss
+        self, step: int, batch: int, micro_batch: int, scale: Callable[[Tensor], Tensor] = lambda loss: loss
     ) -> Float[Tensor, ""]:
         """Add the gradient of a draw that depends on seed and step alone; the penalty, in the loss's units.
 
-        ``chunk``: rows in a tower at once. Their mean does not depend on it.
+        ``micro_batch``: rows in a tower at once. Their mean does not depend on it.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rows = torch.randperm(len(self), generator=generator)[: self.rows_of(batch)]
         total = torch.zeros((), device=self.device)
         with self._evaluating():
-            for part in rows.split(max(1, chunk)):
+            for part in rows.split(max(1, micro_batch)):
                 penalty = self._penalty(self._embed(part), part) * (len(part) / len(rows))
                 if penalty.requires_grad:
                     scale(penalty).backward()
                 total += penalty.detach()
         return total
 
-    def of_heads(self) -> Callable[[], Float[Tensor, ""]]:
-        """The penalty over all rows as a function of the heads alone: the towers are read once, now."""
-        image, text = tower_head(self.encoder, "image"), tower_head(self.encoder, "text")
+    def of_projections(self) -> Callable[[], Float[Tensor, ""]]:
+        """The penalty over all rows as a function of the projections alone: the towers are read once, now."""
+        image, text = tower_projection(self.encoder, "image"), tower_projection(self.encoder, "text")
         images, texts = [], []
         with self._evaluating(), torch.no_grad(), self.autocast():
             for part in torch.arange(len(self)).split(_AT_ONCE):
-                images.append(head_inputs(image, self.encoder.encode_image, self._pixel_values(part)))
-                texts.append(head_inputs(text, self.encoder.encode_text, *self._tokens(part)))
+                images.append(projection_inputs(image, self.encoder.encode_image, self._pixel_values(part)))
+                texts.append(projection_inputs(text, self.encoder.encode_text, *self._tokens(part)))
         sides, rows = (join_inputs(images), join_inputs(texts)), torch.arange(len(self))
         return lambda: self._penalty((sides[0].embed(), sides[1].embed()), rows)
 

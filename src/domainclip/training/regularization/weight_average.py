@@ -47,13 +47,13 @@ class WeightAverage:
         if self.span == 1:
             return  # without a copy of what is there already
         self.steps += 1
-        share = max(1 / self.steps, 1 / self.span)
+        fraction = max(1 / self.steps, 1 / self.span)
         present = averaged(self.encoder)
         if not self.mean:
             self.mean = {name: value.detach().clone() for name, value in present.items()}
             return
         for name, mean in self.mean.items():
-            mean.lerp_(present[name], share)
+            mean.lerp_(present[name], fraction)
 
     @contextmanager
     @torch.no_grad()
@@ -66,7 +66,7 @@ class WeightAverage:
             self._put(own)
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def apply(self) -> None:
         """Leave the mean in the encoder."""
         self._put(self.mean)
 
@@ -78,10 +78,10 @@ class WeightAverage:
             present[name].copy_(value)
         return before
 
-    def get_state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "mean": self.mean}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         device = next(self.encoder.parameters()).device
         self.steps = state["steps"]
         self.mean = {name: value.to(device) for name, value in state["mean"].items()}

@@ -1,9 +1,9 @@
-"""A contrastive step that goes on in smaller chunks where memory runs out, and repeats the batch it happened in.
+"""A contrastive step that goes on in smaller micro-batches where memory runs out, and repeats the batch it happened in.
 
-A chunk is only how the arithmetic is cut up (see ``gradcache``): halving it changes neither the contrastive batch nor
-the gradient. What a failed attempt has left behind is undone first, so that the run's weights are those of a run that
-never ran out. With dropout they are those of a run that was given the same chunks beforehand, since each chunk draws
-its own numbers.
+A micro-batch is only how the arithmetic is cut up (see ``gradcache``): halving it changes neither the contrastive batch
+nor the gradient. What a failed attempt has left behind is undone first, so that the run's weights are those of a run
+that never ran out. With dropout they are those of a run that was given the same micro-batches beforehand, since each
+micro-batch draws its own numbers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from domainclip.errors import CLIPFinetuningError, MemoryConstraintError
 from domainclip.training.checkpoint import random_state, restore_random_state
 from domainclip.training.step.gradcache import ContrastiveStep
 
-ChunkReport = Callable[[int, int, int, str], None]
-"""``(step, old_chunk, new_chunk, reason)``: the step's number from 1, chunks in rows."""
+MicroBatchReport = Callable[[int, int, int, str], None]
+"""``(step, old_micro_batch, new_micro_batch, reason)``: the step's number from 1, micro-batches in rows."""
 
 PATIENCE = 32
-"""Steps that must go well before a larger chunk is tried: a failed try costs at most one step more in so many."""
+"""Steps that must go well before a larger micro-batch is tried: a failed try costs at most one step more in so many."""
 
-_SAID = (
+_OUT_OF_MEMORY_WORDS = (
     "out of memory",  # CUDA's and MPS' allocators, CUDA's own error, Metal's command buffers ("… OutOfMemory")
     "outofmemory",
     "can't allocate memory",  # DefaultCPUAllocator
@@ -37,7 +37,7 @@ _SAID = (
     "_status_alloc_failed",  # cuBLAS, cuDNN, cuSPARSE
     "std::bad_alloc",
     "insufficient memory",  # Metal
-    "invalid buffer size",  # MPS: a single tensor beyond what Metal gives in one piece; a smaller chunk's is smaller
+    "invalid buffer size",  # MPS: a single tensor beyond what Metal gives in one piece
 )
 
 
@@ -51,25 +51,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _SAID)
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_WORDS)
 
 
 class AdaptiveStep:
-    """``step`` with a chunk that follows the memory there is; call it as ``step`` itself.
+    """``step`` with a micro-batch that follows the memory there is; call it as ``step`` itself.
 
     ``encoder`` and ``loss``: the modules whose gradients and state a repeat must find as they were before the batch.
     An objective's state is its parameters, its buffers, and what ``get_extra_state`` tells, as for a checkpoint; the
     encoder's is the buffers of modules in training mode. Gradients must be None before each call
     (``optimizer.zero_grad(set_to_none=True)``).
 
-    Out of memory: first ``kept_chunks`` goes to 0, then chunks are no longer ``enlarged``, then the chunk is halved
-    (rounded up) until it is 1. After
+    Out of memory: first ``kept_micro_batches`` goes to 0, then micro-batches are no longer ``enlarged``, then the
+    micro-batch is halved (rounded up) until it is 1. After
     ``patience`` steps that went well the former, larger setting is tried; when that fails, at once or later, the
     patience is doubled. All of it depends on the number of steps alone, never on a clock. ``on_change`` is told.
 
     Raises ``MemoryConstraintError`` where even one row at a time does not fit, and where batch norm in training mode
-    forbids chunks. Every other error comes through as it is. One process only: a repeat on one of several that average
-    their gradients would leave the others waiting.
+    forbids micro-batches. Every other error comes through as it is. One process only: a repeat on one of several that
+    average their gradients would leave the others waiting.
     """
 
     def __init__(
@@ -77,21 +77,21 @@ class AdaptiveStep:
         step: ContrastiveStep,
         encoder: nn.Module,
         loss: nn.Module,
-        on_change: ChunkReport = lambda step, old, new, reason: None,
+        on_change: MicroBatchReport = lambda step, old, new, reason: None,
         patience: int = PATIENCE,
     ) -> None:
         self.step, self.encoder, self.loss = step, encoder, loss
         self.on_change = on_change
         self.patience = patience
         self.steps = 0
-        # (chunk, kept_chunks) that were given up, the last one smallest.
+        # (micro-batch, kept_micro_batches) that were given up, the last one smallest.
         self._larger: list[tuple[int | None, int]] = []
         self._went_well = 0
         self._grown = False  # the present setting was given up once before
         self._may_enlarge = True
 
     def enlarge(self, factor: int) -> None:
-        """Let the next steps' chunks be so many times as large, unless that has been too much before."""
+        """Let the next steps' micro-batches be so many times as large, unless that has been too much before."""
         self.step.enlarged = factor if self._may_enlarge else 1
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +123,8 @@ class AdaptiveStep:
             size = len(batch["pixels"]) if batch["pixels"] is not None else 0
             raise MemoryConstraintError(
                 f"One of several processes ran out of memory on its {size} pairs ({error}), and the others would not "
-                f"wait for a repeat: set mini_batch_size below {self.step.chunk_of(size)}, or start more processes"
+                f"wait for a repeat: set mini_batch_size below {self.step.micro_batch_of(size)}, or start more "
+                f"processes"
             ) from error
 
     def _attempt(self, batch: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
@@ -136,30 +137,32 @@ class AdaptiveStep:
             return None, (str(error) or type(error).__name__).strip().split("\n")[0][:200]
 
     def _try_larger(self, size: int) -> None:
-        old = self.step.chunk_of(size)
+        old = self.step.micro_batch_of(size)
         if not self._larger or self._went_well < self.patience or old == size:  # a batch that fits proves nothing
             return
-        self.step.chunk, self.step.kept_chunks = self._larger.pop()
+        self.step.micro_batch, self.step.kept_micro_batches = self._larger.pop()
         self._grown = True
         self._report(
-            old, self.step.chunk_of(size), f"{self._went_well} steps in a row went well: trying the larger one"
+            old, self.step.micro_batch_of(size), f"{self._went_well} steps in a row went well: trying the larger one"
         )
         self._went_well = 0
 
     def _shrink(self, size: int, reason: str) -> None:
         step = self.step
-        old = step.chunk_of(size)
+        old = step.micro_batch_of(size)
         if has_live_batch_norm(self.encoder):
             raise MemoryConstraintError(
-                f"A batch of {size} pairs does not fit into memory ({reason}), and cannot go in chunks while batch "
-                "norm takes its statistics from the batch: they would become the chunks'. Set freeze_batch_norm=true, "
-                f"which allows chunks, or a smaller batch_size (the batch is {size} now)"
+                f"A batch of {size} pairs does not fit into memory ({reason}), and cannot go in micro-batches while "
+                f"batch "
+                "norm takes its statistics from the batch: they would become the micro-batches'. Set "
+                "freeze_batch_norm=true, "
+                f"which allows micro-batches, or a smaller batch_size (the batch is {size} now)"
             )
-        drops_graphs = step.kept_chunks > 0 and old < size
+        drops_graphs = step.kept_micro_batches > 0 and old < size
         if not drops_graphs and step.enlarged > 1:
             self._may_enlarge, step.enlarged = False, 1
-            if (now := step.chunk_of(size)) < old:
-                self._report(old, now, f"out of memory ({reason}): no larger chunks for small pictures any more")
+            if (now := step.micro_batch_of(size)) < old:
+                self._report(old, now, f"out of memory ({reason}): no larger micro-batches for small images any more")
                 return
         if old == 1 and not drops_graphs:
             raise MemoryConstraintError(
@@ -171,22 +174,22 @@ class AdaptiveStep:
         if self._grown:
             self.patience *= 2
         self._grown, self._went_well = False, 0
-        self._larger.append((step.chunk, step.kept_chunks))
+        self._larger.append((step.micro_batch, step.kept_micro_batches))
         if drops_graphs:
-            self._report(old, old, f"out of memory ({reason}): no chunk keeps its graph any more")
+            self._report(old, old, f"out of memory ({reason}): no micro-batch keeps its graph any more")
         else:
-            step.chunk = (old + 1) // 2
-            self._report(old, step.chunk, f"out of memory ({reason})")
-        step.kept_chunks = 0
+            step.micro_batch = (old + 1) // 2
+            self._report(old, step.micro_batch, f"out of memory ({reason})")
+        step.kept_micro_batches = 0
 
     def _report(self, old: int, new: int, reason: str) -> None:
         self.on_change(self.steps + 1, old, new, reason)
 
-    def get_state(self) -> dict[str, Any]:
-        """What the next step's chunk depends on, in plain numbers and lists."""
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step's micro-batch depends on, in plain numbers and lists."""
         return {
-            "chunk": self.step.chunk,
-            "kept_chunks": self.step.kept_chunks,
+            "micro_batch": self.step.micro_batch,
+            "kept_micro_batches": self.step.kept_micro_batches,
             "larger": [list(setting) for setting in self._larger],
             "patience": self.patience,
             "went_well": self._went_well,
@@ -195,9 +198,9 @@ class AdaptiveStep:
             "steps": self.steps,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.step.chunk, self.step.kept_chunks = state["chunk"], state["kept_chunks"]
-        self._larger = [(chunk, kept) for chunk, kept in state["larger"]]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step.micro_batch, self.step.kept_micro_batches = state["micro_batch"], state["kept_micro_batches"]
+        self._larger = [(micro_batch, kept) for micro_batch, kept in state["larger"]]
         self.patience, self._went_well = state["patience"], state["went_well"]
         self._grown, self._may_enlarge, self.steps = state["grown"], state["may_enlarge"], state["steps"]
 

@@ -42,8 +42,8 @@ class ClassificationTerm:
     ) -> None:
         self.encoder, self.weight, self.seed = encoder, weight, seed
         self.device, self.autocast = device, autocast
-        number = {label: index for index, label in enumerate(prompts)}
-        self.of_rows = torch.tensor([number.get(pair.label or "", -1) for pair in data.pairs])
+        index_of = {label: index for index, label in enumerate(prompts)}
+        self.of_rows = torch.tensor([index_of.get(pair.label or "", -1) for pair in data.pairs])
         tokens = encoder.processor.token_ids([text for texts in prompts.values() for text in texts], data.text_length)
         places = iter(tokens)
         self.tokens = [[list(next(places)) for _ in texts] for texts in prompts.values()]
@@ -67,7 +67,7 @@ class ClassificationTerm:
         return self.of_rows[rows.cpu()].to(self.device)
 
     def __call__(self, images: Float[Tensor, "n dim"], classes: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """The term of pictures' embeddings (not normalised; of several views ``[n, views, dim]`` the first), over the
+        """The term of images' embeddings (not normalised; of several views ``[n, views, dim]`` the first), over the
         rows that have a class; 0 where none has."""
         shown, targets = self._shown(classes)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)

@@ -1,12 +1,12 @@
 """One contrastive loss over a batch that need not fit through the towers at once.
 
 GradCache (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): embed in
-chunks without a graph, take the loss and its gradient with respect to all embeddings, then run each chunk again with
-a graph and send its share of that gradient back. Accumulating the loss of small batches instead would be another
-objective: each row would see only its chunk's negatives.
+micro-batches without a graph, take the loss and its gradient with respect to all embeddings, then run each micro-batch
+again with a graph and send its fraction of that gradient back. Accumulating the loss of small batches instead would be
+another objective: each row would see only its micro-batch's negatives.
 
-Running every chunk twice costs one more forward pass of three units of work (1.33 times the whole batch's time). Where
-there is memory for it, some chunks keep the graph of their first pass and need no second one.
+Running every micro-batch twice costs one more forward pass of three units of work (1.33 times the whole batch's time).
+Where there is memory for it, some micro-batches keep the graph of their first pass and need no second one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Encode = Callable[..., Tensor]
 
 @dataclass
 class _Pass:
-    """One chunk's way through one tower."""
+    """One micro-batch's way through one tower."""
 
     tower: str
     encode: Encode
@@ -44,24 +44,24 @@ class ContrastiveStep:
     """Forward and backward of one contrastive batch; gradients are left in the parameters.
 
     ``encode_image(pixels)`` and ``encode_text(input_ids, attention_mask)`` run under ``autocast()``;
-    ``loss(image_embeds, text_embeds, group_ids)`` runs in float32 outside it. ``chunk``: rows that go through a
+    ``loss(image_embeds, text_embeds, group_ids)`` runs in float32 outside it. ``micro_batch``: rows that go through a
     tower at once; None or at least the batch means a single pass.
 
-    ``kept_chunks``: how many tower passes keep their graph instead of being replayed, pictures' first; at most that
-    many graphs, and never less than one, are alive at a time. ``learning``: the towers that are trained. Naming those
-    alone spares the others their replay, and tells an objective that asks for gradients (GradNorm) the same as a single
-    pass does.
+    ``kept_micro_batches``: how many tower passes keep their graph instead of being replayed, images' first; at most
+    that many graphs, and never less than one, are alive at a time. ``learning``: the towers that are trained. Naming
+    those alone spares the others their replay, and tells an objective that asks for gradients (GradNorm) the same as a
+    single pass does.
 
     ``processes``: the batch is this process' part of a larger one, and the loss is over all of it; ``parameters`` are
     then all that learn, without gradients from before. Afterwards every process holds the gradient that one process
-    would have, and ``image_embeds`` are everyone's. ``pixels`` may be None, where none of this part's pictures could be
+    would have, and ``image_embeds`` are everyone's. ``pixels`` may be None, where none of this part's images could be
     read. The objective must draw no random numbers, since every process computes it.
 
     ``distillation``, ``classification`` (of ``batch["classes"]``): further terms, of the same embeddings; ``loss`` in
     what comes back is the objective's alone.
 
-    A replayed chunk sees the random numbers (dropout) of its first pass, so that without dropout the gradient
-    equals the full batch's, and with it that of the same chunks run with their graphs kept.
+    A replayed micro-batch sees the random numbers (dropout) of its first pass, so that without dropout the gradient
+    equals the full batch's, and with it that of the same micro-batches run with their graphs kept.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class ContrastiveStep:
         loss: Callable[..., dict[str, Any]],
         autocast: Callable[[], Any],
         device: torch.device,
-        chunk: int | None = None,
+        micro_batch: int | None = None,
         backward_scale: Callable[[Tensor], Tensor] = lambda loss: loss,
-        kept_chunks: int = 0,
+        kept_micro_batches: int = 0,
         learning: Collection[str] = ("image", "text"),
         processes: ProcessGroup | None = None,
         parameters: Iterable[nn.Parameter] = (),
@@ -85,38 +85,39 @@ class ContrastiveStep:
         self.loss = loss
         self.autocast = autocast
         self.device = device
-        self.chunk = chunk
+        self.micro_batch = micro_batch
         self.backward_scale = backward_scale
-        self.kept_chunks = kept_chunks
+        self.kept_micro_batches = kept_micro_batches
         self.learning = frozenset(learning)
         self.processes = processes
         self.parameters = list(parameters)
         self.distillation, self.classification = distillation, classification
         self.enlarged = 1
-        """So many times ``chunk`` rows go through at once: for steps with pictures smaller than it was chosen for."""
+        """So many times ``micro_batch`` rows go through at once: for steps with images smaller than it was chosen
+        for."""
 
-    def chunk_of(self, size: int) -> int:
+    def micro_batch_of(self, size: int) -> int:
         """Rows of a batch of ``size`` that go through a tower at once, in [1, size]."""
-        return size if self.chunk is None else min(self.chunk * self.enlarged, size)
+        return size if self.micro_batch is None else min(self.micro_batch * self.enlarged, size)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         size = len(batch["pixels"]) if batch["pixels"] is not None else 0
-        chunk = self.chunk_of(size)
-        start = self.distillation.starting_embeddings(batch, chunk) if self.distillation is not None else []
-        if chunk == size and self.processes is None:
+        micro_batch = self.micro_batch_of(size)
+        start = self.distillation.initial_embeddings(batch, micro_batch) if self.distillation is not None else []
+        if micro_batch == size and self.processes is None:
             image_embeds = self._run(self.encode_image, (batch["pixels"],))
             text_embeds = self._run(self.encode_text, (batch["input_ids"], batch["attention_mask"]))
             output, image_embeds, total = self._loss(image_embeds, text_embeds, batch, start)
             self.backward_scale(total).backward()
-            return _told(output, image_embeds)
+            return _logged_metrics(output, image_embeds)
         work: list[_Pass] = []
         if size:
-            work += self._passes("image", self.encode_image, chunk, batch["pixels"])
-            work += self._passes("text", self.encode_text, chunk, batch["input_ids"], batch["attention_mask"])
+            work += self._passes("image", self.encode_image, micro_batch, batch["pixels"])
+            work += self._passes("text", self.encode_text, micro_batch, batch["input_ids"], batch["attention_mask"])
         counts = {"image": size, "text": len(batch["input_ids"])}
         # All embeddings of a tower as the loss sees them: cut off from it, collecting their gradient.
         leaves: dict[str, Tensor] = {}
-        left = self.kept_chunks if chunk < size else len(work)  # what goes through whole is not run twice
+        left = self.kept_micro_batches if micro_batch < size else len(work)  # what goes through whole is not run twice
         embeds: Tensor | None = None
         for part in work:
             for kept, state in zip(part.random, self._random_state(), strict=True):
@@ -134,8 +135,8 @@ class ContrastiveStep:
             leaf.requires_grad_(tower in self.learning)
         output, image_embeds, total = self._loss(leaves.get("image"), leaves.get("text"), batch, start)
         self.backward_scale(total).backward()
-        told = _told(output, image_embeds)
-        whole = self._whole_gradients(told)
+        metrics = _logged_metrics(output, image_embeds)
+        whole = self._whole_gradients(metrics)
         del output, total, start, embeds  # the matrices and the last graph need not wait for the replays
         for part in sorted(work, key=lambda part: part.graph is None):  # kept graphs go before others are made
             gradient = leaves[part.tower].grad
@@ -149,16 +150,16 @@ class ContrastiveStep:
                 embeds.backward(gradient[part.rows])
         self._set_random_state(after)
         self._add_up(whole)
-        return told
+        return metrics
 
-    def _passes(self, tower: str, encode: Encode, chunk: int, *inputs: Tensor) -> list[_Pass]:
-        parts = zip(*(whole.split(chunk) for whole in inputs), strict=True)
+    def _passes(self, tower: str, encode: Encode, micro_batch: int, *inputs: Tensor) -> list[_Pass]:
+        parts = zip(*(whole.split(micro_batch) for whole in inputs), strict=True)
         # Room for every random state beforehand, and for the embeddings in one piece: a small tensor that is made
         # between two passes and outlives them keeps the space around it from being used again. In glibc's heap the
-        # first pass of each chunk took new memory.
+        # first pass of each micro-batch took new memory.
         return [
-            _Pass(tower, encode, part, slice(number * chunk, (number + 1) * chunk), self._random_state())
-            for number, part in enumerate(parts)
+            _Pass(tower, encode, part, slice(index * micro_batch, (index + 1) * micro_batch), self._random_state())
+            for index, part in enumerate(parts)
         ]
 
     def _run(self, encode: Encode, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -169,8 +170,8 @@ class ContrastiveStep:
     def _loss(
         self, image_embeds: Tensor | None, text_embeds: Tensor | None, batch: dict[str, Any], start: list[Tensor | None]
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
-        """What the objective says, all the pictures it was said of, and what to go backward from. ``start``: the
-        starting model's embeddings of this process' rows, where they are to be kept."""
+        """What the objective says, all the images it was said of, and what to go backward from. ``start``: the
+        initial model's embeddings of this process' rows, where they are to be kept."""
         groups = batch["group_ids"]
         classes = batch["classes"] if self.classification is not None else groups
         if text_embeds is not None:
@@ -186,7 +187,7 @@ class ContrastiveStep:
         output = self.loss(image_embeds, text_embeds, groups)
         total = output["loss"]
         if self.classification is not None:
-            # The sentences go through the text tower here, in every process: their gradient is whole, not a share.
+            # The sentences go through the text tower here, in every process: their gradient is whole, not a fraction.
             term = self.classification(image_embeds, classes)
             total, output = total + term, {**output, "classification": term}
         if self.distillation is not None:
@@ -194,7 +195,7 @@ class ContrastiveStep:
             total, output = total + penalty, {**output, "distillation": penalty}
         return output, image_embeds, total
 
-    def _whole_gradients(self, told: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
+    def _whole_gradients(self, metrics: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
         """Take away what the loss itself has left in the parameters it reads: each process has all of that already,
         whereas what comes through the towers is a part."""
         if self.processes is None:
@@ -203,7 +204,7 @@ class ContrastiveStep:
         for parameter, _ in whole:
             parameter.grad = None
         # The same up to rounding; now to the last bit, so that weights never drift apart.
-        self.processes.broadcast_tensors([told["loss"], *(gradient for _, gradient in whole)])
+        self.processes.broadcast_tensors([metrics["loss"], *(gradient for _, gradient in whole)])
         return whole
 
     def _add_up(self, whole: list[tuple[nn.Parameter, Tensor]]) -> None:
@@ -228,7 +229,7 @@ class ContrastiveStep:
             torch.mps.set_rng_state(state[1])
 
 
-def _told(output: dict[str, Any], image_embeds: Tensor) -> dict[str, Any]:
+def _logged_metrics(output: dict[str, Any], image_embeds: Tensor) -> dict[str, Any]:
     """What the objective said, without graph, and without the B × B matrices, which nobody reads after the step."""
     kept = {name: value for name, value in output.items() if name not in ("logits_per_image", "logits_per_text")}
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in kept.items()} | {

@@ -1,4 +1,5 @@
-"""Heads before towers: against the encoder itself, the evaluator, scikit-learn, and over kills and resumptions."""
+"""Projections before towers: against the encoder itself, the evaluator, scikit-learn, and over kills and
+resumptions."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from domainclip.evaluation.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.training.probe.draws import ClassPrompts
 from domainclip.training.probe.features import FeatureReader
-from head_first_cases import CPU, dataset, head_first
 from model_zoo import save_siglip, save_vision_text
+from probe_cases import CPU, dataset, make_probe
 from tiny_data import TinyData
 from training_setup import same
 
@@ -43,7 +44,7 @@ def encoder_of(kind: str, zoo: dict[str, Path]) -> DualEncoder:
 
 
 def embed_rows(encoder: DualEncoder, data: CLIPDataset, keys: Sequence[Any]) -> torch.Tensor:
-    """One picture at a time, as the encoder itself embeds it."""
+    """One image at a time, as the encoder itself embeds it."""
     spec = data.image_transform.spec
     with torch.no_grad():
         return torch.cat([encoder.eval().encode_image(spec.normalise(data.pixels(key)[None])) for key in keys])
@@ -53,7 +54,9 @@ def embed_rows(encoder: DualEncoder, data: CLIPDataset, keys: Sequence[Any]) -> 
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "mobilenet"])
-def test_features_and_head_make_the_encoders_embeddings(kind: str, zoo: dict[str, Path], tiny_data: TinyData) -> None:
+def test_features_and_projection_make_the_encoders_embeddings(
+    kind: str, zoo: dict[str, Path], tiny_data: TinyData
+) -> None:
     encoder = encoder_of(kind, zoo)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     encoder.train()
@@ -61,7 +64,7 @@ def test_features_and_head_make_the_encoders_embeddings(kind: str, zoo: dict[str
     plain, augmented = (dataset(tiny_data.pairs(), encoder, augment) for augment in (False, True))
     reader = FeatureReader(encoder, CPU, contextlib.nullcontext, 5)
     rows = list(range(18))
-    found = reader.pictures(augmented, rows, views=2)
+    found = reader.images(augmented, rows, views=2)
     texts = reader.texts([ids.tolist() for ids in augmented.tokens])
     assert encoder.training and same(before, dict(encoder.state_dict()))  # batch norm's statistics among them
     assert (found.views, found.rows, len(found.inputs)) == (3, rows, 54)
@@ -74,40 +77,41 @@ def test_features_and_head_make_the_encoders_embeddings(kind: str, zoo: dict[str
     torch.testing.assert_close(texts.embed().detach(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_that_cannot_be_read_are_left_out(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_left_out(tiny_data: TinyData, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     pairs = tiny_data.pairs()
     pairs[2] = ImageTextPair(broken, "a texture of brick", "brick")
-    first = head_first(make_tiny_clip(), pairs)
-    told = first()
-    assert told["rows"] == 17 and list(told["bad_pictures"]) == [str(broken)]
+    first = make_probe(make_tiny_clip(), pairs)
+    reported = first()
+    assert reported["rows"] == 17 and list(reported["skipped_images"]) == [str(broken)]
     unreadable = [ImageTextPair(broken, text, None) for text in ("one", "two")]
-    assert head_first(make_tiny_clip(), unreadable)()["skipped"] == "fewer than two pictures can be read"
+    assert make_probe(make_tiny_clip(), unreadable)()["skipped"] == "fewer than two images can be read"
 
 
 # --- what is learned ---
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "mobilenet"])
-def test_only_heads_and_scale_move_and_the_encoder_has_them(
+def test_only_projections_and_scale_move_and_the_encoder_has_them(
     kind: str, zoo: dict[str, Path], tiny_data: TinyData
 ) -> None:
     encoder = encoder_of(kind, zoo)
     before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
-    told = head_first(encoder, tiny_data.pairs())()
+    reported = make_probe(encoder, tiny_data.pairs())()
     after = encoder.model.state_dict()
     moved = {name for name in after if not torch.equal(after[name], before[name])}
-    heads = ("visual_projection.", "text_projection.")
+    projections = ("visual_projection.", "text_projection.")
     if kind == "siglip":
-        heads = ("vision_model.head.mlp.fc2.", "text_model.head.")
-    assert all(any(name.startswith(head) for name in moved) for head in heads)
-    assert all(name.startswith((*heads, "logit_")) for name in moved)
-    assert (told["rows"], told["steps"], told["kept_step"], told["loss"]) == (18, 30, 30, None)
+        projections = ("vision_model.head.mlp.fc2.", "text_model.head.")
+    assert all(any(name.startswith(projection) for name in moved) for projection in projections)
+    assert all(name.startswith((*projections, "logit_")) for name in moved)
+    assert (reported["rows"], reported["steps"], reported["kept_step"], reported["loss"]) == (18, 30, 30, None)
     assert all(p.grad is None for p in encoder.parameters())
-    # The features were taken of towers that have not moved: old features through new heads are the new embeddings.
+    # The features were taken of towers that have not moved: old features through new projections are the new
+    # embeddings.
     data = dataset(tiny_data.pairs("val"), encoder, False)
-    again = FeatureReader(encoder, CPU, contextlib.nullcontext, 64).pictures(data, range(6))
+    again = FeatureReader(encoder, CPU, contextlib.nullcontext, 64).images(data, range(6))
     torch.testing.assert_close(again.inputs.embed().detach(), embed_rows(encoder, data, range(6)), rtol=1e-4, atol=1e-5)
 
 
@@ -116,11 +120,11 @@ def test_it_tells_apart_what_a_logistic_regression_does(tiny_data: TinyData) -> 
     encoder = make_tiny_clip()
     pairs, held_out = tiny_data.pairs(), tiny_data.pairs("test")
     reader = FeatureReader(encoder, CPU, contextlib.nullcontext, 64)
-    read = [reader.pictures(dataset(rows, encoder, False), range(len(rows))).inputs for rows in (pairs, held_out)]
+    read = [reader.images(dataset(rows, encoder, False), range(len(rows))).inputs for rows in (pairs, held_out)]
     train, test = (inputs.features.numpy() for inputs in read)
     probe = LogisticRegression(max_iter=5000).fit(train, [pair.label for pair in pairs])
     wanted = [pair.label for pair in held_out]
-    head_first(encoder, pairs, tiny_data.pairs("val"), head_first_steps=200)()
+    make_probe(encoder, pairs, tiny_data.pairs("val"), probe_steps=200)()
     prompts = class_prompts(sorted(set(wanted)))
     with torch.no_grad():
         made = classifier_weights(lambda texts: encoder.encode_text(**encoder.processor.tokenize(texts)), prompts)
@@ -157,9 +161,9 @@ def test_without_labels_the_captions_teach(tiny_data: TinyData) -> None:
         return [ImageTextPair(pair.image_path, pair.caption, None) for pair in tiny_data.pairs(split)]
 
     encoder = make_tiny_clip()
-    told = head_first(encoder, bare("train"), bare("val"))()
-    assert told["loss"] < told["loss_before"]
-    assert head_first(make_tiny_clip(), bare("train"))()["kept_step"] == 30  # nothing says to stop
+    reported = make_probe(encoder, bare("train"), bare("val"))()
+    assert reported["loss"] < reported["loss_before"]
+    assert make_probe(make_tiny_clip(), bare("train"))()["kept_step"] == 30  # nothing says to stop
 
 
 def test_it_stops_where_validation_gets_worse(tiny_data: TinyData) -> None:
@@ -169,42 +173,42 @@ def test_it_stops_where_validation_gets_worse(tiny_data: TinyData) -> None:
     )
     wrong = [ImageTextPair(p.image_path, other.caption) for p, other in zip(pairs, pairs[1:] + pairs[:1], strict=True)]
     encoder = make_tiny_clip()
-    head_first(encoder, train, pairs, head_first_steps=60)()
+    make_probe(encoder, train, pairs, probe_steps=60)()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    told = head_first(encoder, train, wrong, head_first_steps=60, head_first_learning_rate=1e-3)()
-    assert told["kept_step"] == 0 and told["steps"] < 60
+    reported = make_probe(encoder, train, wrong, probe_steps=60, probe_learning_rate=1e-3)()
+    assert reported["kept_step"] == 0 and reported["steps"] < 60
     assert same(before, dict(encoder.state_dict()))
 
 
 @pytest.mark.parametrize(
-    ("shares", "kept"), [([0.4, 0.9, 0.7, 0.6], 2), ([0.4, 0.8, 0.3, 0.9], 3), ([0.9, 0.2, 0.3, 0.4], 0)]
+    ("fractions", "kept"), [([0.4, 0.9, 0.7, 0.6], 2), ([0.4, 0.8, 0.3, 0.9], 3), ([0.9, 0.2, 0.3, 0.4], 0)]
 )
 def test_the_latest_step_near_the_best_is_kept(
-    tiny_data: TinyData, monkeypatch: pytest.MonkeyPatch, shares: list[float], kept: int
+    tiny_data: TinyData, monkeypatch: pytest.MonkeyPatch, fractions: list[float], kept: int
 ) -> None:
     """Of six rows .9 has a standard error of .12: .7 is as good, .6 is not. The loss, which rises, has no say."""
     pairs = tiny_data.pairs("val")
     assert len(pairs) == 6
-    values = iter(enumerate(shares))
+    values = iter(enumerate(fractions))
 
-    def judge(*_: Any) -> tuple[float, float]:
-        number, share = next(values)
-        return 1.0 + number, share
+    def validate(*_: Any) -> tuple[float, float]:
+        number, fraction = next(values)
+        return 1.0 + number, fraction
 
-    heads = head_first(make_tiny_clip(), tiny_data.pairs(), pairs, head_first_steps=3)
-    monkeypatch.setattr(heads, "_judge", judge)
-    assert heads()["kept_step"] == kept and next(values, None) is None
+    trained = make_probe(make_tiny_clip(), tiny_data.pairs(), pairs, probe_steps=3)
+    monkeypatch.setattr(trained, "_validate", validate)
+    assert trained()["kept_step"] == kept and next(values, None) is None
 
 
 @pytest.mark.parametrize("loss_type", ["contrastive", "sigmoid", "hard_negative", "multi_resolution", "combined"])
 def test_every_kind_of_objective_goes_with_it(loss_type: str, tiny_data: TinyData) -> None:
-    values: dict[str, Any] = {"loss_type": loss_type, "head_first_steps": 12}
+    values: dict[str, Any] = {"loss_type": loss_type, "probe_steps": 12}
     if loss_type == "combined":
         values |= {"objectives": {"contrastive": 1, "sigmoid": 0.5}, "loss_balancing": "uncertainty"}
-    first = head_first(make_tiny_clip(), tiny_data.pairs(), tiny_data.pairs("val"), **values)
+    first = make_probe(make_tiny_clip(), tiny_data.pairs(), tiny_data.pairs("val"), **values)
     before = copy.deepcopy(first.objective.state_dict())
-    told = first()
-    assert told["loss"] < told["loss_before"]
+    reported = first()
+    assert reported["loss"] < reported["loss_before"]
     after = first.objective.state_dict()
     assert all(
         torch.equal(value, after[name]) if isinstance(value, torch.Tensor) else value == after[name]

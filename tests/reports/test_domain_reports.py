@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from domainclip.config.domain_metric_settings import FieldMetricSettings
+from domain_cases import flat_of, scores_of, some_scores
+from domain_report_cases import Noisy
+from domainclip.config.domain_metric_settings import DomainMetricSettings
 from domainclip.data import DatasetLoader
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, ShapeError
 from domainclip.evaluation.evaluators import DomainEvaluator
-from domainclip.metrics.domain_metrics import FieldMetrics
+from domainclip.metrics.domain_metrics import DomainMetrics
 from domainclip.metrics.industrial import guess_normal_labels
 from domainclip.metrics.scientific import cross_discipline_matrix
-from field_cases import flat_of, scores_of, some_scores
-from field_report_cases import Noisy
 
 # --- inspection ---
 
@@ -133,12 +133,12 @@ def test_scientific_figures_are_those_of_the_general_evaluation() -> None:
 
 def test_the_cross_discipline_matrix_by_hand() -> None:
     labels = ["basalt", "granite", "pollen"]
-    said, truth = np.array([0, 1, 2, 2, 0, 2]), [0, 0, 1, 1, 2, 2]
+    predicted, truth = np.array([0, 1, 2, 2, 0, 2]), [0, 0, 1, 1, 2, 2]
     groups = ["geology/1", "geology/2", "geology/3", "geology/3", "botany/1", "botany/1"]
-    scores = scores_of((np.eye(3)[said] * 0.7 + 0.1).tolist(), truth, labels, groups=groups)
+    scores = scores_of((np.eye(3)[predicted] * 0.7 + 0.1).tolist(), truth, labels, groups=groups)
     assert cross_discipline_matrix(scores) == {
         "disciplines": ["botany", "geology"],
-        "pictures": [2, 4],
+        "images": [2, 4],
         "acc1": [0.5, 0.25],
         "counts": [[1, 1], [2, 2]],
         "unknown": [0, 0],
@@ -152,7 +152,7 @@ def test_disciplines_from_labels_from_shared_classes_and_from_nowhere() -> None:
     assert (by_label["disciplines"], by_label["counts"]) == (["plant", "rock"], [[1, 1], [0, 2]])
     shared = scores_of(rows, [0, 1, 2, 0], ["a", "b", "c"], groups=["x/1", "x/2", "x/3", "y/1"])
     found = cross_discipline_matrix(shared)
-    assert found is not None and found["counts"] is None and found["pictures"] == [3, 1]
+    assert found is not None and found["counts"] is None and found["images"] == [3, 1]
     for groups in ([None] * 4, ["p 1", "p 2", "p 3", "p 4"], ["x/1", "x/2", "x/3", None], ["a/1", "b/1", "c/1", "d/1"]):
         assert cross_discipline_matrix(scores_of(rows, [0, 1, 2, 0], ["a", "b", "c"], groups=groups)) is None
 
@@ -165,7 +165,7 @@ def test_a_rows_own_discipline_comes_before_any_prefix() -> None:
     )
     assert found is not None
     assert (found["disciplines"], found["counts"]) == (["botany", "geology"], [[1, 1], [0, 2]])
-    with pytest.raises(ShapeError, match="3 disciplines for 4 pictures"):
+    with pytest.raises(ShapeError, match="3 disciplines for 4 images"):
         scores_of(rows, [0, 1, 2, 2], ["a", "b", "c"], disciplines=own[:3])
 
 
@@ -204,7 +204,7 @@ def test_the_discipline_column_reaches_the_matrix(tmp_path: Path, where: str) ->
         pairs = load_splits(tmp_path).test
     assert [pair.discipline for pair in pairs] == of_row
     assert pickle.loads(pickle.dumps(pairs[0])).discipline == "wood"
-    metrics = FieldMetrics("scientific", lambda: 0.1, FieldMetricSettings(bootstrap_resamples=0))
-    result = DomainEvaluator(pairs, ["{}"], field=metrics).evaluate(Noisy(0.1))
-    assert result.details["field"]["matrix"]["disciplines"] == ["steel", "wood"]
-    assert result.details["field"]["matrix"]["counts"] == [[8, 0], [0, 4]]
+    metrics = DomainMetrics("scientific", lambda: 0.1, DomainMetricSettings(bootstrap_resamples=0))
+    result = DomainEvaluator(pairs, ["{}"], domain_metrics=metrics).evaluate(Noisy(0.1))
+    assert result.details["domain_metrics"]["matrix"]["disciplines"] == ["steel", "wood"]
+    assert result.details["domain_metrics"]["matrix"]["counts"] == [[8, 0], [0, 4]]

@@ -1,4 +1,4 @@
-"""Whole runs with retention sets: what is refused before anything is lost, and what a resumption may change."""
+"""Whole runs with reference sets: what is refused before anything is lost, and what a resumption may change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training_setup import DEFAULTS
 
 
 def run(data: Path, folder: Path, resume: bool = False, overwrite: bool = False, **values: Any) -> dict[str, Any]:
-    given = {**DEFAULTS, "max_steps": 2, "head_first": False, "data_path": str(data), "output_dir": str(folder)}
+    given = {**DEFAULTS, "max_steps": 2, "probe_first": False, "data_path": str(data), "output_dir": str(folder)}
     config = CLIPFinetuningConfig(**{**given, **values})
     return run_training(config, resume=resume, overwrite=overwrite, console=Console(quiet=True)).report
 
@@ -49,7 +49,7 @@ def finished(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.parametrize(
-    ("rows", "values", "said"),
+    ("rows", "values", "message"),
     [
         ({"val": 0}, {"val_split": 0.0, "test_split": 0.2, "retention_data": "OWN"}, "there are none"),
         ({"val": 1}, {}, "validation split: Nothing to evaluate"),
@@ -61,7 +61,7 @@ def finished(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_what_can_be_known_is_said_before_the_old_run_is_deleted(
     rows: dict[str, int],
     values: dict[str, Any],
-    said: str,
+    message: str,
     tiny_data: TinyData,
     finished: Path,
     zoo: dict[str, Path],
@@ -71,14 +71,14 @@ def test_what_can_be_known_is_said_before_the_old_run_is_deleted(
     if values.pop("joined", False):
         values |= {"vision_model_name": str(zoo["parts"] / "vit"), "text_model_name": str(zoo["parts"] / "bert")}
     before = sorted(path.name for path in finished.iterdir())
-    with pytest.raises(CLIPFinetuningError, match=said):
+    with pytest.raises(CLIPFinetuningError, match=message):
         run(variant(tiny_data, tmp_path / "data", **rows), finished, overwrite=True, **values)
     assert sorted(path.name for path in finished.iterdir()) == before
 
 
 @pytest.fixture
 def kept(tiny_data: TinyData, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    """A run that rehearses nothing, so that its retention sets may change."""
+    """A run that rehearses nothing, so that its reference sets may change."""
     sets = {"retention_data": [str(tiny_data.folder)], "rehearsal_strength": 0.0}
     run(tiny_data.folder, tmp_path / "run", **sets)
     return tmp_path / "run", sets
@@ -86,14 +86,14 @@ def kept(tiny_data: TinyData, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
 
 def test_a_resumption_may_have_other_sets(kept: tuple[Path, dict[str, Any]], tiny_data: TinyData) -> None:
     folder, sets = kept
-    first = json.loads((folder / "report.json").read_text())["retention"]
+    first = json.loads((folder / "report.json").read_text())["reference_sets"]
     more = sets | {"retention_data": [*sets["retention_data"], str(tiny_data.table("train"))]}
-    found = run(tiny_data.folder, folder, resume=True, **more)["retention"]
+    found = run(tiny_data.folder, folder, resume=True, **more)["reference_sets"]
     name, other = found["sets"]
     assert found["sets"][name] == first["sets"][name]
-    back = run(tiny_data.folder, folder, resume=True, **sets)["retention"]
+    back = run(tiny_data.folder, folder, resume=True, **sets)["reference_sets"]
     assert back == first
-    assert list(json.loads((folder / "retention_before.json").read_text())["sets"]) == [name, other]
+    assert list(json.loads((folder / "reference_before.json").read_text())["sets"]) == [name, other]
 
 
 def test_what_a_resumption_changes_is_recorded(kept: tuple[Path, dict[str, Any]]) -> None:
@@ -112,16 +112,16 @@ def test_what_a_resumption_changes_is_recorded(kept: tuple[Path, dict[str, Any]]
     assert run_training(off, resume=True, console=Console(quiet=True)).report["trade_off"] is None
 
 
-def test_pictures_that_cannot_be_read_are_listed(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_listed(tiny_data: TinyData, tmp_path: Path) -> None:
     shutil.copytree(tiny_data.folder, tmp_path / "bad")
     bad = sorted((tmp_path / "bad" / "images").iterdir())
     for path in bad[:3]:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     values = {"retention_data": [str(tmp_path / "bad")], "wise_ft_alpha": 0.5}
     report = run(tiny_data.folder, tmp_path / "run", **values)
-    told = json.loads((tmp_path / "run" / "set_aside.json").read_text())
-    assert {row["image_path"] for row in told} == {str(path) for path in bad[:3]}
-    assert any("3 pictures or rows were set aside" in text for text in report["warnings"])
+    reported = json.loads((tmp_path / "run" / "skipped.json").read_text())
+    assert {row["image_path"] for row in reported} == {str(path) for path in bad[:3]}
+    assert any("3 images or rows were skipped" in text for text in report["warnings"])
 
 
 def test_a_fixed_temperature_is_not_averaged(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_fixed_temperature_is_not_averaged(tiny_data: TinyData, tmp_path: Path
     assert math.exp(-float(saved["logit_scale"])) == pytest.approx(0.02)
 
 
-def test_pictures_are_not_pooled_by_max() -> None:
+def test_images_are_not_pooled_by_max() -> None:
     """It would be the mean."""
     towers = {"vision_config": ViTConfig(), "text_config": BertConfig()}
     assert ProjectedDualEncoderConfig(**towers, vision_pooling="mean", text_pooling="max").text_pooling == "max"

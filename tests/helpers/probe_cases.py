@@ -1,4 +1,4 @@
-"""Heads over the tiny data, as tests ask for them."""
+"""The probe over the tiny data, as tests ask for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from domainclip.data.records import ImageTextPair
 from domainclip.evaluation.prompts import class_prompts
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder
-from domainclip.training.probe.probe import HeadFirst
+from domainclip.training.probe.probe import Probe
 
 CPU = torch.device("cpu")
 VALUES: dict[str, Any] = {
@@ -24,8 +24,8 @@ VALUES: dict[str, Any] = {
     "loss_type": "multi_positive",
     "image_resolution": 32,
     "num_workers": 0,
-    "head_first_steps": 30,
-    "head_first_learning_rate": 1e-2,
+    "probe_steps": 30,
+    "probe_learning_rate": 1e-2,
     "class_balance": False,
 }
 
@@ -36,14 +36,14 @@ def dataset(pairs: Sequence[ImageTextPair], encoder: DualEncoder, augment: bool 
     return CLIPDataset(pairs, encoder.processor, config, ImageTransform(config, augment, spec))
 
 
-def head_first(
+def make_probe(
     encoder: DualEncoder, pairs: Sequence[ImageTextPair], val: Sequence[ImageTextPair] = (), **values: Any
-) -> HeadFirst:
+) -> Probe:
     """As a run makes it, without its preparation of captions."""
     config = CLIPFinetuningConfig(**{**VALUES, **values})
     data = dataset(pairs, encoder, **values)
     labels = sorted({pair.label for pair in pairs if pair.label})
-    return HeadFirst(
+    return Probe(
         encoder,
         build_loss(config),
         data,

@@ -1,4 +1,4 @@
-"""Reports of fields that tests of several files share."""
+"""Reports of domains that tests of several files share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class Noisy:
-    """Pictures at their class's axis plus noise; texts at their class's axis."""
+    """Images at their class's axis plus noise; texts at their class's axis."""
 
     labels = ("good part", "cracked part", "stained part")
 

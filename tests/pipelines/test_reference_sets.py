@@ -1,4 +1,4 @@
-"""Retention sets: whose rows are drawn, what is never looked at, and the figures against plain counting."""
+"""Reference sets: whose rows are drawn, what is never looked at, and the figures against plain counting."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.pipelines import CLIPFinetuningController
 from domainclip.pipelines.reference_sets import (
-    Retention,
-    judged_and_spare,
-    load_retention,
+    ReferenceSets,
+    load_reference_sets,
     record_course,
     stratified_rows,
+    validation_and_spare,
 )
 from domainclip.reports.report_markdown import report_markdown
 from domainclip.training.metrics_log import read_metrics
@@ -44,27 +44,27 @@ def controller_of(*data: Path | str, **values: object) -> CLIPFinetuningControll
     return controller
 
 
-def loaded(*data: Path | str, **values: object) -> Retention:
-    found = load_retention(controller_of(*data, **values))
+def loaded(*data: Path | str, **values: object) -> ReferenceSets:
+    found = load_reference_sets(controller_of(*data, **values))
     assert found is not None
     return found
 
 
 def rows_of(counts: dict[str, int]) -> list[ImageTextPair]:
     return [
-        ImageTextPair(Path(f"{label}_{number}.jpg"), f"caption {number}", label)
+        ImageTextPair(Path(f"{label}_{index}.jpg"), f"caption {index}", label)
         for label, count in counts.items()
-        for number in range(count)
+        for index in range(count)
     ]
 
 
-def test_a_draw_has_each_labels_share() -> None:
+def test_a_draw_has_each_labels_fraction() -> None:
     rows = rows_of({"often": 600, "sometimes": 300, "rarely": 90, "hardly": 10})
     drawn = stratified_rows(rows, 100, seed=1)
     assert Counter(pair.label for pair in drawn) == {"often": 60, "sometimes": 30, "rarely": 9, "hardly": 1}
     assert drawn == stratified_rows(rows, 100, seed=1)
     assert drawn != stratified_rows(rows, 100, seed=2)
-    # Neither where the pictures lie nor the order they come in has a say.
+    # Neither where the images lie nor the order they come in has a say.
     moved = [ImageTextPair(Path("/elsewhere") / p.image_path, p.caption, p.label) for p in reversed(rows)]
     assert {p.image_path.name for p in stratified_rows(moved, 100, seed=1)} == {p.image_path.name for p in drawn}
     assert stratified_rows(rows[:5], 100, seed=1) == rows[:5]
@@ -80,7 +80,7 @@ def grouped(groups: int, rows: int, captions: int = 1) -> list[ImageTextPair]:
 
 
 @pytest.mark.parametrize(
-    ("pool", "most", "judged_rows", "spare_rows"),
+    ("pool", "most", "n_validation", "n_spare"),
     [
         (rows_of({"a": 30, "b": 10}), 300, 20, 20),  # half of them at most
         (rows_of({"a": 30, "b": 10}), 8, 8, 32),
@@ -92,17 +92,17 @@ def grouped(groups: int, rows: int, captions: int = 1) -> list[ImageTextPair]:
         ([], 10, 0, 0),
     ],
 )
-def test_no_picture_and_no_group_is_on_both_sides(
-    pool: list[ImageTextPair], most: int, judged_rows: int, spare_rows: int
+def test_no_image_and_no_group_is_on_both_sides(
+    pool: list[ImageTextPair], most: int, n_validation: int, n_spare: int
 ) -> None:
-    judged, spare = judged_and_spare(pool, [], most, seed=3)
-    assert (len(judged), len(spare)) == (judged_rows, spare_rows)
-    assert {pair.image_path for pair in judged}.isdisjoint(pair.image_path for pair in spare)
-    assert ({pair.group for pair in judged} & {pair.group for pair in spare}) <= {None}
-    assert (judged, spare) == judged_and_spare(pool, [], most, seed=3)
+    validation_rows, spare = validation_and_spare(pool, [], most, seed=3)
+    assert (len(validation_rows), len(spare)) == (n_validation, n_spare)
+    assert {pair.image_path for pair in validation_rows}.isdisjoint(pair.image_path for pair in spare)
+    assert ({pair.group for pair in validation_rows} & {pair.group for pair in spare}) <= {None}
+    assert (validation_rows, spare) == validation_and_spare(pool, [], most, seed=3)
     if spare:  # nor is anything that the test split shows too
         spoilt = [ImageTextPair(spare[0].image_path, "elsewhere", group="another")]
-        left = judged_and_spare(pool, spoilt, most, seed=3)[1]
+        left = validation_and_spare(pool, spoilt, most, seed=3)[1]
         assert spare[0] not in left and len(left) < len(spare)
 
 
@@ -120,14 +120,17 @@ def test_where_nothing_is_left_nothing_is_said_to_be_rehearsed(tiny_data: TinyDa
     for folder, rehearsed in ((tiny_data.folder, 12), (tmp_path / "one", 0)):
         controller = controller_of(folder, batch_size=6)
         recipe = controller.prepare(tiny_data.pairs())
-        retention = load_retention(controller)
-        assert retention is not None and controller.model is not None
-        assert len(retention.sets[0].rehearsed) == rehearsed and f"{rehearsed} are rehearsed" in retention.notes[0]
-        found = retention.rehearsed(controller.model, recipe, contextlib.nullcontext)
+        reference_sets = load_reference_sets(controller)
+        assert reference_sets is not None and controller.model is not None
+        assert (
+            len(reference_sets.sets[0].rehearsed) == rehearsed
+            and f"{rehearsed} are rehearsed" in reference_sets.notes[0]
+        )
+        found = reference_sets.rehearsed(controller.model, recipe, contextlib.nullcontext)
         assert (found is not None) == bool(rehearsed)
         (decision,) = [each for each in controller.decisions if each.key == "rehearsal_strength"]
         assert ("no effect" in decision.reason) == (not rehearsed)
-        assert [text[:20] for text in retention.warnings] == ([] if rehearsed else ["Nothing is rehearsed"])
+        assert [text[:20] for text in reference_sets.warnings] == ([] if rehearsed else ["Nothing is rehearsed"])
 
 
 def test_what_cannot_be_read_is_told(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -137,19 +140,19 @@ def test_what_cannot_be_read_is_told(tiny_data: TinyData, tmp_path: Path) -> Non
     assert chosen.validation.zero_shot is not None and chosen.test.zero_shot is not None
     spoilt = {chosen.validation.zero_shot.paths[0], chosen.test.zero_shot.paths[0], chosen.rehearsed[0].image_path}
     for path in spoilt:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with open(folder / "train.csv", "a", encoding="utf-8") as handle:
         handle.write("images/nowhere.png,a,b\n")
     found = loaded(folder, retention_rows=6, rehearsal_strength=1.0)
-    told = {row["image_path"]: row for row in found.set_aside}
-    assert told.keys() == {str(path) for path in spoilt} | {"images/nowhere.png"}
-    assert {row["split"] for row in found.set_aside} == {"retention set bad"}
-    assert "4 set aside, first: train.csv row 20" in found.notes[0]
+    reported = {row["image_path"]: row for row in found.skipped}
+    assert reported.keys() == {str(path) for path in spoilt} | {"images/nowhere.png"}
+    assert {row["split"] for row in found.skipped} == {"reference set bad"}
+    assert "4 skipped, first: train.csv row 20" in found.notes[0]
     assert len(found.sets[0].rehearsed) == 17 and found.sets[0].validation.n_rows == found.sets[0].test.n_rows == 5
     with pytest.raises(DataError, match="nowhere"):
         loaded(folder, strict=True)
     (folder / "train.csv").write_text("".join((folder / "train.csv").read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DataError, match="retention set bad: "):
+    with pytest.raises(DataError, match="reference set bad: "):
         loaded(folder, retention_rows=6, strict=True)
 
 
@@ -171,25 +174,25 @@ def test_columns_have_the_recipes_names_or_the_usual_ones(tiny_data: TinyData, t
 
 
 def test_nothing_of_the_test_split_is_chosen_on(tiny_data: TinyData) -> None:
-    retention = loaded(tiny_data.folder, retention_rows=9)
-    (found,) = retention.sets
+    reference_sets = loaded(tiny_data.folder, retention_rows=9)
+    (found,) = reference_sets.sets
     tests = {pair.image_path for pair in tiny_data.pairs("test")}
     others = {pair.image_path for split in ("train", "val") for pair in tiny_data.pairs(split)}
     assert found.validation.zero_shot is not None and found.test.zero_shot is not None
     chosen = set(found.validation.zero_shot.paths)
-    assert len(chosen) == found.validation.n_rows == retention.rows == 9
+    assert len(chosen) == found.validation.n_rows == reference_sets.rows == 9
     spare = {pair.image_path for pair in found.spare}
     assert chosen | spare == others and not chosen & spare
     assert set(found.test.zero_shot.paths) == tests and not tests & (chosen | spare)
     assert found.test_split == "test" and found.metric == "acc1"
     assert Counter(found.validation.zero_shot.targets) == {0: 3, 1: 3, 2: 3}
-    assert "9 rows for validation, 6 of the test split" in retention.notes[0]
+    assert "9 rows for validation, 6 of the test split" in reference_sets.notes[0]
 
 
 def test_scores_are_those_of_a_plain_count(tiny_data: TinyData) -> None:
     controller = controller_of(tiny_data.folder, retention_rows=12, prompt_templates=["only in this domain: {}"])
-    retention = load_retention(controller)
-    assert retention is not None
+    reference_sets = load_reference_sets(controller)
+    assert reference_sets is not None
     engine = controller.engine()
     rows = stratified_rows([*tiny_data.pairs("train"), *tiny_data.pairs("val")], 12, controller.config.seed)
     labels = sorted({pair.label for pair in rows})
@@ -199,44 +202,44 @@ def test_scores_are_those_of_a_plain_count(tiny_data: TinyData) -> None:
     ]
     right = 0
     for pair in rows:
-        picture = engine.encode_images([pair.image_path])[0]
-        right += labels[max(range(3), key=lambda k: float(picture @ vectors[k]))] == pair.label
+        image = engine.encode_images([pair.image_path])[0]
+        right += labels[max(range(3), key=lambda k: float(image @ vectors[k]))] == pair.label
     name = tiny_data.folder.name
-    assert retention.on_validation() == {name: pytest.approx(right / 12)}
-    during = retention.during()
-    assert during["retention_mean"] == during[f"retention_{name}"] == pytest.approx(right / 12)
+    assert reference_sets.on_validation() == {name: pytest.approx(right / 12)}
+    during = reference_sets.during()
+    assert during["reference_mean"] == during[f"reference_{name}"] == pytest.approx(right / 12)
 
 
-def test_what_a_domain_does_to_its_pictures_is_not_done_to_these(tiny_data: TinyData) -> None:
+def test_what_a_domain_does_to_its_images_is_not_done_to_these(tiny_data: TinyData) -> None:
     controller = controller_of(tiny_data.folder, image_preprocessing={"illumination": "grey_world"})
-    retention = load_retention(controller)
-    assert retention is not None
+    reference_sets = load_reference_sets(controller)
+    assert reference_sets is not None
     path = tiny_data.pairs("test")[0].image_path
     plain = controller_of(tiny_data.folder).engine().pixels([path])
-    assert torch.equal(retention.engine.pixels([path]), plain)
+    assert torch.equal(reference_sets.engine.pixels([path]), plain)
     assert not torch.equal(controller.engine().pixels([path]), plain)
 
 
 def test_sets_without_labels_or_without_a_test_split(tiny_data: TinyData, tmp_path: Path) -> None:
-    with open(tmp_path / "pictures.csv", "w", encoding="utf-8", newline="") as handle:
+    with open(tmp_path / "images.csv", "w", encoding="utf-8", newline="") as handle:
         rows = [(pair.image_path, f"{pair.caption} {n}") for n, pair in enumerate(tiny_data.pairs())]
         csv.writer(handle).writerows([("image_path", "caption"), *rows])
-    retention = loaded(tmp_path / "pictures.csv", tiny_data.folder, train_split=0.8, val_split=0.2, test_split=0.0)
-    without, labelled = retention.sets
-    assert (without.name, without.metric, without.test_split) == ("pictures", "mean_R@1", "validation")
+    reference_sets = loaded(tmp_path / "images.csv", tiny_data.folder, train_split=0.8, val_split=0.2, test_split=0.0)
+    without, labelled = reference_sets.sets
+    assert (without.name, without.metric, without.test_split) == ("images", "mean_R@1", "validation")
     assert (labelled.metric, labelled.test_split) == ("acc1", "test")
-    scores = retention.on_validation()
-    assert retention.during()["retention_mean"] == pytest.approx(sum(scores.values()) / 2)
-    before = retention.on_test()
+    scores = reference_sets.on_validation()
+    assert reference_sets.during()["reference_mean"] == pytest.approx(sum(scores.values()) / 2)
+    before = reference_sets.on_test()
     after = {name: {key: value / 2 for key, value in part.items()} for name, part in before.items()}
-    told = retention.report(before, after)
-    assert told["before"] == {
+    reported = reference_sets.report(before, after)
+    assert reported["before"] == {
         # Every set has retrieval figures, one has classes.
         "acc1": before[labelled.name]["acc1"],
-        "mean_R@1": pytest.approx((before["pictures"]["mean_R@1"] + before[labelled.name]["mean_R@1"]) / 2),
+        "mean_R@1": pytest.approx((before["images"]["mean_R@1"] + before[labelled.name]["mean_R@1"]) / 2),
     }
-    page = report_markdown({"retention": told})
-    assert "| pictures | mean_R@1 | validation | 9 |" in page and f"| {labelled.name} | acc1 | test | 6 |" in page
+    page = report_markdown({"reference_sets": reported})
+    assert "| images | mean_R@1 | validation | 9 |" in page and f"| {labelled.name} | acc1 | test | 6 |" in page
 
 
 def test_names_tell_sets_apart(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -247,36 +250,36 @@ def test_names_tell_sets_apart(tiny_data: TinyData, tmp_path: Path) -> None:
     assert names == [base, f"{base} (2)", f"{base}/train"]
     (tmp_path / "mean").symlink_to(tiny_data.folder)
     scores = loaded(tmp_path / "mean", tiny_data.folder).during()
-    assert list(scores) == ["retention_mean", f"retention_{tmp_path.name}/mean", f"retention_{base}"]
+    assert list(scores) == ["reference_mean", f"reference_{tmp_path.name}/mean", f"reference_{base}"]
 
 
 def test_a_set_that_cannot_be_used_is_an_error_that_names_it(tiny_data: TinyData, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        load_retention(controller_of(tmp_path / "nowhere"))
-    (tmp_path / "x.jpg").write_bytes(b"no picture")
+        load_reference_sets(controller_of(tmp_path / "nowhere"))
+    (tmp_path / "x.jpg").write_bytes(b"no image")
     (tmp_path / "bad.csv").write_text("image_path,caption,label\nx.jpg,a,b\n")
     with pytest.raises(DataError, match=r"bad\.csv has no row that can be used"):
-        load_retention(controller_of(tmp_path / "bad.csv"))
-    assert load_retention(CLIPFinetuningController(CLIPFinetuningConfig(), Console(quiet=True))) is None
+        load_reference_sets(controller_of(tmp_path / "bad.csv"))
+    assert load_reference_sets(CLIPFinetuningController(CLIPFinetuningConfig(), Console(quiet=True))) is None
 
 
 def test_figures_before_training_are_read_again_on_resumption(tiny_data: TinyData, tmp_path: Path) -> None:
-    retention = loaded(tiny_data.folder)
+    reference_sets = loaded(tiny_data.folder)
     kept = tmp_path / "before.json"
-    first = retention.before(kept)
-    assert first == retention.on_test()
+    first = reference_sets.before(kept)
+    assert first == reference_sets.on_test()
     two = loaded(tiny_data.folder, tiny_data.folder)  # a set more, and the weights it is to be measured with
     more = two.before(kept, resumed=True)
     assert list(more) == [part.name for part in two.sets] and list(more.values()) == [*first.values()] * 2
     changed = loaded(tiny_data.table("train"))
-    changed.sets[0] = dataclasses.replace(changed.sets[0], name=retention.sets[0].name)
+    changed.sets[0] = dataclasses.replace(changed.sets[0], name=reference_sets.sets[0].name)
     assert changed.before(kept, resumed=True) == changed.on_test(), "that name had other rows"
-    retention.before(kept)
+    reference_sets.before(kept)
     with torch.no_grad():
-        for one in (retention, two):
+        for one in (reference_sets, two):
             for parameter in one.engine.encoder.parameters():
                 parameter.neg_()
-    assert retention.before(kept, resumed=True) == first != retention.on_test()
+    assert reference_sets.before(kept, resumed=True) == first != reference_sets.on_test()
     with pytest.raises(ConfigurationError, match="other weights now than when the run began"):
         two.before(kept, resumed=True)
 
@@ -284,11 +287,11 @@ def test_figures_before_training_are_read_again_on_resumption(tiny_data: TinyDat
 def test_a_course_is_written_once(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     for value in (0.25, 0.5):
-        record_course(tmp_path, 2, {"saved_retention_mean": value})
-        record_course(tmp_path, 0, {"val_retention_mean": value})
+        record_course(tmp_path, 2, {"saved_reference_mean": value})
+        record_course(tmp_path, 0, {"val_reference_mean": value})
     assert read_metrics(tmp_path / "metrics.jsonl") == [
-        {"step": 0, "val_retention_mean": 0.5},
+        {"step": 0, "val_reference_mean": 0.5},
         {"step": 1, "loss": 2.0},
         {"step": 2, "loss": 1.0},
-        {"step": 2, "saved_retention_mean": 0.5},
+        {"step": 2, "saved_reference_mean": 0.5},
     ]

@@ -1,4 +1,4 @@
-"""Scores and labels that tests of several fields share."""
+"""Scores and labels that tests of several domains share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from domainclip.config.domain_metric_settings import FieldMetricSettings
+from domainclip.config.domain_metric_settings import DomainMetricSettings
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_metrics import FieldMetrics
+from domainclip.metrics.domain_metrics import DomainMetrics
 
 TEMPERATURE = 0.05
 
@@ -21,8 +21,8 @@ def some_scores(n: int = 120, classes: int = 4, seed: int = 0, groups: int | Non
     targets[:classes] = np.arange(classes)
     similarities = rng.normal(0.2, 0.05, (n, classes))
     similarities[np.arange(n), targets] += 0.05
-    ids = None if groups is None else [f"patient {number % groups}" for number in range(n)]
-    labels = [f"class {number}" for number in range(classes)]
+    ids = None if groups is None else [f"patient {index % groups}" for index in range(n)]
+    labels = [f"class {index}" for index in range(classes)]
     return ClassScores.from_similarities(np.round(similarities, 2), targets, labels, TEMPERATURE, ids)
 
 
@@ -45,5 +45,5 @@ def rows_of(scores: ClassScores, rows: np.ndarray) -> ClassScores:
 # --- medicine ---
 
 
-def flat_of(field: Any, scores: ClassScores, **settings: Any) -> tuple[dict[str, float], dict[str, Any]]:
-    return FieldMetrics(field, lambda: TEMPERATURE, FieldMetricSettings(**settings)).score(scores, None)
+def flat_of(domain: Any, scores: ClassScores, **settings: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    return DomainMetrics(domain, lambda: TEMPERATURE, DomainMetricSettings(**settings)).score(scores, None)

@@ -6,30 +6,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from domainclip.metrics.bootstrap import FEW_UNITS
-from domainclip.metrics.names import describe, greater_is_better, is_share
+from domainclip.metrics.names import describe, greater_is_better, is_fraction
 from domainclip.reports.markdown_table import table
 
 _LISTED = 12
 
 
-def concept_figure(name: str, entry: Mapping[str, Any] | None) -> str:
+def semantic_figure(name: str, entry: Mapping[str, Any] | None) -> str:
     """A figure with its interval as a reader meets it, a dash where there is none."""
     value = entry["value"] if entry else None
     if entry is None or value is None or value != value:  # NaN is the only value that differs from itself
         return "—"
 
     def shown(number: float) -> str:
-        return f"{number:.1%}" if is_share(name) else f"{number:.3f}"
+        return f"{number:.1%}" if is_fraction(name) else f"{number:.3f}"
 
     if entry["low"] is None:
         return shown(value)
     return f"{shown(value)} ({shown(entry['low'])} to {shown(entry['high'])})"
 
 
-def concept_notes(found: Mapping[str, Any]) -> list[str]:
-    """What the figures are to be held against, in sentences, from ``details["concepts"]``."""
+def semantic_notes(found: Mapping[str, Any]) -> list[str]:
+    """What the figures are to be held against, in sentences, from ``details["semantics"]``."""
     lines = []
-    tree, documents, terms = (found.get(key) for key in ("class_tree", "documents", "terminology"))
+    tree, documents, terms = (found.get(key) for key in ("class_hierarchy", "documents", "terminology"))
     if tree and tree["n_misses"]:
         lines.append(
             f"Near misses: means over {tree['n_misses']} misses. A wrong class drawn at random would be "
@@ -39,8 +39,8 @@ def concept_notes(found: Mapping[str, Any]) -> list[str]:
     if documents:
         first = documents["chance"].get("document_i2t_Hits@1")
         lines.append(
-            f"Documents: {documents['n_documents']}, {documents['n_images']} pictures, {documents['n_texts']} texts"
-            + (f"; a random order would have Hits@1 of {first:.1%} for pictures" if first is not None else "")
+            f"Documents: {documents['n_documents']}, {documents['n_images']} images, {documents['n_texts']} texts"
+            + (f"; a random order would have Hits@1 of {first:.1%} for images" if first is not None else "")
             + (f"; {documents['n_without_document']} rows name none" if documents["n_without_document"] else "")
         )
     if terms and "spelling" in terms:
@@ -50,9 +50,9 @@ def concept_notes(found: Mapping[str, Any]) -> list[str]:
         )
     if terms and "negations" in terms:
         lines.append(f"Negation: {terms['n_negation_pairs']} pairs of the glossary; a coin gives an accuracy of 50 %")
-    if terms and "picture_negations" in terms:
+    if terms and "image_negations" in terms:
         lines.append(
-            f"Negation on pictures: {len(terms['picture_negations'])} classes; a model deaf to the word has 50 %. "
+            f"Negation on images: {len(terms['image_negations'])} classes; a model deaf to the word has 50 %. "
             "These figures have no interval"
         )
     return [*lines, *_interval_notes(found), *found.get("notes", ())]
@@ -67,15 +67,13 @@ def _interval_notes(found: Mapping[str, Any]) -> list[str]:
     for name, entry in found["metrics"].items():
         if entry["low"] is not None:
             by_size.setdefault(entry["units"], []).append(describe(name))
-        elif (
-            not name.startswith("picture_negation") and entry["value"] is not None and entry["value"] == entry["value"]
-        ):
+        elif not name.startswith("image_negation") and entry["value"] is not None and entry["value"] == entry["value"]:
             without.append(describe(name))
     lines = []
     if by_size:
         least, most = min(by_size), max(by_size)
         lines.append(
-            f"Intervals: percentile bootstrap, 95 %, {found['resamples']:,} resamples of whole groups of pictures, "
+            f"Intervals: percentile bootstrap, 95 %, {found['resamples']:,} resamples of whole groups of images, "
             f"documents, meanings and negation pairs ({least if least == most else f'{least} to {most}'} of them)"
         )
     lines += [
@@ -90,7 +88,7 @@ def _interval_notes(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def concept_section(report: Mapping[str, Any]) -> str:
+def semantic_section(report: Mapping[str, Any]) -> str:
     """Markdown from the content of ``report.json``; nothing where no evaluation has such figures."""
     parts = [(when, _of(report, when)) for when in ("before", "after")]
     parts = [(when, part) for when, part in parts if part]
@@ -103,12 +101,12 @@ def concept_section(report: Mapping[str, Any]) -> str:
         rows = [
             [
                 describe(name) + ("" if greater_is_better(name) else " (lower is better)"),
-                *(concept_figure(name, part["metrics"].get(name)) for _, part in parts),
+                *(semantic_figure(name, part["metrics"].get(name)) for _, part in parts),
             ]
             for name in names
         ]
         text.append(table(["figure (95 % interval)", *(when for when, _ in parts)], rows))
-    notes = concept_notes(last)
+    notes = semantic_notes(last)
     if notes:
         text.append("\n".join(f"- {note.rstrip('.')}." for note in notes))
     missed = (last.get("terminology") or {}).get("missed") or []
@@ -122,4 +120,4 @@ def concept_section(report: Mapping[str, Any]) -> str:
 
 
 def _of(report: Mapping[str, Any], when: str) -> Mapping[str, Any]:
-    return ((report.get("details") or {}).get(when) or {}).get("concepts") or {}
+    return ((report.get("details") or {}).get(when) or {}).get("semantics") or {}

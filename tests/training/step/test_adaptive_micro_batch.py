@@ -1,4 +1,4 @@
-"""How the chunk follows memory: what goes first, what comes back, what is refused."""
+"""How the micro-batch follows memory: what goes first, what comes back, what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from out_of_memory_cases import OTHERS, OUT_OF_MEMORY, Run, assert_same_run, bat
 pytestmark = pytest.mark.usefixtures("quick_collections")
 
 
-def test_frozen_batch_norm_goes_in_chunks_and_live_batch_norm_is_told() -> None:
+def test_frozen_batch_norm_goes_in_micro_batches_and_live_batch_norm_is_told() -> None:
     undisturbed, disturbed = Run(batch_norm=True), Run(batch_norm=True)
     for run in (undisturbed, disturbed):
         run.towers.image[1].eval()
@@ -36,7 +36,7 @@ def test_frozen_batch_norm_goes_in_chunks_and_live_batch_norm_is_told() -> None:
     assert live.changes == []
 
 
-def test_the_chunk_grows_back_and_a_failed_try_is_made_less_often() -> None:
+def test_the_micro_batch_grows_back_and_a_failed_try_is_made_less_often() -> None:
     run = Run(patience=3)
     run.plain.limit = 4
     run.train(9)
@@ -61,29 +61,29 @@ def test_the_chunk_grows_back_and_a_failed_try_is_made_less_often() -> None:
 
 
 def test_graphs_that_are_kept_go_first_and_come_back() -> None:
-    run = Run(chunk=1, kept_chunks=5, patience=2)
+    run = Run(micro_batch=1, kept_micro_batches=5, patience=2)
     run.plain.plan = {1: [("image", OUT_OF_MEMORY[0])]}
     run.train(2)
-    assert (run.plain.chunk, run.plain.kept_chunks) == (1, 0)
-    assert run.moves == [(1, 1, 1)] and "no chunk keeps its graph" in run.changes[0][3]
+    assert (run.plain.micro_batch, run.plain.kept_micro_batches) == (1, 0)
+    assert run.moves == [(1, 1, 1)] and "no micro-batch keeps its graph" in run.changes[0][3]
     run.train(1)
-    assert (run.plain.chunk, run.plain.kept_chunks) == (1, 5)
+    assert (run.plain.micro_batch, run.plain.kept_micro_batches) == (1, 5)
     assert_same_run(run, Run().train(3))
 
 
-def test_small_pictures_go_in_larger_chunks_until_that_is_too_much() -> None:
-    run = Run(chunk=2)
+def test_small_images_go_in_larger_micro_batches_until_that_is_too_much() -> None:
+    run = Run(micro_batch=2)
     run.step.enlarge(4)
-    assert run.plain.chunk_of(16) == 8 and run.plain.chunk_of(6) == 6
+    assert run.plain.micro_batch_of(16) == 8 and run.plain.micro_batch_of(6) == 6
     run.plain.limit = 4
     run.train(1)
-    assert run.moves == [(1, 8, 2)] and "no larger chunks for small pictures" in run.changes[0][3]
+    assert run.moves == [(1, 8, 2)] and "no larger micro-batches for small images" in run.changes[0][3]
     run.step.enlarge(4)
-    assert run.plain.chunk_of(16) == 2
-    again = Run(chunk=2)
-    again.step.load_state(run.step.get_state())
+    assert run.plain.micro_batch_of(16) == 2
+    again = Run(micro_batch=2)
+    again.step.load_state_dict(run.step.state_dict())
     again.step.enlarge(4)
-    assert again.plain.chunk_of(16) == 2
+    assert again.plain.micro_batch_of(16) == 2
     whole = Run()  # that goes through whole has nothing to enlarge
     whole.step.enlarge(4)
     whole.plain.limit = 8
@@ -102,8 +102,8 @@ def test_a_batch_that_fits_anyway_is_no_try() -> None:
     assert run.moves[1:] == [(7, 8, 16), (7, 16, 8)]
 
 
-def test_an_odd_chunk_is_halved_upwards_until_one_row_does_not_fit() -> None:
-    run = Run(chunk=5)
+def test_an_odd_micro_batch_is_halved_upwards_until_one_row_does_not_fit() -> None:
+    run = Run(micro_batch=5)
     run.plain.limit = 0
     with pytest.raises(MemoryConstraintError, match=r"even one pair at a time .*gradient_checkpointing=true") as caught:
         run.train(1)
@@ -129,25 +129,25 @@ def test_gradients_from_before_are_refused() -> None:
 
 def test_a_resumed_run_makes_the_same_choices() -> None:
     def limited(steps: int) -> Run:
-        run = Run(kept_chunks=2, dropout=0.2, patience=2)
+        run = Run(kept_micro_batches=2, dropout=0.2, patience=2)
         torch.manual_seed(9)
         run.plain.limit = 4
         return run.train(steps)
 
     whole = limited(12)
     first = limited(6)
-    state = json.loads(json.dumps(first.step.get_state()))  # plain enough for any file
+    state = json.loads(json.dumps(first.step.state_dict()))  # plain enough for any file
     again = Run(dropout=0.2)
     again.plain.limit = 4
     again.towers.load_state_dict(copy.deepcopy(first.towers.state_dict()))
     again.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
     again.updates = first.updates
-    again.step.load_state(state)
-    assert again.step.get_state() == first.step.get_state()
+    again.step.load_state_dict(state)
+    assert again.step.state_dict() == first.step.state_dict()
     again.train(6)
     assert again.moves == whole.moves[len(first.moves) :]
     assert again.moves  # something was decided after the resumption
-    assert again.step.get_state() == whole.step.get_state()
+    assert again.step.state_dict() == whole.step.state_dict()
     assert all(torch.equal(value, whole.towers.state_dict()[name]) for name, value in again.towers.state_dict().items())
 
 

@@ -1,4 +1,4 @@
-"""What rows do not settle, intervals by group, and what the evaluator and reports say."""
+"""What rows do not determine, intervals by group, and what the evaluator and reports say."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from domain_cases import flat_of, rows_of, scores_of, some_scores
+from domain_report_cases import Noisy
 from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
-from domainclip.config.domain_metric_settings import FieldMetricSettings
+from domainclip.config.domain_metric_settings import DomainMetricSettings
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_metrics import FieldMetrics
-from domainclip.metrics.names import describe, greater_is_better, is_of_a_field
+from domainclip.metrics.domain_metrics import DomainMetrics
+from domainclip.metrics.names import describe, greater_is_better, is_domain_metric
 from domainclip.reports.domain_markdown import figure_text
 from domainclip.reports.report import jsonable, write_report
 from domainclip.reports.report_markdown import value_text
-from field_cases import flat_of, rows_of, scores_of, some_scores
-from field_report_cases import Noisy
 
-# --- what the rows do not settle ---
+# --- what the rows do not determine ---
 
 
-@pytest.mark.parametrize("field", ["medical", "industrial", "scientific", "general"])
-def test_two_rows_one_class_and_an_absent_class_give_figures_or_none_but_no_nonsense(field: str) -> None:
+@pytest.mark.parametrize("domain", ["medical", "industrial", "scientific", "general"])
+def test_two_rows_one_class_and_an_absent_class_give_figures_or_none_but_no_nonsense(domain: str) -> None:
     labels = ["good", "crack", "stain"]
     two = scores_of([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]], [0, 1], labels)
     one_class = scores_of([[0.8, 0.1, 0.1]] * 5, [0] * 5, labels)
     absent = replace(some_scores(40, 3), labels=("good", "crack", "stain"))
     absent = rows_of(absent, np.flatnonzero(absent.targets < 2))
     for scores in (two, one_class, absent):
-        flat, shown = flat_of(field, scores, bootstrap_resamples=200)
+        flat, shown = flat_of(domain, scores, bootstrap_resamples=200)
         assert flat["acc1"] == (scores.targets == scores.predictions).mean()
         text = json.dumps(shown, allow_nan=False)
-        assert json.loads(text)["field"] == field
+        assert json.loads(text)["domain"] == domain
         for entry in shown["metrics"].values():
             assert "low" not in entry or entry["low"] <= entry["high"]
     flat, shown = flat_of("medical", absent, bootstrap_resamples=50)
@@ -78,8 +78,8 @@ def test_intervals_are_by_group_and_say_so() -> None:
     ]
     assert widths[0] == pytest.approx(widths[2])
     assert widths[1] < 0.75 * widths[0]
-    assert any("1,000 resamples of 60 groups of 180 pictures" in note for note in by_group["notes"])
-    assert any("each picture counts as independent" in note for note in by_row["notes"])
+    assert any("1,000 resamples of 60 groups of 180 images" in note for note in by_group["notes"])
+    assert any("each image counts as independent" in note for note in by_row["notes"])
 
 
 def test_notes_on_few_units_one_group_fewer_resamples_and_none_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_resamples_without_a_class_are_left_out_and_told() -> None:
 
 @pytest.mark.parametrize("rare", [1, 8])
 def test_a_mean_over_classes_is_of_the_same_classes_in_every_resample_or_says_so(rare: int) -> None:
-    """Easy classes are always right and each rare one, with a single picture, never: without the rare ones the mean
+    """Easy classes are always right and each rare one, with a single image, never: without the rare ones the mean
     would be 1, a figure of other classes."""
     targets = np.array([0] * 50 + [1] * 49 + list(range(2, 2 + rare)))
     similarities = np.eye(2 + rare)[targets]
@@ -124,7 +124,7 @@ def test_a_mean_over_classes_is_of_the_same_classes_in_every_resample_or_says_so
         else:  # nearly all lack one of eight: the means are of what is left, and the note says so
             assert entry["undefined"] == 0 and entry["high"] - entry["low"] > 0.05
             assert any("lack a class; there" in note and name in note for note in shown["notes"])
-    # A single picture's own figures come from fewer resamples too.
+    # A single image's own figures come from fewer resamples too.
     assert any(note.startswith("Up to") and "figures of class" in note for note in shown["notes"])
 
 
@@ -136,7 +136,7 @@ def test_a_calibration_error_beside_its_interval_has_its_own_reason() -> None:
         chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         targets = np.array([rng.choice(3, p=row) for row in chances])
         scores = ClassScores.from_similarities(logits, targets, ["a", "b", "c"], 1.0)
-        _, shown = FieldMetrics("medical", lambda: 1.0, FieldMetricSettings(bootstrap_resamples=200)).score(
+        _, shown = DomainMetrics("medical", lambda: 1.0, DomainMetricSettings(bootstrap_resamples=200)).score(
             scores, None
         )
         if shown["metrics"]["ece"]["value"] < shown["metrics"]["ece"]["low"]:
@@ -145,7 +145,7 @@ def test_a_calibration_error_beside_its_interval_has_its_own_reason() -> None:
     assert "lies too high" in note and "flatter" not in note
 
 
-# --- from pictures to a report ---
+# --- from images to a report ---
 
 
 @dataclass(frozen=True)
@@ -162,18 +162,18 @@ ROWS = [
 ]
 
 
-def evaluated(field: Any, noise: float = 0.7, **settings: Any) -> EvaluationResult:
-    metrics = FieldMetrics(field, lambda: 0.1, FieldMetricSettings(**settings))
-    return DomainEvaluator(ROWS, ["{}"], field=metrics).evaluate(Noisy(noise))
+def evaluated(domain: Any, noise: float = 0.7, **settings: Any) -> EvaluationResult:
+    metrics = DomainMetrics(domain, lambda: 0.1, DomainMetricSettings(**settings))
+    return DomainEvaluator(ROWS, ["{}"], domain_metrics=metrics).evaluate(Noisy(noise))
 
 
 def test_the_evaluator_hands_over_its_probabilities_groups_and_ranks() -> None:
     result = evaluated("scientific", bootstrap_resamples=100)
-    shown = result.details["field"]
+    shown = result.details["domain_metrics"]
     assert shown["metrics"]["acc1"]["value"] == result.metrics["acc1"]
     assert result.metrics["i2t_Hits@10"] == result.metrics["i2t_R@10"]
     assert shown["metrics"]["t2i_MRR"]["value"] == pytest.approx(result.metrics["t2i_MRR"])
-    assert any("30 groups of 60 pictures" in note for note in shown["notes"])
+    assert any("30 groups of 60 images" in note for note in shown["notes"])
     medical = evaluated("medical", bootstrap_resamples=0)
     embed = Noisy(0.7)
     similarities = embed.encode_images([row.image_path for row in ROWS]) @ embed.encode_texts(sorted(Noisy.labels)).T
@@ -184,24 +184,24 @@ def test_the_evaluator_hands_over_its_probabilities_groups_and_ranks() -> None:
     )
 
 
-def test_without_a_field_nothing_is_added() -> None:
+def test_without_a_domain_nothing_is_added() -> None:
     result = DomainEvaluator(ROWS, ["{}"]).evaluate(Noisy(0.7))
-    assert "field" not in result.details
-    assert not any(is_of_a_field(name) for name in result.metrics)
+    assert "domain_metrics" not in result.details
+    assert not any(is_domain_metric(name) for name in result.metrics)
 
 
-def test_rows_without_labels_still_have_retrieval_in_the_fields_terms() -> None:
+def test_rows_without_labels_still_have_retrieval_in_the_domain_metrics() -> None:
     rows = [replace(row, label=None) for row in ROWS]
-    metrics = FieldMetrics("scientific", lambda: 0.1, FieldMetricSettings(bootstrap_resamples=50))
-    result = DomainEvaluator(rows, ["{}"], field=metrics).evaluate(Noisy(0.7))
-    assert set(result.details["field"]["metrics"]) == {"i2t_Hits@10", "t2i_Hits@10", "i2t_MRR", "t2i_MRR"}
+    metrics = DomainMetrics("scientific", lambda: 0.1, DomainMetricSettings(bootstrap_resamples=50))
+    result = DomainEvaluator(rows, ["{}"], domain_metrics=metrics).evaluate(Noisy(0.7))
+    assert set(result.details["domain_metrics"]["metrics"]) == {"i2t_Hits@10", "t2i_Hits@10", "i2t_MRR", "t2i_MRR"}
 
 
-def test_settings_that_do_not_fit_the_classes_are_found_before_any_picture_is_read() -> None:
-    for field, settings in (("medical", {"label_order": ["a", "b"]}), ("industrial", {"normal_label": "fine"})):
-        metrics = FieldMetrics(field, lambda: 0.1, FieldMetricSettings(**settings))  # type: ignore[arg-type]
+def test_settings_that_do_not_fit_the_classes_are_found_before_any_image_is_read() -> None:
+    for domain, settings in (("medical", {"label_order": ["a", "b"]}), ("industrial", {"normal_label": "fine"})):
+        metrics = DomainMetrics(domain, lambda: 0.1, DomainMetricSettings(**settings))  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError):
-            DomainEvaluator(ROWS, ["{}"], field=metrics)
+            DomainEvaluator(ROWS, ["{}"], domain_metrics=metrics)
 
 
 def test_the_report_says_before_and_after_with_intervals(tmp_path: Path) -> None:
@@ -209,11 +209,13 @@ def test_the_report_says_before_and_after_with_intervals(tmp_path: Path) -> None
     stored = json.loads(json.dumps(jsonable({"metrics": before.metrics, "details": before.details})))
     write_report(tmp_path, {"before": stored, "after": after})
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    entry = report["details"]["after"]["field"]["metrics"]["image_auroc"]
+    entry = report["details"]["after"]["domain_metrics"]["metrics"]["image_auroc"]
     assert entry["value"] == after.metrics["image_auroc"] == report["after"]["image_auroc"]
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    section = text.split("## In the terms of the field: inspection")[1].split("\n## ")[0]
-    cells = (figure_text("image_auroc", part.details["field"]["metrics"]["image_auroc"]) for part in (before, after))
+    section = text.split("## Domain metrics: inspection")[1].split("\n## ")[0]
+    cells = (
+        figure_text("image_auroc", part.details["domain_metrics"]["metrics"]["image_auroc"]) for part in (before, after)
+    )
     assert f"| image AUROC, defect or not | {' | '.join(cells)} |" in section
     assert "false alarms (normal called a defect) (lower is better)" in section
     assert "| cracked part | 20 |" in section and "Normal: good part (guessed from 'good' in the name" in section
@@ -223,10 +225,10 @@ def test_the_report_says_before_and_after_with_intervals(tmp_path: Path) -> None
 
 def test_the_report_shows_the_cross_discipline_matrix(tmp_path: Path) -> None:
     rows = [replace(row, group=f"{'steel' if n % 3 else 'wood'}/{n}") for n, row in enumerate(ROWS)]
-    metrics = FieldMetrics("scientific", lambda: 0.1, FieldMetricSettings(bootstrap_resamples=0))
-    write_report(tmp_path, {"after": DomainEvaluator(rows, ["{}"], field=metrics).evaluate(Noisy(0.7))})
+    metrics = DomainMetrics("scientific", lambda: 0.1, DomainMetricSettings(bootstrap_resamples=0))
+    write_report(tmp_path, {"after": DomainEvaluator(rows, ["{}"], domain_metrics=metrics).evaluate(Noisy(0.7))})
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "| discipline | pictures | taken for steel | taken for wood | accuracy |" in text
+    assert "| discipline | images | taken for steel | taken for wood | accuracy |" in text
     assert "| wood | 20 |" in text
 
 
@@ -242,8 +244,8 @@ def test_figures_as_text() -> None:
 def test_every_figure_has_a_description_and_a_direction() -> None:
     names = {
         name
-        for field in ("medical", "industrial", "scientific", "general")
-        for name in evaluated(field, label_order=sorted(Noisy.labels), bootstrap_resamples=0).metrics
+        for domain in ("medical", "industrial", "scientific", "general")
+        for name in evaluated(domain, label_order=sorted(Noisy.labels), bootstrap_resamples=0).metrics
     }
     names |= set(flat_of("industrial", some_scores(), bootstrap_resamples=0)[0])
     for name in names:
@@ -262,9 +264,9 @@ def test_every_figure_has_a_description_and_a_direction() -> None:
 
 
 def test_recipe_keys_are_checked() -> None:
-    assert FieldMetricSettings(normal_label="good").normal_labels == ("good",)
-    assert FieldMetricSettings(normal_label=["good", "ok"]).normal_labels == ("good", "ok")
-    assert FieldMetricSettings().normal_labels == ()
+    assert DomainMetricSettings(normal_label="good").normal_labels == ("good",)
+    assert DomainMetricSettings(normal_label=["good", "ok"]).normal_labels == ("good", "ok")
+    assert DomainMetricSettings().normal_labels == ()
     with pytest.raises(ConfigurationError, match="Invalid evaluation metrics 'medicine'"):
         CLIPFinetuningConfig(evaluation_metrics="medicine")
     with pytest.raises(ConfigurationError, match="names 'a' twice"):
@@ -273,7 +275,7 @@ def test_recipe_keys_are_checked() -> None:
         CLIPFinetuningConfig(normal_label=[])
 
 
-def test_evaluate_on_domain_gives_the_fields_figures(tiny_data: Any) -> None:
+def test_evaluate_on_domain_gives_the_domain_metrics(tiny_data: Any) -> None:
     controller = CLIPFinetuningController(CLIPFinetuningConfig(model_name="tiny", domain="medical", device="cpu"))
     controller.setup()
     rows = tiny_data.pairs("test")
@@ -281,14 +283,17 @@ def test_evaluate_on_domain_gives_the_fields_figures(tiny_data: Any) -> None:
     assert list(found) == ["macro_auroc", "balanced_accuracy", "accuracy", "ece"]
     full = controller.evaluate(rows)
     assert full.metrics["macro_auroc"] == found["macro_auroc"]
-    assert full.details["field"]["field"] == "medical" and "low" in full.details["field"]["metrics"]["acc1"]
+    assert (
+        full.details["domain_metrics"]["domain"] == "medical"
+        and "low" in full.details["domain_metrics"]["metrics"]["acc1"]
+    )
     other = CLIPFinetuningController(CLIPFinetuningConfig(model_name="tiny", domain="scientific", device="cpu"))
     other.setup()
     with pytest.raises(ConfigurationError, match="Invalid metric 'macro_auroc'"):
         other.evaluate_on_domain(rows, ["macro_auroc"])
 
 
-def test_evaluate_prints_and_writes_the_fields_figures(
+def test_evaluate_prints_and_writes_the_domain_metrics(
     tiny_data: Any, tmp_path: Path, domainclip: Callable[..., Any]
 ) -> None:
     found = domainclip(
@@ -305,11 +310,11 @@ def test_evaluate_prints_and_writes_the_fields_figures(
         "device=cpu",
     )
     assert found.exit_code == 0, found.err
-    assert "In the terms of the field (industrial)" in found.out
+    assert "Domain metrics (industrial)" in found.out
     assert "image AUROC, defect or not" in found.out and "as normal_label says" in found.out
     written = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert 0 <= written["metrics"]["image_auroc"] <= 1
-    assert written["details"]["field"]["metrics"]["image_auroc"]["value"] == written["metrics"]["image_auroc"]
+    assert written["details"]["domain_metrics"]["metrics"]["image_auroc"]["value"] == written["metrics"]["image_auroc"]
     wrong = domainclip(
         "evaluate",
         "--model",

@@ -1,4 +1,4 @@
-"""The demo's data set, checked against the source pictures themselves."""
+"""The demo's data set, checked against the source images themselves."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from PIL import Image
 from domainclip.demo import build_demo_data
 from domainclip.errors import DataError, MissingExtraError
 
-pytest.importorskip("skimage", reason="the demo's pictures come with scikit-image")
+pytest.importorskip("skimage", reason="the demo's images come with scikit-image")
 
 SPLITS = ("train", "val", "test")
-# licence notes in the docstrings of skimage.data; pictures with a vaguer note must not slip in
-FREE_PICTURES = {
+# licence notes in the docstrings of skimage.data; images with a vaguer note must not slip in
+FREE_IMAGES = {
     *("retina.jpg", "hubble_deep_field.jpg", "brick.png", "grass.png", "gravel.png", "text.png"),
     *("chelsea.png", "coffee.png", "rocket.jpg"),
 }
@@ -40,14 +40,14 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def source_picture(name: str) -> Image.Image:
+def source_image(name: str) -> Image.Image:
     spec = importlib.util.find_spec("skimage")
     assert spec is not None
     assert spec.origin is not None
     return Image.open(Path(spec.origin).parent / "data" / name)
 
 
-def test_every_class_has_its_share_of_patches_in_every_split(demo: Path) -> None:
+def test_every_class_has_its_fraction_of_patches_in_every_split(demo: Path) -> None:
     for split, count in (("train", 80), ("val", 12), ("test", 25)):
         table = rows(demo, split)
         assert list(table[0]) == ["image_path", "caption", "label", "group"]
@@ -61,15 +61,15 @@ def test_every_class_has_its_share_of_patches_in_every_split(demo: Path) -> None
 def test_no_source_pixel_and_no_group_is_in_two_splits(demo: Path) -> None:
     taken: dict[tuple[str, str], np.ndarray] = {}
     for row in rows(demo, "patches"):
-        width, height = source_picture(row["picture"]).size
-        mask = taken.setdefault((row["picture"], row["split"]), np.zeros((height, width), dtype=bool))
+        width, height = source_image(row["image"]).size
+        mask = taken.setdefault((row["image"], row["split"]), np.zeros((height, width), dtype=bool))
         left, top, side = int(row["left"]), int(row["top"]), int(row["side"])
         assert 0 <= left <= width - side
         assert 0 <= top <= height - side
         mask[top : top + side, left : left + side] = True
-    for picture in {picture for picture, _ in taken}:
-        masks = [taken[picture, split] for split in SPLITS]
-        assert np.sum(masks, axis=0).max() == 1, picture
+    for image in {image for image, _ in taken}:
+        masks = [taken[image, split] for split in SPLITS]
+        assert np.sum(masks, axis=0).max() == 1, image
     splits_of_group = defaultdict(set)
     for split in SPLITS:
         for row in rows(demo, split):
@@ -85,7 +85,7 @@ def test_a_patch_is_the_square_the_table_names(demo: Path) -> None:
             assert patch.format == "JPEG"
             # compared as 16 × 16 means: what resampling filter and JPEG coding do not change
             shown = np.asarray(patch.convert("RGB").resize((16, 16), Image.Resampling.BOX), dtype=float)
-        square = source_picture(row["picture"]).convert("RGB").crop((left, top, left + side, top + side))
+        square = source_image(row["image"]).convert("RGB").crop((left, top, left + side, top + side))
         expected = np.asarray(square.resize((16, 16), Image.Resampling.BOX), dtype=float)
         assert np.abs(shown - expected).mean() < 4.0, row["image_path"]
 
@@ -95,7 +95,7 @@ def test_no_patch_is_empty_or_in_the_black_surround(demo: Path) -> None:
         with Image.open(demo / row["image_path"]) as patch:
             grey = np.asarray(patch.convert("L"), dtype=float)
         assert grey.std() > 1.5, row["image_path"]
-        if row["picture"] == "retina.jpg":
+        if row["image"] == "retina.jpg":
             assert grey.min() > 10, row["image_path"]
 
 
@@ -109,11 +109,11 @@ def test_captions_name_the_class_in_several_wordings(demo: Path) -> None:
     assert len(set(everything)) == len(everything)
 
 
-def test_only_pictures_with_a_free_licence_are_used_and_named(demo: Path) -> None:
-    assert {row["picture"] for row in rows(demo, "patches")} == FREE_PICTURES
+def test_only_images_with_a_free_licence_are_used_and_named(demo: Path) -> None:
+    assert {row["image"] for row in rows(demo, "patches")} == FREE_IMAGES
     readme = (demo / "README.md").read_text(encoding="utf-8")
-    for picture in FREE_PICTURES:
-        lines = [line for line in readme.splitlines() if f"| {picture} |" in line]
+    for image in FREE_IMAGES:
+        lines = [line for line in readme.splitlines() if f"| {image} |" in line]
         assert lines
         assert all(line.endswith(("| CC0 1.0 |", "| public domain |")) for line in lines)
 
@@ -179,13 +179,13 @@ def test_without_scikit_image_the_message_names_the_extra(tmp_path: Path, monkey
         build_demo_data(tmp_path / "data")
 
 
-def test_a_changed_picture_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import domainclip.demo.pictures as pictures
+def test_a_changed_image_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import domainclip.demo.images as images
 
-    original = pictures._bundled_pictures()
-    for name in FREE_PICTURES:
+    original = images._bundled_images()
+    for name in FREE_IMAGES:
         (tmp_path / name).write_bytes((original / name).read_bytes())
     Image.new("L", (300, 300)).save(tmp_path / "grass.png")
-    monkeypatch.setattr(pictures, "_bundled_pictures", lambda: tmp_path)
+    monkeypatch.setattr(images, "_bundled_images", lambda: tmp_path)
     with pytest.raises(DataError, match=r"grass\.png measures \(300, 300\), expected \(512, 512\)"):
         build_demo_data(tmp_path / "data")

@@ -1,4 +1,4 @@
-"""Documents, near misses and the field's words, beside the accuracy and recall that every evaluation gives."""
+"""Documents, near misses and the domain's terms, beside the accuracy and recall that every evaluation gives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from domainclip.errors import DataError
-from domainclip.evaluation.class_hierarchy import ClassTree, class_tree_scores
+from domainclip.evaluation.class_hierarchy import ClassHierarchy, class_hierarchy_scores
 from domainclip.evaluation.document_retrieval import DocumentRetrievalEvaluator
 from domainclip.evaluation.terminology import TerminologyEvaluator
 from domainclip.metrics.ratio_intervals import Ends
@@ -17,14 +17,14 @@ from domainclip.metrics.ratio_intervals import Ends
 _PER_ITEM = ("i2t_ranks", "t2i_ranks")
 
 
-class ConceptScores:
+class SemanticScores:
     """Whichever of the three is given. ``encode_terms`` encodes the glossary's terms as they stand, where the
     embedder's own preprocessing would write abbreviations out. ``notes``: sentences on what is left out, and why.
     ``resamples``: how many the intervals come from; 0 for none."""
 
     def __init__(
         self,
-        tree: ClassTree | None = None,
+        tree: ClassHierarchy | None = None,
         documents: DocumentRetrievalEvaluator | None = None,
         terminology: TerminologyEvaluator | None = None,
         encode_terms: Callable[[list[str]], Tensor] | None = None,
@@ -36,7 +36,7 @@ class ConceptScores:
         self.notes = list(notes)
         parts = [part for part in (documents, terminology) if part is not None]
         self.paths: list[Path] = list(dict.fromkeys(path for part in parts for path in part.paths))
-        """Pictures whose embeddings are needed."""
+        """Images whose embeddings are needed."""
 
     def check(self, classes: Sequence[str]) -> None:
         """Raises ``ConfigurationError`` for classes that the tree lacks: before a long evaluation, not after it."""
@@ -50,16 +50,16 @@ class ConceptScores:
         classification: Mapping[str, Any] | None = None,
         groups: Sequence[str | None] | None = None,
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Flat numbers, and details under ``class_tree``, ``documents`` and ``terminology``.
+        """Flat numbers, and details under ``class_hierarchy``, ``documents`` and ``terminology``.
 
         ``classification``: the details of ``ZeroShotEvaluator``, which the tree needs, and the ``groups`` (patient,
-        part) of its pictures.
+        part) of its images.
         """
         metrics: dict[str, float] = {}
         details: dict[str, Any] = {}
         notes = list(self.notes)
         if self.tree is not None and classification is not None:
-            found, details["class_tree"] = class_tree_scores(
+            found, details["class_hierarchy"] = class_hierarchy_scores(
                 self.tree,
                 classification["targets"],
                 classification["predictions"],
@@ -69,7 +69,7 @@ class ConceptScores:
             )
             metrics |= found
         elif self.tree is not None:
-            notes.append("No class-tree scores: nothing was classified")
+            notes.append("No class-hierarchy scores: nothing was classified")
         if self.documents is not None:
             result = self.documents.score(embeds_of(self.documents.paths), encode_texts, self.resamples)
             found_documents = result.details["documents"]

@@ -1,4 +1,4 @@
-"""The fields' metrics against scikit-learn, torchmetrics, plain loops and small cases worked by hand."""
+"""The domain metrics against scikit-learn, torchmetrics, plain loops and small cases worked by hand."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from torchmetrics.functional.classification import (
     multiclass_cohen_kappa,
 )
 
-from domainclip.config.domain_metric_settings import FieldMetricSettings
+from domain_cases import flat_of, rows_of, scores_of, some_scores
+from domainclip.config.domain_metric_settings import DomainMetricSettings
 from domainclip.errors import ConfigurationError, ShapeError
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_metrics import FieldMetrics
+from domainclip.metrics.domain_metrics import DomainMetrics
 from domainclip.metrics.industrial import industrial_part
 from domainclip.metrics.medical import medical_part
-from domainclip.metrics.ordinal_classes import places_in_order, with_kappa
+from domainclip.metrics.ordinal_classes import positions_in_order, with_kappa
 from domainclip.metrics.panels import ClassPanel, Panel, of_those_left
 from domainclip.metrics.retrieval_panel import RetrievalPanel
 from domainclip.metrics.scientific import scientific_part
 from domainclip.metrics.threshold_curves import THRESHOLD_FIGURES, ThresholdCurves, threshold_figures
-from field_cases import flat_of, rows_of, scores_of, some_scores
 
 
 def drawn(n: int, resamples: int = 12, seed: int = 1) -> tuple[list[np.ndarray], np.ndarray]:
-    rows = [np.random.default_rng([seed, number]).integers(n, size=n) for number in range(resamples)]
+    rows = [np.random.default_rng([seed, index]).integers(n, size=n) for index in range(resamples)]
     return rows, np.stack([np.bincount(part, minlength=n) for part in rows]).astype(float)
 
 
@@ -87,9 +87,9 @@ def test_curves_of_resamples_equal_the_figures_of_the_rows_drawn(seed: int) -> N
     scores = np.round(rng.normal(size=50) + 0.8 * positive, 1)
     rows, counts = drawn(50, 25, seed)
     found = ThresholdCurves(scores, positive).figures(counts)
-    for number, part in enumerate(rows):
+    for index, part in enumerate(rows):
         expected = threshold_figures(scores[part], positive[part])
-        assert {name: found[name][number] for name in found} == pytest.approx(expected)
+        assert {name: found[name][index] for name in found} == pytest.approx(expected)
 
 
 def test_one_side_without_rows_is_undefined_and_not_a_number_made_up() -> None:
@@ -129,8 +129,8 @@ def test_log_odds_are_those_of_the_softmax() -> None:
     assert scores.log_odds([1, 3]) == pytest.approx(np.log(some / (1 - some)))
 
 
-def test_a_sharp_temperature_does_not_turn_sure_pictures_into_ties() -> None:
-    """At CLIP's 0.01 both first pictures are of class a with a probability that rounds to 1."""
+def test_a_sharp_temperature_does_not_turn_sure_images_into_ties() -> None:
+    """At CLIP's 0.01 both first images are of class a with a probability that rounds to 1."""
     similarities = np.array([[1.0, 0.2, 0.1], [0.9, 0.4, 0.1], [0.2, 0.9, 0.1]])
     scores = ClassScores.from_similarities(similarities, [0, 0, 1], ["a", "b", "c"], 0.01)
     probabilities = np.exp(scores.log_probabilities)
@@ -164,20 +164,20 @@ def parts_of(name: str, scores: ClassScores) -> list[Panel]:
 def test_resampled_panels_equal_panels_of_the_rows_drawn(name: str) -> None:
     scores = some_scores(60)
     rows, counts = drawn(60)
-    for place, panel in enumerate(parts_of(name, scores)):
+    for position, panel in enumerate(parts_of(name, scores)):
         found = panel.resampled(counts)
         assert {key for key in found if not key[0].endswith(of_those_left(""))} == panel.values.keys()
-        for number, part in enumerate(rows):
-            expected = parts_of(name, rows_of(scores, part))[place].values
+        for index, part in enumerate(rows):
+            expected = parts_of(name, rows_of(scores, part))[position].values
             for key in panel.values:
                 # A mean over labels is also there over those the resample has; they differ only where one lacks.
                 left = found.get((of_those_left(key[0]), key[1]), found[key])
-                assert left[number] == pytest.approx(expected[key], nan_ok=True), key
-                assert np.isnan(found[key][number]) or found[key][number] == pytest.approx(left[number])
+                assert left[index] == pytest.approx(expected[key], nan_ok=True), key
+                assert np.isnan(found[key][index]) or found[key][index] == pytest.approx(left[index])
 
 
 def test_retrieval_panel_by_hand_and_resampled() -> None:
-    hits = np.array([[0, 0], [1, 0], [2, 1], [3, 2]])  # two pictures have the first caption
+    hits = np.array([[0, 0], [1, 0], [2, 1], [3, 2]])  # two images have the first caption
     panel = RetrievalPanel([1, 2, 4, 1], [1, 3, 11], hits, ["i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR"])
     assert panel.values == {
         ("i2t_R@1", None): 0.5,
@@ -185,7 +185,7 @@ def test_retrieval_panel_by_hand_and_resampled() -> None:
         ("i2t_MRR", None): pytest.approx((1 + 1 / 2 + 1 / 4 + 1) / 4),
         ("t2i_MRR", None): pytest.approx((1 + 1 / 3 + 1 / 11) / 3),
     }
-    # Picture 0 twice, 1 and 2 once, 3 not at all: the first caption counts 3/2, the second 1, the third 0.
+    # Image 0 twice, 1 and 2 once, 3 not at all: the first caption counts 3/2, the second 1, the third 0.
     found = panel.resampled(np.array([[2.0, 1, 1, 0]]))
     assert found["i2t_MRR", None][0] == pytest.approx((2 + 1 / 2 + 1 / 4) / 4)
     assert found["t2i_MRR", None][0] == pytest.approx((1.5 + 1 / 3) / 2.5)
@@ -194,7 +194,7 @@ def test_retrieval_panel_by_hand_and_resampled() -> None:
 def test_hits_at_ten_is_left_out_where_ten_candidates_make_it_certain() -> None:
     hits = np.stack([np.arange(12), np.arange(12) % 10], axis=1)
     panel = RetrievalPanel(np.arange(1, 13) % 10 + 1, np.arange(2, 12), hits, ["i2t_Hits@10", "t2i_Hits@10"])
-    assert panel.names == ["t2i_Hits@10"]  # ten captions, twelve pictures
+    assert panel.names == ["t2i_Hits@10"]  # ten captions, twelve images
     assert panel.values["t2i_Hits@10", None] == pytest.approx(9 / 10)
     with pytest.raises(ShapeError, match="hits"):
         RetrievalPanel([1, 1], [1, 1], np.array([[0, 0], [1, 0]]), ["i2t_R@1"])
@@ -204,11 +204,11 @@ def test_medical_figures_equal_torchmetrics_and_scikit_learn() -> None:
     scores = some_scores(200, 5)
     flat, shown = flat_of("medical", scores, bootstrap_resamples=20, label_order=list(scores.labels))
     logits, truth = torch.from_numpy(scores.log_probabilities), torch.from_numpy(scores.targets)
-    odds = np.stack([scores.log_odds([number]) for number in range(5)], axis=1)
+    odds = np.stack([scores.log_odds([index]) for index in range(5)], axis=1)
     each = multiclass_auroc(logits.exp(), truth, 5, average=None)
     assert [row["auroc"]["value"] for row in shown["per_label"]] == pytest.approx(each.tolist(), abs=1e-6)
     assert flat["macro_auroc"] == pytest.approx(each.mean().item(), abs=1e-6)
-    auprc = [average_precision_score(scores.targets == number, odds[:, number]) for number in range(5)]
+    auprc = [average_precision_score(scores.targets == index, odds[:, index]) for index in range(5)]
     assert flat["macro_auprc"] == pytest.approx(np.mean(auprc))
     # A tie is a wrong answer here and torchmetrics takes the first: the rows with a tie at the top are left out.
     top = np.sort(scores.log_probabilities, axis=1)
@@ -226,7 +226,7 @@ def test_a_small_medical_case_by_hand() -> None:
     scores = scores_of([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6], [0.1, 0.9]], [0, 0, 1, 1], ["ill", "healthy"])
     flat, shown = flat_of("medical", scores, bootstrap_resamples=0)
     ill = shown["per_label"][0]
-    assert ill["pictures"] == 2
+    assert ill["images"] == 2
     assert ill["auroc"]["value"] == 0.75  # three of four pairs in order
     assert ill["auprc"]["value"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     assert (ill["sensitivity_at_youden"]["value"], ill["specificity_at_youden"]["value"]) == (0.5, 1.0)
@@ -235,30 +235,32 @@ def test_a_small_medical_case_by_hand() -> None:
 
 
 @pytest.mark.parametrize("order", [("mild", "moderate", "severe"), ("severe", "mild", "moderate")])
-def test_quadratic_kappa_follows_the_order_of_the_grades(order: tuple[str, ...]) -> None:
+def test_quadratic_kappa_follows_the_order_of_ordinal_classes(order: tuple[str, ...]) -> None:
     labels = ["severe", "mild", "moderate"]
     truth = np.array([0, 0, 1, 1, 2, 2, 2, 1])
-    said = np.array([0, 1, 1, 2, 2, 0, 2, 1])
-    scores = scores_of((np.eye(3)[said] * 0.7 + 0.1).tolist(), truth.tolist(), labels)
+    predicted = np.array([0, 1, 1, 2, 2, 0, 2, 1])
+    scores = scores_of((np.eye(3)[predicted] * 0.7 + 0.1).tolist(), truth.tolist(), labels)
     flat, _ = flat_of("medical", scores, bootstrap_resamples=0, label_order=list(order))
     names = np.array(labels)
     expected = cohen_kappa_score(
-        [order.index(name) for name in names[truth]], [order.index(name) for name in names[said]], weights="quadratic"
+        [order.index(name) for name in names[truth]],
+        [order.index(name) for name in names[predicted]],
+        weights="quadratic",
     )
     assert flat["quadratic_kappa"] == pytest.approx(expected)
 
 
-def test_grades_may_be_more_than_the_rows_have_and_not_fewer() -> None:
-    assert places_in_order(["b", "d"], ["a", "b", "c", "d"]).tolist() == [1, 3]
+def test_ordinal_classes_may_be_more_than_the_rows_have_and_not_fewer() -> None:
+    assert positions_in_order(["b", "d"], ["a", "b", "c", "d"]).tolist() == [1, 3]
     with pytest.raises(ConfigurationError, match=r"lacks the class 'severe' \(it has 'sever'\)"):
-        places_in_order(["mild", "severe"], ["mild", "sever"])
+        positions_in_order(["mild", "severe"], ["mild", "sever"])
 
 
 def test_no_kappa_without_an_order_and_no_calibration_error_of_a_sigmoid() -> None:
     scores = some_scores()
     flat, _ = flat_of("medical", scores, bootstrap_resamples=0)
     assert "quadratic_kappa" not in flat and "ece" in flat
-    flat, shown = FieldMetrics("medical", lambda: 1.0, FieldMetricSettings(bootstrap_resamples=0), sigmoid=True).score(
-        scores, None
-    )
+    flat, shown = DomainMetrics(
+        "medical", lambda: 1.0, DomainMetricSettings(bootstrap_resamples=0), sigmoid=True
+    ).score(scores, None)
     assert "ece" not in flat and any("sigmoid" in note for note in shown["notes"])

@@ -1,4 +1,4 @@
-"""Heads once more after the towers: what is kept, and what is forgotten."""
+"""Projections once more after the towers: what is kept, and what is forgotten."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from domainclip.models import make_tiny_clip
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 from domainclip.training import Trainer, Validation
 from domainclip.training.metrics_log import read_metrics
-from domainclip.training.probe.last import end_with_heads
-from head_first_cases import head_first
+from domainclip.training.probe.last import end_with_probe
+from probe_cases import make_probe
 from training_setup import make_trainer, same, train_until, weights
 
 STEPS = 6
@@ -36,12 +36,12 @@ def scored(values: Iterable[float]) -> Callable[[], Validation]:
     return validate
 
 
-def with_heads(tiny_data: TinyData, folder: Path, scores: Iterable[float] | None, **values: Any) -> Trainer:
-    """Six steps, judged after each where there are scores, then the heads."""
+def with_probe(tiny_data: TinyData, folder: Path, scores: Iterable[float] | None, **values: Any) -> Trainer:
+    """Six steps, validated after each where there are scores, then the projections."""
     pairs = tiny_data.pairs()
     validate = scored(scores) if scores is not None else None
     trainer = make_trainer(pairs, folder, validate=validate, eval_steps=1, save_steps=1, **values)
-    trainer.head_last = head_first(trainer.encoder, pairs, (), head_first_steps=10)
+    trainer.probe_last = make_probe(trainer.encoder, pairs, (), probe_steps=10)
     return trainer
 
 
@@ -51,9 +51,9 @@ def plain(tiny_data: TinyData, folder: Path, **values: Any) -> Trainer:
     return trainer
 
 
-def of_heads(trainer: Trainer) -> set[str]:
-    assert trainer.head_last is not None
-    return {f"model.{name}" for name, _ in trainer.head_last.trained_parameters()}
+def of_projections(trainer: Trainer) -> set[str]:
+    assert trainer.probe_last is not None
+    return {f"model.{name}" for name, _ in trainer.probe_last.trained_parameters()}
 
 
 def kept_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,41 +62,41 @@ def kept_in(folder: Path) -> dict[str, torch.Tensor]:
     return encoder.state_dict()
 
 
-@pytest.mark.parametrize("ema_share", [0.0, 0.5])
-def test_the_towers_stay_and_the_heads_are_what_they_become_on_them(
-    tiny_data: TinyData, tmp_path: Path, ema_share: float
+@pytest.mark.parametrize("ema_fraction", [0.0, 0.5])
+def test_the_towers_stay_and_the_projections_are_what_they_become_on_them(
+    tiny_data: TinyData, tmp_path: Path, ema_fraction: float
 ) -> None:
-    trainer = with_heads(tiny_data, tmp_path / "a", [0.5] * 6 + [0.5], ema_share=ema_share)
+    trainer = with_probe(tiny_data, tmp_path / "a", [0.5] * 6 + [0.5], ema_fraction=ema_fraction)
     result = trainer.train()
-    before = plain(tiny_data, tmp_path / "b", ema_share=ema_share)
+    before = plain(tiny_data, tmp_path / "b", ema_fraction=ema_fraction)
     found, was = weights(trainer), weights(before)
-    assert {name for name in found if not torch.equal(found[name], was[name])} == of_heads(trainer)
+    assert {name for name in found if not torch.equal(found[name], was[name])} == of_projections(trainer)
     # The same by hand, on the model that the plain training ended with.
-    assert head_first(before.encoder, tiny_data.pairs(), (), head_first_steps=10)()["steps"] == 10
+    assert make_probe(before.encoder, tiny_data.pairs(), (), probe_steps=10)()["steps"] == 10
     assert same(weights(before), found) and same(kept_in(tmp_path / "a"), found)
     assert result.best == {"step": STEPS, "metric": "acc", "value": 0.5, "all": {"acc": 0.5}}
-    told = result.head_last
-    assert told is not None and (told["kept"], told["validation"], told["rows"]) == (True, 0.5, 18)
+    reported = result.probe_last
+    assert reported is not None and (reported["kept"], reported["validation"], reported["rows"]) == (True, 0.5, 18)
     rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
-    assert [row["head_last_kept"] for row in rows if "head_last_kept" in row] == [True]
+    assert [row["probe_last_kept"] for row in rows if "probe_last_kept" in row] == [True]
 
 
 @pytest.mark.parametrize("last", [0.79, float("nan")])
-def test_heads_that_judge_worse_are_forgotten(tiny_data: TinyData, tmp_path: Path, last: float) -> None:
-    trainer = with_heads(tiny_data, tmp_path / "a", [0.5, 0.6, 0.8, 0.7, 0.7, 0.7, last])
+def test_projections_that_validate_worse_are_forgotten(tiny_data: TinyData, tmp_path: Path, last: float) -> None:
+    trainer = with_probe(tiny_data, tmp_path / "a", [0.5, 0.6, 0.8, 0.7, 0.7, 0.7, last])
     result = trainer.train()
     assert same(weights(trainer), weights(plain(tiny_data, tmp_path / "b")))
     assert result.best is not None and (result.best["step"], result.best["value"]) == (3, 0.8)
-    assert result.head_last is not None and not result.head_last["kept"]
+    assert result.probe_last is not None and not result.probe_last["kept"]
     # What is loaded in the end is the third step's.
     third = make_trainer(tiny_data.pairs(), tmp_path / "c")
     train_until(third, 3)
     assert same(kept_in(tmp_path / "a"), weights(third))
 
 
-def test_a_disk_that_is_full_costs_the_heads_alone(tiny_data: TinyData, tmp_path: Path) -> None:
-    trainer = with_heads(tiny_data, tmp_path / "a", [0.5] * 6 + [0.9])
-    begin: Any = trainer.head_last
+def test_a_disk_that_is_full_costs_the_projections_alone(tiny_data: TinyData, tmp_path: Path) -> None:
+    trainer = with_probe(tiny_data, tmp_path / "a", [0.5] * 6 + [0.9])
+    begin: Any = trainer.probe_last
     save = trainer.encoder.save
 
     def full(*_: Any, **__: Any) -> None:
@@ -107,7 +107,7 @@ def test_a_disk_that_is_full_costs_the_heads_alone(tiny_data: TinyData, tmp_path
         return begin()
 
     then_full.trained_parameters = begin.trained_parameters  # type: ignore[attr-defined]
-    trainer.head_last = then_full  # type: ignore[assignment]
+    trainer.probe_last = then_full  # type: ignore[assignment]
     result = trainer.train()
     trainer.encoder.save = save  # type: ignore[method-assign]
     assert any("No space left" in warning for warning in result.warnings)
@@ -115,39 +115,39 @@ def test_a_disk_that_is_full_costs_the_heads_alone(tiny_data: TinyData, tmp_path
     assert result.best is not None and result.best["value"] == 0.5
 
 
-def test_a_run_killed_while_the_heads_learn_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_a_run_killed_while_the_projections_learn_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path) -> None:
     scores = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6]
-    whole = with_heads(tiny_data, tmp_path / "a", scores)
+    whole = with_probe(tiny_data, tmp_path / "a", scores)
     expected = whole.train()
-    broken = with_heads(tiny_data, tmp_path / "b", scores)
+    broken = with_probe(tiny_data, tmp_path / "b", scores)
 
     def killed() -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    killed.trained_parameters = broken.head_last.trained_parameters  # type: ignore
-    broken.head_last = killed  # type: ignore[assignment]
+    killed.trained_parameters = broken.probe_last.trained_parameters  # type: ignore
+    broken.probe_last = killed  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     for _ in range(2):  # and once more after it has ended
-        again = with_heads(tiny_data, tmp_path / "b", [0.6])
+        again = with_probe(tiny_data, tmp_path / "b", [0.6])
         result = again.train(resume=True)
         assert result.resumed_from == STEPS and same(weights(again), weights(whole))
         assert result.best == expected.best and same(kept_in(tmp_path / "b"), weights(whole))
         rows = read_metrics(tmp_path / "b" / "metrics.jsonl")
-        assert sum("head_last_rows" in row for row in rows) == 1
+        assert sum("probe_last_rows" in row for row in rows) == 1
 
 
-def test_without_a_judge_or_a_step_nothing_is_done(tiny_data: TinyData, tmp_path: Path) -> None:
-    trainer = with_heads(tiny_data, tmp_path / "a", None)
-    assert trainer.train().head_last is None
+def test_without_a_validation_or_a_step_nothing_is_done(tiny_data: TinyData, tmp_path: Path) -> None:
+    trainer = with_probe(tiny_data, tmp_path / "a", None)
+    assert trainer.train().probe_last is None
     assert same(weights(trainer), weights(plain(tiny_data, tmp_path / "b")))
-    trainer = with_heads(tiny_data, tmp_path / "c", [])
-    end_with_heads(trainer, None)
-    assert trainer.state.head_last is None
+    trainer = with_probe(tiny_data, tmp_path / "c", [])
+    end_with_probe(trainer, None)
+    assert trainer.state.probe_last is None
 
 
 def test_the_other_processes_take_what_the_first_has_found(tiny_data: TinyData, tmp_path: Path) -> None:
-    found = {"best": {"step": 6}, "head_last": {"kept": True}, "bad_pictures": {}, "warnings": ["told"]}
+    found = {"best": {"step": 6}, "probe_last": {"kept": True}, "skipped_images": {}, "warnings": ["reported"]}
 
     class Beside:
         def __init__(self) -> None:
@@ -159,43 +159,43 @@ def test_the_other_processes_take_what_the_first_has_found(tiny_data: TinyData, 
         def broadcast_state(self, *modules: Any) -> None:
             self.shared += modules
 
-    trainer = with_heads(tiny_data, tmp_path, [])
+    trainer = with_probe(tiny_data, tmp_path, [])
     trainer.processes, trainer.state.step = Beside(), STEPS  # type: ignore[assignment]
     before = weights(trainer)
-    end_with_heads(trainer, None)
+    end_with_probe(trainer, None)
     assert {name: getattr(trainer.state, name) for name in found} == found
     assert trainer.processes.shared == [trainer.encoder] and same(before, weights(trainer))  # type: ignore
 
 
 @pytest.mark.parametrize(
-    ("values", "expected", "said"),
+    ("values", "expected", "message"),
     [
         ({}, True, "fitted once more"),
-        ({"head_first": False}, False, None),
-        ({"head_first": False, "head_last": True}, True, None),
-        ({"head_last": False}, False, None),
+        ({"probe_first": False}, False, None),
+        ({"probe_first": False, "probe_last": True}, True, None),
+        ({"probe_last": False}, False, None),
         ({"l2sp_strength": 0.1}, False, "l2sp_strength holds the projections"),
         ({"distillation_strength": 0.1}, False, "distillation_strength holds the projections"),
     ],
 )
-def test_what_is_decided(values: dict[str, Any], expected: bool, said: str | None) -> None:
+def test_what_is_decided(values: dict[str, Any], expected: bool, message: str | None) -> None:
     model = ModelFacts(32, 77, False, "transformer", "transformer", 0.07)
     recipe, decisions = resolve(CLIPFinetuningConfig(**values), model, DataFacts(300, 0.5, 1.0, 3, False, 2))
-    assert recipe.head_last is expected
-    reasons = [decision.reason for decision in decisions if decision.key == "head_last"]
-    assert len(reasons) == (said is not None) and all(said in reason for reason in reasons if said)
+    assert recipe.probe_last is expected
+    reasons = [decision.reason for decision in decisions if decision.key == "probe_last"]
+    assert len(reasons) == (message is not None) and all(message in reason for reason in reasons if message)
 
 
 def test_what_is_held_near_the_start_is_not_fitted_anew() -> None:
     model = ModelFacts(32, 77, False, "transformer", "transformer", 0.07)
-    with pytest.raises(ConfigurationError, match="head_last=true does not go with l2sp_strength"):
-        resolve(CLIPFinetuningConfig(head_last=True, l2sp_strength=1.0), model, DataFacts(300, 0.5, 1.0, 3, False, 2))
+    with pytest.raises(ConfigurationError, match="probe_last=true does not go with l2sp_strength"):
+        resolve(CLIPFinetuningConfig(probe_last=True, l2sp_strength=1.0), model, DataFacts(300, 0.5, 1.0, 3, False, 2))
 
 
 def test_a_run_tells_and_saves_it(
     tiny_data: TinyData, tmp_path: Path, domainclip: Callable[..., CommandResult]
 ) -> None:
-    """Alone, without heads first; and the saved model is the one that is reported."""
+    """Alone, without the probe first; and the saved model is the one that is reported."""
     folder = tmp_path / "run"
     result = domainclip(
         "train",
@@ -206,14 +206,14 @@ def test_a_run_tells_and_saves_it(
         "model_name=tiny",
         "num_epochs=1",
         "device=cpu",
-        "head_first=false",
-        "head_last=true",
-        "head_first_steps=20",
+        "probe_first=false",
+        "probe_last=true",
+        "probe_steps=20",
     )
     assert result.exit_code == 0, result.err
-    said = result.out + result.err
-    assert "Heads last: 18 rows, validation acc1" in said and "Heads first" not in said
+    message = result.out + result.err
+    assert "Probe last: 18 rows, validation acc1" in message and "Probe first" not in message
     rows = read_metrics(folder / "metrics.jsonl")
-    (told,) = [row for row in rows if "head_last_kept" in row]
+    (reported,) = [row for row in rows if "probe_last_kept" in row]
     last = [row["val_acc1"] for row in rows if "val_acc1" in row][-1]
-    assert told["head_last_kept"] == (told["head_last_validation"] >= last)
+    assert reported["probe_last_kept"] == (reported["probe_last_validation"] >= last)

@@ -14,7 +14,7 @@ _DANGLING = re.compile(
 _HANGING_FIRST = re.compile(r"^(?:(?:and|or|of|the|a|an|in|with|to)\s+)+", re.IGNORECASE)
 
 
-class CutPlaces:
+class CutPositions:
     """What may be left of one statement, as lists that begin with the longest.
 
     ``sentences`` are the statement's: one, and those that lean on it. A cut never stands inside a cue of several words

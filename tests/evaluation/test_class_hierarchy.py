@@ -1,4 +1,4 @@
-"""Class trees: reading them, distances against hand counts and by plain search, scores by hand."""
+"""Class hierarchies: reading them, distances against hand counts and by plain search, scores by hand."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.class_hierarchy import ClassTree, class_tree_scores
+from domainclip.evaluation.class_hierarchy import ClassHierarchy, class_hierarchy_scores
 
 NESTED = {
     "animal": {"dog": ["husky", "malamute"], "cat": None},
     "vehicle": {"road": ["bus", {"car": ["taxi"]}], "boat": "canoe"},
 }
-TREE = ClassTree.from_nested(NESTED)
+TREE = ClassHierarchy.from_nested(NESTED)
 NAMES = [name for name in TREE.parents if name]
 
 
@@ -65,7 +65,7 @@ def test_wu_palmer_by_hand() -> None:
 
 
 def test_a_single_name_at_the_top_is_the_root() -> None:
-    tree = ClassTree.from_nested({"thing": {"a": None, "b": ["c"]}})
+    tree = ClassHierarchy.from_nested({"thing": {"a": None, "b": ["c"]}})
     assert (tree.depth("thing"), tree.depth("a"), tree.depth("c")) == (0, 1, 2)
     with pytest.raises(ConfigurationError, match="'thing' is its root"):
         tree.require(["a", "thing"])
@@ -74,7 +74,7 @@ def test_a_single_name_at_the_top_is_the_root() -> None:
 def test_hierarchical_precision_and_recall_are_kiritchenkos() -> None:
     rng = np.random.default_rng(0)
     targets, predictions = ([str(name) for name in rng.choice(NAMES, 200)] for _ in range(2))
-    metrics, _ = class_tree_scores(TREE, targets, predictions)
+    metrics, _ = class_hierarchy_scores(TREE, targets, predictions)
     shared = sum(len(ancestors(t) & ancestors(p)) for t, p in zip(targets, predictions, strict=True))
     precision = shared / sum(len(ancestors(p)) for p in predictions)
     recall = shared / sum(len(ancestors(t)) for t in targets)
@@ -86,7 +86,7 @@ def test_hierarchical_precision_and_recall_are_kiritchenkos() -> None:
 def test_misses_and_levels_by_hand() -> None:
     targets = ["husky", "husky", "cat", "taxi", "bus"]
     predictions = ["husky", "malamute", "husky", "bus", "canoe"]
-    metrics, details = class_tree_scores(TREE, targets, predictions)
+    metrics, details = class_hierarchy_scores(TREE, targets, predictions)
     # Misses: husky→malamute 1 edge up, cat→husky 1, taxi→bus 2, bus→canoe 2.
     assert metrics["miss_edges"] == pytest.approx((1 + 1 + 2 + 2) / 4)
     assert metrics["level_1_accuracy"] == 1.0  # animal or vehicle is always right
@@ -94,23 +94,23 @@ def test_misses_and_levels_by_hand() -> None:
     assert metrics["level_3_accuracy"] == pytest.approx(1 / 4)  # husky, husky→malamute, taxi's car→bus, bus→canoe
     assert metrics["level_4_accuracy"] == 0.0  # the taxi alone is that deep
     assert details["n_misses"] == 4
-    assert details["pictures_at_level"] == {"1": 5, "2": 5, "3": 4, "4": 1}
+    assert details["images_at_level"] == {"1": 5, "2": 5, "3": 4, "4": 1}
 
 
 def test_perfect_answers_have_no_misses_to_measure() -> None:
-    metrics, details = class_tree_scores(TREE, ["husky", "bus"], ["husky", "bus"])
+    metrics, details = class_hierarchy_scores(TREE, ["husky", "bus"], ["husky", "bus"])
     assert metrics["hierarchical_f1"] == 1.0 and metrics["level_3_accuracy"] == 1.0
     assert math.isnan(metrics["miss_edges"]) and math.isnan(metrics["miss_wu_palmer"])
     assert details["n_misses"] == 0
 
 
 def test_nothing_shared_is_zero() -> None:
-    metrics, _ = class_tree_scores(TREE, ["husky"], ["bus"])
+    metrics, _ = class_hierarchy_scores(TREE, ["husky"], ["bus"])
     assert metrics["hierarchical_precision"] == metrics["hierarchical_f1"] == 0.0
 
 
 def test_a_level_where_all_classes_agree_is_left_out() -> None:
-    metrics, _ = class_tree_scores(TREE, ["husky", "cat"], ["cat", "cat"], ["husky", "malamute", "cat"])
+    metrics, _ = class_hierarchy_scores(TREE, ["husky", "cat"], ["cat", "cat"], ["husky", "malamute", "cat"])
     assert "level_1_accuracy" not in metrics  # all are animals
     assert metrics["level_2_accuracy"] == 0.5
 
@@ -120,19 +120,19 @@ def test_a_blind_guess_is_what_the_details_say() -> None:
     classes = ["husky", "malamute", "cat", "bus", "taxi", "canoe"]
     targets = [classes[number] for number in rng.integers(6, size=4000)]
     predictions = [str(rng.choice([other for other in classes if other != true])) for true in targets]
-    metrics, details = class_tree_scores(TREE, targets, predictions, classes)
+    metrics, details = class_hierarchy_scores(TREE, targets, predictions, classes)
     assert metrics["miss_edges"] == pytest.approx(details["random_miss_edges"], abs=0.06)
     assert metrics["miss_wu_palmer"] == pytest.approx(details["random_miss_wu_palmer"], abs=0.01)
 
 
 def test_a_class_that_the_tree_lacks_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigurationError, match=r"no place for 1 of the classes: 'huski' \(did you mean 'husky'"):
-        class_tree_scores(TREE, ["husky"], ["husky"], ["husky", "huski"])
+        class_hierarchy_scores(TREE, ["husky"], ["husky"], ["husky", "huski"])
 
 
 def test_unequal_lists_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="got 2 and 1"):
-        class_tree_scores(TREE, ["husky", "cat"], ["husky"])
+        class_hierarchy_scores(TREE, ["husky", "cat"], ["husky"])
 
 
 def test_yaml_and_json_files_read_alike(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_yaml_and_json_files_read_alike(tmp_path: Path) -> None:
         "animal:\n  dog: [husky, malamute]\n  cat:\nvehicle:\n  road:\n    - bus\n    - car: [taxi]\n  boat: canoe\n",
         encoding="utf-8",
     )
-    assert ClassTree.from_file(tmp_path / "tree.json").parents == TREE.parents
-    assert ClassTree.from_file(tmp_path / "tree.yaml").parents == TREE.parents
+    assert ClassHierarchy.from_file(tmp_path / "tree.json").parents == TREE.parents
+    assert ClassHierarchy.from_file(tmp_path / "tree.yaml").parents == TREE.parents
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_yaml_and_json_files_read_alike(tmp_path: Path) -> None:
         ("tree.yaml", "a: [' ']\n", "a name under 'a' is empty"),
         ("tree.yaml", "a: [x\n", "line 2: not valid YAML"),
         ("tree.json", '{"a": [}', "line 1: not valid JSON"),
-        ("tree.yaml", "- a\n- b\n", "a class tree is a nested mapping"),
-        ("tree.yaml", "", "a class tree is a nested mapping"),
+        ("tree.yaml", "- a\n- b\n", "a class hierarchy is a nested mapping"),
+        ("tree.yaml", "", "a class hierarchy is a nested mapping"),
         ("tree.yaml", "a:\n", "the tree has one name"),
         ("tree.txt", "a: [x]\n", r"must be a \.yaml or \.json file"),
     ],
@@ -164,23 +164,23 @@ def test_yaml_and_json_files_read_alike(tmp_path: Path) -> None:
 def test_a_wrong_file_is_said_plainly(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigurationError, match=message):
-        ClassTree.from_file(tmp_path / name)
+        ClassHierarchy.from_file(tmp_path / name)
 
 
 def test_a_missing_file_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"none\.yaml does not exist"):
-        ClassTree.from_file(tmp_path / "none.yaml")
+        ClassHierarchy.from_file(tmp_path / "none.yaml")
 
 
-def test_pictures_of_one_group_are_resampled_together() -> None:
+def test_images_of_one_group_are_resampled_together() -> None:
     rng = np.random.default_rng(2)
     targets, predictions = ([str(name) for name in rng.choice(NAMES, 60)] for _ in range(2))
-    metrics, plain = class_tree_scores(TREE, targets, predictions, resamples=500)
+    metrics, plain = class_hierarchy_scores(TREE, targets, predictions, resamples=500)
     four_times = [[name for name in names for _ in range(4)] for names in (targets, predictions)]
-    groups = [f"patient {number // 4}" for number in range(240)]
-    # Four pictures of each patient that say the same are no more evidence than one.
-    _, grouped = class_tree_scores(TREE, *four_times, groups=groups, resamples=500)
-    _, ungrouped = class_tree_scores(TREE, *four_times, resamples=500)
+    groups = [f"patient {index // 4}" for index in range(240)]
+    # Four images of each patient that say the same are no more evidence than one.
+    _, grouped = class_hierarchy_scores(TREE, *four_times, groups=groups, resamples=500)
+    _, ungrouped = class_hierarchy_scores(TREE, *four_times, resamples=500)
     assert set(plain["intervals"]) == set(metrics)
     for name, (low, high) in plain["intervals"].items():
         assert low <= metrics[name] <= high
@@ -192,7 +192,7 @@ def test_pictures_of_one_group_are_resampled_together() -> None:
 def test_an_interval_is_that_of_resampling_by_hand() -> None:
     targets = [*["husky"] * 20, *["bus"] * 20]
     predictions = [*["husky"] * 12, *["cat"] * 8, *["bus"] * 15, *["canoe"] * 5]
-    _, details = class_tree_scores(TREE, targets, predictions, resamples=2000)
+    _, details = class_hierarchy_scores(TREE, targets, predictions, resamples=2000)
     rng = np.random.default_rng(3)
     found = []
     for _ in range(2000):

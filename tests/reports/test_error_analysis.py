@@ -1,4 +1,5 @@
-"""The case study: which cases it chooses, against plain loops, and a page that is safe, whole and self-contained."""
+"""The error analysis: which cases it chooses, against plain loops, and a page that is safe, whole and
+self-contained."""
 
 from __future__ import annotations
 
@@ -19,17 +20,17 @@ from PIL import Image
 
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.error_analysis import Case, CaseStudy, Guess, Section, build_case_study
+from domainclip.evaluation.error_analysis import Case, ErrorAnalysis, Guess, Section, build_error_analysis
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.metrics.significance import wilson_interval
 from domainclip.pipelines.run import clear_folder
-from domainclip.reports.error_analysis_page import case_study_html, write_case_study
+from domainclip.reports.error_analysis_page import error_analysis_html, write_error_analysis
 
 VOID = {"meta", "img", "br"}
 
 
 class Stub:
-    """Any name to a fixed random direction; a class's pictures lean towards its name, more or less."""
+    """Any name to a fixed random direction; a class's images lean towards its name, more or less."""
 
     def __init__(self, lean: float = 0.2) -> None:
         self.lean = lean
@@ -52,23 +53,23 @@ def probabilities(cosines: torch.Tensor) -> torch.Tensor:
 
 def rows(labels: tuple[str, ...] = ("ant", "bee", "cat"), each: int = 30) -> list[ImageTextPair]:
     return [
-        ImageTextPair(f"/data/{label}_{number}.png", f"about {label}, {number}", label)
+        ImageTextPair(f"/data/{label}_{index}.png", f"about {label}, {index}", label)
         for label in labels
-        for number in range(each)
+        for index in range(each)
     ]
 
 
-def study_of(pairs: list[ImageTextPair], embed: Stub, **options: int) -> CaseStudy:
-    return build_case_study("a title", pairs, DomainEvaluator(pairs, ["{}"]), embed, probabilities, **options)
+def analysis_of(pairs: list[ImageTextPair], embed: Stub, **options: int) -> ErrorAnalysis:
+    return build_error_analysis("a title", pairs, DomainEvaluator(pairs, ["{}"]), embed, probabilities, **options)
 
 
-def of(study: CaseStudy, title: str, what: str = "class") -> Section:
-    return next(section for section in study.sections if section.title == title and section.of == what)
+def of(analysis: ErrorAnalysis, title: str, what: str = "class") -> Section:
+    return next(section for section in analysis.sections if section.title == title and section.of == what)
 
 
 def test_the_sections_are_what_plain_loops_choose() -> None:
     pairs, embed = rows(), Stub()
-    study = study_of(pairs, embed, per_section=5)
+    analysis = analysis_of(pairs, embed, per_section=5)
     names = ["ant", "bee", "cat"]
     chances, cosines = {}, {}
     for pair in pairs:
@@ -80,7 +81,7 @@ def test_the_sections_are_what_plain_loops_choose() -> None:
     right = [pair for pair in pairs if chosen[pair.image_path] == pair.label]
     assert len(wrong) > 10 and len(right) > 10
     surest = sorted(wrong, key=lambda pair: -max(chances[pair.image_path]))
-    errors = of(study, "Most confident errors")
+    errors = of(analysis, "Most confident errors")
     assert [case.image_path for case in errors.cases] == [pair.image_path for pair in surest[:5]]
     assert errors.total == len(wrong)
     for case in errors.cases:
@@ -89,17 +90,17 @@ def test_the_sections_are_what_plain_loops_choose() -> None:
         assert [guess.score for guess in case.guesses] == pytest.approx(
             sorted(chances[case.image_path])[::-1], abs=1e-6
         )
-    others = of(study, "Other misses")
+    others = of(analysis, "Other misses")
     assert others.total == len(wrong) - 5
     assert {case.image_path for case in others.cases} <= {pair.image_path for pair in surest[5:]}
-    hits = of(study, "Hits")
+    hits = of(analysis, "Hits")
     assert hits.total == len(right)
     # One of each class before the second of any, and of each class its surest.
     assert len({case.label for case in hits.cases[:3]}) == 3
     for case in hits.cases[:3]:
         own = [pair for pair in right if pair.label == case.label]
         assert case.image_path == max(own, key=lambda pair: max(chances[pair.image_path])).image_path
-    doubtful = of(study, "Least confident hits").cases
+    doubtful = of(analysis, "Least confident hits").cases
     lowest = sorted(right, key=lambda pair: max(chances[pair.image_path]))[:5]
     assert [case.image_path for case in doubtful] == [pair.image_path for pair in lowest]
 
@@ -107,47 +108,47 @@ def test_the_sections_are_what_plain_loops_choose() -> None:
 def test_figures_are_those_of_the_evaluation() -> None:
     pairs, embed = rows(), Stub()
     metrics = DomainEvaluator(pairs, ["{}"]).evaluate(embed).metrics
-    study = study_of(pairs, embed)
-    figures = dict(study.figures)
+    analysis = analysis_of(pairs, embed)
+    figures = dict(analysis.figures)
     low, high = wilson_interval(round(metrics["acc1"] * 90), 90)
     assert figures[f"accuracy (95 % interval {low:.1%} to {high:.1%})"] == f"{metrics['acc1']:.1%}"
     assert figures["own caption first among 90 (R@1)"] == f"{metrics['i2t_R@1']:.1%}"
-    assert sum(row.right for row in study.classes) == round(metrics["acc1"] * len(pairs))
+    assert sum(row.right for row in analysis.classes) == round(metrics["acc1"] * len(pairs))
 
 
-def test_captions_are_judged_by_the_ranks_of_the_evaluation() -> None:
+def test_captions_are_evaluated_by_the_ranks_of_the_evaluation() -> None:
     pairs = [ImageTextPair(pair.image_path, pair.caption) for pair in rows()]
     evaluator, embed = DomainEvaluator(pairs, ["{}"]), Stub()
     found = evaluator.evaluate(embed).details["retrieval"]
     ranks = dict(zip(found["image_paths"], found["i2t_ranks"], strict=True))
-    study = build_case_study("no labels", pairs, evaluator, embed, probabilities, per_section=200)
-    assert {section.of for section in study.sections} == {"caption"} and not study.classes
-    assert "No classification: no row has a label" in study.notes
-    cases = {str(case.image_path): case for section in study.sections for case in section.cases}
+    analysis = build_error_analysis("no labels", pairs, evaluator, embed, probabilities, per_section=200)
+    assert {section.of for section in analysis.sections} == {"caption"} and not analysis.classes
+    assert "No classification: no row has a label" in analysis.notes
+    cases = {str(case.image_path): case for section in analysis.sections for case in section.cases}
     assert {path: case.rank for path, case in cases.items()} == ranks
-    errors = of(study, "Most confident errors", "caption").cases
+    errors = of(analysis, "Most confident errors", "caption").cases
     assert [case.confidence for case in errors] == sorted((case.confidence for case in errors), reverse=True)
     assert all(case.rank and case.rank > 1 and not case.guesses[0].right for case in errors[:3])
 
 
 def test_classes_come_the_worst_first_with_what_they_are_taken_for() -> None:
     pairs, embed = rows(), Stub()
-    study = study_of(pairs, embed)
-    recalls = [row.recall for row in study.classes]
+    analysis = analysis_of(pairs, embed)
+    recalls = [row.recall for row in analysis.classes]
     assert recalls == sorted(recalls) and len(recalls) == 3
     details = DomainEvaluator(pairs, ["{}"]).evaluate(embed).details["classification"]
-    for row in study.classes:
-        told = [p for t, p in zip(details["targets"], details["predictions"], strict=True) if t == row.label]
-        assert (row.n, row.right) == (len(told), told.count(row.label))
-        assert dict(row.taken_for) == {name: n for name, n in Counter(told).items() if name != row.label}
+    for row in analysis.classes:
+        reported = [p for t, p in zip(details["targets"], details["predictions"], strict=True) if t == row.label]
+        assert (row.n, row.right) == (len(reported), reported.count(row.label))
+        assert dict(row.taken_for) == {name: n for name, n in Counter(reported).items() if name != row.label}
         assert all(case.right for case in row.hits) and not any(case.right for case in row.misses)
 
 
-def test_a_class_without_pictures_is_named() -> None:
+def test_a_class_without_images_is_named() -> None:
     pairs = rows()
     evaluator = DomainEvaluator(pairs, ["{}"], class_names=["ant", "bee", "cat", "dodo"])
-    study = build_case_study("t", pairs, evaluator, Stub(), probabilities)
-    assert study.absent_classes == ["dodo"] and "No picture here: dodo." in case_study_html(study, blank)
+    analysis = build_error_analysis("t", pairs, evaluator, Stub(), probabilities)
+    assert analysis.absent_classes == ["dodo"] and "No image here: dodo." in error_analysis_html(analysis, blank)
 
 
 def test_a_collapsed_model_has_no_hits() -> None:
@@ -158,15 +159,15 @@ def test_a_collapsed_model_has_no_hits() -> None:
         def encode_texts(self, texts: list[str]) -> torch.Tensor:
             return torch.ones(len(texts), 2)
 
-    study = study_of(rows(each=4), Same())
-    assert {section.title for section in study.sections} == {"Most confident errors"}
-    for section in study.sections:
+    analysis = analysis_of(rows(each=4), Same())
+    assert {section.title for section in analysis.sections} == {"Most confident errors"}
+    for section in analysis.sections:
         assert section.total == 12 and not any(case.right or case.guesses[0].right for case in section.cases[:1])
 
 
 def test_nothing_to_show_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="at least one picture a section"):
-        study_of(rows(each=2), Stub(), per_section=0)
+    with pytest.raises(ConfigurationError, match="at least one image a section"):
+        analysis_of(rows(each=2), Stub(), per_section=0)
 
 
 def blank(path: Path) -> np.ndarray:
@@ -201,13 +202,13 @@ NASTY = '<script>alert("x")</script> & "quoted" \'single\' </style>'
 
 def test_everything_is_escaped() -> None:
     pairs = [
-        ImageTextPair(f"/d/{NASTY.replace('/', '')}_{number}.png", f"{NASTY} {number}", f"{NASTY}{number % 2}")
-        for number in range(8)
+        ImageTextPair(f"/d/{NASTY.replace('/', '')}_{index}.png", f"{NASTY} {index}", f"{NASTY}{index % 2}")
+        for index in range(8)
     ]
     evaluator = DomainEvaluator(pairs, ["{}"])
-    study = build_case_study(NASTY, pairs, evaluator, Stub(), probabilities)
-    study.notes.append(NASTY)
-    text = case_study_html(study, blank)
+    analysis = build_error_analysis(NASTY, pairs, evaluator, Stub(), probabilities)
+    analysis.notes.append(NASTY)
+    text = error_analysis_html(analysis, blank)
     assert "<script" not in text
     page = Page(text)
     assert {tag for tag, _ in page.tags} <= {
@@ -249,7 +250,7 @@ def test_everything_is_escaped() -> None:
 
 
 def test_nothing_is_fetched_and_every_link_leads_somewhere() -> None:
-    text = case_study_html(study_of(rows(), Stub()), blank)
+    text = error_analysis_html(analysis_of(rows(), Stub()), blank)
     page = Page(text)
     anchors = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     for tag, attrs in page.tags:
@@ -264,37 +265,37 @@ def test_nothing_is_fetched_and_every_link_leads_somewhere() -> None:
     assert "prefers-color-scheme: dark" in text
 
 
-def pictures_in(text: str) -> list[Image.Image]:
+def images_in(text: str) -> list[Image.Image]:
     found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
     return [Image.open(io.BytesIO(base64.b64decode(encoded))) for encoded in found]
 
 
-def one_case(path: Path, captions: tuple[str, ...] = ("a caption",)) -> CaseStudy:
+def one_case(path: Path, captions: tuple[str, ...] = ("a caption",)) -> ErrorAnalysis:
     case = Case(path, captions, "a", (Guess("a", 0.9, True), Guess("b", 0.1, False)), True, 0.9, "a")
-    return CaseStudy("one", sections=[Section("Hits", "note", "class", (case,), 1)])
+    return ErrorAnalysis("one", sections=[Section("Hits", "note", "class", (case,), 1)])
 
 
-def test_pictures_are_upright_and_small(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (1200, 600), (200, 30, 30))
-    exif = picture.getexif()
+def test_images_are_upright_and_small(tmp_path: Path) -> None:
+    image = Image.new("RGB", (1200, 600), (200, 30, 30))
+    exif = image.getexif()
     exif[0x0112] = 6  # lies on its side: turned by 90 degrees it is 600 wide and 1200 high
-    picture.save(tmp_path / "side.jpg", exif=exif)
-    text = write_case_study(tmp_path, one_case(tmp_path / "side.jpg")).read_text(encoding="utf-8")
-    (shown,) = pictures_in(text)
+    image.save(tmp_path / "side.jpg", exif=exif)
+    text = write_error_analysis(tmp_path, one_case(tmp_path / "side.jpg")).read_text(encoding="utf-8")
+    (shown,) = images_in(text)
     assert shown.height == 2 * shown.width and shown.height <= 320
     assert np.abs(np.asarray(shown).mean(axis=(0, 1)) - (200, 30, 30)).max() < 5
     assert str(tmp_path) not in text  # the machine's folders are nobody's business
 
 
-def test_a_picture_that_cannot_be_read_is_said(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture at all")
-    text = case_study_html(one_case(tmp_path / "broken.png"))
-    assert "broken.png: not a picture" in text and "<img" not in text and str(tmp_path) not in text
+def test_an_image_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
+    text = error_analysis_html(one_case(tmp_path / "broken.png"))
+    assert "broken.png: not an image" in text and "<img" not in text and str(tmp_path) not in text
 
 
 def test_a_long_caption_is_there_in_full() -> None:
-    words = [f"word{number}" for number in range(120)]
-    page = Page(case_study_html(one_case(Path("a.png"), (" ".join(words), "second", "third", "fourth")), blank))
+    words = [f"word{index}" for index in range(120)]
+    page = Page(error_analysis_html(one_case(Path("a.png"), (" ".join(words), "second", "third", "fourth")), blank))
     read = " ".join(" ".join(page.texts).split())
     assert all(re.search(rf"\b{word}\b", read) for word in words)
     assert sum(tag == "details" for tag, _ in page.tags) == 1
@@ -302,21 +303,21 @@ def test_a_long_caption_is_there_in_full() -> None:
 
 
 def test_no_probability_is_rounded_to_certainty() -> None:
-    study = one_case(Path("a.png"))
-    case = study.sections[0].cases[0]
+    analysis = one_case(Path("a.png"))
+    case = analysis.sections[0].cases[0]
     sure = Case(case.image_path, case.captions, "a", (Guess("a", 0.99999, True), Guess("b", 1e-5, False)), True, 1, "a")
-    study.sections = [Section("Hits", "", "class", (sure,), 1)]
-    read = "".join(Page(case_study_html(study, blank)).texts)
+    analysis.sections = [Section("Hits", "", "class", (sure,), 1)]
+    read = "".join(Page(error_analysis_html(analysis, blank)).texts)
     assert "> 99.9%" in read and "< 0.1%" in read and "100.0%" not in read
 
 
 def test_many_classes_have_a_row_each() -> None:
-    labels = tuple(f"species number {number}" for number in range(73))
-    study = study_of(rows(labels, each=3), Stub(), per_section=6)
-    page = Page(case_study_html(study, blank))
+    labels = tuple(f"species number {index}" for index in range(73))
+    analysis = analysis_of(rows(labels, each=3), Stub(), per_section=6)
+    page = Page(error_analysis_html(analysis, blank))
     assert sum(attrs.get("scope") == "row" for _, attrs in page.tags) == 73
-    assert all(len(section.cases) <= 6 for section in study.sections)
-    for case in of(study, "Most confident errors").cases:  # what it thought of the true class is there in any case
+    assert all(len(section.cases) <= 6 for section in analysis.sections)
+    for case in of(analysis, "Most confident errors").cases:  # what it thought of the true class is there in any case
         assert case.label in {guess.text for guess in case.guesses} and len(case.guesses) in (3, 4)
 
 
@@ -329,17 +330,17 @@ def test_evaluate_writes_the_page(domainclip, tiny_data, tmp_path: Path) -> None
         "debug",
         "--data",
         tiny_data.folder,
-        "--case-study",
+        "--error-analysis",
         tmp_path / "new" / "page",
         "--json",
-        f"class_tree={tree}",
+        f"class_hierarchy={tree}",
     )
     assert done.exit_code == 0, done.err
     report = json.loads(done.out)
-    text = Path(report["case_study"]).read_text(encoding="utf-8")
-    assert "<h1>tiny on tiny_data" in text and len(pictures_in(text)) >= 6
+    text = Path(report["error_analysis"]).read_text(encoding="utf-8")
+    assert "<h1>tiny on tiny_data" in text and len(images_in(text)) >= 6
     assert f"{report['metrics']['acc1']:.1%}" in text
-    figures = report["details"]["concepts"]["metrics"]
+    figures = report["details"]["semantics"]["metrics"]
     assert figures["level_2_accuracy"]["value"] == pytest.approx(report["metrics"]["acc1"])
     assert figures["level_1_accuracy"]["low"] <= report["metrics"]["level_1_accuracy"]
 
@@ -348,10 +349,10 @@ def test_wrong_requests_are_said_before_the_work(domainclip, tiny_data, tmp_path
     common = ("evaluate", "-r", "debug", "--data", tiny_data.folder)
     (tmp_path / "file").write_text("", encoding="utf-8")
     for arguments, message in (
-        (("--case-study", tmp_path / "file"), "cannot be written"),
-        (("--case-study", tmp_path, "--resolutions", "32,48"), "leave --resolutions out"),
-        (("class_tree={made: [brick], nature: [grass]}",), "no place for 1 of the classes: 'sky'"),
-        (("class_tree=nowhere.yaml",), "nowhere.yaml does not exist"),
+        (("--error-analysis", tmp_path / "file"), "cannot be written"),
+        (("--error-analysis", tmp_path, "--resolutions", "32,48"), "leave --resolutions out"),
+        (("class_hierarchy={made: [brick], nature: [grass]}",), "no place for 1 of the classes: 'sky'"),
+        (("class_hierarchy=nowhere.yaml",), "nowhere.yaml does not exist"),
         (("document_col=paper",), "document_col='paper' names no document in any of 6 rows"),
         (("document_col=paper", "group_col=patient"), "both name what must not straddle two splits"),
         (("terminology=true",), "terminology=true reads a glossary"),
@@ -369,18 +370,22 @@ def test_a_run_writes_the_page_beside_its_report(domainclip, tiny_data, tmp_path
         tiny_data.folder,
         "--output",
         tmp_path / "run",
-        "case_study=true",
+        "error_analysis=true",
         "max_steps=2",
-        "class_tree={made: [brick], nature: [grass, sky]}",
+        "class_hierarchy={made: [brick], nature: [grass, sky]}",
     )
     assert done.exit_code == 0, done.err
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
-    assert "[case_study.html](<case_study.html>)" in report
-    assert "## Documents, near misses and terminology" in report and "right at level 1 of the class tree" in report
-    assert "after fine-tuning, test split</h1>" in (tmp_path / "run" / "case_study.html").read_text(encoding="utf-8")
-    # Judged by itself, the page names the run, not its folder "model".
-    done = domainclip("evaluate", "-m", tmp_path / "run" / "model", "-d", tiny_data.folder, "--case-study", tmp_path)
+    assert "[error_analysis.html](<error_analysis.html>)" in report
+    assert "## Documents, near misses and terminology" in report and "right at level 1 of the class hierarchy" in report
+    assert "after fine-tuning, test split</h1>" in (tmp_path / "run" / "error_analysis.html").read_text(
+        encoding="utf-8"
+    )
+    # Evaluated by itself, the page names the run, not its folder "model".
+    done = domainclip(
+        "evaluate", "-m", tmp_path / "run" / "model", "-d", tiny_data.folder, "--error-analysis", tmp_path
+    )
     assert done.exit_code == 0, done.err
-    assert "<h1>run on " in (tmp_path / "case_study.html").read_text(encoding="utf-8")
+    assert "<h1>run on " in (tmp_path / "error_analysis.html").read_text(encoding="utf-8")
     clear_folder(tmp_path / "run")  # as --overwrite does
-    assert not (tmp_path / "run" / "case_study.html").exists()
+    assert not (tmp_path / "run" / "error_analysis.html").exists()

@@ -14,9 +14,9 @@ from domainclip.models.dual_encoder import DualEncoder
 
 
 @dataclass(frozen=True)
-class TowerHead:
+class TowerProjection:
     """``layer`` maps what the tower has pooled to the embedding; with ``adds_residual`` something else is added to what
-    it gives, which is no function of it (SigLIP's picture tower: the attention pooling goes round its MLP)."""
+    it gives, which is no function of it (SigLIP's image tower: the attention pooling goes round its MLP)."""
 
     tower: Literal["image", "text"]
     layer: nn.Module
@@ -29,10 +29,10 @@ class TowerHead:
 
 
 @dataclass(frozen=True)
-class HeadInputs:
-    """What a head read for some pictures or texts; ``embed`` makes their embeddings of it."""
+class ProjectionInputs:
+    """What a projection read for some images or texts; ``embed`` makes their embeddings of it."""
 
-    head: TowerHead
+    projection: TowerProjection
     features: Float[Tensor, "n width"]
     residual: Float[Tensor, "n dim"] | None
 
@@ -40,45 +40,46 @@ class HeadInputs:
         return len(self.features)
 
     def embed(self, rows: Tensor | slice = slice(None)) -> Float[Tensor, "rows dim"]:
-        """The embeddings, not normalised, that the encoder gives with its head as it is now."""
-        embeds = self.head.layer(self.features[rows])
+        """The embeddings, not normalised, that the encoder gives with its projection as it is now."""
+        embeds = self.projection.layer(self.features[rows])
         return embeds if self.residual is None else embeds + self.residual[rows]
 
 
-def tower_head(encoder: DualEncoder, tower: Literal["image", "text"]) -> TowerHead:
-    """The projection of a tower. SigLIP has none: there the text tower's linear head, which is a projection by another
-    name, and the second layer of the picture tower's last MLP."""
+def tower_projection(encoder: DualEncoder, tower: Literal["image", "text"]) -> TowerProjection:
+    """The projection of a tower. SigLIP has none: there the text tower's linear layer, which is a projection by another
+    name, and the second layer of the image tower's last MLP."""
     model: Any = encoder.model
     layer = getattr(model, "visual_projection" if tower == "image" else "text_projection", None)
     if layer is not None:
-        return TowerHead(tower, layer)
+        return TowerProjection(tower, layer)
     if tower == "text":
-        return TowerHead(tower, model.text_model.head)
-    return TowerHead(tower, model.vision_model.head.mlp.fc2, adds_residual=True)
+        return TowerProjection(tower, model.text_model.head)
+    return TowerProjection(tower, model.vision_model.head.mlp.fc2, adds_residual=True)
 
 
 @torch.no_grad()
-def head_inputs(head: TowerHead, encode: Callable[..., Tensor], *inputs: Tensor) -> HeadInputs:
-    """What ``head`` reads while ``encode(*inputs)`` embeds, in float32. The encoder stays in the mode it is in."""
+def projection_inputs(projection: TowerProjection, encode: Callable[..., Tensor], *inputs: Tensor) -> ProjectionInputs:
+    """What ``projection`` reads while ``encode(*inputs)`` embeds, in float32. The encoder stays in the mode it is
+    in."""
     seen: dict[str, Tensor] = {}
 
     def watch(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
         seen["read"], seen["made"] = given[0], made
 
-    handle = head.layer.register_forward_hook(watch)
+    handle = projection.layer.register_forward_hook(watch)
     try:
         embeds = encode(*inputs).float()
     finally:
         handle.remove()
     # SigLIP's pooling keeps a place for one query: [batch, 1, width].
     features = seen["read"].float().reshape(len(embeds), -1)
-    residual = embeds - seen["made"].float().reshape(len(embeds), -1) if head.adds_residual else None
-    return HeadInputs(head, features, residual)
+    residual = embeds - seen["made"].float().reshape(len(embeds), -1) if projection.adds_residual else None
+    return ProjectionInputs(projection, features, residual)
 
 
-def join_inputs(parts: list[HeadInputs]) -> HeadInputs:
-    """Several batches of one head's inputs as one."""
+def join_inputs(parts: list[ProjectionInputs]) -> ProjectionInputs:
+    """Several batches of one projection's inputs as one."""
     residuals = [part.residual for part in parts if part.residual is not None]
-    return HeadInputs(
-        parts[0].head, torch.cat([part.features for part in parts]), torch.cat(residuals) if residuals else None
+    return ProjectionInputs(
+        parts[0].projection, torch.cat([part.features for part in parts]), torch.cat(residuals) if residuals else None
     )

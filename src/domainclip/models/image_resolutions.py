@@ -1,4 +1,4 @@
-"""Which picture sides a tower takes."""
+"""Which resolutions a tower takes."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from domainclip.resolve.resolution import SideRule
+from domainclip.resolve.resolution import ResolutionRule
 
 if TYPE_CHECKING:
     from domainclip.models.dual_encoder import DualEncoder
 
 CONVOLUTIONAL_STEP = 32
-"""The strides of every common convolutional backbone multiply to it: of a smaller picture no cell is left."""
+"""The strides of every common convolutional backbone multiply to it: of a smaller image no cell is left."""
 
 
-def side_rule(encoder: DualEncoder) -> SideRule:
+def resolution_rule(encoder: DualEncoder) -> ResolutionRule:
     """Multiples of the patch for a tower whose position embeddings can be resized. Another tower is tried at a larger
     size: one that takes it takes any (multiples of its patch, where it has patches) from ``CONVOLUTIONAL_STEP`` on,
-    one that does not takes its native side only.
+    one that does not takes its native resolution only.
     """
     if encoder.positions is not None:
         multiple = math.lcm(*encoder.positions.patch)
-        return SideRule(encoder.positions.size[0], multiple, smallest=multiple)
+        return ResolutionRule(encoder.positions.size[0], multiple, smallest=multiple)
     native = encoder.native_resolution
     patch = getattr(encoder.model.vision_model.config, "patch_size", None)
     multiple = patch if isinstance(patch, int) else 1
     takes_others = _takes(encoder, native + math.lcm(multiple, CONVOLUTIONAL_STEP))
-    return SideRule(native, multiple if takes_others else None, CONVOLUTIONAL_STEP)
+    return ResolutionRule(native, multiple if takes_others else None, CONVOLUTIONAL_STEP)
 
 
 @torch.no_grad()
-def _takes(encoder: DualEncoder, side: int) -> bool:
-    """Try one black picture."""
+def _takes(encoder: DualEncoder, resolution: int) -> bool:
+    """Try one black image."""
     training = encoder.training
     encoder.eval()  # batch statistics stay as they are
     scale = encoder.logit_scale
     try:
-        picture = torch.zeros(1, 3, side, side, dtype=scale.dtype, device=scale.device)
-        encoder.model.get_image_features(pixel_values=picture)
+        image = torch.zeros(1, 3, resolution, resolution, dtype=scale.dtype, device=scale.device)
+        encoder.model.get_image_features(pixel_values=image)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
     finally:

@@ -1,4 +1,4 @@
-"""Cuts the demo's data set out of public-domain pictures that scikit-image ships; nothing is downloaded."""
+"""Cuts the demo's data set out of public-domain images that scikit-image ships; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ PATCHES_PER_CLASS = {"train": 80, "val": 12, "test": 25}
 JPEG_QUALITY = 90
 TRIES_PER_PATCH = 500
 COLUMNS = ("image_path", "caption", "label", "group")
-META_COLUMNS = ("image_path", "split", "picture", "left", "top", "side")
+META_COLUMNS = ("image_path", "split", "image", "left", "top", "side")
 README_TITLE = "# domainclip demo data"
 
 
 def build_demo_data(folder: Path, seed: int = 0, size: int = 64) -> Path:
-    """Write the demo's pictures and tables into ``folder`` and return it.
+    """Write the demo's images and tables into ``folder`` and return it.
 
     ``images/`` holds square JPEG patches of ``size`` × ``size`` pixels; ``train.csv``, ``val.csv`` and ``test.csv``
     have the columns ``image_path`` (relative to ``folder``), ``caption``, ``label`` and ``group`` (the block of the
-    source picture). ``patches.csv`` says which square of which picture each patch is, and ``README.md`` where the
-    pictures come from. The splits share no block and no pixel. The same ``seed`` gives the same patches.
+    source image). ``patches.csv`` says which square of which image each patch is, and ``README.md`` where the
+    images come from. The splits share no block and no pixel. The same ``seed`` gives the same patches.
 
     An earlier build in ``folder`` is replaced. Raises ``DataError`` for a ``folder`` that holds anything but such a
-    build, a ``size`` below 16, or bundled pictures other than the expected ones; ``MissingExtraError`` without
+    build, a ``size`` below 16, or bundled images other than the expected ones; ``MissingExtraError`` without
     scikit-image.
     """
     folder = Path(folder)
     if size < 16:
         raise DataError(f"size must be 16 pixels or more for the patches to show anything: got {size}")
     _refuse_foreign_content(folder)
-    bundled = _bundled_pictures()
+    bundled = _bundled_images()
     tables: dict[str, list[tuple[object, ...]]] = {split: [] for split in SPLITS}
     meta: list[tuple[object, ...]] = []
-    pictures = [_open(bundled, source) for source in SOURCES]
+    images = [_open(bundled, source) for source in SOURCES]
     _clear(folder)
     write_text(folder / "README.md", _readme(seed, size))
     (folder / "images").mkdir()
-    for number, (source, picture) in enumerate(zip(SOURCES, pictures, strict=True)):
+    for position, (source, image) in enumerate(zip(SOURCES, images, strict=True)):
         name = source.label.replace(" ", "_")
-        for split_number, split in enumerate(SPLITS):
+        for split_index, split in enumerate(SPLITS):
             # a stream of its own for each class and split: a change to one leaves the others' patches alone
-            rng = np.random.default_rng([seed, number, split_number])
+            rng = np.random.default_rng([seed, position, split_index])
             for index in range(PATCHES_PER_CLASS[split]):
                 block = source.blocks[split][index % len(source.blocks[split])]
-                patch, left, top, side = _cut(picture, source, block, size, rng)
+                patch, left, top, side = _cut(image, source, block, size, rng)
                 path = f"images/{name}_{split}_{index:03d}.jpg"
                 patch.save(folder / path, quality=JPEG_QUALITY)
                 caption = source.captions[int(rng.integers(len(source.captions)))]
@@ -80,7 +80,7 @@ def _refuse_foreign_content(folder: Path) -> None:
 def _clear(folder: Path) -> None:
     """Take away an earlier build, tables first: they are written last, so a ``test.csv`` there means a whole build.
 
-    The pictures are not flushed to the disk one by one, which takes longer than cutting them again.
+    The images are not flushed to the disk one by one, which takes longer than cutting them again.
     """
     for name in (*(f"{split}.csv" for split in SPLITS), "patches.csv"):
         (folder / name).unlink(missing_ok=True)
@@ -88,8 +88,8 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / "images")
 
 
-def _bundled_pictures() -> Path:
-    """The folder of pictures inside the installed scikit-image, read as files: its loaders may download."""
+def _bundled_images() -> Path:
+    """The folder of images inside the installed scikit-image, read as files: its loaders may download."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise MissingExtraError("scikit-image", "demo", "The demo's data set")
@@ -100,15 +100,15 @@ def _open(bundled: Path, source: Source) -> Image.Image:
     path = bundled / source.file
     remedy = "install the version of scikit-image that constraints.txt names"
     if not path.is_file():
-        raise DataError(f"the installed scikit-image has no picture {path}: {remedy}")
-    picture = Image.open(path)
-    if picture.size != source.picture_size:
-        raise DataError(f"{path} measures {picture.size}, expected {source.picture_size}: {remedy}")
-    return picture.convert("L" if picture.mode == "L" else "RGB")
+        raise DataError(f"the installed scikit-image has no image {path}: {remedy}")
+    image = Image.open(path)
+    if image.size != source.image_size:
+        raise DataError(f"{path} measures {image.size}, expected {source.image_size}: {remedy}")
+    return image.convert("L" if image.mode == "L" else "RGB")
 
 
 def _cut(
-    picture: Image.Image, source: Source, block: Box, size: int, rng: np.random.Generator
+    image: Image.Image, source: Source, block: Box, size: int, rng: np.random.Generator
 ) -> tuple[Image.Image, int, int, int]:
     """A random square of ``block`` that shows something, resized, with its left, top and side in source pixels."""
     left, top, right, bottom = block
@@ -117,7 +117,7 @@ def _cut(
         side = int(rng.integers(min(source.sides[0], largest), largest + 1))
         x = int(rng.integers(left, right - side + 1))
         y = int(rng.integers(top, bottom - side + 1))
-        crop = picture.crop((x, y, x + side, y + side))
+        crop = image.crop((x, y, x + side, y + side))
         grey = np.asarray(crop.convert("L"), dtype=np.float32)
         if grey.std() >= source.min_contrast and (grey < 16).mean() <= source.max_dark:
             return crop.resize((size, size), Image.Resampling.BICUBIC), x, y, side
@@ -140,13 +140,13 @@ def _readme(seed: int, size: int) -> str:
     lines = [
         README_TITLE,
         "",
-        f"Patches of {size} × {size} pixels, cut by `domainclip demo` (seed {seed}) out of pictures that the package",
+        f"Patches of {size} × {size} pixels, cut by `domainclip demo` (seed {seed}) out of images that the package",
         f"scikit-image ships: {len(SOURCES)} classes, {counts} patches per class. Training, validation and test",
-        "patches come from disjoint blocks of each picture (`group`): no pixel is in two splits. `patches.csv` says",
-        "which square of which picture each patch is. One picture per class makes this a demonstration, not a",
+        "patches come from disjoint blocks of each image (`group`): no pixel is in two splits. `patches.csv` says",
+        "which square of which image each patch is. One image per class makes this a demonstration, not a",
         "benchmark.",
         "",
-        "| class | picture | shows | from | licence |",
+        "| class | image | shows | from | licence |",
         "|---|---|---|---|---|",
     ]
     lines += [f"| {s.label} | {s.file} | {s.shows} | {s.origin} | {s.licence} |" for s in SOURCES]

@@ -1,4 +1,4 @@
-"""Whether an evaluation speaks of documents, a class tree and a glossary: as the recipe and the domain say."""
+"""Whether an evaluation speaks of documents, a class hierarchy and a glossary: as the recipe and the domain say."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.config.concept_settings import ConceptSettings
+from domainclip.config.semantic_settings import SemanticSettings
 from domainclip.config.settings import DataSettings
 from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.class_hierarchy import ClassTree
-from domainclip.evaluation.concepts import ConceptScores, documents_or_note
+from domainclip.evaluation.class_hierarchy import ClassHierarchy
+from domainclip.evaluation.semantics import SemanticScores, documents_or_note
 from domainclip.evaluation.terminology import PRESENCE_TEMPLATES, TerminologyEvaluator
 from domainclip.inference import EmbeddingEngine
 
 
-def concept_scores(
+def semantic_scores(
     config: CLIPFinetuningConfig, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine, *, intervals: bool = True
-) -> ConceptScores | None:
+) -> SemanticScores | None:
     """None where nothing asks for any. ``engine`` encodes the terms and is not used for anything else afterwards.
 
-    Raises ``ConfigurationError`` for a class tree that is wrong or lacks a class, a ``document_col`` without a value in
-    any row, and ``terminology`` without a glossary.
+    Raises ``ConfigurationError`` for a class hierarchy that is wrong or lacks a class, a ``document_col`` without a
+    value in any row, and ``terminology`` without a glossary.
     """
     settings = _settings(config)
     notes: list[str] = []
     tree = documents = terminology = None
-    if settings.class_tree is not None:
-        given = settings.class_tree
-        tree = ClassTree.from_file(given) if isinstance(given, str) else ClassTree.from_nested(given)
+    if settings.class_hierarchy is not None:
+        given = settings.class_hierarchy
+        tree = ClassHierarchy.from_file(given) if isinstance(given, str) else ClassHierarchy.from_nested(given)
     if settings.document_col is not None:
         if all(pair.group is None for pair in pairs):
             raise ConfigurationError(
@@ -44,7 +44,7 @@ def concept_scores(
         return None
     engine.text_transform = TextTransform()
     resamples = config.bootstrap_resamples if intervals else 0
-    return ConceptScores(tree, documents, terminology, engine.encode_texts, notes, resamples)
+    return SemanticScores(tree, documents, terminology, engine.encode_texts, notes, resamples)
 
 
 def document_column(config: CLIPFinetuningConfig) -> str:
@@ -61,13 +61,13 @@ def document_column(config: CLIPFinetuningConfig) -> str:
     return column or config.group_col
 
 
-def _settings(config: CLIPFinetuningConfig) -> ConceptSettings:
+def _settings(config: CLIPFinetuningConfig) -> SemanticSettings:
     """The recipe's settings; what it leaves unset is as the domain says."""
     preset = config.domain_config().recipe_values()
-    return ConceptSettings(
+    return SemanticSettings(
         **{
             key: preset.get(key) if key in preset and not config.is_set(key) else getattr(config, key)
-            for key in ConceptSettings.model_fields
+            for key in SemanticSettings.model_fields
         }
     )
 

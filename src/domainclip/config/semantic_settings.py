@@ -1,0 +1,39 @@
+"""What an evaluation says of documents, of near misses and of the domain's terms, and whether it shows single cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from domainclip.config.base import Settings
+
+
+class SemanticSettings(Settings):
+    class_hierarchy: str | dict[str, Any] | None = Field(
+        None,
+        description="Hierarchy of classes (nested mapping, or a YAML or JSON file of one): says how near misses are.",
+    )
+    document_col: str | None = Field(
+        None,
+        min_length=1,
+        description="Column with the paper or report a row is from, in place of group_col: a text of it is a hit.",
+    )
+    terminology: bool | None = Field(
+        None, description="Score the text tower on the domain's glossary; null: where the domain has one."
+    )
+    error_analysis: bool = Field(
+        False, description="After training, write error_analysis.html: hits, misses and confident errors to look at."
+    )
+    error_analysis_images: int = Field(
+        24, gt=0, le=500, title="Images of an error analysis", description="Images in each section of it, at most."
+    )
+
+    @field_validator("class_hierarchy")
+    @classmethod
+    def _some_tree(cls, tree: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if tree is not None and not tree:
+            raise ValueError(
+                "class_hierarchy is empty: give a nested mapping of classes or a file, or leave the key out"
+            )
+        return tree
