@@ -57,7 +57,7 @@ class Penalised(nn.Module):
 
 CASES = {
     "whole": Case({"loss_type": "contrastive"}),
-    "chunks": Case(chunk=3),
+    "chunks": Case(micro_batch=3),
     "uneven": Case(cut=5),
     "uneven chunks, some kept": Case(cut=5, chunk=2, kept_micro_batches=1),
     "the second has no rows": Case(cut=ROWS, chunk=3),

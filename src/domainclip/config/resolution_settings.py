@@ -18,7 +18,7 @@ _SMALLEST_RESOLUTION, _LARGEST_RESOLUTION = 16, 4096
 class ResolutionSettings(Settings):
     resolution_schedule: dict[float, int] | Literal["auto"] | None = Field(
         None,
-        description="Resolution of the training images (pixels) from each fraction of the training on, as {0:96,0.5:128}; "
+        description="Resolution of the training images from each fraction of the training on, as {0:96,0.5:128}; "
         "auto: three resolutions that rise to image_resolution.",
     )
     resolution_schedule_by: Literal["fraction", "epoch"] = Field(
