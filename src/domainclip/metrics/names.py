@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 _WORDS = {
-    "acc1": "zero-shot accuracy (acc1)",
-    "accuracy": "zero-shot accuracy",
-    "acc5": "zero-shot accuracy in the top 5 (acc5)",
+    "acc1": "classification accuracy (acc1)",
+    "accuracy": "classification accuracy",
+    "acc5": "classification accuracy in the top 5 (acc5)",
     "mean_per_class_recall": "mean per-class recall",
     "macro_f1": "macro F1",
     "f1_score": "macro F1",

@@ -27,7 +27,7 @@ from domainclip.pipelines.semantics import semantic_scores
 from domainclip.reports.compare_html import compare_html
 from domainclip.reports.compare_text import compare_markdown, compare_tables, notes, problems, summary_lines
 from domainclip.reports.plots.compare import plot_matrix
-from domainclip.reports.report import jsonable
+from domainclip.reports.schema.base import jsonable
 
 FILES = ("compare.json", "compare.md", "compare.html", "matrix.png")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,10 +45,6 @@ def write_error_analysis_of(
     config, encoder = controller.recipe or controller.config, controller.model
     assert encoder is not None
 
-    def read(path: Path):  # type: ignore[no-untyped-def]
-        """As the domain's steps leave it: what the model is shown, before its own resize."""
-        return engine.pipeline.apply(engine.pipeline.read(path, config.max_image_pixels, _TARGET), _TARGET)
-
     study = build_error_analysis(
         title,
         pairs,
@@ -57,7 +54,20 @@ def write_error_analysis_of(
         config.error_analysis_images,
         config.seed,
     )
-    return write_error_analysis(folder, study, read)
+    return write_error_analysis(folder, study, shown_images(engine, config.max_image_pixels))
+
+
+def shown_images(engine: EmbeddingEngine, max_pixels: int) -> Callable[[Path], np.ndarray]:
+    """Images as the domain's steps leave them: what the model is shown, before its own resize.
+
+    Args:
+        engine: Knows the steps.
+        max_pixels: Above this an image is an error.
+
+    Returns:
+        A function from a path to uint8 ``[height, width, 3]``.
+    """
+    return lambda path: engine.pipeline.apply(engine.pipeline.read(path, max_pixels, _TARGET), _TARGET)
 
 
 def model_probabilities(encoder: DualEncoder) -> Callable[[Tensor], Tensor]:

@@ -29,7 +29,7 @@ from domainclip.reports.plots.resolution import (
     resolution_table,
     robustness_table,
 )
-from domainclip.reports.report import jsonable
+from domainclip.reports.schema.base import jsonable
 
 _PLOTS = ("resolutions", "agreement", "robustness")
 _WHOLE = "Large images were shown whole: what is compared here has no tiles"

@@ -25,7 +25,7 @@ from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
 from domainclip.files import write_json, write_text
 from domainclip.inference import EmbeddingEngine
 from domainclip.models import DualEncoder
-from domainclip.reports.report import jsonable
+from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import Decision
 from domainclip.training.metrics_log import read_metrics
 from domainclip.training.regularization.initial_weights import weights_digest

@@ -8,7 +8,7 @@ from typing import Any
 
 from domainclip.metrics.names import describe, greater_is_better, is_fraction
 from domainclip.reports.markdown_table import plain, table
-from domainclip.reports.report_markdown import value_text
+from domainclip.reports.text import value_text
 
 TITLE = "# Alignment report"
 
@@ -85,13 +85,13 @@ def _headline(content: Mapping[str, Any]) -> str:
         name = f"{direction}_R@1"
         values = [(label, content["metrics"][role][name]) for role, label in _names(content)]
         fractions = (
-            value_text(name, values[0][1])
+            value_text(values[0][1], name)
             if len(values) == 1
-            else ", ".join(f"{value_text(name, value)} ({label})" for label, value in values)
+            else ", ".join(f"{value_text(value, name)} ({label})" for label, value in values)
         )
         sentences.append(
             f"- {fractions} of the {asked} have a {found} of their own first among {candidates:,} (chance "
-            f"{value_text(name, content['chance'][name])})."
+            f"{value_text(content['chance'][name], name)})."
         )
     return "\n".join(sentences)
 
@@ -104,14 +104,14 @@ def _ranking(content: Mapping[str, Any]) -> str:
     rows = []
     for name in (name for name in _RANKING if name not in trivial):
         row = [describe(name) + ("" if greater_is_better(name) else " (lower is better)")]
-        row += [value_text(name, content["metrics"][role][name]) for role, _ in names]
+        row += [value_text(content["metrics"][role][name], name) for role, _ in names]
         if len(names) > 1:
             change = changes.get(name)
             row += [
                 _signed(name, content["difference"][name]),
                 f"{_points(change['low'])} to {_points(change['high'])}" if change else "",
             ]
-        rows.append([*row, value_text(name, content["chance"][name])])
+        rows.append([*row, value_text(content["chance"][name], name)])
     counts = content["counts"]
     text = "## Who finds whom\n\n" + table([*header, "chance"], rows)
     text += (

@@ -21,7 +21,7 @@ from domainclip.files import try_folder, write_json, write_text
 from domainclip.metrics.significance import paired_change
 from domainclip.reports.alignment_markdown import TITLE, alignment_markdown
 from domainclip.reports.plots.alignment import IMAGE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
-from domainclip.reports.report import jsonable
+from domainclip.reports.schema.base import jsonable
 
 _FIRST_COLUMN = "wrong_beats_right_by"
 _WORST = 10

@@ -29,7 +29,7 @@ from domainclip.reports.compare_text import (
     title_of,
     verdict_text,
 )
-from domainclip.reports.report_markdown import value_text
+from domainclip.reports.text import value_text
 
 _CLASSES = {BETTER: "better", SAME: "same", WORSE: "worse", REFERENCE: "ref", UNTESTED: "untested", FAILED: "failed"}
 _MOST_WIDE = 6  # columns of the matrix that a common screen shows at full width
@@ -227,7 +227,7 @@ def _all_metrics(cells: Sequence[Content]) -> str:
     heads = "".join(f"<th>{escape(cell['model'])}</th>" for cell in shown)
     rows = "".join(
         f"<tr><th>{escape(describe(name))}</th>"
-        + "".join(f"<td>{escape(value_text(name, cell['metrics'].get(name)))}</td>" for cell in shown)
+        + "".join(f"<td>{escape(value_text(cell['metrics'].get(name), name))}</td>" for cell in shown)
         + "</tr>"
         for name in names
     )
