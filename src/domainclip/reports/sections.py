@@ -7,28 +7,33 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from domainclip.evaluation.comparison import compared_metrics, empty_recalls
+from domainclip.evaluation.comparison import empty_recalls
 from domainclip.metrics.bootstrap import FEW_UNITS
-from domainclip.metrics.names import is_domain_metric
+from domainclip.metrics.names import ALIASES, is_count, is_domain_metric, is_semantic_metric
 from domainclip.reports.schema.base import Figure
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
 from domainclip.reports.text import figure_text, percent, title
 
 
-def shown_metrics(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> list[str]:
+def shown_metrics(
+    before: Mapping[str, float | None], after: Mapping[str, float | None], *, sections: bool = False
+) -> list[str]:
     """Names of the figures that the data can have.
 
     Args:
         before: Earlier figures.
         after: Later ones.
+        sections: Whether figures that have a section of their own (of the domain, of documents, …) are among them.
 
     Returns:
-        The names, without recalls that any model has (R@5 among three captions), without the retrieval of captions
-        that only say the class, and without what has a section of its own.
+        The names, without counts and second names, without recalls that any model has (R@5 among three captions), and
+        without the retrieval of captions that only say the class.
     """
     known = {**before, **after}
-    names = compared_metrics(before, after)
-    left_out = {*empty_recalls(names, known), *(name for name in names if is_domain_metric(name))}
+    names = [name for name in {**after, **before} if not is_count(name) and name not in ALIASES]
+    left_out = set(empty_recalls(names, known))
+    if not sections:
+        left_out |= {name for name in names if is_domain_metric(name) or is_semantic_metric(name)}
     if (known.get("n_texts") or math.inf) <= (known.get("n_classes") or 0):
         left_out |= {name for name in names if name.startswith(("i2t_", "t2i_", "mean_R@"))}
     return [name for name in names if name not in left_out]
