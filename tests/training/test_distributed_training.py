@@ -147,9 +147,9 @@ def _out_of_memory(processes: ProcessGroup, data: TinyData, folder: Path) -> str
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
 
     trainer = make_trainer(data.pairs(), folder, processes=processes)
-    trainer.adaptive.step.encode_image = fail
+    trainer.step.adaptive.step.encode_image = fail
     try:
-        trainer.adaptive(next(iter(trainer.loader)))
+        trainer.step.adaptive(next(iter(trainer.loader)))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "no error"

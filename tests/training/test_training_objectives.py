@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from domainclip.config import CLIPFinetuningConfig, parse_overrides
 from domainclip.errors import ConfigurationError
+from domainclip.events import Validated
 from domainclip.losses import LOSSES, TemperatureScheduler, build_loss
 from domainclip.models import make_tiny_clip
 from domainclip.pipelines import CLIPFinetuningController
@@ -178,8 +179,8 @@ def test_a_learned_metric_ends_up_in_the_weights(tiny_data, tmp_path: Path) -> N
     controller = CLIPFinetuningController(config)
     controller.setup()
     seen: list[Any] = []
-    result = controller.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), tmp_path, on_validation=seen.append)
-    kept = next(v for v in reversed(seen) if v.value == result["best"]["value"])
+    result = controller.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), tmp_path, listeners=[seen.append])
+    kept = next(v for v in reversed(seen) if isinstance(v, Validated) and v.value == result["best"]["value"])
     assert controller.evaluate(tiny_data.pairs("val")).metrics == kept.metrics
 
     state = torch.load(tmp_path / "best" / "loss.pt", weights_only=True)
