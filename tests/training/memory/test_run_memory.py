@@ -196,11 +196,11 @@ def test_a_resumed_run_keeps_its_micro_batch(
     first = make_trainer(tiny_data.pairs(), tmp_path, save_steps=2)
     first.total_steps = 2
     first.train()
-    assert first.adaptive.step.micro_batch == 2
+    assert first.step.adaptive.step.micro_batch == 2
     give(monkeypatch, 8 * GB)  # as much as one likes: the micro-batch is the run's all the same
     second = make_trainer(tiny_data.pairs(), tmp_path, save_steps=2)
     second.train(resume=True)
-    assert second.adaptive.step.micro_batch == 2
+    assert second.step.adaptive.step.micro_batch == 2
     assert second.memory.forecast == first.memory.forecast
 
 
