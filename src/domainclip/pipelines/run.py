@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,7 @@ from domainclip.data.splits import DataSplits, load_splits
 from domainclip.devices import DeviceManager
 from domainclip.errors import ConfigurationError, DataError, ImageError
 from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.events import Listener
 from domainclip.files import try_folder, write_json, write_text
 from domainclip.inference import EmbeddingEngine
 from domainclip.pipelines.calibrate import RememberedImages, calibrate
@@ -43,10 +44,10 @@ from domainclip.reports.run_report import FILES as REPORT_FILES
 from domainclip.reports.run_report import before_after_table, write_report
 from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
+from domainclip.tracking import read_metrics
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
 from domainclip.training.identity import NEUTRAL_KEYS
-from domainclip.training.metrics_log import read_metrics
 
 REFERENCE_BEFORE = "reference_before.json"
 _PARTS = (
@@ -183,8 +184,11 @@ def run_training(
     overwrite: bool = False,
     console: Console | None = None,
     splits: DataSplits | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> RunOutcome:
     """Everything ``domainclip train`` does. The folder ``config.output_dir`` then holds what repeats the run.
+
+    ``listeners`` are called with each event of the training (see ``domainclip.events``).
 
     Started by ``torchrun`` in several processes, these train together, and the first of them does all the rest; the
     outcome of the others has an empty report.
@@ -193,13 +197,13 @@ def run_training(
     """
     console = console or Console(stderr=True)
     if world_size() == 1:
-        return _run(config, resume, overwrite, console, splits, None)
+        return _run(config, resume, overwrite, console, splits, None, listeners)
     claim_local_gpu()
     processes = ProcessGroup.from_environment(DeviceManager(config.use_mps, config.device).device)
     assert processes is not None
     with processes:
         if processes.is_first:
-            return _run(config, resume, overwrite, console, splits, processes)
+            return _run(config, resume, overwrite, console, splits, processes, listeners)
         return _run_beside_the_first(config, resume, splits, processes)
 
 
@@ -225,6 +229,7 @@ def _run(
     console: Console,
     splits: DataSplits | None,
     processes: ProcessGroup | None,
+    listeners: Sequence[Listener],
 ) -> RunOutcome:
     folder = Path(config.output_dir)
     started = time.monotonic()
@@ -289,7 +294,13 @@ def _run(
     if processes is not None:
         processes.broadcast_object(bool(len(val)))
     result = controller.fine_tune(
-        splits.train, val if len(val) else None, folder, resume=resume, engine=engine, reference_sets=reference_sets
+        splits.train,
+        val if len(val) else None,
+        folder,
+        resume=resume,
+        engine=engine,
+        listeners=listeners,
+        reference_sets=reference_sets,
     )
     if going_on:
         decisions = _record_changes(folder, saved, decisions)
