@@ -55,7 +55,7 @@ class Confused(Content):
     class_name: str = Field(alias="class")
     taken_for: str
     n: int
-    of: int
+    total: int = Field(alias="of")
 
 
 class PairRow(Content):
