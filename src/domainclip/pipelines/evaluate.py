@@ -12,6 +12,7 @@ from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import PairList
+from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import EvaluationResult
@@ -19,8 +20,8 @@ from domainclip.inference import EmbeddingEngine
 from domainclip.metrics.names import ALIASES, describe, is_domain_metric, is_semantic_metric
 from domainclip.pipelines.calibrate import RememberedImages
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.error_analysis import check_folder, write_error_analysis_of
-from domainclip.pipelines.run import readable_pairs, skipped_rows, splits_of
+from domainclip.pipelines.error_analysis import check_folder, expect_shown, write_error_analysis_of
+from domainclip.pipelines.run import splits_of
 from domainclip.reports.domain_markdown import DomainTable, domain_tables, figure_text
 from domainclip.reports.report import jsonable
 from domainclip.reports.semantic_text import semantic_figure, semantic_notes
@@ -143,7 +144,7 @@ def readable_rows(
     rows: PairList, engine: EmbeddingEngine, config: CLIPFinetuningConfig, split: str, skipped: list[dict]
 ) -> PairList:
     """The rows whose images decode; the others are added to ``skipped``. Raises ``DataError`` when none does."""
-    kept = readable_pairs(rows, engine, split, config.strict, skipped)
+    kept = readable_pairs(rows, engine.readable, split, config.strict, skipped)
     if not kept:
         raise DataError(f"No image of the {split} split of {config.data_path} can be read: {skipped[-1]['reason']}")
     return kept
@@ -164,6 +165,8 @@ def run_evaluation(
     controller = CLIPFinetuningController(config)
     controller.setup()
     engine = controller.engine()
+    if error_analysis is not None:
+        expect_shown(engine, rows)
     rows = readable_rows(rows, engine, config, split, skipped)
     embed = RememberedImages(engine)
     evaluator = controller.evaluator(rows, domain_metrics=True)
