@@ -27,6 +27,7 @@ from domainclip.errors import ConfigurationError, DataError, ModelNotInitialized
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.inference import EmbeddingEngine
 from domainclip.losses import build_loss
+from domainclip.metrics.metric import METRICS
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.apply_recipe import apply_recipe
@@ -359,7 +360,8 @@ class CLIPFinetuningController:
         Raises ``ConfigurationError`` "Invalid metric" for a name that this data set does not give.
         """
         pairs = test_dataset.pairs if isinstance(test_dataset, CLIPDataset) else list(test_dataset)
-        metrics = self.evaluator(pairs, domain_metrics=True, intervals=False)(self.engine())
+        found = self.evaluator(pairs, domain_metrics=True, intervals=False).evaluate(self.engine())
+        metrics = METRICS.with_other_names(found.metrics)
         if domain_metrics is None:
             return metrics
         unknown = [name for name in domain_metrics if name not in metrics]

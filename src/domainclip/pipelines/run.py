@@ -350,8 +350,7 @@ def _before(
     """The evaluation of the untrained weights; a resumed run reads what the first start found."""
     kept = folder / "before.json"
     if resume and kept.is_file():
-        content = json.loads(kept.read_text(encoding="utf-8"))
-        return EvaluationResult(content["metrics"], content["details"])
+        return EvaluationResult.from_dict(json.loads(kept.read_text(encoding="utf-8")))
     result = controller.evaluator(pairs, domain_metrics=True).evaluate(embed)
     write_json(kept, jsonable(asdict(result)))
     return result
