@@ -14,20 +14,15 @@ def validation_by(
     evaluator: DomainEvaluator,
     engine: EmbeddingEngine,
     reference_sets: ReferenceSets | None = None,
-    listener: Callable[[Validation], None] | None = None,
 ) -> Callable[[], Validation]:
     """A callable for ``Trainer``. ``reference_sets`` adds what is left of the general knowledge, which chooses no
-    checkpoint; ``listener`` is told each validation and may raise to stop."""
+    checkpoint."""
 
     def validate() -> Validation:
         result = evaluator.evaluate(engine)
         metrics, primary = result.metrics, evaluator.primary_metric
         if reference_sets is not None:
             metrics = metrics | reference_sets.during()
-        error = result.records[primary].standard_error
-        validation = Validation(metrics, primary, evaluator.greater_is_better, error)
-        if listener is not None:
-            listener(validation)
-        return validation
+        return Validation(metrics, primary, evaluator.greater_is_better, result.records[primary].standard_error)
 
     return validate
