@@ -69,7 +69,6 @@ PENDING = {
     "domainclip.config.settings",
     "domainclip.models.dual_encoder",
     "domainclip.resolve.resolve",
-    "domainclip.training.trainer",
     "domainclip.pipelines.controller",
 }
 

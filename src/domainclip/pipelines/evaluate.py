@@ -17,7 +17,7 @@ from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.inference import EmbeddingEngine
-from domainclip.metrics.names import ALIASES, describe, is_domain_metric, is_semantic_metric
+from domainclip.metrics.metric import METRICS
 from domainclip.pipelines.calibrate import RememberedImages
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.error_analysis import check_folder, expect_shown, write_error_analysis_of
@@ -60,7 +60,7 @@ class EvaluationReport:
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in self.result.metrics.items():
-            if name in ALIASES or is_domain_metric(name) or is_semantic_metric(name):
+            if METRICS[name].section == "domain" or METRICS[name].is_semantic:
                 continue
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
@@ -76,14 +76,14 @@ class EvaluationReport:
             console.print(f"Error analysis: {self.error_analysis}", markup=False, highlight=False)
 
     def _print_domain_metrics(self, console: Console) -> None:
-        found = self.result.details.get("domain_metrics")
+        found = jsonable(self.result.details.get("domain_metrics"))
         if not found or not found["metrics"]:
             return
         table = Table(title=f"Domain metrics ({found['domain']})")
         table.add_column("figure")
         table.add_column("value (95 % interval)", justify="right")
         for name, entry in found["metrics"].items():
-            table.add_row(escape(describe(name)), figure_text(name, entry))
+            table.add_row(escape(METRICS[name].title), figure_text(name, entry))
         console.print(table)
         for part in domain_tables(found, intervals=False):
             console.print(_shortened(part))
@@ -91,7 +91,7 @@ class EvaluationReport:
             console.print(f"{note}.", markup=False, highlight=False)
 
     def _print_semantics(self, console: Console) -> None:
-        found = self.result.details.get("semantics")
+        found = jsonable(self.result.details.get("semantics"))
         if not found:
             return
         if found["metrics"]:
@@ -99,7 +99,7 @@ class EvaluationReport:
             table.add_column("figure")
             table.add_column("value (95 % interval)", justify="right")
             for name, entry in found["metrics"].items():
-                table.add_row(escape(describe(name)), semantic_figure(name, entry))
+                table.add_row(escape(METRICS[name].title), semantic_figure(name, entry))
             console.print(table)
         for note in semantic_notes(found):
             console.print(f"{note.rstrip('.')}.", markup=False, highlight=False)

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +25,7 @@ from domainclip.data.splits import DataSplits, load_splits
 from domainclip.devices import DeviceManager
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.events import Listener
 from domainclip.files import try_folder, write_json, write_text
 from domainclip.pipelines.calibrate import RememberedImages, calibrate
 from domainclip.pipelines.controller import CLIPFinetuningController
@@ -38,6 +40,7 @@ from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
 from domainclip.reports.report import jsonable, write_report
 from domainclip.reports.run_report import before_after_table, report_content
+from domainclip.tracking import read_metrics
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
 from domainclip.training.identity import NEUTRAL_KEYS
@@ -137,8 +140,11 @@ def run_training(
     overwrite: bool = False,
     console: Console | None = None,
     splits: DataSplits | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> RunOutcome:
     """Everything ``domainclip train`` does. The folder ``config.output_dir`` then holds what repeats the run.
+
+    ``listeners`` are called with each event of the training (see ``domainclip.events``).
 
     Started by ``torchrun`` in several processes, these train together, and the first of them does all the rest; the
     outcome of the others has an empty report.
@@ -147,13 +153,13 @@ def run_training(
     """
     console = console or Console(stderr=True)
     if world_size() == 1:
-        return _run(config, resume, overwrite, console, splits, None)
+        return _run(config, resume, overwrite, console, splits, None, listeners)
     claim_local_gpu()
     processes = ProcessGroup.from_environment(DeviceManager(config.use_mps, config.device).device)
     assert processes is not None
     with processes:
         if processes.is_first:
-            return _run(config, resume, overwrite, console, splits, processes)
+            return _run(config, resume, overwrite, console, splits, processes, listeners)
         return _run_beside_the_first(config, resume, splits, processes)
 
 
@@ -179,6 +185,7 @@ def _run(
     console: Console,
     splits: DataSplits | None,
     processes: ProcessGroup | None,
+    listeners: Sequence[Listener],
 ) -> RunOutcome:
     folder = Path(config.output_dir)
     started = time.monotonic()
@@ -246,7 +253,13 @@ def _run(
     if processes is not None:
         processes.broadcast_object(bool(len(val)))
     result = controller.fine_tune(
-        data, val if len(val) else None, folder, resume=resume, engine=engine, reference_sets=reference_sets
+        data,
+        val if len(val) else None,
+        folder,
+        resume=resume,
+        engine=engine,
+        listeners=listeners,
+        reference_sets=reference_sets,
     )
     if going_on:
         decisions = _record_changes(folder, saved, decisions)
@@ -259,7 +272,8 @@ def _run(
     embed = RememberedImages(engine)
     after = controller.evaluator(evaluation_rows, domain_metrics=True).evaluate(embed) if len(evaluation_rows) else None
     calibration = calibrate(controller, val, test, embed, folder)
-    run = report_content(controller, splits, evaluated_split, before, after, result, skipped, folder, started)
+    history = read_metrics(folder / "metrics.jsonl")
+    run = report_content(controller, splits, evaluated_split, before, after, result, skipped, folder, history, started)
     run["decisions"] = decisions
     run["calibration"] = calibration
     if recipe.error_analysis and len(evaluation_rows):
@@ -311,8 +325,7 @@ def _before(
     """The evaluation of the untrained weights; a resumed run reads what the first start found."""
     kept = folder / "before.json"
     if resume and kept.is_file():
-        content = json.loads(kept.read_text(encoding="utf-8"))
-        return EvaluationResult(content["metrics"], content["details"])
+        return EvaluationResult.from_dict(json.loads(kept.read_text(encoding="utf-8")))
     result = controller.evaluator(pairs, domain_metrics=True).evaluate(embed)
     write_json(kept, jsonable(asdict(result)))
     return result

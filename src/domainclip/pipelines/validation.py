@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from domainclip.evaluation.evaluators import DomainEvaluator
@@ -15,22 +14,15 @@ def validation_by(
     evaluator: DomainEvaluator,
     engine: EmbeddingEngine,
     reference_sets: ReferenceSets | None = None,
-    listener: Callable[[Validation], None] | None = None,
 ) -> Callable[[], Validation]:
     """A callable for ``Trainer``. ``reference_sets`` adds what is left of the general knowledge, which chooses no
-    checkpoint; ``listener`` is told each validation and may raise to stop."""
+    checkpoint."""
 
     def validate() -> Validation:
-        metrics = evaluator(engine)
-        primary = evaluator.primary_metric
-        fraction = metrics[primary]
-        rows = metrics["n_classified"] if primary == "acc1" else min(metrics["n_images"], metrics["n_texts"])
-        error = math.sqrt(fraction * (1 - fraction) / rows)  # of a fraction of that many rows
+        result = evaluator.evaluate(engine)
+        metrics, primary = result.metrics, evaluator.primary_metric
         if reference_sets is not None:
             metrics = metrics | reference_sets.during()
-        validation = Validation(metrics, primary, evaluator.greater_is_better, error)
-        if listener is not None:
-            listener(validation)
-        return validation
+        return Validation(metrics, primary, evaluator.greater_is_better, result.records[primary].standard_error)
 
     return validate
