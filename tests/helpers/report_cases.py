@@ -15,10 +15,12 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> RunReport:
     """The report of plain values; ``before`` and ``after`` may be flat numbers, or as a file keeps them."""
     facts = {key: value for key, value in run.items() if key not in ("before", "after", "history", "read")}
     results = [
-        EvaluationResult(**part) if isinstance(part, Mapping) and "metrics" in part else part
+        EvaluationResult.of(part["metrics"], part["details"])
+        if isinstance(part, Mapping) and "metrics" in part
+        else part
         for part in (run.get("before"), run.get("after"))
     ]
-    results = [EvaluationResult(dict(part), {}) if isinstance(part, Mapping) else part for part in results]
+    results = [EvaluationResult.of(dict(part), {}) if isinstance(part, Mapping) else part for part in results]
     return write_report(folder, RunFacts.from_values(facts), *results, run.get("history", ()), run.get("read"))
 
 

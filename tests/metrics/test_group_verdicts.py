@@ -17,7 +17,7 @@ from domainclip.evaluation.comparison import accuracy_interval
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.semantics import SemanticScores
-from domainclip.metrics.names import describe
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
 from domainclip.metrics.significance import paired_change, wilson_interval
 from domainclip.metrics.sums import unit_sums
@@ -167,7 +167,7 @@ def test_semantic_figures_say_how_many_units_they_come_from(n_groups: int, messa
     names = [LABELS[n % 4] for n in range(60)]
     classified = {"targets": names, "predictions": list(rng.permutation(names)), "labels": list(LABELS)}
     groups = [f"patient {n % n_groups}" for n in range(60)]
-    _, details = SemanticScores(tree, resamples=50).score(
+    details = SemanticScores(tree, resamples=50).score(
         lambda paths: torch.zeros(0), lambda texts: torch.zeros(0), classified, groups
     )
     notes = semantic_notes(SemanticFigures.from_values(details))
@@ -178,7 +178,15 @@ def test_semantic_figures_say_how_many_units_they_come_from(n_groups: int, messa
 
 
 def test_the_figures_without_an_interval_are_named() -> None:
-    figures = {"image_negation_auroc": {"value": 0.6, "low": None, "high": None, "units": None}}
+    figures = {
+        "image_negation_auroc": {
+            "name": "image_negation_auroc",
+            "value": 0.6,
+            "low": None,
+            "high": None,
+            "n_units": None,
+        }
+    }
     negation = {"accuracy": 0.5, "auroc": 0.6, "affirmed": 0.5, "n": 3}
     terms = {"n_terms": 0, "n_negation_pairs": 0, "image_negations": [{"class": name, **negation} for name in "ab"]}
     found = SemanticFigures.from_values({"terminology": terms, "resamples": 50, "metrics": figures})
@@ -188,4 +196,4 @@ def test_the_figures_without_an_interval_are_named() -> None:
 
 
 def test_the_highest_f1_of_a_class_is_not_said_to_be_of_defects() -> None:
-    assert describe("f1_max") == "highest F1"
+    assert METRICS["f1_max"].title == "highest F1"

@@ -81,12 +81,14 @@ def test_a_report_names_any_class(tmp_path: Path) -> None:
     }
     shown = {
         "domain": "scientific",
-        "metrics": {"acc1": {"value": 2 / 3}},
+        "metrics": {"acc1": {"name": "acc1", "value": 2 / 3}},
         "matrix": None,
         "notes": ["Normal: **b**"],
-        "per_label": [{"label": label, "images": 1, "recall": {"value": 1.0}} for label in labels],
+        "per_label": [{"label": label, "images": 1, "recall": {"name": "recall", "value": 1.0}} for label in labels],
     }
-    result = EvaluationResult({"acc1": 2 / 3, "n_classified": 3}, {"classification": details, "domain_metrics": shown})
+    result = EvaluationResult.of(
+        {"acc1": 2 / 3, "n_classified": 3}, {"classification": details, "domain_metrics": shown}
+    )
     write_run(tmp_path, {"after": result})
     text = pages(tmp_path)
     html = MarkdownIt("commonmark").enable("table").render(text)
@@ -97,7 +99,7 @@ def test_a_report_names_any_class(tmp_path: Path) -> None:
 
 def test_a_model_card_names_any_model(tmp_path: Path) -> None:
     card = model_card(
-        write_run(tmp_path, {"base_model": "/data/<unk>_**b**", "after": EvaluationResult({"acc1": 0.5}, {})})
+        write_run(tmp_path, {"base_model": "/data/<unk>_**b**", "after": EvaluationResult.of({"acc1": 0.5}, {})})
     )
     html = MarkdownIt("commonmark").enable("table").render(card.partition("\n---\n")[2])
     assert "<h1>&lt;unk&gt;_**b**, fine-tuned</h1>" in html and "50.0%" in html

@@ -18,7 +18,7 @@ from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.alignment import Alignment, AlignmentRows, Embedded, Metric, chance, measure, query_order
 from domainclip.evaluation.comparison import empty_recalls
 from domainclip.files import try_folder, write_json, write_text
-from domainclip.metrics.names import is_fraction
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import paired_change
 from domainclip.reports.plots.alignment import COMPARED, IMAGE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
 from domainclip.reports.render import render
@@ -153,7 +153,7 @@ def alignment_markdown(report: AlignmentReport) -> str:
         value = (report.difference or {}).get(name)
         if value is None:
             return NOTHING
-        if is_fraction(name) or name == "overlap":
+        if METRICS[name].is_fraction or name == "overlap":
             return f"{points(value)} points"
         return signed(value, "+.4g" if name in _RANKING else "+.3f")
 

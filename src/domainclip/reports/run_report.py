@@ -27,7 +27,7 @@ from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.files import write_json, write_text
 from domainclip.metrics.bootstrap import FEW_UNITS
 from domainclip.metrics.calibration import calibration_in_words
-from domainclip.metrics.names import is_domain_metric
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import PairedChange, wilson_interval
 from domainclip.metrics.sums import has_groups
 from domainclip.reports.model_card import loading_code, using_code
@@ -82,7 +82,7 @@ def write_report(
         pydantic.ValidationError: An evaluation holds what the schema does not know.
     """
     folder = Path(folder)
-    old, new = before or EvaluationResult({}, {}), after or EvaluationResult({}, {})
+    old, new = before or EvaluationResult({}), after or EvaluationResult({})
     # A plot of an earlier run beside the numbers of this one would be read as belonging to them.
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
@@ -246,7 +246,7 @@ def before_after_table(report: RunReport) -> Table:
     table.add_column("metric")
     for column in ("before", "after"):
         table.add_column(column, justify="right")
-    domain = [name for name in report.after if is_domain_metric(name)]
+    domain = [name for name in report.after if METRICS[name].section == "domain"]
     for name in dict.fromkeys([*shown_metrics(report.before, report.after), *domain]):
         if report.after.get(name) is not None:
             old, new = (value_text(part.get(name), name) for part in (report.before, report.after))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from domainclip.evaluation.comparison import empty_recalls
 from domainclip.metrics.bootstrap import FEW_UNITS
-from domainclip.metrics.names import ALIASES, is_count, is_domain_metric, is_semantic_metric
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.schema.base import Figure
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
 from domainclip.reports.text import figure_text, percent, title
@@ -26,14 +26,14 @@ def shown_metrics(
         sections: Whether figures that have a section of their own (of the domain, of documents, …) are among them.
 
     Returns:
-        The names, without counts and second names, without recalls that any model has (R@5 among three captions), and
+        The names, without counts, without recalls that any model has (R@5 among three captions), and
         without the retrieval of captions that only say the class.
     """
     known = {**before, **after}
-    names = [name for name in {**after, **before} if not is_count(name) and name not in ALIASES]
+    names = [name for name in {**after, **before} if not METRICS[name].is_count]
     left_out = set(empty_recalls(names, known))
     if not sections:
-        left_out |= {name for name in names if is_domain_metric(name) or is_semantic_metric(name)}
+        left_out |= {name for name in names if METRICS[name].section == "domain" or METRICS[name].is_semantic}
     if (known.get("n_texts") or math.inf) <= (known.get("n_classes") or 0):
         left_out |= {name for name in names if name.startswith(("i2t_", "t2i_", "mean_R@"))}
     return [name for name in names if name not in left_out]
@@ -73,7 +73,7 @@ def _labels(found: DomainFigures, intervals: bool) -> DomainTable | None:
         return None
 
     def shown(figure: Figure | None, name: str) -> str:
-        return figure_text(figure if intervals or figure is None else Figure(value=figure.value), name)
+        return figure_text(figure if intervals or figure is None else Figure(name=name, value=figure.value), name)
 
     rows = [
         [row.label, str(row.images), *(shown(row.figures.get(name), name) for name in columns)]
@@ -148,8 +148,8 @@ def _interval_notes(found: SemanticFigures) -> list[str]:
     by_size: dict[int, list[str]] = {}
     without = []
     for name, entry in found.metrics.items():
-        if entry.low is not None and entry.units is not None:
-            by_size.setdefault(entry.units, []).append(title(name))
+        if entry.low is not None and entry.n_units is not None:
+            by_size.setdefault(entry.n_units, []).append(title(name))
         elif not name.startswith("image_negation") and entry.value is not None:
             without.append(title(name))
     lines = []

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
-from domainclip.metrics.names import describe, greater_is_better, is_fraction, is_proportion, is_semantic_metric
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.schema.base import Figure
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "—"
-_DECIMALS = ("auroc", "auprc", "_ap", "f1", "kappa", "MRR", "ece")  # which their domains write as 0.912, not 91.2 %
 
 
 def title(name: str) -> str:
@@ -23,7 +22,7 @@ def title(name: str) -> str:
     Returns:
         The title, the short name where nothing else is known.
     """
-    return describe(name)
+    return METRICS[name].title
 
 
 def titled(name: str) -> str:
@@ -35,7 +34,7 @@ def titled(name: str) -> str:
     Returns:
         The title.
     """
-    return title(name) + ("" if greater_is_better(name) else " (lower is better)")
+    return title(name) + ("" if METRICS[name].greater_is_better else " (lower is better)")
 
 
 def value_text(value: float | None, name: str) -> str:
@@ -50,7 +49,7 @@ def value_text(value: float | None, name: str) -> str:
     """
     if value is None or value != value:  # NaN is the only value that differs from itself
         return NOTHING
-    return f"{value:.1%}" if is_proportion(name) else f"{value:.4g}"
+    return f"{value:.1%}" if METRICS[name].is_fraction else f"{value:.4g}"
 
 
 def change_text(before: float | None, after: float | None, name: str) -> str:
@@ -66,8 +65,8 @@ def change_text(before: float | None, after: float | None, name: str) -> str:
     """
     if before is None or after is None:
         return NOTHING
-    change = f"{points(after - before)} points" if is_proportion(name) else signed(after - before, "+.4g")
-    worse = after < before if greater_is_better(name) else after > before
+    change = f"{points(after - before)} points" if METRICS[name].is_fraction else signed(after - before, "+.4g")
+    worse = after < before if METRICS[name].greater_is_better else after > before
     return change + (" (worse)" if worse else "")
 
 
@@ -83,7 +82,7 @@ def figure_text(figure: Figure | None, name: str) -> str:
     """
     if figure is None or figure.value is None:
         return NOTHING
-    decimal = any(part in name for part in _DECIMALS) or (is_semantic_metric(name) and not is_fraction(name))
+    decimal = METRICS[name].decimal or not METRICS[name].is_fraction
 
     def shown(value: float | None) -> str:
         return f"{value:.3f}".replace("-", MINUS) if decimal else f"{value:.1%}"

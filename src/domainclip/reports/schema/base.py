@@ -48,23 +48,27 @@ class Content(BaseModel):
 
 
 class Figure(Content):
-    """A figure with its 95 % interval, which is missing where the rows allow none.
+    """A ``Metric`` as a file holds it: a figure with its 95 % interval, which is missing where the rows allow none.
 
     Args:
+        name: The metric's short name.
         value: The figure, None where the rows do not determine it.
         low: The lower end of the interval.
         high: The upper end.
-        units: Independent units (images, whole groups of them, terms) that the interval comes from.
+        method: How the interval was found.
+        n_units: Independent units (images, whole groups of them, terms) that the figure is of.
         resamples: Resamples that had a value.
         undefined: Resamples that had none.
     """
 
+    name: str
     value: float | None
     low: float | None = None
     high: float | None = None
-    units: int | None = None
-    resamples: int | None = None
-    undefined: int | None = None
+    method: str | None = None
+    n_units: int | None = None
+    resamples: int = 0
+    undefined: int = 0
 
     @property
     def has_interval(self) -> bool:
