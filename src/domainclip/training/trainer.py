@@ -286,7 +286,7 @@ class Trainer:
         for path, reason in batch["skipped"]:
             if path not in self.state.skipped_images:
                 self.state.skipped_images[path] = reason
-                log.warning("Set aside: %s", reason)
+                log.warning("Skipped: %s", reason)
         if self._pairs(batch) < 2:  # nothing to contrast: the batch's images could not be read
             self.state.steps_skipped += 1
             return None, torch.zeros(())
