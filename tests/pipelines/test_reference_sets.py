@@ -224,7 +224,9 @@ def test_sets_without_labels_or_without_a_test_split(tiny_data: TinyData, tmp_pa
     with open(tmp_path / "unlabelled.csv", "w", encoding="utf-8", newline="") as handle:
         rows = [(pair.image_path, f"{pair.caption} {n}") for n, pair in enumerate(tiny_data.pairs())]
         csv.writer(handle).writerows([("image_path", "caption"), *rows])
-    reference_sets = loaded(tmp_path / "unlabelled.csv", tiny_data.folder, train_split=0.8, val_split=0.2, test_split=0.0)
+    reference_sets = loaded(
+        tmp_path / "unlabelled.csv", tiny_data.folder, train_split=0.8, val_split=0.2, test_split=0.0
+    )
     without, labelled = reference_sets.sets
     assert (without.name, without.metric, without.test_split) == ("unlabelled", "mean_R@1", "validation")
     assert (labelled.metric, labelled.test_split) == ("acc1", "test")
