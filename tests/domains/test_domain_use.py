@@ -15,9 +15,9 @@ from domainclip.config.glossary import load_glossary
 from domainclip.domains.domain import RECIPE_SECTIONS
 from domainclip.domains.files import domain_family, load_domain, shipped_domains
 from domainclip.domains.layers import DomainLayer
+from domainclip.domains.record import with_models_domain, write_domain
 from domainclip.errors import ConfigurationError
 from domainclip.pipelines import CLIPFinetuningController
-from domainclip.pipelines.domain_record import with_models_domain, write_domain
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 
 # --- errors ---

@@ -19,11 +19,12 @@ from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.records import ImageTextPair
 from domainclip.domains.files import load_domain
+from domainclip.domains.record import with_models_domain, write_domain
+from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.evaluators import DomainEvaluator
-from domainclip.evaluation.prompts import class_prompts, classifier_weights
+from domainclip.inference.prompts import class_prompts, class_templates, classifier_weights
 from domainclip.pipelines import CLIPFinetuningController
-from domainclip.pipelines.captions import class_templates, training_captions
-from domainclip.pipelines.domain_record import with_models_domain, write_domain
+from domainclip.pipelines.assemble import training_captions
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 
 MODEL = ModelFacts(224, 77, False, "transformer", "transformer", 0.01)
@@ -127,7 +128,7 @@ def test_one_treatment_in_inference_and_evaluation(tiny_data, tmp_path: Path, do
         ImageTextPair(pair.image_path, ("TX of " if row % 2 else "a texture of ") + str(pair.label), pair.label)
         for row, pair in enumerate(tiny_data.pairs())
     ]
-    evaluator = controller.evaluator(pairs)
+    evaluator = build_evaluator(controller.session, pairs)
     assert evaluator.zero_shot is not None and evaluator.retrieval is not None
     assert evaluator.zero_shot.prompts["sky"] == ["a scan of open sky.", "open sky", "a scan of blue sky.", "blue sky"]
     assert len(evaluator.retrieval.captions) == 3  # "TX of sky" is "a texture of sky": finding either is a hit

@@ -45,7 +45,7 @@ def controller_of(*data: Path | str, **values: object) -> CLIPFinetuningControll
 
 
 def loaded(*data: Path | str, **values: object) -> ReferenceSets:
-    found = load_reference_sets(controller_of(*data, **values))
+    found = load_reference_sets(controller_of(*data, **values).session)
     assert found is not None
     return found
 
@@ -120,7 +120,7 @@ def test_where_nothing_is_left_nothing_is_said_to_be_rehearsed(tiny_data: TinyDa
     for folder, rehearsed in ((tiny_data.folder, 12), (tmp_path / "one", 0)):
         controller = controller_of(folder, batch_size=6)
         recipe = controller.prepare(tiny_data.pairs())
-        reference_sets = load_reference_sets(controller)
+        reference_sets = load_reference_sets(controller.session)
         assert reference_sets is not None and controller.model is not None
         assert (
             len(reference_sets.sets[0].rehearsed) == rehearsed
@@ -191,7 +191,7 @@ def test_nothing_of_the_test_split_is_chosen_on(tiny_data: TinyData) -> None:
 
 def test_scores_are_those_of_a_plain_count(tiny_data: TinyData) -> None:
     controller = controller_of(tiny_data.folder, retention_rows=12, prompt_templates=["only in this domain: {}"])
-    reference_sets = load_reference_sets(controller)
+    reference_sets = load_reference_sets(controller.session)
     assert reference_sets is not None
     engine = controller.engine()
     rows = stratified_rows([*tiny_data.pairs("train"), *tiny_data.pairs("val")], 12, controller.config.seed)
@@ -212,7 +212,7 @@ def test_scores_are_those_of_a_plain_count(tiny_data: TinyData) -> None:
 
 def test_what_a_domain_does_to_its_images_is_not_done_to_these(tiny_data: TinyData) -> None:
     controller = controller_of(tiny_data.folder, image_preprocessing={"illumination": "grey_world"})
-    reference_sets = load_reference_sets(controller)
+    reference_sets = load_reference_sets(controller.session)
     assert reference_sets is not None
     path = tiny_data.pairs("test")[0].image_path
     plain = controller_of(tiny_data.folder).engine().pixels([path])
@@ -255,12 +255,12 @@ def test_names_tell_sets_apart(tiny_data: TinyData, tmp_path: Path) -> None:
 
 def test_a_set_that_cannot_be_used_is_an_error_that_names_it(tiny_data: TinyData, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        load_reference_sets(controller_of(tmp_path / "nowhere"))
+        load_reference_sets(controller_of(tmp_path / "nowhere").session)
     (tmp_path / "x.jpg").write_bytes(b"no image")
     (tmp_path / "bad.csv").write_text("image_path,caption,label\nx.jpg,a,b\n")
     with pytest.raises(DataError, match=r"bad\.csv has no row that can be used"):
-        load_reference_sets(controller_of(tmp_path / "bad.csv"))
-    assert load_reference_sets(CLIPFinetuningController(CLIPFinetuningConfig(), Console(quiet=True))) is None
+        load_reference_sets(controller_of(tmp_path / "bad.csv").session)
+    assert load_reference_sets(controller_of().session) is None
 
 
 def test_figures_before_training_are_read_again_on_resumption(tiny_data: TinyData, tmp_path: Path) -> None:

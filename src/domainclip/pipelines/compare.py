@@ -13,17 +13,14 @@ from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import PairList
+from domainclip.domains.record import with_models_domain
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DataError, Interrupted
+from domainclip.evaluation.build import build_domain_metrics, domain_evaluator, semantic_scores
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.files import write_json, write_text
-from domainclip.inference import EmbeddingEngine
+from domainclip.inference import ModelSession
 from domainclip.metrics.sums import check_metric, unit_sums
-from domainclip.pipelines.captions import domain_evaluator
-from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.domain_metrics import build_domain_metrics
-from domainclip.pipelines.domain_record import with_models_domain
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
-from domainclip.pipelines.semantics import semantic_scores
 from domainclip.reports.compare_html import compare_html
 from domainclip.reports.compare_text import compare_markdown, compare_tables, notes, problems, summary_lines
 from domainclip.reports.plots.compare import plot_matrix
@@ -225,9 +222,8 @@ def _evaluate(
     console: Console,
 ) -> None:
     """The model of ``config`` on all data sets, with the prompts of ``asked``; it is gone from memory afterwards."""
-    controller = CLIPFinetuningController(config, console)
     try:
-        controller.setup()
+        session = ModelSession.load(config, console)
     except (Interrupted, ConfigurationError):
         raise
     except CLIPFinetuningError as error:
@@ -241,7 +237,7 @@ def _evaluate(
             continue
         console.print(f"{name} on {found.name}", markup=False, highlight=False)
         try:
-            found.scores[name] = _score(controller, asked.updated(data_path=found.path), found, split)
+            found.scores[name] = _score(session, asked.updated(data_path=found.path), found, split)
         except Interrupted:
             raise
         except CLIPFinetuningError as error:
@@ -251,20 +247,17 @@ def _evaluate(
                 found.scores[name] = ModelOnSet(reason=str(error))
             else:  # the rows themselves: no other model will fare better
                 found.reason = str(error)
-    controller.model = None
-    del controller
+    del session
     gc.collect()  # the encoder is in reference cycles: the next one would otherwise be loaded beside it
 
 
-def _score(
-    controller: CLIPFinetuningController, asked: CLIPFinetuningConfig, found: _DataSet, split: str
-) -> ModelOnSet:
-    engine: EmbeddingEngine = controller.engine()  # a new one each: its cache of decoded images goes with it
-    assert found.rows is not None and controller.model is not None
+def _score(session: ModelSession, asked: CLIPFinetuningConfig, found: _DataSet, split: str) -> ModelOnSet:
+    engine = session.engine()  # a new one each: its cache of decoded images goes with it
+    assert found.rows is not None
     if not found.readable:
         found.rows = readable_rows(found.rows, engine, asked, split, found.skipped)
-    domain_figures = build_domain_metrics(asked, controller.model, intervals=False)
-    semantics = semantic_scores(asked, found.rows, controller.engine(), intervals=False)
+    domain_figures = build_domain_metrics(asked, session.encoder, intervals=False)
+    semantics = semantic_scores(asked, found.rows, session.engine(), intervals=False)
     # Fewer rows may allow less, and settings may not fit the classes: no other model will fare better.
     evaluator = domain_evaluator(asked, found.rows, domain_metrics=domain_figures, semantics=semantics)
     found.readable = True

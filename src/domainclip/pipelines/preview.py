@@ -22,8 +22,8 @@ from domainclip.data.images.transforms import ImageTransform, view_rng
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError, ImageError
 from domainclip.files import write_bytes
+from domainclip.inference.session import caption_pipeline
 from domainclip.models.loading import load_processor
-from domainclip.pipelines.captions import caption_pipeline
 from domainclip.pipelines.evaluate import rows_of_split
 from domainclip.pipelines.facts import data_facts
 from domainclip.resolve import ModelFacts, resolve

@@ -16,9 +16,9 @@ from domainclip.config.settings import EvaluationSettings
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import CheckpointError, ConfigurationError
 from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
-from domainclip.evaluation.evaluators import Embedder
+from domainclip.evaluation.protocols import Embedder
 from domainclip.files import write_bytes
-from domainclip.pipelines.captions import caption_pipeline
+from domainclip.inference.session import caption_pipeline
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
 
 BEFORE_FILE = "alignment_before.safetensors"

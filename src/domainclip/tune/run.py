@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.splits import DataSplits, load_splits
+from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
-from domainclip.pipelines.run import claim_folder, splits_of
+from domainclip.pipelines.run import claim_folder
 from domainclip.training import Validation
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
@@ -74,7 +74,7 @@ def run_tuning(
     folder = Path(config.output_dir)
     _check_request(config, space, trials, steps, fixed)
     if splits is None:
-        splits = load_splits(config.data_path, **splits_of(config))
+        splits = load_splits_of(config)
     if not len(splits.val):
         raise DataError(
             "Tuning compares trials on the validation split, and there is none: set val_split, or add a validation "

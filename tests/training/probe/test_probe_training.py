@@ -15,7 +15,7 @@ from conftest import CommandResult, TinyData
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.prompts import class_prompts
+from domainclip.inference.prompts import class_prompts
 from domainclip.models import make_tiny_clip
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 from domainclip.training import Validation

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.base import Settings
 from domainclip.domains.domain import DomainConfig
 from domainclip.domains.files import DOMAIN_FILE, is_domain_path, load_domain, shipped_domains
 from domainclip.files import write_text
+
+Group = TypeVar("Group", bound=Settings)
 
 
 def write_domain(domain: DomainConfig, folder: Path, name: str = DOMAIN_FILE) -> None:
@@ -36,6 +39,17 @@ def with_models_domain(config: CLIPFinetuningConfig) -> tuple[CLIPFinetuningConf
         return config, None
     found = config.updated(domain=domain.name if shipped else str(kept))
     return found, f"Domain: {domain.name} (the model in {config.model_name} was trained in it; set domain to change it)"
+
+
+def settings_of(config: CLIPFinetuningConfig, group: type[Group]) -> Group:
+    """A group of the recipe's settings; what the recipe leaves unset is as the domain says."""
+    preset = config.domain_config().recipe_values()
+    return group(
+        **{
+            key: preset.get(key) if key in preset and not config.is_set(key) else getattr(config, key)
+            for key in group.model_fields
+        }
+    )
 
 
 def _same(one: DomainConfig, other: DomainConfig) -> bool:

@@ -1,0 +1,244 @@
+"""``ModelSession``: a loaded model with its preparation of images and texts, ready to be used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.captions.pipeline import CaptionPipeline
+from domainclip.devices import DeviceManager
+from domainclip.devices.precision import PrecisionDecision, choose_precision
+from domainclip.domains.record import with_models_domain
+from domainclip.errors import DataError
+from domainclip.inference.engine import EmbeddingEngine
+from domainclip.inference.prompts import class_prompts, class_templates, classifier_weights
+from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
+from domainclip.registry import load_plugins
+from domainclip.similarity import make_similarity
+
+ImageLike = Path | str | Image.Image | np.ndarray
+
+
+class ModelSession:
+    """A loaded model, and how images and texts are prepared for it.
+
+    It encodes, compares and classifies; evaluators, retrieval and services need nothing else. It knows no training.
+
+    Args:
+        encoder: The model, on its device.
+        config: The recipe that says how images and texts are prepared.
+        device_manager: The device and why it was chosen.
+        precision: What training computes in. Embeddings are in float32 unless an engine is asked for otherwise.
+
+    Attributes:
+        config: The recipe. A run puts its resolved one here, so that what is encoded later is prepared as in training.
+        as_loaded: Whether the weights still are those that the recipe's model names.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        config: CLIPFinetuningConfig,
+        device_manager: DeviceManager,
+        precision: PrecisionDecision,
+    ) -> None:
+        self.encoder, self.config = encoder, config
+        self.device_manager, self.precision = device_manager, precision
+        self.as_loaded = True
+
+    @classmethod
+    def load(
+        cls, config: CLIPFinetuningConfig, console: Console | None = None, device_manager: DeviceManager | None = None
+    ) -> ModelSession:
+        """Choose the device and load the recipe's model onto it.
+
+        Args:
+            config: The recipe. Where it names no domain, the one that the model was trained in is taken.
+            console: Where it is said that this was done; standard error, if left out.
+            device_manager: The device, for a caller who has chosen it already.
+
+        Returns:
+            The session.
+
+        Raises:
+            DeviceError: The device cannot be used.
+            ModelLoadError: The model cannot be had, or is no dual encoder.
+            ConfigurationError: A plugin fails, the model's ``domain.yaml`` is wrong, or the precision is refused.
+        """
+        config, note = with_models_domain(config)
+        if note:
+            (console or Console(stderr=True)).print(note, markup=False)
+        load_plugins(config.plugins)
+        manager = device_manager or DeviceManager(config.use_mps, config.device)
+        precision = choose_precision(manager.device, config.precision, config.mixed_precision)
+        manager.optimize_for_device()
+        encoder = load_encoder(config).to(manager.device)
+        encoder.optimize_layout(manager.device)
+        if manager.device.type == "mps" and precision.name != "fp32":
+            encoder.avoid_fused_text_attention()
+        return cls(encoder, config, manager, precision)
+
+    @property
+    def processor(self) -> EncoderProcessor:
+        """The model's tokenizer and image processor."""
+        return self.encoder.processor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.device_manager.device
+
+    def engine(self, batch_size: int | None = None, autocast: Callable[[], Any] | None = None) -> EmbeddingEngine:
+        """An engine over the present weights, with a memory of decoded images that is its own.
+
+        Args:
+            batch_size: Images or texts encoded at once; the recipe's ``eval_batch_size``, if left out.
+            autocast: Makes the context to compute in. Without it everything is in float32, so that figures that are
+                reported do not depend on what the device rounds to.
+
+        Returns:
+            The engine. It sees weights that change later.
+        """
+        config = self.config
+        return EmbeddingEngine(
+            self.encoder,
+            self.device,
+            batch_size=batch_size or config.eval_batch_size,
+            resolution=config.image_resolution if config.is_set("image_resolution") else None,
+            max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
+            max_pixels=config.max_image_pixels,
+            autocast=autocast,
+            preprocessing=config.image_steps(),
+            text_transform=caption_pipeline(config, self.processor),
+        )
+
+    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "images dim"]:
+        """Embed images.
+
+        Args:
+            images: Paths, PIL images, or uint8 arrays ``[height, width]`` or ``[height, width, 3]``, mixed as you like.
+
+        Returns:
+            Embeddings of unit length, float32 on the CPU.
+
+        Raises:
+            ImageError: An image cannot be read.
+            DataError: There are no images, or an array is no image.
+        """
+        return self.engine().encode_images([_opened(image) for image in images])
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Embed texts.
+
+        Args:
+            texts: Texts; what a domain does to captions is done to them first.
+
+        Returns:
+            Embeddings of unit length, float32 on the CPU.
+
+        Raises:
+            DataError: There are no texts, or one is no string.
+        """
+        return self.engine().encode_texts(texts)
+
+    def similarity(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Float[Tensor, "images texts"]:
+        """Compare every image with every text by the recipe's ``similarity_metric``.
+
+        Args:
+            images: As for ``encode_images``.
+            texts: As for ``encode_texts``.
+
+        Returns:
+            Similarities, the larger the more alike.
+
+        Raises:
+            ImageError: An image cannot be read.
+            DataError: There are no images or no texts.
+        """
+        # A learned metric is in the weights already, where it is the cosine.
+        metric = "cosine" if self.config.similarity_metric == "bilinear" else self.config.similarity_metric
+        return make_similarity(metric)(self.encode_images(images), self.encode_texts(texts))
+
+    def classify(self, images: Sequence[ImageLike], labels: Sequence[str]) -> list[dict[str, float]]:
+        """Say which of the labels each image shows, by the prompts of the domain.
+
+        Args:
+            images: As for ``encode_images``.
+            labels: Names of classes. Those that the domain knows are described by its names for them.
+
+        Returns:
+            For each image its probability of each label, the largest first. Of a CLIP model they sum to 1; a SigLIP
+            model gives each label a probability of its own.
+
+        Raises:
+            ImageError: An image cannot be read.
+            ConfigurationError: There are no labels, or one is empty.
+        """
+        names_of = self.config.domain_config().prompts.names_of
+        prompts = class_prompts(labels, class_templates(self.config), names_of=names_of)
+        engine = self.engine()
+        cosines = self.encode_images(images) @ classifier_weights(engine.encode_texts, prompts).T
+        rows = (dict(zip(prompts, row, strict=True)) for row in self.probabilities(cosines).tolist())
+        return [dict(sorted(row.items(), key=lambda each: -each[1])) for row in rows]
+
+    @property
+    def temperature(self) -> float:
+        """The model's own temperature at this time: what its cosines are divided by."""
+        return math.exp(-float(self.encoder.logit_scale.detach()))
+
+    def probabilities(self, cosines: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
+        """Turn cosines into the model's probabilities, in float64.
+
+        Args:
+            cosines: Of images (rows) and classes.
+
+        Returns:
+            A softmax over the classes at the model's temperature, or for SigLIP a sigmoid of each class by itself.
+        """
+        encoder = self.encoder
+        logits = cosines.double() * encoder.logit_scale.detach().double().exp().cpu()
+        if not encoder.is_siglip:
+            return torch.softmax(logits, dim=1)
+        bias = encoder.logit_bias.detach().double().cpu() if encoder.logit_bias is not None else torch.zeros(())
+        return torch.sigmoid(logits + bias)
+
+
+def caption_pipeline(config: CLIPFinetuningConfig, processor: EncoderProcessor | None = None) -> CaptionPipeline:
+    """What captions and prompts go through before the tokenizer.
+
+    Args:
+        config: The recipe, which names the domain's steps.
+        processor: Whose tokenizer's limit is kept to; without one nothing is shortened.
+
+    Returns:
+        A callable from text to text.
+
+    Raises:
+        ConfigurationError: The domain's glossary is missing or wrong.
+    """
+    if processor is None:
+        return CaptionPipeline(config.caption_steps())
+    limit = config.max_sequence_length if config.is_set("max_sequence_length") else processor.max_length
+    return CaptionPipeline(config.caption_steps(), processor.count_tokens, min(limit, processor.max_length))
+
+
+def _opened(image: ImageLike) -> Path | str | Image.Image:
+    if not isinstance(image, np.ndarray):
+        return image
+    try:
+        return Image.fromarray(image)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"An array of shape {image.shape} and type {image.dtype} is no image: give uint8 of shape "
+            f"[height, width] or [height, width, 3]"
+        ) from error
