@@ -70,7 +70,6 @@ PENDING = {
     "domainclip.models.dual_encoder",
     "domainclip.resolve.resolve",
     "domainclip.training.trainer",
-    "domainclip.pipelines.controller",
 }
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest

@@ -181,6 +181,8 @@ def _run(
 
     recipe = controller.prepare(splits.train, folder if resume else None)
     reference_sets = load_reference_sets(session)
+    if reference_sets is not None:
+        controller.decisions = reference_sets.explained(controller.decisions)
     for note in reference_sets.notes if reference_sets is not None else []:
         console.print(f"Data: {note}", markup=False)
     for decision in controller.decisions:
