@@ -36,8 +36,7 @@ def controller_of(*data: Path | str, **values: object) -> CLIPFinetuningControll
         model_name="tiny",
         image_resolution=32,
         mixed_precision=False,
-        retention_data=[str(path) for path in data],
-        **values,
+        **{"retention_data": [str(path) for path in data], **values},
     )
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
@@ -223,12 +222,12 @@ def test_what_a_domain_does_to_its_images_is_not_done_to_these(tiny_data: TinyDa
 
 
 def test_sets_without_labels_or_without_a_test_split(tiny_data: TinyData, tmp_path: Path) -> None:
-    with open(tmp_path / "images.csv", "w", encoding="utf-8", newline="") as handle:
+    with open(tmp_path / "photos.csv", "w", encoding="utf-8", newline="") as handle:
         rows = [(pair.image_path, f"{pair.caption} {n}") for n, pair in enumerate(tiny_data.pairs())]
         csv.writer(handle).writerows([("image_path", "caption"), *rows])
-    reference_sets = loaded(tmp_path / "images.csv", tiny_data.folder, train_split=0.8, val_split=0.2, test_split=0.0)
+    reference_sets = loaded(tmp_path / "photos.csv", tiny_data.folder, train_split=0.8, val_split=0.2, test_split=0.0)
     without, labelled = reference_sets.sets
-    assert (without.name, without.metric, without.test_split) == ("images", "mean_R@1", "validation")
+    assert (without.name, without.metric, without.test_split) == ("photos", "mean_R@1", "validation")
     assert (labelled.metric, labelled.test_split) == ("acc1", "test")
     scores = reference_sets.on_validation()
     assert reference_sets.during()["reference_mean"] == pytest.approx(sum(scores.values()) / 2)
@@ -238,10 +237,10 @@ def test_sets_without_labels_or_without_a_test_split(tiny_data: TinyData, tmp_pa
     assert reported["before"] == {
         # Every set has retrieval figures, one has classes.
         "acc1": before[labelled.name]["acc1"],
-        "mean_R@1": pytest.approx((before["images"]["mean_R@1"] + before[labelled.name]["mean_R@1"]) / 2),
+        "mean_R@1": pytest.approx((before["photos"]["mean_R@1"] + before[labelled.name]["mean_R@1"]) / 2),
     }
     page = report_markdown({"reference_sets": reported})
-    assert "| images | mean_R@1 | validation | 9 |" in page and f"| {labelled.name} | acc1 | test | 6 |" in page
+    assert "| photos | mean_R@1 | validation | 9 |" in page and f"| {labelled.name} | acc1 | test | 6 |" in page
 
 
 def test_names_tell_sets_apart(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -262,7 +261,7 @@ def test_a_set_that_cannot_be_used_is_an_error_that_names_it(tiny_data: TinyData
     (tmp_path / "bad.csv").write_text("image_path,caption,label\nx.jpg,a,b\n")
     with pytest.raises(DataError, match=r"bad\.csv has no row that can be used"):
         load_reference_sets(controller_of(tmp_path / "bad.csv").session)
-    assert load_reference_sets(controller_of().session) is None
+    assert load_reference_sets(controller_of(retention_data=None).session) is None
 
 
 def test_figures_before_training_are_read_again_on_resumption(tiny_data: TinyData, tmp_path: Path) -> None:
