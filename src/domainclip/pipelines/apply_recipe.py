@@ -7,6 +7,7 @@ from rich.console import Console
 from domainclip.config import FrozenConfig
 from domainclip.models import DualEncoder
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
+from domainclip.models.lora import attach_lora
 
 
 def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -> None:
@@ -21,7 +22,7 @@ def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -
         encoder.processor.set_resolution(recipe.image_resolution)
     encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)
     if recipe.lora_r is not None:
-        console.print(encoder.attach_adapters(recipe, recipe.seed).describe(), highlight=False)
+        console.print(attach_lora(encoder, recipe, recipe.seed).describe(), highlight=False)
     unsupported = checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
     for tower in unsupported if recipe.gradient_checkpointing else []:
         console.print(f"gradient_checkpointing: the {tower} tower does not support it and keeps everything")

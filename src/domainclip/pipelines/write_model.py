@@ -10,6 +10,7 @@ from domainclip.domains.domain import DomainConfig
 from domainclip.errors import CheckpointError
 from domainclip.files import replaced_directory
 from domainclip.models import DualEncoder
+from domainclip.models.io import save_encoder
 from domainclip.pipelines.domain_record import write_domain
 from domainclip.training.checkpoint import recover_directory
 
@@ -19,7 +20,7 @@ def write_model(encoder: DualEncoder, folder: Path, domain: DomainConfig) -> Non
     recover_directory(folder / "model")
     try:
         with replaced_directory(folder / "model") as temporary:
-            encoder.save(temporary)
+            save_encoder(encoder, temporary)
             write_domain(domain, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
