@@ -20,6 +20,7 @@ from domainclip.errors import ConfigurationError
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.inference import ModelSession
 from domainclip.inference.prompts import class_templates
+from domainclip.models.io import save_encoder
 from domainclip.models.tiny import make_tiny_clip
 from domainclip.pipelines.compare import named, run_compare, shared_prompts
 from domainclip.reports.compare_html import compare_html
@@ -77,7 +78,7 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for seed in (0, 1):
         folder = tmp_path_factory.mktemp(f"clip_{seed}")
-        make_tiny_clip(seed).save(folder)
+        save_encoder(make_tiny_clip(seed), folder)
         folders.append(folder)
     return folders
 
@@ -139,7 +140,7 @@ def test_the_command(tiny_data, two_models, domainclip, tmp_path) -> None:  # ty
 
 
 def trained_in(folder: Path, domain: str, seed: int) -> str:
-    make_tiny_clip(seed).save(folder)
+    save_encoder(make_tiny_clip(seed), folder)
     (folder / "domain.yaml").write_text(load_domain(domain).to_yaml(), encoding="utf-8")
     return str(folder)
 

@@ -30,6 +30,8 @@ from domainclip.inference.session import caption_pipeline
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.models.attention import decide_attention
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
+from domainclip.models.io import save_encoder
+from domainclip.models.lora import attach_lora
 from domainclip.pipelines.reference_sets import ReferenceSets
 from domainclip.retrieval.mining import hard_negatives
 from domainclip.training import Validation
@@ -71,7 +73,7 @@ def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -
         encoder.processor.set_resolution(recipe.image_resolution)
     encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)
     if recipe.lora_r is not None:
-        console.print(encoder.attach_adapters(recipe, recipe.seed).describe(), highlight=False)
+        console.print(attach_lora(encoder, recipe, recipe.seed).describe(), highlight=False)
     unsupported = checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
     for tower in unsupported if recipe.gradient_checkpointing else []:
         console.print(f"gradient_checkpointing: the {tower} tower does not support it and keeps everything")
@@ -220,7 +222,7 @@ def write_model(encoder: DualEncoder, folder: Path, domain: DomainConfig) -> Non
     recover_directory(folder / "model")
     try:
         with replaced_directory(folder / "model") as temporary:
-            encoder.save(temporary)
+            save_encoder(encoder, temporary)
             write_domain(domain, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(

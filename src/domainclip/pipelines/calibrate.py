@@ -16,6 +16,7 @@ from domainclip.evaluation.protocols import Embedder
 from domainclip.files import replaced_directory
 from domainclip.inference import ModelSession
 from domainclip.metrics.calibration import calibration_summary
+from domainclip.models.io import save_encoder
 from domainclip.training.checkpoint import recover_directory
 
 
@@ -69,7 +70,7 @@ def calibrate(
         recover_directory(target)
         try:
             with replaced_directory(target) as temporary:
-                encoder.save(temporary)
+                save_encoder(encoder, temporary)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"The calibrated model could not be written to {target}: {error}. The model with its own temperature "

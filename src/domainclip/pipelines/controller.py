@@ -25,6 +25,7 @@ from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor
+from domainclip.models.io import load_weights
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.assemble import (
     apply_attention,
@@ -302,7 +303,7 @@ class CLIPFinetuningController:
             gc.collect()
         encoder.merge_adapters()
         if result.best is not None and (folder / "best").is_dir():
-            encoder.load_weights(folder / "best")
+            load_weights(encoder, folder / "best")
             if (folder / "best" / "loss.pt").is_file():
                 loss.load_state_dict(torch.load(folder / "best" / "loss.pt", map_location=device))
         if metric is not None:  # from here on the plain cosine says what the learned metric said

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from domainclip.errors import CheckpointError
-from domainclip.models.lora import load_training_state, training_state
+from domainclip.models.io import load_training_state, training_state
 from domainclip.training.checkpoint import random_state, recover_directory, restore_random_state
 from domainclip.training.identity import NEUTRAL_KEYS, domain_digest
 from domainclip.training.state import RunState

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from domainclip.errors import ShapeError, TrainingDivergedError
 from domainclip.files import replaced_directory, write_json
+from domainclip.models.io import save_encoder
 from domainclip.training.metrics_log import MetricsLog
 from domainclip.training.state import Validation
 
@@ -83,7 +84,7 @@ def keep_best(trainer: Trainer, result: Validation) -> bool:
     best = {"step": trainer.state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
     try:
         with replaced_directory(trainer.folder / "best") as temporary:
-            trainer.encoder.save(temporary, open_clip=False)  # for these runs alone, not for the user
+            save_encoder(trainer.encoder, temporary, open_clip=False)  # for these runs alone, not for the user
             write_json(temporary / "best.json", best)
             if list(trainer.loss.parameters()):  # what the objective has learned belongs to these weights
                 torch.save(trainer.loss.state_dict(), temporary / "loss.pt")

@@ -13,6 +13,7 @@ from conftest import CommandResult, TinyData
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError, ShapeError
 from domainclip.models import make_tiny_clip
+from domainclip.models.io import load_weights
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 from domainclip.training import Trainer, Validation
 from domainclip.training.metrics_log import read_metrics
@@ -58,7 +59,7 @@ def of_projections(trainer: Trainer) -> set[str]:
 
 def kept_in(folder: Path) -> dict[str, torch.Tensor]:
     encoder = make_tiny_clip(attention_dropout=0.1)
-    encoder.load_weights(folder / "best")
+    load_weights(encoder, folder / "best")
     return encoder.state_dict()
 
 

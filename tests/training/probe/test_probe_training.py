@@ -17,6 +17,7 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
 from domainclip.inference.prompts import class_prompts
 from domainclip.models import make_tiny_clip
+from domainclip.models.lora import attach_lora
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 from domainclip.training import Validation
 from domainclip.training.metrics_log import read_metrics
@@ -46,7 +47,7 @@ def test_a_locked_tower_keeps_its_projection(tiny_data: TinyData) -> None:
 def test_adapters_of_towers_stay_and_those_of_projections_learn(targets: list[str] | None, tiny_data: TinyData) -> None:
     pytest.importorskip("peft")
     encoder = make_tiny_clip()
-    encoder.attach_adapters(CLIPFinetuningConfig(lora_r=2, target_modules=targets), 0)
+    attach_lora(encoder, CLIPFinetuningConfig(lora_r=2, target_modules=targets), 0)
     first = make_probe(encoder, tiny_data.pairs(), tiny_data.pairs("val"))
     names = {name for name, _ in first.trained_parameters()}
     if targets is None:

@@ -24,8 +24,8 @@ from domainclip.config.probe_settings import ProbeSettings
 from domainclip.data.dataset import CLIPDataset
 from domainclip.losses import call_objective
 from domainclip.losses.contrastive import MultiPositiveContrastiveLoss
+from domainclip.models.adapters import is_adapter
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.lora import is_adapter
 from domainclip.models.projections import tower_projection
 from domainclip.training.metrics_log import MetricsLog
 from domainclip.training.optim.optimizer import rate_factor
