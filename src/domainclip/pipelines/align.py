@@ -14,6 +14,7 @@ from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
 from domainclip.pipelines.run_alignment import model_source
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
+from domainclip.resolve import resolve_for_inference
 
 
 def run_alignment(
@@ -31,16 +32,17 @@ def run_alignment(
     ``alignment.json``. Raises ``ConfigurationError`` for an unknown split or a folder that cannot be used,
     ``DataError`` for a split without rows or with fewer than two different images or captions.
     """
-    pairs, skipped, notes = rows_of_split(config, split)
+    resolved = resolve_for_inference(config)
+    pairs, skipped, notes = rows_of_split(resolved, split)
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded
     prepare_folder(output)
     if compare is not None:
         load_processor(compare)  # a slip in its name shows now, not after the first model's work
-    controller = CLIPFinetuningController(config)
+    controller = CLIPFinetuningController(resolved)
     controller.setup()
     engine = controller.engine()
     pairs = readable_rows(pairs, engine, config, split, skipped)
-    rows = AlignmentRows(pairs, caption_pipeline(controller.config))
+    rows = AlignmentRows(pairs, caption_pipeline(resolved))
     source = model_source(config)
     name, other_name = short_names(source, compare)
     model, other = embed(rows, engine, name), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
 from domainclip.devices import DeviceManager, MemoryManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
+from domainclip.domains import DomainConfig
 from domainclip.errors import ConfigurationError, DataError, ModelNotInitializedError
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.inference import EmbeddingEngine
@@ -35,7 +37,6 @@ from domainclip.pipelines.auto_resolution import AutoResolution
 from domainclip.pipelines.captions import caption_pipeline, domain_evaluator, training_captions
 from domainclip.pipelines.counted_step import batch_that_fits
 from domainclip.pipelines.domain_metrics import build_domain_metrics
-from domainclip.pipelines.domain_record import with_models_domain
 from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.hard_negatives import hard_negative_finder
 from domainclip.pipelines.plugins import load_plugins
@@ -45,7 +46,14 @@ from domainclip.pipelines.semantics import semantic_scores
 from domainclip.pipelines.validation import validation_by
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.pipelines.write_model import write_model
-from domainclip.resolve import Decision, contrastive_batch, resolve
+from domainclip.resolve import (
+    Decision,
+    ResolvedInference,
+    ResolvedRun,
+    contrastive_batch,
+    resolve,
+    resolve_for_inference,
+)
 from domainclip.similarity import BilinearSimilarity, make_similarity
 from domainclip.training import Trainer, Validation
 from domainclip.training.distributed import OneProcess, ProcessGroup
@@ -71,12 +79,13 @@ class CLIPFinetuningController:
 
     def __init__(
         self,
-        config: CLIPFinetuningConfig | None = None,
+        config: CLIPFinetuningConfig | ResolvedInference | None = None,
         console: Console | None = None,
         processes: ProcessGroup | OneProcess | None = None,
     ) -> None:
         self.processes = processes or OneProcess()
-        self.config = config or CLIPFinetuningConfig()
+        self.resolved = config if isinstance(config, ResolvedInference) else None
+        self.config = (config.recipe if isinstance(config, ResolvedInference) else config) or CLIPFinetuningConfig()
         self.console = console or Console(stderr=True)
         self.model: DualEncoder | None = None
         self.processor: EncoderProcessor | None = None
@@ -95,12 +104,12 @@ class CLIPFinetuningController:
         Raises ``DeviceError``, ``ModelLoadError``, ``ConfigurationError`` (unknown loss type, refused precision or
         optimizer), ``MissingExtraError``.
         """
-        self.config, note = with_models_domain(self.config)
-        if note:
-            self.console.print(note, markup=False)
-        config = self.config
+        self.resolved = resolved = self.resolved or resolve_for_inference(self.config)
+        if resolved.note:
+            self.console.print(resolved.note, markup=False)
+        config = self.config = resolved.recipe
         load_plugins(config.plugins)
-        build_loss(config)
+        build_loss(resolved.objective)
         if config.lora_r is not None:
             require_peft()
         manager = DeviceManager(config.use_mps, config.device)
@@ -126,6 +135,16 @@ class CLIPFinetuningController:
         if self.device_manager is None:
             raise ModelNotInitializedError("Model not initialized: call setup() first")
         return self.device_manager.device
+
+    def _resolved(self) -> ResolvedInference:
+        if self.resolved is None:
+            raise ModelNotInitializedError("Model not initialized: call setup() first")
+        return self.resolved
+
+    @property
+    def domain(self) -> DomainConfig:
+        """What the recipe's domain says."""
+        return self._resolved().domain
 
     def get_model_state(self) -> dict[str, Any]:
         """``status`` (not_initialized, ready, training, trained), device, model and its size."""
@@ -167,8 +186,8 @@ class CLIPFinetuningController:
             max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
             max_pixels=config.max_image_pixels,
             autocast=autocast,
-            preprocessing=config.image_steps(),
-            text_transform=caption_pipeline(config, self._encoder().processor),
+            preprocessing=self.domain.images,
+            text_transform=caption_pipeline(self._resolved(), self._encoder().processor),
         )
 
     def encode_text(self, texts: list[str]) -> Float[Tensor, "n dim"]:
@@ -196,9 +215,12 @@ class CLIPFinetuningController:
         assert self.precision is not None
         where = (self.device, self.precision)
         config, chosen = self._auto_resolution.select(self.config, encoder, train_pairs, *where, resume_from)
-        recipe, decisions = resolve(config, model_facts(encoder), data_facts(train_pairs, self.processes.world_size))
+        run = resolve(
+            config, model_facts(encoder), data_facts(train_pairs, self.processes.world_size), domain=self.domain
+        )
         # What was measured may have come out differently in another process: the first one's choices hold.
-        self.recipe, self.decisions = self.processes.broadcast_object((recipe, chosen + decisions))
+        run = self.processes.broadcast_object(replace(run, decisions=(*chosen, *run.decisions)))
+        self.resolved, self.recipe, self.decisions = run, run.recipe, list(run.decisions)
         by_label = self.recipe.positives == "label"
         if len({(by_label and pair.label) or pair.caption for pair in train_pairs}) == 1:
             raise DataError(
@@ -213,9 +235,10 @@ class CLIPFinetuningController:
         spec = ImageSpec.from_processor(self.processor.image_processor)
         recipe = self.recipe
         transform = ImageTransform(
-            recipe, recipe.augment_images, spec, recipe.largest_resolution(recipe.image_resolution)
+            recipe, recipe.augment_images, spec, recipe.largest_resolution(recipe.image_resolution), self.domain.images
         )
-        return CLIPDataset(pairs, self.processor, recipe, transform, **training_captions(recipe, self.processor))
+        captions = training_captions(self._resolved(), self.processor)
+        return CLIPDataset(pairs, self.processor, recipe, transform, **captions)
 
     def fine_tune(
         self,
@@ -247,6 +270,8 @@ class CLIPFinetuningController:
         pairs = train_dataset.pairs if isinstance(train_dataset, CLIPDataset) else list(train_dataset)
         # Anew each time: rows and settings may have changed since.
         recipe = self.prepare(pairs, folder if resume else None)
+        run = self.resolved
+        assert isinstance(run, ResolvedRun)
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else self.training_data(pairs)
         val = val_dataset.pairs if isinstance(val_dataset, CLIPDataset) else list(val_dataset or ())
         check_trade_off(recipe, len(val))
@@ -264,7 +289,7 @@ class CLIPFinetuningController:
         # MPS keeps memory for every shape it has seen: a few lengths only.
         multiple = 16 if self.device.type == "mps" else 1
         loader = create_training_loader(data, recipe, contrastive_batch(recipe), pad_to_multiple=multiple)
-        loss = build_loss(recipe, encoder.embedding_dim).to(self.device)
+        loss = build_loss(run.objective, encoder.embedding_dim).to(self.device)
         if scales := getattr(loss, "resolution_scales", None):
             for resolution in loader.batch_sampler.plan.resolutions:  # type: ignore[union-attr]
                 view_resolutions(encoder, resolution, scales)  # an error now, not at the first step
@@ -287,7 +312,7 @@ class CLIPFinetuningController:
             find_hard_negatives = hard_negative_finder(data, recipe, fast)
         autocast = partial(self.precision.autocast, self.device)
         rehearsal = kept.rehearsed(encoder, recipe, autocast) if kept is not None else None
-        probe = build_probe(encoder, recipe, loss, data, val, self.device, self.precision, rehearsal)
+        probe = build_probe(encoder, run, loss, data, val, self.device, self.precision, rehearsal)
         torch.manual_seed(recipe.seed + self.processes.rank)  # their own dropout
         trainer = Trainer(
             encoder,
@@ -305,9 +330,10 @@ class CLIPFinetuningController:
             processes=self.processes,
             start=start,
             rehearsal=rehearsal,
-            classification=classification_of(encoder, recipe, data, self.device, self.precision),
+            classification=classification_of(encoder, run, data, self.device, self.precision),
             probe_first=probe if recipe.probe_first else None,
             probe_last=probe if recipe.probe_last else None,
+            domain_digest=run.domain.digest(),
         )
         if reference_sets is not None and not resume:
             record_course(folder, 0, {f"val_{name}": value for name, value in reference_sets.during().items()})
@@ -334,7 +360,7 @@ class CLIPFinetuningController:
         )
         if reference_sets is not None:
             record_course(folder, result.steps, {f"saved_{k}": value for k, value in reference_sets.during().items()})
-        self.processes.on_first(lambda: write_model(encoder, folder, recipe.domain_config()))
+        self.processes.on_first(lambda: write_model(encoder, folder, run.domain))
         encoder.eval()
         self._status = "trained"
         return summary_of(result, folder / "model") | {"trade_off": trade_off}
@@ -344,10 +370,10 @@ class CLIPFinetuningController:
     ) -> DomainEvaluator:
         """``domain_metrics``: also give the metrics of the domain, with ``intervals`` unless that is turned off, and
         those of documents, a class hierarchy and the domain's terminology where the recipe or the domain names them."""
-        config = self.recipe or self.config
-        domain_figures = build_domain_metrics(config, self._encoder(), intervals=intervals) if domain_metrics else None
-        semantics = semantic_scores(config, pairs, self.engine(), intervals=intervals) if domain_metrics else None
-        return domain_evaluator(config, pairs, self._encoder().processor, domain_figures, semantics)
+        resolved, encoder = self._resolved(), self._encoder()
+        domain_figures = build_domain_metrics(resolved, encoder, intervals=intervals) if domain_metrics else None
+        semantics = semantic_scores(resolved, pairs, self.engine(), intervals=intervals) if domain_metrics else None
+        return domain_evaluator(resolved, pairs, encoder.processor, domain_figures, semantics)
 
     def evaluate(self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None) -> EvaluationResult:
         """Zero-shot classification (where there are labels) and retrieval on these rows, with the domain metrics."""

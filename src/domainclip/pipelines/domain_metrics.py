@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import math
 
-from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.domain_metric_settings import DomainMetricSettings
 from domainclip.metrics.domain_metrics import DomainMetrics
 from domainclip.models import DualEncoder
+from domainclip.resolve import ResolvedInference
 
 
-def build_domain_metrics(
-    config: CLIPFinetuningConfig, encoder: DualEncoder, *, intervals: bool = True
-) -> DomainMetrics:
+def build_domain_metrics(resolved: ResolvedInference, encoder: DualEncoder, *, intervals: bool = True) -> DomainMetrics:
     """The metrics of the domain that ``evaluation_metrics`` names, or of the recipe's own.
 
     What the recipe leaves unset is as the domain says. The probabilities are those of the model's temperature at the
     time of an evaluation. Raises ``ConfigurationError`` for an unknown domain.
     """
-    domain = config.domain_config()
-    preset = domain.recipe_values()
-    values = {
-        key: preset.get(key) if key in preset and not config.is_set(key) else getattr(config, key)
-        for key in DomainMetricSettings.model_fields
-    }
-    settings = DomainMetricSettings(**values | ({} if intervals else {"bootstrap_resamples": 0}))
+    settings = resolved.evaluation.group(DomainMetricSettings)
+    if not intervals:
+        settings.bootstrap_resamples = 0
     named = settings.evaluation_metrics
     return DomainMetrics(
-        domain.family if named == "auto" else named,
+        resolved.domain.family if named == "auto" else named,
         lambda: math.exp(-float(encoder.logit_scale.detach())),
         settings,
         sigmoid=encoder.is_siglip,
-        seed=config.seed,
+        seed=resolved.data.seed,
     )

@@ -30,6 +30,7 @@ from domainclip.reports.plots.resolution import (
     robustness_table,
 )
 from domainclip.reports.report import jsonable
+from domainclip.resolve import resolve_for_inference
 
 _PLOTS = ("resolutions", "agreement", "robustness")
 _WHOLE = "Large images were shown whole: what is compared here has no tiles"
@@ -128,9 +129,10 @@ def run_resolutions(
     """
     if not resolutions:
         raise ConfigurationError("No resolution to evaluate at: give resolutions in pixels, such as 96,160")
-    rows, skipped, notes = rows_of_split(config, split)
-    domain_evaluator(config, rows)  # an error now, not after the work
-    controller = CLIPFinetuningController(config)
+    resolved = resolve_for_inference(config)
+    rows, skipped, notes = rows_of_split(resolved, split)
+    domain_evaluator(resolved, rows)  # an error now, not after the work
+    controller = CLIPFinetuningController(resolved)
     controller.setup()
     encoder = controller.model
     assert encoder is not None
@@ -139,7 +141,7 @@ def run_resolutions(
     evaluated = sorted({*resolutions, native})
     check_resolutions(encoder, [*evaluated, robustness_resolution] if robustness else evaluated)
     batch_size = config.eval_batch_size
-    steps = controller.config.image_steps()
+    steps = resolved.domain.images
     embedder = ConditionEmbedder(
         encoder,
         controller.device,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from domainclip.config import FrozenConfig
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
@@ -15,7 +14,8 @@ from domainclip.data.records import ImageTextPair
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.evaluation.prompts import class_prompts
 from domainclip.models import DualEncoder
-from domainclip.pipelines.captions import caption_pipeline, class_templates, training_captions
+from domainclip.pipelines.captions import caption_pipeline, training_captions
+from domainclip.resolve import ResolvedRun
 from domainclip.training.probe.probe import Probe
 from domainclip.training.regularization.rehearsal import Rehearsal
 from domainclip.training.step.class_term import ClassificationTerm
@@ -23,7 +23,7 @@ from domainclip.training.step.class_term import ClassificationTerm
 
 def build_probe(
     encoder: DualEncoder,
-    recipe: FrozenConfig,
+    resolved: ResolvedRun,
     loss: nn.Module,
     data: CLIPDataset,
     validation: Sequence[ImageTextPair],
@@ -32,17 +32,18 @@ def build_probe(
     rehearsal: Rehearsal | None = None,
 ) -> Probe | None:
     """What ``probe_first`` and ``probe_last`` train with, or None. Classes are described as in the evaluation."""
+    recipe = resolved.recipe
     if not (recipe.probe_first or recipe.probe_last):
         return None
     validation_rows = None
     if len(validation) > 1:
         spec = ImageSpec.from_processor(encoder.processor.image_processor)
-        captions = training_captions(recipe, encoder.processor)
+        captions = training_captions(resolved, encoder.processor)
         validation_rows = CLIPDataset(
             validation,
             encoder.processor,
             recipe,
-            ImageTransform(recipe, False, spec),
+            ImageTransform(recipe, False, spec, steps=resolved.domain.images),
             captions["text_transform"],
             cache=False,
         )
@@ -56,7 +57,7 @@ def build_probe(
         lambda: precision.autocast(device),
         recipe.eval_batch_size,
         validation_rows,
-        _sentences(recipe, data, caption_pipeline(recipe, encoder.processor)),
+        _sentences(resolved, data, caption_pipeline(resolved, encoder.processor)),
         rehearsal,
         recipe.l2sp_strength,
         recipe.distillation_strength,
@@ -64,12 +65,13 @@ def build_probe(
 
 
 def classification_of(
-    encoder: DualEncoder, recipe: FrozenConfig, data: CLIPDataset, device: torch.device, precision: PrecisionDecision
+    encoder: DualEncoder, resolved: ResolvedRun, data: CLIPDataset, device: torch.device, precision: PrecisionDecision
 ) -> ClassificationTerm | None:
     """None where the recipe gives it no weight, or there are no two classes to tell apart."""
+    recipe = resolved.recipe
     if not recipe.classification_weight:
         return None
-    sentences = _sentences(recipe, data, caption_pipeline(recipe, encoder.processor))
+    sentences = _sentences(resolved, data, caption_pipeline(resolved, encoder.processor))
     if not sentences:
         return None
     return ClassificationTerm(
@@ -83,9 +85,9 @@ def classification_of(
     )
 
 
-def _sentences(recipe: FrozenConfig, data: CLIPDataset, pipeline: Callable[[str], str]) -> dict[str, list[str]]:
+def _sentences(resolved: ResolvedRun, data: CLIPDataset, pipeline: Callable[[str], str]) -> dict[str, list[str]]:
     labels = sorted({pair.label for pair in data.pairs if pair.label})
     if len(labels) < 2:
         return {}
-    prompts = class_prompts(labels, class_templates(recipe), names_of=recipe.domain_config().prompts.names_of)
+    prompts = class_prompts(labels, resolved.recipe.prompt_templates, names_of=resolved.domain.prompts.names_of)
     return {label: [pipeline(sentence) for sentence in sentences] for label, sentences in prompts.items()}

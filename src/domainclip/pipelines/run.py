@@ -23,13 +23,13 @@ from domainclip.data.images.reader import read_image
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.splits import DataSplits, load_splits
 from domainclip.devices import DeviceManager
+from domainclip.domains.recipes import recorded_recipe, write_domain
 from domainclip.errors import ConfigurationError, DataError, ImageError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.files import try_folder, write_json, write_text
 from domainclip.inference import EmbeddingEngine
 from domainclip.pipelines.calibrate import RememberedImages, calibrate
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.domain_record import recorded_recipe, write_domain
 from domainclip.pipelines.error_analysis import write_error_analysis_of
 from domainclip.pipelines.reference_sets import load_reference_sets
 from domainclip.pipelines.run_alignment import BEFORE_FILE, RunAlignment
@@ -40,6 +40,7 @@ from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
 from domainclip.reports.report import jsonable, write_report
 from domainclip.reports.run_report import before_after_table, report_content
+from domainclip.resolve import ResolvedInference, resolve_for_inference
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
 from domainclip.training.identity import NEUTRAL_KEYS
@@ -103,10 +104,10 @@ def clear_folder(folder: Path) -> None:
     remove_report(folder / "alignment")
 
 
-def splits_of(config: CLIPFinetuningConfig) -> dict[str, Any]:
+def splits_of(resolved: ResolvedInference) -> dict[str, Any]:
     """The keywords of ``load_splits`` that a recipe holds."""
     values = {
-        key: getattr(config, key)
+        key: getattr(resolved.data, key)
         for key in (
             "image_col",
             "caption_col",
@@ -118,7 +119,7 @@ def splits_of(config: CLIPFinetuningConfig) -> dict[str, Any]:
             "strict",
         )
     }
-    return values | {"group_col": document_column(config)}
+    return values | {"group_col": document_column(resolved)}
 
 
 def environment() -> dict[str, Any]:
@@ -204,9 +205,10 @@ def _run_beside_the_first(
 ) -> RunOutcome:
     """What a process does that lends the first one its device: it trains, and is silent."""
     logging.getLogger("domainclip").setLevel(logging.ERROR)
+    inference = resolve_for_inference(config)
     if splits is None:
-        splits = load_splits(config.data_path, **splits_of(config))
-    controller = CLIPFinetuningController(config, Console(quiet=True), processes)
+        splits = load_splits(config.data_path, **splits_of(inference))
+    controller = CLIPFinetuningController(inference, Console(quiet=True), processes)
     controller.setup()
     controller.prepare(splits.train, Path(config.output_dir) if resume else None)
     validates: bool = processes.broadcast_object(None)  # once the first has looked at everything
@@ -224,11 +226,12 @@ def _run(
 ) -> RunOutcome:
     folder = Path(config.output_dir)
     started = time.monotonic()
+    inference = resolve_for_inference(config)
     if splits is None:
-        splits = load_splits(config.data_path, **splits_of(config))
+        splits = load_splits(config.data_path, **splits_of(inference))
     _require_images(splits.train, config.max_image_pixels)
     claim_folder(folder, resume, overwrite)
-    controller = CLIPFinetuningController(config, console, processes)
+    controller = CLIPFinetuningController(inference, console, processes)
     controller.setup()
     assert controller.device_manager is not None and controller.precision is not None
     console.print(f"Device: {controller.device_manager.device} ({controller.device_manager.reason})")
@@ -257,7 +260,7 @@ def _run(
     going_on = resume and bool(CheckpointStore(folder / "checkpoints").all())
     saved = recorded_recipe(recipe.to_dict())
     if not (going_on and (folder / "recipe.yaml").is_file()):
-        write_domain(recipe.domain_config(), folder)
+        write_domain(controller.domain, folder)
         write_text(folder / "recipe.yaml", yaml_text(saved, sort_keys=True))
     decisions = [decision.to_dict() for decision in controller.decisions]
     if going_on and (folder / "run.json").is_file():  # resumed from the resolved recipe, nothing is left to decide
@@ -367,7 +370,8 @@ def _alignment(
     if evaluator is None or evaluator.retrieval is None:
         reasons = evaluator.notes if evaluator is not None else ["There are no rows to evaluate the model on"]
         return None, [f"alignment_visualization had nothing to draw. {'. '.join(reasons)}"]
-    return RunAlignment(controller.config, pairs, split, folder), []
+    assert controller.resolved is not None
+    return RunAlignment(controller.resolved, pairs, split, folder), []
 
 
 def _seen_from(folder: Path, path: Path) -> Path:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from domainclip.config import CLIPFinetuningConfig
-from domainclip.config.semantic_settings import SemanticSettings
 from domainclip.config.settings import DataSettings
 from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair
@@ -15,17 +12,18 @@ from domainclip.evaluation.class_hierarchy import ClassHierarchy
 from domainclip.evaluation.semantics import SemanticScores, documents_or_note
 from domainclip.evaluation.terminology import PRESENCE_TEMPLATES, TerminologyEvaluator
 from domainclip.inference import EmbeddingEngine
+from domainclip.resolve import ResolvedInference
 
 
 def semantic_scores(
-    config: CLIPFinetuningConfig, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine, *, intervals: bool = True
+    resolved: ResolvedInference, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine, *, intervals: bool = True
 ) -> SemanticScores | None:
     """None where nothing asks for any. ``engine`` encodes the terms and is not used for anything else afterwards.
 
     Raises ``ConfigurationError`` for a class hierarchy that is wrong or lacks a class, a ``document_col`` without a
     value in any row, and ``terminology`` without a glossary.
     """
-    settings = _settings(config)
+    settings = resolved.evaluation
     notes: list[str] = []
     tree = documents = terminology = None
     if settings.class_hierarchy is not None:
@@ -39,53 +37,42 @@ def semantic_scores(
             )
         documents, notes = documents_or_note(pairs)
     if settings.terminology is not False:
-        terminology = _terminology(config, pairs, asked=settings.terminology is True)
+        terminology = _terminology(resolved, pairs, asked=settings.terminology is True)
     if tree is None and documents is None and terminology is None and not notes:
         return None
     engine.text_transform = TextTransform()
-    resamples = config.bootstrap_resamples if intervals else 0
+    resamples = settings.bootstrap_resamples if intervals else 0
     return SemanticScores(tree, documents, terminology, engine.encode_texts, notes, resamples)
 
 
-def document_column(config: CLIPFinetuningConfig) -> str:
+def document_column(resolved: ResolvedInference) -> str:
     """The column that groups rows: documents where ``document_col`` is set, so that none straddles two splits.
 
     Raises ``ConfigurationError`` where ``group_col`` names another one.
     """
-    column = _settings(config).document_col
-    if column is not None and config.group_col not in (column, DataSettings.model_fields["group_col"].default):
+    column, data = resolved.evaluation.document_col, resolved.data
+    if column is not None and data.group_col not in (column, DataSettings.model_fields["group_col"].default):
         raise ConfigurationError(
-            f"document_col={column!r} and group_col={config.group_col!r} both name what must not straddle two splits: "
+            f"document_col={column!r} and group_col={data.group_col!r} both name what must not straddle two splits: "
             "give one of the two"
         )
-    return column or config.group_col
-
-
-def _settings(config: CLIPFinetuningConfig) -> SemanticSettings:
-    """The recipe's settings; what it leaves unset is as the domain says."""
-    preset = config.domain_config().recipe_values()
-    return SemanticSettings(
-        **{
-            key: preset.get(key) if key in preset and not config.is_set(key) else getattr(config, key)
-            for key in SemanticSettings.model_fields
-        }
-    )
+    return column or data.group_col
 
 
 def _terminology(
-    config: CLIPFinetuningConfig, pairs: Sequence[ImageTextPair], asked: bool
+    resolved: ResolvedInference, pairs: Sequence[ImageTextPair], asked: bool
 ) -> TerminologyEvaluator | None:
-    glossary = config.caption_steps().load()
+    glossary = resolved.domain.texts.load()
     if glossary is None:
         if asked:
             raise ConfigurationError(
-                f"terminology=true reads a glossary, and the domain {config.domain!r} has none: name one in the "
+                f"terminology=true reads a glossary, and the domain {resolved.data.domain!r} has none: name one in the "
                 "domain's texts.glossary"
             )
         return None
     if not (glossary.synonyms or glossary.abbreviations or glossary.negation_pairs):
         return None
-    prompts: Any = config.domain_config().prompts
+    prompts = resolved.domain.prompts
     labels = {pair.label for pair in pairs if pair.label is not None}
     return TerminologyEvaluator(
         glossary,

@@ -7,10 +7,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from domainclip.domains.domain import DomainConfig
+from domainclip.domains.recipes import write_domain
 from domainclip.errors import CheckpointError
 from domainclip.files import replaced_directory
 from domainclip.models import DualEncoder
-from domainclip.pipelines.domain_record import write_domain
 from domainclip.training.checkpoint import recover_directory
 
 

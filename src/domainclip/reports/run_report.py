@@ -64,7 +64,7 @@ def report_content(
             "notes": splits.notes,
         },
         "device": f"{controller.device_manager.name}, {controller.precision.name}",
-        "domain": recipe.domain_config().name,
+        "domain": controller.domain.name,
         "base_model": name,
         "checkpoint": str(folder / "model"),
         "text_padding": "max_length" if fixed else None,
