@@ -91,7 +91,7 @@ def budget(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def needs(config: CLIPFinetuningConfig, pairs: list[ImageTextPair], held: int = 64 * MB) -> dict[int, float]:
     """Bytes at each side of the tiny model, from the plan of the shape by that name."""
     encoder = load_encoder(config)
-    recipe, _ = resolve(with_resolution(config, 32), model_facts(encoder), data_facts(pairs))
+    recipe = resolve(with_resolution(config, 32), model_facts(encoder), data_facts(pairs)).recipe
     weights = sum(tensor.nbytes for tensor in [*encoder.parameters(), *encoder.buffers()])
     batch, found = contrastive_batch(recipe), {}
     for resolution in (16, 24, 32):

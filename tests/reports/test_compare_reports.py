@@ -19,12 +19,12 @@ from domainclip.domains.files import load_domain
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.inference import ModelSession
-from domainclip.inference.prompts import class_templates
 from domainclip.models.io import save_encoder
 from domainclip.models.tiny import make_tiny_clip
 from domainclip.pipelines.compare import named, run_compare, shared_prompts
 from domainclip.reports.compare_html import compare_html
 from domainclip.reports.plots.compare import plot_matrix
+from domainclip.resolve import resolve_for_inference
 
 
 @pytest.mark.parametrize(("n_models", "n_sets"), [(1, 1), (10, 10)])
@@ -159,7 +159,8 @@ def test_all_models_are_asked_with_the_same_prompts(tmp_path: Path, two_models: 
     ]
     for config, models, domain, reported in expected:
         asked, sentence = shared_prompts(config, models)
-        assert class_templates(asked) == class_templates(CLIPFinetuningConfig(domain=domain))
+        alone = resolve_for_inference(CLIPFinetuningConfig(domain=domain))
+        assert asked.evaluation.prompt_templates == alone.evaluation.prompt_templates
         assert reported in sentence
 
 

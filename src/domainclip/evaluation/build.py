@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.domain_metric_settings import DomainMetricSettings
-from domainclip.config.semantic_settings import SemanticSettings
 from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair
-from domainclip.domains.record import settings_of
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.class_hierarchy import ClassHierarchy
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.semantics import SemanticScores, documents_or_note
 from domainclip.evaluation.terminology import PRESENCE_TEMPLATES, TerminologyEvaluator
 from domainclip.inference import EmbeddingEngine, ModelSession
-from domainclip.inference.prompts import class_templates
 from domainclip.inference.session import caption_pipeline
 from domainclip.metrics.domain_metrics import DomainMetrics
 from domainclip.models import DualEncoder, EncoderProcessor
+from domainclip.resolve import ResolvedInference
 
 
 def build_evaluator(
@@ -43,15 +39,15 @@ def build_evaluator(
         DataError: The rows allow no evaluation.
         ConfigurationError: Settings do not fit the classes.
     """
-    config, figures, semantics = session.config, None, None
+    resolved, figures, semantics = session.resolved, None, None
     if domain_metrics:
-        figures = build_domain_metrics(config, session.encoder, intervals=intervals)
-        semantics = semantic_scores(config, pairs, session.engine(), intervals=intervals)
-    return domain_evaluator(config, pairs, session.processor, figures, semantics)
+        figures = build_domain_metrics(resolved, session.encoder, intervals=intervals)
+        semantics = semantic_scores(resolved, pairs, session.engine(), intervals=intervals)
+    return domain_evaluator(resolved, pairs, session.processor, figures, semantics)
 
 
 def domain_evaluator(
-    config: CLIPFinetuningConfig,
+    resolved: ResolvedInference,
     pairs: Sequence[ImageTextPair],
     processor: EncoderProcessor | None = None,
     domain_metrics: DomainMetrics | None = None,
@@ -59,48 +55,45 @@ def domain_evaluator(
 ) -> DomainEvaluator:
     """The evaluator with the recipe's or the domain's prompts and class names. Captions that the domain makes equal are
     one caption. Raises as ``DomainEvaluator`` does."""
-    pipeline = caption_pipeline(config, processor)
-    names = config.domain_config().prompts.names_of
+    pipeline = caption_pipeline(resolved, processor)
     return DomainEvaluator(
         pairs,
-        class_templates(config),
+        resolved.evaluation.prompt_templates,
         domain_metrics=domain_metrics,
-        names_of=names,
+        names_of=resolved.domain.prompts.names_of,
         text_transform=pipeline,
         semantics=semantics,
     )
 
 
-def build_domain_metrics(
-    config: CLIPFinetuningConfig, encoder: DualEncoder, *, intervals: bool = True
-) -> DomainMetrics:
+def build_domain_metrics(resolved: ResolvedInference, encoder: DualEncoder, *, intervals: bool = True) -> DomainMetrics:
     """The metrics of the domain that ``evaluation_metrics`` names, or of the recipe's own.
 
     What the recipe leaves unset is as the domain says. The probabilities are those of the model's temperature at the
     time of an evaluation. Raises ``ConfigurationError`` for an unknown domain.
     """
-    settings = settings_of(config, DomainMetricSettings)
+    settings = resolved.evaluation.group(DomainMetricSettings)
     if not intervals:
-        settings = settings.model_copy(update={"bootstrap_resamples": 0})
+        settings.bootstrap_resamples = 0
     named = settings.evaluation_metrics
     return DomainMetrics(
-        config.domain_config().family if named == "auto" else named,
+        resolved.domain.family if named == "auto" else named,
         lambda: math.exp(-float(encoder.logit_scale.detach())),
         settings,
         sigmoid=encoder.is_siglip,
-        seed=config.seed,
+        seed=resolved.data.seed,
     )
 
 
 def semantic_scores(
-    config: CLIPFinetuningConfig, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine, *, intervals: bool = True
+    resolved: ResolvedInference, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine, *, intervals: bool = True
 ) -> SemanticScores | None:
     """None where nothing asks for any. ``engine`` encodes the terms and is not used for anything else afterwards.
 
     Raises ``ConfigurationError`` for a class hierarchy that is wrong or lacks a class, a ``document_col`` without a
     value in any row, and ``terminology`` without a glossary.
     """
-    settings = settings_of(config, SemanticSettings)
+    settings = resolved.evaluation
     notes: list[str] = []
     tree = documents = terminology = None
     if settings.class_hierarchy is not None:
@@ -114,28 +107,28 @@ def semantic_scores(
             )
         documents, notes = documents_or_note(pairs)
     if settings.terminology is not False:
-        terminology = _terminology(config, pairs, asked=settings.terminology is True)
+        terminology = _terminology(resolved, pairs, asked=settings.terminology is True)
     if tree is None and documents is None and terminology is None and not notes:
         return None
     engine.text_transform = TextTransform()
-    resamples = config.bootstrap_resamples if intervals else 0
+    resamples = settings.bootstrap_resamples if intervals else 0
     return SemanticScores(tree, documents, terminology, engine.encode_texts, notes, resamples)
 
 
 def _terminology(
-    config: CLIPFinetuningConfig, pairs: Sequence[ImageTextPair], asked: bool
+    resolved: ResolvedInference, pairs: Sequence[ImageTextPair], asked: bool
 ) -> TerminologyEvaluator | None:
-    glossary = config.caption_steps().load()
+    glossary = resolved.domain.texts.load()
     if glossary is None:
         if asked:
             raise ConfigurationError(
-                f"terminology=true reads a glossary, and the domain {config.domain!r} has none: name one in the "
+                f"terminology=true reads a glossary, and the domain {resolved.data.domain!r} has none: name one in the "
                 "domain's texts.glossary"
             )
         return None
     if not (glossary.synonyms or glossary.abbreviations or glossary.negation_pairs):
         return None
-    prompts: Any = config.domain_config().prompts
+    prompts = resolved.domain.prompts
     labels = {pair.label for pair in pairs if pair.label is not None}
     return TerminologyEvaluator(
         glossary,

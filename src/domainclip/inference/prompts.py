@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.settings import DEFAULT_TEMPLATES
 from domainclip.errors import ConfigurationError, ShapeError
 
@@ -51,12 +50,6 @@ def class_prompts(
             raise ConfigurationError(f"The class name {label!r} is empty: name the class or leave its rows out")
         prompts[label] = [_fill(template, name, fix_article) for name in names for template in templates]
     return prompts
-
-
-def class_templates(config: CLIPFinetuningConfig) -> list[str]:
-    """The sentences of zero-shot classes: the recipe's where they are set, else the domain's, else the general ones."""
-    pack = config.domain_config().prompts.templates
-    return config.prompt_templates if config.is_set("prompt_templates") or not pack else pack
 
 
 def _fill(template: str, spoken: str, fix_article: bool) -> str:

@@ -18,12 +18,13 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.devices import DeviceManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
-from domainclip.domains.record import with_models_domain
+from domainclip.domains.domain import DomainConfig
 from domainclip.errors import DataError
 from domainclip.inference.engine import EmbeddingEngine
-from domainclip.inference.prompts import class_prompts, class_templates, classifier_weights
+from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
 from domainclip.registry import load_plugins
+from domainclip.resolve import ResolvedInference
 from domainclip.similarity import make_similarity
 
 ImageLike = Path | str | Image.Image | np.ndarray
@@ -36,35 +37,35 @@ class ModelSession:
 
     Args:
         encoder: The model, on its device.
-        config: The recipe that says how images and texts are prepared.
+        resolved: The recipe with its domain, which say how images and texts are prepared.
         device_manager: The device and why it was chosen.
         precision: What training computes in. Embeddings are in float32 unless an engine is asked for otherwise.
 
     Attributes:
-        config: The recipe. A run puts its resolved one here, so that what is encoded later is prepared as in training.
+        resolved: A run puts its own here, so that what is encoded later is prepared as in training.
         as_loaded: Whether the weights still are those that the recipe's model names.
     """
 
     def __init__(
         self,
         encoder: DualEncoder,
-        config: CLIPFinetuningConfig,
+        resolved: ResolvedInference,
         device_manager: DeviceManager,
         precision: PrecisionDecision,
     ) -> None:
-        self.encoder, self.config = encoder, config
+        self.encoder, self.resolved = encoder, resolved
         self.device_manager, self.precision = device_manager, precision
         self.as_loaded = True
 
     @classmethod
     def load(
-        cls, config: CLIPFinetuningConfig, console: Console | None = None, device_manager: DeviceManager | None = None
+        cls, resolved: ResolvedInference, console: Console | None = None, device_manager: DeviceManager | None = None
     ) -> ModelSession:
         """Choose the device and load the recipe's model onto it.
 
         Args:
-            config: The recipe. Where it names no domain, the one that the model was trained in is taken.
-            console: Where it is said that this was done; standard error, if left out.
+            resolved: The recipe with its domain.
+            console: Where it is said if the domain is one that the model was trained in; standard error, if left out.
             device_manager: The device, for a caller who has chosen it already.
 
         Returns:
@@ -73,11 +74,11 @@ class ModelSession:
         Raises:
             DeviceError: The device cannot be used.
             ModelLoadError: The model cannot be had, or is no dual encoder.
-            ConfigurationError: A plugin fails, the model's ``domain.yaml`` is wrong, or the precision is refused.
+            ConfigurationError: A plugin fails, or the precision is refused.
         """
-        config, note = with_models_domain(config)
-        if note:
-            (console or Console(stderr=True)).print(note, markup=False)
+        config = resolved.recipe
+        if resolved.note:
+            (console or Console(stderr=True)).print(resolved.note, markup=False)
         load_plugins(config.plugins)
         manager = device_manager or DeviceManager(config.use_mps, config.device)
         precision = choose_precision(manager.device, config.precision, config.mixed_precision)
@@ -86,7 +87,17 @@ class ModelSession:
         encoder.optimize_layout(manager.device)
         if manager.device.type == "mps" and precision.name != "fp32":
             encoder.avoid_fused_text_attention()
-        return cls(encoder, config, manager, precision)
+        return cls(encoder, resolved, manager, precision)
+
+    @property
+    def config(self) -> CLIPFinetuningConfig:
+        """The recipe; of a run the resolved one."""
+        return self.resolved.recipe
+
+    @property
+    def domain(self) -> DomainConfig:
+        """What the recipe's domain says."""
+        return self.resolved.domain
 
     @property
     def processor(self) -> EncoderProcessor:
@@ -118,8 +129,8 @@ class ModelSession:
             max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
             max_pixels=config.max_image_pixels,
             autocast=autocast,
-            preprocessing=config.image_steps(),
-            text_transform=caption_pipeline(config, self.processor),
+            preprocessing=self.domain.images,
+            text_transform=caption_pipeline(self.resolved, self.processor),
         )
 
     def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "images dim"]:
@@ -184,8 +195,8 @@ class ModelSession:
             ImageError: An image cannot be read.
             ConfigurationError: There are no labels, or one is empty.
         """
-        names_of = self.config.domain_config().prompts.names_of
-        prompts = class_prompts(labels, class_templates(self.config), names_of=names_of)
+        templates = self.resolved.evaluation.prompt_templates
+        prompts = class_prompts(labels, templates, names_of=self.domain.prompts.names_of)
         engine = self.engine()
         cosines = self.encode_images(images) @ classifier_weights(engine.encode_texts, prompts).T
         rows = (dict(zip(prompts, row, strict=True)) for row in self.probabilities(cosines).tolist())
@@ -213,11 +224,11 @@ class ModelSession:
         return torch.sigmoid(logits + bias)
 
 
-def caption_pipeline(config: CLIPFinetuningConfig, processor: EncoderProcessor | None = None) -> CaptionPipeline:
+def caption_pipeline(resolved: ResolvedInference, processor: EncoderProcessor | None = None) -> CaptionPipeline:
     """What captions and prompts go through before the tokenizer.
 
     Args:
-        config: The recipe, which names the domain's steps.
+        resolved: The recipe with its domain, which says the steps.
         processor: Whose tokenizer's limit is kept to; without one nothing is shortened.
 
     Returns:
@@ -226,10 +237,11 @@ def caption_pipeline(config: CLIPFinetuningConfig, processor: EncoderProcessor |
     Raises:
         ConfigurationError: The domain's glossary is missing or wrong.
     """
+    steps, data = resolved.domain.texts, resolved.data
     if processor is None:
-        return CaptionPipeline(config.caption_steps())
-    limit = config.max_sequence_length if config.is_set("max_sequence_length") else processor.max_length
-    return CaptionPipeline(config.caption_steps(), processor.count_tokens, min(limit, processor.max_length))
+        return CaptionPipeline(steps)
+    limit = data.max_sequence_length if data.is_set("max_sequence_length") else processor.max_length
+    return CaptionPipeline(steps, processor.count_tokens, min(limit, processor.max_length))
 
 
 def _opened(image: ImageLike) -> Path | str | Image.Image:

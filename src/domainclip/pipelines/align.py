@@ -14,6 +14,7 @@ from domainclip.models.loading import load_processor
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
 from domainclip.pipelines.run_alignment import model_source
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
+from domainclip.resolve import resolve_for_inference
 
 
 def run_alignment(
@@ -31,15 +32,16 @@ def run_alignment(
     ``alignment.json``. Raises ``ConfigurationError`` for an unknown split or a folder that cannot be used,
     ``DataError`` for a split without rows or with fewer than two different images or captions.
     """
-    pairs, skipped, notes = rows_of_split(config, split)
+    resolved = resolve_for_inference(config)
+    pairs, skipped, notes = rows_of_split(resolved, split)
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded
     prepare_folder(output)
     if compare is not None:
         load_processor(compare)  # a slip in its name shows now, not after the first model's work
-    session = ModelSession.load(config)
+    session = ModelSession.load(resolved)
     engine = session.engine()
     pairs = readable_rows(pairs, engine, config, split, skipped)
-    rows = AlignmentRows(pairs, caption_pipeline(session.config))
+    rows = AlignmentRows(pairs, caption_pipeline(resolved))
     source = model_source(config)
     name, other_name = short_names(source, compare)
     model, other = embed(rows, engine, name), None
@@ -83,4 +85,4 @@ def short_names(model: str, compare: str | None) -> tuple[str, str]:
 
 
 def _embed_with(config: CLIPFinetuningConfig, rows: AlignmentRows, name: str) -> Embedded:
-    return embed(rows, ModelSession.load(config).engine(), name)
+    return embed(rows, ModelSession.load(resolve_for_inference(config)).engine(), name)

@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config import FrozenConfig
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
@@ -20,12 +20,12 @@ from domainclip.data.records import ImageTextPair
 from domainclip.devices.memory import GB, read_memory
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.domains.domain import DomainConfig
-from domainclip.domains.record import write_domain
+from domainclip.domains.recipes import write_domain
 from domainclip.errors import CheckpointError
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.files import replaced_directory
 from domainclip.inference import EmbeddingEngine
-from domainclip.inference.prompts import class_prompts, class_templates
+from domainclip.inference.prompts import class_prompts
 from domainclip.inference.session import caption_pipeline
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.models.attention import decide_attention
@@ -33,6 +33,7 @@ from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.io import save_encoder
 from domainclip.models.lora import attach_lora
 from domainclip.pipelines.reference_sets import ReferenceSets
+from domainclip.resolve import ResolvedInference, ResolvedRun
 from domainclip.retrieval.mining import hard_negatives
 from domainclip.training import Validation
 from domainclip.training.checkpoint import recover_directory
@@ -44,21 +45,24 @@ ATTENTION_MEMORY = 0.5
 """Of all memory, not of what is free now: a resumed run must decide as the first one did, or it rounds otherwise."""
 
 
-def training_captions(recipe: CLIPFinetuningConfig, processor: EncoderProcessor) -> dict[str, Any]:
+def training_captions(resolved: ResolvedInference, processor: EncoderProcessor) -> dict[str, Any]:
     """The keywords of ``CLIPDataset`` that say what becomes of captions in training."""
-    pipeline = caption_pipeline(recipe, processor)
+    pipeline, seed = caption_pipeline(resolved, processor), resolved.data.seed
     return {
         "text_transform": pipeline,
-        "caption_views": (lambda caption: pipeline.views(caption, recipe.seed)) if pipeline.has_views else None,
-        "class_names": recipe.domain_config().prompts.names_of,
+        "caption_views": (lambda caption: pipeline.views(caption, seed)) if pipeline.has_views else None,
+        "class_names": resolved.domain.prompts.names_of,
     }
 
 
-def training_data(pairs: Sequence[ImageTextPair], recipe: FrozenConfig, processor: EncoderProcessor) -> CLIPDataset:
+def training_data(pairs: Sequence[ImageTextPair], run: ResolvedRun, processor: EncoderProcessor) -> CLIPDataset:
     """The training rows, augmented as the resolved recipe says."""
+    recipe = run.recipe
     spec = ImageSpec.from_processor(processor.image_processor)
-    transform = ImageTransform(recipe, recipe.augment_images, spec, recipe.largest_resolution(recipe.image_resolution))
-    return CLIPDataset(pairs, processor, recipe, transform, **training_captions(recipe, processor))
+    transform = ImageTransform(
+        recipe, recipe.augment_images, spec, recipe.largest_resolution(recipe.image_resolution), run.domain.images
+    )
+    return CLIPDataset(pairs, processor, recipe, transform, **training_captions(run, processor))
 
 
 def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -> None:
@@ -104,7 +108,7 @@ def apply_attention(
 
 def build_probe(
     encoder: DualEncoder,
-    recipe: FrozenConfig,
+    resolved: ResolvedRun,
     loss: nn.Module,
     data: CLIPDataset,
     validation: Sequence[ImageTextPair],
@@ -113,17 +117,18 @@ def build_probe(
     rehearsal: Rehearsal | None = None,
 ) -> Probe | None:
     """What ``probe_first`` and ``probe_last`` train with, or None. Classes are described as in the evaluation."""
+    recipe = resolved.recipe
     if not (recipe.probe_first or recipe.probe_last):
         return None
     validation_rows = None
     if len(validation) > 1:
         spec = ImageSpec.from_processor(encoder.processor.image_processor)
-        captions = training_captions(recipe, encoder.processor)
+        captions = training_captions(resolved, encoder.processor)
         validation_rows = CLIPDataset(
             validation,
             encoder.processor,
             recipe,
-            ImageTransform(recipe, False, spec),
+            ImageTransform(recipe, False, spec, steps=resolved.domain.images),
             captions["text_transform"],
             cache=False,
         )
@@ -137,7 +142,7 @@ def build_probe(
         lambda: precision.autocast(device),
         recipe.eval_batch_size,
         validation_rows,
-        _sentences(recipe, data, caption_pipeline(recipe, encoder.processor)),
+        _sentences(resolved, data, caption_pipeline(resolved, encoder.processor)),
         rehearsal,
         recipe.l2sp_strength,
         recipe.distillation_strength,
@@ -145,12 +150,13 @@ def build_probe(
 
 
 def classification_of(
-    encoder: DualEncoder, recipe: FrozenConfig, data: CLIPDataset, device: torch.device, precision: PrecisionDecision
+    encoder: DualEncoder, resolved: ResolvedRun, data: CLIPDataset, device: torch.device, precision: PrecisionDecision
 ) -> ClassificationTerm | None:
     """None where the recipe gives it no weight, or there are no two classes to tell apart."""
+    recipe = resolved.recipe
     if not recipe.classification_weight:
         return None
-    sentences = _sentences(recipe, data, caption_pipeline(recipe, encoder.processor))
+    sentences = _sentences(resolved, data, caption_pipeline(resolved, encoder.processor))
     if not sentences:
         return None
     return ClassificationTerm(
@@ -164,11 +170,11 @@ def classification_of(
     )
 
 
-def _sentences(recipe: FrozenConfig, data: CLIPDataset, pipeline: Callable[[str], str]) -> dict[str, list[str]]:
+def _sentences(resolved: ResolvedRun, data: CLIPDataset, pipeline: Callable[[str], str]) -> dict[str, list[str]]:
     labels = sorted({pair.label for pair in data.pairs if pair.label})
     if len(labels) < 2:
         return {}
-    prompts = class_prompts(labels, class_templates(recipe), names_of=recipe.domain_config().prompts.names_of)
+    prompts = class_prompts(labels, resolved.recipe.prompt_templates, names_of=resolved.domain.prompts.names_of)
     return {label: [pipeline(sentence) for sentence in sentences] for label, sentences in prompts.items()}
 
 

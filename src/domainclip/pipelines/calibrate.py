@@ -57,7 +57,7 @@ def calibrate(
         return {"skipped": reason + (", so calibrate_temperature did nothing" if wanted else "")}
 
     def scored(pairs: Sequence[ImageTextPair]) -> tuple[Tensor, Tensor]:
-        names = recipe.domain_config().prompts.names_of
+        names = session.domain.prompts.names_of
         evaluator = ZeroShotEvaluator(pairs, recipe.prompt_templates, class_names=classes, names_of=names)
         return evaluator.similarities(embed)
 

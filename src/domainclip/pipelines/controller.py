@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,14 @@ from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets, record_course
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.registry import load_plugins
-from domainclip.resolve import Decision, contrastive_batch, resolve
+from domainclip.resolve import (
+    Decision,
+    ResolvedInference,
+    ResolvedRun,
+    contrastive_batch,
+    resolve,
+    resolve_for_inference,
+)
 from domainclip.similarity import BilinearSimilarity
 from domainclip.training import Trainer, Validation
 from domainclip.training.distributed import OneProcess, ProcessGroup
@@ -67,14 +75,15 @@ class CLIPFinetuningController:
 
     def __init__(
         self,
-        config: CLIPFinetuningConfig | None = None,
+        config: CLIPFinetuningConfig | ResolvedInference | None = None,
         console: Console | None = None,
         processes: ProcessGroup | OneProcess | None = None,
     ) -> None:
         self.processes = processes or OneProcess()
-        self.config = config or CLIPFinetuningConfig()
+        self._resolved = config if isinstance(config, ResolvedInference) else None
+        self.config = (config.recipe if isinstance(config, ResolvedInference) else config) or CLIPFinetuningConfig()
         self.console = console or Console(stderr=True)
-        self.recipe: FrozenConfig | None = None
+        self.run: ResolvedRun | None = None
         self.decisions: list[Decision] = []
         self._loaded: ModelSession | None = None
         self._auto_resolution = AutoResolution()
@@ -91,15 +100,15 @@ class CLIPFinetuningController:
             ConfigurationError: The loss type is unknown, or the precision or the optimizer is refused.
             MissingExtraError: The recipe needs a package that is not installed.
         """
-        config = self.config
+        resolved = self._resolved or resolve_for_inference(self.config)
+        config = self.config = resolved.recipe
         load_plugins(config.plugins)
-        build_loss(config)
+        build_loss(resolved.objective)
         if config.lora_r is not None:
             require_peft()
         manager = DeviceManager(config.use_mps, config.device)
         check_optimizer(config.optimizer, manager.device)
-        self._loaded = ModelSession.load(config, self.console, manager)
-        self.config = self._loaded.config
+        self._loaded = ModelSession.load(resolved, self.console, manager)
         self._status = "ready"
 
     def unload(self) -> None:
@@ -120,6 +129,10 @@ class CLIPFinetuningController:
     @property
     def processor(self) -> EncoderProcessor | None:
         return self._loaded.processor if self._loaded else None
+
+    @property
+    def recipe(self) -> FrozenConfig | None:
+        return self.run.recipe if self.run else None
 
     @property
     def device(self) -> torch.device:
@@ -172,26 +185,26 @@ class CLIPFinetuningController:
     # --- training and evaluating ---
 
     def prepare(self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None) -> FrozenConfig:
-        """Resolve the recipe for this model and these rows; sets ``recipe`` and ``decisions``. ``resume_from``: the
+        """Resolve the recipe for this model and these rows; sets ``run`` and ``decisions``. ``resume_from``: the
         folder of a run that goes on, where ``auto_resolution`` finds what it chose at first."""
         session = self.session
         if len(train_pairs) < 2:
             raise DataError(f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed")
         where = (session.device, session.precision)
         config, chosen = self._auto_resolution.select(self.config, session.encoder, train_pairs, *where, resume_from)
-        recipe, decisions = resolve(
-            config, model_facts(session.encoder), data_facts(train_pairs, self.processes.world_size)
-        )
+        facts = model_facts(session.encoder), data_facts(train_pairs, self.processes.world_size)
+        run = resolve(config, *facts, domain=session.domain)
         # What was measured may have come out differently in another process: the first one's choices hold.
-        self.recipe, self.decisions = self.processes.broadcast_object((recipe, chosen + decisions))
-        by_label = self.recipe.positives == "label"
+        self.run = run = self.processes.broadcast_object(replace(run, decisions=(*chosen, *run.decisions)))
+        self.decisions = list(run.decisions)
+        by_label = run.recipe.positives == "label"
         if len({(by_label and pair.label) or pair.caption for pair in train_pairs}) == 1:
             raise DataError(
                 f"Every training row has the same {'label' if by_label else 'caption'}: there is nothing to tell "
                 "apart. Add rows of other kinds"
             )
-        session.config = self.recipe
-        return self.recipe
+        session.resolved = run
+        return run.recipe
 
     def fine_tune(
         self,
@@ -223,9 +236,9 @@ class CLIPFinetuningController:
         pairs = train_dataset.pairs if isinstance(train_dataset, CLIPDataset) else list(train_dataset)
         # Anew each time: rows and settings may have changed since.
         recipe = self.prepare(pairs, folder if resume else None)
-        data = (
-            train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, recipe, session.processor)
-        )
+        run = self.run
+        assert run is not None
+        data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, run, session.processor)
         val = val_dataset.pairs if isinstance(val_dataset, CLIPDataset) else list(val_dataset or ())
         check_trade_off(recipe, len(val))
         evaluator = evaluator_of(session, val, "validation") if val else None
@@ -244,7 +257,7 @@ class CLIPFinetuningController:
         # MPS keeps memory for every shape it has seen: a few lengths only.
         multiple = 16 if device.type == "mps" else 1
         loader = create_training_loader(data, recipe, contrastive_batch(recipe), pad_to_multiple=multiple)
-        loss = build_loss(recipe, encoder.embedding_dim).to(device)
+        loss = build_loss(run.objective, encoder.embedding_dim).to(device)
         if scales := getattr(loss, "resolution_scales", None):
             for resolution in loader.batch_sampler.plan.resolutions:  # type: ignore[union-attr]
                 view_resolutions(encoder, resolution, scales)  # an error now, not at the first step
@@ -266,7 +279,7 @@ class CLIPFinetuningController:
             fast.text_map = validation_engine.text_map
             find_hard_negatives = hard_negative_finder(data, recipe, fast)
         rehearsal = kept.rehearsed(encoder, recipe, autocast) if kept is not None else None
-        probe = build_probe(encoder, recipe, loss, data, val, device, precision, rehearsal)
+        probe = build_probe(encoder, run, loss, data, val, device, precision, rehearsal)
         torch.manual_seed(recipe.seed + self.processes.rank)  # their own dropout
         trainer = Trainer(
             encoder,
@@ -284,9 +297,10 @@ class CLIPFinetuningController:
             processes=self.processes,
             start=start,
             rehearsal=rehearsal,
-            classification=classification_of(encoder, recipe, data, device, precision),
+            classification=classification_of(encoder, run, data, device, precision),
             probe_first=probe if recipe.probe_first else None,
             probe_last=probe if recipe.probe_last else None,
+            domain_digest=run.domain.digest(),
         )
         if reference_sets is not None and not resume:
             record_course(folder, 0, {f"val_{name}": value for name, value in reference_sets.during().items()})
@@ -313,7 +327,7 @@ class CLIPFinetuningController:
         )
         if reference_sets is not None:
             record_course(folder, result.steps, {f"saved_{k}": value for k, value in reference_sets.during().items()})
-        self.processes.on_first(lambda: write_model(encoder, folder, recipe.domain_config()))
+        self.processes.on_first(lambda: write_model(encoder, folder, run.domain))
         encoder.eval()
         self._status = "trained"
         return summary_of(result, folder / "model") | {"trade_off": trade_off}

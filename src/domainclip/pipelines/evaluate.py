@@ -23,6 +23,7 @@ from domainclip.pipelines.error_analysis import check_folder, write_error_analys
 from domainclip.reports.domain_markdown import DomainTable, domain_tables, figure_text
 from domainclip.reports.report import jsonable
 from domainclip.reports.semantic_text import semantic_figure, semantic_notes
+from domainclip.resolve import ResolvedInference, resolve_for_inference
 
 _MOST_ROWS, _MOST_COLUMNS, _NAME_WIDTH = 20, 10, 10
 
@@ -120,7 +121,7 @@ def _shortened(found: DomainTable) -> Table:
     return table
 
 
-def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, list[dict], list[str]]:
+def rows_of_split(resolved: ResolvedInference, split: str) -> tuple[PairList, list[dict], list[str]]:
     """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, those skipped, and
     what the data say of themselves: how they were cut, and what two splits share.
 
@@ -129,12 +130,12 @@ def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, l
     names = ("train", "val", "test", "all")
     if split not in names:
         raise ConfigurationError(f"Invalid split {split!r}: choose one of {', '.join(names)}")
-    splits = load_splits_of(config)
+    splits = load_splits_of(resolved)
     chosen = {"train": splits.train, "val": splits.val, "test": splits.test}
     parts = chosen if split == "all" else {split: chosen[split]}
     rows = PairList([pair for part in parts.values() for pair in part])
     if not rows:
-        raise DataError(f"No valid image-text pairs in the {split} split of {config.data_path}")
+        raise DataError(f"No valid image-text pairs in the {split} split of {resolved.data.data_path}")
     return rows, skipped_rows(parts), splits.notes
 
 
@@ -159,8 +160,9 @@ def run_evaluation(
     """
     if error_analysis is not None:
         check_folder(error_analysis)
-    rows, skipped, notes = rows_of_split(config, split)
-    session = ModelSession.load(config)
+    resolved = resolve_for_inference(config)
+    rows, skipped, notes = rows_of_split(resolved, split)
+    session = ModelSession.load(resolved)
     engine = session.engine()
     rows = readable_rows(rows, engine, config, split, skipped)
     embed = RememberedImages(engine)

@@ -30,6 +30,7 @@ from domainclip.reports.plots.resolution import (
     robustness_table,
 )
 from domainclip.reports.report import jsonable
+from domainclip.resolve import resolve_for_inference
 
 _PLOTS = ("resolutions", "agreement", "robustness")
 _WHOLE = "Large images were shown whole: what is compared here has no tiles"
@@ -128,16 +129,17 @@ def run_resolutions(
     """
     if not resolutions:
         raise ConfigurationError("No resolution to evaluate at: give resolutions in pixels, such as 96,160")
-    rows, skipped, notes = rows_of_split(config, split)
-    domain_evaluator(config, rows)  # an error now, not after the work
-    session, console = ModelSession.load(config), Console(stderr=True)
+    resolved = resolve_for_inference(config)
+    rows, skipped, notes = rows_of_split(resolved, split)
+    domain_evaluator(resolved, rows)  # an error now, not after the work
+    session, console = ModelSession.load(resolved), Console(stderr=True)
     encoder = session.encoder
     native = encoder.native_resolution
     robustness_resolution = config.image_resolution if config.is_set("image_resolution") else native
     evaluated = sorted({*resolutions, native})
     check_resolutions(encoder, [*evaluated, robustness_resolution] if robustness else evaluated)
     batch_size = config.eval_batch_size
-    steps = session.config.image_steps()
+    steps = session.domain.images
     embedder = ConditionEmbedder(
         encoder,
         session.device,

@@ -22,7 +22,7 @@ from domainclip.data.readable import readable_pairs, require_images, skipped_row
 from domainclip.data.records import ImageTextPair
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
-from domainclip.domains.record import recorded_recipe, write_domain
+from domainclip.domains.recipes import recorded_recipe, write_domain
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
@@ -39,6 +39,7 @@ from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
 from domainclip.reports.report import jsonable, write_report
 from domainclip.reports.run_report import before_after_table, report_content
+from domainclip.resolve import resolve_for_inference
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
 from domainclip.training.identity import NEUTRAL_KEYS
@@ -145,9 +146,10 @@ def _run_beside_the_first(
 ) -> RunOutcome:
     """What a process does that lends the first one its device: it trains, and is silent."""
     logging.getLogger("domainclip").setLevel(logging.ERROR)
+    inference = resolve_for_inference(config)
     if splits is None:
-        splits = load_splits_of(config)
-    controller = CLIPFinetuningController(config, Console(quiet=True), processes)
+        splits = load_splits_of(inference)
+    controller = CLIPFinetuningController(inference, Console(quiet=True), processes)
     controller.setup()
     controller.prepare(splits.train, Path(config.output_dir) if resume else None)
     validates: bool = processes.broadcast_object(None)  # once the first has looked at everything
@@ -165,11 +167,12 @@ def _run(
 ) -> RunOutcome:
     folder = Path(config.output_dir)
     started = time.monotonic()
+    inference = resolve_for_inference(config)
     if splits is None:
-        splits = load_splits_of(config)
+        splits = load_splits_of(inference)
     require_images(splits.train, config.max_image_pixels)
     claim_folder(folder, resume, overwrite)
-    controller = CLIPFinetuningController(config, console, processes)
+    controller = CLIPFinetuningController(inference, console, processes)
     controller.setup()
     session = controller.session
     console.print(f"Device: {session.device} ({session.device_manager.reason})")
@@ -200,7 +203,7 @@ def _run(
     going_on = resume and bool(CheckpointStore(folder / "checkpoints").all())
     saved = recorded_recipe(recipe.to_dict())
     if not (going_on and (folder / "recipe.yaml").is_file()):
-        write_domain(recipe.domain_config(), folder)
+        write_domain(session.domain, folder)
         write_text(folder / "recipe.yaml", yaml_text(saved, sort_keys=True))
     decisions = [decision.to_dict() for decision in controller.decisions]
     if going_on and (folder / "run.json").is_file():  # resumed from the resolved recipe, nothing is left to decide
@@ -312,7 +315,7 @@ def _alignment(
     if evaluator is None or evaluator.retrieval is None:
         reasons = evaluator.notes if evaluator is not None else ["There are no rows to evaluate the model on"]
         return None, [f"alignment_visualization had nothing to draw. {'. '.join(reasons)}"]
-    return RunAlignment(session.config, pairs, split, folder), []
+    return RunAlignment(session.resolved, pairs, split, folder), []
 
 
 def _seen_from(folder: Path, path: Path) -> Path:

@@ -63,7 +63,7 @@ def report_content(
             "notes": splits.notes,
         },
         "device": f"{session.device_manager.name}, {session.precision.name}",
-        "domain": recipe.domain_config().name,
+        "domain": session.domain.name,
         "base_model": name,
         "checkpoint": str(folder / "model"),
         "text_padding": "max_length" if fixed else None,

@@ -8,8 +8,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from domainclip.config import DataSettings
-from domainclip.config.base import Settings
 from domainclip.data.dataset import CLIPDataset
 from domainclip.errors import ConfigurationError
 
@@ -47,11 +45,6 @@ def recipe_digest(recipe: dict[str, Any], domain: str | None = None) -> str:
     if domain is not None:
         kept["domain"] = domain
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def domain_digest(settings: Settings) -> str | None:
-    """The digest of the domain's content; None for settings that are no recipe and have no domain."""
-    return settings.domain_config().digest() if isinstance(settings, DataSettings) else None
 
 
 def data_fingerprint(dataset: CLIPDataset) -> str:

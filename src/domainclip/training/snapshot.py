@@ -9,7 +9,7 @@ import torch
 from domainclip.errors import CheckpointError
 from domainclip.models.io import load_training_state, training_state
 from domainclip.training.checkpoint import random_state, recover_directory, restore_random_state
-from domainclip.training.identity import NEUTRAL_KEYS, domain_digest
+from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.training.state import RunState
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
         "start": start,
         "rehearsal": rehearsed,
         "settings": trainer.settings.model_dump(mode="json"),
-        "domain": domain_digest(trainer.settings),
+        "domain": trainer.domain_digest,
         "state": dict(trainer.state.__dict__),
         "model": training_state(trainer.encoder),
         "average": trainer.average.state_dict(),
@@ -82,7 +82,7 @@ def restore(trainer: Trainer) -> int:
     if content["digest"] != trainer.digest:
         saved, now = content["settings"], trainer.settings.model_dump(mode="json")
         changed = [key for key in now if key not in NEUTRAL_KEYS | {"domain"} and saved.get(key) != now[key]]
-        if content.get("domain") != domain_digest(trainer.settings):
+        if content.get("domain") != trainer.domain_digest:
             changed.append("domain")
         raise CheckpointError(
             f"The checkpoint in {trainer.store.folder} is of another recipe (different: {', '.join(changed)}). Resume "

@@ -25,7 +25,7 @@ from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.guards import CollapseGuard, check_finite
-from domainclip.training.identity import check_same_run, data_fingerprint, domain_digest, recipe_digest
+from domainclip.training.identity import check_same_run, data_fingerprint, recipe_digest
 from domainclip.training.memory.run import RunMemory
 from domainclip.training.metrics_log import MetricsLog, logged_metrics, peak_memory_mb
 from domainclip.training.optim.optimizer import build_optimizer, rate_factor, set_rates
@@ -56,6 +56,7 @@ class Trainer:
     several train together, each on its rows of every batch; the first alone validates and writes, all go the same way.
     ``start``: the model it begins with, which ``encoder`` still is, where the settings hold the training near it.
     ``probe_first``, ``probe_last``: what trains the projections before the first step and after the last, or None.
+    ``domain_digest``: of the content of the settings' domain, which counts in place of its name.
     ``classification``: a term of the loss beside the objective. ``rehearsal``: keeps other rows as they were.
     """
 
@@ -79,6 +80,7 @@ class Trainer:
         classification: ClassificationTerm | None = None,
         rehearsal: Rehearsal | None = None,
         probe_last: Probe | None = None,
+        domain_digest: str | None = None,
     ) -> None:
         self.encoder, self.loss, self.start = encoder, loss, start
         self.probe_first, self.probe_last = probe_first, probe_last
@@ -101,7 +103,8 @@ class Trainer:
             self.temperature = TemperatureScheduler.from_settings(settings, settings.temperature, self.total_steps)
         self.average = WeightAverage(encoder, settings.ema_fraction * self.total_steps)
         self.state = RunState()
-        self.digest = recipe_digest(settings.model_dump(mode="json"), domain_digest(settings))
+        self.domain_digest = domain_digest
+        self.digest = recipe_digest(settings.model_dump(mode="json"), domain_digest)
         self.fingerprint = data_fingerprint(loader.dataset.dataset)  # type: ignore[attr-defined]
         self.rehearsed = rehearsal.digest if rehearsal is not None else None
         self._unchecked: tuple[dict[str, Tensor], Tensor] | None = None

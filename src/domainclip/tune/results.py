@@ -12,7 +12,7 @@ from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.located_yaml import yaml_text, yaml_value
-from domainclip.domains.record import recorded_recipe
+from domainclip.domains.recipes import recorded_recipe
 from domainclip.files import write_json, write_text
 from domainclip.metrics.names import describe
 from domainclip.reports.plots.tune import plot_history, plot_importances, plot_slices

@@ -57,7 +57,7 @@ class FeatureReader:
         """
         projection, bad = tower_projection(self.encoder, "image"), {}
         transform = data.image_transform
-        clean = ImageTransform(transform.config, False, transform.spec, transform.largest_resolution)
+        clean = ImageTransform(transform.config, False, transform.spec, transform.largest_resolution, transform.steps)
         views = views if transform.augment else 0
 
         def read(row: int) -> list[Tensor] | ImageError:
