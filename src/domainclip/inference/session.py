@@ -16,6 +16,7 @@ from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.captions.pipeline import CaptionPipeline
+from domainclip.data.images.store import ImageStore
 from domainclip.devices import DeviceManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
 from domainclip.domains.domain import DomainConfig
@@ -40,6 +41,7 @@ class ModelSession:
         resolved: The recipe with its domain, which say how images and texts are prepared.
         device_manager: The device and why it was chosen.
         precision: What training computes in. Embeddings are in float32 unless an engine is asked for otherwise.
+        images: Where decoded images of files are kept; a store as large as the recipe says, if left out.
 
     Attributes:
         resolved: A run puts its own here, so that what is encoded later is prepared as in training.
@@ -52,14 +54,20 @@ class ModelSession:
         resolved: ResolvedInference,
         device_manager: DeviceManager,
         precision: PrecisionDecision,
+        images: ImageStore | None = None,
     ) -> None:
         self.encoder, self.resolved = encoder, resolved
         self.device_manager, self.precision = device_manager, precision
+        self.images = images or ImageStore(self.config.image_cache_mb * 2**20, self.config.max_image_pixels)
         self.as_loaded = True
 
     @classmethod
     def load(
-        cls, resolved: ResolvedInference, console: Console | None = None, device_manager: DeviceManager | None = None
+        cls,
+        resolved: ResolvedInference,
+        console: Console | None = None,
+        device_manager: DeviceManager | None = None,
+        images: ImageStore | None = None,
     ) -> ModelSession:
         """Choose the device and load the recipe's model onto it.
 
@@ -67,6 +75,7 @@ class ModelSession:
             resolved: The recipe with its domain.
             console: Where it is said if the domain is one that the model was trained in; standard error, if left out.
             device_manager: The device, for a caller who has chosen it already.
+            images: A store of decoded images that is shared with other sessions.
 
         Returns:
             The session.
@@ -87,7 +96,7 @@ class ModelSession:
         encoder.optimize_layout(manager.device)
         if manager.device.type == "mps" and precision.name != "fp32":
             encoder.avoid_fused_text_attention()
-        return cls(encoder, resolved, manager, precision)
+        return cls(encoder, resolved, manager, precision, images)
 
     @property
     def config(self) -> CLIPFinetuningConfig:
@@ -109,13 +118,19 @@ class ModelSession:
         """Where the model is."""
         return self.device_manager.device
 
-    def engine(self, batch_size: int | None = None, autocast: Callable[[], Any] | None = None) -> EmbeddingEngine:
-        """An engine over the present weights, with a memory of decoded images that is its own.
+    def engine(
+        self,
+        batch_size: int | None = None,
+        autocast: Callable[[], Any] | None = None,
+        images: ImageStore | None = None,
+    ) -> EmbeddingEngine:
+        """An engine over the present weights.
 
         Args:
             batch_size: Images or texts encoded at once; the recipe's ``eval_batch_size``, if left out.
             autocast: Makes the context to compute in. Without it everything is in float32, so that figures that are
                 reported do not depend on what the device rounds to.
+            images: Another store of decoded images than the session's.
 
         Returns:
             The engine. It sees weights that change later.
@@ -127,7 +142,7 @@ class ModelSession:
             batch_size=batch_size or config.eval_batch_size,
             resolution=config.image_resolution if config.is_set("image_resolution") else None,
             max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
-            max_pixels=config.max_image_pixels,
+            images=self.images if images is None else images,
             autocast=autocast,
             preprocessing=self.domain.images,
             text_transform=caption_pipeline(self.resolved, self.processor),
@@ -146,7 +161,8 @@ class ModelSession:
             ImageError: An image cannot be read.
             DataError: There are no images, or an array is no image.
         """
-        return self.engine().encode_images([_opened(image) for image in images])
+        engine = self.engine(images=ImageStore(0, self.config.max_image_pixels))  # nothing is kept of what a user shows
+        return engine.encode_images([_opened(image) for image in images])
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """Embed texts.

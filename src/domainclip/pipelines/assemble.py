@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from domainclip.domains.recipes import write_domain
 from domainclip.errors import CheckpointError
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.files import replaced_directory
-from domainclip.inference import EmbeddingEngine
+from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.prompts import class_prompts
 from domainclip.inference.session import caption_pipeline
 from domainclip.models import DualEncoder, EncoderProcessor
@@ -55,14 +54,15 @@ def training_captions(resolved: ResolvedInference, processor: EncoderProcessor) 
     }
 
 
-def training_data(pairs: Sequence[ImageTextPair], run: ResolvedRun, processor: EncoderProcessor) -> CLIPDataset:
+def training_data(pairs: Sequence[ImageTextPair], run: ResolvedRun, session: ModelSession) -> CLIPDataset:
     """The training rows, augmented as the resolved recipe says."""
-    recipe = run.recipe
+    recipe, processor = run.recipe, session.processor
     spec = ImageSpec.from_processor(processor.image_processor)
     transform = ImageTransform(
         recipe, recipe.augment_images, spec, recipe.largest_resolution(recipe.image_resolution), run.domain.images
     )
-    return CLIPDataset(pairs, processor, recipe, transform, **training_captions(run, processor))
+    captions = training_captions(run, processor)
+    return CLIPDataset(pairs, processor, recipe, transform, images=session.images, **captions)
 
 
 def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -> None:
@@ -130,7 +130,7 @@ def build_probe(
             recipe,
             ImageTransform(recipe, False, spec, steps=resolved.domain.images),
             captions["text_transform"],
-            cache=False,
+            images=data.images,
         )
     return Probe(
         encoder,
@@ -183,6 +183,7 @@ def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: Embedd
     there are fewer. Images that cannot be read take no part."""
     paths = [pair.image_path for pair in data.pairs]
     captions = [pair.caption for pair in data.pairs]
+    engine.expect(paths, shared=recipe.num_workers > 0)
     usable: list[int] = []
 
     def find() -> Tensor:
@@ -207,14 +208,11 @@ def validation_by(
     checkpoint."""
 
     def validate() -> Validation:
-        metrics = evaluator(engine)
-        primary = evaluator.primary_metric
-        fraction = metrics[primary]
-        rows = metrics["n_classified"] if primary == "acc1" else min(metrics["n_images"], metrics["n_texts"])
-        error = math.sqrt(fraction * (1 - fraction) / rows)  # of a fraction of that many rows
+        result = evaluator.evaluate(engine)
+        metrics, primary = result.metrics, evaluator.primary_metric
         if reference_sets is not None:
             metrics = metrics | reference_sets.during()
-        return Validation(metrics, primary, evaluator.greater_is_better, error)
+        return Validation(metrics, primary, evaluator.greater_is_better, result.records[primary].standard_error)
 
     return validate
 

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.images.store import ImageStore
 from domainclip.data.records import PairList
 from domainclip.domains import DomainConfig, load_domain
 from domainclip.domains.recipes import with_models_domain
@@ -151,10 +152,11 @@ def run_compare(
     config = config.updated(strict=True) if strict else config
     asked, prompts = shared_prompts(config, models)
     sets = [_opened(asked, name, path, split, metric, strict) for name, path in data.items()]
+    images = ImageStore(config.image_cache_mb * 2**20, config.max_image_pixels)  # of all models that see them alike
     for name in sorted(models, key=lambda name: name != reference):  # the reference first: without it there is no test
         if any(not found.reason for found in sets):
             own = config.updated(model_name=models[name])
-            _evaluate(own, asked, name, sets, split, strict or name == reference, strict, console)
+            _evaluate(own, asked, name, sets, split, strict or name == reference, strict, console, images)
     if all(found.reason for found in sets):
         raise DataError("No data set can be compared. " + " ".join(f"{s.name}: {s.reason}." for s in sets))
     content = compare_matrix(models, [_scored(found, models) for found in sets], reference, seed=config.seed)
@@ -223,10 +225,11 @@ def _evaluate(
     must_load: bool,
     strict: bool,
     console: Console,
+    images: ImageStore,
 ) -> None:
     """The model of ``config`` on all data sets, with the prompts of ``asked``; it is gone from memory afterwards."""
     try:
-        session = ModelSession.load(resolve_for_inference(config), console)
+        session = ModelSession.load(resolve_for_inference(config), console, images=images)
     except (Interrupted, ConfigurationError):
         raise
     except CLIPFinetuningError as error:
@@ -255,7 +258,7 @@ def _evaluate(
 
 
 def _score(session: ModelSession, asked: ResolvedInference, found: _DataSet, split: str) -> ModelOnSet:
-    engine = session.engine()  # a new one each: its cache of decoded images goes with it
+    engine = session.engine()
     assert found.rows is not None
     if not found.readable:
         found.rows = readable_rows(found.rows, engine, asked.recipe, split, found.skipped)

@@ -26,6 +26,7 @@ from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.events import Emitter, Listener, Milestone
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.losses import build_loss
+from domainclip.metrics.metric import METRICS
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.models.io import load_weights
 from domainclip.models.lora import require_peft
@@ -241,7 +242,7 @@ class CLIPFinetuningController:
         recipe = self.prepare(pairs, folder if resume else None)
         run = self.run
         assert run is not None
-        data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, run, session.processor)
+        data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, run, session)
         val = val_dataset.pairs if isinstance(val_dataset, CLIPDataset) else list(val_dataset or ())
         check_trade_off(recipe, len(val))
         evaluator = evaluator_of(session, val, "validation") if val else None
@@ -267,6 +268,7 @@ class CLIPFinetuningController:
         validation_engine = engine or session.engine()
         metric = next((module for module in loss.modules() if isinstance(module, BilinearSimilarity)), None)
         validation_engine.text_map = metric.map_texts if metric is not None else None
+        validation_engine.expect([pair.image_path for pair in val])
         if reference_sets is not None:
             reference_sets.engine.text_map = validation_engine.text_map
         validate = validation_by(evaluator, validation_engine, reference_sets) if evaluator is not None else None
@@ -342,7 +344,8 @@ class CLIPFinetuningController:
         Raises ``ConfigurationError`` "Invalid metric" for a name that this data set does not give.
         """
         pairs = test_dataset.pairs if isinstance(test_dataset, CLIPDataset) else list(test_dataset)
-        metrics = build_evaluator(self.session, pairs, domain_metrics=True, intervals=False)(self.engine())
+        evaluator = build_evaluator(self.session, pairs, domain_metrics=True, intervals=False)
+        metrics = METRICS.with_other_names(evaluator.evaluate(self.engine()).metrics)
         if domain_metrics is None:
             return metrics
         unknown = [name for name in domain_metrics if name not in metrics]

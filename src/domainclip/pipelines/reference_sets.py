@@ -15,8 +15,8 @@ from domainclip.config.settings import DEFAULT_TEMPLATES
 from domainclip.data.group_split import find_units, image_key
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.transforms import TextTransform
-from domainclip.data.readable import readable_pairs, skipped_rows
 from domainclip.data.records import ImageTextPair, PairList
+from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.sources import huggingface, tables
 from domainclip.data.sources.directories import are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE

@@ -19,8 +19,8 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
-from domainclip.data.readable import readable_pairs, require_images, skipped_rows
 from domainclip.data.records import ImageTextPair
+from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
 from domainclip.domains.recipes import recorded_recipe, write_domain
@@ -30,9 +30,10 @@ from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
 from domainclip.events import Listener
 from domainclip.files import try_folder, write_json, write_text
 from domainclip.inference import ModelSession
+from domainclip.pipelines.assemble import training_data
 from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.error_analysis import write_error_analysis_of
+from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.reference_sets import load_reference_sets
 from domainclip.pipelines.run_alignment import BEFORE_FILE, RunAlignment
 from domainclip.pipelines.wise_ft import check_start
@@ -177,7 +178,6 @@ def _run(
     inference = resolve_for_inference(config)
     if splits is None:
         splits = load_splits_of(inference)
-    require_images(splits.train, config.max_image_pixels)
     claim_folder(folder, resume, overwrite)
     controller = CLIPFinetuningController(inference, console, processes)
     controller.setup()
@@ -199,8 +199,13 @@ def _run(
         console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False, markup=False)
     engine = session.engine()
     skipped = skipped_rows({"train": splits.train, "val": splits.val, "test": splits.test})
+    if recipe.error_analysis:
+        expect_shown(engine, splits.test or splits.val)
     val = readable_pairs(splits.val, engine.readable, "val", config.strict, skipped)
     test = readable_pairs(splits.test, engine.readable, "test", config.strict, skipped)
+    assert controller.run is not None
+    data = training_data(splits.train, controller.run, session)
+    require_images(data)
     evaluation_rows, evaluated_split = (test, "test") if len(test) else (val, "val")
     check_start(session, val, test)
     alignment, undrawn = _alignment(session, evaluation_rows, evaluated_split, folder)
@@ -238,7 +243,7 @@ def _run(
     if processes is not None:
         processes.broadcast_object(bool(len(val)))
     result = controller.fine_tune(
-        splits.train,
+        data,
         val if len(val) else None,
         folder,
         resume=resume,
@@ -312,8 +317,7 @@ def _before(
     """The evaluation of the untrained weights; a resumed run reads what the first start found."""
     kept = folder / "before.json"
     if resume and kept.is_file():
-        content = json.loads(kept.read_text(encoding="utf-8"))
-        return EvaluationResult(content["metrics"], content["details"])
+        return EvaluationResult.from_dict(json.loads(kept.read_text(encoding="utf-8")))
     result = build_evaluator(session, pairs, domain_metrics=True).evaluate(embed)
     write_json(kept, jsonable(asdict(result)))
     return result

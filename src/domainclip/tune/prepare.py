@@ -18,8 +18,8 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.domain_name import is_domain_path
 from domainclip.config.located_yaml import yaml_text
-from domainclip.data.readable import readable_pairs, skipped_rows
 from domainclip.data.records import ImageTextPair
+from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.splits import DataSplits
 from domainclip.domains.recipes import recorded_recipe, write_domain
 from domainclip.errors import ConfigurationError, DataError
