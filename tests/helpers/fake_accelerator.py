@@ -217,8 +217,6 @@ def trainer_on_device(
     folder: Path, *, encoder: Any = None, precision: str = "fp32", attention: str = "eager", **values: Any
 ) -> Any:
     """A ``Trainer`` whose model and objective are on the accelerator, with batches of four."""
-    from rich.console import Console
-
     from domainclip.config import CLIPFinetuningConfig
     from domainclip.data.batches import create_training_loader
     from domainclip.data.dataset import CLIPDataset
@@ -227,7 +225,8 @@ def trainer_on_device(
     from domainclip.devices.precision import AUTOCAST_DTYPES, PrecisionDecision
     from domainclip.losses import build_loss
     from domainclip.models import make_tiny_clip
-    from domainclip.training import Trainer
+    from domainclip.models.lora import attach_lora
+    from domainclip.training import TrainContext, build_trainer
     from training_setup import DEFAULTS
 
     config = CLIPFinetuningConfig(**{**DEFAULTS, "batch_size": 4, "logging_steps": 100, **values})
@@ -236,7 +235,7 @@ def trainer_on_device(
     if config.temperature_scheduling:
         encoder.set_temperature(config.temperature, trainable=False)
     if config.lora_r is not None:
-        encoder.attach_adapters(config, config.seed)
+        attach_lora(encoder, config, config.seed)
     spec = ImageSpec.from_processor(encoder.processor.image_processor)
     dataset = CLIPDataset(pairs_in(folder), encoder.processor, config, ImageTransform(config, augment=True, spec=spec))
     loader = create_training_loader(dataset, config, 4, pad_to_multiple=16)
@@ -244,7 +243,7 @@ def trainer_on_device(
     scaled = PrecisionDecision(precision, "", AUTOCAST_DTYPES[precision], precision == "fp16")  # type: ignore[arg-type]
     onto_device(encoder.train())
     with as_on_mps():
-        return Trainer(encoder, loss, loader, spec, config, device(), scaled, folder, None, Console(quiet=True))
+        return build_trainer(TrainContext(folder), encoder, loss, loader, config, device(), scaled)
 
 
 @contextmanager
@@ -265,7 +264,7 @@ def steps(folder: Path, **values: Any) -> dict[str, Findings]:
     batch: dict[str, Any] = {}
     found = {"transfer": watched(lambda: batch.update(trainer.loader._on_device(host_batch)))}
     for name in ("first", "later"):
-        found[name] = watched(lambda: trainer._step(batch))
+        found[name] = watched(lambda: trainer.step.update(batch, trainer.state.step))
         trainer.state.step += 1
     return found
 

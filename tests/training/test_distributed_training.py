@@ -99,14 +99,14 @@ def _stopped_and_resumed(processes: ProcessGroup, data: TinyData, folder: Path) 
     whole = make("whole")
     whole.train()
     broken = make("broken")
-    take = broken._step
+    take = broken.step.update
 
-    def signalled(batch: dict[str, Any]) -> Any:
+    def signalled(batch: dict[str, Any], step: int) -> Any:
         if broken.state.step == 3 and processes.rank == 1:
             broken.stop.received = signal.SIGTERM
-        return take(batch)
+        return take(batch, step)
 
-    broken._step = signalled  # type: ignore[method-assign]
+    broken.step.update = signalled  # type: ignore[method-assign]
     try:
         broken.train()
         message = "ran on"
@@ -147,9 +147,9 @@ def _out_of_memory(processes: ProcessGroup, data: TinyData, folder: Path) -> str
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
 
     trainer = make_trainer(data.pairs(), folder, processes=processes)
-    trainer.adaptive.step.encode_image = fail
+    trainer.step.adaptive.step.encode_image = fail
     try:
-        trainer.adaptive(next(iter(trainer.loader)))
+        trainer.step.adaptive(next(iter(trainer.loader)))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -246,10 +246,11 @@ def test_processes_with_different_recipes_are_refused(runs: tuple[Path, list[dic
 def test_batch_norm_is_frozen_where_a_batch_is_spread_out() -> None:
     """Live statistics would be those of each process' own rows."""
     model, data = STARTER, dataclasses.replace(PLAIN_DATA, processes=2)
-    recipe, decisions = resolve(CLIPFinetuningConfig(), model, data)
+    run = resolve(CLIPFinetuningConfig(), model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.freeze_batch_norm
     assert "2 processes" in next(made.reason for made in decisions if made.key == "freeze_batch_norm")
-    assert not resolve(CLIPFinetuningConfig(), model, PLAIN_DATA)[0].freeze_batch_norm
+    assert not resolve(CLIPFinetuningConfig(), model, PLAIN_DATA).recipe.freeze_batch_norm
     with pytest.raises(ConfigurationError, match="freeze_batch_norm=false does not go with 2 processes"):
         resolve(CLIPFinetuningConfig(freeze_batch_norm=False), model, data)
 

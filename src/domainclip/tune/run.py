@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.splits import DataSplits, load_splits
+from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
-from domainclip.pipelines.run import claim_folder, splits_of
-from domainclip.training import Validation
+from domainclip.events import Validated
+from domainclip.pipelines.run import claim_folder
+from domainclip.resolve import resolve_for_inference
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
 from domainclip.tune.prepare import Work, prepare
@@ -73,8 +74,9 @@ def run_tuning(
     console = console or Console(stderr=True)
     folder = Path(config.output_dir)
     _check_request(config, space, trials, steps, fixed)
+    inference = resolve_for_inference(config)
     if splits is None:
-        splits = load_splits(config.data_path, **splits_of(config))
+        splits = load_splits_of(inference)
     if not len(splits.val):
         raise DataError(
             "Tuning compares trials on the validation split, and there is none: set val_split, or add a validation "
@@ -83,7 +85,7 @@ def run_tuning(
     _claim(folder, resume, overwrite)
     signals = StudySignals(console)
     with signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
-        work = prepare(config, space, steps, fixed, splits, folder, resume, overwrite, console)
+        work = prepare(inference, space, steps, fixed, splits, folder, resume, overwrite, console)
         try:
             _run_trials(work, trials, signals, console)
         except Interrupted as stop:
@@ -167,17 +169,17 @@ def _one_trial(work: Work, trial: Trial, signals: StudySignals, console: Console
 
     with console.status(f"{title}: training …") as status:
 
-        def listener(step: int, validation: Validation) -> str:
-            trial.report(validation.value, step)
-            status.update(f"{title}: {validation.primary} {validation.value:.4f} at step {step}")
+        def judge(validated: Validated) -> str:
+            trial.report(validated.value, validated.step)
+            status.update(f"{title}: {validated.primary} {validated.value:.4f} at step {validated.step}")
             signals.check()
             if not default and trial.should_prune():  # the yardstick itself is measured whole
-                return f"below the median of the trials before it at step {step}"
+                return f"below the median of the trials before it at step {validated.step}"
             return ""
 
         # The default is the recipe with nothing changed: setting a key to the value it would resolve to is a choice
         # too (a set temperature, for one, is not the model's own any more).
-        result = work.runner(trial.number, {} if default else params, listener)
+        result = work.runner(trial.number, {} if default else params, judge)
     studies.note(
         study,
         trial,

@@ -15,15 +15,15 @@ from conftest import CommandResult, TinyData
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.prompts import class_prompts
+from domainclip.inference.prompts import class_prompts
 from domainclip.models import make_tiny_clip
+from domainclip.models.lora import attach_lora
 from domainclip.resolve import DataFacts, ModelFacts, resolve
+from domainclip.tracking import read_metrics
 from domainclip.training import Validation
-from domainclip.training.metrics_log import read_metrics
 from domainclip.training.probe.draws import ClassPrompts, PairDraws
 from domainclip.training.probe.features import FeatureReader
-from domainclip.training.probe.probe import begin_with_probe
-from domainclip.training.probe.restraint import ProbeRestraint
+from domainclip.training.probe.probe import ProbeRestraint
 from probe_cases import CPU, dataset, make_probe
 from training_setup import make_trainer, same, train_until, weights
 
@@ -46,7 +46,7 @@ def test_a_locked_tower_keeps_its_projection(tiny_data: TinyData) -> None:
 def test_adapters_of_towers_stay_and_those_of_projections_learn(targets: list[str] | None, tiny_data: TinyData) -> None:
     pytest.importorskip("peft")
     encoder = make_tiny_clip()
-    encoder.attach_adapters(CLIPFinetuningConfig(lora_r=2, target_modules=targets), 0)
+    attach_lora(encoder, CLIPFinetuningConfig(lora_r=2, target_modules=targets), 0)
     first = make_probe(encoder, tiny_data.pairs(), tiny_data.pairs("val"))
     names = {name for name, _ in first.trained_parameters()}
     if targets is None:
@@ -102,7 +102,7 @@ def test_classes_are_drawn_equally_often_where_that_is_asked(tiny_data: TinyData
 
 def with_probe(pairs: Sequence[ImageTextPair], val: Sequence[ImageTextPair], folder: Path, **values: Any) -> Any:
     trainer = make_trainer(pairs, folder, save_steps=1, **values)
-    trainer.probe_first = make_probe(trainer.encoder, pairs, val, probe_steps=6)
+    trainer.probes.first = make_probe(trainer.encoder, pairs, val, probe_steps=6)
     return trainer
 
 
@@ -120,13 +120,13 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     torch.manual_seed(999)
     again = with_probe(pairs, val, tmp_path / "broken")
     calls: list[int] = []
-    train_probe = again.probe_first
+    train_probe = again.probes.first
 
     def counted() -> dict[str, Any]:
         calls.append(1)
         return train_probe()
 
-    again.probe_first = counted
+    again.probes.first = counted
     result = again.train(resume=True)
     assert result.resumed_from == stop_at and len(calls) == (stop_at == 0)
     assert same(weights(again), weights(whole))
@@ -198,7 +198,7 @@ def test_a_run_goes_on_where_projections_are_left_out(tiny_data: TinyData, tmp_p
     trainer = make_trainer(
         tiny_data.pairs(), tmp_path, num_epochs=1, validate=lambda: Validation({"acc": 0.5}, "acc", True, 0.1)
     )
-    trainer.probe_first = lambda: {"skipped": "for a test", "skipped_images": {}}  # type: ignore[assignment, return-value]
+    trainer.probes.first = lambda: {"skipped": "for a test", "skipped_images": {}}  # type: ignore[assignment, return-value]
     result = trainer.train()
     assert result.best is not None and result.best["step"] == 3
     assert result.probe_first == {"skipped": "for a test"}
@@ -219,10 +219,10 @@ def test_only_the_first_process_trains_the_projections(tiny_data: TinyData, tmp_
             self.shared += modules
 
     trainer = with_probe(tiny_data.pairs(), (), tmp_path)
-    trainer.processes = Beside()
+    trainer.context.processes = Beside()
     before = weights(trainer)
-    begin_with_probe(trainer, None)
-    assert trainer.processes.shared == [trainer.encoder]
+    trainer.probes.begin()
+    assert trainer.context.processes.shared == [trainer.encoder]
     assert same(before, weights(trainer))
 
 
@@ -303,12 +303,13 @@ def test_what_is_left_unset_is_decided_with_a_reason(
 ) -> None:
     model = ModelFacts(32, 77, False, "transformer", "transformer", 0.07, fresh_projections=fresh)
     data = DataFacts(rows, 0.5, 1.0, 3, False, 2, class_imbalance=imbalance)
-    recipe, decisions = resolve(CLIPFinetuningConfig(), model, data)
+    run = resolve(CLIPFinetuningConfig(), model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert (recipe.probe_first, recipe.class_balance) == expected
     reasons = {decision.key: decision.reason for decision in decisions}
     assert reasons["probe_first"]
     assert ("class_balance" in reasons) == (recipe.probe_first and imbalance > 20)
-    assert not resolve(CLIPFinetuningConfig(probe_first=False), model, data)[0].probe_first
+    assert not resolve(CLIPFinetuningConfig(probe_first=False), model, data).recipe.probe_first
 
 
 def test_a_run_says_what_the_projections_came_to(
