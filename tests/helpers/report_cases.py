@@ -14,14 +14,15 @@ from domainclip.reports.schema import RunFacts, RunReport
 def write_run(folder: Path, run: Mapping[str, Any]) -> RunReport:
     """The report of plain values; ``before`` and ``after`` may be flat numbers, or as a file keeps them."""
     facts = {key: value for key, value in run.items() if key not in ("before", "after", "history", "read")}
-    results = [
-        EvaluationResult.of(part["metrics"], part["details"])
-        if isinstance(part, Mapping) and "metrics" in part
-        else part
-        for part in (run.get("before"), run.get("after"))
-    ]
-    results = [EvaluationResult.of(dict(part), {}) if isinstance(part, Mapping) else part for part in results]
+    results = [result_of(run.get(when)) for when in ("before", "after")]
     return write_report(folder, RunFacts.from_values(facts), *results, run.get("history", ()), run.get("read"))
+
+
+def result_of(part: EvaluationResult | Mapping[str, Any] | None) -> EvaluationResult | None:
+    """An evaluation from flat numbers, or from how a file keeps it."""
+    if part is None or isinstance(part, EvaluationResult):
+        return part
+    return EvaluationResult.of(part["metrics"], part["details"]) if "metrics" in part else EvaluationResult.of(part)
 
 
 def pages(folder: Path) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from domainclip.data.splits import DataSplits
-from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.inference import ModelSession
 from domainclip.reports.schema import RunFacts
 
 
 def run_facts(
-    controller: CLIPFinetuningController,
+    session: ModelSession,
     splits: DataSplits,
     evaluated_split: str,
     result: Mapping[str, Any],
@@ -25,7 +25,7 @@ def run_facts(
     """The facts of a finished run.
 
     Args:
-        controller: Of the run, set up and trained.
+        session: The trained model.
         splits: The data.
         evaluated_split: The split that the evaluations before and after are of.
         result: What ``fine_tune`` returned.
@@ -38,17 +38,16 @@ def run_facts(
     Returns:
         The facts, typed.
     """
-    config, recipe = controller.config, controller.recipe
-    assert recipe is not None and controller.device_manager is not None and controller.precision is not None
+    recipe = session.config
     found = [*result["warnings"]]
     if evaluated_split == "val":
         found.append("There is no test split: before and after are of the validation split that chose the checkpoint")
     if skipped:
         found.append(f"{len(skipped)} images or rows were skipped (skipped.json), first: {skipped[0]['reason']}")
     best = result["best"]
-    fixed = controller.processor is not None and controller.processor.text_padding == "fixed"
+    fixed = session.processor.text_padding == "fixed"
     name = (
-        config.model_name if not config.vision_model_name else f"{config.vision_model_name} + {config.text_model_name}"
+        recipe.model_name if not recipe.vision_model_name else f"{recipe.vision_model_name} + {recipe.text_model_name}"
     )
     return RunFacts.from_values(
         {
@@ -71,13 +70,13 @@ def run_facts(
                 "counts": {"train": len(splits.train), "validation": len(splits.val), "test": len(splits.test)},
                 "notes": splits.notes,
             },
-            "device": f"{controller.device_manager.name}, {controller.precision.name}",
-            "domain": recipe.domain_config().name,
+            "device": f"{session.device_manager.name}, {session.precision.name}",
+            "domain": session.domain.name,
             "base_model": name,
             "checkpoint": str(folder / "model"),
             "text_padding": "max_length" if fixed else None,
-            "own_code": controller.model is not None and controller.model.has_own_code,
-            "seed": config.seed,  # so that the intervals are those of a comparison with this recipe
+            "own_code": session.encoder.has_own_code,
+            "seed": recipe.seed,  # so that the intervals are those of a comparison with this recipe
             "warnings": [*found, *warnings],
             "next": [f"domainclip evaluate --model {folder / 'model'} --data YOUR_DATA"],
             "trade_off": result["trade_off"],
