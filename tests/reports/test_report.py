@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from domainclip.errors import ShapeError
@@ -23,7 +24,9 @@ from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.metrics.significance import paired_change, wilson_interval
 from domainclip.reports.model_card import loading_code, model_card
 from domainclip.reports.plots import style as plot_style
+from domainclip.reports.plots.examples import chosen_errors
 from domainclip.reports.plots.run import plot_before_after, plot_confusion, plot_loss, plot_metrics
+from domainclip.reports.schema import RunReport
 from report_cases import pages, write_run
 
 
@@ -340,3 +343,97 @@ def test_loading_code_is_python_and_names_the_folder(padding: str | None) -> Non
     own = loading_code("a 'quoted' folder", padding, own_code=True)
     compile(own, "<code>", "exec")
     assert "AutoModel.from_pretrained(folder, trust_remote_code=True)" in own
+
+
+def many_classes(n: int) -> tuple[EvaluationResult, EvaluationResult]:
+    """Before: everything is taken for the first class. After: of every class but the first one image in ten is."""
+    labels = [f"class number {index}" for index in range(n)]
+    targets = [label for label in labels for _ in range(10)]
+    paths = [f"{index}.png" for index in range(len(targets))]
+
+    def result(wrong: int) -> EvaluationResult:
+        predictions = [labels[0] if index % 10 < wrong else target for index, target in enumerate(targets)]
+        right = np.array(predictions) == np.array(targets)
+        confusion = np.zeros((n, n), int)
+        for target, predicted in zip(targets, predictions, strict=True):
+            confusion[labels.index(target), labels.index(predicted)] += 1
+        details = {
+            "labels": labels,
+            "per_class_recall": {label: float(right[10 * k : 10 * k + 10].mean()) for k, label in enumerate(labels)},
+            "support": dict.fromkeys(labels, 10),
+            "confusion": confusion,
+            "image_paths": paths,
+            "targets": targets,
+            "predictions": predictions,
+        }
+        metrics = {"acc1": float(right.mean()), "n_classified": len(paths), "n_classes": n}
+        return EvaluationResult.of(metrics, {"classification": details})
+
+    return result(10), result(1)
+
+
+def test_the_report_of_many_classes_is_short(tmp_path: Path) -> None:
+    before, after = many_classes(73)
+    read_image = lambda path: np.full((20, 30, 3), 90, np.uint8)  # noqa: E731
+    warnings = [f"warning {index}" for index in range(30)]
+    write_run(tmp_path, full_run() | {"before": before, "after": after, "read": read_image, "warnings": warnings})
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80
+    assert "63 more in [report_details.md]" in text and "22 more in [report_details.md]" in text
+    rows = [line for line in text.splitlines() if line.startswith("| class number")]
+    assert len(rows) == 10 and all("90.0%" in row for row in rows)
+    assert png_size(tmp_path / "plots" / "errors.png")[0] > 300
+    details = (tmp_path / "report_details.md").read_text(encoding="utf-8")
+    assert sum(line.startswith("| class number") for line in details.split("## Most confused")[0].splitlines()) == 73
+
+
+def test_errors_are_of_each_class_in_turn_the_worst_first() -> None:
+    found = chosen_errors(many_classes(4)[1].details)
+    assert [(each.truth, each.answer) for each in found] == [
+        (f"class number {index}", "taken for class number 0") for index in (1, 2, 3)
+    ]
+    ranks = {
+        "image_paths": ["a", "b", "c"],
+        "captions": ["x", "y"],
+        "i2t_ranks": [1, 3, 2],
+        "hits": [[0, 0], [1, 1], [2, 0]],
+    }
+    by_caption = chosen_errors({"retrieval": ranks})
+    assert [(str(each.image_path), each.truth, each.answer) for each in by_caption] == [
+        ("b", "y", "rank 3 of 2"),
+        ("c", "x", "rank 2 of 2"),
+    ]
+
+
+def test_the_content_is_what_its_type_says(tmp_path: Path) -> None:
+    write_run(tmp_path, full_run())
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    report = RunReport.model_validate_json(text)
+    assert report.to_dict() == json.loads(text)
+    assert report.verdict.outcome == "better" and report.verdict.metric == "acc1"
+    with pytest.raises(ValidationError, match="surprise"):
+        RunReport.model_validate(json.loads(text) | {"surprise": 1})
+
+
+def test_a_recall_that_was_had_for_nothing_is_not_defended(tmp_path: Path) -> None:
+    """A model that calls every part defective finds all defects: that is no figure to lose."""
+    before = {"acc1": 0.02, "mean_defect_recall": 1.0, "false_alarm_rate": 1.0}
+    after = {"acc1": 0.82, "mean_defect_recall": 0.8, "false_alarm_rate": 0.05}
+    report = write_run(tmp_path, {"before": before, "after": after})
+    assert report.verdict.worse == []
+    assert "Worse than before" not in pages(tmp_path)
+    # But one that knew something, and has given up more defects than false alarms, has lost.
+    report = write_run(tmp_path, {"before": before | {"false_alarm_rate": 0.1}, "after": after})
+    assert report.verdict.worse == ["mean_defect_recall"]
+
+
+def test_what_the_data_do_not_have_is_left_out(tmp_path: Path) -> None:
+    flat = {"i2t_R@1": 0.5, "i2t_R@5": 1.0, "n_texts": 3, "n_images": 40}
+    write_run(tmp_path, {"before": flat, "after": flat})
+    assert "R@1" in pages(tmp_path) and "R@5" not in pages(tmp_path)
+    only_labels = flat | {"acc1": 0.5, "n_classified": 40, "n_classes": 3}
+    write_run(tmp_path, {"before": only_labels, "after": only_labels})
+    assert "R@1" not in pages(tmp_path) and "Retrieval" not in pages(tmp_path)
+    same = evaluated(0.2)
+    write_run(tmp_path, {"before": same, "after": same})
+    assert "interval of the change" in pages(tmp_path) and "±0.0 to ±0.0" not in pages(tmp_path)

@@ -17,7 +17,6 @@ from rich.table import Table
 from domainclip.evaluation.comparison import (
     GroupedChange,
     accuracy_interval,
-    compared_metrics,
     confused_pairs,
     paired_changes,
     with_groups,
@@ -194,7 +193,7 @@ def run_verdict(
             worse = [each for each in worse if each not in (name, other)]
     found = next(((name, changes[name]) for name in _DECIDING if name in changes), None)
     if found is None:
-        both = (n for n in compared_metrics(before, after) if _known(before.get(n)) and _known(after.get(n)))
+        both = (n for n in shown_metrics(before, after) if _known(before.get(n)) and _known(after.get(n)))
         return Verdict(outcome="unknown", metric=next(both, None), worse=worse)
     name, change = found
     if not change.is_clear:
