@@ -95,23 +95,21 @@ def _our_step(spec: dict[str, Any], folder: Path) -> tuple[Step, Any, list[str]]
 
     from domainclip.data.batches import create_training_loader
     from domainclip.losses import build_loss
-    from domainclip.training import Trainer
+    from domainclip.training import TrainContext, build_trainer
 
     device, precision, done = _settings(spec)
     encoder = _encoder(spec)
     encoder.optimize_layout(device)
     dataset, config = _dataset(spec, encoder)
     loader = create_training_loader(dataset, config, spec["batch"])
-    trainer = Trainer(
-        encoder, build_loss(config), loader, dataset.image_transform.spec, config, device, precision, folder
-    )
+    trainer = build_trainer(TrainContext(folder), encoder, build_loss(config), loader, config, device, precision)
     encoder.train()
 
     def step(keys: list[tuple[int, int]]) -> tuple[float, float, float]:
         items = [dataset.fetch(key) for key in keys]
         clock, cpu = time.perf_counter(), time.process_time()
         assert loader.collate_fn is not None
-        output, _ = trainer._step(loader.collate_fn(items))
+        output, _ = trainer.step.update(loader.collate_fn(items), trainer.state.step)
         assert output is not None
         loss = float(output["loss"])
         seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
@@ -177,7 +175,7 @@ def _plain_step(spec: dict[str, Any]) -> tuple[Step, Any, list[str]]:
 
 
 def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
-    from domainclip.training.metrics_log import peak_memory_mb
+    from domainclip.training.observer import peak_memory_mb
 
     folder = tempfile.TemporaryDirectory()
     if spec["side"] == "ours":

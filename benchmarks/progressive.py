@@ -55,7 +55,7 @@ def one_run(data: Path, model: str, way: str, seed: int, steps: int, batch: int,
 
     from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
     from domainclip.data.splits import load_splits
-    from domainclip.training.metrics_log import read_metrics
+    from domainclip.tracking import read_metrics
 
     steps = max(1, round(FRACTION_OF_STEPS.get(way, 1.0) * steps))
     config = CLIPFinetuningConfig(

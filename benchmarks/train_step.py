@@ -9,7 +9,7 @@ other waits. What is timed:
 
 - plain: ``CLIPModel(..., return_loss=True).loss``, backward, clipping, AdamW, schedule. Its captions are tokenized
   and padded to the full length, and its images normalised, before the clock starts.
-- ours: ``Trainer._step`` on a batch collated inside the timing, normalising included.
+- ours: ``TrainStep.update`` on a batch collated inside the timing, normalising included.
 """
 
 from __future__ import annotations

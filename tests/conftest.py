@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
+from domainclip.events import Validated
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.io import save_encoder
 from domainclip.models.processor import EncoderProcessor
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.training import Validation
 from machines import machine, metal_memory  # noqa: F401
 from model_zoo import save_siglip, save_vision_text
 from open_clip_zoo import KINDS
@@ -138,7 +138,7 @@ def scripted(
         seen: list[CLIPFinetuningConfig] = []
 
         def fine_tune(
-            self: CLIPFinetuningController, train: Any, val: Any, folder: Path, *, on_validation: Any, **rest: Any
+            self: CLIPFinetuningController, train: Any, val: Any, folder: Path, *, listeners: Any, **rest: Any
         ) -> dict[str, Any]:
             self.prepare(train)
             seen.append(self.config)
@@ -146,8 +146,19 @@ def scripted(
                 (folder / weights).mkdir(parents=True)
                 (folder / weights / "file").write_text("weights")
             values = script(self.config)
-            for value in values:
-                on_validation(Validation({"acc1": value}, "acc1", standard_error=0.1))
+            for number, value in enumerate(values, 1):
+                validated = Validated(
+                    step=min(self.config.eval_steps * number, self.config.max_steps),
+                    metrics={"acc1": value},
+                    primary="acc1",
+                    value=value,
+                    greater_is_better=True,
+                    standard_error=0.1,
+                    top=value,
+                    kept=True,
+                )
+                for listener in listeners:
+                    listener(validated)
             best = max(values)
             step = self.config.eval_steps * (values.index(best) + 1)
             return {"best": {"value": best, "step": step}, "steps": self.config.max_steps}

@@ -217,8 +217,6 @@ def trainer_on_device(
     folder: Path, *, encoder: Any = None, precision: str = "fp32", attention: str = "eager", **values: Any
 ) -> Any:
     """A ``Trainer`` whose model and objective are on the accelerator, with batches of four."""
-    from rich.console import Console
-
     from domainclip.config import CLIPFinetuningConfig
     from domainclip.data.batches import create_training_loader
     from domainclip.data.dataset import CLIPDataset
@@ -228,7 +226,7 @@ def trainer_on_device(
     from domainclip.losses import build_loss
     from domainclip.models import make_tiny_clip
     from domainclip.models.lora import attach_lora
-    from domainclip.training import Trainer
+    from domainclip.training import TrainContext, build_trainer
     from training_setup import DEFAULTS
 
     config = CLIPFinetuningConfig(**{**DEFAULTS, "batch_size": 4, "logging_steps": 100, **values})
@@ -245,7 +243,7 @@ def trainer_on_device(
     scaled = PrecisionDecision(precision, "", AUTOCAST_DTYPES[precision], precision == "fp16")  # type: ignore[arg-type]
     onto_device(encoder.train())
     with as_on_mps():
-        return Trainer(encoder, loss, loader, spec, config, device(), scaled, folder, None, Console(quiet=True))
+        return build_trainer(TrainContext(folder), encoder, loss, loader, config, device(), scaled)
 
 
 @contextmanager
@@ -266,7 +264,7 @@ def steps(folder: Path, **values: Any) -> dict[str, Findings]:
     batch: dict[str, Any] = {}
     found = {"transfer": watched(lambda: batch.update(trainer.loader._on_device(host_batch)))}
     for name in ("first", "later"):
-        found[name] = watched(lambda: trainer._step(batch))
+        found[name] = watched(lambda: trainer.step.update(batch, trainer.state.step))
         trainer.state.step += 1
     return found
 

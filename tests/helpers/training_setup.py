@@ -19,11 +19,14 @@ from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
 from domainclip.devices.precision import choose_precision
+from domainclip.events import Emitter
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, make_tiny_clip
-from domainclip.training import Trainer, Validation
-from domainclip.training.distributed import ProcessGroup
+from domainclip.tracking import ConsoleListener, MetricsFile
+from domainclip.training import TrainContext, Trainer, TrainingParts, Validation, build_trainer
+from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.regularization.initial_weights import InitialWeights
+from domainclip.training.step.train_step import FurtherTerms
 
 DEFAULTS: dict[str, Any] = {
     "model_name": "tiny",
@@ -50,6 +53,7 @@ def make_trainer(
     validate: Callable[[], Validation] | None = None,
     processes: ProcessGroup | None = None,
     start: InitialWeights | None = None,
+    console: Console | None = None,
     **values: Any,
 ) -> Trainer:
     """18 rows in batches of 6: three steps an epoch, six in all. Dropout and augmentation are on."""
@@ -60,19 +64,19 @@ def make_trainer(
     batch = (config.batch_size or 6) * config.gradient_accumulation_steps
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed + (processes.rank if processes else 0))
-    return Trainer(
+    emitter = Emitter()
+    if processes is None or processes.is_first:
+        emitter.add(MetricsFile(folder / "metrics.jsonl", emitter.warn))
+        emitter.add(ConsoleListener(console or Console(quiet=True)))
+    return build_trainer(
+        TrainContext(folder, processes=processes or OneProcess(), emitter=emitter),
         encoder,
         loss or build_loss(config),
         create_training_loader(dataset, config, batch),
-        transform.spec,
         config,
         torch.device("cpu"),
         choose_precision("cpu", "fp32"),
-        folder,
-        validate,
-        Console(quiet=True),
-        processes=processes,
-        start=start,
+        TrainingParts(evaluate=validate, terms=FurtherTerms(start)),
     )
 
 
@@ -82,14 +86,14 @@ class Stop(Exception):
 
 def train_until(trainer: Trainer, stop_at: int) -> None:
     """Train, and be thrown out before the step after step ``stop_at``."""
-    take = trainer._step
+    take = trainer.step.update
 
-    def stopping(batch: dict[str, Any]) -> Any:
-        if trainer.state.step == stop_at:
+    def stopping(batch: dict[str, Any], step: int) -> Any:
+        if step == stop_at:
             raise Stop
-        return take(batch)
+        return take(batch, step)
 
-    trainer._step = stopping  # type: ignore[method-assign]
+    trainer.step.update = stopping  # type: ignore[method-assign]
     with pytest.raises(Stop):
         trainer.train()
 

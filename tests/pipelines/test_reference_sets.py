@@ -22,12 +22,10 @@ from domainclip.pipelines import CLIPFinetuningController
 from domainclip.pipelines.reference_sets import (
     ReferenceSets,
     load_reference_sets,
-    record_course,
     stratified_rows,
     validation_and_spare,
 )
 from domainclip.reports.report_markdown import report_markdown
-from domainclip.training.metrics_log import read_metrics
 from tiny_data import TinyData
 
 
@@ -282,16 +280,3 @@ def test_figures_before_training_are_read_again_on_resumption(tiny_data: TinyDat
     assert reference_sets.before(kept, resumed=True) == first != reference_sets.on_test()
     with pytest.raises(ConfigurationError, match="other weights now than when the run began"):
         two.before(kept, resumed=True)
-
-
-def test_a_course_is_written_once(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
-    for value in (0.25, 0.5):
-        record_course(tmp_path, 2, {"saved_reference_mean": value})
-        record_course(tmp_path, 0, {"val_reference_mean": value})
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
-        {"step": 0, "val_reference_mean": 0.5},
-        {"step": 1, "loss": 2.0},
-        {"step": 2, "loss": 1.0},
-        {"step": 2, "saved_reference_mean": 0.5},
-    ]

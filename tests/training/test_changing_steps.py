@@ -23,16 +23,16 @@ def watched(trainer: Trainer, stop_after: int | None = None) -> list[tuple]:
     """Filled while the trainer trains: pairs, resolution and rate of each step. It is stopped by a signal where
     asked."""
     seen: list[tuple] = []
-    step = trainer._step
+    step = trainer.step.update
 
-    def watch(batch):
-        result = step(batch)
-        seen.append((len(batch["rows"]), batch["pixels"].shape[-1], trainer.optimizer.param_groups[0]["lr"]))
+    def watch(batch, number):
+        result = step(batch, number)
+        seen.append((len(batch["rows"]), batch["pixels"].shape[-1], trainer.step.optimizer.param_groups[0]["lr"]))
         if len(seen) == stop_after:
             os.kill(os.getpid(), signal.SIGINT)
         return result
 
-    trainer._step = watch
+    trainer.step.update = watch
     return seen
 
 
@@ -94,12 +94,12 @@ def test_micro_batches_of_small_images_are_larger(tiny_data, tmp_path):
     trainer = make_trainer(
         tiny_data.pairs(), tmp_path, mini_batch_size=1, num_epochs=3, resolution_schedule={0: 16, 0.5: 32}
     )
-    micro_batches, inner = [], trainer.adaptive.step
+    micro_batches, inner = [], trainer.step.adaptive.step
 
     def watch(batch):
         micro_batches.append((batch["pixels"].shape[-1], inner.micro_batch_of(len(batch["rows"]))))
         return inner(batch)
 
-    trainer.adaptive._attempt = lambda batch: (watch(batch), "")
+    trainer.step.adaptive._attempt = lambda batch: (watch(batch), "")
     trainer.train()
     assert set(micro_batches) == {(16, 4), (32, 1)}

@@ -184,7 +184,7 @@ def test_a_full_disk_does_not_end_the_training(
     monkeypatch.setattr(torch, "save", full)
     result = trainer.train()
     assert any("step 4 could not be written" in warning and "goes on" in warning for warning in result.warnings)
-    assert steps(trainer.store) == [2, 6]
+    assert steps(trainer.checkpointer.store) == [2, 6]
     assert same(weights(trainer), weights(plain))
 
 
@@ -192,8 +192,13 @@ def test_the_best_is_what_could_be_written(
     tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([0.1, 0.2, 0.9, 0.3, 0.3, 0.3])
+    console = Console(file=io.StringIO(), width=200)
     trainer = make_trainer(
-        tiny_data.pairs(), tmp_path, validate=lambda: Validation({"acc": next(values)}, "acc"), eval_steps=1
+        tiny_data.pairs(),
+        tmp_path,
+        validate=lambda: Validation({"acc": next(values)}, "acc"),
+        console=console,
+        eval_steps=1,
     )
     write = trainer.encoder.save
 
@@ -203,9 +208,8 @@ def test_the_best_is_what_could_be_written(
         write(folder, **layout)
 
     monkeypatch.setattr(trainer.encoder, "save", full)
-    trainer.console = Console(file=io.StringIO(), width=200)
     result = trainer.train()
-    reported = [line for line in trainer.console.file.getvalue().splitlines() if "validation" in line]
+    reported = [line for line in console.file.getvalue().splitlines() if "validation" in line]
     assert ["kept" in line for line in reported] == [True, True, False, False, False, False]
     assert result.best is not None
     assert json.loads((tmp_path / "best" / "best.json").read_text()) == result.best
@@ -231,7 +235,7 @@ def limit():
     if trainer.state.step == 6:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return Validation({"acc": trainer.state.step / 10}, "acc")
-trainer.validate = limit
+trainer.validator.evaluate = limit
 result = trainer.train()
 print(len([w for w in result.warnings if "could not be written" in w]), result.steps, result.best["step"])
 """

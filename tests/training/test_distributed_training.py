@@ -99,14 +99,14 @@ def _stopped_and_resumed(processes: ProcessGroup, data: TinyData, folder: Path) 
     whole = make("whole")
     whole.train()
     broken = make("broken")
-    take = broken._step
+    take = broken.step.update
 
-    def signalled(batch: dict[str, Any]) -> Any:
+    def signalled(batch: dict[str, Any], step: int) -> Any:
         if broken.state.step == 3 and processes.rank == 1:
             broken.stop.received = signal.SIGTERM
-        return take(batch)
+        return take(batch, step)
 
-    broken._step = signalled  # type: ignore[method-assign]
+    broken.step.update = signalled  # type: ignore[method-assign]
     try:
         broken.train()
         message = "ran on"
@@ -147,9 +147,9 @@ def _out_of_memory(processes: ProcessGroup, data: TinyData, folder: Path) -> str
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
 
     trainer = make_trainer(data.pairs(), folder, processes=processes)
-    trainer.adaptive.step.encode_image = fail
+    trainer.step.adaptive.step.encode_image = fail
     try:
-        trainer.adaptive(next(iter(trainer.loader)))
+        trainer.step.adaptive(next(iter(trainer.loader)))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "no error"

@@ -71,7 +71,7 @@ WAITS: dict[str, dict[str, Callable[[str], bool]]] = {
     "sigmoid": {"first": lambda entry: "in set_bias" in entry},
     # The temperature follows the loss, so the loss must be known.
     "adaptive": dict.fromkeys(
-        ("first", "later"), lambda entry: 'training/trainer.py"' in entry and "in _step" in entry
+        ("first", "later"), lambda entry: 'step/train_step.py"' in entry and "in update" in entry
     ),
     # transformers asks whether the padding mask hides anything: sdpa in every tower, and any attention in BERT's.
     "sdpa": dict.fromkeys(("first", "later"), lambda entry: MASKS in entry),

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.data.batches import create_training_loader
@@ -26,7 +25,7 @@ from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.lora import attach_lora
 from domainclip.models.sliced_attention import register_sliced
 from domainclip.retrieval.mining import hard_negatives
-from domainclip.training import Trainer
+from domainclip.training import TrainContext, Trainer, build_trainer
 from domainclip.training.optim.choice import OPTIMIZERS
 from domainclip.training.step.views import ImageViews
 from model_zoo import save_siglip, save_vision_text
@@ -93,24 +92,21 @@ def trainer_of(
     size = (config.batch_size or 6) * config.gradient_accumulation_steps
     decision = PrecisionDecision(precision, "", AUTOCAST_DTYPES[precision], scaler)  # type: ignore[arg-type]
     folder.mkdir(exist_ok=True)
-    return Trainer(
+    return build_trainer(
+        TrainContext(folder),
         encoder.train(),
         build_loss(config, encoder.embedding_dim),
         create_training_loader(dataset, config, size),
-        spec,
         config,
         torch.device("cpu"),
         decision,
-        folder,
-        None,
-        Console(quiet=True),
     )
 
 
 def whole_step(trainer: Trainer) -> Callable[[], object]:
     """Zeroing, forward, loss, backward, unscaling, clipping, the optimizer, the clamp: all that the loop does."""
     batch = next(iter(trainer.loader))
-    return lambda: trainer._step(batch)
+    return lambda: trainer.step.update(batch, 0)
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -166,8 +162,8 @@ def test_every_form_of_adamw_runs_on_mps(
     options: dict[str, bool], encoder_of: Callable[..., DualEncoder], tiny_data: TinyData, tmp_path: Path
 ) -> None:
     trainer = trainer_of(encoder_of("clip"), tiny_data, tmp_path)
-    groups = [{key: group[key] for key in ("params", "lr", "peak_lr")} for group in trainer.optimizer.param_groups]
-    trainer.optimizer = torch.optim.AdamW(groups, **options)
+    groups = [{key: group[key] for key in ("params", "lr", "peak_lr")} for group in trainer.step.optimizer.param_groups]
+    trainer.step.optimizer = torch.optim.AdamW(groups, **options)
     called = assert_runs_on_mps(whole_step(trainer)).calls
     assert ("_fused_adamw_" in called) == options.get("fused", False)
 

@@ -19,8 +19,8 @@ from domainclip.models import make_tiny_clip
 from domainclip.models.io import load_weights
 from domainclip.training import Validation
 from domainclip.training.guards import PATIENCE, CollapseGuard, check_finite
-from domainclip.training.metrics_log import MetricsLog, read_metrics
 from domainclip.training.optim.optimizer import rate_factor
+from domainclip.training.step.train_step import TrainStep
 from tiny_data import TinyData
 from training_setup import make_trainer, same, weights
 
@@ -187,7 +187,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_weights(tiny_data
     with pytest.raises(TrainingDivergedError, match=r"step 4: loss nan.*step 3.*lower learning_rate \(now 0.001\)"):
         trainer.train()
     assert all(bool(value.isfinite().all()) for value in weights(trainer).values())
-    (saved, checkpoint, _) = trainer.store.load_latest()
+    (saved, checkpoint, _) = trainer.checkpointer.store.load_latest()
     assert checkpoint.step == 3
     assert same(saved["model"], weights(trainer))
 
@@ -210,13 +210,13 @@ def test_an_accelerator_finds_out_before_it_saves_or_validates(tiny_data: TinyDa
             **{"save_steps": 100, "eval_steps": 100, **values},
             validate=validate if name == "validate" else None,
         )
-        type(trainer)._on_cpu, kept = property(lambda self: False), type(trainer)._on_cpu
+        TrainStep.on_cpu, kept = property(lambda self: False), TrainStep.on_cpu
         try:
             with pytest.raises(TrainingDivergedError, match="step 5"):
                 trainer.train()
         finally:
-            type(trainer)._on_cpu = kept
-        assert trainer.store.all() == []
+            TrainStep.on_cpu = kept
+        assert trainer.checkpointer.store.all() == []
         assert validated == []
 
 
@@ -281,15 +281,6 @@ def test_a_run_without_one_readable_batch_is_an_error(tmp_path: Path) -> None:
         make_trainer(pairs, tmp_path / "run").train()
 
 
-def test_metrics_are_cut_back_on_resume(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
-    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
-    log = MetricsLog(path, resume_at=2)
-    log.write(step=3, loss=float("inf"))
-    assert rows_of(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": None}]
-
-
 def test_fixed_temperature_stays(tiny_data: TinyData, tmp_path: Path) -> None:
     encoder = make_tiny_clip()
     encoder.set_temperature(0.005, trainable=False)
@@ -316,14 +307,13 @@ def test_accumulation_is_one_loss_over_all(tiny_data: TinyData, tmp_path: Path) 
 
 def test_weights_that_are_spoilt_before_a_validation_are_called_that(tiny_data, tmp_path) -> None:
     """The loss of the last step was fine, its update was not."""
-    trainer = make_trainer(tiny_data.pairs(), tmp_path, eval_steps=1)
 
     def spoil_and_validate():
         with torch.no_grad():
             next(trainer.encoder.parameters()).fill_(float("nan"))
         raise ShapeError("The scores contain NaN")
 
-    trainer.validate = spoil_and_validate
+    trainer = make_trainer(tiny_data.pairs(), tmp_path, eval_steps=1, validate=spoil_and_validate)
     with pytest.raises(TrainingDivergedError, match=r"at step 1: the weights .* not finite.*learning_rate"):
         trainer.train()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from domainclip.config import CLIPFinetuningConfig, parse_overrides
 from domainclip.errors import ConfigurationError
+from domainclip.events import Validated
 from domainclip.losses import LOSSES, TemperatureScheduler, build_loss
 from domainclip.models import make_tiny_clip
 from domainclip.pipelines import CLIPFinetuningController
@@ -76,7 +77,7 @@ def test_an_objective_with_a_memory_resumes_exactly(name: str, tiny_data, tmp_pa
     whole.train()
     part = trainer_for(name, tiny_data, tmp_path / "part", num_epochs=3)
     seen = 0
-    step = part.step_fn
+    step = part.step.adaptive
 
     def stop_after_five(batch: dict) -> dict:
         nonlocal seen
@@ -85,17 +86,17 @@ def test_an_objective_with_a_memory_resumes_exactly(name: str, tiny_data, tmp_pa
             raise KeyboardInterrupt
         return step(batch)
 
-    part.step_fn = stop_after_five  # type: ignore[assignment]
+    part.step.adaptive = stop_after_five  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         part.train()
     again = trainer_for(name, tiny_data, tmp_path / "part", num_epochs=3)
     assert again.train(resume=True).resumed_from == 4
     assert same(weights(again), weights(whole))
-    for key, value in whole.loss.state_dict().items():
-        kept = again.loss.state_dict()[key]
+    for key, value in whole.step.loss.state_dict().items():
+        kept = again.step.loss.state_dict()[key]
         assert torch.equal(kept, value) if isinstance(value, Tensor) else kept == value
-    if whole.temperature:
-        assert again.temperature.get_state() == whole.temperature.get_state()
+    if whole.step.temperature:
+        assert again.step.temperature.get_state() == whole.step.temperature.get_state()
 
 
 def test_hard_negatives_are_sought_between_epochs_and_survive_a_crash(tiny_data, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_hard_negatives_are_sought_between_epochs_and_survive_a_crash(tiny_data,
     whole.train()
     assert asked == [1, 2]
     part = make(tmp_path / "part", [])
-    step, seen = part.step_fn, []
+    step, seen = part.step.adaptive, []
 
     def stop_in_the_second_epoch(batch: dict) -> dict:
         seen.append(batch["rows"])
@@ -124,7 +125,7 @@ def test_hard_negatives_are_sought_between_epochs_and_survive_a_crash(tiny_data,
             raise KeyboardInterrupt
         return step(batch)
 
-    part.step_fn = stop_in_the_second_epoch  # type: ignore[assignment]
+    part.step.adaptive = stop_in_the_second_epoch  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         part.train()
     resumed: list[int] = []
@@ -178,8 +179,8 @@ def test_a_learned_metric_ends_up_in_the_weights(tiny_data, tmp_path: Path) -> N
     controller = CLIPFinetuningController(config)
     controller.setup()
     seen: list[Any] = []
-    result = controller.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), tmp_path, on_validation=seen.append)
-    kept = next(v for v in reversed(seen) if v.value == result["best"]["value"])
+    result = controller.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), tmp_path, listeners=[seen.append])
+    kept = next(v for v in reversed(seen) if isinstance(v, Validated) and v.value == result["best"]["value"])
     assert controller.evaluate(tiny_data.pairs("val")).metrics == kept.metrics
 
     state = torch.load(tmp_path / "best" / "loss.pt", weights_only=True)

@@ -96,6 +96,14 @@ class EpochBatchSampler:
             )
         self.neighbours = np.array(neighbours.cpu(), dtype=np.int64)  # a copy: the caller may change theirs
 
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """The neighbours, ``[rows, k]`` or None. Where an epoch stands is the loop's to say, by ``set_position``."""
+        return {"neighbours": None if self.neighbours is None else torch.from_numpy(self.neighbours)}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        """Set the neighbours of the run that is resumed."""
+        self.set_neighbours(state["neighbours"])
+
     def __len__(self) -> int:
         return self.batch_schedule.batches(self.epoch)
 

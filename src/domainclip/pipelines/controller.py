@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from domainclip.devices import DeviceManager, MemoryManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
 from domainclip.errors import ConfigurationError, DataError, ModelNotInitializedError
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
+from domainclip.events import Emitter, Listener, Milestone
 from domainclip.inference import EmbeddingEngine
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
@@ -41,18 +43,20 @@ from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.hard_negatives import hard_negative_finder
 from domainclip.pipelines.plugins import load_plugins
 from domainclip.pipelines.probe import build_probe, classification_of
-from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets, record_course
+from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets
 from domainclip.pipelines.semantics import semantic_scores
 from domainclip.pipelines.validation import validation_by
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.pipelines.write_model import write_model
 from domainclip.resolve import Decision, contrastive_batch, resolve
 from domainclip.similarity import BilinearSimilarity, make_similarity
-from domainclip.training import Trainer, Validation
+from domainclip.tracking import ConsoleListener, MetricsFile
+from domainclip.training import TrainContext, TrainingParts, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
-from domainclip.training.state import summary_of
+from domainclip.training.signals import StopSignals
+from domainclip.training.step.train_step import FurtherTerms
 from domainclip.training.step.views import view_resolutions
 
 log = logging.getLogger(__name__)
@@ -226,15 +230,15 @@ class CLIPFinetuningController:
         *,
         resume: bool = False,
         engine: EmbeddingEngine | None = None,
-        on_validation: Callable[[Validation], None] | None = None,
+        listeners: Sequence[Listener] = (),
         reference_sets: ReferenceSets | None = None,
     ) -> dict[str, Any]:
         """Train, keep the weights of the best validation, and save them, or with ``wise_ft`` weights between those and
         the starting ones, to ``output_path/model``.
 
         ``train_dataset``: pairs, or a ``CLIPDataset`` (used as it is, with its own transforms). Without
-        ``val_dataset`` the last weights are kept. ``on_validation`` is told each validation after a step
-        and may raise to stop.
+        ``val_dataset`` the last weights are kept. ``listeners`` are called with each event of the training (see
+        ``domainclip.events``), in the first of several processes; one may raise ``StopRun`` to stop.
         ``reference_sets``: the sets of ``retention_data``, for a caller who has them already.
         Returns ``train_loss`` (mean over the steps), ``training_time`` (seconds), ``steps``, ``samples_per_second``,
         ``best``, ``model_path``, ``trade_off``, ``warnings`` and more.
@@ -274,12 +278,7 @@ class CLIPFinetuningController:
         validation_engine.text_map = metric.map_texts if metric is not None else None
         if reference_sets is not None:
             reference_sets.engine.text_map = validation_engine.text_map
-
-        def tell(validation: Validation) -> None:
-            if on_validation is not None and trainer.state.step and trainer.state.probe_last is None:
-                on_validation(validation)
-
-        validate = validation_by(evaluator, validation_engine, reference_sets, tell) if evaluator is not None else None
+        validate = validation_by(evaluator, validation_engine, reference_sets) if evaluator is not None else None
         find_hard_negatives = None
         if recipe.hard_negative_batch_fraction > 0:
             precision, device = self.precision, self.device
@@ -290,28 +289,22 @@ class CLIPFinetuningController:
         rehearsal = kept.rehearsed(encoder, recipe, autocast) if kept is not None else None
         probe = build_probe(encoder, recipe, loss, data, val, self.device, self.precision, rehearsal)
         torch.manual_seed(recipe.seed + self.processes.rank)  # their own dropout
-        trainer = Trainer(
-            encoder,
-            loss,
-            loader,
-            data.image_transform.spec,
-            recipe,
-            self.device,
-            self.precision,
-            folder,
-            validate,
-            self.console,
-            find_hard_negatives,
-            may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
-            processes=self.processes,
-            start=start,
-            rehearsal=rehearsal,
-            classification=classification_of(encoder, recipe, data, self.device, self.precision),
+        context = TrainContext(folder, processes=self.processes, emitter=self._emitter(folder, listeners))
+        classification = classification_of(encoder, recipe, data, self.device, self.precision)
+        parts = TrainingParts(
+            evaluate=validate,
+            terms=FurtherTerms(start, classification, rehearsal),
             probe_first=probe if recipe.probe_first else None,
             probe_last=probe if recipe.probe_last else None,
+            find_hard_negatives=find_hard_negatives,
+            may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
+        )
+        trainer = build_trainer(
+            context, encoder, loss, loader, recipe, self.device, self.precision, parts, StopSignals(self.console)
         )
         if reference_sets is not None and not resume:
-            record_course(folder, 0, {f"val_{name}": value for name, value in reference_sets.during().items()})
+            scores = {f"val_{name}": value for name, value in reference_sets.during().items()}
+            context.emitter.emit(Milestone(name="references", step=0, values=scores))
         self._status = "training"
         try:
             result = trainer.train(resume=resume)
@@ -334,11 +327,21 @@ class CLIPFinetuningController:
             lambda: apply_trade_off(self, start, pairs, val, validation_engine, reference_sets)
         )
         if reference_sets is not None:
-            record_course(folder, result.steps, {f"saved_{k}": value for k, value in reference_sets.during().items()})
+            scores = {f"saved_{name}": value for name, value in reference_sets.during().items()}
+            context.emitter.emit(Milestone(name="references", step=result.steps, values=scores))
         self.processes.on_first(lambda: write_model(encoder, folder, recipe.domain_config()))
         encoder.eval()
         self._status = "trained"
-        return summary_of(result, folder / "model") | {"trade_off": trade_off}
+        return asdict(result) | {"model_path": str(folder / "model"), "trade_off": trade_off}
+
+    def _emitter(self, folder: Path, listeners: Sequence[Listener]) -> Emitter:
+        emitter = Emitter()
+        if self.processes.is_first:
+            emitter.add(MetricsFile(folder / "metrics.jsonl", emitter.warn))
+            emitter.add(ConsoleListener(self.console))
+            for listener in listeners:
+                emitter.add(listener)
+        return emitter
 
     def evaluator(
         self, pairs: Sequence[ImageTextPair], *, domain_metrics: bool = False, intervals: bool = True

@@ -22,12 +22,11 @@ from domainclip.data.sources.loaders import META_FILE
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
-from domainclip.files import write_json, write_text
+from domainclip.files import write_json
 from domainclip.inference import EmbeddingEngine
 from domainclip.models import DualEncoder
 from domainclip.reports.report import jsonable
 from domainclip.resolve import Decision
-from domainclip.training.metrics_log import read_metrics
 from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.regularization.rehearsal import Rehearsal
 
@@ -219,15 +218,6 @@ def check_kept(recipe: FrozenConfig, encoder: DualEncoder) -> None:
                 f"{key} keeps the initial model's embeddings, and two backbones that have just been joined have none "
                 "worth keeping: set it to 0, or start from a dual encoder (model_name)"
             )
-
-
-def record_course(folder: Path, step: int, scores: Mapping[str, float]) -> None:
-    """A row of ``metrics.jsonl`` beside those of the loop, in place of one with the same step and keys."""
-    path = folder / "metrics.jsonl"
-    row = {"step": step, **scores}
-    rows = [other for other in read_metrics(path) if other.keys() != row.keys() or other["step"] != step]
-    rows = sorted([*rows, row], key=lambda each: each["step"])
-    write_text(path, "".join(json.dumps(each) + "\n" for each in rows))
 
 
 def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingEngine) -> ReferenceSet:

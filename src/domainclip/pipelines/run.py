@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,7 @@ from domainclip.data.splits import DataSplits, load_splits
 from domainclip.devices import DeviceManager
 from domainclip.errors import ConfigurationError, DataError, ImageError
 from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.events import Listener
 from domainclip.files import try_folder, write_json, write_text
 from domainclip.inference import EmbeddingEngine
 from domainclip.pipelines.calibrate import RememberedImages, calibrate
@@ -40,6 +41,7 @@ from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
 from domainclip.reports.report import jsonable, write_report
 from domainclip.reports.run_report import before_after_table, report_content
+from domainclip.tracking import read_metrics
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
 from domainclip.training.identity import NEUTRAL_KEYS
@@ -179,8 +181,11 @@ def run_training(
     overwrite: bool = False,
     console: Console | None = None,
     splits: DataSplits | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> RunOutcome:
     """Everything ``domainclip train`` does. The folder ``config.output_dir`` then holds what repeats the run.
+
+    ``listeners`` are called with each event of the training (see ``domainclip.events``).
 
     Started by ``torchrun`` in several processes, these train together, and the first of them does all the rest; the
     outcome of the others has an empty report.
@@ -189,13 +194,13 @@ def run_training(
     """
     console = console or Console(stderr=True)
     if world_size() == 1:
-        return _run(config, resume, overwrite, console, splits, None)
+        return _run(config, resume, overwrite, console, splits, None, listeners)
     claim_local_gpu()
     processes = ProcessGroup.from_environment(DeviceManager(config.use_mps, config.device).device)
     assert processes is not None
     with processes:
         if processes.is_first:
-            return _run(config, resume, overwrite, console, splits, processes)
+            return _run(config, resume, overwrite, console, splits, processes, listeners)
         return _run_beside_the_first(config, resume, splits, processes)
 
 
@@ -221,6 +226,7 @@ def _run(
     console: Console,
     splits: DataSplits | None,
     processes: ProcessGroup | None,
+    listeners: Sequence[Listener],
 ) -> RunOutcome:
     folder = Path(config.output_dir)
     started = time.monotonic()
@@ -285,7 +291,13 @@ def _run(
     if processes is not None:
         processes.broadcast_object(bool(len(val)))
     result = controller.fine_tune(
-        splits.train, val if len(val) else None, folder, resume=resume, engine=engine, reference_sets=reference_sets
+        splits.train,
+        val if len(val) else None,
+        folder,
+        resume=resume,
+        engine=engine,
+        listeners=listeners,
+        reference_sets=reference_sets,
     )
     if going_on:
         decisions = _record_changes(folder, saved, decisions)
@@ -298,7 +310,8 @@ def _run(
     embed = RememberedImages(engine)
     after = controller.evaluator(evaluation_rows, domain_metrics=True).evaluate(embed) if len(evaluation_rows) else None
     calibration = calibrate(controller, val, test, embed, folder)
-    run = report_content(controller, splits, evaluated_split, before, after, result, skipped, folder, started)
+    history = read_metrics(folder / "metrics.jsonl")
+    run = report_content(controller, splits, evaluated_split, before, after, result, skipped, folder, history, started)
     run["decisions"] = decisions
     run["calibration"] = calibration
     if recipe.error_analysis and len(evaluation_rows):

@@ -15,10 +15,9 @@ def validation_by(
     evaluator: DomainEvaluator,
     engine: EmbeddingEngine,
     reference_sets: ReferenceSets | None = None,
-    listener: Callable[[Validation], None] | None = None,
 ) -> Callable[[], Validation]:
     """A callable for ``Trainer``. ``reference_sets`` adds what is left of the general knowledge, which chooses no
-    checkpoint; ``listener`` is told each validation and may raise to stop."""
+    checkpoint."""
 
     def validate() -> Validation:
         metrics = evaluator(engine)
@@ -28,9 +27,6 @@ def validation_by(
         error = math.sqrt(fraction * (1 - fraction) / rows)  # of a fraction of that many rows
         if reference_sets is not None:
             metrics = metrics | reference_sets.during()
-        validation = Validation(metrics, primary, evaluator.greater_is_better, error)
-        if listener is not None:
-            listener(validation)
-        return validation
+        return Validation(metrics, primary, evaluator.greater_is_better, error)
 
     return validate

@@ -12,7 +12,6 @@ from domainclip.data.splits import DataSplits
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.metrics.names import ALIASES, is_domain_metric
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.training.metrics_log import read_metrics
 
 
 def report_content(
@@ -24,6 +23,7 @@ def report_content(
     result: dict[str, Any],
     skipped: list[dict],
     folder: Path,
+    history: list[dict[str, Any]],
     started: float,
 ) -> dict[str, Any]:
     config, recipe = controller.config, controller.recipe
@@ -58,7 +58,7 @@ def report_content(
             "stopped_early": result["stopped_early"],
             "resumed_from": result["resumed_from"],
         },
-        "history": read_metrics(folder / "metrics.jsonl"),
+        "history": history,
         "data": {
             "counts": {"train": len(splits.train), "validation": len(splits.val), "test": len(splits.test)},
             "notes": splits.notes,

@@ -89,6 +89,11 @@ class CheckpointStore:
         found = [(int(match.group(1)), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
         return [Checkpoint(path, step) for step, path in sorted(found)]
 
+    def last_step(self) -> int | None:
+        """The step of the newest checkpoint, None where there is none."""
+        present = self.all()
+        return present[-1].step if present else None
+
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Raises ``CheckpointError`` when it cannot be written; whatever was saved before stays."""
         target = self.folder / f"step-{step:08d}"

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from domainclip.config import DataSettings
+from domainclip.config import DataSettings, TrainingSettings
 from domainclip.config.base import Settings
 from domainclip.data.dataset import CLIPDataset
-from domainclip.errors import ConfigurationError
+from domainclip.errors import CheckpointError, ConfigurationError
 
 NEUTRAL_KEYS = {
     "output_dir",
@@ -80,4 +82,85 @@ def check_same_run(facts: Sequence[tuple[str, str, int, str | None, str | None]]
             raise ConfigurationError(
                 f"The {len(facts)} processes have different {what}: start them with the same command, data and "
                 "output_dir, in a folder that all of them share"
+            )
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """By what a run knows its own checkpoints.
+
+    Attributes:
+        recipe: Digest of the recipe's keys that change what is learned.
+        data: Digest of the training rows.
+        start: Digest of the initial weights, where the training is held near them.
+        rehearsal: Digest of the rehearsed rows, where there are any.
+        settings: The recipe itself, to name the keys that differ.
+        domain: Digest of the domain's content.
+    """
+
+    recipe: str
+    data: str
+    start: str | None
+    rehearsal: str | None
+    settings: dict[str, Any]
+    domain: str | None
+
+    @classmethod
+    def of(
+        cls, settings: TrainingSettings, data: CLIPDataset, start: str | None = None, rehearsal: str | None = None
+    ) -> RunIdentity:
+        """The identity of a run.
+
+        Args:
+            settings: Its resolved recipe.
+            data: Its training rows.
+            start: Digest of the initial weights.
+            rehearsal: Digest of the rehearsed rows.
+        """
+        recipe, domain = settings.model_dump(mode="json"), domain_digest(settings)
+        return cls(recipe_digest(recipe, domain), data_fingerprint(data), start, rehearsal, recipe, domain)
+
+    def facts(self, step: int) -> tuple[str, str, int, str | None, str | None]:
+        """What ``check_same_run`` compares, of a run that is at ``step``."""
+        return self.recipe, self.data, step, self.start, self.rehearsal
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it in plain values."""
+        return asdict(self)
+
+    def check(self, saved: dict[str, Any], folder: Path, model_name: str) -> None:
+        """Refuse a checkpoint of another run.
+
+        Args:
+            saved: ``state_dict()`` of the run that saved it.
+            folder: Of the run.
+            model_name: Of the model that this run begins with.
+
+        Raises:
+            CheckpointError: It is of another recipe, of other rows or of other initial weights.
+        """
+        checkpoints = folder / "checkpoints"
+        if saved["recipe"] != self.recipe:
+            before, now = saved["settings"], self.settings
+            changed = [key for key in now if key not in NEUTRAL_KEYS | {"domain"} and before.get(key) != now[key]]
+            if saved["domain"] != self.domain:
+                changed.append("domain")
+            raise CheckpointError(
+                f"The checkpoint in {checkpoints} is of another recipe (different: {', '.join(changed)}). Resume "
+                "with the recipe.yaml of the run, or use another output_dir"
+            )
+        if saved["data"] != self.data:
+            raise CheckpointError(
+                f"The checkpoint in {checkpoints} was trained on other rows (images, captions, groups or their "
+                "order have changed since). Resume with the data of the run, or use another output_dir"
+            )
+        if saved["rehearsal"] != self.rehearsal:
+            raise CheckpointError(
+                f"The run in {folder} rehearses other rows than this one: retention_data or retention_rows "
+                "has changed, or the data there. Resume with those of the run, or use another output_dir"
+            )
+        if self.start is not None and saved["start"] not in (None, self.start):
+            raise CheckpointError(
+                f"The run in {checkpoints} started from other weights than {model_name or 'this model'} "
+                "has now, and what it keeps of them is measured against those. Resume from the model it started from"
             )

@@ -2,94 +2,178 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
+from domainclip.config import TrainingSettings
 from domainclip.errors import ShapeError, TrainingDivergedError
+from domainclip.events import Validated
 from domainclip.files import replaced_directory, write_json
+from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.io import save_encoder
-from domainclip.training.metrics_log import MetricsLog
-from domainclip.training.state import Validation
-
-if TYPE_CHECKING:
-    from domainclip.training.trainer import Trainer
+from domainclip.training.regularization.weight_average import WeightAverage
+from domainclip.training.state import TrainContext
 
 
-def validate_weights(trainer: Trainer, metrics: MetricsLog | None) -> bool:
-    """Validate the averaged weights, keep them when they are the best so far; True when it is time to stop.
+@dataclass(frozen=True)
+class Validation:
+    """What an evaluator says of the present weights; ``primary`` chooses the best checkpoint."""
 
-    Of several processes the first does so (it alone has ``metrics``), and what it finds holds in all.
+    metrics: dict[str, float]
+    primary: str
+    greater_is_better: bool = True
+    standard_error: float = 0.0
+    """Of the primary metric; two values nearer than this are not told apart."""
+
+    @property
+    def value(self) -> float:
+        """Of the primary metric."""
+        return self.metrics[self.primary]
+
+    @property
+    def sign(self) -> int:
+        """1 where a greater value is better, −1 where a smaller one is."""
+        return 1 if self.greater_is_better else -1
+
+
+Evaluate = Callable[[], Validation]
+"""Validates the weights that are in the encoder."""
+
+
+class BestWeights:
+    """The weights a run would end with, in ``best/`` of its folder, in ``transformers``' layout.
+
+    Args:
+        context: Of the training.
+        encoder: Whose weights are kept.
+        loss: What an objective has learned belongs to these weights, and is kept beside them.
     """
 
-    def validate() -> tuple[bool, dict[str, Any]]:
-        assert metrics is not None
-        with trainer.average.in_place():
-            stop = _validate(trainer, metrics)
-        names = ("best", "top", "without_gain", "previous", "confirmed", "probe_first", "warnings")
-        return stop, {name: getattr(trainer.state, name) for name in names}
+    def __init__(self, context: TrainContext, encoder: DualEncoder, loss: nn.Module) -> None:
+        self.context, self.encoder, self.loss = context, encoder, loss
 
-    stop, found = trainer.processes.on_first(validate)
-    vars(trainer.state).update(found)
-    return stop
+    def keep(self, result: Validation) -> bool:
+        """Write the present weights and what they scored.
 
+        Args:
+            result: Their validation.
 
-def _validate(trainer: Trainer, metrics: MetricsLog) -> bool:
-    """Validate the weights, keep them when they are the best so far; True when it is time to stop."""
-    assert trainer.validate is not None
-    state, settings = trainer.state, trainer.settings
-    trainer._check(state.step)
-    try:
-        result = trainer.validate()
-    except ShapeError as error:  # "… contain NaN": the last update has spoilt the weights, though its loss was fine
-        spoilt = next((n for n, p in trainer.encoder.named_parameters() if not bool(p.isfinite().all())), None)
-        if spoilt is None:
-            raise
-        raise TrainingDivergedError(
-            f"Training diverged at step {state.step}: the weights {spoilt} are not finite after it. Lower "
-            f"learning_rate (now {settings.learning_rate:g}) by three or lengthen warmup_steps"
-        ) from error
-    metrics.write(step=state.step, **{f"val_{name}": value for name, value in result.metrics.items()})
-    sign = 1 if result.greater_is_better else -1
-    if state.top is None or sign * result.value > sign * state.top:
-        state.top, state.without_gain = result.value, 0
-    else:
-        state.without_gain += 1
-    probed = state.probe_first.get("validation") if state.step and state.probe_first is not None else None
-    early = probed is not None and 2 * state.step < trainer.total_steps
-    value = result.value
-    if early and state.previous is not None:
-        # In the first half the rate is high and one epoch of many validates well by chance, so a value counts only as
-        # far as the one before it bears it out: neither to be kept nor to bar what comes later (docs/log.md).
-        value = sign * min(sign * value, sign * state.previous)
-    if state.confirmed is None or sign * value > sign * state.confirmed:
-        state.confirmed = value
-    kept = sign * value >= sign * state.confirmed - result.standard_error
-    if not state.step and state.probe_first is not None:
-        state.probe_first["validation"] = result.value
-    elif probed is not None:  # trained towers must do as well as the probe; in the first half clearly better
-        kept = kept and sign * value >= sign * probed + (result.standard_error if early else 0.0)
-    state.previous = result.value
-    kept = kept and keep_best(trainer, result)
-    trainer.console.print(
-        f"  step {state.step}: validation {result.primary} {result.value:.4f} "
-        f"(best {state.top:.4f}{', kept' if kept else ''})"
-    )
-    return state.stops_early(settings)
+        Returns:
+            False where they could not be written; the former best then stays, and a warning says so.
+        """
+        state = self.context.state
+        best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
+        try:
+            with replaced_directory(self.context.folder / "best") as temporary:
+                save_encoder(self.encoder, temporary, open_clip=False)  # for these runs alone, not for the user
+                write_json(temporary / "best.json", best)
+                if list(self.loss.parameters()):
+                    torch.save(self.loss.state_dict(), temporary / "loss.pt")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            self.context.warn(f"step {state.step}: the best weights could not be written ({error}); training goes on")
+            return False
+        state.best = best
+        return True
 
 
-def keep_best(trainer: Trainer, result: Validation) -> bool:
-    """Write the weights and what they scored; False when they could not be written (the former best stays)."""
-    best = {"step": trainer.state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
-    try:
-        with replaced_directory(trainer.folder / "best") as temporary:
-            save_encoder(trainer.encoder, temporary, open_clip=False)  # for these runs alone, not for the user
-            write_json(temporary / "best.json", best)
-            if list(trainer.loss.parameters()):  # what the objective has learned belongs to these weights
-                torch.save(trainer.loss.state_dict(), temporary / "loss.pt")
-    except (OSError, RuntimeError, SafetensorError) as error:
-        trainer.warn(f"step {trainer.state.step}: the best weights could not be written ({error}); training goes on")
-        return False
-    trainer.state.best = best
-    return True
+class Validator:
+    """Validates the averaged weights, keeps them where they are the best so far, and says when to stop.
+
+    Of several processes the first does so, and what it finds holds in all.
+
+    Args:
+        context: Of the training.
+        evaluate: Validates what is in the encoder.
+        encoder: In training.
+        average: Whose mean is validated in place of the latest weights.
+        best: Where the best weights go.
+        settings: Of the run: early stopping, and the learning rate for advice.
+        total_steps: Of the run.
+    """
+
+    def __init__(
+        self,
+        context: TrainContext,
+        evaluate: Evaluate,
+        encoder: DualEncoder,
+        average: WeightAverage,
+        best: BestWeights,
+        settings: TrainingSettings,
+        total_steps: int,
+    ) -> None:
+        self.context, self.evaluate, self.encoder, self.average = context, evaluate, encoder, average
+        self.best, self.settings, self.total_steps = best, settings, total_steps
+
+    def __call__(self) -> bool:
+        """Validate once.
+
+        Returns:
+            Whether it is time to stop early.
+
+        Raises:
+            TrainingDivergedError: The last update has left weights that are not finite.
+        """
+        state = self.context.state
+
+        def validate() -> dict[str, Any]:
+            with self.context.emitter.phase("validation"), self.average.in_place():
+                self._validate()
+            return state.parts("best", "top", "without_gain", "previous", "confirmed", "probe_first", "warnings")
+
+        state.load_state_dict(self.context.processes.on_first(validate))
+        return state.stops_early(self.settings)
+
+    def _validate(self) -> None:
+        state = self.context.state
+        try:
+            result = self.evaluate()
+        except ShapeError as error:  # "… contain NaN": the last update has spoilt the weights, though its loss was fine
+            spoilt = next((n for n, p in self.encoder.named_parameters() if not bool(p.isfinite().all())), None)
+            if spoilt is None:
+                raise
+            raise TrainingDivergedError(
+                f"Training diverged at step {state.step}: the weights {spoilt} are not finite after it. Lower "
+                f"learning_rate (now {self.settings.learning_rate:g}) by three or lengthen warmup_steps"
+            ) from error
+        sign = result.sign
+        if state.top is None or sign * result.value > sign * state.top:
+            state.top, state.without_gain = result.value, 0
+        else:
+            state.without_gain += 1
+        kept = self._is_confirmed(result) and self.best.keep(result)
+        self.context.emitter.emit(
+            Validated(
+                step=state.step,
+                metrics=dict(result.metrics),
+                primary=result.primary,
+                value=result.value,
+                greater_is_better=result.greater_is_better,
+                standard_error=result.standard_error,
+                top=state.top,
+                kept=kept,
+            )
+        )
+
+    def _is_confirmed(self, result: Validation) -> bool:
+        """Whether the weights count as the best so far."""
+        state, sign, value = self.context.state, result.sign, result.value
+        probed = state.probe_first.get("validation") if state.step and state.probe_first is not None else None
+        early = probed is not None and 2 * state.step < self.total_steps
+        if early and state.previous is not None:
+            # In the first half the rate is high and one epoch of many validates well by chance, so a value counts only
+            # as far as the one before it bears it out: neither to be kept nor to bar what comes later (docs/log.md).
+            value = sign * min(sign * value, sign * state.previous)
+        if state.confirmed is None or sign * value > sign * state.confirmed:
+            state.confirmed = value
+        kept = sign * value >= sign * state.confirmed - result.standard_error
+        if not state.step and state.probe_first is not None:
+            state.probe_first["validation"] = result.value
+        elif probed is not None:  # trained towers must do as well as the probe; in the first half clearly better
+            kept = kept and sign * value >= sign * probed + (result.standard_error if early else 0.0)
+        state.previous = result.value
+        return kept

@@ -16,8 +16,8 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.splits import DataSplits, load_splits
 from domainclip.errors import ConfigurationError, DataError, Interrupted
+from domainclip.events import Validated
 from domainclip.pipelines.run import claim_folder, splits_of
-from domainclip.training import Validation
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
 from domainclip.tune.prepare import Work, prepare
@@ -167,17 +167,17 @@ def _one_trial(work: Work, trial: Trial, signals: StudySignals, console: Console
 
     with console.status(f"{title}: training …") as status:
 
-        def listener(step: int, validation: Validation) -> str:
-            trial.report(validation.value, step)
-            status.update(f"{title}: {validation.primary} {validation.value:.4f} at step {step}")
+        def judge(validated: Validated) -> str:
+            trial.report(validated.value, validated.step)
+            status.update(f"{title}: {validated.primary} {validated.value:.4f} at step {validated.step}")
             signals.check()
             if not default and trial.should_prune():  # the yardstick itself is measured whole
-                return f"below the median of the trials before it at step {step}"
+                return f"below the median of the trials before it at step {validated.step}"
             return ""
 
         # The default is the recipe with nothing changed: setting a key to the value it would resolve to is a choice
         # too (a set temperature, for one, is not the model's own any more).
-        result = work.runner(trial.number, {} if default else params, listener)
+        result = work.runner(trial.number, {} if default else params, judge)
     studies.note(
         study,
         trial,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from domainclip.errors import Interrupted
-from domainclip.training.terminal import StopSignals
+from domainclip.training.signals import StopSignals
 
 
 class StudySignals(StopSignals):

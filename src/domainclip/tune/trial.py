@@ -18,11 +18,9 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import Interrupted, MemoryConstraintError, ShapeError, TrainingDivergedError
+from domainclip.events import Event, StepLogged, StopRun, Validated
 from domainclip.inference import EmbeddingEngine
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.resolve import batch_schedule
-from domainclip.training import Validation
-from domainclip.training.metrics_log import read_metrics
 from domainclip.tune.study import Outcome
 
 log = logging.getLogger(__name__)
@@ -31,8 +29,8 @@ VALIDATIONS = 4
 """Validations in a trial, besides those at the end of each epoch."""
 _WEIGHTS = ("checkpoints", "best", "model")
 
-Listener = Callable[[int, Validation], str]
-"""Told the training step and what was measured there; returns why the trial should stop, or ''."""
+Judge = Callable[[Validated], str]
+"""Shown each validation after a step; returns why the trial should stop, or ''. What it raises stops the study."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,39 @@ class TrialResult:
     reason: str
 
 
-class Pruned(Exception):
-    """The trial is stopped early. Not an error: it goes no further than ``TrialRunner``."""
+class TrialListener:
+    """Follows a trial's training, and stops it where ``judge`` says so.
+
+    Args:
+        judge: Looks at each validation.
+        steps: Of the trial: its last validation has nothing left to save.
+    """
+
+    def __init__(self, judge: Judge, steps: int) -> None:
+        self.judge, self.steps = judge, steps
+        self.history: list[Validated] = []
+        self.last_step = 0
+        self.failure: Exception | None = None
+        """What ``judge`` has raised: no matter of the trial."""
+
+    def __call__(self, event: Event) -> None:
+        """Take an event of the training.
+
+        Raises:
+            StopRun: The trial is to stop.
+        """
+        if isinstance(event, StepLogged | Validated):
+            self.last_step = max(self.last_step, event.step)
+        if not isinstance(event, Validated) or not event.step:
+            return
+        self.history.append(event)
+        try:
+            why = self.judge(event)
+        except Exception as error:
+            self.failure = error
+            raise StopRun(str(error)) from error
+        if why and event.step < self.steps:
+            raise StopRun(why)
 
 
 class TrialRunner:
@@ -102,43 +131,36 @@ class TrialRunner:
         for trial in trials.iterdir() if trials.is_dir() else ():
             _delete_weights(trial)
 
-    def __call__(self, number: int, params: Mapping[str, Any], listener: Listener) -> TrialResult:
+    def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> TrialResult:
         """Train and validate. Divergence and lack of memory are results; what else goes wrong is raised."""
         folder = self.folder_of(number)
         shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
-        history: list[tuple[int, Validation]] = []
+        listener = TrialListener(judge, self.steps)
         controller = CLIPFinetuningController(self.recipe_of(params, number), Console(quiet=True))
-
-        def on_validation(validation: Validation) -> None:
-            step = self._step_of(len(history), controller)
-            history.append((step, validation))
-            why = listener(step, validation)
-            if why and step < self.steps:  # the last validation has nothing left to save
-                raise Pruned(why)
-
         try:
             controller.setup()
             done = controller.fine_tune(
-                self.train, self.val, folder, engine=self._engine(controller), on_validation=on_validation
+                self.train, self.val, folder, engine=self._engine(controller), listeners=[listener]
             )
-        except Pruned as stop:
-            step, last = history[-1]
-            result = TrialResult("pruned", last.value, last.standard_error, step, 0.0, str(stop))
+        except StopRun as stop:
+            if listener.failure is not None:
+                raise listener.failure from None
+            last = listener.history[-1]
+            result = TrialResult("pruned", last.value, last.standard_error, last.step, 0.0, str(stop))
         except Interrupted:
             raise
         except Exception as error:
             outcome = _known_outcome(error, controller, self.val[0])
             if outcome is None:
                 raise
-            result = TrialResult(outcome, None, None, _last_step(folder, history), 0.0, _first_line(error))
+            result = TrialResult(outcome, None, None, listener.last_step, 0.0, _first_line(error))
         else:
             best = done["best"]
-            errors = {step: validation.standard_error for step, validation in history}
-            value, kept = (best["value"], best["step"]) if best else (history[-1][1].value, history[-1][0])
-            result = TrialResult(
-                "complete", value, errors.get(kept, history[-1][1].standard_error), done["steps"], 0, ""
-            )
+            last = listener.history[-1]
+            errors = {validated.step: validated.standard_error for validated in listener.history}
+            value, kept = (best["value"], best["step"]) if best else (last.value, last.step)
+            result = TrialResult("complete", value, errors.get(kept, last.standard_error), done["steps"], 0, "")
         finally:
             _delete_weights(folder)
             self.engine.encoder = None
@@ -148,30 +170,12 @@ class TrialRunner:
             result.outcome, result.value, result.standard_error, result.steps, time.monotonic() - started, result.reason
         )
 
-    def _step_of(self, validation: int, controller: CLIPFinetuningController) -> int:
-        """The training step of a trial's validation (from 0): the loop validates every ``eval_steps``, at the end of
-        each epoch, and at the end."""
-        assert controller.recipe is not None
-        batches = batch_schedule(controller.recipe, len(self.train))
-
-        def is_due(step: int) -> bool:
-            return step % self.eval_steps == 0 or batches.position(step)[1] == 0 or step == self.steps
-
-        due = [step for step in range(1, self.steps + 1) if is_due(step)]
-        return due[min(validation, len(due) - 1)]
-
     def _engine(self, controller: CLIPFinetuningController) -> EmbeddingEngine:
         engine = controller.engine()
         if engine.spec != self.engine.spec:
             return engine
         self.engine.encoder, self.engine.max_length = engine.encoder, engine.max_length
         return self.engine
-
-
-def _last_step(folder: Path, history: Sequence[tuple[int, Validation]]) -> int:
-    """The last step that is on record."""
-    rows = read_metrics(folder / "metrics.jsonl")
-    return max([row["step"] for row in rows] + [step for step, _ in history], default=0)
 
 
 def _known_outcome(error: Exception, controller: CLIPFinetuningController, row: ImageTextPair) -> Outcome | None:

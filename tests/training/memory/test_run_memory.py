@@ -50,7 +50,7 @@ def give(monkeypatch: pytest.MonkeyPatch, available: float, held: int = 0) -> No
 def test_a_batch_that_fits_goes_through_whole(tiny_data: TinyData, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_data.pairs(), tmp_path)
     forecast = trainer.memory.fit(first_batch(trainer))
-    assert forecast is not None and forecast.micro_batch is None and trainer.adaptive.step.micro_batch is None
+    assert forecast is not None and forecast.micro_batch is None and trainer.step.adaptive.step.micro_batch is None
     assert forecast.batch == 6 and "all 6 pairs at once" in forecast.reason
     assert forecast.predicted_bytes < forecast.budget_bytes
 
@@ -68,7 +68,7 @@ def test_the_count_is_that_of_a_real_step(tiny_data: TinyData, tmp_path: Path, m
         constant = [*trainer.encoder.parameters(), *trainer.encoder.buffers()]
         batch_tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
         with LiveBytes([*constant, *batch_tensors]) as live:
-            trainer.step_fn(batch)
+            trainer.step.adaptive(batch)
         counted = memory.peak(micro_batch or 16, 16) - memory.weights - memory.optimizer_state - memory.overhead
         counted -= 16 * memory.input_per_pair + memory.averages
         assert counted == pytest.approx(max(now for now, *_ in live.timeline), rel=0.15)
@@ -101,7 +101,7 @@ def test_room_that_is_left_keeps_graphs(tiny_data: TinyData, tmp_path: Path, mon
     give(monkeypatch, (memory.peak(2, 16) + 3.5 * saved) * MARGIN / 0.8)
     forecast = trainer.memory.fit(batch)
     assert forecast is not None and (forecast.micro_batch, forecast.kept_micro_batches) == (2, 3)
-    assert trainer.adaptive.step.kept_micro_batches == 3
+    assert trainer.step.adaptive.step.kept_micro_batches == 3
     # A micro-batch the user has set is there to save memory: nothing is kept unless a fraction of memory is set as
     # well.
     asked = make_trainer(tiny_data.pairs(), tmp_path / "asked", batch_size=16, mini_batch_size=2)
@@ -196,11 +196,11 @@ def test_a_resumed_run_keeps_its_micro_batch(
     first = make_trainer(tiny_data.pairs(), tmp_path, save_steps=2)
     first.total_steps = 2
     first.train()
-    assert first.adaptive.step.micro_batch == 2
+    assert first.step.adaptive.step.micro_batch == 2
     give(monkeypatch, 8 * GB)  # as much as one likes: the micro-batch is the run's all the same
     second = make_trainer(tiny_data.pairs(), tmp_path, save_steps=2)
     second.train(resume=True)
-    assert second.adaptive.step.micro_batch == 2
+    assert second.step.adaptive.step.micro_batch == 2
     assert second.memory.forecast == first.memory.forecast
 
 
@@ -212,7 +212,7 @@ def test_a_run_that_runs_out_of_memory_now_and_then_is_the_run_that_never_did(
     plain = make_trainer(tiny_data.pairs(), tmp_path / "plain", encoder=make_tiny_clip().double(), num_epochs=4)
     plain.train()
     trainer = make_trainer(tiny_data.pairs(), tmp_path / "out", encoder=make_tiny_clip().double(), num_epochs=4)
-    trainer.adaptive.patience = 3
+    trainer.step.adaptive.patience = 3
     chance, failures = random.Random(seed), []
 
     def failing(encode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -224,7 +224,7 @@ def test_a_run_that_runs_out_of_memory_now_and_then_is_the_run_that_never_did(
 
         return call
 
-    inner = trainer.adaptive.step
+    inner = trainer.step.adaptive.step
     inner.encode_image, inner.encode_text = failing(inner.encode_image), failing(inner.encode_text)
     result = trainer.train()
     assert len(failures) > 2

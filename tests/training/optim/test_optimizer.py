@@ -304,7 +304,7 @@ def test_adafactor_trains_through_the_loop(tiny_data: TinyData, tmp_path: Path) 
     trainer = make_trainer(
         tiny_data.pairs(), tmp_path, optimizer="adafactor", num_epochs=6, encoder=make_tiny_clip(), learning_rate=3e-3
     )
-    assert type(trainer.optimizer).__name__ == "Adafactor"
+    assert type(trainer.step.optimizer).__name__ == "Adafactor"
     trainer.train()
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])

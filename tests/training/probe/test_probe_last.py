@@ -15,9 +15,8 @@ from domainclip.errors import ConfigurationError, ShapeError
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import load_weights
 from domainclip.resolve import DataFacts, ModelFacts, resolve
+from domainclip.tracking import read_metrics
 from domainclip.training import Trainer, Validation
-from domainclip.training.metrics_log import read_metrics
-from domainclip.training.probe.last import end_with_probe
 from probe_cases import make_probe
 from training_setup import make_trainer, same, train_until, weights
 
@@ -42,7 +41,7 @@ def with_probe(tiny_data: TinyData, folder: Path, scores: Iterable[float] | None
     pairs = tiny_data.pairs()
     validate = scored(scores) if scores is not None else None
     trainer = make_trainer(pairs, folder, validate=validate, eval_steps=1, save_steps=1, **values)
-    trainer.probe_last = make_probe(trainer.encoder, pairs, (), probe_steps=10)
+    trainer.probes.last = make_probe(trainer.encoder, pairs, (), probe_steps=10)
     return trainer
 
 
@@ -53,8 +52,8 @@ def plain(tiny_data: TinyData, folder: Path, **values: Any) -> Trainer:
 
 
 def of_projections(trainer: Trainer) -> set[str]:
-    assert trainer.probe_last is not None
-    return {f"model.{name}" for name, _ in trainer.probe_last.trained_parameters()}
+    assert trainer.probes.last is not None
+    return {f"model.{name}" for name, _ in trainer.probes.last.trained_parameters()}
 
 
 def kept_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -97,7 +96,7 @@ def test_projections_that_validate_worse_are_forgotten(tiny_data: TinyData, tmp_
 
 def test_a_disk_that_is_full_costs_the_projections_alone(tiny_data: TinyData, tmp_path: Path) -> None:
     trainer = with_probe(tiny_data, tmp_path / "a", [0.5] * 6 + [0.9])
-    begin: Any = trainer.probe_last
+    begin: Any = trainer.probes.last
     save = trainer.encoder.save
 
     def full(*_: Any, **__: Any) -> None:
@@ -108,7 +107,7 @@ def test_a_disk_that_is_full_costs_the_projections_alone(tiny_data: TinyData, tm
         return begin()
 
     then_full.trained_parameters = begin.trained_parameters  # type: ignore[attr-defined]
-    trainer.probe_last = then_full  # type: ignore[assignment]
+    trainer.probes.last = then_full  # type: ignore[assignment]
     result = trainer.train()
     trainer.encoder.save = save  # type: ignore[method-assign]
     assert any("No space left" in warning for warning in result.warnings)
@@ -125,8 +124,8 @@ def test_a_run_killed_while_the_projections_learn_ends_as_a_whole_one(tiny_data:
     def killed() -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    killed.trained_parameters = broken.probe_last.trained_parameters  # type: ignore
-    broken.probe_last = killed  # type: ignore[assignment]
+    killed.trained_parameters = broken.probes.last.trained_parameters  # type: ignore
+    broken.probes.last = killed  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     for _ in range(2):  # and once more after it has ended
@@ -143,7 +142,7 @@ def test_without_a_validation_or_a_step_nothing_is_done(tiny_data: TinyData, tmp
     assert trainer.train().probe_last is None
     assert same(weights(trainer), weights(plain(tiny_data, tmp_path / "b")))
     trainer = with_probe(tiny_data, tmp_path / "c", [])
-    end_with_probe(trainer, None)
+    trainer.probes.end()
     assert trainer.state.probe_last is None
 
 
@@ -161,11 +160,11 @@ def test_the_other_processes_take_what_the_first_has_found(tiny_data: TinyData, 
             self.shared += modules
 
     trainer = with_probe(tiny_data, tmp_path, [])
-    trainer.processes, trainer.state.step = Beside(), STEPS  # type: ignore[assignment]
+    trainer.context.processes, trainer.state.step = Beside(), STEPS  # type: ignore[assignment]
     before = weights(trainer)
-    end_with_probe(trainer, None)
+    trainer.probes.end()
     assert {name: getattr(trainer.state, name) for name in found} == found
-    assert trainer.processes.shared == [trainer.encoder] and same(before, weights(trainer))  # type: ignore
+    assert trainer.context.processes.shared == [trainer.encoder] and same(before, weights(trainer))  # type: ignore
 
 
 @pytest.mark.parametrize(

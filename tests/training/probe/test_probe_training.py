@@ -19,12 +19,11 @@ from domainclip.evaluation.prompts import class_prompts
 from domainclip.models import make_tiny_clip
 from domainclip.models.lora import attach_lora
 from domainclip.resolve import DataFacts, ModelFacts, resolve
+from domainclip.tracking import read_metrics
 from domainclip.training import Validation
-from domainclip.training.metrics_log import read_metrics
 from domainclip.training.probe.draws import ClassPrompts, PairDraws
 from domainclip.training.probe.features import FeatureReader
-from domainclip.training.probe.probe import begin_with_probe
-from domainclip.training.probe.restraint import ProbeRestraint
+from domainclip.training.probe.probe import ProbeRestraint
 from probe_cases import CPU, dataset, make_probe
 from training_setup import make_trainer, same, train_until, weights
 
@@ -103,7 +102,7 @@ def test_classes_are_drawn_equally_often_where_that_is_asked(tiny_data: TinyData
 
 def with_probe(pairs: Sequence[ImageTextPair], val: Sequence[ImageTextPair], folder: Path, **values: Any) -> Any:
     trainer = make_trainer(pairs, folder, save_steps=1, **values)
-    trainer.probe_first = make_probe(trainer.encoder, pairs, val, probe_steps=6)
+    trainer.probes.first = make_probe(trainer.encoder, pairs, val, probe_steps=6)
     return trainer
 
 
@@ -121,13 +120,13 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     torch.manual_seed(999)
     again = with_probe(pairs, val, tmp_path / "broken")
     calls: list[int] = []
-    train_probe = again.probe_first
+    train_probe = again.probes.first
 
     def counted() -> dict[str, Any]:
         calls.append(1)
         return train_probe()
 
-    again.probe_first = counted
+    again.probes.first = counted
     result = again.train(resume=True)
     assert result.resumed_from == stop_at and len(calls) == (stop_at == 0)
     assert same(weights(again), weights(whole))
@@ -199,7 +198,7 @@ def test_a_run_goes_on_where_projections_are_left_out(tiny_data: TinyData, tmp_p
     trainer = make_trainer(
         tiny_data.pairs(), tmp_path, num_epochs=1, validate=lambda: Validation({"acc": 0.5}, "acc", True, 0.1)
     )
-    trainer.probe_first = lambda: {"skipped": "for a test", "skipped_images": {}}  # type: ignore[assignment, return-value]
+    trainer.probes.first = lambda: {"skipped": "for a test", "skipped_images": {}}  # type: ignore[assignment, return-value]
     result = trainer.train()
     assert result.best is not None and result.best["step"] == 3
     assert result.probe_first == {"skipped": "for a test"}
@@ -220,10 +219,10 @@ def test_only_the_first_process_trains_the_projections(tiny_data: TinyData, tmp_
             self.shared += modules
 
     trainer = with_probe(tiny_data.pairs(), (), tmp_path)
-    trainer.processes = Beside()
+    trainer.context.processes = Beside()
     before = weights(trainer)
-    begin_with_probe(trainer, None)
-    assert trainer.processes.shared == [trainer.encoder]
+    trainer.probes.begin()
+    assert trainer.context.processes.shared == [trainer.encoder]
     assert same(before, weights(trainer))
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
+from domainclip.events import Event, Validated
 from domainclip.models import DualEncoder, make_tiny_clip
 from domainclip.training.regularization.weight_average import WeightAverage, average_bytes, averaged
 from tiny_data import TinyData
@@ -119,13 +120,15 @@ def test_a_resumed_run_goes_on_with_the_mean(tiny_data: TinyData, tmp_path: Path
 
     reported: list[Any] = []
 
-    def stop(validation: Any) -> None:
-        reported.append(validation)
+    def stop(event: Event) -> None:
+        if not isinstance(event, Validated):
+            return
+        reported.append(event)
         if len(reported) == 3:  # at step 7: after the checkpoint of step 5
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stopped.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), tmp_path / "stopped", on_validation=stop)
+        stopped.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), tmp_path / "stopped", listeners=[stop])
     resumed = train()
     result = resumed.fine_tune(tiny_data.pairs(), tiny_data.pairs("val"), tmp_path / "stopped", resume=True)
     assert result["resumed_from"] == 5

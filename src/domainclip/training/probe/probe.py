@@ -10,35 +10,32 @@ with projections that fit them, and a training that only loses by going on keeps
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from domainclip.config.probe_settings import ProbeSettings
 from domainclip.data.dataset import CLIPDataset
+from domainclip.errors import ShapeError
+from domainclip.events import Milestone, Number
 from domainclip.losses import call_objective
 from domainclip.losses.contrastive import MultiPositiveContrastiveLoss
 from domainclip.models.adapters import is_adapter
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.projections import tower_projection
-from domainclip.training.metrics_log import MetricsLog
 from domainclip.training.optim.optimizer import rate_factor
-from domainclip.training.probe.draws import ClassPrompts, PairDraws
+from domainclip.training.probe.draws import ClassPrompts, Draw, PairDraws
 from domainclip.training.probe.features import FeatureReader
-from domainclip.training.probe.restraint import ProbeRestraint
+from domainclip.training.regularization.regularizers import distillation_penalty
 from domainclip.training.regularization.rehearsal import Rehearsal
-from domainclip.training.validation import validate_weights
-
-if TYPE_CHECKING:
-    from domainclip.training.trainer import Trainer
-
-log = logging.getLogger(__name__)
+from domainclip.training.state import TrainContext
+from domainclip.training.validation import BestWeights, Evaluate
 
 MAX_ROWS = 20_000
 """More rows than that are not read: projections have learned what they can, and features of all would fill memory."""
@@ -234,34 +231,146 @@ class Probe:
         return float(measure(images, texts, validation_rows.groups, self.encoder.logit_scale)["loss"]), None
 
 
-def begin_with_probe(trainer: Trainer, metrics: MetricsLog | None) -> None:
-    """Train the projections, where the trainer has a ``Probe``, and validate the model that this makes as step 0.
+class ProbeRestraint:
+    """``l2sp`` times half the squared distance of the projections' weights from those they have now, and
+    ``distillation`` as ``FeatureDistillation`` has it, from what the projections make of ``draws`` now. Logit scale and
+    bias are left free."""
 
-    Of several processes the first does it. A run that goes on from a checkpoint has it behind it.
+    def __init__(
+        self, parameters: list[tuple[str, nn.Parameter]], draws: PairDraws, l2sp: float, distillation: float
+    ) -> None:
+        self.l2sp, self.distillation = l2sp, distillation
+        self.held: list[tuple[nn.Parameter, Tensor]] = []
+        self.start: tuple[Tensor, Tensor] | None = None
+        if l2sp:
+            self.held = [(p, p.detach().clone()) for name, p in parameters if name not in {"logit_scale", "logit_bias"}]
+        if distillation:
+            with torch.no_grad():
+                self.start = draws.images.embed(), draws.texts.embed()
+
+    def __call__(self, batch: Draw, images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """Both terms together, in the loss's units."""
+        total = images.new_zeros(())
+        for parameter, start in self.held:
+            total = total + 0.5 * self.l2sp * (parameter - start).square().sum()
+        if self.start is not None:
+            pairs = (images, self.start[0][batch.images]), (texts, self.start[1][batch.texts])
+            total = total + distillation_penalty(self.distillation, *pairs)
+        return total
+
+
+class ProbeStages:
+    """The projections before the first step of a training and once more after its last.
+
+    During fine-tuning the projections learn at the towers' rate from a batch at a time, and end behind the features
+    they read: a linear probe on the trained tower finds two points that its own projection does not. Fitting the last
+    layer anew on the finished features is the second stage of "decoupled" training (Kang et al. 2020, "Decoupling
+    Representation and Classifier for Long-Tailed Recognition"; Kirichenko et al. 2023, "Last Layer Re-Training is
+    Sufficient for Robustness to Spurious Correlations").
+
+    Args:
+        context: Of the training.
+        encoder: In training.
+        first: Trains the projections before the first step, or None.
+        last: Trains them after the last step, or None.
+        evaluate: Validates the present weights; without it nothing is done after the last step.
+        best: Where the weights go that the run ends with.
     """
-    if trainer.probe_first is None:
-        return
-    if trainer.temperature:
-        trainer.encoder.set_temperature(trainer.temperature.get_temperature(), trainable=False)
-    outcome = trainer.processes.on_first(trainer.probe_first)
-    trainer.processes.broadcast_state(trainer.encoder)
-    trainer.state.skipped_images |= outcome.pop("skipped_images")
-    trainer.state.probe_first = outcome
-    if "skipped" in outcome:
-        trainer.console.print(f"Probe first: left out ({outcome['skipped']})", markup=False)
-        return
-    change = (
-        f", validation loss {outcome['loss_before']:.3f} → {outcome['loss']:.3f}" if outcome["loss"] is not None else ""
-    )
-    trainer.console.print(
-        f"Probe first: {outcome['rows']} rows, step {outcome['kept_step']} of {outcome['steps']} kept{change}, "
-        f"{outcome['seconds']:.1f} s",
-        highlight=False,
-        markup=False,
-    )
-    if metrics is not None:
-        metrics.write(step=0, **{f"probe_{name}": value for name, value in outcome.items()})
-    if trainer.validate is not None:
-        validate_weights(trainer, metrics)
-    if metrics is not None:
-        metrics.keep_latest(0)
+
+    def __init__(
+        self,
+        context: TrainContext,
+        encoder: DualEncoder,
+        first: Probe | None,
+        last: Probe | None,
+        evaluate: Evaluate | None,
+        best: BestWeights,
+    ) -> None:
+        self.context, self.encoder, self.first, self.last = context, encoder, first, last
+        self.evaluate, self.best = evaluate, best
+
+    def begin(self) -> bool:
+        """Train the projections before the first step. A run that goes on from a checkpoint has it behind it.
+
+        Of several processes the first does it.
+
+        Returns:
+            Whether there is now a model to be validated as step 0.
+        """
+        context = self.context
+        if self.first is None:
+            return False
+        with context.emitter.phase("probe_first"):
+            outcome = context.processes.on_first(self.first)
+        context.processes.broadcast_state(self.encoder)
+        context.state.skipped_images |= outcome.pop("skipped_images")
+        context.state.probe_first = outcome
+        if "skipped" in outcome:
+            self._report("probe_first", f"Probe first: left out ({outcome['skipped']})")
+            return False
+        change = ""
+        if outcome["loss"] is not None:
+            change = f", validation loss {outcome['loss_before']:.3f} → {outcome['loss']:.3f}"
+        self._report(
+            "probe_first",
+            f"Probe first: {outcome['rows']} rows, step {outcome['kept_step']} of {outcome['steps']} kept{change}, "
+            f"{outcome['seconds']:.1f} s",
+            {f"probe_{name}": value for name, value in outcome.items()},
+        )
+        return True
+
+    def end(self) -> None:
+        """Train the projections on the towers as the last step has left them. The model this makes is the result if
+        validation rows are no worse with it than with the best before, and forgotten otherwise.
+
+        Of several processes the first does it. A run resumed after its last step does it again, with the same outcome.
+        """
+        context, state = self.context, self.context.state
+        if self.last is None or self.evaluate is None or not state.step:
+            return
+        last, evaluate = self.last, self.evaluate
+
+        def fit() -> dict[str, Any]:
+            with context.emitter.phase("probe_last"):
+                self._fit(last, evaluate)
+            return state.parts("best", "probe_last", "skipped_images", "warnings")
+
+        state.load_state_dict(context.processes.on_first(fit))
+        context.processes.broadcast_state(self.encoder)
+
+    def _fit(self, probe: Probe, evaluate: Evaluate) -> None:
+        state = self.context.state
+        parameters = [parameter for _, parameter in probe.trained_parameters()]
+        before = [parameter.detach().clone() for parameter in parameters]
+        outcome = probe()
+        state.skipped_images |= outcome.pop("skipped_images")
+        state.probe_last = outcome
+        if "skipped" in outcome:
+            self._report("probe_last", f"Probe last: left out ({outcome['skipped']})")
+            return
+        kept, change = False, "its scores are not finite"
+        try:
+            result = evaluate()
+        except ShapeError:  # "… contain NaN": what was trained before stays
+            pass
+        else:
+            outcome["validation"] = result.value
+            change = f"validation {result.primary} {result.value:.4f}"
+            if state.best is None or result.sign * result.value >= result.sign * state.best["value"]:
+                kept = self.best.keep(result)
+        outcome["kept"] = kept
+        if not kept:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)
+        self._report(
+            "probe_last",
+            f"Probe last: {outcome['rows']} rows, {change}{', kept' if kept else ': the weights before stay'}, "
+            f"{outcome['seconds']:.1f} s",
+            {f"probe_last_{name}": value for name, value in outcome.items()},
+        )
+
+    def _report(self, name: str, text: str, values: Mapping[str, Number] | None = None) -> None:
+        self.context.emitter.emit(
+            Milestone(name=name, step=self.context.state.step, text=text, values=dict(values or {}))
+        )

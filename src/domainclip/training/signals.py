@@ -1,22 +1,14 @@
-"""What the loop shares with the terminal it runs in: a progress bar, and the signals that end it."""
+"""Signals that end a training once its step is finished and saved."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 
 class StopSignals:
@@ -47,23 +39,3 @@ class StopSignals:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def progress_bar(console: Console, total: int, done: int) -> Iterator[Callable[[float], None]]:
-    """A bar over ``total`` steps, of which ``done`` are behind; yields a function that takes the newest loss."""
-    progress = Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = progress.add_task("training", total=total, completed=done, loss=float("nan"))
-    with progress:
-        yield lambda loss: progress.update(task, advance=1, loss=loss)

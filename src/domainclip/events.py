@@ -1,0 +1,275 @@
+"""What a run reports while it goes on, as typed events, and how they reach those who listen.
+
+The training loop emits events and knows nobody who receives them. Files, the console, pages, notifications, experiment
+trackers and the pruning of a search are listeners: callables that take an event. No listener can end a run by failing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+log = logging.getLogger(__name__)
+
+SLOW_SECONDS = 5.0
+"""A listener that takes longer than this for one event holds the training up, and the user is told."""
+
+Number = float | int | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted:
+    """The training begins, or goes on. Whatever was reported of steps after ``step`` is of a course given up."""
+
+    folder: str
+    step: int
+    """Steps that are behind: 0, or those of the checkpoint it goes on from."""
+    total_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted:
+    """A stretch of work begins: ``training``, ``validation``, ``probe_first``, ``probe_last``, ``hard_negatives``."""
+
+    name: str
+    total: int | None = None
+    """Its length in units of ``PhaseProgress.done``; None where nobody knows it."""
+    done: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseProgress:
+    """A phase has got so far. Sent after every training step."""
+
+    name: str
+    done: int
+    total: int
+    loss: float | None = None
+    """The newest loss that has been read; on an accelerator that is the last logged one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseFinished:
+    """A phase is over, by whatever way it ended."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLogged:
+    """The figures of an optimizer step, every ``logging_steps`` steps and after the last."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    batch_size: int
+    """Pairs of the contrastive batch, over all processes."""
+    resolution: int
+    """Edge of the images of this step, in pixels."""
+    metrics: Mapping[str, float]
+    """``loss`` in the objective's units, its parts, and every other single number the objective has returned."""
+    learning_rates: tuple[float, ...]
+    """Of each parameter group."""
+    gradient_norm: float
+    """Before it is clipped."""
+    logit_scale: float
+    """The factor itself, not its logarithm: 1 / temperature."""
+    embedding_spread: float
+    """Root-mean-square distance of the unit image embeddings from their mean, in [0, 1]."""
+    samples_per_second: float | None
+    """Over all training steps of the run so far, those before a resumption included."""
+    memory_mb: float
+    """Most memory held since the last logged step, in MiB."""
+    peak_memory_mb: float
+    """Most memory this process has held so far, in MiB."""
+
+    @property
+    def temperature(self) -> float:
+        return 1 / self.logit_scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """The present weights have been validated. Step 0: the model that the probe has made before the first step."""
+
+    step: int
+    metrics: Mapping[str, float]
+    primary: str
+    """The metric that chooses the weights which are kept."""
+    value: float
+    """Of the primary metric."""
+    greater_is_better: bool
+    standard_error: float
+    top: float
+    """The best value so far, at whichever step."""
+    kept: bool
+    """Whether these weights are now the ones the run would end with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved:
+    """A whole checkpoint is on the disk: the run can go on from ``step``."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Milestone:
+    """Something that happens once: the probe is trained, a run goes on from a checkpoint, memory has been predicted.
+
+    ``text`` is the line a person reads, or empty; ``values`` are figures by the names they have in ``metrics.jsonl``.
+    """
+
+    name: str
+    step: int
+    text: str = ""
+    values: Mapping[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned:
+    """Something the user should know, in a sentence; it is in the report as well."""
+
+    text: str
+    step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSkipped:
+    """A training image cannot be read; its row is left out from here on."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished:
+    """The training is over. Totals are the run's, over all its resumptions."""
+
+    steps: int
+    epochs: float
+    train_loss: float
+    """Mean over the steps whose loss was read."""
+    final_loss: float
+    training_time: float
+    """Seconds, validations included."""
+    samples_per_second: float
+    """Over the training steps alone."""
+    rows_seen: int
+    peak_memory_mb: float
+    stopped_early: bool
+    best_step: int | None
+    best_value: float | None
+
+
+Event = (
+    RunStarted
+    | PhaseStarted
+    | PhaseProgress
+    | PhaseFinished
+    | StepLogged
+    | Validated
+    | CheckpointSaved
+    | Milestone
+    | Warned
+    | ImageSkipped
+    | RunFinished
+)
+Listener = Callable[[Event], object]
+"""Called with every event, in the thread of the loop. What it returns is not looked at."""
+
+
+class StopRun(Exception):
+    """Raised by a listener to end the run: the one exception that passes through the emitter. Nothing more is saved."""
+
+
+class Emitter:
+    """Hands events to listeners, in the order in which these were added.
+
+    A listener that raises is switched off for the rest of the run, with one warning. One that is slow stays, and the
+    user is told once.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+        self._slow: set[int] = set()
+        self.warnings: list[str] = []
+        """What was said of listeners, for the report."""
+
+    def add(self, listener: Listener) -> None:
+        """Send ``listener`` every event from now on.
+
+        Args:
+            listener: A callable that takes an event and leaves those alone that it does not know.
+        """
+        self._listeners.append(listener)
+
+    def emit(self, event: Event) -> None:
+        """Send an event to all listeners.
+
+        Args:
+            event: What has happened.
+
+        Raises:
+            StopRun: A listener wants the run to end. All others have had the event by then.
+        """
+        stop: StopRun | None = None
+        for listener in list(self._listeners):
+            if listener not in self._listeners:  # it has failed at a warning about one before it
+                continue
+            started = time.monotonic()
+            try:
+                listener(event)
+            except StopRun as request:
+                stop = stop or request
+            except Exception as error:
+                self._listeners.remove(listener)
+                log.debug("A listener failed", exc_info=True)
+                self.warn(
+                    f"The listener {_name_of(listener)} failed at {type(event).__name__} "
+                    f"({type(error).__name__}: {error}). It is switched off, and the run goes on"
+                )
+                continue
+            seconds = time.monotonic() - started
+            if seconds > SLOW_SECONDS and id(listener) not in self._slow:
+                self._slow.add(id(listener))
+                self.warn(
+                    f"The listener {_name_of(listener)} took {seconds:.1f} s at {type(event).__name__}, and the run "
+                    "waits for it each time. Let it do slow work in a thread of its own"
+                )
+        if stop is not None:
+            raise stop
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, done: int = 0) -> Iterator[None]:
+        """Emit ``PhaseStarted`` before the block and ``PhaseFinished`` after it, also where the block raises.
+
+        Args:
+            name: Of the phase.
+            total: Its length, where it is known.
+            done: How much of it is behind already.
+        """
+        self.emit(PhaseStarted(name=name, total=total, done=done))
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.emit(PhaseFinished(name=name, seconds=time.monotonic() - started))
+
+    def warn(self, text: str) -> None:
+        """Warn about a listener: all listeners are told, and the report says it.
+
+        Args:
+            text: Whole sentences.
+        """
+        self.warnings.append(text)
+        self.emit(Warned(text=text))
+
+
+def _name_of(listener: Listener) -> str:
+    return getattr(listener, "__qualname__", None) or type(listener).__qualname__

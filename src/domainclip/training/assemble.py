@@ -1,0 +1,146 @@
+"""Putting the parts of a training together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from domainclip.config import TrainingSettings
+from domainclip.data.dataset import CLIPDataset
+from domainclip.data.sampler import EpochBatchSampler
+from domainclip.devices.precision import PrecisionDecision
+from domainclip.models.dual_encoder import DualEncoder
+from domainclip.training.checkpoint import CheckpointStore
+from domainclip.training.checkpointer import Checkpointer, Stateful, TrainedWeights
+from domainclip.training.guards import FiniteCheck
+from domainclip.training.identity import RunIdentity
+from domainclip.training.memory.run import RunMemory
+from domainclip.training.probe.probe import Probe, ProbeStages
+from domainclip.training.signals import StopSignals
+from domainclip.training.state import TrainContext
+from domainclip.training.step.train_step import FurtherTerms, TrainStep
+from domainclip.training.trainer import Trainer
+from domainclip.training.validation import BestWeights, Evaluate, Validator
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """What a training may have and need not.
+
+    Attributes:
+        evaluate: Validates the present weights.
+        terms: Of the loss, beside the objective.
+        probe_first: Trains the projections before the first step.
+        probe_last: Trains them after the last step.
+        find_hard_negatives: Finds for each training row those hardest to tell from it, ``[rows, k]``.
+        may_freeze_batch_norm: Whether batch norm may be frozen where a batch does not fit into memory whole.
+    """
+
+    evaluate: Evaluate | None = None
+    terms: FurtherTerms = field(default_factory=FurtherTerms)
+    probe_first: Probe | None = None
+    probe_last: Probe | None = None
+    find_hard_negatives: Callable[[], Tensor] | None = None
+    may_freeze_batch_norm: bool = False
+
+
+def build_trainer(
+    context: TrainContext,
+    encoder: DualEncoder,
+    loss: nn.Module,
+    loader: DataLoader,
+    settings: TrainingSettings,
+    device: torch.device,
+    precision: PrecisionDecision,
+    parts: TrainingParts | None = None,
+    stop: StopSignals | None = None,
+) -> Trainer:
+    """A trainer of ``encoder`` with everything that is saved in a checkpoint.
+
+    Args:
+        context: Folder, listeners and processes. The folder gets ``checkpoints/``, ``best/`` and ``memory.json``.
+        encoder: What is trained, on ``device``.
+        loss: The objective, on ``device``.
+        loader: See ``data.batches.create_training_loader``.
+        settings: The resolved recipe.
+        device: Where the steps are made.
+        precision: Of the towers' passes.
+        parts: What this training has besides.
+        stop: Remembers the signal to stop; by default one that speaks on the standard error.
+    """
+    parts = parts or TrainingParts()
+    data: CLIPDataset = loader.dataset.dataset  # type: ignore[attr-defined]
+    sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
+    assert sampler.plan is not None
+    plan, state, terms = sampler.plan, context.state, parts.terms
+    store = CheckpointStore(context.folder / "checkpoints", settings.keep_checkpoints)
+    step = TrainStep(
+        encoder,
+        loss,
+        settings,
+        plan,
+        data.image_transform.spec,
+        device,
+        precision,
+        context.processes,
+        FiniteCheck(settings.learning_rate, precision.name, store.last_step),
+        terms,
+    )
+    memory = RunMemory(
+        encoder,
+        loss,
+        step.adaptive.step,
+        settings,
+        context.folder,
+        plan.resolutions[-1],
+        parts.may_freeze_batch_norm,
+        data.cache_bytes_to_come,
+    )
+    shared: dict[str, Stateful] = {
+        "model": TrainedWeights(encoder),
+        "average": step.average,
+        "loss": loss,
+        "optimizer": step.optimizer,
+        "scaler": step.scaler,
+        **({"temperature": step.temperature} if step.temperature is not None else {}),
+        "sampler": sampler,
+        "state": state,
+    }
+    checkpointer = Checkpointer(
+        context,
+        store,
+        RunIdentity.of(
+            settings,
+            data,
+            terms.start.digest if terms.start is not None else None,
+            terms.rehearsal.digest if terms.rehearsal is not None else None,
+        ),
+        shared,
+        {"memory": memory, "step": step.adaptive},  # the former may freeze batch norm
+        seed=settings.seed,
+        device=device,
+        total_steps=plan.total_steps,
+        model_name=encoder.name,
+    )
+    best = BestWeights(context, encoder, loss)
+    validator = None
+    if parts.evaluate is not None:
+        validator = Validator(context, parts.evaluate, encoder, step.average, best, settings, plan.total_steps)
+    probes = ProbeStages(context, encoder, parts.probe_first, parts.probe_last, parts.evaluate, best)
+    return Trainer(
+        context,
+        settings,
+        loader,
+        step,
+        memory,
+        checkpointer,
+        probes,
+        validator,
+        parts.find_hard_negatives,
+        stop or StopSignals(Console(stderr=True)),
+    )

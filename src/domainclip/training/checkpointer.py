@@ -1,0 +1,151 @@
+"""What a checkpoint of a run holds, and going on from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from domainclip.errors import CheckpointError
+from domainclip.events import CheckpointSaved, Milestone
+from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.io import load_training_state, training_state
+from domainclip.training.checkpoint import CheckpointStore, random_state, recover_directory, restore_random_state
+from domainclip.training.identity import RunIdentity, check_same_run
+from domainclip.training.state import TrainContext
+
+
+class Stateful(Protocol):
+    """A part whose state the next step depends on. Its state is plain values and tensors, or None for nothing yet."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> object: ...
+
+
+class TrainedWeights:
+    """The weights of ``encoder`` that training changes."""
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        self.encoder = encoder
+
+    def state_dict(self) -> dict[str, Any]:
+        """Trained parameters, and all buffers."""
+        return training_state(self.encoder)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put them back."""
+        load_training_state(self.encoder, state)
+
+
+class Checkpointer:
+    """Saves and restores the parts of a training: a checkpoint is the state of each by its name.
+
+    Args:
+        context: Of the training.
+        store: Where the checkpoints are.
+        identity: Of the run: a checkpoint of another one is refused.
+        shared: Parts by name that are alike in all processes. They are restored in this order, after the others.
+        own: Parts by name that each process has for itself, besides its random numbers.
+        seed: From which a process draws new random numbers, where the checkpoint is of another number of processes.
+        device: Whose random numbers are saved.
+        total_steps: Of the run.
+        model_name: For messages.
+    """
+
+    def __init__(
+        self,
+        context: TrainContext,
+        store: CheckpointStore,
+        identity: RunIdentity,
+        shared: Mapping[str, Stateful],
+        own: Mapping[str, Stateful],
+        *,
+        seed: int,
+        device: torch.device,
+        total_steps: int,
+        model_name: str,
+    ) -> None:
+        self.context, self.store, self.identity, self.shared, self.own = context, store, identity, shared, own
+        self.seed, self.device, self.total_steps, self.model_name = seed, device, total_steps, model_name
+
+    def check_processes(self) -> None:
+        """Have all processes compare what they train, and from which step on.
+
+        Raises:
+            ConfigurationError: They differ.
+        """
+        check_same_run(self.context.processes.gather_objects(self.identity.facts(self.context.state.step)))
+
+    def save(self, must_succeed: bool) -> None:
+        """Write a checkpoint of the present step. Each of several processes must ask: each has a state of its own.
+
+        Args:
+            must_succeed: Otherwise a checkpoint that cannot be written is a warning, and training goes on.
+
+        Raises:
+            CheckpointError: It ``must_succeed`` and could not be written.
+        """
+        context, state = self.context, self.context.state
+        for images in context.processes.gather_objects(state.skipped_images):
+            state.skipped_images |= images
+        own = {name: part.state_dict() for name, part in self.own.items()} | {"random": random_state(self.device)}
+        content = {
+            "identity": self.identity.state_dict(),
+            **{name: part.state_dict() for name, part in self.shared.items()},
+            "processes": context.processes.gather_objects(own),
+        }
+
+        def write() -> None:
+            try:
+                path = self.store.save(state.step, content)
+            except CheckpointError as error:
+                if must_succeed:
+                    raise
+                context.warn(f"{error}. Training goes on")
+            else:
+                context.emitter.emit(CheckpointSaved(step=state.step, path=str(path)))
+
+        context.processes.on_first(write)
+
+    def restore(self) -> int:
+        """Continue from the newest whole checkpoint.
+
+        Returns:
+            The step it is of, 0 where there is none.
+
+        Raises:
+            CheckpointError: It is of another recipe or of other rows, or every checkpoint is damaged.
+        """
+        context, processes = self.context, self.context.processes
+        found = self.store.load_latest()
+        if found is None:
+            self._report(0, f"No checkpoint in {self.store.folder}: starting at the first step")
+            return 0
+        content, checkpoint, problems = found
+        self.identity.check(content["identity"], context.folder, self.model_name)
+        if processes.is_first:
+            recover_directory(context.folder / "best")
+        as_before = len(content["processes"]) == processes.world_size
+        own = content["processes"][processes.rank if as_before else 0]
+        for name, part in self.own.items():
+            if own[name] is not None:
+                part.load_state_dict(own[name])
+        for name, part in self.shared.items():
+            part.load_state_dict(content[name])
+        if as_before:
+            restore_random_state(own["random"], self.device)
+        else:
+            torch.manual_seed(self.seed + processes.rank + 1_000_003 * checkpoint.step)
+            context.warn(
+                f"The checkpoint is of a run in {len(content['processes'])} processes, this one has "
+                f"{processes.world_size}: dropout draws other numbers from here on, the batches stay the same"
+            )
+        for problem in problems:
+            context.warn(f"{problem}; used {checkpoint.path.name} instead")
+        self._report(checkpoint.step, f"Resumed at step {checkpoint.step} of {self.total_steps}")
+        return checkpoint.step
+
+    def _report(self, step: int, text: str) -> None:
+        self.context.emitter.emit(Milestone(name="resumed", step=step, text=text))

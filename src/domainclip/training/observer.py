@@ -1,0 +1,123 @@
+"""Reading the figures of a step: what is logged, what is warned of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from domainclip.config import TrainingSettings
+from domainclip.events import StepLogged
+from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
+from domainclip.training.guards import CollapseGuard
+from domainclip.training.memory.monitor import MemoryMonitor
+from domainclip.training.state import TrainContext
+from domainclip.training.step.train_step import TrainStep
+
+
+class StepObserver:
+    """Reads the numbers of steps (this waits for an accelerator), watches over them, and emits those that are due.
+
+    Args:
+        context: Of the training.
+        step: Whose steps are read.
+        settings: Of the run.
+        monitor: Of the memory that is held.
+    """
+
+    def __init__(
+        self, context: TrainContext, step: TrainStep, settings: TrainingSettings, monitor: MemoryMonitor
+    ) -> None:
+        self.context, self.step, self.settings, self.monitor = context, step, settings, monitor
+        self.guard = CollapseGuard(
+            settings.warmup_steps,
+            None if step.encoder.is_siglip else float(torch.tensor(MAX_LOGIT_SCALE).exp()),
+            scale_trained=step.encoder.logit_scale.requires_grad,
+        )
+
+    def is_due(self, step: int) -> bool:
+        """Whether the figures of ``step``, from 1, go into the log."""
+        return step % self.settings.logging_steps == 0 or step == self.step.plan.total_steps
+
+    def __call__(self, output: Mapping[str, Any], norm: Tensor, rows: int, seconds: float) -> None:
+        """Read the figures of the step that is just behind.
+
+        Args:
+            output: What ``TrainStep.update`` has returned.
+            norm: The same.
+            rows: Pairs of the contrastive batch.
+            seconds: That the run's steps have taken so far.
+
+        Raises:
+            TrainingDivergedError: The loss or the gradient is not finite.
+        """
+        state, plan, encoder = self.context.state, self.step.plan, self.step.encoder
+        self.step.finite.check(state.step)
+        state.last_loss = float(output["loss"])
+        state.loss_sum += state.last_loss
+        state.loss_count += 1
+        if not self.is_due(state.step):
+            return
+        unit = F.normalize(output["image_embeds"].reshape(rows, -1), dim=-1)
+        spread = float((unit - unit.mean(0)).square().sum(-1).mean().sqrt())
+        scale = float(encoder.logit_scale.detach().exp())
+        # Only a cross-entropy tells it, and only for one is ln(B) what guessing costs.
+        floor = float(output["target_entropy"]) if "target_entropy" in output else None
+        for warning in self.guard.observe(state.step, state.last_loss, rows, spread, scale, floor):
+            self.context.warn(warning)
+        self.context.emitter.emit(
+            StepLogged(
+                step=state.step,
+                total_steps=plan.total_steps,
+                epoch=plan.epochs(state.step),
+                batch_size=rows,
+                resolution=plan.resolution(state.step - 1),
+                metrics=logged_metrics(output),
+                learning_rates=tuple(group["lr"] for group in self.step.optimizer.param_groups),
+                gradient_norm=float(norm),
+                logit_scale=scale,
+                embedding_spread=spread,
+                samples_per_second=state.rows_seen / seconds if seconds else None,
+                memory_mb=self.monitor.take() / 2**20,
+                peak_memory_mb=peak_memory_mb(self.step.device),
+            )
+        )
+
+
+def logged_metrics(output: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The single numbers among what an objective has returned. Waits for the device.
+
+    Args:
+        output: Tensors, and tables of them, by name.
+        prefix: Put before each name.
+
+    Returns:
+        Numbers by name; those of a table as ``name_key``.
+    """
+    numbers: dict[str, float] = {}
+    for name, value in output.items():
+        if isinstance(value, Mapping):
+            numbers |= logged_metrics(value, f"{name}_")
+        elif isinstance(value, Tensor) and value.ndim == 0:
+            numbers[prefix + name] = float(value)
+    return numbers
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory this process has held so far, in MiB: of the GPU on CUDA, of the whole process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**20
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
