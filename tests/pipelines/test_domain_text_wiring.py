@@ -17,6 +17,7 @@ from domainclip.config.text_preprocessing import TextPreprocessing
 from domainclip.data.batches import create_training_loader
 from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.dataset import CLIPDataset
+from domainclip.data.images.store import ImageStore
 from domainclip.data.records import ImageTextPair
 from domainclip.domains.files import load_domain
 from domainclip.evaluation.evaluators import DomainEvaluator
@@ -113,7 +114,9 @@ def test_training_shows_views_that_seed_epoch_and_row_choose(tiny_data, processo
         assert ids.tolist() == processor.token_ids([text])[0]
     batch = next(iter(create_training_loader(data, recipe.model_copy(update={"batch_size": 6}), 6)))
     assert len(batch["captions"]) == 6 and set(batch["captions"]) <= {text for texts in shown for text in texts}
-    copy = pickle.loads(pickle.dumps(CLIPDataset(pairs, processor, recipe, cache=False, **parts)))  # a spawned worker's
+    copy = pickle.loads(
+        pickle.dumps(CLIPDataset(pairs, processor, recipe, images=ImageStore(0), **parts))
+    )  # a spawned worker's
     assert copy.texts[copy.text_index((7, 3))] == shown[3][7]
 
 

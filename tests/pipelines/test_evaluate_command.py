@@ -97,7 +97,7 @@ def test_long_tables_are_cut_short_on_the_terminal() -> None:
         },
     }
     console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
-    EvaluationReport("m", "d", "test", EvaluationResult({"acc1": 0.5}, {"domain_metrics": shown})).print(console)
+    EvaluationReport("m", "d", "test", EvaluationResult.of({"acc1": 0.5}, {"domain_metrics": shown})).print(console)
     lines = console.export_text().splitlines()
     assert len(lines) < 75
     text = "\n".join(lines)

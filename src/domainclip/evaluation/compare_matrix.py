@@ -15,7 +15,7 @@ import numpy as np
 
 from domainclip.errors import ConfigurationError
 from domainclip.metrics.bootstrap import FEW_UNITS
-from domainclip.metrics.names import greater_is_better
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.paired_bootstrap import RESAMPLES, holm, metric_interval, paired_difference, resampled
 from domainclip.metrics.sums import UnitSums
 
@@ -70,7 +70,7 @@ def compare_matrix(
         tested := [c for c in cells if c["p_value"] is not None], holm([c["p_value"] for c in tested]), strict=True
     ):
         cell["p_adjusted"] = adjusted
-        better = cell["change"] > 0 if greater_is_better(cell["metric"]) else cell["change"] < 0
+        better = cell["change"] > 0 if METRICS[cell["metric"]].greater_is_better else cell["change"] < 0
         cell["verdict"] = SAME if adjusted >= ALPHA else BETTER if better else WORSE
     counted = {name: Counter(cell["verdict"] for cell in cells if cell["model"] == name) for name in models}
     return {

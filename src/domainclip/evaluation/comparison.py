@@ -10,7 +10,7 @@ import numpy as np
 
 from domainclip.errors import DataError
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.metrics.names import ALIASES, greater_is_better, is_count, is_semantic_metric
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.paired_bootstrap import MetricInterval, metric_interval, paired_difference, resampled
 from domainclip.metrics.significance import PairedChange, paired_change, wilson_interval
 from domainclip.metrics.sums import has_groups, unit_sums
@@ -23,11 +23,11 @@ def as_result(part: EvaluationResult | Mapping[str, Any] | None) -> EvaluationRe
     if isinstance(part, EvaluationResult):
         return part
     if part is None:
-        return EvaluationResult({}, {})
+        return EvaluationResult({})
     if isinstance(part, Mapping) and isinstance(part.get("metrics"), Mapping):
-        return EvaluationResult(dict(part["metrics"]), dict(part.get("details") or {}))
+        return EvaluationResult.of(part["metrics"], part.get("details"))
     if isinstance(part, Mapping) and all(not isinstance(value, Mapping) for value in part.values()):
-        return EvaluationResult(dict(part), {})
+        return EvaluationResult.of(part)
     raise DataError(
         "An evaluation is an EvaluationResult, {'metrics': …, 'details': …} or a flat dictionary of "
         f"numbers, got {type(part).__name__}"
@@ -96,10 +96,9 @@ def accuracy_interval(found: Mapping[str, Any], seed: int = 0) -> tuple[MetricIn
 
 
 def compared_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names worth a row in a table, in the order measured: no counts, no second name for one number, nothing that has
-    a section of its own."""
+    """Names worth a row in a table, in the order measured: no counts, nothing that has a section of its own."""
     names = dict.fromkeys([*after, *before])
-    return [name for name in names if not is_count(name) and not is_semantic_metric(name) and name not in ALIASES]
+    return [name for name in names if not METRICS[name].is_count and not METRICS[name].is_semantic]
 
 
 def empty_recalls(names: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, int]:
@@ -118,7 +117,7 @@ def worsened(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     names = []
     for name in compared_metrics(before, after):
         old, new = before.get(name), after.get(name)
-        if old is not None and new is not None and (new < old if greater_is_better(name) else new > old):
+        if old is not None and new is not None and (new < old if METRICS[name].greater_is_better else new > old):
             names.append(name)
     return names
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from domainclip.errors import DataError, ShapeError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult
+from domainclip.metrics.metric import Interval
 from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
 from domainclip.metrics.retrieval import K_VALUES, chunked_ranks
 
@@ -110,7 +111,7 @@ class DocumentRetrievalEvaluator:
                     f"Batch size mismatch: {len(expected)} {what} gave embeddings of shape {tuple(embeds.shape)}"
                 )
         metrics: dict[str, float] = {}
-        intervals: dict[str, tuple[float, float]] = {}
+        intervals: dict[str, Interval] = {}
         chance: dict[str, float] = {}
         details: dict[str, object] = {}
         sides = (("i2t", image_embeds, text_embeds), ("t2i", text_embeds, image_embeds))
@@ -134,7 +135,7 @@ class DocumentRetrievalEvaluator:
             "chance": chance,
             "intervals": intervals,
         }
-        return EvaluationResult(metrics, {"documents": details})
+        return EvaluationResult.of(metrics, {"documents": details})
 
     def _relevant(self, side: int, start: int, stop: int) -> Tensor:
         """Boolean hits of queries start:stop; ``side`` is 0 when images ask, 1 when texts do."""

@@ -121,7 +121,7 @@ class TerminologyEvaluator:
             self._score_negations(encode_texts, metrics, details, resamples)
         if self.classes and image_embeds is not None:
             self._score_images(image_embeds, encode_texts, metrics, details)
-        return EvaluationResult(metrics, {"terminology": details})
+        return EvaluationResult.of(metrics, {"terminology": details})
 
     def _score_terms(
         self, encode_texts: Callable, metrics: dict[str, float], details: dict[str, Any], resamples: int

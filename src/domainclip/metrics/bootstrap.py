@@ -9,13 +9,13 @@ models get the same resamples from the same seed, so their difference can be tak
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from domainclip.errors import ConfigurationError, ShapeError
+from domainclip.metrics.metric import Interval
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -27,17 +27,6 @@ _BLOCK = 4_000_000  # counts held at once, 32 MB
 Statistics: TypeAlias = Callable[[np.ndarray], Mapping[Any, np.ndarray]]
 """Counts ``[resamples, rows]`` to values ``[resamples]`` by name (or any key), NaN where a resample leaves one
 undefined."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The middle 95 % of a statistic over ``resamples`` resamples; ``undefined`` others had no value (no row of some
-    class, say) and are left out."""
-
-    low: float
-    high: float
-    resamples: int
-    undefined: int = 0
 
 
 class Resampling:
@@ -88,10 +77,15 @@ class Resampling:
 
     def intervals(self, statistics: Statistics, level: float = LEVEL) -> dict[Any, Interval | None]:
         """The interval of each statistic; None where it is undefined in more than half of the resamples."""
-        return {name: percentile_interval(values, level) for name, values in self.distributions(statistics).items()}
+        return {
+            name: percentile_interval(values, level, self.n_units)
+            for name, values in self.distributions(statistics).items()
+        }
 
 
-def percentile_interval(values: Float[np.ndarray, " resamples"], level: float = LEVEL) -> Interval | None:
+def percentile_interval(
+    values: Float[np.ndarray, " resamples"], level: float = LEVEL, n_units: int | None = None
+) -> Interval | None:
     """The middle fraction ``level`` of the values that are not NaN; None where more than half are.
 
     Raises ``ConfigurationError`` for a level outside 0…1 (exclusive).
@@ -103,7 +97,7 @@ def percentile_interval(values: Float[np.ndarray, " resamples"], level: float = 
     if len(defined) == 0 or undefined > len(defined):
         return None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), len(defined), undefined)
+    return Interval(float(low), float(high), "bootstrap", n_units, len(defined), undefined)
 
 
 def affordable_resamples(cells: int, wanted: int = RESAMPLES, budget: int = 100_000_000, least: int = 100) -> int:

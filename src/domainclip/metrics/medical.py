@@ -24,7 +24,7 @@ def medical_part(scores: ClassScores, calibrated: bool = True) -> DomainPart:
     ``calibrated`` is false where the model's numbers are no probabilities of one class out of all: then there is no
     calibration error.
     """
-    names = ["acc1", "balanced_accuracy"]
+    names = ["acc1", "mean_per_class_recall"]
     notes = []
     if calibrated:
         names.append("ece")

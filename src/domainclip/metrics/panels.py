@@ -69,9 +69,9 @@ class ThresholdPanel:
 class ClassPanel:
     """Figures of the predicted classes and of how sure the model was of them.
 
-    ``names`` of: ``acc1``, ``acc5``, ``balanced_accuracy`` (= ``mean_per_class_recall``: recall averaged over the
-    classes that have rows), ``macro_f1`` (over the same classes), ``ece`` (15 bins), ``quadratic_kappa`` (Cohen 1968;
-    ``ordinals``: each class's place in the order, from 0), and ``recall`` of each class.
+    ``names`` of: ``acc1``, ``acc5``, ``mean_per_class_recall`` (recall averaged over the classes that have rows),
+    ``macro_f1`` (over the same classes), ``ece`` (15 bins), ``quadratic_kappa`` (Cohen 1968; ``ordinals``: each
+    class's place in the order, from 0), and ``recall`` of each class.
     """
 
     cost = 1
@@ -114,7 +114,7 @@ class ClassPanel:
             return accuracy_score(truth, predicted)
         if name == "acc5":
             return float(self._in_five.mean())
-        if name in ("balanced_accuracy", "mean_per_class_recall"):
+        if name == "mean_per_class_recall":
             return recall_score(truth, predicted, labels=present, average="macro", zero_division=0.0)
         if name == "macro_f1":
             return f1_score(truth, predicted, labels=present, average="macro", zero_division=0.0)
@@ -141,7 +141,7 @@ class ClassPanel:
                 draws[name, None] = counts @ self._in_five / total
             elif name == "recall":
                 draws |= {(name, label): recall[:, index] for index, label in enumerate(self._labels)}
-            elif name in ("balanced_accuracy", "mean_per_class_recall"):
+            elif name == "mean_per_class_recall":
                 draws |= mean_draws(name, recall.T, self._present)
             elif name == "macro_f1":
                 # 2·TP / (2·TP + FN + FP), and the two parts of the denominator are what there is and what was said.

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from domainclip.metrics.bootstrap import Resampling
+from domainclip.metrics.metric import Interval
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,9 @@ class Ratio:
         return float(self.numerators.sum() / below) if below else float("nan")
 
 
-class Ends(tuple[float, float]):
-    """The two ends of an interval, with the number of independent units that were drawn."""
-
-    n_units: int
-
-    def __new__(cls, low: float, high: float, n_units: int) -> Ends:
-        ends = super().__new__(cls, (low, high))
-        ends.n_units = n_units
-        return ends
-
-
 def ratio_intervals(
     ratios: Mapping[str, Ratio], groups: Sequence[Hashable | None] | None, resamples: int, seed: int = 0
-) -> dict[str, Ends]:
+) -> dict[str, Interval]:
     """95 % percentile bootstrap interval of each ratio; items of one group are drawn together. Nothing for 0 resamples.
 
     A ratio that is undefined in more than half of the resamples has none, nor has any where all items are one unit:
@@ -65,5 +55,4 @@ def ratio_intervals(
     drawn = Resampling(n_items, groups, resamples, seed)
     if drawn.n_units < 2:
         return {}
-    found = drawn.intervals(statistics)
-    return {name: Ends(part.low, part.high, drawn.n_units) for name, part in found.items() if part is not None}
+    return {name: part for name, part in drawn.intervals(statistics).items() if part is not None}

@@ -10,17 +10,17 @@ from jaxtyping import Float, Int
 from domainclip.errors import ShapeError
 from domainclip.metrics.panels import Draws, Values
 
-HITS = 10
+MOST = 10
 
 
 class RetrievalPanel:
-    """``i2t_Hits@10`` and ``t2i_Hits@10`` (queries whose best hit is among the first ten; a rate, as R@10),
+    """``i2t_R@10`` and ``t2i_R@10`` (queries whose best hit is among the first ten),
     ``i2t_MRR``, ``t2i_MRR``, and ``i2t_R@1``, ``t2i_R@1``.
 
     ``i2t_ranks`` and ``t2i_ranks``: each query's rank of its best hit, from 1. ``hits`` ``[n, 2]``: image and caption
     that belong together. Images are what is resampled; a caption counts as often as the images it was written for
     do on average, since captions without their patient or specimen are not drawn by themselves. ``values`` leave out
-    a Hits@10 that ten candidates or fewer make 1 whatever the model does.
+    an R@10 that ten candidates or fewer make 1 whatever the model does.
     """
 
     cost = 1
@@ -44,7 +44,7 @@ class RetrievalPanel:
         self._starts = np.concatenate([[0], np.cumsum(per_caption)[:-1]])
         self._per_caption = per_caption
         candidates = {"i2t": n_captions, "t2i": n_images}
-        self.names = [name for name in names if not (name.endswith(f"Hits@{HITS}") and candidates[name[:3]] <= HITS)]
+        self.names = [name for name in names if not (name.endswith(f"R@{MOST}") and candidates[name[:3]] <= MOST)]
         self.values: Values = {(name, None): float(self._fractions(name).mean()) for name in self.names}
 
     def _fractions(self, name: str) -> Float[np.ndarray, " queries"]:

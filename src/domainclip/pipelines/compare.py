@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.images.store import ImageStore
 from domainclip.data.records import PairList
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DataError, Interrupted
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
@@ -152,10 +153,11 @@ def run_compare(
     config = config.updated(strict=True) if strict else config
     asked, prompts = shared_prompts(config, models)
     sets = [_opened(asked, name, path, split, metric, strict) for name, path in data.items()]
+    images = ImageStore(config.image_cache_mb * 2**20, config.max_image_pixels)  # of all models that see them alike
     for name in sorted(models, key=lambda name: name != reference):  # the reference first: without it there is no test
         if any(not found.reason for found in sets):
             own = config.updated(model_name=models[name])
-            _evaluate(own, asked, name, sets, split, strict or name == reference, strict, console)
+            _evaluate(own, asked, name, sets, split, strict or name == reference, strict, console, images)
     if all(found.reason for found in sets):
         raise DataError("No data set can be compared. " + " ".join(f"{s.name}: {s.reason}." for s in sets))
     content = compare_matrix(models, [_scored(found, models) for found in sets], reference, seed=config.seed)
@@ -223,9 +225,11 @@ def _evaluate(
     must_load: bool,
     strict: bool,
     console: Console,
+    images: ImageStore,
 ) -> None:
     """The model of ``config`` on all data sets, with the prompts of ``asked``; it is gone from memory afterwards."""
     controller = CLIPFinetuningController(config, console)
+    controller.images = images
     try:
         controller.setup()
     except (Interrupted, ConfigurationError):
@@ -259,7 +263,7 @@ def _evaluate(
 def _score(
     controller: CLIPFinetuningController, asked: CLIPFinetuningConfig, found: _DataSet, split: str
 ) -> ModelOnSet:
-    engine: EmbeddingEngine = controller.engine()  # a new one each: its cache of decoded images goes with it
+    engine: EmbeddingEngine = controller.engine()
     assert found.rows is not None and controller.model is not None
     if not found.readable:
         found.rows = readable_rows(found.rows, engine, asked, split, found.skipped)

@@ -20,6 +20,7 @@ from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
 from domainclip.devices import DeviceManager, MemoryManager
@@ -29,6 +30,7 @@ from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.events import Emitter, Listener, Milestone
 from domainclip.inference import EmbeddingEngine
 from domainclip.losses import build_loss
+from domainclip.metrics.metric import METRICS
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.apply_recipe import apply_recipe
@@ -88,6 +90,7 @@ class CLIPFinetuningController:
         self.precision: PrecisionDecision | None = None
         self.recipe: FrozenConfig | None = None
         self.decisions: list[Decision] = []
+        self.images: ImageStore | None = None
         self._auto_resolution = AutoResolution()
         self._status = "not_initialized"
 
@@ -159,9 +162,20 @@ class CLIPFinetuningController:
 
     # --- using the model ---
 
-    def engine(self, batch_size: int | None = None, autocast: Callable[[], Any] | None = None) -> EmbeddingEngine:
+    def image_store(self) -> ImageStore:
+        """Where training and evaluation find decoded images."""
+        if self.images is None:
+            self.images = ImageStore(self.config.image_cache_mb * 2**20, self.config.max_image_pixels)
+        return self.images
+
+    def engine(
+        self,
+        batch_size: int | None = None,
+        autocast: Callable[[], Any] | None = None,
+        images: ImageStore | None = None,
+    ) -> EmbeddingEngine:
         """An inference engine over the present weights, in float32 unless ``autocast`` is given: figures that are
-        reported do not depend on what the device rounds to."""
+        reported do not depend on what the device rounds to. ``images``: another store than the controller's."""
         config = self.recipe or self.config
         return EmbeddingEngine(
             self._encoder(),
@@ -169,7 +183,7 @@ class CLIPFinetuningController:
             batch_size=batch_size or config.eval_batch_size,
             resolution=config.image_resolution if config.is_set("image_resolution") else None,
             max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
-            max_pixels=config.max_image_pixels,
+            images=self.image_store() if images is None else images,
             autocast=autocast,
             preprocessing=config.image_steps(),
             text_transform=caption_pipeline(config, self._encoder().processor),
@@ -181,7 +195,7 @@ class CLIPFinetuningController:
 
     def encode_image(self, images: list[Image.Image]) -> Float[Tensor, "n dim"]:
         """Unit-length image embeddings, float32 on the CPU."""
-        return self.engine().encode_images(images)
+        return self.engine(images=ImageStore(0, self.config.max_image_pixels)).encode_images(images)
 
     def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:
         """Similarity of every image to every text by the recipe's ``similarity_metric``."""
@@ -219,7 +233,8 @@ class CLIPFinetuningController:
         transform = ImageTransform(
             recipe, recipe.augment_images, spec, recipe.largest_resolution(recipe.image_resolution)
         )
-        return CLIPDataset(pairs, self.processor, recipe, transform, **training_captions(recipe, self.processor))
+        captions = training_captions(recipe, self.processor)
+        return CLIPDataset(pairs, self.processor, recipe, transform, images=self.image_store(), **captions)
 
     def fine_tune(
         self,
@@ -275,6 +290,7 @@ class CLIPFinetuningController:
         validation_engine = engine or self.engine()
         metric = next((module for module in loss.modules() if isinstance(module, BilinearSimilarity)), None)
         validation_engine.text_map = metric.map_texts if metric is not None else None
+        validation_engine.expect([pair.image_path for pair in val])
         if reference_sets is not None:
             reference_sets.engine.text_map = validation_engine.text_map
         validate = validation_by(evaluator, validation_engine, reference_sets) if evaluator is not None else None
@@ -362,7 +378,8 @@ class CLIPFinetuningController:
         Raises ``ConfigurationError`` "Invalid metric" for a name that this data set does not give.
         """
         pairs = test_dataset.pairs if isinstance(test_dataset, CLIPDataset) else list(test_dataset)
-        metrics = self.evaluator(pairs, domain_metrics=True, intervals=False)(self.engine())
+        found = self.evaluator(pairs, domain_metrics=True, intervals=False).evaluate(self.engine())
+        metrics = METRICS.with_other_names(found.metrics)
         if domain_metrics is None:
             return metrics
         unknown = [name for name in domain_metrics if name not in metrics]

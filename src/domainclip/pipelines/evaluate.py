@@ -12,15 +12,16 @@ from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import PairList
+from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.inference import EmbeddingEngine
-from domainclip.metrics.names import ALIASES, describe, is_domain_metric, is_semantic_metric
+from domainclip.metrics.metric import METRICS
 from domainclip.pipelines.calibrate import RememberedImages
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.error_analysis import check_folder, write_error_analysis_of
-from domainclip.pipelines.run import readable_pairs, skipped_rows, splits_of
+from domainclip.pipelines.error_analysis import check_folder, expect_shown, write_error_analysis_of
+from domainclip.pipelines.run import splits_of
 from domainclip.reports.domain_markdown import DomainTable, domain_tables, figure_text
 from domainclip.reports.report import jsonable
 from domainclip.reports.semantic_text import semantic_figure, semantic_notes
@@ -59,7 +60,7 @@ class EvaluationReport:
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in self.result.metrics.items():
-            if name in ALIASES or is_domain_metric(name) or is_semantic_metric(name):
+            if METRICS[name].section == "domain" or METRICS[name].is_semantic:
                 continue
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
@@ -75,14 +76,14 @@ class EvaluationReport:
             console.print(f"Error analysis: {self.error_analysis}", markup=False, highlight=False)
 
     def _print_domain_metrics(self, console: Console) -> None:
-        found = self.result.details.get("domain_metrics")
+        found = jsonable(self.result.details.get("domain_metrics"))
         if not found or not found["metrics"]:
             return
         table = Table(title=f"Domain metrics ({found['domain']})")
         table.add_column("figure")
         table.add_column("value (95 % interval)", justify="right")
         for name, entry in found["metrics"].items():
-            table.add_row(escape(describe(name)), figure_text(name, entry))
+            table.add_row(escape(METRICS[name].title), figure_text(name, entry))
         console.print(table)
         for part in domain_tables(found, intervals=False):
             console.print(_shortened(part))
@@ -90,7 +91,7 @@ class EvaluationReport:
             console.print(f"{note}.", markup=False, highlight=False)
 
     def _print_semantics(self, console: Console) -> None:
-        found = self.result.details.get("semantics")
+        found = jsonable(self.result.details.get("semantics"))
         if not found:
             return
         if found["metrics"]:
@@ -98,7 +99,7 @@ class EvaluationReport:
             table.add_column("figure")
             table.add_column("value (95 % interval)", justify="right")
             for name, entry in found["metrics"].items():
-                table.add_row(escape(describe(name)), semantic_figure(name, entry))
+                table.add_row(escape(METRICS[name].title), semantic_figure(name, entry))
             console.print(table)
         for note in semantic_notes(found):
             console.print(f"{note.rstrip('.')}.", markup=False, highlight=False)
@@ -143,7 +144,7 @@ def readable_rows(
     rows: PairList, engine: EmbeddingEngine, config: CLIPFinetuningConfig, split: str, skipped: list[dict]
 ) -> PairList:
     """The rows whose images decode; the others are added to ``skipped``. Raises ``DataError`` when none does."""
-    kept = readable_pairs(rows, engine, split, config.strict, skipped)
+    kept = readable_pairs(rows, engine.readable, split, config.strict, skipped)
     if not kept:
         raise DataError(f"No image of the {split} split of {config.data_path} can be read: {skipped[-1]['reason']}")
     return kept
@@ -164,6 +165,8 @@ def run_evaluation(
     controller = CLIPFinetuningController(config)
     controller.setup()
     engine = controller.engine()
+    if error_analysis is not None:
+        expect_shown(engine, rows)
     rows = readable_rows(rows, engine, config, split, skipped)
     embed = RememberedImages(engine)
     evaluator = controller.evaluator(rows, domain_metrics=True)

@@ -18,6 +18,7 @@ def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: Embedd
     there are fewer. Images that cannot be read take no part."""
     paths = [pair.image_path for pair in data.pairs]
     captions = [pair.caption for pair in data.pairs]
+    engine.expect(paths, shared=recipe.num_workers > 0)
     usable: list[int] = []
 
     def find() -> Tensor:

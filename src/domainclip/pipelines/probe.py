@@ -44,7 +44,7 @@ def build_probe(
             recipe,
             ImageTransform(recipe, False, spec),
             captions["text_transform"],
-            cache=False,
+            images=data.images,
         )
     return Probe(
         encoder,

@@ -16,6 +16,7 @@ from domainclip.data.group_split import find_units, image_key
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair, PairList
+from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.sources import huggingface, tables
 from domainclip.data.sources.directories import are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE
@@ -221,8 +222,6 @@ def check_kept(recipe: FrozenConfig, encoder: DualEncoder) -> None:
 
 
 def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingEngine) -> ReferenceSet:
-    from domainclip.pipelines.run import readable_pairs, skipped_rows  # which imports this file
-
     splits = load_splits(
         path,
         train_split=config.train_split,
@@ -236,7 +235,7 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
     skipped = [row for part in (splits.train, splits.val, splits.test) for row in skipped_rows({place: part})]
 
     def readable(rows: Sequence[ImageTextPair]) -> PairList:
-        return readable_pairs(PairList(rows), engine, place, config.strict, skipped)
+        return readable_pairs(PairList(rows), engine.readable, place, config.strict, skipped)
 
     pool = [*splits.train, *splits.val]
     validation_rows, spare = validation_and_spare(pool, splits.test, config.retention_rows, config.seed)

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,19 +19,18 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
-from domainclip.data.images.reader import read_image
-from domainclip.data.records import ImageTextPair, PairList
+from domainclip.data.records import ImageTextPair
+from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
 from domainclip.data.splits import DataSplits, load_splits
 from domainclip.devices import DeviceManager
-from domainclip.errors import ConfigurationError, DataError, ImageError
+from domainclip.errors import ConfigurationError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.events import Listener
 from domainclip.files import try_folder, write_json, write_text
-from domainclip.inference import EmbeddingEngine
 from domainclip.pipelines.calibrate import RememberedImages, calibrate
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.domain_record import recorded_recipe, write_domain
-from domainclip.pipelines.error_analysis import write_error_analysis_of
+from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.reference_sets import load_reference_sets
 from domainclip.pipelines.run_alignment import BEFORE_FILE, RunAlignment
 from domainclip.pipelines.semantics import document_column
@@ -134,46 +133,6 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
 
 
-def skipped_rows(parts: Mapping[str, PairList]) -> list[dict]:
-    """Rows that the loaders skipped, as ``skipped.json`` lists them; ``parts`` by the name of their split."""
-    return [
-        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
-        for name, pairs in parts.items()
-        for row in pairs.skipped
-    ]
-
-
-def readable_pairs(pairs: PairList, engine: EmbeddingEngine, name: str, strict: bool, skipped: list[dict]) -> PairList:
-    """The rows whose images decode; the others are noted. Decoded images stay in the engine's cache."""
-    reasons = engine.readable([pair.image_path for pair in pairs])
-    kept = PairList([pair for pair, problem in zip(pairs, reasons, strict=True) if not problem], pairs.source)
-    for pair, problem in zip(pairs, reasons, strict=True):
-        if problem:
-            if strict:
-                raise DataError(f"{name}: {problem}")
-            skipped.append({"split": name, "image_path": str(pair.image_path), "reason": problem})
-    return kept
-
-
-def _require_images(pairs: PairList, max_pixels: int) -> None:
-    """Two training images that decode, or ``DataError``: a run that skips every row would change nothing."""
-    found, first = 0, ""
-    for pair in pairs:
-        try:
-            read_image(pair.image_path, max_pixels)
-        except ImageError as error:
-            first = first or str(error)
-            continue
-        found += 1
-        if found == 2:
-            return
-    if first:  # too few rows to begin with is told elsewhere
-        raise DataError(
-            f"No valid image-text pairs to train on: {found} of {len(pairs)} images can be read, 2 are needed; "
-            f"first problem: {first}"
-        )
-
-
 def run_training(
     config: CLIPFinetuningConfig,
     *,
@@ -232,7 +191,6 @@ def _run(
     started = time.monotonic()
     if splits is None:
         splits = load_splits(config.data_path, **splits_of(config))
-    _require_images(splits.train, config.max_image_pixels)
     claim_folder(folder, resume, overwrite)
     controller = CLIPFinetuningController(config, console, processes)
     controller.setup()
@@ -252,8 +210,12 @@ def _run(
         console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False, markup=False)
     engine = controller.engine()
     skipped = skipped_rows({"train": splits.train, "val": splits.val, "test": splits.test})
-    val = readable_pairs(splits.val, engine, "val", config.strict, skipped)
-    test = readable_pairs(splits.test, engine, "test", config.strict, skipped)
+    if recipe.error_analysis:
+        expect_shown(engine, splits.test or splits.val)
+    val = readable_pairs(splits.val, engine.readable, "val", config.strict, skipped)
+    test = readable_pairs(splits.test, engine.readable, "test", config.strict, skipped)
+    data = controller.training_data(splits.train)
+    require_images(data)
     evaluation_rows, evaluated_split = (test, "test") if len(test) else (val, "val")
     check_start(controller, val, test)
     alignment, undrawn = _alignment(controller, evaluation_rows, evaluated_split, folder)
@@ -291,7 +253,7 @@ def _run(
     if processes is not None:
         processes.broadcast_object(bool(len(val)))
     result = controller.fine_tune(
-        splits.train,
+        data,
         val if len(val) else None,
         folder,
         resume=resume,
@@ -363,8 +325,7 @@ def _before(
     """The evaluation of the untrained weights; a resumed run reads what the first start found."""
     kept = folder / "before.json"
     if resume and kept.is_file():
-        content = json.loads(kept.read_text(encoding="utf-8"))
-        return EvaluationResult(content["metrics"], content["details"])
+        return EvaluationResult.from_dict(json.loads(kept.read_text(encoding="utf-8")))
     result = controller.evaluator(pairs, domain_metrics=True).evaluate(embed)
     write_json(kept, jsonable(asdict(result)))
     return result

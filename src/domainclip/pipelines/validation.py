@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from domainclip.evaluation.evaluators import DomainEvaluator
@@ -20,13 +19,10 @@ def validation_by(
     checkpoint."""
 
     def validate() -> Validation:
-        metrics = evaluator(engine)
-        primary = evaluator.primary_metric
-        fraction = metrics[primary]
-        rows = metrics["n_classified"] if primary == "acc1" else min(metrics["n_images"], metrics["n_texts"])
-        error = math.sqrt(fraction * (1 - fraction) / rows)  # of a fraction of that many rows
+        result = evaluator.evaluate(engine)
+        metrics, primary = result.metrics, evaluator.primary_metric
         if reference_sets is not None:
             metrics = metrics | reference_sets.during()
-        return Validation(metrics, primary, evaluator.greater_is_better, error)
+        return Validation(metrics, primary, evaluator.greater_is_better, result.records[primary].standard_error)
 
     return validate

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from domainclip.data.splits import DataSplits
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.metrics.names import ALIASES, is_domain_metric
+from domainclip.metrics.metric import METRICS
 from domainclip.pipelines.controller import CLIPFinetuningController
 
 
@@ -89,7 +89,7 @@ def before_after_table(report: dict[str, Any], evaluated_split: str) -> Table:
     for column, justify in (("metric", "left"), ("before", "right"), ("after", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     shown = ("acc1", "acc5", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR")
-    for name in (*shown, *(name for name in report["after"] if is_domain_metric(name) and name not in ALIASES)):
+    for name in (*shown, *(name for name in report["after"] if METRICS[name].section == "domain")):
         if report["after"].get(name) is not None:
             before = report["before"].get(name)
             table.add_row(name, "" if before is None else f"{before:.3f}", f"{report['after'][name]:.3f}")

@@ -18,6 +18,7 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.located_yaml import yaml_text
 from domainclip.data.records import ImageTextPair
+from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.splits import DataSplits
 from domainclip.domains.files import is_domain_path
 from domainclip.errors import ConfigurationError, DataError
@@ -27,7 +28,6 @@ from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.domain_record import recorded_recipe, write_domain
 from domainclip.pipelines.facts import data_facts, model_facts
-from domainclip.pipelines.run import readable_pairs, skipped_rows
 from domainclip.resolve import DataFacts, ModelFacts, resolve, resolved_steps
 from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.tune import study as studies
@@ -111,7 +111,7 @@ def prepare(
         config = with_resolution(config, recipe.image_resolution)
     engine = controller.engine()
     skipped = skipped_rows({"train": splits.train, "val": splits.val})
-    val = readable_pairs(splits.val, engine, "val", config.strict, skipped)
+    val = readable_pairs(splits.val, engine.readable, "val", config.strict, skipped)
     if not len(val):
         raise DataError(f"No image of the validation split can be read, such as: {skipped[0]['reason']}")
     evaluator = controller.evaluator(val)

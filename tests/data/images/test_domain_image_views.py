@@ -20,6 +20,7 @@ from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.reader import read_image
+from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.images.views import random_view, rotated
 from domainclip.errors import ConfigurationError
@@ -86,7 +87,7 @@ def test_views_depend_on_seed_epoch_and_row_alone(tiny_data, tmp_path: Path) -> 
         transform = ImageTransform(values, augment=True, spec=spec)
         return CLIPDataset(tiny_data.pairs(), processor, values, transform, **options)
 
-    one, other = data(), data(cache=False)
+    one, other = data(), data(images=ImageStore(0))
     for epoch in range(2):
         for row in range(4):
             assert torch.equal(one.pixels((epoch, row)), other.pixels((epoch, row)))
@@ -110,10 +111,10 @@ def test_training_and_evaluation_see_the_same_steps(tiny_data) -> None:
     data = CLIPDataset(tiny_data.pairs(), encoder.processor, values)
     engine = EmbeddingEngine(encoder, preprocessing=values.image_steps())
     path = tiny_data.pairs()[0].image_path
-    assert torch.equal(data.pixels(0), engine._views(path)[0])
+    assert torch.equal(data.pixels(0), engine.pixels([path])[0])
     expected = DomainImagePipeline(steps).apply(read_image(path))
     assert torch.equal(data.pixels(0), engine.spec.apply(expected))
-    assert not torch.equal(data.pixels(0), EmbeddingEngine(encoder)._views(path)[0])
+    assert not torch.equal(data.pixels(0), EmbeddingEngine(encoder).pixels([path])[0])
 
 
 def test_allowed_turns_forbid_what_the_recipe_would_do() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from domainclip.config import DataSettings
 from domainclip.data.images.image_spec import ImageSpec, resize
 from domainclip.data.images.pipeline import DomainImagePipeline, tile_boxes
+from domainclip.data.images.preparation import Preparation, model_views
 from domainclip.data.images.reader import array_of
 from domainclip.data.images.views import random_view
 from domainclip.errors import DataError
@@ -56,6 +58,20 @@ class ImageTransform:
     @property
     def resolution(self) -> int:
         return self.spec.resolution
+
+    def preparation(self) -> Preparation:
+        """``base`` as an ``ImageStore`` keeps it: uint8 ``[1, 3, h, w]``."""
+        spec = self.spec.at(self.largest_resolution)
+        if type(self) is ImageTransform and not self.augment and not self.pipeline.tiled:
+            return model_views(self.pipeline, spec)
+        # A subclass may make anything of an image.
+        kind = (self.augment, self.config.crop_scale) if type(self) is ImageTransform else (id(self),)
+        key = (*kind, self.steps.model_dump_json(), spec)
+        return Preparation(key, self.pipeline, self.target, self._base_of)
+
+    def _base_of(self, image: np.ndarray) -> UInt8[Tensor, "1 3 h w"]:
+        # A copy: it may be a view of the decoded image, which would be held with it.
+        return self.base(image)[None].clone(memory_format=torch.contiguous_format)
 
     def read(self, path: Path, max_pixels: int) -> np.ndarray:
         """A file as ``base`` wants it. Raises as ``data.images.read_array``."""

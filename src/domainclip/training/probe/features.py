@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from domainclip.data.dataset import CLIPDataset
-from domainclip.data.images.transforms import ImageTransform
 from domainclip.errors import ImageError
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.projections import ProjectionInputs, join_inputs, projection_inputs, tower_projection
@@ -57,17 +55,11 @@ class FeatureReader:
         """
         projection, bad = tower_projection(self.encoder, "image"), {}
         transform = data.image_transform
-        clean = ImageTransform(transform.config, False, transform.spec, transform.largest_resolution)
         views = views if transform.augment else 0
 
         def read(row: int) -> list[Tensor] | ImageError:
             try:
-                if transform.augment:
-                    image = clean.read(data.pairs[row].image_path, data.config.max_image_pixels)
-                    first = clean.finish(clean.base(image), random.Random(0))  # which it does not draw from
-                else:
-                    first = data.pixels(row)
-                return [first, *(data.pixels((-1 - view, row)) for view in range(views))]
+                return data.clean_and_augmented(row, [(-1 - view, row) for view in range(views)])
             except ImageError as error:
                 if data.config.strict:
                     raise
