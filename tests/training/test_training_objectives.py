@@ -117,15 +117,15 @@ def test_hard_negatives_are_sought_between_epochs_and_survive_a_crash(tiny_data,
     whole.train()
     assert asked == [1, 2]
     part = make(tmp_path / "part", [])
-    step, seen = part.step.adaptive, []
+    take, seen = part.step.update, []
 
-    def stop_in_the_second_epoch(batch: dict) -> dict:
+    def stop_in_the_second_epoch(batch: dict, step: int) -> Any:
         seen.append(batch["rows"])
         if len(seen) == 6:
             raise KeyboardInterrupt
         return take(batch, step)
 
-    part.step.update = stop_in_the_second_epoch  # type: ignore[assignment]
+    part.step.update = stop_in_the_second_epoch  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         part.train()
     resumed: list[int] = []
