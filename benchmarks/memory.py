@@ -121,6 +121,7 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
     from domainclip.models import DualEncoder
     from domainclip.models.attention import decide_attention
     from domainclip.models.checkpoint_blocks import checkpoint_blocks
+    from domainclip.models.lora import attach_lora
     from domainclip.training.observer import peak_memory_mb
     from domainclip.training.optim.optimizer import build_optimizer
     from domainclip.training.step.gradcache import ContrastiveStep
@@ -134,7 +135,7 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
     encoder = DualEncoder(AutoModel.from_config(shape.config, dtype=torch.float32), shape.processor, name=shape.name)
     encoder.optimize_layout(cpu)
     if recipe.lora_r is not None:
-        encoder.attach_adapters(recipe, recipe.seed)
+        attach_lora(encoder, recipe, recipe.seed)
     checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
     encoder.set_attention(
         **decide_attention(

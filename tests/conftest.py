@@ -15,6 +15,7 @@ import pytest
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.events import Validated
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
+from domainclip.models.io import save_encoder
 from domainclip.models.processor import EncoderProcessor
 from domainclip.pipelines.controller import CLIPFinetuningController
 from machines import machine, metal_memory  # noqa: F401
@@ -37,7 +38,7 @@ def shared_data() -> Path:
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small saved model of each kind, and under ``parts`` the backbones that two of them were joined from."""
     base = tmp_path_factory.mktemp("models")
-    make_tiny_clip(7).save(base / "clip")
+    save_encoder(make_tiny_clip(7), base / "clip")
     return {
         "clip": base / "clip",
         "siglip": save_siglip(base / "siglip"),

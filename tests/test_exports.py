@@ -22,7 +22,9 @@ PROMISED = {
         "DomainConfig",
         "MemoryManager",
     ],
-    "domainclip.config": ["CLIPFinetuningConfig", "DomainConfig", "load_domain", "resolve"],
+    "domainclip.config": ["CLIPFinetuningConfig"],
+    "domainclip.domains": ["DomainConfig", "load_domain"],
+    "domainclip.resolve": ["resolve"],
     "domainclip.errors": ["CLIPFinetuningError", "MPSCompatibilityError", "MemoryConstraintError"],
     "domainclip.data": [
         "CLIPDataset",

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 from domainclip.models import make_tiny_clip
+from domainclip.models.io import save_encoder
 from model_zoo import save_siglip, save_vision_text
 from tiny_data import write_tiny_data
 
@@ -126,7 +127,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("golden")
     write_tiny_data(base / "data")
     write_tiny_data(base / "models" / "other", OTHER_KINDS)
-    make_tiny_clip(7, attention_dropout=0.1).save(base / "models" / "clip")
+    save_encoder(make_tiny_clip(7, attention_dropout=0.1), base / "models" / "clip")
     save_siglip(base / "models" / "siglip")
     save_vision_text(base / "models" / "mobilenet", base / "parts", "mobilenet")
     return base

@@ -225,6 +225,7 @@ def trainer_on_device(
     from domainclip.devices.precision import AUTOCAST_DTYPES, PrecisionDecision
     from domainclip.losses import build_loss
     from domainclip.models import make_tiny_clip
+    from domainclip.models.lora import attach_lora
     from domainclip.training import TrainContext, build_trainer
     from training_setup import DEFAULTS
 
@@ -234,7 +235,7 @@ def trainer_on_device(
     if config.temperature_scheduling:
         encoder.set_temperature(config.temperature, trainable=False)
     if config.lora_r is not None:
-        encoder.attach_adapters(config, config.seed)
+        attach_lora(encoder, config, config.seed)
     spec = ImageSpec.from_processor(encoder.processor.image_processor)
     dataset = CLIPDataset(pairs_in(folder), encoder.processor, config, ImageTransform(config, augment=True, spec=spec))
     loader = create_training_loader(dataset, config, 4, pad_to_multiple=16)

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.evaluators import DomainEvaluator, RetrievalEvaluator, ZeroShotEvaluator
-from domainclip.evaluation.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
+from domainclip.inference.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.metrics.classification import classification_metrics, zero_shot_logits
 
 

@@ -29,6 +29,7 @@ from domainclip.models.attention import (
     choose_slice_size,
     decide_attention,
 )
+from domainclip.models.io import save_encoder
 from domainclip.models.sliced_attention import register_sliced
 from domainclip.training import ContrastiveStep
 
@@ -100,7 +101,7 @@ def test_a_convolutional_tower_is_left_alone(encoders: Callable[[str], DualEncod
 def test_a_saved_model_does_not_name_it(encoders: Callable[[str], DualEncoder], kind: str, tmp_path: Path) -> None:
     encoder = encoders(kind)
     reference = through(encoder, AttentionDecision("sliced", 5, ""))
-    encoder.eval().save(tmp_path / "saved")
+    save_encoder(encoder.eval(), tmp_path / "saved")
     for path in (tmp_path / "saved").glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         assert "sliced" not in json.dumps(content), path.name

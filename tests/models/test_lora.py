@@ -15,7 +15,9 @@ from transformers import AutoModel
 from domainclip.config import CLIPFinetuningConfig, OptimizerSettings
 from domainclip.errors import ConfigurationError, MissingExtraError
 from domainclip.models import make_tiny_clip
-from domainclip.models.lora import is_adapter, require_peft
+from domainclip.models.adapters import is_adapter
+from domainclip.models.io import load_weights, save_encoder
+from domainclip.models.lora import attach_lora, require_peft
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 from domainclip.training.optim.optimizer import parameter_groups
@@ -62,7 +64,7 @@ def test_both_transformers_attention_and_mlp_are_adapted_and_projections_trained
     plain = dict(encoder.model.named_parameters())
     image_tower = {name for name in plain if name.startswith("vision_model.")}
     sizes = {name: plain[f"{name}.weight"].shape for name in EXPECTED[kind]}
-    encoder.attach_adapters(settings(), seed=0)
+    attach_lora(encoder, settings(), seed=0)
     assert encoder.adapters is not None
     assert set(encoder.adapters.layers) == EXPECTED[kind]
     learns = trainable(encoder)
@@ -82,7 +84,7 @@ def test_at_the_start_nothing_has_changed_and_removed_nothing_is_left(build: Bui
     encoder = build(kind)
     before, state, learned = embeddings(encoder), dict(encoder.state_dict()), trainable(encoder)
     random = torch.get_rng_state()
-    encoder.attach_adapters(settings(), seed=0)
+    attach_lora(encoder, settings(), seed=0)
     assert torch.equal(torch.get_rng_state(), random)
     for now, then in zip(embeddings(encoder), before, strict=True):
         assert torch.equal(now, then)
@@ -97,7 +99,7 @@ def test_at_the_start_nothing_has_changed_and_removed_nothing_is_left(build: Bui
 def test_adapters_repeat_with_their_seed() -> None:
     def matrices(seed: int) -> list[Tensor]:
         encoder = make_tiny_clip()
-        encoder.attach_adapters(settings(), seed)
+        attach_lora(encoder, settings(), seed)
         return [p for name, p in encoder.model.named_parameters() if ".lora_A." in name]
 
     first, again, other = matrices(3), matrices(3), matrices(4)
@@ -108,7 +110,7 @@ def test_adapters_repeat_with_their_seed() -> None:
 def test_a_locked_tower_gets_none_and_stays_locked() -> None:
     encoder = make_tiny_clip()
     encoder.lock("text")
-    encoder.attach_adapters(settings(), seed=0)
+    attach_lora(encoder, settings(), seed=0)
     assert encoder.adapters is not None
     assert set(encoder.adapters.layers) == IMAGE_OF_CLIP
     assert not any(name.startswith("text_") for name in trainable(encoder))
@@ -118,13 +120,13 @@ def test_a_locked_tower_gets_none_and_stays_locked() -> None:
 def test_target_modules_name_layers_or_their_endings(build: Build) -> None:
     encoder = make_tiny_clip()
     one = "text_model.encoder.layers.1.mlp.fc2"
-    encoder.attach_adapters(settings(target_modules=["q_proj", one]), seed=0)
+    attach_lora(encoder, settings(target_modules=["q_proj", one]), seed=0)
     assert encoder.adapters is not None
     assert set(encoder.adapters.layers) == {name for name in EXPECTED["clip"] if name.endswith("q_proj")} | {one}
     assert {name for name in trainable(encoder) if not is_adapter(name)} == PROJECTIONS
     # SigLIP's pooling head has an out_proj too, but reads its weight without calling it.
     siglip = build("siglip")
-    siglip.attach_adapters(settings(target_modules=["out_proj"]), seed=0)
+    attach_lora(siglip, settings(target_modules=["out_proj"]), seed=0)
     assert siglip.adapters is not None
     assert len(siglip.adapters.layers) == 4
     teach(siglip)
@@ -139,12 +141,12 @@ def test_everything_locked_or_nothing_to_adapt_is_refused(build: Build) -> None:
     encoder = build("mobilenet")
     encoder.lock("text")
     with pytest.raises(ConfigurationError, match=r"lora_r has no layer to adapt: every .* tower \(lock_text\)"):
-        encoder.attach_adapters(settings(), seed=0)
+        attach_lora(encoder, settings(), seed=0)
     assert encoder.adapters is None
     with pytest.raises(ConfigurationError, match=r"'q_prj'. Did you mean 'q_proj'\? Endings"):
-        make_tiny_clip().attach_adapters(settings(target_modules=["q_prj"]), seed=0)
+        attach_lora(make_tiny_clip(), settings(target_modules=["q_prj"]), seed=0)
     with pytest.raises(ConfigurationError, match=r"named 'convolution'\. Endings of this model: dense, key, query"):
-        build("mobilenet").attach_adapters(settings(target_modules=["convolution"]), seed=0)
+        attach_lora(build("mobilenet"), settings(target_modules=["convolution"]), seed=0)
     with pytest.raises(ConfigurationError, match="set lora_r too"):
         OptimizerSettings(target_modules=["q_proj"])
     with pytest.raises(ConfigurationError, match="must be positive"):
@@ -166,18 +168,20 @@ DATA_FACTS = DataFacts(800, 0.0, 0.0, 0, False, 8)
 
 
 def test_adapters_want_ten_times_the_rate() -> None:
-    recipe, decisions = resolve(CLIPFinetuningConfig(lora_r=8), CLIP_FACTS, DATA_FACTS)
+    run = resolve(CLIPFinetuningConfig(lora_r=8), CLIP_FACTS, DATA_FACTS)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.learning_rate == 5e-5
     assert recipe.image_learning_rate == recipe.text_learning_rate == pytest.approx(5e-4)
     reasons = {decision.key: decision.reason for decision in decisions}
     assert "Schulman" in reasons["image_learning_rate"]
     # What the user sets is meant for what is trained.
-    recipe, _ = resolve(CLIPFinetuningConfig(lora_r=8, learning_rate=2e-4), CLIP_FACTS, DATA_FACTS)
+    recipe = resolve(CLIPFinetuningConfig(lora_r=8, learning_rate=2e-4), CLIP_FACTS, DATA_FACTS).recipe
     assert recipe.image_learning_rate == recipe.text_learning_rate == 2e-4
     # A domain preset's rate is that of full fine-tuning.
-    recipe, _ = resolve(CLIPFinetuningConfig(lora_r=8, domain="medical"), CLIP_FACTS, DATA_FACTS)
+    recipe = resolve(CLIPFinetuningConfig(lora_r=8, domain="medical"), CLIP_FACTS, DATA_FACTS).recipe
     assert recipe.text_learning_rate == pytest.approx(3e-4)
-    again, later = resolve(CLIPFinetuningConfig(**recipe.to_dict()), CLIP_FACTS, DATA_FACTS)
+    run = resolve(CLIPFinetuningConfig(**recipe.to_dict()), CLIP_FACTS, DATA_FACTS)
+    again, later = run.recipe, list(run.decisions)
     assert again.to_dict() == recipe.to_dict()
     assert later == []
 
@@ -187,14 +191,14 @@ def test_a_convolutional_tower_alone_has_nothing_to_adapt() -> None:
     with pytest.raises(ConfigurationError, match="lora_r=8 has nothing to adapt"):
         resolve(CLIPFinetuningConfig(lora_r=8, lock_text=True), facts, DATA_FACTS)
     named = CLIPFinetuningConfig(lora_r=8, lock_text=True, target_modules=["dense"])
-    assert resolve(named, facts, DATA_FACTS)[0].target_modules == ["dense"]
-    assert resolve(CLIPFinetuningConfig(lora_r=8, lock_image=True), facts, DATA_FACTS)[0].lora_r == 8
+    assert resolve(named, facts, DATA_FACTS).recipe.target_modules == ["dense"]
+    assert resolve(CLIPFinetuningConfig(lora_r=8, lock_image=True), facts, DATA_FACTS).recipe.lora_r == 8
 
 
 def test_groups_know_adapters(build: Build) -> None:
     encoder = make_tiny_clip(layers=3)
     rates = {"learning_rate": 1e-4, "image_learning_rate": 1e-3, "text_learning_rate": 2e-3, "layer_decay": 0.5}
-    encoder.attach_adapters(settings(), seed=0)
+    attach_lora(encoder, settings(), seed=0)
     groups = parameter_groups(encoder, settings(weight_decay=0.1, **rates))
     found = {name: group for group in groups for name in group["names"]}
     assert set(found) == trainable(encoder)
@@ -208,7 +212,7 @@ def test_groups_know_adapters(build: Build) -> None:
             assert group["lr"] == 1e-4, name
             assert group["weight_decay"] == (0.0 if name == "logit_scale" else 0.1)
     mixed = build("mobilenet")
-    mixed.attach_adapters(settings(), seed=0)
+    attach_lora(mixed, settings(), seed=0)
     for group in parameter_groups(mixed, settings(**{**rates, "layer_decay": 1.0})):
         for name in group["names"]:  # trained whole at its own rate, as without adapters elsewhere
             if name.startswith("vision_model."):
@@ -225,14 +229,14 @@ def test_the_exported_model_is_plain_transformers_and_gives_the_same_embeddings(
     encoder = build(kind)
     plain = encoder.model.state_dict().keys()
     start = {name: value.clone() for name, value in encoder.model.state_dict().items()}
-    encoder.attach_adapters(settings(), seed=0)
+    attach_lora(encoder, settings(), seed=0)
     teach(encoder)
     image, text = embeddings(encoder)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with torch.no_grad():
         torch.set_float32_matmul_precision("medium")  # as devices may have it: the merged weights are exact anyway
     try:
-        encoder.save(tmp_path / "model")
+        save_encoder(encoder, tmp_path / "model")
     finally:
         torch.set_float32_matmul_precision("highest")
     assert same(encoder.state_dict(), before)  # training goes on as if nothing had been written
@@ -253,5 +257,5 @@ def test_the_exported_model_is_plain_transformers_and_gives_the_same_embeddings(
 
     encoder.merge_adapters()
     assert same(encoder.model.state_dict(), dict(model.state_dict()))
-    encoder.load_weights(tmp_path / "model")  # names and shapes are the plain ones again
+    load_weights(encoder, tmp_path / "model")  # names and shapes are the plain ones again
     assert trainable(encoder) == set(dict(encoder.model.named_parameters()))

@@ -17,6 +17,7 @@ from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DataError, ModelLoadError
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
+from domainclip.models.io import load_weights, save_encoder
 from model_zoo import save_bert, save_mobilenet, save_vit
 
 TEXTS = ["a photo of the red brick", "moon", "large grass texture seen from far above, sample 7", "sky"]
@@ -72,13 +73,13 @@ def test_a_trained_model_opens_in_plain_transformers(zoo: dict[str, Path], kind:
     with torch.no_grad():  # as if trained: no longer what was loaded
         for parameter in encoder.parameters():
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    encoder.save(tmp_path / "saved")
+    save_encoder(encoder, tmp_path / "saved")
     for mine, other in zip(ours(encoder), theirs(tmp_path / "saved"), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
     for mine, again in zip(ours(encoder), ours(load(tmp_path / "saved")), strict=True):
         torch.testing.assert_close(mine, again, rtol=1e-6, atol=1e-6)
     fresh = load(zoo[kind])
-    fresh.load_weights(tmp_path / "saved")
+    load_weights(fresh, tmp_path / "saved")
     for name, value in encoder.model.state_dict().items():
         assert torch.equal(fresh.model.state_dict()[name], value), name
 
@@ -154,7 +155,7 @@ def test_a_convolutional_backbone_is_joined(zoo: dict[str, Path], tmp_path: Path
     pooled = AutoModel.from_pretrained(vision).eval()(pixel_values=pixels).pooler_output
     expected = pooled @ encoder.model.visual_projection.weight.T
     torch.testing.assert_close(encoder.encode_image(pixels), expected, rtol=1e-5, atol=1e-6)
-    encoder.save(tmp_path / "saved")
+    save_encoder(encoder, tmp_path / "saved")
     torch.testing.assert_close(theirs(tmp_path / "saved")[0], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -187,7 +188,7 @@ def test_a_text_model_is_no_dual_encoder(zoo: dict[str, Path]) -> None:
 @pytest.mark.parametrize("damage", ["cut", "header"])
 def test_damaged_weights_are_a_load_error(zoo: dict[str, Path], tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "damaged"
-    load(zoo["clip"]).save(folder)
+    save_encoder(load(zoo["clip"]), folder)
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * 64 + content[64:])
@@ -197,7 +198,7 @@ def test_damaged_weights_are_a_load_error(zoo: dict[str, Path], tmp_path: Path, 
 
 def test_a_config_that_is_no_json_is_a_load_error(zoo: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
-    load(zoo["clip"]).save(folder)
+    save_encoder(load(zoo["clip"]), folder)
     (folder / "config.json").write_text("{ not json")
     with pytest.raises(ModelLoadError):
         load(folder)

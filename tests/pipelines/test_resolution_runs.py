@@ -25,6 +25,7 @@ from domainclip.data.images.image_spec import ImageSpec
 from domainclip.errors import ConfigurationError
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder, make_tiny_clip
 from domainclip.models import position_embeddings as positions_module
+from domainclip.models.io import load_weights, save_encoder
 from domainclip.models.position_embeddings import (
     ORIGINAL_POSITIONS,
 )
@@ -132,7 +133,7 @@ def test_a_recipe_whose_resolution_does_not_fit_is_refused(
 def loaded(kind: str, folder: Path) -> DualEncoder:
     if kind == "clip":
         encoder = make_tiny_clip(3)
-        encoder.save(folder / "clip")
+        save_encoder(encoder, folder / "clip")
         return encoder
     if kind == "siglip":
         return load_encoder(ModelSettings(model_name=str(save_siglip(folder / "siglip"))))
@@ -150,7 +151,7 @@ def test_what_is_saved_needs_no_interpolation_and_gives_the_original_back(
     weights = {name: value.clone() for name, value in encoder.state_dict().items()}
     encoder.processor.set_resolution(resolution)
     folder = tmp_path / "saved"
-    encoder.save(folder)
+    save_encoder(encoder, folder)
     assert encoder.positions.parameter is parameter  # the optimizer's own, as it was
     assert encoder.model.config.vision_config.image_size == 32
     assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
@@ -171,7 +172,7 @@ def test_what_is_saved_needs_no_interpolation_and_gives_the_original_back(
 
     with torch.no_grad():
         parameter.normal_()
-    encoder.load_weights(folder)
+    load_weights(encoder, folder)
     assert torch.equal(encoder.positions.parameter, original)
     assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
 
@@ -181,14 +182,14 @@ def test_a_second_resize_starts_from_the_first_table(kind: str, tmp_path: Path) 
     """32 → 16 → saved, loaded → 64: what 32 → 64 gives, not what is left after 16. Back at 32 it is the first."""
     encoder = loaded(kind, tmp_path)
     encoder.processor.set_resolution(16)
-    encoder.save(tmp_path / "small")
+    save_encoder(encoder, tmp_path / "small")
     fresh = load_encoder(ModelSettings(model_name=str(tmp_path / "small")))
     for resolution in (64, 32, 16):
         pixels = torch.randn(2, 3, resolution, resolution, generator=torch.Generator().manual_seed(resolution))
         with torch.no_grad():
             torch.testing.assert_close(fresh.encode_image(pixels), encoder.encode_image(pixels), rtol=0, atol=1e-6)
         fresh.processor.set_resolution(resolution)
-        fresh.save(tmp_path / f"again{resolution}")
+        save_encoder(fresh, tmp_path / f"again{resolution}")
         plain = AutoModel.from_pretrained(tmp_path / f"again{resolution}").eval()
         assert plain.config.vision_config.image_size == resolution
         with torch.no_grad():
@@ -197,7 +198,7 @@ def test_a_second_resize_starts_from_the_first_table(kind: str, tmp_path: Path) 
 
 
 def test_a_model_saved_at_its_own_resolution_has_nothing_beside_it(tmp_path: Path) -> None:
-    make_tiny_clip().save(tmp_path)
+    save_encoder(make_tiny_clip(), tmp_path)
     assert not (tmp_path / ORIGINAL_POSITIONS).exists()
 
 
@@ -212,7 +213,7 @@ def test_a_save_that_fails_leaves_the_model_as_it_was(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(encoder.model, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
-        encoder.save(tmp_path)
+        save_encoder(encoder, tmp_path)
     assert encoder.positions.parameter is parameter
     assert encoder.model.config.vision_config.image_size == 32
 
@@ -226,7 +227,7 @@ def test_a_tower_that_interpolates_by_itself_is_saved_as_it_is(tmp_path: Path) -
     text = save_bert(tmp_path / "bert")
     encoder = load_encoder(ModelSettings(vision_model_name=str(tmp_path / "dinov2"), text_model_name=str(text)))
     encoder.processor.set_resolution(64)
-    encoder.save(tmp_path / "saved")
+    save_encoder(encoder, tmp_path / "saved")
     plain = AutoModel.from_pretrained(tmp_path / "saved").eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

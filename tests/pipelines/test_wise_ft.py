@@ -22,6 +22,7 @@ from domainclip.evaluation.trade_off import (
 )
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.batch_norm import recompute_statistics, statistics_differ
+from domainclip.models.lora import attach_lora
 from domainclip.pipelines.wise_ft import FIRST_ALPHAS, REFINEMENTS, Interpolation, sweep
 from domainclip.reports.trade_off_markdown import trade_off_markdown
 from domainclip.resolve.reference_sets import resolve_reference_sets
@@ -76,7 +77,7 @@ def test_adapters_are_merged_first() -> None:
     pytest.importorskip("peft")
     encoder = make_tiny_clip()
     before, start = embeddings(encoder), weights_of(encoder)
-    encoder.attach_adapters(AdapterSettings(lora_r=2, lora_dropout=0.0), seed=0)
+    attach_lora(encoder, AdapterSettings(lora_r=2, lora_dropout=0.0), seed=0)
     with torch.no_grad():
         for parameter in encoder.model.parameters():
             if parameter.requires_grad:

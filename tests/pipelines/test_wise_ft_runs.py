@@ -13,6 +13,7 @@ from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
+from domainclip.models.io import save_encoder
 from domainclip.pipelines import CLIPFinetuningController, run_training
 from domainclip.pipelines.wise_ft import FIRST_ALPHAS, REFINEMENTS, initial_weights_of
 from domainclip.training.regularization.initial_weights import initial_weights, weights_of
@@ -52,24 +53,24 @@ def test_a_second_training_starts_from_where_the_first_ended(tiny_data: TinyData
     controller.setup()
     assert controller.model is not None
     move(controller.model)
-    controller._status = "trained"
+    controller.session.as_loaded = False
     begun = embeddings(controller.model)
     controller.fine_tune(tiny_data.pairs(), None, tmp_path)
     assert torch.equal(embeddings(controller.model)[0], begun[0])
 
 
 def test_a_model_that_was_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
-    make_tiny_clip(1).save(tmp_path)
+    save_encoder(make_tiny_clip(1), tmp_path)
     config = CLIPFinetuningConfig(model_name=str(tmp_path), wise_ft=True, wise_ft_alpha=0.5)
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
     assert controller.model is not None
     start = initial_weights(controller.model, config)
     assert start is not None
-    assert initial_weights_of(controller, start).keys() == controller.model.model.state_dict().keys()
-    make_tiny_clip(2).save(tmp_path)
+    assert initial_weights_of(controller.config, start).keys() == controller.model.model.state_dict().keys()
+    save_encoder(make_tiny_clip(2), tmp_path)
     with pytest.raises(ConfigurationError, match="other weights now than when the training started"):
-        initial_weights_of(controller, start)
+        initial_weights_of(controller.config, start)
 
 
 @pytest.fixture(scope="module")

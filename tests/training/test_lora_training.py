@@ -17,8 +17,10 @@ from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.errors import CheckpointError
 from domainclip.losses import CLIPContrastiveLoss
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
+from domainclip.models.adapters import is_adapter
 from domainclip.models.checkpoint_blocks import checkpoint_blocks, checkpoint_options
-from domainclip.models.lora import is_adapter, load_training_state, training_state
+from domainclip.models.io import load_training_state, training_state
+from domainclip.models.lora import attach_lora
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.training import ContrastiveStep, Validation
 from lora_cases import KINDS, LORA, Build, assert_same_directions, embeddings, inputs, settings, teach, trainable
@@ -31,7 +33,7 @@ from training_setup import make_trainer, same, train_until, weights
 def lora_encoder(seed: int = 0) -> DualEncoder:
     """Dropout in the attention and in the adapters."""
     encoder = make_tiny_clip(attention_dropout=0.1)
-    encoder.attach_adapters(settings(lora_dropout=0.1), seed)
+    attach_lora(encoder, settings(lora_dropout=0.1), seed)
     return encoder
 
 
@@ -103,7 +105,7 @@ def test_what_a_checkpoint_needs_is_small_and_exact(tmp_path: Path) -> None:
     load_training_state(fresh, state)
     assert same(fresh.state_dict(), encoder.state_dict())
     other = make_tiny_clip(seed=1)
-    other.attach_adapters(settings(), seed=0)
+    attach_lora(other, settings(), seed=0)
     with pytest.raises(CheckpointError, match="beside other weights"):
         load_training_state(other, state)
     plain = make_tiny_clip()
@@ -112,7 +114,7 @@ def test_what_a_checkpoint_needs_is_small_and_exact(tmp_path: Path) -> None:
 
 def test_a_convolutional_towers_statistics_are_part_of_a_checkpoint(build: Build) -> None:
     encoder = build("mobilenet")
-    encoder.attach_adapters(settings(), seed=0)
+    attach_lora(encoder, settings(), seed=0)
     names = training_state(encoder)["trained"].keys()
     assert {name for name, _ in encoder.named_buffers()} & set(encoder.state_dict()) <= names
     assert any(name.endswith("running_mean") for name in names)
@@ -186,7 +188,7 @@ def test_checkpointed_blocks_give_the_same_gradients(
             if isinstance(module, nn.Dropout):
                 module.p = dropout
     if adapters:
-        encoder.attach_adapters(settings(lora_dropout=dropout), seed=0)
+        attach_lora(encoder, settings(lora_dropout=dropout), seed=0)
         teach(encoder)
     encoder.double().train()
     reference = gradients(encoder, micro_batch)

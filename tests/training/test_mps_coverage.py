@@ -22,6 +22,7 @@ from domainclip.inference import EmbeddingEngine
 from domainclip.losses import LOSSES, build_loss
 from domainclip.models import DualEncoder, load_encoder
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
+from domainclip.models.lora import attach_lora
 from domainclip.models.sliced_attention import register_sliced
 from domainclip.retrieval.mining import hard_negatives
 from domainclip.training import TrainContext, Trainer, build_trainer
@@ -192,7 +193,7 @@ def test_adapters_and_checkpointed_blocks_run_on_mps(
 ) -> None:
     recipe = {"lora_r": 2, "lora_dropout": 0.1}
     encoder = encoder_of(kind)
-    encoder.attach_adapters(CLIPFinetuningConfig(**recipe), seed=0)
+    attach_lora(encoder, CLIPFinetuningConfig(**recipe), seed=0)
     checkpoint_blocks(encoder.model, enabled=True)
     assert_runs_on_mps(whole_step(trainer_of(encoder, tiny_data, tmp_path, **recipe)))
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 import resume_child
 from domainclip.models import make_tiny_clip
+from domainclip.models.io import save_encoder
 from domainclip.training import Validation
 from tiny_data import TinyData
 from training_setup import make_trainer, same, train_until, weights
@@ -95,7 +96,7 @@ def context() -> Any:
 @pytest.fixture(scope="module")
 def values(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = tmp_path_factory.mktemp("model")
-    make_tiny_clip(attention_dropout=0.1).save(model)
+    save_encoder(make_tiny_clip(attention_dropout=0.1), model)
     return {
         "model_name": str(model),
         "data_path": str(tiny_data.folder),

@@ -216,7 +216,8 @@ def test_a_model_of_the_sigmoid_kind_is_trained_with_it() -> None:
 
     model = ModelFacts(224, 64, True, "transformer", "transformer", 0.1, sigmoid=True)
     data = DataFacts(100, 0.5, 0.0, 0, False, 2)
-    recipe, decisions = resolve(CLIPFinetuningConfig(), model, data)
+    run = resolve(CLIPFinetuningConfig(), model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.loss_type == "sigmoid"
     assert any(decision.key == "loss_type" and "pretrained" in decision.reason for decision in decisions)
 
@@ -225,7 +226,7 @@ def test_a_schedule_excludes_a_learned_temperature() -> None:
     from domainclip.resolve import DataFacts, resolve
 
     model, data = ModelFacts(224, 77, False, "transformer", "transformer", 0.2), DataFacts(100, 0, 0, 0, False, 2)
-    recipe, _ = resolve(CLIPFinetuningConfig(temperature_scheduling=True), model, data)
+    recipe = resolve(CLIPFinetuningConfig(temperature_scheduling=True), model, data).recipe
     assert not recipe.learnable_temp
     assert recipe.temperature == recipe.max_temp  # the model's .2 is above it
     with pytest.raises(ConfigurationError, match=r"temp_warmup_steps=999 is more than the 90 steps"):
@@ -240,10 +241,11 @@ def test_label_smoothing_is_taken_back_aloud_for_the_sigmoid_objective() -> None
     from domainclip.resolve import DataFacts, resolve
 
     model, data = ModelFacts(224, 77, False, "transformer", "transformer", 0.07), DataFacts(100, 0, 0, 0, False, 2)
-    recipe, decisions = resolve(CLIPFinetuningConfig(loss_type="sigmoid", label_smoothing=0.1), model, data)
+    run = resolve(CLIPFinetuningConfig(loss_type="sigmoid", label_smoothing=0.1), model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.label_smoothing == 0
     assert any(decision.key == "label_smoothing" for decision in decisions)
-    kept, _ = resolve(CLIPFinetuningConfig(loss_type="contrastive", label_smoothing=0.1), model, data)
+    kept = resolve(CLIPFinetuningConfig(loss_type="contrastive", label_smoothing=0.1), model, data).recipe
     assert kept.label_smoothing == 0.1
 
 

@@ -8,13 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.config.recipe_files import domain_preset
+from domainclip.domains import load_domain
 
 
 def recipe_rows(config: CLIPFinetuningConfig) -> list[dict[str, Any]]:
     """One dict per key. ``source``: ``set``, ``preset`` (of the domain), or ``default`` (decided at the start of a run
     where the data, the model or the device know better)."""
-    preset = domain_preset(config.domain)
+    preset = load_domain(config.domain).recipe_values()
     rows = []
     for key, field in CLIPFinetuningConfig.model_fields.items():
         value, source = getattr(config, key), "default"

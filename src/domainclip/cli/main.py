@@ -222,7 +222,10 @@ def config_validate(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")], overrides: Overrides = None
 ) -> None:
     """Check a recipe; exit code 2 and the file's line when something is wrong."""
+    from domainclip.domains import load_domain
+
     config = _config(recipe, overrides)
+    load_domain(config.domain)
     names = ", ".join(sorted(config.to_dict(only_set=True))) or "nothing"
     typer.echo(f"{recipe}: valid; sets {names}")
 
@@ -240,8 +243,9 @@ def data_check(
     config = _config(None, overrides, model_name=model)
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
+    from domainclip.domains.recipes import caption_steps
 
-    captions = CaptionPipeline(config.caption_steps())
+    captions = CaptionPipeline(caption_steps(config))
     count_tokens, limit = None, config.max_sequence_length
     if model is not None:
         from domainclip.models.loading import load_processor

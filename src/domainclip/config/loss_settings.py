@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator, model_validator
 
 from domainclip.config.base import Settings
+from domainclip.config.domain_name import Domain
 
 METRICS = ("cosine", "dot", "euclidean", "bilinear")
 
@@ -140,3 +141,9 @@ class LossSettings(TemperatureSettings):
         if self.objectives and self.loss_type != "combined" and "loss_type" in self.model_fields_set:
             raise ValueError(f"objectives needs loss_type=combined (it is {self.loss_type!r})")
         return self
+
+
+class ObjectiveSettings(LossSettings):
+    """What an objective is built from: the recipe's keys, and the family of the domain that the recipe names."""
+
+    family: Domain = Field("general", description="Shipped domain whose objective holds (loss_type domain_specific).")

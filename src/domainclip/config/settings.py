@@ -7,12 +7,13 @@ the user left unset by what the model, the data and the device say, and gives th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from domainclip.config.base import Settings
 from domainclip.config.domain_metric_settings import DomainMetricSettings
+from domainclip.config.domain_name import check_domain_name
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.config.loss_settings import TemperatureSettings
 from domainclip.config.probe_settings import ProbeSettings
@@ -20,9 +21,6 @@ from domainclip.config.reference_settings import ReferenceSettings
 from domainclip.config.resolution_settings import BatchScheduleSettings, ResolutionSettings
 from domainclip.config.semantic_settings import SemanticSettings
 from domainclip.config.text_preprocessing import TextPreprocessing
-
-if TYPE_CHECKING:
-    from domainclip.domains.domain import DomainConfig
 
 DEFAULT_TEMPLATES = (
     "a photo of a {}.",
@@ -33,9 +31,6 @@ DEFAULT_TEMPLATES = (
     "{}",
 )
 """Sentences a class is described by where the user gives none; {} stands for its label."""
-
-Domain = Literal["general", "medical", "industrial", "scientific"]
-"""The shipped domains; a user's own has one of them as its family."""
 
 
 class SeedSettings(Settings):
@@ -127,28 +122,8 @@ class DataSettings(SeedSettings):
     @field_validator("domain")
     @classmethod
     def _domain_is_there(cls, domain: str) -> str:
-        if domain not in get_args(Domain):
-            from domainclip.domains.files import load_domain  # it reads these settings
-
-            load_domain(domain)
+        check_domain_name(domain)
         return domain
-
-    def domain_config(self) -> DomainConfig:
-        """The domain with everything it inherits; of a run's frozen recipe, what it was when the recipe was resolved.
-
-        Raises ``ConfigurationError`` where its file is gone or wrong.
-        """
-        from domainclip.domains.files import load_domain
-
-        return load_domain(self.domain)
-
-    def image_steps(self) -> ImagePreprocessing:
-        """What is done to images before the resize: ``image_preprocessing`` where it is set, else the domain's."""
-        return self.image_preprocessing or self.domain_config().images
-
-    def caption_steps(self) -> TextPreprocessing:
-        """What is done to texts before the tokenizer: ``text_preprocessing`` where it is set, else the domain's."""
-        return self.text_preprocessing or self.domain_config().texts
 
     @model_validator(mode="after")
     def _splits_make_a_whole(self) -> Self:

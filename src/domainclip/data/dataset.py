@@ -201,7 +201,7 @@ class CLIPDataset(Dataset):
     @cached_property
     def _clean(self) -> ImageTransform:
         mine = self.image_transform
-        return ImageTransform(mine.config, False, mine.spec, mine.largest_resolution)
+        return ImageTransform(mine.config, False, mine.spec, mine.largest_resolution, mine.steps)
 
     def _view(self, key: RowKey, base: Tensor) -> Tensor:
         epoch, row = key[:2] if isinstance(key, tuple) else (0, key)

@@ -13,6 +13,7 @@ from domainclip.data.sources.loaders import DatasetLoader
 from domainclip.demo.images import build_demo_data
 from domainclip.files import replaced_directory
 from domainclip.models import make_tiny_clip
+from domainclip.models.io import save_encoder
 from domainclip.pipelines import RunOutcome, run_training
 
 RECIPE: dict[str, Any] = {
@@ -50,7 +51,7 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
         corpus=captions,
     )
     with replaced_directory(folder / "initial-model") as temporary:
-        encoder.save(temporary)
+        save_encoder(encoder, temporary)
     millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     console.print(
         f"A CLIP of {millions:.1f} M parameters with random weights, trained from scratch. With weights from a hub "

@@ -11,10 +11,12 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from domainclip.config.base import Settings
+from domainclip.config.domain_name import Domain
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.config.located_yaml import KeyPath, yaml_text
 from domainclip.config.loss_settings import LossSettings
-from domainclip.config.settings import Domain, EvaluationSettings
+from domainclip.config.recipe import CLIPFinetuningConfig
+from domainclip.config.settings import EvaluationSettings
 from domainclip.config.text_preprocessing import PromptPack, TextPreprocessing
 from domainclip.domains.layers import WHOLE_VALUES, DomainLayer
 from domainclip.errors import ConfigurationError
@@ -99,8 +101,6 @@ class Choice:
 
 def recipe_sections() -> dict[str, str]:
     """Every recipe key that a domain may set, with its section."""
-    from domainclip.config.recipe import CLIPFinetuningConfig  # it knows all groups of settings, and reads this module
-
     return {
         key: (
             "augmentation"
@@ -162,8 +162,6 @@ class DomainConfig(Settings):
         return {key: values[key] for key in (*order, *(key for key in values if key not in order))}
 
     def _checked_recipe_values(self) -> dict[str, Any]:
-        from domainclip.config.recipe import CLIPFinetuningConfig
-
         given = {key: value for section in RECIPE_SECTIONS for key, value in getattr(self, section).items()}
         # The data are a run's: what a domain says of reference sets holds where a run has some.
         checked = CLIPFinetuningConfig(retention_data=None, **given).to_dict(only_set=True)

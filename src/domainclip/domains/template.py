@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from domainclip.config.base import Settings
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.config.located_yaml import KeyPath, yaml_text
+from domainclip.config.recipe import CLIPFinetuningConfig
 from domainclip.config.text_preprocessing import PromptPack, TextPreprocessing
 from domainclip.domains.domain import RECIPE_SECTIONS, Choice, DomainConfig, recipe_sections
 
@@ -72,8 +73,6 @@ def _keys_of(section: str) -> list[tuple[str, Any, str]]:
         fields = _PREPROCESSING[section].model_fields
         names = list(fields)
     else:
-        from domainclip.config.recipe import CLIPFinetuningConfig  # it reads domains itself
-
         fields = CLIPFinetuningConfig.model_fields
         homes = recipe_sections()
         names = [key for key in _OFTEN.get(section, homes) if homes[key] == section]

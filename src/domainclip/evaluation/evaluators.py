@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from domainclip.errors import DataError, ShapeError
-from domainclip.evaluation.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.evaluation.protocols import (
     AddedScores,
     Embedder,
     EvaluationResult,
     LabelledPair,
 )
+from domainclip.inference.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.classification import classification_metrics, zero_shot_logits
 from domainclip.metrics.domain_metrics import DomainMetrics, RetrievalRanks

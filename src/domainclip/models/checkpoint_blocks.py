@@ -1,24 +1,31 @@
-"""Activation checkpointing of the towers' blocks."""
+"""Activation checkpointing of the towers' blocks, exact with dropout on Apple's GPU too."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from domainclip.models.recompute import same_random_numbers
+from domainclip.models.towers import TowerName
 
 
-def checkpoint_blocks(model: Any, enabled: bool) -> list[Literal["image", "text"]]:
+def checkpoint_blocks(model: Any, enabled: bool) -> list[TowerName]:
     """Keep only each block's input in training and compute its inside again backward, with the same dropout: the same
     gradients for one more forward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 
-    ``model``: what ``DualEncoder.model`` is, on the device it trains on. Returns the towers that ``transformers``
-    cannot do it for, such as convolutional ones; they are left alone.
+    Args:
+        model: What ``DualEncoder.model`` is, on the device it trains on.
+        enabled: False switches it off again.
+
+    Returns:
+        The towers that ``transformers`` cannot do it for, such as convolutional ones; they are left alone.
     """
-    unsupported: list[Literal["image", "text"]] = []
-    towers: dict[Literal["image", "text"], Any] = {"image": model.vision_model, "text": model.text_model}
+    unsupported: list[TowerName] = []
+    towers: dict[TowerName, Any] = {"image": model.vision_model, "text": model.text_model}
     for name, tower in towers.items():
         if not getattr(tower, "supports_gradient_checkpointing", False):
             unsupported.append(name)
@@ -44,3 +51,32 @@ def checkpoint_options(device: torch.device) -> dict[str, Any]:
     if device.type == "mps":
         options["context_fn"] = partial(same_random_numbers, device.type)
     return options
+
+
+class MPSRandomState(AbstractContextManager):
+    """Inside, the GPU draws from where it stood when this was made; afterwards it goes on as if nothing had been.
+
+    It may be entered again: a second backward pass over one graph computes the part once more.
+    """
+
+    def __init__(self) -> None:
+        self.at_first = torch.mps.get_rng_state()
+        self._present: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        self._present.append(torch.mps.get_rng_state())
+        torch.mps.set_rng_state(self.at_first)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        torch.mps.set_rng_state(self._present.pop())
+
+
+def same_random_numbers(device_type: str) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """A ``context_fn`` for ``torch.utils.checkpoint``, with ``functools.partial(same_random_numbers, device.type)``.
+
+    Its ``preserve_rng_state`` covers the CPU and CUDA alone: on MPS, without a word, dropout takes other numbers when
+    it is computed again, and the gradient is that of another network (pytorch issue 127676; so in torch 2.13).
+    """
+    return nullcontext(), MPSRandomState() if device_type == "mps" else nullcontext()

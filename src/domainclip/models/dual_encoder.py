@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from domainclip.config.settings import AdapterSettings
 from domainclip.errors import ConfigurationError
+from domainclip.models.adapters import LoraAdapters
 from domainclip.models.attention import AttentionDecision, has_attention
-from domainclip.models.image_resolutions import CONVOLUTIONAL_STEP, resolution_rule
-from domainclip.models.lora import LoraAdapters, attach_lora
-from domainclip.models.open_clip.saving import save_open_clip
 from domainclip.models.position_embeddings import position_embeddings
 from domainclip.models.processor import EncoderProcessor
-from domainclip.models.quiet import quiet_transformers
+from domainclip.models.towers import (
+    CONVOLUTIONAL_STEP,
+    BatchNorm,
+    Tower,
+    TowerKind,
+    TowerName,
+    layer_index,
+    resolution_rule,
+    tower_kind,
+    tower_of,
+)
 from domainclip.resolve.resolution import ResolutionRule
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP clips its learned scale so that logits are never multiplied by more than 100 (Radford et al. 2021, §2.5)."""
-
-TowerKind = Literal["transformer", "convolutional"]
-Tower = Literal["image", "text", "scale"]
-
-_LAYER = re.compile(r"\.(?:layers?|blocks|stages)\.(\d+)\.")
 
 
 class DualEncoder(nn.Module):
@@ -60,11 +60,10 @@ class DualEncoder(nn.Module):
         self.fresh_projections = fresh_projections
         self.frozen_batch_norm = frozen_batch_norm
         self.positions = position_embeddings(model.vision_model)
-        self._side_rule: ResolutionRule | None = None
         self._locked: set[str] = set()
         self.adapters: LoraAdapters | None = None
         self.open_clip_config: dict[str, Any] | None = None
-        """What an OpenCLIP checkpoint says of itself; where there is one, ``save`` writes that layout too."""
+        """What an OpenCLIP checkpoint says of itself; with it ``io.save_encoder`` writes that layout too."""
 
     # --- what it is ---
 
@@ -104,9 +103,7 @@ class DualEncoder(nn.Module):
     @property
     def native_resolution(self) -> int:
         """Resolution in pixels of what the model's own image processor hands to the tower."""
-        processor = self.processor.image_processor
-        size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-        return int(size.get("height") or size.get("shortest_edge"))
+        return self.processor.resolution
 
     @property
     def text_length(self) -> int:
@@ -116,15 +113,12 @@ class DualEncoder(nn.Module):
     @property
     def image_tower_kind(self) -> TowerKind:
         """``convolutional`` for batch-normalised ImageNet towers, which want about ten times a transformer's rate."""
-        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.vision_model.modules())
-        return "convolutional" if batch_norm else "transformer"
+        return tower_kind(self.model.vision_model)
 
-    @property
+    @cached_property
     def resolution_rule(self) -> ResolutionRule:
         """Which resolutions the tower takes."""
-        if self._side_rule is None:
-            self._side_rule = resolution_rule(self)
-        return self._side_rule
+        return resolution_rule(self.model, self.positions, self.native_resolution)
 
     @property
     def resolution_step(self) -> int:
@@ -174,24 +168,18 @@ class DualEncoder(nn.Module):
     def named_tower_parameters(self) -> Iterator[tuple[Tower, str, nn.Parameter]]:
         """Every parameter once, with the tower it belongs to."""
         for name, parameter in self.model.named_parameters():
-            if name.startswith(("vision_model.", "visual_projection.")):
-                yield "image", name, parameter
-            elif name.startswith(("text_model.", "text_projection.")):
-                yield "text", name, parameter
-            else:
-                yield "scale", name, parameter
+            yield tower_of(name), name, parameter
 
-    def tower_modules(self, tower: Literal["image", "text"]) -> nn.ModuleList:
+    def tower_modules(self, tower: TowerName) -> nn.ModuleList:
         """The modules that make the embeddings of images or of texts."""
         names = ("vision_model", "visual_projection") if tower == "image" else ("text_model", "text_projection")
         return nn.ModuleList([part for name in names if (part := getattr(self.model, name, None)) is not None])
 
     def layer_index(self, name: str) -> int | None:
         """Depth of the block a parameter belongs to, counted from the input; None outside the blocks."""
-        found = _LAYER.search(name)
-        return int(found.group(1)) if found else None
+        return layer_index(name)
 
-    def lock(self, tower: Literal["image", "text"]) -> None:
+    def lock(self, tower: TowerName) -> None:
         """Freeze a tower and its projection, except a projection that was just created and knows nothing yet."""
         self._locked.add(tower)
         for owner, name, parameter in self.named_tower_parameters():
@@ -203,12 +191,6 @@ class DualEncoder(nn.Module):
     @property
     def locked(self) -> frozenset[str]:
         return frozenset(self._locked)
-
-    def attach_adapters(self, settings: AdapterSettings, seed: int) -> LoraAdapters:
-        """Train LoRA adapters instead of the towers' weights from here on; lock towers first (``lora.attach_lora``)."""
-        self.adapters = attach_lora(self, settings, seed)
-        self.train(self.training)
-        return self.adapters
 
     def merge_adapters(self) -> None:
         """Add what adapters have learned to the weights and take them out. Nothing happens where there are none."""
@@ -230,7 +212,7 @@ class DualEncoder(nn.Module):
         if mode:
             if self.frozen_batch_norm:
                 for module in self.model.modules():
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    if isinstance(module, BatchNorm):
                         module.eval()
             if "image" in self._locked:
                 self.model.vision_model.eval()
@@ -292,38 +274,3 @@ class DualEncoder(nn.Module):
         layer.weight.copy_(weight @ layer.weight)
         if layer.bias is not None:
             layer.bias.copy_(weight @ layer.bias)
-
-    def save(self, folder: Path, *, open_clip: bool = True) -> None:
-        """Write what plain ``transformers`` loads: weights (safetensors), config, tokenizer, image processor.
-
-        Adapters are merged into what is written, and go on as they are. Where the image processor asks for another
-        resolution than the position embeddings are for, these are written resized, so that nobody has to ask for
-        interpolation, and the original ones beside them.
-
-        Where ``open_clip_config`` is set, and unless ``open_clip`` forbids it, the same model is written as an OpenCLIP
-        checkpoint as well; the two layouts share the tokenizer.
-        """
-        positions, resolution = self.positions, self.native_resolution
-        config = self.model.config.vision_config
-        with quiet_transformers(), positions.saved_for(resolution, config, folder) if positions else nullcontext():
-            weights = self.adapters.merged_state_dict() if self.adapters is not None else None
-            if open_clip and self.open_clip_config is not None:  # first: save_pretrained empties what it is given
-                save_open_clip(self, self.model.state_dict() if weights is None else weights, folder)
-            self.model.save_pretrained(folder, state_dict=weights)
-            self.processor.save(folder)
-        for path in folder.iterdir():  # safetensors writes files that only their owner can read
-            path.chmod(0o644)
-
-    def load_weights(self, folder: Path) -> None:
-        """Take over the weights of a folder that ``save`` wrote for a model of the same shape.
-
-        Adapters are taken out first: they are merged into such weights already.
-        """
-        self.remove_adapters()
-        with quiet_transformers():
-            saved = type(self.model).from_pretrained(folder, dtype=self.dtype)
-        weights = saved.state_dict()
-        if self.positions is not None and (originals := self.positions.originals_of(folder)) is not None:
-            name = next(name for name, value in self.model.named_parameters() if value is self.positions.parameter)
-            weights[name] = originals
-        self.model.load_state_dict(weights)

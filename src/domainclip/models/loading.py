@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from domainclip.config import ModelSettings
 from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.io import quiet_transformers
 from domainclip.models.open_clip.loading import (
     load_model_config,
     load_open_clip,
@@ -23,7 +24,6 @@ from domainclip.models.open_clip.loading import (
 from domainclip.models.open_clip.projected_dual_encoder import ProjectedDualEncoderConfig
 from domainclip.models.open_clip.saving import describe_as_open_clip
 from domainclip.models.processor import EncoderProcessor, TextPadding
-from domainclip.models.quiet import quiet_transformers
 from domainclip.models.tiny import make_tiny_clip
 
 log = logging.getLogger(__name__)

@@ -36,6 +36,13 @@ class EncoderProcessor:
     def pad_token_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
 
+    @property
+    def resolution(self) -> int:
+        """Resolution in pixels of the square images that the image processor hands out."""
+        processor = self.image_processor
+        size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+        return int(size.get("height") or size.get("shortest_edge"))
+
     def token_ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut to ``max_length``, without padding."""
         limit = min(max_length or self.max_length, self.max_length)

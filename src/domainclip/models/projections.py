@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.towers import TowerName
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TowerProjection:
     """``layer`` maps what the tower has pooled to the embedding; with ``adds_residual`` something else is added to what
     it gives, which is no function of it (SigLIP's image tower: the attention pooling goes round its MLP)."""
 
-    tower: Literal["image", "text"]
+    tower: TowerName
     layer: nn.Module
     adds_residual: bool = False
 
@@ -45,7 +46,7 @@ class ProjectionInputs:
         return embeds if self.residual is None else embeds + self.residual[rows]
 
 
-def tower_projection(encoder: DualEncoder, tower: Literal["image", "text"]) -> TowerProjection:
+def tower_projection(encoder: DualEncoder, tower: TowerName) -> TowerProjection:
     """The projection of a tower. SigLIP has none: there the text tower's linear layer, which is a projection by another
     name, and the second layer of the image tower's last MLP."""
     model: Any = encoder.model

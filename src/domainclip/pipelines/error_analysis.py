@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +17,11 @@ from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
+from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.error_analysis import build_error_analysis
-from domainclip.evaluation.evaluators import Embedder
+from domainclip.evaluation.protocols import Embedder
 from domainclip.files import try_folder
-from domainclip.inference import EmbeddingEngine
-from domainclip.models import DualEncoder
-from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.reports.error_analysis_page import write_error_analysis
 
 _LONGEST, _QUALITY, _BYTES = 312, 95, 60_000
@@ -58,7 +57,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_error_analysis_of(
-    controller: CLIPFinetuningController,
+    session: ModelSession,
     pairs: Sequence[ImageTextPair],
     engine: EmbeddingEngine,
     embed: Embedder,
@@ -66,8 +65,7 @@ def write_error_analysis_of(
     title: str,
 ) -> Path:
     """Write ``error_analysis.html`` into ``folder``. ``embed``: ``engine``, or what remembers its embeddings."""
-    config, encoder = controller.recipe or controller.config, controller.model
-    assert encoder is not None
+    config = session.config
 
     shown = _shown_by(engine)
 
@@ -78,20 +76,10 @@ def write_error_analysis_of(
     study = build_error_analysis(
         title,
         pairs,
-        controller.evaluator(pairs),
+        build_evaluator(session, pairs),
         embed,
-        model_probabilities(encoder),
+        session.probabilities,
         config.error_analysis_images,
         config.seed,
     )
     return write_error_analysis(folder, study, read)
-
-
-def model_probabilities(encoder: DualEncoder) -> Callable[[Tensor], Tensor]:
-    """Cosines ``[images, classes]`` to the model's probabilities: a softmax at its temperature, or for SigLIP a sigmoid
-    of each class by itself."""
-    scale = encoder.logit_scale.detach().double().exp().cpu()
-    if not encoder.is_siglip:
-        return lambda cosines: torch.softmax(cosines.double() * scale, dim=1)
-    bias = encoder.logit_bias.detach().double().cpu() if encoder.logit_bias is not None else torch.zeros(())
-    return lambda cosines: torch.sigmoid(cosines.double() * scale + bias)

@@ -25,9 +25,10 @@ from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.models.attention import AttentionDecision, decide_attention, has_attention
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
+from domainclip.models.io import quiet_transformers
 from domainclip.models.loading import TINY, check_usable, load_config, load_processor
+from domainclip.models.lora import attach_lora
 from domainclip.models.processor import TextPadding
-from domainclip.models.quiet import quiet_transformers
 from domainclip.models.tiny import make_tiny_clip
 from domainclip.training.memory.model import StepMemory
 from domainclip.training.memory.trace import Repeated, TowerMemory, trace_tower
@@ -161,7 +162,7 @@ def _encoder_for(
     if recipe.lock_text:
         encoder.lock("text")
     if recipe.lora_r is not None:
-        encoder.attach_adapters(recipe, recipe.seed)
+        attach_lora(encoder, recipe, recipe.seed)
     unsupported = checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
     if recipe.gradient_checkpointing and len(unsupported) == 2:
         raise ConfigurationError(f"gradient_checkpointing: neither tower of {shape.name} supports it")

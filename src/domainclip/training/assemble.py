@@ -39,6 +39,7 @@ class TrainingParts:
         probe_last: Trains them after the last step.
         find_hard_negatives: Finds for each training row those hardest to tell from it, ``[rows, k]``.
         may_freeze_batch_norm: Whether batch norm may be frozen where a batch does not fit into memory whole.
+        domain_digest: Digest of the content of the recipe's domain, which counts in place of its name.
     """
 
     evaluate: Evaluate | None = None
@@ -47,6 +48,7 @@ class TrainingParts:
     probe_last: Probe | None = None
     find_hard_negatives: Callable[[], Tensor] | None = None
     may_freeze_batch_norm: bool = False
+    domain_digest: str | None = None
 
 
 def build_trainer(
@@ -126,6 +128,7 @@ def build_trainer(
             data,
             terms.start.digest if terms.start is not None else None,
             terms.rehearsal.digest if terms.rehearsal is not None else None,
+            parts.domain_digest,
         ),
         shared,
         {"memory": memory, "step": step.adaptive},  # the former may freeze batch norm

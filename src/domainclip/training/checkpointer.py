@@ -10,7 +10,7 @@ import torch
 from domainclip.errors import CheckpointError
 from domainclip.events import CheckpointSaved, Milestone
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.lora import load_training_state, training_state
+from domainclip.models.io import load_training_state, training_state
 from domainclip.training.checkpoint import CheckpointStore, random_state, recover_directory, restore_random_state
 from domainclip.training.identity import RunIdentity, check_same_run
 from domainclip.training.state import TrainContext

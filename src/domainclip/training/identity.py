@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from domainclip.config import DataSettings, TrainingSettings
-from domainclip.config.base import Settings
+from domainclip.config import TrainingSettings
 from domainclip.data.dataset import CLIPDataset
 from domainclip.errors import CheckpointError, ConfigurationError
 
@@ -49,11 +48,6 @@ def recipe_digest(recipe: dict[str, Any], domain: str | None = None) -> str:
     if domain is not None:
         kept["domain"] = domain
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def domain_digest(settings: Settings) -> str | None:
-    """The digest of the domain's content; None for settings that are no recipe and have no domain."""
-    return settings.domain_config().digest() if isinstance(settings, DataSettings) else None
 
 
 def data_fingerprint(dataset: CLIPDataset) -> str:
@@ -120,7 +114,12 @@ class RunIdentity:
 
     @classmethod
     def of(
-        cls, settings: TrainingSettings, data: CLIPDataset, start: str | None = None, rehearsal: str | None = None
+        cls,
+        settings: TrainingSettings,
+        data: CLIPDataset,
+        start: str | None = None,
+        rehearsal: str | None = None,
+        domain: str | None = None,
     ) -> RunIdentity:
         """Name a run.
 
@@ -129,11 +128,12 @@ class RunIdentity:
             data: Its training rows.
             start: Digest of the initial weights.
             rehearsal: Digest of the rehearsed rows.
+            domain: Digest of the content of the settings' domain, which counts in place of its name.
 
         Returns:
             Its identity.
         """
-        recipe, domain = settings.model_dump(mode="json"), domain_digest(settings)
+        recipe = settings.model_dump(mode="json")
         return cls(recipe_digest(recipe, domain), data_fingerprint(data), start, rehearsal, recipe, domain)
 
     def facts(self, step: int) -> tuple[str, str, int, str | None, str | None]:

@@ -15,6 +15,7 @@ from domainclip.errors import ShapeError, TrainingDivergedError
 from domainclip.events import Validated
 from domainclip.files import replaced_directory, write_json
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.io import save_encoder
 from domainclip.training.regularization.weight_average import WeightAverage
 from domainclip.training.state import TrainContext
 
@@ -69,7 +70,7 @@ class BestWeights:
         best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
         try:
             with replaced_directory(self.context.folder / "best") as temporary:
-                self.encoder.save(temporary, open_clip=False)  # for these runs alone, not for the user
+                save_encoder(self.encoder, temporary, open_clip=False)  # for these runs alone, not for the user
                 write_json(temporary / "best.json", best)
                 if list(self.loss.parameters()):
                     torch.save(self.loss.state_dict(), temporary / "loss.pt")

@@ -6,9 +6,10 @@ import math
 from collections.abc import Container
 from typing import Any
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config import CLIPFinetuningConfig
 from domainclip.losses import LOSSES
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
+from domainclip.resolve import ResolvedRun
 from domainclip.tune.conditions import OBJECTIVE_KEYS, keys_read
 from domainclip.tune.space import Dimension, Space
 
@@ -16,13 +17,14 @@ _CANDIDATES = ("contrastive", "multi_positive", "hard_negative", "sigmoid", "dom
 
 
 def default_space(
-    config: CLIPFinetuningConfig, recipe: FrozenConfig, fixed: Container[str] = (), *, scale_is_clamped: bool = True
+    config: CLIPFinetuningConfig, run: ResolvedRun, fixed: Container[str] = (), *, scale_is_clamped: bool = True
 ) -> Space:
-    """Learning rate, temperature, weight decay and the objective with its own keys, around the values of ``recipe``.
+    """Learning rate, temperature, weight decay and the objective with its own keys, around the resolved values.
 
-    ``config``: as the user gave it; ``recipe``: the same, resolved. ``fixed``: keys to leave as they are.
+    ``config``: as the user gave it; ``run``: the same, resolved. ``fixed``: keys to leave as they are.
     ``scale_is_clamped``: whether the model holds its logit scale below 100, as CLIP's do (SigLIP's do not).
     """
+    recipe, family = run.recipe, run.domain.family
     found: dict[str, Dimension] = {}
 
     def add(key: str, low: float, high: float, *, log: bool = False) -> None:
@@ -44,7 +46,6 @@ def default_space(
         choose("learnable_temp", (True, False))
     add("weight_decay", 1e-3, 0.3, log=True)
     losses = [recipe.loss_type]
-    family = recipe.domain_config().family
     if "loss_type" not in fixed and not config.objectives:
         general = family == "general"  # there the domain's objective is multi_positive under another name
         names = [name for name in _CANDIDATES if name in LOSSES and not (general and name == "domain_specific")]

@@ -12,9 +12,9 @@ from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.located_yaml import yaml_text, yaml_value
+from domainclip.domains.recipes import recorded_recipe
 from domainclip.files import write_json, write_text
 from domainclip.metrics.metric import METRICS
-from domainclip.pipelines.domain_record import recorded_recipe
 from domainclip.reports.plots.tune import plot_history, plot_importances, plot_slices
 from domainclip.tune.space import Space
 from domainclip.tune.study import STUDY_FILE, TrialRecord

@@ -22,6 +22,8 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.settings import AdapterSettings
 from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.models import DualEncoder, make_tiny_clip
+from domainclip.models.io import save_encoder
+from domainclip.models.lora import attach_lora
 from domainclip.models.open_clip.processing import clip_tokenizer
 from model_zoo import save_siglip
 from open_clip_cases import CONFIG, TEXTS, WEIGHTS, config_of, embeddings, load, pixels, reference
@@ -45,7 +47,7 @@ def one_step(encoder: DualEncoder) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip_is_exact(open_clip_folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
-    load(open_clip_folders[kind]).save(tmp_path / "saved")
+    save_encoder(load(open_clip_folders[kind]), tmp_path / "saved")
     before, after = load_file(open_clip_folders[kind] / WEIGHTS), load_file(tmp_path / "saved" / WEIGHTS)
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -62,7 +64,7 @@ def test_trained_model_in_both_layouts(open_clip_folders: dict[str, Path], kind:
     for mine, other in zip(expected, first, strict=True):
         assert float((mine - other).abs().max()) > 1e-4
     folder = tmp_path / "model"
-    encoder.save(folder)
+    save_encoder(encoder, folder)
     transformers_layout = load(folder)  # a folder with both
     assert type(transformers_layout.model) is type(AutoModel.from_pretrained(folder))
     assert transformers_layout.processor.max_length == encoder.processor.max_length
@@ -72,7 +74,7 @@ def test_trained_model_in_both_layouts(open_clip_folders: dict[str, Path], kind:
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
     for mine, other in zip(expected, reference(folder, encoder), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
-    transformers_layout.save(tmp_path / "second")  # it goes on in both
+    save_encoder(transformers_layout, tmp_path / "second")  # it goes on in both
     for name, value in load_file(folder / WEIGHTS).items():
         assert torch.equal(value, load_file(tmp_path / "second" / WEIGHTS)[name]), name
 
@@ -81,10 +83,10 @@ def test_trained_model_in_both_layouts(open_clip_folders: dict[str, Path], kind:
 def test_adapters_are_merged(open_clip_folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     encoder = load(open_clip_folders[kind])
-    encoder.attach_adapters(AdapterSettings(lora_r=2, lora_alpha=8), seed=1)
+    attach_lora(encoder, AdapterSettings(lora_r=2, lora_alpha=8), seed=1)
     one_step(encoder)
     one_step(encoder)
-    encoder.save(tmp_path)
+    save_encoder(encoder, tmp_path)
     for mine, other in zip(embeddings(encoder), reference(tmp_path, encoder), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
     names = load_file(tmp_path / WEIGHTS).keys()
@@ -96,14 +98,14 @@ def test_another_resolution_is_written_with_its_own_positions(
 ) -> None:
     encoder = load(open_clip_folders["clip"])
     encoder.processor.set_resolution(48)
-    encoder.save(tmp_path)
+    save_encoder(encoder, tmp_path)
     assert config_of(tmp_path)["model_cfg"]["vision_cfg"]["image_size"] == 48
     assert load_file(tmp_path / WEIGHTS)["visual.positional_embedding"].shape == (37, 24)
     for mine, other in zip(embeddings(encoder), reference(tmp_path, encoder), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
     again = load(tmp_path)  # knows the original positions; back at the first resolution they are written as they were
     again.processor.set_resolution(32)
-    again.save(tmp_path / "back")
+    save_encoder(again, tmp_path / "back")
     assert torch.equal(
         load_file(tmp_path / "back" / WEIGHTS)["visual.positional_embedding"],
         load_file(open_clip_folders["clip"] / WEIGHTS)["visual.positional_embedding"],
@@ -116,7 +118,7 @@ def test_timm_keeps_its_own_resolution(
 ) -> None:
     encoder = load(open_clip_folders["biomed"])
     encoder.processor.set_resolution(48)
-    encoder.save(tmp_path)
+    save_encoder(encoder, tmp_path)
     assert "32 pixels alone" in caplog.text
     saved, first = load_file(tmp_path / WEIGHTS), load_file(open_clip_folders["biomed"] / WEIGHTS)
     assert all(torch.equal(saved[name], first[name]) for name in first)
@@ -124,13 +126,13 @@ def test_timm_keeps_its_own_resolution(
 
 def test_a_clip_from_elsewhere_on_request(tmp_path: Path) -> None:
     tiny = make_tiny_clip(3, image_size=32)
-    tiny.save(tmp_path / "tiny")
+    save_encoder(tiny, tmp_path / "tiny")
     assert not (tmp_path / "tiny" / CONFIG).exists()
-    load(tmp_path / "tiny", save_open_clip=True).save(tmp_path / "both")
+    save_encoder(load(tmp_path / "tiny", save_open_clip=True), tmp_path / "both")
     again = load(f"local-dir:{tmp_path / 'both'}")
     for mine, other in zip(embeddings(again), embeddings(tiny), strict=True):
         assert torch.equal(mine, other)
-    load(tmp_path / "both", save_open_clip=False).save(tmp_path / "one")
+    save_encoder(load(tmp_path / "both", save_open_clip=False), tmp_path / "one")
     assert not (tmp_path / "one" / CONFIG).exists()
 
 
@@ -140,7 +142,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> No
         load(siglip, save_open_clip=True)
     tiny = make_tiny_clip(3, image_size=32)
     tiny.processor.image_processor.size = {"shortest_edge": 40}
-    tiny.save(tmp_path / "crop")
+    save_encoder(tiny, tmp_path / "crop")
     with pytest.raises(ConfigurationError, match="resizes to 40 pixels and cuts out 32"):
         load(tmp_path / "crop", save_open_clip=True)
 
@@ -157,7 +159,7 @@ def test_plain_transformers_reads_what_was_saved(open_clip_folders: dict[str, Pa
     """In a process that has not imported this package: BiomedCLIP's layout brings its own few lines along."""
     encoder = load(open_clip_folders["biomed"])
     assert encoder.has_own_code and not make_tiny_clip(3).has_own_code
-    encoder.save(tmp_path / "model")
+    save_encoder(encoder, tmp_path / "model")
     assert next((tmp_path / "model").glob("*.py"))
     image, text = (torch.nn.functional.normalize(found, dim=-1) for found in embeddings(encoder))
     logits = encoder.logit_scale.detach().exp() * image @ text.T
@@ -315,13 +317,13 @@ def test_open_clip_computes_the_same(open_clip_folders: dict[str, Path], tmp_pat
         encoders.append((source, load(source)))
         trained = load(source)
         one_step(trained)
-        trained.save(tmp_path / kind)
+        save_encoder(trained, tmp_path / kind)
         if (source / "text_tower").exists():
             shutil.copytree(source / "text_tower", tmp_path / kind / "text_tower")
         encoders.append((tmp_path / kind, trained))
-    make_tiny_clip(3).save(tmp_path / "tiny")
+    save_encoder(make_tiny_clip(3), tmp_path / "tiny")
     elsewhere = load(tmp_path / "tiny", save_open_clip=True)
-    elsewhere.save(tmp_path / "elsewhere")
+    save_encoder(elsewhere, tmp_path / "elsewhere")
     encoders.append((tmp_path / "elsewhere", elsewhere))
 
     inputs, outputs = tmp_path / "inputs.pt", tmp_path / "outputs.pt"

@@ -17,6 +17,7 @@ from domainclip.errors import MemoryConstraintError
 from domainclip.losses import MultiPositiveContrastiveLoss
 from domainclip.losses.objective import WHOLE_MATRIX
 from domainclip.models import DualEncoder, make_tiny_clip
+from domainclip.models.lora import attach_lora
 from domainclip.pipelines import planned_model
 from domainclip.pipelines.planned_model import ModelShape, plan_step
 from domainclip.training.memory import trace as memory_trace
@@ -185,7 +186,7 @@ def prepared(encoder: DualEncoder, settings: CLIPFinetuningConfig) -> DualEncode
     from domainclip.models.checkpoint_blocks import checkpoint_blocks
 
     if settings.lora_r is not None:
-        encoder.attach_adapters(settings, 0)
+        attach_lora(encoder, settings, 0)
     checkpoint_blocks(encoder.model, bool(settings.gradient_checkpointing))
     return encoder.train()
 

@@ -16,6 +16,7 @@ from domainclip.config import CLIPFinetuningConfig, ModelSettings, OptimizerSett
 from domainclip.errors import ConfigurationError, MissingExtraError
 from domainclip.losses import CLIPContrastiveLoss
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
+from domainclip.models.lora import attach_lora
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.training.optim.choice import OPTIMIZERS, check_optimizer, optimizer_state_bytes
 from domainclip.training.optim.optimizer import build_optimizer, parameter_groups, rate_factor, set_rates
@@ -247,7 +248,7 @@ def test_the_stated_memory_is_what_the_state_takes(
     encoder = encoders[kind]
     settings = OptimizerSettings(optimizer=name, lora_r=4 if lora else None)
     if lora:
-        encoder.attach_adapters(settings, seed=0)
+        attach_lora(encoder, settings, seed=0)
     try:
         optimizer = build_optimizer(encoder, settings, CPU)
         start = {n: p.detach().clone() for n, p in encoder.model.named_parameters()}

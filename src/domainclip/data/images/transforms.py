@@ -15,11 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from domainclip.config import DataSettings
+from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.image_spec import ImageSpec, resize
 from domainclip.data.images.pipeline import DomainImagePipeline, tile_boxes
 from domainclip.data.images.preparation import Preparation, model_views
 from domainclip.data.images.reader import array_of
 from domainclip.data.images.views import random_view
+from domainclip.domains.recipes import image_steps
 from domainclip.errors import DataError
 
 _ASPECT = (3 / 4, 4 / 3)
@@ -36,7 +38,8 @@ class ImageTransform:
     chance are ``base``'s first; where it cuts large images into tiles, a random view is one of a random tile.
 
     ``largest_resolution``: the largest resolution in pixels that ``finish`` will be asked for (default: the transform's
-    own), so that ``base`` keeps enough of the image for it.
+    own), so that ``base`` keeps enough of the image for it. ``steps``: those of the domain, where it has been read
+    already (default: those of the domain that ``config`` names).
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class ImageTransform:
         augment: bool = False,
         spec: ImageSpec | None = None,
         largest_resolution: int | None = None,
+        steps: ImagePreprocessing | None = None,
     ) -> None:
         spec = spec or ImageSpec()
         # An ImageTransform made from a bare config has no model to ask: the config's resolution holds.
@@ -52,7 +56,7 @@ class ImageTransform:
         self.config = config
         self.augment = augment
         self.largest_resolution = max(self.spec.resolution, largest_resolution or 0)
-        self.steps = config.image_steps()
+        self.steps = steps or image_steps(config)
         self.pipeline = DomainImagePipeline(self.steps)
 
     @property

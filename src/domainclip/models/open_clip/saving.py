@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from safetensors.torch import save_file
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from domainclip.errors import ConfigurationError
 from domainclip.files import write_json
+from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.open_clip.weights import CONFIG, SAFE_WEIGHTS, to_open_clip, weight_names
-
-if TYPE_CHECKING:
-    from domainclip.models.dual_encoder import DualEncoder
 
 log = logging.getLogger(__name__)
 

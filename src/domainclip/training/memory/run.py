@@ -17,6 +17,7 @@ from domainclip.devices.memory import GB, read_memory
 from domainclip.devices.optimization import spare_memory
 from domainclip.errors import MemoryConstraintError
 from domainclip.files import write_json
+from domainclip.models.batch_norm import has_live_batch_norm
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.training.distributed import local_world_size
@@ -25,7 +26,7 @@ from domainclip.training.memory.monitor import MemoryMonitor, held_bytes
 from domainclip.training.memory.trace import SIZES, trace_tower
 from domainclip.training.optim.choice import optimizer_state_bytes
 from domainclip.training.regularization.weight_average import average_bytes
-from domainclip.training.step.adaptive_step import BeforeStep, has_live_batch_norm, release_memory
+from domainclip.training.step.adaptive_step import BeforeStep, release_memory
 from domainclip.training.step.gradcache import ContrastiveStep
 
 log = logging.getLogger(__name__)

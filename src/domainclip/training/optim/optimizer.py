@@ -10,7 +10,7 @@ from torch import nn
 
 from domainclip.config import OptimizerSettings
 from domainclip.errors import ConfigurationError
-from domainclip.models.lora import is_adapter
+from domainclip.models.adapters import is_adapter
 from domainclip.training.optim.choice import make_optimizer
 
 

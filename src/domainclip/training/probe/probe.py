@@ -26,8 +26,8 @@ from domainclip.errors import ShapeError
 from domainclip.events import Milestone, Number
 from domainclip.losses import call_objective
 from domainclip.losses.contrastive import MultiPositiveContrastiveLoss
+from domainclip.models.adapters import is_adapter
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.lora import is_adapter
 from domainclip.models.projections import tower_projection
 from domainclip.training.optim.optimizer import rate_factor
 from domainclip.training.probe.draws import ClassPrompts, Draw, PairDraws

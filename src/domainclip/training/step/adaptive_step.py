@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from domainclip.errors import CLIPFinetuningError, MemoryConstraintError
+from domainclip.models.batch_norm import has_live_batch_norm
 from domainclip.training.checkpoint import random_state, restore_random_state
 from domainclip.training.step.gradcache import ContrastiveStep
 
@@ -296,16 +297,3 @@ def release_memory(device: torch.device) -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
         if trim is not None:
             trim(0)
-
-
-def has_live_batch_norm(encoder: nn.Module) -> bool:
-    """Whether batch norm takes its statistics from the batch.
-
-    Args:
-        encoder: Whose modules are asked.
-
-    Returns:
-        True where one of them does, in training mode or for want of stored statistics.
-    """
-    kind = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(m, kind) and (m.training or m.running_mean is None) for m in encoder.modules())
