@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, distributed_c10d
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.losses import build_loss, call_objective
@@ -57,9 +58,9 @@ class Penalised(nn.Module):
 
 CASES = {
     "whole": Case({"loss_type": "contrastive"}),
-    "chunks": Case(micro_batch=3),
+    "micro_batches": Case(micro_batch=3),
     "uneven": Case(cut=5),
-    "uneven chunks, some kept": Case(cut=5, micro_batch=2, kept_micro_batches=1),
+    "uneven micro-batches, some kept": Case(cut=5, micro_batch=2, kept_micro_batches=1),
     "the second has no rows": Case(cut=ROWS, micro_batch=3),
     "the first has no rows": Case(cut=0),
     "locked text": Case(locked="text", micro_batch=3),
@@ -74,7 +75,7 @@ CASES = {
     "an objective that reads a tower's weight": Case(penalised=True, cut=5, micro_batch=2),
     "dropout": Case(dropout=0.3, cut=5, micro_batch=2),
     "bf16": Case(bf16=True, cut=5),
-    "bf16 in chunks": Case(bf16=True, cut=5, micro_batch=2),
+    "bf16 in micro-batches": Case(bf16=True, cut=5, micro_batch=2),
 }
 
 
@@ -268,11 +269,14 @@ def _errors(processes: ProcessGroup) -> list[str]:
 
 
 def _a_silent_partner(processes: ProcessGroup) -> dict[str, Any]:
-    if processes.rank == 1:
-        time.sleep(2)
+    store = PrefixStore("silent", distributed_c10d._get_default_store())
+    if processes.rank == 1:  # stays until the other has given up: no other event can have ended its waiting
+        store.wait(["given up"], timedelta(seconds=120))
         return {}
     started = time.monotonic()
-    return {"silent": (_error_of(processes.barrier), time.monotonic() - started)}
+    message = _error_of(processes.barrier)
+    store.set("given up", "")
+    return {"silent": (message, time.monotonic() - started)}
 
 
 # --- what one process does ---
