@@ -29,9 +29,15 @@ def recipe_digest(recipe: dict[str, Any], domain: str | None = None) -> str:
 
 
 def data_fingerprint(dataset: CLIPDataset) -> str:
-    """SHA-256 of the training rows in their order: images' paths below their common folder, captions, groups.
+    """Name the training rows in their order: images' paths below their common folder, captions, groups.
 
     The folder itself may move. The images' bytes are not read: that would cost as much as an epoch.
+
+    Args:
+        dataset: The training rows.
+
+    Returns:
+        SHA-256 of them.
     """
     paths = [pair.image_path for pair in dataset.pairs]
     try:
@@ -47,8 +53,15 @@ def data_fingerprint(dataset: CLIPDataset) -> str:
 
 
 def check_same_run(facts: Sequence[tuple[str, str, int, str | None, str | None]]) -> None:
-    """Raises ``ConfigurationError`` unless all processes have named the same recipe, training rows, step, digest of
-    the weights they keep near, and digest of the rows they rehearse."""
+    """Compare what several processes are about to train.
+
+    Args:
+        facts: Of each process: digest of the recipe, digest of the training rows, step, digest of the weights it keeps
+            near, digest of the rows it rehearses.
+
+    Raises:
+        ConfigurationError: They are not all alike.
+    """
     for index, what in enumerate(("recipes", "training rows", "checkpoints", "initial weights", "rehearsed rows")):
         if len({each[index] for each in facts}) > 1:
             raise ConfigurationError(
@@ -86,7 +99,7 @@ class RunIdentity:
         rehearsal: str | None = None,
         domain: str | None = None,
     ) -> RunIdentity:
-        """The identity of a run.
+        """Name a run.
 
         Args:
             settings: Its resolved recipe.
@@ -94,16 +107,30 @@ class RunIdentity:
             start: Digest of the initial weights.
             rehearsal: Digest of the rehearsed rows.
             domain: Digest of the content of the settings' domain, which counts in place of its name.
+
+        Returns:
+            Its identity.
         """
         recipe = settings.model_dump(mode="json")
         return cls(recipe_digest(recipe, domain), data_fingerprint(data), start, rehearsal, recipe, domain)
 
     def facts(self, step: int) -> tuple[str, str, int, str | None, str | None]:
-        """What ``check_same_run`` compares, of a run that is at ``step``."""
+        """What ``check_same_run`` compares.
+
+        Args:
+            step: The one the run is at.
+
+        Returns:
+            Digests of recipe and rows, the step, digests of initial weights and rehearsed rows.
+        """
         return self.recipe, self.data, step, self.start, self.rehearsal
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it in plain values."""
+        """What a checkpoint keeps of it.
+
+        Returns:
+            All attributes in plain values.
+        """
         return asdict(self)
 
     def check(self, saved: dict[str, Any], folder: Path, model_name: str) -> None:
