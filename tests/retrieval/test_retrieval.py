@@ -155,7 +155,7 @@ def test_the_computer_given_is_used(by_colour: dict[str, Image.Image]) -> None:
 
 def test_unreadable_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
-    for name, message in (("gone.png", "No such file"), ("broken.png", "not an image")):
+    for name, message in (("gone.png", "no such file"), ("broken.png", "not an image")):
         with pytest.raises(ImageError, match=f"{name}: {message}"):
             search().retrieve_text(tmp_path / name, ["red"], top_k=1)
 

@@ -103,8 +103,11 @@ def _start(path: Path) -> bytes:
         with open(path, "rb") as handle:
             return handle.read(132)
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
-        raise ImageError(f"{path}: {reason}") from None
+        raise _unopened(path, error) from None
+
+
+def _unopened(path: Path, error: OSError) -> ImageError:
+    return ImageError(f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror or error}")
 
 
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
@@ -165,7 +168,7 @@ def _read(
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ImageError(f"{path}: {error.strerror or error}") from None
+        raise _unopened(path, error) from None
     if not data:
         raise ImageError(f"{path}: the file is empty")
     if is_dicom(data[:132]):
