@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 
-from domainclip.metrics.sums import UnitSums
+from domainclip.metrics.bootstrap import Sums
+from domainclip.reports.schema import ComparisonReport
 
 
-def fractions(right: np.ndarray) -> UnitSums:
+def typed(content: dict[str, Any]) -> ComparisonReport:
+    """A matrix as ``compare.json`` holds it."""
+    return ComparisonReport.from_values({"schema_version": "1.0", "split": "test", **content})
+
+
+def fractions(right: np.ndarray) -> Sums:
     """The accuracy of images that are units of their own."""
     columns = np.stack([right.astype(float), np.ones(len(right))], axis=1)
-    return UnitSums(columns, lambda totals: totals[..., 0] / totals[..., 1])
+    return Sums.single(columns, lambda totals: totals[..., 0] / totals[..., 1])
 
 
 class Page(HTMLParser):

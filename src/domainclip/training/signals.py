@@ -6,14 +6,18 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 from rich.console import Console
 
 
 class StopSignals:
-    """Remembers the first SIGINT or SIGTERM in ``received``, so that the step can be finished and saved; a second
-    one stops at once (``KeyboardInterrupt``)."""
+    """Remembers the first SIGINT or SIGTERM in ``received``, so that the step can be finished and saved; a second one
+    stops at once (``KeyboardInterrupt``).
+
+    Args:
+        console: Says that the first one has been heard.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -27,7 +31,7 @@ class StopSignals:
             yield
             return
 
-        def handle(number: int, frame: Any) -> None:
+        def handle(number: int, frame: FrameType | None) -> None:
             if self.received:
                 raise KeyboardInterrupt
             self.received = number

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from domainclip.config import TrainingSettings
 from domainclip.events import Emitter, Warned
 from domainclip.training.distributed import OneProcess, ProcessGroup
+
+
+class Best(TypedDict):
+    """The weights that are kept: the step they are of, and what they scored there."""
+
+    step: int
+    metric: str
+    value: float
+    all: dict[str, float]
 
 
 @dataclass
@@ -18,7 +27,7 @@ class RunState:
     step: int = 0
     epoch: int = 0
     batch: int = 0
-    best: dict[str, Any] | None = None  # the checkpoint that is kept
+    best: Best | None = None  # the checkpoint that is kept
     top: float | None = None  # the best value seen, at whichever step
     without_gain: int = 0
     previous: float | None = None  # the value of the last validation
@@ -59,21 +68,39 @@ class RunState:
 
         Args:
             settings: Those of the run.
+
+        Returns:
+            True where validations have gone by without a gain for as long as the settings allow.
         """
         only_probe = self.probe_first is not None and self.best is not None and not self.best["step"]
         patience = (settings.early_stopping_patience, settings.probe_patience if only_probe else None)
         return any(0 < most <= self.without_gain for most in patience if most is not None)
 
     def parts(self, *names: str) -> dict[str, Any]:
-        """Some of the attributes by name: what one process tells the others."""
+        """What one process tells the others.
+
+        Args:
+            names: Of attributes.
+
+        Returns:
+            Their values by name.
+        """
         return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
-        """All attributes by name."""
+        """What a checkpoint keeps of it.
+
+        Returns:
+            All attributes by name.
+        """
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the attributes that ``state`` names, in place: the parts of a training hold on to this object."""
+        """Take over attributes, in place: the parts of a training hold on to this object.
+
+        Args:
+            state: Attributes by name; the others stay.
+        """
         vars(self).update(state)
 
 
@@ -113,7 +140,7 @@ class TrainingResult:
     training_time: float  # seconds, evaluation included
     samples_per_second: float  # training steps alone
     peak_memory_mb: float
-    best: dict[str, Any] | None
+    best: Best | None
     stopped_early: bool
     warnings: list[str]
     skipped_images: dict[str, str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +10,22 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from domainclip.data.images.image_spec import ImageSpec
+from domainclip.models.dual_encoder import DualEncoder
 
 
-def view_resolutions(encoder: Any, native: int, scales: Sequence[float]) -> list[int]:
-    """Resolutions in pixels for ``scales`` of the native one, each a multiple of what the tower's patches or strides
-    take.
+def view_resolutions(encoder: DualEncoder, native: int, scales: Sequence[float]) -> list[int]:
+    """Resolutions for the views of an objective that reads several sizes.
 
-    Raises ``ConfigurationError`` for a tower that takes one size only.
+    Args:
+        encoder: In training.
+        native: Resolution in pixels of the images.
+        scales: Of each view.
+
+    Returns:
+        Pixels, each a multiple of what the tower's patches or strides take.
+
+    Raises:
+        ConfigurationError: The tower takes one size only.
     """
     if all(scale == 1 for scale in scales):
         return [native] * len(scales)
@@ -26,13 +34,26 @@ def view_resolutions(encoder: Any, native: int, scales: Sequence[float]) -> list
 
 
 class ImageViews:
-    """``pixels`` uint8 ``[B, 3, R, R]`` to embeddings ``[B, D]``; with ``scales`` (of an objective that reads several
-    sizes) to ``[B, K, D]``, one for each size, made on the device."""
+    """Bytes to embeddings.
 
-    def __init__(self, encoder: Any, spec: ImageSpec, scales: Sequence[float] | None) -> None:
+    Args:
+        encoder: Whose image tower it is.
+        spec: How pixels are normalised.
+        scales: Of an objective that reads several sizes, which are made on the device; None for one.
+    """
+
+    def __init__(self, encoder: DualEncoder, spec: ImageSpec, scales: Sequence[float] | None) -> None:
         self.encoder, self.spec, self.scales = encoder, spec, scales
 
     def __call__(self, pixels: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch ..."]:
+        """Embed images.
+
+        Args:
+            pixels: uint8 ``[B, 3, R, R]``.
+
+        Returns:
+            ``[B, D]``, or with several sizes ``[B, K, D]``.
+        """
         images = self.spec.normalise(pixels).to(self.encoder.dtype)
         if self.scales is None:
             return self.encoder.encode_image(images)
