@@ -15,7 +15,7 @@ from domainclip.evaluation.alignment import Alignment, AlignmentRows, Embedded, 
 from domainclip.metrics.retrieval import recall_from_ranks
 from domainclip.metrics.separation import chance_recall
 from domainclip.reports.plots.visualizer import AlignmentVisualizer
-from domainclip.retrieval.retrieval import RetrievalHit
+from domainclip.retrieval import RetrievalHit
 
 COMPARED = "_compared"
 """Ends the name of a plot of the other model."""

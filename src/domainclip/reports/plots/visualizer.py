@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from domainclip.data.images.reader import ImageLike
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.metrics.modality_gap import modality_gap
 from domainclip.metrics.retrieval import Groups, Matrix, _matrix_and_targets, _matrix_ranks, recall_from_ranks
 from domainclip.metrics.separation import chance_recall
-from domainclip.retrieval.images import ImageLike
-from domainclip.retrieval.retrieval import RetrievalHit
+from domainclip.retrieval import RetrievalHit
 from domainclip.similarity import Embeddings, as_embeddings
 
 # The drawing itself is imported in the methods: matplotlib takes half a second that retrieval does not need.
