@@ -303,6 +303,15 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         ge=0,
         description="Stop after this many validations without a better primary metric; 0: never; null: with few rows.",
     )
+    evaluators: list[str] = Field(
+        default=[],
+        description="Evaluators that every validation has too: those of plugins, or of the package where it has them.",
+    )
+    primary_metric: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Metric that chooses the best checkpoint and stops early; null: acc1, or mean_R@1 without classes.",
+    )
     prompt_templates: list[str] = Field(
         default=list(DEFAULT_TEMPLATES), min_length=1, description="Sentences for zero-shot classes; {} is the label."
     )

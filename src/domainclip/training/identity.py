@@ -23,6 +23,7 @@ NEUTRAL_KEYS = {
     "visualization_output_dir",
     "alignment_visualization",
     "retrieval_top_k",
+    "evaluators",
     "logging_steps",
     "save_steps",
     "data_path",
