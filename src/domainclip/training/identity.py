@@ -10,35 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from domainclip.config import TrainingSettings
+from domainclip.config import CLIPFinetuningConfig, TrainingSettings
+from domainclip.config.key_facts import facts_by_key
 from domainclip.data.dataset import CLIPDataset
 from domainclip.errors import CheckpointError, ConfigurationError
 
-NEUTRAL_KEYS = {
-    "output_dir",
-    "num_workers",
-    "image_cache_mb",
-    "keep_checkpoints",
-    "eval_batch_size",
-    "visualization_output_dir",
-    "alignment_visualization",
-    "retrieval_top_k",
-    "evaluators",
-    "logging_steps",
-    "save_steps",
-    "data_path",
-    "memory_fraction",
-    "save_open_clip",
-    # They happen after the training.
-    "wise_ft",
-    "wise_ft_alpha",
-    "wise_ft_batch_norm",
-    "max_forgetting",
-    "min_gain_kept",
-    # They are evaluated beside it. What they change of the rows that are rehearsed, the digest of those rows tells.
-    "retention_data",
-    "retention_rows",
-}
+NEUTRAL_KEYS = frozenset(name for name, facts in facts_by_key(CLIPFinetuningConfig) if not facts.changes_weights)
 """Keys that may differ between a run and its resumption: by themselves they change nothing that is learned."""
 
 
