@@ -497,8 +497,9 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         section="prompts",
         search=SAME_FOR_ALL,
     )
+    # The probe reads features in such batches, too, and sums over another batch round otherwise.
     eval_batch_size: int = key(
-        64, gt=0, description="Images embedded at once in evaluation.", section="evaluation", changes_weights=False
+        64, gt=0, description="Images embedded at once in evaluation.", section="evaluation", search=SAME_FOR_ALL
     )
     retrieval_top_k: int = key(
         5, gt=0, description="Results shown per query.", section="evaluation", changes_weights=False
