@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.data.images.reader import image_header
@@ -241,7 +242,8 @@ def _run(
     )
 
     untrained = RememberedImages(engine)
-    before = _before(session, evaluation_rows, untrained, folder, going_on) if len(evaluation_rows) else None
+    kept = going_on and not _evaluated_otherwise(folder, saved)
+    before = _before(session, evaluation_rows, untrained, folder, kept) if len(evaluation_rows) else None
     if alignment is not None:
         alignment.remember_before(untrained, going_on)
     del untrained
@@ -299,6 +301,14 @@ def _run(
     console.print(before_after_table(report))
     console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
     return RunOutcome(folder, report)
+
+
+def _evaluated_otherwise(folder: Path, saved: dict[str, Any]) -> bool:
+    """Whether a resumption has changed how the model is evaluated, so that what was measured before the training has to
+    be measured again, on the initial weights."""
+    before, _ = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")
+    asked = [name for name, facts in facts_by_key(CLIPFinetuningConfig) if facts.section == "evaluation"]
+    return any(before.get(name) != saved.get(name) for name in asked)
 
 
 def _record_changes(folder: Path, saved: dict[str, Any], decisions: list[dict]) -> list[dict]:

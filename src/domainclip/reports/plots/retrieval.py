@@ -31,7 +31,21 @@ def draw_retrieval_results(
     title: str,
     path: Path,
 ) -> Path:
-    """One row a query, the best answer first. Hits and misses differ by frame, line style and sign."""
+    """One row a query, the best answer first. Hits and misses differ by frame, line style and sign.
+
+    Args:
+        queries: Texts or images.
+        results: Answers to each.
+        relevant: Indices of the right candidates of each query, None where nobody knows.
+        title: The heading.
+        path: The PNG to write.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ImageError: An image cannot be read.
+    """
     longest = max(len(hits) for hits in results)
     width_in_answers = min(longest, _MOST_ANSWERS)
     answers_are_images = isinstance(queries[0], str)
