@@ -29,6 +29,7 @@ from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.losses import build_loss
 from domainclip.metrics.metric import METRICS
 from domainclip.models import DualEncoder, EncoderProcessor
+from domainclip.models.facts import model_facts
 from domainclip.models.io import load_weights
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.assemble import (
@@ -43,7 +44,6 @@ from domainclip.pipelines.assemble import (
 )
 from domainclip.pipelines.auto_resolution import AutoResolution
 from domainclip.pipelines.counted_step import batch_that_fits
-from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.registry import load_plugins
@@ -55,6 +55,7 @@ from domainclip.resolve import (
     resolve,
     resolve_for_inference,
 )
+from domainclip.resolve.facts import data_facts
 from domainclip.similarity import BilinearSimilarity
 from domainclip.tracking import ConsoleListener, MetricsFile
 from domainclip.training import TrainContext, TrainingParts, build_trainer

@@ -18,8 +18,10 @@ import numpy as np
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
+from domainclip.data.images.reader import image_header
 from domainclip.data.records import ImageTextPair
 from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
 from domainclip.data.splits import DataSplits, load_splits_of
@@ -182,6 +184,7 @@ def _run(
     inference = resolve_for_inference(config)
     if splits is None:
         splits = load_splits_of(inference)
+    require_images(splits.train, lambda row: image_header(splits.train[row].image_path, config.max_image_pixels))
     claim_folder(folder, resume, overwrite)
     controller = CLIPFinetuningController(inference, console, processes)
     controller.setup()
@@ -209,7 +212,7 @@ def _run(
     test = readable_pairs(splits.test, engine.readable, "test", config.strict, skipped)
     assert controller.run is not None
     data = training_data(splits.train, controller.run, session)
-    require_images(data)
+    require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
     evaluation_rows, evaluated_split = (test, "test") if len(test) else (val, "val")
     check_start(session, val, test)
     alignment, undrawn = _alignment(session, evaluation_rows, evaluated_split, folder)
@@ -239,7 +242,8 @@ def _run(
     )
 
     untrained = RememberedImages(engine)
-    before = _before(session, evaluation_rows, untrained, folder, going_on) if len(evaluation_rows) else None
+    kept = going_on and not _evaluated_otherwise(folder, saved)
+    before = _before(session, evaluation_rows, untrained, folder, kept) if len(evaluation_rows) else None
     if alignment is not None:
         alignment.remember_before(untrained, going_on)
     del untrained
@@ -297,6 +301,14 @@ def _run(
     console.print(before_after_table(report))
     console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
     return RunOutcome(folder, report)
+
+
+def _evaluated_otherwise(folder: Path, saved: dict[str, Any]) -> bool:
+    """Whether a resumption has changed how the model is evaluated, so that what was measured before the training has to
+    be measured again, on the initial weights."""
+    before, _ = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")
+    asked = [name for name, facts in facts_by_key(CLIPFinetuningConfig) if facts.section == "evaluation"]
+    return any(before.get(name) != saved.get(name) for name in asked)
 
 
 def _record_changes(folder: Path, saved: dict[str, Any], decisions: list[dict]) -> list[dict]:
