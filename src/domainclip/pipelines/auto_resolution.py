@@ -21,21 +21,18 @@ from domainclip.devices.memory import GB
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.errors import DataError, ImageError, MemoryConstraintError
 from domainclip.models import DualEncoder
-from domainclip.pipelines.counted_step import StepCounter
 from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.resolve import Decision, contrastive_batch, resolve
 from domainclip.resolve.resolution import ShortSides, choose_resolution
 from domainclip.training.checkpoint import CheckpointStore
-from domainclip.training.memory.run import MARGIN
+from domainclip.training.memory.model import MARGIN, SMALLEST_EFFICIENT
+from domainclip.training.memory.plan import StepCounter
 from domainclip.training.step.adaptive_step import BeforeStep
 
 log = logging.getLogger(__name__)
 
 HEADERS = 2000
 """Images whose size is read: their 95th percentile lies between the 94th and 96th of all (two standard errors)."""
-
-MICRO_BATCH = 8
-"""Pairs in a tower at once that must fit, and that are timed; as ``memory_plan.EFFICIENT_MICRO_BATCH``."""
 
 TIMED = 3
 
@@ -100,10 +97,10 @@ def decide_resolution(
     device: torch.device,
     precision: PrecisionDecision,
 ) -> Decision:
-    """The decision about ``image_resolution``; see ``config.resolution.choose_resolution`` for the rule.
+    """The decision about ``image_resolution``; see ``resolve.resolution.choose_resolution`` for the rule.
 
-    The memory that counts is the peak of a step with ``MICRO_BATCH`` pairs of the contrastive batch in a tower at once,
-    with the images that are kept decoded. The speed is measured on the image tower alone.
+    The memory that counts is the peak of a step with ``SMALLEST_EFFICIENT`` pairs of the contrastive batch in a tower
+    at once, with the images that are kept decoded. The speed is measured on the image tower alone.
     """
     rule, native = encoder.resolution_rule, encoder.native_resolution
     if rule.multiple is None:
@@ -210,7 +207,7 @@ class _MemoryAt:
         batch = min(rows, contrastive_batch(recipe))
         # Statistics of the batch forbid micro-batches, unless the run may freeze them.
         live = not recipe.freeze_batch_norm and config.is_set("freeze_batch_norm")
-        micro_batch = batch if live else min(MICRO_BATCH, batch, recipe.mini_batch_size or MICRO_BATCH)
+        micro_batch = batch if live else min(SMALLEST_EFFICIENT, batch, recipe.mini_batch_size or SMALLEST_EFFICIENT)
         # A cache of augmented images keeps the margin of their crops (``data.dataset``).
         margin = 2.2 / recipe.crop_scale if recipe.augment_images else 1.0
         limit = 0 if device.type == "cuda" else recipe.image_cache_mb * 2**20
@@ -233,11 +230,13 @@ def measured_throughput(
     encoder: DualEncoder, resolution: int, device: torch.device, precision: PrecisionDecision, recipe: FrozenConfig
 ) -> float:
     """Images a second through the image tower as it is trained, forward and backward (forward alone where it is
-    locked), ``MICRO_BATCH`` at a time: the median of ``TIMED`` passes after a warm-up. Texts, the loss and the
+    locked), ``SMALLEST_EFFICIENT`` at a time: the median of ``TIMED`` passes after a warm-up. Texts, the loss and the
     optimizer are not counted. The encoder, its mode and all random states are left as they were.
     """
     # What images show takes a model no time, but numbers that underflow may.
-    images = torch.randn(MICRO_BATCH, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(SMALLEST_EFFICIENT, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
     training, frozen = encoder.training, encoder.frozen_batch_norm
     encoder.frozen_batch_norm = bool(recipe.freeze_batch_norm)
     encoder.train()
@@ -258,7 +257,7 @@ def measured_throughput(
         before.restore()
         encoder.frozen_batch_norm = frozen
         encoder.train(training)
-    return MICRO_BATCH / median(seconds[1:])
+    return SMALLEST_EFFICIENT / median(seconds[1:])
 
 
 def _wait(device: torch.device) -> None:

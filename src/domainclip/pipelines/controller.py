@@ -36,7 +36,6 @@ from domainclip.pipelines.apply_recipe import apply_recipe
 from domainclip.pipelines.attention import apply_attention
 from domainclip.pipelines.auto_resolution import AutoResolution
 from domainclip.pipelines.captions import caption_pipeline, domain_evaluator, training_captions
-from domainclip.pipelines.counted_step import batch_that_fits
 from domainclip.pipelines.domain_metrics import build_domain_metrics
 from domainclip.pipelines.domain_record import with_models_domain
 from domainclip.pipelines.facts import data_facts, model_facts
@@ -53,6 +52,7 @@ from domainclip.similarity import BilinearSimilarity, make_similarity
 from domainclip.tracking import ConsoleListener, MetricsFile
 from domainclip.training import TrainContext, TrainingParts, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
+from domainclip.training.memory.plan import batch_that_fits
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.signals import StopSignals

@@ -1,13 +1,40 @@
-"""How much memory a training step will need, from what its passes of a few pairs hold."""
+"""How much memory a training step will need, from what its passes of a few pairs hold, and how much there is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
+from torch import nn
+
+from domainclip.devices.memory import GB, read_memory
 from domainclip.errors import MemoryConstraintError
 from domainclip.losses.objective import CHUNK_ENTRIES, WHOLE_MATRIX
+from domainclip.models.dual_encoder import DualEncoder
+from domainclip.training.distributed import local_world_size
+from domainclip.training.memory.monitor import held_bytes
 from domainclip.training.memory.trace import TowerMemory
+from domainclip.training.optim.choice import optimizer_state_bytes
+
+MEMORY_FRACTION = 0.8
+"""Of what is available when the run starts, where the recipe does not say: other programs need some as well."""
+
+MARGIN = 1.15
+"""A step is counted tensor by tensor; kernels' own buffers and gaps between tensors come on top. A step fits where it
+does with this margin."""
+
+GAPS = 1.35
+"""The same where the C allocator keeps freed memory (``devices.optimization``), which is faster and leaves gaps: a run
+that does not fit with this on top has the allocator give memory back."""
+
+EFFICIENT_MICRO_BATCH = {"cpu": 16, "mps": 32, "cuda": 64}
+"""Rows that keep a device busy. Where not all rows fit at once, small micro-batches that keep their graph are worth
+more than large ones that are all replayed."""
+
+SMALLEST_EFFICIENT = 8
+"""Below, a micro-batch no longer fills a device, and tricks that allow larger ones pay for themselves."""
 
 LOSS_MATRICES = 10
 """Matrices of similarities (float32) that the objectives hold at their peak, in the backward pass."""
@@ -35,6 +62,58 @@ def largest_micro_batch(peak: Callable[[int], float], budget_bytes: float, batch
 
 
 @dataclass(frozen=True)
+class MemoryBudget:
+    """What a run may hold, in bytes, as read at one moment.
+
+    Args:
+        held: By this process.
+        available: Beside it, to this process.
+        fraction: Of what is available, that the run may take.
+    """
+
+    held: int
+    available: int
+    fraction: float
+
+    @property
+    def allowed(self) -> int:
+        """What the process holds now, and its fraction of what is available."""
+        return self.held + int(self.fraction * self.available)
+
+    @property
+    def ceiling(self) -> int:
+        """All there is."""
+        return self.held + self.available
+
+    def overhead(self, encoder: nn.Module) -> int:
+        """What the process holds beside the encoder's weights."""
+        return max(0, self.held - sum(tensor.nbytes for tensor in [*encoder.parameters(), *encoder.buffers()]))
+
+    @classmethod
+    def now(cls, device: torch.device, fraction: float | None) -> MemoryBudget:
+        """Read it.
+
+        Args:
+            device: Where the run trains.
+            fraction: The recipe's ``memory_fraction``; None: ``MEMORY_FRACTION``.
+        """
+        available = int(float(read_memory(device)["available_gb"] or 0) * GB)
+        if device.type != "cuda":  # where each process has a GPU of its own
+            available //= local_world_size()
+        return cls(held_bytes(device), available, fraction or MEMORY_FRACTION)
+
+
+class CountedSettings(Protocol):
+    """The keys that the memory beside the towers depends on."""
+
+    @property
+    def optimizer(self) -> str: ...
+
+    @property
+    def ema_fraction(self) -> float: ...
+
+
+@dataclass(frozen=True)
 class StepMemory:
     """Peak memory of a training step from sizes and operations alone, in bytes.
 
@@ -55,6 +134,49 @@ class StepMemory:
     overhead: int = 0
     averages: int = 0
     sentences: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        encoder: DualEncoder,
+        settings: CountedSettings,
+        image: TowerMemory,
+        text: TowerMemory,
+        *,
+        input_per_pair: int,
+        overhead: int,
+        loss: nn.Module | None = None,
+        sentences: int = 0,
+    ) -> StepMemory:
+        """Of an encoder whose towers were traced.
+
+        Args:
+            encoder: As it is trained: locked, with its adapters.
+            settings: ``optimizer`` and ``ema_fraction`` are read.
+            image: What its image tower holds.
+            text: What its text tower holds.
+            input_per_pair: As the attribute.
+            overhead: As the attribute.
+            loss: The objective, where it has parameters that are trained.
+            sentences: As the attribute.
+        """
+        parameters, buffers = list(encoder.parameters()), list(encoder.buffers())
+        trained = [p for p in parameters if p.requires_grad]
+        averages = [*trained, *(buffer for buffer in buffers if buffer.is_floating_point())]
+        learned = trained if loss is None else [*trained, *(p for p in loss.parameters() if p.requires_grad)]
+        outside = (p for tower, _, p in encoder.named_tower_parameters() if tower == "scale" and p.requires_grad)
+        return cls(
+            weights=sum(tensor.nbytes for tensor in [*parameters, *buffers]),
+            optimizer_state=optimizer_state_bytes(settings.optimizer, learned),
+            image=image,
+            text=text,
+            scalar_gradients=sum(p.nbytes for p in outside),
+            input_per_pair=input_per_pair,
+            embedding_dim=encoder.embedding_dim,
+            overhead=overhead,
+            averages=sum(tensor.nbytes for tensor in averages) if settings.ema_fraction > 0 else 0,
+            sentences=sentences,
+        )
 
     @property
     def gradients(self) -> int:
@@ -87,7 +209,13 @@ class StepMemory:
         replay = self.gradients + max(self.image.again.at(micro_batch), self.text.again.at(micro_batch))
         return always + 2 * embeddings + max(replay, loss, prompts)
 
+    def needed(self, micro_batch: int, batch: int) -> int:
+        """``peak`` with ``MARGIN`` on top: what must be there."""
+        return int(self.peak(micro_batch, batch) * MARGIN)
+
     def largest_micro_batch(self, budget_bytes: float, batch: int) -> int:
-        """See ``largest_micro_batch``; the peak of one pass over all may be below that of a micro-batch, and is tried
-        first."""
-        return largest_micro_batch(lambda micro_batch: self.peak(micro_batch, batch), budget_bytes, batch)
+        """As the function of that name, of what is ``needed``; 0 where not even one pair fits."""
+        try:
+            return largest_micro_batch(lambda micro_batch: self.needed(micro_batch, batch), budget_bytes, batch)
+        except MemoryConstraintError:
+            return 0

@@ -22,11 +22,6 @@ def averaged(encoder: DualEncoder) -> dict[str, Tensor]:
     }
 
 
-def average_bytes(encoder: DualEncoder) -> int:
-    """Bytes of that mean."""
-    return sum(value.nbytes for value in averaged(encoder).values())
-
-
 class WeightAverage:
     """Exponential moving average of what training changes of ``encoder``: its trained parameters and its
     floating-point buffers (batch-norm statistics).
