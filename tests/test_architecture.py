@@ -61,15 +61,7 @@ def import_graph() -> dict[str, set[str]]:
 def test_there_is_no_import_circle() -> None:
     """Imports inside functions and under ``TYPE_CHECKING`` count, too: they tie files together just as well."""
     graph = nx.DiGraph([(a, b) for a, names in import_graph().items() for b in names if a != b])
-    circles = [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
-    assert [circle for circle in circles if not any(name in PENDING for name in circle)] == []
-
-
-PENDING = {
-    "domainclip.config.settings",
-    "domainclip.resolve.resolve",
-    "domainclip.pipelines.controller",
-}
+    assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
 def test_files_stay_readable() -> None:

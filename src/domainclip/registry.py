@@ -1,9 +1,14 @@
-"""A named collection that users can extend, and that answers a wrong name with the right ones."""
+"""Names that users can extend: a registry answers a wrong name with the right ones, and plugins add to it."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from domainclip.errors import ConfigurationError
@@ -49,3 +54,55 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
+
+
+def load_plugins(names: Sequence[str]) -> None:
+    """Import the user's own modules, which register what they define. Each is imported once.
+
+    Args:
+        names: For each, a module's name (the working directory is searched too), or the path of a ``.py`` file.
+
+    Raises:
+        ConfigurationError: A module is not there, or fails while it is imported.
+    """
+    for name in names:
+        try:
+            if name.endswith(".py"):
+                _import_file(Path(name).resolve())
+            else:
+                _import_module(name)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"plugins: {name!r} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _import_module(name: str) -> None:
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:  # an installed command does not look there, `python -m` does
+        sys.path.append(here)
+    try:
+        importlib.import_module(name)
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def _import_file(path: Path) -> None:
+    name = f"domainclip_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:  # a second run in this process: what it registers is registered
+        return
+    if not path.is_file():
+        raise ConfigurationError(f"plugins: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise

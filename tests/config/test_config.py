@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from domainclip.config import CLIPFinetuningConfig, load_recipe, parse_overrides, shipped_recipes
 from domainclip.config.located_yaml import yaml_text
-from domainclip.config.recipe_files import domain_preset, environment_values, parse_recipe
+from domainclip.config.recipe_files import parse_recipe
+from domainclip.config.recipe_sources import environment_values
+from domainclip.domains import load_domain, shipped_domains
 from domainclip.errors import CLIPFinetuningError, ConfigurationError
 
 # The defaults that users of the public API rely on, written out by hand.
@@ -333,10 +335,11 @@ def test_shipped_recipe_is_valid(name):
 
 
 def test_every_domain_but_the_general_has_a_preset():
-    assert domain_preset("general") == {}
-    rates = {domain: domain_preset(domain)["learning_rate"] for domain in ("medical", "industrial", "scientific")}
+    presets = {domain: load_domain(domain).recipe_values() for domain in shipped_domains()}
+    assert presets["general"] == {}
+    rates = {domain: presets[domain]["learning_rate"] for domain in ("medical", "industrial", "scientific")}
     assert rates["medical"] == min(rates.values())
-    assert domain_preset("medical")["horizontal_flip"] is False
+    assert presets["medical"]["horizontal_flip"] is False
 
 
 def test_building_a_config_has_no_side_effects(tmp_path):

@@ -28,7 +28,7 @@ def test_label_order_gives_kappa_in_any_domain(domain: str) -> None:
     place = np.array([order.index(label) for label in scores.labels])
     expected = cohen_kappa_score(place[scores.targets], place[scores.predictions], weights="quadratic")
     assert flat["quadratic_kappa"] == pytest.approx(expected)
-    assert shown["metrics"]["quadratic_kappa"]["low"] <= expected <= shown["metrics"]["quadratic_kappa"]["high"]
+    assert shown["metrics"]["quadratic_kappa"].low <= expected <= shown["metrics"]["quadratic_kappa"].high
     assert "quadratic_kappa" not in flat_of(domain, scores, bootstrap_resamples=0)[0]
     with pytest.raises(ConfigurationError, match="label_order lacks the class 'class 1'"):
         flat_of(domain, scores, label_order=order[:3])
@@ -73,7 +73,7 @@ def test_answers_without_a_discipline_have_a_column_of_their_own(tmp_path: Path)
     scores = scores_of(rows, [0, 1, 2, 2], list("abcd"), disciplines=["geo", "geo", "bio", "bio"])
     flat, shown = flat_of("scientific", scores, bootstrap_resamples=0)
     assert (shown["matrix"]["counts"], shown["matrix"]["unknown"]) == ([[2, 0], [0, 1]], [0, 1])
-    write_report(tmp_path, {"after": EvaluationResult(flat, {"domain_metrics": shown})})
+    write_report(tmp_path, {"after": EvaluationResult.of(flat, {"domain_metrics": shown})})
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| taken for a class of no known discipline | accuracy |" in text
     assert "| geo | 2 | 0 | 1 | 1 | 50.0% |" in text and "occurs in several" not in text

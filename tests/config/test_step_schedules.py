@@ -25,7 +25,8 @@ ROWS = DataFacts(1000, 0.0, 0.0, 0, False, 8)
 
 
 def resolved(model: ModelFacts = CLIP, data: DataFacts = ROWS, **values):
-    recipe, decisions = resolve(CLIPFinetuningConfig(**values), model, data)
+    run = resolve(CLIPFinetuningConfig(**values), model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     return recipe, {decision.key: decision for decision in decisions}
 
 
@@ -120,7 +121,7 @@ def test_automatic_resolutions_rise_to_the_whole_one(rule, full, expected):
     assert recipe.image_resolution == full
     assert "image_resolution" in decisions["resolution_schedule"].reason
     assert all(rule.allows(resolution) for resolution in recipe.resolution_schedule.values())
-    again, _ = resolve(CLIPFinetuningConfig(**recipe.to_dict()), facts, ROWS)
+    again = resolve(CLIPFinetuningConfig(**recipe.to_dict()), facts, ROWS).recipe
     assert again.resolution_schedule == expected
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +13,8 @@ from torch.utils.data import DataLoader
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset, MultiCaptionCLIPDataset
-from domainclip.data.images.cache import ImageCache
 from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import DataError, ImageError
@@ -184,21 +182,21 @@ def test_cached_images_are_the_images(tiny_data, processor, augment):
     settings = config()
     transform = augmented(settings) if augment else None
     cached = CLIPDataset(tiny_data.pairs(), processor, settings, transform)
-    plain = CLIPDataset(tiny_data.pairs(), processor, settings, transform, cache=False)
+    plain = CLIPDataset(tiny_data.pairs(), processor, settings, transform, images=ImageStore(0))
     tight = CLIPDataset(tiny_data.pairs(), processor, config(image_cache_mb=0), transform)
-    assert plain._cache is None
-    assert tight._cache is None
     for epoch in range(3):
         for row in range(18):
             assert torch.equal(cached.pixels((epoch, row)), plain.pixels((epoch, row)))
-    assert cached._cache is not None
-    assert all(cached._cache.get(row) is not None for row in range(18))
+            assert torch.equal(tight.pixels((epoch, row)), plain.pixels((epoch, row)))
+    assert cached.images.decoded == 18
+    assert plain.images.decoded == 2 * tight.images.decoded == 2 * 3 * 18
+    assert plain.images.used == tight.images.used == 0
 
 
 def test_a_cached_image_is_not_read_again(tiny_data, processor, monkeypatch):
     data = CLIPDataset(tiny_data.pairs(), processor, config())
     first = data[0]["pixel_values"]
-    monkeypatch.setattr(ImageTransform, "read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("domainclip.data.images.pipeline.read_array", lambda *_: pytest.fail("read again"))
     assert torch.equal(data[0]["pixel_values"], first)
 
 
@@ -215,87 +213,12 @@ def test_bad_image(tiny_data, processor, tmp_path):
         CLIPDataset(pairs, processor, config())[2]
 
 
-# --- the cache itself ---
-
-
-def image(seed: int, height: int = 5, width: int = 4) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_cache_keeps_its_bound(shared):
-    cache = ImageCache(10, 3 * 5 * 4 * 3 + 7, shared)
-    kept = [cache.put(row, image(row)) for row in range(10)]
-    assert kept == [True] * 3 + [False] * 7
-    assert cache.used == 180 <= cache.capacity
-    for row in range(10):
-        found = cache.get(row)
-        assert found is None if row > 2 else torch.equal(found, image(row))
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_cache_keeps_images_of_unlike_sizes_and_the_first_of_a_row(shared):
-    cache = ImageCache(4, 10_000, shared)
-    shapes = [(5, 4), (1, 1), (7, 9), (2, 30)]
-    for row in (2, 0, 3, 1):
-        assert cache.put(row, image(row, *shapes[row]).permute(0, 1, 2))
-    assert not cache.put(1, image(99, 1, 1))
-    for row, shape in enumerate(shapes):
-        assert torch.equal(cache.get(row), image(row, *shape))
-
-
-def test_cache_takes_images_that_do_not_lie_in_order_in_memory():
-    cache = ImageCache(1, 1000)
-    assert cache.put(0, image(0).flip(2).transpose(1, 2))
-    assert torch.equal(cache.get(0), image(0).flip(2).transpose(1, 2))
-
-
-def test_cache_under_many_threads():
-    cache = ImageCache(200, 200 * 60 - 30)  # one too few
-    wrong = []
-
-    def work(offset: int) -> None:
-        for step in range(200):
-            row = (step * 7 + offset) % 200
-            found = cache.get(row)
-            if found is None:
-                cache.put(row, image(row))
-            elif not torch.equal(found, image(row)):
-                wrong.append(row)
-
-    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(0, 200, 25)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    assert cache.used <= cache.capacity
-    assert all(torch.equal(cache.get(row), image(row)) for row in range(200) if cache.get(row) is not None)
-
-
-def test_shared_cache_begins_empty_in_memory_that_another_gave_back():
-    for seed in range(3):
-        cache = ImageCache(4, 1000, shared=True)
-        assert cache.used == 0
-        assert [cache.get(row) for row in range(4)] == [None] * 4
-        for row in range(4):
-            assert cache.put(row, image(seed * 4 + row))
-        del cache
-
-
-def test_unshared_cache_refuses_to_be_sent():
-    with pytest.raises(TypeError, match="cannot be sent to a worker process"):
-        pickle.dumps(ImageCache(1, 10))
-
-
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_image_that_a_worker_decoded_is_found_by_the_parent(tiny_data, processor, method):
     settings = config(num_workers=2)
     data = CLIPDataset(tiny_data.pairs(), processor, settings)
-    plain = CLIPDataset(tiny_data.pairs(), processor, config(), cache=False)
-    assert data._cache is not None
-    assert data._cache.used == 0
+    plain = CLIPDataset(tiny_data.pairs(), processor, config(), images=ImageStore(0))
+    assert data.images.used == 0
     loader = create_training_loader(data, settings, batch_size=6)
     loader = DataLoader(
         loader.dataset,
@@ -306,6 +229,7 @@ def test_image_that_a_worker_decoded_is_found_by_the_parent(tiny_data, processor
     )
     rows = [row for batch in loader for row in batch["rows"]]
     assert sorted(rows) == list(range(18))
-    assert data._cache.used == 18 * 3 * 32 * 32
+    assert data.images.used == 18 * 3 * 32 * 32
     for row in range(18):
-        assert torch.equal(data._cache.get(row), plain.pixels(row))
+        assert torch.equal(data.pixels(row), plain.pixels(row))
+    assert data.images.decoded == 0

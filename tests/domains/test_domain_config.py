@@ -14,7 +14,7 @@ from domainclip.domains.domain import RECIPE_SECTIONS, DomainConfig, recipe_sect
 from domainclip.domains.files import load_domain, shipped_domains
 from domainclip.errors import ConfigurationError
 
-FOLDER = Path(__file__).parents[2] / "src/domainclip/config/domains"
+FOLDER = Path(__file__).parents[2] / "src/domainclip/domains/shipped"
 
 
 # --- what is shipped ---

@@ -15,10 +15,11 @@ from domainclip.config.glossary import load_glossary
 from domainclip.domains.domain import RECIPE_SECTIONS
 from domainclip.domains.files import domain_family, load_domain, shipped_domains
 from domainclip.domains.layers import DomainLayer
+from domainclip.domains.recipes import with_models_domain, write_domain
 from domainclip.errors import ConfigurationError
 from domainclip.pipelines import CLIPFinetuningController
-from domainclip.pipelines.domain_record import with_models_domain, write_domain
-from domainclip.resolve import DataFacts, ModelFacts, resolve
+from domainclip.resolve import DataFacts, ModelFacts, resolve, resolve_for_inference
+from resolve_cases import CLIP, PLAIN
 
 # --- errors ---
 
@@ -70,7 +71,7 @@ def test_errors_name_file_line_and_key(tmp_path, text, line, words):
     if line is not None:
         assert f"{path} line {line}" in message
     with pytest.raises(ValueError, match=r"mine\.yaml|leave nothing|above max_temp"):
-        CLIPFinetuningConfig(domain=str(path))
+        resolve_for_inference(CLIPFinetuningConfig(domain=str(path)))
 
 
 def test_an_inherited_error_is_reported_where_it_stands(tmp_path):
@@ -132,13 +133,13 @@ def test_the_family_decides_the_objective(tmp_path):
     assert loss.domain == "medical"
 
 
-def test_a_frozen_recipe_keeps_its_domain(tmp_path):
+def test_a_resolved_run_keeps_its_domain(tmp_path):
     path = write(tmp_path, "mine.yaml", "images: {page: mean}\n")
-    recipe, _ = _resolved(CLIPFinetuningConfig(domain=str(path)))
+    run = resolve(CLIPFinetuningConfig(domain=str(path)), CLIP, PLAIN)
     path.unlink()
-    assert recipe.domain_config().images.page == "mean"
-    assert pickle.loads(pickle.dumps(recipe)).domain_config().images.page == "mean"
-    assert recipe.frozen().domain_config().images.page == "mean"
+    assert run.domain.images.page == "mean"
+    assert pickle.loads(pickle.dumps(run)).domain.images.page == "mean"
+    assert run.objective.family == "general"
 
 
 def test_a_recipe_finds_the_domain_beside_it(tmp_path, monkeypatch):
@@ -264,21 +265,22 @@ def test_a_run_and_its_model_carry_their_domain(domainclip, tiny_data, tmp_path)
 
     # Its model is used in the domain that it was trained in, unless the user names one.
     start = CLIPFinetuningConfig(model_name=str(moved / "model"))
-    found, note = with_models_domain(start)
-    assert found.domain_config().digest() == kept.digest() and note is not None and "walls" in note
+    _, domain, note = with_models_domain(start)
+    assert domain.digest() == kept.digest() and note is not None and "walls" in note
     chosen = start.updated(domain="general")
-    assert with_models_domain(chosen) == (chosen, None)
+    named, domain, note = with_models_domain(chosen)
+    assert (named, domain.name, note) == (chosen, "general", None)
     controller = CLIPFinetuningController(start)
     controller.setup()
-    assert controller.config.image_steps().illumination == "grey_world"
+    assert controller.domain.images.illumination == "grey_world"
 
 
 def test_a_model_of_a_shipped_domain_names_it(tmp_path):
     for name in shipped_domains():
         (tmp_path / name).mkdir()
         write_domain(load_domain(name), tmp_path / name)
-        found, note = with_models_domain(CLIPFinetuningConfig(model_name=str(tmp_path / name)))
-        assert found.domain == name
+        found, domain, note = with_models_domain(CLIPFinetuningConfig(model_name=str(tmp_path / name)))
+        assert found.domain == domain.name == name
         assert (note is None) == (name == "general")
 
 
@@ -289,9 +291,9 @@ def test_a_domain_may_say_what_reference_sets_allow(tmp_path: Path) -> None:
     model = ModelFacts(224, 77, False, "transformer", "transformer", 0.07)
     rows = DataFacts(300, 0.0, 0.0, 0, False, 2)
     for sets in (None, ["other.csv"]):
-        recipe, _ = resolve(CLIPFinetuningConfig(domain=str(path), retention_data=sets), model, rows)
+        recipe = resolve(CLIPFinetuningConfig(domain=str(path), retention_data=sets), model, rows).recipe
         assert (recipe.max_forgetting, recipe.retention_rows) == (0.01, 50)
-    assert resolve(CLIPFinetuningConfig(domain=str(path)), model, rows)[0].max_forgetting == 0.01
+    assert resolve(CLIPFinetuningConfig(domain=str(path)), model, rows).recipe.max_forgetting == 0.01
 
 
 def test_glossaries_are_printed_and_checked(domainclip: Any, tmp_path: Path) -> None:

@@ -46,4 +46,5 @@ def rows_of(scores: ClassScores, rows: np.ndarray) -> ClassScores:
 
 
 def flat_of(domain: Any, scores: ClassScores, **settings: Any) -> tuple[dict[str, float], dict[str, Any]]:
-    return DomainMetrics(domain, lambda: TEMPERATURE, DomainMetricSettings(**settings)).score(scores, None)
+    shown = DomainMetrics(domain, lambda: TEMPERATURE, DomainMetricSettings(**settings)).score(scores, None)
+    return {name: record.value for name, record in shown["metrics"].items()}, shown

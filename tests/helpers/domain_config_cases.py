@@ -19,5 +19,6 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def _resolved(config: CLIPFinetuningConfig):
-    recipe, decisions = resolve(config, CLIP, PLAIN)
+    run = resolve(config, CLIP, PLAIN)
+    recipe, decisions = run.recipe, list(run.decisions)
     return recipe, {decision.key: decision.reason for decision in decisions}

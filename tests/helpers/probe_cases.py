@@ -13,7 +13,7 @@ from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
-from domainclip.evaluation.prompts import class_prompts
+from domainclip.inference.prompts import class_prompts
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder
 from domainclip.training.probe.probe import Probe

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from domainclip import CLIPFinetuningConfig, CLIPFinetuningController, run_training
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, ShapeError
+from domainclip.evaluation.protocols import RememberedImages
 from domainclip.metrics.calibration import (
     calibration_in_words,
     calibration_summary,
@@ -25,7 +26,7 @@ from domainclip.metrics.calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from domainclip.pipelines.calibrate import RememberedImages, calibrate
+from domainclip.pipelines.calibrate import calibrate
 from model_zoo import save_siglip
 from tiny_data import TinyData
 
@@ -233,7 +234,7 @@ def test_the_saved_model_has_the_temperature_the_report_says(wanted: bool, tiny_
     own = controller.model.logit_scale.item()
     weights = {name: value.clone() for name, value in controller.model.model.state_dict().items()}
     embed = RememberedImages(Noisy())
-    found = calibrate(controller, tiny_data.pairs("train"), tiny_data.pairs("test"), embed, tmp_path)
+    found = calibrate(controller.session, tiny_data.pairs("train"), tiny_data.pairs("test"), embed, tmp_path)
     assert found is not None
     assert found["problem"] is None
     assert found["model_temperature"] == pytest.approx(math.exp(-own))
@@ -251,7 +252,7 @@ def test_the_saved_model_has_the_temperature_the_report_says(wanted: bool, tiny_
 def test_rows_that_determine_nothing_leave_the_model_alone(tiny_data: TinyData, tmp_path: Path) -> None:
     controller = prepared(tiny_data, calibrate_temperature=True)
     right = [pair for pair in tiny_data.pairs() if int(pair.image_path.stem.split("_")[1]) % 3]
-    found = calibrate(controller, right, tiny_data.pairs("test"), Noisy(), tmp_path)
+    found = calibrate(controller.session, right, tiny_data.pairs("test"), Noisy(), tmp_path)
     assert found is not None
     assert "classified wrongly" in found["problem"]
     assert found["saved"] == "own"
@@ -262,21 +263,21 @@ def test_what_cannot_be_calibrated_is_said(tiny_data: TinyData, tmp_path: Path) 
     val, test = tiny_data.pairs("val"), tiny_data.pairs("test")
     bare = [ImageTextPair(pair.image_path, pair.caption) for pair in val]
     controller = prepared(tiny_data)
-    assert calibrate(controller, bare, bare, Noisy(), tmp_path) is None
+    assert calibrate(controller.session, bare, bare, Noisy(), tmp_path) is None
     for rows, others, reason in (
         (bare, test, "in the validation split"),
         ([], test, "in the validation split"),
         (val, bare, "in the test split"),
         (val[:2], [], "all of one class, 'brick'"),
     ):
-        found = calibrate(controller, rows, others, Noisy(), tmp_path)
+        found = calibrate(controller.session, rows, others, Noisy(), tmp_path)
         assert found is not None and reason in found["skipped"]
-    asked = calibrate(prepared(tiny_data, calibrate_temperature=True), bare, bare, Noisy(), tmp_path)
+    asked = calibrate(prepared(tiny_data, calibrate_temperature=True).session, bare, bare, Noisy(), tmp_path)
     assert asked is not None and "calibrate_temperature did nothing" in asked["skipped"]
-    alone = calibrate(controller, val, [], Noisy(), tmp_path)
+    alone = calibrate(controller.session, val, [], Noisy(), tmp_path)
     assert alone is not None and alone["same_rows"] is True
     siglip = prepared(tiny_data, model_name=str(save_siglip(tmp_path / "siglip")), calibrate_temperature=True)
-    found = calibrate(siglip, val, test, Noisy(), tmp_path)
+    found = calibrate(siglip.session, val, test, Noisy(), tmp_path)
     assert found is not None and "sigmoid" in found["skipped"]
 
 

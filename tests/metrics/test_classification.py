@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.evaluators import DomainEvaluator, RetrievalEvaluator, ZeroShotEvaluator
-from domainclip.evaluation.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
+from domainclip.inference.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.metrics.classification import classification_metrics, zero_shot_logits
 
 
@@ -56,8 +56,8 @@ def test_metrics_equal_scikit_learn_and_torchmetrics(classes: int) -> None:
     found = classification_metrics(scores, targets)
     predicted = scores.argmax(dim=1)
     table = classification_report(targets, predicted, output_dict=True, zero_division=0)
-    assert found["acc1"] == found["accuracy"] == pytest.approx(table["accuracy"])
-    assert found["macro_f1"] == found["f1_score"] == pytest.approx(table["macro avg"]["f1-score"])
+    assert found["acc1"] == pytest.approx(table["accuracy"])
+    assert found["macro_f1"] == pytest.approx(table["macro avg"]["f1-score"])
     assert found["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(targets, predicted))
     assert found["per_class_recall"] == pytest.approx([table[str(c)]["recall"] for c in range(classes)])
     assert found["support"] == [table[str(c)]["support"] for c in range(classes)]

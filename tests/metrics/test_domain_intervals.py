@@ -21,7 +21,7 @@ from domainclip.errors import ConfigurationError
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_metrics import DomainMetrics
-from domainclip.metrics.names import describe, greater_is_better, is_domain_metric
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.domain_markdown import figure_text
 from domainclip.reports.report import jsonable, write_report
 from domainclip.reports.report_markdown import value_text
@@ -39,17 +39,17 @@ def test_two_rows_one_class_and_an_absent_class_give_figures_or_none_but_no_nons
     for scores in (two, one_class, absent):
         flat, shown = flat_of(domain, scores, bootstrap_resamples=200)
         assert flat["acc1"] == (scores.targets == scores.predictions).mean()
-        text = json.dumps(shown, allow_nan=False)
+        text = json.dumps(jsonable(shown), allow_nan=False)
         assert json.loads(text)["domain"] == domain
         for entry in shown["metrics"].values():
-            assert "low" not in entry or entry["low"] <= entry["high"]
+            assert entry.ends is None or entry.low <= entry.high
     flat, shown = flat_of("medical", absent, bootstrap_resamples=50)
     known = [roc_auc_score(absent.targets == n, absent.log_odds([n])) for n in (0, 1)]
     assert flat["macro_auroc"] == pytest.approx(np.mean(known))
     assert [row["label"] for row in shown["per_label"]] == ["good", "crack"]
     assert any("is of stain" in note for note in shown["notes"])
     flat, shown = flat_of("medical", one_class, bootstrap_resamples=50)
-    assert "macro_auroc" not in flat and flat["balanced_accuracy"] == 1.0
+    assert "macro_auroc" not in flat and flat["mean_per_class_recall"] == 1.0
     flat, shown = flat_of("industrial", one_class, bootstrap_resamples=50)
     assert "image_auroc" not in flat and flat["false_alarm_rate"] == 0.0 and "mean_defect_recall" not in flat
 
@@ -73,8 +73,7 @@ def test_intervals_are_by_group_and_say_so() -> None:
     _, by_row = flat_of("medical", scores)
     _, once = flat_of("medical", some_scores(60, 3))
     widths = [
-        part["metrics"]["macro_auroc"]["high"] - part["metrics"]["macro_auroc"]["low"]
-        for part in (by_group, by_row, once)
+        part["metrics"]["macro_auroc"].high - part["metrics"]["macro_auroc"].low for part in (by_group, by_row, once)
     ]
     assert widths[0] == pytest.approx(widths[2])
     assert widths[1] < 0.75 * widths[0]
@@ -86,13 +85,13 @@ def test_notes_on_few_units_one_group_fewer_resamples_and_none_wanted(monkeypatc
     _, few = flat_of("scientific", some_scores(40, 3, groups=8), bootstrap_resamples=50)
     assert any("With 8 independent units" in note for note in few["notes"])
     _, single = flat_of("scientific", some_scores(40, 3, groups=1), bootstrap_resamples=50)
-    assert "low" not in single["metrics"]["acc1"] and any("one group" in note for note in single["notes"])
+    assert single["metrics"]["acc1"].ends is None and any("one group" in note for note in single["notes"])
     _, none = flat_of("scientific", some_scores(40, 3), bootstrap_resamples=0)
-    assert "low" not in none["metrics"]["acc1"] and none["notes"] == []
+    assert none["metrics"]["acc1"].ends is None and none["notes"] == []
     monkeypatch.setattr("domainclip.metrics.domain_metrics.affordable_resamples", lambda cells, wanted: 120)
     _, dear = flat_of("scientific", some_scores(40, 3))
     assert any("120 resamples" in note and "not 1,000" in note for note in dear["notes"])
-    assert dear["metrics"]["acc1"]["resamples"] == 120
+    assert dear["metrics"]["acc1"].resamples == 120
 
 
 def test_resamples_without_a_class_are_left_out_and_told() -> None:
@@ -102,9 +101,9 @@ def test_resamples_without_a_class_are_left_out_and_told() -> None:
     scores = ClassScores.from_similarities(rng.normal(size=(60, 2)), rare, ["good", "crack"], 1.0)
     _, shown = flat_of("industrial", scores)
     entry = shown["metrics"]["image_auroc"]
-    assert 250 < entry["undefined"] < 480 and entry["resamples"] + entry["undefined"] == 1000
-    assert any(note.startswith(f"Up to {entry['undefined']} resamples lack a class") for note in shown["notes"])
-    assert shown["metrics"]["false_alarm_rate"]["undefined"] == 0
+    assert 250 < entry.undefined < 480 and entry.resamples + entry.undefined == 1000
+    assert any(note.startswith(f"Up to {entry.undefined} resamples lack a class") for note in shown["notes"])
+    assert shown["metrics"]["false_alarm_rate"].undefined == 0
 
 
 @pytest.mark.parametrize("rare", [1, 8])
@@ -116,13 +115,13 @@ def test_a_mean_over_classes_is_of_the_same_classes_in_every_resample_or_says_so
     similarities[99:] = [0.5, 0.4, *[-5.0] * rare]
     labels = [f"class {n}" for n in range(2 + rare)]
     _, shown = flat_of("medical", ClassScores.from_similarities(similarities, targets, labels, 1.0))
-    for name in ("macro_auroc", "balanced_accuracy"):
+    for name in ("macro_auroc", "mean_per_class_recall"):
         entry = shown["metrics"][name]
         if rare == 1:  # 37 % of the resamples lack the class: the others are the interval
-            assert (entry["low"], entry["high"]) == pytest.approx((entry["value"], entry["value"]))
-            assert entry["undefined"] == pytest.approx(366, abs=60)
+            assert entry.ends == pytest.approx((entry.value, entry.value))
+            assert entry.undefined == pytest.approx(366, abs=60)
         else:  # nearly all lack one of eight: the means are of what is left, and the note says so
-            assert entry["undefined"] == 0 and entry["high"] - entry["low"] > 0.05
+            assert entry.undefined == 0 and entry.high - entry.low > 0.05
             assert any("lack a class; there" in note and name in note for note in shown["notes"])
     # A single image's own figures come from fewer resamples too.
     assert any(note.startswith("Up to") and "figures of class" in note for note in shown["notes"])
@@ -136,10 +135,8 @@ def test_a_calibration_error_beside_its_interval_has_its_own_reason() -> None:
         chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         targets = np.array([rng.choice(3, p=row) for row in chances])
         scores = ClassScores.from_similarities(logits, targets, ["a", "b", "c"], 1.0)
-        _, shown = DomainMetrics("medical", lambda: 1.0, DomainMetricSettings(bootstrap_resamples=200)).score(
-            scores, None
-        )
-        if shown["metrics"]["ece"]["value"] < shown["metrics"]["ece"]["low"]:
+        shown = DomainMetrics("medical", lambda: 1.0, DomainMetricSettings(bootstrap_resamples=200)).score(scores, None)
+        if shown["metrics"]["ece"].value < shown["metrics"]["ece"].low:
             break
     (note,) = (note for note in shown["notes"] if "does not hold the figure itself" in note)
     assert "lies too high" in note and "flatter" not in note
@@ -170,9 +167,10 @@ def evaluated(domain: Any, noise: float = 0.7, **settings: Any) -> EvaluationRes
 def test_the_evaluator_hands_over_its_probabilities_groups_and_ranks() -> None:
     result = evaluated("scientific", bootstrap_resamples=100)
     shown = result.details["domain_metrics"]
-    assert shown["metrics"]["acc1"]["value"] == result.metrics["acc1"]
-    assert result.metrics["i2t_Hits@10"] == result.metrics["i2t_R@10"]
-    assert shown["metrics"]["t2i_MRR"]["value"] == pytest.approx(result.metrics["t2i_MRR"])
+    assert shown["metrics"]["acc1"].value == result.metrics["acc1"]
+    assert shown["metrics"]["i2t_R@10"].value == result.metrics["i2t_R@10"]
+    assert result.records["i2t_R@10"].ends == shown["metrics"]["i2t_R@10"].ends
+    assert shown["metrics"]["t2i_MRR"].value == pytest.approx(result.metrics["t2i_MRR"])
     assert any("30 groups of 60 images" in note for note in shown["notes"])
     medical = evaluated("medical", bootstrap_resamples=0)
     embed = Noisy(0.7)
@@ -187,14 +185,14 @@ def test_the_evaluator_hands_over_its_probabilities_groups_and_ranks() -> None:
 def test_without_a_domain_nothing_is_added() -> None:
     result = DomainEvaluator(ROWS, ["{}"]).evaluate(Noisy(0.7))
     assert "domain_metrics" not in result.details
-    assert not any(is_domain_metric(name) for name in result.metrics)
+    assert not any(METRICS[name].section == "domain" for name in result.metrics)
 
 
 def test_rows_without_labels_still_have_retrieval_in_the_domain_metrics() -> None:
     rows = [replace(row, label=None) for row in ROWS]
     metrics = DomainMetrics("scientific", lambda: 0.1, DomainMetricSettings(bootstrap_resamples=50))
     result = DomainEvaluator(rows, ["{}"], domain_metrics=metrics).evaluate(Noisy(0.7))
-    assert set(result.details["domain_metrics"]["metrics"]) == {"i2t_Hits@10", "t2i_Hits@10", "i2t_MRR", "t2i_MRR"}
+    assert set(result.details["domain_metrics"]["metrics"]) == {"i2t_R@10", "t2i_R@10", "i2t_MRR", "t2i_MRR"}
 
 
 def test_settings_that_do_not_fit_the_classes_are_found_before_any_image_is_read() -> None:
@@ -213,9 +211,7 @@ def test_the_report_says_before_and_after_with_intervals(tmp_path: Path) -> None
     assert entry["value"] == after.metrics["image_auroc"] == report["after"]["image_auroc"]
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     section = text.split("## Domain metrics: inspection")[1].split("\n## ")[0]
-    cells = (
-        figure_text("image_auroc", part.details["domain_metrics"]["metrics"]["image_auroc"]) for part in (before, after)
-    )
+    cells = (figure_text("image_auroc", jsonable(part.records["image_auroc"])) for part in (before, after))
     assert f"| image AUROC, defect or not | {' | '.join(cells)} |" in section
     assert "false alarms (normal called a defect) (lower is better)" in section
     assert "| cracked part | 20 |" in section and "Normal: good part (guessed from 'good' in the name" in section
@@ -250,8 +246,8 @@ def test_every_figure_has_a_description_and_a_direction() -> None:
     names |= set(flat_of("industrial", some_scores(), bootstrap_resamples=0)[0])
     for name in names:
         if not name.startswith("n_"):
-            assert describe(name) != name, name
-    assert [name for name in sorted(names) if not greater_is_better(name)] == [
+            assert METRICS[name].title != name, name
+    assert [name for name in sorted(names) if not METRICS[name].greater_is_better] == [
         "ece",
         "false_alarm_rate",
         "false_alarm_rate_at_recall90",
@@ -285,7 +281,7 @@ def test_evaluate_on_domain_gives_the_domain_metrics(tiny_data: Any) -> None:
     assert full.metrics["macro_auroc"] == found["macro_auroc"]
     assert (
         full.details["domain_metrics"]["domain"] == "medical"
-        and "low" in full.details["domain_metrics"]["metrics"]["acc1"]
+        and full.details["domain_metrics"]["metrics"]["acc1"].ends is not None
     )
     other = CLIPFinetuningController(CLIPFinetuningConfig(model_name="tiny", domain="scientific", device="cpu"))
     other.setup()

@@ -17,8 +17,8 @@ from domainclip.evaluation.comparison import accuracy_interval
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.semantics import SemanticScores
-from domainclip.metrics.names import describe
-from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
+from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import paired_change, wilson_interval
 from domainclip.metrics.sums import unit_sums
 from domainclip.reports.report import jsonable, write_report
@@ -132,7 +132,7 @@ def test_one_patients_gain_is_no_clear_change(tmp_path: Path) -> None:
         for found in (evaluated(fractions).details["classification"] for fractions in (BEFORE, AFTER))
     ]
     assert report["comparison"]["acc1"]["p_value"] == paired_change(*right).p_value
-    assert report["acc1_interval"]["after"] == pytest.approx(wilson_interval(int(right[1].sum()), len(right[1])))
+    assert report["acc1_interval"]["after"] == pytest.approx(wilson_interval(int(right[1].sum()), len(right[1])).ends)
 
 
 def test_a_single_group_has_no_verdict(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_single_group_has_no_verdict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("groups", "units"), [(["p"] * 4, None), (["p", "p", "q", "q"], 2), (None, 4)])
 def test_ratios_of_one_unit_have_no_interval(groups: list[str] | None, units: int | None) -> None:
-    found = ratio_intervals({"x": Ratio.mean([1, 0, 1, 0])}, groups, 100)
+    found = intervals_of(Sums.ratios({"x": mean_of([1, 0, 1, 0])}), groups, 4, 100)
     assert [ends.n_units for ends in found.values()] == ([] if units is None else [units])
 
 
@@ -165,7 +165,7 @@ def test_semantic_figures_say_how_many_units_they_come_from(n_groups: int, messa
     names = [LABELS[n % 4] for n in range(60)]
     classified = {"targets": names, "predictions": list(rng.permutation(names)), "labels": list(LABELS)}
     groups = [f"patient {n % n_groups}" for n in range(60)]
-    _, details = SemanticScores(tree, resamples=50).score(
+    details = SemanticScores(tree, resamples=50).score(
         lambda paths: torch.zeros(0), lambda texts: torch.zeros(0), classified, groups
     )
     notes = semantic_notes(json.loads(json.dumps(jsonable(details))))
@@ -176,7 +176,7 @@ def test_semantic_figures_say_how_many_units_they_come_from(n_groups: int, messa
 
 
 def test_the_figures_without_an_interval_are_named() -> None:
-    figures = {"image_negation_auroc": {"value": 0.6, "low": None, "high": None, "units": None}}
+    figures = {"image_negation_auroc": {"value": 0.6, "low": None, "high": None, "n_units": None}}
     found = {"terminology": {"image_negations": [{}, {}]}, "resamples": 50, "notes": [], "metrics": figures}
     assert [note for note in semantic_notes(found) if "no interval" in note.lower()] == [
         "Negation on images: 2 classes; a model deaf to the word has 50 %. These figures have no interval"
@@ -184,4 +184,4 @@ def test_the_figures_without_an_interval_are_named() -> None:
 
 
 def test_the_highest_f1_of_a_class_is_not_said_to_be_of_defects() -> None:
-    assert describe("f1_max") == "highest F1"
+    assert METRICS["f1_max"].title == "highest F1"

@@ -168,18 +168,20 @@ DATA_FACTS = DataFacts(800, 0.0, 0.0, 0, False, 8)
 
 
 def test_adapters_want_ten_times_the_rate() -> None:
-    recipe, decisions = resolve(CLIPFinetuningConfig(lora_r=8), CLIP_FACTS, DATA_FACTS)
+    run = resolve(CLIPFinetuningConfig(lora_r=8), CLIP_FACTS, DATA_FACTS)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.learning_rate == 5e-5
     assert recipe.image_learning_rate == recipe.text_learning_rate == pytest.approx(5e-4)
     reasons = {decision.key: decision.reason for decision in decisions}
     assert "Schulman" in reasons["image_learning_rate"]
     # What the user sets is meant for what is trained.
-    recipe, _ = resolve(CLIPFinetuningConfig(lora_r=8, learning_rate=2e-4), CLIP_FACTS, DATA_FACTS)
+    recipe = resolve(CLIPFinetuningConfig(lora_r=8, learning_rate=2e-4), CLIP_FACTS, DATA_FACTS).recipe
     assert recipe.image_learning_rate == recipe.text_learning_rate == 2e-4
     # A domain preset's rate is that of full fine-tuning.
-    recipe, _ = resolve(CLIPFinetuningConfig(lora_r=8, domain="medical"), CLIP_FACTS, DATA_FACTS)
+    recipe = resolve(CLIPFinetuningConfig(lora_r=8, domain="medical"), CLIP_FACTS, DATA_FACTS).recipe
     assert recipe.text_learning_rate == pytest.approx(3e-4)
-    again, later = resolve(CLIPFinetuningConfig(**recipe.to_dict()), CLIP_FACTS, DATA_FACTS)
+    run = resolve(CLIPFinetuningConfig(**recipe.to_dict()), CLIP_FACTS, DATA_FACTS)
+    again, later = run.recipe, list(run.decisions)
     assert again.to_dict() == recipe.to_dict()
     assert later == []
 
@@ -189,8 +191,8 @@ def test_a_convolutional_tower_alone_has_nothing_to_adapt() -> None:
     with pytest.raises(ConfigurationError, match="lora_r=8 has nothing to adapt"):
         resolve(CLIPFinetuningConfig(lora_r=8, lock_text=True), facts, DATA_FACTS)
     named = CLIPFinetuningConfig(lora_r=8, lock_text=True, target_modules=["dense"])
-    assert resolve(named, facts, DATA_FACTS)[0].target_modules == ["dense"]
-    assert resolve(CLIPFinetuningConfig(lora_r=8, lock_image=True), facts, DATA_FACTS)[0].lora_r == 8
+    assert resolve(named, facts, DATA_FACTS).recipe.target_modules == ["dense"]
+    assert resolve(CLIPFinetuningConfig(lora_r=8, lock_image=True), facts, DATA_FACTS).recipe.lora_r == 8
 
 
 def test_groups_know_adapters(build: Build) -> None:

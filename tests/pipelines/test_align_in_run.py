@@ -13,6 +13,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError
 from domainclip.pipelines.run_alignment import BEFORE_FILE, RunAlignment, alignment_folder
 from domainclip.reports.alignment_report import prepare_folder
+from domainclip.resolve import resolve_for_inference
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +83,9 @@ def test_a_folder_of_the_users_choice(domainclip, tiny_data, tmp_path, monkeypat
 
 def test_embeddings_of_other_rows_are_not_taken_for_these(tiny_data, tiny_engine, tmp_path, monkeypatch):
     draw_nothing(monkeypatch)
-    config = CLIPFinetuningConfig(output_dir=str(tmp_path), model_name="tiny")
-    RunAlignment(config, tiny_data.pairs("val"), "val", tmp_path).remember_before(tiny_engine, False)
-    other = RunAlignment(config, tiny_data.pairs("test"), "test", tmp_path)
+    run = resolve_for_inference(CLIPFinetuningConfig(output_dir=str(tmp_path), model_name="tiny"))
+    RunAlignment(run, tiny_data.pairs("val"), "val", tmp_path).remember_before(tiny_engine, False)
+    other = RunAlignment(run, tiny_data.pairs("test"), "test", tmp_path)
     other.remember_before(tiny_engine, True)
     content = other.write(tiny_engine, [], 5)
     assert content["difference"]["alignment_score"] == 0  # the same model before and after, on the rows of the test

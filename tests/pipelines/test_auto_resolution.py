@@ -93,7 +93,7 @@ def budget(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def needs(config: CLIPFinetuningConfig, pairs: list[ImageTextPair], held: int = 64 * MB) -> dict[int, float]:
     """Bytes at each side of the tiny model, from the plan of the shape by that name."""
     encoder = load_encoder(config)
-    recipe, _ = resolve(with_resolution(config, 32), model_facts(encoder), data_facts(pairs))
+    recipe = resolve(with_resolution(config, 32), model_facts(encoder), data_facts(pairs)).recipe
     weights = sum(tensor.nbytes for tensor in [*encoder.parameters(), *encoder.buffers()])
     batch, found = contrastive_batch(recipe), {}
     for resolution in (16, 24, 32):
@@ -167,13 +167,15 @@ def test_speed_is_the_median_of_three_after_a_warm_up(monkeypatch: pytest.Monkey
         encoder.model.visual_projection.weight.register_hook(lambda gradient: seen.append("backward")),
     ]
     monkeypatch.setattr(auto_resolution, "time", Clock(10, 1, 4, 2))
-    rate = measured_throughput(encoder, 24, controller.device, controller.precision, recipe)
+    rate = measured_throughput(encoder, 24, controller.device, controller.session.precision, recipe)
     assert rate == pytest.approx(SMALLEST_EFFICIENT / 2)
     assert seen == [(SMALLEST_EFFICIENT, 3, 24, 24), "backward"] * 4
     seen.clear()
     monkeypatch.setattr(auto_resolution, "time", Clock(10, 8, 8, 8))
     locked = recipe.updated(lock_image=True).frozen()
-    assert measured_throughput(encoder, 24, controller.device, controller.precision, locked) == pytest.approx(1.0)
+    assert measured_throughput(encoder, 24, controller.device, controller.session.precision, locked) == pytest.approx(
+        1.0
+    )
     assert seen == [(SMALLEST_EFFICIENT, 3, 24, 24)] * 4  # what is not trained is not sent backward
     for hook in hooks:
         hook.remove()

@@ -17,14 +17,16 @@ from domainclip.config.text_preprocessing import TextPreprocessing
 from domainclip.data.batches import create_training_loader
 from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.dataset import CLIPDataset
+from domainclip.data.images.store import ImageStore
 from domainclip.data.records import ImageTextPair
 from domainclip.domains.files import load_domain
+from domainclip.domains.recipes import caption_steps, with_models_domain, write_domain
+from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.evaluators import DomainEvaluator
-from domainclip.evaluation.prompts import class_prompts, classifier_weights
+from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.pipelines import CLIPFinetuningController
-from domainclip.pipelines.captions import class_templates, training_captions
-from domainclip.pipelines.domain_record import with_models_domain, write_domain
-from domainclip.resolve import DataFacts, ModelFacts, resolve
+from domainclip.pipelines.assemble import training_captions
+from domainclip.resolve import DataFacts, ModelFacts, resolve, resolve_for_inference
 
 MODEL = ModelFacts(224, 77, False, "transformer", "transformer", 0.01)
 DATA = DataFacts(
@@ -46,7 +48,7 @@ abbreviations:
   TX: a texture
 synonyms:
   - [texture, surface]
-  - [photo, image]
+  - [photo, picture]
 """
 
 
@@ -58,24 +60,29 @@ def domain(tmp_path: Path) -> str:
     return str(path)
 
 
+def prompts_of(config: CLIPFinetuningConfig) -> list[str]:
+    return resolve_for_inference(config).evaluation.prompt_templates
+
+
 def test_the_domains_prompts_hold_where_the_user_set_none(domain: str) -> None:
-    recipe, decisions = resolve(CLIPFinetuningConfig(domain=domain), MODEL, DATA)
+    run = resolve(CLIPFinetuningConfig(domain=domain), MODEL, DATA)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.prompt_templates == ["a scan of {}.", "{}"]
     assert "prompt pack" in next(d.reason for d in decisions if d.key == "prompt_templates")
-    assert class_templates(CLIPFinetuningConfig(domain=domain)) == ["a scan of {}.", "{}"]
+    assert prompts_of(CLIPFinetuningConfig(domain=domain)) == ["a scan of {}.", "{}"]
     own = CLIPFinetuningConfig(domain=domain, prompt_templates=["mine: {}"])
-    assert class_templates(own) == resolve(own, MODEL, DATA)[0].prompt_templates == ["mine: {}"]
-    assert class_templates(CLIPFinetuningConfig()) == list(DEFAULT_TEMPLATES)
+    assert prompts_of(own) == resolve(own, MODEL, DATA).recipe.prompt_templates == ["mine: {}"]
+    assert prompts_of(CLIPFinetuningConfig()) == list(DEFAULT_TEMPLATES)
 
 
 def test_a_resolved_recipe_holds_the_glossary(tmp_path: Path) -> None:
     words = tmp_path / "words.yaml"
     words.write_text(WORDS, encoding="utf-8")
     steps = {"glossary": str(words), "expand_abbreviations": True}
-    recipe, _ = resolve(CLIPFinetuningConfig(text_preprocessing=steps), MODEL, DATA)
+    recipe = resolve(CLIPFinetuningConfig(text_preprocessing=steps), MODEL, DATA).recipe
     words.unlink()
     again = CLIPFinetuningConfig(**recipe.to_dict())
-    assert CaptionPipeline(again.caption_steps())("TX of grass") == "A texture of grass"
+    assert CaptionPipeline(caption_steps(again))("TX of grass") == "A texture of grass"
 
 
 def test_class_names_are_averaged_over() -> None:
@@ -94,26 +101,29 @@ def test_class_names_are_averaged_over() -> None:
 
 
 def test_training_shows_views_that_seed_epoch_and_row_choose(tiny_data, processor, domain: str) -> None:
-    recipe = resolve(CLIPFinetuningConfig(domain=domain, num_workers=0), MODEL, DATA)[0]
+    run = resolve(CLIPFinetuningConfig(domain=domain, num_workers=0), MODEL, DATA)
+    recipe = run.recipe
     pairs = [ImageTextPair(p.image_path, p.caption.replace("a texture", "TX"), p.label) for p in tiny_data.pairs()]
-    parts = training_captions(recipe, processor)
+    parts = training_captions(run, processor)
     data = CLIPDataset(pairs, processor, recipe, **parts)
     plain = CLIPDataset(pairs, processor, recipe)
     assert torch.equal(data.group_ids, plain.group_ids)  # another way of saying it makes no other group
     shown = [[data.texts[data.text_index((epoch, row))] for epoch in range(30)] for row in range(len(data))]
-    again = CLIPDataset(pairs, processor, recipe, **training_captions(recipe, processor))
+    again = CLIPDataset(pairs, processor, recipe, **training_captions(run, processor))
     assert shown == [[again.texts[again.text_index((e, r))] for e in range(30)] for r in range(len(again))]
     for pair, texts in zip(pairs, shown, strict=True):
         written = parts["text_transform"](pair.caption)
         assert set(texts) == set(parts["caption_views"](pair.caption))
         assert "TX" not in written and len(set(texts)) > 1
-        swapped = {text.lower().replace("surface", "texture").replace("picture", "photo") for text in texts}
+        swapped = {text.lower().replace("surface", "texture").replace("an image", "a photo") for text in texts}
         assert swapped == {written.lower()}
     for text, ids in zip(data.texts, data.tokens, strict=True):
         assert ids.tolist() == processor.token_ids([text])[0]
     batch = next(iter(create_training_loader(data, recipe.model_copy(update={"batch_size": 6}), 6)))
     assert len(batch["captions"]) == 6 and set(batch["captions"]) <= {text for texts in shown for text in texts}
-    copy = pickle.loads(pickle.dumps(CLIPDataset(pairs, processor, recipe, cache=False, **parts)))  # a spawned worker's
+    copy = pickle.loads(
+        pickle.dumps(CLIPDataset(pairs, processor, recipe, images=ImageStore(0), **parts))
+    )  # a spawned worker's
     assert copy.texts[copy.text_index((7, 3))] == shown[3][7]
 
 
@@ -127,7 +137,7 @@ def test_one_treatment_in_inference_and_evaluation(tiny_data, tmp_path: Path, do
         ImageTextPair(pair.image_path, ("TX of " if row % 2 else "a texture of ") + str(pair.label), pair.label)
         for row, pair in enumerate(tiny_data.pairs())
     ]
-    evaluator = controller.evaluator(pairs)
+    evaluator = build_evaluator(controller.session, pairs)
     assert evaluator.zero_shot is not None and evaluator.retrieval is not None
     assert evaluator.zero_shot.prompts["sky"] == ["a scan of open sky.", "open sky", "a scan of blue sky.", "blue sky"]
     assert len(evaluator.retrieval.captions) == 3  # "TX of sky" is "a texture of sky": finding either is a hit
@@ -159,7 +169,7 @@ def test_the_check_counts_captions_that_would_be_cut(tmp_path: Path, domainclip:
 
 
 def test_off_means_off(processor) -> None:
-    assert training_captions(CLIPFinetuningConfig(), processor)["caption_views"] is None
+    assert training_captions(resolve_for_inference(CLIPFinetuningConfig()), processor)["caption_views"] is None
     assert not TextPreprocessing().model_dump(exclude_defaults=True)
 
 
@@ -167,12 +177,12 @@ def test_a_recipes_own_steps_go_with_the_model(tmp_path: Path) -> None:
     words = tmp_path / "words.yaml"
     words.write_text(WORDS, encoding="utf-8")
     steps = {"glossary": str(words), "expand_abbreviations": True, "synonym_fraction": 0.25}
-    recipe, _ = resolve(CLIPFinetuningConfig(domain="medical", text_preprocessing=steps), MODEL, DATA)
+    run = resolve(CLIPFinetuningConfig(domain="medical", text_preprocessing=steps), MODEL, DATA)
     words.unlink()
-    write_domain(recipe.domain_config(), tmp_path)
+    write_domain(run.domain, tmp_path)
     kept = load_domain(tmp_path / "domain.yaml")
     assert CaptionPipeline(kept.texts)("TX of grass") == "A texture of grass"
     assert kept.texts.synonym_fraction == 0.25 and kept.texts.truncation == "tokens"  # the medical one's are replaced
     assert kept.images == load_domain("medical").images
-    config, note = with_models_domain(CLIPFinetuningConfig(model_name=str(tmp_path)))
-    assert note is not None and config.caption_steps() == kept.texts
+    config, domain, note = with_models_domain(CLIPFinetuningConfig(model_name=str(tmp_path)))
+    assert note is not None and caption_steps(config) == domain.texts == kept.texts

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from domainclip.errors import ImageError
 from domainclip.evaluation.error_analysis import Case, ErrorAnalysis, Guess, Section
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.pipelines import run
@@ -97,7 +98,7 @@ def test_long_tables_are_cut_short_on_the_terminal() -> None:
         },
     }
     console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
-    EvaluationReport("m", "d", "test", EvaluationResult({"acc1": 0.5}, {"domain_metrics": shown})).print(console)
+    EvaluationReport("m", "d", "test", EvaluationResult.of({"acc1": 0.5}, {"domain_metrics": shown})).print(console)
     lines = console.export_text().splitlines()
     assert len(lines) < 75
     text = "\n".join(lines)
@@ -136,7 +137,7 @@ def test_images_on_two_drives(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_error_analysis_that_fails_costs_no_figure(domainclip, tiny_data, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     def fail(*arguments: object) -> Path:
-        raise run.ImageError("the error analysis failed")
+        raise ImageError("the error analysis failed")
 
     monkeypatch.setattr(run, "write_error_analysis_of", fail)
     done = domainclip(

@@ -12,7 +12,7 @@ import torch
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError
 from domainclip.losses import LOSSES, build_loss
-from domainclip.pipelines.plugins import load_plugins
+from domainclip.registry import load_plugins
 from domainclip.similarity import SIMILARITIES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-loss.md"

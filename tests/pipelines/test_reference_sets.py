@@ -34,8 +34,7 @@ def controller_of(*data: Path | str, **values: object) -> CLIPFinetuningControll
         model_name="tiny",
         image_resolution=32,
         mixed_precision=False,
-        retention_data=[str(path) for path in data],
-        **values,
+        **{"retention_data": [str(path) for path in data], **values},
     )
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
@@ -43,7 +42,7 @@ def controller_of(*data: Path | str, **values: object) -> CLIPFinetuningControll
 
 
 def loaded(*data: Path | str, **values: object) -> ReferenceSets:
-    found = load_reference_sets(controller_of(*data, **values))
+    found = load_reference_sets(controller_of(*data, **values).session)
     assert found is not None
     return found
 
@@ -118,7 +117,7 @@ def test_where_nothing_is_left_nothing_is_said_to_be_rehearsed(tiny_data: TinyDa
     for folder, rehearsed in ((tiny_data.folder, 12), (tmp_path / "one", 0)):
         controller = controller_of(folder, batch_size=6)
         recipe = controller.prepare(tiny_data.pairs())
-        reference_sets = load_reference_sets(controller)
+        reference_sets = load_reference_sets(controller.session)
         assert reference_sets is not None and controller.model is not None
         assert (
             len(reference_sets.sets[0].rehearsed) == rehearsed
@@ -126,7 +125,9 @@ def test_where_nothing_is_left_nothing_is_said_to_be_rehearsed(tiny_data: TinyDa
         )
         found = reference_sets.rehearsed(controller.model, recipe, contextlib.nullcontext)
         assert (found is not None) == bool(rehearsed)
-        (decision,) = [each for each in controller.decisions if each.key == "rehearsal_strength"]
+        (decision,) = [
+            each for each in reference_sets.explained(controller.decisions) if each.key == "rehearsal_strength"
+        ]
         assert ("no effect" in decision.reason) == (not rehearsed)
         assert [text[:20] for text in reference_sets.warnings] == ([] if rehearsed else ["Nothing is rehearsed"])
 
@@ -189,7 +190,7 @@ def test_nothing_of_the_test_split_is_chosen_on(tiny_data: TinyData) -> None:
 
 def test_scores_are_those_of_a_plain_count(tiny_data: TinyData) -> None:
     controller = controller_of(tiny_data.folder, retention_rows=12, prompt_templates=["only in this domain: {}"])
-    reference_sets = load_reference_sets(controller)
+    reference_sets = load_reference_sets(controller.session)
     assert reference_sets is not None
     engine = controller.engine()
     rows = stratified_rows([*tiny_data.pairs("train"), *tiny_data.pairs("val")], 12, controller.config.seed)
@@ -210,7 +211,7 @@ def test_scores_are_those_of_a_plain_count(tiny_data: TinyData) -> None:
 
 def test_what_a_domain_does_to_its_images_is_not_done_to_these(tiny_data: TinyData) -> None:
     controller = controller_of(tiny_data.folder, image_preprocessing={"illumination": "grey_world"})
-    reference_sets = load_reference_sets(controller)
+    reference_sets = load_reference_sets(controller.session)
     assert reference_sets is not None
     path = tiny_data.pairs("test")[0].image_path
     plain = controller_of(tiny_data.folder).engine().pixels([path])
@@ -219,12 +220,12 @@ def test_what_a_domain_does_to_its_images_is_not_done_to_these(tiny_data: TinyDa
 
 
 def test_sets_without_labels_or_without_a_test_split(tiny_data: TinyData, tmp_path: Path) -> None:
-    with open(tmp_path / "images.csv", "w", encoding="utf-8", newline="") as handle:
+    with open(tmp_path / "photos.csv", "w", encoding="utf-8", newline="") as handle:
         rows = [(pair.image_path, f"{pair.caption} {n}") for n, pair in enumerate(tiny_data.pairs())]
         csv.writer(handle).writerows([("image_path", "caption"), *rows])
-    reference_sets = loaded(tmp_path / "images.csv", tiny_data.folder, train_split=0.8, val_split=0.2, test_split=0.0)
+    reference_sets = loaded(tmp_path / "photos.csv", tiny_data.folder, train_split=0.8, val_split=0.2, test_split=0.0)
     without, labelled = reference_sets.sets
-    assert (without.name, without.metric, without.test_split) == ("images", "mean_R@1", "validation")
+    assert (without.name, without.metric, without.test_split) == ("photos", "mean_R@1", "validation")
     assert (labelled.metric, labelled.test_split) == ("acc1", "test")
     scores = reference_sets.on_validation()
     assert reference_sets.during()["reference_mean"] == pytest.approx(sum(scores.values()) / 2)
@@ -234,10 +235,10 @@ def test_sets_without_labels_or_without_a_test_split(tiny_data: TinyData, tmp_pa
     assert reported["before"] == {
         # Every set has retrieval figures, one has classes.
         "acc1": before[labelled.name]["acc1"],
-        "mean_R@1": pytest.approx((before["images"]["mean_R@1"] + before[labelled.name]["mean_R@1"]) / 2),
+        "mean_R@1": pytest.approx((before["photos"]["mean_R@1"] + before[labelled.name]["mean_R@1"]) / 2),
     }
     page = report_markdown({"reference_sets": reported})
-    assert "| images | mean_R@1 | validation | 9 |" in page and f"| {labelled.name} | acc1 | test | 6 |" in page
+    assert "| photos | mean_R@1 | validation | 9 |" in page and f"| {labelled.name} | acc1 | test | 6 |" in page
 
 
 def test_names_tell_sets_apart(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -253,12 +254,12 @@ def test_names_tell_sets_apart(tiny_data: TinyData, tmp_path: Path) -> None:
 
 def test_a_set_that_cannot_be_used_is_an_error_that_names_it(tiny_data: TinyData, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        load_reference_sets(controller_of(tmp_path / "nowhere"))
+        load_reference_sets(controller_of(tmp_path / "nowhere").session)
     (tmp_path / "x.jpg").write_bytes(b"no image")
     (tmp_path / "bad.csv").write_text("image_path,caption,label\nx.jpg,a,b\n")
     with pytest.raises(DataError, match=r"bad\.csv has no row that can be used"):
-        load_reference_sets(controller_of(tmp_path / "bad.csv"))
-    assert load_reference_sets(CLIPFinetuningController(CLIPFinetuningConfig(), Console(quiet=True))) is None
+        load_reference_sets(controller_of(tmp_path / "bad.csv").session)
+    assert load_reference_sets(controller_of(retention_data=None).session) is None
 
 
 def test_figures_before_training_are_read_again_on_resumption(tiny_data: TinyData, tmp_path: Path) -> None:

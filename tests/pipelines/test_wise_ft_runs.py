@@ -53,7 +53,7 @@ def test_a_second_training_starts_from_where_the_first_ended(tiny_data: TinyData
     controller.setup()
     assert controller.model is not None
     move(controller.model)
-    controller._status = "trained"
+    controller.session.as_loaded = False
     begun = embeddings(controller.model)
     controller.fine_tune(tiny_data.pairs(), None, tmp_path)
     assert torch.equal(embeddings(controller.model)[0], begun[0])
@@ -67,10 +67,10 @@ def test_a_model_that_was_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
     assert controller.model is not None
     start = initial_weights(controller.model, config)
     assert start is not None
-    assert initial_weights_of(controller, start).keys() == controller.model.model.state_dict().keys()
+    assert initial_weights_of(controller.config, start).keys() == controller.model.model.state_dict().keys()
     save_encoder(make_tiny_clip(2), tmp_path)
     with pytest.raises(ConfigurationError, match="other weights now than when the training started"):
-        initial_weights_of(controller, start)
+        initial_weights_of(controller.config, start)
 
 
 @pytest.fixture(scope="module")

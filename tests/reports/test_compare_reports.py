@@ -7,6 +7,7 @@ import json
 import math
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,13 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.domains.files import load_domain
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
+from domainclip.inference import ModelSession
 from domainclip.models.io import save_encoder
 from domainclip.models.tiny import make_tiny_clip
-from domainclip.pipelines.captions import class_templates
 from domainclip.pipelines.compare import named, run_compare, shared_prompts
-from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.reports.compare_html import compare_html
 from domainclip.reports.plots.compare import plot_matrix
+from domainclip.resolve import resolve_for_inference
 
 
 @pytest.mark.parametrize(("n_models", "n_sets"), [(1, 1), (10, 10)])
@@ -158,21 +159,22 @@ def test_all_models_are_asked_with_the_same_prompts(tmp_path: Path, two_models: 
     ]
     for config, models, domain, reported in expected:
         asked, sentence = shared_prompts(config, models)
-        assert class_templates(asked) == class_templates(CLIPFinetuningConfig(domain=domain))
+        alone = resolve_for_inference(CLIPFinetuningConfig(domain=domain))
+        assert asked.evaluation.prompt_templates == alone.evaluation.prompt_templates
         assert reported in sentence
 
 
 def test_one_model_is_in_memory_at_a_time(tiny_data, two_models, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     loaded: list[weakref.ref] = []
-    setup = CLIPFinetuningController.setup
+    load = ModelSession.load
 
-    def watched(self: CLIPFinetuningController) -> None:
+    def watched(*given: Any) -> ModelSession:
         assert all(encoder() is None for encoder in loaded)
-        setup(self)
-        assert self.model is not None
-        loaded.append(weakref.ref(self.model))
+        session = load(*given)
+        loaded.append(weakref.ref(session.encoder))
+        return session
 
-    monkeypatch.setattr(CLIPFinetuningController, "setup", watched)
+    monkeypatch.setattr(ModelSession, "load", watched)
     models = {str(index): str(folder) for index, folder in enumerate(two_models)}
     found = run_compare(CLIPFinetuningConfig(device="cpu"), models, {"tiny": str(tiny_data.folder)})
     assert len(loaded) == 2 and len(found.content["cells"]) == 2

@@ -68,7 +68,7 @@ def test_a_small_industrial_case_by_hand() -> None:
     scores = scores_of(probabilities, [0, 0, 0, 1, 1, 2], labels)
     flat, shown = flat_of("industrial", scores, bootstrap_resamples=0)
     assert flat["false_alarm_rate"] == pytest.approx(1 / 3)
-    each = {row["label"]: row["defect_recall"]["value"] for row in shown["per_label"] if "defect_recall" in row}
+    each = {row["label"]: row["defect_recall"].value for row in shown["per_label"] if "defect_recall" in row}
     assert each == {"crack": 0.5, "stain": 1.0}
     assert flat["mean_defect_recall"] == 0.75
     assert flat["acc1"] == pytest.approx(4 / 6 - 1 / 6)
@@ -90,7 +90,7 @@ def test_normal_labels_given_overrule_the_guess() -> None:
     assert any("Normal: good, variant (as normal_label says)" in note for note in shown["notes"])
     rest = scores.log_probabilities[:, 2]
     assert flat["image_auroc"] == pytest.approx(roc_auc_score(scores.targets == 2, rest))
-    assert guessed["metrics"]["image_auroc"]["value"] != flat["image_auroc"]
+    assert guessed["metrics"]["image_auroc"].value != flat["image_auroc"]
 
 
 def test_a_normal_label_that_is_no_class_is_an_error_with_the_nearest() -> None:
@@ -124,7 +124,7 @@ def test_scientific_figures_are_those_of_the_general_evaluation() -> None:
     assert flat["mean_per_class_recall"] == pytest.approx(
         np.mean([right[scores.targets == n].mean() for n in range(8)])
     )
-    assert [row["recall"]["value"] for row in shown["per_label"]] == pytest.approx(
+    assert [row["recall"].value for row in shown["per_label"]] == pytest.approx(
         [right[scores.targets == n].mean() for n in range(8)]
     )
     assert shown["matrix"] is None

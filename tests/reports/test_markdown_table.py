@@ -81,7 +81,9 @@ def test_a_report_names_any_class(tmp_path: Path) -> None:
         "notes": ["Normal: **b**"],
         "per_label": [{"label": label, "images": 1, "recall": {"value": 1.0}} for label in labels],
     }
-    result = EvaluationResult({"acc1": 2 / 3, "n_classified": 3}, {"classification": details, "domain_metrics": shown})
+    result = EvaluationResult.of(
+        {"acc1": 2 / 3, "n_classified": 3}, {"classification": details, "domain_metrics": shown}
+    )
     write_report(tmp_path, {"after": result})
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     html = MarkdownIt("commonmark").enable("table").render(text)
@@ -91,6 +93,6 @@ def test_a_report_names_any_class(tmp_path: Path) -> None:
 
 
 def test_a_model_card_names_any_model() -> None:
-    card = model_card({"base_model": "/data/<unk>_**b**", "after": EvaluationResult({"acc1": 0.5}, {})})
+    card = model_card({"base_model": "/data/<unk>_**b**", "after": EvaluationResult.of({"acc1": 0.5}, {})})
     html = MarkdownIt("commonmark").enable("table").render(card.partition("\n---\n")[2])
     assert "<h1>&lt;unk&gt;_**b**, fine-tuned</h1>" in html and "50.0%" in html

@@ -15,7 +15,8 @@ from resolve_cases import CLIP, PLAIN, SIGLIP, STARTER
 
 
 def decided(config: CLIPFinetuningConfig, model: ModelFacts = CLIP, data: DataFacts = PLAIN):
-    recipe, decisions = resolve(config, model, data)
+    run = resolve(config, model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert isinstance(recipe, FrozenConfig)
     reasons = {decision.key: decision.reason for decision in decisions}
     assert len(reasons) == len(decisions), "a key is decided once"

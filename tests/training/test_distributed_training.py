@@ -246,10 +246,11 @@ def test_processes_with_different_recipes_are_refused(runs: tuple[Path, list[dic
 def test_batch_norm_is_frozen_where_a_batch_is_spread_out() -> None:
     """Live statistics would be those of each process' own rows."""
     model, data = STARTER, dataclasses.replace(PLAIN_DATA, processes=2)
-    recipe, decisions = resolve(CLIPFinetuningConfig(), model, data)
+    run = resolve(CLIPFinetuningConfig(), model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.freeze_batch_norm
     assert "2 processes" in next(made.reason for made in decisions if made.key == "freeze_batch_norm")
-    assert not resolve(CLIPFinetuningConfig(), model, PLAIN_DATA)[0].freeze_batch_norm
+    assert not resolve(CLIPFinetuningConfig(), model, PLAIN_DATA).recipe.freeze_batch_norm
     with pytest.raises(ConfigurationError, match="freeze_batch_norm=false does not go with 2 processes"):
         resolve(CLIPFinetuningConfig(freeze_batch_norm=False), model, data)
 

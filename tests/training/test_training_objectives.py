@@ -77,16 +77,16 @@ def test_an_objective_with_a_memory_resumes_exactly(name: str, tiny_data, tmp_pa
     whole.train()
     part = trainer_for(name, tiny_data, tmp_path / "part", num_epochs=3)
     seen = 0
-    step = part.step.adaptive
+    take = part.step.update
 
-    def stop_after_five(batch: dict) -> dict:
+    def stop_after_five(batch: dict, step: int) -> Any:
         nonlocal seen
         seen += 1
         if seen == 6:
             raise KeyboardInterrupt
-        return step(batch)
+        return take(batch, step)
 
-    part.step.adaptive = stop_after_five  # type: ignore[assignment]
+    part.step.update = stop_after_five  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         part.train()
     again = trainer_for(name, tiny_data, tmp_path / "part", num_epochs=3)
@@ -117,15 +117,15 @@ def test_hard_negatives_are_sought_between_epochs_and_survive_a_crash(tiny_data,
     whole.train()
     assert asked == [1, 2]
     part = make(tmp_path / "part", [])
-    step, seen = part.step.adaptive, []
+    take, seen = part.step.update, []
 
-    def stop_in_the_second_epoch(batch: dict) -> dict:
+    def stop_in_the_second_epoch(batch: dict, step: int) -> Any:
         seen.append(batch["rows"])
         if len(seen) == 6:
             raise KeyboardInterrupt
-        return step(batch)
+        return take(batch, step)
 
-    part.step.adaptive = stop_in_the_second_epoch  # type: ignore[assignment]
+    part.step.update = stop_in_the_second_epoch  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         part.train()
     resumed: list[int] = []
@@ -216,7 +216,8 @@ def test_a_model_of_the_sigmoid_kind_is_trained_with_it() -> None:
 
     model = ModelFacts(224, 64, True, "transformer", "transformer", 0.1, sigmoid=True)
     data = DataFacts(100, 0.5, 0.0, 0, False, 2)
-    recipe, decisions = resolve(CLIPFinetuningConfig(), model, data)
+    run = resolve(CLIPFinetuningConfig(), model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.loss_type == "sigmoid"
     assert any(decision.key == "loss_type" and "pretrained" in decision.reason for decision in decisions)
 
@@ -225,7 +226,7 @@ def test_a_schedule_excludes_a_learned_temperature() -> None:
     from domainclip.resolve import DataFacts, resolve
 
     model, data = ModelFacts(224, 77, False, "transformer", "transformer", 0.2), DataFacts(100, 0, 0, 0, False, 2)
-    recipe, _ = resolve(CLIPFinetuningConfig(temperature_scheduling=True), model, data)
+    recipe = resolve(CLIPFinetuningConfig(temperature_scheduling=True), model, data).recipe
     assert not recipe.learnable_temp
     assert recipe.temperature == recipe.max_temp  # the model's .2 is above it
     with pytest.raises(ConfigurationError, match=r"temp_warmup_steps=999 is more than the 90 steps"):
@@ -240,10 +241,11 @@ def test_label_smoothing_is_taken_back_aloud_for_the_sigmoid_objective() -> None
     from domainclip.resolve import DataFacts, resolve
 
     model, data = ModelFacts(224, 77, False, "transformer", "transformer", 0.07), DataFacts(100, 0, 0, 0, False, 2)
-    recipe, decisions = resolve(CLIPFinetuningConfig(loss_type="sigmoid", label_smoothing=0.1), model, data)
+    run = resolve(CLIPFinetuningConfig(loss_type="sigmoid", label_smoothing=0.1), model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.label_smoothing == 0
     assert any(decision.key == "label_smoothing" for decision in decisions)
-    kept, _ = resolve(CLIPFinetuningConfig(loss_type="contrastive", label_smoothing=0.1), model, data)
+    kept = resolve(CLIPFinetuningConfig(loss_type="contrastive", label_smoothing=0.1), model, data).recipe
     assert kept.label_smoothing == 0.1
 
 

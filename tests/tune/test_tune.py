@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig, load_recipe
+from domainclip.domains import load_domain
 from domainclip.errors import (
     ConfigurationError,
     MemoryConstraintError,
@@ -19,6 +20,7 @@ from domainclip.errors import (
 )
 from domainclip.losses import LOSSES
 from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.resolve import ResolvedRun
 from domainclip.tune import Space
 from domainclip.tune.conditions import Conditions, keys_read
 from domainclip.tune.default_space import default_space
@@ -133,7 +135,7 @@ def test_conditional_keys_are_drawn_where_they_are_read() -> None:
     config = CLIPFinetuningConfig(domain="medical")
     defaults = {**config.to_dict(), "loss_type": "contrastive"}
     frozen = CLIPFinetuningConfig(**defaults).frozen()
-    space = default_space(config, frozen)
+    space = default_space(config, ResolvedRun(frozen, load_domain("medical")))
     assert set(space["loss_type"].choices) <= set(LOSSES)
     conditions = Conditions(space, config, defaults)
     always = {"learning_rate", "temperature", "learnable_temp", "weight_decay", "loss_type"}
@@ -151,14 +153,15 @@ def test_conditional_keys_are_drawn_where_they_are_read() -> None:
 def test_the_default_space_leaves_alone_what_is_fixed_and_holds_the_recipe() -> None:
     config = CLIPFinetuningConfig(learning_rate=3.3e-4, temperature=0.01)
     frozen = config.frozen()
-    space = default_space(config, frozen, fixed={"loss_type", "weight_decay"})
+    run = ResolvedRun(frozen, load_domain("general"))
+    space = default_space(config, run, fixed={"loss_type", "weight_decay"})
     assert "loss_type" not in space
     assert "weight_decay" not in space
     assert "hard_negative_weight" not in space  # the fixed objective has no use for it
     for dimension in space.dimensions:
         assert dimension.contains(getattr(frozen, dimension.key)), dimension
     assert space["temperature"].low == pytest.approx(0.01)  # CLIP holds its scale below 100
-    assert default_space(config, frozen, scale_is_clamped=False)["temperature"].low == pytest.approx(0.005)
+    assert default_space(config, run, scale_is_clamped=False)["temperature"].low == pytest.approx(0.005)
 
 
 def test_the_budget_of_a_trial() -> None:

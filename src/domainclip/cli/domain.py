@@ -104,7 +104,8 @@ def domain_new(
     """Write a YAML file to edit: every key with its meaning, and what is inherited with its reason."""
     import os
 
-    from domainclip.domains.files import is_domain_path, load_domain, shipped_domains
+    from domainclip.config.domain_name import is_domain_path
+    from domainclip.domains.files import load_domain, shipped_domains
     from domainclip.domains.template import domain_template
     from domainclip.files import write_text
 

@@ -80,9 +80,10 @@ def train(
 ) -> None:
     """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
-    `--output DIR --resume` with nothing else goes on with the recipe in DIR.
+    `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
+    error_analysis=true.
     """
-    if resume and output and not (recipe or overrides or data or model or domain):
+    if resume and output and not (recipe or data or model or domain):
         saved = Path(output) / "recipe.yaml"
         recipe = str(saved) if saved.is_file() else None
         kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since
@@ -222,7 +223,10 @@ def config_validate(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")], overrides: Overrides = None
 ) -> None:
     """Check a recipe; exit code 2 and the file's line when something is wrong."""
+    from domainclip.domains import load_domain
+
     config = _config(recipe, overrides)
+    load_domain(config.domain)
     names = ", ".join(sorted(config.to_dict(only_set=True))) or "nothing"
     typer.echo(f"{recipe}: valid; sets {names}")
 
@@ -240,8 +244,9 @@ def data_check(
     config = _config(None, overrides, model_name=model)
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
+    from domainclip.domains.recipes import caption_steps
 
-    captions = CaptionPipeline(config.caption_steps())
+    captions = CaptionPipeline(caption_steps(config))
     count_tokens, limit = None, config.max_sequence_length
     if model is not None:
         from domainclip.models.loading import load_processor

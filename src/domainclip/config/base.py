@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
+
+Group = TypeVar("Group", bound="Settings")
 
 _NOT_ABOVE_ZERO = {"greater_than": "positive", "greater_than_equal": "zero or more"}
 
@@ -79,6 +81,32 @@ class Settings(BaseModel):
             object.__setattr__(self, "__dict__", values)
             object.__setattr__(self, "__pydantic_fields_set__", fields_set)
             raise self._plain(error.errors()) from None
+
+    def is_set(self, key: str) -> bool:
+        """Whether the user gave this key a value, even the default one.
+
+        Args:
+            key: a key of this group.
+
+        Returns:
+            True where it was set; ``None`` counts as unset.
+        """
+        return key in self.model_fields_set and getattr(self, key) is not None
+
+    def group(self, kind: type[Group]) -> Group:
+        """A copy of just the keys of one group, which remembers which of them were set.
+
+        Args:
+            kind: the class of the group, one of those that this one is composed of.
+
+        Returns:
+            The group with the values that this one has; they are not checked anew.
+        """
+        group: Group = kind.model_construct(  # type: ignore[assignment]
+            _fields_set=self.model_fields_set & kind.model_fields.keys(),
+            **{key: getattr(self, key) for key in kind.model_fields},
+        )
+        return group
 
     @classmethod
     def _plain(cls, errors: Sequence[ErrorDetails]) -> ConfigurationError:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict
 
 from domainclip.config.loss_settings import LossSettings
+from domainclip.config.recipe_files import recipe_values
 from domainclip.config.settings import DataSettings, ModelSettings, TrainingSettings
-from domainclip.domains.domain import DomainConfig
+from domainclip.errors import ConfigurationError
 
 
 class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSettings):
@@ -20,10 +21,6 @@ class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSe
     Unset differs from set: ``is_set(key)`` tells, and ``config.resolve`` decides what was left unset. Building one
     has no side effects. Raises ``ConfigurationError`` for an unknown key (naming the nearest) and for a bad value.
     """
-
-    def is_set(self, key: str) -> bool:
-        """Whether the user gave this key a value (even the default one). ``None`` counts as unset."""
-        return key in self.model_fields_set and getattr(self, key) is not None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CLIPFinetuningConfig:
@@ -35,17 +32,12 @@ class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSe
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> CLIPFinetuningConfig:
-        """Read a recipe file. Raises ``ConfigurationError`` with file, line and key."""
-        from domainclip.config.recipe_files import read_recipe
+        """Read a recipe file, or a shipped recipe by name. Raises ``ConfigurationError`` with file, line and key."""
+        return checked_recipe(*recipe_values(path))
 
-        return read_recipe(Path(path))
-
-    def frozen(self, domain: DomainConfig | None = None) -> FrozenConfig:
-        """An unchangeable copy that remembers which keys were set, and the content of its domain (``domain``, where
-        that has been read already)."""
-        kept = FrozenConfig.model_construct(_fields_set=set(self.model_fields_set), **copy.deepcopy(self.__dict__))
-        kept._domain = domain or self.domain_config()
-        return kept
+    def frozen(self) -> FrozenConfig:
+        """An unchangeable copy that remembers which keys were set."""
+        return FrozenConfig.model_construct(_fields_set=set(self.model_fields_set), **copy.deepcopy(self.__dict__))
 
     def updated(self, **values: Any) -> CLIPFinetuningConfig:
         """A copy with some keys set to other values, checked."""
@@ -53,11 +45,28 @@ class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSe
 
 
 class FrozenConfig(CLIPFinetuningConfig):
-    """The copy a run works on. It goes on when the file of its domain is changed or gone."""
+    """The copy a run works on."""
 
     model_config = ConfigDict(frozen=True)
 
-    _domain: DomainConfig | None = PrivateAttr(None)
 
-    def domain_config(self) -> DomainConfig:
-        return self._domain or super().domain_config()
+def checked_recipe(values: Mapping[str, Any], lines: Mapping[str, int], source: str) -> CLIPFinetuningConfig:
+    """A recipe from the values of a file.
+
+    Args:
+        values: by key.
+        lines: where in the file each key stands, from 1.
+        source: what messages call the file.
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        ConfigurationError: an unknown key or a bad value, with the file and, where it is known, the line.
+    """
+    try:
+        return CLIPFinetuningConfig(**values)
+    except ConfigurationError as error:
+        keys = [key for key in getattr(error, "keys", []) if key in lines]
+        where = f" line {lines[keys[0]]}" if keys else ""
+        raise ConfigurationError(f"{error} [{source}{where}]") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch.utils.data import Dataset
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.captions.statements import statement_key
-from domainclip.data.images.cache import ImageCache
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.reader import image_header
+from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import ImageTransform, TextTransform, view_rng
 from domainclip.data.records import ImageTextPair
 from domainclip.data.step_plan import ViewKey
@@ -47,7 +48,8 @@ def _token_ids(processor: Any, texts: list[str], max_length: int) -> list[list[i
 
 
 class CLIPDataset(Dataset):
-    """Image-text pairs, tokenized once, with images decoded on demand and cached within ``image_cache_mb``.
+    """Image-text pairs, tokenized once, with images decoded on demand and kept in ``images``, an ``ImageStore``
+    (default: one of its own, of ``image_cache_mb``).
 
     ``processor`` is an ``EncoderProcessor`` or a ``transformers`` processor (anything with ``tokenizer`` and
     ``image_processor``). Items are dicts: ``pixel_values`` float32 ``[3, R, R]``, ``input_ids`` and
@@ -72,7 +74,7 @@ class CLIPDataset(Dataset):
         image_transform: ImageTransform | None = None,
         text_transform: Callable[[str], str] | None = None,
         *,
-        cache: bool = True,
+        images: ImageStore | None = None,
         caption_views: Callable[[str], Sequence[str]] | None = None,
         class_names: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
@@ -93,8 +95,10 @@ class CLIPDataset(Dataset):
         self.text_length = longest if self.fixed_length else min(config.max_sequence_length, longest)
         self._build_texts(processor, text_transform or TextTransform(), caption_views, class_names)
         self.group_ids = self._groups()
-        capacity = self._cache_bytes(config) if cache else 0
-        self._cache = ImageCache(len(self.pairs), capacity, shared=config.num_workers > 0) if capacity else None
+        self.images = images or ImageStore(config.image_cache_mb * 2**20, config.max_image_pixels)
+        self._kept = self.image_transform.preparation()
+        paths = [pair.image_path for pair in self.pairs]
+        self.images.expect(paths, self._kept, self._bytes_of_an_image(), shared=config.num_workers > 0)
 
     def _texts_of_rows(self) -> list[list[str]]:
         return [[pair.caption] for pair in self.pairs]
@@ -142,13 +146,13 @@ class CLIPDataset(Dataset):
             ids.append(keys.setdefault(key, len(keys)))
         return torch.tensor(ids)
 
-    def _cache_bytes(self, config: CLIPFinetuningConfig) -> int:
+    def _bytes_of_an_image(self) -> int | None:
+        """Bytes that the store keeps of an image, about; None where only the image tells."""
         if self.image_transform.augment and self._has_tiles():
-            return config.image_cache_mb * 2**20  # kept whole: as many tiles as an image has, which only it tells
-        resolution = self.image_transform.largest_resolution
+            return None  # kept whole: as many tiles as it has
         # An augmented image is kept with the margin its crops need, and with its own proportions.
-        margin = 2.2 / config.crop_scale if self.image_transform.augment else 1.0
-        return min(config.image_cache_mb * 2**20, int(len(self.pairs) * 3 * resolution * resolution * margin))
+        margin = 2.2 / self.config.crop_scale if self.image_transform.augment else 1.0
+        return int(3 * self.image_transform.largest_resolution**2 * margin)
 
     def _has_tiles(self) -> bool:
         """Whether some of a few images, evenly spaced, is to be cut into tiles."""
@@ -163,21 +167,44 @@ class CLIPDataset(Dataset):
         return False
 
     def cache_bytes_to_come(self) -> int:
-        """Bytes that the cache of decoded images will still take as it fills."""
-        return self._cache.capacity - self._cache.used if self._cache else 0
+        """Bytes that the store of decoded images will still take as it fills."""
+        return self.images.bytes_to_come()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def pixels(self, key: RowKey) -> Tensor:
         """The image of a row as uint8 ``[3, R, R]``, augmented where the transform says so."""
+        row = key[1] if isinstance(key, tuple) else key
+        return self._view(key, self.images.get(self.pairs[row].image_path, self._kept)[0][0])
+
+    def clean_and_augmented(self, row: int, keys: Sequence[RowKey]) -> list[Tensor]:
+        """The image of a row as evaluation shows it (tiles apart), and as ``pixels`` gives it for each of ``keys``; the
+        file is read once.
+
+        Args:
+            row: The row.
+            keys: Keys of the same row.
+
+        Returns:
+            uint8 ``[3, R, R]`` each, the clean one first.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        if not self.image_transform.augment:
+            return [self.pixels(key) for key in (row, *keys)]
+        whole, base = self.images.get(self.pairs[row].image_path, self._clean.preparation(), self._kept)
+        first = self._clean.finish(whole[0], view_rng(self.seed, 0, row))  # which it does not draw from
+        return [first, *(self._view(key, base[0]) for key in keys)]
+
+    @cached_property
+    def _clean(self) -> ImageTransform:
+        mine = self.image_transform
+        return ImageTransform(mine.config, False, mine.spec, mine.largest_resolution, mine.steps)
+
+    def _view(self, key: RowKey, base: Tensor) -> Tensor:
         epoch, row = key[:2] if isinstance(key, tuple) else (0, key)
-        base = self._cache.get(row) if self._cache else None
-        if base is None:
-            transform = self.image_transform
-            base = transform.base(transform.read(self.pairs[row].image_path, self.config.max_image_pixels))
-            if self._cache:
-                self._cache.put(row, base)
         rng = view_rng(self.seed, epoch, row)
         if isinstance(key, ViewKey):
             return self.image_transform.finish(base, rng, key.resolution, key.strength)
@@ -251,7 +278,7 @@ class MultiCaptionCLIPDataset(CLIPDataset):
         text_transform: Callable[[str], str] | None = None,
         *,
         labels: Mapping[Path, str | None] | None = None,
-        cache: bool = True,
+        images: ImageStore | None = None,
     ) -> None:
         rows = list(items.items()) if isinstance(items, Mapping) else list(items)
         empty = [str(path) for path, captions in rows if not captions]
@@ -260,7 +287,7 @@ class MultiCaptionCLIPDataset(CLIPDataset):
         self._captions = [list(captions) for _, captions in rows]
         labels = labels or {}
         pairs = [ImageTextPair(Path(path), captions[0], labels.get(path)) for path, captions in rows]
-        super().__init__(pairs, processor, config, image_transform, text_transform, cache=cache)
+        super().__init__(pairs, processor, config, image_transform, text_transform, images=images)
 
     @classmethod
     def from_pairs(

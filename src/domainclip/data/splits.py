@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from domainclip.config.settings import DataSettings
 from domainclip.data.group_split import assign, find_units, image_key
 from domainclip.data.records import DISCIPLINE_COL, ImageTextPair, PairList
 from domainclip.data.sources import huggingface, tables
 from domainclip.data.sources.directories import SPLIT_NAMES, are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE, DatasetLoader
 from domainclip.errors import ConfigurationError, DataError
+from domainclip.resolve import ResolvedInference
 
 
 @dataclass
@@ -246,3 +248,45 @@ def _rows_and_groups(pairs: PairList) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def load_splits_of(resolved: ResolvedInference) -> DataSplits:
+    """The rows of a recipe's ``data_path``, cut into splits as its keys say.
+
+    Args:
+        resolved: The recipe with its domain.
+
+    Returns:
+        The splits.
+
+    Raises:
+        DataError: The data cannot be read.
+        ConfigurationError: The columns that are named contradict each other.
+    """
+    config = resolved.data
+    return load_splits(
+        config.data_path,
+        image_col=config.image_col,
+        caption_col=config.caption_col,
+        label_col=config.label_col,
+        group_col=document_column(resolved),
+        train_split=config.train_split,
+        val_split=config.val_split,
+        test_split=config.test_split,
+        seed=config.seed,
+        strict=config.strict,
+    )
+
+
+def document_column(resolved: ResolvedInference) -> str:
+    """The column that groups rows: documents where ``document_col`` is set, so that none straddles two splits.
+
+    Raises ``ConfigurationError`` where ``group_col`` names another one.
+    """
+    column, data = resolved.evaluation.document_col, resolved.data
+    if column is not None and data.group_col not in (column, DataSettings.model_fields["group_col"].default):
+        raise ConfigurationError(
+            f"document_col={column!r} and group_col={data.group_col!r} both name what must not straddle two splits: "
+            "give one of the two"
+        )
+    return column or data.group_col

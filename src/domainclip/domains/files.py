@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from domainclip.config.base import Settings
+from domainclip.config.domain_name import Domain, check_domain_name, is_domain_path
 from domainclip.config.glossary import Glossary, shipped_glossaries
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.config.located_yaml import KeyPath, LocatedYaml, read_yaml_text
-from domainclip.config.settings import Domain
+from domainclip.config.recipe import CLIPFinetuningConfig
 from domainclip.config.text_preprocessing import PromptPack, TextPreprocessing
 from domainclip.domains.domain import PREPROCESSING, RECIPE_SECTIONS, DomainConfig, check_key
 from domainclip.domains.layers import DomainLayer
@@ -36,14 +36,6 @@ def shipped_domains() -> list[str]:
     """Names of the domains inside the package, the general one first."""
     names = [entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml")]
     return sorted(names, key=lambda name: (name != "general", name))
-
-
-def is_domain_path(name_or_path: str | Path) -> bool:
-    """Whether this means a file: by its ending, a folder in it, or because there is one."""
-    text = str(name_or_path)
-    if text in shipped_domains():
-        return False
-    return text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text or Path(text).is_file()
 
 
 def load_domain(name_or_path: str | Path) -> DomainConfig:
@@ -101,16 +93,7 @@ def _layer_of(name_or_path: str, chain: list[str]) -> tuple[DomainLayer, list[st
     """The layers of a domain laid over each other, and the names of those it extends, nearest first."""
     shipped = name_or_path in shipped_domains()
     path = Path(name_or_path)
-    if not shipped and not is_domain_path(name_or_path):
-        guess = nearest(name_or_path, shipped_domains())
-        hint = f"did you mean {guess!r}? Shipped: " if guess else "choose one of "
-        raise ConfigurationError(
-            f"Invalid domain {name_or_path!r}: {hint}{', '.join(shipped_domains())}; or give the path of a YAML file"
-        )
-    if not shipped and not path.is_file():
-        raise ConfigurationError(
-            f"Invalid domain {name_or_path!r}: there is no such file. `domainclip domain new NAME` writes one to edit"
-        )
+    check_domain_name(name_or_path)
     identity = name_or_path if shipped else str(path.resolve())
     if identity in chain:
         circle = [*chain[chain.index(identity) :], identity]
@@ -199,8 +182,6 @@ def _section(layer: DomainLayer, section: str) -> Settings:
 
 
 def _recipe_sections(layer: DomainLayer) -> dict[str, dict[str, Any]]:
-    from domainclip.config.recipe import CLIPFinetuningConfig  # it reads domains itself
-
     sections = {section: dict(layer.values.get(section, {})) for section in RECIPE_SECTIONS}
     home = {}
     for section, values in sections.items():

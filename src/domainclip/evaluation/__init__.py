@@ -8,10 +8,10 @@ from domainclip.evaluation.evaluators import (
     RetrievalEvaluator,
     ZeroShotEvaluator,
 )
-from domainclip.evaluation.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.evaluation.protocols import Embedder, EvaluationResult, Evaluator
 from domainclip.evaluation.semantics import SemanticScores
 from domainclip.evaluation.terminology import TerminologyEvaluator
+from domainclip.inference.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.metrics.calibration import Calibration, calibration_summary, expected_calibration_error, fit_temperature
 from domainclip.metrics.classification import classification_metrics, zero_shot_logits
 from domainclip.metrics.domain_metrics import DomainMetrics

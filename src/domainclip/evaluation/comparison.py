@@ -10,9 +10,15 @@ import numpy as np
 
 from domainclip.errors import DataError
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.metrics.names import ALIASES, greater_is_better, is_count, is_semantic_metric
-from domainclip.metrics.paired_bootstrap import MetricInterval, metric_interval, paired_difference, resampled
-from domainclip.metrics.significance import PairedChange, paired_change, wilson_interval
+from domainclip.metrics.metric import METRICS, Interval
+from domainclip.metrics.significance import (
+    PairedChange,
+    metric_interval,
+    paired_change,
+    paired_difference,
+    resampled,
+    wilson_interval,
+)
 from domainclip.metrics.sums import has_groups, unit_sums
 
 _SAME_ITEMS = {"classification": ("image_paths", "targets"), "retrieval": ("image_paths", "captions")}
@@ -23,11 +29,11 @@ def as_result(part: EvaluationResult | Mapping[str, Any] | None) -> EvaluationRe
     if isinstance(part, EvaluationResult):
         return part
     if part is None:
-        return EvaluationResult({}, {})
+        return EvaluationResult({})
     if isinstance(part, Mapping) and isinstance(part.get("metrics"), Mapping):
-        return EvaluationResult(dict(part["metrics"]), dict(part.get("details") or {}))
+        return EvaluationResult.of(part["metrics"], part.get("details"))
     if isinstance(part, Mapping) and all(not isinstance(value, Mapping) for value in part.values()):
-        return EvaluationResult(dict(part), {})
+        return EvaluationResult.of(part)
     raise DataError(
         "An evaluation is an EvaluationResult, {'metrics': …, 'details': …} or a flat dictionary of "
         f"numbers, got {type(part).__name__}"
@@ -80,26 +86,25 @@ def _by_group(
     difference = paired_difference(models[0], models[1], draws[0], draws[1], seed)
     low, high, p_value = (difference.low, difference.high, difference.p_value) if difference else (np.nan,) * 3
     return GroupedChange(
-        plain.change, low, high, plain.gained, plain.lost, p_value, plain.n, n_units=len(models[0].sums)
+        plain.change, low, high, plain.gained, plain.lost, p_value, plain.n, n_units=len(models[0].added)
     )
 
 
-def accuracy_interval(found: Mapping[str, Any], seed: int = 0) -> tuple[MetricInterval | None, int]:
+def accuracy_interval(found: Mapping[str, Any], seed: int = 0) -> tuple[Interval | None, int]:
     """95 % interval of the accuracy, and of how many units it is, from ``details["classification"]``
     (``image_paths``, ``targets``, ``predictions``, ``labels``, ``groups``): Wilson's, or where some group has several
     images the bootstrap's by whole groups, which is that of ``compare_matrix``. None with a single group."""
     if has_groups(found):
         model = unit_sums("acc1", {"classification": found})
-        return metric_interval(model, resampled([model], seed=seed)[0]), len(model.sums)
+        return metric_interval(model, resampled([model], seed=seed)[0]), len(model.added)
     right = _right("acc1", found)
-    return MetricInterval(*wilson_interval(int(right.sum()), len(right)), "wilson"), len(right)
+    return wilson_interval(int(right.sum()), len(right)), len(right)
 
 
 def compared_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names worth a row in a table, in the order measured: no counts, no second name for one number, nothing that has
-    a section of its own."""
+    """Names worth a row in a table, in the order measured: no counts, nothing that has a section of its own."""
     names = dict.fromkeys([*after, *before])
-    return [name for name in names if not is_count(name) and not is_semantic_metric(name) and name not in ALIASES]
+    return [name for name in names if not METRICS[name].is_count and not METRICS[name].is_semantic]
 
 
 def empty_recalls(names: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, int]:
@@ -118,7 +123,7 @@ def worsened(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     names = []
     for name in compared_metrics(before, after):
         old, new = before.get(name), after.get(name)
-        if old is not None and new is not None and (new < old if greater_is_better(name) else new > old):
+        if old is not None and new is not None and (new < old if METRICS[name].greater_is_better else new > old):
             names.append(name)
     return names
 

@@ -8,6 +8,7 @@ the details a report needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from domainclip.errors import DataError, ShapeError
-from domainclip.evaluation.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.evaluation.protocols import (
     AddedScores,
     Embedder,
     EvaluationResult,
     LabelledPair,
 )
+from domainclip.inference.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.classification import classification_metrics, zero_shot_logits
 from domainclip.metrics.domain_metrics import DomainMetrics, RetrievalRanks
+from domainclip.metrics.metric import Metric
 from domainclip.metrics.retrieval import chunked_ranks, summarise_ranks
 
 
@@ -97,7 +99,7 @@ class ZeroShotEvaluator:
         """The result from the similarities of ``self.paths`` to every class."""
         found = classification_metrics(logits, np.array(self.targets))
         metrics = {name: value for name, value in found.items() if isinstance(value, float)}
-        metrics |= {"n_classified": len(self.paths), "n_classes": len(self.labels)}
+        counts = {"n_classified": len(self.paths), "n_classes": len(self.labels)}
         support = found["support"]
         details = {
             "labels": self.labels,
@@ -114,7 +116,8 @@ class ZeroShotEvaluator:
             "n_outside_classes": self.n_outside_classes,
             "prompts_per_class": max(len(sentences) for sentences in self.prompts.values()),
         }
-        return EvaluationResult(metrics, {"classification": details})
+        records = EvaluationResult.of(metrics, n_units=len(self.paths)).records | EvaluationResult.of(counts).records
+        return EvaluationResult(records, {"classification": details})
 
 
 class RetrievalEvaluator:
@@ -169,8 +172,11 @@ class RetrievalEvaluator:
         i2t = chunked_ranks(image_embeds, text_embeds, self.relevance(0), self.chunk)
         t2i = chunked_ranks(text_embeds, image_embeds, self.relevance(1), self.chunk)
         metrics = summarise_ranks(i2t, t2i)
-        metrics["mean_R@1"] = (metrics["i2t_R@1"] + metrics["t2i_R@1"]) / 2
-        metrics |= {"n_images": len(self.paths), "n_texts": len(self.captions)}
+        counts = {"i2t": len(self.paths), "t2i": len(self.captions)}
+        records = {name: Metric(name, value, n_units=counts[name[:3]]) for name, value in metrics.items()}
+        mean = (metrics["i2t_R@1"] + metrics["t2i_R@1"]) / 2
+        records["mean_R@1"] = Metric("mean_R@1", mean, n_units=min(counts.values()))
+        records |= EvaluationResult.of({"n_images": counts["i2t"], "n_texts": counts["t2i"]}).records
         details = {
             "n_images": len(self.paths),
             "n_texts": len(self.captions),
@@ -181,7 +187,7 @@ class RetrievalEvaluator:
             "groups": self.groups,
             "hits": self.hits.tolist(),
         }
-        return EvaluationResult(metrics, {"retrieval": details})
+        return EvaluationResult(records, {"retrieval": details})
 
     def relevance(self, side: int) -> Callable[[int, int], Tensor]:
         """Boolean hits of queries start:stop; ``side`` is 0 when images ask, 1 when captions do."""
@@ -266,7 +272,7 @@ class DomainEvaluator:
         paths = list(dict.fromkeys(path for part in asking for path in part.paths))
         embeds = _encode_images(embed, paths)
         row = {path: index for index, path in enumerate(paths)}
-        metrics: dict[str, float] = {}
+        records: dict[str, Metric] = {}
         details: dict[str, Any] = {"n_rows": self.n_rows, "n_images": len(paths), "notes": self.notes}
         classes: ClassScores | None = None
         ranks: RetrievalRanks | None = None
@@ -284,20 +290,21 @@ class DomainEvaluator:
                 result = part.score(of_part, embed.encode_texts)
                 found = result.details["retrieval"]
                 ranks = RetrievalRanks(found["i2t_ranks"], found["t2i_ranks"], part.hits.numpy(), part.groups)
-            metrics |= result.metrics
+            records |= result.records
             details |= result.details
         if self.domain_metrics is not None:
-            added, details["domain_metrics"] = self.domain_metrics.score(classes, ranks)
-            metrics |= {name: value for name, value in added.items() if name not in metrics}
+            details["domain_metrics"] = self.domain_metrics.score(classes, ranks)
+            for name, found in details["domain_metrics"]["metrics"].items():
+                records[name] = replace(found, value=records[name].value) if name in records else found
         if self.semantics is not None:
-            added, details["semantics"] = self.semantics.score(
+            details["semantics"] = self.semantics.score(
                 lambda chosen: embeds[[row[path] for path in chosen]],
                 embed.encode_texts,
                 details.get("classification"),
                 self.zero_shot.groups if self.zero_shot is not None else None,
             )
-            metrics |= added
-        return EvaluationResult(metrics, details)
+            records |= details["semantics"]["metrics"]
+        return EvaluationResult(records, details)
 
 
 def known_labels(pairs: Sequence[LabelledPair]) -> list[str]:

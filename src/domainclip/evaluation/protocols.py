@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from domainclip.metrics.metric import Metric
 
 
 class Embedder(Protocol):
@@ -17,6 +21,22 @@ class Embedder(Protocol):
     def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]: ...
 
     def encode_texts(self, texts: list[str], /) -> Float[Tensor, "texts dim"]: ...
+
+
+class RememberedImages:
+    """An embedder that runs each image through the model once. The evaluation after training and the calibration
+    ask for the same ones; the weights must not change meanwhile."""
+
+    def __init__(self, embed: Embedder) -> None:
+        self.embed = embed
+        self.encode_texts = embed.encode_texts
+        self._rows: dict[Path, Tensor] = {}
+
+    def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]:
+        new = [path for path in dict.fromkeys(paths) if path not in self._rows]
+        if new:
+            self._rows |= dict(zip(new, self.embed.encode_images(new), strict=True))
+        return torch.stack([self._rows[path] for path in paths])
 
 
 class LabelledPair(Protocol):
@@ -33,10 +53,51 @@ class LabelledPair(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """``metrics``: flat numbers by name. ``details``: what they were computed from, ready for a report."""
+    """What an evaluator found.
 
-    metrics: dict[str, float]
+    Args:
+        records: Each figure with its interval, by name, in the order to show.
+        details: What they were computed from, ready for a report.
+    """
+
+    records: dict[str, Metric]
     details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, float], details: Mapping[str, Any] | None = None, n_units: int | None = None
+    ) -> EvaluationResult:
+        """A result from plain numbers.
+
+        Args:
+            values: Numbers by name.
+            details: What they were computed from.
+            n_units: How many images, queries or pairs each of the numbers is of, None where nobody counted.
+
+        Returns:
+            The result, without intervals.
+        """
+        records = {name: Metric(name, value, n_units=n_units) for name, value in values.items()}
+        return cls(records, dict(details or {}))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> EvaluationResult:
+        """A result as a file holds it.
+
+        Args:
+            content: ``records`` and ``details``; a value or an end of an interval that was NaN is None.
+
+        Returns:
+            The result.
+        """
+        records = {name: Metric(**record) for name, record in content["records"].items()}
+        undefined = {name: replace(found, value=math.nan) for name, found in records.items() if found.value is None}
+        return cls(records | undefined, dict(content["details"]))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The plain numbers by name."""
+        return {name: record.value for name, record in self.records.items()}
 
 
 class Evaluator(Protocol):
@@ -62,4 +123,4 @@ class AddedScores(Protocol):
         encode_texts: Callable[[list[str]], Tensor],
         classification: Mapping[str, Any] | None,
         groups: Sequence[str | None] | None,
-    ) -> tuple[dict[str, float], dict[str, Any]]: ...
+    ) -> dict[str, Any]: ...

@@ -12,7 +12,7 @@ from domainclip.errors import DataError
 from domainclip.evaluation.class_hierarchy import ClassHierarchy, class_hierarchy_scores
 from domainclip.evaluation.document_retrieval import DocumentRetrievalEvaluator
 from domainclip.evaluation.terminology import TerminologyEvaluator
-from domainclip.metrics.ratio_intervals import Ends
+from domainclip.metrics.metric import Interval, Metric
 
 _PER_ITEM = ("i2t_ranks", "t2i_ranks")
 
@@ -49,8 +49,9 @@ class SemanticScores:
         encode_texts: Callable[[list[str]], Tensor],
         classification: Mapping[str, Any] | None = None,
         groups: Sequence[str | None] | None = None,
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Flat numbers, and details under ``class_hierarchy``, ``documents`` and ``terminology``.
+    ) -> dict[str, Any]:
+        """``metrics`` (each figure with its interval), and details under ``class_hierarchy``, ``documents`` and
+        ``terminology``.
 
         ``classification``: the details of ``ZeroShotEvaluator``, which the tree needs, and the ``groups`` (patient,
         part) of its images.
@@ -82,18 +83,11 @@ class SemanticScores:
             )
             details |= result.details
             metrics |= result.metrics
-        intervals: dict[str, Ends] = {
-            name: ends for part in details.values() for name, ends in part.pop("intervals").items()
+        intervals: dict[str, Interval] = {
+            name: found for part in details.values() for name, found in part.pop("intervals").items()
         }
-        figures = {name: {"value": value, **_ends(intervals.get(name))} for name, value in metrics.items()}
-        return metrics, details | {"notes": notes, "metrics": figures, "resamples": self.resamples}
-
-
-def _ends(interval: Ends | None) -> dict[str, float | None]:
-    """``units``: how many independent ones the interval comes from."""
-    if interval is None:
-        return {"low": None, "high": None, "units": None}
-    return {"low": interval[0], "high": interval[1], "units": interval.n_units}
+        records = {name: Metric.of(name, value, intervals.get(name)) for name, value in metrics.items()}
+        return details | {"notes": notes, "metrics": records, "resamples": self.resamples}
 
 
 def documents_or_note(pairs: Sequence[Any]) -> tuple[DocumentRetrievalEvaluator | None, list[str]]:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -18,9 +17,11 @@ from torch import Tensor
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import DomainImagePipeline
-from domainclip.data.images.reader import MAX_PIXELS, array_of
+from domainclip.data.images.preparation import Preparation, model_views
+from domainclip.data.images.reader import array_of
+from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import TextTransform
-from domainclip.errors import DataError, ImageError
+from domainclip.errors import DataError
 
 ImageLike = Path | str | Image.Image
 
@@ -30,8 +31,8 @@ class EmbeddingEngine:
 
     Images go through the steps of ``preprocessing`` (none, if left out) and then exactly the model's own image
     processor's. The embedding of an image that is cut into tiles is the mean of its tiles' (each of unit length),
-    brought to unit length again. Decoded images of files are kept up to ``cache_mb`` MiB, since a training run embeds
-    its validation images again and again.
+    brought to unit length again. Images of files come from ``images`` (default: a store of its own of 512 MiB),
+    since a training run embeds its validation images again and again.
     """
 
     def __init__(
@@ -42,8 +43,7 @@ class EmbeddingEngine:
         batch_size: int = 64,
         resolution: int | None = None,
         max_length: int | None = None,
-        max_pixels: int = MAX_PIXELS,
-        cache_mb: int = 512,
+        images: ImageStore | None = None,
         autocast: Any = None,
         preprocessing: ImagePreprocessing | None = None,
         text_transform: Callable[[str], str] | None = None,
@@ -55,14 +55,12 @@ class EmbeddingEngine:
         self.spec = spec.at(resolution) if resolution else spec
         self.pipeline = DomainImagePipeline(preprocessing)
         self.max_length = max_length
-        self.max_pixels = max_pixels
         self.autocast = autocast
         self.text_transform = text_transform or TextTransform()
         """What texts go through, as the captions did in training."""
         self.text_map: Callable[[Tensor], Tensor] | None = None
         """Applied to text embeddings before they are normalised: a learned metric that is not yet in the weights."""
-        self._cache: dict[str, Tensor] = {}
-        self._room = cache_mb * 2**20
+        self.images = images or ImageStore(512 * 2**20)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -78,48 +76,59 @@ class EmbeddingEngine:
         finally:
             self.encoder.train(training)
 
-    def _views(self, image: ImageLike) -> UInt8[Tensor, "tiles 3 size size"]:
-        """What the model is shown of an image: one view, or one of each tile."""
-        if isinstance(image, Image.Image):
-            return self._made(array_of(image))
-        key = str(image)
-        found = self._cache.get(key)
-        if found is None:
-            found = self._made(self.pipeline.read(Path(image), self.max_pixels, 2 * self.spec.resolution))
-            if self._room >= found.numel():
-                self._room -= found.numel()
-                self._cache[key] = found
-        return found
+    @property
+    def preparation(self) -> Preparation:
+        """What becomes of an image before the model's normalisation: uint8 ``[tiles, 3, size, size]``."""
+        return model_views(self.pipeline, self.spec)
 
-    def _made(self, image: np.ndarray) -> UInt8[Tensor, "tiles 3 size size"]:
-        return torch.stack([self.spec.apply(view) for view in self.pipeline.views(image, 2 * self.spec.resolution)])
+    def _reader(self) -> Callable[[ImageLike], UInt8[Tensor, "tiles 3 size size"]]:
+        """From an image to what the model is shown of it: one view, or one of each tile."""
+        preparation = self.preparation
+
+        def read(image: ImageLike) -> Tensor:
+            if isinstance(image, Image.Image):
+                return preparation.make(array_of(image))
+            return self.images.get(Path(image), preparation)[0]
+
+        return read
+
+    def expect(self, images: Sequence[Path], shared: bool = False) -> None:
+        """Announce images that will be asked for again and again, so that the store keeps them.
+
+        Args:
+            images: The files.
+            shared: Worker processes read them too; see ``ImageStore.expect``.
+        """
+        bytes_each = None if self.pipeline.tiled else 3 * self.spec.resolution**2
+        self.images.expect(images, self.preparation, bytes_each, shared)
 
     def readable(self, images: Sequence[Path]) -> list[str]:
-        """Decode every image (into the cache) and return, for each, what is wrong with it, or ''."""
+        """Decode every image (into the store) and say what is wrong with each.
 
-        def problem(image: Path) -> str:
-            try:
-                self._views(image)
-            except ImageError as error:
-                return str(error)
-            return ""
+        Args:
+            images: The files, which will be asked for again.
 
+        Returns:
+            For each the reason why it cannot be used, or an empty text.
+        """
+        self.expect(images)
+        preparation = self.preparation
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(problem, images))
+            return list(pool.map(lambda image: self.images.problem(Path(image), preparation), images))
 
     def pixels(self, images: Sequence[ImageLike]) -> UInt8[Tensor, "views 3 size size"]:
         """What the model is shown of these images, before ``spec.normalise``; one row each, or one for each tile."""
         with ThreadPoolExecutor() as pool:
-            return torch.cat(list(pool.map(self._views, images)))
+            return torch.cat(list(pool.map(self._reader(), images)))
 
     def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "n dim"]:
         """Unit-length embeddings, float32 on the CPU. Raises ``ImageError`` for one that cannot be read."""
         if not len(images):
             raise DataError("No images to encode")
-        rows = []
+        rows, read = [], self._reader()
         with ThreadPoolExecutor() as pool, self._inference():
             for start in range(0, len(images), self.batch_size):
-                views = list(pool.map(self._views, images[start : start + self.batch_size]))
+                views = list(pool.map(read, images[start : start + self.batch_size]))
                 embeds = self._encode(torch.cat(views))
                 counts = [len(view) for view in views]
                 if max(counts) > 1:

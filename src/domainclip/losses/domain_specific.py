@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from domainclip.config import DataSettings, LossSettings
+from domainclip.config import DataSettings, LossSettings, ObjectiveSettings
+from domainclip.config.domain_name import Domain
+from domainclip.domains.files import domain_family
 from domainclip.errors import ConfigurationError
 from domainclip.losses.contrastive import cross_entropy_rows
 from domainclip.losses.hard_negative import progressed
@@ -21,8 +23,6 @@ from domainclip.losses.objective import (
     shared_keywords,
 )
 from domainclip.losses.registry import LOSSES
-
-Domain = Literal["general", "medical", "industrial", "scientific"]
 
 SHARPNESS: dict[Domain, float] = {"general": 1.0, "medical": 1.25, "industrial": 1.0, "scientific": 0.8}
 """What the objective's own 1/τ is multiplied by; a temperature that the model owns is left to the model."""
@@ -85,7 +85,7 @@ class DomainSpecificLoss(ContrastiveObjective):
     @classmethod
     def from_settings(cls, settings: LossSettings) -> DomainSpecificLoss:
         return cls(
-            settings.domain_config().family if isinstance(settings, DataSettings) else "general",
+            _family_of(settings),
             domain_weight=settings.domain_weight,
             margin=settings.margin,
             hardness_strength=settings.hardness_strength,
@@ -137,6 +137,12 @@ class DomainSpecificLoss(ContrastiveObjective):
             lambda rows: self.row_loss(rows, domain_labels),
         )
         return {**output, "domain": self.domain, "domain_weight": self.domain_weight}
+
+
+def _family_of(settings: LossSettings) -> Domain:
+    if isinstance(settings, ObjectiveSettings):
+        return settings.family
+    return domain_family(settings.domain) if isinstance(settings, DataSettings) else "general"
 
 
 LOSSES.register("domain_specific")(DomainSpecificLoss.from_settings)

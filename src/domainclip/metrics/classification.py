@@ -55,12 +55,12 @@ def classification_metrics(
 
     Scalars, each in 0…1:
 
-    - ``acc1`` (= ``accuracy``): fraction of images whose class scores highest;
+    - ``acc1``: fraction of images whose class scores highest;
     - ``acc5``: fraction whose class is among the five highest; left out with five classes or fewer, where it is
       1 whatever the model does;
     - ``mean_per_class_recall``: recall averaged over the classes that have images, each class counting
       alike;
-    - ``macro_f1`` (= ``f1_score``): F1 averaged over the same classes.
+    - ``macro_f1``: F1 averaged over the same classes.
 
     Lists in class order: ``per_class_recall`` (NaN for a class without images), ``support`` (images of
     each class), ``confusion`` (rows: true class, columns: predicted), and ``predictions``, one per image.
@@ -86,13 +86,12 @@ def classification_metrics(
     recall[present] = confusion.diagonal()[present] / support[present]
     acc1 = float((predicted_array == true_array).mean())
     macro_f1 = float(f1_score(true_array, predicted_array, labels=present, average="macro", zero_division=0.0))
-    result: dict[str, Any] = {"acc1": acc1, "accuracy": acc1}
+    result: dict[str, Any] = {"acc1": acc1}
     if n_classes > 5:
         result["acc5"] = float((ranks <= 5).double().mean())
     return result | {
         "mean_per_class_recall": float(recall[present].mean()),
         "macro_f1": macro_f1,
-        "f1_score": macro_f1,
         "per_class_recall": recall.tolist(),
         "support": support.tolist(),
         "confusion": confusion.tolist(),

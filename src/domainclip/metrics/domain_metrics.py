@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from domainclip.config.domain_metric_settings import DomainMetricSettings, MetricsDomain
-from domainclip.metrics.bootstrap import FEW_UNITS, Interval, Resampling, affordable_resamples, percentile_interval
+from domainclip.metrics.bootstrap import (
+    FEW_UNITS,
+    Figures,
+    Resampling,
+    affordable_resamples,
+    of_those_left,
+    percentile_interval,
+)
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_part import DomainPart
 from domainclip.metrics.industrial import industrial_part, normal_classes
 from domainclip.metrics.medical import medical_part
+from domainclip.metrics.metric import Interval, Metric
 from domainclip.metrics.ordinal_classes import positions_in_order, with_kappa
-from domainclip.metrics.panels import ClassPanel, Panel, of_those_left
-from domainclip.metrics.retrieval_panel import RetrievalPanel
 from domainclip.metrics.scientific import scientific_part
+from domainclip.metrics.sums import retrieval_sums, sums_of_scores
 
 _RETRIEVAL = {
-    "scientific": ("i2t_Hits@10", "t2i_Hits@10", "i2t_MRR", "t2i_MRR"),
+    "scientific": ("i2t_R@10", "t2i_R@10", "i2t_MRR", "t2i_MRR"),
 }
 _RETRIEVAL_ELSEWHERE = ("i2t_R@1", "t2i_R@1")
 _LISTED = 8
@@ -65,13 +72,11 @@ class DomainMetrics:
         if self.domain == "industrial":
             normal_classes(labels, self.settings.normal_labels)
 
-    def score(
-        self, classes: ClassScores | None, retrieval: RetrievalRanks | None
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Flat figures by name, and what a report shows of them, as plain values:
+    def score(self, classes: ClassScores | None, retrieval: RetrievalRanks | None) -> dict[str, Any]:
+        """What a report shows of the domain:
 
-        ``domain``; ``metrics`` (name → ``value``, ``low``, ``high``, ``undefined``; no ``low`` where the rows allow no
-        interval); ``per_label`` (rows with ``label``, ``images`` and such entries); ``notes``; ``matrix``. Figures
+        ``domain``; ``metrics`` (each a ``Metric``, by name; without an interval where the rows allow none);
+        ``per_label`` (rows with ``label``, ``images`` and such records); ``notes``; ``matrix``. Figures
         that the rows do not determine, such as an AUROC with one class, are left out.
 
         Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit the classes.
@@ -81,11 +86,11 @@ class DomainMetrics:
             self._add_classes(shown, classes)
         if retrieval is not None:
             names = _RETRIEVAL.get(self.domain, _RETRIEVAL_ELSEWHERE)
-            panel = RetrievalPanel(retrieval.i2t, retrieval.t2i, retrieval.hits, names)
-            if panel.names:
-                part = DomainPart(panel.names, [panel])
+            sums = retrieval_sums(retrieval.i2t, retrieval.t2i, retrieval.hits, names)
+            if sums is not None:
+                part = DomainPart([name for name, _ in sums.values], [sums])
                 self._add(shown, part, retrieval.groups, len(retrieval.i2t), "retrieval")
-        return {name: entry["value"] for name, entry in shown["metrics"].items()}, shown
+        return shown
 
     def _add_classes(self, shown: dict[str, Any], scores: ClassScores) -> None:
         part = with_kappa(self._part(scores), scores, self.settings.label_order)
@@ -99,7 +104,7 @@ class DomainMetrics:
         support = scores.support
         for index, label in enumerate(scores.labels):
             entries = {
-                name: _entry(values[name, label], intervals.get((name, label)))
+                name: Metric.of(name, values[name, label], intervals.get((name, label)))
                 for name in part.per_label
                 if not math.isnan(values.get((name, label), math.nan))
             }
@@ -114,7 +119,7 @@ class DomainMetrics:
         if self.domain == "scientific":
             return scientific_part(scores)
         names = ("acc1", "mean_per_class_recall", "macro_f1")
-        return DomainPart(names, [ClassPanel(scores, names)])
+        return DomainPart(names, [sums_of_scores(scores, names)])
 
     def _add(
         self, shown: dict[str, Any], part: DomainPart, groups: Sequence[str | None], n_rows: int, what: str
@@ -123,12 +128,12 @@ class DomainMetrics:
         intervals = self._intervals(part.panels, groups, n_rows, what, shown["notes"])
         for name in part.names:
             if not math.isnan(values[name, None]):
-                shown["metrics"][name] = _entry(values[name, None], intervals.get((name, None)))
+                shown["metrics"][name] = Metric.of(name, values[name, None], intervals.get((name, None)))
         shown["notes"] += _interval_notes(part, shown["metrics"], intervals, values, what)
         return intervals, values
 
     def _intervals(
-        self, panels: Sequence[Panel], groups: Sequence[Hashable | None], n_rows: int, what: str, notes: list[str]
+        self, panels: Sequence[Figures], groups: Sequence[Hashable | None], n_rows: int, what: str, notes: list[str]
     ) -> dict[Any, Interval | None]:
         wanted = self.settings.bootstrap_resamples
         if wanted == 0:
@@ -152,7 +157,7 @@ class DomainMetrics:
             return {key: values for panel in panels for key, values in panel.resampled(counts).items()}
 
         found = draws.distributions(statistics)
-        intervals = {key: percentile_interval(values) for key, values in found.items()}
+        intervals = {key: percentile_interval(values, n_units=draws.n_units) for key, values in found.items()}
         thin: dict[int, list[str]] = {}
         for (name, label), interval in list(intervals.items()):
             rest = intervals.get((of_those_left(name), label))
@@ -167,34 +172,27 @@ class DomainMetrics:
         return intervals
 
 
-def _entry(value: float, interval: Interval | None) -> dict[str, Any]:
-    return {"value": value} if interval is None else {"value": value, **asdict(interval)}
-
-
 def _interval_notes(
     part: DomainPart,
-    entries: Mapping[str, Any],
+    records: Mapping[str, Metric],
     intervals: Mapping[Any, Interval | None],
     values: Mapping[Any, float],
     what: str,
 ) -> list[str]:
     """What a reader of the intervals must know: none, no width, beside their figure, of fewer resamples."""
-    own = {name: entries[name] for name in part.names if name in entries}
+    own = [records[name] for name in part.names if name in records]
+    bounded = [(found, *found.ends) for found in own if found.ends is not None]
     notes = []
-    without = [name for name, entry in own.items() if "low" not in entry]
+    without = [found.name for found in own if found.low is None]
     if without and intervals:
         notes.append(f"No interval of {', '.join(without)}: most resamples lack a class that it needs")
-    flat = [name for name, entry in own.items() if "low" in entry and entry["high"] - entry["low"] < 1e-12]
+    flat = [found.name for found, low, high in bounded if high - low < 1e-12]
     if flat:
         notes.append(
             f"The interval of {', '.join(flat)} has no width since every resample says the same; that is no "
             "certainty, as no resample holds what no image shows"
         )
-    beside = [
-        name
-        for name, entry in own.items()
-        if "low" in entry and not entry["low"] - 1e-12 <= entry["value"] <= entry["high"] + 1e-12
-    ]
+    beside = [found.name for found, low, high in bounded if not low - 1e-12 <= found.value <= high + 1e-12]
     if "ece" in beside:
         beside.remove("ece")
         notes.append(

@@ -8,12 +8,13 @@ from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
+from domainclip.inference import ModelSession
+from domainclip.inference.session import caption_pipeline
 from domainclip.models.loading import load_processor
-from domainclip.pipelines.captions import caption_pipeline
-from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
 from domainclip.pipelines.run_alignment import model_source
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
+from domainclip.resolve import resolve_for_inference
 
 
 def run_alignment(
@@ -31,21 +32,21 @@ def run_alignment(
     ``alignment.json``. Raises ``ConfigurationError`` for an unknown split or a folder that cannot be used,
     ``DataError`` for a split without rows or with fewer than two different images or captions.
     """
-    pairs, skipped, notes = rows_of_split(config, split)
+    resolved = resolve_for_inference(config)
+    pairs, skipped, notes = rows_of_split(resolved, split)
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded
     prepare_folder(output)
     if compare is not None:
         load_processor(compare)  # a slip in its name shows now, not after the first model's work
-    controller = CLIPFinetuningController(config)
-    controller.setup()
-    engine = controller.engine()
+    session = ModelSession.load(resolved)
+    engine = session.engine()
     pairs = readable_rows(pairs, engine, config, split, skipped)
-    rows = AlignmentRows(pairs, caption_pipeline(controller.config))
+    rows = AlignmentRows(pairs, caption_pipeline(resolved))
     source = model_source(config)
     name, other_name = short_names(source, compare)
     model, other = embed(rows, engine, name), None
     if compare is not None:
-        del controller, engine  # two models need not be in memory at once
+        del session, engine  # two models need not be in memory at once
         gc.collect()
         other = _embed_with(config.updated(**model_keys(compare)), rows, other_name)
     return write_alignment(
@@ -84,6 +85,4 @@ def short_names(model: str, compare: str | None) -> tuple[str, str]:
 
 
 def _embed_with(config: CLIPFinetuningConfig, rows: AlignmentRows, name: str) -> Embedded:
-    controller = CLIPFinetuningController(config)
-    controller.setup()
-    return embed(rows, controller.engine(), name)
+    return embed(rows, ModelSession.load(resolve_for_inference(config)).engine(), name)

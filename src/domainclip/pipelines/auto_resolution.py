@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig, read_recipe
+from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.data.images.reader import image_header
 from domainclip.data.records import ImageTextPair
 from domainclip.devices.memory import GB
@@ -85,9 +85,9 @@ def recorded_resolution(folder: Path) -> int | None:
     if not store.all():
         return None
     if (folder / "recipe.yaml").is_file():
-        return read_recipe(folder / "recipe.yaml").image_resolution
+        return CLIPFinetuningConfig.from_yaml(folder / "recipe.yaml").image_resolution
     found = store.load_latest()
-    return None if found is None else int(found[0]["settings"]["image_resolution"])
+    return None if found is None else int(found[0]["identity"]["settings"]["image_resolution"])
 
 
 def decide_resolution(
@@ -107,7 +107,7 @@ def decide_resolution(
         return Decision("image_resolution", native, "the only resolution that this image tower takes")
     sizes = image_sizes(pairs, config.max_image_pixels, config.strict)
     # Whatever the resolution: batch, precision and the rest, as the run will have them.
-    recipe, _ = resolve(with_resolution(config, native), model_facts(encoder), data_facts(pairs))
+    recipe = resolve(with_resolution(config, native), model_facts(encoder), data_facts(pairs)).recipe
     step = encoder.resolution_step
     limits: dict[str, Any] = {}
     if (memory := _MemoryAt.of(recipe, config, encoder, len(pairs), device, precision)) is not None:

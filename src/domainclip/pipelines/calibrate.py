@@ -6,39 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import CheckpointError
-from domainclip.evaluation.evaluators import Embedder, ZeroShotEvaluator, known_labels
+from domainclip.evaluation.evaluators import ZeroShotEvaluator, known_labels
+from domainclip.evaluation.protocols import Embedder
 from domainclip.files import replaced_directory
+from domainclip.inference import ModelSession
 from domainclip.metrics.calibration import calibration_summary
 from domainclip.models.io import save_encoder
-from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.training.checkpoint import recover_directory
 
 
-class RememberedImages:
-    """An embedder that runs each image through the model once. The evaluation after training and the calibration
-    ask for the same ones; the weights must not change meanwhile."""
-
-    def __init__(self, embed: Embedder) -> None:
-        self.embed = embed
-        self.encode_texts = embed.encode_texts
-        self._rows: dict[Path, Tensor] = {}
-
-    def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]:
-        new = [path for path in dict.fromkeys(paths) if path not in self._rows]
-        if new:
-            self._rows |= dict(zip(new, self.embed.encode_images(new), strict=True))
-        return torch.stack([self._rows[path] for path in paths])
-
-
 def calibrate(
-    controller: CLIPFinetuningController,
+    session: ModelSession,
     val: Sequence[ImageTextPair],
     test: Sequence[ImageTextPair],
     embed: Embedder,
@@ -51,8 +34,7 @@ def calibrate(
     the rows do not determine one; ``best/`` and the checkpoints keep the trained one. Raises ``CheckpointError`` when
     the model cannot be written.
     """
-    recipe, encoder = controller.recipe, controller.model
-    assert recipe is not None and encoder is not None
+    recipe, encoder = session.config, session.encoder
     # One list of classes for both splits: each class takes its part of the probability.
     classes = known_labels([*val, *test])
     wanted = recipe.calibrate_temperature
@@ -75,7 +57,7 @@ def calibrate(
         return {"skipped": reason + (", so calibrate_temperature did nothing" if wanted else "")}
 
     def scored(pairs: Sequence[ImageTextPair]) -> tuple[Tensor, Tensor]:
-        names = recipe.domain_config().prompts.names_of
+        names = session.domain.prompts.names_of
         evaluator = ZeroShotEvaluator(pairs, recipe.prompt_templates, class_names=classes, names_of=names)
         return evaluator.similarities(embed)
 

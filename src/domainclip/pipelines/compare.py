@@ -12,22 +12,22 @@ from typing import Any
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.images.store import ImageStore
 from domainclip.data.records import PairList
+from domainclip.domains import DomainConfig, load_domain
+from domainclip.domains.recipes import with_models_domain
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DataError, Interrupted
+from domainclip.evaluation.build import build_domain_metrics, domain_evaluator, semantic_scores
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.files import write_json, write_text
-from domainclip.inference import EmbeddingEngine
+from domainclip.inference import ModelSession
 from domainclip.metrics.sums import check_metric, unit_sums
-from domainclip.pipelines.captions import domain_evaluator
-from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.domain_metrics import build_domain_metrics
-from domainclip.pipelines.domain_record import with_models_domain
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
-from domainclip.pipelines.semantics import semantic_scores
 from domainclip.reports.compare_html import compare_html
 from domainclip.reports.compare_text import compare_markdown, compare_tables, notes, problems, summary_lines
 from domainclip.reports.plots.compare import plot_matrix
 from domainclip.reports.report import jsonable
+from domainclip.resolve import ResolvedInference, resolve_for_inference
 
 FILES = ("compare.json", "compare.md", "compare.html", "matrix.png")
 
@@ -152,10 +152,11 @@ def run_compare(
     config = config.updated(strict=True) if strict else config
     asked, prompts = shared_prompts(config, models)
     sets = [_opened(asked, name, path, split, metric, strict) for name, path in data.items()]
+    images = ImageStore(config.image_cache_mb * 2**20, config.max_image_pixels)  # of all models that see them alike
     for name in sorted(models, key=lambda name: name != reference):  # the reference first: without it there is no test
         if any(not found.reason for found in sets):
             own = config.updated(model_name=models[name])
-            _evaluate(own, asked, name, sets, split, strict or name == reference, strict, console)
+            _evaluate(own, asked, name, sets, split, strict or name == reference, strict, console, images)
     if all(found.reason for found in sets):
         raise DataError("No data set can be compared. " + " ".join(f"{s.name}: {s.reason}." for s in sets))
     content = compare_matrix(models, [_scored(found, models) for found in sets], reference, seed=config.seed)
@@ -163,44 +164,45 @@ def run_compare(
     return Comparison(jsonable({"split": split, "prompts": prompts, **content, "skipped": skipped}))
 
 
-def shared_prompts(config: CLIPFinetuningConfig, models: dict[str, str]) -> tuple[CLIPFinetuningConfig, str]:
-    """The recipe whose prompts all models are asked with, and a sentence that says which.
+def shared_prompts(config: CLIPFinetuningConfig, models: dict[str, str]) -> tuple[ResolvedInference, str]:
+    """The resolved recipe whose prompts all models are asked with, and a sentence that says which.
 
     Images and texts are prepared for each model as in its own training. But models asked different questions could
     not be compared: the prompts, and which captions count as equal, are those of the recipe's domain, else of the one
     domain that models were trained in, else, where they differ, the recipe's default. Raises ``ConfigurationError``
     where a model's ``domain.yaml`` is wrong.
     """
+    own = resolve_for_inference(config, load_domain(config.domain))
     if config.is_set("domain"):
-        return config, f"Prompts: those of the domain {config.domain_config().name}."
-    trained: dict[str, tuple[CLIPFinetuningConfig, list[str]]] = {}
+        return own, f"Prompts: those of the domain {own.domain.name}."
+    trained: dict[str, tuple[CLIPFinetuningConfig, DomainConfig, list[str]]] = {}
     for name, path in models.items():
-        found, _ = with_models_domain(config.updated(model_name=path))
+        found, domain, _ = with_models_domain(config.updated(model_name=path))
         if found.is_set("domain"):
-            trained.setdefault(found.domain_config().digest(), (found, []))[1].append(name)
+            trained.setdefault(domain.digest(), (found, domain, []))[2].append(name)
     if not trained:
-        return config, f"Prompts: those of the domain {config.domain_config().name}."
+        return own, f"Prompts: those of the domain {own.domain.name}."
     if len(trained) > 1:
-        listed = "; ".join(f"{found.domain_config().name}: {', '.join(names)}" for found, names in trained.values())
-        return config, (
-            f"Prompts: those of the domain {config.domain_config().name}, since the models were trained in different "
+        listed = "; ".join(f"{domain.name}: {', '.join(names)}" for _, domain, names in trained.values())
+        return own, (
+            f"Prompts: those of the domain {own.domain.name}, since the models were trained in different "
             f"ones ({listed}). Set domain to ask with another's."
         )
-    found, names = next(iter(trained.values()))
-    return config.updated(domain=found.domain), (
-        f"Prompts: those of the domain {found.domain_config().name}, which {', '.join(names)} "
+    found, domain, names = next(iter(trained.values()))
+    return resolve_for_inference(config.updated(domain=found.domain), domain), (
+        f"Prompts: those of the domain {domain.name}, which {', '.join(names)} "
         f"{'was' if len(names) == 1 else 'were'} trained in. Set domain to ask with another's."
     )
 
 
 def _opened(
-    config: CLIPFinetuningConfig, name: str, path: str, split: str, metric: str | None, strict: bool
+    resolved: ResolvedInference, name: str, path: str, split: str, metric: str | None, strict: bool
 ) -> _DataSet:
     """The data set with its rows, or with the reason why there is nothing to evaluate: before any model is loaded."""
     found = _DataSet(name, path)
     try:
-        found.rows, found.skipped, found.notes = rows_of_split(config.updated(data_path=path), split)
-        evaluator = domain_evaluator(config, found.rows)
+        found.rows, found.skipped, found.notes = rows_of_split(resolved.on(path), split)
+        evaluator = domain_evaluator(resolved, found.rows)
         found.metric = metric or evaluator.primary_metric
         part = evaluator.retrieval if "R@" in found.metric else evaluator.zero_shot
         if part is None:
@@ -216,18 +218,18 @@ def _opened(
 
 def _evaluate(
     config: CLIPFinetuningConfig,
-    asked: CLIPFinetuningConfig,
+    asked: ResolvedInference,
     name: str,
     sets: Sequence[_DataSet],
     split: str,
     must_load: bool,
     strict: bool,
     console: Console,
+    images: ImageStore,
 ) -> None:
     """The model of ``config`` on all data sets, with the prompts of ``asked``; it is gone from memory afterwards."""
-    controller = CLIPFinetuningController(config, console)
     try:
-        controller.setup()
+        session = ModelSession.load(resolve_for_inference(config), console, images=images)
     except (Interrupted, ConfigurationError):
         raise
     except CLIPFinetuningError as error:
@@ -241,7 +243,7 @@ def _evaluate(
             continue
         console.print(f"{name} on {found.name}", markup=False, highlight=False)
         try:
-            found.scores[name] = _score(controller, asked.updated(data_path=found.path), found, split)
+            found.scores[name] = _score(session, asked.on(found.path), found, split)
         except Interrupted:
             raise
         except CLIPFinetuningError as error:
@@ -251,20 +253,17 @@ def _evaluate(
                 found.scores[name] = ModelOnSet(reason=str(error))
             else:  # the rows themselves: no other model will fare better
                 found.reason = str(error)
-    controller.model = None
-    del controller
+    del session
     gc.collect()  # the encoder is in reference cycles: the next one would otherwise be loaded beside it
 
 
-def _score(
-    controller: CLIPFinetuningController, asked: CLIPFinetuningConfig, found: _DataSet, split: str
-) -> ModelOnSet:
-    engine: EmbeddingEngine = controller.engine()  # a new one each: its cache of decoded images goes with it
-    assert found.rows is not None and controller.model is not None
+def _score(session: ModelSession, asked: ResolvedInference, found: _DataSet, split: str) -> ModelOnSet:
+    engine = session.engine()
+    assert found.rows is not None
     if not found.readable:
-        found.rows = readable_rows(found.rows, engine, asked, split, found.skipped)
-    domain_figures = build_domain_metrics(asked, controller.model, intervals=False)
-    semantics = semantic_scores(asked, found.rows, controller.engine(), intervals=False)
+        found.rows = readable_rows(found.rows, engine, asked.recipe, split, found.skipped)
+    domain_figures = build_domain_metrics(asked, session.encoder, intervals=False)
+    semantics = semantic_scores(asked, found.rows, session.engine(), intervals=False)
     # Fewer rows may allow less, and settings may not fit the classes: no other model will fare better.
     evaluator = domain_evaluator(asked, found.rows, domain_metrics=domain_figures, semantics=semantics)
     found.readable = True

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import simplejpeg
 import torch
+from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
+from domainclip.data.images.pipeline import DomainImagePipeline
+from domainclip.data.images.preparation import Preparation
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
+from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.error_analysis import build_error_analysis
-from domainclip.evaluation.evaluators import Embedder
+from domainclip.evaluation.protocols import Embedder
 from domainclip.files import try_folder
-from domainclip.inference import EmbeddingEngine
-from domainclip.models import DualEncoder
-from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.reports.error_analysis_page import write_error_analysis
 
-_TARGET = 400
-"""Resolution in pixels that an image keeps at least when a large one is shrunk: more than a thumbnail has."""
+_LONGEST, _QUALITY, _BYTES = 312, 95, 60_000
+"""An image that is to be shown is kept as a JPEG: its longer side in pixels, its quality, its bytes at most, about."""
+
+
+def expect_shown(engine: EmbeddingEngine, pairs: Sequence[ImageTextPair]) -> None:
+    """Announce, before ``engine`` reads them, that an error analysis may show the images of these rows."""
+    engine.images.expect([pair.image_path for pair in pairs], _shown_by(engine), _BYTES)
+
+
+def _shown_by(engine: EmbeddingEngine) -> Preparation:
+    read = engine.preparation
+    key = ("shown", read.pipeline.settings.model_dump_json())
+    return Preparation(key, read.pipeline, read.target, partial(_shown, read.pipeline, read.target))
+
+
+def _shown(pipeline: DomainImagePipeline, target: int, image: np.ndarray) -> UInt8[Tensor, " bytes"]:
+    small = Image.fromarray(pipeline.apply(image, target))
+    small.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    encoded = simplejpeg.encode_jpeg(np.asarray(small), _QUALITY, colorsubsampling="444")
+    return torch.from_numpy(np.frombuffer(encoded, np.uint8).copy())
 
 
 def check_folder(folder: Path) -> None:
@@ -33,7 +57,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_error_analysis_of(
-    controller: CLIPFinetuningController,
+    session: ModelSession,
     pairs: Sequence[ImageTextPair],
     engine: EmbeddingEngine,
     embed: Embedder,
@@ -41,30 +65,21 @@ def write_error_analysis_of(
     title: str,
 ) -> Path:
     """Write ``error_analysis.html`` into ``folder``. ``embed``: ``engine``, or what remembers its embeddings."""
-    config, encoder = controller.recipe or controller.config, controller.model
-    assert encoder is not None
+    config = session.config
 
-    def read(path: Path):  # type: ignore[no-untyped-def]
+    shown = _shown_by(engine)
+
+    def read(path: Path) -> np.ndarray:
         """As the domain's steps leave it: what the model is shown, before its own resize."""
-        return engine.pipeline.apply(engine.pipeline.read(path, config.max_image_pixels, _TARGET), _TARGET)
+        return simplejpeg.decode_jpeg(engine.images.get(path, shown)[0].numpy())
 
     study = build_error_analysis(
         title,
         pairs,
-        controller.evaluator(pairs),
+        build_evaluator(session, pairs),
         embed,
-        model_probabilities(encoder),
+        session.probabilities,
         config.error_analysis_images,
         config.seed,
     )
     return write_error_analysis(folder, study, read)
-
-
-def model_probabilities(encoder: DualEncoder) -> Callable[[Tensor], Tensor]:
-    """Cosines ``[images, classes]`` to the model's probabilities: a softmax at its temperature, or for SigLIP a sigmoid
-    of each class by itself."""
-    scale = encoder.logit_scale.detach().double().exp().cpu()
-    if not encoder.is_siglip:
-        return lambda cosines: torch.softmax(cosines.double() * scale, dim=1)
-    bias = encoder.logit_bias.detach().double().cpu() if encoder.logit_bias is not None else torch.zeros(())
-    return lambda cosines: torch.sigmoid(cosines.double() * scale + bias)

@@ -12,18 +12,18 @@ from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import PairList
-from domainclip.data.splits import load_splits
+from domainclip.data.skipped import readable_pairs, skipped_rows
+from domainclip.data.splits import load_splits_of
 from domainclip.errors import ConfigurationError, DataError
-from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.inference import EmbeddingEngine
-from domainclip.metrics.names import ALIASES, describe, is_domain_metric, is_semantic_metric
-from domainclip.pipelines.calibrate import RememberedImages
-from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.error_analysis import check_folder, write_error_analysis_of
-from domainclip.pipelines.run import readable_pairs, skipped_rows, splits_of
+from domainclip.evaluation.build import build_evaluator
+from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
+from domainclip.inference import EmbeddingEngine, ModelSession
+from domainclip.metrics.metric import METRICS
+from domainclip.pipelines.error_analysis import check_folder, expect_shown, write_error_analysis_of
 from domainclip.reports.domain_markdown import DomainTable, domain_tables, figure_text
 from domainclip.reports.report import jsonable
 from domainclip.reports.semantic_text import semantic_figure, semantic_notes
+from domainclip.resolve import ResolvedInference, resolve_for_inference
 
 _MOST_ROWS, _MOST_COLUMNS, _NAME_WIDTH = 20, 10, 10
 
@@ -59,7 +59,7 @@ class EvaluationReport:
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in self.result.metrics.items():
-            if name in ALIASES or is_domain_metric(name) or is_semantic_metric(name):
+            if METRICS[name].section == "domain" or METRICS[name].is_semantic:
                 continue
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
@@ -75,14 +75,14 @@ class EvaluationReport:
             console.print(f"Error analysis: {self.error_analysis}", markup=False, highlight=False)
 
     def _print_domain_metrics(self, console: Console) -> None:
-        found = self.result.details.get("domain_metrics")
+        found = jsonable(self.result.details.get("domain_metrics"))
         if not found or not found["metrics"]:
             return
         table = Table(title=f"Domain metrics ({found['domain']})")
         table.add_column("figure")
         table.add_column("value (95 % interval)", justify="right")
         for name, entry in found["metrics"].items():
-            table.add_row(escape(describe(name)), figure_text(name, entry))
+            table.add_row(escape(METRICS[name].title), figure_text(name, entry))
         console.print(table)
         for part in domain_tables(found, intervals=False):
             console.print(_shortened(part))
@@ -90,7 +90,7 @@ class EvaluationReport:
             console.print(f"{note}.", markup=False, highlight=False)
 
     def _print_semantics(self, console: Console) -> None:
-        found = self.result.details.get("semantics")
+        found = jsonable(self.result.details.get("semantics"))
         if not found:
             return
         if found["metrics"]:
@@ -98,7 +98,7 @@ class EvaluationReport:
             table.add_column("figure")
             table.add_column("value (95 % interval)", justify="right")
             for name, entry in found["metrics"].items():
-                table.add_row(escape(describe(name)), semantic_figure(name, entry))
+                table.add_row(escape(METRICS[name].title), semantic_figure(name, entry))
             console.print(table)
         for note in semantic_notes(found):
             console.print(f"{note.rstrip('.')}.", markup=False, highlight=False)
@@ -121,7 +121,7 @@ def _shortened(found: DomainTable) -> Table:
     return table
 
 
-def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, list[dict], list[str]]:
+def rows_of_split(resolved: ResolvedInference, split: str) -> tuple[PairList, list[dict], list[str]]:
     """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, those skipped, and
     what the data say of themselves: how they were cut, and what two splits share.
 
@@ -130,12 +130,12 @@ def rows_of_split(config: CLIPFinetuningConfig, split: str) -> tuple[PairList, l
     names = ("train", "val", "test", "all")
     if split not in names:
         raise ConfigurationError(f"Invalid split {split!r}: choose one of {', '.join(names)}")
-    splits = load_splits(config.data_path, **splits_of(config))
+    splits = load_splits_of(resolved)
     chosen = {"train": splits.train, "val": splits.val, "test": splits.test}
     parts = chosen if split == "all" else {split: chosen[split]}
     rows = PairList([pair for part in parts.values() for pair in part])
     if not rows:
-        raise DataError(f"No valid image-text pairs in the {split} split of {config.data_path}")
+        raise DataError(f"No valid image-text pairs in the {split} split of {resolved.data.data_path}")
     return rows, skipped_rows(parts), splits.notes
 
 
@@ -143,7 +143,7 @@ def readable_rows(
     rows: PairList, engine: EmbeddingEngine, config: CLIPFinetuningConfig, split: str, skipped: list[dict]
 ) -> PairList:
     """The rows whose images decode; the others are added to ``skipped``. Raises ``DataError`` when none does."""
-    kept = readable_pairs(rows, engine, split, config.strict, skipped)
+    kept = readable_pairs(rows, engine.readable, split, config.strict, skipped)
     if not kept:
         raise DataError(f"No image of the {split} split of {config.data_path} can be read: {skipped[-1]['reason']}")
     return kept
@@ -160,13 +160,15 @@ def run_evaluation(
     """
     if error_analysis is not None:
         check_folder(error_analysis)
-    rows, skipped, notes = rows_of_split(config, split)
-    controller = CLIPFinetuningController(config)
-    controller.setup()
-    engine = controller.engine()
+    resolved = resolve_for_inference(config)
+    rows, skipped, notes = rows_of_split(resolved, split)
+    session = ModelSession.load(resolved)
+    engine = session.engine()
+    if error_analysis is not None:
+        expect_shown(engine, rows)
     rows = readable_rows(rows, engine, config, split, skipped)
     embed = RememberedImages(engine)
-    evaluator = controller.evaluator(rows, domain_metrics=True)
+    evaluator = build_evaluator(session, rows, domain_metrics=True)
     result = evaluator.evaluate(embed)
     notes = [*notes, *evaluator.notes]
     report = EvaluationReport(config.model_name, config.data_path, split, result, skipped, notes=notes)
@@ -175,5 +177,5 @@ def run_evaluation(
         if model.name in ("model", "best"):  # a run's own folders: whose, says the one above
             model = model.resolve().parent
         title = f"{model.name} on {Path(config.data_path).name}, {split} split"
-        report.error_analysis = str(write_error_analysis_of(controller, rows, engine, embed, error_analysis, title))
+        report.error_analysis = str(write_error_analysis_of(session, rows, engine, embed, error_analysis, title))
     return report

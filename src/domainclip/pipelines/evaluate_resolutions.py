@@ -13,12 +13,12 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import PairList
 from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.build import build_evaluator, domain_evaluator
 from domainclip.evaluation.robustness import CORRUPTIONS, Condition, ConditionEvaluator
 from domainclip.files import write_json
+from domainclip.inference import ModelSession
 from domainclip.models import DualEncoder
-from domainclip.pipelines.captions import domain_evaluator
 from domainclip.pipelines.condition_embedding import ConditionEmbedder
-from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.embedding_cost import embedding_costs, measurement
 from domainclip.pipelines.evaluate import rows_of_split
 from domainclip.reports.plots.resolution import (
@@ -30,6 +30,7 @@ from domainclip.reports.plots.resolution import (
     robustness_table,
 )
 from domainclip.reports.report import jsonable
+from domainclip.resolve import resolve_for_inference
 
 _PLOTS = ("resolutions", "agreement", "robustness")
 _WHOLE = "Large images were shown whole: what is compared here has no tiles"
@@ -128,21 +129,20 @@ def run_resolutions(
     """
     if not resolutions:
         raise ConfigurationError("No resolution to evaluate at: give resolutions in pixels, such as 96,160")
-    rows, skipped, notes = rows_of_split(config, split)
-    domain_evaluator(config, rows)  # an error now, not after the work
-    controller = CLIPFinetuningController(config)
-    controller.setup()
-    encoder = controller.model
-    assert encoder is not None
+    resolved = resolve_for_inference(config)
+    rows, skipped, notes = rows_of_split(resolved, split)
+    domain_evaluator(resolved, rows)  # an error now, not after the work
+    session, console = ModelSession.load(resolved), Console(stderr=True)
+    encoder = session.encoder
     native = encoder.native_resolution
     robustness_resolution = config.image_resolution if config.is_set("image_resolution") else native
     evaluated = sorted({*resolutions, native})
     check_resolutions(encoder, [*evaluated, robustness_resolution] if robustness else evaluated)
     batch_size = config.eval_batch_size
-    steps = controller.config.image_steps()
+    steps = session.domain.images
     embedder = ConditionEmbedder(
         encoder,
-        controller.device,
+        session.device,
         _conditions(evaluated, robustness_resolution if robustness else None),
         batch_size=batch_size,
         max_pixels=config.max_image_pixels,
@@ -151,12 +151,12 @@ def run_resolutions(
         preprocessing=steps,
     )
     # Before the images: what allocators keep of all the resolutions would blur the memory of each.
-    costs = embedding_costs(embedder.embed_pixels, evaluated, batch_size, controller.device)
+    costs = embedding_costs(embedder.embed_pixels, evaluated, batch_size, session.device)
     paths = list(dict.fromkeys(pair.image_path for pair in rows))
-    embeds, row_of, unreadable = embedder.embed(paths, controller.console)
+    embeds, row_of, unreadable = embedder.embed(paths, console)
     rows = _kept(rows, unreadable, split, config, skipped)
-    evaluator = controller.evaluator(rows)
-    conditions = ConditionEvaluator(evaluator, row_of, embeds, controller.engine().encode_texts)
+    evaluator = build_evaluator(session, rows)
+    conditions = ConditionEvaluator(evaluator, row_of, embeds, session.engine().encode_texts)
     table = [
         {
             "resolution": resolution,
@@ -179,7 +179,7 @@ def run_resolutions(
         "primary_metric": evaluator.primary_metric,
         "native_resolution": native,
         "notes": notes + evaluator.notes + ([_WHOLE] if steps.tile_size else []),
-        "measurement": measurement(controller.device, batch_size),
+        "measurement": measurement(session.device, batch_size),
         "resolutions": table,
         "robustness": conditions.curves(robustness_resolution, config.seed) if robustness else None,
     }

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config import CLIPFinetuningConfig, DataSettings, FrozenConfig
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.config.key_facts import facts_by_key
 from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.checks.contact_sheet import SheetRow, contact_sheet
 from domainclip.data.images.image_spec import ImageSpec
@@ -22,11 +23,11 @@ from domainclip.data.images.transforms import ImageTransform, view_rng
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError, ImageError
 from domainclip.files import write_bytes
+from domainclip.inference.session import caption_pipeline
 from domainclip.models.loading import load_processor
-from domainclip.pipelines.captions import caption_pipeline
 from domainclip.pipelines.evaluate import rows_of_split
 from domainclip.pipelines.facts import data_facts
-from domainclip.resolve import ModelFacts, resolve
+from domainclip.resolve import ModelFacts, ResolvedInference, ResolvedRun, resolve, resolve_for_inference
 
 VIEWS = 3
 
@@ -56,15 +57,17 @@ def preview(config: CLIPFinetuningConfig, split: str = "train", count: int = 6) 
     """
     if count < 1:
         raise ConfigurationError(f"Number of images must be positive (count={count})")
-    rows, *_ = rows_of_split(config, split)
+    inference = resolve_for_inference(config)
+    rows, *_ = rows_of_split(inference, split)
     spec, processor = ImageSpec(), None
     if config.is_set("model_name"):
         processor = load_processor(config.model_name)
         spec = ImageSpec.from_processor(processor.image_processor)
-    recipe = _resolved(config, spec, rows)
+    resolved = _resolved(inference, spec, rows)
+    recipe = resolved.recipe
     spec = spec.at(recipe.image_resolution)
-    transform = ImageTransform(recipe, augment=recipe.augment_images, spec=spec)
-    pipeline = caption_pipeline(recipe, processor)
+    transform = ImageTransform(recipe, augment=recipe.augment_images, spec=spec, steps=resolved.domain.images)
+    pipeline = caption_pipeline(resolved, processor)
     shown: list[SheetRow] = []
     skipped: list[str] = []
     for number in _in_turn(rows):
@@ -79,16 +82,18 @@ def preview(config: CLIPFinetuningConfig, split: str = "train", count: int = 6) 
     if not shown or (config.strict and skipped):
         raise DataError(f"No image to preview in the {split} split of {config.data_path}: {skipped[0]}")
     columns = ["as stored", "after the steps", *(f"training view {number + 1}" for number in range(VIEWS))]
-    title = f"{Path(config.data_path).name}, {split}: domain {recipe.domain_config().name}"
+    title = f"{Path(config.data_path).name}, {split}: domain {resolved.domain.name}"
     return Preview(contact_sheet(columns, shown, title, _notes(recipe, transform)), len(shown), skipped)
 
 
-def _resolved(config: CLIPFinetuningConfig, spec: ImageSpec, rows: Sequence[ImageTextPair]) -> FrozenConfig:
+def _resolved(inference: ResolvedInference, spec: ImageSpec, rows: Sequence[ImageTextPair]) -> ResolvedRun:
     """The recipe with what the domain and the captions decide. Of the model only its resolution matters to images, so
     the other facts are those of a CLIP."""
+    config = inference.recipe
     resolution = config.image_resolution if config.is_set("image_resolution") else spec.resolution
     facts = ModelFacts(resolution, 77, False, "transformer", "transformer", 0.07)
-    return resolve(config.updated(auto_resolution=False, wanted_throughput=None), facts, data_facts(rows))[0]
+    config = config.updated(auto_resolution=False, wanted_throughput=None)
+    return resolve(config, facts, data_facts(rows), domain=inference.domain)
 
 
 def _in_turn(rows: Sequence[ImageTextPair]) -> list[int]:
@@ -138,7 +143,8 @@ def _notes(recipe: FrozenConfig, transform: ImageTransform) -> list[str]:
     plain = steps.model_dump(mode="json")
     chosen = {key: plain[key] for key in plain if getattr(steps, key) != getattr(default, key)}
     step_values = ", ".join(f"{key} = {_shown(value)}" for key, value in chosen.items()) or "none"
-    keys = ("crop_scale", "horizontal_flip", "vertical_flip", "rotate90", "color_jitter")
+    drawn = [name for name, facts in facts_by_key(DataSettings) if facts.section == "augmentation"]
+    keys = [name for name in drawn if not name.startswith("augment_")]
     augmentation = ", ".join(f"{key} = {_shown(getattr(recipe, key))}" for key in keys)
     views = f"Training views ({transform.resolution} pixels): "
     return [f"Steps: {step_values}", views + (augmentation if recipe.augment_images else "augment_images = false")]

@@ -8,14 +8,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.settings import DEFAULT_TEMPLATES
 from domainclip.data.group_split import find_units, image_key
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair, PairList
+from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.sources import huggingface, tables
 from domainclip.data.sources.directories import are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE
@@ -23,15 +24,12 @@ from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
 from domainclip.files import write_json
-from domainclip.inference import EmbeddingEngine
+from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
 from domainclip.reports.report import jsonable
 from domainclip.resolve import Decision
 from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.regularization.rehearsal import Rehearsal
-
-if TYPE_CHECKING:
-    from domainclip.pipelines.controller import CLIPFinetuningController
 
 ROWS_DURING_TRAINING = 100
 """Rows of each set at a validation in the middle of training: these figures show a course and decide nothing."""
@@ -80,7 +78,9 @@ class ReferenceSets:
     def spare(self) -> list[Path]:
         return [pair.image_path for part in self.sets for pair in part.spare]
 
-    def rehearsed(self, encoder: DualEncoder, recipe: FrozenConfig, autocast: Callable[[], Any]) -> Rehearsal | None:
+    def rehearsed(
+        self, encoder: DualEncoder, recipe: CLIPFinetuningConfig, autocast: Callable[[], Any]
+    ) -> Rehearsal | None:
         """What training is shown of these sets, so that it is not forgotten; None where the recipe does not want it, or
         no row is left over. Raises ``ConfigurationError`` for a model whose embeddings are not worth keeping."""
         check_kept(recipe, encoder)
@@ -100,6 +100,17 @@ class ReferenceSets:
             engine.device,
             autocast,
         )
+
+    def explained(self, decisions: Sequence[Decision]) -> list[Decision]:
+        """The decisions, of which the one to rehearse is told to be without effect where no row is left for it."""
+        if any(part.rehearsed for part in self.sets):
+            return list(decisions)
+        return [
+            Decision(each.key, each.value, "to no effect: no row of retention_data is left for it")
+            if each.key == "rehearsal_strength" and each.value
+            else each
+            for each in decisions
+        ]
 
     def during(self) -> dict[str, float]:
         """``reference_mean`` and ``reference_NAME`` of each set, on a few validation rows."""
@@ -167,18 +178,18 @@ def mean(scores: Mapping[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def load_reference_sets(controller: CLIPFinetuningController) -> ReferenceSets | None:
+def load_reference_sets(session: ModelSession) -> ReferenceSets | None:
     """The sets that the recipe's ``retention_data`` names; None where it names none.
 
     Their own test splits stay apart; validation rows are drawn from what is left, with ``seed`` and stratified by
-    label. Images that cannot be read are skipped. Where nothing is left to be rehearsed, ``controller.decisions``
-    no longer claims it. Raises ``DataError`` for a set without two usable rows, and with ``strict`` for a row that
-    cannot be used.
+    label. Images that cannot be read are skipped.
+
+    Raises ``DataError`` for a set without two usable rows, and with ``strict`` for a row that cannot be used.
     """
-    config = controller.recipe or controller.config
+    config = session.config
     if not config.retention_data:
         return None
-    engine = controller.engine()
+    engine = session.engine()
     # What a domain does to its images and captions is not meant for these.
     engine.pipeline, engine.text_transform = DomainImagePipeline(None), TextTransform()
     sets: list[ReferenceSet] = []
@@ -197,19 +208,12 @@ def load_reference_sets(controller: CLIPFinetuningController) -> ReferenceSets |
     if config.rehearsal_strength and not any(part.rehearsed for part in sets):
         warnings.append(
             "Nothing is rehearsed: every row of retention_data that can be read is validated on, or shares its image "
-            "or group "
-            "with one that is"
+            "or group with one that is"
         )
-        controller.decisions = [
-            Decision(each.key, each.value, "to no effect: no row of retention_data is left for it")
-            if each.key == "rehearsal_strength"
-            else each
-            for each in controller.decisions
-        ]
     return ReferenceSets(sets, engine, notes, warnings)
 
 
-def check_kept(recipe: FrozenConfig, encoder: DualEncoder) -> None:
+def check_kept(recipe: CLIPFinetuningConfig, encoder: DualEncoder) -> None:
     """Raises ``ConfigurationError`` where the recipe wants embeddings to be kept that are still random numbers."""
     for key in ("distillation_strength", "rehearsal_strength"):
         without_sets = key == "rehearsal_strength" and not recipe.retention_data
@@ -221,8 +225,6 @@ def check_kept(recipe: FrozenConfig, encoder: DualEncoder) -> None:
 
 
 def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingEngine) -> ReferenceSet:
-    from domainclip.pipelines.run import readable_pairs, skipped_rows  # which imports this file
-
     splits = load_splits(
         path,
         train_split=config.train_split,
@@ -236,7 +238,7 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
     skipped = [row for part in (splits.train, splits.val, splits.test) for row in skipped_rows({place: part})]
 
     def readable(rows: Sequence[ImageTextPair]) -> PairList:
-        return readable_pairs(PairList(rows), engine, place, config.strict, skipped)
+        return readable_pairs(PairList(rows), engine.readable, place, config.strict, skipped)
 
     pool = [*splits.train, *splits.val]
     validation_rows, spare = validation_and_spare(pool, splits.test, config.retention_rows, config.seed)

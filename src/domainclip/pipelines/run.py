@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,28 +19,30 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
-from domainclip.data.images.reader import read_image
-from domainclip.data.records import ImageTextPair, PairList
-from domainclip.data.splits import DataSplits, load_splits
+from domainclip.data.records import ImageTextPair
+from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
+from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
-from domainclip.errors import ConfigurationError, DataError, ImageError
-from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.domains.recipes import recorded_recipe, write_domain
+from domainclip.errors import ConfigurationError
+from domainclip.evaluation.build import build_evaluator
+from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
 from domainclip.events import Listener
 from domainclip.files import try_folder, write_json, write_text
-from domainclip.inference import EmbeddingEngine
-from domainclip.pipelines.calibrate import RememberedImages, calibrate
+from domainclip.inference import ModelSession
+from domainclip.pipelines.assemble import training_data
+from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.domain_record import recorded_recipe, write_domain
-from domainclip.pipelines.error_analysis import write_error_analysis_of
+from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.reference_sets import load_reference_sets
 from domainclip.pipelines.run_alignment import BEFORE_FILE, RunAlignment
-from domainclip.pipelines.semantics import document_column
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.alignment_report import remove_report
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
 from domainclip.reports.report import jsonable, write_report
 from domainclip.reports.run_report import before_after_table, report_content
+from domainclip.resolve import resolve_for_inference
 from domainclip.tracking import read_metrics
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, world_size
@@ -105,24 +107,6 @@ def clear_folder(folder: Path) -> None:
     remove_report(folder / "alignment")
 
 
-def splits_of(config: CLIPFinetuningConfig) -> dict[str, Any]:
-    """The keywords of ``load_splits`` that a recipe holds."""
-    values = {
-        key: getattr(config, key)
-        for key in (
-            "image_col",
-            "caption_col",
-            "label_col",
-            "train_split",
-            "val_split",
-            "test_split",
-            "seed",
-            "strict",
-        )
-    }
-    return values | {"group_col": document_column(config)}
-
-
 def environment() -> dict[str, Any]:
     """Versions a run depends on."""
     packages: dict[str, str | None] = {}
@@ -132,46 +116,6 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             packages[name] = None
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
-
-
-def skipped_rows(parts: Mapping[str, PairList]) -> list[dict]:
-    """Rows that the loaders skipped, as ``skipped.json`` lists them; ``parts`` by the name of their split."""
-    return [
-        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
-        for name, pairs in parts.items()
-        for row in pairs.skipped
-    ]
-
-
-def readable_pairs(pairs: PairList, engine: EmbeddingEngine, name: str, strict: bool, skipped: list[dict]) -> PairList:
-    """The rows whose images decode; the others are noted. Decoded images stay in the engine's cache."""
-    reasons = engine.readable([pair.image_path for pair in pairs])
-    kept = PairList([pair for pair, problem in zip(pairs, reasons, strict=True) if not problem], pairs.source)
-    for pair, problem in zip(pairs, reasons, strict=True):
-        if problem:
-            if strict:
-                raise DataError(f"{name}: {problem}")
-            skipped.append({"split": name, "image_path": str(pair.image_path), "reason": problem})
-    return kept
-
-
-def _require_images(pairs: PairList, max_pixels: int) -> None:
-    """Two training images that decode, or ``DataError``: a run that skips every row would change nothing."""
-    found, first = 0, ""
-    for pair in pairs:
-        try:
-            read_image(pair.image_path, max_pixels)
-        except ImageError as error:
-            first = first or str(error)
-            continue
-        found += 1
-        if found == 2:
-            return
-    if first:  # too few rows to begin with is told elsewhere
-        raise DataError(
-            f"No valid image-text pairs to train on: {found} of {len(pairs)} images can be read, 2 are needed; "
-            f"first problem: {first}"
-        )
 
 
 def run_training(
@@ -209,9 +153,10 @@ def _run_beside_the_first(
 ) -> RunOutcome:
     """What a process does that lends the first one its device: it trains, and is silent."""
     logging.getLogger("domainclip").setLevel(logging.ERROR)
+    inference = resolve_for_inference(config)
     if splits is None:
-        splits = load_splits(config.data_path, **splits_of(config))
-    controller = CLIPFinetuningController(config, Console(quiet=True), processes)
+        splits = load_splits_of(inference)
+    controller = CLIPFinetuningController(inference, Console(quiet=True), processes)
     controller.setup()
     controller.prepare(splits.train, Path(config.output_dir) if resume else None)
     validates: bool = processes.broadcast_object(None)  # once the first has looked at everything
@@ -230,40 +175,47 @@ def _run(
 ) -> RunOutcome:
     folder = Path(config.output_dir)
     started = time.monotonic()
+    inference = resolve_for_inference(config)
     if splits is None:
-        splits = load_splits(config.data_path, **splits_of(config))
-    _require_images(splits.train, config.max_image_pixels)
+        splits = load_splits_of(inference)
     claim_folder(folder, resume, overwrite)
-    controller = CLIPFinetuningController(config, console, processes)
+    controller = CLIPFinetuningController(inference, console, processes)
     controller.setup()
-    assert controller.device_manager is not None and controller.precision is not None
-    console.print(f"Device: {controller.device_manager.device} ({controller.device_manager.reason})")
+    session = controller.session
+    console.print(f"Device: {session.device} ({session.device_manager.reason})")
     if processes is not None:
         console.print(f"Processes: {processes.world_size}, each with its part of every batch")
-    console.print(f"Precision: {controller.precision.name} ({controller.precision.reason})")
+    console.print(f"Precision: {session.precision.name} ({session.precision.reason})")
     for note in splits.notes:
         console.print(f"Data: {note}", markup=False)
 
     recipe = controller.prepare(splits.train, folder if resume else None)
-    reference_sets = load_reference_sets(controller)
+    reference_sets = load_reference_sets(session)
+    if reference_sets is not None:
+        controller.decisions = reference_sets.explained(controller.decisions)
     for note in reference_sets.notes if reference_sets is not None else []:
         console.print(f"Data: {note}", markup=False)
     for decision in controller.decisions:
         console.print(f"  {decision.key} = {decision.value}  ({decision.reason})", highlight=False, markup=False)
-    engine = controller.engine()
+    engine = session.engine()
     skipped = skipped_rows({"train": splits.train, "val": splits.val, "test": splits.test})
-    val = readable_pairs(splits.val, engine, "val", config.strict, skipped)
-    test = readable_pairs(splits.test, engine, "test", config.strict, skipped)
+    if recipe.error_analysis:
+        expect_shown(engine, splits.test or splits.val)
+    val = readable_pairs(splits.val, engine.readable, "val", config.strict, skipped)
+    test = readable_pairs(splits.test, engine.readable, "test", config.strict, skipped)
+    assert controller.run is not None
+    data = training_data(splits.train, controller.run, session)
+    require_images(data)
     evaluation_rows, evaluated_split = (test, "test") if len(test) else (val, "val")
-    check_start(controller, val, test)
-    alignment, undrawn = _alignment(controller, evaluation_rows, evaluated_split, folder)
+    check_start(session, val, test)
+    alignment, undrawn = _alignment(session, evaluation_rows, evaluated_split, folder)
     if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
         clear_folder(folder)
     # What a checkpoint was trained with stays on record: should this resumption be refused, it is what repeats the run.
     going_on = resume and bool(CheckpointStore(folder / "checkpoints").all())
     saved = recorded_recipe(recipe.to_dict())
     if not (going_on and (folder / "recipe.yaml").is_file()):
-        write_domain(recipe.domain_config(), folder)
+        write_domain(session.domain, folder)
         write_text(folder / "recipe.yaml", yaml_text(saved, sort_keys=True))
     decisions = [decision.to_dict() for decision in controller.decisions]
     if going_on and (folder / "run.json").is_file():  # resumed from the resolved recipe, nothing is left to decide
@@ -275,15 +227,15 @@ def _run(
                 "command": sys.argv,
                 "environment": environment(),
                 "decisions": decisions,
-                "device": {"type": controller.device.type, "name": controller.device_manager.name},
-                "precision": controller.precision.name,
+                "device": {"type": session.device.type, "name": session.device_manager.name},
+                "precision": session.precision.name,
                 "notes": splits.notes,
             }
         ),
     )
 
     untrained = RememberedImages(engine)
-    before = _before(controller, evaluation_rows, untrained, folder, going_on) if len(evaluation_rows) else None
+    before = _before(session, evaluation_rows, untrained, folder, going_on) if len(evaluation_rows) else None
     if alignment is not None:
         alignment.remember_before(untrained, going_on)
     del untrained
@@ -291,7 +243,7 @@ def _run(
     if processes is not None:
         processes.broadcast_object(bool(len(val)))
     result = controller.fine_tune(
-        splits.train,
+        data,
         val if len(val) else None,
         folder,
         resume=resume,
@@ -308,10 +260,12 @@ def _run(
     if skipped:
         write_json(folder / "skipped.json", skipped)
     embed = RememberedImages(engine)
-    after = controller.evaluator(evaluation_rows, domain_metrics=True).evaluate(embed) if len(evaluation_rows) else None
-    calibration = calibrate(controller, val, test, embed, folder)
+    after = (
+        build_evaluator(session, evaluation_rows, domain_metrics=True).evaluate(embed) if len(evaluation_rows) else None
+    )
+    calibration = calibrate(session, val, test, embed, folder)
     history = read_metrics(folder / "metrics.jsonl")
-    run = report_content(controller, splits, evaluated_split, before, after, result, skipped, folder, history, started)
+    run = report_content(session, splits, evaluated_split, before, after, result, skipped, folder, history, started)
     run["decisions"] = decisions
     run["calibration"] = calibration
     if recipe.error_analysis and len(evaluation_rows):
@@ -332,7 +286,7 @@ def _run(
     # After the reports: an image that cannot be shown must not cost the figures.
     if "error_analysis" in run:
         title = f"{folder.resolve().name}: after fine-tuning, {evaluated_split} split"
-        write_error_analysis_of(controller, evaluation_rows, engine, embed, folder, title)
+        write_error_analysis_of(session, evaluation_rows, engine, embed, folder, title)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     console.print(before_after_table(report, evaluated_split))
     console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
@@ -354,7 +308,7 @@ def _record_changes(folder: Path, saved: dict[str, Any], decisions: list[dict]) 
 
 
 def _before(
-    controller: CLIPFinetuningController,
+    session: ModelSession,
     pairs: list[ImageTextPair],
     embed: RememberedImages,
     folder: Path,
@@ -363,24 +317,23 @@ def _before(
     """The evaluation of the untrained weights; a resumed run reads what the first start found."""
     kept = folder / "before.json"
     if resume and kept.is_file():
-        content = json.loads(kept.read_text(encoding="utf-8"))
-        return EvaluationResult(content["metrics"], content["details"])
-    result = controller.evaluator(pairs, domain_metrics=True).evaluate(embed)
+        return EvaluationResult.from_dict(json.loads(kept.read_text(encoding="utf-8")))
+    result = build_evaluator(session, pairs, domain_metrics=True).evaluate(embed)
     write_json(kept, jsonable(asdict(result)))
     return result
 
 
 def _alignment(
-    controller: CLIPFinetuningController, pairs: list[ImageTextPair], split: str, folder: Path
+    session: ModelSession, pairs: list[ImageTextPair], split: str, folder: Path
 ) -> tuple[RunAlignment | None, list[str]]:
     """The alignment report that is asked for, or why it cannot be made of these rows."""
-    if not controller.config.alignment_visualization:
+    if not session.config.alignment_visualization:
         return None, []
-    evaluator = controller.evaluator(pairs) if len(pairs) else None
+    evaluator = build_evaluator(session, pairs) if len(pairs) else None
     if evaluator is None or evaluator.retrieval is None:
         reasons = evaluator.notes if evaluator is not None else ["There are no rows to evaluate the model on"]
         return None, [f"alignment_visualization had nothing to draw. {'. '.join(reasons)}"]
-    return RunAlignment(controller.config, pairs, split, folder), []
+    return RunAlignment(session.resolved, pairs, split, folder), []
 
 
 def _seen_from(folder: Path, path: Path) -> Path:

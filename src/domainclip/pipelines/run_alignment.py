@@ -16,10 +16,11 @@ from domainclip.config.settings import EvaluationSettings
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import CheckpointError, ConfigurationError
 from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
-from domainclip.evaluation.evaluators import Embedder
+from domainclip.evaluation.protocols import Embedder
 from domainclip.files import write_bytes
-from domainclip.pipelines.captions import caption_pipeline
+from domainclip.inference.session import caption_pipeline
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
+from domainclip.resolve import ResolvedInference
 
 BEFORE_FILE = "alignment_before.safetensors"
 
@@ -36,8 +37,9 @@ class RunAlignment:
     """
 
     def __init__(
-        self, config: CLIPFinetuningConfig, pairs: Sequence[ImageTextPair], split: str, run_folder: Path
+        self, resolved: ResolvedInference, pairs: Sequence[ImageTextPair], split: str, run_folder: Path
     ) -> None:
+        config = resolved.recipe
         self.config, self.split, self.run_folder = config, split, run_folder
         self.folder = alignment_folder(config)
         if self.folder.resolve() == run_folder.resolve():
@@ -45,7 +47,7 @@ class RunAlignment:
                 f"visualization_output_dir={config.visualization_output_dir!r} is the run's own folder, where both "
                 "write a report.md: give another, or leave it unset"
             )
-        self.rows = AlignmentRows(pairs, caption_pipeline(config))
+        self.rows = AlignmentRows(pairs, caption_pipeline(resolved))
         prepare_folder(self.folder)
         self._before: Embedded | None = None
 

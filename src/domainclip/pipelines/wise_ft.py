@@ -6,15 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
-from domainclip.config import FrozenConfig
+from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.trade_off import (
     TradeOffChoice,
@@ -23,14 +25,11 @@ from domainclip.evaluation.trade_off import (
     given_trade_off,
     pareto_front,
 )
-from domainclip.inference import EmbeddingEngine
+from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder, load_encoder
 from domainclip.models.batch_norm import recompute_statistics, statistics_differ
 from domainclip.pipelines.reference_sets import ReferenceSets, check_kept, mean
 from domainclip.training.regularization.initial_weights import InitialWeights, weights_digest, weights_of
-
-if TYPE_CHECKING:
-    from domainclip.pipelines.controller import CLIPFinetuningController
 
 FIRST_ALPHAS = tuple(step / 8 for step in range(9))
 REFINEMENTS = 2
@@ -85,26 +84,26 @@ def sweep(
 
 
 def apply_trade_off(
-    controller: CLIPFinetuningController,
+    session: ModelSession,
     start: InitialWeights | None,
     train: Sequence[ImageTextPair],
     val: Sequence[ImageTextPair],
     engine: EmbeddingEngine,
     reference_sets: ReferenceSets | None,
+    console: Console,
 ) -> dict[str, Any] | None:
-    """Put the weights that ``wise_ft_alpha`` asks for into ``controller.model``, and tell why those:
+    """Put the weights that ``wise_ft_alpha`` asks for into ``session.encoder``, and tell why those:
     ``run["trade_off"]`` of ``evaluation.report.write_report``. None without ``wise_ft``.
 
     Nothing here sees a test split. Raises ``ConfigurationError`` where there is nothing to choose on, or where the
     recipe's model no longer gives the weights that the training started from.
     """
-    recipe, encoder = controller.recipe, controller.model
-    assert recipe is not None and encoder is not None
+    recipe, encoder = session.config, session.encoder
     if not recipe.wise_ft:
         return None
     assert start is not None and recipe.wise_ft_alpha is not None
     check_trade_off(recipe, len(val))
-    weights = initial_weights_of(controller, start)
+    weights = initial_weights_of(recipe, start)
     images, batch_norm = _statistics(encoder, weights, recipe, train, engine, reference_sets)
     # A temperature that the recipe fixes is what it says, not a mean.
     between = Interpolation(encoder, weights, images, () if recipe.learnable_temp else ("logit_scale",))
@@ -117,20 +116,20 @@ def apply_trade_off(
         alpha = float(recipe.wise_ft_alpha)
         between.set(alpha)
         return facts | {"chosen_alpha": alpha, "chosen_by": "recipe", "reason": "wise_ft_alpha is set", "points": []}
-    evaluator = controller.evaluator(val)
+    evaluator = build_evaluator(session, val)
 
     def measure(alpha: float) -> TradeOffPoint:
         between.set(alpha)
         sets = reference_sets.on_validation()
         point = TradeOffPoint(alpha, evaluator(engine)[evaluator.primary_metric], mean(sets), sets)
-        controller.console.print(
+        console.print(
             f"  alpha {alpha:.4g}: validation {evaluator.primary_metric} {point.domain:.4f}, "
             f"reference sets {point.reference:.4f}",
             highlight=False,
         )
         return point
 
-    controller.console.print("Between the initial weights and the trained ones, on validation rows:")
+    console.print("Between the initial weights and the trained ones, on validation rows:")
     limits = (recipe.max_forgetting, recipe.min_gain_kept)
     if recipe.wise_ft_alpha == "auto":
         points, choice = sweep(measure, *limits)
@@ -138,7 +137,7 @@ def apply_trade_off(
         points = [measure(alpha) for alpha in sorted({0.0, float(recipe.wise_ft_alpha), 1.0})]
         choice = given_trade_off(points, float(recipe.wise_ft_alpha), *limits)
     between.set(choice.point.alpha)
-    controller.console.print(f"wise_ft_alpha = {choice.point.alpha:.4g}  ({choice.reason})", highlight=False)
+    console.print(f"wise_ft_alpha = {choice.point.alpha:.4g}  ({choice.reason})", highlight=False)
     front = pareto_front(points)
     return facts | {
         "chosen_alpha": choice.point.alpha,
@@ -164,7 +163,7 @@ def apply_trade_off(
     }
 
 
-def check_trade_off(recipe: FrozenConfig, validation_rows: int) -> None:
+def check_trade_off(recipe: CLIPFinetuningConfig, validation_rows: int) -> None:
     """Raises ``ConfigurationError`` where ``wise_ft_alpha=auto`` has no validation rows to be chosen on."""
     if recipe.wise_ft and recipe.wise_ft_alpha == "auto" and not validation_rows:
         raise ConfigurationError(
@@ -173,37 +172,34 @@ def check_trade_off(recipe: FrozenConfig, validation_rows: int) -> None:
         )
 
 
-def check_start(
-    controller: CLIPFinetuningController, val: Sequence[ImageTextPair], test: Sequence[ImageTextPair]
-) -> None:
+def check_start(session: ModelSession, val: Sequence[ImageTextPair], test: Sequence[ImageTextPair]) -> None:
     """Raises now what would be raised on the way, when an earlier run in the folder may have been deleted already."""
-    assert controller.recipe is not None and controller.model is not None
-    check_kept(controller.recipe, controller.model)
-    check_trade_off(controller.recipe, len(val))
+    check_kept(session.config, session.encoder)
+    check_trade_off(session.config, len(val))
     for pairs, split in ((val, "validation"), (test, "test")):
         if len(pairs):
-            evaluator_of(controller, pairs, split, domain_metrics=pairs is test or not len(test))
+            evaluator_of(session, pairs, split, domain_metrics=pairs is test or not len(test))
 
 
 def evaluator_of(
-    controller: CLIPFinetuningController, pairs: Sequence[ImageTextPair], split: str, *, domain_metrics: bool = False
+    session: ModelSession, pairs: Sequence[ImageTextPair], split: str, *, domain_metrics: bool = False
 ) -> DomainEvaluator:
-    """``controller.evaluator``, whose ``DataError`` names the split."""
+    """``build_evaluator``, whose ``DataError`` names the split."""
     try:
-        return controller.evaluator(pairs, domain_metrics=domain_metrics)
+        return build_evaluator(session, pairs, domain_metrics=domain_metrics)
     except DataError as error:
         raise DataError(f"{split} split: {error}") from None
 
 
-def initial_weights_of(controller: CLIPFinetuningController, start: InitialWeights) -> Mapping[str, Tensor]:
+def initial_weights_of(recipe: CLIPFinetuningConfig, start: InitialWeights) -> Mapping[str, Tensor]:
     """θ₀, from memory or from the recipe's model again. Raises ``ConfigurationError`` where that gives others now."""
     if start.weights is not None:
         return start.weights
-    loaded = load_encoder(controller.config)
+    loaded = load_encoder(recipe)
     if weights_digest(loaded) != start.digest:
-        given = "" if controller.config.wise_ft_alpha in (None, "auto") else " wise_ft_alpha=null"
+        given = "" if recipe.wise_ft_alpha in (None, "auto") else " wise_ft_alpha=null"
         raise ConfigurationError(
-            f"{controller.config.model_name} has other weights now than when the training started, and wise_ft needs "
+            f"{recipe.model_name} has other weights now than when the training started, and wise_ft needs "
             f"those: put them back and resume, or resume with wise_ft=false{given}"
         )
     return weights_of(loaded)
@@ -212,7 +208,7 @@ def initial_weights_of(controller: CLIPFinetuningController, start: InitialWeigh
 def _statistics(
     encoder: DualEncoder,
     start: Mapping[str, Tensor],
-    recipe: FrozenConfig,
+    recipe: CLIPFinetuningConfig,
     train: Sequence[ImageTextPair],
     engine: EmbeddingEngine,
     reference_sets: ReferenceSets | None,

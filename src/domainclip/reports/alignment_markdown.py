@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainclip.metrics.names import describe, greater_is_better, is_fraction
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.markdown_table import plain, table
 from domainclip.reports.report_markdown import value_text
 
@@ -103,7 +103,7 @@ def _ranking(content: Mapping[str, Any]) -> str:
     header += ["difference", "95 % interval of the difference (points)"] if len(names) > 1 else []
     rows = []
     for name in (name for name in _RANKING if name not in trivial):
-        row = [describe(name) + ("" if greater_is_better(name) else " (lower is better)")]
+        row = [METRICS[name].title + ("" if METRICS[name].greater_is_better else " (lower is better)")]
         row += [value_text(name, content["metrics"][role][name]) for role, _ in names]
         if len(names) > 1:
             change = changes.get(name)
@@ -120,7 +120,7 @@ def _ranking(content: Mapping[str, Any]) -> str:
         "rank. Chance is what a random order reaches. A tie counts against the model."
     )
     if trivial:
-        listed = ", ".join(describe(name) for name in trivial)
+        listed = ", ".join(METRICS[name].title for name in trivial)
         text += f" Left out, since any model reaches 100 %: {listed}."
     if changes:
         text += (
@@ -282,7 +282,7 @@ def _number(name: str, value: float | None) -> str:
 def _signed(name: str, value: float | None) -> str:
     if value is None:
         return "—"
-    if is_fraction(name) or name == "overlap":
+    if (name in _RANKING and METRICS[name].is_fraction) or name == "overlap":
         return f"{_points(value)} points"
     return f"{value:+.4g}".replace("-", _MINUS) if name in _RANKING else f"{value:+.3f}".replace("-", _MINUS)
 

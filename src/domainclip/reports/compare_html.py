@@ -9,7 +9,7 @@ from typing import Any
 
 from domainclip.evaluation.compare_matrix import BETTER, FAILED, REFERENCE, SAME, UNTESTED, WORSE
 from domainclip.evaluation.comparison import empty_recalls
-from domainclip.metrics.names import ALIASES, describe, is_count
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.compare_text import (
     SIGNS,
     Content,
@@ -172,7 +172,7 @@ def _data_set(content: Content, column: Content) -> str:
     tested = bool(content["method"]["tests"])
     rows = "".join(_model_row(cell, low, high, reference, tested) for cell in cells)
     ends = f'<div class="ends"><span>{low:.0%}</span><span>{high:.0%}</span></div>'
-    facts = ", ".join(part for part in (describe(column["metric"]), data_facts(column)) if part)
+    facts = ", ".join(part for part in (METRICS[column["metric"]].title, data_facts(column)) if part)
     tests = (
         '<th class="change-column">change in points (95 % interval)</th><th class="p-column">p</th>'
         f'<th class="p-column">p ({escape(content["method"]["correction"])})</th>'
@@ -217,16 +217,14 @@ def _scale(cells: Sequence[Content]) -> tuple[float, float]:
 
 def _all_metrics(cells: Sequence[Content]) -> str:
     shown = [cell for cell in cells if cell["metrics"]]
-    names = dict.fromkeys(
-        name for cell in shown for name in cell["metrics"] if not is_count(name) and name not in ALIASES
-    )
+    names = dict.fromkeys(name for cell in shown for name in cell["metrics"] if not METRICS[name].is_count)
     trivial = empty_recalls(list(names), shown[0]["metrics"]) if shown else {}
     names = {name: None for name in names if name not in trivial}
     if not names:
         return ""
     heads = "".join(f"<th>{escape(cell['model'])}</th>" for cell in shown)
     rows = "".join(
-        f"<tr><th>{escape(describe(name))}</th>"
+        f"<tr><th>{escape(METRICS[name].title)}</th>"
         + "".join(f"<td>{escape(value_text(name, cell['metrics'].get(name)))}</td>" for cell in shown)
         + "</tr>"
         for name in names

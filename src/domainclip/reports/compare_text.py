@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from domainclip.evaluation.compare_matrix import BETTER, FAILED, REFERENCE, SAME, UNTESTED, WORSE
-from domainclip.metrics.names import describe
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.markdown_table import plain, table
 
 SIGNS = {BETTER: "▲", SAME: "=", WORSE: "▼", REFERENCE: "●", UNTESTED: "–", FAILED: "✕"}
@@ -66,7 +66,7 @@ def title_of(content: Content) -> str:
 def setting_line(content: Content) -> str:
     """Split, reference, and the metric where all data sets have the same."""
     shared = shared_metric(content)
-    parts = [f"Split {content['split']}", f"reference: {content['reference']}", shared and describe(shared)]
+    parts = [f"Split {content['split']}", f"reference: {content['reference']}", shared and METRICS[shared].title]
     return "; ".join(part for part in parts if part) + "."
 
 
@@ -77,7 +77,7 @@ def shared_metric(content: Content) -> str | None:
 
 def column_facts(content: Content, column: Content) -> str:
     """What a column's head says below its name: the metric unless all share one, and the number of images."""
-    metric = describe(column["metric"]) if shared_metric(content) is None and column["n_units"] is not None else ""
+    metric = METRICS[column["metric"]].title if shared_metric(content) is None and column["n_units"] is not None else ""
     return ", ".join(part for part in (metric, data_facts(column)) if part)
 
 
@@ -223,7 +223,7 @@ def compare_tables(content: Content) -> list[Table]:
     for column in content["data"]:
         if column["n_units"] is None:
             continue
-        facts = ", ".join(part for part in (describe(column["metric"]), data_facts(column)) if part)
+        facts = ", ".join(part for part in (METRICS[column["metric"]].title, data_facts(column)) if part)
         found = Table(title=escape(f"{column['name']}: {facts}"), title_justify="left", box=SIMPLE_HEAD)
         found.add_column("model", overflow="fold")
         for name in ("value", "95 % interval", "change", p_name):

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainclip.metrics.names import describe, greater_is_better
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.markdown_table import plain, table
 
 _WORDS = {"medical": "medicine", "industrial": "inspection", "scientific": "the sciences", "general": "recognition"}
-_DECIMALS = ("auroc", "auprc", "_ap", "f1", "kappa", "MRR", "ece")  # which their domains write as 0.912, not 91.2 %
 
 
 def domain_section(report: Mapping[str, Any]) -> str:
@@ -45,17 +44,17 @@ def domain_tables(found: Mapping[str, Any], *, intervals: bool = True) -> list[D
     return [part for part in (_labels(found, intervals), _matrix(found)) if part is not None]
 
 
-def figure_text(name: str, entry: Mapping[str, Any] | None) -> str:
+def figure_text(name: str, entry: Mapping[str, Any] | None, interval: bool = True) -> str:
     """A figure with its interval as a reader meets it, a dash where there is none."""
     if entry is None or entry.get("value") is None:
         return "—"
 
-    decimal = any(part in name for part in _DECIMALS)
+    decimal = METRICS[name].decimal
 
     def shown(value: float) -> str:
         return f"{value:.3f}" if decimal else f"{value:.1%}"
 
-    if entry.get("low") is None:
+    if entry.get("low") is None or not interval:
         return shown(entry["value"])
     return f"{shown(entry['value'])} ({shown(entry['low'])} to {shown(entry['high'])})"
 
@@ -65,7 +64,7 @@ def _domain_metrics_of(report: Mapping[str, Any], when: str) -> Mapping[str, Any
 
 
 def _named(name: str) -> str:
-    return describe(name) + ("" if greater_is_better(name) else " (lower is better)")
+    return METRICS[name].title + ("" if METRICS[name].greater_is_better else " (lower is better)")
 
 
 def _labels(found: Mapping[str, Any], intervals: bool) -> DomainTable | None:
@@ -75,14 +74,14 @@ def _labels(found: Mapping[str, Any], intervals: bool) -> DomainTable | None:
         return None
 
     def shown(name: str, entry: Mapping[str, Any] | None) -> str:
-        return figure_text(name, entry if intervals or entry is None else {"value": entry["value"]})
+        return figure_text(name, entry, intervals)
 
     lines = [
         [row["label"], row["images"], *(shown(name, row.get(name)) for name in columns)]
         for row in rows
         if any(name in row for name in columns)
     ]
-    return DomainTable("Each label by itself", ["label", "images", *map(describe, columns)], lines)
+    return DomainTable("Each label by itself", ["label", "images", *(METRICS[name].title for name in columns)], lines)
 
 
 def _matrix(found: Mapping[str, Any]) -> DomainTable | None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from domainclip.evaluation.comparison import as_result, compared_metrics, empty_recalls
-from domainclip.metrics.names import describe, is_proportion
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.markdown_table import plain, table
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -77,7 +77,7 @@ def _scores(run: Mapping[str, Any]) -> str:
     names = compared_metrics(before, after)
     trivial = empty_recalls(names, {**before, **after})
     rows = [
-        [describe(name), _text(name, before.get(name)), _text(name, after.get(name))]
+        [METRICS[name].title, _text(name, before.get(name)), _text(name, after.get(name))]
         for name in names
         if name not in trivial
     ]
@@ -101,4 +101,4 @@ def _scores(run: Mapping[str, Any]) -> str:
 def _text(name: str, value: Any) -> str:
     if value is None or value != value:
         return "—"
-    return f"{value:.1%}" if is_proportion(name) else f"{value:.4g}"
+    return f"{value:.1%}" if METRICS[name].is_fraction else f"{value:.4g}"

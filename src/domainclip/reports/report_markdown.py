@@ -7,7 +7,7 @@ from typing import Any
 
 from domainclip.evaluation.comparison import compared_metrics, confused_pairs, empty_recalls, worsened
 from domainclip.metrics.calibration import calibration_in_words
-from domainclip.metrics.names import ALIASES, describe, greater_is_better, is_domain_metric, is_proportion
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.domain_markdown import domain_section
 from domainclip.reports.interval_text import accuracy_notes, change_interval, change_notes, points, tested_by
 from domainclip.reports.markdown_table import plain, table
@@ -62,14 +62,14 @@ def value_text(name: str, value: Any) -> str:
     """A metric's value as a reader meets it: per cent for fractions, a dash where it was not measured."""
     if value is None:
         return "—"
-    return f"{value:.1%}" if is_proportion(name) else f"{value:.4g}"
+    return f"{value:.1%}" if METRICS[name].is_fraction else f"{value:.4g}"
 
 
 def _change_text(name: str, before: Any, after: Any) -> str:
     if before is None or after is None:
         return "—"
-    change = f"{(after - before) * 100:+.1f} points" if is_proportion(name) else f"{after - before:+.4g}"
-    worse = after < before if greater_is_better(name) else after > before
+    change = f"{(after - before) * 100:+.1f} points" if METRICS[name].is_fraction else f"{after - before:+.4g}"
+    worse = after < before if METRICS[name].greater_is_better else after > before
     return change.replace("-", _MINUS) + (" (worse)" if worse else "")
 
 
@@ -92,7 +92,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
     lines = [_headline(report, before, after)]
     worse = worsened(before, after)
     if worse:
-        listed = ", ".join(f"{describe(name)} ({_change_text(name, before[name], after[name])})" for name in worse)
+        listed = ", ".join(f"{METRICS[name].title} ({_change_text(name, before[name], after[name])})" for name in worse)
         lines.append(f"Worse than before: {listed.replace(' (worse)', '')}.")
     majority = _classification(report, "after").get("majority_fraction")
     accuracy = after.get("acc1")
@@ -108,7 +108,7 @@ def _headline(report: Mapping[str, Any], before: Mapping[str, Any], after: Mappi
         if not found:
             continue
         old, new = value_text(name, before.get(name)), value_text(name, after.get(name))
-        movement = f"{describe(name)} went from {old} to {new}, {points(found['change'])} points"
+        movement = f"{METRICS[name].title} went from {old} to {new}, {points(found['change'])} points"
         answers = f"{found['gained']} {_asked(name)} gained, {found['lost']} lost, of {found['n']}"
         if found["p_value"] is None:
             return f"**Not known whether it helped.** {movement} ({answers}), but all of one group."
@@ -120,7 +120,7 @@ def _headline(report: Mapping[str, Any], before: Mapping[str, Any], after: Mappi
     first = next((name for name in shared if after.get(name) is not None), None)
     if first is None:
         return "**Not known whether it helped:** the two evaluations have no metric in common."
-    moved = f"{describe(first)} went from {value_text(first, before[first])} to {value_text(first, after[first])}"
+    moved = f"{METRICS[first].title} went from {value_text(first, before[first])} to {value_text(first, after[first])}"
     return f"{moved}. Whether that exceeds chance is not known: the single answers were not kept."
 
 
@@ -134,14 +134,14 @@ def _results(report: Mapping[str, Any]) -> str:
     comparison = report.get("comparison") or {}
     rows = []
     for name in names:
-        if name in trivial or is_domain_metric(name):
+        if name in trivial or METRICS[name].section == "domain":
             continue
         interval = change_interval(comparison.get(name))
-        better = "" if greater_is_better(name) else " (lower is better)"
+        better = "" if METRICS[name].greater_is_better else " (lower is better)"
         old, new = before.get(name), after.get(name)
         rows.append(
             [
-                describe(name) + better,
+                METRICS[name].title + better,
                 value_text(name, old),
                 value_text(name, new),
                 _change_text(name, old, new),
@@ -154,7 +154,7 @@ def _results(report: Mapping[str, Any]) -> str:
     notes = _counted(report, known)
     if trivial:
         counts = sorted(set(trivial.values()))
-        listed = ", ".join(describe(name) for name in trivial)
+        listed = ", ".join(METRICS[name].title for name in trivial)
         notes.append(f"Left out: {listed}. With {' and '.join(map(str, counts))} candidates any model scores 100 %.")
     notes.extend((report.get("details") or {}).get("after", {}).get("notes") or [])
     return "\n\n".join([text, *(["\n".join(f"- {note}" for note in notes)] if notes else [])])
@@ -199,7 +199,7 @@ def _reference_sets(report: Mapping[str, Any]) -> str:
     trivial = empty_recalls(names, {**before, **after})
     rows = [
         [
-            describe(name),
+            METRICS[name].title,
             *(value_text(name, part.get(name)) for part in (before, after)),
             _change_text(name, before.get(name), after.get(name)),
         ]
@@ -262,11 +262,7 @@ def _training(report: Mapping[str, Any]) -> str:
     text = ""
     for title, key in (("Training", "training"), ("Validation", "validation")):
         found = report.get(key) or {}
-        rows = [
-            [_NAMES.get(name, describe(name)), _plain(name, value)]
-            for name, value in found.items()
-            if name not in ALIASES
-        ]
+        rows = [[_NAMES.get(name, METRICS[name].title), _plain(name, value)] for name, value in found.items()]
         if rows:
             text += ("\n\n" if text else "") + f"## {title}\n\n" + table(["what", "value"], rows)
     return text
@@ -310,7 +306,7 @@ def _asked(name: str) -> str:
 
 
 def _plain(name: str, value: Any) -> str:
-    if isinstance(value, float) and is_proportion(name):
+    if isinstance(value, float) and METRICS[name].is_fraction:
         return f"{value:.1%}"
     return _inline(value)
 

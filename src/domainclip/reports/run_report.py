@@ -10,12 +10,12 @@ from rich.table import Table
 
 from domainclip.data.splits import DataSplits
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.metrics.names import ALIASES, is_domain_metric
-from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.inference import ModelSession
+from domainclip.metrics.metric import METRICS
 
 
 def report_content(
-    controller: CLIPFinetuningController,
+    session: ModelSession,
     splits: DataSplits,
     evaluated_split: str,
     before: EvaluationResult | None,
@@ -26,8 +26,7 @@ def report_content(
     history: list[dict[str, Any]],
     started: float,
 ) -> dict[str, Any]:
-    config, recipe = controller.config, controller.recipe
-    assert recipe is not None and controller.device_manager is not None and controller.precision is not None
+    recipe = session.config
     warnings = list(result["warnings"])
     if evaluated_split == "val":
         warnings.append(
@@ -36,9 +35,9 @@ def report_content(
     if skipped:
         warnings.append(f"{len(skipped)} images or rows were skipped (skipped.json), first: {skipped[0]['reason']}")
     best = result["best"]
-    fixed = controller.processor is not None and controller.processor.text_padding == "fixed"
+    fixed = session.processor.text_padding == "fixed"
     name = (
-        config.model_name if not config.vision_model_name else f"{config.vision_model_name} + {config.text_model_name}"
+        recipe.model_name if not recipe.vision_model_name else f"{recipe.vision_model_name} + {recipe.text_model_name}"
     )
     return {
         "before": before,
@@ -63,13 +62,13 @@ def report_content(
             "counts": {"train": len(splits.train), "validation": len(splits.val), "test": len(splits.test)},
             "notes": splits.notes,
         },
-        "device": f"{controller.device_manager.name}, {controller.precision.name}",
-        "domain": recipe.domain_config().name,
+        "device": f"{session.device_manager.name}, {session.precision.name}",
+        "domain": session.domain.name,
         "base_model": name,
         "checkpoint": str(folder / "model"),
         "text_padding": "max_length" if fixed else None,
-        "own_code": controller.model is not None and controller.model.has_own_code,
-        "seed": config.seed,  # so that the intervals are those of a comparison with this recipe
+        "own_code": session.encoder.has_own_code,
+        "seed": recipe.seed,  # so that the intervals are those of a comparison with this recipe
         "warnings": warnings,
         "next": [f"domainclip evaluate --model {folder / 'model'} --data YOUR_DATA"],
     }
@@ -89,7 +88,7 @@ def before_after_table(report: dict[str, Any], evaluated_split: str) -> Table:
     for column, justify in (("metric", "left"), ("before", "right"), ("after", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     shown = ("acc1", "acc5", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR")
-    for name in (*shown, *(name for name in report["after"] if is_domain_metric(name) and name not in ALIASES)):
+    for name in (*shown, *(name for name in report["after"] if METRICS[name].section == "domain")):
         if report["after"].get(name) is not None:
             before = report["before"].get(name)
             table.add_row(name, "" if before is None else f"{before:.3f}", f"{report['after'][name]:.3f}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from domainclip.metrics.bootstrap import FEW_UNITS
-from domainclip.metrics.names import describe, greater_is_better, is_fraction
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.markdown_table import table
 
 _LISTED = 12
@@ -19,7 +19,7 @@ def semantic_figure(name: str, entry: Mapping[str, Any] | None) -> str:
         return "—"
 
     def shown(number: float) -> str:
-        return f"{number:.1%}" if is_fraction(name) else f"{number:.3f}"
+        return f"{number:.1%}" if METRICS[name].is_score else f"{number:.3f}"
 
     if entry["low"] is None:
         return shown(value)
@@ -66,9 +66,9 @@ def _interval_notes(found: Mapping[str, Any]) -> list[str]:
     without = []
     for name, entry in found["metrics"].items():
         if entry["low"] is not None:
-            by_size.setdefault(entry["units"], []).append(describe(name))
+            by_size.setdefault(entry["n_units"], []).append(METRICS[name].title)
         elif not name.startswith("image_negation") and entry["value"] is not None and entry["value"] == entry["value"]:
-            without.append(describe(name))
+            without.append(METRICS[name].title)
     lines = []
     if by_size:
         least, most = min(by_size), max(by_size)
@@ -100,7 +100,7 @@ def semantic_section(report: Mapping[str, Any]) -> str:
     if names:
         rows = [
             [
-                describe(name) + ("" if greater_is_better(name) else " (lower is better)"),
+                METRICS[name].title + ("" if METRICS[name].greater_is_better else " (lower is better)"),
                 *(semantic_figure(name, part["metrics"].get(name)) for _, part in parts),
             ]
             for name in names

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domainclip.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from domainclip.resolve.resolve import DataFacts
+from domainclip.resolve.facts import DataFacts
 
 FEW_ROWS = 5000
 """Below it reading all features takes seconds, and fine-tuning alone may end below a linear probe."""

@@ -7,66 +7,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.domains.domain import DomainConfig
-from domainclip.domains.files import domain_family
+from domainclip.domains.files import load_domain
 from domainclip.errors import ConfigurationError
 from domainclip.resolve.batch_norm import resolve_batch_norm
+from domainclip.resolve.facts import DataFacts, Decision, ModelFacts
 from domainclip.resolve.length import automatic_batch, resolve_early_end, resolve_length, resolve_small_data
 from domainclip.resolve.probe import resolve_probe
 from domainclip.resolve.reference_sets import resolve_reference_sets
 from domainclip.resolve.resolution import ResolutionRule
+from domainclip.resolve.run import ResolvedRun
 from domainclip.resolve.steps import resolve_batch_schedule, resolve_resolutions, resolved_steps
 
 DUPLICATE_FRACTION = 0.01
 """Above this fraction of rows whose caption is not theirs alone, plain contrastive targets are wrong too often."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """One value nobody set, and why it is what it is."""
+def resolve(
+    config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts, *, domain: DomainConfig | None = None
+) -> ResolvedRun:
+    """Decide what the user left unset.
 
-    key: str
-    value: Any
-    reason: str
+    Args:
+        config: the recipe as the user gave it.
+        model: what the model says of itself.
+        data: what the training rows say of themselves.
+        domain: the domain that ``config`` names, where it has been read already.
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    Returns:
+        The run: a frozen recipe without unset values, the decisions that made it, and the domain's content.
 
-
-@dataclass(frozen=True)
-class ModelFacts:
-    native_resolution: int  # pixels
-    text_length: int  # tokens
-    fixed_text_length: bool
-    image_tower_kind: str  # "transformer" or "convolutional"
-    text_tower_kind: str
-    temperature: float
-    sigmoid: bool = False  # pretrained with the sigmoid objective, and has its bias
-    resolutions: ResolutionRule | None = None  # image resolutions the tower takes; None: the native one only
-    fresh_projections: bool = False  # just created, of random numbers
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    train_rows: int
-    repeated_caption_fraction: float  # rows whose caption another row has too, in [0, 1]
-    labelled_fraction: float  # in [0, 1]
-    classes: int
-    names_left_right: bool  # some caption says left or right
-    cores: int
-    names_heights: bool = False  # some caption says upper, lower, top or bottom
-    processes: int = 1  # that one batch is spread over
-    class_imbalance: float = 1.0  # rows of the largest class for one of the smallest
-
-
-def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) -> tuple[FrozenConfig, list[Decision]]:
-    """A frozen recipe without unset values, and the decisions that made it.
-
-    Raises ``ConfigurationError`` where a set value does not fit the model or the data.
+    Raises:
+        ConfigurationError: a set value does not fit the model or the data, or the domain's file is wrong.
     """
     values = config.model_dump() | {"auto_resolution": False, "wanted_throughput": None}  # resolved before
     decisions: list[Decision] = []
@@ -77,7 +52,7 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
         decisions.append(Decision(key, value, reason))
 
     set_keys = {key for key in type(config).model_fields if config.is_set(key)}
-    domain = config.domain_config()
+    domain = domain or load_domain(config.domain)
     preset, reasons = domain.recipe_values(), domain.recipe_reasons()
     for key, value in preset.items():
         if key not in set_keys:
@@ -94,7 +69,7 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
         _resolve_batch(values, data, set_keys, decide)
     resolve_probe(values, data, model.fresh_projections, given, decide)
     resolve_batch_norm(values, model.image_tower_kind, data.processes, set_keys, decide)
-    _resolve_objective(values, model, data, given, decide)
+    _resolve_objective(values, model, data, domain.family, given, decide)
     _resolve_adapters(values, model)
     resolve_reference_sets(values, model.fresh_projections, decide)
     resolve_length(values, data.train_rows, given, decide)
@@ -105,9 +80,9 @@ def resolve(config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts) ->
     )
     resolve_small_data(values, data.train_rows, model.image_tower_kind, given, decide)
     resolve_early_end(values, validations, given, decide)
-    _resolve_augmentation(values, data, set_keys, given, config.image_steps().allowed_turns, decide)
+    _resolve_augmentation(values, data, set_keys, given, with_own_steps.images.allowed_turns, decide)
     _resolve_reading(values, data, given, decide)
-    return CLIPFinetuningConfig(**values).frozen(with_own_steps), decisions
+    return ResolvedRun(CLIPFinetuningConfig(**values).frozen(), with_own_steps, decisions=tuple(decisions))
 
 
 def contrastive_batch(values: dict[str, Any] | FrozenConfig) -> int:
@@ -174,7 +149,7 @@ def _resolve_batch(values: dict[str, Any], data: DataFacts, set_keys: set[str], 
 
 
 def _resolve_objective(
-    values: dict[str, Any], model: ModelFacts, data: DataFacts, given: set[str], decide: Any
+    values: dict[str, Any], model: ModelFacts, data: DataFacts, family: str, given: set[str], decide: Any
 ) -> None:
     fraction = data.repeated_caption_fraction
     if "loss_type" not in given:
@@ -201,7 +176,7 @@ def _resolve_objective(
                 "label",
                 "captions repeat within labelled classes: rows of one class describe one thing",
             )
-        elif values["loss_type"] == "domain_specific" and domain_family(values["domain"]) == "medical":
+        elif values["loss_type"] == "domain_specific" and family == "medical":
             decide("positives", "statement", "captions that state the same in other words are clinically equal")
         else:
             decide(

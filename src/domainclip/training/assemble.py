@@ -39,6 +39,7 @@ class TrainingParts:
         probe_last: Trains them after the last step.
         find_hard_negatives: Finds for each training row those hardest to tell from it, ``[rows, k]``.
         may_freeze_batch_norm: Whether batch norm may be frozen where a batch does not fit into memory whole.
+        domain_digest: Digest of the content of the recipe's domain, which counts in place of its name.
     """
 
     evaluate: Evaluate | None = None
@@ -47,6 +48,7 @@ class TrainingParts:
     probe_last: Probe | None = None
     find_hard_negatives: Callable[[], Tensor] | None = None
     may_freeze_batch_norm: bool = False
+    domain_digest: str | None = None
 
 
 def build_trainer(
@@ -60,7 +62,7 @@ def build_trainer(
     parts: TrainingParts | None = None,
     stop: StopSignals | None = None,
 ) -> Trainer:
-    """A trainer of ``encoder`` with everything that is saved in a checkpoint.
+    """Put together a trainer of ``encoder`` with everything that is saved in a checkpoint.
 
     Args:
         context: Folder, listeners and processes. The folder gets ``checkpoints/``, ``best/`` and ``memory.json``.
@@ -72,6 +74,13 @@ def build_trainer(
         precision: Of the towers' passes.
         parts: What this training has besides.
         stop: Remembers the signal to stop; by default one that speaks on the standard error.
+
+    Returns:
+        A trainer that has made no step yet.
+
+    Raises:
+        ConfigurationError: Nothing is trained, or the optimizer does not run on the device.
+        MissingExtraError: The optimizer's library is not installed.
     """
     parts = parts or TrainingParts()
     data: CLIPDataset = loader.dataset.dataset  # type: ignore[attr-defined]
@@ -119,6 +128,7 @@ def build_trainer(
             data,
             terms.start.digest if terms.start is not None else None,
             terms.rehearsal.digest if terms.rehearsal is not None else None,
+            parts.domain_digest,
         ),
         shared,
         {"memory": memory, "step": step.adaptive},  # the former may freeze batch norm

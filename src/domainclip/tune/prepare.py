@@ -16,19 +16,20 @@ import torch
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config.domain_name import is_domain_path
 from domainclip.config.located_yaml import yaml_text
 from domainclip.data.records import ImageTextPair
+from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.splits import DataSplits
-from domainclip.domains.files import is_domain_path
+from domainclip.domains.recipes import recorded_recipe, write_domain
 from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.build import build_evaluator
 from domainclip.files import write_text
 from domainclip.models import DualEncoder
 from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.domain_record import recorded_recipe, write_domain
 from domainclip.pipelines.facts import data_facts, model_facts
-from domainclip.pipelines.run import readable_pairs, skipped_rows
-from domainclip.resolve import DataFacts, ModelFacts, resolve, resolved_steps
+from domainclip.resolve import DataFacts, ModelFacts, ResolvedInference, ResolvedRun, resolve, resolved_steps
 from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.tune import study as studies
 from domainclip.tune.conditions import Conditions
@@ -87,7 +88,7 @@ class Work:
 
 
 def prepare(
-    config: CLIPFinetuningConfig,
+    inference: ResolvedInference,
     space: Space | None,
     steps: int | None,
     fixed: Container[str],
@@ -99,22 +100,25 @@ def prepare(
 ) -> Work:
     """Look at model and data once, decide what is to be searched, and open the study. Nothing is deleted before all
     that a user can have got wrong has been looked at."""
-    controller = CLIPFinetuningController(config, Console(quiet=True))
+    config = inference.recipe
+    controller = CLIPFinetuningController(inference, Console(quiet=True))
     controller.setup()
-    assert controller.device_manager is not None and controller.precision is not None and controller.model is not None
-    console.print(f"Device: {controller.device_manager.device} ({controller.device_manager.reason})", markup=False)
-    console.print(f"Precision: {controller.precision.name} ({controller.precision.reason})", markup=False)
+    session = controller.session
+    console.print(f"Device: {session.device} ({session.device_manager.reason})", markup=False)
+    console.print(f"Precision: {session.precision.name} ({session.precision.reason})", markup=False)
     for note in splits.notes:
         console.print(f"Data: {note}", markup=False)
     recipe = controller.prepare(splits.train)
+    run = controller.run
+    assert run is not None
     if config.auto_resolution:  # chosen once, for all trials
         config = with_resolution(config, recipe.image_resolution)
-    engine = controller.engine()
+    engine = session.engine()
     skipped = skipped_rows({"train": splits.train, "val": splits.val})
-    val = readable_pairs(splits.val, engine, "val", config.strict, skipped)
+    val = readable_pairs(splits.val, engine.readable, "val", config.strict, skipped)
     if not len(val):
         raise DataError(f"No image of the validation split can be read, such as: {skipped[0]['reason']}")
-    evaluator = controller.evaluator(val)
+    evaluator = build_evaluator(session, val)
     found = None
     if resume and (folder / studies.STUDY_FILE).exists():
         found = studies.open_study(folder, evaluator.greater_is_better)
@@ -125,7 +129,7 @@ def prepare(
         space = (
             Space.from_dict(known["space"])
             if known
-            else default_space(config, recipe, fixed, scale_is_clamped=not controller.model.is_siglip)
+            else default_space(config, run, fixed, scale_is_clamped=not session.encoder.is_siglip)
         )
         if not space.dimensions:
             raise ConfigurationError("Every key of the default search space is fixed: name others with --search")
@@ -137,16 +141,18 @@ def prepare(
     own = config.to_dict(only_set=True)
     identity = {
         "recipe": {key: value for key, value in own.items() if key not in NEUTRAL_KEYS | {"model_name"}}
-        | _domain_identity(recipe),
+        | _domain_identity(run),
         "data": _rows_digest([*splits.train, *splits.val]),
-        "model": _model_digest(controller.model),
+        "model": _model_digest(session.encoder),
         "space": space.to_dict(),
         "steps": steps,
         "metric": evaluator.primary_metric,
     }
     runner = TrialRunner(config, recipe, steps, full, splits.train, val, folder, engine)
-    _check_trials(runner, space, model_facts(controller.model), data_facts(splits.train))
-    engine.encoder = controller.model = None  # each trial loads its own
+    _check_trials(runner, space, model_facts(session.encoder), data_facts(splits.train))
+    engine.encoder = None  # each trial loads its own
+    controller.unload()
+    del session
     if found is not None:
         studies.check_identity(found, identity)
     elif overwrite:
@@ -160,7 +166,7 @@ def prepare(
     import optuna
 
     study.pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=runner.eval_steps + 1, n_min_trials=3)
-    write_domain(recipe.domain_config(), folder, TUNING_DOMAIN)
+    write_domain(run.domain, folder, TUNING_DOMAIN)
     if is_domain_path(config.domain):  # its file may change, the study's may not
         runner.config = config.updated(domain=str(folder / TUNING_DOMAIN))
     own = recorded_recipe(own, TUNING_DOMAIN)
@@ -194,12 +200,11 @@ def clear_study(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _domain_identity(recipe: FrozenConfig) -> dict[str, Any]:
+def _domain_identity(run: ResolvedRun) -> dict[str, Any]:
     """A domain out of a file is known by its content: the file may move, and may not change within a study."""
-    if not is_domain_path(recipe.domain):
+    if not is_domain_path(run.recipe.domain):
         return {}
-    domain = recipe.domain_config()
-    return {"domain": {"digest": domain.digest(), "recipe": domain.recipe_values()}}
+    return {"domain": {"digest": run.domain.digest(), "recipe": run.domain.recipe_values()}}
 
 
 def _full_steps(recipe: FrozenConfig, rows: int) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.located_yaml import yaml_text, yaml_value
+from domainclip.domains.recipes import recorded_recipe
 from domainclip.files import write_json, write_text
-from domainclip.metrics.names import describe
-from domainclip.pipelines.domain_record import recorded_recipe
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.plots.tune import plot_history, plot_importances, plot_slices
 from domainclip.tune.space import Space
 from domainclip.tune.study import STUDY_FILE, TrialRecord
@@ -187,7 +187,7 @@ def _content(tuning: Tuning) -> dict[str, Any]:
 def _markdown(tuning: Tuning, plots: Sequence[str]) -> str:
     states = Counter(record.outcome.replace("_", " ") for record in tuning.trials)
     lines = [
-        f"# Tuning: {describe(tuning.metric)}, validation split",
+        f"# Tuning: {METRICS[tuning.metric].title}, validation split",
         "",
         f"- Model `{tuning.config.model_name}`, data `{tuning.config.data_path}`: {tuning.counts['train']} rows for "
         f"training, {tuning.counts['validation']} for validation. The test split was not looked at.",

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.splits import DataSplits, load_splits
+from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.events import Validated
-from domainclip.pipelines.run import claim_folder, splits_of
+from domainclip.pipelines.run import claim_folder
+from domainclip.resolve import resolve_for_inference
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
 from domainclip.tune.prepare import Work, prepare
@@ -73,8 +74,9 @@ def run_tuning(
     console = console or Console(stderr=True)
     folder = Path(config.output_dir)
     _check_request(config, space, trials, steps, fixed)
+    inference = resolve_for_inference(config)
     if splits is None:
-        splits = load_splits(config.data_path, **splits_of(config))
+        splits = load_splits_of(inference)
     if not len(splits.val):
         raise DataError(
             "Tuning compares trials on the validation split, and there is none: set val_split, or add a validation "
@@ -83,7 +85,7 @@ def run_tuning(
     _claim(folder, resume, overwrite)
     signals = StudySignals(console)
     with signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
-        work = prepare(config, space, steps, fixed, splits, folder, resume, overwrite, console)
+        work = prepare(inference, space, steps, fixed, splits, folder, resume, overwrite, console)
         try:
             _run_trials(work, trials, signals, console)
         except Interrupted as stop:

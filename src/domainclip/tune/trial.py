@@ -164,7 +164,7 @@ class TrialRunner:
         finally:
             _delete_weights(folder)
             self.engine.encoder = None
-            controller.model = None
+            controller.unload()
             _free_memory()
         return TrialResult(
             result.outcome, result.value, result.standard_error, result.steps, time.monotonic() - started, result.reason

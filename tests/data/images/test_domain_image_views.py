@@ -20,8 +20,10 @@ from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.reader import read_image
+from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.images.views import random_view, rotated
+from domainclip.domains.recipes import image_steps
 from domainclip.errors import ConfigurationError
 from domainclip.inference import EmbeddingEngine
 from domainclip.models import make_tiny_clip
@@ -86,7 +88,7 @@ def test_views_depend_on_seed_epoch_and_row_alone(tiny_data, tmp_path: Path) -> 
         transform = ImageTransform(values, augment=True, spec=spec)
         return CLIPDataset(tiny_data.pairs(), processor, values, transform, **options)
 
-    one, other = data(), data(cache=False)
+    one, other = data(), data(images=ImageStore(0))
     for epoch in range(2):
         for row in range(4):
             assert torch.equal(one.pixels((epoch, row)), other.pixels((epoch, row)))
@@ -108,26 +110,27 @@ def test_training_and_evaluation_see_the_same_steps(tiny_data) -> None:
     encoder = make_tiny_clip()
     values = CLIPFinetuningConfig(image_preprocessing=steps, num_workers=0)
     data = CLIPDataset(tiny_data.pairs(), encoder.processor, values)
-    engine = EmbeddingEngine(encoder, preprocessing=values.image_steps())
+    engine = EmbeddingEngine(encoder, preprocessing=image_steps(values))
     path = tiny_data.pairs()[0].image_path
-    assert torch.equal(data.pixels(0), engine._views(path)[0])
+    assert torch.equal(data.pixels(0), engine.pixels([path])[0])
     expected = DomainImagePipeline(steps).apply(read_image(path))
     assert torch.equal(data.pixels(0), engine.spec.apply(expected))
-    assert not torch.equal(data.pixels(0), EmbeddingEngine(encoder)._views(path)[0])
+    assert not torch.equal(data.pixels(0), EmbeddingEngine(encoder).pixels([path])[0])
 
 
 def test_allowed_turns_forbid_what_the_recipe_would_do() -> None:
     model = ModelFacts(224, 77, False, "transformer", "transformer", 0.07)
     facts = DataFacts(100, 0.0, 0.0, 0, False, 2)
     steps = {"allowed_turns": ["vertical"]}
-    recipe, decisions = resolve(CLIPFinetuningConfig(image_preprocessing=steps), model, facts)
+    run = resolve(CLIPFinetuningConfig(image_preprocessing=steps), model, facts)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert not recipe.horizontal_flip
     assert any(d.key == "horizontal_flip" and "allowed_turns" in d.reason for d in decisions)
-    recipe, _ = resolve(CLIPFinetuningConfig(image_preprocessing=steps, vertical_flip=True), model, facts)
+    recipe = resolve(CLIPFinetuningConfig(image_preprocessing=steps, vertical_flip=True), model, facts).recipe
     assert recipe.vertical_flip
     with pytest.raises(ConfigurationError, match=r"rotate90=true does not go with allowed_turns=\['vertical'\]"):
         resolve(CLIPFinetuningConfig(image_preprocessing=steps, rotate90=True), model, facts)
-    assert resolve(CLIPFinetuningConfig(), model, facts)[0].horizontal_flip
+    assert resolve(CLIPFinetuningConfig(), model, facts).recipe.horizontal_flip
 
 
 def test_wrong_settings_say_what_is_wrong() -> None:

@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss
 from domainclip.config.settings import ModelSettings
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.records import ImageTextPair
-from domainclip.evaluation.prompts import class_prompts, classifier_weights
+from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.training.probe.draws import ClassPrompts
 from domainclip.training.probe.features import FeatureReader

@@ -180,7 +180,8 @@ def test_the_other_processes_take_what_the_first_has_found(tiny_data: TinyData, 
 )
 def test_what_is_decided(values: dict[str, Any], expected: bool, message: str | None) -> None:
     model = ModelFacts(32, 77, False, "transformer", "transformer", 0.07)
-    recipe, decisions = resolve(CLIPFinetuningConfig(**values), model, DataFacts(300, 0.5, 1.0, 3, False, 2))
+    run = resolve(CLIPFinetuningConfig(**values), model, DataFacts(300, 0.5, 1.0, 3, False, 2))
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.probe_last is expected
     reasons = [decision.reason for decision in decisions if decision.key == "probe_last"]
     assert len(reasons) == (message is not None) and all(message in reason for reason in reasons if message)

@@ -15,7 +15,7 @@ from conftest import CommandResult, TinyData
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.prompts import class_prompts
+from domainclip.inference.prompts import class_prompts
 from domainclip.models import make_tiny_clip
 from domainclip.models.lora import attach_lora
 from domainclip.resolve import DataFacts, ModelFacts, resolve
@@ -303,12 +303,13 @@ def test_what_is_left_unset_is_decided_with_a_reason(
 ) -> None:
     model = ModelFacts(32, 77, False, "transformer", "transformer", 0.07, fresh_projections=fresh)
     data = DataFacts(rows, 0.5, 1.0, 3, False, 2, class_imbalance=imbalance)
-    recipe, decisions = resolve(CLIPFinetuningConfig(), model, data)
+    run = resolve(CLIPFinetuningConfig(), model, data)
+    recipe, decisions = run.recipe, list(run.decisions)
     assert (recipe.probe_first, recipe.class_balance) == expected
     reasons = {decision.key: decision.reason for decision in decisions}
     assert reasons["probe_first"]
     assert ("class_balance" in reasons) == (recipe.probe_first and imbalance > 20)
-    assert not resolve(CLIPFinetuningConfig(probe_first=False), model, data)[0].probe_first
+    assert not resolve(CLIPFinetuningConfig(probe_first=False), model, data).recipe.probe_first
 
 
 def test_a_run_says_what_the_projections_came_to(

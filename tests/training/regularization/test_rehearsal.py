@@ -141,9 +141,9 @@ def distance(controller: CLIPFinetuningController, data: TinyData) -> float:
     start = make_tiny_clip(controller.config.seed)
     paths = [pair.image_path for pair in data.pairs("test")]
     now = controller.engine().encode_images(paths)
-    controller.model, trained = start, controller.model
+    controller.session.encoder, trained = start, controller.session.encoder
     before = controller.engine().encode_images(paths)
-    controller.model = trained
+    controller.session.encoder = trained
     return float((1 - (now * before).sum(-1)).mean())
 
 
@@ -180,7 +180,7 @@ def test_new_projections_have_nothing_to_keep(tiny_data: TinyData, zoo: dict[str
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
     recipe = controller.prepare(tiny_data.pairs())
-    reference_sets, encoder = load_reference_sets(controller), controller.model
+    reference_sets, encoder = load_reference_sets(controller.session), controller.session.encoder
     assert reference_sets is not None and encoder is not None
     assert reference_sets.rehearsed(encoder, recipe, contextlib.nullcontext) is not None
     encoder.fresh_projections = True

@@ -137,11 +137,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro_batch: int, ti
 def test_it_is_on_where_rows_have_labels(tiny_data: TinyData, tmp_path: Path) -> None:
     encoder = make_tiny_clip(3)
     pairs = tiny_data.pairs()
-    recipe, decisions = resolve(CLIPFinetuningConfig(model_name="tiny"), model_facts(encoder), data_facts(pairs))
+    run = resolve(CLIPFinetuningConfig(model_name="tiny"), model_facts(encoder), data_facts(pairs))
+    recipe, decisions = run.recipe, list(run.decisions)
     assert recipe.classification_weight == 1.0
     assert any(d.key == "classification_weight" and "3 classes" in d.reason for d in decisions)
     bare = [type(pair)(pair.image_path, pair.caption) for pair in pairs]
-    recipe, _ = resolve(CLIPFinetuningConfig(model_name="tiny"), model_facts(encoder), data_facts(bare))
+    recipe = resolve(CLIPFinetuningConfig(model_name="tiny"), model_facts(encoder), data_facts(bare)).recipe
     assert recipe.classification_weight == 0.0
     config = CLIPFinetuningConfig(
         model_name="tiny", batch_size=6, max_steps=2, num_workers=0, logging_steps=1, probe_first=False

@@ -47,6 +47,21 @@ class DomainImagePipeline:
         """
         return read_array(path, max_pixels, self.settings, None if self.tiled else target)
 
+    def reads_like(self, other: DomainImagePipeline) -> bool:
+        """Whether ``read`` gives the same pixels of every file that need not come smaller.
+
+        Args:
+            other: The pipeline to compare with.
+
+        Returns:
+            Whether page, DICOM window and the treatment of large images agree.
+        """
+        mine, others = self.settings, other.settings
+        return self.tiled == other.tiled and all(
+            getattr(mine, key) == getattr(others, key)
+            for key in ("page", "dicom_window", "window_center", "window_width")
+        )
+
     def apply(self, image: np.ndarray, target: int = 512) -> UInt8[np.ndarray, "h w 3"]:
         """The whole image after the steps, RGB. ``image``: uint8, uint16 or float, ``[h, w]`` or ``[h, w, c]``.
 

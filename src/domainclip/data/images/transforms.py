@@ -9,15 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from domainclip.config import DataSettings
+from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.image_spec import ImageSpec, resize
 from domainclip.data.images.pipeline import DomainImagePipeline, tile_boxes
+from domainclip.data.images.preparation import Preparation, model_views
 from domainclip.data.images.reader import array_of
 from domainclip.data.images.views import random_view
+from domainclip.domains.recipes import image_steps
 from domainclip.errors import DataError
 
 _ASPECT = (3 / 4, 4 / 3)
@@ -34,7 +38,8 @@ class ImageTransform:
     chance are ``base``'s first; where it cuts large images into tiles, a random view is one of a random tile.
 
     ``largest_resolution``: the largest resolution in pixels that ``finish`` will be asked for (default: the transform's
-    own), so that ``base`` keeps enough of the image for it.
+    own), so that ``base`` keeps enough of the image for it. ``steps``: those of the domain, where it has been read
+    already (default: those of the domain that ``config`` names).
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class ImageTransform:
         augment: bool = False,
         spec: ImageSpec | None = None,
         largest_resolution: int | None = None,
+        steps: ImagePreprocessing | None = None,
     ) -> None:
         spec = spec or ImageSpec()
         # An ImageTransform made from a bare config has no model to ask: the config's resolution holds.
@@ -50,12 +56,26 @@ class ImageTransform:
         self.config = config
         self.augment = augment
         self.largest_resolution = max(self.spec.resolution, largest_resolution or 0)
-        self.steps = config.image_steps()
+        self.steps = steps or image_steps(config)
         self.pipeline = DomainImagePipeline(self.steps)
 
     @property
     def resolution(self) -> int:
         return self.spec.resolution
+
+    def preparation(self) -> Preparation:
+        """``base`` as an ``ImageStore`` keeps it: uint8 ``[1, 3, h, w]``."""
+        spec = self.spec.at(self.largest_resolution)
+        if type(self) is ImageTransform and not self.augment and not self.pipeline.tiled:
+            return model_views(self.pipeline, spec)
+        # A subclass may make anything of an image.
+        kind = (self.augment, self.config.crop_scale) if type(self) is ImageTransform else (id(self),)
+        key = (*kind, self.steps.model_dump_json(), spec)
+        return Preparation(key, self.pipeline, self.target, self._base_of)
+
+    def _base_of(self, image: np.ndarray) -> UInt8[Tensor, "1 3 h w"]:
+        # A copy: it may be a view of the decoded image, which would be held with it.
+        return self.base(image)[None].clone(memory_format=torch.contiguous_format)
 
     def read(self, path: Path, max_pixels: int) -> np.ndarray:
         """A file as ``base`` wants it. Raises as ``data.images.read_array``."""

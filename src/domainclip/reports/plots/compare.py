@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from domainclip.evaluation.compare_matrix import BETTER, FAILED, REFERENCE, SAME, UNTESTED, WORSE
-from domainclip.metrics.names import describe
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.compare_text import (
     SIGNS,
     Content,
@@ -89,7 +89,7 @@ def _wrapped(name: str, width: int) -> str:
 
 def _caption(content: Content) -> str:
     shared = shared_metric(content)
-    parts = [describe(shared)] if shared else []
+    parts = [METRICS[shared].title] if shared else []
     parts.append("95 % intervals")
     if content["method"]["tests"]:
         parts.append(f"changes in points against {content['reference']}")
@@ -99,4 +99,4 @@ def _caption(content: Content) -> str:
 
 def _below(content: Content, column: Content) -> str:
     metric = column["metric"] if shared_metric(content) is None else ""
-    return metric if metric in ("acc1", "macro_f1") else describe(metric)
+    return metric if metric in ("acc1", "macro_f1") else METRICS[metric].title

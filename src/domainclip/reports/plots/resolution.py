@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from domainclip.metrics.names import describe
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import wilson_interval
 from domainclip.reports.plots.style import GREY, LINES, SERIES, heading, save, tidy
 
@@ -106,7 +106,7 @@ def _metric_curves(axis: Any, places: Sequence[float], metrics: Sequence[Figures
     names = [name for name in DRAWN if name in metrics[0]]
     for index, name in enumerate(names):
         values = [found[name] for found in metrics]
-        label = describe(name)
+        label = METRICS[name].title
         if index == 0:
             label += "\n(band: 95 % interval)"
             ends = [_interval(found, name) for found in metrics]
@@ -117,7 +117,7 @@ def _metric_curves(axis: Any, places: Sequence[float], metrics: Sequence[Figures
 
 def _interval(metrics: Figures, name: str) -> tuple[float, float]:
     trials = int(metrics["n_classified" if name == "acc1" else "n_images"])
-    return wilson_interval(round(metrics[name] * trials), trials)
+    return wilson_interval(round(metrics[name] * trials), trials).ends
 
 
 def _curve(axis: Any, places: Sequence[float], values: Sequence[float], number: int, label: str) -> None:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from domainclip.errors import ShapeError
-from domainclip.metrics.names import ALIASES, describe, is_domain_metric, is_fraction, is_semantic_metric
+from domainclip.metrics.metric import METRICS
 from domainclip.reports.plots.style import save, short_label
 
 BEFORE, AFTER = "#999999", "#0072B2"
@@ -85,8 +85,8 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
 
 def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Validation metrics (those in 0…1, as acc1 and R@1) over the steps. False when no row has any."""
-    keys = dict.fromkeys(key for row in rows for key in row if is_fraction(_without_prefix(key)))
-    # Aliases repeat a curve, and R@5 and R@10 say little more than R@1: they would crowd the figure.
+    keys = dict.fromkeys(key for row in rows for key in row if METRICS[_without_prefix(key)].is_score)
+    # R@5 and R@10 say little more than R@1: they would crowd the figure.
     keys = {key: None for key in keys if _without_prefix(key) in _CURVES}
     curves = {_without_prefix(key): _series(rows, (key,)) for key in keys}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
@@ -98,7 +98,7 @@ def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         axis.plot(
             steps,
             values,
-            label=f"{describe(name)} ({values[-1]:.1%})",
+            label=f"{METRICS[name].title} ({values[-1]:.1%})",
             linewidth=1.6,
             markersize=5,
             color=SERIES[index % len(SERIES)],
@@ -207,7 +207,7 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
         widths = [float(values[name]) for name in names]
         bars = axis.barh(places + offset, widths, height=0.36, color=colour, label=label)
         axis.bar_label(bars, labels=[f"{width:.1%}" for width in widths], padding=3, fontsize=8)
-    axis.set_yticks(places, [describe(name) for name in names], fontsize=9)
+    axis.set_yticks(places, [METRICS[name].title for name in names], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.1)
     axis.set_xticks(np.arange(0, 1.01, 0.2))
@@ -222,7 +222,7 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
 
 
 def _drawn(name: str) -> bool:
-    return is_fraction(name) and name not in ALIASES and not is_domain_metric(name) and not is_semantic_metric(name)
+    return METRICS[name].is_score and METRICS[name].section != "domain" and not METRICS[name].is_semantic
 
 
 def _is_rate(key: str) -> bool:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from domainclip.files import write_bytes
-from domainclip.metrics.names import describe
+from domainclip.metrics.metric import METRICS
 from domainclip.tune.space import Dimension, Space
 from domainclip.tune.study import TrialRecord
 
@@ -66,7 +66,7 @@ def plot_history(trials: Sequence[TrialRecord], metric: str, greater_is_better: 
             transform=axis.get_xaxis_transform(),
             label="diverged or out of memory",
         )
-    axis.set(title="Trials in the order they ran", xlabel="trial", ylabel=f"validation {describe(metric)}")
+    axis.set(title="Trials in the order they ran", xlabel="trial", ylabel=f"validation {METRICS[metric].title}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _finish(figure, [axis], path)
@@ -108,7 +108,7 @@ def plot_slices(trials: Sequence[TrialRecord], space: Space, metric: str, path: 
         axis.set_axis_off()
     for line in grid:
         line[0].set_ylabel(metric)
-    figure.suptitle(f"Validation {describe(metric)} against each parameter", fontsize=11)
+    figure.suptitle(f"Validation {METRICS[metric].title} against each parameter", fontsize=11)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     _finish(figure, axes[: len(keys)], path)

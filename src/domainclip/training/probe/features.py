@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from domainclip.data.dataset import CLIPDataset
-from domainclip.data.images.transforms import ImageTransform
 from domainclip.errors import ImageError
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.projections import ProjectionInputs, join_inputs, projection_inputs, tower_projection
@@ -22,17 +20,24 @@ from domainclip.models.projections import ProjectionInputs, join_inputs, project
 @dataclass
 class ImageFeatures:
     """``inputs``: rows in order, one block of them for each view, the clean one first. ``rows``: their numbers in the
-    data set. ``bad``: images that cannot be read, with the reason."""
+    data set. ``skipped``: images that cannot be read, with the reason."""
 
     inputs: ProjectionInputs
     rows: list[int]
     views: int
-    bad: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 class FeatureReader:
-    """Reads features of ``encoder``'s towers in evaluation mode (no dropout, batch norm's stored statistics, which stay
-    as they are), ``batch_size`` images or texts at a time, under ``autocast`` on ``device``."""
+    """Reads features of the towers in evaluation mode: no dropout, batch norm's stored statistics, which stay as they
+    are.
+
+    Args:
+        encoder: Whose towers they are.
+        device: Where they are.
+        autocast: Makes the context in which they run.
+        batch_size: Images or texts at a time.
+    """
 
     def __init__(
         self, encoder: DualEncoder, device: torch.device, autocast: Callable[[], Any], batch_size: int
@@ -50,24 +55,26 @@ class FeatureReader:
             self.encoder.train(training)
 
     def images(self, data: CLIPDataset, rows: Sequence[int], views: int = 0) -> ImageFeatures:
-        """Features of the clean view of each row's image, and of ``views`` augmented ones if the data set augments.
+        """Features of the clean view of each row's image, and of augmented ones if the data set augments.
 
-        The augmented views are none that an epoch of training shows. Raises ``ImageError`` for an image that cannot
-        be read where the data set is ``strict``.
+        Args:
+            data: The data set.
+            rows: Which of its rows.
+            views: How many augmented views of each. They are none that an epoch of training shows.
+
+        Returns:
+            Features of the images that can be read.
+
+        Raises:
+            ImageError: An image cannot be read, and the data set is ``strict``.
         """
-        projection, bad = tower_projection(self.encoder, "image"), {}
+        projection, skipped = tower_projection(self.encoder, "image"), {}
         transform = data.image_transform
-        clean = ImageTransform(transform.config, False, transform.spec, transform.largest_resolution)
         views = views if transform.augment else 0
 
         def read(row: int) -> list[Tensor] | ImageError:
             try:
-                if transform.augment:
-                    image = clean.read(data.pairs[row].image_path, data.config.max_image_pixels)
-                    first = clean.finish(clean.base(image), random.Random(0))  # which it does not draw from
-                else:
-                    first = data.pixels(row)
-                return [first, *(data.pixels((-1 - view, row)) for view in range(views))]
+                return data.clean_and_augmented(row, [(-1 - view, row) for view in range(views)])
             except ImageError as error:
                 if data.config.strict:
                     raise
@@ -82,7 +89,7 @@ class FeatureReader:
                 good = [images for images in found if not isinstance(images, ImageError)]
                 for row, images in zip(part, found, strict=True):
                     if isinstance(images, ImageError):
-                        bad[str(data.pairs[row].image_path)] = str(images)
+                        skipped[str(data.pairs[row].image_path)] = str(images)
                     else:
                         kept.append(row)
                 for view in range(views + 1) if good else ():
@@ -90,11 +97,18 @@ class FeatureReader:
                     pixel_values = transform.spec.normalise(pixels).to(self.encoder.dtype)
                     parts[view].append(projection_inputs(projection, self.encoder.encode_image, pixel_values))
         if not kept:
-            return ImageFeatures(ProjectionInputs(projection, torch.empty(0, 0), None), [], views + 1, bad)
-        return ImageFeatures(join_inputs([part for view in parts for part in view]), kept, views + 1, bad)
+            return ImageFeatures(ProjectionInputs(projection, torch.empty(0, 0), None), [], views + 1, skipped)
+        return ImageFeatures(join_inputs([part for view in parts for part in view]), kept, views + 1, skipped)
 
     def texts(self, token_ids: Sequence[Sequence[int]]) -> ProjectionInputs:
-        """Features of texts given as token ids, in their order."""
+        """Features of texts.
+
+        Args:
+            token_ids: Of each text.
+
+        Returns:
+            What the text projection reads, in the order of the texts.
+        """
         projection, processor = tower_projection(self.encoder, "text"), self.encoder.processor
         if not token_ids:
             return ProjectionInputs(projection, torch.empty(0, 0), None)

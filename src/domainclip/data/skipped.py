@@ -1,0 +1,83 @@
+"""Which rows are left out of a run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from domainclip.data.dataset import CLIPDataset
+from domainclip.data.records import PairList
+from domainclip.errors import DataError, ImageError
+
+
+def skipped_rows(parts: Mapping[str, PairList]) -> list[dict[str, str]]:
+    """Rows that the loaders skipped.
+
+    Args:
+        parts: Rows by the name of their split.
+
+    Returns:
+        ``split``, ``image_path`` and ``reason`` of each, as ``skipped.json`` lists them.
+    """
+    return [
+        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
+        for name, pairs in parts.items()
+        for row in pairs.skipped
+    ]
+
+
+def readable_pairs(
+    pairs: PairList,
+    problems: Callable[[Sequence[Path]], Sequence[str]],
+    name: str,
+    strict: bool,
+    skipped: list[dict[str, str]],
+) -> PairList:
+    """The rows whose images decode.
+
+    Args:
+        pairs: Rows of one split.
+        problems: Tells for each image what is wrong with it, or an empty text (``EmbeddingEngine.readable``).
+        name: The split's name.
+        strict: Whether an image that cannot be read is an error.
+        skipped: The others are added to this list, as ``skipped_rows`` gives them.
+
+    Returns:
+        The rows that are left, in their order.
+
+    Raises:
+        DataError: An image cannot be read, and ``strict``.
+    """
+    reasons = problems([pair.image_path for pair in pairs])
+    for pair, reason in zip(pairs, reasons, strict=True):
+        if reason:
+            if strict:
+                raise DataError(f"{name}: {reason}")
+            skipped.append({"split": name, "image_path": str(pair.image_path), "reason": reason})
+    return PairList([pair for pair, reason in zip(pairs, reasons, strict=True) if not reason], pairs.source)
+
+
+def require_images(data: CLIPDataset) -> None:
+    """See to it that two training images decode: a run that skips every row would change nothing.
+
+    Args:
+        data: The training rows.
+
+    Raises:
+        DataError: Fewer than two of its images can be read.
+    """
+    found, first = 0, ""
+    for row in range(len(data)):
+        try:
+            data.clean_and_augmented(row, [row])  # whichever of them is asked for next
+        except ImageError as error:
+            first = first or str(error)
+            continue
+        found += 1
+        if found == 2:
+            return
+    if first:  # too few rows to begin with is told elsewhere
+        raise DataError(
+            f"No valid image-text pairs to train on: {found} of {len(data)} images can be read, 2 are needed; "
+            f"first problem: {first}"
+        )

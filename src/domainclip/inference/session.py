@@ -1,0 +1,272 @@
+"""``ModelSession``: a loaded model with its preparation of images and texts, ready to be used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.captions.pipeline import CaptionPipeline
+from domainclip.data.images.store import ImageStore
+from domainclip.devices import DeviceManager
+from domainclip.devices.precision import PrecisionDecision, choose_precision
+from domainclip.domains.domain import DomainConfig
+from domainclip.errors import DataError
+from domainclip.inference.engine import EmbeddingEngine
+from domainclip.inference.prompts import class_prompts, classifier_weights
+from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
+from domainclip.registry import load_plugins
+from domainclip.resolve import ResolvedInference
+from domainclip.similarity import make_similarity
+
+ImageLike = Path | str | Image.Image | np.ndarray
+
+
+class ModelSession:
+    """A loaded model, and how images and texts are prepared for it.
+
+    It encodes, compares and classifies; evaluators, retrieval and services need nothing else. It knows no training.
+
+    Args:
+        encoder: The model, on its device.
+        resolved: The recipe with its domain, which say how images and texts are prepared.
+        device_manager: The device and why it was chosen.
+        precision: What training computes in. Embeddings are in float32 unless an engine is asked for otherwise.
+        images: Where decoded images of files are kept; a store as large as the recipe says, if left out.
+
+    Attributes:
+        resolved: A run puts its own here, so that what is encoded later is prepared as in training.
+        as_loaded: Whether the weights still are those that the recipe's model names.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        resolved: ResolvedInference,
+        device_manager: DeviceManager,
+        precision: PrecisionDecision,
+        images: ImageStore | None = None,
+    ) -> None:
+        self.encoder, self.resolved = encoder, resolved
+        self.device_manager, self.precision = device_manager, precision
+        self.images = images or ImageStore(self.config.image_cache_mb * 2**20, self.config.max_image_pixels)
+        self.as_loaded = True
+
+    @classmethod
+    def load(
+        cls,
+        resolved: ResolvedInference,
+        console: Console | None = None,
+        device_manager: DeviceManager | None = None,
+        images: ImageStore | None = None,
+    ) -> ModelSession:
+        """Choose the device and load the recipe's model onto it.
+
+        Args:
+            resolved: The recipe with its domain.
+            console: Where it is said if the domain is one that the model was trained in; standard error, if left out.
+            device_manager: The device, for a caller who has chosen it already.
+            images: A store of decoded images that is shared with other sessions.
+
+        Returns:
+            The session.
+
+        Raises:
+            DeviceError: The device cannot be used.
+            ModelLoadError: The model cannot be had, or is no dual encoder.
+            ConfigurationError: A plugin fails, or the precision is refused.
+        """
+        config = resolved.recipe
+        if resolved.note:
+            (console or Console(stderr=True)).print(resolved.note, markup=False)
+        load_plugins(config.plugins)
+        manager = device_manager or DeviceManager(config.use_mps, config.device)
+        precision = choose_precision(manager.device, config.precision, config.mixed_precision)
+        manager.optimize_for_device()
+        encoder = load_encoder(config).to(manager.device)
+        encoder.optimize_layout(manager.device)
+        if manager.device.type == "mps" and precision.name != "fp32":
+            encoder.avoid_fused_text_attention()
+        return cls(encoder, resolved, manager, precision, images)
+
+    @property
+    def config(self) -> CLIPFinetuningConfig:
+        """The recipe; of a run the resolved one."""
+        return self.resolved.recipe
+
+    @property
+    def domain(self) -> DomainConfig:
+        """What the recipe's domain says."""
+        return self.resolved.domain
+
+    @property
+    def processor(self) -> EncoderProcessor:
+        """The model's tokenizer and image processor."""
+        return self.encoder.processor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.device_manager.device
+
+    def engine(
+        self,
+        batch_size: int | None = None,
+        autocast: Callable[[], Any] | None = None,
+        images: ImageStore | None = None,
+    ) -> EmbeddingEngine:
+        """An engine over the present weights.
+
+        Args:
+            batch_size: Images or texts encoded at once; the recipe's ``eval_batch_size``, if left out.
+            autocast: Makes the context to compute in. Without it everything is in float32, so that figures that are
+                reported do not depend on what the device rounds to.
+            images: Another store of decoded images than the session's.
+
+        Returns:
+            The engine. It sees weights that change later.
+        """
+        config = self.config
+        return EmbeddingEngine(
+            self.encoder,
+            self.device,
+            batch_size=batch_size or config.eval_batch_size,
+            resolution=config.image_resolution if config.is_set("image_resolution") else None,
+            max_length=config.max_sequence_length if config.is_set("max_sequence_length") else None,
+            images=self.images if images is None else images,
+            autocast=autocast,
+            preprocessing=self.domain.images,
+            text_transform=caption_pipeline(self.resolved, self.processor),
+        )
+
+    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "images dim"]:
+        """Embed images.
+
+        Args:
+            images: Paths, PIL images, or uint8 arrays ``[height, width]`` or ``[height, width, 3]``, mixed as you like.
+
+        Returns:
+            Embeddings of unit length, float32 on the CPU.
+
+        Raises:
+            ImageError: An image cannot be read.
+            DataError: There are no images, or an array is no image.
+        """
+        engine = self.engine(images=ImageStore(0, self.config.max_image_pixels))  # nothing is kept of what a user shows
+        return engine.encode_images([_opened(image) for image in images])
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Embed texts.
+
+        Args:
+            texts: Texts; what a domain does to captions is done to them first.
+
+        Returns:
+            Embeddings of unit length, float32 on the CPU.
+
+        Raises:
+            DataError: There are no texts, or one is no string.
+        """
+        return self.engine().encode_texts(texts)
+
+    def similarity(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Float[Tensor, "images texts"]:
+        """Compare every image with every text by the recipe's ``similarity_metric``.
+
+        Args:
+            images: As for ``encode_images``.
+            texts: As for ``encode_texts``.
+
+        Returns:
+            Similarities, the larger the more alike.
+
+        Raises:
+            ImageError: An image cannot be read.
+            DataError: There are no images or no texts.
+        """
+        # A learned metric is in the weights already, where it is the cosine.
+        metric = "cosine" if self.config.similarity_metric == "bilinear" else self.config.similarity_metric
+        return make_similarity(metric)(self.encode_images(images), self.encode_texts(texts))
+
+    def classify(self, images: Sequence[ImageLike], labels: Sequence[str]) -> list[dict[str, float]]:
+        """Say which of the labels each image shows, by the prompts of the domain.
+
+        Args:
+            images: As for ``encode_images``.
+            labels: Names of classes. Those that the domain knows are described by its names for them.
+
+        Returns:
+            For each image its probability of each label, the largest first. Of a CLIP model they sum to 1; a SigLIP
+            model gives each label a probability of its own.
+
+        Raises:
+            ImageError: An image cannot be read.
+            ConfigurationError: There are no labels, or one is empty.
+        """
+        templates = self.resolved.evaluation.prompt_templates
+        prompts = class_prompts(labels, templates, names_of=self.domain.prompts.names_of)
+        engine = self.engine()
+        cosines = self.encode_images(images) @ classifier_weights(engine.encode_texts, prompts).T
+        rows = (dict(zip(prompts, row, strict=True)) for row in self.probabilities(cosines).tolist())
+        return [dict(sorted(row.items(), key=lambda each: -each[1])) for row in rows]
+
+    @property
+    def temperature(self) -> float:
+        """The model's own temperature at this time: what its cosines are divided by."""
+        return math.exp(-float(self.encoder.logit_scale.detach()))
+
+    def probabilities(self, cosines: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
+        """Turn cosines into the model's probabilities, in float64.
+
+        Args:
+            cosines: Of images (rows) and classes.
+
+        Returns:
+            A softmax over the classes at the model's temperature, or for SigLIP a sigmoid of each class by itself.
+        """
+        encoder = self.encoder
+        logits = cosines.double() * encoder.logit_scale.detach().double().exp().cpu()
+        if not encoder.is_siglip:
+            return torch.softmax(logits, dim=1)
+        bias = encoder.logit_bias.detach().double().cpu() if encoder.logit_bias is not None else torch.zeros(())
+        return torch.sigmoid(logits + bias)
+
+
+def caption_pipeline(resolved: ResolvedInference, processor: EncoderProcessor | None = None) -> CaptionPipeline:
+    """What captions and prompts go through before the tokenizer.
+
+    Args:
+        resolved: The recipe with its domain, which says the steps.
+        processor: Whose tokenizer's limit is kept to; without one nothing is shortened.
+
+    Returns:
+        A callable from text to text.
+
+    Raises:
+        ConfigurationError: The domain's glossary is missing or wrong.
+    """
+    steps, data = resolved.domain.texts, resolved.data
+    if processor is None:
+        return CaptionPipeline(steps)
+    limit = data.max_sequence_length if data.is_set("max_sequence_length") else processor.max_length
+    return CaptionPipeline(steps, processor.count_tokens, min(limit, processor.max_length))
+
+
+def _opened(image: ImageLike) -> Path | str | Image.Image:
+    if not isinstance(image, np.ndarray):
+        return image
+    try:
+        return Image.fromarray(image)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"An array of shape {image.shape} and type {image.dtype} is no image: give uint8 of shape "
+            f"[height, width] or [height, width, 3]"
+        ) from error

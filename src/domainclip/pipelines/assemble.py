@@ -1,0 +1,231 @@
+"""The parts of a training, built from a resolved recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from domainclip.config import FrozenConfig
+from domainclip.data.dataset import CLIPDataset
+from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.images.transforms import ImageTransform
+from domainclip.data.records import ImageTextPair
+from domainclip.devices.memory import GB, read_memory
+from domainclip.devices.precision import PrecisionDecision
+from domainclip.domains.domain import DomainConfig
+from domainclip.domains.recipes import write_domain
+from domainclip.errors import CheckpointError
+from domainclip.evaluation.evaluators import DomainEvaluator
+from domainclip.files import replaced_directory
+from domainclip.inference import EmbeddingEngine, ModelSession
+from domainclip.inference.prompts import class_prompts
+from domainclip.inference.session import caption_pipeline
+from domainclip.models import DualEncoder, EncoderProcessor
+from domainclip.models.attention import decide_attention
+from domainclip.models.checkpoint_blocks import checkpoint_blocks
+from domainclip.models.io import save_encoder
+from domainclip.models.lora import attach_lora
+from domainclip.pipelines.reference_sets import ReferenceSets
+from domainclip.resolve import ResolvedInference, ResolvedRun
+from domainclip.retrieval.mining import hard_negatives
+from domainclip.training import Validation
+from domainclip.training.checkpoint import recover_directory
+from domainclip.training.probe.probe import Probe
+from domainclip.training.regularization.rehearsal import Rehearsal
+from domainclip.training.step.class_term import ClassificationTerm
+
+ATTENTION_MEMORY = 0.5
+"""Of all memory, not of what is free now: a resumed run must decide as the first one did, or it rounds otherwise."""
+
+
+def training_captions(resolved: ResolvedInference, processor: EncoderProcessor) -> dict[str, Any]:
+    """The keywords of ``CLIPDataset`` that say what becomes of captions in training."""
+    pipeline, seed = caption_pipeline(resolved, processor), resolved.data.seed
+    return {
+        "text_transform": pipeline,
+        "caption_views": (lambda caption: pipeline.views(caption, seed)) if pipeline.has_views else None,
+        "class_names": resolved.domain.prompts.names_of,
+    }
+
+
+def training_data(pairs: Sequence[ImageTextPair], run: ResolvedRun, session: ModelSession) -> CLIPDataset:
+    """The training rows, augmented as the resolved recipe says."""
+    recipe, processor = run.recipe, session.processor
+    spec = ImageSpec.from_processor(processor.image_processor)
+    transform = ImageTransform(
+        recipe, recipe.augment_images, spec, recipe.largest_resolution(recipe.image_resolution), run.domain.images
+    )
+    captions = training_captions(run, processor)
+    return CLIPDataset(pairs, processor, recipe, transform, images=session.images, **captions)
+
+
+def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -> None:
+    """Lock, set the resolution, the temperature and what is recomputed, and attach adapters, which must not be there
+    yet."""
+    if recipe.lock_image:
+        encoder.lock("image")
+    if recipe.lock_text:
+        encoder.lock("text")
+    encoder.frozen_batch_norm = bool(recipe.freeze_batch_norm)
+    if recipe.image_resolution != encoder.native_resolution:  # the saved model must ask for what it was trained on
+        encoder.processor.set_resolution(recipe.image_resolution)
+    encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)
+    if recipe.lora_r is not None:
+        console.print(attach_lora(encoder, recipe, recipe.seed).describe(), highlight=False)
+    unsupported = checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
+    for tower in unsupported if recipe.gradient_checkpointing else []:
+        console.print(f"gradient_checkpointing: the {tower} tower does not support it and keeps everything")
+
+
+def apply_attention(
+    encoder: DualEncoder, recipe: FrozenConfig, device: torch.device, precision: PrecisionDecision, console: Console
+) -> None:
+    """Set both towers' attention for training and say why, where it is not the usual fused one."""
+    micro_batch = recipe.mini_batch_size or recipe.batch_size
+    assert micro_batch is not None  # a resolved recipe
+    decisions = decide_attention(
+        encoder,
+        recipe,
+        batch=micro_batch,
+        device_type=device.type,
+        training=True,
+        precision=precision.name,
+        memory_bytes=int(float(read_memory(device)["total_gb"] or 0) * GB * ATTENTION_MEMORY),
+        resolution=recipe.image_resolution,
+        text_length=recipe.max_sequence_length,
+    )
+    encoder.set_attention(**decisions)
+    for side, decision in decisions.items():
+        if decision.name != "sdpa":
+            console.print(f"Attention of the {side} tower: {decision.name} ({decision.reason})", markup=False)
+
+
+def build_probe(
+    encoder: DualEncoder,
+    resolved: ResolvedRun,
+    loss: nn.Module,
+    data: CLIPDataset,
+    validation: Sequence[ImageTextPair],
+    device: torch.device,
+    precision: PrecisionDecision,
+    rehearsal: Rehearsal | None = None,
+) -> Probe | None:
+    """What ``probe_first`` and ``probe_last`` train with, or None. Classes are described as in the evaluation."""
+    recipe = resolved.recipe
+    if not (recipe.probe_first or recipe.probe_last):
+        return None
+    validation_rows = None
+    if len(validation) > 1:
+        spec = ImageSpec.from_processor(encoder.processor.image_processor)
+        captions = training_captions(resolved, encoder.processor)
+        validation_rows = CLIPDataset(
+            validation,
+            encoder.processor,
+            recipe,
+            ImageTransform(recipe, False, spec, steps=resolved.domain.images),
+            captions["text_transform"],
+            images=data.images,
+        )
+    return Probe(
+        encoder,
+        loss,
+        data,
+        recipe,
+        recipe.seed,
+        device,
+        lambda: precision.autocast(device),
+        recipe.eval_batch_size,
+        validation_rows,
+        _sentences(resolved, data, caption_pipeline(resolved, encoder.processor)),
+        rehearsal,
+        recipe.l2sp_strength,
+        recipe.distillation_strength,
+    )
+
+
+def classification_of(
+    encoder: DualEncoder, resolved: ResolvedRun, data: CLIPDataset, device: torch.device, precision: PrecisionDecision
+) -> ClassificationTerm | None:
+    """None where the recipe gives it no weight, or there are no two classes to tell apart."""
+    recipe = resolved.recipe
+    if not recipe.classification_weight:
+        return None
+    sentences = _sentences(resolved, data, caption_pipeline(resolved, encoder.processor))
+    if not sentences:
+        return None
+    return ClassificationTerm(
+        encoder,
+        sentences,
+        data,
+        recipe.classification_weight,
+        recipe.seed,
+        device,
+        lambda: precision.autocast(device),
+    )
+
+
+def _sentences(resolved: ResolvedRun, data: CLIPDataset, pipeline: Callable[[str], str]) -> dict[str, list[str]]:
+    labels = sorted({pair.label for pair in data.pairs if pair.label})
+    if len(labels) < 2:
+        return {}
+    prompts = class_prompts(labels, resolved.recipe.prompt_templates, names_of=resolved.domain.prompts.names_of)
+    return {label: [pipeline(sentence) for sentence in sentences] for label, sentences in prompts.items()}
+
+
+def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: EmbeddingEngine) -> Callable[[], Tensor]:
+    """A callable that embeds every training row (not augmented) and returns its hardest rows ``[rows, k]``, -1 where
+    there are fewer. Images that cannot be read take no part."""
+    paths = [pair.image_path for pair in data.pairs]
+    captions = [pair.caption for pair in data.pairs]
+    engine.expect(paths, shared=recipe.num_workers > 0)
+    usable: list[int] = []
+
+    def find() -> Tensor:
+        if not usable:
+            usable.extend(row for row, problem in enumerate(engine.readable(paths)) if not problem)
+        found = engine.encode_images([paths[row] for row in usable])
+        images = torch.zeros(len(paths), found.shape[1])
+        images[torch.tensor(usable)] = found
+        return hard_negatives(
+            images, engine.encode_texts(captions), data.group_ids, recipe.hard_negative_neighbours, seed=recipe.seed
+        )
+
+    return find
+
+
+def validation_by(
+    evaluator: DomainEvaluator,
+    engine: EmbeddingEngine,
+    reference_sets: ReferenceSets | None = None,
+) -> Callable[[], Validation]:
+    """A callable for ``Trainer``. ``reference_sets`` adds what is left of the general knowledge, which chooses no
+    checkpoint."""
+
+    def validate() -> Validation:
+        result = evaluator.evaluate(engine)
+        metrics, primary = result.metrics, evaluator.primary_metric
+        if reference_sets is not None:
+            metrics = metrics | reference_sets.during()
+        return Validation(metrics, primary, evaluator.greater_is_better, result.records[primary].standard_error)
+
+    return validate
+
+
+def write_model(encoder: DualEncoder, folder: Path, domain: DomainConfig) -> None:
+    """``folder/model`` with its domain, whole or as it was. Raises ``CheckpointError`` when it cannot be written."""
+    recover_directory(folder / "model")
+    try:
+        with replaced_directory(folder / "model") as temporary:
+            save_encoder(encoder, temporary)
+            write_domain(domain, temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The trained model could not be written to {folder / 'model'}: {error}. Its last checkpoint is in "
+            f"{folder / 'checkpoints'}: free some space and resume"
+        ) from error
