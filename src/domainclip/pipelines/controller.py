@@ -18,6 +18,7 @@ from torch import Tensor
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset
+from domainclip.data.images.reader import ImageLike
 from domainclip.data.records import ImageTextPair
 from domainclip.devices import DeviceManager, MemoryManager
 from domainclip.errors import ConfigurationError, DataError, ModelNotInitializedError
@@ -28,6 +29,7 @@ from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.losses import build_loss
 from domainclip.metrics.metric import METRICS
 from domainclip.models import DualEncoder, EncoderProcessor
+from domainclip.models.facts import model_facts
 from domainclip.models.io import load_weights
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.assemble import (
@@ -41,7 +43,6 @@ from domainclip.pipelines.assemble import (
     write_model,
 )
 from domainclip.pipelines.auto_resolution import AutoResolution
-from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.registry import load_plugins
@@ -53,6 +54,7 @@ from domainclip.resolve import (
     resolve,
     resolve_for_inference,
 )
+from domainclip.resolve.facts import data_facts
 from domainclip.similarity import BilinearSimilarity
 from domainclip.tracking import ConsoleListener, MetricsFile
 from domainclip.training import TrainContext, TrainingParts, build_trainer
@@ -180,6 +182,14 @@ class CLIPFinetuningController:
 
     def encode_image(self, images: list[Image.Image]) -> Float[Tensor, "n dim"]:
         """Unit-length image embeddings, float32 on the CPU."""
+        return self.session.encode_images(images)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
+        """As ``encode_text``: a controller is what evaluators and retrieval ask for embeddings."""
+        return self.session.encode_texts(texts)
+
+    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "n dim"]:
+        """As ``encode_image``, of files (read as training reads them), opened images and arrays alike."""
         return self.session.encode_images(images)
 
     def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:

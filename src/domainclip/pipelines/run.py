@@ -14,9 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.data.records import ImageTextPair
@@ -35,13 +37,16 @@ from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.reference_sets import load_reference_sets
+from domainclip.pipelines.report_facts import run_facts
 from domainclip.pipelines.run_alignment import BEFORE_FILE, RunAlignment
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.alignment_report import remove_report
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
-from domainclip.reports.report import jsonable, write_report
-from domainclip.reports.run_report import before_after_table, report_content
+from domainclip.reports.run_report import FILES as REPORT_FILES
+from domainclip.reports.run_report import before_after_table, write_report
+from domainclip.reports.schema import RunReport
+from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import resolve_for_inference
 from domainclip.tracking import read_metrics
 from domainclip.training.checkpoint import CheckpointStore
@@ -61,10 +66,8 @@ _PARTS = (
     "checkpoints",
     "best",
     "model",
-    "report.md",
-    "report.json",
     "plots",
-    "predictions.csv",
+    *REPORT_FILES,
     "skipped.json",
     ERROR_ANALYSIS,
 )
@@ -73,8 +76,10 @@ _PARTS = (
 
 @dataclass
 class RunOutcome:
+    """A run's folder and its report, which only the first of several processes has."""
+
     folder: Path
-    report: dict[str, Any]
+    report: RunReport | None
 
 
 def claim_folder(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -161,7 +166,7 @@ def _run_beside_the_first(
     controller.prepare(splits.train, Path(config.output_dir) if resume else None)
     validates: bool = processes.broadcast_object(None)  # once the first has looked at everything
     controller.fine_tune(splits.train, splits.val if validates else None, config.output_dir, resume=resume)
-    return RunOutcome(Path(config.output_dir), {})
+    return RunOutcome(Path(config.output_dir), None)
 
 
 def _run(
@@ -235,7 +240,8 @@ def _run(
     )
 
     untrained = RememberedImages(engine)
-    before = _before(session, evaluation_rows, untrained, folder, going_on) if len(evaluation_rows) else None
+    kept = going_on and not _evaluated_otherwise(folder, saved)
+    before = _before(session, evaluation_rows, untrained, folder, kept) if len(evaluation_rows) else None
     if alignment is not None:
         alignment.remember_before(untrained, going_on)
     del untrained
@@ -264,33 +270,43 @@ def _run(
         build_evaluator(session, evaluation_rows, domain_metrics=True).evaluate(embed) if len(evaluation_rows) else None
     )
     calibration = calibrate(session, val, test, embed, folder)
-    history = read_metrics(folder / "metrics.jsonl")
-    run = report_content(session, splits, evaluated_split, before, after, result, skipped, folder, history, started)
-    run["decisions"] = decisions
-    run["calibration"] = calibration
+    parts: dict[str, Any] = {"decisions": decisions, "calibration": calibration}
+    warnings = [*undrawn]
     if recipe.error_analysis and len(evaluation_rows):
-        run["error_analysis"] = ERROR_ANALYSIS
-    run["trade_off"] = result["trade_off"]
+        parts["error_analysis"] = ERROR_ANALYSIS
     if reference_sets is not None:
-        run["reference_sets"] = reference_sets.report(known, reference_sets.on_test())
-        run["warnings"] += reference_sets.warnings
-    run["warnings"] += undrawn
+        parts["reference_sets"] = reference_sets.report(known, reference_sets.on_test())
+        warnings = [*reference_sets.warnings, *undrawn]
     if alignment is not None:
-        run["alignment"] = str(_seen_from(folder, alignment.folder / "report.md"))
-    write_report(folder, run)
-    write_text(folder / "model" / "README.md", model_card(run))
+        parts["alignment"] = str(_seen_from(folder, alignment.folder / "report.md"))
+    run_time_s = time.monotonic() - started
+    facts = run_facts(session, splits, evaluated_split, result, skipped, folder, run_time_s, warnings=warnings, **parts)
+    history = read_metrics(folder / "metrics.jsonl")
+
+    def as_the_model_sees_it(path: Path) -> np.ndarray:
+        return engine.pixels([path])[0].permute(1, 2, 0).numpy()
+
+    report = write_report(folder, facts, before, after, history, as_the_model_sees_it)
+    write_text(folder / "model" / "README.md", model_card(report))
     if alignment is not None:
         of_split = [row for row in skipped if row["split"] == evaluated_split]
         alignment.write(embed, of_split, recipe.retrieval_top_k)
         console.print(f"Alignment: {alignment.folder / 'report.md'}", markup=False)
     # After the reports: an image that cannot be shown must not cost the figures.
-    if "error_analysis" in run:
+    if facts.error_analysis:
         title = f"{folder.resolve().name}: after fine-tuning, {evaluated_split} split"
         write_error_analysis_of(session, evaluation_rows, engine, embed, folder, title)
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    console.print(before_after_table(report, evaluated_split))
+    console.print(before_after_table(report))
     console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", markup=False)
     return RunOutcome(folder, report)
+
+
+def _evaluated_otherwise(folder: Path, saved: dict[str, Any]) -> bool:
+    """Whether a resumption has changed how the model is evaluated, so that what was measured before the training has to
+    be measured again, on the initial weights."""
+    before, _ = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")
+    asked = [name for name, facts in facts_by_key(CLIPFinetuningConfig) if facts.section == "evaluation"]
+    return any(before.get(name) != saved.get(name) for name in asked)
 
 
 def _record_changes(folder: Path, saved: dict[str, Any], decisions: list[dict]) -> list[dict]:

@@ -8,7 +8,7 @@ to dark, which also survives grey printing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from domainclip.errors import ShapeError
-from domainclip.metrics.metric import METRICS
-from domainclip.reports.plots.style import save, short_label
+from domainclip.metrics.metric import METRICS, OWN_SECTION
+from domainclip.reports.plots.style import BLUE, GREY, MARKERS, SERIES, save, short_label, tidy
 
-BEFORE, AFTER = "#999999", "#0072B2"
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+BEFORE, AFTER = GREY, BLUE
 
 _MOST_VALUE_LABELS = 16  # classes up to which every cell of a matrix can hold a readable number
 _MOST_CLASS_LABELS = 120  # classes up to which every row can be named
+_MAIN = ("acc1", "mean_per_class_recall", "macro_f1", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR", "reference_mean")
+"""Figures that are drawn: R@5, R@10 and means of two say little more, and would crowd a plot. So are a plugin's own."""
 _VALIDATION_PREFIXES = ("validation/", "validation_", "val/", "val_", "eval/", "eval_")
 
 
 def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Training and validation loss over the steps, and the learning rate below. False when no row has a loss.
+    """Training and validation loss over the steps, and the learning rate below.
 
-    ``rows`` are those of ``metrics.jsonl``: ``step`` with ``loss`` (or ``train_loss``), ``val_loss`` and
-    ``lr`` (or ``learning_rate``) where they were measured; keys that begin with ``lr`` are one curve each.
+    Args:
+        rows: Those of ``metrics.jsonl``: ``step`` with ``loss`` (or ``train_loss``), ``val_loss`` and ``lr`` (or
+            ``learning_rate``) where they were measured; keys that begin with ``lr`` are one curve each.
+        path: The PNG to write.
+
+    Returns:
+        Whether any row has a loss.
     """
     curves = {
         "training": _series(rows, ("loss", "train_loss")),
@@ -77,19 +82,29 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         if len(rates) > 1:
             axes[1].legend(frameon=False, fontsize=8)
-    _tidy(axes)
+    tidy(axes)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("optimizer steps")
     save(figure, path)
     return True
 
 
 def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Validation metrics (those in 0…1, as acc1 and R@1) over the steps. False when no row has any."""
+    """Validation metrics (those in 0…1, as acc1 and R@1) over the steps.
+
+    Args:
+        rows: Those of ``metrics.jsonl``.
+        path: The PNG to write.
+
+    Returns:
+        Whether any row has one.
+    """
     keys = dict.fromkeys(key for row in rows for key in row if METRICS[_without_prefix(key)].is_score)
-    # R@5 and R@10 say little more than R@1: they would crowd the figure.
-    keys = {key: None for key in keys if _without_prefix(key) in _CURVES}
-    curves = {_without_prefix(key): _series(rows, (key,)) for key in keys}
-    curves = {name: curve for name, curve in curves.items() if len(curve[0])}
+    found = {_without_prefix(key): _series(rows, (key,)) for key in keys if _drawn(_without_prefix(key))}
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for name, curve in found.items():  # accuracy and recall of classes of one size are one curve
+        if len(curve[0]) and curve not in curves.values():
+            curves[name] = curve
     if not curves:
         return False
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
@@ -115,22 +130,10 @@ def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         title="last value in brackets",
         title_fontsize=8,
     )
-    _tidy([axis])
+    tidy([axis])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     save(figure, path)
     return True
-
-
-_CURVES = (
-    "acc1",
-    "mean_per_class_recall",
-    "macro_f1",
-    "mean_R@1",
-    "i2t_R@1",
-    "t2i_R@1",
-    "i2t_MRR",
-    "t2i_MRR",
-    "reference_mean",
-)
 
 
 def plot_confusion(
@@ -142,7 +145,16 @@ def plot_confusion(
     """Fractions of each true class (rows) by predicted class (columns), each row summing to 100 %.
 
     With few classes every cell carries its fraction and count; with many, cells are coloured only, and beyond
-    120 every few names are left out. Raises ``ShapeError`` where matrix and labels do not fit.
+    120 every few names are left out.
+
+    Args:
+        confusion: Images by true class (rows) and predicted class (columns).
+        labels: The classes.
+        path: The PNG to write.
+        title: The heading.
+
+    Raises:
+        ShapeError: Matrix and labels do not fit.
     """
     counts = np.asarray(confusion)
     n = len(labels)
@@ -193,9 +205,17 @@ def plot_confusion(
 
 
 def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> bool:
-    """Two bars for each metric that both have and that is a fraction. False when there is none.
+    """Two bars for each of the main figures that both have.
 
     Ranks are left to the table: they run the other way and on another scale.
+
+    Args:
+        before: Figures of the starting model.
+        after: Those of the trained one.
+        path: The PNG to write.
+
+    Returns:
+        Whether there is any.
     """
     names = [name for name in after if _drawn(name) and _finite(after[name]) and _finite(before.get(name))]
     if not names:
@@ -212,17 +232,17 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
     axis.set_xlim(0, 1.1)
     axis.set_xticks(np.arange(0, 1.01, 0.2))
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set(title="Before and after fine-tuning, on the test split", xlabel="fraction (more is better)")
+    axis.set(title="Before and after fine-tuning", xlabel="fraction (more is better)")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="x", color="#E5E5E5", linewidth=0.6)
-    axis.set_axisbelow(True)
+    tidy([axis])
+    axis.grid(axis="y", visible=False)
     save(figure, path)
     return True
 
 
 def _drawn(name: str) -> bool:
-    return METRICS[name].is_score and METRICS[name].section != "domain" and not METRICS[name].is_semantic
+    facts = METRICS[name]
+    return facts.is_score and (name in _MAIN or facts.section == OWN_SECTION)
 
 
 def _is_rate(key: str) -> bool:
@@ -249,10 +269,3 @@ def _series(rows: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> tuple[l
         if _finite(row.get("step")) and _finite(row.get(key))
     ]
     return [step for step, _ in points], [value for _, value in points]
-
-
-def _tidy(axes: Iterable[Any]) -> None:
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="#E5E5E5", linewidth=0.6)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
