@@ -73,14 +73,29 @@ class AutoResolution:
 
 
 def with_resolution(config: CLIPFinetuningConfig, resolution: int) -> CLIPFinetuningConfig:
-    """The recipe of a user who had known the resolution beforehand."""
+    """The recipe of a user who had known the resolution beforehand.
+
+    Args:
+        config: The user's recipe.
+        resolution: In pixels.
+
+    Returns:
+        A copy.
+    """
     return config.updated(auto_resolution=False, wanted_throughput=None, image_resolution=resolution)
 
 
 def recorded_resolution(folder: Path) -> int | None:
     """The resolution of the run in ``folder``, in pixels; None where nothing was trained yet.
 
-    Raises ``ConfigurationError`` or ``CheckpointError`` where what is recorded cannot be read.
+    Args:
+        folder: Of a run.
+
+    Returns:
+        Pixels.
+
+    Raises:
+        ConfigurationError: Or ``CheckpointError`` where what is recorded cannot be read.
     """
     store = CheckpointStore(folder / "checkpoints")
     if not store.all():
@@ -102,6 +117,16 @@ def decide_resolution(
 
     The memory that counts is the peak of a step with ``SMALLEST_EFFICIENT`` pairs of the contrastive batch in a tower
     at once, with the images that are kept decoded. The speed is measured on the image tower alone.
+
+    Args:
+        config: The user's recipe.
+        encoder: The dual encoder.
+        pairs: Rows of the training part.
+        device: Where the work runs.
+        precision: That of the run.
+
+    Returns:
+        With its reason.
     """
     rule, native = encoder.resolution_rule, encoder.native_resolution
     if rule.multiple is None:
@@ -150,7 +175,17 @@ def image_sizes(
     """From the headers of at most ``most`` distinct images, evenly spaced among the rows; nothing is decoded, and
     what EXIF says of the orientation is left aside, since it does not change the short side.
 
-    Raises ``DataError`` where none can be read, with ``strict`` where any cannot.
+    Args:
+        pairs: Rows of the training part.
+        max_pixels: More are refused, unread.
+        strict: Whether one unreadable image is too many.
+        most: Images that are looked at.
+
+    Returns:
+        What was found.
+
+    Raises:
+        DataError: Where none can be read, with ``strict`` where any cannot.
     """
     paths = list(dict.fromkeys(pair.image_path for pair in pairs))
     count = min(most, len(paths))
@@ -233,6 +268,16 @@ def measured_throughput(
     """Images a second through the image tower as it is trained, forward and backward (forward alone where it is
     locked), ``SMALLEST_EFFICIENT`` at a time: the median of ``TIMED`` passes after a warm-up. Texts, the loss and the
     optimizer are not counted. The encoder, its mode and all random states are left as they were.
+
+    Args:
+        encoder: The dual encoder.
+        resolution: In pixels.
+        device: Where the work runs.
+        precision: That of the run.
+        recipe: Resolved.
+
+    Returns:
+        Images a second.
     """
     # What images show takes a model no time, but numbers that underflow may.
     images = torch.randn(SMALLEST_EFFICIENT, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)).to(

@@ -28,7 +28,14 @@ def parse_size(text: str) -> int:
     """Bytes of ``16GB``, ``12GiB``, ``500MB``, ``1.5 TB``: powers of 1024, as memory is sold and as this package shows
     it, whether an i is written or not.
 
-    Raises ``ConfigurationError`` for anything else, and for nothing at all.
+    Args:
+        text: A number and a unit.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ConfigurationError: For anything else, and for nothing at all.
     """
     match = _SIZE.fullmatch(text)
     if match is None or (match[3] and not match[2]):
@@ -52,6 +59,11 @@ class PlanRow:
     fits: bool
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it.
+
+        Returns:
+            Sizes in GB.
+        """
         row = asdict(self)
         row["predicted_gb"] = round(row.pop("predicted_bytes") / GB, 3)
         return row
@@ -73,6 +85,11 @@ class MemoryPlan:
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it.
+
+        Returns:
+            Sizes in GB.
+        """
         return {
             "model": self.model,
             "device": self.device_type,
@@ -111,12 +128,24 @@ def make_plan(
 ) -> MemoryPlan:
     """Predict every combination and choose one.
 
-    ``resolutions``: resolutions in pixels, by default the model's own. ``precisions``: the one to prefer first.
-    ``text_length``: tokens of the longest captions, by default min(77, the tower's limit). ``lora``: only
-    with it, or only without, by default both. ``overhead``: bytes that the
-    process holds besides; by default what this one holds now, and nothing on CUDA.
+    Args:
+        model_name: As ``ModelShape.named`` takes it.
+        budget_bytes: What the run may hold.
+        batch: Pairs of the contrastive batch.
+        resolutions: In pixels; None: the model's own.
+        precisions: The one to prefer first.
+        optimizer: The recipe's.
+        device_type: ``cpu``, ``cuda`` or ``mps``.
+        text_length: Tokens of the longest captions; None: min(77, the tower's limit).
+        lora: Only with it, or only without; None: both.
+        overhead: Bytes that the process holds besides; None: what this one holds now, and nothing on CUDA.
 
-    Raises ``ModelLoadError``, ``ConfigurationError``.
+    Returns:
+        All ways, and the recommended one.
+
+    Raises:
+        ModelLoadError: For a name that is no dual encoder's.
+        ConfigurationError: For sizes or keys that make no sense.
     """
     if batch < 2:
         raise ConfigurationError(f"batch={batch} has nothing to contrast a pair with: 2 or more")

@@ -41,7 +41,15 @@ LOSS_MATRICES = 10
 
 
 def loss_bytes(batch: int, chunk_size: int | None = None) -> int:
-    """Bytes that the objective holds at most for ``batch`` pairs; ``chunk_size``: the recipe's ``loss_chunk_size``."""
+    """Bytes that the objective holds at most for ``batch`` pairs.
+
+    Args:
+        batch: Pairs of the contrastive batch.
+        chunk_size: The recipe's ``loss_chunk_size``: rows of the similarity matrix held at once; None: chosen.
+
+    Returns:
+        Bytes.
+    """
     rows = chunk_size or (batch if batch <= WHOLE_MATRIX else max(1, CHUNK_ENTRIES // batch))
     return LOSS_MATRICES * min(rows, batch) * batch * 4
 
@@ -49,7 +57,16 @@ def loss_bytes(batch: int, chunk_size: int | None = None) -> int:
 def largest_micro_batch(peak: Callable[[int], float], budget_bytes: float, batch: int) -> int:
     """The whole ``batch`` if its ``peak`` is within the budget, else the largest power of two below it that is.
 
-    Raises ``MemoryConstraintError`` where not even one pair is.
+    Args:
+        peak: Bytes that a micro-batch of that size needs.
+        budget_bytes: Bytes that may be held.
+        batch: Pairs of the contrastive batch.
+
+    Returns:
+        Pairs.
+
+    Raises:
+        MemoryConstraintError: Where not even one pair is.
     """
     sizes = [batch, *(1 << bits for bits in reversed(range((batch - 1).bit_length())))]
     for size in sizes:
@@ -86,7 +103,14 @@ class MemoryBudget:
         return self.held + self.available
 
     def overhead(self, encoder: nn.Module) -> int:
-        """What the process holds beside the encoder's weights."""
+        """What the process holds beside the encoder's weights.
+
+        Args:
+            encoder: Whose weights are in the process.
+
+        Returns:
+            Bytes.
+        """
         return max(0, self.held - sum(tensor.nbytes for tensor in [*encoder.parameters(), *encoder.buffers()]))
 
     @classmethod
@@ -96,6 +120,9 @@ class MemoryBudget:
         Args:
             device: Where the run trains.
             fraction: The recipe's ``memory_fraction``; None: ``MEMORY_FRACTION``.
+
+        Returns:
+            The readings.
         """
         available = int(float(read_memory(device)["available_gb"] or 0) * GB)
         if device.type != "cuda":  # where each process has a GPU of its own
@@ -159,6 +186,9 @@ class StepMemory:
             overhead: As the attribute.
             loss: The objective, where it has parameters that are trained.
             sentences: As the attribute.
+
+        Returns:
+            In bytes.
         """
         parameters, buffers = list(encoder.parameters()), list(encoder.buffers())
         trained = [p for p in parameters if p.requires_grad]
@@ -192,6 +222,13 @@ class StepMemory:
 
         One pass (``micro_batch`` ≥ ``batch``) keeps both towers' activations until the backward pass, in which the text
         tower, run last, comes first. GradCache holds one tower's micro-batch at a time, beside complete gradients.
+
+        Args:
+            micro_batch: Pairs that go through a tower at once.
+            batch: Pairs of the contrastive batch.
+
+        Returns:
+            Bytes, without a margin.
         """
         inputs, loss = batch * self.input_per_pair, loss_bytes(batch)
         prompts = self.text.first.at(self.sentences) if self.sentences else 0
@@ -210,11 +247,27 @@ class StepMemory:
         return always + 2 * embeddings + max(replay, loss, prompts)
 
     def needed(self, micro_batch: int, batch: int) -> int:
-        """``peak`` with ``MARGIN`` on top: what must be there."""
+        """``peak`` with ``MARGIN`` on top: what must be there.
+
+        Args:
+            micro_batch: Pairs that go through a tower at once.
+            batch: Pairs of the contrastive batch.
+
+        Returns:
+            Bytes.
+        """
         return int(self.peak(micro_batch, batch) * MARGIN)
 
     def largest_micro_batch(self, budget_bytes: float, batch: int) -> int:
-        """As the function of that name, of what is ``needed``; 0 where not even one pair fits."""
+        """As the function of that name, of what is ``needed``; 0 where not even one pair fits.
+
+        Args:
+            budget_bytes: Bytes that may be held.
+            batch: Pairs of the contrastive batch.
+
+        Returns:
+            Pairs.
+        """
         try:
             return largest_micro_batch(lambda micro_batch: self.needed(micro_batch, batch), budget_bytes, batch)
         except MemoryConstraintError:

@@ -83,7 +83,14 @@ class ModelShape:
     def named(cls, name: str) -> ModelShape:
         """Of an architecture (``ARCHITECTURES``), ``tiny``, a directory or a hub name; weights are not read.
 
-        Raises ``ModelLoadError`` for a name that is none of them, or no dual encoder.
+        Args:
+            name: An architecture's, ``tiny``, a local directory, or one of the hub.
+
+        Returns:
+            Its config and its processor.
+
+        Raises:
+            ModelLoadError: For a name that is none of them, or no dual encoder.
         """
         if name.lower() in ARCHITECTURES:
             config = ARCHITECTURES[name.lower()]()
@@ -103,7 +110,11 @@ class ModelShape:
             raise ModelLoadError(f"{error}. Shapes known by name: {', '.join(ARCHITECTURES)}, {TINY}") from error
 
     def build(self) -> DualEncoder:
-        """An encoder of that shape on the ``meta`` device: no numbers, no memory."""
+        """An encoder of that shape on the ``meta`` device: no numbers, no memory.
+
+        Returns:
+            Trainable, in ``eval()`` mode.
+        """
         with quiet_transformers(), torch.device("meta"):
             model = AutoModel.from_config(copy.deepcopy(self.config), dtype=torch.float32)
         check_usable(model, self.name)
@@ -179,7 +190,19 @@ def plan_step(
     ``mini_batch_size`` (None: ``MICRO_BATCH``) and ``memory_bytes``, what the run may use. ``known_text``: the text
     tower of a plan that differed in the resolution alone, which saves its trace.
 
-    Raises ``ConfigurationError`` for adapters or checkpointing that the model cannot have, ``MissingExtraError``.
+    Args:
+        shape: Of the model.
+        recipe: What is trained, resolved or not.
+        device_type: ``cpu``, ``cuda`` or ``mps``.
+        overhead: Bytes that the process holds beside the weights.
+        memory_bytes: What the whole run may use.
+        known_text: The text tower of a plan that differed in the resolution alone.
+
+    Returns:
+        In bytes.
+
+    Raises:
+        ConfigurationError: For adapters or checkpointing that the model cannot have, ``MissingExtraError``.
     """
     dtype = AUTOCAST_DTYPES[recipe.precision or "fp32"]
 
@@ -241,7 +264,14 @@ class StepCounter:
     def at(self, resolution: int) -> StepMemory:
         """What a step with images of ``resolution`` pixels holds.
 
-        Raises ``MemoryConstraintError`` for a model whose memory cannot be predicted.
+        Args:
+            resolution: In pixels.
+
+        Returns:
+            In bytes.
+
+        Raises:
+            MemoryConstraintError: For a model whose memory cannot be predicted.
         """
         recipe = self.recipe.updated(image_resolution=resolution)
         memory = plan_step(
@@ -258,6 +288,15 @@ def batch_that_fits(
     1, with a warning in the log, where even one pair does not fit.
 
     For a model whose memory cannot be predicted, the estimate for CLIP ViT-B/32 instead, with a warning.
+
+    Args:
+        encoder: The dual encoder.
+        recipe: What is trained, resolved or not.
+        device: Where the work runs.
+        precision: That of the run, with its reason.
+
+    Returns:
+        Pairs.
     """
     resolution = recipe.image_resolution if recipe.is_set("image_resolution") else encoder.native_resolution
     counter = StepCounter(encoder, recipe, device, precision)

@@ -80,7 +80,15 @@ class RunMemory:
         and set the micro-batch. Everything is left as it was but for the micro-batch and what the forecast names. None
         where the batch is too small for it, or its memory cannot be predicted.
 
-        Raises ``MemoryConstraintError`` where the step needs more than there is.
+        Args:
+            batch: As the step takes it.
+            size: Pairs of the run's largest batch.
+
+        Returns:
+            What was decided.
+
+        Raises:
+            MemoryConstraintError: Where the step needs more than there is.
         """
         size = size or len(batch["pixels"])
         if len(batch["pixels"]) < SIZES[-1] or len(batch["input_ids"]) < 1:
@@ -99,7 +107,11 @@ class RunMemory:
         return forecast
 
     def load_state_dict(self, forecast: dict[str, Any]) -> None:
-        """The forecast of the run that is resumed, and what it had changed."""
+        """The forecast of the run that is resumed, and what it had changed.
+
+        Args:
+            forecast: What ``state_dict`` gave.
+        """
         self.forecast = MemoryForecast(**forecast)
         if self.forecast.frozen_batch_norm:
             self._freeze_batch_norm()
@@ -216,10 +228,22 @@ class RunMemory:
     # --- while it runs, and after ---
 
     def note_change(self, step: int, old: int, new: int, reason: str) -> None:
+        """Remember that the micro-batch was changed.
+
+        Args:
+            step: Counted from 1.
+            old: Pairs at once before.
+            new: Pairs at once from here on.
+            reason: In words.
+        """
         self.changes.append({"step": step, "micro_batch_before": old, "micro_batch": new, "reason": reason})
 
     def record(self) -> dict[str, Any]:
-        """What was predicted and what happened, for the report; written to ``memory.json``."""
+        """What was predicted and what happened, for the report; written to ``memory.json``.
+
+        Returns:
+            What the file holds.
+        """
         content: dict[str, Any] = {"measured_peak_mb": round(self.monitor.peak_bytes / 2**20, 1)}
         if self.forecast is not None:
             logged = asdict(self.forecast)
@@ -235,6 +259,11 @@ class RunMemory:
         return content
 
     def state_dict(self) -> dict[str, Any] | None:
+        """The forecast, for a checkpoint.
+
+        Returns:
+            None where none was made.
+        """
         return None if self.forecast is None else asdict(self.forecast)
 
 

@@ -45,7 +45,11 @@ class LiveBytes(TorchDispatchMode):
         return max(value for value, _ in self.timeline)
 
     def accumulated(self, parameter: Tensor) -> None:
-        """A hook for after a parameter's gradient was accumulated: a next pass adds to it and frees its own."""
+        """A hook for after a parameter's gradient was accumulated: a next pass adds to it and frees its own.
+
+        Args:
+            parameter: Whose gradient it was.
+        """
         assert parameter.grad is not None
         self.gradients += parameter.grad.untyped_storage().nbytes()
 
@@ -79,12 +83,30 @@ class Lines:
     lines: tuple[tuple[float, float], ...]
 
     def at(self, pairs: int) -> int:
-        """Bytes for that many pairs."""
+        """Bytes for that many pairs.
+
+        Args:
+            pairs: Images or texts that go through at once.
+
+        Returns:
+            Bytes.
+        """
         return int(max(constant + slope * pairs for constant, slope in self.lines))
 
     @classmethod
     def through(cls, first: list[int], second: list[int]) -> Lines:
-        """From the same moments of two traces with ``SIZES`` pairs."""
+        """From the same moments of two traces with ``SIZES`` pairs.
+
+        Args:
+            first: Bytes at each moment with the fewer pairs.
+            second: Bytes at each moment with the more.
+
+        Returns:
+            Their maximum.
+
+        Raises:
+            MemoryConstraintError: Where the moments do not correspond.
+        """
         if len(first) != len(second):
             raise MemoryConstraintError(
                 f"This model's steps with {SIZES[0]} and {SIZES[1]} pairs differ in their operations ({len(first)} and "
@@ -130,6 +152,9 @@ def trace_tower(
         encode: Embeds so many images or texts.
         autocast: Makes the context that ``encode`` runs in.
         excluded: Tensors that do not count, beside the tower's own.
+
+    Returns:
+        Bytes by number of pairs.
 
     Raises:
         MemoryConstraintError: Where what is kept after the forward pass is not linear in the number of pairs.
