@@ -477,6 +477,19 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         search=BUDGET,
         common=True,
     )
+    evaluators: list[str] = key(
+        [],
+        description="Evaluators that every validation has too: those of plugins, or of the package where it has them.",
+        section="evaluation",
+        changes_weights=False,
+    )
+    primary_metric: str | None = key(
+        None,
+        min_length=1,
+        description="Metric that chooses the best checkpoint and stops early; null: acc1, or mean_R@1 without classes.",
+        section="training",
+        search=SAME_FOR_ALL,
+    )
     prompt_templates: list[str] = key(
         list(DEFAULT_TEMPLATES),
         min_length=1,
