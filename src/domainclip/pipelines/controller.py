@@ -43,7 +43,6 @@ from domainclip.pipelines.assemble import (
     write_model,
 )
 from domainclip.pipelines.auto_resolution import AutoResolution
-from domainclip.pipelines.counted_step import batch_that_fits
 from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.registry import load_plugins
@@ -60,6 +59,7 @@ from domainclip.similarity import BilinearSimilarity
 from domainclip.tracking import ConsoleListener, MetricsFile
 from domainclip.training import TrainContext, TrainingParts, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
+from domainclip.training.memory.plan import batch_that_fits
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.signals import StopSignals
