@@ -29,6 +29,7 @@ from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.losses import build_loss
 from domainclip.metrics.metric import METRICS
 from domainclip.models import DualEncoder, EncoderProcessor
+from domainclip.models.facts import model_facts
 from domainclip.models.io import load_weights
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.assemble import (
@@ -42,8 +43,6 @@ from domainclip.pipelines.assemble import (
     write_model,
 )
 from domainclip.pipelines.auto_resolution import AutoResolution
-from domainclip.pipelines.counted_step import batch_that_fits
-from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.registry import load_plugins
@@ -55,10 +54,12 @@ from domainclip.resolve import (
     resolve,
     resolve_for_inference,
 )
+from domainclip.resolve.facts import data_facts
 from domainclip.similarity import BilinearSimilarity
 from domainclip.tracking import ConsoleListener, MetricsFile
 from domainclip.training import TrainContext, TrainingParts, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
+from domainclip.training.memory.plan import batch_that_fits
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.signals import StopSignals

@@ -21,6 +21,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
+from domainclip.data.images.reader import image_header
 from domainclip.data.records import ImageTextPair
 from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
 from domainclip.data.splits import DataSplits, load_splits_of
@@ -183,6 +184,7 @@ def _run(
     inference = resolve_for_inference(config)
     if splits is None:
         splits = load_splits_of(inference)
+    require_images(splits.train, lambda row: image_header(splits.train[row].image_path, config.max_image_pixels))
     claim_folder(folder, resume, overwrite)
     controller = CLIPFinetuningController(inference, console, processes)
     controller.setup()
@@ -210,7 +212,7 @@ def _run(
     test = readable_pairs(splits.test, engine.readable, "test", config.strict, skipped)
     assert controller.run is not None
     data = training_data(splits.train, controller.run, session)
-    require_images(data)
+    require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
     evaluation_rows, evaluated_split = (test, "test") if len(test) else (val, "val")
     check_start(session, val, test)
     alignment, undrawn = _alignment(session, evaluation_rows, evaluated_split, folder)

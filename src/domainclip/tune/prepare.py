@@ -26,10 +26,11 @@ from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.files import write_text
 from domainclip.models import DualEncoder
+from domainclip.models.facts import model_facts
 from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.resolve import DataFacts, ModelFacts, ResolvedInference, ResolvedRun, resolve, resolved_steps
+from domainclip.resolve.facts import data_facts
 from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.tune import study as studies
 from domainclip.tune.conditions import Conditions
@@ -47,7 +48,14 @@ STARTUP_TRIALS = 5
 
 
 def default_steps(full: int) -> int:
-    """A trial's budget: a fifth of the whole run's steps, at least 50, never more than the whole."""
+    """A trial's budget: a fifth of the whole run's steps, at least 50, never more than the whole.
+
+    Args:
+        full: steps of the whole run.
+
+    Returns:
+        Steps.
+    """
     return min(full, max(FEWEST_STEPS, math.ceil(full / 5)))
 
 
@@ -67,6 +75,14 @@ class Work:
     skipped: list[dict]
 
     def summary(self, asked: int) -> Tuning:
+        """The study as it stands.
+
+        Args:
+            asked: how many trials there shall be in the end.
+
+        Returns:
+            What the reports are made of.
+        """
         found = studies.records(self.study)
         default = next((r for r in found if r.default and r.outcome == "complete"), None)
         return Tuning(
@@ -99,7 +115,26 @@ def prepare(
     console: Console,
 ) -> Work:
     """Look at model and data once, decide what is to be searched, and open the study. Nothing is deleted before all
-    that a user can have got wrong has been looked at."""
+    that a user can have got wrong has been looked at.
+
+    Args:
+        inference: recipe and domain.
+        space: what is searched; None for the default.
+        steps: of each trial, or None.
+        fixed: keys that are not to be searched.
+        splits: the rows.
+        folder: of the study.
+        resume: go on with the study there.
+        overwrite: delete the study there.
+        console: where it says what happens.
+
+    Returns:
+        All that the trials share.
+
+    Raises:
+        ConfigurationError: the space reaches what is no recipe for this model and these rows, or the study there is of
+            another task.
+    """
     config = inference.recipe
     controller = CLIPFinetuningController(inference, Console(quiet=True))
     controller.setup()
@@ -193,7 +228,11 @@ def prepare(
 
 
 def clear_study(folder: Path) -> None:
-    """Delete what an earlier study wrote here, and nothing else."""
+    """Delete what an earlier study wrote here, and nothing else.
+
+    Args:
+        folder: of the study.
+    """
     for name in PARTS:
         path = folder / name
         if path.exists():
