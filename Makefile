@@ -12,11 +12,12 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test check bench tables clean
+.PHONY: help demo test test-quick check bench tables clean
 
 help:
 	@echo "make demo    train a small CLIP on bundled images and report before and after"
 	@echo "make test    run the tests"
+	@echo "make test-quick  the tests without the slow ones, for the inner loop"
 	@echo "make check   lint, formatting, types, and the direction of imports"
 	@echo "make bench   run the benchmarks in benchmarks/"
 	@echo "make tables  write the tables of results into the documents"
@@ -28,6 +29,9 @@ demo: $(READY)
 # one process per core, each with one thread: most tests are too small to gain from more
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .

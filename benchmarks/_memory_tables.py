@@ -61,7 +61,7 @@ def _way(entry: Any) -> str:
     if entry is None:
         return ""
     chunk = look_up(entry, "chunk")
-    words = ["all at once" if chunk is None else f"chunks of {chunk}", str(look_up(entry, "precision"))]
+    words = ["all at once" if chunk is None else f"micro-batches of {chunk}", str(look_up(entry, "precision"))]
     if look_up(entry, "gradient_checkpointing"):
         words.append("checkpointing")
     if look_up(entry, "lora_r") is not None:
@@ -84,7 +84,7 @@ def gradcache_table(results: Path) -> str:
         rows.append(
             [
                 size,
-                f"chunks of {chunk}, each passed twice",
+                f"micro-batches of {chunk}, each passed twice",
                 number(look_up(cell, "peak_memory_mb"), ".0f"),
                 number(look_up(cell, "ratio_to_smallest"), ".3f"),
                 number(look_up(cell, "seconds")),
@@ -103,7 +103,7 @@ def gradcache_table(results: Path) -> str:
         rows.append(
             [
                 timed,
-                f"chunks of {chunk}, {kept} of {passes} passes keep their graph",
+                f"micro-batches of {chunk}, {kept} of {passes} passes keep their graph",
                 "",
                 "",
                 number(look_up(cell, "seconds")),

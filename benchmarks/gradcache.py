@@ -92,7 +92,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
 
     def one_step(batch: dict[str, Any], chunk: int | None, kept: int) -> tuple[float, float]:
         model.zero_grad(set_to_none=True)
-        step.chunk, step.kept_micro_batches = chunk, kept
+        step.micro_batch, step.kept_micro_batches = chunk, kept
         clock = time.perf_counter()
         output = step(batch)
         return time.perf_counter() - clock, float(output["loss"])

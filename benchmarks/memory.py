@@ -162,7 +162,7 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
         contrast,
         lambda: precision.autocast(cpu),
         cpu,
-        chunk=spec["chunk"],
+        micro_batch=spec["chunk"],
     )
     optimizer = build_optimizer(encoder, recipe, cpu, loss)
 

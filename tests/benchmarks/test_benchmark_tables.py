@@ -261,8 +261,8 @@ def test_gradcache_table_leaves_out_what_was_not_run(make_tables: ModuleType, tm
     path.write_text(json.dumps(record))
     rows = cells_of(make_tables.fill(text, tmp_path))[2:]
     assert rows[:2] == [
-        ["32", "chunks of 16, each passed twice", "2400", "1.000", "4.00", "", "", ""],
-        ["256", "chunks of 16, each passed twice", "2600", "1.083", "31.50", "", "", ""],
+        ["32", "micro-batches of 16, each passed twice", "2400", "1.000", "4.00", "", "", ""],
+        ["256", "micro-batches of 16, each passed twice", "2600", "1.083", "31.50", "", "", ""],
     ]
     assert [row[0] for row in rows[2:]] == ["64"] * 5
     assert all(row[2:] == [""] * 6 for row in rows[2:])
@@ -275,7 +275,7 @@ def test_gradcache_table_leaves_out_what_was_not_run(make_tables: ModuleType, tm
     path.write_text(json.dumps(record))
     assert cells_of(make_tables.fill(text, tmp_path))[4:] == [
         ["48", "a single pass", "", "", "6.00", "1.000", "", ""],
-        ["48", "chunks of 16, 0 of 6 passes keep their graph", "", "", "7.80", "1.300", "1.333", "3e-07"],
+        ["48", "micro-batches of 16, 0 of 6 passes keep their graph", "", "", "7.80", "1.300", "1.333", "3e-07"],
     ]
 
 

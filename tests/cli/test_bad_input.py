@@ -196,7 +196,7 @@ def test_evaluation_counts_the_rows_that_loading_skipped(folder, domainclip):
     assert row["image_path"] == name
     assert "test.csv row 4" in row["reason"]
     shown = domainclip("evaluate", "-m", "tiny", "-d", folder)
-    assert "Set aside: test.csv row 4" in shown.out
+    assert "Skipped: test.csv row 4" in shown.out
 
 
 def test_no_training_image_that_can_be_read(folder, train, tmp_path):

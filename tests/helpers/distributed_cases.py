@@ -57,9 +57,9 @@ class Penalised(nn.Module):
 
 CASES = {
     "whole": Case({"loss_type": "contrastive"}),
-    "chunks": Case(micro_batch=3),
+    "micro_batches": Case(micro_batch=3),
     "uneven": Case(cut=5),
-    "uneven chunks, some kept": Case(cut=5, micro_batch=2, kept_micro_batches=1),
+    "uneven micro-batches, some kept": Case(cut=5, micro_batch=2, kept_micro_batches=1),
     "the second has no rows": Case(cut=ROWS, micro_batch=3),
     "the first has no rows": Case(cut=0),
     "locked text": Case(locked="text", micro_batch=3),
@@ -74,7 +74,7 @@ CASES = {
     "an objective that reads a tower's weight": Case(penalised=True, cut=5, micro_batch=2),
     "dropout": Case(dropout=0.3, cut=5, micro_batch=2),
     "bf16": Case(bf16=True, cut=5),
-    "bf16 in chunks": Case(bf16=True, cut=5, micro_batch=2),
+    "bf16 in micro-batches": Case(bf16=True, cut=5, micro_batch=2),
 }
 
 

@@ -54,7 +54,7 @@ def test_embeddings_are_those_of_the_engine_on_the_same_images(tiny_data) -> Non
                 corrupt(p, condition.corruption, condition.severity, (h, w), seed=3)
                 for p, (h, w) in zip(images, sizes, strict=True)
             ]
-        engine = EmbeddingEngine(make_tiny_clip(), resolution=condition.side)
+        engine = EmbeddingEngine(make_tiny_clip(), resolution=condition.resolution)
         expected = engine.encode_images([Image.fromarray(image) for image in images])
         assert torch.allclose(embeds[condition], expected, atol=1e-6)
     assert not torch.allclose(embeds[Condition(32)], embeds[Condition(16)], atol=1e-3)
@@ -342,7 +342,7 @@ def test_unreadable_images_are_skipped(tiny_data, tmp_path: Path, domainclip) ->
     plain = json.loads(domainclip("evaluate", "-m", "tiny", "-d", folder, "--json").out)
     assert found["skipped"] == plain["skipped"]
     assert found["resolutions"][1]["metrics"] == pytest.approx(plain["metrics"])
-    assert "Set aside" in domainclip(*options).out
+    assert "Skipped" in domainclip(*options).out
 
     strict = domainclip(*options, "strict=true")
     assert (strict.exit_code, broken in strict.err) == (2, True)

@@ -261,7 +261,7 @@ def test_the_table_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from _memory_tables import MEMORY_ROWS, memory_table
 
-    way = {"precision": "bf16", "gradient_checkpointing": True, "lora_r": 8, "micro_batch": 4, "batch": 64}
+    way = {"precision": "bf16", "gradient_checkpointing": True, "lora_r": 8, "chunk": 4, "batch": 64}
     rows = {
         "b16": {**way, "predicted_gib": 1.0, "measured_gib": None},
         "l14_336_in_12_gib": {

@@ -108,7 +108,7 @@ def test_inference_waits_only_for_its_embeddings(found: Found) -> None:
     for part, findings in found["inference"].items():
         assert findings["failures"] == findings["float64"] == [], part
         waits = [entry for entry in findings["syncs"] if MASKS not in entry]
-        assert len(waits) == 1 and waits[0].startswith("_to_copy to the CPU") and "embedding/engine.py" in waits[0]
+        assert len(waits) == 1 and waits[0].startswith("_to_copy to the CPU") and "inference/engine.py" in waits[0]
 
 
 @pytest.mark.parametrize("name", HONEST)
