@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, distributed_c10d
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.losses import build_loss, call_objective
@@ -268,11 +269,14 @@ def _errors(processes: ProcessGroup) -> list[str]:
 
 
 def _a_silent_partner(processes: ProcessGroup) -> dict[str, Any]:
-    if processes.rank == 1:
-        time.sleep(2)
+    store = PrefixStore("silent", distributed_c10d._get_default_store())
+    if processes.rank == 1:  # stays until the other has given up: no other event can have ended its waiting
+        store.wait(["given up"], timedelta(seconds=120))
         return {}
     started = time.monotonic()
-    return {"silent": (_error_of(processes.barrier), time.monotonic() - started)}
+    message = _error_of(processes.barrier)
+    store.set("given up", "")
+    return {"silent": (message, time.monotonic() - started)}
 
 
 # --- what one process does ---

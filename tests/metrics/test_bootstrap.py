@@ -125,12 +125,12 @@ def test_a_class_of_one_image_is_absent_from_about_a_third_of_the_resamples() ->
     assert found.resamples + found.undefined == 1000
 
 
-def test_a_thousand_resamples_of_a_thousand_rows_take_less_than_three_seconds() -> None:
+def test_a_thousand_resamples_of_a_thousand_rows_take_less_than_three_cpu_seconds() -> None:
     rng = np.random.default_rng(0)
     curves = ThresholdCurves(rng.normal(size=1000), rng.random(1000) < 0.3)
-    started = time.perf_counter()
+    started = time.process_time()
     found = Resampling(1000, None, 1000).intervals(lambda counts: curves.figures(counts))
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     assert all(interval is not None for interval in found.values())
 
 

@@ -146,10 +146,10 @@ def test_an_error_reaches_every_process(both: list[dict[str, Any]]) -> None:
 
 
 def test_nobody_waits_for_ever(both: list[dict[str, Any]]) -> None:
-    message, seconds = both[0]["gone"]  # the other has left
-    assert "lost the others" in message and seconds < 10
-    message, seconds = both[0]["silent"]  # the other is there and says nothing
-    assert "lost the others" in message and 0.5 < seconds < 1.9
+    message, seconds = both[0]["gone"]  # the other has left, long before the 60 seconds that the group may wait
+    assert "lost the others" in message and seconds < 50
+    message, seconds = both[0]["silent"]  # the other is there until this one has given up, and says nothing
+    assert "lost the others" in message and seconds > 0.5
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

@@ -13,16 +13,22 @@ MetricsDomain = Literal["medical", "industrial", "scientific", "general"]
 
 class DomainMetricSettings(Settings):
     evaluation_metrics: Literal["auto", "medical", "industrial", "scientific", "general"] = Field(
-        "auto", title="Evaluation metrics", description="Whose terms results are also given in; auto: the domain's."
+        default="auto",
+        title="Evaluation metrics",
+        description="Whose terms results are also given in; auto: the domain's.",
     )
     label_order: list[str] | None = Field(
-        None, min_length=2, description="Ordinal classes, from the lowest to the highest: adds quadratic kappa."
+        default=None, min_length=2, description="Ordinal classes, from the lowest to the highest: adds quadratic kappa."
     )
     normal_label: str | list[str] | None = Field(
-        None, description="Class (or classes) without a defect; null: guessed from names such as good, normal, ok."
+        default=None,
+        description="Class (or classes) without a defect; null: guessed from names such as good, normal, ok.",
     )
     bootstrap_resamples: int = Field(
-        1000, ge=0, le=100_000, description="Resamples behind the 95 % intervals of these figures; 0: no intervals."
+        default=1000,
+        ge=0,
+        le=100_000,
+        description="Resamples behind the 95 % intervals of these figures; 0: no intervals.",
     )
 
     @field_validator("label_order")

@@ -16,19 +16,24 @@ METRICS = ("cosine", "dot", "euclidean", "bilinear")
 
 
 class TemperatureSettings(Settings):
-    temperature: float = Field(0.07, gt=0, description="Divides the similarities; set, it overwrites the model's own.")
-    learnable_temp: bool = Field(False, description="Train a temperature that was set here.")
-    temperature_scheduling: bool = Field(False, description="Change the temperature during training.")
-    temperature_schedule_type: Literal["warmup", "constant", "cosine", "exponential", "adaptive"] = Field(
-        "warmup", title="Temperature schedule", description="How the temperature changes."
+    temperature: float = Field(
+        default=0.07, gt=0, description="Divides the similarities; set, it overwrites the model's own."
     )
-    min_temp: float = Field(0.01, gt=0, title="Lowest temperature", description="A schedule goes no lower.")
-    max_temp: float = Field(0.1, gt=0, title="Highest temperature", description="A schedule goes no higher.")
+    learnable_temp: bool = Field(default=False, description="Train a temperature that was set here.")
+    temperature_scheduling: bool = Field(default=False, description="Change the temperature during training.")
+    temperature_schedule_type: Literal["warmup", "constant", "cosine", "exponential", "adaptive"] = Field(
+        default="warmup", title="Temperature schedule", description="How the temperature changes."
+    )
+    min_temp: float = Field(default=0.01, gt=0, title="Lowest temperature", description="A schedule goes no lower.")
+    max_temp: float = Field(default=0.1, gt=0, title="Highest temperature", description="A schedule goes no higher.")
     temp_decay_rate: float = Field(
-        0.95, gt=0, lt=1, description="Factor per hundredth of the training (exponential) or per change (adaptive)."
+        default=0.95,
+        gt=0,
+        lt=1,
+        description="Factor per hundredth of the training (exponential) or per change (adaptive).",
     )
     temp_warmup_steps: int | None = Field(
-        None, gt=0, description="Steps over which a warmup schedule rises; null: a tenth of the training."
+        default=None, gt=0, description="Steps over which a warmup schedule rises; null: a tenth of the training."
     )
 
     @model_validator(mode="after")
@@ -40,55 +45,70 @@ class TemperatureSettings(Settings):
 
 class LossSettings(TemperatureSettings):
     plugins: list[str] = Field(
-        [], description="Modules or .py files to import first: those that register objectives or metrics of your own."
+        default=[],
+        description="Modules or .py files to import first: those that register objectives or metrics of your own.",
     )
-    loss_type: str = Field("contrastive", min_length=1, description="Name of the training objective.")
+    loss_type: str = Field(default="contrastive", min_length=1, description="Name of the training objective.")
     objectives: dict[str, float] = Field(
-        {}, description="For loss_type combined: the objectives of the weighted sum, each with its weight."
+        default={}, description="For loss_type combined: the objectives of the weighted sum, each with its weight."
     )
     loss_balancing: Literal["fixed", "uncertainty", "gradient_norm"] = Field(
-        "fixed", title="Loss balancing", description="How the weights of a weighted sum change during training."
+        default="fixed", title="Loss balancing", description="How the weights of a weighted sum change during training."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Fraction of the target spread over all candidates.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Fraction of the target spread over all candidates."
+    )
     sigmoid_bias: float | None = Field(
-        None, description="Bias of the sigmoid objective; null: the model's own, or else set from the first batch."
+        default=None,
+        description="Bias of the sigmoid objective; null: the model's own, or else set from the first batch.",
     )
-    hard_negative_ratio: float = Field(0.5, gt=0, le=1, description="Fraction of the negatives that are mined.")
+    hard_negative_ratio: float = Field(default=0.5, gt=0, le=1, description="Fraction of the negatives that are mined.")
     hard_negative_mining_strategy: Literal["semi-hard", "hard", "weighted"] = Field(
-        "semi-hard", title="Mining strategy", description="How negatives are mined."
+        default="semi-hard", title="Mining strategy", description="How negatives are mined."
     )
-    hard_negative_weight: float = Field(2.0, ge=1, description="How many times a mined negative counts.")
+    hard_negative_weight: float = Field(default=2.0, ge=1, description="How many times a mined negative counts.")
     hardness_strength: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         description="How fast a negative's weight grows with its similarity (weighted mining, domain_specific).",
     )
     hardness_warmup: float = Field(
-        0.1, ge=0, le=1, description="Fraction of the training over which hardness rises from nothing to the whole."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Fraction of the training over which hardness rises from nothing to the whole.",
     )
-    domain_weight: float = Field(1.0, ge=0, description="Weight of the domain's own term in the objective.")
+    domain_weight: float = Field(default=1.0, ge=0, description="Weight of the domain's own term in the objective.")
     margin: float = Field(
-        0.05, ge=0, description="How much more similar a positive must be, in units of similarity (medical objective)."
+        default=0.05,
+        ge=0,
+        description="How much more similar a positive must be, in units of similarity (medical objective).",
     )
     soft_target_fraction: float = Field(
-        0.2, ge=0, lt=1, description="Fraction of the target spread over like captions (scientific objective)."
+        default=0.2, ge=0, lt=1, description="Fraction of the target spread over like captions (scientific objective)."
     )
-    multi_scale_scales: list[PositiveFloat] = Field([1.0, 0.75, 0.5], min_length=1, description="Temperature scales.")
+    multi_scale_scales: list[PositiveFloat] = Field(
+        default=[1.0, 0.75, 0.5], min_length=1, description="Temperature scales."
+    )
     multi_scale_weights: list[NonNegativeFloat] = Field(
-        [1.0, 0.75, 0.5], min_length=1, description="Weight of each scale."
+        default=[1.0, 0.75, 0.5], min_length=1, description="Weight of each scale."
     )
     resolution_scales: list[PositiveFloat] = Field(
-        [1.0, 0.5], min_length=1, description="Resolutions of the image, as fractions, that multi_resolution trains on."
+        default=[1.0, 0.5],
+        min_length=1,
+        description="Resolutions of the image, as fractions, that multi_resolution trains on.",
     )
     consistency_weight: float = Field(
-        0.1, ge=0, description="Weight of the agreement between resolutions (multi_resolution)."
+        default=0.1, ge=0, description="Weight of the agreement between resolutions (multi_resolution)."
     )
     similarity_metric: str = Field(
-        "cosine", min_length=1, description="How two embeddings are compared: cosine, dot, euclidean, bilinear."
+        default="cosine", min_length=1, description="How two embeddings are compared: cosine, dot, euclidean, bilinear."
     )
-    normalize_embeddings: bool = Field(True, description="Bring embeddings to length 1 before comparing them.")
+    normalize_embeddings: bool = Field(default=True, description="Bring embeddings to length 1 before comparing them.")
     loss_chunk_size: int | None = Field(
-        None, gt=0, description="Rows of the similarity matrix held at once; null: all of them up to 4096 pairs."
+        default=None,
+        gt=0,
+        description="Rows of the similarity matrix held at once; null: all of them up to 4096 pairs.",
     )
 
     @field_validator("similarity_metric")

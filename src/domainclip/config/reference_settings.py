@@ -14,42 +14,53 @@ _OF_RETENTION_DATA = ("retention_rows", "rehearsal_strength", "rehearsal_rows", 
 
 class ReferenceSettings(Settings):
     retention_data: list[str] | None = Field(
-        None, min_length=1, description="Tables or folders from outside the domain, to see what the model keeps of it."
+        default=None,
+        min_length=1,
+        description="Tables or folders from outside the domain, to see what the model keeps of it.",
     )
     retention_rows: int = Field(
-        300, gt=1, description="Validation rows of each reference set: at most these, and half of its training side."
+        default=300,
+        gt=1,
+        description="Validation rows of each reference set: at most these, and half of its training side.",
     )
     rehearsal_strength: float | None = Field(
-        None, ge=0, description="Weight of keeping embeddings of retention_data's other training rows; null: 10."
+        default=None,
+        ge=0,
+        description="Weight of keeping embeddings of retention_data's other training rows; null: 10.",
     )
     rehearsal_rows: int = Field(
-        400, gt=1, description="Rows taken for that, at most, from each reference set's training side."
+        default=400, gt=1, description="Rows taken for that, at most, from each reference set's training side."
     )
     wise_ft: bool | None = Field(
-        None, description="Save a mean of the initial and the trained weights; null: where retention_data is given."
+        default=None,
+        description="Save a mean of the initial and the trained weights; null: where retention_data is given.",
     )
     wise_ft_alpha: float | Literal["auto"] | None = Field(
-        None, description="Fraction of the trained weights in it, in [0, 1]; auto: chosen on validation rows."
+        default=None, description="Fraction of the trained weights in it, in [0, 1]; auto: chosen on validation rows."
     )
     wise_ft_batch_norm: Literal["auto", "recompute", "interpolate"] = Field(
-        "auto",
+        default="auto",
         title="Batch norm of the mean",
         description="Statistics between the two ends: of images sent through again (auto), or the ends' mean.",
     )
     max_forgetting: float = Field(
-        0.03,
+        default=0.03,
         ge=0,
         le=1,
         description="Fraction of the mean accuracy on reference sets that may be lost (0.03: 3 points).",
     )
     min_gain_kept: float = Field(
-        0.9, ge=0, le=1, description="Fraction of the domain's gain that wise_ft_alpha=auto must keep."
+        default=0.9, ge=0, le=1, description="Fraction of the domain's gain that wise_ft_alpha=auto must keep."
     )
     l2sp_strength: float = Field(
-        0.0, ge=0, description="Pull of the towers' weights to where they started: half of it times the distance²."
+        default=0.0,
+        ge=0,
+        description="Pull of the towers' weights to where they started: half of it times the distance².",
     )
     distillation_strength: float = Field(
-        0.0, ge=0, description="Weight of keeping the batch's embeddings near those of the initial model (cosine)."
+        default=0.0,
+        ge=0,
+        description="Weight of keeping the batch's embeddings near those of the initial model (cosine).",
     )
 
     @field_validator("retention_data", mode="before")

@@ -11,22 +11,27 @@ from domainclip.config.base import Settings
 
 class SemanticSettings(Settings):
     class_hierarchy: str | dict[str, Any] | None = Field(
-        None,
+        default=None,
         description="Hierarchy of classes (nested mapping, or a YAML or JSON file of one): says how near misses are.",
     )
     document_col: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="Column with the paper or report a row is from, in place of group_col: a text of it is a hit.",
     )
     terminology: bool | None = Field(
-        None, description="Score the text tower on the domain's glossary; null: where the domain has one."
+        default=None, description="Score the text tower on the domain's glossary; null: where the domain has one."
     )
     error_analysis: bool = Field(
-        False, description="After training, write error_analysis.html: hits, misses and confident errors to look at."
+        default=False,
+        description="After training, write error_analysis.html: hits, misses and confident errors to look at.",
     )
     error_analysis_images: int = Field(
-        24, gt=0, le=500, title="Images of an error analysis", description="Images in each section of it, at most."
+        default=24,
+        gt=0,
+        le=500,
+        title="Images of an error analysis",
+        description="Images in each section of it, at most.",
     )
 
     @field_validator("class_hierarchy")

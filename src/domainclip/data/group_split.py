@@ -22,6 +22,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from domainclip.data.records import ImageTextPair
 
 REFINING_PASSES = 10
@@ -46,22 +50,17 @@ class Unit:
 def find_units(pairs: Sequence[ImageTextPair]) -> list[Unit]:
     """The connected components of rows under "same group" and "same image", in no particular order."""
     images = [image_key(pair) for pair in pairs]
-    parent = list(range(len(pairs)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
     first: dict[tuple[str, str], int] = {}
+    rows_of_edges, others = [], []
     for row, pair in enumerate(pairs):
         keys = [("image", images[row])] + ([("group", pair.group)] if pair.group is not None else [])
         for key in keys:
-            parent[root(row)] = root(first.setdefault(key, row))
+            rows_of_edges.append(row)
+            others.append(first.setdefault(key, row))
+    edges = coo_array((np.ones(len(others), dtype=bool), (rows_of_edges, others)), shape=(len(pairs), len(pairs)))
     members: dict[int, list[int]] = defaultdict(list)
-    for row in range(len(pairs)):
-        members[root(row)].append(row)
+    for row, component in enumerate(connected_components(edges, directed=False)[1].tolist() if pairs else ()):
+        members[component].append(row)
     base = _common_folder(images)
     units = []
     for rows in members.values():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from domain_image_cases import RNG, linear_window, settings, write_dicom
-from domainclip.data.images.dicom_frames import Window
+from domainclip.data.images.dicom import Window
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.reader import image_header, read_array, read_image
 from domainclip.errors import ImageError

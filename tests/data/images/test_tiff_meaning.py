@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from domain_image_cases import RNG, settings
+from domainclip.data.images.deep import turned
 from domainclip.data.images.pipeline import DomainImagePipeline
-from domainclip.data.images.pixel_meaning import turned
 from domainclip.data.images.reader import array_of, read_array, read_image, to_rgb
 from domainclip.errors import ImageError
 

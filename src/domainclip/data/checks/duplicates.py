@@ -12,6 +12,8 @@ from collections import defaultdict
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 HASH_DISTANCE = 7
 """Most differing bits of 64. Shrunk to 60 % and saved at JPEG quality 70, 90 % of X-rays, photographs and
@@ -95,16 +97,8 @@ def _link_pairs(a: np.ndarray, b: np.ndarray, hashes: np.ndarray, grey: np.ndarr
         a, b = a[kept], b[kept]
         if not len(a):
             return
-    for i, j in zip(a.tolist(), b.tolist(), strict=True):
-        root[_find(root, i)] = _find(root, j)
-    while (root[root] != root).any():
-        root[:] = root[root]
-
-
-def _find(root: np.ndarray, index: int) -> int:
-    while root[index] != index:
-        index = int(root[index])
-    return index
+    joined = coo_array((np.ones(len(a), dtype=bool), (root[a], root[b])), shape=(len(root), len(root)))
+    root[:] = connected_components(joined, directed=False)[1][root]
 
 
 def _bit_count(values: np.ndarray) -> np.ndarray:

@@ -20,14 +20,11 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.data.images.deep_grey import grey_bytes, grey_numbers, is_deep_grey
-from domainclip.data.images.deep_png import is_deep_png, read_deep_png
+from domainclip.data.images.deep import grey_bytes, grey_numbers, is_deep_grey, is_deep_png, read_deep_png, turned
 from domainclip.data.images.dicom import dicom_size, is_dicom, read_dicom
 from domainclip.data.images.pages import chosen_page
-from domainclip.data.images.pixel_meaning import turned
 from domainclip.data.images.steps import to_levels
-from domainclip.data.images.tiff import is_tiff, read_tiff, tiff_size
-from domainclip.data.images.tiff_pages import TiffPage, page_indices, pages_for_pillow
+from domainclip.data.images.tiff import TiffPage, is_tiff, page_indices, pages_for_pillow, read_tiff, tiff_size
 from domainclip.errors import ImageError
 
 MAX_PIXELS = 178_956_970
@@ -225,7 +222,7 @@ def _page_of(
 
 
 def array_of(image: Image.Image) -> np.ndarray:
-    """Grey of more than 8 bits as it is (``deep_grey.grey_numbers``), everything else as 8-bit RGB."""
+    """Grey of more than 8 bits as it is (``deep.grey_numbers``), everything else as 8-bit RGB."""
     return grey_numbers(image) if is_deep_grey(image) else _as_rgb(image)
 
 

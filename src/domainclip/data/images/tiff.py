@@ -1,20 +1,24 @@
-"""TIFF files that Pillow does not read as they are meant, by tifffile: pages, channels as pages, 16-bit colour."""
+"""TIFF: which pages are the image's, whether Pillow reads them as they are meant, and those that it does not, by
+tifffile (stacks, channels as pages, 16-bit colour), with what their tags say of the numbers.
+"""
 
 from __future__ import annotations
 
 import io
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.data.images.deep import from_inks, negative, on_white, through_palette, turned
 from domainclip.data.images.pages import chosen_page, refuse_unlike
-from domainclip.data.images.tiff_tags import meant_by_tags
 from domainclip.errors import ImageError, MissingExtraError
 
 _SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -161,3 +165,118 @@ def _opened(source: bytes | Path, path: Path) -> Iterator[Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = ". Its compression needs a package: pip install imagecodecs" if "imagecodecs" in reason else ""
         raise ImageError(f"{path}: this TIFF cannot be decoded ({reason}){hint}") from None
+
+
+_SUBFILE, _BITS, _DESCRIPTION = 0x00FE, 0x0102, 0x010E
+_COPY_OR_MASK = 1 | 4
+"""Bits of NewSubfileType: a smaller copy of another page, or a mask for one."""
+
+
+@dataclass(frozen=True)
+class TiffPage:
+    width: int
+    height: int
+    mode: str
+    bits: int
+    extra: bool
+
+    @classmethod
+    def of(cls, image: Image.Image) -> TiffPage:
+        tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+        extra = bool(int(tags.get(_SUBFILE, 0)) & _COPY_OR_MASK)
+        return cls(image.width, image.height, image.mode, max(_tuple(tags.get(_BITS, 1))), extra)
+
+    @property
+    def kind(self) -> tuple[tuple[int, int], str]:
+        return (self.height, self.width), f"{self.mode} of {self.bits} bits"
+
+
+def pages_for_pillow(image: Image.Image, settings: ImagePreprocessing) -> list[TiffPage] | None:
+    """The pages that Pillow found, of which only the first is looked at where it is the image; None where the file is
+    one for tifffile: stacks with channels as pages, and deep colour, of which Pillow keeps the upper eight bits."""
+    first = TiffPage.of(image)
+    described = str(getattr(image, "tag_v2", {}).get(_DESCRIPTION, ""))
+    if described.startswith("ImageJ=") or "<OME" in described:
+        return None
+    if first.bits > 8 and first.mode in {"RGB", "RGBA", "RGBX", "CMYK", "LAB"}:
+        return None
+    if settings.page == "first":
+        return [first]
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and described.startswith("{") and '"axes"' in described:  # tifffile's own
+        return None
+    found = [first]
+    for number in range(1, count):
+        image.seek(number)
+        found.append(TiffPage.of(image))
+    return found
+
+
+def page_indices(pages: Sequence[TiffPage], settings: ImagePreprocessing, path: Path) -> list[int]:
+    """Those that ``settings.page`` chooses from. The middle one is sought among the pages like the first, beside which
+    scanners and microscopes keep labels and smaller copies; error and mean look at all. Raises ``ImageError`` for
+    unlike pages that are to be averaged."""
+    first = pages[0]
+    if settings.page == "middle":
+        return [number for number, page in enumerate(pages) if page.kind == first.kind]
+    numbers = [number for number, page in enumerate(pages) if number == 0 or not page.extra]
+    if settings.page == "mean":
+        for number in numbers:
+            refuse_unlike(number, pages[number].kind, first.kind, path)
+    return numbers
+
+
+def _tuple(value: Any) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+_WHITE_IS_ZERO, _PALETTE, _INKS = 0, 3, 5
+_COLOURS = {0: 1, 1: 1, 2: 3, _INKS: 4}
+"""Samples that are colour, of the interpretations that may have further ones (TIFF 6.0, ExtraSamples)."""
+_LAB = {8, 9, 10}
+_PREMULTIPLIED, _ALPHA = 1, 2
+_PHOTOMETRIC, _ORIENTATION, _INK_SET = 262, 274, 332
+
+
+def meant_by_tags(values: np.ndarray, page: Any, stacked: bool, path: Path) -> np.ndarray:
+    """``[h, w]`` or ``[h, w, c]`` as Pillow would show it, had it the depth. ``stacked``: the channels are pages of
+    their own, each a measurement: no index into a palette, no ink, no transparency.
+
+    32 unsigned bits come as int64, which has an image span its own range: nothing fills all of theirs. Raises
+    ``ImageError`` for colours that are not converted.
+    """
+    kind = int(page.photometric) if _PHOTOMETRIC in page.tags else -1
+    if kind in _LAB or (kind == _INKS and not stacked and not _four_inks(values, page)):
+        raise ImageError(f"{path}: deep colours kept as {page.photometric.name} are not converted: export it as RGB")
+    if kind == _PALETTE and values.ndim == 2 and page.colormap is not None:
+        values = through_palette(values, page.colormap)
+    elif not stacked and values.ndim == 3:
+        values = _colours(values, page, kind)
+    elif kind == _WHITE_IS_ZERO:
+        values = negative(values, page.bitspersample)
+    if values.dtype == np.uint32:
+        values = values.astype(np.int64)
+    tag = page.tags.get(_ORIENTATION)
+    return turned(values, tag.value if tag is not None and isinstance(tag.value, int) else 1)
+
+
+def _colours(values: np.ndarray, page: Any, kind: int) -> np.ndarray:
+    extra = [int(sample) for sample in page.extrasamples]
+    alphas = [place for place, sample in enumerate(extra) if sample in {_PREMULTIPLIED, _ALPHA}]
+    transparency = None
+    if alphas and _COLOURS.get(kind, 0) + len(extra) == values.shape[2]:
+        place = _COLOURS.get(kind, 0) + alphas[0]
+        transparency, values = values[..., place], np.delete(values, place, axis=2)
+    if kind == _INKS:
+        values = from_inks(values[..., :4])
+    elif kind == _WHITE_IS_ZERO:
+        values = negative(values, page.bitspersample)
+    if transparency is not None:
+        values = on_white(values, transparency, premultiplied=extra[alphas[0]] == _PREMULTIPLIED)
+    return values[..., 0] if values.shape[2] == 1 else values
+
+
+def _four_inks(values: np.ndarray, page: Any) -> bool:
+    """Whether they are cyan, magenta, yellow and black (InkSet 1, or not said)."""
+    tag = page.tags.get(_INK_SET)
+    return values.ndim == 3 and values.shape[2] >= 4 and (tag is None or tag.value == 1)

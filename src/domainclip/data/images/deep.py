@@ -1,0 +1,150 @@
+"""Images of more than 8 bits a channel: the numbers that a file means, and what they mean to the eye.
+
+Pillow holds deep grey as it is, keeps of a PNG of 16 bits in colour or with transparency the upper eight alone, and
+knows negatives, palettes, inks, transparency and turns of 8 bits only. The functions here do as it does, at any depth.
+Its PNG decoder undoes the compression either way and picks the bytes last, by a raw mode: with another one it gives
+the lower eight.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Upright, by an orientation 1 … 8 of EXIF or TIFF; any other number turns nothing."""
+    upright = values.swapaxes(0, 1) if orientation in {5, 6, 7, 8} else values
+    upright = upright[:, ::-1] if orientation in {2, 3, 6, 7} else upright
+    upright = upright[::-1] if orientation in {3, 4, 7, 8} else upright
+    return values if upright is values else np.ascontiguousarray(upright)
+
+
+def negative(values: np.ndarray, bits: int) -> np.ndarray:
+    """An image whose low numbers are white with high ones white. ``bits``: what an unsigned number may fill."""
+    if values.dtype.kind == "u":
+        return np.array(2**bits - 1, values.dtype) - values
+    if values.dtype.kind in "bi":
+        return ~values  # a signed number's range turned round
+    finite = values[np.isfinite(values)]
+    return finite.min() + finite.max() - values if finite.size else values
+
+
+def through_palette(indices: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """uint8 ``[h, w, 3]``. ``colours``: uint16 ``[3, n]``, as TIFF keeps them."""
+    return (colours >> 8).astype(np.uint8).T[indices.clip(0, colours.shape[1] - 1)]
+
+
+def from_inks(values: np.ndarray) -> np.ndarray:
+    """RGB of cyan, magenta, yellow and black ``[h, w, 4]``, without a colour profile."""
+    white = white_of(values)
+    light = 1 - values.astype(np.float64) / white
+    return _as_type(light[..., :3] * light[..., 3:] * white, values.dtype)
+
+
+def on_white(colours: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
+    """Transparency laid on white. ``colours``: ``[h, w, c]``; ``alpha``: ``[h, w]`` of the same type."""
+    white = white_of(colours)
+    if (alpha == white).all():
+        return colours
+    fraction = np.divide(alpha, white, dtype=np.float32 if colours.dtype.itemsize <= 2 else np.float64).clip(0, 1)
+    fraction = fraction[..., None]
+    return _as_type((colours if premultiplied else colours * fraction) + (1 - fraction) * white, colours.dtype)
+
+
+def white_of(values: np.ndarray) -> float:
+    """The number that is white in a type; 1 for fractions."""
+    return float(np.iinfo(values.dtype).max) if values.dtype.kind in "ui" else 1.0
+
+
+def _as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return values.round().clip(0, np.iinfo(dtype).max).astype(dtype) if dtype.kind in "ui" else values.astype(dtype)
+
+
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0102, 0x0106, 0x0153
+
+
+def is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode in {"I", "F"}
+
+
+def grey_numbers(image: Image.Image) -> np.ndarray:
+    """``[h, w]``: uint16 where the numbers fit, else int32, int64 (from uint32) or float32.
+
+    Of a TIFF, Pillow gives unsigned numbers of 32 bits as signed ones, and those above 8 bits of which 0 is white as
+    they are.
+    """
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    values = np.asarray(image)
+    if image.mode == "I":
+        if _first(tags, _BITS) == 32 and _first(tags, _SAMPLE_FORMAT) == 1:
+            values = values.view(np.uint32).astype(np.int64)
+        if values.min(initial=0) >= 0 and values.max(initial=0) < 2**16:
+            values = values.astype(np.uint16)
+    elif image.mode != "F":
+        values = values.astype(np.uint16)
+    return negative(values, 16) if tags.get(_PHOTOMETRIC) == 0 else values
+
+
+def grey_bytes(values: np.ndarray) -> np.ndarray:
+    """uint8: 16 bits over their whole range (as they are where all fit a byte), all else over the image's own."""
+    if values.dtype.kind == "f":
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        return np.nan_to_num((values - low) / (high - low or 1.0) * 255).clip(0, 255).astype(np.uint8)
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if low >= 0 and high < 2**16:
+        low, high = 0.0, 65535.0 if high > 255 else 255.0
+    else:
+        low, high = float(values.min()), float(values.max())
+    scaled = (values.astype(np.float32) - low) * (255.0 / (high - low or 1.0))
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def _first(tags: Mapping[int, Any], tag: int) -> int:
+    """A TIFF's tag, of which each channel may have one; 1 where it is missing (the standard's default for both)."""
+    found = tags.get(tag, 1)
+    return int(found[0] if isinstance(found, tuple) else found)
+
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY_ALPHA, _RGB, _RGBA = 4, 2, 6
+"""Colour types of PNG (W3C PNG specification, 11.2.1)."""
+_RAW_MODES = {_GREY_ALPHA: ["RGBA"], _RGB: ["RGB;16B", "RGB;16L"], _RGBA: ["RGBA;16B", "RGBA;16L"]}
+"""Grey and alpha have four bytes a pixel in all, which is what Pillow's RGBA holds."""
+_ORIENTATION = 0x0112
+
+
+def is_deep_png(data: bytes) -> bool:
+    return data[:8] == _SIGNATURE and data[12:16] == b"IHDR" and data[24] == 16 and data[25] in _RAW_MODES
+
+
+def read_deep_png(data: bytes) -> np.ndarray:
+    """uint16, upright: ``[h, w, 3]``, or ``[h, w]`` of grey and alpha; what is transparent is laid on white. Raises as
+    Pillow does on damaged bytes."""
+    kind = data[25]
+    passes = []
+    for mode in _RAW_MODES[kind]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+        with image:
+            tile: Any = (*image.tile[0][:3], mode)
+            image.tile = [tile]
+            passes.append(np.asarray(image).astype(np.uint16))
+            transparent, orientation = image.info.get("transparency"), image.getexif().get(_ORIENTATION, 1)
+    if kind == _GREY_ALPHA:
+        values = passes[0][..., 0::2] << 8 | passes[0][..., 1::2]
+    else:
+        values = passes[0] << 8 | passes[1]
+    if kind == _RGB:
+        if isinstance(transparent, tuple):  # one colour, of 16 bits
+            values[(values == np.array(transparent)).all(axis=2)] = 65535
+        return turned(values, orientation)
+    colours = on_white(values[..., :-1], values[..., -1])
+    return turned(colours[..., 0] if kind == _GREY_ALPHA else colours, orientation)
