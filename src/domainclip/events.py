@@ -89,6 +89,7 @@ class StepLogged:
 
     @property
     def temperature(self) -> float:
+        """What similarities are divided by: 1 / ``logit_scale``."""
         return 1 / self.logit_scale
 
 

@@ -103,6 +103,7 @@ def test_config_show_as_json_has_every_key_once(domainclip):
     assert by_key.keys() == CLIPFinetuningConfig.model_fields.keys()
     assert by_key["seed"] == {
         "key": "seed",
+        "section": "data",
         "value": 7,
         "source": "set",
         "meaning": CLIPFinetuningConfig.model_fields["seed"].description,

@@ -7,13 +7,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from domainclip.metrics.sums import UnitSums
+from domainclip.metrics.bootstrap import Sums
 
 
-def fractions(right: np.ndarray) -> UnitSums:
+def fractions(right: np.ndarray) -> Sums:
     """The accuracy of images that are units of their own."""
     columns = np.stack([right.astype(float), np.ones(len(right))], axis=1)
-    return UnitSums(columns, lambda totals: totals[..., 0] / totals[..., 1])
+    return Sums.single(columns, lambda totals: totals[..., 0] / totals[..., 1])
 
 
 class Page(HTMLParser):

@@ -19,14 +19,14 @@ from torchmetrics.functional.classification import (
 from domain_cases import flat_of, rows_of, scores_of, some_scores
 from domainclip.config.domain_metric_settings import DomainMetricSettings
 from domainclip.errors import ConfigurationError, ShapeError
+from domainclip.metrics.bootstrap import Figures, of_those_left
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_metrics import DomainMetrics
 from domainclip.metrics.industrial import industrial_part
 from domainclip.metrics.medical import medical_part
 from domainclip.metrics.ordinal_classes import positions_in_order, with_kappa
-from domainclip.metrics.panels import ClassPanel, Panel, of_those_left
-from domainclip.metrics.retrieval_panel import RetrievalPanel
 from domainclip.metrics.scientific import scientific_part
+from domainclip.metrics.sums import retrieval_sums, sums_of_scores
 from domainclip.metrics.threshold_curves import THRESHOLD_FIGURES, ThresholdCurves, threshold_figures
 
 
@@ -150,14 +150,14 @@ def test_a_temperature_must_be_positive_and_shapes_must_fit() -> None:
 # --- panels: every resample as the rows drawn ---
 
 
-def parts_of(name: str, scores: ClassScores) -> list[Panel]:
+def parts_of(name: str, scores: ClassScores) -> list[Figures]:
     if name == "medical":
         return list(with_kappa(medical_part(scores), scores, [f"class {n}" for n in (2, 0, 1, 3)]).panels)
     if name == "industrial":
         return list(industrial_part(scores, ["class 1", "class 2"]).panels)
     if name == "defects alone":
         return list(industrial_part(scores).panels)
-    return [*scientific_part(scores).panels, ClassPanel(scores, ("acc5",))]
+    return [*scientific_part(scores).panels, sums_of_scores(scores, ("acc5",))]
 
 
 @pytest.mark.parametrize("name", ["medical", "industrial", "defects alone", "scientific"])
@@ -178,7 +178,7 @@ def test_resampled_panels_equal_panels_of_the_rows_drawn(name: str) -> None:
 
 def test_retrieval_panel_by_hand_and_resampled() -> None:
     hits = np.array([[0, 0], [1, 0], [2, 1], [3, 2]])  # two images have the first caption
-    panel = RetrievalPanel([1, 2, 4, 1], [1, 3, 11], hits, ["i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR"])
+    panel = retrieval_sums([1, 2, 4, 1], [1, 3, 11], hits, ["i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR"])
     assert panel.values == {
         ("i2t_R@1", None): 0.5,
         ("t2i_R@1", None): pytest.approx(1 / 3),
@@ -193,11 +193,11 @@ def test_retrieval_panel_by_hand_and_resampled() -> None:
 
 def test_hits_at_ten_is_left_out_where_ten_candidates_make_it_certain() -> None:
     hits = np.stack([np.arange(12), np.arange(12) % 10], axis=1)
-    panel = RetrievalPanel(np.arange(1, 13) % 10 + 1, np.arange(2, 12), hits, ["i2t_R@10", "t2i_R@10"])
-    assert panel.names == ["t2i_R@10"]  # ten captions, twelve images
+    panel = retrieval_sums(np.arange(1, 13) % 10 + 1, np.arange(2, 12), hits, ["i2t_R@10", "t2i_R@10"])
+    assert panel is not None and list(panel.values) == [("t2i_R@10", None)]  # ten captions, twelve images
     assert panel.values["t2i_R@10", None] == pytest.approx(9 / 10)
     with pytest.raises(ShapeError, match="hits"):
-        RetrievalPanel([1, 1], [1, 1], np.array([[0, 0], [1, 0]]), ["i2t_R@1"])
+        retrieval_sums([1, 1], [1, 1], np.array([[0, 0], [1, 0]]), ["i2t_R@1"])
 
 
 def test_medical_figures_equal_torchmetrics_and_scikit_learn() -> None:

@@ -17,8 +17,8 @@ from domainclip.evaluation.comparison import accuracy_interval
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.semantics import SemanticScores
+from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.metric import METRICS
-from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
 from domainclip.metrics.significance import paired_change, wilson_interval
 from domainclip.metrics.sums import unit_sums
 from domainclip.reports.report import jsonable, write_report
@@ -132,7 +132,7 @@ def test_one_patients_gain_is_no_clear_change(tmp_path: Path) -> None:
         for found in (evaluated(fractions).details["classification"] for fractions in (BEFORE, AFTER))
     ]
     assert report["comparison"]["acc1"]["p_value"] == paired_change(*right).p_value
-    assert report["acc1_interval"]["after"] == pytest.approx(wilson_interval(int(right[1].sum()), len(right[1])))
+    assert report["acc1_interval"]["after"] == pytest.approx(wilson_interval(int(right[1].sum()), len(right[1])).ends)
 
 
 def test_a_single_group_has_no_verdict(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_single_group_has_no_verdict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("groups", "units"), [(["p"] * 4, None), (["p", "p", "q", "q"], 2), (None, 4)])
 def test_ratios_of_one_unit_have_no_interval(groups: list[str] | None, units: int | None) -> None:
-    found = ratio_intervals({"x": Ratio.mean([1, 0, 1, 0])}, groups, 100)
+    found = intervals_of(Sums.ratios({"x": mean_of([1, 0, 1, 0])}), groups, 4, 100)
     assert [ends.n_units for ends in found.values()] == ([] if units is None else [units])
 
 

@@ -14,8 +14,9 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.evaluation.evaluators import RetrievalEvaluator
-from domainclip.metrics.paired_bootstrap import exchange_p_value, holm, metric_interval, paired_difference, resampled
-from domainclip.metrics.sums import UnitSums, unit_sums
+from domainclip.metrics.bootstrap import Sums
+from domainclip.metrics.significance import exchange_p_value, holm, metric_interval, paired_difference, resampled
+from domainclip.metrics.sums import unit_sums
 from domainclip.reports.compare_html import compare_html
 from domainclip.reports.compare_text import compare_markdown
 
@@ -69,7 +70,7 @@ def test_resampled_metrics_equal_those_of_the_resampled_rows(name: str) -> None:
             score = recall_score if name == "mean_per_class_recall" else f1_score
             expected = score(truth[rows], predicted[rows], **options)
         counts = np.bincount(drawn, minlength=9)
-        assert model.metric(counts @ model.sums) == pytest.approx(expected, abs=1e-12)
+        assert model.metric(counts @ model.added) == pytest.approx(expected, abs=1e-12)
 
 
 def test_retrieval_sums_equal_the_fractions_of_queries() -> None:
@@ -81,7 +82,7 @@ def test_retrieval_sums_equal_the_fractions_of_queries() -> None:
     value = {name: unit_sums(name, {"retrieval": found}).value for name in ("i2t_R@1", "t2i_R@1", "mean_R@1")}
     assert value == pytest.approx({"i2t_R@1": 3 / 4, "t2i_R@1": 2 / 4, "mean_R@1": 5 / 8})
     # Captions: red (right) is half a's and half b's, green (wrong) and lime (right) are c's, blue (wrong) is d's.
-    sums = unit_sums("t2i_R@1", {"retrieval": found}).sums
+    sums = unit_sums("t2i_R@1", {"retrieval": found}).added
     assert sums.tolist() == [[0.5, 0.5], [0.5, 0.5], [1, 2], [0, 1]]
 
 
@@ -103,7 +104,7 @@ def test_the_test_and_the_intervals_equal_a_plain_loop() -> None:
     group = np.repeat(np.arange(30), sizes)
     before, after = rng.random(len(group)) < 0.5, rng.random(len(group)) < 0.62
     models = [
-        UnitSums(
+        Sums.single(
             np.stack([np.bincount(group, right, 30), np.bincount(group, minlength=30)], axis=1).astype(float),
             lambda totals: totals[..., 0] / totals[..., 1],
         )
@@ -142,7 +143,7 @@ def test_groups_widen_the_interval() -> None:
     """Four hundred images of a hundred patients whose images agree are worth a hundred."""
     patients = np.random.default_rng(1).random(100) < 0.6
     apart = fractions(np.repeat(patients, 4))
-    together = UnitSums(np.stack([patients * 4.0, np.full(100, 4.0)], axis=1), apart.metric)
+    together = Sums.single(np.stack([patients * 4.0, np.full(100, 4.0)], axis=1), apart.metric)
     widths = []
     for model in (apart, together):
         found = metric_interval(model, resampled([model], 4000)[0])
@@ -205,7 +206,7 @@ def test_few_groups_keep_the_error_rate() -> None:
     false = 0
     for trial in range(600):
         models = [
-            UnitSums(
+            Sums.single(
                 np.stack([rng.binomial(20, rng.random(10)), np.full(10, 20)], axis=1).astype(float),
                 lambda totals: totals[..., 0] / totals[..., 1],
             )
@@ -220,7 +221,7 @@ def test_a_perfect_score_has_wilsons_interval_and_one_unit_none() -> None:
     found = metric_interval(perfect, resampled([perfect], 100)[0])
     reference = binomtest(20, 20).proportion_ci(method="wilson")
     assert found is not None and (found.low, found.high, found.method) == (pytest.approx(reference.low), 1.0, "wilson")
-    alone = UnitSums(np.array([[3.0, 4.0]]), perfect.metric)
+    alone = Sums.single(np.array([[3.0, 4.0]]), perfect.metric)
     assert metric_interval(alone, resampled([alone], 100)[0]) is None
     assert paired_difference(alone, alone, *resampled([alone, alone], 100)) is None
 
@@ -298,7 +299,7 @@ def test_without_the_references_figure_nothing_is_tested() -> None:
     assert [cell["verdict"] for cell in content["cells"]] == ["not evaluated", "not tested"]
     assert content["method"]["tests"] == 0 and content["cells"][1]["low"] is not None
     assert any("larger than the intervals say" in note for note in content["data"][0]["notes"])
-    one_unit = {name: ModelOnSet(UnitSums(np.array([[3.0, 4.0]]), fractions(np.ones(1)).metric)) for name in scores}
+    one_unit = {name: ModelOnSet(Sums.single(np.array([[3.0, 4.0]]), fractions(np.ones(1)).metric)) for name in scores}
     content = compare_matrix({"base": "", "tuned": ""}, [SetScores("s", "", "acc1", one_unit, "group")], "base")
     assert content["data"][0]["notes"] == [] and content["cells"][1]["verdict"] == "not tested"
     with pytest.raises(ConfigurationError, match="none of the models"):

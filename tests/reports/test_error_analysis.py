@@ -110,7 +110,7 @@ def test_figures_are_those_of_the_evaluation() -> None:
     metrics = DomainEvaluator(pairs, ["{}"]).evaluate(embed).metrics
     analysis = analysis_of(pairs, embed)
     figures = dict(analysis.figures)
-    low, high = wilson_interval(round(metrics["acc1"] * 90), 90)
+    low, high = wilson_interval(round(metrics["acc1"] * 90), 90).ends
     assert figures[f"accuracy (95 % interval {low:.1%} to {high:.1%})"] == f"{metrics['acc1']:.1%}"
     assert figures["own caption first among 90 (R@1)"] == f"{metrics['i2t_R@1']:.1%}"
     assert sum(row.right for row in analysis.classes) == round(metrics["acc1"] * len(pairs))

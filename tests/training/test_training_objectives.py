@@ -77,16 +77,16 @@ def test_an_objective_with_a_memory_resumes_exactly(name: str, tiny_data, tmp_pa
     whole.train()
     part = trainer_for(name, tiny_data, tmp_path / "part", num_epochs=3)
     seen = 0
-    step = part.step.adaptive
+    take = part.step.update
 
-    def stop_after_five(batch: dict) -> dict:
+    def stop_after_five(batch: dict, step: int) -> Any:
         nonlocal seen
         seen += 1
         if seen == 6:
             raise KeyboardInterrupt
-        return step(batch)
+        return take(batch, step)
 
-    part.step.adaptive = stop_after_five  # type: ignore[assignment]
+    part.step.update = stop_after_five  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         part.train()
     again = trainer_for(name, tiny_data, tmp_path / "part", num_epochs=3)
@@ -117,15 +117,15 @@ def test_hard_negatives_are_sought_between_epochs_and_survive_a_crash(tiny_data,
     whole.train()
     assert asked == [1, 2]
     part = make(tmp_path / "part", [])
-    step, seen = part.step.adaptive, []
+    take, seen = part.step.update, []
 
-    def stop_in_the_second_epoch(batch: dict) -> dict:
+    def stop_in_the_second_epoch(batch: dict, step: int) -> Any:
         seen.append(batch["rows"])
         if len(seen) == 6:
             raise KeyboardInterrupt
-        return step(batch)
+        return take(batch, step)
 
-    part.step.adaptive = stop_in_the_second_epoch  # type: ignore[assignment]
+    part.step.update = stop_in_the_second_epoch  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         part.train()
     resumed: list[int] = []

@@ -80,9 +80,10 @@ def train(
 ) -> None:
     """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
-    `--output DIR --resume` with nothing else goes on with the recipe in DIR.
+    `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
+    error_analysis=true.
     """
-    if resume and output and not (recipe or overrides or data or model or domain):
+    if resume and output and not (recipe or data or model or domain):
         saved = Path(output) / "recipe.yaml"
         recipe = str(saved) if saved.is_file() else None
         kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from domainclip.config.base import Settings
+from domainclip.config.key_facts import key
 
 MetricsDomain = Literal["medical", "industrial", "scientific", "general"]
 
 
 class DomainMetricSettings(Settings):
-    evaluation_metrics: Literal["auto", "medical", "industrial", "scientific", "general"] = Field(
-        default="auto",
+    evaluation_metrics: Literal["auto", "medical", "industrial", "scientific", "general"] = key(
+        "auto",
         title="Evaluation metrics",
         description="Whose terms results are also given in; auto: the domain's.",
+        section="evaluation",
+        changes_weights=False,
     )
-    label_order: list[str] | None = Field(
-        default=None, min_length=2, description="Ordinal classes, from the lowest to the highest: adds quadratic kappa."
+    label_order: list[str] | None = key(
+        None,
+        min_length=2,
+        description="Ordinal classes, from the lowest to the highest: adds quadratic kappa.",
+        section="evaluation",
+        changes_weights=False,
     )
-    normal_label: str | list[str] | None = Field(
-        default=None,
+    normal_label: str | list[str] | None = key(
+        None,
         description="Class (or classes) without a defect; null: guessed from names such as good, normal, ok.",
+        section="evaluation",
+        changes_weights=False,
     )
-    bootstrap_resamples: int = Field(
-        default=1000,
+    bootstrap_resamples: int = key(
+        1000,
         ge=0,
         le=100_000,
         description="Resamples behind the 95 % intervals of these figures; 0: no intervals.",
+        section="evaluation",
+        changes_weights=False,
     )
 
     @field_validator("label_order")

@@ -11,29 +11,47 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationInfo, fie
 
 from domainclip.config.base import Settings
 from domainclip.config.domain_name import Domain
+from domainclip.config.key_facts import Search, key
 
 METRICS = ("cosine", "dot", "euclidean", "bilinear")
 
 
 class TemperatureSettings(Settings):
-    temperature: float = Field(
-        default=0.07, gt=0, description="Divides the similarities; set, it overwrites the model's own."
+    temperature: float = key(
+        0.07,
+        gt=0,
+        description="Divides the similarities; set, it overwrites the model's own.",
+        section="loss",
+        search=Search(0.5, 4, log=True, relative=True),
     )
-    learnable_temp: bool = Field(default=False, description="Train a temperature that was set here.")
-    temperature_scheduling: bool = Field(default=False, description="Change the temperature during training.")
-    temperature_schedule_type: Literal["warmup", "constant", "cosine", "exponential", "adaptive"] = Field(
-        default="warmup", title="Temperature schedule", description="How the temperature changes."
+    learnable_temp: bool = key(
+        False,
+        description="Train a temperature that was set here.",
+        section="loss",
+        search=Search(choices=(True, False)),
     )
-    min_temp: float = Field(default=0.01, gt=0, title="Lowest temperature", description="A schedule goes no lower.")
-    max_temp: float = Field(default=0.1, gt=0, title="Highest temperature", description="A schedule goes no higher.")
-    temp_decay_rate: float = Field(
-        default=0.95,
+    temperature_scheduling: bool = key(False, description="Change the temperature during training.", section="loss")
+    temperature_schedule_type: Literal["warmup", "constant", "cosine", "exponential", "adaptive"] = key(
+        "warmup", title="Temperature schedule", description="How the temperature changes.", section="loss"
+    )
+    min_temp: float = key(
+        0.01, gt=0, title="Lowest temperature", description="A schedule goes no lower.", section="loss"
+    )
+    max_temp: float = key(
+        0.1, gt=0, title="Highest temperature", description="A schedule goes no higher.", section="loss"
+    )
+    temp_decay_rate: float = key(
+        0.95,
         gt=0,
         lt=1,
         description="Factor per hundredth of the training (exponential) or per change (adaptive).",
+        section="loss",
     )
-    temp_warmup_steps: int | None = Field(
-        default=None, gt=0, description="Steps over which a warmup schedule rises; null: a tenth of the training."
+    temp_warmup_steps: int | None = key(
+        None,
+        gt=0,
+        description="Steps over which a warmup schedule rises; null: a tenth of the training.",
+        section="loss",
     )
 
     @model_validator(mode="after")
@@ -44,71 +62,119 @@ class TemperatureSettings(Settings):
 
 
 class LossSettings(TemperatureSettings):
-    plugins: list[str] = Field(
-        default=[],
+    plugins: list[str] = key(
+        [],
         description="Modules or .py files to import first: those that register objectives or metrics of your own.",
+        section="run",
+        one_run=True,
     )
-    loss_type: str = Field(default="contrastive", min_length=1, description="Name of the training objective.")
-    objectives: dict[str, float] = Field(
-        default={}, description="For loss_type combined: the objectives of the weighted sum, each with its weight."
+    loss_type: str = key(
+        "contrastive",
+        min_length=1,
+        description="Name of the training objective.",
+        section="loss",
+        search=Search(
+            choices=("contrastive", "multi_positive", "hard_negative", "sigmoid", "domain_specific"), steers=True
+        ),
     )
-    loss_balancing: Literal["fixed", "uncertainty", "gradient_norm"] = Field(
-        default="fixed", title="Loss balancing", description="How the weights of a weighted sum change during training."
+    objectives: dict[str, float] = key(
+        {},
+        description="For loss_type combined: the objectives of the weighted sum, each with its weight.",
+        section="loss",
     )
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="Fraction of the target spread over all candidates."
+    loss_balancing: Literal["fixed", "uncertainty", "gradient_norm"] = key(
+        "fixed",
+        title="Loss balancing",
+        description="How the weights of a weighted sum change during training.",
+        section="loss",
     )
-    sigmoid_bias: float | None = Field(
-        default=None,
+    label_smoothing: float = key(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of the target spread over all candidates.",
+        section="loss",
+        search=Search(0.0, 0.2),
+    )
+    sigmoid_bias: float | None = key(
+        None,
         description="Bias of the sigmoid objective; null: the model's own, or else set from the first batch.",
+        section="loss",
     )
-    hard_negative_ratio: float = Field(default=0.5, gt=0, le=1, description="Fraction of the negatives that are mined.")
-    hard_negative_mining_strategy: Literal["semi-hard", "hard", "weighted"] = Field(
-        default="semi-hard", title="Mining strategy", description="How negatives are mined."
+    hard_negative_ratio: float = key(
+        0.5, gt=0, le=1, description="Fraction of the negatives that are mined.", section="loss"
     )
-    hard_negative_weight: float = Field(default=2.0, ge=1, description="How many times a mined negative counts.")
-    hardness_strength: float = Field(
-        default=1.0,
+    hard_negative_mining_strategy: Literal["semi-hard", "hard", "weighted"] = key(
+        "semi-hard",
+        title="Mining strategy",
+        description="How negatives are mined.",
+        section="loss",
+        search=Search(choices=("semi-hard", "hard", "weighted"), steers=True),
+    )
+    hard_negative_weight: float = key(
+        2.0, ge=1, description="How many times a mined negative counts.", section="loss", search=Search(1.0, 8.0)
+    )
+    hardness_strength: float = key(
+        1.0,
         ge=0,
         description="How fast a negative's weight grows with its similarity (weighted mining, domain_specific).",
+        section="loss",
+        search=Search(0.0, 4.0),
     )
-    hardness_warmup: float = Field(
-        default=0.1,
+    hardness_warmup: float = key(
+        0.1,
         ge=0,
         le=1,
         description="Fraction of the training over which hardness rises from nothing to the whole.",
+        section="loss",
     )
-    domain_weight: float = Field(default=1.0, ge=0, description="Weight of the domain's own term in the objective.")
-    margin: float = Field(
-        default=0.05,
+    domain_weight: float = key(
+        1.0, ge=0, description="Weight of the domain's own term in the objective.", section="loss"
+    )
+    margin: float = key(
+        0.05,
         ge=0,
         description="How much more similar a positive must be, in units of similarity (medical objective).",
+        section="loss",
+        search=Search(0.0, 0.2),
     )
-    soft_target_fraction: float = Field(
-        default=0.2, ge=0, lt=1, description="Fraction of the target spread over like captions (scientific objective)."
+    soft_target_fraction: float = key(
+        0.2,
+        ge=0,
+        lt=1,
+        description="Fraction of the target spread over like captions (scientific objective).",
+        section="loss",
+        search=Search(0.0, 0.5),
     )
-    multi_scale_scales: list[PositiveFloat] = Field(
-        default=[1.0, 0.75, 0.5], min_length=1, description="Temperature scales."
+    multi_scale_scales: list[PositiveFloat] = key(
+        [1.0, 0.75, 0.5], min_length=1, description="Temperature scales.", section="loss"
     )
-    multi_scale_weights: list[NonNegativeFloat] = Field(
-        default=[1.0, 0.75, 0.5], min_length=1, description="Weight of each scale."
+    multi_scale_weights: list[NonNegativeFloat] = key(
+        [1.0, 0.75, 0.5], min_length=1, description="Weight of each scale.", section="loss"
     )
-    resolution_scales: list[PositiveFloat] = Field(
-        default=[1.0, 0.5],
+    resolution_scales: list[PositiveFloat] = key(
+        [1.0, 0.5],
         min_length=1,
         description="Resolutions of the image, as fractions, that multi_resolution trains on.",
+        section="loss",
     )
-    consistency_weight: float = Field(
-        default=0.1, ge=0, description="Weight of the agreement between resolutions (multi_resolution)."
+    consistency_weight: float = key(
+        0.1, ge=0, description="Weight of the agreement between resolutions (multi_resolution).", section="loss"
     )
-    similarity_metric: str = Field(
-        default="cosine", min_length=1, description="How two embeddings are compared: cosine, dot, euclidean, bilinear."
+    similarity_metric: str = key(
+        "cosine",
+        min_length=1,
+        description="How two embeddings are compared: cosine, dot, euclidean, bilinear.",
+        section="loss",
     )
-    normalize_embeddings: bool = Field(default=True, description="Bring embeddings to length 1 before comparing them.")
-    loss_chunk_size: int | None = Field(
-        default=None,
+    normalize_embeddings: bool = key(
+        True, description="Bring embeddings to length 1 before comparing them.", section="loss"
+    )
+    loss_chunk_size: int | None = key(
+        None,
         gt=0,
         description="Rows of the similarity matrix held at once; null: all of them up to 4096 pairs.",
+        section="loss",
     )
 
     @field_validator("similarity_metric")
@@ -142,8 +208,8 @@ class LossSettings(TemperatureSettings):
         if not isinstance(value, Mapping):
             return value
         pairs = {}
-        for key, weight in value.items():
-            name, colon, number = str(key).partition(":")
+        for given, weight in value.items():
+            name, colon, number = str(given).partition(":")
             if weight is None:
                 if not colon:
                     raise ValueError(f"objectives: {name.strip()!r} has no weight: write {name.strip()}:1")
@@ -166,4 +232,6 @@ class LossSettings(TemperatureSettings):
 class ObjectiveSettings(LossSettings):
     """What an objective is built from: the recipe's keys, and the family of the domain that the recipe names."""
 
-    family: Domain = Field("general", description="Shipped domain whose objective holds (loss_type domain_specific).")
+    family: Domain = Field(
+        default="general", description="Shipped domain whose objective holds (loss_type domain_specific)."
+    )

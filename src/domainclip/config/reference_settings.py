@@ -4,63 +4,89 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from domainclip.config.base import Settings
+from domainclip.config.key_facts import key
 
 _OF_RETENTION_DATA = ("retention_rows", "rehearsal_strength", "rehearsal_rows", "max_forgetting", "min_gain_kept")
 """Keys that say nothing where no reference set is given."""
 
 
 class ReferenceSettings(Settings):
-    retention_data: list[str] | None = Field(
-        default=None,
+    retention_data: list[str] | None = key(
+        None,
         min_length=1,
         description="Tables or folders from outside the domain, to see what the model keeps of it.",
+        section="run",
+        changes_weights=False,
+        one_run=True,
     )
-    retention_rows: int = Field(
-        default=300,
+    retention_rows: int = key(
+        300,
         gt=1,
         description="Validation rows of each reference set: at most these, and half of its training side.",
+        section="training",
+        changes_weights=False,
     )
-    rehearsal_strength: float | None = Field(
-        default=None,
+    rehearsal_strength: float | None = key(
+        None,
         ge=0,
         description="Weight of keeping embeddings of retention_data's other training rows; null: 10.",
+        section="training",
     )
-    rehearsal_rows: int = Field(
-        default=400, gt=1, description="Rows taken for that, at most, from each reference set's training side."
+    rehearsal_rows: int = key(
+        400,
+        gt=1,
+        description="Rows taken for that, at most, from each reference set's training side.",
+        section="training",
     )
-    wise_ft: bool | None = Field(
-        default=None,
+    wise_ft: bool | None = key(
+        None,
         description="Save a mean of the initial and the trained weights; null: where retention_data is given.",
+        section="training",
+        changes_weights=False,
     )
-    wise_ft_alpha: float | Literal["auto"] | None = Field(
-        default=None, description="Fraction of the trained weights in it, in [0, 1]; auto: chosen on validation rows."
+    wise_ft_alpha: float | Literal["auto"] | None = key(
+        None,
+        description="Fraction of the trained weights in it, in [0, 1]; auto: chosen on validation rows.",
+        section="training",
+        changes_weights=False,
     )
-    wise_ft_batch_norm: Literal["auto", "recompute", "interpolate"] = Field(
-        default="auto",
+    wise_ft_batch_norm: Literal["auto", "recompute", "interpolate"] = key(
+        "auto",
         title="Batch norm of the mean",
         description="Statistics between the two ends: of images sent through again (auto), or the ends' mean.",
+        section="training",
+        changes_weights=False,
     )
-    max_forgetting: float = Field(
-        default=0.03,
+    max_forgetting: float = key(
+        0.03,
         ge=0,
         le=1,
         description="Fraction of the mean accuracy on reference sets that may be lost (0.03: 3 points).",
+        section="training",
+        changes_weights=False,
     )
-    min_gain_kept: float = Field(
-        default=0.9, ge=0, le=1, description="Fraction of the domain's gain that wise_ft_alpha=auto must keep."
+    min_gain_kept: float = key(
+        0.9,
+        ge=0,
+        le=1,
+        description="Fraction of the domain's gain that wise_ft_alpha=auto must keep.",
+        section="training",
+        changes_weights=False,
     )
-    l2sp_strength: float = Field(
-        default=0.0,
+    l2sp_strength: float = key(
+        0.0,
         ge=0,
         description="Pull of the towers' weights to where they started: half of it times the distance².",
+        section="training",
     )
-    distillation_strength: float = Field(
-        default=0.0,
+    distillation_strength: float = key(
+        0.0,
         ge=0,
         description="Weight of keeping the batch's embeddings near those of the initial model (cosine).",
+        section="training",
     )
 
     @field_validator("retention_data", mode="before")
@@ -98,9 +124,9 @@ class ReferenceSettings(Settings):
         without_effect = list(_OF_RETENTION_DATA)
         if not self.wise_ft and self.wise_ft_alpha is None:
             without_effect.append("wise_ft_batch_norm")
-        for key in without_effect:
-            if key in self.model_fields_set and getattr(self, key) not in (None, 0):
-                raise ValueError(f"{key} has no effect without retention_data: name a data set there, or leave it out")
+        for name in without_effect:
+            if name in self.model_fields_set and getattr(self, name) not in (None, 0):
+                raise ValueError(f"{name} has no effect without retention_data: name a data set there, or leave it out")
         return self
 
     @model_validator(mode="after")

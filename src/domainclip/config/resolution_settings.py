@@ -7,28 +7,32 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from domainclip.config.base import Settings
+from domainclip.config.key_facts import key
 
 _SMALLEST_RESOLUTION, _LARGEST_RESOLUTION = 16, 4096
 """Pixels; those of ``image_resolution``."""
 
 
 class ResolutionSettings(Settings):
-    resolution_schedule: dict[float, int] | Literal["auto"] | None = Field(
-        default=None,
+    resolution_schedule: dict[float, int] | Literal["auto"] | None = key(
+        None,
         description="Resolution of the training images from each fraction of the training on, as {0:96,0.5:128}; "
         "auto: three resolutions that rise to image_resolution.",
+        section="training",
     )
-    resolution_schedule_by: Literal["fraction", "epoch"] = Field(
-        default="fraction",
+    resolution_schedule_by: Literal["fraction", "epoch"] = key(
+        "fraction",
         title="Unit of the resolution schedule",
         description="Whether resolution_schedule counts in fractions of the training or in epochs from 0.",
+        section="training",
     )
-    training_resolutions: dict[int, float] | None = Field(
-        default=None,
+    training_resolutions: dict[int, float] | None = key(
+        None,
         description="Resolutions of which each batch draws one at random, as [128,160] or with weights {128:1,160:3}.",
+        section="training",
     )
 
     @field_validator("resolution_schedule", mode="before")
@@ -86,8 +90,10 @@ class ResolutionSettings(Settings):
 
 
 class BatchScheduleSettings(Settings):
-    batch_size_schedule: dict[int, int] | None = Field(
-        default=None, description="Pairs in the contrastive batch from each optimizer step on, as {0:64,500:256}."
+    batch_size_schedule: dict[int, int] | None = key(
+        None,
+        description="Pairs in the contrastive batch from each optimizer step on, as {0:64,500:256}.",
+        section="training",
     )
 
     @field_validator("batch_size_schedule", mode="before")

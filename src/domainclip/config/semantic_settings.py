@@ -4,34 +4,46 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from domainclip.config.base import Settings
+from domainclip.config.key_facts import SAME_FOR_ALL, key
 
 
 class SemanticSettings(Settings):
-    class_hierarchy: str | dict[str, Any] | None = Field(
-        default=None,
+    class_hierarchy: str | dict[str, Any] | None = key(
+        None,
         description="Hierarchy of classes (nested mapping, or a YAML or JSON file of one): says how near misses are.",
+        section="evaluation",
+        changes_weights=False,
     )
-    document_col: str | None = Field(
-        default=None,
+    document_col: str | None = key(
+        None,
         min_length=1,
         description="Column with the paper or report a row is from, in place of group_col: a text of it is a hit.",
+        section="evaluation",
+        search=SAME_FOR_ALL,
     )
-    terminology: bool | None = Field(
-        default=None, description="Score the text tower on the domain's glossary; null: where the domain has one."
+    terminology: bool | None = key(
+        None,
+        description="Score the text tower on the domain's glossary; null: where the domain has one.",
+        section="evaluation",
+        changes_weights=False,
     )
-    error_analysis: bool = Field(
-        default=False,
+    error_analysis: bool = key(
+        False,
         description="After training, write error_analysis.html: hits, misses and confident errors to look at.",
+        section="evaluation",
+        changes_weights=False,
     )
-    error_analysis_images: int = Field(
-        default=24,
+    error_analysis_images: int = key(
+        24,
         gt=0,
         le=500,
         title="Images of an error analysis",
         description="Images in each section of it, at most.",
+        section="evaluation",
+        changes_weights=False,
     )
 
     @field_validator("class_hierarchy")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from domainclip.config.base import Settings
 from domainclip.config.domain_metric_settings import DomainMetricSettings
 from domainclip.config.domain_name import check_domain_name
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.config.key_facts import BUDGET, SAME_FOR_ALL, Search, key
 from domainclip.config.loss_settings import TemperatureSettings
 from domainclip.config.probe_settings import ProbeSettings
 from domainclip.config.reference_settings import ReferenceSettings
@@ -34,106 +35,219 @@ DEFAULT_TEMPLATES = (
 
 
 class SeedSettings(Settings):
-    seed: int = Field(
-        default=42, ge=0, lt=2**32, description="Seed of every random choice: splits, order, augmentation, dropout."
+    seed: int = key(
+        42,
+        ge=0,
+        lt=2**32,
+        description="Seed of every random choice: splits, order, augmentation, dropout.",
+        section="data",
+        one_run=True,
+        search=SAME_FOR_ALL,
     )
 
 
 class ModelSettings(SeedSettings):
-    model_name: str = Field(
-        default="openai/clip-vit-base-patch32",
+    model_name: str = key(
+        "openai/clip-vit-base-patch32",
         min_length=1,
         description="Hub name or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
         "a directory); 'tiny' makes a random one.",
+        section="model",
+        one_run=True,
     )
-    vision_model_name: str | None = Field(default=None, description="Image backbone to join with text_model_name.")
-    text_model_name: str | None = Field(default=None, description="Text backbone to join with vision_model_name.")
-    save_open_clip: bool | None = Field(
-        default=None, description="Write the model as an OpenCLIP checkpoint, too; null: where it was loaded from one."
+    vision_model_name: str | None = key(
+        None, description="Image backbone to join with text_model_name.", section="model", one_run=True
     )
-    freeze_batch_norm: bool | None = Field(
-        default=None,
+    text_model_name: str | None = key(
+        None, description="Text backbone to join with vision_model_name.", section="model", one_run=True
+    )
+    save_open_clip: bool | None = key(
+        None,
+        description="Write the model as an OpenCLIP checkpoint, too; null: where it was loaded from one.",
+        section="training",
+        changes_weights=False,
+    )
+    freeze_batch_norm: bool | None = key(
+        None,
         description="Keep the stored batch-norm statistics in training; null: only where micro-batches need it.",
+        section="training",
     )
 
 
 class DataSettings(SeedSettings):
-    domain: str = Field(
-        default="general",
+    domain: str = key(
+        "general",
         description="A shipped domain (`domainclip domain list`) or the path of a YAML file: what images, captions, "
         "training and evaluation of a domain want.",
+        section="data",
+        one_run=True,
+        search=Search(steers=True),
     )
-    data_path: str = Field(
-        default="data", min_length=1, description="A table, a directory, or a Hugging Face data set."
+    data_path: str = key(
+        "data",
+        min_length=1,
+        description="A table, a directory, or a Hugging Face data set.",
+        section="data",
+        changes_weights=False,
+        one_run=True,
     )
-    image_col: str = Field(default="image_path", min_length=1, description="Column (key) with the image's path.")
-    caption_col: str = Field(default="caption", min_length=1, description="Column (key) with the caption.")
-    label_col: str = Field(default="label", min_length=1, description="Column (key) with the class, if there is one.")
-    group_col: str = Field(
-        default="group", min_length=1, description="Column whose values never straddle splits (patient…)."
+    image_col: str = key(
+        "image_path",
+        min_length=1,
+        description="Column (key) with the image's path.",
+        section="data",
+        one_run=True,
+        search=SAME_FOR_ALL,
     )
-    train_split: float = Field(
-        default=0.8, gt=0, le=1, description="Fraction of rows for training where no split is given."
+    caption_col: str = key(
+        "caption",
+        min_length=1,
+        description="Column (key) with the caption.",
+        section="data",
+        one_run=True,
+        search=SAME_FOR_ALL,
     )
-    val_split: float = Field(default=0.1, ge=0, lt=1, description="Fraction for validation (chooses the checkpoint).")
-    test_split: float = Field(default=0.1, ge=0, lt=1, description="Fraction for the test (only reported).")
-    strict: bool = Field(default=False, description="Stop at the first bad image or row instead of skipping it.")
-    max_image_pixels: int = Field(
-        default=178_956_970,
+    label_col: str = key(
+        "label",
+        min_length=1,
+        description="Column (key) with the class, if there is one.",
+        section="data",
+        one_run=True,
+        search=SAME_FOR_ALL,
+    )
+    group_col: str = key(
+        "group",
+        min_length=1,
+        description="Column whose values never straddle splits (patient…).",
+        section="data",
+        one_run=True,
+        search=SAME_FOR_ALL,
+    )
+    train_split: float = key(
+        0.8,
+        gt=0,
+        le=1,
+        description="Fraction of rows for training where no split is given.",
+        section="data",
+        one_run=True,
+        search=SAME_FOR_ALL,
+    )
+    val_split: float = key(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Fraction for validation (chooses the checkpoint).",
+        section="data",
+        one_run=True,
+        search=SAME_FOR_ALL,
+    )
+    test_split: float = key(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Fraction for the test (only reported).",
+        section="data",
+        one_run=True,
+        search=SAME_FOR_ALL,
+    )
+    strict: bool = key(
+        False,
+        description="Stop at the first bad image or row instead of skipping it.",
+        section="data",
+        changes_weights=False,
+        one_run=True,
+    )
+    max_image_pixels: int = key(
+        178_956_970,
         gt=0,
         le=178_956_970,
         description="Larger images are refused before decoding, in pixels.",
+        section="training",
+        search=SAME_FOR_ALL,
     )
-    num_workers: int = Field(
-        default=4, ge=0, le=128, description="Processes that read images; 0 reads beside the training."
+    num_workers: int = key(
+        4,
+        ge=0,
+        le=128,
+        description="Processes that read images; 0 reads beside the training.",
+        section="machine",
+        changes_weights=False,
+        one_run=True,
     )
-    image_cache_mb: int = Field(default=2048, ge=0, description="Memory for decoded images kept across epochs, in MiB.")
-    shuffle: bool = Field(default=True, description="Draw the training rows in a new order each epoch.")
-    image_resolution: int = Field(
-        default=224, ge=16, le=4096, description="Resolution of the image given to the model, in pixels."
+    image_cache_mb: int = key(
+        2048,
+        ge=0,
+        description="Memory for decoded images kept across epochs, in MiB.",
+        section="machine",
+        changes_weights=False,
+        one_run=True,
     )
-    auto_resolution: bool = Field(
-        default=False, description="Choose image_resolution from the images' sizes, the memory and wanted_throughput."
+    shuffle: bool = key(True, description="Draw the training rows in a new order each epoch.", section="training")
+    image_resolution: int = key(
+        224, ge=16, le=4096, description="Resolution of the image given to the model, in pixels.", section="training"
     )
-    wanted_throughput: float | None = Field(
-        default=None,
+    auto_resolution: bool = key(
+        False,
+        description="Choose image_resolution from the images' sizes, the memory and wanted_throughput.",
+        section="training",
+    )
+    wanted_throughput: float | None = key(
+        None,
         gt=0,
         description="Images a second in training that auto_resolution keeps to; null: as many as it gets.",
+        section="training",
     )
-    max_sequence_length: int = Field(
-        default=77, ge=4, le=8192, description="Longest caption in tokens; longer ones are cut."
+    max_sequence_length: int = key(
+        77, ge=4, le=8192, description="Longest caption in tokens; longer ones are cut.", section="training"
     )
-    positives: Literal["auto", "caption", "statement", "label"] = Field(
-        default="auto",
+    positives: Literal["auto", "caption", "statement", "label"] = key(
+        "auto",
         description="Rows that are each other's positives: equal caption, equal statement (case, punctuation, "
         "filler words and the order of phrases aside), or equal label.",
+        section="training",
     )
-    image_preprocessing: ImagePreprocessing | None = Field(
-        default=None,
+    image_preprocessing: ImagePreprocessing | None = key(
+        None,
         description="Steps before the resize (window, border, light, contrast, tiles); null: the domain's.",
+        section="images",
     )
-    text_preprocessing: TextPreprocessing | None = Field(
-        default=None, description="Steps before the tokenizer (spelling, abbreviations, length); null: the domain's."
+    text_preprocessing: TextPreprocessing | None = key(
+        None,
+        description="Steps before the tokenizer (spelling, abbreviations, length); null: the domain's.",
+        section="texts",
     )
-    augment_images: bool = Field(
-        default=True, description="Random crops, flips where harmless, and light jitter in training."
+    augment_images: bool = key(
+        True, description="Random crops, flips where harmless, and light jitter in training.", section="augmentation"
     )
-    augment_text: bool = Field(default=False, description="Also show the label as a prompt in place of some captions.")
-    crop_scale: float = Field(
-        default=0.7, gt=0, le=1, description="Smallest fraction of the image's area a random crop keeps."
+    augment_text: bool = key(
+        False, description="Also show the label as a prompt in place of some captions.", section="augmentation"
     )
-    horizontal_flip: bool = Field(default=False, description="Mirror left and right in augmentation.")
-    vertical_flip: bool = Field(default=False, description="Mirror top and bottom in augmentation.")
-    rotate90: bool = Field(default=False, description="Turn by multiples of 90 degrees in augmentation.")
-    hard_negative_batch_fraction: float = Field(
-        default=0.0,
+    crop_scale: float = key(
+        0.7,
+        gt=0,
+        le=1,
+        description="Smallest fraction of the image's area a random crop keeps.",
+        section="augmentation",
+    )
+    horizontal_flip: bool = key(False, description="Mirror left and right in augmentation.", section="augmentation")
+    vertical_flip: bool = key(False, description="Mirror top and bottom in augmentation.", section="augmentation")
+    rotate90: bool = key(False, description="Turn by multiples of 90 degrees in augmentation.", section="augmentation")
+    hard_negative_batch_fraction: float = key(
+        0.0,
         ge=0,
         le=1,
         description="Fraction of each batch chosen among the hard negatives of the rest, anew each epoch.",
+        section="training",
     )
-    hard_negative_neighbours: int = Field(default=8, gt=0, description="Hardest rows remembered for each row.")
-    color_jitter: float = Field(
-        default=0.1, ge=0, le=1, description="Strength of brightness and contrast jitter, as a fraction."
+    hard_negative_neighbours: int = key(
+        8, gt=0, description="Hardest rows remembered for each row.", section="training"
+    )
+    color_jitter: float = key(
+        0.1,
+        ge=0,
+        le=1,
+        description="Strength of brightness and contrast jitter, as a fraction.",
+        section="augmentation",
     )
 
     @field_validator("domain")
@@ -163,33 +277,37 @@ class DataSettings(SeedSettings):
                 f"auto_resolution chooses image_resolution, which is set to {self.image_resolution}: leave "
                 "image_resolution out, or auto_resolution"
             )
-        for key in ("resolution_schedule", "training_resolutions"):  # of another group, beside this one in a recipe
-            if getattr(self, key, None) is not None:
+        for name in ("resolution_schedule", "training_resolutions"):  # of another group, beside this one in a recipe
+            if getattr(self, name, None) is not None:
                 raise ValueError(
-                    f"auto_resolution chooses one resolution, and {key} names several: leave {key} out, or "
+                    f"auto_resolution chooses one resolution, and {name} names several: leave {name} out, or "
                     f"auto_resolution"
                 )
         return self
 
 
 class AdapterSettings(Settings):
-    lora_r: int | None = Field(
-        default=None,
+    lora_r: int | None = key(
+        None,
         gt=0,
         description="Rank of LoRA adapters, trained in place of the towers' weights (8 suits small data).",
+        section="training",
+        common=True,
     )
-    lora_alpha: float = Field(
-        default=16.0,
+    lora_alpha: float = key(
+        16.0,
         gt=0,
         description="An adapter's update is scaled by this over lora_r: another rank needs no other rate.",
+        section="training",
     )
-    lora_dropout: float = Field(
-        default=0.05, ge=0, lt=1, description="Fraction of an adapter's inputs dropped in training."
+    lora_dropout: float = key(
+        0.05, ge=0, lt=1, description="Fraction of an adapter's inputs dropped in training.", section="training"
     )
-    target_modules: list[str] | None = Field(
-        default=None,
+    target_modules: list[str] | None = key(
+        None,
         min_length=1,
         description="Names, or their endings, of adapted layers; null: all of both transformers.",
+        section="training",
     )
 
     @model_validator(mode="after")
@@ -200,48 +318,84 @@ class AdapterSettings(Settings):
 
 
 class OptimizerSettings(AdapterSettings):
-    optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = Field(
-        default="adamw",
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = key(
+        "adamw",
         title="Optimizer",
         description="adafactor and adamw_8bit (CUDA only) keep a fraction of AdamW's memory.",
+        section="training",
     )
-    learning_rate: float = Field(default=5e-5, gt=0, description="Peak rate of a transformer tower (AdamW).")
-    image_learning_rate: float | None = Field(
-        default=None, gt=0, description="Peak rate of the image tower (of its adapters, where it has any)."
+    learning_rate: float = key(
+        5e-5,
+        gt=0,
+        description="Peak rate of a transformer tower (AdamW).",
+        section="training",
+        search=Search(0.1, 10, log=True, relative=True),
+        common=True,
     )
-    text_learning_rate: float | None = Field(
-        default=None, gt=0, description="Peak rate of the text tower (of its adapters, where it has any)."
+    image_learning_rate: float | None = key(
+        None, gt=0, description="Peak rate of the image tower (of its adapters, where it has any).", section="training"
     )
-    small_data: bool | None = Field(
-        default=None,
+    text_learning_rate: float | None = key(
+        None, gt=0, description="Peak rate of the text tower (of its adapters, where it has any).", section="training"
+    )
+    small_data: bool | None = key(
+        None,
         description="Hold the towers' lower layers back, decay more, stop early; null: with under 1,000 pairs.",
+        section="training",
     )
-    num_epochs: int = Field(default=10, gt=0, title="Number of epochs", description="Passes over the training rows.")
-    max_steps: int | None = Field(
-        default=None, gt=0, description="Stop after this many optimizer steps, if that comes first."
+    num_epochs: int = key(
+        10,
+        gt=0,
+        title="Number of epochs",
+        description="Passes over the training rows.",
+        section="training",
+        search=BUDGET,
+        common=True,
     )
-    warmup_steps: int = Field(default=500, ge=0, description="Steps over which the rate rises linearly from zero.")
-    min_learning_rate_ratio: float = Field(
-        default=0.0, ge=0, le=1, description="Where the cosine ends, as a fraction of the peak."
+    max_steps: int | None = key(
+        None,
+        gt=0,
+        description="Stop after this many optimizer steps, if that comes first.",
+        section="training",
+        search=BUDGET,
     )
-    weight_decay: float = Field(
-        default=0.01, ge=0, description="Decay of weight matrices (never of norms, biases, the scale)."
+    warmup_steps: int = key(
+        500, ge=0, description="Steps over which the rate rises linearly from zero.", section="training"
     )
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the gradient's mean.")
-    adam_beta2: float = Field(default=0.98, ge=0, lt=1, description="AdamW's decay of the gradient's square.")
-    adam_epsilon: float = Field(default=1e-6, gt=0, description="AdamW's epsilon.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this global norm.")
-    ema_fraction: float = Field(
-        default=0.1,
+    min_learning_rate_ratio: float = key(
+        0.0, ge=0, le=1, description="Where the cosine ends, as a fraction of the peak.", section="training"
+    )
+    weight_decay: float = key(
+        0.01,
+        ge=0,
+        description="Decay of weight matrices (never of norms, biases, the scale).",
+        section="training",
+        search=Search(1e-3, 0.3, log=True),
+        common=True,
+    )
+    adam_beta1: float = key(0.9, ge=0, lt=1, description="AdamW's decay of the gradient's mean.", section="training")
+    adam_beta2: float = key(0.98, ge=0, lt=1, description="AdamW's decay of the gradient's square.", section="training")
+    adam_epsilon: float = key(1e-6, gt=0, description="AdamW's epsilon.", section="training")
+    max_grad_norm: float = key(
+        1.0, gt=0, description="Gradients are scaled down to this global norm.", section="training"
+    )
+    ema_fraction: float = key(
+        0.1,
         ge=0,
         lt=1,
         description="Validated and saved are weights averaged over so much of all steps; 0: the latest.",
+        section="training",
     )
-    layer_decay: float = Field(
-        default=1.0, gt=0, le=1, description="Each layer nearer the input learns this much slower."
+    layer_decay: float = key(
+        1.0,
+        gt=0,
+        le=1,
+        description="Each layer nearer the input learns this much slower.",
+        section="training",
+        common=True,
     )
-    lock_image: bool = Field(default=False, description="Do not train the image tower.")
-    lock_text: bool = Field(default=False, description="Do not train the text tower.")
+    lock_image: bool = key(False, description="Do not train the image tower.", section="training", common=True)
+    lock_text: bool = key(False, description="Do not train the text tower.", section="training", common=True)
 
     @model_validator(mode="after")
     def _something_learns(self) -> Self:
@@ -251,40 +405,57 @@ class OptimizerSettings(AdapterSettings):
 
 
 class MemorySettings(Settings):
-    batch_size: int | None = Field(
-        default=None, gt=0, description="Pairs a device step; null: from the rows, at most 256."
+    batch_size: int | None = key(
+        None, gt=0, description="Pairs a device step; null: from the rows, at most 256.", section="training"
     )
-    gradient_accumulation_steps: int = Field(
-        default=1,
+    gradient_accumulation_steps: int = key(
+        1,
         gt=0,
         description="The contrastive batch is batch_size times this (GradCache: one loss over all of it).",
+        section="training",
     )
-    mini_batch_size: int | None = Field(
-        default=None, gt=0, description="Pairs of a micro-batch (GradCache); null: as many as memory holds."
+    mini_batch_size: int | None = key(
+        None, gt=0, description="Pairs of a micro-batch (GradCache); null: as many as memory holds.", section="training"
     )
-    memory_fraction: float | None = Field(
-        default=None,
+    memory_fraction: float | None = key(
+        None,
         gt=0,
         le=1,
         description="Fraction of the memory available at the start that training may fill; null: 0.8.",
+        section="machine",
+        changes_weights=False,
+        one_run=True,
     )
-    mixed_precision: bool = Field(default=True, description="Let the device's policy choose; false means float32.")
-    precision: Literal["fp32", "bf16", "fp16"] | None = Field(default=None, description="Precision of the towers.")
-    gradient_checkpointing: bool | None = Field(
-        default=None,
+    mixed_precision: bool = key(
+        True, description="Let the device's policy choose; false means float32.", section="training"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] | None = key(
+        None, description="Precision of the towers.", section="training"
+    )
+    gradient_checkpointing: bool | None = key(
+        None,
         description="Compute each block again backward instead of keeping its activations; null: only where one pair "
         "would not fit otherwise.",
+        section="training",
     )
-    attention: Literal["auto", "sdpa", "sliced", "eager"] = Field(
-        default="auto",
+    attention: Literal["auto", "sdpa", "sliced", "eager"] = key(
+        "auto",
         title="Attention",
         description="sliced never keeps the attention matrix; auto takes it where the device's own kernel would.",
+        section="training",
     )
-    attention_slice_size: int | None = Field(
-        default=None, gt=0, description="Queries in a block of sliced attention; null: chosen from lengths and memory."
+    attention_slice_size: int | None = key(
+        None,
+        gt=0,
+        description="Queries in a block of sliced attention; null: chosen from lengths and memory.",
+        section="training",
     )
-    use_mps: bool = Field(default=True, description="Use Apple's GPU where there is one.")
-    device: Literal["mps", "cuda", "cpu"] | None = Field(default=None, description="Insist on a device.")
+    use_mps: bool = key(
+        True, description="Use Apple's GPU where there is one.", section="machine", one_run=True, search=SAME_FOR_ALL
+    )
+    device: Literal["mps", "cuda", "cpu"] | None = key(
+        None, description="Insist on a device.", section="machine", one_run=True, search=SAME_FOR_ALL
+    )
 
     @model_validator(mode="after")
     def _slices_are_used(self) -> Self:
@@ -297,24 +468,43 @@ class MemorySettings(Settings):
 
 
 class EvaluationSettings(DomainMetricSettings, SemanticSettings):
-    eval_steps: int = Field(default=500, gt=0, description="Steps between validations.")
-    early_stopping_patience: int | None = Field(
-        default=None,
+    eval_steps: int = key(500, gt=0, description="Steps between validations.", section="training", search=SAME_FOR_ALL)
+    early_stopping_patience: int | None = key(
+        None,
         ge=0,
         description="Stop after this many validations without a better primary metric; 0: never; null: with few rows.",
+        section="training",
+        search=BUDGET,
+        common=True,
     )
-    prompt_templates: list[str] = Field(
-        default=list(DEFAULT_TEMPLATES), min_length=1, description="Sentences for zero-shot classes; {} is the label."
+    prompt_templates: list[str] = key(
+        list(DEFAULT_TEMPLATES),
+        min_length=1,
+        description="Sentences for zero-shot classes; {} is the label.",
+        section="prompts",
+        search=SAME_FOR_ALL,
     )
-    eval_batch_size: int = Field(default=64, gt=0, description="Images embedded at once in evaluation.")
-    retrieval_top_k: int = Field(default=5, gt=0, description="Results shown per query.")
-    calibrate_temperature: bool = Field(
-        default=False,
+    eval_batch_size: int = key(
+        64, gt=0, description="Images embedded at once in evaluation.", section="evaluation", changes_weights=False
+    )
+    retrieval_top_k: int = key(
+        5, gt=0, description="Results shown per query.", section="evaluation", changes_weights=False
+    )
+    calibrate_temperature: bool = key(
+        False,
         description="Save the model with the temperature that makes its probabilities true on validation.",
+        section="evaluation",
+        changes_weights=False,
     )
-    alignment_visualization: bool = Field(default=False, description="Draw the alignment plots after training.")
-    visualization_output_dir: str = Field(
-        default="outputs/visualizations", description="Where they go; left as it is: <output_dir>/alignment."
+    alignment_visualization: bool = key(
+        False, description="Draw the alignment plots after training.", section="evaluation", changes_weights=False
+    )
+    visualization_output_dir: str = key(
+        "outputs/visualizations",
+        description="Where they go; left as it is: <output_dir>/alignment.",
+        section="run",
+        changes_weights=False,
+        one_run=True,
     )
 
     @field_validator("prompt_templates")
@@ -327,12 +517,28 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
 
 
 class RunSettings(SeedSettings):
-    output_dir: str = Field(
-        default="outputs", min_length=1, description="Folder of the run: recipe, metrics, checkpoints, report."
+    output_dir: str = key(
+        "outputs",
+        min_length=1,
+        description="Folder of the run: recipe, metrics, checkpoints, report.",
+        section="run",
+        changes_weights=False,
+        one_run=True,
     )
-    save_steps: int = Field(default=1000, gt=0, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(default=2, gt=0, description="Checkpoints kept besides the best one.")
-    logging_steps: int = Field(default=100, gt=0, description="Steps between lines of metrics.jsonl.")
+    save_steps: int = key(
+        1000, gt=0, description="Steps between checkpoints.", section="training", changes_weights=False
+    )
+    keep_checkpoints: int = key(
+        2,
+        gt=0,
+        description="Checkpoints kept besides the best one.",
+        section="run",
+        changes_weights=False,
+        one_run=True,
+    )
+    logging_steps: int = key(
+        100, gt=0, description="Steps between lines of metrics.jsonl.", section="training", changes_weights=False
+    )
 
 
 class TrainingSettings(

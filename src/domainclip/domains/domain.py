@@ -13,10 +13,9 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from domainclip.config.base import Settings
 from domainclip.config.domain_name import Domain
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.config.key_facts import facts_by_key, facts_of
 from domainclip.config.located_yaml import KeyPath, yaml_text
-from domainclip.config.loss_settings import LossSettings
 from domainclip.config.recipe import CLIPFinetuningConfig
-from domainclip.config.settings import EvaluationSettings
 from domainclip.config.text_preprocessing import PromptPack, TextPreprocessing
 from domainclip.domains.layers import WHOLE_VALUES, DomainLayer
 from domainclip.errors import ConfigurationError
@@ -29,56 +28,6 @@ RECIPE_SECTIONS = ("augmentation", "loss", "training", "evaluation")
 """Sections of recipe keys: they lie under what the user sets."""
 
 _SECTIONS = (*PREPROCESSING, *RECIPE_SECTIONS)
-
-_AUGMENTATION = frozenset(
-    {
-        "augment_images",
-        "augment_text",
-        "crop_scale",
-        "horizontal_flip",
-        "vertical_flip",
-        "rotate90",
-        "color_jitter",
-    }
-)
-_ONE_RUNS_OWN = frozenset(
-    {
-        "domain",
-        "model_name",
-        "vision_model_name",
-        "text_model_name",
-        "data_path",
-        "image_col",
-        "caption_col",
-        "label_col",
-        "group_col",
-        "train_split",
-        "val_split",
-        "test_split",
-        "seed",
-        "strict",
-        "plugins",
-        "output_dir",
-        "visualization_output_dir",
-        "device",
-        "use_mps",
-        "num_workers",
-        "image_cache_mb",
-        "memory_fraction",
-        "keep_checkpoints",
-        "retention_data",
-        "prompt_templates",
-        "image_preprocessing",
-        "text_preprocessing",
-    }
-)
-"""Recipe keys that belong to a run, its data or its machine, and those that a section of their own stands for."""
-_WRITTEN_AS = {
-    "prompt_templates": "'templates' in the section 'prompts'",
-    "image_preprocessing": "the section 'images'",
-    "text_preprocessing": "the section 'texts'",
-}
-_TRAINING_THAT_VALIDATES = frozenset({"eval_steps", "early_stopping_patience"})
 
 
 @dataclass(frozen=True)
@@ -102,17 +51,9 @@ class Choice:
 def recipe_sections() -> dict[str, str]:
     """Every recipe key that a domain may set, with its section."""
     return {
-        key: (
-            "augmentation"
-            if key in _AUGMENTATION
-            else "loss"
-            if key in LossSettings.model_fields
-            else "evaluation"
-            if key in EvaluationSettings.model_fields and key not in _TRAINING_THAT_VALIDATES
-            else "training"
-        )
-        for key in CLIPFinetuningConfig.model_fields
-        if key not in _ONE_RUNS_OWN
+        name: facts.section
+        for name, facts in facts_by_key(CLIPFinetuningConfig)
+        if facts.section in RECIPE_SECTIONS and not facts.one_run
     }
 
 
@@ -252,15 +193,25 @@ def check_key(section: str, key: str) -> None:
         return
     if key in homes:
         problem = f"{key!r} belongs in the section {homes[key]!r}: move it there"
-    elif key in _WRITTEN_AS:
-        problem = f"{key!r} is written as {_WRITTEN_AS[key]}"
-    elif key in _ONE_RUNS_OWN:
+    elif key in CLIPFinetuningConfig.model_fields and (own := _preprocessing_of(key)):
+        problem = f"{key!r} is written as {own}"
+    elif key in CLIPFinetuningConfig.model_fields:
         problem = f"{key!r} belongs to a run, its data or its machine, not to a domain: set it in the recipe"
     else:
         guess = nearest(key, [known for known, home in homes.items() if home == section]) or nearest(key, homes)
         hint = f": did you mean {guess!r}?" if guess else ". `domainclip config show` lists the known ones"
         problem = f"Unknown key {key!r}{hint}"
     raise ConfigurationError(f"{section}: {problem}")
+
+
+def _preprocessing_of(key: str) -> str | None:
+    """Where a domain says what this recipe key says of a single run; None for keys that have no such place."""
+    section = facts_of(CLIPFinetuningConfig, key).section
+    if section not in PREPROCESSING:
+        return None
+    inner, held = key.partition("_")[2], DomainConfig.model_fields[section].annotation
+    whole = f"the section {section!r}"
+    return f"{inner!r} in {whole}" if inner in getattr(held, "model_fields", {}) else whole
 
 
 _ABSENT = object()

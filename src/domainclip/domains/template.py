@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from domainclip.config.base import Settings
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.config.key_facts import facts_of
 from domainclip.config.located_yaml import KeyPath, yaml_text
 from domainclip.config.recipe import CLIPFinetuningConfig
 from domainclip.config.text_preprocessing import PromptPack, TextPreprocessing
@@ -29,19 +30,6 @@ _PREPROCESSING: dict[str, type[Settings]] = {
     "texts": TextPreprocessing,
     "prompts": PromptPack,
 }
-_OFTEN = {
-    "training": (
-        "learning_rate",
-        "num_epochs",
-        "weight_decay",
-        "layer_decay",
-        "lock_image",
-        "lock_text",
-        "lora_r",
-        "early_stopping_patience",
-    ),
-}
-"""Of a section with very many keys, those that are shown where they are not inherited."""
 
 
 def domain_template(name: str, parent: DomainConfig, extends: str) -> str:
@@ -75,7 +63,9 @@ def _keys_of(section: str) -> list[tuple[str, Any, str]]:
     else:
         fields = CLIPFinetuningConfig.model_fields
         homes = recipe_sections()
-        names = [key for key in _OFTEN.get(section, homes) if homes[key] == section]
+        names = [key for key in homes if homes[key] == section]
+        if section == "training":  # of so many keys, those that are often chosen
+            names = [key for key in names if facts_of(CLIPFinetuningConfig, key).common]
     found = []
     for key in names:
         default = fields[key].get_default(call_default_factory=True)

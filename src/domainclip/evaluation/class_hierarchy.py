@@ -22,7 +22,7 @@ import numpy as np
 
 from domainclip.config.located_yaml import LocatedYaml, read_yaml_text
 from domainclip.errors import ConfigurationError
-from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
+from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.registry import nearest
 
 UNNAMED_ROOT = ""
@@ -154,18 +154,18 @@ def class_hierarchy_scores(
     true = np.array([tree.depth(name) for name in targets], dtype=np.float64)
     missed = np.array([one != other for one, other in pairs])
     ratios = {
-        "hierarchical_precision": Ratio(common, predicted_depth),
-        "hierarchical_recall": Ratio(common, true),
+        "hierarchical_precision": (common, predicted_depth),
+        "hierarchical_recall": (common, true),
         # 2PR / (P + R), with the common Σ|P ∩ T| taken out of both.
-        "hierarchical_f1": Ratio(2 * common, predicted_depth + true),
-        "miss_edges": Ratio.mean(true - common, missed),
-        "miss_wu_palmer": Ratio.mean([tree.wu_palmer(*pair) for pair in pairs], missed),
+        "hierarchical_f1": (2 * common, predicted_depth + true),
+        "miss_edges": mean_of(true - common, missed),
+        "miss_wu_palmer": mean_of([tree.wu_palmer(*pair) for pair in pairs], missed),
     }
     counted: dict[str, int] = {}
     for level in range(1, int(true.max()) + 1):
         if len({_at(tree, label, level) for label in classes}) < 2:
             continue
-        ratios[f"level_{level}_accuracy"] = Ratio.mean(common >= level, true >= level)
+        ratios[f"level_{level}_accuracy"] = mean_of(common >= level, true >= level)
         counted[str(level)] = int((true >= level).sum())
     blind = [
         (name, other)
@@ -174,15 +174,16 @@ def class_hierarchy_scores(
         for other in classes
         if other != name
     ]
+    sums = Sums.ratios(ratios)
     details = {
         "n_misses": int(missed.sum()),
         "n_names": len(tree.parents),
         "images_at_level": counted,
         "random_miss_edges": _mean([tree.edges_to_common(*pair) for pair in blind]),
         "random_miss_wu_palmer": _mean([tree.wu_palmer(*pair) for pair in blind]),
-        "intervals": ratio_intervals(ratios, groups, resamples),
+        "intervals": intervals_of(sums, groups, len(pairs), resamples),
     }
-    return {name: ratio.value for name, ratio in ratios.items()}, details
+    return {name: value for (name, _), value in sums.values.items()}, details
 
 
 def _at(tree: ClassHierarchy, name: str, level: int) -> str | None:

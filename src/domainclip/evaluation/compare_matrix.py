@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from domainclip.errors import ConfigurationError
-from domainclip.metrics.bootstrap import FEW_UNITS
+from domainclip.metrics.bootstrap import FEW_UNITS, Sums
 from domainclip.metrics.metric import METRICS
-from domainclip.metrics.paired_bootstrap import RESAMPLES, holm, metric_interval, paired_difference, resampled
-from domainclip.metrics.sums import UnitSums
+from domainclip.metrics.significance import RESAMPLES, holm, metric_interval, paired_difference, resampled
 
 ALPHA = 0.05
 BETTER, SAME, WORSE = "better", "no difference", "worse"
@@ -33,7 +32,7 @@ class ModelOnSet:
     """What one model scored on one data set: ``sums`` of the compared metric and all flat ``metrics``; or, where it
     could not be evaluated, the ``reason``."""
 
-    sums: UnitSums | None = None
+    sums: Sums | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
 
@@ -96,7 +95,7 @@ def compare_matrix(
 
 def _tested(found: SetScores, name: str, reference: str) -> bool:
     sums = [found.scores[key].sums for key in (reference, name)]
-    return name != reference and all(part is not None and len(part.sums) > 1 for part in sums)
+    return name != reference and all(part is not None and len(part.added) > 1 for part in sums)
 
 
 def _cells(
@@ -136,7 +135,7 @@ def _cells(
 
 
 def _against(
-    reference: str, name: str, sums: Mapping[str, UnitSums], draws: Mapping[str, np.ndarray], seed: int
+    reference: str, name: str, sums: Mapping[str, Sums], draws: Mapping[str, np.ndarray], seed: int
 ) -> dict[str, Any]:
     if name == reference:
         return {"verdict": REFERENCE}
@@ -156,7 +155,7 @@ def _against(
 
 
 def _column(found: SetScores) -> dict[str, Any]:
-    sizes = [len(score.sums.sums) for score in found.scores.values() if score.sums is not None]
+    sizes = [len(score.sums.added) for score in found.scores.values() if score.sums is not None]
     units = sizes[0] if sizes else None
     notes = list(found.facts.get("notes", ()))
     if units is not None and 1 < units < FEW_UNITS:  # a single one has no interval to speak of

@@ -10,9 +10,15 @@ import numpy as np
 
 from domainclip.errors import DataError
 from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.metrics.metric import METRICS
-from domainclip.metrics.paired_bootstrap import MetricInterval, metric_interval, paired_difference, resampled
-from domainclip.metrics.significance import PairedChange, paired_change, wilson_interval
+from domainclip.metrics.metric import METRICS, Interval
+from domainclip.metrics.significance import (
+    PairedChange,
+    metric_interval,
+    paired_change,
+    paired_difference,
+    resampled,
+    wilson_interval,
+)
 from domainclip.metrics.sums import has_groups, unit_sums
 
 _SAME_ITEMS = {"classification": ("image_paths", "targets"), "retrieval": ("image_paths", "captions")}
@@ -80,19 +86,19 @@ def _by_group(
     difference = paired_difference(models[0], models[1], draws[0], draws[1], seed)
     low, high, p_value = (difference.low, difference.high, difference.p_value) if difference else (np.nan,) * 3
     return GroupedChange(
-        plain.change, low, high, plain.gained, plain.lost, p_value, plain.n, n_units=len(models[0].sums)
+        plain.change, low, high, plain.gained, plain.lost, p_value, plain.n, n_units=len(models[0].added)
     )
 
 
-def accuracy_interval(found: Mapping[str, Any], seed: int = 0) -> tuple[MetricInterval | None, int]:
+def accuracy_interval(found: Mapping[str, Any], seed: int = 0) -> tuple[Interval | None, int]:
     """95 % interval of the accuracy, and of how many units it is, from ``details["classification"]``
     (``image_paths``, ``targets``, ``predictions``, ``labels``, ``groups``): Wilson's, or where some group has several
     images the bootstrap's by whole groups, which is that of ``compare_matrix``. None with a single group."""
     if has_groups(found):
         model = unit_sums("acc1", {"classification": found})
-        return metric_interval(model, resampled([model], seed=seed)[0]), len(model.sums)
+        return metric_interval(model, resampled([model], seed=seed)[0]), len(model.added)
     right = _right("acc1", found)
-    return MetricInterval(*wilson_interval(int(right.sum()), len(right)), "wilson"), len(right)
+    return wilson_interval(int(right.sum()), len(right)), len(right)
 
 
 def compared_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

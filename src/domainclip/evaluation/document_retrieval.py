@@ -18,8 +18,8 @@ from torch import Tensor
 
 from domainclip.errors import DataError, ShapeError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult
+from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.metric import Interval
-from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
 from domainclip.metrics.retrieval import K_VALUES, chunked_ranks
 
 
@@ -120,12 +120,14 @@ class DocumentRetrievalEvaluator:
             hits = self._hits(side)
             ratios = {}
             for k in (k for k in K_VALUES if k < len(candidates)):
-                ratios[f"document_{direction}_Hits@{k}"] = Ratio.mean(ranks.numpy() <= k)
+                ratios[f"document_{direction}_Hits@{k}"] = mean_of(ranks.numpy() <= k)
                 chance[f"document_{direction}_Hits@{k}"] = _random_hits(hits, len(candidates), k)
-            ratios[f"document_{direction}_MRR"] = Ratio.mean(1 / ranks.numpy())
-            metrics |= {name: ratio.value for name, ratio in ratios.items()}
+            ratios[f"document_{direction}_MRR"] = mean_of(1 / ranks.numpy())
+            sums = Sums.ratios(ratios)
+            metrics |= {name: value for (name, _), value in sums.values.items()}
             # A query of several documents goes with the first of them.
-            intervals |= ratio_intervals(ratios, [min(found) for found in self._documents[side]], resamples)
+            first = [min(found) for found in self._documents[side]]
+            intervals |= intervals_of(sums, first, len(first), resamples)
             details[f"{direction}_ranks"] = ranks.tolist()
         details |= {
             "n_documents": self.n_documents,

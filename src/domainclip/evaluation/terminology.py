@@ -25,7 +25,7 @@ from torch import Tensor
 from domainclip.config.glossary import Glossary
 from domainclip.errors import DataError, ShapeError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult, LabelledPair
-from domainclip.metrics.ratio_intervals import Ratio, ratio_intervals
+from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.retrieval import ranks_of_best_hit
 
 PARAPHRASES = ("findings: {}", "this shows {}", "a picture of {}")
@@ -129,11 +129,11 @@ class TerminologyEvaluator:
         embeds = _unit_rows(encode_texts, self.terms)
         similarities = (embeds @ embeds.T).fill_diagonal_(-torch.inf)
         asked = self.same_meaning.any(dim=1).nonzero().flatten()
-        ratios = self._term_ratios(similarities, asked)
-        metrics |= {name: ratio.value for name, ratio in ratios.items()}
+        sums = self._term_sums(similarities, asked)
+        metrics |= {name: value for (name, _), value in sums.values.items()}
         # Terms of one meaning go together; the first of them stands for it.
         meaning = [min([row, *self.same_meaning[row].nonzero().flatten().tolist()]) for row in asked.tolist()]
-        details["intervals"] |= ratio_intervals(ratios, meaning, resamples)
+        details["intervals"] |= intervals_of(sums, meaning, len(meaning), resamples)
         details["spelling"] = self._by_spelling
         mates = self.same_meaning[asked].sum(dim=1).double()
         details |= {"n_asked": len(asked), "chance_Hits@1": float((mates / (len(self.terms) - 1)).mean())}
@@ -159,20 +159,20 @@ class TerminologyEvaluator:
         letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)).fit_transform(self.terms)
         similarities = torch.from_numpy((letters @ letters.T).toarray()).fill_diagonal_(-torch.inf)
         asked = self.same_meaning.any(dim=1).nonzero().flatten()
-        return {name: ratio.value for name, ratio in self._term_ratios(similarities, asked).items()}
+        return {name: value for (name, _), value in self._term_sums(similarities, asked).values.items()}
 
-    def _term_ratios(self, similarities: Tensor, asked: Tensor) -> dict[str, Ratio]:
+    def _term_sums(self, similarities: Tensor, asked: Tensor) -> Sums:
         ranks = ranks_of_best_hit(similarities[asked], self.same_meaning[asked]).numpy()
         found = {
-            "term_Hits@1": Ratio.mean(ranks <= 1),
-            "term_Hits@5": Ratio.mean(ranks <= 5),
-            "term_MRR": Ratio.mean(1 / ranks),
+            "term_Hits@1": mean_of(ranks <= 1),
+            "term_Hits@5": mean_of(ranks <= 5),
+            "term_MRR": mean_of(1 / ranks),
         }
         for kind in ("synonym", "abbreviation"):
             of_kind = [kind in self._kinds[row] for row in asked.tolist()]
             if any(of_kind):
-                found[f"{kind}_Hits@1"] = Ratio.mean(ranks <= 1, of_kind)
-        return found
+                found[f"{kind}_Hits@1"] = mean_of(ranks <= 1, of_kind)
+        return Sums.ratios(found)
 
     def _score_negations(
         self, encode_texts: Callable, metrics: dict[str, float], details: dict[str, Any], resamples: int
@@ -191,11 +191,12 @@ class TerminologyEvaluator:
                 }
             )
         ratios = {
-            "negation_accuracy": Ratio.mean([row["accuracy"] for row in rows]),
-            "negation_drop": Ratio.mean([row["similarity_paraphrased"] - row["similarity_negated"] for row in rows]),
+            "negation_accuracy": mean_of([row["accuracy"] for row in rows]),
+            "negation_drop": mean_of([row["similarity_paraphrased"] - row["similarity_negated"] for row in rows]),
         }
-        metrics |= {name: ratio.value for name, ratio in ratios.items()}
-        details["intervals"] |= ratio_intervals(ratios, None, resamples)
+        sums = Sums.ratios(ratios)
+        metrics |= {name: value for (name, _), value in sums.values.items()}
+        details["intervals"] |= intervals_of(sums, None, len(rows), resamples)
         details["negations"] = rows
 
     def _score_images(

@@ -11,16 +11,22 @@ import numpy as np
 from jaxtyping import Int
 
 from domainclip.config.domain_metric_settings import DomainMetricSettings, MetricsDomain
-from domainclip.metrics.bootstrap import FEW_UNITS, Resampling, affordable_resamples, percentile_interval
+from domainclip.metrics.bootstrap import (
+    FEW_UNITS,
+    Figures,
+    Resampling,
+    affordable_resamples,
+    of_those_left,
+    percentile_interval,
+)
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_part import DomainPart
 from domainclip.metrics.industrial import industrial_part, normal_classes
 from domainclip.metrics.medical import medical_part
 from domainclip.metrics.metric import Interval, Metric
 from domainclip.metrics.ordinal_classes import positions_in_order, with_kappa
-from domainclip.metrics.panels import ClassPanel, Panel, of_those_left
-from domainclip.metrics.retrieval_panel import RetrievalPanel
 from domainclip.metrics.scientific import scientific_part
+from domainclip.metrics.sums import retrieval_sums, sums_of_scores
 
 _RETRIEVAL = {
     "scientific": ("i2t_R@10", "t2i_R@10", "i2t_MRR", "t2i_MRR"),
@@ -80,9 +86,9 @@ class DomainMetrics:
             self._add_classes(shown, classes)
         if retrieval is not None:
             names = _RETRIEVAL.get(self.domain, _RETRIEVAL_ELSEWHERE)
-            panel = RetrievalPanel(retrieval.i2t, retrieval.t2i, retrieval.hits, names)
-            if panel.names:
-                part = DomainPart(panel.names, [panel])
+            sums = retrieval_sums(retrieval.i2t, retrieval.t2i, retrieval.hits, names)
+            if sums is not None:
+                part = DomainPart([name for name, _ in sums.values], [sums])
                 self._add(shown, part, retrieval.groups, len(retrieval.i2t), "retrieval")
         return shown
 
@@ -113,7 +119,7 @@ class DomainMetrics:
         if self.domain == "scientific":
             return scientific_part(scores)
         names = ("acc1", "mean_per_class_recall", "macro_f1")
-        return DomainPart(names, [ClassPanel(scores, names)])
+        return DomainPart(names, [sums_of_scores(scores, names)])
 
     def _add(
         self, shown: dict[str, Any], part: DomainPart, groups: Sequence[str | None], n_rows: int, what: str
@@ -127,7 +133,7 @@ class DomainMetrics:
         return intervals, values
 
     def _intervals(
-        self, panels: Sequence[Panel], groups: Sequence[Hashable | None], n_rows: int, what: str, notes: list[str]
+        self, panels: Sequence[Figures], groups: Sequence[Hashable | None], n_rows: int, what: str, notes: list[str]
     ) -> dict[Any, Interval | None]:
         wanted = self.settings.bootstrap_resamples
         if wanted == 0:

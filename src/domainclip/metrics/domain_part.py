@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from domainclip.metrics.bootstrap import Figures
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.panels import Panel
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class DomainPart:
     them. ``notes`` are sentences without a full stop; ``matrix`` is ready for a report."""
 
     names: Sequence[str]
-    panels: Sequence[Panel]
+    panels: Sequence[Figures]
     per_label: Sequence[str] = ()
     notes: Sequence[str] = ()
     matrix: dict[str, Any] = field(default_factory=dict)

@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from domainclip.errors import ConfigurationError
+from domainclip.metrics.bootstrap import Draws, Figures, Sums, divided, mean_draws
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_part import DomainPart, absent_note
-from domainclip.metrics.panels import ClassPanel, Draws, Panel, ThresholdPanel, Values, mean_draws
+from domainclip.metrics.sums import sums_of_scores
+from domainclip.metrics.threshold_curves import ThresholdPanel
 from domainclip.registry import nearest
 
 _NORMAL_WORDS = ("good", "normal", "ok", "okay", "functional", "intact", "healthy", "pass", "passed", "undamaged")
@@ -121,47 +122,40 @@ def industrial_part(scores: ClassScores, normal_labels: Sequence[str] = ()) -> D
     normal_numbers = [scores.labels.index(label) for label in normal]
     is_defect = ~np.isin(scores.targets, normal_numbers)
     score = -scores.log_odds(normal_numbers)
-    detection = DetectionPanel(scores, normal_numbers)
     if is_defect.all() or not is_defect.any():
         notes.append(f"Every image is {'a defect' if is_defect.all() else 'normal'}: there is nothing to tell apart")
     names = [*MEANS.values(), "mean_defect_recall", "false_alarm_rate", "acc1"]
-    panels: list[Panel] = [
+    panels: list[Figures] = [
         ThresholdPanel({"defect": (score, is_defect)}, {}, MEANS),
-        detection,
-        ClassPanel(scores, ("acc1",)),
+        detection_sums(scores, normal_numbers),
+        sums_of_scores(scores, ("acc1",)),
     ]
     return DomainPart(names, panels, ("defect_recall",), notes=notes)
 
 
-class DetectionPanel:
-    """What the model answers by itself, without a threshold: ``defect_recall`` of each defect (its images that are
-    not called normal), their mean ``mean_defect_recall``, and ``false_alarm_rate`` (normal images called a defect).
+def detection_sums(scores: ClassScores, normal: Sequence[int]) -> Sums:
+    """What the model answers by itself, without a threshold.
+
+    Args:
+        scores: True and predicted classes.
+        normal: Numbers of the classes without a defect.
+
+    Returns:
+        Sums of ``defect_recall`` of each defect (its images that are not called normal), their mean
+        ``mean_defect_recall``, and ``false_alarm_rate`` (normal images called a defect).
     """
+    alarm = ~np.isin(scores.predictions, normal)
+    rows = {label: scores.targets == index for index, label in enumerate(scores.labels) if index not in normal}
+    groups = [*rows.values(), np.isin(scores.targets, normal)]
 
-    cost = 1
-    _NAMES = ("defect_recall", "mean_defect_recall", "false_alarm_rate")
-
-    def __init__(self, scores: ClassScores, normal: Sequence[int]) -> None:
-        alarm = ~np.isin(scores.predictions, normal)
-        self._alarm = alarm.astype(np.float64)
-        self._normal = np.isin(scores.targets, normal)
-        self._rows = {
-            label: scores.targets == index for index, label in enumerate(scores.labels) if index not in normal
-        }
-        once = self.resampled(np.ones((1, len(alarm))))
-        self.values: Values = {key: float(once[key][0]) for key in once if key[0] in self._NAMES}
-
-    def resampled(self, counts: Float[np.ndarray, "resamples rows"]) -> Draws:
-        found: Draws = {("defect_recall", label): self._fraction(counts, rows) for label, rows in self._rows.items()}
-        known = [bool(rows.any()) for rows in self._rows.values()]
-        found |= mean_draws("mean_defect_recall", np.stack(list(found.values())), known)
-        found["false_alarm_rate", None] = self._fraction(counts, self._normal)
+    def figures(totals: np.ndarray) -> Draws:
+        fractions = np.moveaxis(divided(totals[..., : len(groups)], totals[..., len(groups) :]), -1, 0)
+        found: Draws = {("defect_recall", label): fractions[index] for index, label in enumerate(rows)}
+        found |= mean_draws("mean_defect_recall", fractions[:-1], [bool(own.any()) for own in rows.values()])
+        found["false_alarm_rate", None] = fractions[-1]
         return found
 
-    def _fraction(self, counts: np.ndarray, rows: Bool[np.ndarray, " rows"]) -> np.ndarray:
-        total = counts[:, rows].sum(axis=1)
-        alarms = counts[:, rows] @ self._alarm[rows]
-        return np.divide(alarms, total, out=np.full(len(counts), np.nan), where=total > 0)
+    return Sums(np.stack([own * alarm for own in groups] + groups, axis=1).astype(np.float64), figures)
 
 
 def _defects_alone(scores: ClassScores) -> DomainPart:
@@ -174,9 +168,9 @@ def _defects_alone(scores: ClassScores) -> DomainPart:
         "normal_label to it",
         *absent_note(scores, "their figures are not known"),
     ]
-    panels: list[Panel] = [
+    panels: list[Figures] = [
         ThresholdPanel(questions, EACH_CLASS, means),
-        ClassPanel(scores, ("acc1", "mean_per_class_recall", "recall")),
+        sums_of_scores(scores, ("acc1", "mean_per_class_recall", "recall")),
     ]
     names = [*means.values(), "mean_per_class_recall", "acc1"]
     return DomainPart(names, panels, ("recall", *EACH_CLASS.values()), notes=notes)

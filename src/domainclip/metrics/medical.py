@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from domainclip.metrics.bootstrap import Figures
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_part import DomainPart, absent_note
-from domainclip.metrics.panels import ClassPanel, Panel, ThresholdPanel
+from domainclip.metrics.sums import sums_of_scores
+from domainclip.metrics.threshold_curves import ThresholdPanel
 
 PER_LABEL = {
     "auroc": "auroc",
@@ -37,5 +39,5 @@ def medical_part(scores: ClassScores, calibrated: bool = True) -> DomainPart:
         "The Youden point (highest sensitivity + specificity) is chosen on these same images, which flatters it"
     )
     notes += absent_note(scores, "their AUROC, AUPRC, sensitivity and specificity are not known")
-    panels: list[Panel] = [ThresholdPanel(questions, PER_LABEL, MEANS), ClassPanel(scores, names)]
+    panels: list[Figures] = [ThresholdPanel(questions, PER_LABEL, MEANS), sums_of_scores(scores, names)]
     return DomainPart([*MEANS.values(), *names], panels, tuple(PER_LABEL.values()), notes=notes)

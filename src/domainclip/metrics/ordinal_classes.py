@@ -11,7 +11,7 @@ from jaxtyping import Int
 from domainclip.errors import ConfigurationError
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_part import DomainPart
-from domainclip.metrics.panels import ClassPanel
+from domainclip.metrics.sums import sums_of_scores
 from domainclip.registry import nearest
 
 
@@ -22,7 +22,7 @@ def with_kappa(part: DomainPart, scores: ClassScores, label_order: Sequence[str]
     """
     if label_order is None:
         return part
-    kappa = ClassPanel(scores, ("quadratic_kappa",), positions_in_order(scores.labels, label_order))
+    kappa = sums_of_scores(scores, ("quadratic_kappa",), positions_in_order(scores.labels, label_order))
     return replace(part, names=[*part.names, "quadratic_kappa"], panels=[*part.panels, kappa])
 
 

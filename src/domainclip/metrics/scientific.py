@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix
 
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_part import DomainPart
-from domainclip.metrics.panels import ClassPanel
+from domainclip.metrics.sums import sums_of_scores
 
 _SEPARATORS = ("/", ":")
 
@@ -26,7 +26,7 @@ def scientific_part(scores: ClassScores) -> DomainPart:
     matrix = cross_discipline_matrix(scores) or {}
     if matrix and (left_out := len(scores.targets) - sum(matrix["images"])):
         notes.append(f"{left_out} of {len(scores.targets)} images name no discipline and are left out of the matrix")
-    return DomainPart(names, [ClassPanel(scores, [*names, "recall"])], ("recall",), notes, matrix)
+    return DomainPart(names, [sums_of_scores(scores, [*names, "recall"])], ("recall",), notes, matrix)
 
 
 def cross_discipline_matrix(scores: ClassScores) -> dict[str, Any] | None:

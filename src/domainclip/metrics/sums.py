@@ -1,63 +1,226 @@
-"""Metrics written as functions of sums over images, so that a resample of the images costs one matrix product.
-
-A fraction is one sum over another, a macro-average the mean of such fractions. What an image adds to the sums is known
-after one evaluation; resampling images, or whole groups of them, then only weighs those rows anew (see
-``paired_bootstrap``). Rank metrics such as the AUROC are no such functions and are not offered here.
-"""
+"""The figures of classification and retrieval as sums over images, and those of them that models are compared by."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import csr_array, hstack
 
 from domainclip.errors import ConfigurationError, DataError, ShapeError
-
-Metric = Callable[[Float[np.ndarray, "... sums"]], Float[np.ndarray, "..."]]
-
-
-@dataclass(frozen=True)
-class UnitSums:
-    """``sums[unit]`` is what a unit (an image, or all of a group) adds; ``metric`` turns the totals into 0…1."""
-
-    sums: Float[np.ndarray, "units sums"]
-    metric: Metric
-
-    def __post_init__(self) -> None:
-        if self.sums.ndim != 2 or 0 in self.sums.shape:
-            raise ShapeError(f"Sums are a row per unit and a column per sum, at least one of each: {self.sums.shape}")
-
-    @property
-    def value(self) -> float:
-        """The metric over all units, each once."""
-        return float(self.metric(self.sums.sum(axis=0)))
-
+from domainclip.metrics.bootstrap import Draws, Sums, divided, mean_draws, numbered
+from domainclip.metrics.class_scores import ClassScores
 
 CLASSIFICATION_METRICS = ("acc1", "mean_per_class_recall", "macro_f1")
 RETRIEVAL_METRICS = ("mean_R@1", "i2t_R@1", "t2i_R@1")
-METRICS = CLASSIFICATION_METRICS + RETRIEVAL_METRICS
+COMPARED_METRICS = CLASSIFICATION_METRICS + RETRIEVAL_METRICS
 """Names that ``unit_sums`` takes; all lie in 0…1 and more is better."""
+
+_BINS = 15  # of the calibration error, as in calibration.py
+_MOST = 10  # R@10 of ten candidates is 1 whatever the model does
+
+
+def class_sums(
+    targets: Int[np.ndarray, " images"],
+    predictions: Int[np.ndarray, " images"],
+    labels: Sequence[str],
+    names: Sequence[str],
+    *,
+    in_five: Float[np.ndarray, " images"] | None = None,
+    gaps: Float[np.ndarray, "images bins"] | None = None,
+    ordinals: Int[np.ndarray, " classes"] | None = None,
+) -> Sums:
+    """Figures of predicted classes.
+
+    Args:
+        targets: True class numbers.
+        predictions: Predicted ones.
+        labels: The classes' names.
+        names: Which figures: ``acc1``, ``acc5``, ``mean_per_class_recall`` (recall averaged over the classes that have
+            rows), ``macro_f1`` (over the same classes: 2·TP / (2·TP + FN + FP)), ``ece``, ``quadratic_kappa`` (Cohen
+            1968), and ``recall`` of each class.
+        in_five: 1 where the true class is among the first five; for ``acc5``.
+        gaps: Right or wrong less the confidence, in the column of its bin; for ``ece``.
+        ordinals: Each class's place in the order, from 0; for ``quadratic_kappa``.
+
+    Returns:
+        Their sums over images.
+    """
+    n, rows = len(labels), np.arange(len(targets))
+    right, ones = (targets == predictions).astype(np.float64), np.ones(len(targets))
+    places = np.zeros(n) if ordinals is None else ordinals.astype(np.float64)
+    present = np.isin(np.arange(n), targets)
+
+    def of_class(values: np.ndarray, classes: np.ndarray) -> csr_array:
+        return csr_array((values, (rows, classes)), shape=(len(rows), n))
+
+    # Only what these figures need: two models' answers differ where these do.
+    of_classes, by_name = {"recall", "mean_per_class_recall", "macro_f1", "quadratic_kappa"}, set(names)
+    blocks: dict[str, Any] = {"total": ones[:, None]}
+    if "acc1" in by_name:
+        blocks["acc1"] = right[:, None]
+    if "acc5" in by_name and in_five is not None:
+        blocks["acc5"] = in_five[:, None]
+    if "ece" in by_name and gaps is not None:
+        blocks["ece"] = gaps
+    if "quadratic_kappa" in by_name:
+        blocks["observed"] = np.square(places[targets] - places[predictions])[:, None]
+    if by_name & of_classes:
+        blocks |= {"hits": of_class(right, targets), "support": of_class(ones, targets)}
+    if by_name & {"macro_f1", "quadratic_kappa"}:
+        blocks["predicted"] = of_class(ones, predictions)
+    ends = np.cumsum([block.shape[1] for block in blocks.values()])
+    columns = {name: slice(end - block.shape[1], end) for (name, block), end in zip(blocks.items(), ends, strict=True)}
+
+    def figures(totals: np.ndarray) -> Draws:
+        of = {name: totals[..., place] for name, place in columns.items()}
+        total = of["total"][..., 0]
+        draws: Draws = {}
+        for name in names:
+            if name in ("acc1", "acc5"):
+                draws[name, None] = of[name][..., 0] / total
+            elif name == "ece":
+                draws[name, None] = np.abs(of[name]).sum(axis=-1) / total
+            elif name == "quadratic_kappa":
+                # Σ over pairs of classes of distance² × support × predicted: zero where all is one class.
+                square = [of["support"] @ places**k * (of["predicted"] @ places ** (2 - k)) for k in (0, 1, 2)]
+                by_chance = (square[0] - 2 * square[1] + square[2]) / total
+                draws[name, None] = 1 - divided(of["observed"][..., 0], by_chance)
+            elif name == "macro_f1":
+                # The two parts of the denominator are what there is and what was said.
+                f1 = divided(2 * of["hits"], np.where(of["support"] > 0, of["support"] + of["predicted"], 0))
+                draws |= mean_draws(name, np.moveaxis(f1, -1, 0), present)
+            else:
+                recall = np.moveaxis(divided(of["hits"], of["support"]), -1, 0)
+                if name == "recall":
+                    draws |= {(name, label): recall[index] for index, label in enumerate(labels)}
+                else:
+                    draws |= mean_draws(name, recall, present)
+        return draws
+
+    return Sums(hstack([csr_array(block) for block in blocks.values()], format="csr"), figures)
+
+
+def sums_of_scores(
+    scores: ClassScores, names: Sequence[str], ordinals: Int[np.ndarray, " classes"] | None = None
+) -> Sums:
+    """``class_sums`` of what a zero-shot classification gives.
+
+    Args:
+        scores: Log-probabilities, true and predicted classes.
+        names: Which figures.
+        ordinals: Each class's place in the order.
+
+    Returns:
+        Their sums over images.
+    """
+    own = np.take_along_axis(scores.log_probabilities, scores.targets[:, None], axis=1)
+    # Ties count against the model: the class itself is in the sum, which makes it the rank.
+    in_five = ((scores.log_probabilities >= own).sum(axis=1) <= 5).astype(np.float64)
+    gaps = None
+    if "ece" in names:
+        confidence = np.exp(scores.log_probabilities).max(axis=1)
+        gaps = np.zeros((len(scores.targets), _BINS))
+        bins = np.digitize(confidence, np.linspace(0, 1, _BINS + 1)[1:-1], right=True)
+        gaps[np.arange(len(gaps)), bins] = (scores.targets == scores.predictions) - confidence
+    return class_sums(
+        scores.targets, scores.predictions, scores.labels, names, in_five=in_five, gaps=gaps, ordinals=ordinals
+    )
+
+
+def retrieval_sums(
+    i2t_ranks: Sequence[int] | Int[np.ndarray, " images"],
+    t2i_ranks: Sequence[int] | Int[np.ndarray, " captions"],
+    hits: Int[np.ndarray, "hits 2"],
+    names: Sequence[str],
+) -> Sums | None:
+    """Figures of resampled images: the candidates stay, the queries are drawn anew. Images are what is resampled; a
+    caption counts as often as the images it was written for do on average, since captions without their patient or
+    specimen are not drawn by themselves.
+
+    Args:
+        i2t_ranks: Rank of each image's best hit, from 1.
+        t2i_ranks: The same of each caption.
+        hits: Image and caption that belong together.
+        names: Which figures: ``i2t_R@K``, ``i2t_MRR``, the same for ``t2i``, and ``mean_R@K``. An R@10 that ten
+            candidates or fewer make 1 whatever the model does is left out.
+
+    Returns:
+        Their sums over images, None where nothing is left.
+
+    Raises:
+        ShapeError: The hits do not give each caption an image.
+    """
+    ranks = {"i2t": np.asarray(i2t_ranks), "t2i": np.asarray(t2i_ranks)}
+    n_images, n_captions = len(ranks["i2t"]), len(ranks["t2i"])
+    image, caption = np.asarray(hits).T
+    per_caption = np.bincount(caption, minlength=n_captions)
+    if (per_caption == 0).any() or len(per_caption) != n_captions or image.max() >= n_images:
+        raise ShapeError(
+            f"Batch size mismatch: the hits do not give each of {n_captions} captions one of {n_images} images"
+        )
+    candidates = {"i2t": n_captions, "t2i": n_images}
+    part = 1 / per_caption[caption]
+
+    def sides(name: str) -> list[np.ndarray]:
+        found = ranks[name[:3]]
+        scores = 1 / found if name.endswith("MRR") else (found <= int(name.rpartition("@")[2])).astype(np.float64)
+        if name.startswith("i2t"):
+            return [scores, np.ones(n_images)]
+        return [np.bincount(image, weights, n_images) for weights in (scores[caption] * part, part)]
+
+    kept = [name for name in names if not (name.endswith(f"R@{_MOST}") and candidates[name[:3]] <= _MOST)]
+    columns: list[np.ndarray] = []
+    places: dict[str, list[int]] = {}
+    for name in kept:
+        directed = [name.replace("mean", side) for side in ("i2t", "t2i")] if name.startswith("mean") else [name]
+        places[name] = [len(columns) + 2 * index for index in range(len(directed))]
+        columns += [column for each in directed for column in sides(each)]
+    if not columns:
+        return None
+
+    def figures(totals: np.ndarray) -> Draws:
+        return {
+            (name, None): np.mean([divided(totals[..., at], totals[..., at + 1]) for at in found], axis=0)
+            for name, found in places.items()
+        }
+
+    return Sums(np.stack(columns, axis=1), figures)
 
 
 def check_metric(name: str) -> None:
-    """Raises ``ConfigurationError`` for a metric that is no function of sums over images."""
-    if name not in METRICS:
+    """Whether models can be compared by a metric.
+
+    Args:
+        name: The metric.
+
+    Raises:
+        ConfigurationError: It is no function of sums over images.
+    """
+    if name not in COMPARED_METRICS:
         raise ConfigurationError(
-            f"Invalid metric {name!r} for a comparison: choose one of {', '.join(METRICS)}, or leave it out for "
-            "acc1, and mean_R@1 where there are no classes"
+            f"Invalid metric {name!r} for a comparison: choose one of {', '.join(COMPARED_METRICS)}, or leave it out "
+            "for acc1, and mean_R@1 where there are no classes"
         )
 
 
-def unit_sums(name: str, details: Mapping[str, Any]) -> UnitSums:
+def unit_sums(name: str, details: Mapping[str, Any]) -> Sums:
     """The metric ``name`` from an evaluation's ``details``.
 
-    The unit of an image is its group, or the image itself where it has none. A caption's own query counts for the
-    units of its images, in equal parts where it has several. Raises ``ConfigurationError`` for an unknown name,
-    ``DataError`` where the evaluation has no such part.
+    Args:
+        name: One of ``COMPARED_METRICS``.
+        details: What an evaluation keeps beside its figures.
+
+    Returns:
+        Its sums by unit. The unit of an image is its group, or the image itself where it has none. A caption's own
+        query counts for the units of its images, in equal parts where it has several.
+
+    Raises:
+        ConfigurationError: The name is unknown.
+        DataError: The evaluation has no such part.
     """
     check_metric(name)
     part = "classification" if name in CLASSIFICATION_METRICS else "retrieval"
@@ -66,12 +229,16 @@ def unit_sums(name: str, details: Mapping[str, Any]) -> UnitSums:
         reasons = [note for note in details.get("notes", ()) if part in note]
         raise DataError(f"No {name} here. " + (". ".join(reasons) or f"The rows allow no {part}"))
     # Units without any image in this part (rows without a label) are not units of this metric.
-    units = _numbered(_own_units(found))
+    units = numbered(_own_units(found))
     if part == "classification":
-        return _classification(name, found, units)
+        index_of = {label: index for index, label in enumerate(found["labels"])}
+        truth, predicted = (np.array([index_of[label] for label in found[key]]) for key in ("targets", "predictions"))
+        return class_sums(truth, predicted, found["labels"], (name,)).only(name).by_unit(units)
     if "hits" not in found:  # an evaluation from before these were written
         raise DataError(f"{name} needs the hits: which image and which caption belong together")
-    return _retrieval(name, found, units, np.array(found["hits"]))
+    sums = retrieval_sums(found["i2t_ranks"], found["t2i_ranks"], np.array(found["hits"]), (name,))
+    assert sums is not None
+    return sums.by_unit(units)
 
 
 def has_groups(found: Mapping[str, Any]) -> bool:
@@ -84,71 +251,3 @@ def _own_units(found: Mapping[str, Any]) -> list[Hashable]:
     paths = found["image_paths"]
     groups = found.get("groups") or [None] * len(paths)
     return [("image", path) if group is None else ("group", group) for path, group in zip(paths, groups, strict=True)]
-
-
-def _numbered(units: Iterable[Hashable]) -> Int[np.ndarray, " images"]:
-    """Numbers in the order of first appearance: the same resamples then draw the same units, whoever asks."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(unit, len(numbers)) for unit in units])
-
-
-def _classification(name: str, found: Mapping[str, Any], units: np.ndarray) -> UnitSums:
-    n_units = int(units.max()) + 1
-    index_of = {label: index for index, label in enumerate(found["labels"])}
-    truth = np.array([index_of[label] for label in found["targets"]])
-    predicted = np.array([index_of[label] for label in found["predictions"]])
-    right = (truth == predicted).astype(float)
-    if name == "acc1":
-        return UnitSums(_added(units, n_units, [right, np.ones(len(right))]), _ratio)
-    n = len(index_of)
-    # Columns: right images of each class, images of each class, images predicted as each class.
-    sums = np.zeros((n_units, 3 * n))
-    np.add.at(sums, (units, truth), right)
-    np.add.at(sums, (units, n + truth), 1)
-    np.add.at(sums, (units, 2 * n + predicted), 1)
-    if name == "mean_per_class_recall":
-        return UnitSums(sums[:, : 2 * n], _mean_recall)
-    return UnitSums(sums, _macro_f1)
-
-
-def _retrieval(name: str, found: Mapping[str, Any], units: np.ndarray, hits: np.ndarray) -> UnitSums:
-    n_units = int(units.max()) + 1
-    i2t, t2i = (np.array(found[f"{direction}_ranks"]) == 1 for direction in ("i2t", "t2i"))
-    images = _added(units, n_units, [i2t.astype(float), np.ones(len(i2t))])
-    image, caption = hits.T
-    part = 1 / np.bincount(caption, minlength=len(t2i))[caption]
-    captions = _added(units[image], n_units, [t2i[caption] * part, part])
-    if name == "i2t_R@1":
-        return UnitSums(images, _ratio)
-    if name == "t2i_R@1":
-        return UnitSums(captions, _ratio)
-    return UnitSums(np.hstack([images, captions]), _mean_of_two)
-
-
-def _added(units: np.ndarray, n_units: int, columns: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack([np.bincount(units, weights=column, minlength=n_units) for column in columns], axis=1)
-
-
-def _ratio(totals: np.ndarray) -> np.ndarray:
-    return totals[..., 0] / totals[..., 1]
-
-
-def _mean_of_two(totals: np.ndarray) -> np.ndarray:
-    return (_ratio(totals[..., :2]) + _ratio(totals[..., 2:])) / 2
-
-
-def _mean_recall(totals: np.ndarray) -> np.ndarray:
-    right, support = np.split(totals, 2, axis=-1)
-    return _mean_where(support > 0, right, support)
-
-
-def _macro_f1(totals: np.ndarray) -> np.ndarray:
-    # F1 = 2·TP / (2·TP + FP + FN), and the two parts of the denominator are what there is and what was predicted.
-    right, support, predicted = np.split(totals, 3, axis=-1)
-    return _mean_where(support > 0, 2 * right, support + predicted)
-
-
-def _mean_where(present: np.ndarray, above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Mean of above / below over the classes that the resample has; the others do not count, as in the metric."""
-    fractions = np.divide(above, below, out=np.zeros_like(above), where=present)
-    return fractions.sum(axis=-1) / present.sum(axis=-1)

@@ -7,13 +7,14 @@ first: true positives TP and false positives FP among the rows that a threshold 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from domainclip.errors import ShapeError
+from domainclip.metrics.bootstrap import Draws, Values, mean_draws, mean_of_defined
 
 SPECIFICITIES = (0.90, 0.95)
 RECALL = 0.90
@@ -114,6 +115,39 @@ class ThresholdCurves:
                     values = np.where(enough, fp / n, np.inf).min(axis=1)
             found[name] = np.where(defined, values, np.nan)
         return found
+
+
+class ThresholdPanel:
+    """One yes-or-no question for each label, and the mean over the labels that have rows on both sides.
+
+    ``questions``: label → (scores, whether the row is one). ``names``: the figure of ``threshold_figures`` → what it
+    is called of one label; ``means``: figure → what its mean is called.
+    """
+
+    def __init__(
+        self,
+        questions: Mapping[str, tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]],
+        names: Mapping[str, str],
+        means: Mapping[str, str],
+    ) -> None:
+        self._curves = {label: ThresholdCurves(*question) for label, question in questions.items()}
+        self._names, self._means = dict(names), dict(means)
+        self._figures = tuple(dict.fromkeys([*names, *means]))
+        self.cost = len(questions)
+        self._found = found = {label: threshold_figures(*question) for label, question in questions.items()}
+        self.values: Values = {
+            (name, label): found[label][figure] for label in questions for figure, name in self._names.items()
+        }
+        for figure, name in self._means.items():
+            self.values[name, None] = float(mean_of_defined(np.array([found[label][figure] for label in questions])))
+
+    def resampled(self, counts: Float[np.ndarray, "resamples rows"]) -> Draws:
+        found = {label: curve.figures(counts, self._figures) for label, curve in self._curves.items()}
+        draws: Draws = {(name, label): found[label][figure] for label in found for figure, name in self._names.items()}
+        for figure, name in self._means.items():
+            known = [not np.isnan(self._found[label][figure]) for label in found]
+            draws |= mean_draws(name, np.stack([found[label][figure] for label in found]), known)
+        return draws
 
 
 def _checked(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config import CLIPFinetuningConfig, DataSettings, FrozenConfig
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.config.key_facts import facts_by_key
 from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.checks.contact_sheet import SheetRow, contact_sheet
 from domainclip.data.images.image_spec import ImageSpec
@@ -142,7 +143,8 @@ def _notes(recipe: FrozenConfig, transform: ImageTransform) -> list[str]:
     plain = steps.model_dump(mode="json")
     chosen = {key: plain[key] for key in plain if getattr(steps, key) != getattr(default, key)}
     step_values = ", ".join(f"{key} = {_shown(value)}" for key, value in chosen.items()) or "none"
-    keys = ("crop_scale", "horizontal_flip", "vertical_flip", "rotate90", "color_jitter")
+    drawn = [name for name, facts in facts_by_key(DataSettings) if facts.section == "augmentation"]
+    keys = [name for name in drawn if not name.startswith("augment_")]
     augmentation = ", ".join(f"{key} = {_shown(getattr(recipe, key))}" for key in keys)
     views = f"Training views ({transform.resolution} pixels): "
     return [f"Steps: {step_values}", views + (augmentation if recipe.augment_images else "augment_images = false")]

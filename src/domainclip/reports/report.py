@@ -123,7 +123,7 @@ def acc1_intervals(before: EvaluationResult, after: EvaluationResult, seed: int 
             if interval is not None:
                 shown[when], shown["method"][when] = (interval.low, interval.high), interval.method
         elif accuracy is not None and n and math.isfinite(accuracy):
-            shown[when], shown["method"][when] = wilson_interval(round(accuracy * n), int(n)), "wilson"
+            shown[when], shown["method"][when] = wilson_interval(round(accuracy * n), int(n)).ends, "wilson"
     return shown
 
 

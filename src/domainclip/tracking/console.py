@@ -30,15 +30,22 @@ log = logging.getLogger(__name__)
 
 
 class ConsoleListener:
-    """A listener that prints validations and milestones on ``console``, logs warnings, and shows a progress bar where
-    the console is a terminal."""
+    """A listener that prints validations and milestones, logs warnings, and shows a progress bar on a terminal.
+
+    Args:
+        console: Where it prints. Warnings go through ``logging``.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._bar: tuple[Progress, TaskID] | None = None
 
     def __call__(self, event: Event) -> None:
-        """Show what the event has for a person, if anything."""
+        """Show what the event has for a person, if anything.
+
+        Args:
+            event: Any event.
+        """
         if isinstance(event, PhaseProgress):
             if self._bar is not None:
                 progress, task = self._bar

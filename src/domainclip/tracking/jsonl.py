@@ -55,7 +55,11 @@ class MetricsFile:
         self._known: set[tuple[int, frozenset[str]]] = set()
 
     def __call__(self, event: Event) -> None:
-        """Write what the event has for this file, if anything."""
+        """Write what the event has for this file, if anything.
+
+        Args:
+            event: Any event.
+        """
         try:
             if isinstance(event, RunStarted):
                 self._cut_back(event.step)

@@ -62,7 +62,7 @@ def build_trainer(
     parts: TrainingParts | None = None,
     stop: StopSignals | None = None,
 ) -> Trainer:
-    """A trainer of ``encoder`` with everything that is saved in a checkpoint.
+    """Put together a trainer of ``encoder`` with everything that is saved in a checkpoint.
 
     Args:
         context: Folder, listeners and processes. The folder gets ``checkpoints/``, ``best/`` and ``memory.json``.
@@ -74,6 +74,13 @@ def build_trainer(
         precision: Of the towers' passes.
         parts: What this training has besides.
         stop: Remembers the signal to stop; by default one that speaks on the standard error.
+
+    Returns:
+        A trainer that has made no step yet.
+
+    Raises:
+        ConfigurationError: Nothing is trained, or the optimizer does not run on the device.
+        MissingExtraError: The optimizer's library is not installed.
     """
     parts = parts or TrainingParts()
     data: CLIPDataset = loader.dataset.dataset  # type: ignore[attr-defined]

@@ -24,7 +24,14 @@ MANIFEST = "manifest.json"
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of every generator a run uses: Python's, NumPy's, torch's, the device's."""
+    """The state of every generator a run uses: Python's, NumPy's, torch's, the device's.
+
+    Args:
+        device: Whose generator is asked besides the CPU's.
+
+    Returns:
+        Plain values and tensors by the generator's name.
+    """
     version, keys, gauss = random.getstate()
     name, array, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
@@ -40,6 +47,12 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put the generators back.
+
+    Args:
+        state: From ``random_state``.
+        device: Whose generator is set besides the CPU's.
+    """
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     name, array, position, has_gauss, cached = state["numpy"]
@@ -55,6 +68,9 @@ def recover_directory(target: Path) -> None:
     """Put in order what a kill during ``files.replaced_directory(target)`` left behind.
 
     Killed between its two renames, the only whole version is the one moved aside: it goes back to its place.
+
+    Args:
+        target: The folder that was being replaced.
     """
     if not target.parent.is_dir():
         return
@@ -67,15 +83,20 @@ def recover_directory(target: Path) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A checkpoint's folder, and the step it is of."""
+
     path: Path
     step: int
 
 
 class CheckpointStore:
-    """Checkpoints of one run under ``folder``: ``step-00000120/`` with ``state.pt`` and a SHA-256 manifest.
+    """Checkpoints of one run: ``step-00000120/`` with ``state.pt`` and a SHA-256 manifest.
 
-    A checkpoint is written beside its final place, fsynced and renamed: it is there whole or not at all. The last
-    ``keep`` are kept.
+    A checkpoint is written beside its final place, fsynced and renamed: it is there whole or not at all.
+
+    Args:
+        folder: Where they are.
+        keep: How many of the newest are kept.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -83,19 +104,38 @@ class CheckpointStore:
         self.keep = keep
 
     def all(self) -> list[Checkpoint]:
-        """Oldest first."""
+        """List the checkpoints.
+
+        Returns:
+            Oldest first.
+        """
         if not self.folder.is_dir():
             return []
         found = [(int(match.group(1)), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
         return [Checkpoint(path, step) for step, path in sorted(found)]
 
     def last_step(self) -> int | None:
-        """The step of the newest checkpoint, None where there is none."""
+        """Look for the newest checkpoint.
+
+        Returns:
+            Its step; None where there is none.
+        """
         present = self.all()
         return present[-1].step if present else None
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Raises ``CheckpointError`` when it cannot be written; whatever was saved before stays."""
+        """Write a checkpoint, and delete those that are not to be kept.
+
+        Args:
+            step: That it is of.
+            state: Plain values and tensors.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            CheckpointError: It cannot be written; whatever was saved before stays.
+        """
         target = self.folder / f"step-{step:08d}"
         try:
             self._sweep()
@@ -124,7 +164,17 @@ class CheckpointStore:
                     shutil.rmtree(path, ignore_errors=True)
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Raises ``CheckpointError`` when a file is missing, damaged or not what the manifest says."""
+        """Read a checkpoint.
+
+        Args:
+            checkpoint: One of ``all()``.
+
+        Returns:
+            What was saved, with tensors on the CPU.
+
+        Raises:
+            CheckpointError: A file is missing, damaged or not what the manifest says.
+        """
         try:
             manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
             for name, digest in manifest["files"].items():
@@ -137,9 +187,13 @@ class CheckpointStore:
             raise CheckpointError(f"{checkpoint.path} cannot be read: {error}") from error
 
     def load_latest(self) -> tuple[dict[str, Any], Checkpoint, list[str]] | None:
-        """The newest checkpoint that is whole, and what was wrong with newer ones; None when there is none at all.
+        """Read the newest checkpoint that is whole.
 
-        Raises ``CheckpointError`` when there are checkpoints and every one is damaged.
+        Returns:
+            What was saved, the checkpoint, and what was wrong with newer ones; None where there is none at all.
+
+        Raises:
+            CheckpointError: There are checkpoints, and every one is damaged.
         """
         problems: list[str] = []
         for checkpoint in reversed(self.all()):

@@ -19,23 +19,37 @@ from domainclip.training.state import TrainContext
 class Stateful(Protocol):
     """A part whose state the next step depends on. Its state is plain values and tensors, or None for nothing yet."""
 
-    def state_dict(self) -> Any: ...
+    def state_dict(self) -> Any:
+        """What the next step depends on."""
 
-    def load_state_dict(self, state: Any, /) -> object: ...
+    def load_state_dict(self, state: Any, /) -> object:
+        """Take over what ``state_dict`` gave."""
 
 
 class TrainedWeights:
-    """The weights of ``encoder`` that training changes."""
+    """The weights that training changes, as a part of a checkpoint.
+
+    Args:
+        encoder: Whose weights they are.
+    """
 
     def __init__(self, encoder: DualEncoder) -> None:
         self.encoder = encoder
 
     def state_dict(self) -> dict[str, Any]:
-        """Trained parameters, and all buffers."""
+        """Collect the weights.
+
+        Returns:
+            Trained parameters, and all buffers, by name.
+        """
         return training_state(self.encoder)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put them back."""
+        """Put them back.
+
+        Args:
+            state: From ``state_dict``.
+        """
         load_training_state(self.encoder, state)
 
 

@@ -31,11 +31,17 @@ _BUCKET_BYTES = 32 * 2**20
 
 
 class ProcessGroup:
-    """This process among ``world_size`` equals, number ``rank`` from 0. Use it as a context manager, or ``close()`` it.
+    """This process among its equals. Use it as a context manager, or ``close()`` it.
 
     Tensors travel by NCCL on CUDA, everything else by gloo, so that counts and decisions wait for no device. All
-    methods but ``close`` and ``fraction`` are collective: every process must call the same ones in the same order. Each
+    methods but ``close`` and ``shard`` are collective: every process must call the same ones in the same order. Each
     raises ``CLIPFinetuningError`` when another process is gone or does not answer within the group's timeout.
+
+    Args:
+        rank: Number of this process, from 0.
+        world_size: How many there are.
+        device: Where tensors are that travel.
+        owned: Whether this object has joined the group, and leaves it when closed.
     """
 
     def __init__(self, rank: int, world_size: int, device: torch.device, *, owned: bool = True) -> None:
@@ -44,10 +50,19 @@ class ProcessGroup:
 
     @classmethod
     def from_environment(cls, device: torch.device, timeout: timedelta = TIMEOUT) -> ProcessGroup | None:
-        """Join the group that ``torchrun`` has described; None where there is one process only.
+        """Join the group that ``torchrun`` has described.
 
-        Raises ``ConfigurationError`` for an incomplete description, ``DeviceError`` for a device that several processes
-        cannot share out, ``CLIPFinetuningError`` when the others do not come.
+        Args:
+            device: Of this process.
+            timeout: How long a process waits for another one.
+
+        Returns:
+            The group; None where there is one process only.
+
+        Raises:
+            ConfigurationError: The description is incomplete.
+            DeviceError: Several processes cannot share out the device.
+            CLIPFinetuningError: The others do not come.
         """
         world = world_size()
         if world == 1:
@@ -90,16 +105,29 @@ class ProcessGroup:
         return self.rank == 0
 
     def shard(self, size: int) -> slice:
-        """This process' rows of a batch of ``size``: contiguous, as even as can be, in the order of the ranks."""
+        """This process' rows of a batch: contiguous, as even as can be, in the order of the ranks.
+
+        Args:
+            size: Rows of the batch.
+
+        Returns:
+            The rows' place in it.
+        """
         return shard_of(size, self.rank, self.world_size)
 
     # --- a batch ---
 
     def gather_rows(self, *parts: Shaped[Tensor, "rows ..."] | None) -> list[Shaped[Tensor, "everyones_rows ..."]]:
-        """Each tensor's rows of all processes, in the order of the ranks; a process without rows gives None.
+        """Each tensor's rows of all processes, in the order of the ranks.
 
         The numbers of rows may differ between processes. The gradient of what comes out goes to this process' own rows
         as it is: the others take the same loss, and theirs themselves.
+
+        Args:
+            parts: Tensors ``[rows, ...]``, each None in a process without rows.
+
+        Returns:
+            A tensor ``[everyone's rows, ...]`` for each.
         """
         described = self.gather_objects(
             [
@@ -122,7 +150,11 @@ class ProcessGroup:
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes. One that no process has stays None."""
+        """Replace each gradient by its sum over the processes. One that no process has stays None.
+
+        Args:
+            parameters: In the same order everywhere.
+        """
         parameters = list(parameters)
         present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
         with _in_touch():
@@ -142,7 +174,11 @@ class ProcessGroup:
 
     @torch.no_grad()
     def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """Make these tensors, in place, what they are in the first process."""
+        """Make tensors, in place, what they are in the first process.
+
+        Args:
+            tensors: In the same order everywhere.
+        """
         for tensor in tensors:
             whole = tensor.detach().contiguous()
             with _in_touch():
@@ -151,7 +187,11 @@ class ProcessGroup:
 
     def broadcast_state(self, *modules: nn.Module) -> None:
         """Begin with the same numbers everywhere: parameters and buffers of the first process. Random initialisation
-        (new projections, an objective's own weights) may differ between processes."""
+        (new projections, an objective's own weights) may differ between processes.
+
+        Args:
+            modules: In the same order everywhere.
+        """
         for module in modules:
             states = [*module.parameters(), *module.buffers()]
             self.broadcast_tensors(state for state in states if not nn.parameter.is_lazy(state))
@@ -159,12 +199,36 @@ class ProcessGroup:
     # --- decisions ---
 
     def largest(self, value: int) -> int:
+        """Compare a number over the processes.
+
+        Args:
+            value: This process' own.
+
+        Returns:
+            The largest.
+        """
         return int(self._reduced(value, dist.ReduceOp.MAX))
 
     def total(self, value: int) -> int:
+        """Add up a number over the processes.
+
+        Args:
+            value: This process' own.
+
+        Returns:
+            The sum.
+        """
         return int(self._reduced(value, dist.ReduceOp.SUM))
 
     def any_true(self, flag: bool) -> bool:
+        """Ask whether something is so in any process.
+
+        Args:
+            flag: Whether it is in this one.
+
+        Returns:
+            Whether it is anywhere.
+        """
         return bool(self.largest(int(flag)))
 
     def _reduced(self, value: int, operation: Any) -> int:
@@ -174,24 +238,45 @@ class ProcessGroup:
         return int(number)
 
     def broadcast_object(self, value: T | None) -> T:
-        """What the first process has given; the others' ``value`` is not looked at. It must be picklable."""
+        """Take over a value of the first process.
+
+        Args:
+            value: The first one's, which must be picklable; the others' is not looked at.
+
+        Returns:
+            What the first process has given.
+        """
         box: list[Any] = [value]
         with _in_touch():
             dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
         return box[0]
 
     def gather_objects(self, value: T) -> list[T]:
-        """What each process has given, in the order of the ranks, in every process. They must be picklable."""
+        """Exchange a value with all processes.
+
+        Args:
+            value: This process' own, which must be picklable.
+
+        Returns:
+            Everyone's, in the order of the ranks.
+        """
         box: list[Any] = [None] * self.world_size
         with _in_touch():
             dist.all_gather_object(box, value)
         return box
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Let the first process alone do ``work`` (write, validate, print) while the others wait, and give all its
-        result.
+        """Let the first process alone do something (write, validate, print) while the others wait.
 
-        An error of ``work`` is raised in the first process as it is; in the others as a ``CLIPFinetuningError``.
+        Args:
+            work: What it does.
+
+        Returns:
+            Its result, in every process. It must be picklable.
+
+        Raises:
+            CLIPFinetuningError: In the others, where ``work`` has raised; in the first process its error is raised as
+                it is.
         """
         failure: str | None = None
         result: T | None = None
@@ -220,24 +305,31 @@ class OneProcess:
     rank, world_size, is_first = 0, 1, True
 
     def shard(self, size: int) -> slice:
+        """The whole batch."""
         return slice(0, size)
 
     def total(self, value: int) -> int:
+        """The value itself."""
         return value
 
     def largest(self, value: int) -> int:
+        """The value itself."""
         return value
 
     def broadcast_object(self, value: T) -> T:
+        """The value itself."""
         return value
 
     def gather_objects(self, value: T) -> list[T]:
+        """A list with the value alone."""
         return [value]
 
     def on_first(self, work: Callable[[], T]) -> T:
+        """Do the work."""
         return work()
 
     def broadcast_state(self, *modules: nn.Module) -> None:
+        """Nothing has to be done."""
         return
 
 
@@ -259,20 +351,39 @@ class _GatherRows(torch.autograd.Function):
 
 
 def world_size() -> int:
-    """How many processes ``torchrun`` has started; 1 without it. Raises ``ConfigurationError`` for no number."""
+    """How many processes ``torchrun`` has started.
+
+    Returns:
+        1 without it.
+
+    Raises:
+        ConfigurationError: The environment says something that is no number.
+    """
     return _whole_number("WORLD_SIZE", 1)
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine and share its memory."""
+    """How many of the processes are on this machine and share its memory.
+
+    Returns:
+        1 without ``torchrun``.
+
+    Raises:
+        ConfigurationError: The environment says something that is no number.
+    """
     return _whole_number("LOCAL_WORLD_SIZE", 1)
 
 
 def claim_local_gpu(device: torch.device | None = None) -> None:
     """Make this process' own GPU the one that ``cuda`` means, where ``torchrun`` has started several processes.
 
-    Best done before anything touches CUDA: every process would otherwise hold memory of the first GPU. Raises
-    ``DeviceError`` when there are more processes than GPUs.
+    Best done before anything touches CUDA: every process would otherwise hold memory of the first GPU.
+
+    Args:
+        device: That the process will use; None where it is not known yet.
+
+    Raises:
+        DeviceError: There are more processes than GPUs.
     """
     if world_size() == 1 or (device is not None and device.type != "cuda") or not torch.cuda.is_available():
         return
@@ -286,7 +397,16 @@ def claim_local_gpu(device: torch.device | None = None) -> None:
 
 
 def shard_of(size: int, rank: int, world_size: int) -> slice:
-    """Process ``rank``'s part of ``size`` rows; parts differ by one row at most."""
+    """A process' part of the rows of a batch; parts differ by one row at most.
+
+    Args:
+        size: Rows of the batch.
+        rank: Number of the process, from 0.
+        world_size: How many processes there are.
+
+    Returns:
+        The rows' place in the batch.
+    """
     return slice(size * rank // world_size, size * (rank + 1) // world_size)
 
 

@@ -17,7 +17,19 @@ PATIENCE = 3
 
 
 def check_finite(loss: float, grad_norm: float, step: int, learning_rate: float, precision: str, saved: str) -> None:
-    """Raises ``TrainingDivergedError`` with advice when the loss or the gradient is not a number."""
+    """Look at the numbers a step came to.
+
+    Args:
+        loss: Its loss.
+        grad_norm: The norm of its gradient.
+        step: Its number, from 1.
+        learning_rate: Of the recipe, for the advice.
+        precision: ``fp32``, ``bf16`` or ``fp16``, for the advice.
+        saved: A sentence that says what is saved.
+
+    Raises:
+        TrainingDivergedError: One of the two is not finite.
+    """
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
     what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {grad_norm}"
@@ -93,9 +105,20 @@ class CollapseGuard:
     def observe(
         self, step: int, loss: float, batch: int, spread: float, logit_scale: float, floor: float | None = 0.0
     ) -> list[str]:
-        """New warnings. ``spread``: see ``COLLAPSED_SPREAD``; ``logit_scale``: the factor itself, not its logarithm;
-        ``floor``: the smallest loss the batch's targets allow, in nats (above 0 where rows share their positives); None
-        for an objective that is no cross-entropy."""
+        """Look at one logged step.
+
+        Args:
+            step: Its number, from 1; none is judged before the warm-up is over.
+            loss: Its loss, in nats where it is a cross-entropy.
+            batch: Pairs of the contrastive batch.
+            spread: See ``COLLAPSED_SPREAD``.
+            logit_scale: The factor itself, not its logarithm.
+            floor: The smallest loss the batch's targets allow, in nats (above 0 where rows share their positives); None
+                for an objective that is no cross-entropy.
+
+        Returns:
+            New warnings.
+        """
         if step <= self.warmup_steps:
             return []
         chance = math.log(batch)

@@ -10,34 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from domainclip.config import TrainingSettings
+from domainclip.config import CLIPFinetuningConfig, TrainingSettings
+from domainclip.config.key_facts import facts_by_key
 from domainclip.data.dataset import CLIPDataset
 from domainclip.errors import CheckpointError, ConfigurationError
 
-NEUTRAL_KEYS = {
-    "output_dir",
-    "num_workers",
-    "image_cache_mb",
-    "keep_checkpoints",
-    "eval_batch_size",
-    "visualization_output_dir",
-    "alignment_visualization",
-    "retrieval_top_k",
-    "logging_steps",
-    "save_steps",
-    "data_path",
-    "memory_fraction",
-    "save_open_clip",
-    # They happen after the training.
-    "wise_ft",
-    "wise_ft_alpha",
-    "wise_ft_batch_norm",
-    "max_forgetting",
-    "min_gain_kept",
-    # They are evaluated beside it. What they change of the rows that are rehearsed, the digest of those rows tells.
-    "retention_data",
-    "retention_rows",
-}
+NEUTRAL_KEYS = frozenset(name for name, facts in facts_by_key(CLIPFinetuningConfig) if not facts.changes_weights)
 """Keys that may differ between a run and its resumption: by themselves they change nothing that is learned."""
 
 
@@ -51,9 +29,15 @@ def recipe_digest(recipe: dict[str, Any], domain: str | None = None) -> str:
 
 
 def data_fingerprint(dataset: CLIPDataset) -> str:
-    """SHA-256 of the training rows in their order: images' paths below their common folder, captions, groups.
+    """Name the training rows in their order: images' paths below their common folder, captions, groups.
 
     The folder itself may move. The images' bytes are not read: that would cost as much as an epoch.
+
+    Args:
+        dataset: The training rows.
+
+    Returns:
+        SHA-256 of them.
     """
     paths = [pair.image_path for pair in dataset.pairs]
     try:
@@ -69,8 +53,15 @@ def data_fingerprint(dataset: CLIPDataset) -> str:
 
 
 def check_same_run(facts: Sequence[tuple[str, str, int, str | None, str | None]]) -> None:
-    """Raises ``ConfigurationError`` unless all processes have named the same recipe, training rows, step, digest of
-    the weights they keep near, and digest of the rows they rehearse."""
+    """Compare what several processes are about to train.
+
+    Args:
+        facts: Of each process: digest of the recipe, digest of the training rows, step, digest of the weights it keeps
+            near, digest of the rows it rehearses.
+
+    Raises:
+        ConfigurationError: They are not all alike.
+    """
     for index, what in enumerate(("recipes", "training rows", "checkpoints", "initial weights", "rehearsed rows")):
         if len({each[index] for each in facts}) > 1:
             raise ConfigurationError(
@@ -108,7 +99,7 @@ class RunIdentity:
         rehearsal: str | None = None,
         domain: str | None = None,
     ) -> RunIdentity:
-        """The identity of a run.
+        """Name a run.
 
         Args:
             settings: Its resolved recipe.
@@ -116,16 +107,30 @@ class RunIdentity:
             start: Digest of the initial weights.
             rehearsal: Digest of the rehearsed rows.
             domain: Digest of the content of the settings' domain, which counts in place of its name.
+
+        Returns:
+            Its identity.
         """
         recipe = settings.model_dump(mode="json")
         return cls(recipe_digest(recipe, domain), data_fingerprint(data), start, rehearsal, recipe, domain)
 
     def facts(self, step: int) -> tuple[str, str, int, str | None, str | None]:
-        """What ``check_same_run`` compares, of a run that is at ``step``."""
+        """What ``check_same_run`` compares.
+
+        Args:
+            step: The one the run is at.
+
+        Returns:
+            Digests of recipe and rows, the step, digests of initial weights and rehearsed rows.
+        """
         return self.recipe, self.data, step, self.start, self.rehearsal
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it in plain values."""
+        """What a checkpoint keeps of it.
+
+        Returns:
+            All attributes in plain values.
+        """
         return asdict(self)
 
     def check(self, saved: dict[str, Any], folder: Path, model_name: str) -> None:

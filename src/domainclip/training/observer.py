@@ -40,7 +40,14 @@ class StepObserver:
         )
 
     def is_due(self, step: int) -> bool:
-        """Whether the figures of ``step``, from 1, go into the log."""
+        """Ask whether the figures of a step go into the log.
+
+        Args:
+            step: Its number, from 1.
+
+        Returns:
+            True every ``logging_steps`` steps and at the last.
+        """
         return step % self.settings.logging_steps == 0 or step == self.step.plan.total_steps
 
     def __call__(self, output: Mapping[str, Any], norm: Tensor, rows: int, seconds: float) -> None:
@@ -69,6 +76,8 @@ class StepObserver:
         floor = float(output["target_entropy"]) if "target_entropy" in output else None
         for warning in self.guard.observe(state.step, state.last_loss, rows, spread, scale, floor):
             self.context.warn(warning)
+        if not self.context.processes.is_first:  # nobody listens there
+            return
         self.context.emitter.emit(
             StepLogged(
                 step=state.step,
@@ -108,7 +117,14 @@ def logged_metrics(output: Mapping[str, Any], prefix: str = "") -> dict[str, flo
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory this process has held so far, in MiB: of the GPU on CUDA, of the whole process elsewhere."""
+    """Ask for the most memory this process has held so far.
+
+    Args:
+        device: On CUDA its GPU's memory is meant, elsewhere that of the whole process.
+
+    Returns:
+        MiB.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if device.type == "mps":

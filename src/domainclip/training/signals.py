@@ -12,8 +12,12 @@ from rich.console import Console
 
 
 class StopSignals:
-    """Remembers the first SIGINT or SIGTERM in ``received``, so that the step can be finished and saved; a second
-    one stops at once (``KeyboardInterrupt``)."""
+    """Remembers the first SIGINT or SIGTERM in ``received``, so that the step can be finished and saved; a second one
+    stops at once (``KeyboardInterrupt``).
+
+    Args:
+        console: Says that the first one has been heard.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console

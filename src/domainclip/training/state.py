@@ -59,21 +59,39 @@ class RunState:
 
         Args:
             settings: Those of the run.
+
+        Returns:
+            True where validations have gone by without a gain for as long as the settings allow.
         """
         only_probe = self.probe_first is not None and self.best is not None and not self.best["step"]
         patience = (settings.early_stopping_patience, settings.probe_patience if only_probe else None)
         return any(0 < most <= self.without_gain for most in patience if most is not None)
 
     def parts(self, *names: str) -> dict[str, Any]:
-        """Some of the attributes by name: what one process tells the others."""
+        """What one process tells the others.
+
+        Args:
+            names: Of attributes.
+
+        Returns:
+            Their values by name.
+        """
         return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
-        """All attributes by name."""
+        """What a checkpoint keeps of it.
+
+        Returns:
+            All attributes by name.
+        """
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the attributes that ``state`` names, in place: the parts of a training hold on to this object."""
+        """Take over attributes, in place: the parts of a training hold on to this object.
+
+        Args:
+            state: Attributes by name; the others stay.
+        """
         vars(self).update(state)
 
 

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, LossSettings, TemperatureSettings
+from domainclip.config.key_facts import Search, facts_by_key
 from domainclip.domains.files import domain_family
 from domainclip.errors import ConfigurationError
 from domainclip.losses import LOSSES
@@ -15,7 +16,11 @@ from domainclip.tune.space import Dimension, Space
 OBJECTIVE_KEYS = frozenset(LossSettings.model_fields) - frozenset(TemperatureSettings.model_fields) - {"loss_type"}
 """Keys that only an objective reads."""
 
-STEERING = ("domain", "loss_type", "hard_negative_mining_strategy")
+STEERING = tuple(
+    name
+    for name, facts in facts_by_key(CLIPFinetuningConfig)
+    if isinstance(facts.search, Search) and facts.search.steers
+)
 """Keys whose value decides whether others are read; drawn first."""
 
 _FINER: dict[tuple[str, str], Callable[[Mapping[str, Any]], bool]] = {
@@ -44,37 +49,28 @@ def keys_read(loss_type: str, config: CLIPFinetuningConfig) -> frozenset[str]:
     settings = Recording.model_construct(_fields_set=set(config.model_fields_set), **config.__dict__)
     seen.clear()
     LOSSES[loss_type](settings)
-    if seen & {"model_dump", "to_dict", "model_copy", "updated", "frozen"}:  # it took the whole: it may read any of it
+    # It took the whole: it may read any of it.
+    if seen & {"model_dump", "to_dict", "model_copy", "updated", "frozen", "group"}:
         return frozenset(LossSettings.model_fields)
     return frozenset(seen & set(LossSettings.model_fields))
 
 
-class Conditions:
-    """Says of each key of ``space`` whether it is read, given the values of the others.
+class Readers:
+    """Says of each key of a space whether it is read, given the values of the others.
 
-    ``defaults``: the resolved recipe's values, which hold for keys that are not searched. Raises
-    ``ConfigurationError`` for a key that nothing in the search would ever read.
+    Args:
+        space: what is searched.
+        config: the recipe as the user gave it.
+        defaults: the resolved recipe's values, which hold for keys that are not searched.
     """
 
     def __init__(self, space: Space, config: CLIPFinetuningConfig, defaults: Mapping[str, Any]) -> None:
         self.space, self.defaults, self.objectives = space, defaults, tuple(config.objectives)
-        searched = space["loss_type"].ends if "loss_type" in space else (defaults["loss_type"],)
-        self.reads = {name: keys_read(name, config) for name in dict.fromkeys((*searched, *self.objectives))}
-        steering = [space[key] for key in STEERING if key in space]
-        cases = [
-            {**defaults, **dict(zip((dimension.key for dimension in steering), values, strict=True))}
-            for values in product(*(dimension.ends for dimension in steering))
-        ]
-        for dimension in space.dimensions:
-            if not any(self.applies(dimension.key, case) for case in cases):
-                readers = [name for name in LOSSES if name != "combined" and dimension.key in keys_read(name, config)]
-                raise ConfigurationError(
-                    f"The search space has {dimension}, but nothing in the search reads {dimension.key} (loss_type "
-                    f"{', '.join(map(str, searched))}, domain {defaults['domain']}, mining strategy "
-                    f"{defaults['hard_negative_mining_strategy']}). Read by: {', '.join(readers) or 'no objective'}"
-                )
+        self.searched = space["loss_type"].ends if "loss_type" in space else (defaults["loss_type"],)
+        self.reads = {name: keys_read(name, config) for name in dict.fromkeys((*self.searched, *self.objectives))}
 
     def applies(self, key: str, values: Mapping[str, Any]) -> bool:
+        """Whether a key is read beside these values of the others."""
         if key not in OBJECTIVE_KEYS:
             return True
         names = [values["loss_type"], *(self.objectives if values["loss_type"] == "combined" else ())]
@@ -83,6 +79,33 @@ class Conditions:
             for name in names
             if name != "combined" or key in ("objectives", "loss_balancing")
         )
+
+    def unread(self) -> list[Dimension]:
+        """The dimensions that nothing reads, whatever the values of the others."""
+        steering = [self.space[key] for key in STEERING if key in self.space]
+        cases = [
+            {**self.defaults, **dict(zip((dimension.key for dimension in steering), values, strict=True))}
+            for values in product(*(dimension.ends for dimension in steering))
+        ]
+        return [each for each in self.space.dimensions if not any(self.applies(each.key, case) for case in cases)]
+
+
+class Conditions(Readers):
+    """Readers of a space in which every key is read by something.
+
+    Raises:
+        ConfigurationError: a key that nothing in the search would ever read.
+    """
+
+    def __init__(self, space: Space, config: CLIPFinetuningConfig, defaults: Mapping[str, Any]) -> None:
+        super().__init__(space, config, defaults)
+        for dimension in self.unread():
+            readers = [name for name in LOSSES if name != "combined" and dimension.key in keys_read(name, config)]
+            raise ConfigurationError(
+                f"The search space has {dimension}, but nothing in the search reads {dimension.key} (loss_type "
+                f"{', '.join(map(str, self.searched))}, domain {defaults['domain']}, mining strategy "
+                f"{defaults['hard_negative_mining_strategy']}). Read by: {', '.join(readers) or 'no objective'}"
+            )
 
     def ordered(self) -> list[Dimension]:
         """The dimensions, those that decide about others first."""

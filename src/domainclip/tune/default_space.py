@@ -4,68 +4,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container
-from typing import Any
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config.key_facts import Search, facts_by_key
 from domainclip.losses import LOSSES
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
 from domainclip.resolve import ResolvedRun
-from domainclip.tune.conditions import OBJECTIVE_KEYS, keys_read
+from domainclip.tune.conditions import Readers
 from domainclip.tune.space import Dimension, Space
-
-_CANDIDATES = ("contrastive", "multi_positive", "hard_negative", "sigmoid", "domain_specific")
 
 
 def default_space(
     config: CLIPFinetuningConfig, run: ResolvedRun, fixed: Container[str] = (), *, scale_is_clamped: bool = True
 ) -> Space:
-    """Learning rate, temperature, weight decay and the objective with its own keys, around the resolved values.
+    """The keys that are declared with a range of their own, and are read, around the resolved values.
 
-    ``config``: as the user gave it; ``run``: the same, resolved. ``fixed``: keys to leave as they are.
-    ``scale_is_clamped``: whether the model holds its logit scale below 100, as CLIP's do (SigLIP's do not).
+    Args:
+        config: the recipe as the user gave it.
+        run: the same, resolved.
+        fixed: keys to leave as they are.
+        scale_is_clamped: whether the model holds its logit scale below 100, as CLIP's do (SigLIP's do not): every
+            temperature below the clamp is the same one.
+
+    Returns:
+        The space; each dimension holds the recipe's own value.
     """
-    recipe, family = run.recipe, run.domain.family
-    found: dict[str, Dimension] = {}
+    lowest = math.exp(-MAX_LOGIT_SCALE) if scale_is_clamped else 0.0
+    found: list[Dimension] = []
+    for name, facts in facts_by_key(CLIPFinetuningConfig):
+        search = facts.search
+        if name in fixed or not isinstance(search, Search) or not search.by_default:
+            continue
+        if name == "loss_type":
+            if config.objectives:
+                continue
+            search = _known_objectives(search, general=run.domain.family == "general")
+        if name == "learnable_temp" and "temperature" in fixed:
+            continue
+        dimension = _around(name, search, run.recipe, lowest if name == "temperature" else 0.0)
+        if dimension is not None:
+            found.append(dimension)
+    unread = Readers(Space(tuple(found)), config, run.recipe.to_dict()).unread()
+    return Space(tuple(dimension for dimension in found if dimension not in unread))
 
-    def add(key: str, low: float, high: float, *, log: bool = False) -> None:
-        """The recipe's own value is always inside, so that the default is a point of the search."""
-        value = getattr(recipe, key)
-        if key not in fixed and not (log and value <= 0):
-            found[key] = Dimension(key, min(_round(low), float(value)), max(_round(high), float(value)), log)
 
-    def choose(key: str, choices: tuple[Any, ...]) -> None:
-        value = getattr(recipe, key)
-        if key not in fixed:
-            found[key] = Dimension(key, choices=choices if value in choices else (value, *choices))
+def _known_objectives(search: Search, *, general: bool) -> Search:
+    """Without the domain's objective where that is ``multi_positive`` under another name."""
+    names = (name for name in search.choices if name in LOSSES and not (general and name == "domain_specific"))
+    return Search(choices=tuple(names), steers=True)
 
-    add("learning_rate", recipe.learning_rate / 10, recipe.learning_rate * 10, log=True)
-    if "temperature" not in fixed:
-        # Below the clamp every temperature is the same one.
-        lowest = math.exp(-MAX_LOGIT_SCALE) if scale_is_clamped else 0.0
-        add("temperature", max(recipe.temperature / 2, lowest), recipe.temperature * 4, log=True)
-        choose("learnable_temp", (True, False))
-    add("weight_decay", 1e-3, 0.3, log=True)
-    losses = [recipe.loss_type]
-    if "loss_type" not in fixed and not config.objectives:
-        general = family == "general"  # there the domain's objective is multi_positive under another name
-        names = [name for name in _CANDIDATES if name in LOSSES and not (general and name == "domain_specific")]
-        losses = list(dict.fromkeys([*losses, *names]))
-        choose("loss_type", tuple(names))
-    read = {key for name in losses for key in keys_read(name, config)} & OBJECTIVE_KEYS
-    if "label_smoothing" in read:
-        add("label_smoothing", 0.0, 0.2)
-    if "hard_negative_weight" in read:
-        add("hard_negative_weight", 1.0, 8.0)
-        choose("hard_negative_mining_strategy", ("semi-hard", "hard", "weighted"))
-    weighted = "hard_negative_mining_strategy" in found or recipe.hard_negative_mining_strategy == "weighted"
-    industrial = "domain_specific" in losses and family == "industrial"
-    if ("hard_negative" in losses and weighted) or industrial:
-        add("hardness_strength", 0.0, 4.0)
-    if "domain_specific" in losses and family == "medical":
-        add("margin", 0.0, 0.2)
-    if "domain_specific" in losses and family == "scientific":
-        add("soft_target_fraction", 0.0, 0.5)
-    return Space(tuple(found.values()))
+
+def _around(name: str, search: Search, recipe: FrozenConfig, lowest: float) -> Dimension | None:
+    """The recipe's own value is always inside, so that the default is a point of the search."""
+    value = getattr(recipe, name)
+    if search.choices:
+        return Dimension(name, choices=search.choices if value in search.choices else (value, *search.choices))
+    if search.low is None or search.high is None or (search.log and value <= 0):
+        return None
+    factor = value if search.relative else 1.0
+    low, high = _round(max(search.low * factor, lowest)), _round(search.high * factor)
+    return Dimension(name, min(low, float(value)), max(high, float(value)), search.log)
 
 
 def _round(value: float) -> float:

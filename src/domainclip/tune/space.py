@@ -11,57 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from domainclip.config import CLIPFinetuningConfig, parse_overrides
+from domainclip.config.key_facts import facts_of
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
-
-_BUDGET = "every trial trains the same number of steps: give it with --steps"
-_VALIDATE = "it changes the rows or the way trials are evaluated, which must be the same for all"
-_IDLE = "it changes nothing that is learned"
-NOT_SEARCHED = {
-    **dict.fromkeys(("num_epochs", "max_steps", "early_stopping_patience"), _BUDGET),
-    **dict.fromkeys(
-        (
-            "data_path",
-            "image_col",
-            "caption_col",
-            "label_col",
-            "group_col",
-            "train_split",
-            "val_split",
-            "test_split",
-            "seed",
-            "strict",
-            "max_image_pixels",
-            "prompt_templates",
-            "eval_steps",
-            "evaluation_metrics",
-            "label_order",
-            "normal_label",
-            "bootstrap_resamples",
-        ),
-        _VALIDATE,
-    ),
-    **dict.fromkeys(
-        (
-            "output_dir",
-            "save_steps",
-            "keep_checkpoints",
-            "logging_steps",
-            "num_workers",
-            "image_cache_mb",
-            "eval_batch_size",
-            "retrieval_top_k",
-            "alignment_visualization",
-            "visualization_output_dir",
-            "device",
-            "use_mps",
-            "calibrate_temperature",
-        ),
-        _IDLE,
-    ),
-}
-"""Recipe keys that cannot be searched, each with the reason."""
 
 Value = bool | int | float | str | None
 
@@ -188,8 +141,9 @@ def _dimension(key: str, value: Any, source: str) -> Dimension:
         guess = nearest(key, CLIPFinetuningConfig.model_fields)
         hint = f": did you mean {guess!r}?" if guess else ". `domainclip config show` lists the known ones"
         raise ConfigurationError(f"Unknown key {key!r}{hint} [{source}]")
-    if key in NOT_SEARCHED:
-        raise ConfigurationError(f"{key} cannot be searched: {NOT_SEARCHED[key]} [{source}]")
+    search = facts_of(CLIPFinetuningConfig, key).search
+    if isinstance(search, str):
+        raise ConfigurationError(f"{key} cannot be searched: {search} [{source}]")
     kinds = set(get_args(field.annotation) or (field.annotation,))
     numeric = bool(kinds & {int, float})
     if isinstance(value, str):

@@ -117,7 +117,7 @@ def _metric_curves(axis: Any, places: Sequence[float], metrics: Sequence[Figures
 
 def _interval(metrics: Figures, name: str) -> tuple[float, float]:
     trials = int(metrics["n_classified" if name == "acc1" else "n_images"])
-    return wilson_interval(round(metrics[name] * trials), trials)
+    return wilson_interval(round(metrics[name] * trials), trials).ends
 
 
 def _curve(axis: Any, places: Sequence[float], values: Sequence[float], number: int, label: str) -> None:

@@ -22,8 +22,16 @@ _TABLES_8BIT = 2 * 256 * 4
 
 
 def check_optimizer(name: str, device: torch.device) -> None:
-    """Raises ``ConfigurationError`` for an optimizer that does not run on the device, ``MissingExtraError`` for one
-    whose library is not installed."""
+    """Make sure that an optimizer can be used.
+
+    Args:
+        name: ``adamw``, ``adafactor`` or ``adamw_8bit``.
+        device: It has to run on.
+
+    Raises:
+        ConfigurationError: There is no such optimizer, or it does not run on the device.
+        MissingExtraError: Its library is not installed.
+    """
     if name not in OPTIMIZERS:
         raise ConfigurationError(f"Invalid optimizer {name!r}: choose {', '.join(OPTIMIZERS)}")
     if name != "adamw_8bit":
@@ -40,14 +48,26 @@ def check_optimizer(name: str, device: torch.device) -> None:
 def make_optimizer(
     groups: list[dict[str, Any]], settings: OptimizerSettings, device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimizer named by ``settings.optimizer`` over ``groups``. Raises as ``check_optimizer`` does.
+    """Make the optimizer that a recipe names.
 
     - ``adamw``: in its fused form, one kernel for all parameters, several times faster on MPS and CUDA.
-    - ``adafactor``: no mean of gradients, and of their squares' mean only a row and a column of each matrix (Shazeer
-      & Stern 2018). ``transformers``' rather than torch's: torch's multiplies every rate by the size of the weights,
-      so that ``learning_rate`` would mean something else, and a LoRA matrix, zero at the start, would hardly learn.
+    - ``adafactor``: no mean of gradients, and of their squares' mean only a row and a column of each matrix (Shazeer &
+      Stern 2018). ``transformers``' rather than torch's: torch's multiplies every rate by the size of the weights, so
+      that ``learning_rate`` would mean something else, and a LoRA matrix, zero at the start, would hardly learn.
       ``adam_beta1``, ``adam_beta2`` and ``adam_epsilon`` are not read.
     - ``adamw_8bit``: AdamW with its state in blocks of 8-bit numbers (Dettmers et al. 2022). CUDA only.
+
+    Args:
+        groups: Of parameters, each with its rate and weight decay.
+        settings: Of the run.
+        device: Where the parameters are.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ConfigurationError: There is no such optimizer, or it does not run on the device.
+        MissingExtraError: Its library is not installed.
     """
     check_optimizer(settings.optimizer, device)
     betas, epsilon = (settings.adam_beta1, settings.adam_beta2), settings.adam_epsilon
@@ -65,10 +85,17 @@ def make_optimizer(
 
 
 def optimizer_state_bytes(name: str, parameters: Iterable[Tensor]) -> int:
-    """Bytes of state that an optimizer keeps for trained ``parameters`` after its first step (Python's own numbers
-    aside). Shapes and dtypes are enough: tensors on the ``meta`` device do.
+    """Predict the state that an optimizer keeps after its first step, Python's own numbers aside.
 
-    Raises ``ConfigurationError`` for an unknown name.
+    Args:
+        name: Of the optimizer.
+        parameters: Those that are trained. Shapes and dtypes are enough: tensors on the ``meta`` device do.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ConfigurationError: There is no such optimizer.
     """
     sizes = {"adamw": _adamw_bytes, "adafactor": _adafactor_bytes, "adamw_8bit": _adamw_8bit_bytes}
     if name not in sizes:

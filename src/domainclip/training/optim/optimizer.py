@@ -15,16 +15,28 @@ from domainclip.training.optim.choice import make_optimizer
 
 
 def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module | None = None) -> list[dict[str, Any]]:
-    """Groups by tower, depth and decay. ``encoder`` is a ``DualEncoder``.
+    """Group parameters by tower, depth and decay.
 
-    - Weight decay on matrices only: on norms, biases, embeddings of size one and the logit scale it would pull
-      towards a meaning-free zero. Nor on LoRA's matrices: zero there means the weights the tower came with, and how
-      far it may leave them is for rank and rate to say.
-    - Where a tower learns by adapters its rate is theirs; what is trained whole beside them (its projection) learns
-      at ``learning_rate``, as it would without adapters.
+    - Weight decay on matrices only: on norms, biases, embeddings of size one and the logit scale it would pull towards
+      a meaning-free zero. Nor on LoRA's matrices: zero there means the weights the tower came with, and how far it may
+      leave them is for rank and rate to say.
+    - Where a tower learns by adapters its rate is theirs; what is trained whole beside them (its projection) learns at
+      ``learning_rate``, as it would without adapters.
     - ``layer_decay`` γ: block k of n, counted from 0 at the input, gets γ^(n-k) of its tower's rate, what lies before
       the blocks γ^(n+1), what comes after (final norm, projection) the whole rate (Clark et al. 2020; Bao et al. 2021).
     - The scale learns at ``learning_rate``, without decay.
+
+    Args:
+        encoder: A ``DualEncoder``.
+        settings: Rates, decays and ``weight_decay``.
+        loss: The objective, whose own parameters are trained as well, each at ``learning_rate`` times its
+            ``rate_factor``.
+
+    Returns:
+        Groups with ``params``, their ``names``, ``lr``, ``peak_lr`` and ``weight_decay``.
+
+    Raises:
+        ConfigurationError: Every parameter is frozen.
     """
     rates = {
         "image": settings.image_learning_rate or settings.learning_rate,
@@ -69,7 +81,21 @@ def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module 
 def build_optimizer(
     encoder: Any, settings: OptimizerSettings, device: torch.device, loss: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer a recipe names, over ``parameter_groups``. Raises as ``optimizer_choice.check_optimizer`` does."""
+    """Make the optimizer a recipe names, over ``parameter_groups``.
+
+    Args:
+        encoder: A ``DualEncoder``.
+        settings: Of the run.
+        device: Where the parameters are.
+        loss: The objective.
+
+    Returns:
+        The optimizer, whose groups have ``names`` and ``peak_lr``.
+
+    Raises:
+        ConfigurationError: Nothing is trained, or the optimizer does not run on the device.
+        MissingExtraError: Its library is not installed.
+    """
     groups = parameter_groups(encoder, settings, loss)
     names = [group.pop("names") for group in groups]
     optimizer = make_optimizer(groups, settings, device)
@@ -79,9 +105,18 @@ def build_optimizer(
 
 
 def rate_factor(step: int, warmup: int, total: int, floor: float = 0.0) -> float:
-    """Fraction of the peak rate at optimizer step ``step`` (from 0): linear warm-up, then a cosine to ``floor``.
+    """Fraction of the peak rate at a step: linear warm-up, then a cosine to ``floor``.
 
     The first step already learns (1 / warmup), and the last one, ``total - 1``, still does.
+
+    Args:
+        step: From 0.
+        warmup: Steps of the warm-up.
+        total: Steps in all.
+        floor: The fraction at the end of the cosine, in [0, 1].
+
+    Returns:
+        A fraction in (0, 1].
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -90,5 +125,11 @@ def rate_factor(step: int, warmup: int, total: int, floor: float = 0.0) -> float
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the rate of every group.
+
+    Args:
+        optimizer: From ``build_optimizer``.
+        factor: Of each group's peak rate.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor

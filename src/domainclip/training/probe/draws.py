@@ -28,8 +28,16 @@ class ClassPrompts:
     def read(
         cls, reader: FeatureReader, prompts: Mapping[str, Sequence[str]], data: CLIPDataset
     ) -> ClassPrompts | None:
-        """``prompts``: label to sentences, which have been through the domain's text steps. None for fewer than two
-        classes: there is nothing to tell apart."""
+        """Read the features of the classes' sentences.
+
+        Args:
+            reader: Of the text tower's features.
+            prompts: Label to sentences, which have been through the domain's text steps.
+            data: The training rows, for the length of texts.
+
+        Returns:
+            None for fewer than two classes: there is nothing to tell apart.
+        """
         if len(prompts) < 2:
             return None
         sentences = [sentence for texts in prompts.values() for sentence in texts]
@@ -39,7 +47,11 @@ class ClassPrompts:
 
     def weights(self) -> Float[Tensor, "classes dim"]:
         """One unit vector for each class: its sentences' embeddings brought to length 1, averaged, and brought there
-        again (Radford et al. 2021, section 3.1.4), with the projection as it is now."""
+        again (Radford et al. 2021, section 3.1.4).
+
+        Returns:
+            ``[classes, dim]``, with the projection as it is now.
+        """
         unit = F.normalize(self.inputs.embed(), dim=-1)
         sums = unit.new_zeros(len(self.labels), unit.shape[1]).index_add(0, self.of, unit)
         return F.normalize(sums, dim=-1)
@@ -47,7 +59,16 @@ class ClassPrompts:
     def loss(
         self, images: Float[Tensor, "n dim"], classes: Int[Tensor, " n"], logit_scale: Tensor
     ) -> Float[Tensor, ""]:
-        """Cross-entropy, in nats, of zero-shot classification, over the rows whose class is not −1; 0 without any."""
+        """Cross-entropy of zero-shot classification.
+
+        Args:
+            images: Embeddings ``[n, dim]``, of any length.
+            classes: Number of each row's class ``[n]``, −1 for none.
+            logit_scale: The logarithm of one over the temperature.
+
+        Returns:
+            The mean in nats over the rows that have a class; 0 without any.
+        """
         logits = F.normalize(images, dim=-1) @ self.weights().T * logit_scale.exp().reshape(())
         return F.cross_entropy(logits, classes, reduction="sum", ignore_index=-1) / (classes >= 0).sum().clamp(min=1)
 
@@ -82,6 +103,21 @@ class PairDraws:
     def read(
         cls, reader: FeatureReader, data: CLIPDataset, rows: Sequence[int], views: int, classes: ClassPrompts | None
     ) -> PairDraws:
+        """Read the features of rows.
+
+        Args:
+            reader: Of both towers' features.
+            data: The data set.
+            rows: Which of its rows.
+            views: Augmented views of each image besides the clean one.
+            classes: Numbers the rows' labels.
+
+        Returns:
+            The rows whose images can be read, in order; the others are in ``bad`` with the reason.
+
+        Raises:
+            ImageError: An image cannot be read, and the data set is ``strict``.
+        """
         found = reader.images(data, rows, views)
         device = reader.device
         shown = [data.shown_texts(row) for row in found.rows]
@@ -110,11 +146,16 @@ class PairDraws:
         return self.choices[self.starts].to(self.groups.device)
 
     def draw(self, largest: int, balanced: bool, generator: torch.Generator) -> Draw:
-        """``largest`` rows, or all where they are fewer, each with one of its views and one of its captions.
+        """Draw a batch, each row with one of its views and one of its captions.
 
-        Without ``balanced`` every row is drawn at most once; with it rows are drawn with replacement so that each class
-        (what has no class counts as one) is as likely as any other. Numbers are drawn on the CPU, the same on every
-        device.
+        Args:
+            largest: Rows to draw; all where they are fewer.
+            balanced: Draw rows with replacement so that each class (what has no class counts as one) is as likely as
+                any other. Otherwise every row is drawn at most once.
+            generator: On the CPU, so that every device sees the same numbers.
+
+        Returns:
+            The batch.
         """
         size = min(largest, len(self))
         if balanced:

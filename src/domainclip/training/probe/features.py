@@ -29,8 +29,15 @@ class ImageFeatures:
 
 
 class FeatureReader:
-    """Reads features of ``encoder``'s towers in evaluation mode (no dropout, batch norm's stored statistics, which stay
-    as they are), ``batch_size`` images or texts at a time, under ``autocast`` on ``device``."""
+    """Reads features of the towers in evaluation mode: no dropout, batch norm's stored statistics, which stay as they
+    are.
+
+    Args:
+        encoder: Whose towers they are.
+        device: Where they are.
+        autocast: Makes the context in which they run.
+        batch_size: Images or texts at a time.
+    """
 
     def __init__(
         self, encoder: DualEncoder, device: torch.device, autocast: Callable[[], Any], batch_size: int
@@ -48,10 +55,18 @@ class FeatureReader:
             self.encoder.train(training)
 
     def images(self, data: CLIPDataset, rows: Sequence[int], views: int = 0) -> ImageFeatures:
-        """Features of the clean view of each row's image, and of ``views`` augmented ones if the data set augments.
+        """Features of the clean view of each row's image, and of augmented ones if the data set augments.
 
-        The augmented views are none that an epoch of training shows. Raises ``ImageError`` for an image that cannot
-        be read where the data set is ``strict``.
+        Args:
+            data: The data set.
+            rows: Which of its rows.
+            views: How many augmented views of each. They are none that an epoch of training shows.
+
+        Returns:
+            Features of the images that can be read.
+
+        Raises:
+            ImageError: An image cannot be read, and the data set is ``strict``.
         """
         projection, bad = tower_projection(self.encoder, "image"), {}
         transform = data.image_transform
@@ -86,7 +101,14 @@ class FeatureReader:
         return ImageFeatures(join_inputs([part for view in parts for part in view]), kept, views + 1, bad)
 
     def texts(self, token_ids: Sequence[Sequence[int]]) -> ProjectionInputs:
-        """Features of texts given as token ids, in their order."""
+        """Features of texts.
+
+        Args:
+            token_ids: Of each text.
+
+        Returns:
+            What the text projection reads, in the order of the texts.
+        """
         projection, processor = tower_projection(self.encoder, "text"), self.encoder.processor
         if not token_ids:
             return ProjectionInputs(projection, torch.empty(0, 0), None)

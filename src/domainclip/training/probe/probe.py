@@ -48,15 +48,26 @@ _PATIENCE = 6
 
 
 class Probe:
-    """Trains ``encoder``'s projections, logit scale and logit bias, as far as they are trained at all, on features.
+    """Trains the projections, the logit scale and the logit bias, as far as they are trained at all, on features.
 
-    The loss is ``objective`` (the run's own, on a copy that is thrown away) over pairs of images and captions, plus,
-    where rows have labels, the cross-entropy of the zero-shot classifier that ``class_prompts`` (label to sentences, as
-    the classes are evaluated by) make: with frozen towers that is the linear probe, written as sentences.
+    The loss is the run's own objective over pairs of images and captions, plus, where rows have labels, the
+    cross-entropy of the zero-shot classifier that the class prompts make: with frozen towers that is the linear probe,
+    written as sentences.
 
-    ``validation``: rows that choose the step which is kept, and may stop it; without them all steps are made.
-    ``batch_size``: images embedded at once. ``rehearsal``: a further term, over all of its rows.
-    ``l2sp_strength``, ``distillation_strength``: what holds the towers near their start holds the projections, too.
+    Args:
+        encoder: Whose projections they are.
+        objective: Of the run; a copy of it is used and thrown away.
+        data: The training rows.
+        settings: Steps, rate, views.
+        seed: Of everything that is drawn.
+        device: Where the encoder is.
+        autocast: Makes the context in which the towers run.
+        batch_size: Images embedded at once.
+        validation: Rows that choose the step which is kept, and may stop it; without them all steps are made.
+        class_prompts: Label to sentences, as the classes are evaluated by.
+        rehearsal: A further term, over all of its rows.
+        l2sp_strength: What holds the towers near their start holds the projections, too.
+        distillation_strength: The same.
     """
 
     def __init__(
@@ -84,7 +95,11 @@ class Probe:
         self.largest_batch = 1024 if device.type == "cpu" else 4096
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """By name: those of both projections, the logit scale and the logit bias, without what is frozen."""
+        """List what is trained.
+
+        Returns:
+            Parameters of both projections, the logit scale and the logit bias by name, without what is frozen.
+        """
         projections = {id(p) for tower in ("image", "text") for p in tower_projection(self.encoder, tower).trained}
         scalars = {"logit_scale", "logit_bias"}
         return [
@@ -94,11 +109,12 @@ class Probe:
         ]
 
     def __call__(self) -> dict[str, Any]:
-        """Train them in place. What comes back: ``skipped`` (why nothing was done), or ``rows``, ``steps``,
-        ``kept_step``, ``seconds``, ``loss_before`` and ``loss`` (of the validation rows, in nats; None without any);
-        and ``skipped_images``.
+        """Train them in place. The same numbers for the same seed, whatever the state of the global generators, which
+        stays as it is.
 
-        The same numbers for the same seed, whatever the state of the global generators, which stays as it is.
+        Returns:
+            ``skipped`` (why nothing was done), or ``rows``, ``steps``, ``kept_step``, ``seconds``, ``loss_before`` and
+            ``loss`` (of the validation rows, in nats; None without any); and ``skipped_images``.
         """
         started = time.monotonic()
         parameters = self.trained_parameters()
@@ -232,9 +248,15 @@ class Probe:
 
 
 class ProbeRestraint:
-    """``l2sp`` times half the squared distance of the projections' weights from those they have now, and
-    ``distillation`` as ``FeatureDistillation`` has it, from what the projections make of ``draws`` now. Logit scale and
-    bias are left free."""
+    """Holds the projections near their start while they learn from features: the towers' own two terms, for them. Logit
+    scale and bias are left free.
+
+    Args:
+        parameters: What is trained, by name.
+        draws: The rows as features.
+        l2sp: Times half the squared distance of the weights from those they have now.
+        distillation: As ``FeatureDistillation`` has it, from what the projections make of ``draws`` now.
+    """
 
     def __init__(
         self, parameters: list[tuple[str, nn.Parameter]], draws: PairDraws, l2sp: float, distillation: float
@@ -249,7 +271,16 @@ class ProbeRestraint:
                 self.start = draws.images.embed(), draws.texts.embed()
 
     def __call__(self, batch: Draw, images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-        """Both terms together, in the loss's units."""
+        """Both terms together.
+
+        Args:
+            batch: The rows of the step.
+            images: Their embeddings ``[n, dim]`` now.
+            texts: The same of their captions.
+
+        Returns:
+            A single number in the loss's units.
+        """
         total = images.new_zeros(())
         for parameter, start in self.held:
             total = total + 0.5 * self.l2sp * (parameter - start).square().sum()

@@ -27,15 +27,23 @@ class InitialWeights:
 
     @property
     def copy_bytes(self) -> int:
+        """Bytes of the frozen copy; 0 without one."""
         return sum(p.nbytes for p in self.encoder.parameters()) if self.encoder is not None else 0
 
 
 def initial_weights(encoder: DualEncoder, settings: ReferenceSettings, as_loaded: bool = True) -> InitialWeights | None:
-    """What the recipe needs to remember of ``encoder``, which has no adapters yet; None where it needs nothing.
+    """Remember of the model what the recipe needs.
 
-    ``as_loaded``: its weights are those that the recipe's model names, and can be loaded again.
+    Args:
+        encoder: As it begins, without adapters.
+        settings: What holds the training near its start.
+        as_loaded: Whether its weights are those that the recipe's model names, and can be loaded again.
 
-    Raises ``ConfigurationError`` where there are no embeddings yet that could be kept.
+    Returns:
+        None where the recipe needs nothing.
+
+    Raises:
+        ConfigurationError: There are no embeddings yet that could be kept.
     """
     if not (settings.wise_ft or settings.l2sp_strength > 0 or settings.distillation_strength > 0):
         return None
@@ -53,12 +61,26 @@ def initial_weights(encoder: DualEncoder, settings: ReferenceSettings, as_loaded
 
 
 def weights_of(encoder: DualEncoder) -> dict[str, Tensor]:
-    """A copy of all weights and buffers, on the CPU."""
+    """Copy all weights and buffers.
+
+    Args:
+        encoder: Whose.
+
+    Returns:
+        Tensors on the CPU by name.
+    """
     return {name: value.detach().to("cpu", copy=True) for name, value in encoder.model.state_dict().items()}
 
 
 def weights_digest(encoder: DualEncoder) -> str:
-    """SHA-256 of all weights and buffers, their names, types and shapes."""
+    """Name the weights.
+
+    Args:
+        encoder: Whose.
+
+    Returns:
+        SHA-256 of all weights and buffers, their names, types and shapes, whatever the memory layout.
+    """
     digest = hashlib.sha256()
     for name, value in encoder.model.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

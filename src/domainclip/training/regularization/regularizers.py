@@ -17,10 +17,14 @@ class L2SP:
     """½ λ ‖θ − θ₀‖² over the towers' trained weights (Xuhong et al. 2018, "Explicit Inductive Bias for Transfer
     Learning with Convolutional Networks", eq. 2).
 
-    Unlike weight decay it pulls towards the weights the towers started with (those at the time it is made), not
-    towards zero, and it is part of the gradient: the optimizer scales it as it does the loss's. The logit scale is no
-    tower's weight, and a projection that was just created has no initial weights worth holding to: both are left free.
-    A copy of the weights is held.
+    Unlike weight decay it pulls towards the weights the towers started with (those at the time it is made), not towards
+    zero, and it is part of the gradient: the optimizer scales it as it does the loss's. The logit scale is no tower's
+    weight, and a projection that was just created has no initial weights worth holding to: both are left free. A copy
+    of the weights is held.
+
+    Args:
+        encoder: Whose weights are held.
+        strength: λ, at least 0.
     """
 
     def __init__(self, encoder: DualEncoder, strength: float) -> None:
@@ -33,10 +37,13 @@ class L2SP:
 
     @torch.no_grad()
     def add_gradient(self) -> Float[Tensor, ""]:
-        """Add λ (θ − θ₀) to the gradients; the penalty itself, in the loss's units.
+        """Add λ (θ − θ₀) to the gradients.
 
         Once a step, after all micro-batches (and all processes' shards, and a GradScaler's unscaling) and before the
         gradient is clipped: it depends on no row of the batch.
+
+        Returns:
+            The penalty itself, a single number in the loss's units.
         """
         total = torch.zeros((), device=self.held[0][0].device if self.held else None)
         for parameter, start in self.held:
@@ -50,9 +57,17 @@ class L2SP:
 
 
 def distillation_penalty(strength: float, *pairs: tuple[Tensor | None, Tensor | None]) -> Float[Tensor, ""]:
-    """From pairs of (present, starting) embeddings ``[rows, …, dim]``; a pair without the latter counts as kept.
+    """λ / 2 times the mean of 1 − cos, added up over the towers.
 
-    All rows of a contrastive batch together: the mean is over them, so micro-batches and processes do not show.
+    All rows of a contrastive batch go in together: the mean is over them, so micro-batches and processes do not show.
+
+    Args:
+        strength: λ.
+        pairs: Present and starting embeddings ``[rows, …, dim]`` of each tower. A pair without the latter counts as
+            kept.
+
+    Returns:
+        A single number in [0, 2 λ].
     """
     terms = [
         1 - F.cosine_similarity(now, start, dim=-1).mean()
@@ -65,13 +80,16 @@ def distillation_penalty(strength: float, *pairs: tuple[Tensor | None, Tensor | 
 class FeatureDistillation:
     """λ / 2 times the mean over the batch's pairs of (1 − cos(f(x), f₀(x))) + (1 − cos(g(t), g₀(t))).
 
-    f and g are the towers in training, f₀ and g₀ those of the initial model, which see the very same pixels and
-    tokens. Keeping the old model's answers to the new data is Li & Hoiem's "Learning without Forgetting" (2017); here
-    the answers are embeddings. In [0, 2 λ]. A tower that is not in ``learning`` cannot leave its place, and is not
-    asked.
+    f and g are the towers in training, f₀ and g₀ those of the initial model, which see the very same pixels and tokens.
+    Keeping the old model's answers to the new data is Li & Hoiem's "Learning without Forgetting" (2017); here the
+    answers are embeddings.
 
-    ``encode_image`` and ``encode_text`` are the frozen towers', and ``autocast`` the training's: an embedding must not
-    seem to have moved because it was rounded otherwise.
+    Args:
+        encode_image: The frozen image tower.
+        encode_text: The frozen text tower.
+        strength: λ.
+        autocast: The training's: an embedding must not seem to have moved because it was rounded otherwise.
+        learning: The towers that are trained. One that is not cannot leave its place, and is not asked.
     """
 
     def __init__(
@@ -87,8 +105,16 @@ class FeatureDistillation:
 
     @torch.no_grad()
     def initial_embeddings(self, batch: dict[str, Any], micro_batch: int) -> list[Tensor | None]:
-        """The initial model's embeddings of the batch's images and of each row's caption, ``micro_batch`` rows at a
-        time and without a graph. None for a tower that does not learn, and where the batch has no image."""
+        """The initial model's embeddings of the batch's images and of each row's caption, without a graph.
+
+        Args:
+            batch: As the training loader gives it.
+            micro_batch: Rows at a time.
+
+        Returns:
+            ``[rows, …, dim]`` of images and of captions; None for a tower that does not learn, and where the batch has
+            no image.
+        """
         images = texts = None
         if batch["pixels"] is not None:
             if "image" in self.learning:
@@ -99,6 +125,14 @@ class FeatureDistillation:
         return [images, texts]
 
     def penalty(self, *pairs: tuple[Tensor | None, Tensor | None]) -> Float[Tensor, ""]:
+        """The term of a batch.
+
+        Args:
+            pairs: See ``distillation_penalty``.
+
+        Returns:
+            A single number in [0, 2 λ].
+        """
         return distillation_penalty(self.strength, *pairs)
 
     def _run(self, encode: Callable[..., Tensor], micro_batch: int, *inputs: Tensor) -> Tensor:

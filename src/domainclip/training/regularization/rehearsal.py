@@ -28,8 +28,18 @@ class Rehearsal:
     old model's answers, not for labels, makes it a distillation (Li & Hoiem 2017). Unlike keeping the *domain's*
     embeddings it does not hold back what is to be learned.
 
-    ``pixels``: as the image processor leaves them, before ``normalise``. ``token_ids``: of each row's caption. Dropout
-    is off and batch norm keeps its statistics while rows are rehearsed, so that every process finds the same gradient.
+    Dropout is off and batch norm keeps its statistics while rows are rehearsed, so that every process finds the same
+    gradient.
+
+    Args:
+        encoder: In training.
+        pixels: uint8 ``[rows, 3, height, width]`` as the image processor leaves them, before ``normalise``.
+        token_ids: Of each row's caption.
+        normalise: Bytes to what the image tower reads.
+        strength: λ.
+        seed: Of the draws.
+        device: Where the encoder is.
+        autocast: Makes the context in which the towers run.
     """
 
     def __init__(
@@ -64,15 +74,29 @@ class Rehearsal:
         return len(self.pixels)
 
     def rows_of(self, batch: int) -> int:
-        """How many rows are rehearsed beside a contrastive batch of that many pairs."""
+        """How many rows are rehearsed beside a contrastive batch.
+
+        Args:
+            batch: Its pairs.
+
+        Returns:
+            At least one.
+        """
         return min(len(self), max(1, round(BATCH_FRACTION * batch)))
 
     def add_gradient(
         self, step: int, batch: int, micro_batch: int, scale: Callable[[Tensor], Tensor] = lambda loss: loss
     ) -> Float[Tensor, ""]:
-        """Add the gradient of a draw that depends on seed and step alone; the penalty, in the loss's units.
+        """Add the gradient of a draw that depends on seed and step alone.
 
-        ``micro_batch``: rows in a tower at once. Their mean does not depend on it.
+        Args:
+            step: From 0.
+            batch: Pairs of the contrastive batch.
+            micro_batch: Rows in a tower at once. Their mean does not depend on it.
+            scale: Of a ``GradScaler``.
+
+        Returns:
+            The penalty, a single number in the loss's units.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rows = torch.randperm(len(self), generator=generator)[: self.rows_of(batch)]
@@ -86,7 +110,11 @@ class Rehearsal:
         return total
 
     def of_projections(self) -> Callable[[], Float[Tensor, ""]]:
-        """The penalty over all rows as a function of the projections alone: the towers are read once, now."""
+        """Read the towers once, now.
+
+        Returns:
+            The penalty over all rows as a function of the projections alone.
+        """
         image, text = tower_projection(self.encoder, "image"), tower_projection(self.encoder, "text")
         images, texts = [], []
         with self._evaluating(), torch.no_grad(), self.autocast():

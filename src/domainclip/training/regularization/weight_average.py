@@ -13,7 +13,14 @@ from domainclip.models.dual_encoder import DualEncoder
 
 
 def averaged(encoder: DualEncoder) -> dict[str, Tensor]:
-    """What a mean is taken of, by name: trained parameters, and buffers of floating-point numbers."""
+    """What a mean is taken of.
+
+    Args:
+        encoder: In training.
+
+    Returns:
+        Trained parameters, and buffers of floating-point numbers, by name.
+    """
     frozen = {name for name, parameter in encoder.model.named_parameters() if not parameter.requires_grad}
     return {
         name: value
@@ -23,17 +30,28 @@ def averaged(encoder: DualEncoder) -> dict[str, Tensor]:
 
 
 def average_bytes(encoder: DualEncoder) -> int:
-    """Bytes of that mean."""
+    """Predict what the mean takes.
+
+    Args:
+        encoder: In training.
+
+    Returns:
+        Bytes.
+    """
     return sum(value.nbytes for value in averaged(encoder).values())
 
 
 class WeightAverage:
-    """Exponential moving average of what training changes of ``encoder``: its trained parameters and its
-    floating-point buffers (batch-norm statistics).
+    """Exponential moving average of what training changes: trained parameters and floating-point buffers (batch-norm
+    statistics).
 
     Each step takes 1 / ``span`` of the new weights (Polyak averaging with a window, as in Tarvainen & Valpola 2017,
-    "Mean teachers are better role models"); before there were ``span`` steps the plain mean of all so far, so that
-    the weights it began with leave no trace. ``span``: in steps; 1 or less means the latest weights themselves.
+    "Mean teachers are better role models"); before there were ``span`` steps the plain mean of all so far, so that the
+    weights it began with leave no trace.
+
+    Args:
+        encoder: In training.
+        span: In steps; 1 or less means the latest weights themselves.
     """
 
     def __init__(self, encoder: DualEncoder, span: float) -> None:
@@ -79,9 +97,19 @@ class WeightAverage:
         return before
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it.
+
+        Returns:
+            ``steps`` taken in, and the ``mean`` by name.
+        """
         return {"steps": self.steps, "mean": self.mean}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the mean of a checkpoint.
+
+        Args:
+            state: From ``state_dict``.
+        """
         device = next(self.encoder.parameters()).device
         self.steps = state["steps"]
         self.mean = {name: value.to(device) for name, value in state["mean"].items()}

@@ -43,9 +43,13 @@ _OUT_OF_MEMORY_WORDS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out. Torch has a class for it on CUDA; elsewhere only the text tells.
+    """Whether an error says that memory ran out. Torch has a class for it on CUDA; elsewhere only the text tells.
 
-    This package's own errors are never meant: whoever raised them has said what to do already.
+    Args:
+        error: Any. This package's own errors are never meant: whoever raised them has said what to do already.
+
+    Returns:
+        True where memory ran out.
     """
     if isinstance(error, CLIPFinetuningError):
         return False
@@ -56,21 +60,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class AdaptiveStep:
-    """``step`` with a micro-batch that follows the memory there is; call it as ``step`` itself.
-
-    ``encoder`` and ``loss``: the modules whose gradients and state a repeat must find as they were before the batch.
-    An objective's state is its parameters, its buffers, and what ``get_extra_state`` tells, as for a checkpoint; the
-    encoder's is the buffers of modules in training mode. Gradients must be None before each call
-    (``optimizer.zero_grad(set_to_none=True)``).
+    """A step with a micro-batch that follows the memory there is; call it as the step itself.
 
     Out of memory: first ``kept_micro_batches`` goes to 0, then micro-batches are no longer ``enlarged``, then the
-    micro-batch is halved (rounded up) until it is 1. After
-    ``patience`` steps that went well the former, larger setting is tried; when that fails, at once or later, the
-    patience is doubled. All of it depends on the number of steps alone, never on a clock. ``on_change`` is told.
+    micro-batch is halved (rounded up) until it is 1. After ``patience`` steps that went well the former, larger setting
+    is tried; when that fails, at once or later, the patience is doubled. All of it depends on the number of steps
+    alone, never on a clock.
 
-    Raises ``MemoryConstraintError`` where even one row at a time does not fit, and where batch norm in training mode
-    forbids micro-batches. Every other error comes through as it is. One process only: a repeat on one of several that
-    average their gradients would leave the others waiting.
+    One process only: a repeat on one of several that average their gradients would leave the others waiting.
+
+    Args:
+        step: What is repeated.
+        encoder: Module whose gradients and state a repeat must find as they were before the batch: the buffers of
+            modules in training mode.
+        loss: The same of the objective: its parameters, its buffers, and what ``get_extra_state`` gives, as for a
+            checkpoint.
+        on_change: Called with each new micro-batch.
+        patience: Steps that must go well before a larger micro-batch is tried.
     """
 
     def __init__(
@@ -92,10 +98,27 @@ class AdaptiveStep:
         self._may_enlarge = True
 
     def enlarge(self, factor: int) -> None:
-        """Let the next steps' micro-batches be so many times as large, unless that has been too much before."""
+        """Let the next steps' micro-batches be larger, unless that has been too much before.
+
+        Args:
+            factor: So many times as large.
+        """
         self.step.enlarged = factor if self._may_enlarge else 1
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Make one contrastive step, in smaller micro-batches where memory runs out.
+
+        Args:
+            batch: As ``ContrastiveStep`` takes it. Gradients must be None before
+                (``optimizer.zero_grad(set_to_none=True)``).
+
+        Returns:
+            What the step returns.
+
+        Raises:
+            MemoryConstraintError: Even one row at a time does not fit, or batch norm in training mode forbids
+                micro-batches. Every other error comes through as it is.
+        """
         if self.step.processes is not None:
             return self._without_repeat(batch)
         if any(p.grad is not None for module in (self.encoder, self.loss) for p in module.parameters()):
@@ -187,7 +210,11 @@ class AdaptiveStep:
         self.on_change(self.steps + 1, old, new, reason)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step's micro-batch depends on, in plain numbers and lists."""
+        """What the next step's micro-batch depends on.
+
+        Returns:
+            Plain numbers and lists.
+        """
         return {
             "micro_batch": self.step.micro_batch,
             "kept_micro_batches": self.step.kept_micro_batches,
@@ -200,6 +227,11 @@ class AdaptiveStep:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the micro-batch of a checkpoint.
+
+        Args:
+            state: From ``state_dict``.
+        """
         self.step.micro_batch, self.step.kept_micro_batches = state["micro_batch"], state["kept_micro_batches"]
         self._larger = [(micro_batch, kept) for micro_batch, kept in state["larger"]]
         self.patience, self._went_well = state["patience"], state["went_well"]
@@ -207,7 +239,13 @@ class AdaptiveStep:
 
 
 class BeforeStep:
-    """What a forward and backward pass changes, as it was before."""
+    """What a forward and backward pass changes, as it was before.
+
+    Args:
+        encoder: Whose buffers it changes where they are in training mode.
+        loss: Whose parameters, buffers and extra state it may change.
+        device: Whose random numbers it draws.
+    """
 
     def __init__(self, encoder: nn.Module, loss: nn.Module, device: torch.device) -> None:
         self.device = device
@@ -229,6 +267,7 @@ class BeforeStep:
 
     @torch.no_grad()
     def restore(self) -> None:
+        """Put everything back, without gradients."""
         for module in self.modules:
             module.zero_grad(set_to_none=True)
         release_memory(self.device)
@@ -244,7 +283,11 @@ class BeforeStep:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nobody holds: reference cycles, then what the allocators have kept for later."""
+    """Give back what nobody holds: reference cycles, then what the allocators have kept for later.
+
+    Args:
+        device: Whose allocator is asked besides the C library's.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -18,16 +18,24 @@ LARGEST = 256
 
 
 class ClassificationTerm:
-    """``weight`` times the cross-entropy, in nats, of telling a batch's classes apart by their prompts.
+    """Cross-entropy, in nats, of telling a batch's classes apart by their prompts.
 
     The contrastive loss with several positives spreads a row's target over all texts of its class, so that a class
-    weighs as much as it has rows: what it learns of a class leaves out how frequent it is, and among unequal classes
-    it ends far below a linear probe. One sentence for each class puts that right, and is what zero-shot classification
+    weighs as much as it has rows: what it learns of a class leaves out how frequent it is, and among unequal classes it
+    ends far below a linear probe. One sentence for each class puts that right, and is what zero-shot classification
     asks the model afterwards. Yang et al. 2022, "Unified Contrastive Learning in Image-Text-Label Space", §3, treat
     both kinds of data by one loss; here each keeps its own.
 
-    ``prompts``: label to sentences, of which each step shows one, drawn anew by ``seed`` and step, the same in every
-    process. With more than ``LARGEST`` classes those of the batch, and others drawn at random up to that many.
+    Args:
+        encoder: In training.
+        prompts: Label to sentences, of which each step shows one, drawn anew by ``seed`` and step, the same in every
+            process. With more than ``LARGEST`` classes those of the batch are shown, and others drawn at random up to
+            that many.
+        data: The training rows.
+        weight: Times the cross-entropy.
+        seed: Of the draws.
+        device: Where the encoder is.
+        autocast: Makes the context in which the text tower runs.
     """
 
     def __init__(
@@ -58,17 +66,39 @@ class ClassificationTerm:
         return min(len(self.tokens), LARGEST)
 
     def begin(self, step: int, rows: Tensor) -> Int[Tensor, " rows"]:
-        """Make ready for a step of these training rows; their classes."""
+        """Make ready for a step.
+
+        Args:
+            step: From 0.
+            rows: Its training rows ``[rows]``.
+
+        Returns:
+            Their classes ``[rows]``.
+        """
         self.step = step
         return self.classes(rows)
 
     def classes(self, rows: Tensor) -> Int[Tensor, " rows"]:
-        """The number of each training row's class; −1 for one without."""
+        """Look up classes.
+
+        Args:
+            rows: Training rows ``[rows]``.
+
+        Returns:
+            The number of each row's class; −1 for one without.
+        """
         return self.of_rows[rows.cpu()].to(self.device)
 
     def __call__(self, images: Float[Tensor, "n dim"], classes: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """The term of images' embeddings (not normalised; of several views ``[n, views, dim]`` the first), over the
-        rows that have a class; 0 where none has."""
+        """The term of a batch.
+
+        Args:
+            images: Embeddings ``[n, dim]``, not normalised; of several views ``[n, views, dim]`` the first counts.
+            classes: Of the rows ``[n]``.
+
+        Returns:
+            The mean over the rows that have a class, times the weight; 0 where none has.
+        """
         shown, targets = self._shown(classes)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         draws = torch.rand(len(shown), generator=generator).tolist()

@@ -43,25 +43,27 @@ class _Pass:
 class ContrastiveStep:
     """Forward and backward of one contrastive batch; gradients are left in the parameters.
 
-    ``encode_image(pixels)`` and ``encode_text(input_ids, attention_mask)`` run under ``autocast()``;
-    ``loss(image_embeds, text_embeds, group_ids)`` runs in float32 outside it. ``micro_batch``: rows that go through a
-    tower at once; None or at least the batch means a single pass.
-
-    ``kept_micro_batches``: how many tower passes keep their graph instead of being replayed, images' first; at most
-    that many graphs, and never less than one, are alive at a time. ``learning``: the towers that are trained. Naming
-    those alone spares the others their replay, and tells an objective that asks for gradients (GradNorm) the same as a
-    single pass does.
-
-    ``processes``: the batch is this process' part of a larger one, and the loss is over all of it; ``parameters`` are
-    then all that learn, without gradients from before. Afterwards every process holds the gradient that one process
-    would have, and ``image_embeds`` are everyone's. ``pixels`` may be None, where none of this part's images could be
-    read. The objective must draw no random numbers, since every process computes it.
-
-    ``distillation``, ``classification`` (of ``batch["classes"]``): further terms, of the same embeddings; ``loss`` in
-    what comes back is the objective's alone.
-
     A replayed micro-batch sees the random numbers (dropout) of its first pass, so that without dropout the gradient
     equals the full batch's, and with it that of the same micro-batches run with their graphs kept.
+
+    Args:
+        encode_image: Takes pixels; runs under ``autocast()``.
+        encode_text: Takes input ids and attention mask; runs under ``autocast()``.
+        loss: Takes image embeddings, text embeddings and group ids, in float32 outside autocast. With several processes
+            it must draw no random numbers, since every process computes it.
+        autocast: Makes the context of the towers.
+        device: Where everything is.
+        micro_batch: Rows that go through a tower at once; None or at least the batch means a single pass.
+        backward_scale: Of a ``GradScaler``.
+        kept_micro_batches: How many tower passes keep their graph instead of being replayed, images' first; at most
+            that many graphs, and never less than one, are alive at a time.
+        learning: The towers that are trained. Naming those alone spares the others their replay, and tells an objective
+            that asks for gradients (GradNorm) the same as a single pass does.
+        processes: The batch is this process' part of a larger one, and the loss is over all of it. Afterwards every
+            process holds the gradient that one process would have, and ``image_embeds`` are everyone's.
+        parameters: With ``processes`` all that learn, without gradients from before.
+        distillation: A further term, of the same embeddings; ``loss`` in what comes back is the objective's alone.
+        classification: The same, of ``batch["classes"]``.
     """
 
     def __init__(
@@ -97,10 +99,27 @@ class ContrastiveStep:
         for."""
 
     def micro_batch_of(self, size: int) -> int:
-        """Rows of a batch of ``size`` that go through a tower at once, in [1, size]."""
+        """Rows that go through a tower at once.
+
+        Args:
+            size: Rows of the batch.
+
+        Returns:
+            In [1, size].
+        """
         return size if self.micro_batch is None else min(self.micro_batch * self.enlarged, size)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Make the gradient of a batch.
+
+        Args:
+            batch: ``pixels`` uint8 ``[rows, 3, edge, edge]`` (None, where none of this part's images could be read),
+                ``input_ids`` and ``attention_mask`` ``[texts, length]``, ``caption_index`` and ``group_ids``
+                ``[rows]``.
+
+        Returns:
+            What the objective and the further terms have come to, without graph, and ``image_embeds`` ``[rows, dim]``.
+        """
         size = len(batch["pixels"]) if batch["pixels"] is not None else 0
         micro_batch = self.micro_batch_of(size)
         start = self.distillation.initial_embeddings(batch, micro_batch) if self.distillation is not None else []

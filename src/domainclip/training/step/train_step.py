@@ -117,7 +117,14 @@ class TrainStep:
         return self.device.type == "cpu"
 
     def pairs(self, batch: Batch) -> int:
-        """Pairs of the contrastive batch, over all processes."""
+        """Count the pairs of the contrastive batch.
+
+        Args:
+            batch: This process' part of it.
+
+        Returns:
+            Over all processes.
+        """
         if "pairs" not in batch:
             batch["pairs"] = self.processes.total(len(batch["rows"]))
         return batch["pairs"]

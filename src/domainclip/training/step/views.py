@@ -14,10 +14,18 @@ from domainclip.data.images.image_spec import ImageSpec
 
 
 def view_resolutions(encoder: Any, native: int, scales: Sequence[float]) -> list[int]:
-    """Resolutions in pixels for ``scales`` of the native one, each a multiple of what the tower's patches or strides
-    take.
+    """Resolutions for the views of an objective that reads several sizes.
 
-    Raises ``ConfigurationError`` for a tower that takes one size only.
+    Args:
+        encoder: A ``DualEncoder``.
+        native: Resolution in pixels of the images.
+        scales: Of each view.
+
+    Returns:
+        Pixels, each a multiple of what the tower's patches or strides take.
+
+    Raises:
+        ConfigurationError: The tower takes one size only.
     """
     if all(scale == 1 for scale in scales):
         return [native] * len(scales)
@@ -26,13 +34,26 @@ def view_resolutions(encoder: Any, native: int, scales: Sequence[float]) -> list
 
 
 class ImageViews:
-    """``pixels`` uint8 ``[B, 3, R, R]`` to embeddings ``[B, D]``; with ``scales`` (of an objective that reads several
-    sizes) to ``[B, K, D]``, one for each size, made on the device."""
+    """Bytes to embeddings.
+
+    Args:
+        encoder: Whose image tower it is.
+        spec: How pixels are normalised.
+        scales: Of an objective that reads several sizes, which are made on the device; None for one.
+    """
 
     def __init__(self, encoder: Any, spec: ImageSpec, scales: Sequence[float] | None) -> None:
         self.encoder, self.spec, self.scales = encoder, spec, scales
 
     def __call__(self, pixels: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch ..."]:
+        """Embed images.
+
+        Args:
+            pixels: uint8 ``[B, 3, R, R]``.
+
+        Returns:
+            ``[B, D]``, or with several sizes ``[B, K, D]``.
+        """
         images = self.spec.normalise(pixels).to(self.encoder.dtype)
         if self.scales is None:
             return self.encoder.encode_image(images)

@@ -1,0 +1,133 @@
+"""What is known about a recipe's key besides its type and help, stated where the key is declared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+Section = Literal[
+    "model", "data", "images", "texts", "augmentation", "loss", "training", "prompts", "evaluation", "machine", "run"
+]
+"""What a key is about, in the order in which people read a recipe."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How ``domainclip tune`` varies a key.
+
+    Attributes:
+        low: the lower end of its range; None: the user says between what.
+        high: the upper end, included.
+        log: whether values are drawn on a logarithmic scale.
+        relative: whether the ends are factors of the recipe's own value.
+        choices: values to choose from, in place of a range.
+        steers: whether the value decides if other keys are read at all, so that it is drawn before them.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    relative: bool = False
+    choices: tuple[Any, ...] = ()
+    steers: bool = False
+
+    @property
+    def by_default(self) -> bool:
+        """Whether the key is searched where the user names none."""
+        return self.low is not None or bool(self.choices)
+
+
+BUDGET = "every trial trains the same number of steps: give it with --steps"
+SAME_FOR_ALL = "it changes the rows or the way trials are evaluated, which must be the same for all"
+_IDLE = "it changes nothing that is learned"
+
+
+@dataclass(frozen=True)
+class KeyFacts:
+    """The facts about one key.
+
+    Attributes:
+        section: what it is about. A domain's file has the sections images, texts, prompts, augmentation, loss, training
+            and evaluation.
+        changes_weights: whether training may end with other weights for another value of it, be it that they are
+            learned otherwise or that another validation chooses them. Rounding aside: images that are embedded in
+            batches of another size differ in the last bit. What is done with the weights after the training does not
+            count.
+        one_run: whether it belongs to one run, its data or its machine: a domain cannot set it.
+        search: how it is varied in a search, or in words why it cannot be.
+        common: whether it is among the first that somebody changes.
+    """
+
+    section: Section
+    changes_weights: bool = True
+    one_run: bool = False
+    search: Search | str = Search()
+    common: bool = False
+
+
+def key(
+    default: Any,
+    *,
+    section: Section,
+    description: str,
+    changes_weights: bool = True,
+    one_run: bool = False,
+    search: Search | str | None = None,
+    common: bool = False,
+    **limits: Any,
+) -> Any:
+    """Declare a key of a recipe.
+
+    Args:
+        default: what holds when nothing better is known.
+        section: see ``KeyFacts``; so are the four below.
+        description: one line that is also the help text.
+        changes_weights: False for what training does not depend on.
+        one_run: True for what no domain may set.
+        search: left out, the user says between what; a key that changes no weight cannot be searched.
+        common: True for what is shown first.
+        limits: the range (``gt``, ``ge``, ``lt``, ``le``, ``min_length``) and the ``title`` that messages use.
+
+    Returns:
+        pydantic's description of the field, which holds the ``KeyFacts``.
+    """
+    field = Field(default, description=description, **limits)
+    if search is None:
+        search = Search() if changes_weights else _IDLE
+    field.metadata.append(KeyFacts(section, changes_weights, one_run, search, common))
+    return field
+
+
+def facts_of(model: type[BaseModel], name: str) -> KeyFacts:
+    """The facts about one key.
+
+    Args:
+        model: a recipe, or a group of its settings.
+        name: the key.
+
+    Returns:
+        What was stated where the key is declared.
+
+    Raises:
+        LookupError: the model has no such key, or nothing was stated of it.
+    """
+    found = [each for each in model.model_fields[name].metadata if isinstance(each, KeyFacts)]
+    if not found:
+        raise LookupError(f"{model.__name__}.{name} is declared without its facts: declare it with key(…)")
+    return found[0]
+
+
+def facts_by_key(model: type[BaseModel]) -> Iterator[tuple[str, KeyFacts]]:
+    """All keys with their facts.
+
+    Args:
+        model: a recipe, or a group of its settings.
+
+    Yields:
+        Name and facts, in the order of declaration.
+    """
+    for name in model.model_fields:
+        yield name, facts_of(model, name)
