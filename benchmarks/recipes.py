@@ -57,7 +57,7 @@ def our_run(data: Path, model: str, seed: int, overrides: dict[str, Any], folder
             **overrides,
         }
     )
-    report = run_training(config).report
+    report = run_training(config).report.to_dict()
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     return {
         "before": {name: report["before"].get(name) for name in METRICS},

@@ -47,7 +47,7 @@ def one_run(data: Path, model: str, way: str, seed: int, sets: list[Path], more:
                 **more,
             }
         )
-        report = run_training(config).report
+        report = run_training(config).report.to_dict()
     return {
         "before": report["before"]["acc1"],
         "after": report["after"]["acc1"],

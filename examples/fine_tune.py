@@ -18,5 +18,5 @@ config = CLIPFinetuningConfig(model_name=model, data_path=data, output_dir=str(f
 if model == "tiny":
     config.max_steps = 4  # a random model of this size learns little; this shows the way only
 outcome = run_training(config)
-print("before", outcome.report["before"]["acc1"], "after", outcome.report["after"]["acc1"])
+print("before", outcome.report.before["acc1"], "after", outcome.report.after["acc1"])
 print("report in", outcome.folder / "report.md")

@@ -30,4 +30,4 @@ config = CLIPFinetuningConfig(
     loss_type="image_to_text_only",
     max_steps=4,
 )
-print("training loss", run_training(config).report["training"]["train_loss"])
+print("training loss", run_training(config).report.training.train_loss)

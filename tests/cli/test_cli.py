@@ -18,6 +18,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.reports.schema import RunReport
+from report_cases import pages
 
 RUN_FILES = {
     "recipe.yaml",
@@ -30,6 +32,7 @@ RUN_FILES = {
     "best",
     "model",
     "report.md",
+    "report_details.md",
     "report.json",
     "plots",
     "predictions.csv",
@@ -174,7 +177,8 @@ def test_train_writes_all_that_repeats_and_reports_the_run(finished_run):
     assert report["training"]["train_loss"] == pytest.approx(sum(losses) / 2)
     assert 0 <= report["after"]["acc1"] <= 1
     assert report["warnings"] == []
-    text = (finished_run / "report.md").read_text()
+    assert RunReport.model_validate_json((finished_run / "report.json").read_text()).after == report["after"]
+    text = pages(finished_run)
     for plot in re.findall(r"\]\((plots/[^)]+)\)", text):
         assert (finished_run / plot).stat().st_size > 1000
     assert list((finished_run / "plots").iterdir())

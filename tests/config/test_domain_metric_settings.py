@@ -14,8 +14,9 @@ from domainclip.errors import ConfigurationError
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.metrics.industrial import normal_classes
 from domainclip.metrics.scientific import cross_discipline_matrix
-from domainclip.reports.domain_markdown import domain_tables
-from domainclip.reports.report import write_report
+from domainclip.reports.schema.run import DomainFigures
+from domainclip.reports.sections import domain_tables
+from report_cases import pages, write_run
 
 DOMAINS = ("medical", "industrial", "scientific", "general")
 
@@ -73,13 +74,13 @@ def test_answers_without_a_discipline_have_a_column_of_their_own(tmp_path: Path)
     scores = scores_of(rows, [0, 1, 2, 2], list("abcd"), disciplines=["geo", "geo", "bio", "bio"])
     flat, shown = flat_of("scientific", scores, bootstrap_resamples=0)
     assert (shown["matrix"]["counts"], shown["matrix"]["unknown"]) == ([[2, 0], [0, 1]], [0, 1])
-    write_report(tmp_path, {"after": EvaluationResult.of(flat, {"domain_metrics": shown})})
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    write_run(tmp_path, {"after": EvaluationResult.of(flat, {"domain_metrics": shown})})
+    text = pages(tmp_path)
     assert "| taken for a class of no known discipline | accuracy |" in text
     assert "| geo | 2 | 0 | 1 | 1 | 50.0% |" in text and "occurs in several" not in text
 
 
 def test_a_matrix_kept_by_an_earlier_version_is_still_shown() -> None:
     matrix = {"disciplines": ["a", "b"], "images": [1, 1], "acc1": [1.0, None], "counts": [[1, 0], [0, 1]]}
-    (found,) = domain_tables({"per_label": [], "matrix": matrix})
-    assert found.rows == [["a", 1, 1, 0, "100.0%"], ["b", 1, 0, 1, "—"]]
+    (found,) = domain_tables(DomainFigures.from_values({"domain": "general", "metrics": {}, "matrix": matrix}))
+    assert found.rows == [["a", "1", "1", "0", "100.0%"], ["b", "1", "0", "1", "—"]]

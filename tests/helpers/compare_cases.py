@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 
 from domainclip.metrics.bootstrap import Sums
+from domainclip.reports.schema import ComparisonReport
+
+
+def typed(content: dict[str, Any]) -> ComparisonReport:
+    """A matrix as ``compare.json`` holds it."""
+    return ComparisonReport.from_values({"schema_version": "1.0", "split": "test", **content})
 
 
 def fractions(right: np.ndarray) -> Sums:

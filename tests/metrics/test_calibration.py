@@ -28,6 +28,7 @@ from domainclip.metrics.calibration import (
 )
 from domainclip.pipelines.calibrate import calibrate
 from model_zoo import save_siglip
+from report_cases import pages
 from tiny_data import TinyData
 
 VALUES: dict[str, Any] = {
@@ -286,9 +287,10 @@ def test_a_run_reports_its_probabilities(tiny_data: TinyData, tmp_path: Path) ->
         **VALUES, data_path=str(tiny_data.folder), output_dir=str(tmp_path / "run"), calibrate_temperature=True
     )
     report = run_training(config, console=Console(quiet=True)).report
-    found = report["calibration"]
+    assert report is not None
+    found = report.to_dict()["calibration"]
     assert (found["n_validation"], found["n_test"]) == (6, 6)
-    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    text = pages(tmp_path / "run")
     section = text.split("## Probabilities\n")[1].split("\n## ")[0]
     assert f"off by {found['ece_before']:.1%}" in section
     assert "fewer than 100 rows" in section

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_metrics import DomainMetrics
 from domainclip.metrics.metric import METRICS
-from domainclip.reports.domain_markdown import figure_text
-from domainclip.reports.report import jsonable, write_report
-from domainclip.reports.report_markdown import value_text
+from domainclip.reports.schema.base import Figure, jsonable
+from domainclip.reports.text import figure_text, value_text
+from report_cases import pages, write_run
 
 # --- what the rows do not determine ---
 
@@ -205,13 +205,15 @@ def test_settings_that_do_not_fit_the_classes_are_found_before_any_image_is_read
 def test_the_report_says_before_and_after_with_intervals(tmp_path: Path) -> None:
     before, after = evaluated("industrial", 2.0), evaluated("industrial", 0.5)
     stored = json.loads(json.dumps(jsonable({"metrics": before.metrics, "details": before.details})))
-    write_report(tmp_path, {"before": stored, "after": after})
+    write_run(tmp_path, {"before": stored, "after": after})
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     entry = report["details"]["after"]["domain_metrics"]["metrics"]["image_auroc"]
     assert entry["value"] == after.metrics["image_auroc"] == report["after"]["image_auroc"]
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    text = pages(tmp_path)
     section = text.split("## Domain metrics: inspection")[1].split("\n## ")[0]
-    cells = (figure_text("image_auroc", jsonable(part.records["image_auroc"])) for part in (before, after))
+    cells = (
+        figure_text(Figure.from_values(asdict(part.records["image_auroc"])), "image_auroc") for part in (before, after)
+    )
     assert f"| image AUROC, defect or not | {' | '.join(cells)} |" in section
     assert "false alarms (normal called a defect) (lower is better)" in section
     assert "| cracked part | 20 |" in section and "Normal: good part (guessed from 'good' in the name" in section
@@ -222,19 +224,21 @@ def test_the_report_says_before_and_after_with_intervals(tmp_path: Path) -> None
 def test_the_report_shows_the_cross_discipline_matrix(tmp_path: Path) -> None:
     rows = [replace(row, group=f"{'steel' if n % 3 else 'wood'}/{n}") for n, row in enumerate(ROWS)]
     metrics = DomainMetrics("scientific", lambda: 0.1, DomainMetricSettings(bootstrap_resamples=0))
-    write_report(tmp_path, {"after": DomainEvaluator(rows, ["{}"], domain_metrics=metrics).evaluate(Noisy(0.7))})
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    write_run(tmp_path, {"after": DomainEvaluator(rows, ["{}"], domain_metrics=metrics).evaluate(Noisy(0.7))})
+    text = pages(tmp_path)
     assert "| discipline | images | taken for steel | taken for wood | accuracy |" in text
     assert "| wood | 20 |" in text
 
 
 def test_figures_as_text() -> None:
-    assert figure_text("false_alarm_rate", {"value": 0.0312}) == "3.1%"
-    assert figure_text("macro_auroc", {"value": 0.9, "low": 0.85, "high": 0.951}) == "0.900 (0.850 to 0.951)"
-    assert figure_text("quadratic_kappa", {"value": -0.1, "low": -0.2, "high": 0.05}) == "-0.100 (-0.200 to 0.050)"
-    assert figure_text("ece", None) == "—"
-    assert value_text("false_alarm_rate", 0.25) == "25.0%"
-    assert value_text("quadratic_kappa", 0.25) == "0.25"
+    assert figure_text(Figure(name="", value=0.0312), "false_alarm_rate") == "3.1%"
+    assert figure_text(Figure(name="", value=0.9, low=0.85, high=0.951), "macro_auroc") == "0.900 (0.850 to 0.951)"
+    assert (
+        figure_text(Figure(name="", value=-0.1, low=-0.2, high=0.05), "quadratic_kappa") == "−0.100 (−0.200 to 0.050)"
+    )
+    assert figure_text(None, "ece") == "—"
+    assert value_text(0.25, "false_alarm_rate") == "25.0%"
+    assert value_text(0.25, "quadratic_kappa") == "0.25"
 
 
 def test_every_figure_has_a_description_and_a_direction() -> None:

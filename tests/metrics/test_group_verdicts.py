@@ -21,8 +21,10 @@ from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import paired_change, wilson_interval
 from domainclip.metrics.sums import unit_sums
-from domainclip.reports.report import jsonable, write_report
-from domainclip.reports.semantic_text import semantic_notes
+from domainclip.reports.schema.base import jsonable
+from domainclip.reports.schema.run import SemanticFigures
+from domainclip.reports.sections import semantic_notes
+from report_cases import pages, write_run
 
 LABELS = ("red", "green", "blue", "grey")
 
@@ -83,8 +85,8 @@ BEFORE, AFTER = [0.5] * 8, [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6, 1.0]
 
 
 def report_of(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    write_report(folder, run)
-    text = (folder / "report.md").read_text(encoding="utf-8")
+    write_run(folder, run)
+    text = pages(folder)
     return json.loads((folder / "report.json").read_text(encoding="utf-8")), text
 
 
@@ -168,7 +170,7 @@ def test_semantic_figures_say_how_many_units_they_come_from(n_groups: int, messa
     details = SemanticScores(tree, resamples=50).score(
         lambda paths: torch.zeros(0), lambda texts: torch.zeros(0), classified, groups
     )
-    notes = semantic_notes(json.loads(json.dumps(jsonable(details))))
+    notes = semantic_notes(SemanticFigures.from_values(details))
     for sentence in message:
         assert any(sentence in note for note in notes), notes
     assert any("narrower" in note for note in notes) == (n_groups == 5)
@@ -176,8 +178,18 @@ def test_semantic_figures_say_how_many_units_they_come_from(n_groups: int, messa
 
 
 def test_the_figures_without_an_interval_are_named() -> None:
-    figures = {"image_negation_auroc": {"value": 0.6, "low": None, "high": None, "n_units": None}}
-    found = {"terminology": {"image_negations": [{}, {}]}, "resamples": 50, "notes": [], "metrics": figures}
+    figures = {
+        "image_negation_auroc": {
+            "name": "image_negation_auroc",
+            "value": 0.6,
+            "low": None,
+            "high": None,
+            "n_units": None,
+        }
+    }
+    negation = {"accuracy": 0.5, "auroc": 0.6, "affirmed": 0.5, "n": 3}
+    terms = {"n_terms": 0, "n_negation_pairs": 0, "image_negations": [{"class": name, **negation} for name in "ab"]}
+    found = SemanticFigures.from_values({"terminology": terms, "resamples": 50, "metrics": figures})
     assert [note for note in semantic_notes(found) if "no interval" in note.lower()] == [
         "Negation on images: 2 classes; a model deaf to the word has 50 %. These figures have no interval"
     ]

@@ -44,7 +44,7 @@ def test_a_run_writes_its_alignment_report(domainclip, tiny_data, tmp_path, monk
             assert content["metrics"][role][key] == report[when][key]
     for name in content["plots"]:
         assert (run / "alignment" / name).is_file()
-    assert "(<alignment/report.md>)" in (run / "report.md").read_text()
+    assert "(alignment/report.md)" in (run / "report.md").read_text()
     assert content["changes"]["i2t_R@1"]["change"] == report["comparison"]["i2t_R@1"]["change"]
 
     draw_nothing(monkeypatch)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score, recall_score
 
-from compare_cases import assert_page_shows, fractions
+from compare_cases import assert_page_shows, fractions, typed
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
@@ -17,8 +17,7 @@ from domainclip.evaluation.evaluators import RetrievalEvaluator
 from domainclip.metrics.bootstrap import Sums
 from domainclip.metrics.significance import exchange_p_value, holm, metric_interval, paired_difference, resampled
 from domainclip.metrics.sums import unit_sums
-from domainclip.reports.compare_html import compare_html
-from domainclip.reports.compare_text import compare_markdown
+from domainclip.reports.comparison import compare_html, compare_markdown
 
 
 def answers(seed: int, n: int = 60, n_classes: int = 4) -> dict:
@@ -308,8 +307,9 @@ def test_without_the_references_figure_nothing_is_tested() -> None:
 
 def test_the_page_shows_what_the_json_holds() -> None:
     content = three_models()
-    assert_page_shows(content, compare_html(content))
-    markdown = compare_markdown(content)
+    report = typed(content)
+    assert_page_shows(content, compare_html(report))
+    markdown = compare_markdown(report)
     assert (
         "base" in markdown and "| tuned |" in markdown and "all models: not evaluated. it has \\<one> class" in markdown
     )

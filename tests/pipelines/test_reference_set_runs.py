@@ -26,7 +26,7 @@ from training_setup import DEFAULTS
 def run(data: Path, folder: Path, resume: bool = False, overwrite: bool = False, **values: Any) -> dict[str, Any]:
     given = {**DEFAULTS, "max_steps": 2, "probe_first": False, "data_path": str(data), "output_dir": str(folder)}
     config = CLIPFinetuningConfig(**{**given, **values})
-    return run_training(config, resume=resume, overwrite=overwrite, console=Console(quiet=True)).report
+    return run_training(config, resume=resume, overwrite=overwrite, console=Console(quiet=True)).report.to_dict()
 
 
 def variant(data: TinyData, folder: Path, **rows: int) -> Path:
@@ -100,7 +100,7 @@ def test_what_a_resumption_changes_is_recorded(kept: tuple[Path, dict[str, Any]]
     folder, _ = kept
     first = yaml.safe_load((folder / "recipe.yaml").read_text())
     config = CLIPFinetuningConfig.from_yaml(folder / "recipe.yaml").updated(wise_ft_alpha=0.25, max_forgetting=0.5)
-    report = run_training(config, resume=True, console=Console(quiet=True)).report
+    report = run_training(config, resume=True, console=Console(quiet=True)).report.to_dict()
     assert report["trade_off"]["chosen_alpha"] == 0.25
     now = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert now == first | {"wise_ft_alpha": 0.25, "max_forgetting": 0.5}
@@ -109,7 +109,7 @@ def test_what_a_resumption_changes_is_recorded(kept: tuple[Path, dict[str, Any]]
         assert "wise_ft_alpha" not in keys and "wise_ft" in keys
     # What the errors of a sweep advise, with a recipe that says how alpha is chosen.
     off = CLIPFinetuningConfig.from_dict(first | {"wise_ft": False})
-    assert run_training(off, resume=True, console=Console(quiet=True)).report["trade_off"] is None
+    assert run_training(off, resume=True, console=Console(quiet=True)).report.trade_off is None
 
 
 def test_images_that_cannot_be_read_are_listed(tiny_data: TinyData, tmp_path: Path) -> None:

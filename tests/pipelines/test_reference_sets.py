@@ -25,7 +25,7 @@ from domainclip.pipelines.reference_sets import (
     stratified_rows,
     validation_and_spare,
 )
-from domainclip.reports.report_markdown import report_markdown
+from report_cases import pages, write_run
 from tiny_data import TinyData
 
 
@@ -237,8 +237,10 @@ def test_sets_without_labels_or_without_a_test_split(tiny_data: TinyData, tmp_pa
         "acc1": before[labelled.name]["acc1"],
         "mean_R@1": pytest.approx((before["photos"]["mean_R@1"] + before[labelled.name]["mean_R@1"]) / 2),
     }
-    page = report_markdown({"reference_sets": reported})
-    assert "| photos | mean_R@1 | validation | 9 |" in page and f"| {labelled.name} | acc1 | test | 6 |" in page
+    write_run(tmp_path / "report", {"reference_sets": reported})
+    page = pages(tmp_path / "report")
+    assert "| photos | mean of i2t and t2i R@1 | validation | 9 |" in page
+    assert f"| {labelled.name} | classification accuracy (acc1) | test | 6 |" in page
 
 
 def test_names_tell_sets_apart(tiny_data: TinyData, tmp_path: Path) -> None:

@@ -14,20 +14,20 @@ from domainclip.config.settings import AdapterSettings
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.trade_off import (
     TradeOffPoint,
-    _name_points,
     choose_trade_off,
     given_trade_off,
     pareto_front,
-    plot_pareto,
 )
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.batch_norm import recompute_statistics, statistics_differ
 from domainclip.models.lora import attach_lora
 from domainclip.pipelines.wise_ft import FIRST_ALPHAS, REFINEMENTS, Interpolation, sweep
-from domainclip.reports.trade_off_markdown import trade_off_markdown
+from domainclip.reports.plots.trade_off import _name_points, plot_trade_off
+from domainclip.reports.schema.run import TradeOff
 from domainclip.resolve.reference_sets import resolve_reference_sets
 from domainclip.training.regularization.initial_weights import weights_of
 from model_zoo import save_vision_text
+from report_cases import pages, write_run
 from wise_ft_cases import embeddings, move
 
 
@@ -242,13 +242,16 @@ def test_plot_and_page_name_every_alpha(tmp_path: Path) -> None:
             for p in points
         ],
     }
-    assert plot_pareto(reported, tmp_path / "pareto.png")
+    assert plot_trade_off(TradeOff.from_values(reported), tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
-    assert not plot_pareto({}, tmp_path / "none.png") and not (tmp_path / "none.png").exists()
-    page = trade_off_markdown(reported)
+    fixed = TradeOff.from_values(reported | {"points": []})
+    assert not plot_trade_off(fixed, tmp_path / "none.png") and not (tmp_path / "none.png").exists()
+    write_run(tmp_path / "run", {"trade_off": reported})
+    page = pages(tmp_path / "run")
     assert all(f"{alpha:.4g}" in page for alpha in FIRST_ALPHAS)
     assert "0.5 (chosen)" in page and "−7.5 points" in page and "could not be had together" in page
-    assert trade_off_markdown(None) == ""
+    write_run(tmp_path / "run", {})
+    assert "WiSE-FT" not in pages(tmp_path / "run")
 
 
 def test_labels_say_what_the_table_says_and_keep_off_the_legend() -> None:

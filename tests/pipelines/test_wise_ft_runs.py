@@ -18,6 +18,7 @@ from domainclip.pipelines import CLIPFinetuningController, run_training
 from domainclip.pipelines.wise_ft import FIRST_ALPHAS, REFINEMENTS, initial_weights_of
 from domainclip.training.regularization.initial_weights import initial_weights, weights_of
 from model_zoo import save_vision_text
+from report_cases import pages
 from tiny_data import TinyData
 from training_setup import DEFAULTS
 from wise_ft_cases import embeddings, move
@@ -88,7 +89,7 @@ def swept(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> tupl
         "output_dir": str(folder / "run"),
     }
     del values["image_resolution"]
-    return folder, run_training(CLIPFinetuningConfig(**values), console=Console(quiet=True)).report
+    return folder, run_training(CLIPFinetuningConfig(**values), console=Console(quiet=True)).report.to_dict()
 
 
 def test_a_run_chooses_saves_and_tells(swept: tuple[Path, dict]) -> None:
@@ -97,8 +98,8 @@ def test_a_run_chooses_saves_and_tells(swept: tuple[Path, dict]) -> None:
     assert [p["alpha"] for p in reported["points"]][:2] == [0.0, reported["points"][1]["alpha"]]
     assert len(reported["points"]) == len(FIRST_ALPHAS) + REFINEMENTS
     assert "recomputed from 256 training images" in reported["batch_norm"]
-    assert (run / "plots" / "pareto.png").is_file() and "plots/pareto.png" in (run / "report.md").read_text()
-    assert "WiSE-FT" in (run / "report.md").read_text()
+    assert (run / "plots" / "pareto.png").is_file() and "plots/pareto.png" in pages(run)
+    assert "WiSE-FT" in pages(run)
     saved = load_encoder(ModelSettings(model_name=str(run / "model")))
     ends = [load_encoder(ModelSettings(model_name=str(place))) for place in (folder / "joined", run / "best")]
     alpha = reported["chosen_alpha"]
@@ -116,7 +117,7 @@ def test_a_resumed_run_ends_with_the_same_choice(swept: tuple[Path, dict], tiny_
     folder, report = swept
     before = weights_of(load_encoder(ModelSettings(model_name=str(folder / "run" / "model"))))
     config = CLIPFinetuningConfig.from_yaml(folder / "run" / "recipe.yaml")
-    again = run_training(config, resume=True, console=Console(quiet=True)).report
+    again = run_training(config, resume=True, console=Console(quiet=True)).report.to_dict()
     assert again["trade_off"] == report["trade_off"]
     after = weights_of(load_encoder(ModelSettings(model_name=str(folder / "run" / "model"))))
     assert all(torch.equal(value, after[name]) for name, value in before.items())

@@ -210,9 +210,10 @@ def test_report_of_rows_where_everything_belongs_together(tmp_path, tiny_data):
     paths = [pair.image_path for pair in tiny_data.pairs("test")[:2]]
     rows = AlignmentRows([ImageTextPair(path, caption) for path in paths for caption in ("one | two", "two")])
     model = Embedded("m", torch.eye(4)[:2], torch.eye(4)[:2])
-    content = write_alignment(
+    report = write_alignment(
         tmp_path, rows, model, None, similarity_metric="euclidean", top_k=5, seed=0, about={"split": "test"}
     )
+    content = report.to_dict()
     assert content["metrics"]["model"]["auroc"] is None
     assert content["metrics"]["model"]["i2t_R@1"] == 1
     assert "plots/distribution.png" not in content["plots"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compare_cases import assert_page_shows, fractions
+from compare_cases import assert_page_shows, fractions, typed
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.domains.files import load_domain
 from domainclip.errors import ConfigurationError
@@ -22,8 +22,9 @@ from domainclip.inference import ModelSession
 from domainclip.models.io import save_encoder
 from domainclip.models.tiny import make_tiny_clip
 from domainclip.pipelines.compare import named, run_compare, shared_prompts
-from domainclip.reports.compare_html import compare_html
+from domainclip.reports.comparison import compare_html
 from domainclip.reports.plots.compare import plot_matrix
+from domainclip.reports.schema import ComparisonReport
 from domainclip.resolve import resolve_for_inference
 
 
@@ -41,9 +42,10 @@ def test_one_or_ten_of_each_are_drawn(n_models: int, n_sets: int, tmp_path: Path
         )
         for index in range(n_sets)
     ]
-    content = {"split": "test", **compare_matrix(names, sets, next(iter(names)))}
-    assert_page_shows(content, compare_html(content))
-    with Image.open(plot_matrix(content, tmp_path / "matrix.png")) as image:
+    content = compare_matrix(names, sets, next(iter(names)))
+    report = typed(content)
+    assert_page_shows(content, compare_html(report))
+    with Image.open(plot_matrix(report, tmp_path / "matrix.png")) as image:
         assert image.width > 100 * n_sets and image.height > 60 * n_models
 
 
@@ -117,6 +119,7 @@ def test_the_command(tiny_data, two_models, domainclip, tmp_path) -> None:  # ty
     assert found.exit_code == 0, found.err
     content = json.loads(found.out)
     assert content == json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    assert ComparisonReport.from_values(content).to_dict() == content
     assert {path.name for path in out.iterdir()} == {"compare.json", "compare.md", "compare.html", "matrix.png"}
     cells = {(cell["model"], cell["data"]): cell for cell in content["cells"]}
     name = tiny_data.folder.name
@@ -177,7 +180,7 @@ def test_one_model_is_in_memory_at_a_time(tiny_data, two_models, monkeypatch) ->
     monkeypatch.setattr(ModelSession, "load", watched)
     models = {str(index): str(folder) for index, folder in enumerate(two_models)}
     found = run_compare(CLIPFinetuningConfig(device="cpu"), models, {"tiny": str(tiny_data.folder)})
-    assert len(loaded) == 2 and len(found.content["cells"]) == 2
+    assert len(loaded) == 2 and len(found.report.cells) == 2
 
 
 def test_wrong_arguments_are_said_before_the_work(tiny_data, two_models, domainclip, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -11,9 +11,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 from domainclip.evaluation.protocols import EvaluationResult
-from domainclip.reports.markdown_table import plain, table
 from domainclip.reports.model_card import model_card
-from domainclip.reports.report import write_report
+from domainclip.reports.render import plain
+from report_cases import pages, write_run
 
 NAMES = [
     "<unk>",
@@ -53,7 +53,12 @@ def read(html: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sign_stands_for_itself(name: str) -> None:
     markdown = MarkdownIt("commonmark").enable("table")
-    cells = [line.strip() for line in read(markdown.render(table(["class", name], [[name, 1]]))).split("\n")]
+    cells = [
+        line.strip()
+        for line in read(markdown.render(f"| class | {plain(name)} |\n| --- | --- |\n| {plain(name)} | 1 |")).split(
+            "\n"
+        )
+    ]
     assert cells.count(name) == 2
     assert read(markdown.render(f"No image: {plain(name)}.")).strip() == f"No image: {name}."
 
@@ -76,23 +81,25 @@ def test_a_report_names_any_class(tmp_path: Path) -> None:
     }
     shown = {
         "domain": "scientific",
-        "metrics": {"acc1": {"value": 2 / 3}},
+        "metrics": {"acc1": {"name": "acc1", "value": 2 / 3}},
         "matrix": None,
         "notes": ["Normal: **b**"],
-        "per_label": [{"label": label, "images": 1, "recall": {"value": 1.0}} for label in labels],
+        "per_label": [{"label": label, "images": 1, "recall": {"name": "recall", "value": 1.0}} for label in labels],
     }
     result = EvaluationResult.of(
         {"acc1": 2 / 3, "n_classified": 3}, {"classification": details, "domain_metrics": shown}
     )
-    write_report(tmp_path, {"after": result})
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    write_run(tmp_path, {"after": result})
+    text = pages(tmp_path)
     html = MarkdownIt("commonmark").enable("table").render(text)
     for sentence in ("Normal: **b**.", "No image in the test split: _absent_.", "<unk>"):
         assert sentence in unescape(html).replace("<td>", "").replace("</td>", "")
     assert "<unk>" not in html and "<em>" not in html
 
 
-def test_a_model_card_names_any_model() -> None:
-    card = model_card({"base_model": "/data/<unk>_**b**", "after": EvaluationResult.of({"acc1": 0.5}, {})})
+def test_a_model_card_names_any_model(tmp_path: Path) -> None:
+    card = model_card(
+        write_run(tmp_path, {"base_model": "/data/<unk>_**b**", "after": EvaluationResult.of({"acc1": 0.5}, {})})
+    )
     html = MarkdownIt("commonmark").enable("table").render(card.partition("\n---\n")[2])
     assert "<h1>&lt;unk&gt;_**b**, fine-tuned</h1>" in html and "50.0%" in html

@@ -14,18 +14,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from scipy.stats import binomtest
 
-from domainclip.errors import DataError, ShapeError
+from domainclip.errors import ShapeError
 from domainclip.evaluation.comparison import as_result, confused_pairs, empty_recalls, worsened
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.metrics.significance import paired_change, wilson_interval
 from domainclip.reports.model_card import loading_code, model_card
 from domainclip.reports.plots import style as plot_style
+from domainclip.reports.plots.examples import chosen_errors
 from domainclip.reports.plots.run import plot_before_after, plot_confusion, plot_loss, plot_metrics
-from domainclip.reports.report import write_report
-from domainclip.reports.report_markdown import table
+from domainclip.reports.schema import RunReport
+from report_cases import pages, write_run
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def full_run(before: float = 1.5, after: float = 0.2) -> dict[str, Any]:
         ],
         "data": {"counts": {"train": 100, "test": 60}, "notes": ["2 images could not be read"]},
         "decisions": [{"key": "batch_size", "value": 32, "reason": "a | b"}],
-        "device": {"type": "cpu"},
+        "device": "cpu",
         "domain": "industrial",
         "base_model": "openai/clip-vit-base-patch32",
         "checkpoint": Path("outputs/final"),
@@ -95,7 +97,7 @@ def refuse(constant: str) -> None:
 
 def read(folder: Path) -> tuple[dict[str, Any], str]:
     text = (folder / "report.json").read_text(encoding="utf-8")
-    return json.loads(text, parse_constant=refuse), (folder / "report.md").read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=refuse), pages(folder)
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -137,7 +139,7 @@ def test_significance_refuses_what_cannot_be_compared() -> None:
 
 def test_report_json_holds_what_was_measured(tmp_path: Path) -> None:
     run = full_run()
-    write_report(tmp_path, run)
+    write_run(tmp_path, run)
     report, _ = read(tmp_path)
     for when in ("before", "after"):
         assert report[when] == pytest.approx(run[when].metrics)
@@ -158,7 +160,7 @@ def test_report_json_holds_what_was_measured(tmp_path: Path) -> None:
 
 def test_predictions_file_gives_back_the_accuracy(tmp_path: Path) -> None:
     run = full_run()
-    write_report(tmp_path, run)
+    write_run(tmp_path, run)
     with open(tmp_path / "predictions.csv", encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert len(rows) == 60
@@ -168,14 +170,14 @@ def test_predictions_file_gives_back_the_accuracy(tmp_path: Path) -> None:
 
 
 def test_markdown_says_what_happened(tmp_path: Path) -> None:
-    write_report(tmp_path, full_run())
+    write_run(tmp_path, full_run())
     report, text = read(tmp_path)
-    assert "**Better.** zero-shot accuracy (acc1)" in text
+    assert "**Better.** classification accuracy (acc1)" in text
     assert "McNemar p below 0.001" in text
     assert f"| {report['before']['acc1']:.1%} | {report['after']['acc1']:.1%} |" in text
     assert "Test rows: 60." in text
     assert "6 different captions for each image, 60 images for each caption" in text
-    assert "Left out: image → caption R@10." in text
+    assert "image → caption R@10" not in text  # among six captions any model has it
     assert "| batch_size | 32 | a \\| b |" in text
     assert "2 images could not be read" in text
     assert "AutoModel.from_pretrained" in text
@@ -190,16 +192,16 @@ def test_markdown_says_what_happened(tmp_path: Path) -> None:
 
 
 def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
-    write_report(tmp_path, full_run(before=0.2, after=1.5))
+    write_run(tmp_path, full_run(before=0.2, after=1.5))
     report, text = read(tmp_path)
     assert report["comparison"]["acc1"]["high"] < 0
-    assert "**Worse.** zero-shot accuracy (acc1)" in text
-    assert "Worse than before: zero-shot accuracy (acc1)" in text
+    assert "**Worse.** classification accuracy (acc1)" in text
+    assert "Worse than before: classification accuracy (acc1)" in text
     assert "(worse)" in text
 
 
 def test_no_change_is_not_sold_as_one(tmp_path: Path) -> None:
-    write_report(tmp_path, full_run(before=0.72, after=0.7))
+    write_run(tmp_path, full_run(before=0.72, after=0.7))
     _, text = read(tmp_path)
     assert "**No clear change.**" in text
     assert "**Better" not in text
@@ -209,28 +211,26 @@ def test_worse_than_guessing_the_most_frequent_class_is_said(tmp_path: Path) -> 
     run = full_run()
     after = run["after"]
     after.records["acc1"] = replace(after.records["acc1"], value=0.2)
-    write_report(tmp_path, run)
+    write_run(tmp_path, run)
     assert "does not pass that of always answering the most frequent class (33.3%)" in read(tmp_path)[1]
 
 
 def test_a_report_of_flat_numbers_and_one_of_nothing(tmp_path: Path) -> None:
-    write_report(tmp_path / "flat", {"before": {"acc1": 0.5}, "after": {"acc1": math.nan, "i2t_median_rank": 3.0}})
+    write_run(tmp_path / "flat", {"before": {"acc1": 0.5}, "after": {"acc1": math.nan, "i2t_median_rank": 3.0}})
     report, text = read(tmp_path / "flat")
     assert report["after"] == {"acc1": None, "i2t_median_rank": 3.0}
-    assert "| zero-shot accuracy (acc1) | 50.0% | — | — |" in text
+    assert "| classification accuracy (acc1) | 50.0% | — | — |" in text
     assert "no metric in common" in text
-    write_report(tmp_path / "empty", {})
+    write_run(tmp_path / "empty", {})
     report, text = read(tmp_path / "empty")
     assert report["before"] == report["after"] == {}
     assert "Not known whether it helped" in text
     assert not (tmp_path / "empty" / "predictions.csv").exists()
-    with pytest.raises(DataError, match="got list"):
-        write_report(tmp_path, {"before": [1]})
 
 
 def test_writing_again_leaves_no_older_plot_behind(tmp_path: Path) -> None:
-    write_report(tmp_path, full_run())
-    write_report(tmp_path, {"after": {"acc1": 0.5}})
+    write_run(tmp_path, full_run())
+    write_run(tmp_path, {"after": {"acc1": 0.5}})
     report, _ = read(tmp_path)
     assert report["plots"] == {}
     assert not list((tmp_path / "plots").glob("*.png"))
@@ -238,12 +238,12 @@ def test_writing_again_leaves_no_older_plot_behind(tmp_path: Path) -> None:
 
 
 def test_reference_has_its_own_table(tmp_path: Path) -> None:
-    write_report(tmp_path, {"reference_sets": {"before": {"acc1": 0.84}, "after": {"acc1": 0.5}}})
-    assert "| zero-shot accuracy (acc1) | 84.0% | 50.0% | \N{MINUS SIGN}34.0 points (worse) |" in read(tmp_path)[1]
+    write_run(tmp_path, {"reference_sets": {"before": {"acc1": 0.84}, "after": {"acc1": 0.5}}})
+    assert "| classification accuracy (acc1) | 84.0% | 50.0% | \N{MINUS SIGN}34.0 points (worse) |" in read(tmp_path)[1]
 
 
 def test_probabilities_have_their_section_where_they_were_looked_at(tmp_path: Path) -> None:
-    write_report(tmp_path, full_run())
+    write_run(tmp_path, full_run())
     assert "## Probabilities" not in read(tmp_path)[1]
     found = {
         "model_temperature": 0.07,
@@ -259,7 +259,7 @@ def test_probabilities_have_their_section_where_they_were_looked_at(tmp_path: Pa
         "nll_after": 0.7,
         "saved": "fitted",
     }
-    write_report(tmp_path, full_run() | {"calibration": found})
+    write_run(tmp_path, full_run() | {"calibration": found})
     report, text = read(tmp_path)
     assert report["calibration"] == found
     section = text.split("## Probabilities\n")[1].split("\n## ")[0]
@@ -272,7 +272,7 @@ def test_probabilities_have_their_section_where_they_were_looked_at(tmp_path: Pa
     ]
     for message in expected:
         assert message in section
-    write_report(tmp_path, {"calibration": {"skipped": "there is no labelled row"}})
+    write_run(tmp_path, {"calibration": {"skipped": "there is no labelled row"}})
     assert "## Probabilities\n\n- Not calibrated: there is no labelled row." in read(tmp_path)[1]
 
 
@@ -291,7 +291,6 @@ def test_comparison_helpers() -> None:
     ]
     assert confused_pairs(["a", "b"], [[5, 0], [0, 2]]) == []
     assert as_result({"metrics": {"acc1": 1.0}, "details": {"n_rows": 2}}).details == {"n_rows": 2}
-    assert table(["x"], [["a|b\nc"]]).splitlines()[2] == "| a\\|b c |"
 
 
 def test_plots_are_drawn_only_when_there_is_something(tmp_path: Path) -> None:
@@ -317,9 +316,9 @@ def test_confusion_plots_take_any_labels(n: int, tmp_path: Path, monkeypatch: py
         plot_confusion(np.eye(n + 1), labels, tmp_path / "d.png")
 
 
-def test_model_card_front_matter_and_scores() -> None:
+def test_model_card_front_matter_and_scores(tmp_path: Path) -> None:
     run = full_run()
-    _, front, body = model_card(run).split("---\n", 2)
+    _, front, body = model_card(write_run(tmp_path, run)).split("---\n", 2)
     meta = yaml.safe_load(front)
     assert meta["library_name"] == "transformers"
     assert meta["license"] == "unknown"
@@ -327,7 +326,7 @@ def test_model_card_front_matter_and_scores() -> None:
     assert {"clip", "industrial"} <= set(meta["tags"])
     assert f"{run['after'].metrics['acc1']:.1%}" in body
     assert "60 classified images, 3 classes" in body
-    local = model_card({"base_model": "/home/somebody/models/starter"})
+    local = model_card(write_run(tmp_path, {"base_model": "/home/somebody/models/starter"}))
     assert "base_model" not in yaml.safe_load(local.split("---\n")[1])
     assert "somebody" not in local
     assert "# starter, fine-tuned" in local
@@ -344,3 +343,97 @@ def test_loading_code_is_python_and_names_the_folder(padding: str | None) -> Non
     own = loading_code("a 'quoted' folder", padding, own_code=True)
     compile(own, "<code>", "exec")
     assert "AutoModel.from_pretrained(folder, trust_remote_code=True)" in own
+
+
+def many_classes(n: int) -> tuple[EvaluationResult, EvaluationResult]:
+    """Before: everything is taken for the first class. After: of every class but the first one image in ten is."""
+    labels = [f"class number {index}" for index in range(n)]
+    targets = [label for label in labels for _ in range(10)]
+    paths = [f"{index}.png" for index in range(len(targets))]
+
+    def result(wrong: int) -> EvaluationResult:
+        predictions = [labels[0] if index % 10 < wrong else target for index, target in enumerate(targets)]
+        right = np.array(predictions) == np.array(targets)
+        confusion = np.zeros((n, n), int)
+        for target, predicted in zip(targets, predictions, strict=True):
+            confusion[labels.index(target), labels.index(predicted)] += 1
+        details = {
+            "labels": labels,
+            "per_class_recall": {label: float(right[10 * k : 10 * k + 10].mean()) for k, label in enumerate(labels)},
+            "support": dict.fromkeys(labels, 10),
+            "confusion": confusion,
+            "image_paths": paths,
+            "targets": targets,
+            "predictions": predictions,
+        }
+        metrics = {"acc1": float(right.mean()), "n_classified": len(paths), "n_classes": n}
+        return EvaluationResult.of(metrics, {"classification": details})
+
+    return result(10), result(1)
+
+
+def test_the_report_of_many_classes_is_short(tmp_path: Path) -> None:
+    before, after = many_classes(73)
+    read_image = lambda path: np.full((20, 30, 3), 90, np.uint8)  # noqa: E731
+    warnings = [f"warning {index}" for index in range(30)]
+    write_run(tmp_path, full_run() | {"before": before, "after": after, "read": read_image, "warnings": warnings})
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80
+    assert "63 more in [report_details.md]" in text and "22 more in [report_details.md]" in text
+    rows = [line for line in text.splitlines() if line.startswith("| class number")]
+    assert len(rows) == 10 and all("90.0%" in row for row in rows)
+    assert png_size(tmp_path / "plots" / "errors.png")[0] > 300
+    details = (tmp_path / "report_details.md").read_text(encoding="utf-8")
+    assert sum(line.startswith("| class number") for line in details.split("## Most confused")[0].splitlines()) == 73
+
+
+def test_errors_are_of_each_class_in_turn_the_worst_first() -> None:
+    found = chosen_errors(many_classes(4)[1].details)
+    assert [(each.truth, each.answer) for each in found] == [
+        (f"class number {index}", "taken for class number 0") for index in (1, 2, 3)
+    ]
+    ranks = {
+        "image_paths": ["a", "b", "c"],
+        "captions": ["x", "y"],
+        "i2t_ranks": [1, 3, 2],
+        "hits": [[0, 0], [1, 1], [2, 0]],
+    }
+    by_caption = chosen_errors({"retrieval": ranks})
+    assert [(str(each.image_path), each.truth, each.answer) for each in by_caption] == [
+        ("b", "y", "rank 3 of 2"),
+        ("c", "x", "rank 2 of 2"),
+    ]
+
+
+def test_the_content_is_what_its_type_says(tmp_path: Path) -> None:
+    write_run(tmp_path, full_run())
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    report = RunReport.model_validate_json(text)
+    assert report.to_dict() == json.loads(text)
+    assert report.verdict.outcome == "better" and report.verdict.metric == "acc1"
+    with pytest.raises(ValidationError, match="surprise"):
+        RunReport.model_validate(json.loads(text) | {"surprise": 1})
+
+
+def test_a_recall_that_was_had_for_nothing_is_not_defended(tmp_path: Path) -> None:
+    """A model that calls every part defective finds all defects: that is no figure to lose."""
+    before = {"acc1": 0.02, "mean_defect_recall": 1.0, "false_alarm_rate": 1.0}
+    after = {"acc1": 0.82, "mean_defect_recall": 0.8, "false_alarm_rate": 0.05}
+    report = write_run(tmp_path, {"before": before, "after": after})
+    assert report.verdict.worse == []
+    assert "Worse than before" not in pages(tmp_path)
+    # But one that knew something, and has given up more defects than false alarms, has lost.
+    report = write_run(tmp_path, {"before": before | {"false_alarm_rate": 0.1}, "after": after})
+    assert report.verdict.worse == ["mean_defect_recall"]
+
+
+def test_what_the_data_do_not_have_is_left_out(tmp_path: Path) -> None:
+    flat = {"i2t_R@1": 0.5, "i2t_R@5": 1.0, "n_texts": 3, "n_images": 40}
+    write_run(tmp_path, {"before": flat, "after": flat})
+    assert "R@1" in pages(tmp_path) and "R@5" not in pages(tmp_path)
+    only_labels = flat | {"acc1": 0.5, "n_classified": 40, "n_classes": 3}
+    write_run(tmp_path, {"before": only_labels, "after": only_labels})
+    assert "R@1" not in pages(tmp_path) and "Retrieval" not in pages(tmp_path)
+    same = evaluated(0.2)
+    write_run(tmp_path, {"before": same, "after": same})
+    assert "interval of the change" in pages(tmp_path) and "±0.0 to ±0.0" not in pages(tmp_path)

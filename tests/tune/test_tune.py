@@ -209,7 +209,7 @@ def test_a_study_with_real_training(tiny_data: TinyData, tmp_path: Path) -> None
         assert getattr(best, key) == value
     from domainclip.pipelines import run_training
 
-    assert run_training(best, console=Console(quiet=True)).report["training"]["steps"] == 2
+    assert run_training(best, console=Console(quiet=True)).report.training.steps == 2
 
 
 def test_what_is_written(tiny_data: TinyData, tmp_path: Path, scripted: Any) -> None:

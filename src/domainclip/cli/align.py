@@ -49,16 +49,16 @@ def align_report(
     config = load_recipe(recipe, {**given, **parse_overrides(overrides or [])})
     from domainclip.pipelines.align import run_alignment
 
-    content = run_alignment(config, split, output, compare=compare, top_k=top_k)
+    report = run_alignment(config, split, output, compare=compare, top_k=top_k)
     if as_json:
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 
     from domainclip.reports.alignment_report import summary_table
 
     console = Console()
-    console.print(summary_table(content))
-    for note in content["notes"]:
+    console.print(summary_table(report))
+    for note in report.notes:
         console.print(f"Data: {note}", markup=False, highlight=False)
     console.print(f"Report: {output / 'report.md'}", markup=False, highlight=False, soft_wrap=True)

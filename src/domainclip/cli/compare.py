@@ -56,7 +56,7 @@ def compare(
     if as_json:
         import json
 
-        typer.echo(json.dumps(found.content, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(found.report.to_dict(), indent=2, ensure_ascii=False))
     else:
         found.print()
     if output is not None:  # last, so that figures which cannot be written were at least shown

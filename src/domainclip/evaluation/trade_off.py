@@ -1,23 +1,14 @@
-"""Gain in the domain against loss outside it: which of several models to keep, and the plot of the choice."""
+"""Gain in the domain against loss outside it: which of several models to keep."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import PercentFormatter
 
 from domainclip.errors import ConfigurationError
-from domainclip.reports.plots.run import AFTER, BEFORE
-from domainclip.reports.plots.style import save
 
 _TOLERANCE = 1e-9  # rounding must not decide on which side of a limit a figure lies
-_CHOSEN = "#D55E00"
 
 
 @dataclass(frozen=True)
@@ -115,100 +106,6 @@ def _outcome(
     gain, gained = chosen.domain - start.domain, full.domain - start.domain
     fraction = gain / gained if gained > 0 else None
     return TradeOffChoice(chosen, gain, fraction, start.reference - chosen.reference, within, reason)
-
-
-def plot_pareto(trade_off: Mapping[str, Any], path: Path) -> bool:
-    """Reference sets' score against the domain's on validation rows, every alpha, the chosen one marked. False for
-    fewer than two.
-
-    ``trade_off``: as a run's report holds it (``points``, ``chosen_alpha``, ``max_forgetting``, ``min_gain_kept``).
-    """
-    points = [TradeOffPoint(p["alpha"], p["domain"], p["reference"], p["sets"]) for p in trade_off.get("points") or []]
-    if len(points) < 2:
-        return False
-    ends = {point.alpha: point for point in points}
-    front = pareto_front(points)
-    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
-    axis = figure.subplots()
-    by_alpha = sorted(points, key=lambda point: point.alpha)
-    axis.plot(
-        [p.domain for p in by_alpha], [p.reference for p in by_alpha], color=BEFORE, linewidth=1, alpha=0.7, zorder=1
-    )
-    for group, colour, marker, label in (
-        ([p for p in points if p not in front], BEFORE, "o", "beaten by another one"),
-        (front, AFTER, "o", "Pareto front"),
-        ([p for p in points if p.alpha == trade_off["chosen_alpha"]], _CHOSEN, "*", "chosen"),
-    ):
-        if group:
-            axis.scatter(
-                [p.domain for p in group],
-                [p.reference for p in group],
-                color=colour,
-                marker=marker,
-                s=220 if marker == "*" else 32,
-                label=label,
-                zorder=3 if marker == "*" else 2,
-            )
-    _limits(axis, trade_off, ends)
-    _name_points(axis, by_alpha, trade_off["chosen_alpha"])
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.margins(x=0.1, y=0.12)
-    axis.set(
-        title="What is gained in the domain and what is kept outside it (validation rows)",
-        xlabel=f"domain: {trade_off.get('domain_metric', 'score')}",
-        ylabel=f"reference sets: mean over {len(points[0].sets)} data set{'s' if len(points[0].sets) != 1 else ''}",
-    )
-    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(color="#E5E5E5", linewidth=0.6)
-    axis.set_axisbelow(True)
-    save(figure, path)
-    return True
-
-
-def _limits(axis: Any, trade_off: Mapping[str, Any], ends: Mapping[float, TradeOffPoint]) -> None:
-    """Lines that the chosen model should lie above and to the right of."""
-    start, full = ends.get(0.0), ends.get(1.0)
-    if start is None or full is None or trade_off.get("max_forgetting") is None:
-        return
-    lost, kept = trade_off["max_forgetting"], trade_off["min_gain_kept"]
-    style = {"color": "#009E73", "linewidth": 1.1}
-    axis.axhline(start.reference - lost, **style, linestyle="--", label=f"limit: {_points(lost)} lost")
-    if full.domain > start.domain:
-        place = start.domain + kept * (full.domain - start.domain)
-        axis.axvline(place, **style, linestyle=":", label=f"limit: {kept:.0%} of the gain kept")
-
-
-def _name_points(axis: Any, points: Sequence[TradeOffPoint], chosen: float) -> None:
-    """Each alpha beside its point; of several points that lie together the first, the last and the chosen are named."""
-    width = max(p.domain for p in points) - min(p.domain for p in points) or 1.0
-    height = max(p.reference for p in points) - min(p.reference for p in points) or 1.0
-    right = max(p.domain for p in points)
-    named: list[TradeOffPoint] = []
-    first = [p for p in points if p.alpha in (chosen, 0.0, 1.0)]
-    for point in [*first, *(p for p in points if p not in first)]:
-        near = any(
-            math.hypot((point.domain - p.domain) / width, (point.reference - p.reference) / height) < 0.07
-            for p in named
-        )
-        if near and point not in first:
-            continue
-        named.append(point)
-        # To the right of the last points the legend begins; the curve comes to them from the upper left.
-        at_the_edge = right - point.domain < 0.1 * width
-        axis.annotate(
-            f"α = {point.alpha:.4g}",
-            (point.domain, point.reference),
-            textcoords="offset points",
-            xytext=(-9, -7) if at_the_edge else (7, 7),
-            ha="right" if at_the_edge else "left",
-            va="top" if at_the_edge else "baseline",
-            fontsize=8,
-            fontweight="bold" if point.alpha == chosen else "normal",
-            zorder=4,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )
 
 
 def _points(fraction: float) -> str:

@@ -211,8 +211,8 @@ def _all(section: str, titles: Mapping[str, str], unit: Unit = "fraction", **fac
 
 
 METRICS.add(
-    MetricFacts("acc1", "zero-shot accuracy (acc1)", "classification", "fraction", also=("accuracy",)),
-    MetricFacts("acc5", "zero-shot accuracy in the top 5 (acc5)", "classification", "fraction"),
+    MetricFacts("acc1", "classification accuracy (acc1)", "classification", "fraction", also=("accuracy",)),
+    MetricFacts("acc5", "classification accuracy in the top 5 (acc5)", "classification", "fraction"),
     MetricFacts(
         "mean_per_class_recall", "mean per-class recall", "classification", "fraction", also=("balanced_accuracy",)
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
@@ -14,6 +13,7 @@ from domainclip.models.loading import load_processor
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
 from domainclip.pipelines.run_alignment import model_source
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
+from domainclip.reports.schema import AlignmentReport
 from domainclip.resolve import resolve_for_inference
 
 
@@ -24,7 +24,7 @@ def run_alignment(
     *,
     compare: str | None = None,
     top_k: int | None = None,
-) -> dict[str, Any]:
+) -> AlignmentReport:
     """Write the alignment report of ``config.model_name`` on a split of ``config.data_path`` into ``output``.
 
     The split is cut as a training run would cut it. ``compare`` names a second model, evaluated on the same rows.

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -22,10 +21,16 @@ from domainclip.files import write_json, write_text
 from domainclip.inference import ModelSession
 from domainclip.metrics.sums import check_metric, unit_sums
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
-from domainclip.reports.compare_html import compare_html
-from domainclip.reports.compare_text import compare_markdown, compare_tables, notes, problems, summary_lines
+from domainclip.reports.comparison import (
+    compare_html,
+    compare_markdown,
+    compare_tables,
+    notes,
+    problems,
+    summary_lines,
+)
 from domainclip.reports.plots.compare import plot_matrix
-from domainclip.reports.report import jsonable
+from domainclip.reports.schema import ComparisonReport
 from domainclip.resolve import ResolvedInference, resolve_for_inference
 
 FILES = ("compare.json", "compare.md", "compare.html", "matrix.png")
@@ -33,15 +38,15 @@ FILES = ("compare.json", "compare.md", "compare.html", "matrix.png")
 
 @dataclass
 class Comparison:
-    """``content`` is what ``compare.json`` holds."""
+    """``report`` is what ``compare.json`` holds."""
 
-    content: dict[str, Any]
+    report: ComparisonReport
 
     def print(self, console: Console | None = None) -> None:
         console = console or Console()
-        for table in compare_tables(self.content):
+        for table in compare_tables(self.report):
             console.print(table)
-        lines = [*summary_lines(self.content), *problems(self.content), *notes(self.content), self.content["prompts"]]
+        lines = [*summary_lines(self.report), *problems(self.report), *notes(self.report), self.report.prompts]
         for line in lines:
             console.print(line, markup=False, highlight=False)
 
@@ -52,10 +57,10 @@ class Comparison:
         try:
             for path in (json_file, markdown, page, image):
                 path.unlink(missing_ok=True)
-            write_text(markdown, compare_markdown(self.content))
-            write_text(page, compare_html(self.content))
-            plot_matrix(self.content, image)
-            write_json(json_file, self.content)
+            write_text(markdown, compare_markdown(self.report))
+            write_text(page, compare_html(self.report))
+            plot_matrix(self.report, image)
+            write_json(json_file, self.report.to_dict())
         except OSError as error:
             raise ConfigurationError(f"--output {folder} cannot be written: {error.strerror or error}") from None
         return [json_file, markdown, page, image]
@@ -160,7 +165,8 @@ def run_compare(
         raise DataError("No data set can be compared. " + " ".join(f"{s.name}: {s.reason}." for s in sets))
     content = compare_matrix(models, [_scored(found, models) for found in sets], reference, seed=config.seed)
     skipped = {found.name: found.skipped for found in sets if found.skipped}
-    return Comparison(jsonable({"split": split, "prompts": prompts, **content, "skipped": skipped}))
+    about = {"schema_version": "1.0", "split": split, "prompts": prompts}
+    return Comparison(ComparisonReport.from_values({**about, **content, "skipped": skipped}))
 
 
 def shared_prompts(config: CLIPFinetuningConfig, models: dict[str, str]) -> tuple[ResolvedInference, str]:

@@ -21,9 +21,10 @@ from domainclip.files import require_writable
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.metrics.metric import METRICS
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
-from domainclip.reports.domain_markdown import DomainTable, domain_tables, figure_text
-from domainclip.reports.report import jsonable
-from domainclip.reports.semantic_text import semantic_figure, semantic_notes
+from domainclip.reports.schema.base import jsonable
+from domainclip.reports.schema.run import DomainFigures, SemanticFigures
+from domainclip.reports.sections import DomainTable, domain_tables, semantic_notes
+from domainclip.reports.text import figure_text
 from domainclip.resolve import ResolvedInference, resolve_for_inference
 
 _MOST_ROWS, _MOST_COLUMNS, _NAME_WIDTH = 20, 10, 10
@@ -76,30 +77,32 @@ class EvaluationReport:
             console.print(f"Error analysis: {self.error_analysis}", markup=False, highlight=False)
 
     def _print_domain_metrics(self, console: Console) -> None:
-        found = jsonable(self.result.details.get("domain_metrics"))
-        if not found or not found["metrics"]:
+        details = self.result.details.get("domain_metrics")
+        if not details or not details["metrics"]:
             return
-        table = Table(title=f"Domain metrics ({found['domain']})")
+        found = DomainFigures.from_values(details)
+        table = Table(title=f"Domain metrics ({found.domain})")
         table.add_column("figure")
         table.add_column("value (95 % interval)", justify="right")
-        for name, entry in found["metrics"].items():
-            table.add_row(escape(METRICS[name].title), figure_text(name, entry))
+        for name, entry in found.metrics.items():
+            table.add_row(escape(METRICS[name].title), figure_text(entry, name))
         console.print(table)
         for part in domain_tables(found, intervals=False):
             console.print(_shortened(part))
-        for note in found["notes"]:
+        for note in found.notes:
             console.print(f"{note}.", markup=False, highlight=False)
 
     def _print_semantics(self, console: Console) -> None:
-        found = jsonable(self.result.details.get("semantics"))
-        if not found:
+        details = self.result.details.get("semantics")
+        if not details:
             return
-        if found["metrics"]:
+        found = SemanticFigures.from_values(details)
+        if found.metrics:
             table = Table(title="Documents, near misses and terminology")
             table.add_column("figure")
             table.add_column("value (95 % interval)", justify="right")
-            for name, entry in found["metrics"].items():
-                table.add_row(escape(METRICS[name].title), semantic_figure(name, entry))
+            for name, entry in found.metrics.items():
+                table.add_row(escape(METRICS[name].title), figure_text(entry, name))
             console.print(table)
         for note in semantic_notes(found):
             console.print(f"{note.rstrip('.')}.", markup=False, highlight=False)

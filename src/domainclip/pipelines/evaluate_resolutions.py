@@ -28,7 +28,7 @@ from domainclip.reports.plots.resolution import (
     resolution_table,
     robustness_table,
 )
-from domainclip.reports.report import jsonable
+from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import resolve_for_inference
 
 _PLOTS = ("resolutions", "agreement", "robustness")

@@ -26,7 +26,7 @@ from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
 from domainclip.files import write_json
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
-from domainclip.reports.report import jsonable
+from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import Decision, ResolvedRun
 from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.regularization.rehearsal import Rehearsal
@@ -59,7 +59,7 @@ class ReferenceSet:
 class ReferenceSets:
     """The reference sets of a run, and the engine that embeds them with the present weights.
 
-    Scores are zero-shot accuracies with general prompts (``mean_R@1`` for a set without classes), in [0, 1].
+    Scores are accuracies with general prompts (``mean_R@1`` for a set without classes), in [0, 1].
     ``notes``: what was made of each. ``warnings``: what a user may have expected and does not get.
     """
 

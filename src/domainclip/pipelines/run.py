@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
@@ -34,13 +36,15 @@ from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
 from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets
+from domainclip.pipelines.report_facts import run_facts
 from domainclip.pipelines.run_alignment import RunAlignment
 from domainclip.pipelines.run_folder import RunFolder
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
-from domainclip.reports.report import jsonable, write_report
-from domainclip.reports.run_report import before_after_table, report_content
+from domainclip.reports.run_report import before_after_table, write_report
+from domainclip.reports.schema import RunReport
+from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.tracking import read_metrics
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
@@ -53,11 +57,11 @@ class RunOutcome:
 
     Attributes:
         folder: Where everything is.
-        report: The content of ``report.json``; empty in all processes but the first.
+        report: The content of ``report.json``; None in all processes but the first.
     """
 
     folder: Path
-    report: dict[str, Any]
+    report: RunReport | None
 
 
 def run_training(
@@ -131,7 +135,7 @@ def run_training(
             processes=processes,
             console=console,
         )
-        return RunOutcome(folder.path, first.finish(result, started) if first is not None else {})
+        return RunOutcome(folder.path, first.finish(result, started) if first is not None else None)
 
 
 @contextmanager
@@ -251,7 +255,7 @@ class _FirstProcess:
         if self.references is not None:
             self.references_before = self.references.before(folder.references_before, self.goes_on)
 
-    def finish(self, result: dict[str, Any], started: float) -> dict[str, Any]:
+    def finish(self, result: dict[str, Any], started: float) -> RunReport:
         """Evaluate the saved model and write the report, whose content is returned.
 
         Args:
@@ -270,32 +274,32 @@ class _FirstProcess:
         embed = RememberedImages(self.engine)
         after = self._evaluate(embed) if len(rows.shown) else None
         calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path)
-        history = read_metrics(folder.metrics)
-        evaluated = (rows.split, self.before, after)
-        content = report_content(self.session, self.splits, *evaluated, result, skipped, folder.path, history, started)
-        content |= {"decisions": self.decisions, "calibration": calibration, "trade_off": result["trade_off"]}
+        warnings, parts = [*self.undrawn], dict[str, Any](decisions=self.decisions, calibration=calibration)
         if references is not None:
-            content["reference_sets"] = references.report(self.references_before, references.on_test())
-            content["warnings"] += references.warnings
-        content["warnings"] += self.undrawn
-        analysed = self.run.recipe.error_analysis and len(rows.shown)
-        if analysed:
-            content["error_analysis"] = ERROR_ANALYSIS
+            parts["reference_sets"] = references.report(self.references_before, references.on_test())
+            warnings = [*references.warnings, *warnings]
+        if self.run.recipe.error_analysis and len(rows.shown):
+            parts["error_analysis"] = ERROR_ANALYSIS
         if self.alignment is not None:
-            content["alignment"] = self.alignment.link
-        write_report(folder.path, content)
-        write_text(folder.model / "README.md", model_card(content))
+            parts["alignment"] = self.alignment.link
+        told = (self.session, self.splits, rows.split, result, skipped, folder.path, time.monotonic() - started)
+        facts = run_facts(*told, warnings=warnings, **parts)
+        report = write_report(folder.path, facts, self.before, after, read_metrics(folder.metrics), self._shown)
+        write_text(folder.model / "README.md", model_card(report))
         if self.alignment is not None:
             of_split = [row for row in skipped if row["split"] == rows.split]
             self.alignment.write(embed, of_split, self.run.recipe.retrieval_top_k)
             console.print(f"Alignment: {self.alignment.folder / 'report.md'}", markup=False)
-        if analysed:  # after the reports: an image that cannot be shown must not cost the figures
+        if facts.error_analysis:  # after the reports: an image that cannot be shown must not cost the figures
             title = f"{folder.path.resolve().name}: after fine-tuning, {rows.split} split"
             write_error_analysis_of(self.session, rows.shown, self.engine, embed, folder.path, title)
-        report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
-        console.print(before_after_table(report, rows.split))
+        console.print(before_after_table(report))
         console.print(f"Report: {folder.report}\nModel:  {folder.model}", markup=False)
         return report
+
+    def _shown(self, path: Path) -> UInt8[np.ndarray, "size size 3"]:
+        """An image as the model sees it."""
+        return self.engine.pixels([path])[0].permute(1, 2, 0).numpy()
 
     def _evaluate(self, embed: RememberedImages) -> EvaluationResult:
         return build_evaluator(self.session, self.rows.shown, domain_metrics=True).evaluate(embed)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -20,6 +19,7 @@ from domainclip.evaluation.protocols import Embedder
 from domainclip.files import write_bytes
 from domainclip.inference.session import caption_pipeline
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
+from domainclip.reports.schema import AlignmentReport
 from domainclip.resolve import ResolvedInference
 
 BEFORE_FILE = "alignment_before.safetensors"
@@ -78,7 +78,7 @@ class RunAlignment:
         write_bytes(kept, save(tensors, metadata={"rows": digest}))
         self._before = before
 
-    def write(self, model: Embedder, skipped: list[dict], top_k: int) -> dict[str, Any]:
+    def write(self, model: Embedder, skipped: list[dict], top_k: int) -> AlignmentReport:
         """The report of the model as it is now; returns the content of ``alignment.json``."""
         return write_alignment(
             self.folder,

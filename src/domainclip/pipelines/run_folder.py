@@ -11,6 +11,8 @@ from domainclip.errors import ConfigurationError
 from domainclip.files import require_writable
 from domainclip.reports.alignment_report import remove_report
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
+from domainclip.reports.run_report import FILES as REPORT_FILES
+from domainclip.reports.run_report import REPORT
 from domainclip.training.checkpoint import CheckpointStore
 
 
@@ -33,10 +35,8 @@ class RunFolder:
         "checkpoints",
         "best",
         "model",
-        "report.md",
-        "report.json",
+        *REPORT_FILES,
         "plots",
-        "predictions.csv",
         "skipped.json",
         ERROR_ANALYSIS,
     )
@@ -58,7 +58,7 @@ class RunFolder:
         """The weights of the best validation."""
         self.model = self.path / "model"
         """The model that is the run's result."""
-        self.report = self.path / "report.md"
+        self.report = self.path / REPORT
         self.skipped = self.path / "skipped.json"
         """Rows that were left out, with reasons."""
         self.alignment = self.path / "alignment"

@@ -18,14 +18,35 @@ from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.alignment import Alignment, AlignmentRows, Embedded, Metric, chance, measure, query_order
 from domainclip.evaluation.comparison import empty_recalls
 from domainclip.files import require_writable, write_json, write_text
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import paired_change
-from domainclip.reports.alignment_markdown import TITLE, alignment_markdown
-from domainclip.reports.plots.alignment import IMAGE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
-from domainclip.reports.report import jsonable
+from domainclip.reports.plots.alignment import COMPARED, IMAGE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
+from domainclip.reports.render import render
+from domainclip.reports.schema import AlignmentReport
+from domainclip.reports.text import MINUS, NOTHING, percent, points, signed, title
 
+_TITLE = "# Alignment report"
 _FIRST_COLUMN = "wrong_beats_right_by"
 _WORST = 10
 _MOST_CONFUSED = 10
+_RANKING = tuple(
+    f"{direction}_{name}" for direction in ("i2t", "t2i") for name in ("R@1", "R@5", "R@10", "MRR", "median_rank")
+)
+_AGREEMENT = {
+    "mean_hit": "mean similarity of pairs that belong together",
+    "mean_miss": "mean similarity of pairs that do not",
+    "alignment_score": "alignment score (the first minus the second)",
+    "auroc": "AUROC (how often a pair that belongs together is the more similar)",
+    "overlap": "overlap of the two (0 % is best)",
+    "modality_gap": "modality gap (0 … 2; a description, not a score)",
+}
+_PLOTS = {
+    "recall_curves": "Recall",
+    "distribution": "Similarities",
+    "class_similarity": "Classes",
+    "pair_similarity": "Some images and captions",
+    "embedding_map": "The embedding space",
+}
 
 
 def prepare_folder(folder: Path) -> None:
@@ -36,7 +57,7 @@ def prepare_folder(folder: Path) -> None:
     for place in (folder, folder / "plots"):
         require_writable(place, "The folder")
     try:
-        for name, start in (("report.md", TITLE), ("pairs.csv", _FIRST_COLUMN)):
+        for name, start in (("report.md", _TITLE), ("pairs.csv", _FIRST_COLUMN)):
             path = folder / name
             if path.exists() and not path.read_bytes().startswith(start.encode()):
                 raise ConfigurationError(
@@ -67,26 +88,38 @@ def write_alignment(
     top_k: int,
     seed: int,
     about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Measure, draw and write; returns the content of ``alignment.json``.
+) -> AlignmentReport:
+    """Measure, draw and write. Files of an earlier report are replaced, each whole or not at all, once everything has
+    been worked out and drawn.
 
-    ``compared`` is the model that ``model`` is set against ("before"). ``about`` goes into ``alignment.json`` as it is
-    (``data``, ``split``, ``sources``: model names by role, ``skipped``). Files of an earlier report are replaced,
-    each whole or not at all, once everything has been worked out and drawn. Raises ``ShapeError`` where embeddings are
-    not finite.
+    Args:
+        folder: Where to.
+        rows: The images and captions, and which belong together.
+        model: Their embeddings by the model of the report.
+        compared: Those by the model that it is set against ("before").
+        similarity_metric: How embeddings are compared.
+        top_k: Answers a query that are shown.
+        seed: Of the samples that are drawn.
+        about: More of the content by its keys: ``data``, ``split``, ``sources``, ``notes``, ``skipped``.
+
+    Returns:
+        The content of ``alignment.json``.
+
+    Raises:
+        DataError: The two models have one name.
+        ShapeError: Embeddings are not finite.
     """
     if compared is not None and compared.name == model.name:
         raise DataError(f"Two models of one name ({model.name}) cannot be told apart in a report")
     metric = Metric(similarity_metric)
     embedded = [model] if compared is None else [model, compared]
     found = [measure(rows, each, metric, seed) for each in embedded]
-    content = _content(rows, found, metric, seed, top_k) | dict(about)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".alignment-") as temporary:
         made = draw(Path(temporary), rows, list(zip(embedded, found, strict=True)), metric, top_k, seed)
-        content["plots"] = made
-        content = jsonable(content)
-        text, table = alignment_markdown(content), _pairs_csv(rows, found)
+        content = {"schema_version": "1.0", **_content(rows, found, metric, seed, top_k), **about, "plots": made}
+        report = AlignmentReport.from_values(content)
+        text, table = alignment_markdown(report), _pairs_csv(rows, found)
         (folder / "plots").mkdir(exist_ok=True)
         for name in PLOT_FILES:
             if name in made:
@@ -95,8 +128,54 @@ def write_alignment(
                 (folder / name).unlink(missing_ok=True)
     write_text(folder / "pairs.csv", table)
     write_text(folder / "report.md", text)
-    write_json(folder / "alignment.json", content)
-    return content
+    write_json(folder / "alignment.json", report.to_dict())
+    return report
+
+
+def alignment_markdown(report: AlignmentReport) -> str:
+    """The text of ``report.md``.
+
+    Args:
+        report: The alignment report.
+
+    Returns:
+        The page.
+    """
+    two = len(report.roles) > 1
+
+    def shown(name: str, words: str) -> list[tuple[str, str]]:
+        """The plot of each model, with what it is called where it cannot be seen."""
+        both = two and name != "recall_curves"
+        paths = [(label, f"plots/{name}{COMPARED if role == 'compared' else ''}.png") for role, label in report.roles]
+        return [(f"{words}, {label}" if both else words, path) for label, path in paths if path in report.plots]
+
+    def difference(name: str) -> str:
+        value = (report.difference or {}).get(name)
+        if value is None:
+            return NOTHING
+        if METRICS[name].is_fraction or name == "overlap":
+            return f"{points(value)} points"
+        return signed(value, "+.4g" if name in _RANKING else "+.3f")
+
+    def number(value: float | None, name: str = "") -> str:
+        if value is None:
+            return NOTHING
+        return percent(value) if name == "overlap" else f"{value:.3f}".replace("-", MINUS)
+
+    queries = report.shown_queries
+    return render(
+        "alignment.md.j2",
+        report=report,
+        ranking=_RANKING,
+        agreement=_AGREEMENT,
+        difference=difference,
+        number=number,
+        plots=[(words, found) for name, words in _PLOTS.items() if (found := shown(name, words))],
+        sheets=[
+            ("image", shown("image_to_texts", "image queries"), queries.image_to_texts),
+            ("caption", shown("text_to_images", "caption queries"), queries.text_to_images),
+        ],
+    )
 
 
 def _content(rows: AlignmentRows, found: Sequence[Alignment], metric: Metric, seed: int, top_k: int) -> dict[str, Any]:
@@ -190,16 +269,22 @@ def _pairs_csv(rows: AlignmentRows, found: Sequence[Alignment]) -> str:
     return text.getvalue()
 
 
-def summary_table(content: Mapping[str, Any]) -> Table:
-    """A few lines for the terminal, from the content of ``alignment.json``."""
-    counts = content["counts"]
-    table = Table(title=f"{counts['n_images']:,} images against {counts['n_texts']:,} captions")
-    roles = [role for role in ("compared", "model") if role in content["names"]]
+def summary_table(report: AlignmentReport) -> Table:
+    """A few lines for the terminal.
+
+    Args:
+        report: The alignment report.
+
+    Returns:
+        The table.
+    """
+    counts = report.counts
+    table = Table(title=f"{counts.n_images:,} images against {counts.n_texts:,} captions")
     table.add_column("metric")
-    for role in roles:
-        table.add_column(escape(content["names"][role]), justify="right")
+    for _, name in report.roles:
+        table.add_column(escape(name), justify="right")
     table.add_column("chance", justify="right")
     for name in ("i2t_R@1", "i2t_MRR", "t2i_R@1", "t2i_MRR", "alignment_score", "auroc", "modality_gap"):
-        values = [content["metrics"][role][name] for role in roles] + [content["chance"].get(name)]
-        table.add_row(name, *("" if value is None else f"{value:.3f}" for value in values))
+        values = [*(report.metrics[role][name] for role, _ in report.roles), report.chance.get(name)]
+        table.add_row(title(name), *("" if value is None else f"{value:.3f}" for value in values))
     return table

@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
-from domainclip.evaluation.comparison import as_result, compared_metrics, empty_recalls
-from domainclip.metrics.metric import METRICS
-from domainclip.reports.markdown_table import plain, table
+from domainclip.reports.render import render
+from domainclip.reports.schema import RunReport
+from domainclip.reports.sections import shown_metrics
+from domainclip.reports.text import title
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def using_code(folder: str, labels: Sequence[str]) -> str:
+    """Python that asks a saved model which of two captions fits an image.
+
+    Args:
+        folder: The model's folder.
+        labels: Captions to ask with; others stand in where there are not two.
+
+    Returns:
+        A few lines.
+    """
+    asked = ", ".join(_quoted(label) for label in labels[:2]) if len(labels) > 1 else '"one caption", "another"'
+    return f"""\
+from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
+from PIL import Image
+
+model = CLIPFinetuningController(CLIPFinetuningConfig(model_name={_quoted(folder)}))
+model.setup()
+print(model.compute_similarity(text=[{asked}], images=[Image.open("image.jpg")]))"""
 
 
 def loading_code(folder: str, text_padding: str | None = None, own_code: bool = False) -> str:
     """Python that loads a saved model with ``transformers`` and scores one image against two texts.
 
-    ``text_padding`` is ``"max_length"`` for models whose text tower was trained at a fixed length (SigLIP).
-    ``own_code``: the model's class stands in the folder itself, and ``transformers`` runs it only when told to.
+    Args:
+        folder: The model's folder.
+        text_padding: ``"max_length"`` for models whose text tower was trained at a fixed length (SigLIP).
+        own_code: Whether the model's class stands in the folder itself, which ``transformers`` runs only when told to.
+
+    Returns:
+        A program.
     """
     trust = ", trust_remote_code=True" if own_code else ""
-    padding = '"max_length"' if text_padding in ("max_length", "fixed") else "True"
+    padding = '"max_length"' if text_padding == "max_length" else "True"
     return f"""\
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-folder = {folder!r}
+folder = {_quoted(folder)}
 model = AutoModel.from_pretrained(folder{trust}).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 processor = AutoImageProcessor.from_pretrained(folder)
@@ -37,68 +63,54 @@ print(model(**texts, **images).logits_per_image.softmax(dim=-1))
 """
 
 
-def model_card(run: Mapping[str, Any]) -> str:
+def _quoted(text: str) -> str:
+    """A string of Python that holds no tag, wherever a page puts it."""
+    return repr(text).replace("<", "\\x3c")
+
+
+def model_card(report: RunReport) -> str:
     """A model card in Markdown with YAML front matter, as the Hugging Face Hub reads it.
 
-    ``run`` has the keys of ``report.write_report``. The licence is said to be unknown, because it follows
-    from the base model's and the data's, which nobody but the user can know. A base model that is a folder
-    is named in the text alone, without its path: the Hub takes only its own names, and a path tells strangers
-    about a private machine.
+    The licence is said to be unknown, because it follows from the base model's and the data's, which nobody but the
+    user can know. A base model that is a folder is named in the text alone, without its path: the Hub takes only its
+    own names, and a path tells strangers about a private machine.
+
+    Args:
+        report: The run's report.
+
+    Returns:
+        The text of ``README.md``.
     """
-    base, domain = str(run.get("base_model") or ""), str(run.get("domain") or "")
+    base, domain = report.base_model or "", report.domain or ""
+    results = shown_metrics(report.before, report.after)
     is_hub_name = bool(_HUB_NAME.fullmatch(base))
-    front: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "zero-shot-image-classification",
-        "license": "unknown",
-        "tags": ["clip", "vision-language", "contrastive", "domainclip", *([domain] if domain else [])],
-    }
-    if is_hub_name:
-        front["base_model"] = base
-    name = base if is_hub_name else base.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
-        f"# {plain(name or 'A dual encoder')}, fine-tuned{f' for the {plain(domain)} domain' if domain else ''}",
-        "A model that embeds images and texts into one space, fine-tuned with domainclip on pairs of "
-        "images and captions.",
-        _scores(run),
-        "## Use\n\n```python\n" + loading_code(".", run.get("text_padding"), bool(run.get("own_code"))) + "```",
-        "## Limits\n\nThe scores hold for images like those of the test split. Outside the domain the "
-        "model may have forgotten part of what its base model knew. It is not a medical device, and no "
-        "safety-relevant decision should rest on it alone.",
-        "## Licence\n\nNot known. It follows from the licences of the base model and of the training data: "
-        "fill it in before you share the model.",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _scores(run: Mapping[str, Any]) -> str:
-    before, after = (as_result(run.get(when)).metrics for when in ("before", "after"))
-    names = compared_metrics(before, after)
-    trivial = empty_recalls(names, {**before, **after})
-    rows = [
-        [METRICS[name].title, _text(name, before.get(name)), _text(name, after.get(name))]
-        for name in names
-        if name not in trivial
-    ]
-    if not rows:
-        return "## Scores\n\nNot evaluated."
-    known = {**before, **after}
-    counts = [
-        f"{int(known[key])} {words}"
-        for key, words in (
-            ("n_classified", "classified images"),
-            ("n_classes", "classes"),
-            ("n_images", "images as retrieval candidates"),
-            ("n_texts", "different captions as retrieval candidates"),
+    name = base if is_hub_name else PurePosixPath(base.replace("\\", "/")).name
+    scores = [
+        EvalResult(
+            task_type="zero-shot-image-classification",
+            dataset_type="own",
+            dataset_name="test split",
+            metric_type=metric,
+            metric_name=title(metric),
+            metric_value=value,
         )
-        if known.get(key)
+        for metric in results
+        if (value := report.after.get(metric)) is not None
     ]
-    scores = table(["metric", "before", "after"], rows)
-    return f"## Scores on the test split\n\n{scores}\n\nMeasured on {', '.join(counts)}."
-
-
-def _text(name: str, value: Any) -> str:
-    if value is None or value != value:
-        return "—"
-    return f"{value:.1%}" if METRICS[name].is_fraction else f"{value:.4g}"
+    front = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        license="unknown",
+        tags=["clip", "vision-language", "contrastive", "domainclip", *([domain] if domain else [])],
+        base_model=base if is_hub_name else None,
+        model_name=name or "model",
+        eval_results=scores or None,
+    )
+    page = render(
+        "model_card.md.j2",
+        report=report,
+        name=name,
+        results=results,
+        code=loading_code(".", report.text_padding, report.own_code),
+    )
+    return f"---\n{front.to_yaml()}\n---\n\n{page}"

@@ -111,7 +111,7 @@ class ProcessGroup:
             size: Rows of the batch.
 
         Returns:
-            The rows' place in it.
+            Their indices in it.
         """
         return shard_of(size, self.rank, self.world_size)
 
@@ -405,7 +405,7 @@ def shard_of(size: int, rank: int, world_size: int) -> slice:
         world_size: How many processes there are.
 
     Returns:
-        The rows' place in the batch.
+        Their indices in the batch.
     """
     return slice(size * rank // world_size, size * (rank + 1) // world_size)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from domainclip.config import TrainingSettings
-from domainclip.data.batches import PrefetchDataLoader
+from domainclip.data.batches import Batch, PrefetchDataLoader
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.errors import DataError, Interrupted
 from domainclip.events import ImageSkipped, Milestone, PhaseProgress, RunFinished, RunStarted
@@ -21,7 +21,7 @@ from domainclip.training.observer import StepObserver, peak_memory_mb
 from domainclip.training.probe.probe import ProbeStages
 from domainclip.training.signals import StopSignals
 from domainclip.training.state import RunState, TrainContext, TrainingResult
-from domainclip.training.step.train_step import Batch, TrainStep
+from domainclip.training.step.train_step import TrainStep
 from domainclip.training.validation import Validator
 
 log = logging.getLogger(__name__)

@@ -87,7 +87,7 @@ def write_results(folder: Path, tuning: Tuning, *, plots: bool) -> None:
     if plots:
         plot_history(tuning.trials, tuning.metric, tuning.greater_is_better, target / "history.png")
         plot_importances(tuning.importances, target / "importances.png")
-        plot_slices(tuning.trials, tuning.space, tuning.metric, target / "slices.png")
+        plot_slices(tuning.trials, tuning.space.dimensions, tuning.metric, target / "slices.png")
     drawn = [name for name in ("history.png", "importances.png", "slices.png") if (target / name).is_file()]
     write_text(folder / "tuning.md", _markdown(tuning, drawn))
 

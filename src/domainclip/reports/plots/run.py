@@ -8,7 +8,7 @@ to dark, which also survives grey printing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from domainclip.errors import ShapeError
-from domainclip.metrics.metric import METRICS
-from domainclip.reports.plots.style import save, short_label
+from domainclip.metrics.metric import METRICS, OWN_SECTION
+from domainclip.reports.plots.style import BLUE, GREY, MARKERS, SERIES, save, short_label, tidy
 
-BEFORE, AFTER = "#999999", "#0072B2"
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+BEFORE, AFTER = GREY, BLUE
 
 _MOST_VALUE_LABELS = 16  # classes up to which every cell of a matrix can hold a readable number
 _MOST_CLASS_LABELS = 120  # classes up to which every row can be named
+_MAIN = ("acc1", "mean_per_class_recall", "macro_f1", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR", "reference_mean")
+"""Figures that are drawn: R@5, R@10 and means of two say little more, and would crowd a plot. So are a plugin's own."""
 _VALIDATION_PREFIXES = ("validation/", "validation_", "val/", "val_", "eval/", "eval_")
 
 
@@ -77,7 +77,8 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         if len(rates) > 1:
             axes[1].legend(frameon=False, fontsize=8)
-    _tidy(axes)
+    tidy(axes)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("optimizer steps")
     save(figure, path)
     return True
@@ -86,10 +87,11 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
 def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Validation metrics (those in 0…1, as acc1 and R@1) over the steps. False when no row has any."""
     keys = dict.fromkeys(key for row in rows for key in row if METRICS[_without_prefix(key)].is_score)
-    # R@5 and R@10 say little more than R@1: they would crowd the figure.
-    keys = {key: None for key in keys if _without_prefix(key) in _CURVES}
-    curves = {_without_prefix(key): _series(rows, (key,)) for key in keys}
-    curves = {name: curve for name, curve in curves.items() if len(curve[0])}
+    found = {_without_prefix(key): _series(rows, (key,)) for key in keys if _drawn(_without_prefix(key))}
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for name, curve in found.items():  # accuracy and recall of classes of one size are one curve
+        if len(curve[0]) and curve not in curves.values():
+            curves[name] = curve
     if not curves:
         return False
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
@@ -115,22 +117,10 @@ def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         title="last value in brackets",
         title_fontsize=8,
     )
-    _tidy([axis])
+    tidy([axis])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     save(figure, path)
     return True
-
-
-_CURVES = (
-    "acc1",
-    "mean_per_class_recall",
-    "macro_f1",
-    "mean_R@1",
-    "i2t_R@1",
-    "t2i_R@1",
-    "i2t_MRR",
-    "t2i_MRR",
-    "reference_mean",
-)
 
 
 def plot_confusion(
@@ -212,17 +202,17 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
     axis.set_xlim(0, 1.1)
     axis.set_xticks(np.arange(0, 1.01, 0.2))
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set(title="Before and after fine-tuning, on the test split", xlabel="fraction (more is better)")
+    axis.set(title="Before and after fine-tuning", xlabel="fraction (more is better)")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="x", color="#E5E5E5", linewidth=0.6)
-    axis.set_axisbelow(True)
+    tidy([axis])
+    axis.grid(axis="y", visible=False)
     save(figure, path)
     return True
 
 
 def _drawn(name: str) -> bool:
-    return METRICS[name].is_score and METRICS[name].section != "domain" and not METRICS[name].is_semantic
+    facts = METRICS[name]
+    return facts.is_score and (name in _MAIN or facts.section == OWN_SECTION)
 
 
 def _is_rate(key: str) -> bool:
@@ -249,10 +239,3 @@ def _series(rows: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> tuple[l
         if _finite(row.get("step")) and _finite(row.get(key))
     ]
     return [step for step, _ in points], [value for _, value in points]
-
-
-def _tidy(axes: Iterable[Any]) -> None:
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="#E5E5E5", linewidth=0.6)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""What the alignment plots share: colours, labels of any length and script, thinning, and writing the file.
+"""What all plots share: colours, labels of any length and script, thinning, and writing the file.
 
 Figures are made as objects, without pyplot, whose global state leaks figures and is not safe in threads. A figure
 is as large as what is drawn in it; labels lie outside it and the saved image grows by them, so that long labels
@@ -23,8 +23,9 @@ from matplotlib.text import Text
 
 from domainclip.files import write_bytes
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
-SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#000000"
+SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", (0, (6, 2)), "-.")  # so that curves on top of each other show
 
 _DPI = 120
@@ -89,6 +90,11 @@ def names_of(labels: Sequence[object] | None, n: int) -> list[object]:
 
 
 def tidy(axes: Iterable[Any]) -> None:
+    """A light grid behind the data, and no frame where nothing is read off.
+
+    Args:
+        axes: Axes of matplotlib.
+    """
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#E5E5E5", linewidth=0.6)

@@ -1,27 +1,55 @@
-"""The images of a study. Each function writes one PNG, whole or not at all; without pyplot's global state."""
+"""The images of a study; each function writes one PNG. Trials and keys are anything that has the values shown."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from domainclip.files import write_bytes
 from domainclip.metrics.metric import METRICS
-from domainclip.tune.space import Dimension, Space
-from domainclip.tune.study import TrialRecord
+from domainclip.reports.plots.style import BLACK, BLUE, GREY, ORANGE, save, tidy
 
-BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#999999", "#000000"  # Okabe and Ito: distinct to the colour-blind
 _NO_VALUE = ("diverged", "out_of_memory")
 
 
-def plot_history(trials: Sequence[TrialRecord], metric: str, greater_is_better: bool, path: Path) -> bool:
+class PlottedTrial(Protocol):
+    """What a plot asks of a trial. ``value``: the primary metric, None where there is none."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def standard_error(self) -> float | None: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+    @property
+    def default(self) -> bool: ...
+
+
+class PlottedKey(Protocol):
+    """What a plot asks of a key that was searched: a range ``low``…``high``, or ``choices``."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def log(self) -> bool: ...
+    @property
+    def choices(self) -> Sequence[Any] | None: ...
+    def label(self, value: Any) -> Any: ...
+
+
+def plot_history(trials: Sequence[PlottedTrial], metric: str, greater_is_better: bool, path: Path) -> bool:
     """Each trial's value in order, the best so far, and the default with its standard error. False without values."""
     complete = [r for r in trials if r.outcome == "complete" and r.value is not None]
     if not complete:
@@ -69,7 +97,8 @@ def plot_history(trials: Sequence[TrialRecord], metric: str, greater_is_better: 
     axis.set(title="Trials in the order they ran", xlabel="trial", ylabel=f"validation {METRICS[metric].title}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _finish(figure, [axis], path)
+    tidy([axis])
+    save(figure, path)
     return True
 
 
@@ -86,15 +115,16 @@ def plot_importances(importances: Mapping[str, float], path: Path) -> bool:
     axis.set(title="What sets the better trials apart", xlabel="fraction of importance (PED-ANOVA)")
     axis.set_xlim(0, max(importances.values()) * 1.15 or 1)
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    tidy([axis])
     axis.grid(axis="y", visible=False)
-    _finish(figure, [axis], path)
+    save(figure, path)
     return True
 
 
-def plot_slices(trials: Sequence[TrialRecord], space: Space, metric: str, path: Path) -> bool:
+def plot_slices(trials: Sequence[PlottedTrial], keys: Sequence[PlottedKey], metric: str, path: Path) -> bool:
     """The value against each parameter, in a panel each. False where no two complete trials can be set side by side."""
     shown = [r for r in trials if r.outcome in ("complete", "pruned") and r.value is not None]
-    keys = [d for d in space.dimensions if sum(d.key in r.params for r in shown) > 1]
+    keys = [d for d in keys if sum(d.key in r.params for r in shown) > 1]
     if not keys:
         return False
     columns = min(3, len(keys))
@@ -111,14 +141,15 @@ def plot_slices(trials: Sequence[TrialRecord], space: Space, metric: str, path: 
     figure.suptitle(f"Validation {METRICS[metric].title} against each parameter", fontsize=11)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
-    _finish(figure, axes[: len(keys)], path)
+    tidy(axes[: len(keys)])
+    save(figure, path)
     return True
 
 
-def _slice(axis: Any, dimension: Dimension, shown: Sequence[TrialRecord]) -> None:
+def _slice(axis: Any, dimension: PlottedKey, shown: Sequence[PlottedTrial]) -> None:
     labels = None if dimension.choices is None else [dimension.label(choice) for choice in dimension.choices]
 
-    def place(record: TrialRecord) -> float:
+    def place(record: PlottedTrial) -> float:
         value = record.params[dimension.key]
         if labels is None:
             return float(value)
@@ -150,14 +181,3 @@ def _slice(axis: Any, dimension: Dimension, shown: Sequence[TrialRecord]) -> Non
         margin = 0.04 * (dimension.high - dimension.low)
         axis.set_xlim(dimension.low - margin, dimension.high + margin)
     axis.set_xlabel(dimension.key)
-
-
-def _finish(figure: Figure, axes: Sequence[Any], path: Path) -> None:
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="#E5E5E5", linewidth=0.6)
-        axis.set_axisbelow(True)
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", pad_inches=0.12)
-    write_bytes(path, buffer.getvalue())

@@ -75,7 +75,7 @@ class ClassPrompts:
 
 @dataclass(frozen=True)
 class Draw:
-    """One batch: places in ``images`` and ``texts``, and each pair's group and class (−1: none)."""
+    """One batch: indices into ``images`` and ``texts``, and each pair's group and class (−1: none)."""
 
     images: Int[Tensor, " n"]
     texts: Int[Tensor, " n"]
@@ -86,7 +86,7 @@ class Draw:
 @dataclass(frozen=True)
 class PairDraws:
     """Rows as features, from which batches are drawn. A row stands once for each view in ``images``, all clean views
-    first; ``choices`` holds the places in ``texts`` of what each row may show, ``counts[i]`` of them from
+    first; ``choices`` holds the indices into ``texts`` of what each row may show, ``counts[i]`` of them from
     ``starts[i]`` on."""
 
     images: ProjectionInputs
@@ -97,7 +97,7 @@ class PairDraws:
     choices: Int[Tensor, " choices"]
     starts: Int[Tensor, " rows"]
     counts: Int[Tensor, " rows"]
-    bad: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -113,7 +113,7 @@ class PairDraws:
             classes: Numbers the rows' labels.
 
         Returns:
-            The rows whose images can be read, in order; the others are in ``bad`` with the reason.
+            The rows whose images can be read, in order; the others are in ``skipped`` with the reason.
 
         Raises:
             ImageError: An image cannot be read, and the data set is ``strict``.
@@ -134,7 +134,7 @@ class PairDraws:
             choices=torch.tensor([index_of[text] for texts in shown for text in texts], dtype=torch.long),
             starts=counts.cumsum(0) - counts,
             counts=counts,
-            bad=found.bad,
+            skipped=found.skipped,
         )
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ class PairDraws:
 
     @property
     def first_texts(self) -> Int[Tensor, " rows"]:
-        """The place of each row's first caption."""
+        """The index into ``texts`` of each row's first caption."""
         return self.choices[self.starts].to(self.groups.device)
 
     def draw(self, largest: int, balanced: bool, generator: torch.Generator) -> Draw:

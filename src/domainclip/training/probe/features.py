@@ -20,12 +20,12 @@ from domainclip.models.projections import ProjectionInputs, join_inputs, project
 @dataclass
 class ImageFeatures:
     """``inputs``: rows in order, one block of them for each view, the clean one first. ``rows``: their numbers in the
-    data set. ``bad``: images that cannot be read, with the reason."""
+    data set. ``skipped``: images that cannot be read, with the reason."""
 
     inputs: ProjectionInputs
     rows: list[int]
     views: int
-    bad: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 class FeatureReader:
@@ -68,7 +68,7 @@ class FeatureReader:
         Raises:
             ImageError: An image cannot be read, and the data set is ``strict``.
         """
-        projection, bad = tower_projection(self.encoder, "image"), {}
+        projection, skipped = tower_projection(self.encoder, "image"), {}
         transform = data.image_transform
         views = views if transform.augment else 0
 
@@ -89,7 +89,7 @@ class FeatureReader:
                 good = [images for images in found if not isinstance(images, ImageError)]
                 for row, images in zip(part, found, strict=True):
                     if isinstance(images, ImageError):
-                        bad[str(data.pairs[row].image_path)] = str(images)
+                        skipped[str(data.pairs[row].image_path)] = str(images)
                     else:
                         kept.append(row)
                 for view in range(views + 1) if good else ():
@@ -97,8 +97,8 @@ class FeatureReader:
                     pixel_values = transform.spec.normalise(pixels).to(self.encoder.dtype)
                     parts[view].append(projection_inputs(projection, self.encoder.encode_image, pixel_values))
         if not kept:
-            return ImageFeatures(ProjectionInputs(projection, torch.empty(0, 0), None), [], views + 1, bad)
-        return ImageFeatures(join_inputs([part for view in parts for part in view]), kept, views + 1, bad)
+            return ImageFeatures(ProjectionInputs(projection, torch.empty(0, 0), None), [], views + 1, skipped)
+        return ImageFeatures(join_inputs([part for view in parts for part in view]), kept, views + 1, skipped)
 
     def texts(self, token_ids: Sequence[Sequence[int]]) -> ProjectionInputs:
         """Features of texts.

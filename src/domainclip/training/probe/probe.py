@@ -125,7 +125,7 @@ class Probe:
         classes = ClassPrompts.read(self.reader, self.class_prompts, self.data) if self.class_prompts else None
         draws = PairDraws.read(self.reader, self.data, rows, self.settings.probe_views, classes)
         if len(draws) < 2:
-            return {"skipped": "fewer than two images can be read", "skipped_images": draws.bad}
+            return {"skipped": "fewer than two images can be read", "skipped_images": draws.skipped}
         validation_rows = None
         if self.validation is not None:
             some = (
@@ -144,7 +144,7 @@ class Probe:
             "rows": len(draws),
             **outcome,
             "seconds": time.monotonic() - started,
-            "skipped_images": draws.bad,
+            "skipped_images": draws.skipped,
         }
 
     def _train(

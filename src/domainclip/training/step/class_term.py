@@ -53,8 +53,8 @@ class ClassificationTerm:
         index_of = {label: index for index, label in enumerate(prompts)}
         self.of_rows = torch.tensor([index_of.get(pair.label or "", -1) for pair in data.pairs])
         tokens = encoder.processor.token_ids([text for texts in prompts.values() for text in texts], data.text_length)
-        places = iter(tokens)
-        self.tokens = [[list(next(places)) for _ in texts] for texts in prompts.values()]
+        each = iter(tokens)
+        self.tokens = [[list(next(each)) for _ in texts] for texts in prompts.values()]
         self.fixed_length = data.text_length if encoder.processor.text_padding == "fixed" else None
         if self.fixed_length is None and device.type == "mps":  # which keeps memory for each shape: one for all steps
             self.fixed_length = min(data.text_length, -(-max(len(ids) for ids in tokens) // 16) * 16)
@@ -117,7 +117,7 @@ class ClassificationTerm:
         return self.weight * total / (targets >= 0).sum().clamp(min=1)
 
     def _shown(self, classes: Int[Tensor, " n"]) -> tuple[list[int], Int[Tensor, " n"]]:
-        """The classes of this step, and the rows' classes as places among them."""
+        """The classes of this step, and the rows' classes as indices among them."""
         total = len(self.tokens)
         if total <= LARGEST:
             return list(range(total)), classes
@@ -125,6 +125,6 @@ class ClassificationTerm:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         others = [n for n in torch.randperm(total, generator=generator).tolist() if n not in set(present)]
         shown = present + others[: LARGEST - len(present)]
-        place = torch.full((total + 1,), -1, device=self.device)  # the last entry is that of −1
-        place[torch.tensor(shown, device=self.device)] = torch.arange(len(shown), device=self.device)
-        return shown, place[classes]
+        index = torch.full((total + 1,), -1, device=self.device)  # the last entry is that of −1
+        index[torch.tensor(shown, device=self.device)] = torch.arange(len(shown), device=self.device)
+        return shown, index[classes]

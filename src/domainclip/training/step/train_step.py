@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from domainclip.config import TrainingSettings
+from domainclip.data.batches import Batch
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.step_plan import StepPlan
 from domainclip.devices.precision import PrecisionDecision
@@ -25,8 +26,6 @@ from domainclip.training.step.adaptive_step import AdaptiveStep
 from domainclip.training.step.class_term import ClassificationTerm
 from domainclip.training.step.gradcache import ContrastiveStep
 from domainclip.training.step.views import ImageViews
-
-Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
