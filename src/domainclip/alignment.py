@@ -4,9 +4,15 @@ from domainclip.metrics.modality_gap import modality_gap
 from domainclip.metrics.retrieval import AlignmentMetrics, retrieval_ranks
 from domainclip.metrics.separation import Separation, chance_recall, separation
 from domainclip.reports.plots.visualizer import AlignmentVisualizer
-from domainclip.retrieval.mining import hard_negatives
-from domainclip.retrieval.retrieval import BatchRetrieval, Encoder, ImageTextRetrieval, MutualPair, RetrievalHit
-from domainclip.retrieval.similarity_computer import SimilarityComputer
+from domainclip.retrieval import (
+    BatchRetrieval,
+    Encoder,
+    ImageTextRetrieval,
+    MutualPair,
+    RetrievalHit,
+    SimilarityComputer,
+    hard_negatives,
+)
 
 __all__ = [
     "AlignmentMetrics",

@@ -18,7 +18,7 @@ from domainclip.data.step_plan import ViewKey
 from domainclip.errors import ConfigurationError
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 from domainclip.resolve.resolution import ResolutionRule
-from domainclip.resolve.steps import batch_schedule, resolved_steps
+from domainclip.resolve.schedule import batch_schedule, resolved_steps
 
 CLIP = ModelFacts(224, 77, False, "transformer", "transformer", 0.01, resolutions=ResolutionRule(224, 32, 32))
 ROWS = DataFacts(1000, 0.0, 0.0, 0, False, 8)

@@ -272,7 +272,7 @@ def test_a_run_and_its_model_carry_their_domain(domainclip, tiny_data, tmp_path)
     assert (named, domain.name, note) == (chosen, "general", None)
     controller = CLIPFinetuningController(start)
     controller.setup()
-    assert controller.domain.images.illumination == "grey_world"
+    assert controller.session.domain.images.illumination == "grey_world"
 
 
 def test_a_model_of_a_shipped_domain_names_it(tmp_path):

@@ -7,6 +7,7 @@ import json
 import math
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,12 @@ def ancestors(name: str) -> set[str]:
     return found
 
 
+def scored(*arguments: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    """Plain numbers and details."""
+    result = class_hierarchy_scores(*arguments)
+    return result.metrics, result.details["class_hierarchy"]
+
+
 def test_distance_is_the_shortest_walk() -> None:
     for a, b in itertools.product(NAMES, NAMES):
         assert TREE.distance(a, b) == walked_distance(a, b)
@@ -74,7 +81,7 @@ def test_a_single_name_at_the_top_is_the_root() -> None:
 def test_hierarchical_precision_and_recall_are_kiritchenkos() -> None:
     rng = np.random.default_rng(0)
     targets, predictions = ([str(name) for name in rng.choice(NAMES, 200)] for _ in range(2))
-    metrics, _ = class_hierarchy_scores(TREE, targets, predictions)
+    metrics, _ = scored(TREE, targets, predictions)
     shared = sum(len(ancestors(t) & ancestors(p)) for t, p in zip(targets, predictions, strict=True))
     precision = shared / sum(len(ancestors(p)) for p in predictions)
     recall = shared / sum(len(ancestors(t)) for t in targets)
@@ -86,7 +93,7 @@ def test_hierarchical_precision_and_recall_are_kiritchenkos() -> None:
 def test_misses_and_levels_by_hand() -> None:
     targets = ["husky", "husky", "cat", "taxi", "bus"]
     predictions = ["husky", "malamute", "husky", "bus", "canoe"]
-    metrics, details = class_hierarchy_scores(TREE, targets, predictions)
+    metrics, details = scored(TREE, targets, predictions)
     # Misses: husky→malamute 1 edge up, cat→husky 1, taxi→bus 2, bus→canoe 2.
     assert metrics["miss_edges"] == pytest.approx((1 + 1 + 2 + 2) / 4)
     assert metrics["level_1_accuracy"] == 1.0  # animal or vehicle is always right
@@ -98,19 +105,19 @@ def test_misses_and_levels_by_hand() -> None:
 
 
 def test_perfect_answers_have_no_misses_to_measure() -> None:
-    metrics, details = class_hierarchy_scores(TREE, ["husky", "bus"], ["husky", "bus"])
+    metrics, details = scored(TREE, ["husky", "bus"], ["husky", "bus"])
     assert metrics["hierarchical_f1"] == 1.0 and metrics["level_3_accuracy"] == 1.0
     assert math.isnan(metrics["miss_edges"]) and math.isnan(metrics["miss_wu_palmer"])
     assert details["n_misses"] == 0
 
 
 def test_nothing_shared_is_zero() -> None:
-    metrics, _ = class_hierarchy_scores(TREE, ["husky"], ["bus"])
+    metrics, _ = scored(TREE, ["husky"], ["bus"])
     assert metrics["hierarchical_precision"] == metrics["hierarchical_f1"] == 0.0
 
 
 def test_a_level_where_all_classes_agree_is_left_out() -> None:
-    metrics, _ = class_hierarchy_scores(TREE, ["husky", "cat"], ["cat", "cat"], ["husky", "malamute", "cat"])
+    metrics, _ = scored(TREE, ["husky", "cat"], ["cat", "cat"], ["husky", "malamute", "cat"])
     assert "level_1_accuracy" not in metrics  # all are animals
     assert metrics["level_2_accuracy"] == 0.5
 
@@ -120,7 +127,7 @@ def test_a_blind_guess_is_what_the_details_say() -> None:
     classes = ["husky", "malamute", "cat", "bus", "taxi", "canoe"]
     targets = [classes[number] for number in rng.integers(6, size=4000)]
     predictions = [str(rng.choice([other for other in classes if other != true])) for true in targets]
-    metrics, details = class_hierarchy_scores(TREE, targets, predictions, classes)
+    metrics, details = scored(TREE, targets, predictions, classes)
     assert metrics["miss_edges"] == pytest.approx(details["random_miss_edges"], abs=0.06)
     assert metrics["miss_wu_palmer"] == pytest.approx(details["random_miss_wu_palmer"], abs=0.01)
 
@@ -175,28 +182,27 @@ def test_a_missing_file_is_said_plainly(tmp_path: Path) -> None:
 def test_images_of_one_group_are_resampled_together() -> None:
     rng = np.random.default_rng(2)
     targets, predictions = ([str(name) for name in rng.choice(NAMES, 60)] for _ in range(2))
-    metrics, plain = class_hierarchy_scores(TREE, targets, predictions, resamples=500)
+    plain = class_hierarchy_scores(TREE, targets, predictions, resamples=500)
     four_times = [[name for name in names for _ in range(4)] for names in (targets, predictions)]
     groups = [f"patient {index // 4}" for index in range(240)]
     # Four images of each patient that say the same are no more evidence than one.
-    _, grouped = class_hierarchy_scores(TREE, *four_times, groups=groups, resamples=500)
-    _, ungrouped = class_hierarchy_scores(TREE, *four_times, resamples=500)
-    assert set(plain["intervals"]) == set(metrics)
-    for name, (low, high) in ((name, found.ends) for name, found in plain["intervals"].items()):
-        assert low <= metrics[name] <= high
-        assert grouped["intervals"][name].ends == pytest.approx((low, high))
-    narrow, wide = (found["intervals"]["hierarchical_f1"] for found in (ungrouped, grouped))
+    grouped = class_hierarchy_scores(TREE, *four_times, groups=groups, resamples=500)
+    ungrouped = class_hierarchy_scores(TREE, *four_times, resamples=500)
+    for name, found in plain.records.items():
+        assert found.low <= found.value <= found.high
+        assert grouped.records[name].ends == pytest.approx(found.ends)
+    narrow, wide = (found.records["hierarchical_f1"] for found in (ungrouped, grouped))
     assert narrow.high - narrow.low < 0.7 * (wide.high - wide.low)
 
 
 def test_an_interval_is_that_of_resampling_by_hand() -> None:
     targets = [*["husky"] * 20, *["bus"] * 20]
     predictions = [*["husky"] * 12, *["cat"] * 8, *["bus"] * 15, *["canoe"] * 5]
-    _, details = class_hierarchy_scores(TREE, targets, predictions, resamples=2000)
+    result = class_hierarchy_scores(TREE, targets, predictions, resamples=2000)
     rng = np.random.default_rng(3)
     found = []
     for _ in range(2000):
         drawn = [(targets[row], predictions[row]) for row in rng.integers(40, size=40)]
         misses = [TREE.edges_to_common(*pair) for pair in drawn if pair[0] != pair[1]]
         found.append(np.mean(misses))
-    assert details["intervals"]["miss_edges"].ends == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.05)
+    assert result.records["miss_edges"].ends == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.05)

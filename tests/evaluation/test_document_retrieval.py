@@ -142,8 +142,8 @@ def test_intervals_are_of_documents_not_of_rows() -> None:
     pairs, embed = random_set(rows=60)
     evaluator = DocumentRetrievalEvaluator(pairs)
     embeds = embed.encode_images(evaluator.paths)
-    result = evaluator.score(embeds, embed.encode_texts, resamples=400)
-    intervals = result.details["documents"]["intervals"]
-    assert set(intervals) == set(result.metrics)
-    for name, (low, high) in ((name, found.ends) for name, found in intervals.items()):
+    evaluator.resamples = 400
+    result = evaluator.score(embeds, embed.encode_texts)
+    for name, found in result.records.items():
+        low, high = found.ends
         assert low < result.metrics[name] < high

@@ -211,17 +211,16 @@ def test_shipped_glossaries_give_something_of_every_kind(name: str) -> None:
 
 
 def test_intervals_hold_the_figures_they_are_of() -> None:
-    result = TerminologyEvaluator(load_glossary("medical")).score(None, Tower().encode_texts, resamples=200)
-    intervals = result.details["terminology"]["intervals"]
-    assert set(intervals) == set(result.metrics)
-    for name, (low, high) in ((name, found.ends) for name, found in intervals.items()):
+    result = TerminologyEvaluator(load_glossary("medical"), resamples=200).score(None, Tower().encode_texts)
+    for name, found in result.records.items():
+        low, high = found.ends
         assert low <= result.metrics[name] <= high and (low < high or result.metrics[name] == 0)
 
 
 def test_terms_are_encoded_by_their_own_encoder_and_the_rest_by_the_other() -> None:
     plain, expanding = Tower(), Tower()
-    TerminologyEvaluator(GLOSSARY, images()).score(
-        plain.encode_images([Path(f"{index}.png") for index in range(12)]), expanding.encode_texts, plain.encode_texts
+    TerminologyEvaluator(GLOSSARY, images(), encode_terms=plain.encode_texts).score(
+        plain.encode_images([Path(f"{index}.png") for index in range(12)]), expanding.encode_texts
     )
     assert "CXR" in plain.asked and "CXR" not in expanding.asked
     assert "no tumour" in expanding.asked and "no tumour" not in plain.asked

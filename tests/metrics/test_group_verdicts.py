@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from domainclip.evaluation.class_hierarchy import ClassHierarchy
+from domainclip.evaluation.class_hierarchy import ClassHierarchy, class_hierarchy_scores
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.evaluation.comparison import accuracy_interval
-from domainclip.evaluation.evaluators import DomainEvaluator
+from domainclip.evaluation.evaluators import DomainEvaluator, semantic_details
 from domainclip.evaluation.protocols import EvaluationResult
-from domainclip.evaluation.semantics import SemanticScores
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import paired_change, wilson_interval
@@ -165,11 +164,9 @@ def test_semantic_figures_say_how_many_units_they_come_from(n_groups: int, messa
     tree = ClassHierarchy.from_nested({"warm": ["red"], "cold": ["green", "blue"], "none": ["grey"]})
     rng = np.random.default_rng(0)
     names = [LABELS[n % 4] for n in range(60)]
-    classified = {"targets": names, "predictions": list(rng.permutation(names)), "labels": list(LABELS)}
     groups = [f"patient {n % n_groups}" for n in range(60)]
-    details = SemanticScores(tree, resamples=50).score(
-        lambda paths: torch.zeros(0), lambda texts: torch.zeros(0), classified, groups
-    )
+    result = class_hierarchy_scores(tree, names, list(rng.permutation(names)), LABELS, groups, 50)
+    details = semantic_details({"class_hierarchy": result})
     notes = semantic_notes(SemanticFigures.from_values(details))
     for sentence in message:
         assert any(sentence in note for note in notes), notes

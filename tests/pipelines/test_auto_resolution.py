@@ -24,11 +24,12 @@ from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import DataError, MemoryConstraintError
 from domainclip.models import load_encoder
+from domainclip.models.facts import model_facts
 from domainclip.pipelines import auto_resolution, counted_step
 from domainclip.pipelines.auto_resolution import MICRO_BATCH, measured_throughput, recorded_resolution, with_resolution
-from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.planned_model import ModelShape, plan_step
 from domainclip.resolve import contrastive_batch, resolve
+from domainclip.resolve.facts import data_facts
 from domainclip.resolve.resolution import ResolutionRule
 from domainclip.training.memory.run import MARGIN
 from model_zoo import save_vision_text

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.config.settings import AdapterSettings
+from domainclip.domains import load_domain
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.trade_off import (
     TradeOffPoint,
@@ -24,7 +25,8 @@ from domainclip.models.lora import attach_lora
 from domainclip.pipelines.wise_ft import FIRST_ALPHAS, REFINEMENTS, Interpolation, sweep
 from domainclip.reports.plots.trade_off import _name_points, plot_trade_off
 from domainclip.reports.schema.run import TradeOff
-from domainclip.resolve.reference_sets import resolve_reference_sets
+from domainclip.resolve.draft import Draft
+from domainclip.resolve.stages import resolve_reference_sets
 from domainclip.training.regularization.initial_weights import weights_of
 from model_zoo import save_vision_text
 from report_cases import pages, write_run
@@ -307,13 +309,9 @@ def test_a_recorded_recipe_can_be_run_without_the_sets_or_without_wise_ft() -> N
     ],
 )
 def test_random_projections_are_no_end_to_go_back_to(fresh: bool, given: dict, resolved: dict) -> None:
-    values = CLIPFinetuningConfig(retention_data=["a"], **given).model_dump()
-    reasons: dict[str, str] = {}
-
-    def decide(key: str, value: object, reason: str) -> None:
-        values[key], reasons[key] = value, reason
-
-    resolve_reference_sets(values, fresh, decide)
+    draft = Draft.of(CLIPFinetuningConfig(retention_data=["a"], **given), load_domain("general"))
+    resolve_reference_sets(draft, fresh)
+    values, reasons = draft.values, {each.key: each.reason for each in draft.decisions}
     assert {key: values[key] for key in resolved} == resolved
     assert ("random numbers" in reasons.get("wise_ft", "")) == (fresh and not given)
 

@@ -171,9 +171,9 @@ def test_one_model_is_in_memory_at_a_time(tiny_data, two_models, monkeypatch) ->
     loaded: list[weakref.ref] = []
     load = ModelSession.load
 
-    def watched(*given: Any) -> ModelSession:
+    def watched(*given: Any, **more: Any) -> ModelSession:
         assert all(encoder() is None for encoder in loaded)
-        session = load(*given)
+        session = load(*given, **more)
         loaded.append(weakref.ref(session.encoder))
         return session
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from domainclip.data.images.reader import ImageLike
 from domainclip.errors import DataError, ImageError, ShapeError
 from domainclip.retrieval import retrieval
 from domainclip.retrieval.retrieval import ImageTextRetrieval, RetrievalHit
@@ -30,6 +33,7 @@ class ColourEncoder:
     def encode_image(self, images: list[Image.Image]) -> Tensor:
         assert all(isinstance(image, Image.Image) for image in images)
         self.images += len(images)
+        self.sizes = [image.size for image in images]
         self.largest = max(self.largest, len(images))
         return torch.tensor([image.convert("RGB").resize((1, 1)).getpixel((0, 0)) for image in images]).float()
 
@@ -138,7 +142,9 @@ def test_paths_are_read_upright_and_in_parts(
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert retrieval.load_image(tmp_path / "turned.jpg").size == (4, 8)
+    encoder = ColourEncoder()
+    ImageTextRetrieval(encoder).retrieve_text(tmp_path / "turned.jpg", ["red"], top_k=1)
+    assert encoder.sizes == [(4, 8)]
 
 
 def test_the_computer_given_is_used(by_colour: dict[str, Image.Image]) -> None:
@@ -149,7 +155,7 @@ def test_the_computer_given_is_used(by_colour: dict[str, Image.Image]) -> None:
 
 def test_unreadable_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
-    for name, message in (("gone.png", "no such file"), ("broken.png", "cannot be read as an image")):
+    for name, message in (("gone.png", "no such file"), ("broken.png", "not an image")):
         with pytest.raises(ImageError, match=f"{name}: {message}"):
             search().retrieve_text(tmp_path / name, ["red"], top_k=1)
 
@@ -187,3 +193,19 @@ def test_an_encoder_that_loses_rows_is_caught(by_colour: dict[str, Image.Image])
 
     with pytest.raises(ShapeError, match="2 texts from encode_text"):
         ImageTextRetrieval(Short()).retrieve_text(by_colour["red"], ["red", "blue"], top_k=1)
+
+
+def test_an_encoder_that_reads_files_is_given_them_as_they_are(tmp_path: Path) -> None:
+    class Reader:
+        def encode_texts(self, texts: Sequence[str]) -> Tensor:
+            return torch.eye(2)[: len(texts)]
+
+        def encode_images(self, images: Sequence[ImageLike]) -> Tensor:
+            self.given = list(images)
+            return torch.eye(2)[: len(images)]
+
+    reader = Reader()
+    array = np.zeros((4, 4), np.uint16)
+    ImageTextRetrieval(reader).retrieve_image("one", [str(tmp_path / "scan.dcm"), array], top_k=2)
+    assert reader.given[0] == tmp_path / "scan.dcm"
+    assert reader.given[1] is array

@@ -53,9 +53,8 @@ class KeyFacts:
         section: what it is about. A domain's file has the sections images, texts, prompts, augmentation, loss, training
             and evaluation.
         changes_weights: whether training may end with other weights for another value of it, be it that they are
-            learned otherwise or that another validation chooses them. Rounding aside: images that are embedded in
-            batches of another size differ in the last bit. What is done with the weights after the training does not
-            count.
+            learned otherwise, if only by their rounding, or that another validation chooses them. What is done with
+            the weights after the training does not count.
         one_run: whether it belongs to one run, its data or its machine: a domain cannot set it.
         search: how it is varied in a search, or in words why it cannot be.
         common: whether it is among the first that somebody changes.

@@ -477,6 +477,19 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         search=BUDGET,
         common=True,
     )
+    evaluators: list[str] = key(
+        [],
+        description="Evaluators that every validation has too: those of plugins, or of the package where it has them.",
+        section="evaluation",
+        changes_weights=False,
+    )
+    primary_metric: str | None = key(
+        None,
+        min_length=1,
+        description="Metric that chooses the best checkpoint and stops early; null: acc1, or mean_R@1 without classes.",
+        section="training",
+        search=SAME_FOR_ALL,
+    )
     prompt_templates: list[str] = key(
         list(DEFAULT_TEMPLATES),
         min_length=1,
@@ -484,8 +497,9 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         section="prompts",
         search=SAME_FOR_ALL,
     )
+    # The probe reads features in such batches, too, and sums over another batch round otherwise.
     eval_batch_size: int = key(
-        64, gt=0, description="Images embedded at once in evaluation.", section="evaluation", changes_weights=False
+        64, gt=0, description="Images embedded at once in evaluation.", section="evaluation", search=SAME_FOR_ALL
     )
     retrieval_top_k: int = key(
         5, gt=0, description="Results shown per query.", section="evaluation", changes_weights=False

@@ -17,7 +17,7 @@ from domainclip.metrics.distinct import distinct_rows, spread
 from domainclip.metrics.modality_gap import modality_gap
 from domainclip.metrics.retrieval import K_VALUES, ranks_of_best_hit, summarise_ranks
 from domainclip.metrics.separation import chance_recall, separation
-from domainclip.retrieval.similarity_computer import SimilarityComputer
+from domainclip.retrieval import SimilarityComputer
 
 LARGEST_SAMPLE = 4_000
 """Images and captions of the largest similarity matrix that is held: 64 MB in float32."""

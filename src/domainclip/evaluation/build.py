@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from domainclip.config.domain_metric_settings import DomainMetricSettings
-from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair
-from domainclip.errors import ConfigurationError
-from domainclip.evaluation.class_hierarchy import ClassHierarchy
+from domainclip.errors import DataError
+from domainclip.evaluation.class_hierarchy import ClassHierarchyEvaluator
+from domainclip.evaluation.document_retrieval import DocumentRetrievalEvaluator
+from domainclip.evaluation.domain_metrics import DomainMetricsEvaluator
 from domainclip.evaluation.evaluators import DomainEvaluator
-from domainclip.evaluation.semantics import SemanticScores, documents_or_note
-from domainclip.evaluation.terminology import PRESENCE_TEMPLATES, TerminologyEvaluator
-from domainclip.inference import EmbeddingEngine, ModelSession
+from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
+from domainclip.evaluation.terminology import TerminologyEvaluator
+from domainclip.inference import ModelSession
 from domainclip.inference.session import caption_pipeline
-from domainclip.metrics.domain_metrics import DomainMetrics
-from domainclip.models import DualEncoder, EncoderProcessor
+from domainclip.metrics.metric import METRICS
 from domainclip.resolve import ResolvedInference
+
+_OF_A_REPORT = (
+    DomainMetricsEvaluator.name,
+    ClassHierarchyEvaluator.name,
+    DocumentRetrievalEvaluator.name,
+    TerminologyEvaluator.name,
+)
+"""The evaluators of a report, in its order, beside classification and retrieval. A validation during training has those
+that the recipe names, and the one whose metric is the primary one."""
+_SECTIONS = {"domain": "domain_metrics", "hierarchy": "class_hierarchy"}
+"""Sections of metrics whose evaluator is called otherwise."""
 
 
 def build_evaluator(
-    session: ModelSession, pairs: Sequence[ImageTextPair], *, domain_metrics: bool = False, intervals: bool = True
+    session: ModelSession,
+    pairs: Sequence[ImageTextPair],
+    *,
+    domain_metrics: bool = False,
+    intervals: bool = True,
+    asked: ResolvedInference | None = None,
 ) -> DomainEvaluator:
     """The evaluator of these rows with the session's recipe, which says prompts and metrics.
 
@@ -31,108 +46,67 @@ def build_evaluator(
         domain_metrics: Whether it also gives the metrics of the domain, and those of documents, a class hierarchy and
             the domain's terminology where the recipe or the domain names them.
         intervals: Whether these have intervals.
+        asked: A recipe whose prompts and metrics hold in place of the session's: that of a comparison.
 
     Returns:
-        An evaluator whose probabilities are those of the model's temperature at the time of an evaluation.
+        An evaluator of classification, retrieval, the evaluators that the recipe's ``evaluators`` names, and those.
 
     Raises:
-        DataError: The rows allow no evaluation.
-        ConfigurationError: Settings do not fit the classes.
+        DataError: The rows allow no evaluation, or not one that the recipe names.
+        ConfigurationError: Settings do not fit the classes, or an evaluator is unknown.
     """
-    resolved, figures, semantics = session.resolved, None, None
-    if domain_metrics:
-        figures = build_domain_metrics(resolved, session.encoder, intervals=intervals)
-        semantics = semantic_scores(resolved, pairs, session.engine(), intervals=intervals)
-    return domain_evaluator(resolved, pairs, session.processor, figures, semantics)
+    resolved = asked or session.resolved
+    evaluator = plain_evaluator(resolved, pairs, session if asked is None else None)
+    settings = resolved.evaluation
+    context = EvaluationContext(
+        pairs,
+        resolved,
+        session,
+        evaluator.zero_shot,
+        evaluator.retrieval,
+        settings.bootstrap_resamples if domain_metrics and intervals else 0,
+    )
+    own = METRICS[settings.primary_metric].section if settings.primary_metric is not None else ""
+    wanted = [
+        name
+        for name in _OF_A_REPORT
+        if domain_metrics or name in settings.evaluators or name == _SECTIONS.get(own, own)
+    ]
+    for name in dict.fromkeys([*wanted, *settings.evaluators]):
+        try:
+            made = EVALUATORS[name](replace(context, named=name in settings.evaluators))
+        except DataError as error:
+            if name in settings.evaluators:
+                raise
+            evaluator.semantic_notes.append(str(error))
+        else:
+            evaluator.parts += [made] if made is not None and made not in evaluator.parts else []
+    return evaluator
 
 
-def domain_evaluator(
-    resolved: ResolvedInference,
-    pairs: Sequence[ImageTextPair],
-    processor: EncoderProcessor | None = None,
-    domain_metrics: DomainMetrics | None = None,
-    semantics: SemanticScores | None = None,
+def plain_evaluator(
+    resolved: ResolvedInference, pairs: Sequence[ImageTextPair], session: ModelSession | None = None
 ) -> DomainEvaluator:
-    """The evaluator with the recipe's or the domain's prompts and class names. Captions that the domain makes equal are
-    one caption. Raises as ``DomainEvaluator`` does."""
-    pipeline = caption_pipeline(resolved, processor)
-    return DomainEvaluator(
+    """Classification and retrieval with the recipe's or the domain's prompts and class names. Captions that the domain
+    makes equal are one caption.
+
+    Args:
+        resolved: The recipe and its domain.
+        pairs: The rows.
+        session: The model, whose text length captions are cut to; None where the rows alone are looked at.
+
+    Returns:
+        An evaluator whose primary metric is the recipe's.
+
+    Raises:
+        DataError: Neither is possible.
+    """
+    evaluator = DomainEvaluator(
         pairs,
         resolved.evaluation.prompt_templates,
-        domain_metrics=domain_metrics,
         names_of=resolved.domain.prompts.names_of,
-        text_transform=pipeline,
-        semantics=semantics,
+        text_transform=caption_pipeline(resolved, session.processor if session is not None else None),
     )
-
-
-def build_domain_metrics(resolved: ResolvedInference, encoder: DualEncoder, *, intervals: bool = True) -> DomainMetrics:
-    """The metrics of the domain that ``evaluation_metrics`` names, or of the recipe's own.
-
-    What the recipe leaves unset is as the domain says. The probabilities are those of the model's temperature at the
-    time of an evaluation. Raises ``ConfigurationError`` for an unknown domain.
-    """
-    settings = resolved.evaluation.group(DomainMetricSettings)
-    if not intervals:
-        settings.bootstrap_resamples = 0
-    named = settings.evaluation_metrics
-    return DomainMetrics(
-        resolved.domain.family if named == "auto" else named,
-        lambda: math.exp(-float(encoder.logit_scale.detach())),
-        settings,
-        sigmoid=encoder.is_siglip,
-        seed=resolved.data.seed,
-    )
-
-
-def semantic_scores(
-    resolved: ResolvedInference, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine, *, intervals: bool = True
-) -> SemanticScores | None:
-    """None where nothing asks for any. ``engine`` encodes the terms and is not used for anything else afterwards.
-
-    Raises ``ConfigurationError`` for a class hierarchy that is wrong or lacks a class, a ``document_col`` without a
-    value in any row, and ``terminology`` without a glossary.
-    """
-    settings = resolved.evaluation
-    notes: list[str] = []
-    tree = documents = terminology = None
-    if settings.class_hierarchy is not None:
-        given = settings.class_hierarchy
-        tree = ClassHierarchy.from_file(given) if isinstance(given, str) else ClassHierarchy.from_nested(given)
-    if settings.document_col is not None:
-        if all(pair.group is None for pair in pairs):
-            raise ConfigurationError(
-                f"document_col={settings.document_col!r} names no document in any of {len(pairs)} rows: check the name "
-                "of the column"
-            )
-        documents, notes = documents_or_note(pairs)
-    if settings.terminology is not False:
-        terminology = _terminology(resolved, pairs, asked=settings.terminology is True)
-    if tree is None and documents is None and terminology is None and not notes:
-        return None
-    engine.text_transform = TextTransform()
-    resamples = settings.bootstrap_resamples if intervals else 0
-    return SemanticScores(tree, documents, terminology, engine.encode_texts, notes, resamples)
-
-
-def _terminology(
-    resolved: ResolvedInference, pairs: Sequence[ImageTextPair], asked: bool
-) -> TerminologyEvaluator | None:
-    glossary = resolved.domain.texts.load()
-    if glossary is None:
-        if asked:
-            raise ConfigurationError(
-                f"terminology=true reads a glossary, and the domain {resolved.data.domain!r} has none: name one in the "
-                "domain's texts.glossary"
-            )
-        return None
-    if not (glossary.synonyms or glossary.abbreviations or glossary.negation_pairs):
-        return None
-    prompts = resolved.domain.prompts
-    labels = {pair.label for pair in pairs if pair.label is not None}
-    return TerminologyEvaluator(
-        glossary,
-        pairs,
-        prompts.presence_templates or PRESENCE_TEMPLATES,
-        {label: prompts.names_of(label) for label in labels},
-    )
+    if resolved.evaluation.primary_metric is not None:
+        evaluator.primary_metric = METRICS.canonical(resolved.evaluation.primary_metric)
+    return evaluator

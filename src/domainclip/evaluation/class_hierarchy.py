@@ -21,8 +21,13 @@ from typing import Any
 import numpy as np
 
 from domainclip.config.located_yaml import LocatedYaml, read_yaml_text
-from domainclip.errors import ConfigurationError
+from domainclip.errors import ConfigurationError, DataError
+from domainclip.evaluation.protocols import Embedder, EvaluationResult
+from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
+from domainclip.evaluation.shared import SharedEmbedder
+from domainclip.evaluation.zero_shot import ZeroShotEvaluator
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
+from domainclip.metrics.metric import Metric
 from domainclip.registry import nearest
 
 UNNAMED_ROOT = ""
@@ -123,8 +128,8 @@ def class_hierarchy_scores(
     classes: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
     resamples: int = 0,
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """How near the misses are, from true and predicted class names, one of each an image: numbers and details.
+) -> EvaluationResult:
+    """How near the misses are, from true and predicted class names, one of each an image.
 
     - ``hierarchical_precision`` Σ|P ∩ T| / Σ|P|, ``hierarchical_recall`` Σ|P ∩ T| / Σ|T| and their harmonic mean
       ``hierarchical_f1``, each in 0…1; P and T are an image's predicted and true class with all their ancestors but
@@ -138,7 +143,7 @@ def class_hierarchy_scores(
 
     The details say what a wrong answer drawn evenly from the other ``classes`` (default: those that occur) would give
     for the same images, how many images each level counts, and, from ``resamples`` in which images of one group
-    stay together, ``intervals`` (95 %). Raises ``ConfigurationError`` for a class that the tree lacks, no images, or
+    stay together, the intervals (95 %). Raises ``ConfigurationError`` for a class that the tree lacks, no images, or
     lists of unequal length.
     """
     if not targets or len(targets) != len(predictions):
@@ -181,9 +186,50 @@ def class_hierarchy_scores(
         "images_at_level": counted,
         "random_miss_edges": _mean([tree.edges_to_common(*pair) for pair in blind]),
         "random_miss_wu_palmer": _mean([tree.wu_palmer(*pair) for pair in blind]),
-        "intervals": intervals_of(sums, groups, len(pairs), resamples),
+        "resamples": resamples,
     }
-    return {name: value for (name, _), value in sums.values.items()}, details
+    intervals = intervals_of(sums, groups, len(pairs), resamples)
+    records = {name: Metric.of(name, value, intervals.get(name)) for (name, _), value in sums.values.items()}
+    return EvaluationResult(records, {"class_hierarchy": details})
+
+
+class ClassHierarchyEvaluator:
+    """How near the misses of a zero-shot classification are: ``class_hierarchy_scores`` of its answers.
+
+    Args:
+        tree: The hierarchy of classes.
+        zero_shot: Who classifies.
+        resamples: How many the intervals come from; 0 for none.
+
+    Raises:
+        ConfigurationError: The tree lacks a class: before a long evaluation, not after it.
+    """
+
+    name = "class_hierarchy"
+    primary_metric = "hierarchical_f1"
+    greater_is_better = True
+
+    def __init__(self, tree: ClassHierarchy, zero_shot: ZeroShotEvaluator, resamples: int = 0) -> None:
+        tree.require(zero_shot.labels)
+        self.tree, self.zero_shot, self.resamples = tree, zero_shot, resamples
+
+    def evaluate(self, embed: Embedder) -> EvaluationResult:
+        """The figures of this embedder; where it is shared, nothing is classified twice."""
+        found = SharedEmbedder.over(embed, [self.zero_shot]).result(self.zero_shot).details["classification"]
+        answers = (found["targets"], found["predictions"], found["labels"])
+        return class_hierarchy_scores(self.tree, *answers, found["groups"], self.resamples)
+
+
+@EVALUATORS.register("class_hierarchy")
+def _from_recipe(context: EvaluationContext) -> ClassHierarchyEvaluator | None:
+    """The hierarchy that the recipe or the domain names, none where neither does."""
+    given = context.resolved.evaluation.class_hierarchy
+    if given is None:
+        return None
+    tree = ClassHierarchy.from_file(given) if isinstance(given, str) else ClassHierarchy.from_nested(given)
+    if context.zero_shot is None:
+        raise DataError("No class-hierarchy scores: nothing was classified")
+    return ClassHierarchyEvaluator(tree, context.zero_shot, context.resamples)
 
 
 def _at(tree: ClassHierarchy, name: str, level: int) -> str | None:

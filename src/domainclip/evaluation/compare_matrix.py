@@ -130,6 +130,10 @@ def _cells(
             if interval := metric_interval(sums[name], draws[name]):
                 cell |= {"low": interval.low, "high": interval.high, "interval": interval.method}
             cell |= _against(reference, name, sums, draws, seed)
+        elif found.metric in found.scores[name].metrics:
+            cell["value"] = found.scores[name].metrics[found.metric]
+            told = "the evaluator keeps no answers to single images, which a test would exchange"
+            cell |= {"verdict": REFERENCE} if name == reference else {"verdict": UNTESTED, "reason": told}
         cells.append(cell)
     return cells
 

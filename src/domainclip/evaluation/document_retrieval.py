@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from domainclip.errors import DataError, ShapeError
+from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult
+from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
-from domainclip.metrics.metric import Interval
+from domainclip.metrics.metric import Interval, Metric
 from domainclip.metrics.retrieval import K_VALUES, chunked_ranks
 
 
@@ -50,17 +51,21 @@ class DocumentRetrievalEvaluator:
     text stands in all of them; ``ShapeError`` for ``documents`` of another length.
     """
 
-    name = "document_retrieval"
+    name = "documents"
     primary_metric = "document_i2t_Hits@1"
     greater_is_better = True
 
     def __init__(
-        self, pairs: Sequence[DocumentPair], documents: Sequence[str | None] | None = None, chunk: int = 1024
+        self,
+        pairs: Sequence[DocumentPair],
+        documents: Sequence[str | None] | None = None,
+        chunk: int = 1024,
+        resamples: int = 0,
     ) -> None:
         names = [pair.group for pair in pairs] if documents is None else list(documents)
         if len(names) != len(pairs):
             raise ShapeError(f"Batch size mismatch: {len(pairs)} rows and {len(names)} documents: give one a row")
-        self.chunk = chunk
+        self.chunk, self.resamples = chunk, resamples
         self.n_without_document = sum(name is None for name in names)
         numbers: dict[str, int] = {}
         images: dict[Path, set[int]] = {}
@@ -88,21 +93,22 @@ class DocumentRetrievalEvaluator:
             )
 
     def __call__(self, embed: Embedder) -> dict[str, float]:
+        """The plain numbers by name."""
         return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
+        """The figures of this embedder."""
         return self.score(embed.encode_images(self.paths).float().cpu(), embed.encode_texts)
 
     def score(
         self,
         image_embeds: Float[Tensor, "images dim"],
         encode_texts: Callable[[list[str]], Tensor],
-        resamples: int = 0,
     ) -> EvaluationResult:
         """The result from embeddings of ``self.paths``, for a caller who has them already.
 
         ``details["documents"]`` has the ranks, the counts, under ``chance`` what a random order would score, and from
-        ``resamples`` the ``intervals`` (95 %): documents are drawn anew as queries, the candidates stay.
+        ``resamples`` the records' intervals (95 %): documents are drawn anew as queries, the candidates stay.
         """
         text_embeds = encode_texts(self.texts).float().cpu()
         for embeds, expected, what in ((image_embeds, self.paths, "images"), (text_embeds, self.texts, "texts")):
@@ -127,7 +133,7 @@ class DocumentRetrievalEvaluator:
             metrics |= {name: value for (name, _), value in sums.values.items()}
             # A query of several documents goes with the first of them.
             first = [min(found) for found in self._documents[side]]
-            intervals |= intervals_of(sums, first, len(first), resamples)
+            intervals |= intervals_of(sums, first, len(first), self.resamples)
             details[f"{direction}_ranks"] = ranks.tolist()
         details |= {
             "n_documents": self.n_documents,
@@ -135,9 +141,10 @@ class DocumentRetrievalEvaluator:
             "n_texts": len(self.texts),
             "n_without_document": self.n_without_document,
             "chance": chance,
-            "intervals": intervals,
+            "resamples": self.resamples,
         }
-        return EvaluationResult.of(metrics, {"documents": details})
+        records = {name: Metric.of(name, value, intervals.get(name)) for name, value in metrics.items()}
+        return EvaluationResult(records, {"documents": details})
 
     def _relevant(self, side: int, start: int, stop: int) -> Tensor:
         """Boolean hits of queries start:stop; ``side`` is 0 when images ask, 1 when texts do."""
@@ -151,6 +158,20 @@ class DocumentRetrievalEvaluator:
         """How many candidates are a hit, for each query."""
         members = self._members[1 - side]
         return [len(set().union(*(members[document] for document in found))) for found in self._documents[side]]
+
+
+@EVALUATORS.register("documents")
+def _from_recipe(context: EvaluationContext) -> DocumentRetrievalEvaluator | None:
+    """Where ``document_col`` names the documents; ``ConfigurationError`` where no row has one."""
+    column = context.resolved.evaluation.document_col
+    if column is None:
+        return None
+    if all(pair.group is None for pair in context.pairs):
+        raise ConfigurationError(
+            f"document_col={column!r} names no document in any of {len(context.pairs)} rows: check the name of the "
+            "column"
+        )
+    return DocumentRetrievalEvaluator(context.pairs, resamples=context.resamples)
 
 
 def _members(documents: list[set[int]], n_documents: int) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from domainclip.metrics.bootstrap import Sums
 from domainclip.metrics.metric import Metric
 
 
@@ -58,10 +59,12 @@ class EvaluationResult:
     Args:
         records: Each figure with its interval, by name, in the order to show.
         details: What they were computed from, ready for a report.
+        sums: Figures as sums over single images or groups, by name: a comparison of models tests those it has here.
     """
 
     records: dict[str, Metric]
     details: dict[str, Any] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -101,26 +104,21 @@ class EvaluationResult:
 
 
 class Evaluator(Protocol):
-    name: str
-    primary_metric: str
-    greater_is_better: bool
+    """Whatever gives figures of an embedder.
 
-    def __call__(self, embed: Embedder) -> dict[str, float]: ...
+    ``name`` is what a recipe calls it; ``primary_metric`` is the figure that decides, in the direction of
+    ``greater_is_better``. One that has ``paths`` (images) gets them embedded together with all others'.
+    """
 
-    def evaluate(self, embed: Embedder) -> EvaluationResult: ...
+    @property
+    def name(self) -> str: ...
 
+    @property
+    def primary_metric(self) -> str: ...
 
-class AddedScores(Protocol):
-    """More figures from the same embeddings: see ``evaluation.semantics.SemanticScores``."""
+    @property
+    def greater_is_better(self) -> bool: ...
 
-    paths: list[Path]
-
-    def check(self, classes: Sequence[str], /) -> None: ...
-
-    def score(
-        self,
-        embeds_of: Callable[[list[Path]], Tensor],
-        encode_texts: Callable[[list[str]], Tensor],
-        classification: Mapping[str, Any] | None,
-        groups: Sequence[str | None] | None,
-    ) -> dict[str, Any]: ...
+    def evaluate(self, embed: Embedder, /) -> EvaluationResult:
+        """The figures of this embedder."""
+        ...

@@ -23,9 +23,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from domainclip.config.glossary import Glossary
-from domainclip.errors import DataError, ShapeError
+from domainclip.data.images.transforms import TextTransform
+from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult, LabelledPair
+from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
+from domainclip.metrics.metric import Interval, Metric
 from domainclip.metrics.retrieval import ranks_of_best_hit
 
 PARAPHRASES = ("findings: {}", "this shows {}", "a picture of {}")
@@ -56,6 +59,8 @@ class TerminologyEvaluator:
 
     Classes that are negations themselves ("normal", "no finding") are left out of the last two. What the glossary or
     the rows cannot support is left out. Raises ``DataError`` where that is everything.
+
+    ``encode_terms`` encodes terms as they stand, where the embedder would write abbreviations out.
     """
 
     name = "terminology"
@@ -68,7 +73,10 @@ class TerminologyEvaluator:
         pairs: Sequence[LabelledPair] = (),
         presence_templates: Sequence[tuple[str, str]] = PRESENCE_TEMPLATES,
         class_names: Mapping[str, Sequence[str]] | None = None,
+        encode_terms: Callable[[list[str]], Tensor] | None = None,
+        resamples: int = 0,
     ) -> None:
+        self.encode_terms, self.resamples = encode_terms, resamples
         self.terms, self.same_meaning, self._kinds = _vocabulary(glossary)
         self.negation_pairs = list(glossary.negation_pairs)
         self._paraphrases = [_paraphrases(statement, glossary.synonyms) for statement, _ in self.negation_pairs]
@@ -90,42 +98,43 @@ class TerminologyEvaluator:
             )
 
     def __call__(self, embed: Embedder) -> dict[str, float]:
+        """The plain numbers by name."""
         return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
+        """The figures of this embedder."""
         return self.score(embed.encode_images(self.paths).float().cpu() if self.paths else None, embed.encode_texts)
 
     def score(
         self,
         image_embeds: Float[Tensor, "images dim"] | None,
         encode_texts: Callable[[list[str]], Tensor],
-        encode_terms: Callable[[list[str]], Tensor] | None = None,
-        resamples: int = 0,
     ) -> EvaluationResult:
         """The result from embeddings of ``self.paths`` (None: without images), for a caller who has them already.
 
-        ``encode_terms`` encodes terms as they stand, where ``encode_texts`` would write abbreviations out. From
-        ``resamples`` come ``details["terminology"]["intervals"]`` (95 %) of what is scored on texts alone: meanings are
-        drawn anew, with all their terms, and negation pairs.
+        From ``resamples`` come the intervals (95 %) of what is scored on texts alone: meanings are drawn anew, with all
+        their terms, and negation pairs.
         """
-        encode_terms = encode_terms or encode_texts
+        encode_terms = self.encode_terms or encode_texts
         metrics: dict[str, float] = {}
+        intervals: dict[str, Interval] = {}
         details: dict[str, Any] = {
             "n_terms": len(self.terms),
             "n_negation_pairs": len(self.negation_pairs),
-            "intervals": {},
+            "resamples": self.resamples,
         }
         if self.terms:
-            self._score_terms(encode_terms, metrics, details, resamples)
+            intervals |= self._score_terms(encode_terms, metrics, details)
         if self.negation_pairs:
-            self._score_negations(encode_texts, metrics, details, resamples)
+            intervals |= self._score_negations(encode_texts, metrics, details)
         if self.classes and image_embeds is not None:
             self._score_images(image_embeds, encode_texts, metrics, details)
-        return EvaluationResult.of(metrics, {"terminology": details})
+        records = {name: Metric.of(name, value, intervals.get(name)) for name, value in metrics.items()}
+        return EvaluationResult(records, {"terminology": details})
 
     def _score_terms(
-        self, encode_texts: Callable, metrics: dict[str, float], details: dict[str, Any], resamples: int
-    ) -> None:
+        self, encode_texts: Callable, metrics: dict[str, float], details: dict[str, Any]
+    ) -> dict[str, Interval]:
         embeds = _unit_rows(encode_texts, self.terms)
         similarities = (embeds @ embeds.T).fill_diagonal_(-torch.inf)
         asked = self.same_meaning.any(dim=1).nonzero().flatten()
@@ -133,7 +142,7 @@ class TerminologyEvaluator:
         metrics |= {name: value for (name, _), value in sums.values.items()}
         # Terms of one meaning go together; the first of them stands for it.
         meaning = [min([row, *self.same_meaning[row].nonzero().flatten().tolist()]) for row in asked.tolist()]
-        details["intervals"] |= intervals_of(sums, meaning, len(meaning), resamples)
+        intervals = intervals_of(sums, meaning, len(meaning), self.resamples)
         details["spelling"] = self._by_spelling
         mates = self.same_meaning[asked].sum(dim=1).double()
         details |= {"n_asked": len(asked), "chance_Hits@1": float((mates / (len(self.terms) - 1)).mean())}
@@ -152,6 +161,7 @@ class TerminologyEvaluator:
             }
             for rank, row in missed[:_LISTED]
         ]
+        return intervals
 
     @cached_property
     def _by_spelling(self) -> dict[str, float]:
@@ -175,8 +185,8 @@ class TerminologyEvaluator:
         return Sums.ratios(found)
 
     def _score_negations(
-        self, encode_texts: Callable, metrics: dict[str, float], details: dict[str, Any], resamples: int
-    ) -> None:
+        self, encode_texts: Callable, metrics: dict[str, float], details: dict[str, Any]
+    ) -> dict[str, Interval]:
         rows: list[dict[str, Any]] = []
         for (statement, negation), paraphrases in zip(self.negation_pairs, self._paraphrases, strict=True):
             embeds = _unit_rows(encode_texts, [statement, negation, *paraphrases])
@@ -196,8 +206,8 @@ class TerminologyEvaluator:
         }
         sums = Sums.ratios(ratios)
         metrics |= {name: value for (name, _), value in sums.values.items()}
-        details["intervals"] |= intervals_of(sums, None, len(rows), resamples)
         details["negations"] = rows
+        return intervals_of(sums, None, len(rows), self.resamples)
 
     def _score_images(
         self, image_embeds: Tensor, encode_texts: Callable, metrics: dict[str, float], details: dict[str, Any]
@@ -228,6 +238,35 @@ class TerminologyEvaluator:
         metrics["image_negation_accuracy"] = float(np.mean([row["accuracy"] for row in rows]))
         metrics["image_negation_auroc"] = float(np.mean([row["auroc"] for row in rows]))
         details["image_negations"] = rows
+
+
+@EVALUATORS.register("terminology")
+def _from_recipe(context: EvaluationContext) -> TerminologyEvaluator | None:
+    """Where the domain has a glossary, unless ``terminology`` is false; ``ConfigurationError`` where it is true and
+    there is none."""
+    resolved, asked = context.resolved, context.resolved.evaluation.terminology
+    if asked is False or context.session is None:
+        return None
+    glossary = resolved.domain.texts.load()
+    if glossary is None:
+        if asked:
+            raise ConfigurationError(
+                f"terminology=true reads a glossary, and the domain {resolved.data.domain!r} has none: name one in the "
+                "domain's texts.glossary"
+            )
+        return None
+    if not (glossary.synonyms or glossary.abbreviations or glossary.negation_pairs):
+        return None
+    prompts, engine = resolved.domain.prompts, context.session.engine()
+    engine.text_transform = TextTransform()
+    return TerminologyEvaluator(
+        glossary,
+        context.pairs,
+        prompts.presence_templates or PRESENCE_TEMPLATES,
+        {pair.label: prompts.names_of(pair.label) for pair in context.pairs if pair.label is not None},
+        engine.encode_texts,
+        context.resamples,
+    )
 
 
 def _vocabulary(glossary: Glossary) -> tuple[list[str], Bool[Tensor, "terms terms"], list[set[str]]]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -18,12 +19,10 @@ from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation, model_views
-from domainclip.data.images.reader import array_of
+from domainclip.data.images.reader import ImageLike, array_of
 from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import TextTransform
 from domainclip.errors import DataError
-
-ImageLike = Path | str | Image.Image
 
 
 class EmbeddingEngine:
@@ -87,7 +86,9 @@ class EmbeddingEngine:
 
         def read(image: ImageLike) -> Tensor:
             if isinstance(image, Image.Image):
-                return preparation.make(array_of(image))
+                image = array_of(image)
+            if isinstance(image, np.ndarray):
+                return preparation.make(image)
             return self.images.get(Path(image), preparation)[0]
 
         return read

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.captions.pipeline import CaptionPipeline
+from domainclip.data.images.reader import ImageLike
 from domainclip.data.images.store import ImageStore
 from domainclip.devices import DeviceManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
 from domainclip.domains.domain import DomainConfig
-from domainclip.errors import DataError
 from domainclip.inference.engine import EmbeddingEngine
 from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference
 from domainclip.similarity import make_similarity
-
-ImageLike = Path | str | Image.Image | np.ndarray
 
 
 class ModelSession:
@@ -152,17 +147,18 @@ class ModelSession:
         """Embed images.
 
         Args:
-            images: Paths, PIL images, or uint8 arrays ``[height, width]`` or ``[height, width, 3]``, mixed as you like.
+            images: Paths, PIL images, or arrays ``[height, width]`` or ``[height, width, 3]`` of any depth, mixed as
+                you like. A file has the same embedding whichever way it comes, as far as Pillow and the array hold it.
 
         Returns:
             Embeddings of unit length, float32 on the CPU.
 
         Raises:
-            ImageError: An image cannot be read.
-            DataError: There are no images, or an array is no image.
+            ImageError: An image cannot be read, or an array is no image.
+            DataError: There are no images.
         """
         engine = self.engine(images=ImageStore(0, self.config.max_image_pixels))  # nothing is kept of what a user shows
-        return engine.encode_images([_opened(image) for image in images])
+        return engine.encode_images(images)
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """Embed texts.
@@ -258,15 +254,3 @@ def caption_pipeline(resolved: ResolvedInference, processor: EncoderProcessor | 
         return CaptionPipeline(steps)
     limit = data.max_sequence_length if data.is_set("max_sequence_length") else processor.max_length
     return CaptionPipeline(steps, processor.count_tokens, min(limit, processor.max_length))
-
-
-def _opened(image: ImageLike) -> Path | str | Image.Image:
-    if not isinstance(image, np.ndarray):
-        return image
-    try:
-        return Image.fromarray(image)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"An array of shape {image.shape} and type {image.dtype} is no image: give uint8 of shape "
-            f"[height, width] or [height, width, 3]"
-        ) from error

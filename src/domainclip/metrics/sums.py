@@ -13,6 +13,7 @@ from scipy.sparse import csr_array, hstack
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.metrics.bootstrap import Draws, Sums, divided, mean_draws, numbered
 from domainclip.metrics.class_scores import ClassScores
+from domainclip.metrics.metric import METRICS, OWN_SECTION
 
 CLASSIFICATION_METRICS = ("acc1", "mean_per_class_recall", "macro_f1")
 RETRIEVAL_METRICS = ("mean_R@1", "i2t_R@1", "t2i_R@1")
@@ -198,9 +199,9 @@ def check_metric(name: str) -> None:
         name: The metric.
 
     Raises:
-        ConfigurationError: It is no function of sums over images.
+        ConfigurationError: It is no function of sums over images, nor a plugin's.
     """
-    if name not in COMPARED_METRICS:
+    if name not in COMPARED_METRICS and not (name in METRICS and METRICS[name].section == OWN_SECTION):
         raise ConfigurationError(
             f"Invalid metric {name!r} for a comparison: choose one of {', '.join(COMPARED_METRICS)}, or leave it out "
             "for acc1, and mean_R@1 where there are no classes"
@@ -222,7 +223,9 @@ def unit_sums(name: str, details: Mapping[str, Any]) -> Sums:
         ConfigurationError: The name is unknown.
         DataError: The evaluation has no such part.
     """
-    check_metric(name)
+    if name not in COMPARED_METRICS:
+        check_metric(name)
+        raise DataError(f"{name} is no metric of classes or of retrieval")
     part = "classification" if name in CLASSIFICATION_METRICS else "retrieval"
     found = details.get(part)
     if found is None:

@@ -37,7 +37,7 @@ from domainclip.models.io import save_encoder
 from domainclip.models.lora import attach_lora
 from domainclip.pipelines.reference_sets import ReferenceSets
 from domainclip.resolve import ResolvedInference, ResolvedRun, contrastive_batch
-from domainclip.retrieval.mining import hard_negatives
+from domainclip.retrieval import hard_negatives
 from domainclip.training import TrainingParts, Validation
 from domainclip.training.checkpoint import recover_directory
 from domainclip.training.probe.probe import Probe

@@ -21,9 +21,10 @@ from domainclip.devices.memory import GB
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.errors import DataError, ImageError, MemoryConstraintError
 from domainclip.models import DualEncoder
+from domainclip.models.facts import model_facts
 from domainclip.pipelines.counted_step import StepCounter
-from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.resolve import Decision, contrastive_batch, resolve
+from domainclip.resolve.facts import data_facts
 from domainclip.resolve.resolution import ShortSides, choose_resolution
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.memory.run import MARGIN

@@ -15,12 +15,13 @@ from domainclip.data.records import PairList
 from domainclip.domains import DomainConfig, load_domain
 from domainclip.domains.recipes import with_models_domain
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DataError, Interrupted
-from domainclip.evaluation.build import build_domain_metrics, domain_evaluator, semantic_scores
+from domainclip.evaluation.build import build_evaluator, plain_evaluator
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.files import write_json, write_text
 from domainclip.inference import ModelSession
-from domainclip.metrics.sums import check_metric, unit_sums
+from domainclip.metrics.sums import COMPARED_METRICS, check_metric, unit_sums
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
+from domainclip.registry import load_plugins
 from domainclip.reports.comparison import (
     compare_html,
     compare_markdown,
@@ -149,6 +150,7 @@ def run_compare(
     reference = next(iter(models)) if reference is None else reference
     if reference not in models:
         raise ConfigurationError(f"--reference {reference!r} is none of the models: choose one of {', '.join(models)}")
+    load_plugins(config.plugins)  # they may know the metric
     if metric is not None:
         check_metric(metric)
     console = console or Console(stderr=True)
@@ -207,10 +209,10 @@ def _opened(
     found = _DataSet(name, path)
     try:
         found.rows, found.skipped, found.notes = rows_of_split(resolved.on(path), split)
-        evaluator = domain_evaluator(resolved, found.rows)
+        evaluator = plain_evaluator(resolved, found.rows)
         found.metric = metric or evaluator.primary_metric
         part = evaluator.retrieval if "R@" in found.metric else evaluator.zero_shot
-        if part is None:
+        if part is None and found.metric in COMPARED_METRICS:
             raise DataError(f"{found.metric} cannot be had. {'. '.join(evaluator.notes)}")
     except (Interrupted, ConfigurationError):
         raise
@@ -267,14 +269,16 @@ def _score(session: ModelSession, asked: ResolvedInference, found: _DataSet, spl
     assert found.rows is not None
     if not found.readable:
         found.rows = readable_rows(found.rows, engine, asked.recipe, split, found.skipped)
-    domain_figures = build_domain_metrics(asked, session.encoder, intervals=False)
-    semantics = semantic_scores(asked, found.rows, session.engine(), intervals=False)
     # Fewer rows may allow less, and settings may not fit the classes: no other model will fare better.
-    evaluator = domain_evaluator(asked, found.rows, domain_metrics=domain_figures, semantics=semantics)
+    evaluator = build_evaluator(session, found.rows, domain_metrics=True, intervals=False, asked=asked)
     found.readable = True
-    found.evaluator_notes = [*evaluator.notes, *(semantics.notes if semantics is not None else [])]
+    found.evaluator_notes = [*evaluator.notes, *evaluator.semantic_notes]
     result = evaluator.evaluate(engine)
-    return ModelOnSet(unit_sums(found.metric, result.details), result.metrics)
+    if found.metric in COMPARED_METRICS:
+        return ModelOnSet(unit_sums(found.metric, result.details), result.metrics)
+    if found.metric not in result.metrics:
+        raise DataError(f"No evaluator of these rows gives {found.metric}: name it in evaluators")
+    return ModelOnSet(result.sums.get(found.metric), result.metrics)
 
 
 def _scored(found: _DataSet, models: dict[str, str]) -> SetScores:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.data.dataset import CLIPDataset
+from domainclip.data.images.reader import ImageLike
 from domainclip.data.records import ImageTextPair
 from domainclip.devices import DeviceManager, MemoryManager
 from domainclip.errors import ConfigurationError, ModelNotInitializedError
@@ -145,6 +146,14 @@ class CLIPFinetuningController:
 
     def encode_image(self, images: list[Image.Image]) -> Float[Tensor, "n dim"]:
         """Unit-length image embeddings, float32 on the CPU."""
+        return self.session.encode_images(images)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
+        """As ``encode_text``: a controller is what evaluators and retrieval ask for embeddings."""
+        return self.session.encode_texts(texts)
+
+    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "n dim"]:
+        """As ``encode_image``, of files (read as training reads them), opened images and arrays alike."""
         return self.session.encode_images(images)
 
     def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:

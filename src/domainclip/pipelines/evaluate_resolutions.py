@@ -12,7 +12,7 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import PairList
 from domainclip.errors import ConfigurationError, DataError
-from domainclip.evaluation.build import build_evaluator, domain_evaluator
+from domainclip.evaluation.build import build_evaluator, plain_evaluator
 from domainclip.evaluation.robustness import CORRUPTIONS, Condition, ConditionEvaluator
 from domainclip.files import write_json
 from domainclip.inference import ModelSession
@@ -121,7 +121,7 @@ def run_resolutions(
         raise ConfigurationError("No resolution to evaluate at: give resolutions in pixels, such as 96,160")
     resolved = resolve_for_inference(config)
     rows, skipped, notes = rows_of_split(resolved, split)
-    domain_evaluator(resolved, rows)  # an error now, not after the work
+    plain_evaluator(resolved, rows)  # an error now, not after the work
     session, console = ModelSession.load(resolved), Console(stderr=True)
     encoder = session.encoder
     native = encoder.native_resolution

@@ -22,6 +22,7 @@ from domainclip.errors import DataError
 from domainclip.events import Emitter, Listener, Milestone
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.losses import build_loss
+from domainclip.models.facts import model_facts
 from domainclip.models.io import load_weights
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.assemble import (
@@ -34,11 +35,11 @@ from domainclip.pipelines.assemble import (
     write_model,
 )
 from domainclip.pipelines.auto_resolution import AutoResolution
-from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.reference_sets import ReferenceSets
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference, ResolvedRun, resolve
+from domainclip.resolve.facts import data_facts
 from domainclip.similarity import BilinearSimilarity
 from domainclip.tracking import ConsoleListener, MetricsFile
 from domainclip.training import TrainContext, TrainingParts, TrainingResult, build_trainer

@@ -26,8 +26,8 @@ from domainclip.files import write_bytes
 from domainclip.inference.session import caption_pipeline
 from domainclip.models.loading import load_processor
 from domainclip.pipelines.evaluate import rows_of_split
-from domainclip.pipelines.facts import data_facts
 from domainclip.resolve import ModelFacts, ResolvedInference, ResolvedRun, resolve, resolve_for_inference
+from domainclip.resolve.facts import data_facts
 
 VIEWS = 3
 

@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.data.records import PairList
@@ -245,7 +246,8 @@ class _FirstProcess:
     def evaluate_before(self) -> None:
         """Evaluate the untrained weights; a resumed run reads what the first start found."""
         folder, untrained = self.folder, RememberedImages(self.engine)
-        if len(self.rows.shown) and self.goes_on and folder.before.is_file():
+        kept = self.goes_on and folder.before.is_file() and not self._evaluated_otherwise()
+        if len(self.rows.shown) and kept:
             self.before = EvaluationResult.from_dict(json.loads(folder.before.read_text(encoding="utf-8")))
         elif len(self.rows.shown):
             self.before = self._evaluate(untrained)
@@ -306,6 +308,13 @@ class _FirstProcess:
 
     def _recipe(self) -> dict[str, Any]:
         return recorded_recipe(self.run.recipe.to_dict())
+
+    def _evaluated_otherwise(self) -> bool:
+        """Whether a resumption has changed how the model is evaluated, so that what was measured before the training
+        has to be measured again, on the initial weights."""
+        now, (before, _) = self._recipe(), parse_recipe(self.folder.recipe.read_text(encoding="utf-8"), "recipe.yaml")
+        asked = [name for name, facts in facts_by_key(CLIPFinetuningConfig) if facts.section == "evaluation"]
+        return any(before.get(name) != now.get(name) for name in asked)
 
     def _record_changes(self) -> None:
         """Write down what a resumption, now that it was not refused, has changed of the keys that it may change; the

@@ -52,7 +52,11 @@ _PLOTS = {
 def prepare_folder(folder: Path) -> None:
     """Make sure, before any work, that the report can be written here and replaces nothing but an earlier one.
 
-    Raises ``ConfigurationError``.
+    Args:
+        folder: Where to.
+
+    Raises:
+        ConfigurationError: It cannot, or it would.
     """
     for place in (folder, folder / "plots"):
         require_writable(place, "The folder")
@@ -70,7 +74,11 @@ def prepare_folder(folder: Path) -> None:
 
 
 def remove_report(folder: Path) -> None:
-    """Delete an alignment report, and nothing else that lies beside it."""
+    """Delete an alignment report, and nothing else that lies beside it.
+
+    Args:
+        folder: Where it is.
+    """
     for name in ("alignment.json", *PLOT_FILES, "pairs.csv", "report.md"):
         (folder / name).unlink(missing_ok=True)
     for place in (folder / "plots", folder):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar, overload
+from typing import Generic, Literal, Protocol, TypeVar, overload, runtime_checkable
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from domainclip.data.images.reader import ImageLike, rgb_of
 from domainclip.errors import DataError, ShapeError
-from domainclip.retrieval.images import ImageLike, load_image
 from domainclip.retrieval.similarity_computer import SimilarityComputer, check_top_k
 
 Item = TypeVar("Item", str, ImageLike)
@@ -20,8 +21,18 @@ Item = TypeVar("Item", str, ImageLike)
 _IMAGES_PER_BATCH = 256  # decoded and held for one call of the encoder
 
 
+@runtime_checkable
+class FileEncoder(Protocol):
+    """Whatever embeds files, opened images and texts, one row each: a ``ModelSession``, an ``EmbeddingEngine``, a
+    ``CLIPFinetuningController``. It reads a file as training does."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor: ...
+
+    def encode_images(self, images: Sequence[ImageLike]) -> Tensor: ...
+
+
 class Encoder(Protocol):
-    """Whatever embeds both sides, one row each: a ``CLIPFinetuningController``, for example."""
+    """Whatever embeds opened images and texts, one row each."""
 
     def encode_text(self, texts: list[str]) -> Tensor: ...
 
@@ -59,16 +70,22 @@ class BatchRetrieval:
 class ImageTextRetrieval:
     """Retrieval by any encoder.
 
-    ``controller`` has ``encode_text(list[str])`` and ``encode_image(list[PIL.Image])``, which return one row per
-    item. ``similarity_computer`` is the cosine where none is given. Images are PIL images or paths; a path given
-    as a string comes back as a ``Path``, so that images and texts stay distinguishable.
+    Images are PIL images, paths or arrays; a path given as a string comes back as a ``Path``, so that images and texts
+    stay distinguishable.
+
+    Args:
+        controller: What embeds: a ``FileEncoder``, or anything with ``encode_text(list[str])`` and
+            ``encode_image(list[PIL.Image])``, which is given files as opened RGB images.
+        similarity_computer: How embeddings are compared; the cosine, if left out.
 
     Every list of answers is sorted, best first; equal scores keep the order of the candidates. Every method raises
     ``DataError`` for an empty list or a wrong kind of item, ``ImageError`` for an image that cannot be read, and
     ``ShapeError`` "top_k must be in range" where there are fewer candidates than asked for.
     """
 
-    def __init__(self, controller: Encoder, similarity_computer: SimilarityComputer | None = None) -> None:
+    def __init__(
+        self, controller: FileEncoder | Encoder, similarity_computer: SimilarityComputer | None = None
+    ) -> None:
         self.controller = controller
         self.similarity_computer = similarity_computer or SimilarityComputer()
 
@@ -84,8 +101,8 @@ class ImageTextRetrieval:
         self, images: ImageLike | Sequence[ImageLike], texts: Sequence[str], top_k: int = 5
     ) -> list[RetrievalHit[str]] | list[list[RetrievalHit[str]]]:
         """The ``top_k`` best texts of an image: one list for an image, a list of lists for several."""
-        single = isinstance(images, Image.Image | Path | str)
-        image_list = _images([images] if isinstance(images, Image.Image | Path | str) else images)
+        single = isinstance(images, Image.Image | Path | str | np.ndarray)
+        image_list = _images([images] if isinstance(images, Image.Image | Path | str | np.ndarray) else images)
         candidates = _texts(texts)
         check_top_k(top_k, len(candidates))  # before the work, not after
         found = self._ranked(self._embed_images(image_list), self._embed_texts(candidates), candidates, top_k, "images")
@@ -157,12 +174,22 @@ class ImageTextRetrieval:
     def _embed_images(self, image_list: Sequence[ImageLike]) -> Tensor:
         rows = []
         for start in range(0, len(image_list), _IMAGES_PER_BATCH):
-            part = [load_image(image) for image in image_list[start : start + _IMAGES_PER_BATCH]]
-            rows.append(_checked(self.controller.encode_image(part), len(part), "encode_image", "image_list"))
+            part = image_list[start : start + _IMAGES_PER_BATCH]
+            if isinstance(self.controller, FileEncoder):
+                embeds = self.controller.encode_images(part)
+            else:
+                embeds = self.controller.encode_image([_opened(image) for image in part])
+            rows.append(_checked(embeds, len(part), "encode_image", "images"))
         return torch.cat(rows)
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
-        return _checked(self.controller.encode_text(texts), len(texts), "encode_text", "texts")
+        encoder = self.controller
+        embeds = encoder.encode_texts(texts) if isinstance(encoder, FileEncoder) else encoder.encode_text(texts)
+        return _checked(embeds, len(texts), "encode_text", "texts")
+
+
+def _opened(image: ImageLike) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(rgb_of(image))
 
 
 def _checked(embeds: Tensor, expected: int, method: str, what: str) -> Tensor:
@@ -174,13 +201,13 @@ def _checked(embeds: Tensor, expected: int, method: str, what: str) -> Tensor:
 
 
 def _images(images: Sequence[ImageLike]) -> list[ImageLike]:
-    if isinstance(images, Image.Image | Path | str):
+    if isinstance(images, Image.Image | Path | str | np.ndarray):
         raise DataError(f"Expected a list of images, got one: pass [{images!r}]")
     if not len(images):
         raise DataError("No images given: retrieval needs at least one")
     for index, image in enumerate(images):
-        if not isinstance(image, Image.Image | Path | str):
-            raise DataError(f"Image {index} is a {type(image).__name__}: give PIL images or paths")
+        if not isinstance(image, Image.Image | Path | str | np.ndarray):
+            raise DataError(f"Image {index} is a {type(image).__name__}: give PIL images, paths or arrays")
     return [Path(image) if isinstance(image, str) else image for image in images]
 
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from domainclip.config import TrainingSettings
 from domainclip.events import Emitter, Warned
 from domainclip.training.distributed import OneProcess, ProcessGroup
+
+
+class Best(TypedDict):
+    """The weights that are kept: the step they are of, and what they scored there."""
+
+    step: int
+    metric: str
+    value: float
+    all: dict[str, float]
 
 
 @dataclass
@@ -18,7 +27,7 @@ class RunState:
     step: int = 0
     epoch: int = 0
     batch: int = 0
-    best: dict[str, Any] | None = None  # the checkpoint that is kept
+    best: Best | None = None  # the checkpoint that is kept
     top: float | None = None  # the best value seen, at whichever step
     without_gain: int = 0
     previous: float | None = None  # the value of the last validation
@@ -131,7 +140,7 @@ class TrainingResult:
     training_time: float  # seconds, evaluation included
     samples_per_second: float  # training steps alone
     peak_memory_mb: float
-    best: dict[str, Any] | None
+    best: Best | None
     stopped_early: bool
     warnings: list[str]
     skipped_images: dict[str, str]

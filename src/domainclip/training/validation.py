@@ -17,7 +17,7 @@ from domainclip.files import replaced_directory, write_json
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.io import save_encoder
 from domainclip.training.regularization.weight_average import WeightAverage
-from domainclip.training.state import TrainContext
+from domainclip.training.state import Best, TrainContext
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class BestWeights:
             False where they could not be written; the former best then stays, and a warning says so.
         """
         state = self.context.state
-        best = {"step": state.step, "metric": result.primary, "value": result.value, "all": result.metrics}
+        best = Best(step=state.step, metric=result.primary, value=result.value, all=result.metrics)
         try:
             with replaced_directory(self.context.folder / "best") as temporary:
                 save_encoder(self.encoder, temporary, open_clip=False)  # for these runs alone, not for the user

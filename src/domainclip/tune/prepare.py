@@ -25,11 +25,12 @@ from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.files import write_text
 from domainclip.models import DualEncoder
+from domainclip.models.facts import model_facts
 from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.facts import data_facts, model_facts
 from domainclip.pipelines.run_folder import clear_folder
 from domainclip.resolve import DataFacts, ModelFacts, ResolvedInference, ResolvedRun, resolve, resolved_steps
+from domainclip.resolve.facts import data_facts
 from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.tune import study as studies
 from domainclip.tune.conditions import Conditions

@@ -16,8 +16,9 @@ from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.losses.contrastive import MultiPositiveContrastiveLoss
 from domainclip.models import DualEncoder, make_tiny_clip
-from domainclip.pipelines.facts import data_facts, model_facts
+from domainclip.models.facts import model_facts
 from domainclip.resolve import resolve
+from domainclip.resolve.facts import data_facts
 from domainclip.training.step import class_term
 from domainclip.training.step.class_term import ClassificationTerm
 from domainclip.training.step.gradcache import ContrastiveStep

@@ -23,7 +23,7 @@ from domainclip.data.records import ImageTextPair, PairList, SkippedRow
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_IMAGE
 from domainclip.data.splits import given_splits, group_names, join_groups
 from domainclip.errors import ConfigurationError, DataError
-from domainclip.resolve.length import automatic_batch
+from domainclip.resolve.schedule import automatic_batch
 
 _SKIPPED_ADVICE = {
     MISSING_IMAGE: ("missing-images", "Check the paths, or name the images' folder with image_root=…"),

@@ -34,6 +34,9 @@ LARGE_IMAGE = 2**24
 """One of more pixels than this comes smaller where the caller needs no more (a JPEG is then decoded at some eighths of
 its size): one of 12,000 × 9,000 takes 324 MB whole, for the 160 × 160 that a model sees."""
 
+ImageLike = Path | str | Image.Image | np.ndarray
+"""An image as users give it: a file, opened by Pillow, or an array ``[h, w]`` or ``[h, w, channels]``."""
+
 _ORIENTATION = 0x0112
 _DEFAULT = ImagePreprocessing()
 
@@ -100,8 +103,11 @@ def _start(path: Path) -> bytes:
         with open(path, "rb") as handle:
             return handle.read(132)
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
-        raise ImageError(f"{path}: {reason}") from None
+        raise _unopened(path, error) from None
+
+
+def _unopened(path: Path, error: OSError) -> ImageError:
+    return ImageError(f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror or error}")
 
 
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
@@ -162,7 +168,7 @@ def _read(
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ImageError(f"{path}: {error.strerror or error}") from None
+        raise _unopened(path, error) from None
     if not data:
         raise ImageError(f"{path}: the file is empty")
     if is_dicom(data[:132]):
@@ -203,10 +209,7 @@ def _page_of(
         deep = read_deep_png(data)
         return deep if convert is array_of else _bytes_of(deep)
     if is_deep_grey(image):
-        deep = grey_numbers(image)
-        # Only now: newer versions of Pillow turn a TIFF themselves as they load it, and then say 1.
-        deep = turned(deep, image.getexif().get(_ORIENTATION, 1))
-        return deep if convert is array_of else np.repeat(grey_bytes(deep)[..., None], 3, axis=2)
+        return convert(image)
     orientation = image.getexif().get(_ORIENTATION, 1)
     if image.width * image.height <= LARGE_IMAGE:
         at_least = None
@@ -215,19 +218,59 @@ def _page_of(
             return _decode_jpeg(data, image.mode == "L", image.size, at_least)
         if at_least:  # Pillow's own way to a smaller decoding
             image.draft(image.mode, _smallest(image.size, at_least))
-    upright = ImageOps.exif_transpose(image) if orientation not in {0, 1} else image
+    upright = _upright(image)
     if at_least and upright.mode in {"L", "RGB"} and "transparency" not in upright.info:
         upright = upright.reduce(max(1, min(upright.size) // at_least))
     return convert(upright)
 
 
 def array_of(image: Image.Image) -> np.ndarray:
-    """Grey of more than 8 bits as it is (``deep.grey_numbers``), everything else as 8-bit RGB."""
-    return grey_numbers(image) if is_deep_grey(image) else _as_rgb(image)
+    """The numbers of an opened image, upright as its EXIF data say: what ``read_array`` gives of its file, as far as
+    Pillow holds it (16-bit colour it does not).
+
+    Args:
+        image: The image; of several pages the one it stands at.
+
+    Returns:
+        Grey of more than 8 bits as it is, ``[h, w]`` (``deep.grey_numbers``); everything else as uint8 ``[h, w, 3]``.
+    """
+    return _deep_upright(image) if is_deep_grey(image) else np.asarray(to_rgb(_upright(image)))
+
+
+def rgb_of(image: ImageLike, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> np.ndarray:
+    """An image as it can be shown, from wherever it comes.
+
+    Args:
+        image: A path, an opened image, or an array of any depth, ``[h, w]`` or ``[h, w, channels]``.
+        max_pixels: As for ``read_image``, of a path.
+        at_least: As for ``read_image``, of a path.
+
+    Returns:
+        uint8 ``[height, width, 3]``, upright.
+
+    Raises:
+        ImageError: The file cannot be read, or the array is no image.
+        MissingExtraError: The library for the file's format is missing.
+    """
+    if isinstance(image, np.ndarray):
+        return _bytes_of(image)
+    return _as_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image), max_pixels, at_least)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # newer versions of Pillow turn a TIFF themselves as they load it, and then say 1
+    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) not in {0, 1} else image
+
+
+def _deep_upright(image: Image.Image) -> np.ndarray:
+    numbers = grey_numbers(image)
+    return turned(numbers, image.getexif().get(_ORIENTATION, 1))  # only now, as above
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:
-    return np.asarray(to_rgb(image))
+    if is_deep_grey(image):
+        return np.repeat(grey_bytes(_deep_upright(image))[..., None], 3, axis=2)
+    return np.asarray(to_rgb(_upright(image)))
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:

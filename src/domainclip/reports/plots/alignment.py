@@ -15,7 +15,7 @@ from domainclip.evaluation.alignment import Alignment, AlignmentRows, Embedded, 
 from domainclip.metrics.retrieval import recall_from_ranks
 from domainclip.metrics.separation import chance_recall
 from domainclip.reports.plots.visualizer import AlignmentVisualizer
-from domainclip.retrieval.retrieval import RetrievalHit
+from domainclip.retrieval import RetrievalHit
 
 COMPARED = "_compared"
 """Ends the name of a plot of the other model."""
@@ -39,7 +39,15 @@ _MOST_K = 100
 
 
 def shown_queries(ranked: Int[Tensor, " queries"], most: int) -> list[int]:
-    """Queries for a sheet, evenly spaced from the best to the worst, so that nobody has picked them."""
+    """Queries for a sheet, evenly spaced from the best to the worst, so that nobody has picked them.
+
+    Args:
+        ranked: Indices of the queries, the best first.
+        most: How many at most.
+
+    Returns:
+        Their indices.
+    """
     places = np.unique(np.linspace(0, len(ranked) - 1, min(most, len(ranked))).round().astype(int))
     return [int(ranked[place]) for place in places]
 
@@ -52,9 +60,18 @@ def draw(
     top_k: int,
     seed: int,
 ) -> list[str]:
-    """Draws into ``folder / "plots"``; ``models`` are the model of the report and perhaps the one it is compared with.
+    """Draw an alignment report's plots. Both sheets show the queries that the first model's ranks select.
 
-    Both sheets show the queries that the first model's ranks select. Returns the files written, relative to ``folder``.
+    Args:
+        folder: They go into its ``plots``.
+        rows: The images and captions, and which belong together.
+        models: The model of the report, and perhaps the one that it is compared with.
+        metric: How embeddings are compared.
+        top_k: Answers a query that are shown.
+        seed: Of the samples that are drawn.
+
+    Returns:
+        The files written, relative to ``folder``.
     """
     visualizer = AlignmentVisualizer(folder / "plots")
     made = [_recall_curves(visualizer, rows, [found for _, found in reversed(models)])]

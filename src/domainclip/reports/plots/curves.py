@@ -21,13 +21,23 @@ _ROUND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 
 
 
 def draw_alignment_distribution(hits: np.ndarray, misses: np.ndarray, title: str, path: Path) -> Path:
-    """Fractions of the hits and of the misses by their similarity."""
+    """Fractions of the hits and of the misses by their similarity.
+
+    Args:
+        hits: Similarities of pairs that belong together.
+        misses: Those of pairs that do not.
+        title: The heading.
+        path: The PNG to write.
+
+    Returns:
+        ``path``.
+    """
     found = separation(hits, misses)
     low, high = min(hits.min(), misses.min()), max(hits.max(), misses.max())
     if high - low < 1e-6 * max(1.0, abs(low)):  # all equal: a bin must still have a width
         low, high = low - 0.05, high + 0.05
     smaller = min(hits.size, misses.size)
-    edges = np.linspace(low, high, int(np.clip(2 * smaller ** (1 / 3), 12, 60)) + 1)  # Rice's rule
+    edges = np.linspace(low, high, int(np.clip(2 * smaller ** (1 / 3), 24, 60)) + 1)  # Rice's rule
     figure = Figure(figsize=(7.5, 3.8))
     axis = figure.add_axes((0, 0, 1, 1))
     sides = (("belong together", hits, BLUE, "-", 0.025), ("do not", misses, ORANGE, "--", 0.06))
@@ -75,7 +85,18 @@ def draw_recall_curves(
     title: str,
     path: Path,
 ) -> Path:
-    """R@K against K. ``curves`` and ``chance`` hold R@1…R@max_k for image → text and text → image."""
+    """R@K against K.
+
+    Args:
+        curves: R@1…R@max_k for image → text and for text → image, by the model's name.
+        chance: The same of a random order.
+        n_candidates: Texts and images searched.
+        title: The heading.
+        path: The PNG to write.
+
+    Returns:
+        ``path``.
+    """
     figure = Figure(figsize=(9.5, 3.8))
     axes = figure.add_axes((0, 0, 0.46, 1)), figure.add_axes((0.54, 0, 0.46, 1))
     names = ("image → text", "text → image")

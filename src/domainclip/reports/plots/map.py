@@ -46,7 +46,23 @@ def draw_embedding_map(
     title: str,
     path: Path,
 ) -> Path:
-    """``images`` and ``texts`` are unit-length rows. Shape tells the modality; colour the label, where there is one."""
+    """Images and texts in a plane. Shape tells the modality; colour the label, where there is one.
+
+    Args:
+        images: Unit-length rows ``[images, dim]``.
+        texts: Unit-length rows ``[texts, dim]``.
+        image_labels: A label for each image.
+        text_labels: A label for each text.
+        paired: Whether row i of both belongs together.
+        method: ``pca`` or ``tsne``.
+        seed: For t-SNE.
+        gap: The modality gap, for the heading.
+        title: The heading.
+        path: The PNG to write.
+
+    Returns:
+        ``path``.
+    """
     image_rows, text_rows = evenly_spaced(len(images), _MOST_POINTS), evenly_spaced(len(texts), _MOST_POINTS)
     points, axis_names = project(np.concatenate([images[image_rows], texts[text_rows]]), method, seed)
     sides = points[: len(image_rows)], points[len(image_rows) :]
@@ -100,9 +116,18 @@ def draw_embedding_map(
 def project(rows: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
     """Two numbers for each row, and what the two axes are.
 
-    ``pca``: the directions of largest variance, exact and without chance. ``tsne``: van der Maaten and Hinton 2008;
-    neighbourhoods mean something, distances between groups do not. Raises ``ConfigurationError`` for another name,
-    ``ShapeError`` for t-SNE of fewer than 4 rows.
+    Args:
+        rows: ``[rows, dim]``.
+        method: ``pca``: the directions of largest variance, exact and without chance. ``tsne``: van der Maaten and
+            Hinton 2008; neighbourhoods mean something, distances between groups do not.
+        seed: For t-SNE.
+
+    Returns:
+        ``[rows, 2]``, and what the axes are called.
+
+    Raises:
+        ConfigurationError: The method has another name.
+        ShapeError: t-SNE of fewer than 4 rows.
     """
     if method == "pca":
         from sklearn.decomposition import PCA

@@ -27,7 +27,19 @@ def draw_similarity_matrix(
     title: str,
     path: Path,
 ) -> Path:
-    """Images are rows, texts columns; pairs that belong together are framed where cells are large enough."""
+    """Images are rows, texts columns; pairs that belong together are framed where cells are large enough.
+
+    Args:
+        similarity: ``[images, texts]``.
+        image_labels: Names of the rows; numbers where there are none.
+        text_labels: Names of the columns.
+        targets: Which pairs belong together.
+        title: The heading.
+        path: The PNG to write.
+
+    Returns:
+        ``path``.
+    """
     n_images, n_texts = similarity.shape
     rows, columns = evenly_spaced(n_images, _MOST_SHOWN), evenly_spaced(n_texts, _MOST_SHOWN)
     shown = similarity[np.ix_(rows, columns)]

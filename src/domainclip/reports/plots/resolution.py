@@ -37,7 +37,17 @@ Figures = Mapping[str, Any]
 
 
 def plot_resolutions(rows: Sequence[Figures], path: Path, title: str, machine: str) -> Path:
-    """Metrics against the image's resolution, and below it the throughput measured on this ``machine``."""
+    """Metrics against the image's resolution, and below it the throughput.
+
+    Args:
+        rows: The report's ``resolutions``.
+        path: The PNG to write.
+        title: What was evaluated.
+        machine: What the throughput was measured on.
+
+    Returns:
+        ``path``.
+    """
     places, scale = _places(rows)
     figure = Figure(figsize=(7.5, 6.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 1])
@@ -57,7 +67,16 @@ def plot_resolutions(rows: Sequence[Figures], path: Path, title: str, machine: s
 
 
 def plot_agreement(rows: Sequence[Figures], path: Path, title: str) -> Path:
-    """How far the embeddings of another resolution agree with those of the model's own."""
+    """How far the embeddings of another resolution agree with those of the model's own.
+
+    Args:
+        rows: The report's ``resolutions``.
+        path: The PNG to write.
+        title: What was evaluated.
+
+    Returns:
+        ``path``.
+    """
     places, scale = _places(rows)
     figure = Figure(figsize=(7.5, 3.8), layout="constrained")
     axis = figure.subplots()
@@ -74,7 +93,16 @@ def plot_agreement(rows: Sequence[Figures], path: Path, title: str) -> Path:
 
 
 def plot_robustness(robustness: Figures, path: Path, title: str) -> Path:
-    """One panel for each kind of corruption: the metrics from the untouched image on the left to the worst."""
+    """One panel for each kind of corruption: the metrics from the untouched image on the left to the worst.
+
+    Args:
+        robustness: The report's ``robustness``.
+        path: The PNG to write.
+        title: What was evaluated.
+
+    Returns:
+        ``path``.
+    """
     kinds = robustness["corruptions"]
     columns = min(2, len(kinds))
     lines = -(-len(kinds) // columns)
@@ -165,7 +193,15 @@ def _count(rate: float) -> str:
 
 
 def resolution_table(found: Figures, title: str) -> Table:
-    """Metrics and cost at each resolution."""
+    """Metrics and cost at each resolution, for the terminal.
+
+    Args:
+        found: The report.
+        title: What was evaluated.
+
+    Returns:
+        The table.
+    """
     rows = found["resolutions"]
     metrics = [name for name in DRAWN if name in rows[0]["metrics"]]
     table = Table(title=escape(title))
@@ -183,7 +219,14 @@ def resolution_table(found: Figures, title: str) -> Table:
 
 def agreement_table(found: Figures) -> Table:
     """How far the embeddings at each resolution agree with those at the model's own, and whether acc1 differs for
-    certain."""
+    certain.
+
+    Args:
+        found: The report.
+
+    Returns:
+        The table.
+    """
     table = Table(title=f"Against the model's own resolution, {found['native_resolution']} pixels")
     for column in ("resolution", "cosine", "same class", "same caption", "acc1", "p (McNemar)"):
         table.add_column(column, justify="right")
@@ -196,6 +239,14 @@ def agreement_table(found: Figures) -> Table:
 
 
 def robustness_table(found: Figures) -> Table:
+    """The metrics at each severity of each corruption, for the terminal.
+
+    Args:
+        found: The report's ``robustness``.
+
+    Returns:
+        The table.
+    """
     clean = found["clean"]["metrics"]
     # With one metric less than is drawn, and no lines between the columns, it fits into 80 characters.
     metrics = [name for name in DRAWN if name in clean and name != "mean_per_class_recall"]

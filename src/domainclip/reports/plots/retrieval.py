@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from domainclip.data.images.reader import ImageLike, rgb_of
 from domainclip.reports.plots.style import GREEN, GREY, ORANGE, evenly_spaced, heading, save, short_label, shown_of
-from domainclip.retrieval.images import ImageLike, load_image
-from domainclip.retrieval.retrieval import RetrievalHit
+from domainclip.retrieval import RetrievalHit
 
 _MOST_TEXT_QUERIES, _MOST_IMAGE_QUERIES, _MOST_ANSWERS = 12, 6, 10
 _GAP = 0.15  # inches, like all lengths here
@@ -31,7 +31,21 @@ def draw_retrieval_results(
     title: str,
     path: Path,
 ) -> Path:
-    """One row a query, the best answer first. Hits and misses differ by frame, line style and sign."""
+    """One row a query, the best answer first. Hits and misses differ by frame, line style and sign.
+
+    Args:
+        queries: Texts or images.
+        results: Answers to each.
+        relevant: Indices of the right candidates of each query, None where nobody knows.
+        title: The heading.
+        path: The PNG to write.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ImageError: An image cannot be read.
+    """
     longest = max(len(hits) for hits in results)
     width_in_answers = min(longest, _MOST_ANSWERS)
     answers_are_images = isinstance(queries[0], str)
@@ -133,17 +147,7 @@ def _draw_image(axis: Any, image: ImageLike, left: float, top: float) -> None:
 
 
 def _thumbnail(image: ImageLike) -> np.ndarray:
-    opened = load_image(image)
-    if opened.mode.startswith(("I", "F")):  # deeper than 8 bit: Pillow's conversion would clip it to white
-        values = np.asarray(opened, dtype=np.float64)
-        finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-        scaled = np.nan_to_num((values - low) / ((high - low) or 1.0) * 255, nan=0, posinf=255, neginf=0)
-        opened = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
-    if "transparency" in opened.info or opened.mode in ("RGBA", "LA", "PA"):
-        layer = opened.convert("RGBA")
-        opened = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
-    opened = opened.convert("RGB")
+    opened = Image.fromarray(rgb_of(image, at_least=_DOTS))
     opened.thumbnail((_DOTS, _DOTS))
     return np.asarray(opened)
 

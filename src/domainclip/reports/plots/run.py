@@ -30,10 +30,15 @@ _VALIDATION_PREFIXES = ("validation/", "validation_", "val/", "val_", "eval/", "
 
 
 def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Training and validation loss over the steps, and the learning rate below. False when no row has a loss.
+    """Training and validation loss over the steps, and the learning rate below.
 
-    ``rows`` are those of ``metrics.jsonl``: ``step`` with ``loss`` (or ``train_loss``), ``val_loss`` and
-    ``lr`` (or ``learning_rate``) where they were measured; keys that begin with ``lr`` are one curve each.
+    Args:
+        rows: Those of ``metrics.jsonl``: ``step`` with ``loss`` (or ``train_loss``), ``val_loss`` and ``lr`` (or
+            ``learning_rate``) where they were measured; keys that begin with ``lr`` are one curve each.
+        path: The PNG to write.
+
+    Returns:
+        Whether any row has a loss.
     """
     curves = {
         "training": _series(rows, ("loss", "train_loss")),
@@ -85,7 +90,15 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
 
 
 def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Validation metrics (those in 0…1, as acc1 and R@1) over the steps. False when no row has any."""
+    """Validation metrics (those in 0…1, as acc1 and R@1) over the steps.
+
+    Args:
+        rows: Those of ``metrics.jsonl``.
+        path: The PNG to write.
+
+    Returns:
+        Whether any row has one.
+    """
     keys = dict.fromkeys(key for row in rows for key in row if METRICS[_without_prefix(key)].is_score)
     found = {_without_prefix(key): _series(rows, (key,)) for key in keys if _drawn(_without_prefix(key))}
     curves: dict[str, tuple[list[float], list[float]]] = {}
@@ -132,7 +145,16 @@ def plot_confusion(
     """Fractions of each true class (rows) by predicted class (columns), each row summing to 100 %.
 
     With few classes every cell carries its fraction and count; with many, cells are coloured only, and beyond
-    120 every few names are left out. Raises ``ShapeError`` where matrix and labels do not fit.
+    120 every few names are left out.
+
+    Args:
+        confusion: Images by true class (rows) and predicted class (columns).
+        labels: The classes.
+        path: The PNG to write.
+        title: The heading.
+
+    Raises:
+        ShapeError: Matrix and labels do not fit.
     """
     counts = np.asarray(confusion)
     n = len(labels)
@@ -183,9 +205,17 @@ def plot_confusion(
 
 
 def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> bool:
-    """Two bars for each metric that both have and that is a fraction. False when there is none.
+    """Two bars for each of the main figures that both have.
 
     Ranks are left to the table: they run the other way and on another scale.
+
+    Args:
+        before: Figures of the starting model.
+        after: Those of the trained one.
+        path: The PNG to write.
+
+    Returns:
+        Whether there is any.
     """
     names = [name for name in after if _drawn(name) and _finite(after[name]) and _finite(before.get(name))]
     if not names:

@@ -56,9 +56,15 @@ def font_families() -> list[str]:
 
 
 def short_label(label: object, limit: int, width: int | None = None) -> str:
-    """At most ``limit`` characters, the middle left out, in lines of at most ``width`` where one is given.
+    """A label that fits. The middle goes, because captions of one domain tend to begin alike and differ at the end.
 
-    The middle goes because captions of one domain tend to begin alike and differ at the end.
+    Args:
+        label: Anything.
+        limit: Characters at most; half as many where they are wide.
+        width: Characters of a line at most.
+
+    Returns:
+        Its text.
     """
     text = "".join(sign for sign in " ".join(str(label).split()) if sign.isprintable())
     wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
@@ -71,21 +77,55 @@ def short_label(label: object, limit: int, width: int | None = None) -> str:
 
 
 def heading(*lines: str, width: int = 84) -> str:
-    """Lines of a title, each wrapped; empty ones left out."""
+    """Lines of a title, each wrapped.
+
+    Args:
+        *lines: The lines; empty ones are left out.
+        width: Characters of a line at most.
+
+    Returns:
+        The title.
+    """
     return "\n".join(part for line in lines if line for part in textwrap.wrap(line, width))
 
 
 def evenly_spaced(n: int, most: int) -> np.ndarray:
-    """Indices of at most ``most`` of n items, evenly spaced from the first to the last."""
+    """Some of many items, evenly spaced from the first to the last.
+
+    Args:
+        n: How many there are.
+        most: How many are wanted at most.
+
+    Returns:
+        Their indices.
+    """
     return np.arange(n) if n <= most else np.unique(np.linspace(0, n - 1, most).round().astype(int))
 
 
 def shown_of(shown: int, total: int, what: str) -> str:
-    """ "200 of 2,000 images", or nothing where all are shown."""
+    """How many of how many are shown.
+
+    Args:
+        shown: How many are.
+        total: How many there are.
+        what: Their name.
+
+    Returns:
+        "200 of 2,000 images", nothing where all are shown.
+    """
     return "" if shown == total else f"{shown:,} of {total:,} {what}"
 
 
 def names_of(labels: Sequence[object] | None, n: int) -> list[object]:
+    """Labels, or numbers in their place.
+
+    Args:
+        labels: The labels, None where there are none.
+        n: How many.
+
+    Returns:
+        A name for each.
+    """
     return list(range(n)) if labels is None else list(labels)
 
 
@@ -102,7 +142,15 @@ def tidy(axes: Iterable[Any]) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the PNG whole or not at all."""
+    """Write a PNG whole or not at all.
+
+    Args:
+        figure: What to draw.
+        path: The file.
+
+    Returns:
+        ``path``.
+    """
     FigureCanvasAgg(figure)
     families = font_families()
     for text in figure.findobj(Text):

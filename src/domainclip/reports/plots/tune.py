@@ -50,7 +50,17 @@ class PlottedKey(Protocol):
 
 
 def plot_history(trials: Sequence[PlottedTrial], metric: str, greater_is_better: bool, path: Path) -> bool:
-    """Each trial's value in order, the best so far, and the default with its standard error. False without values."""
+    """Each trial's value in order, the best so far, and the default with its standard error.
+
+    Args:
+        trials: All trials.
+        metric: The short name of their primary metric.
+        greater_is_better: Its direction.
+        path: The PNG to write.
+
+    Returns:
+        Whether any trial has a value.
+    """
     complete = [r for r in trials if r.outcome == "complete" and r.value is not None]
     if not complete:
         return False
@@ -103,7 +113,15 @@ def plot_history(trials: Sequence[PlottedTrial], metric: str, greater_is_better:
 
 
 def plot_importances(importances: Mapping[str, float], path: Path) -> bool:
-    """A bar for each parameter. False, and no file, where there are none to show."""
+    """A bar for each parameter.
+
+    Args:
+        importances: Fractions by parameter.
+        path: The PNG to write; removed where there is nothing to show.
+
+    Returns:
+        Whether there is.
+    """
     if not importances:
         path.unlink(missing_ok=True)
         return False
@@ -122,7 +140,17 @@ def plot_importances(importances: Mapping[str, float], path: Path) -> bool:
 
 
 def plot_slices(trials: Sequence[PlottedTrial], keys: Sequence[PlottedKey], metric: str, path: Path) -> bool:
-    """The value against each parameter, in a panel each. False where no two complete trials can be set side by side."""
+    """The value against each parameter, in a panel each.
+
+    Args:
+        trials: All trials.
+        keys: The keys that were searched.
+        metric: The short name of the trials' primary metric.
+        path: The PNG to write.
+
+    Returns:
+        Whether there are two trials to set side by side.
+    """
     shown = [r for r in trials if r.outcome in ("complete", "pruned") and r.value is not None]
     keys = [d for d in keys if sum(d.key in r.params for r in shown) > 1]
     if not keys:
@@ -174,7 +202,9 @@ def _slice(axis: Any, dimension: PlottedKey, shown: Sequence[PlottedTrial]) -> N
         axis.set_xscale("log")
         wide = dimension.high / dimension.low > 50  # in two decades 1, 2, 5 would run into each other
         axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value < 1e-2 else f"{value:g}")
+        )
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlim(dimension.low / 1.1, dimension.high * 1.1)
     else:

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from domainclip.data.images.reader import ImageLike
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.metrics.modality_gap import modality_gap
 from domainclip.metrics.retrieval import Groups, Matrix, _matrix_and_targets, _matrix_ranks, recall_from_ranks
 from domainclip.metrics.separation import chance_recall
-from domainclip.retrieval.images import ImageLike
-from domainclip.retrieval.retrieval import RetrievalHit
+from domainclip.retrieval import RetrievalHit
 from domainclip.similarity import Embeddings, as_embeddings
 
 # The drawing itself is imported in the methods: matplotlib takes half a second that retrieval does not need.
@@ -48,7 +48,22 @@ class AlignmentVisualizer:
         title: str = "Similarity of images and texts",
         filename: str = "similarity_matrix.png",
     ) -> Path:
-        """Heat map, dark being similar; pairs in ``targets`` are framed (up to 60 rows and columns)."""
+        """Heat map, dark being similar.
+
+        Args:
+            similarity: ``[images, texts]``.
+            image_labels: Names of the rows.
+            text_labels: Names of the columns.
+            targets: Pairs that belong together, which are framed (up to 60 rows and columns).
+            title: The heading.
+            filename: The PNG's name in the output folder.
+
+        Returns:
+            Its path.
+
+        Raises:
+            ShapeError: Labels or targets do not fit the matrix.
+        """
         from domainclip.reports.plots.matrix import draw_similarity_matrix
 
         path, matrix = self._path(filename), _finite_matrix(similarity)
@@ -74,11 +89,22 @@ class AlignmentVisualizer:
     ) -> Path:
         """A sheet of queries with their answers, as ``ImageTextRetrieval`` returns them.
 
-        One query with its list of answers, or a list of queries with a list of lists. A ``str`` is a text, a PIL
-        image or a ``Path`` is taken as an image. ``relevant`` holds the indices of the candidates that are right (one
-        collection for a query, a list of collections for a list): answers are then marked as hits and misses. At
-        most 12 text queries or 6 image queries and 10 answers are shown. Raises ``DataError`` where there is
-        nothing to show, and ``ImageError`` for an image that cannot be read.
+        At most 12 text queries or 6 image queries and 10 answers are shown.
+
+        Args:
+            query: One query, or a list. A ``str`` is a text, a PIL image or a ``Path`` is taken as an image.
+            results: Its list of answers, or a list of lists.
+            relevant: Indices of the candidates that are right (one collection for a query, a list of collections for a
+                list): answers are then marked as hits and misses.
+            title: The heading.
+            filename: The PNG's name in the output folder.
+
+        Returns:
+            Its path.
+
+        Raises:
+            DataError: There is nothing to show.
+            ImageError: An image cannot be read.
         """
         from domainclip.reports.plots.retrieval import draw_retrieval_results
 
@@ -102,7 +128,21 @@ class AlignmentVisualizer:
     ) -> Path:
         """Distributions of the pairs that belong together and of those that do not, with AUROC and overlap.
 
-        See ``alignment.separation`` for the two figures. Raises ``ShapeError`` where there are no misses.
+        See ``metrics.separation`` for the two figures.
+
+        Args:
+            similarity: ``[images, texts]``.
+            targets: Pairs that belong together; left out, row i and column i do, or what the groups say.
+            image_groups: A group for each image.
+            text_groups: A group for each text; equal groups belong together.
+            title: The heading.
+            filename: The PNG's name in the output folder.
+
+        Returns:
+            Its path.
+
+        Raises:
+            ShapeError: There are no misses, or the shapes do not fit.
         """
         from domainclip.reports.plots.curves import draw_alignment_distribution
 
@@ -123,8 +163,24 @@ class AlignmentVisualizer:
     ) -> Path:
         """R@K for K = 1 … ``max_k`` (at most the candidates), both directions, with what a random order reaches.
 
-        ``similarity``: a matrix, or one for each name ("before", "after"); all share the targets. Ranks are those
-        of ``AlignmentMetrics``, ties counting against the model.
+        Ranks are those of ``AlignmentMetrics``, ties counting against the model.
+
+        Args:
+            similarity: A matrix, or one for each name ("before", "after"); all share the targets.
+            targets: Pairs that belong together; left out, row i and column i do, or what the groups say.
+            image_groups: A group for each image.
+            text_groups: A group for each text; equal groups belong together.
+            max_k: The largest K.
+            title: The heading.
+            filename: The PNG's name in the output folder.
+
+        Returns:
+            Its path.
+
+        Raises:
+            ConfigurationError: ``max_k`` is below 1.
+            DataError: There is no matrix.
+            ShapeError: The shapes do not fit.
         """
         from domainclip.reports.plots.curves import draw_recall_curves
 
@@ -168,9 +224,23 @@ class AlignmentVisualizer:
     ) -> Path:
         """Both modalities in a plane, with the modality gap stated (see ``modality_gap``).
 
-        ``labels`` colours the images, and the texts too where there are as many and ``text_labels`` is not given
-        (row i is then a pair). ``method`` is "pca" or "tsne" (scikit-learn); ``seed`` only matters for the latter.
-        Raises ``ConfigurationError`` "Invalid method".
+        Args:
+            image_embeds: ``[images, dim]``.
+            text_embeds: ``[texts, dim]``.
+            labels: Colours the images, and the texts too where there are as many and ``text_labels`` is not given (row
+                i is then a pair).
+            text_labels: Colours the texts.
+            method: ``pca``, or ``tsne`` (scikit-learn).
+            seed: For the latter.
+            title: The heading.
+            filename: The PNG's name in the output folder.
+
+        Returns:
+            Its path.
+
+        Raises:
+            ConfigurationError: "Invalid method".
+            ShapeError: The shapes do not fit.
         """
         from domainclip.reports.plots.map import draw_embedding_map
 

@@ -11,10 +11,13 @@ from torch import nn
 from domainclip.config import OptimizerSettings
 from domainclip.errors import ConfigurationError
 from domainclip.models.adapters import is_adapter
+from domainclip.models.dual_encoder import DualEncoder
 from domainclip.training.optim.choice import make_optimizer
 
 
-def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    encoder: DualEncoder, settings: OptimizerSettings, loss: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """Group parameters by tower, depth and decay.
 
     - Weight decay on matrices only: on norms, biases, embeddings of size one and the logit scale it would pull towards
@@ -27,7 +30,7 @@ def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module 
     - The scale learns at ``learning_rate``, without decay.
 
     Args:
-        encoder: A ``DualEncoder``.
+        encoder: In training.
         settings: Rates, decays and ``weight_decay``.
         loss: The objective, whose own parameters are trained as well, each at ``learning_rate`` times its
             ``rate_factor``.
@@ -79,12 +82,12 @@ def parameter_groups(encoder: Any, settings: OptimizerSettings, loss: nn.Module 
 
 
 def build_optimizer(
-    encoder: Any, settings: OptimizerSettings, device: torch.device, loss: nn.Module | None = None
+    encoder: DualEncoder, settings: OptimizerSettings, device: torch.device, loss: nn.Module | None = None
 ) -> torch.optim.Optimizer:
     """Make the optimizer a recipe names, over ``parameter_groups``.
 
     Args:
-        encoder: A ``DualEncoder``.
+        encoder: In training.
         settings: Of the run.
         device: Where the parameters are.
         loss: The objective.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +39,11 @@ class FeatureReader:
     """
 
     def __init__(
-        self, encoder: DualEncoder, device: torch.device, autocast: Callable[[], Any], batch_size: int
+        self,
+        encoder: DualEncoder,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[object]],
+        batch_size: int,
     ) -> None:
         self.encoder, self.device, self.autocast, self.batch_size = encoder, device, autocast, batch_size
 

@@ -13,6 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class Probe:
         settings: ProbeSettings,
         seed: int,
         device: torch.device,
-        autocast: Callable[[], Any],
+        autocast: Callable[[], AbstractContextManager[object]],
         batch_size: int,
         validation: CLIPDataset | None = None,
         class_prompts: Mapping[str, Sequence[str]] | None = None,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from domainclip.data.batches import Batch
 from domainclip.models.dual_encoder import DualEncoder
 
 
@@ -97,14 +98,14 @@ class FeatureDistillation:
         encode_image: Callable[..., Tensor],
         encode_text: Callable[..., Tensor],
         strength: float,
-        autocast: Callable[[], Any],
+        autocast: Callable[[], AbstractContextManager[object]],
         learning: Collection[str] = ("image", "text"),
     ) -> None:
         self.encode_image, self.encode_text = encode_image, encode_text
         self.strength, self.autocast, self.learning = strength, autocast, frozenset(learning)
 
     @torch.no_grad()
-    def initial_embeddings(self, batch: dict[str, Any], micro_batch: int) -> list[Tensor | None]:
+    def initial_embeddings(self, batch: Batch, micro_batch: int) -> list[Tensor | None]:
         """The initial model's embeddings of the batch's images and of each row's caption, without a graph.
 
         Args:

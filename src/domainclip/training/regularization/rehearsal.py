@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,7 @@ class Rehearsal:
         strength: float,
         seed: int,
         device: torch.device,
-        autocast: Callable[[], Any],
+        autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self.encoder, self.normalise, self.strength, self.seed = encoder, normalise, strength, seed
         self.device, self.autocast, self.pixels = device, autocast, pixels

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from domainclip.data.batches import Batch
 from domainclip.errors import CLIPFinetuningError, MemoryConstraintError
 from domainclip.models.batch_norm import has_live_batch_norm
 from domainclip.training.checkpoint import random_state, restore_random_state
@@ -105,7 +106,7 @@ class AdaptiveStep:
         """
         self.step.enlarged = factor if self._may_enlarge else 1
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Batch) -> dict[str, Any]:
         """Make one contrastive step, in smaller micro-batches where memory runs out.
 
         Args:
@@ -138,7 +139,7 @@ class AdaptiveStep:
         self._went_well += 1
         return output
 
-    def _without_repeat(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _without_repeat(self, batch: Batch) -> dict[str, Any]:
         try:
             return self.step(batch)
         except (RuntimeError, MemoryError) as error:
@@ -151,7 +152,7 @@ class AdaptiveStep:
                 f"processes"
             ) from error
 
-    def _attempt(self, batch: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    def _attempt(self, batch: Batch) -> tuple[dict[str, Any] | None, str]:
         # The error must be gone when this returns: its traceback holds every tensor of the failed attempt.
         try:
             return self.step(batch), ""

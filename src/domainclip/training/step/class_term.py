@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class ClassificationTerm:
         weight: float,
         seed: int,
         device: torch.device,
-        autocast: Callable[[], Any],
+        autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self.encoder, self.weight, self.seed = encoder, weight, seed
         self.device, self.autocast = device, autocast

@@ -12,12 +12,14 @@ Where there is memory for it, some micro-batches keep the graph of their first p
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from domainclip.data.batches import Batch
 from domainclip.training.distributed import ProcessGroup
 from domainclip.training.regularization.regularizers import FeatureDistillation
 from domainclip.training.step.class_term import ClassificationTerm
@@ -71,7 +73,7 @@ class ContrastiveStep:
         encode_image: Encode,
         encode_text: Encode,
         loss: Callable[..., dict[str, Any]],
-        autocast: Callable[[], Any],
+        autocast: Callable[[], AbstractContextManager[object]],
         device: torch.device,
         micro_batch: int | None = None,
         backward_scale: Callable[[Tensor], Tensor] = lambda loss: loss,
@@ -109,7 +111,7 @@ class ContrastiveStep:
         """
         return size if self.micro_batch is None else min(self.micro_batch * self.enlarged, size)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Batch) -> dict[str, Any]:
         """Make the gradient of a batch.
 
         Args:
@@ -187,7 +189,7 @@ class ContrastiveStep:
         return embeds if embeds.dtype == torch.float64 else embeds.float()
 
     def _loss(
-        self, image_embeds: Tensor | None, text_embeds: Tensor | None, batch: dict[str, Any], start: list[Tensor | None]
+        self, image_embeds: Tensor | None, text_embeds: Tensor | None, batch: Batch, start: list[Tensor | None]
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
         """What the objective says, all the images it was said of, and what to go backward from. ``start``: the
         initial model's embeddings of this process' rows, where they are to be kept."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +10,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from domainclip.data.images.image_spec import ImageSpec
+from domainclip.models.dual_encoder import DualEncoder
 
 
-def view_resolutions(encoder: Any, native: int, scales: Sequence[float]) -> list[int]:
+def view_resolutions(encoder: DualEncoder, native: int, scales: Sequence[float]) -> list[int]:
     """Resolutions for the views of an objective that reads several sizes.
 
     Args:
-        encoder: A ``DualEncoder``.
+        encoder: In training.
         native: Resolution in pixels of the images.
         scales: Of each view.
 
@@ -42,7 +42,7 @@ class ImageViews:
         scales: Of an objective that reads several sizes, which are made on the device; None for one.
     """
 
-    def __init__(self, encoder: Any, spec: ImageSpec, scales: Sequence[float] | None) -> None:
+    def __init__(self, encoder: DualEncoder, spec: ImageSpec, scales: Sequence[float] | None) -> None:
         self.encoder, self.spec, self.scales = encoder, spec, scales
 
     def __call__(self, pixels: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch ..."]:

@@ -1,0 +1,86 @@
+"""What evaluators of one model share: each image, each list of texts and each evaluator's result once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from domainclip.errors import ShapeError
+from domainclip.evaluation.protocols import Embedder, EvaluationResult, Evaluator
+
+
+class SharedEmbedder:
+    """An embedder over another one that asks it for nothing twice. The weights must not change meanwhile.
+
+    Args:
+        embed: The embedder behind it.
+        paths: Images that will be asked for, embedded at once.
+    """
+
+    def __init__(self, embed: Embedder, paths: Sequence[Path] = ()) -> None:
+        self._embed = embed
+        self._row = {path: index for index, path in enumerate(dict.fromkeys(paths))}
+        self._images = encode_images(embed, list(self._row)) if self._row else torch.empty(0, 0)
+        self._texts: dict[tuple[str, ...], Tensor] = {}
+        self._results: dict[int, EvaluationResult] = {}
+
+    @classmethod
+    def over(cls, embed: Embedder, evaluators: Sequence[Evaluator]) -> SharedEmbedder:
+        """The embedder itself where it is shared already, else one over it.
+
+        Args:
+            embed: Any embedder.
+            evaluators: Those that will ask; the images they name as ``paths`` are embedded at once.
+
+        Returns:
+            The shared one.
+        """
+        if isinstance(embed, cls):
+            return embed
+        return cls(embed, [path for each in evaluators for path in getattr(each, "paths", ())])
+
+    def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]:
+        """Embeddings of these images, in the order given."""
+        if new := [path for path in dict.fromkeys(paths) if path not in self._row]:
+            found = encode_images(self._embed, new)
+            self._images = torch.cat([self._images, found]) if self._row else found
+            self._row |= {path: len(self._row) + index for index, path in enumerate(new)}
+        return self._images[[self._row[path] for path in paths]]
+
+    def encode_texts(self, texts: list[str], /) -> Float[Tensor, "texts dim"]:
+        """Embeddings of these texts, in the order given."""
+        key = tuple(texts)
+        if key not in self._texts:
+            self._texts[key] = self._embed.encode_texts(texts)
+        return self._texts[key]
+
+    def result(self, evaluator: Evaluator) -> EvaluationResult:
+        """What an evaluator finds, worked out once.
+
+        Args:
+            evaluator: Who is asked.
+
+        Returns:
+            Its result.
+        """
+        if id(evaluator) not in self._results:
+            self._results[id(evaluator)] = evaluator.evaluate(self)
+        return self._results[id(evaluator)]
+
+
+def encode_images(embed: Embedder, paths: list[Path]) -> Float[Tensor, "images dim"]:
+    """Embeddings in float32 on the CPU. Raises ``ShapeError`` where there is not one row for each image."""
+    return rows_for(embed.encode_images(paths), len(paths), "images")
+
+
+def rows_for(embeds: Tensor, expected: int, what: str) -> Tensor:
+    if embeds.ndim != 2 or len(embeds) != expected:
+        raise ShapeError(
+            f"Batch size mismatch: {expected} {what} gave embeddings of shape {tuple(embeds.shape)}. "
+            "An embedder returns one row for each input, in the same order"
+        )
+    return embeds.float().cpu()
