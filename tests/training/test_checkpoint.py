@@ -18,7 +18,8 @@ from rich.console import Console
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import CheckpointError
 from domainclip.files import sha256_of
-from domainclip.training import CheckpointStore, Validation
+from domainclip.models import DualEncoder
+from domainclip.training import CheckpointStore, Validation, validation
 from domainclip.training.checkpoint import MANIFEST, random_state, recover_directory, restore_random_state
 from tiny_data import TinyData
 from training_setup import make_trainer, same, weights
@@ -200,14 +201,14 @@ def test_the_best_is_what_could_be_written(
         console=console,
         eval_steps=1,
     )
-    write = trainer.encoder.save
+    write = validation.save_encoder
 
-    def full(folder: Path, **layout: bool) -> None:
+    def full(encoder: DualEncoder, folder: Path, **layout: bool) -> None:
         if trainer.state.step == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(folder, **layout)
+        write(encoder, folder, **layout)
 
-    monkeypatch.setattr(trainer.encoder, "save", full)
+    monkeypatch.setattr(validation, "save_encoder", full)
     result = trainer.train()
     reported = [line for line in console.file.getvalue().splitlines() if "validation" in line]
     assert ["kept" in line for line in reported] == [True, True, False, False, False, False]

@@ -17,9 +17,10 @@ from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.skipped import readable_pairs, skipped_rows
-from domainclip.data.sources import huggingface, tables
+from domainclip.data.sources import huggingface
 from domainclip.data.sources.directories import are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE
+from domainclip.data.sources.tables import source_of
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
@@ -281,15 +282,11 @@ def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
 
 def _header(file: Path) -> set[str]:
     """A table's columns; none of a file that is no table."""
-    suffix = file.suffix.lower()
-    if suffix not in tables.TABLE_SUFFIXES or not file.is_file():
+    read = source_of(file)
+    if read is None or not file.is_file():
         return set()
-    if suffix == ".parquet":
-        return set(tables.parquet_columns(file))
-    if suffix in {".csv", ".tsv"}:
-        return set(tables.read_delimited(file, "\t" if suffix == ".tsv" else ",")[0])
-    read = tables.read_json if suffix == ".json" else tables.read_json_lines
-    return {key for row in read(file) for key in row.values}
+    table = read(file, ())
+    return {key for row in table.rows for key in row.values} if table.columns is None else set(table.columns)
 
 
 def validation_and_spare(

@@ -22,6 +22,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
+from domainclip.data.images.reader import image_header
 from domainclip.data.records import PairList
 from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
 from domainclip.data.splits import DataSplits, load_splits_of
@@ -100,6 +101,8 @@ def run_training(
         inference = resolve_for_inference(config)
         splits = splits or load_splits_of(inference)
         if processes.is_first:
+            train, most = splits.train, config.max_image_pixels
+            require_images(train, lambda row: image_header(train[row].image_path, most))
             folder.claim(resume, overwrite)
         session = load_for_training(inference, console)
         _show_machine(session, processes, splits, console)
@@ -114,7 +117,7 @@ def run_training(
         first = None
         if processes.is_first:
             rows = _EvaluatedRows.of(splits, run, engine)
-            require_images(data)
+            require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
             check_start(session, rows.val, rows.test)
             first = _FirstProcess(folder, session, run, splits, rows, engine, references, console)
             if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at

@@ -48,7 +48,14 @@ STARTUP_TRIALS = 5
 
 
 def default_steps(full: int) -> int:
-    """A trial's budget: a fifth of the whole run's steps, at least 50, never more than the whole."""
+    """A trial's budget: a fifth of the whole run's steps, at least 50, never more than the whole.
+
+    Args:
+        full: steps of the whole run.
+
+    Returns:
+        Steps.
+    """
     return min(full, max(FEWEST_STEPS, math.ceil(full / 5)))
 
 
@@ -68,6 +75,14 @@ class Work:
     skipped: list[dict]
 
     def summary(self, asked: int) -> Tuning:
+        """The study as it stands.
+
+        Args:
+            asked: how many trials there shall be in the end.
+
+        Returns:
+            What the reports are made of.
+        """
         found = studies.records(self.study)
         default = next((r for r in found if r.default and r.outcome == "complete"), None)
         return Tuning(
@@ -100,7 +115,26 @@ def prepare(
     console: Console,
 ) -> Work:
     """Look at model and data once, decide what is to be searched, and open the study. Nothing is deleted before all
-    that a user can have got wrong has been looked at."""
+    that a user can have got wrong has been looked at.
+
+    Args:
+        inference: recipe and domain.
+        space: what is searched; None for the default.
+        steps: of each trial, or None.
+        fixed: keys that are not to be searched.
+        splits: the rows.
+        folder: of the study.
+        resume: go on with the study there.
+        overwrite: delete the study there.
+        console: where it says what happens.
+
+    Returns:
+        All that the trials share.
+
+    Raises:
+        ConfigurationError: the space reaches what is no recipe for this model and these rows, or the study there is of
+            another task.
+    """
     config = inference.recipe
     controller = CLIPFinetuningController(inference, Console(quiet=True))
     controller.setup()

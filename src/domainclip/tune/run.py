@@ -59,16 +59,27 @@ def run_tuning(
     console: Console | None = None,
     splits: DataSplits | None = None,
 ) -> TuningOutcome:
-    """Everything ``domainclip tune`` does, in the folder ``config.output_dir``.
+    """Everything ``domainclip tune`` does, in the folder ``config.output_dir``. The test split is never looked at. A
+    trial     that diverges or runs out of memory is recorded, and the study goes on.
 
-    ``space``: what is searched; None for the default space around the recipe, or for that of the study that is
-    resumed. ``trials``: how many there shall be in the end, the recipe as it stands among them (it is the first).
-    ``steps``: optimizer steps of each; None for a fifth of the whole run's, at least 50. ``fixed``: keys that are not
-    to be searched. The test split is never looked at.
+    Args:
+        config: the recipe as the user gave it.
+        space: what is searched; None for the default space around the recipe, or for that of the study that is resumed.
+        trials: how many there shall be in the end, the recipe as it stands among them (it is the first).
+        steps: optimizer steps of each; None for a fifth of the whole run's, at least 50.
+        fixed: keys that are not to be searched.
+        resume: go on with the study in the folder.
+        overwrite: delete the study in the folder.
+        console: where it says what happens; by default standard error.
+        splits: the rows, for a caller who has them already.
 
-    Raises ``MissingExtraError`` without Optuna, ``ConfigurationError`` and ``DataError`` for bad input before work
-    starts (no validation split, a range outside a key's limits, a study of other data), ``Interrupted`` after SIGINT
-    or SIGTERM. A trial that diverges or runs out of memory is recorded, and the study goes on.
+    Returns:
+        The trials, and the best recipe.
+
+    Raises:
+        ConfigurationError: bad input, before work starts (a range outside a key's limits, a study of other data;
+            ``DataError`` without a validation split, ``MissingExtraError`` without Optuna); ``Interrupted`` is raised
+            after SIGINT or SIGTERM.
     """
     studies.require_optuna()
     console = console or Console(stderr=True)

@@ -94,22 +94,22 @@ def test_projections_that_validate_worse_are_forgotten(tiny_data: TinyData, tmp_
     assert same(kept_in(tmp_path / "a"), weights(third))
 
 
-def test_a_disk_that_is_full_costs_the_projections_alone(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_costs_the_projections_alone(
+    tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = with_probe(tiny_data, tmp_path / "a", [0.5] * 6 + [0.9])
     begin: Any = trainer.probes.last
-    save = trainer.encoder.save
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     def then_full() -> dict[str, Any]:
-        trainer.encoder.save = full  # type: ignore[method-assign]
+        monkeypatch.setattr("domainclip.training.validation.save_encoder", full)
         return begin()
 
     then_full.trained_parameters = begin.trained_parameters  # type: ignore[attr-defined]
     trainer.probes.last = then_full  # type: ignore[assignment]
     result = trainer.train()
-    trainer.encoder.save = save  # type: ignore[method-assign]
     assert any("No space left" in warning for warning in result.warnings)
     assert same(weights(trainer), weights(plain(tiny_data, tmp_path / "b")))
     assert result.best is not None and result.best["value"] == 0.5
