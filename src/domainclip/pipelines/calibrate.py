@@ -23,7 +23,7 @@ def calibrate(
     embed: Embedder,
     folder: Path,
 ) -> dict[str, Any] | None:
-    """``run["calibration"]`` of ``evaluation.report.write_report``: fitted on ``val``, reported on ``test``, or on
+    """``calibration`` of a run's report: fitted on ``val``, reported on ``test``, or on
     ``val`` too where there is no test split. None where no row has a label and nobody asked.
 
     With the recipe's ``calibrate_temperature`` the model in ``folder / "model"`` gets the fitted temperature, unless

@@ -26,12 +26,12 @@ from domainclip.metrics.metric import METRICS
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.pipelines.assemble import training_data
 from domainclip.pipelines.auto_resolution import AutoResolution
-from domainclip.pipelines.counted_step import batch_that_fits
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
 from domainclip.pipelines.reference_sets import load_reference_sets
 from domainclip.pipelines.run_folder import RunFolder
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
 from domainclip.training.distributed import OneProcess
+from domainclip.training.memory.plan import batch_that_fits
 
 Pairs = Sequence[ImageTextPair] | CLIPDataset
 

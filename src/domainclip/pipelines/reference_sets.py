@@ -154,7 +154,7 @@ class ReferenceSets:
     def report(
         self, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
     ) -> dict[str, Any]:
-        """``run["reference_sets"]`` of ``evaluation.report.write_report``, from two results of ``on_test``: the means
+        """``reference_sets`` of a run's report, from two results of ``on_test``: the means
         over the sets that have the metric, and each set by itself."""
         sets = {
             part.name: {

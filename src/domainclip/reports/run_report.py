@@ -35,7 +35,7 @@ from domainclip.reports.plots.run import plot_before_after, plot_confusion, plot
 from domainclip.reports.plots.trade_off import plot_trade_off
 from domainclip.reports.render import render
 from domainclip.reports.schema import RunFacts, RunReport
-from domainclip.reports.schema.run import Classification, Verdict
+from domainclip.reports.schema.run import Classification, DomainFigures, EvaluationDetails, Verdict, When
 from domainclip.reports.sections import domain_tables, semantic_notes, shown_metrics
 from domainclip.reports.text import title, value_text
 
@@ -253,7 +253,7 @@ def before_after_table(report: RunReport) -> Table:
     return table
 
 
-def _parts(report: RunReport) -> list[tuple[str, Any]]:
+def _parts(report: RunReport) -> list[tuple[When, EvaluationDetails]]:
     return [("before", report.details.before), ("after", report.details.after)]
 
 
@@ -276,7 +276,7 @@ def _majority_not_passed(report: RunReport) -> float | None:
     return found.majority_fraction if accuracy <= found.majority_fraction else None
 
 
-def _domain_part(report: RunReport) -> list[tuple[str, Any]]:
+def _domain_part(report: RunReport) -> list[tuple[When, DomainFigures]]:
     """The evaluations whose domain metrics can stand side by side."""
     found = [(when, part.domain_metrics) for when, part in _parts(report) if part.domain_metrics]
     found = [(when, part) for when, part in found if part.metrics]
