@@ -145,7 +145,7 @@ class TrialRunner:
             )
         except StopRun as stop:
             if listener.failure is not None:
-                raise listener.failure from None
+                raise listener.failure
             last = listener.history[-1]
             result = TrialResult("pruned", last.value, last.standard_error, last.step, 0.0, str(stop))
         except Interrupted:
