@@ -57,7 +57,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     import torch
 
     from domainclip.config import CLIPFinetuningConfig
-    from domainclip.pipelines.planned_model import ModelShape
+    from domainclip.training.memory.plan import ModelShape
 
     shape = ModelShape.named(spec["model"])
     processor = shape.processor.image_processor
@@ -87,7 +87,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
         return {"recommended": plan.recommended, "reason": plan.reason}
 
     def predict() -> dict[str, Any]:
-        from domainclip.pipelines.planned_model import plan_step
+        from domainclip.training.memory.plan import plan_step
 
         overhead = psutil.Process().memory_info().rss
         clock = time.perf_counter()

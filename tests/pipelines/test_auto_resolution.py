@@ -25,13 +25,15 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import DataError, MemoryConstraintError
 from domainclip.models import load_encoder
 from domainclip.models.facts import model_facts
-from domainclip.pipelines import auto_resolution, counted_step
-from domainclip.pipelines.auto_resolution import MICRO_BATCH, measured_throughput, recorded_resolution, with_resolution
-from domainclip.pipelines.planned_model import ModelShape, plan_step
+from domainclip.pipelines import auto_resolution
+from domainclip.pipelines.auto_resolution import measured_throughput, recorded_resolution, with_resolution
 from domainclip.resolve import contrastive_batch, resolve
 from domainclip.resolve.facts import data_facts
 from domainclip.resolve.resolution import ResolutionRule
-from domainclip.training.memory.run import MARGIN
+from domainclip.training.memory import model as memory_model
+from domainclip.training.memory import plan as memory_plan
+from domainclip.training.memory.model import MARGIN, SMALLEST_EFFICIENT
+from domainclip.training.memory.plan import ModelShape, plan_step
 from model_zoo import save_vision_text
 
 VALUES: dict[str, Any] = {
@@ -80,8 +82,8 @@ def budget(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets what there is: the process holds 64 MiB, and so many bytes more are available."""
 
     def there_are(available: int) -> None:
-        monkeypatch.setattr(counted_step, "held_bytes", lambda device: 64 * MB)
-        monkeypatch.setattr(counted_step, "read_memory", lambda device: {"available_gb": available / 2**30})
+        monkeypatch.setattr(memory_model, "held_bytes", lambda device: 64 * MB)
+        monkeypatch.setattr(memory_model, "read_memory", lambda device: {"available_gb": available / 2**30})
 
     return there_are
 
@@ -100,7 +102,7 @@ def needs(config: CLIPFinetuningConfig, pairs: list[ImageTextPair], held: int = 
         step = plan_step(ModelShape.named("tiny"), at_side, "cpu", held - weights)
         # Images that are kept decoded with the margin of their crops.
         cache = min(recipe.image_cache_mb * MB, int(len(pairs) * 3 * 2.2 / recipe.crop_scale * resolution**2))
-        found[resolution] = (step.peak(min(MICRO_BATCH, batch), batch) + cache) * MARGIN
+        found[resolution] = (step.peak(min(SMALLEST_EFFICIENT, batch), batch) + cache) * MARGIN
     return found
 
 
@@ -132,7 +134,7 @@ def test_a_memory_that_cannot_be_predicted_is_left_out(
         raise MemoryConstraintError("its steps differ")
 
     budget(1)
-    monkeypatch.setattr(counted_step, "plan_step", unknown)
+    monkeypatch.setattr(memory_plan, "plan_step", unknown)
     controller = ready(batch_size=None)
     assert controller.prepare(tiny_data.pairs()).image_resolution == 32
     assert "memory" not in controller.decisions[0].reason
@@ -167,15 +169,15 @@ def test_speed_is_the_median_of_three_after_a_warm_up(monkeypatch: pytest.Monkey
     ]
     monkeypatch.setattr(auto_resolution, "time", Clock(10, 1, 4, 2))
     rate = measured_throughput(encoder, 24, controller.device, controller.session.precision, recipe)
-    assert rate == pytest.approx(MICRO_BATCH / 2)
-    assert seen == [(MICRO_BATCH, 3, 24, 24), "backward"] * 4
+    assert rate == pytest.approx(SMALLEST_EFFICIENT / 2)
+    assert seen == [(SMALLEST_EFFICIENT, 3, 24, 24), "backward"] * 4
     seen.clear()
     monkeypatch.setattr(auto_resolution, "time", Clock(10, 8, 8, 8))
     locked = recipe.updated(lock_image=True).frozen()
     assert measured_throughput(encoder, 24, controller.device, controller.session.precision, locked) == pytest.approx(
         1.0
     )
-    assert seen == [(MICRO_BATCH, 3, 24, 24)] * 4  # what is not trained is not sent backward
+    assert seen == [(SMALLEST_EFFICIENT, 3, 24, 24)] * 4  # what is not trained is not sent backward
     for hook in hooks:
         hook.remove()
 
@@ -220,7 +222,7 @@ def test_speed_lowers_the_resolution(tiny_data: TinyData, monkeypatch: pytest.Mo
 
 def test_a_tower_of_one_size_has_no_choice(tiny_data: TinyData) -> None:
     controller = ready(wanted_throughput=1e9)
-    controller.model._side_rule = ResolutionRule(32)
+    controller.model.resolution_rule = ResolutionRule(32)
     assert controller.prepare(tiny_data.pairs()).image_resolution == 32
     assert controller.decisions[0].reason == "the only resolution that this image tower takes"
 

@@ -14,6 +14,7 @@ from domainclip import CLIPFinetuningConfig
 from domainclip.data.images import reader
 from domainclip.data.images.store import ImageStore
 from domainclip.models import make_tiny_clip
+from domainclip.models.io import save_encoder
 from domainclip.pipelines.compare import run_compare
 from domainclip.pipelines.evaluate import run_evaluation
 from domainclip.pipelines.run import run_training
@@ -35,7 +36,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def recipe(folder: Path, tmp_path: Path, **values: Any) -> CLIPFinetuningConfig:
-    make_tiny_clip().save(tmp_path / "model")
+    save_encoder(make_tiny_clip(), tmp_path / "model")
     return CLIPFinetuningConfig(
         **{
             "model_name": str(tmp_path / "model"),
@@ -96,7 +97,7 @@ def test_an_evaluation_and_a_comparison_decode_each_image_once(
     assert len(decoded) == 6
     assert set(decoded.values()) == {1}
     decoded.clear()
-    make_tiny_clip(seed=1).save(tmp_path / "other")
+    save_encoder(make_tiny_clip(seed=1), tmp_path / "other")
     models = {"one": str(tmp_path / "model"), "other": str(tmp_path / "other")}
     run_compare(config, models, {"tiny": str(tiny_data.folder)}, console=Console(quiet=True))
     assert set(decoded.values()) == {1}

@@ -18,9 +18,9 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.devices.memory import GB
 from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.pipelines import memory_plan
-from domainclip.pipelines.memory_plan import MARGIN, MemoryPlan, make_plan, parse_size
-from domainclip.pipelines.planned_model import ModelShape, plan_step
-from domainclip.training.memory.model import StepMemory
+from domainclip.pipelines.memory_plan import MemoryPlan, make_plan, parse_size
+from domainclip.training.memory.model import MARGIN, StepMemory
+from domainclip.training.memory.plan import ModelShape, plan_step
 from domainclip.training.memory.trace import Lines, TowerMemory
 from model_zoo import save_siglip, save_vision_text
 

@@ -18,7 +18,15 @@ _NOT_ABOVE_ZERO = {"greater_than": "positive", "greater_than_equal": "zero or mo
 
 
 def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
-    """One pydantic error as the sentence a user wants to read; begins with what is wrong in plain words."""
+    """One pydantic error as the sentence a user wants to read; begins with what is wrong in plain words.
+
+    Args:
+        error: one of pydantic's errors.
+        fields: the model's fields, by key.
+
+    Returns:
+        The sentence; it begins with what is wrong.
+    """
     key = str(error["loc"][0]) if error["loc"] else ""
     value, kind, context = error["input"], error["type"], error.get("ctx", {})
     if kind in {"extra_forbidden", "no_such_attribute"}:

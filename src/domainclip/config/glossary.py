@@ -163,11 +163,25 @@ class Glossary(Settings):
         return self
 
     def expansion_of(self, sense: Sense) -> str:
-        """What a sense stands for, with the unambiguous abbreviations inside written out as well."""
+        """What a sense stands for, with the unambiguous abbreviations inside written out as well.
+
+        Args:
+            sense: of one of its abbreviations.
+
+        Returns:
+            The expansion in full.
+        """
         return self.written_out(sense.expansion)
 
     def written_out(self, text: str) -> str:
-        """A text of the glossary's own with its unambiguous abbreviations written out."""
+        """A text of the glossary's own with its unambiguous abbreviations written out.
+
+        Args:
+            text: one of the glossary's own texts.
+
+        Returns:
+            The text without those abbreviations.
+        """
         return _written_out(text, self.abbreviations)
 
 
@@ -178,12 +192,26 @@ def _none_blank(words: list[str], of: str) -> list[str]:
 
 
 def as_written(short: str) -> list[str]:
-    """An abbreviation in its own letters; micro sign and Greek mu, which look alike, are one letter."""
+    """An abbreviation in its own letters; micro sign and Greek mu, which look alike, are one letter.
+
+    Args:
+        short: the abbreviation.
+
+    Returns:
+        Its spellings.
+    """
     return list(dict.fromkeys((short, short.replace("μ", "µ"), short.replace("µ", "μ"))))
 
 
 def capitalised(short: str) -> list[str]:
-    """How an abbreviation in small letters alone is written where a sentence begins with it: "Approx."; else none."""
+    """How an abbreviation in small letters alone is written where a sentence begins with it: "Approx."; else none.
+
+    Args:
+        short: the abbreviation.
+
+    Returns:
+        One spelling or none.
+    """
     first = short[:1].upper()
     in_small_letters = short == short.lower() and first != short[:1] == first.lower()
     return [first + short[1:]] if in_small_letters else []
@@ -194,6 +222,12 @@ def word_pattern(short: str) -> re.Pattern[str]:
     """The abbreviation as a word of its own.
 
     Joined by a hyphen to capitals or digits it is part of a longer name ("SARS-CoV-2"), and is not found.
+
+    Args:
+        short: the abbreviation.
+
+    Returns:
+        A pattern that finds it in a text.
     """
     spellings = "|".join(map(re.escape, [*as_written(short), *capitalised(short)]))
     return re.compile(rf"(?<!\w)(?<![A-Z0-9]-)(?:{spellings})(?!\w)(?!-[A-Z0-9])")
@@ -234,20 +268,40 @@ def _written_out(text: str, abbreviations: dict[str, list[Sense]]) -> str:
 
 
 def shipped_glossaries() -> list[str]:
-    """Names of the glossaries inside the package."""
+    """Names of the glossaries inside the package.
+
+    Returns:
+        Their names.
+    """
     return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
 def glossary_text(name: str) -> str:
-    """The YAML of a shipped glossary, to be copied and changed."""
+    """The YAML of a shipped glossary, to be copied and changed.
+
+    Args:
+        name: of the glossary.
+
+    Returns:
+        The text of its file.
+    """
     return (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_glossary(name_or_path: str | Path, folder: Path | None = None) -> Glossary:
     """A shipped glossary by name, or a YAML file by path; a relative path is first looked for in ``folder``.
 
-    Raises ``ConfigurationError`` with file, line and key: for an unknown key, an ambiguous abbreviation without
-    contexts, expansions that go in a circle, a term in two synonym groups, an empty entry.
+    Args:
+        name_or_path: a shipped name, or the path of a file.
+        folder: where a relative path is first looked for.
+
+    Returns:
+        The checked glossary.
+
+    Raises:
+        ConfigurationError: it is missing or wrong (an unknown key, an ambiguous abbreviation without contexts,
+            expansions that go in a circle, a term in two synonym groups, an empty entry); the message has file, line
+            and key.
     """
     name = str(name_or_path)
     if name in shipped_glossaries():

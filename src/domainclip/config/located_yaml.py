@@ -51,7 +51,18 @@ class LocatedYaml:
 
     @classmethod
     def parse(cls, text: str, source: str) -> LocatedYaml:
-        """Raises ``ConfigurationError`` with the line for what is not YAML, and for a key that stands twice."""
+        """Read a YAML text.
+
+        Args:
+            text: of the file.
+            source: what messages call it.
+
+        Returns:
+            Values and lines.
+
+        Raises:
+            ConfigurationError: it is no YAML, a key stands twice, or a value contains itself; the message has the line.
+        """
         try:
             node = yaml.compose(text, Loader=_Loader)
             if node is None:
@@ -69,13 +80,30 @@ class LocatedYaml:
             raise ConfigurationError(f"{source}{where}: not valid YAML ({problem})") from None
 
     def mapping(self, what: str) -> dict[str, Any]:
-        """The values, which must be 'key: value' lines; ``what`` is the word for the file in the message."""
+        """The values of a text that must be a list of 'key: value' lines.
+
+        Args:
+            what: the word for the file in the message.
+
+        Returns:
+            Values by key.
+
+        Raises:
+            ConfigurationError: it is something else.
+        """
         if not isinstance(self.values, dict):
             raise ConfigurationError(f"{self.source}: {what} is a list of 'key: value' lines, this is something else")
         return self.values
 
     def where(self, *path: str | int) -> str:
-        """ "FILE line N" of the innermost part of ``path`` that the file has."""
+        """ "FILE line N" of the innermost part of ``path`` that the file has.
+
+        Args:
+            path: keys and indices that lead to a value.
+
+        Returns:
+            The place.
+        """
         for length in range(len(path), 0, -1):
             if path[:length] in self.lines:
                 return f"{self.source} line {self.lines[path[:length]]}"
@@ -83,12 +111,31 @@ class LocatedYaml:
 
 
 def yaml_text(content: Any, **style: Any) -> str:
-    """``content`` as files have it; ``style``: of ``yaml.dump``. Keys stay in their order unless ``sort_keys``."""
+    """Values as files have them. Keys stay in their order unless ``sort_keys``.
+
+    Args:
+        content: plain values.
+        style: keywords of ``yaml.dump``.
+
+    Returns:
+        The text.
+    """
     return yaml.dump(content, Dumper=_Dumper, allow_unicode=True, **{"sort_keys": False, **style})
 
 
 def yaml_value(text: str) -> Any:
-    """One value, as files have it. Raises ``yaml.YAMLError``, ``ValueError`` (a tag that lies), ``RecursionError``."""
+    """One value, as files have it.
+
+    Args:
+        text: as somebody wrote it.
+
+    Returns:
+        The plain value.
+
+    Raises:
+        yaml.YAMLError: it is no YAML (``ValueError`` for a tag that lies, ``RecursionError`` for values too deep inside
+            each other).
+    """
     return yaml.load(text, Loader=_Loader)
 
 
@@ -137,7 +184,18 @@ def _locate(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: s
 
 
 def read_yaml_text(path: Path, what: str) -> str:
-    """The text of a file. Raises ``ConfigurationError`` where it is missing or cannot be read."""
+    """The text of a file.
+
+    Args:
+        path: of the file.
+        what: the word for it in the message.
+
+    Returns:
+        The text.
+
+    Raises:
+        ConfigurationError: it is missing or cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -24,23 +24,65 @@ class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSe
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CLIPFinetuningConfig:
+        """A recipe from its values.
+
+        Args:
+            values: by key; what is left out stays unset.
+
+        Returns:
+            The checked recipe.
+
+        Raises:
+            ConfigurationError: an unknown key or a bad value.
+        """
         return cls(**dict(values))
 
     def to_dict(self, *, only_set: bool = False) -> dict[str, Any]:
-        """All values, or only those that were set. A round trip through all of them makes every key count as set."""
+        """All values, or only those that were set. A round trip through all of them makes every key count as set.
+
+        Args:
+            only_set: leave out what was not set.
+
+        Returns:
+            Plain values by key, as JSON and YAML hold them.
+        """
         return self.model_dump(mode="json", exclude_unset=only_set)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> CLIPFinetuningConfig:
-        """Read a recipe file, or a shipped recipe by name. Raises ``ConfigurationError`` with file, line and key."""
+        """Read a recipe file, or a shipped recipe by name.
+
+        Args:
+            path: of the file, or the name.
+
+        Returns:
+            The checked recipe.
+
+        Raises:
+            ConfigurationError: it cannot be read or is wrong; the message has file, line and key.
+        """
         return checked_recipe(*recipe_values(path))
 
     def frozen(self) -> FrozenConfig:
-        """An unchangeable copy that remembers which keys were set."""
+        """An unchangeable copy that remembers which keys were set.
+
+        Returns:
+            The copy; assigning to it is an error.
+        """
         return FrozenConfig.model_construct(_fields_set=set(self.model_fields_set), **copy.deepcopy(self.__dict__))
 
     def updated(self, **values: Any) -> CLIPFinetuningConfig:
-        """A copy with some keys set to other values, checked."""
+        """A copy with some keys set to other values.
+
+        Args:
+            values: by key.
+
+        Returns:
+            The checked copy.
+
+        Raises:
+            ConfigurationError: an unknown key or a bad value.
+        """
         return CLIPFinetuningConfig(**{**self.model_dump(exclude_unset=True), **values})
 
 

@@ -15,18 +15,43 @@ _SHIPPED = resources.files("domainclip.config") / "recipes"
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes inside the package."""
+    """Names of the recipes inside the package.
+
+    Returns:
+        Their names in order.
+    """
     return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
 def parse_recipe(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """Values and line numbers (from 1) of a YAML recipe. Raises ``ConfigurationError`` naming file and line."""
+    """Read the text of a YAML recipe.
+
+    Args:
+        text: of the file.
+        source: what messages call it.
+
+    Returns:
+        Values by key, and the line of each, from 1.
+
+    Raises:
+        ConfigurationError: it is no mapping or no YAML; the message has file and line.
+    """
     found = LocatedYaml.parse(text, source)
     return found.mapping("a recipe"), {str(path[0]): line for path, line in found.lines.items() if len(path) == 1}
 
 
 def recipe_values(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, int], str]:
-    """Values, line numbers and a name for messages, of a shipped recipe or a recipe file."""
+    """Values, line numbers and a name for messages, of a shipped recipe or a recipe file.
+
+    Args:
+        name_or_path: a shipped name, or the path of a file.
+
+    Returns:
+        The values by key, the line of each, and the name.
+
+    Raises:
+        ConfigurationError: there is no such recipe, or its file is wrong.
+    """
     name = str(name_or_path)
     if name in shipped_recipes():
         values, lines = parse_recipe((_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")

@@ -29,7 +29,17 @@ def _holds_text(key: str) -> bool:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """``["learning_rate=1e-5", "lock_text=true"]`` as values; each value is read as YAML."""
+    """``["learning_rate=1e-5", "lock_text=true"]`` as values; each value is read as YAML.
+
+    Args:
+        overrides: texts ``key=value``; each value is read as YAML.
+
+    Returns:
+        Values by key.
+
+    Raises:
+        ConfigurationError: a text is no such pair, or gives a key twice.
+    """
     values: dict[str, Any] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -51,7 +61,17 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def environment_values(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Keys given as ``DOMAINCLIP_<KEY>``. Raises ``ConfigurationError`` for an unknown one."""
+    """Keys given as ``DOMAINCLIP_<KEY>``.
+
+    Args:
+        environment: variables by name; by default those of this process.
+
+    Returns:
+        Values by key.
+
+    Raises:
+        ConfigurationError: a variable names no key.
+    """
     values: dict[str, Any] = {}
     for name, text in sorted((environment if environment is not None else os.environ).items()):
         if not name.startswith(ENVIRONMENT_PREFIX) or name in _NOT_KEYS:
@@ -70,7 +90,19 @@ def load_recipe(
     overrides: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> CLIPFinetuningConfig:
-    """The recipe file, then the environment, then ``overrides``; what none of them names stays unset."""
+    """The recipe file, then the environment, then ``overrides``; what none of them names stays unset.
+
+    Args:
+        name_or_path: a shipped name or a file; None for no file.
+        overrides: values that lie above all others.
+        environment: as ``environment_values`` takes it.
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        ConfigurationError: one of the sources is wrong.
+    """
     values: dict[str, Any] = {}
     lines: dict[str, int] = {}
     source = "command line"

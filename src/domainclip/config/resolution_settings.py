@@ -84,7 +84,14 @@ class ResolutionSettings(Settings):
         return self
 
     def largest_resolution(self, image_resolution: int) -> int:
-        """The largest resolution that a training to ``image_resolution`` needs its images at, in pixels."""
+        """The largest resolution that a training needs its images at.
+
+        Args:
+            image_resolution: at which it ends, in pixels.
+
+        Returns:
+            Pixels.
+        """
         schedule = self.resolution_schedule if isinstance(self.resolution_schedule, dict) else {}
         return max([image_resolution, *schedule.values(), *(self.training_resolutions or {})])
 

@@ -28,21 +28,51 @@ class BatchSchedule:
 
     @property
     def largest(self) -> int:
+        """Pairs of the largest batch."""
         return max(size for _, size in self.phases)
 
     def wanted(self, step: int) -> int:
-        """Pairs that the batch of this step has where enough rows are left."""
+        """Pairs that the batch of this step has where enough rows are left.
+
+        Args:
+            step: of the optimizer, from 0.
+
+        Returns:
+            Pairs.
+        """
         return self.phases[bisect.bisect_right(self.phases, step, key=lambda phase: phase[0]) - 1][1]
 
     def runs(self, epoch: int) -> list[tuple[int, int]]:
-        """An epoch as (pairs, batches of that many one after the other)."""
+        """An epoch as (pairs, batches of that many one after the other).
+
+        Args:
+            epoch: from 0.
+
+        Returns:
+            The runs in their order.
+        """
         return self._runs_from(self.epoch_start(epoch))
 
     def batches(self, epoch: int) -> int:
+        """How many batches an epoch has.
+
+        Args:
+            epoch: from 0.
+
+        Returns:
+            Their number.
+        """
         return sum(count for _, count in self.runs(epoch))
 
     def epoch_start(self, epoch: int) -> int:
-        """The step of an epoch's first batch."""
+        """The step of an epoch's first batch.
+
+        Args:
+            epoch: from 0.
+
+        Returns:
+            The step, from 0.
+        """
         starts = self._starts
         while len(starts) <= epoch and self._add_epoch():
             pass
@@ -51,7 +81,14 @@ class BatchSchedule:
         return starts[-1] + (epoch - len(starts) + 1) * self._batches_at_the_end
 
     def position(self, step: int) -> tuple[int, int]:
-        """Epoch of a step, and its number among the epoch's batches, both from 0."""
+        """Epoch of a step, and its number among the epoch's batches, both from 0.
+
+        Args:
+            step: from 0.
+
+        Returns:
+            Epoch and batch.
+        """
         starts = self._starts
         while starts[-1] <= step and self._add_epoch():
             pass
@@ -98,7 +135,16 @@ class BatchSchedule:
 
 
 def total_steps(batches: BatchSchedule, num_epochs: int, max_steps: int | None) -> int:
-    """Optimizer steps of a whole training."""
+    """Optimizer steps of a whole training.
+
+    Args:
+        batches: how each epoch falls into batches.
+        num_epochs: how many there are.
+        max_steps: the most steps, or None.
+
+    Returns:
+        Steps.
+    """
     steps = batches.epoch_start(num_epochs)
     return steps if max_steps is None else min(steps, max_steps)
 
@@ -111,6 +157,15 @@ def resolution_phases(
     ``by`` ``fraction``: keys are fractions of the ``total`` steps, in [0, 1); ``epoch``: numbers of epochs, from 0,
     which need not be whole. Of resolutions that begin at one step the last holds. The last fraction begins at the last
     step at the latest: a training of one step is at its resolution.
+
+    Args:
+        schedule: resolution in pixels from each point of the training on.
+        by: ``fraction``: keys are fractions of the steps, in [0, 1); ``epoch``: numbers of epochs, from 0.
+        batches: how each epoch falls into batches.
+        total: steps of the whole training.
+
+    Returns:
+        Pairs of first step and pixels.
     """
     phases: dict[int, int] = {}
     for key, resolution in schedule.items():

@@ -65,11 +65,31 @@ class TextPreprocessing(Settings):
         return self
 
     def load(self, folder: Path | None = None) -> Glossary | None:
-        """The glossary, checked; a relative path starts at ``folder`` (the file that named it) if it is there."""
+        """The glossary, checked; a relative path starts at ``folder`` (the file that named it) if it is there.
+
+        Args:
+            folder: of the file that named the glossary.
+
+        Returns:
+            The checked glossary; None where none is named.
+
+        Raises:
+            ConfigurationError: it is missing or wrong.
+        """
         return load_glossary(self.glossary, folder) if isinstance(self.glossary, str) else self.glossary
 
     def self_contained(self, folder: Path | None = None) -> TextPreprocessing:
-        """A copy that holds its glossary's content and needs no other file."""
+        """A copy that holds its glossary's content and needs no other file.
+
+        Args:
+            folder: of the file that named the glossary.
+
+        Returns:
+            The copy.
+
+        Raises:
+            ConfigurationError: the glossary is missing or wrong.
+        """
         return self if self.glossary is None else self.model_copy(update={"glossary": self.load(folder)})
 
 
@@ -124,7 +144,14 @@ class PromptPack(Settings):
         return names
 
     def names_of(self, label: str) -> list[str]:
-        """The names that describe a class: the pack's, or the label itself. Case and underscores do not count."""
+        """The names that describe a class: the pack's, or the label itself. Case and underscores do not count.
+
+        Args:
+            label: of a class.
+
+        Returns:
+            One name at least.
+        """
         for known, names in self.class_names.items():
             if label_key(known) == label_key(label):
                 return names
@@ -132,7 +159,14 @@ class PromptPack(Settings):
 
 
 def label_key(label: str) -> str:
-    """Equal for labels that differ in letter case, underscores and spacing alone."""
+    """Equal for labels that differ in letter case, underscores and spacing alone.
+
+    Args:
+        label: of a class.
+
+    Returns:
+        What such labels have in common.
+    """
     return " ".join(label.replace("_", " ").split()).casefold()
 
 

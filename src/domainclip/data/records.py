@@ -5,9 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 DISCIPLINE_COL = "discipline"
 """Column (key) with the field of study that a row is from, where a data set spans several."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a table's columns (of an entry's keys), and how its rows become pairs.
+
+    Attributes:
+        image_col: The image's path; ``image`` and ``image_path`` stand for each other.
+        caption_col: The caption.
+        label_col: The class, where there is one.
+        group_col: What must not straddle two splits, where there is such a thing.
+        image_root: Where relative paths start; the table's own folder, if left out.
+        strict: Whether a row that cannot be used is an error.
+        caption_template: Writes captions from labels ("a photo of a {label}") where there is no caption column.
+    """
+
+    image_col: str = "image_path"
+    caption_col: str = "caption"
+    label_col: str = "label"
+    group_col: str = "group"
+    image_root: Path | str | None = None
+    strict: bool = False
+    caption_template: str | None = None
+
+
+class ColumnOptions(TypedDict, total=False):
+    """The keywords of a loader that are seldom given; see ``Columns``."""
+
+    label_col: str
+    group_col: str
+    image_root: Path | str | None
+    strict: bool
+    caption_template: str | None
 
 
 class ImageTextPair(tuple[Path, str]):

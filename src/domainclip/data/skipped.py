@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from domainclip.data.dataset import CLIPDataset
-from domainclip.data.records import PairList
+from domainclip.data.records import ImageTextPair, PairList
 from domainclip.errors import DataError, ImageError
 
 
@@ -57,19 +56,20 @@ def readable_pairs(
     return PairList([pair for pair, reason in zip(pairs, reasons, strict=True) if not reason], pairs.source)
 
 
-def require_images(data: CLIPDataset) -> None:
-    """See to it that two training images decode: a run that skips every row would change nothing.
+def require_images(pairs: Sequence[ImageTextPair], read: Callable[[int], object]) -> None:
+    """See to it that two training images can be read: a run that skips every row would change nothing.
 
     Args:
-        data: The training rows.
+        pairs: The training rows.
+        read: Reads the image of a row, as far as is wanted, and raises ``ImageError`` where that fails.
 
     Raises:
-        DataError: Fewer than two of its images can be read.
+        DataError: Fewer than two of the images can be read.
     """
     found, first = 0, ""
-    for row in range(len(data)):
+    for row in range(len(pairs)):
         try:
-            data.clean_and_augmented(row, [row])  # whichever of them is asked for next
+            read(row)
         except ImageError as error:
             first = first or str(error)
             continue
@@ -78,6 +78,6 @@ def require_images(data: CLIPDataset) -> None:
             return
     if first:  # too few rows to begin with is told elsewhere
         raise DataError(
-            f"No valid image-text pairs to train on: {found} of {len(data)} images can be read, 2 are needed; "
+            f"No valid image-text pairs to train on: {found} of {len(pairs)} images can be read, 2 are needed; "
             f"first problem: {first}"
         )

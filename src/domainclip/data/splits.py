@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 from domainclip.config.settings import DataSettings
 from domainclip.data.group_split import assign, find_units, image_key
-from domainclip.data.records import DISCIPLINE_COL, ImageTextPair, PairList
+from domainclip.data.records import DISCIPLINE_COL, ColumnOptions, Columns, ImageTextPair, PairList
 from domainclip.data.sources import huggingface, tables
 from domainclip.data.sources.directories import SPLIT_NAMES, are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE, DatasetLoader
 from domainclip.errors import ConfigurationError, DataError
+from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference
 
 
@@ -76,15 +78,11 @@ def load_splits(
     *,
     image_col: str = "image_path",
     caption_col: str = "caption",
-    label_col: str = "label",
-    group_col: str = "group",
     train_split: float = 0.8,
     val_split: float = 0.1,
     test_split: float = 0.1,
     seed: int = 42,
-    strict: bool = False,
-    image_root: Path | str | None = None,
-    caption_template: str | None = None,
+    **options: Unpack[ColumnOptions],
 ) -> DataSplits:
     """The splits of the data at ``data_path``, and in ``notes`` every decision taken.
 
@@ -98,21 +96,13 @@ def load_splits(
     """
     ratios = {"train": train_split, "validation": val_split, "test": test_split}
     split_pairs([], train_split, val_split, test_split)  # wrong ratios fail before a long load
-    given = given_splits(
-        data_path,
-        image_col=image_col,
-        caption_col=caption_col,
-        label_col=label_col,
-        group_col=group_col,
-        image_root=image_root,
-        strict=strict,
-        caption_template=caption_template,
-    )
+    columns = Columns(image_col, caption_col, **options)
+    given = given_splits(data_path, columns)
     notes: list[str] = []
     loaded = {name: part.load() for name, part in given.items()}
     for name, part in given.items():
         pairs = loaded[name]
-        join_groups(pairs, part.folder, image_col, group_col, notes)
+        join_groups(pairs, part.folder, columns, notes)
         if pairs.skipped:
             notes.append(f"{part.name}: {_count(len(pairs.skipped), 'row')} skipped, first {pairs.skipped[0]}")
     if len(given) == 1:
@@ -140,15 +130,22 @@ def load_splits(
     return splits
 
 
-def given_splits(path: Path | str, **options: object) -> dict[str, GivenSplit]:
-    """The splits that ``path`` brings, by name ("train", "validation", "test"); one entry means one undivided
-    set.
+def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
+    """The splits that ``path`` brings; one of them means one undivided set.
 
-    ``options`` go to ``DatasetLoader.load``. Raises ``DataError`` where two files claim one split.
+    Args:
+        path: As for ``DatasetLoader.load``, or a directory with a table or a folder for each split.
+        columns: How rows become pairs.
+
+    Returns:
+        The splits by name ("train", "validation", "test").
+
+    Raises:
+        DataError: Two files claim one split.
     """
 
     def part(name: str, where: Path | str, folder: Path | None, split: str = "train") -> GivenSplit:
-        return GivenSplit(name, folder, lambda: DatasetLoader.load(where, split=split, **options))  # type: ignore[arg-type]
+        return GivenSplit(name, folder, lambda: DatasetLoader.load(where, split=split, **asdict(columns)))
 
     folder = Path(path)
     if str(path).startswith(huggingface.PREFIX):
@@ -162,8 +159,8 @@ def given_splits(path: Path | str, **options: object) -> dict[str, GivenSplit]:
     if not folder.is_dir():
         return {"train": part(folder.name, folder, folder.parent)}
     entries = {entry.name: entry for entry in sorted(folder.iterdir())}
-    candidates = {stem + suffix for names in SPLIT_NAMES.values() for stem in names for suffix in tables.TABLE_SUFFIXES}
-    if not any("train" + suffix in entries for suffix in tables.TABLE_SUFFIXES):
+    candidates = {stem + suffix for names in SPLIT_NAMES.values() for stem in names for suffix in tables.SOURCES}
+    if not any("train" + suffix in entries for suffix in tables.SOURCES):
         if not are_split_folders(visible_folders(folder)):
             return {"train": part(folder.name or str(folder), folder, folder)}
         candidates = {stem for names in SPLIT_NAMES.values() for stem in names}
@@ -180,13 +177,14 @@ def given_splits(path: Path | str, **options: object) -> dict[str, GivenSplit]:
     return result
 
 
-def join_groups(pairs: PairList, folder: Path | None, image_col: str, group_col: str, notes: list[str]) -> None:
+def join_groups(pairs: PairList, folder: Path | None, columns: Columns, notes: list[str]) -> None:
     """Set each pair's group, and discipline where there is that column, from ``meta.csv`` in ``folder``, matched by
     image; a pair it lacks keeps its own."""
     meta = folder / META_FILE if folder is not None else None
     if meta is None or not meta.is_file():
         return
     header, rows = tables.read_delimited(meta, ",")
+    image_col, group_col = columns.image_col, columns.group_col
     if image_col not in header or group_col not in header:
         note = f"{META_FILE} is not used: it lacks the column {image_col!r} or {group_col!r}"
         if note not in notes:  # one file may serve three splits
@@ -264,6 +262,7 @@ def load_splits_of(resolved: ResolvedInference) -> DataSplits:
         ConfigurationError: The columns that are named contradict each other.
     """
     config = resolved.data
+    load_plugins(resolved.recipe.plugins)  # which may read the data
     return load_splits(
         config.data_path,
         image_col=config.image_col,

@@ -26,7 +26,15 @@ class MemoryLimit:
 
 
 def memory_limit(root: Path | None = None, membership: Path | None = None) -> MemoryLimit | None:
-    """The group with the least room left, or None where nothing limits memory."""
+    """The group with the least room left, or None where nothing limits memory.
+
+    Args:
+        root: Where the groups are mounted.
+        membership: File that names this process's groups.
+
+    Returns:
+        The tightest limit on the way up, and what is used of it; None where nothing limits.
+    """
     found: list[MemoryLimit] = []
     for folder in _groups("memory", root or ROOT, membership or MEMBERSHIP):
         limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
@@ -38,7 +46,15 @@ def memory_limit(root: Path | None = None, membership: Path | None = None) -> Me
 
 
 def cpu_quota(root: Path | None = None, membership: Path | None = None) -> float | None:
-    """How many cores' worth of time the tightest group grants; None where nothing limits it."""
+    """How many cores' worth of time the tightest group grants; None where nothing limits it.
+
+    Args:
+        root: Where the groups are mounted.
+        membership: File that names this process's groups.
+
+    Returns:
+        CPUs that may be used at once; None where nothing limits.
+    """
     quotas: list[float] = []
     for folder in _groups("cpu", root or ROOT, membership or MEMBERSHIP):
         if (folder / "cpu.max").is_file():

@@ -51,7 +51,11 @@ def mps_obstacle() -> str | None:
 
 
 def cuda_obstacle(device: torch.device) -> str | None:
-    """Why ``device`` (a CUDA or ROCm card) cannot be used here, with the remedy; None when it can."""
+    """Why ``device`` (a CUDA or ROCm card) cannot be used here, with the remedy; None when it can.
+
+    Args:
+        device: ``cuda`` or ``cuda:N``.
+    """
     if platform.system() == "Darwin":
         return "Macs have no CUDA"
     if not platform.cuda_is_built():

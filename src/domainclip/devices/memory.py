@@ -46,6 +46,12 @@ def read_memory(device: torch.device) -> MemoryInfo:
       the card.
     * MPS: ``unified`` (True: the GPU works in main memory), ``mps_current_gb``, ``mps_driver_gb``,
       ``mps_recommended_gb`` (Metal's recommendedMaxWorkingSetSize, beyond which it swaps).
+
+    Args:
+        device: Where the work runs.
+
+    Returns:
+        Gigabytes by name; None for what nothing limits.
     """
     host = psutil.virtual_memory()
     process = psutil.Process(os.getpid()).memory_info()

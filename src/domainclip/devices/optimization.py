@@ -34,7 +34,14 @@ _MPS_DEFAULT_WATERMARK = 1.7
 
 
 def optimize(device: torch.device) -> tuple[list[Optimization], list[Undo]]:
-    """Apply what helps on ``device``. Returns the decisions, and how to undo them (call in reverse order)."""
+    """Apply what helps on ``device``. Returns the decisions, and how to undo them (call in reverse order).
+
+    Args:
+        device: Where the work runs.
+
+    Returns:
+        What was done, each with its reason, and what undoes it.
+    """
     if device.type == "cuda":
         return _optimize_cuda(device)
     if device.type == "mps":
@@ -125,6 +132,12 @@ def spare_memory(device: torch.device) -> bool:
     """Undo ``_cpu_allocator`` where a step nearly fills the memory: every block above 1 MiB is given back when it is
     freed. In a heap that keeps them, gradients come to lie between activations and leave gaps that no other block fits
     into (a fifth of the peak for ViT-B/32 in micro-batches of 64). True where there was something to set.
+
+    Args:
+        device: Where the work runs.
+
+    Returns:
+        Whether it does.
     """
     return device.type == "cpu" and _set_malloc(_MALLOC_SPARE)
 

@@ -37,7 +37,11 @@ def macos_version() -> tuple[int, ...] | None:
 
 
 def sysctl(name: str) -> str | None:
-    """A kernel value of macOS, or None where the kernel has no such name (or this is no Mac)."""
+    """A kernel value of macOS, or None where the kernel has no such name (or this is no Mac).
+
+    Args:
+        name: Such as ``hw.memsize``.
+    """
     if system() != "Darwin":
         return None
     command = ["/usr/sbin/sysctl", "-n", name]
@@ -66,7 +70,11 @@ def chip_name() -> str | None:
 
 
 def apple_chip_generation(name: str | None) -> int | None:
-    """3 for ``Apple M3 Pro``; None for anything else (Intel, virtual machines: ``Apple processor``)."""
+    """3 for ``Apple M3 Pro``; None for anything else (Intel, virtual machines: ``Apple processor``).
+
+    Args:
+        name: Such as ``Apple M2 Pro``.
+    """
     found = re.match(r"Apple M(\d+)\b", name or "")
     return int(found.group(1)) if found else None
 
@@ -97,7 +105,11 @@ def cuda_name(device: torch.device) -> str:
 
 
 def cuda_capability(device: torch.device) -> tuple[int, int]:
-    """``(8, 0)`` for an A100: the generation decides which number formats have hardware."""
+    """``(8, 0)`` for an A100: the generation decides which number formats have hardware.
+
+    Args:
+        device: A CUDA one.
+    """
     return torch.cuda.get_device_capability(device)
 
 
@@ -138,6 +150,9 @@ def probe(device: torch.device) -> str | None:
 
     A backend can call itself available and still fail at the first tensor: Metal inside a virtual machine, a
     GPU that another process holds exclusively, a card too old for this torch's kernels.
+
+    Args:
+        device: Where the work runs.
     """
     try:
         total = torch.ones(8, device=device).sum().item()

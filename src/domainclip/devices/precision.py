@@ -37,6 +37,12 @@ class PrecisionDecision:
 
         Enter it anew for each forward pass: autocast keeps its cast copies of the weights until the outermost
         context ends, and copies made under ``no_grad`` would cut later passes off from their gradients.
+
+        Args:
+            device: Where the model runs.
+
+        Returns:
+            Of torch, or one that does nothing for ``fp32``.
         """
         if self.autocast_dtype is None:
             return torch.autocast(device.type, enabled=False)
@@ -48,8 +54,16 @@ def choose_precision(
 ) -> PrecisionDecision:
     """The precision for ``device``: fp32 if ``mixed_precision=False``, then what was asked for, then policy.
 
-    Raises ``ConfigurationError`` for an unknown precision, and for one that the device has not or only
-    slowly.
+    Args:
+        device: Where the work runs.
+        requested: The user's; None: chosen.
+        mixed_precision: False: ``fp32`` unless another is asked for.
+
+    Returns:
+        The format and the reason for it.
+
+    Raises:
+        ConfigurationError: For an unknown precision, and for one that the device has not or only slowly.
     """
     device = torch.device(device)
     if requested is not None and requested not in get_args(Precision):
@@ -67,7 +81,14 @@ def choose_precision(
 
 
 def supported_precisions(device: torch.device | str) -> tuple[Precision, ...]:
-    """Every precision that ``choose_precision`` would accept for ``device``, fp32 first."""
+    """Every precision that ``choose_precision`` would accept for ``device``, fp32 first.
+
+    Args:
+        device: Where the work runs.
+
+    Returns:
+        ``fp32`` first.
+    """
     return tuple(name for name in get_args(Precision) if _obstacle(torch.device(device), name) is None)
 
 

@@ -45,11 +45,20 @@ class Choice:
         return ".".join(map(str, self.path))
 
     def to_dict(self) -> dict[str, Any]:
+        """The choice as ``domainclip domain show --json`` prints it.
+
+        Returns:
+            Plain values by name.
+        """
         return {"key": self.key, "value": self.value, "because": self.because, "place": self.place}
 
 
 def recipe_sections() -> dict[str, str]:
-    """Every recipe key that a domain may set, with its section."""
+    """Every recipe key that a domain may set, with its section.
+
+    Returns:
+        Sections by key.
+    """
     return {
         name: facts.section
         for name, facts in facts_by_key(CLIPFinetuningConfig)
@@ -113,18 +122,32 @@ class DomainConfig(Settings):
         return {key: checked[key] for key in given if key in checked}
 
     def recipe_values(self) -> dict[str, Any]:
-        """The recipe keys that lie under what the user sets."""
+        """The recipe keys that lie under what the user sets.
+
+        Returns:
+            Plain values by key.
+        """
         return self._checked_recipe_values()
 
     def recipe_reasons(self) -> dict[str, str | None]:
-        """Why each key of ``recipe_values`` is what it is."""
+        """Why each key of ``recipe_values`` is what it is.
+
+        Returns:
+            Reasons by key; None where nobody gave one.
+        """
         return {key: self._reason((section, key)) for section in RECIPE_SECTIONS for key in getattr(self, section)}
 
     def reason(self, path: str) -> str | None:
-        """Why ``path`` (``training.learning_rate``) is what it is; None where nobody said.
+        """Why a value is what it is. A reason given for a whole mapping holds for its keys.
 
-        A reason given for a whole mapping holds for its keys. Raises ``ConfigurationError`` for a path that this
-        domain does not set.
+        Args:
+            path: of the value, with dots: ``training.learning_rate``.
+
+        Returns:
+            The reason; None where nobody gave one.
+
+        Raises:
+            ConfigurationError: the domain does not set this.
         """
         parts = tuple(path.split("."))
         if parts[0] not in _SECTIONS or _value_at(self._values(parts[0]), parts[1:]) is _ABSENT:
@@ -139,7 +162,11 @@ class DomainConfig(Settings):
         return next((reasons[path[:n]] for n in range(len(path), 0, -1) if path[:n] in reasons), None)
 
     def choices(self) -> list[Choice]:
-        """Everything the domain sets, in its sections' order: one entry a value, or a mapping given with one reason."""
+        """Everything the domain sets, in its sections' order: one entry a value, or a mapping given with one reason.
+
+        Returns:
+            The choices.
+        """
         return [
             Choice(path, value, self._reason(path), self._layer.place(path))
             for section in _SECTIONS
@@ -147,13 +174,31 @@ class DomainConfig(Settings):
         ]
 
     def self_contained(self) -> DomainConfig:
-        """A copy that needs no other file: the glossary's content is in it."""
+        """A copy that needs no other file: the glossary's content is in it.
+
+        Returns:
+            The copy.
+
+        Raises:
+            ConfigurationError: the glossary is missing or wrong.
+        """
         copy = self.model_copy(deep=True)
         copy.texts = self.texts.self_contained()
         return copy
 
     def with_steps(self, images: ImagePreprocessing | None, texts: TextPreprocessing | None) -> DomainConfig:
-        """A copy with a recipe's own preprocessing in place of a section: what a model trained by it must be given."""
+        """A copy with a recipe's own preprocessing in place of a section: what a model trained by it must be given.
+
+        Args:
+            images: the recipe's steps for images, or None.
+            texts: the recipe's steps for texts, or None.
+
+        Returns:
+            The copy.
+
+        Raises:
+            ConfigurationError: the glossary of the recipe's steps is missing or wrong.
+        """
         copy = self.model_copy(deep=True)
         for section, given in (("images", images), ("texts", texts and texts.self_contained())):
             if given is not None:
@@ -163,7 +208,11 @@ class DomainConfig(Settings):
         return copy
 
     def to_yaml(self) -> str:
-        """A file that says the same by itself, without ``extends`` or another file, every reason in it."""
+        """A file that says the same by itself, without ``extends`` or another file, every reason in it.
+
+        Returns:
+            The text of the file.
+        """
         whole = self.self_contained()
         content = {"name": self.name, "description": self.description, "family": self.family}
         for section in _SECTIONS:
@@ -181,13 +230,25 @@ class DomainConfig(Settings):
 
     def digest(self) -> str:
         """SHA-256 of what preprocessing does to images and texts (with the glossary's content), of the prompts and of
-        the family. Names and reasons are no part of it, nor the recipe keys, which a resolved recipe holds itself."""
+        the family. Names and reasons are no part of it, nor the recipe keys, which a resolved recipe holds itself.
+
+        Returns:
+            The digest in hexadecimal digits.
+        """
         content = self.self_contained().model_dump(mode="json", include={"family", *PREPROCESSING})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_key(section: str, key: str) -> None:
-    """Raises ``ConfigurationError`` for a recipe key that a domain's ``section`` does not hold."""
+    """Make sure that a recipe key may stand in a section of a domain.
+
+    Args:
+        section: of a domain's file.
+        key: what stands in it.
+
+    Raises:
+        ConfigurationError: the key belongs elsewhere, or there is none of this name.
+    """
     homes = recipe_sections()
     if homes.get(key) == section:
         return

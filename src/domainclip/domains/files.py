@@ -33,7 +33,11 @@ _KEYS = ("name", "description", "family", "extends", *PREPROCESSING, *RECIPE_SEC
 
 
 def shipped_domains() -> list[str]:
-    """Names of the domains inside the package, the general one first."""
+    """Names of the domains inside the package, the general one first.
+
+    Returns:
+        Their names.
+    """
     names = [entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml")]
     return sorted(names, key=lambda name: (name != "general", name))
 
@@ -44,8 +48,15 @@ def load_domain(name_or_path: str | Path) -> DomainConfig:
     ``extends`` names a shipped domain or a file (a relative path starts at the file that says it). Mappings are merged,
     all else is replaced, and null takes back what was inherited; name and description are each domain's own.
 
-    Raises ``ConfigurationError``: "Invalid domain" for what is neither a shipped name nor a file; with file, line and
-    key for a file that is wrong; with the whole chain where domains extend each other in a circle.
+    Args:
+        name_or_path: a shipped name, or the path of a file.
+
+    Returns:
+        The domain, complete.
+
+    Raises:
+        ConfigurationError: "Invalid domain" for what is neither a shipped name nor a file; with file, line and key for
+            a file that is wrong; with the whole chain where domains extend each other in a circle.
     """
     if str(name_or_path) in shipped_domains():
         return _shipped(str(name_or_path)).model_copy(deep=True)
@@ -53,7 +64,17 @@ def load_domain(name_or_path: str | Path) -> DomainConfig:
 
 
 def domain_family(name_or_path: str) -> Domain:
-    """The shipped domain whose objective and metrics hold; raises as ``load_domain`` does."""
+    """The shipped domain whose objective and metrics hold.
+
+    Args:
+        name_or_path: as ``load_domain`` takes it.
+
+    Returns:
+        Its name.
+
+    Raises:
+        ConfigurationError: as ``load_domain`` does.
+    """
     for family in get_args(Domain):
         if family == name_or_path:
             return family

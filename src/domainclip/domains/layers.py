@@ -27,8 +27,16 @@ class DomainLayer:
     def from_text(cls, text: str, source: str) -> DomainLayer:
         """Read YAML in which a value may be written ``{value: …, because: "…"}``.
 
-        Raises ``ConfigurationError`` with file and line for what is not YAML, and for a ``because`` without its value
-        or without words.
+        Args:
+            text: of the file.
+            source: what messages call it.
+
+        Returns:
+            The layer.
+
+        Raises:
+            ConfigurationError: it is no YAML, or a ``because`` lacks its value or its words; the message has file and
+                line.
         """
         found = LocatedYaml.parse(text, source)
         layer = cls()
@@ -62,7 +70,14 @@ class DomainLayer:
 
     def under(self, child: DomainLayer) -> DomainLayer:
         """``child`` laid over this: mappings are merged, everything else (lists too) is replaced, and null takes back
-        what this layer says."""
+        what this layer says.
+
+        Args:
+            child: what lies above.
+
+        Returns:
+            A new layer of both.
+        """
         result = DomainLayer({}, dict(self.reasons), dict(self.places))
         result.values = result._merged(self.values, child.values, (), child)
         return result
@@ -101,5 +116,12 @@ class DomainLayer:
         self.places = {at: place for at, place in self.places.items() if at[: len(path)] != path}
 
     def place(self, path: KeyPath) -> str | None:
-        """Where ``path`` stands, or the nearest key around it."""
+        """Where ``path`` stands, or the nearest key around it.
+
+        Args:
+            path: the keys that lead to a value.
+
+        Returns:
+            File and line; None where neither is known.
+        """
         return next((self.places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.places), None)

@@ -33,7 +33,16 @@ _PREPROCESSING: dict[str, type[Settings]] = {
 
 
 def domain_template(name: str, parent: DomainConfig, extends: str) -> str:
-    """YAML text that is valid as it is and changes nothing of ``parent``, named ``extends`` in it."""
+    """YAML text that is valid as it is and changes nothing of ``parent``, named ``extends`` in it.
+
+    Args:
+        name: of the new domain.
+        parent: what it extends.
+        extends: how its file names that.
+
+    Returns:
+        The text of the file.
+    """
     lines = [
         f"# The domain {name}. `domainclip domain show FILE` checks it, `domainclip train --domain FILE` uses it.",
         "# Take the # off a section's line, and off the keys in it that you choose. A choice may carry its reason:",

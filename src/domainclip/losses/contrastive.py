@@ -20,6 +20,14 @@ def cross_entropy_rows(logits: Tensor, targets: Tensor, label_smoothing: float =
     """``-Σ_j t_ij log softmax(logits_i)_j`` for each row, and what of it the targets make unavoidable.
 
     ``label_smoothing`` ε replaces t by (1 - ε) t + ε / B. ``target_entropy`` is the smallest value the loss can take.
+
+    Args:
+        logits: ``[rows, candidates]``, scaled.
+        targets: ``[rows, candidates]``; each row sums to 1.
+        label_smoothing: Fraction of the target spread over all candidates.
+
+    Returns:
+        The loss of each row.
     """
     loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     smooth = targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
@@ -42,6 +50,14 @@ class CLIPContrastiveLoss(ContrastiveObjective):
         return cls(label_smoothing=settings.label_smoothing, **shared_keywords(settings))
 
     def row_loss(self, rows: Rows) -> RowLoss:
+        """Cross entropy of each row's similarities with its positives.
+
+        Args:
+            rows: Similarities of some rows with all candidates, and which of these are positives.
+
+        Returns:
+            A loss for each row.
+        """
         return cross_entropy_rows(rows.logits, rows.targets(), self.label_smoothing)
 
 

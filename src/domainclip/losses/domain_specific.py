@@ -99,6 +99,15 @@ class DomainSpecificLoss(ContrastiveObjective):
         return self.log_scale.exp() * SHARPNESS[self.domain]
 
     def row_loss(self, rows: Rows, labels: Tensor | None = None) -> RowLoss:
+        """The domain's own objective, and its extra term.
+
+        Args:
+            rows: Similarities of some rows with all candidates, and which of these are positives.
+            labels: A class for each pair; None: none are known.
+
+        Returns:
+            A loss for each row.
+        """
         positive, logits, weight = rows.positive, rows.logits, self.domain_weight
         same_label = torch.zeros_like(positive)
         if labels is not None:

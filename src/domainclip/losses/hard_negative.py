@@ -21,7 +21,16 @@ Strategy = Literal["semi-hard", "hard", "weighted"]
 
 
 def hardest_fraction(scores: Tensor, allowed: Tensor, ratio: float) -> Tensor:
-    """For each row the ⌈ratio · n⌉ highest of its n allowed entries, as a mask ``[c, B]``; equal ones by position."""
+    """For each row the ⌈ratio · n⌉ highest of its n allowed entries, as a mask ``[c, B]``; equal ones by position.
+
+    Args:
+        scores: ``[rows, candidates]``.
+        allowed: Which candidates may be taken, of the same shape.
+        ratio: From 0 to 1.
+
+    Returns:
+        Which were taken, of the same shape.
+    """
     order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True)
     # In float32 9 % of 300 is a little more than 27, and ceil would make it 28.
     wanted = (allowed.sum(dim=1, keepdim=True) * ratio * (1 - 5e-7)).ceil()
@@ -30,7 +39,15 @@ def hardest_fraction(scores: Tensor, allowed: Tensor, ratio: float) -> Tensor:
 
 
 def progressed(warmup: float, progress: float) -> float:
-    """How much of the hardness applies: rises from 0 to 1 over the first ``warmup`` (fraction) of the training."""
+    """How much of the hardness applies: rises from 0 to 1 over the first ``warmup`` (fraction) of the training.
+
+    Args:
+        warmup: Fraction of the training over which it rises.
+        progress: How much of the training is done, from 0 to 1.
+
+    Returns:
+        From 0 to 1.
+    """
     return 1.0 if warmup <= 0 else min(1.0, progress / warmup)
 
 
@@ -95,7 +112,14 @@ class HardNegativeMiningLoss(ContrastiveObjective):
 
     @torch.no_grad()
     def mine(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The mined negatives, and all negatives, as masks ``[c, B]``."""
+        """The mined negatives, and all negatives, as masks ``[c, B]``.
+
+        Args:
+            rows: Similarities of some rows with all candidates, and which of these are positives.
+
+        Returns:
+            Which negatives count more, and by how much.
+        """
         negative = ~rows.positive
         own = rows.candidates[rows.index]
         allowed = negative & (own @ rows.candidates.T < self.duplicate_similarity)
@@ -104,6 +128,14 @@ class HardNegativeMiningLoss(ContrastiveObjective):
         return hardest_fraction(rows.scores, allowed, self.hard_negative_ratio), negative
 
     def row_loss(self, rows: Rows) -> RowLoss:
+        """Cross entropy in which mined negatives count more.
+
+        Args:
+            rows: Similarities of some rows with all candidates, and which of these are positives.
+
+        Returns:
+            A loss for each row, and how many negatives were mined.
+        """
         mined, negative = self.mine(rows)
         extra = torch.full_like(rows.logits, self.hard_negative_weight - 1) * mined
         extra = extra * progressed(self.hardness_warmup, rows.progress)

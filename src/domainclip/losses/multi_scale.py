@@ -64,6 +64,14 @@ class MultiScaleLoss(ContrastiveObjective):
         )
 
     def row_loss(self, rows: Rows) -> RowLoss:
+        """Weighted sum of cross entropies at several temperatures.
+
+        Args:
+            rows: Similarities of some rows with all candidates, and which of these are positives.
+
+        Returns:
+            A loss for each row, and that of each scale.
+        """
         targets = rows.targets()
         losses: list[Tensor] = []
         metrics: dict[str, Tensor] = {}

@@ -142,10 +142,25 @@ class ContrastiveObjective(nn.Module):
             self.log_scale.fill_(math.log(1 / value))
 
     def row_loss(self, rows: Rows) -> RowLoss:
+        """The loss of some rows: what a subclass says.
+
+        Args:
+            rows: Similarities of some rows with all candidates, and which of these are positives.
+
+        Returns:
+            A loss for each row, and extras by name.
+
+        Raises:
+            NotImplementedError: In the base class.
+        """
         raise NotImplementedError
 
     def own_scale(self) -> Tensor:
-        """One over the temperature, where the caller does not own it."""
+        """One over the temperature, where the caller does not own it.
+
+        Returns:
+            The inverse of the temperature.
+        """
         return self.log_scale.exp()
 
     def forward(
@@ -243,7 +258,15 @@ class ContrastiveObjective(nn.Module):
         }
 
     def finish(self, extras: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-        """The extras as they are handed out, from their means over all ``rows`` of both directions."""
+        """The extras as they are handed out, from their means over all ``rows`` of both directions.
+
+        Args:
+            extras: What ``row_loss`` gave besides the loss, joined over all blocks of rows.
+            rows: Similarities of some rows with all candidates, and which of these are positives.
+
+        Returns:
+            What the objective gives beside the loss.
+        """
         return extras
 
     def _chunk(self, size: int) -> int:
@@ -253,7 +276,14 @@ class ContrastiveObjective(nn.Module):
 
 
 def shared_keywords(settings: LossSettings) -> dict:
-    """What every objective takes from a recipe."""
+    """What every objective takes from a recipe.
+
+    Args:
+        settings: The recipe's loss settings.
+
+    Returns:
+        For the constructor of an objective.
+    """
     metric: str | Similarity = settings.similarity_metric
     if metric in ("cosine", "dot"):
         metric = "cosine" if settings.normalize_embeddings else "dot"

@@ -61,6 +61,15 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
         self.bias_is_set = state["bias_is_set"]
 
     def row_loss(self, rows: Rows, bias: Tensor | None = None) -> RowLoss:
+        """Log-sigmoid of each pair, positive or negative.
+
+        Args:
+            rows: Similarities of some rows with all candidates, and which of these are positives.
+            bias: Added to the scaled similarities.
+
+        Returns:
+            A loss for each row.
+        """
         logits = rows.logits + (self.bias if bias is None else bias)
         sign = torch.where(rows.positive, 1.0, -1.0).to(logits.dtype)
         return -F.logsigmoid(sign * logits).sum(dim=1), {}
@@ -93,6 +102,12 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
 
         Some images of a large batch stand for all, since B × B may not fit, but against *all* its texts: the bias
         falls with every further candidate. A batch that cannot tell (all pairs match, or NaN) leaves b for the next.
+
+        Args:
+            image_embeds: ``[batch, dim]``, as the image tower gives them.
+            text_embeds: ``[batch, dim]``, as the text tower gives them; row i belongs to image i.
+            group_ids: ``[batch]``; rows of one group are positives of each other. None: each row is a group of its own.
+            logit_scale: The model's logarithm of the inverse temperature, which takes the place of the objective's own.
         """
         rows = max(1, min(len(image_embeds), CHUNK_ENTRIES // len(text_embeds)))
         wide = torch.float64 if image_embeds.dtype == torch.float64 else torch.float32

@@ -135,6 +135,13 @@ class TemperatureScheduler:
 
         ``loss`` is that of the batch just trained on, and moves the adaptive schedule alone. Raises
         ``ConfigurationError`` for a negative position.
+
+        Args:
+            step: The number of the step; None: the next one.
+            loss: Of the step, which the adaptive schedule follows.
+
+        Returns:
+            The temperature from here on.
         """
         if step is not None and step < 0:
             raise ConfigurationError(f"step must be zero or more (step={step!r})")
@@ -159,7 +166,11 @@ class TemperatureScheduler:
         self.load_state(state)
 
     def get_state(self) -> dict[str, Any]:
-        """Position and temperature, and what the adaptive schedule remembers: numbers and text alone."""
+        """Position and temperature, and what the adaptive schedule remembers: numbers and text alone.
+
+        Returns:
+            Plain numbers and lists.
+        """
         return {
             "schedule_type": self.schedule_type,
             "position": self._position,
@@ -183,7 +194,14 @@ class TemperatureScheduler:
         self._in_a_row = 0  # losses in a row clear of the reference: above it positive, below it negative
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where ``get_state`` was taken. Raises ``CheckpointError`` for a state that does not fit."""
+        """Go on exactly where ``get_state`` was taken.
+
+        Args:
+            state: What ``get_state`` gave.
+
+        Raises:
+            CheckpointError: For a state that does not fit.
+        """
         missing = [key for key in self.get_state() if key not in state]
         if missing:
             raise CheckpointError(f"The temperature schedule's saved state lacks {', '.join(missing)}")

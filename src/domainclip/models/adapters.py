@@ -24,7 +24,14 @@ ADAPTER = "default"
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of that name belongs to an adapter."""
+    """Whether a parameter of that name belongs to an adapter.
+
+    Args:
+        name: Of the parameter or module, as in the ``transformers`` model.
+
+    Returns:
+        Whether it is one.
+    """
     return ".lora_A." in name or ".lora_B." in name
 
 
@@ -55,7 +62,11 @@ class LoraAdapters:
         self._digest: str | None = None
 
     def describe(self) -> str:
-        """One line for the user: where the adapters are, and how much is trained."""
+        """One line for the user: where the adapters are, and how much is trained.
+
+        Returns:
+            The towers that have adapters, and how many weights are trained of how many.
+        """
         places = {tower: sum(tower_of(name) == tower for name in self.layers) for tower in ("image", "text")}
         where = " and ".join(f"{count} layers of the {tower} tower" for tower, count in places.items() if count)
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -80,6 +91,9 @@ class LoraAdapters:
 
         The model itself is not touched: adding and then subtracting an update would not give back the same floats.
         Only adapted matrices are new tensors; the rest is the model's own memory.
+
+        Returns:
+            Tensors by name, of the weights' own types.
         """
         state = {}
         for name, value in self.model.state_dict().items():
@@ -104,7 +118,11 @@ class LoraAdapters:
             parameter.requires_grad_(self._trainable_before[name])
 
     def frozen_names(self) -> list[str]:
-        """Weights that are not trained, and that a checkpoint can do without."""
+        """Weights that are not trained, and that a checkpoint can do without.
+
+        Returns:
+            Their names in the model.
+        """
         return [name for name, parameter in self._frozen()]
 
     def _frozen(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -113,7 +131,11 @@ class LoraAdapters:
                 yield name, parameter
 
     def frozen_digest(self) -> str:
-        """SHA-256 of the frozen weights, computed once: adapters mean nothing beside other weights."""
+        """SHA-256 of the frozen weights, computed once: adapters mean nothing beside other weights.
+
+        Returns:
+            Hexadecimal digits.
+        """
         if self._digest is None:
             digest = hashlib.sha256()
             for name, parameter in self._frozen():

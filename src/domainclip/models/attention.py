@@ -66,12 +66,25 @@ def choose_attention(
 ) -> AttentionDecision:
     """The attention of one tower, with its reason.
 
-    ``tokens`` of one image or text, ``batch`` of them at once, ``heads`` of a layer; ``precision`` is fp32, bf16 or
-    fp16; ``memory_bytes`` is what the whole run may use; ``dropout`` that of the attention weights; ``checkpointed``:
-    whole layers are computed again backward anyhow. ``choice`` and ``slice_size`` are the user's: only ``auto`` leaves
-    a choice, and a size counts where ``sliced`` is taken.
+    Args:
+        tokens: Of one image or text.
+        batch: Images or texts that go through at once.
+        heads: Heads of a layer.
+        device_type: ``cpu``, ``cuda`` or ``mps``.
+        training: Whether there is a backward pass.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        memory_bytes: What the whole run may use.
+        choice: The user's; only ``auto`` leaves a choice.
+        slice_size: The user's; it counts where ``sliced`` is taken.
+        causal: Whether no token sees a later one.
+        dropout: Of the attention weights.
+        checkpointed: Whether whole layers are computed again backward anyhow.
 
-    Raises ``ConfigurationError`` for a size, a number or a precision that makes no sense.
+    Returns:
+        What the tower should compute with, and why.
+
+    Raises:
+        ConfigurationError: For a size, a number or a precision that makes no sense.
     """
     if min(tokens, batch, heads) < 1 or memory_bytes < 0 or (slice_size is not None and slice_size < 1):
         raise ConfigurationError(
@@ -148,6 +161,17 @@ def choose_slice_size(
     """Queries in a block, and why: the fewest blocks that each fit their fraction of the memory, of equal sizes.
 
     Equal, because each shape costs compiled kernels on MPS, and the largest block sets the peak.
+
+    Args:
+        tokens: Of one image or text.
+        batch: Images or texts that go through at once.
+        heads: Heads of a layer.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        memory_bytes: What the whole run may use.
+        dropout: Whether the attention weights have any.
+
+    Returns:
+        The size, and the reason in words.
     """
     each = _bytes_of_a_query(tokens, batch, heads, precision, dropout)
     fraction = memory_bytes * BLOCK_FRACTION
@@ -181,6 +205,12 @@ def has_attention(tower: Any) -> bool:
 
     Not in a convolutional tower, which has none, nor where ``transformers`` cannot exchange it (windows, several
     widths): such towers are left as they are.
+
+    Args:
+        tower: A ``transformers`` model.
+
+    Returns:
+        Whether it can.
     """
     exchangeable = bool(tower._can_set_attn_implementation())
     return exchangeable and isinstance(getattr(tower.config, "num_attention_heads", None), int)
@@ -189,7 +219,16 @@ def has_attention(tower: Any) -> bool:
 def attention_shape(
     tower: Any, *, resolution: int | None = None, text_length: int | None = None
 ) -> AttentionShape | None:
-    """Of an image tower at ``resolution`` pixels, or of a text tower at ``text_length`` tokens; None without one."""
+    """Of an image tower at ``resolution`` pixels, or of a text tower at ``text_length`` tokens; None without one.
+
+    Args:
+        tower: A ``transformers`` model.
+        resolution: Of the images, in pixels, for an image tower.
+        text_length: Of the texts, in tokens, for a text tower.
+
+    Returns:
+        Its numbers of tokens and heads, and its dropout.
+    """
     if not has_attention(tower):
         return None
     config = tower.config
@@ -220,10 +259,24 @@ def decide_attention(
 ) -> dict[str, AttentionDecision]:
     """``image`` and ``text``: how each tower of a ``DualEncoder`` that has attention should compute it.
 
-    ``batch``: images or texts that go through a tower at once; the rest as for ``choose_attention``; ``resolution``
-    and ``text_length`` are the model's own if not given. ``encoder.set_attention(**decisions)`` makes it so.
+    ``encoder.set_attention(**decisions)`` makes it so.
 
-    Raises ``ConfigurationError`` for sizes or a precision that make no sense.
+    Args:
+        encoder: The dual encoder.
+        settings: The user's choices: ``attention``, ``attention_slice_size`` and ``gradient_checkpointing``.
+        batch: Images or texts that go through a tower at once.
+        device_type: ``cpu``, ``cuda`` or ``mps``.
+        training: Whether there is a backward pass.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        memory_bytes: What the whole run may use.
+        resolution: In pixels; None: the model's own.
+        text_length: In tokens; None: the model's own.
+
+    Returns:
+        A decision for each tower that has attention.
+
+    Raises:
+        ConfigurationError: For sizes or a precision that make no sense.
     """
     model = encoder.model
     shapes = {

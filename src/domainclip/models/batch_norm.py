@@ -13,12 +13,28 @@ from domainclip.models.towers import BatchNorm
 
 
 def has_live_batch_norm(encoder: nn.Module) -> bool:
-    """Whether an image's embedding depends on the others of its batch, as the encoder's modules are set now."""
+    """Whether an image's embedding depends on the others of its batch, as the encoder's modules are set now.
+
+    Args:
+        encoder: The dual encoder.
+
+    Returns:
+        True where a layer takes its batch's statistics.
+    """
     return any(isinstance(m, BatchNorm) and (m.training or m.running_mean is None) for m in encoder.modules())
 
 
 def statistics_differ(model: nn.Module, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    """Whether two sets of ``model``'s weights hold other running means or variances for its batch-norm layers."""
+    """Whether two sets of ``model``'s weights hold other running means or variances for its batch-norm layers.
+
+    Args:
+        model: Whose modules tell the layers.
+        a: A state dict of it.
+        b: Another one.
+
+    Returns:
+        True where any mean or variance differs.
+    """
     names = [
         f"{name}.{buffer}"
         for name, module in model.named_modules()
@@ -38,6 +54,10 @@ def recompute_statistics(encoder: DualEncoder, batches: Iterable[Float[Tensor, "
 
     Returns:
         The number of images that the statistics were taken of.
+
+    Args:
+        encoder: The dual encoder.
+        batches: Images as the tower takes them.
     """
     layers = [m for m in encoder.model.vision_model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     was_training, momenta, images = encoder.training, [layer.momentum for layer in layers], 0

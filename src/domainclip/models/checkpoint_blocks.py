@@ -46,7 +46,14 @@ def checkpoint_blocks(model: Any, enabled: bool) -> list[TowerName]:
 
 
 def checkpoint_options(device: torch.device) -> dict[str, Any]:
-    """Keywords for ``torch.utils.checkpoint.checkpoint`` with which a replay repeats the first pass exactly."""
+    """Keywords for ``torch.utils.checkpoint.checkpoint`` with which a replay repeats the first pass exactly.
+
+    Args:
+        device: Where the model trains.
+
+    Returns:
+        The keywords.
+    """
     options: dict[str, Any] = {"use_reentrant": False}
     if device.type == "mps":
         options["context_fn"] = partial(same_random_numbers, device.type)
@@ -78,5 +85,11 @@ def same_random_numbers(device_type: str) -> tuple[AbstractContextManager, Abstr
 
     Its ``preserve_rng_state`` covers the CPU and CUDA alone: on MPS, without a word, dropout takes other numbers when
     it is computed again, and the gradient is that of another network (pytorch issue 127676; so in torch 2.13).
+
+    Args:
+        device_type: ``cpu``, ``cuda`` or ``mps``.
+
+    Returns:
+        What to enter for the first pass, and for the second.
     """
     return nullcontext(), MPSRandomState() if device_type == "mps" else nullcontext()

@@ -140,7 +140,15 @@ class DualEncoder(nn.Module):
         """Image embeddings, not normalised.
 
         Images of another size than the tower's own, square or not, are read with its position embeddings resized.
-        Raises ``ConfigurationError`` for a resolution whose edge the patches would leave out.
+
+        Args:
+            pixel_values: Normalised as the image processor does.
+
+        Returns:
+            One row an image.
+
+        Raises:
+            ConfigurationError: For a resolution whose edge the patches would leave out.
         """
         options = {}
         size = tuple(pixel_values.shape[-2:])
@@ -157,7 +165,15 @@ class DualEncoder(nn.Module):
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """Text embeddings, not normalised."""
+        """Text embeddings, not normalised.
+
+        Args:
+            input_ids: Padded as the processor pads them.
+            attention_mask: 1 for tokens, 0 for padding.
+
+        Returns:
+            One row a text.
+        """
         if self.is_siglip:
             attention_mask = None  # SigLIP was trained without one: its tower attends to the padding.
         output = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
@@ -166,21 +182,43 @@ class DualEncoder(nn.Module):
     # --- what is trained ---
 
     def named_tower_parameters(self) -> Iterator[tuple[Tower, str, nn.Parameter]]:
-        """Every parameter once, with the tower it belongs to."""
+        """Every parameter once, with the tower it belongs to.
+
+        Returns:
+            Tower, name and parameter of each.
+        """
         for name, parameter in self.model.named_parameters():
             yield tower_of(name), name, parameter
 
     def tower_modules(self, tower: TowerName) -> nn.ModuleList:
-        """The modules that make the embeddings of images or of texts."""
+        """The modules that make the embeddings of images or of texts.
+
+        Args:
+            tower: ``image`` or ``text``.
+
+        Returns:
+            They, in a list that torch knows.
+        """
         names = ("vision_model", "visual_projection") if tower == "image" else ("text_model", "text_projection")
         return nn.ModuleList([part for name in names if (part := getattr(self.model, name, None)) is not None])
 
     def layer_index(self, name: str) -> int | None:
-        """Depth of the block a parameter belongs to, counted from the input; None outside the blocks."""
+        """Depth of the block a parameter belongs to, counted from the input; None outside the blocks.
+
+        Args:
+            name: Of the parameter or module, as in the ``transformers`` model.
+
+        Returns:
+            The first block is 0.
+        """
         return layer_index(name)
 
     def lock(self, tower: TowerName) -> None:
-        """Freeze a tower and its projection, except a projection that was just created and knows nothing yet."""
+        """Freeze a tower and its projection, except a projection that was just created and knows nothing yet.
+
+        Args:
+            tower: ``image`` or ``text``.
+        """
         self._locked.add(tower)
         for owner, name, parameter in self.named_tower_parameters():
             fresh = self.fresh_projections and name.startswith(("visual_projection.", "text_projection."))
@@ -205,9 +243,25 @@ class DualEncoder(nn.Module):
             self.adapters = None
 
     def learns_by_adapters(self, tower: Tower) -> bool:
+        """Whether adapters are trained in place of a tower's own weights.
+
+        Args:
+            tower: ``image``, ``text`` or ``scale``.
+
+        Returns:
+            False for every tower where there are no adapters.
+        """
         return self.adapters is not None and tower in self.adapters.towers
 
     def train(self, mode: bool = True) -> DualEncoder:
+        """Set the training mode; locked towers and frozen batch norm stay in evaluation mode.
+
+        Args:
+            mode: False for evaluation.
+
+        Returns:
+            The encoder itself.
+        """
         super().train(mode)
         if mode:
             if self.frozen_batch_norm:
@@ -223,7 +277,13 @@ class DualEncoder(nn.Module):
     def optimize_layout(self, device: torch.device) -> bool:
         """Keep a convolutional image tower's tensors in channels-last order where kernels prefer it (CPU, CUDA).
 
-        The numbers are the same up to rounding; on MPS the order brings nothing. True when it was done.
+        The numbers are the same up to rounding; on MPS the order brings nothing.
+
+        Args:
+            device: Where the work runs.
+
+        Returns:
+            True when it was done.
         """
         if self.image_tower_kind != "convolutional" or device.type not in {"cpu", "cuda"}:
             return False
@@ -242,6 +302,10 @@ class DualEncoder(nn.Module):
         """Let the towers compute attention as decided; None leaves a tower as it is, and so does having none.
 
         ``attention.decide_attention`` gives the decisions. A saved model does not carry them.
+
+        Args:
+            image: Of the image tower.
+            text: Of the text tower.
         """
         for tower, decision in ((self.model.vision_model, image), (self.model.text_model, text)):
             if decision is not None and has_attention(tower):
@@ -249,7 +313,12 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def set_temperature(self, temperature: float, *, trainable: bool) -> None:
-        """Overwrite the model's scale by 1 / temperature."""
+        """Overwrite the model's scale by 1 / temperature.
+
+        Args:
+            temperature: Positive; similarities are divided by it.
+            trainable: Whether training changes it from here on.
+        """
         self.logit_scale.fill_(math.log(1.0 / temperature))
         self.logit_scale.requires_grad_(trainable)
 
@@ -264,7 +333,11 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def absorb_text_map(self, weight: Float[Tensor, "dim dim"]) -> None:
-        """Multiply a learned map of the text embeddings into the text tower's last layer."""
+        """Multiply a learned map of the text embeddings into the text tower's last layer.
+
+        Args:
+            weight: The map; new embeddings are ``weight @ embedding``.
+        """
         layer: Any = getattr(self.model, "text_projection", None)
         if layer is None:
             layer = self.model.text_model.head  # SigLIP

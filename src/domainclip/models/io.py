@@ -57,6 +57,10 @@ def load_weights(encoder: DualEncoder, folder: Path) -> None:
     """Take over the weights of a folder that ``save_encoder`` wrote for a model of the same shape.
 
     Adapters are taken out first: they are merged into such weights already.
+
+    Args:
+        encoder: The dual encoder.
+        folder: What ``save_encoder`` has written.
     """
     encoder.remove_adapters()
     with quiet_transformers():
@@ -70,7 +74,14 @@ def load_weights(encoder: DualEncoder, folder: Path) -> None:
 
 def training_state(encoder: DualEncoder) -> dict[str, Any]:
     """What a checkpoint must hold of an encoder: all weights, or with adapters those that are trained, buffers, the
-    logit scale, and a digest of the rest."""
+    logit scale, and a digest of the rest.
+
+    Args:
+        encoder: The dual encoder.
+
+    Returns:
+        For ``load_training_state``.
+    """
     weights = encoder.state_dict()
     if encoder.adapters is None:
         return weights
@@ -81,6 +92,10 @@ def training_state(encoder: DualEncoder) -> dict[str, Any]:
 
 def load_training_state(encoder: DualEncoder, state: dict[str, Any]) -> None:
     """Go on from ``training_state``.
+
+    Args:
+        encoder: The dual encoder.
+        state: What ``training_state`` gave.
 
     Raises:
         CheckpointError: Where adapters were trained beside other frozen weights than the encoder's.

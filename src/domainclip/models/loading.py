@@ -40,7 +40,19 @@ _PADDING: dict[str, TextPadding] = {
 
 
 def load_part(kind: str, loader: Any, name: str, **options: Any) -> Any:
-    """``loader.from_pretrained`` with its many failures turned into one message that says how to go on."""
+    """``loader.from_pretrained`` with its many failures turned into one message that says how to go on.
+
+    Args:
+        kind: What it is, for messages.
+        loader: A class of ``transformers`` with ``from_pretrained``.
+        name: Of a repository on the hub, or a local directory.
+
+    Returns:
+        What the loader makes.
+
+    Raises:
+        ModelLoadError: Where it cannot be had, with the remedy.
+    """
     looks_local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
     path = Path(name).expanduser()
     if looks_local and not path.is_dir():
@@ -71,7 +83,13 @@ def _text_limit(config: Any, tokenizer: Any) -> int:
 
 
 def check_usable(model: Any, name: str) -> None:
-    """Raises ``ModelLoadError`` for a model that this package cannot train."""
+    """Args:
+        model: The ``transformers`` model.
+        name: Of the model, for messages.
+
+    Raises:
+        ModelLoadError: For a model that this package cannot train.
+    """
     missing = [
         part
         for part in ("get_image_features", "get_text_features", "logit_scale", "vision_model", "text_model")
@@ -168,14 +186,34 @@ def _check_pooling(encoder: DualEncoder) -> None:
 
 
 def load_config(name: str) -> Any:
-    """The ``transformers`` config of a model, without its weights. Raises ``ModelLoadError``."""
+    """The ``transformers`` config of a model, without its weights.
+
+    Args:
+        name: Of a repository on the hub, or a local directory.
+
+    Returns:
+        What ``AutoConfig`` makes of it.
+
+    Raises:
+        ModelLoadError: Where it cannot be had.
+    """
     with quiet_transformers():
         folder = open_clip_folder(name)
         return load_part("model's config", AutoConfig, name) if folder is None else load_model_config(folder)
 
 
 def load_processor(name: str) -> EncoderProcessor:
-    """Tokenizer and image processor of a model, without its weights."""
+    """Tokenizer and image processor of a model, without its weights.
+
+    Args:
+        name: Of a repository on the hub, a local directory, or ``tiny``.
+
+    Returns:
+        Both, called like a ``transformers`` processor.
+
+    Raises:
+        ModelLoadError: Where they cannot be had.
+    """
     if name == TINY:
         return make_tiny_clip().processor
     with quiet_transformers():
@@ -188,8 +226,15 @@ def load_processor(name: str) -> EncoderProcessor:
 def load_encoder(settings: ModelSettings) -> DualEncoder:
     """The dual encoder a recipe names, in float32 on the CPU, in ``eval()`` mode.
 
-    Raises ``ModelLoadError`` for a wrong name, a missing network, or a model that is not a dual encoder, and
-    ``ConfigurationError`` where ``save_open_clip`` asks for what cannot be done.
+    Args:
+        settings: ``model_name``, or ``vision_model_name`` and ``text_model_name``; ``save_open_clip`` and ``seed``.
+
+    Returns:
+        Of any family that this package trains.
+
+    Raises:
+        ModelLoadError: For a wrong name, a missing network, or a model that is not a dual encoder.
+        ConfigurationError: Where ``save_open_clip`` asks for what cannot be done.
     """
     encoder = _load(settings)
     if settings.save_open_clip is False:

@@ -32,6 +32,12 @@ def adaptable_layers(encoder: DualEncoder) -> list[str]:
     that an adapter would be passed over. Not convolutions, though ``peft`` has adapters for them: the update of a
     depthwise one cannot be merged, and ``transformers``' MobileNets ask their convolutions for a stride that the
     adapter hides.
+
+    Args:
+        encoder: The dual encoder.
+
+    Returns:
+        In the model's order.
     """
     within = [f"{name}." for name, m in encoder.model.named_modules() if isinstance(m, nn.MultiheadAttention)]
     return [
@@ -50,6 +56,13 @@ def adapted_layers(encoder: DualEncoder, target_modules: list[str] | None) -> li
     linear layers) need no list. A batch-normalised convolutional tower gets none.
 
     With it: layers of that name, or whose name ends in it (as ``peft`` has it). Locked towers get none.
+
+    Args:
+        encoder: The dual encoder.
+        target_modules: The user's; None: chosen here.
+
+    Returns:
+        In the model's order, or that of ``target_modules``.
 
     Raises:
         ConfigurationError: For an entry that no layer has, and where nothing is left to adapt.
@@ -98,6 +111,9 @@ def attach_lora(encoder: DualEncoder, settings: AdapterSettings, seed: int) -> L
         encoder: Gets the adapters, as its ``adapters`` too. Towers that are to be locked are locked already.
         settings: ``lora_r`` is set; the other ``lora_*`` keys and ``target_modules`` are read.
         seed: Of the adapters' first weights. The caller's random state is untouched.
+
+    Returns:
+        The encoder's ``adapters``.
 
     Raises:
         MissingExtraError: Where ``peft`` is not installed.

@@ -48,6 +48,15 @@ def resize_matrix(
     """The bicubic resize of one axis (Keys 1981 with a = -0.75, half-pixel centres) as a matrix, on the CPU.
 
     It is what ``F.interpolate`` makes of the unit vectors, computed in ``dtype`` as it would compute there.
+
+    Args:
+        length: Entries before.
+        new_length: Entries afterwards.
+        dtype: Float32 or float64.
+        antialias: As ``F.interpolate`` has it.
+
+    Returns:
+        Each row is what one new entry takes of the old ones.
     """
     # Columns of an image whose width stays: torch 2.13 resizes one of width 1 wrongly when antialiasing.
     units = torch.eye(length, dtype=dtype, device="cpu")[None, None]
@@ -99,6 +108,11 @@ class PositionEmbeddings:
         return getattr(owner, name)
 
     def table(self) -> Float[Tensor, "positions dim"]:
+        """The trained table with what an adapter adds to it.
+
+        Returns:
+            At its original size.
+        """
         embedding = getattr(self.module, "position_embedding", None)
         if embedding is None:
             return self.module.position_embeddings[0]  # type: ignore[index]
@@ -110,6 +124,13 @@ class PositionEmbeddings:
 
         Neither autocast nor a lowered float32 matmul precision (TF32) has a say in it: where the device has float64
         the products are in it, which costs nothing beside a forward.
+
+        Args:
+            rows: Patches from top to bottom.
+            columns: Patches from left to right.
+
+        Returns:
+            Class token and the like first, then patches row by row.
         """
         table = self.table()
         if (rows, columns) == self.grid:
@@ -153,6 +174,11 @@ class PositionEmbeddings:
         config are the former ones again.
 
         Nothing of it happens at the original size, nor for a tower that interpolates of its own accord.
+
+        Args:
+            resolution: In pixels; what the saved model is for.
+            config: The tower's config.
+            folder: Where the original table is written.
         """
         if not self.asks or (resolution, resolution) == self.size:
             yield
@@ -175,7 +201,13 @@ class PositionEmbeddings:
     def restore_originals(self, folder: Path, config: Any) -> bool:
         """Take back the table that ``saved_for`` left in the folder this tower was loaded from, so that another
         resolution is resized from it and not from what was resized before; ``config`` (the tower's) then says its size.
-        False where there is none.
+
+        Args:
+            folder: That the tower was loaded from.
+            config: The tower's config.
+
+        Returns:
+            Whether there was one.
         """
         path = folder / ORIGINAL_POSITIONS
         if not path.is_file():
@@ -196,13 +228,27 @@ class PositionEmbeddings:
         return True
 
     def originals_of(self, folder: Path) -> Tensor | None:
-        """The original table that ``saved_for`` left in a folder; None where what was saved is the original."""
+        """The original table that ``saved_for`` left in a folder; None where what was saved is the original.
+
+        Args:
+            folder: That a model was saved to.
+
+        Returns:
+            In the type of the present one.
+        """
         path = folder / ORIGINAL_POSITIONS
         return load_file(path)["positions"].to(self.parameter.dtype) if path.is_file() else None
 
 
 def position_embeddings(vision_model: Any) -> PositionEmbeddings | None:
-    """Those of an image tower, made ready for any size; None for a tower without ones that are known here."""
+    """Those of an image tower, made ready for any size; None for a tower without ones that are known here.
+
+    Args:
+        vision_model: The image tower.
+
+    Returns:
+        They, with the tower's own method replaced.
+    """
     config = getattr(vision_model, "config", None)
     scheme = _SCHEMES.get(getattr(config, "model_type", ""))
     if scheme is None:

@@ -44,7 +44,15 @@ class EncoderProcessor:
         return int(size.get("height") or size.get("shortest_edge"))
 
     def token_ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut to ``max_length``, without padding."""
+        """Token ids of each text, special tokens included, cut to ``max_length``, without padding.
+
+        Args:
+            texts: Captions.
+            max_length: In tokens; None: the tower's limit.
+
+        Returns:
+            One list a text.
+        """
         limit = min(max_length or self.max_length, self.max_length)
         # Left to right and with the end token kept, as the tower was trained; the tokenizer's own files may
         # carry another truncation length (the one last used), hence the explicit one.
@@ -52,12 +60,27 @@ class EncoderProcessor:
         return [list(ids) for ids in encoded["input_ids"]]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Length of each text in tokens, special tokens included, before any cutting."""
+        """Length of each text in tokens, special tokens included, before any cutting.
+
+        Args:
+            texts: Captions.
+
+        Returns:
+            One number a text.
+        """
         encoded = self.tokenizer(list(texts), truncation=False, padding=False, verbose=False)
         return [len(ids) for ids in encoded["input_ids"]]
 
     def pad(self, ids: Sequence[Sequence[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Right-padded ``input_ids`` and ``attention_mask``, both int64 ``[n, length]``."""
+        """Right-padded ``input_ids`` and ``attention_mask``, both int64 ``[n, length]``.
+
+        Args:
+            ids: Tokens of each text.
+            length: In tokens; no text is longer.
+
+        Returns:
+            Ids and mask.
+        """
         input_ids = torch.full((len(ids), length), self.pad_token_id, dtype=torch.long)
         mask = torch.zeros((len(ids), length), dtype=torch.long)
         for row, tokens in enumerate(ids):
@@ -69,7 +92,15 @@ class EncoderProcessor:
         """``input_ids`` and ``attention_mask`` padded to the longest text, or to the full length where the
         tower needs it.
 
-        Raises ``DataError`` for something that is not a list of strings.
+        Args:
+            texts: Captions.
+            max_length: In tokens; None: the tower's limit.
+
+        Returns:
+            Both int64 ``[n, length]``.
+
+        Raises:
+            DataError: For something that is not a list of strings.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("Texts must be a list of strings")
@@ -98,7 +129,11 @@ class EncoderProcessor:
 
     def set_resolution(self, resolution: int) -> None:
         """Make the image processor hand out ``resolution`` × ``resolution`` pixels, its resize in proportion to its
-        crop."""
+        crop.
+
+        Args:
+            resolution: In pixels.
+        """
         processor = self.image_processor
         crops = getattr(processor, "do_center_crop", False)
         resized = next(iter(dict(processor.size).values()))
@@ -110,5 +145,10 @@ class EncoderProcessor:
         processor.size = dict.fromkeys(dict(processor.size), resized)
 
     def save(self, folder: Path) -> None:
+        """Write tokenizer and image processor as ``transformers`` reads them.
+
+        Args:
+            folder: Made where it is not there.
+        """
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)

@@ -41,14 +41,29 @@ class ProjectionInputs:
         return len(self.features)
 
     def embed(self, rows: Tensor | slice = slice(None)) -> Float[Tensor, "rows dim"]:
-        """The embeddings, not normalised, that the encoder gives with its projection as it is now."""
+        """The embeddings, not normalised, that the encoder gives with its projection as it is now.
+
+        Args:
+            rows: Which of them; all without.
+
+        Returns:
+            They.
+        """
         embeds = self.projection.layer(self.features[rows])
         return embeds if self.residual is None else embeds + self.residual[rows]
 
 
 def tower_projection(encoder: DualEncoder, tower: TowerName) -> TowerProjection:
     """The projection of a tower. SigLIP has none: there the text tower's linear layer, which is a projection by another
-    name, and the second layer of the image tower's last MLP."""
+    name, and the second layer of the image tower's last MLP.
+
+    Args:
+        encoder: The dual encoder.
+        tower: ``image`` or ``text``.
+
+    Returns:
+        The layer, and what goes round it.
+    """
     model: Any = encoder.model
     layer = getattr(model, "visual_projection" if tower == "image" else "text_projection", None)
     if layer is not None:
@@ -61,7 +76,15 @@ def tower_projection(encoder: DualEncoder, tower: TowerName) -> TowerProjection:
 @torch.no_grad()
 def projection_inputs(projection: TowerProjection, encode: Callable[..., Tensor], *inputs: Tensor) -> ProjectionInputs:
     """What ``projection`` reads while ``encode(*inputs)`` embeds, in float32. The encoder stays in the mode it is
-    in."""
+    in.
+
+    Args:
+        projection: Whose inputs are wanted.
+        encode: Embeds ``inputs`` through the tower.
+
+    Returns:
+        One row each.
+    """
     seen: dict[str, Tensor] = {}
 
     def watch(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
@@ -79,7 +102,14 @@ def projection_inputs(projection: TowerProjection, encode: Callable[..., Tensor]
 
 
 def join_inputs(parts: list[ProjectionInputs]) -> ProjectionInputs:
-    """Several batches of one projection's inputs as one."""
+    """Several batches of one projection's inputs as one.
+
+    Args:
+        parts: At least one.
+
+    Returns:
+        In their order.
+    """
     residuals = [part.residual for part in parts if part.residual is not None]
     return ProjectionInputs(
         parts[0].projection, torch.cat([part.features for part in parts]), torch.cat(residuals) if residuals else None

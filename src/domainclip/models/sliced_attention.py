@@ -108,10 +108,16 @@ def _explicit_mask(*, allow_is_bidirectional_skip: bool = False, **arguments: An
 
 
 def register_sliced(slice_size: int | None = None) -> str:
-    """Make sliced attention known to ``transformers``; returns the name to set. Doing it again changes nothing.
+    """Make sliced attention known to ``transformers``. Doing it again changes nothing.
 
     A size is part of the name because ``transformers`` hands an attention function nothing else of ours, and two
     models, or the two towers of one, may want different sizes.
+
+    Args:
+        slice_size: Queries in a block; None: ``SLICE_SIZE``.
+
+    Returns:
+        The name to set.
     """
     name = "sliced" if slice_size is None else f"sliced_{slice_size}"
     AttentionInterface.register(name, partial(sliced_attention, slice_size=slice_size or SLICE_SIZE))

@@ -22,7 +22,16 @@ _CORPUS = (
 
 
 def train_tokenizer(corpus: Sequence[str], vocab_size: int = 600, max_length: int = 77) -> PreTrainedTokenizerFast:
-    """A lower-casing byte-level BPE in CLIP's manner: start token, text, end token; padded with the end token."""
+    """A lower-casing byte-level BPE in CLIP's manner: start token, text, end token; padded with the end token.
+
+    Args:
+        corpus: Sentences the tokenizer learns from.
+        vocab_size: Tokens of the vocabulary.
+        max_length: In tokens, special ones included.
+
+    Returns:
+        As ``transformers`` has it.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -62,7 +71,24 @@ def make_tiny_clip(
     corpus: Sequence[str] = _CORPUS,
     attention_dropout: float = 0.0,
 ) -> DualEncoder:
-    """A ``CLIPModel`` with random weights (reproducible in ``seed``; the caller's random state is untouched)."""
+    """A ``CLIPModel`` with random weights (reproducible in ``seed``; the caller's random state is untouched).
+
+    Args:
+        seed: Of the random weights.
+        image_size: In pixels.
+        patch_size: In pixels.
+        width: Of the hidden states.
+        layers: Number of transformer layers.
+        heads: Of each layer; they divide ``width``.
+        projection_dim: Of the shared space.
+        text_length: Of the text tower, in tokens.
+        vocab_size: Tokens of the vocabulary.
+        corpus: Sentences the tokenizer learns from.
+        attention_dropout: From 0 up to 1.
+
+    Returns:
+        In ``eval()`` mode, on the CPU.
+    """
     tokenizer = train_tokenizer(corpus, vocab_size, text_length)
     tower = {
         "hidden_size": width,

@@ -28,7 +28,14 @@ _LAYER = re.compile(r"\.(?:layers?|blocks|stages)\.(\d+)\.")
 
 
 def tower_of(name: str) -> Tower:
-    """The tower that a parameter or module of that name belongs to, its projection included."""
+    """The tower that a parameter or module of that name belongs to, its projection included.
+
+    Args:
+        name: Of the parameter or module, as in the ``transformers`` model.
+
+    Returns:
+        Whose it is.
+    """
     if name.startswith(("vision_model.", "visual_projection")):
         return "image"
     return "text" if name.startswith(("text_model.", "text_projection")) else "scale"
@@ -36,18 +43,40 @@ def tower_of(name: str) -> Tower:
 
 def is_projection(name: str, is_siglip: bool) -> bool:
     """Whether a parameter or layer maps a tower's output to the shared space: projections, the dense layer of a
-    pooler (which comes untrained with many backbones), and SigLIP's text head, its projection by another name."""
+    pooler (which comes untrained with many backbones), and SigLIP's text head, its projection by another name.
+
+    Args:
+        name: Of the parameter or module, as in the ``transformers`` model.
+        is_siglip: Whether the model is of SigLIP's family.
+
+    Returns:
+        Whether it does.
+    """
     return name.startswith(_PROJECTIONS) or (is_siglip and name.startswith("text_model.head."))
 
 
 def layer_index(name: str) -> int | None:
-    """Depth of the block a parameter belongs to, counted from the input; None outside the blocks."""
+    """Depth of the block a parameter belongs to, counted from the input; None outside the blocks.
+
+    Args:
+        name: Of the parameter or module, as in the ``transformers`` model.
+
+    Returns:
+        The first block is 0.
+    """
     found = _LAYER.search(name)
     return int(found.group(1)) if found else None
 
 
 def tower_kind(vision_model: nn.Module) -> TowerKind:
-    """``convolutional`` for a batch-normalised image tower, else ``transformer``."""
+    """``convolutional`` for a batch-normalised image tower, else ``transformer``.
+
+    Args:
+        vision_model: The image tower.
+
+    Returns:
+        Its kind.
+    """
     return "convolutional" if any(isinstance(m, BatchNorm) for m in vision_model.modules()) else "transformer"
 
 
@@ -62,6 +91,9 @@ def resolution_rule(model: Any, positions: PositionEmbeddings | None, native: in
         model: With ``get_image_features``, as ``DualEncoder.model``; left as it was.
         positions: The tower's position embeddings, where they are known.
         native: Resolution in pixels that the model's image processor hands out.
+
+    Returns:
+        For recipes to be checked against.
     """
     if positions is not None:
         multiple = math.lcm(*positions.patch)

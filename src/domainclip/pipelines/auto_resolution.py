@@ -22,21 +22,18 @@ from domainclip.devices.precision import PrecisionDecision
 from domainclip.errors import DataError, ImageError, MemoryConstraintError
 from domainclip.models import DualEncoder
 from domainclip.models.facts import model_facts
-from domainclip.pipelines.counted_step import StepCounter
 from domainclip.resolve import Decision, contrastive_batch, resolve
 from domainclip.resolve.facts import data_facts
 from domainclip.resolve.resolution import ShortSides, choose_resolution
 from domainclip.training.checkpoint import CheckpointStore
-from domainclip.training.memory.run import MARGIN
+from domainclip.training.memory.model import MARGIN, SMALLEST_EFFICIENT
+from domainclip.training.memory.plan import StepCounter
 from domainclip.training.step.adaptive_step import BeforeStep
 
 log = logging.getLogger(__name__)
 
 HEADERS = 2000
 """Images whose size is read: their 95th percentile lies between the 94th and 96th of all (two standard errors)."""
-
-MICRO_BATCH = 8
-"""Pairs in a tower at once that must fit, and that are timed; as ``memory_plan.EFFICIENT_MICRO_BATCH``."""
 
 TIMED = 3
 
@@ -76,14 +73,29 @@ class AutoResolution:
 
 
 def with_resolution(config: CLIPFinetuningConfig, resolution: int) -> CLIPFinetuningConfig:
-    """The recipe of a user who had known the resolution beforehand."""
+    """The recipe of a user who had known the resolution beforehand.
+
+    Args:
+        config: The user's recipe.
+        resolution: In pixels.
+
+    Returns:
+        A copy.
+    """
     return config.updated(auto_resolution=False, wanted_throughput=None, image_resolution=resolution)
 
 
 def recorded_resolution(folder: Path) -> int | None:
     """The resolution of the run in ``folder``, in pixels; None where nothing was trained yet.
 
-    Raises ``ConfigurationError`` or ``CheckpointError`` where what is recorded cannot be read.
+    Args:
+        folder: Of a run.
+
+    Returns:
+        Pixels.
+
+    Raises:
+        ConfigurationError: Or ``CheckpointError`` where what is recorded cannot be read.
     """
     store = CheckpointStore(folder / "checkpoints")
     if not store.all():
@@ -91,7 +103,7 @@ def recorded_resolution(folder: Path) -> int | None:
     if (folder / "recipe.yaml").is_file():
         return CLIPFinetuningConfig.from_yaml(folder / "recipe.yaml").image_resolution
     found = store.load_latest()
-    return None if found is None else int(found[0]["settings"]["image_resolution"])
+    return None if found is None else int(found[0]["identity"]["settings"]["image_resolution"])
 
 
 def decide_resolution(
@@ -101,10 +113,20 @@ def decide_resolution(
     device: torch.device,
     precision: PrecisionDecision,
 ) -> Decision:
-    """The decision about ``image_resolution``; see ``config.resolution.choose_resolution`` for the rule.
+    """The decision about ``image_resolution``; see ``resolve.resolution.choose_resolution`` for the rule.
 
-    The memory that counts is the peak of a step with ``MICRO_BATCH`` pairs of the contrastive batch in a tower at once,
-    with the images that are kept decoded. The speed is measured on the image tower alone.
+    The memory that counts is the peak of a step with ``SMALLEST_EFFICIENT`` pairs of the contrastive batch in a tower
+    at once, with the images that are kept decoded. The speed is measured on the image tower alone.
+
+    Args:
+        config: The user's recipe.
+        encoder: The dual encoder.
+        pairs: Rows of the training part.
+        device: Where the work runs.
+        precision: That of the run.
+
+    Returns:
+        With its reason.
     """
     rule, native = encoder.resolution_rule, encoder.native_resolution
     if rule.multiple is None:
@@ -153,7 +175,17 @@ def image_sizes(
     """From the headers of at most ``most`` distinct images, evenly spaced among the rows; nothing is decoded, and
     what EXIF says of the orientation is left aside, since it does not change the short side.
 
-    Raises ``DataError`` where none can be read, with ``strict`` where any cannot.
+    Args:
+        pairs: Rows of the training part.
+        max_pixels: More are refused, unread.
+        strict: Whether one unreadable image is too many.
+        most: Images that are looked at.
+
+    Returns:
+        What was found.
+
+    Raises:
+        DataError: Where none can be read, with ``strict`` where any cannot.
     """
     paths = list(dict.fromkeys(pair.image_path for pair in pairs))
     count = min(most, len(paths))
@@ -211,7 +243,7 @@ class _MemoryAt:
         batch = min(rows, contrastive_batch(recipe))
         # Statistics of the batch forbid micro-batches, unless the run may freeze them.
         live = not recipe.freeze_batch_norm and config.is_set("freeze_batch_norm")
-        micro_batch = batch if live else min(MICRO_BATCH, batch, recipe.mini_batch_size or MICRO_BATCH)
+        micro_batch = batch if live else min(SMALLEST_EFFICIENT, batch, recipe.mini_batch_size or SMALLEST_EFFICIENT)
         # A cache of augmented images keeps the margin of their crops (``data.dataset``).
         margin = 2.2 / recipe.crop_scale if recipe.augment_images else 1.0
         limit = 0 if device.type == "cuda" else recipe.image_cache_mb * 2**20
@@ -234,11 +266,23 @@ def measured_throughput(
     encoder: DualEncoder, resolution: int, device: torch.device, precision: PrecisionDecision, recipe: FrozenConfig
 ) -> float:
     """Images a second through the image tower as it is trained, forward and backward (forward alone where it is
-    locked), ``MICRO_BATCH`` at a time: the median of ``TIMED`` passes after a warm-up. Texts, the loss and the
+    locked), ``SMALLEST_EFFICIENT`` at a time: the median of ``TIMED`` passes after a warm-up. Texts, the loss and the
     optimizer are not counted. The encoder, its mode and all random states are left as they were.
+
+    Args:
+        encoder: The dual encoder.
+        resolution: In pixels.
+        device: Where the work runs.
+        precision: That of the run.
+        recipe: Resolved.
+
+    Returns:
+        Images a second.
     """
     # What images show takes a model no time, but numbers that underflow may.
-    images = torch.randn(MICRO_BATCH, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(SMALLEST_EFFICIENT, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
     training, frozen = encoder.training, encoder.frozen_batch_norm
     encoder.frozen_batch_norm = bool(recipe.freeze_batch_norm)
     encoder.train()
@@ -259,7 +303,7 @@ def measured_throughput(
         before.restore()
         encoder.frozen_batch_norm = frozen
         encoder.train(training)
-    return MICRO_BATCH / median(seconds[1:])
+    return SMALLEST_EFFICIENT / median(seconds[1:])
 
 
 def _wait(device: torch.device) -> None:

@@ -65,7 +65,17 @@ class ConditionEmbedder:
 
     @torch.no_grad()
     def embed_pixels(self, pixels: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
-        """Unit-length embeddings, float32 on the CPU. Raises ``MemoryConstraintError`` where the batch does not fit."""
+        """Unit-length embeddings, float32 on the CPU.
+
+        Args:
+            pixels: Bytes of images of one size.
+
+        Returns:
+            One row an image.
+
+        Raises:
+            MemoryConstraintError: Where the batch does not fit.
+        """
         resolution = pixels.shape[-1]
         try:
             embeds = self.encoder.encode_image(self.specs[resolution].normalise(pixels.to(self.device)))

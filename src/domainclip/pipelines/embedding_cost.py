@@ -45,7 +45,14 @@ def embedding_costs(
 ) -> dict[int, Cost]:
     """Measured on random bytes: what images show takes a model no time.
 
-    ``embed_pixels`` takes uint8 ``[batch_size, 3, size, size]`` and must return when nothing is pending any more.
+    Args:
+        embed_pixels: Takes uint8 ``[batch_size, 3, size, size]`` and returns when nothing is pending any more.
+        resolutions: In pixels.
+        batch_size: Images at once.
+        device: Where the work runs.
+
+    Returns:
+        The cost of each resolution.
     """
     draw = torch.Generator().manual_seed(0)
     batches: dict[int, Tensor] = {}
@@ -79,7 +86,15 @@ def _peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
 
 
 def measurement(device: torch.device, batch_size: int) -> dict[str, Any]:
-    """How the costs were measured, for whoever reads them on another machine; ``note`` says it in sentences."""
+    """How the costs were measured, for whoever reads them on another machine; ``note`` says it in sentences.
+
+    Args:
+        device: Where the work runs.
+        batch_size: Images at once.
+
+    Returns:
+        For the record of an evaluation.
+    """
     if device.type == "cuda":
         name = platform.cuda_name(device)
     elif device.type == "mps":

@@ -12,16 +12,10 @@ import psutil
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.devices.memory import GB
-from domainclip.errors import ConfigurationError, MemoryConstraintError, MissingExtraError
+from domainclip.errors import ConfigurationError, MissingExtraError
 from domainclip.models.lora import require_peft
-from domainclip.pipelines.planned_model import ModelShape, plan_step
-from domainclip.training.memory.model import StepMemory
-
-MARGIN = 1.15
-"""What is predicted may be that much too low: a plan fits when it does with this on top."""
-
-EFFICIENT_MICRO_BATCH = 8
-"""Below, a micro-batch no longer fills a device, and tricks that allow larger ones pay for themselves."""
+from domainclip.training.memory.model import MARGIN, SMALLEST_EFFICIENT, StepMemory
+from domainclip.training.memory.plan import ModelShape, plan_step
 
 LORA_R = 8
 """The rank that is planned: memory hardly depends on it."""
@@ -34,7 +28,14 @@ def parse_size(text: str) -> int:
     """Bytes of ``16GB``, ``12GiB``, ``500MB``, ``1.5 TB``: powers of 1024, as memory is sold and as this package shows
     it, whether an i is written or not.
 
-    Raises ``ConfigurationError`` for anything else, and for nothing at all.
+    Args:
+        text: A number and a unit.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ConfigurationError: For anything else, and for nothing at all.
     """
     match = _SIZE.fullmatch(text)
     if match is None or (match[3] and not match[2]):
@@ -58,6 +59,11 @@ class PlanRow:
     fits: bool
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it.
+
+        Returns:
+            Sizes in GB.
+        """
         row = asdict(self)
         row["predicted_gb"] = round(row.pop("predicted_bytes") / GB, 3)
         return row
@@ -79,6 +85,11 @@ class MemoryPlan:
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it.
+
+        Returns:
+            Sizes in GB.
+        """
         return {
             "model": self.model,
             "device": self.device_type,
@@ -117,19 +128,31 @@ def make_plan(
 ) -> MemoryPlan:
     """Predict every combination and choose one.
 
-    ``resolutions``: resolutions in pixels, by default the model's own. ``precisions``: the one to prefer first.
-    ``text_length``: tokens of the longest captions, by default min(77, the tower's limit). ``lora``: only
-    with it, or only without, by default both. ``overhead``: bytes that the
-    process holds besides; by default what this one holds now, and nothing on CUDA.
+    Args:
+        model_name: As ``ModelShape.named`` takes it.
+        budget_bytes: What the run may hold.
+        batch: Pairs of the contrastive batch.
+        resolutions: In pixels; None: the model's own.
+        precisions: The one to prefer first.
+        optimizer: The recipe's.
+        device_type: ``cpu``, ``cuda`` or ``mps``.
+        text_length: Tokens of the longest captions; None: min(77, the tower's limit).
+        lora: Only with it, or only without; None: both.
+        overhead: Bytes that the process holds besides; None: what this one holds now, and nothing on CUDA.
 
-    Raises ``ModelLoadError``, ``ConfigurationError``.
+    Returns:
+        All ways, and the recommended one.
+
+    Raises:
+        ModelLoadError: For a name that is no dual encoder's.
+        ConfigurationError: For sizes or keys that make no sense.
     """
     if batch < 2:
         raise ConfigurationError(f"batch={batch} has nothing to contrast a pair with: 2 or more")
     if overhead is None:
         overhead = 0 if device_type == "cuda" else psutil.Process(os.getpid()).memory_info().rss
     shape = ModelShape.named(model_name)
-    encoder_resolution = _native(shape)
+    encoder_resolution = shape.processor.resolution
     tried = list(dict.fromkeys(resolutions or [encoder_resolution]))
     length = text_length or min(77, shape.processor.max_length)
     notes: list[str] = []
@@ -166,9 +189,7 @@ def make_plan(
         if way.resolution == resolution
         for micro_batch in _micro_batches(batch)
     ]
-    order = sorted(
-        tried, key=lambda resolution: (resolution > encoder_resolution, -resolution)
-    )  # the model's own before larger ones
+    order = sorted(tried, key=lambda each: (each > encoder_resolution, -each))  # the model's own before larger ones
     chosen = _choose(ways, order, batch, budget_bytes)
     if device_type != "cuda":
         notes.append("Beside it: image_cache_mb for decoded images, and num_workers processes that read them")
@@ -184,12 +205,6 @@ def make_plan(
         _reason(chosen, rows, ways, batch, budget_bytes, precisions[0], optimizer),
         notes,
     )
-
-
-def _native(shape: ModelShape) -> int:
-    processor = shape.processor.image_processor
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    return int(size.get("height") or size.get("shortest_edge"))
 
 
 def _lora_choices(lora: bool | None, notes: list[str]) -> list[bool]:
@@ -209,8 +224,7 @@ def _micro_batches(batch: int) -> list[int]:
 
 
 def _row(way: _Way, micro_batch: int, batch: int, budget: int) -> PlanRow:
-    predicted = way.memory.peak(micro_batch, batch)
-    fits = predicted * MARGIN <= budget
+    predicted, fits = way.memory.peak(micro_batch, batch), way.memory.needed(micro_batch, batch) <= budget
     return PlanRow(way.resolution, way.precision, way.checkpointing, way.lora, micro_batch, predicted, fits)
 
 
@@ -220,15 +234,12 @@ def _choose(ways: list[_Way], resolutions: list[int], batch: int, budget: int) -
     ``ways`` come in the order of what they cost: checkpointing costs time, another precision than the device's may
     too, LoRA changes what is learned.
     """
-    for least in (min(EFFICIENT_MICRO_BATCH, batch), 1):
+    for least in (min(SMALLEST_EFFICIENT, batch), 1):
         for resolution in resolutions:
             for way in ways:
                 if way.resolution != resolution:
                     continue
-                try:
-                    micro_batch = way.memory.largest_micro_batch(int(budget / MARGIN), batch)
-                except MemoryConstraintError:
-                    continue
+                micro_batch = way.memory.largest_micro_batch(budget, batch)
                 if micro_batch >= least:
                     return _row(way, micro_batch, batch, budget)
     return None
@@ -262,7 +273,6 @@ def _reason(
 ) -> str:
     if chosen is None:
         least = min(ways, key=lambda way: way.memory.peak(1, batch))
-        needs = least.memory.peak(1, batch)
         what = ", ".join(
             [f"{least.resolution} pixels", least.precision]
             + ["gradient checkpointing"] * least.checkpointing
@@ -271,9 +281,9 @@ def _reason(
         other = "" if optimizer == "adafactor" else "optimizer=adafactor, "
         return (
             f"Nothing fits into {budget / GB:.2f} GB: the smallest way ({what}, one pair at a time of {batch}) needs "
-            f"{needs * MARGIN / GB:.2f} GB with its margin, of which the program itself, weights, gradients and "
-            f"optimizer state are {(least.memory.state + least.memory.overhead) / GB:.2f}. Try {other}a lower "
-            "resolution (--resolutions), a smaller --batch, or a smaller model"
+            f"{least.memory.needed(1, batch) / GB:.2f} GB with its margin, of which the program itself, weights, "
+            f"gradients and optimizer state are {(least.memory.state + least.memory.overhead) / GB:.2f}. Try {other}a "
+            "lower resolution (--resolutions), a smaller --batch, or a smaller model"
         )
     room = f"{chosen.predicted_bytes / GB:.2f} GB predicted of {budget / GB:.2f} ({MARGIN - 1:.0%} margin kept)"
     if chosen.micro_batch == batch:

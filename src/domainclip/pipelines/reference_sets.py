@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.skipped import readable_pairs, skipped_rows
-from domainclip.data.sources import huggingface, tables
+from domainclip.data.sources import huggingface
 from domainclip.data.sources.directories import are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE
+from domainclip.data.sources.tables import source_of
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
@@ -27,7 +28,7 @@ from domainclip.files import write_json
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
 from domainclip.reports.schema.base import jsonable
-from domainclip.resolve import Decision
+from domainclip.resolve import Decision, ResolvedRun
 from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.regularization.rehearsal import Rehearsal
 
@@ -101,16 +102,17 @@ class ReferenceSets:
             autocast,
         )
 
-    def explained(self, decisions: Sequence[Decision]) -> list[Decision]:
-        """The decisions, of which the one to rehearse is told to be without effect where no row is left for it."""
+    def explained(self, run: ResolvedRun) -> ResolvedRun:
+        """The run, whose decision to rehearse is told to be without effect where no row is left for it."""
         if any(part.rehearsed for part in self.sets):
-            return list(decisions)
-        return [
+            return run
+        decisions = (
             Decision(each.key, each.value, "to no effect: no row of retention_data is left for it")
             if each.key == "rehearsal_strength" and each.value
             else each
-            for each in decisions
-        ]
+            for each in run.decisions
+        )
+        return replace(run, decisions=tuple(decisions))
 
     def during(self) -> dict[str, float]:
         """``reference_mean`` and ``reference_NAME`` of each set, on a few validation rows."""
@@ -152,7 +154,7 @@ class ReferenceSets:
     def report(
         self, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
     ) -> dict[str, Any]:
-        """``run["reference_sets"]`` of ``evaluation.report.write_report``, from two results of ``on_test``: the means
+        """``reference_sets`` of a run's report, from two results of ``on_test``: the means
         over the sets that have the metric, and each set by itself."""
         sets = {
             part.name: {
@@ -280,15 +282,11 @@ def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
 
 def _header(file: Path) -> set[str]:
     """A table's columns; none of a file that is no table."""
-    suffix = file.suffix.lower()
-    if suffix not in tables.TABLE_SUFFIXES or not file.is_file():
+    read = source_of(file)
+    if read is None or not file.is_file():
         return set()
-    if suffix == ".parquet":
-        return set(tables.parquet_columns(file))
-    if suffix in {".csv", ".tsv"}:
-        return set(tables.read_delimited(file, "\t" if suffix == ".tsv" else ",")[0])
-    read = tables.read_json if suffix == ".json" else tables.read_json_lines
-    return {key for row in read(file) for key in row.values}
+    table = read(file, ())
+    return {key for row in table.rows for key in row.values} if table.columns is None else set(table.columns)
 
 
 def validation_and_spare(

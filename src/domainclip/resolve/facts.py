@@ -30,7 +30,11 @@ class Decision:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The decision as ``run.json`` holds it."""
+        """The decision as ``run.json`` holds it.
+
+        Returns:
+            Plain values by name.
+        """
         return asdict(self)
 
 
@@ -92,9 +96,12 @@ class Row(Protocol):
     """What is asked of a training row."""
 
     @property
-    def caption(self) -> str: ...
+    def caption(self) -> str:
+        """What is said of the image."""
+
     @property
-    def label(self) -> str | None: ...
+    def label(self) -> str | None:
+        """Its class, where there is one."""
 
 
 def data_facts(pairs: Sequence[Row], processes: int = 1) -> DataFacts:

@@ -13,6 +13,17 @@ DUPLICATE_FRACTION = 0.01
 
 
 def resolve_objective(draft: Draft, model: ModelFacts, data: DataFacts, family: str) -> None:
+    """The objective, which rows are each other's positives, and the temperature.
+
+    Args:
+        draft: what was decided so far.
+        model: facts of the model.
+        data: facts of the training rows.
+        family: of the domain.
+
+    Raises:
+        ConfigurationError: temperature keys contradict each other.
+    """
     values = draft.values
     fraction = data.repeated_caption_fraction
     if "loss_type" not in draft.given:
@@ -79,6 +90,15 @@ def _resolve_temperature(draft: Draft, model: ModelFacts) -> None:
 
 
 def check_adapters(values: dict[str, Any], model: ModelFacts) -> None:
+    """Make sure that LoRA adapters have something to adapt.
+
+    Args:
+        values: of the recipe, by key.
+        model: facts of the model.
+
+    Raises:
+        ConfigurationError: the only tower that is trained gets no adapters.
+    """
     by_default = {"image": model.image_tower_kind, "text": model.text_tower_kind}
     free = [tower for tower in by_default if not values[f"lock_{tower}"]]
     if values["lora_r"] is None or values["target_modules"] is not None:
@@ -97,6 +117,10 @@ def resolve_rates(draft: Draft, model: ModelFacts) -> None:
 
     LoRA's best rate is about ten times that of full fine-tuning whatever the rank, over many models and data sets
     (Schulman et al. 2025, "LoRA Without Regret", thinkingmachines.ai).
+
+    Args:
+        draft: what was decided so far.
+        model: facts of the model.
     """
     values = draft.values
     base = values["learning_rate"]

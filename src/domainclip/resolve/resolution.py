@@ -20,7 +20,14 @@ class ResolutionRule:
     smallest: int = 1
 
     def allows(self, *resolutions: int) -> bool:
-        """Whether an image of these sides (height and width, or one for a square) is taken whole."""
+        """Whether an image of these sides (height and width, or one for a square) is taken whole.
+
+        Args:
+            resolutions: height and width in pixels, or one number for a square.
+
+        Returns:
+            True where it is.
+        """
         if all(resolution == self.native for resolution in resolutions):
             return True
         if self.multiple is None:
@@ -28,7 +35,14 @@ class ResolutionRule:
         return all(resolution >= self.smallest and resolution % self.multiple == 0 for resolution in resolutions)
 
     def nearest(self, resolution: int) -> list[int]:
-        """The allowed resolutions next to one that is not: the one below, where there is one, and the one above."""
+        """The allowed resolutions next to one that is not: the one below, where there is one, and the one above.
+
+        Args:
+            resolution: in pixels.
+
+        Returns:
+            One or two resolutions in pixels.
+        """
         if self.multiple is None:
             return [self.native]
         below = resolution // self.multiple * self.multiple
@@ -42,7 +56,14 @@ class ResolutionRule:
         return ([max(lower)] if lower else []) + [min(higher)]
 
     def problem(self, *resolutions: int) -> str | None:
-        """What is wrong with images of these sides and what to do, or None."""
+        """What is wrong with images of these sides and what to do, or None.
+
+        Args:
+            resolutions: height and width in pixels, or one number for a square.
+
+        Returns:
+            A sentence, or None where nothing is wrong.
+        """
         if self.allows(*resolutions):
             return None
         if self.multiple is None:
@@ -71,7 +92,14 @@ class ShortSides:
     def from_sizes(cls, sizes: Sequence[tuple[int, int]]) -> ShortSides:
         """Of (width, height) pairs. Percentiles interpolate linearly between neighbours.
 
-        Raises ``ValueError`` for no image.
+        Args:
+            sizes: pairs (width, height) in pixels.
+
+        Returns:
+            The figures.
+
+        Raises:
+            ValueError: there is no image.
         """
         if not sizes:
             raise ValueError("The sizes of no image say nothing about a resolution: give at least one")
@@ -114,7 +142,22 @@ def choose_resolution(
     allowed resolutions only, and the second about none that breaks the first. ``memory_words`` writes an amount of
     memory with its unit.
 
-    Raises ``ValueError`` for a resolution or step below 1, or a limit without its prediction.
+    Args:
+        native: the model's own resolution, in pixels.
+        step: multiples of this many pixels are allowed.
+        short_sides: of the images.
+        smallest: the least resolution the caller trusts the tower at, in pixels; one step by default.
+        memory_budget: what there is, in the unit of ``memory_at``.
+        memory_at: predicts the memory at a resolution.
+        memory_words: writes an amount of memory with its unit.
+        wanted_throughput: images a second.
+        throughput_at: predicts them at a resolution.
+
+    Returns:
+        The resolution and the reason.
+
+    Raises:
+        ValueError: a resolution or step is below 1, or a limit lacks its prediction.
     """
     if native < 1 or step < 1:
         raise ValueError(f"native and step are pixels, at least 1 (they are {native} and {step})")

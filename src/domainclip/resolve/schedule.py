@@ -29,12 +29,24 @@ Of a convolutional tower's layers there are two to four times as many."""
 
 
 def automatic_batch(rows: int) -> int:
-    """Pairs of a contrastive batch where nobody sets them, for so many training rows."""
+    """Pairs of a contrastive batch where nobody sets them, for so many training rows.
+
+    Args:
+        rows: for training.
+
+    Returns:
+        Pairs.
+    """
     return max(2, min(LARGEST_BATCH, max(rows // STEPS_AN_EPOCH, min(SMALLEST_BATCH, rows // 2))))
 
 
 def resolve_length(draft: Draft, rows: int) -> None:
-    """``num_epochs``, where nobody set it."""
+    """``num_epochs``, where nobody set it.
+
+    Args:
+        draft: what was decided so far.
+        rows: for training.
+    """
     if "num_epochs" in draft.given:
         return
     epochs = max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(IMAGES / rows)))
@@ -43,7 +55,13 @@ def resolve_length(draft: Draft, rows: int) -> None:
 
 def resolve_small_data(draft: Draft, rows: int, image_tower_kind: str) -> None:
     """The profile for few pairs: lower layers held back, more decay. Adapters are an alternative that holds everything
-    back (``lora_r``), and go without ``layer_decay``."""
+    back (``lora_r``), and go without ``layer_decay``.
+
+    Args:
+        draft: what was decided so far.
+        rows: for training.
+        image_tower_kind: ``transformer`` or ``convolutional``.
+    """
     values = draft.values
     if values["small_data"] is None:
         small = rows < SMALL_DATA
@@ -63,10 +81,11 @@ def resolve_small_data(draft: Draft, rows: int, image_tower_kind: str) -> None:
 
 
 def resolve_early_end(draft: Draft, validations: int) -> None:
-    """``early_stopping_patience`` and ``probe_patience``, where few rows make it likely that nothing more is
-    gained.
+    """``early_stopping_patience`` and ``probe_patience``, where few rows make it likely that nothing more is gained.
 
-    ``validations``: how many there will be, nearly.
+    Args:
+        draft: what was decided so far.
+        validations: how many there will be, nearly.
     """
     values = draft.values
     half = max(5, validations // 2)
@@ -88,9 +107,15 @@ at 0.6 saves more and cost 6 points on images with fine detail (docs/benchmarks.
 
 
 def resolve_resolutions(draft: Draft, rule: ResolutionRule) -> None:
-    """Check ``resolution_schedule`` and ``training_resolutions`` against the tower, and decide ``auto``.
+    """Check ``resolution_schedule`` and ``training_resolutions`` against the tower, and decide ``auto``. Comes after
+    ``image_resolution`` was decided from the model.
 
-    Comes after ``image_resolution`` was decided from the model. Raises ``ConfigurationError``.
+    Args:
+        draft: what was decided so far.
+        rule: the resolutions that the tower takes.
+
+    Raises:
+        ConfigurationError: a resolution does not fit the tower, or a schedule does not end at ``image_resolution``.
     """
     values = draft.values
     for key in ("resolution_schedule", "training_resolutions"):
@@ -141,9 +166,15 @@ def _automatic(full: int, rule: ResolutionRule) -> tuple[dict[float, int], str]:
 
 
 def resolve_batch_schedule(draft: Draft, rows: int) -> None:
-    """Check ``batch_size_schedule`` against the rows and ``batch_size``, or decide the latter from it.
+    """Check ``batch_size_schedule`` against the rows and ``batch_size``, or decide the latter from it. ``batch_size ×
+    gradient_accumulation_steps`` is the largest contrastive batch.
 
-    ``batch_size × gradient_accumulation_steps`` is the largest contrastive batch. Raises ``ConfigurationError``.
+    Args:
+        draft: what was decided so far.
+        rows: for training.
+
+    Raises:
+        ConfigurationError: the schedule does not fit the rows or ``batch_size``.
     """
     values = draft.values
     largest, parts = max(values["batch_size_schedule"].values()), values["gradient_accumulation_steps"]
@@ -168,7 +199,15 @@ def resolve_batch_schedule(draft: Draft, rows: int) -> None:
 
 
 def batch_schedule(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> BatchSchedule:
-    """How the epochs of a resolved recipe fall into batches."""
+    """How the epochs of a resolved recipe fall into batches.
+
+    Args:
+        values: a resolved recipe, or its values by key.
+        rows: for training.
+
+    Returns:
+        The batches of each epoch.
+    """
     if isinstance(values, CLIPFinetuningConfig):
         values = values.__dict__
     schedule = values["batch_size_schedule"]
@@ -180,8 +219,16 @@ def batch_schedule(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> 
 def resolved_steps(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> int:
     """Optimizer steps of the whole training that a resolved recipe makes.
 
-    Raises ``ConfigurationError`` where it ends before a schedule does: the saved model would not be of the last
-    resolution, or no step would have the largest batch, on which the learning rate is reckoned.
+    Args:
+        values: a resolved recipe, or its values by key.
+        rows: for training.
+
+    Returns:
+        Steps.
+
+    Raises:
+        ConfigurationError: the training ends before a schedule does: the saved model would not be of the last
+            resolution, or no step would have the largest batch, on which the learning rate is reckoned.
     """
     if isinstance(values, CLIPFinetuningConfig):
         values = values.__dict__
@@ -201,7 +248,14 @@ def resolved_steps(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> 
 
 
 def contrastive_batch(values: dict[str, Any] | FrozenConfig) -> int:
-    """Pairs that share one loss: ``batch_size × gradient_accumulation_steps``."""
+    """Pairs that share one loss: ``batch_size × gradient_accumulation_steps``.
+
+    Args:
+        values: a resolved recipe, or its values by key.
+
+    Returns:
+        Pairs.
+    """
     if isinstance(values, FrozenConfig):
         values = values.__dict__
     return int(values["batch_size"]) * int(values["gradient_accumulation_steps"])
@@ -209,11 +263,28 @@ def contrastive_batch(values: dict[str, Any] | FrozenConfig) -> int:
 
 def steps_per_epoch(values: dict[str, Any] | FrozenConfig, rows: int) -> int:
     """Optimizer steps in one pass; the last partial batch is dropped unless that would leave none. Where
-    ``batch_size_schedule`` is set, an epoch of the largest batches; epochs before it have more steps."""
+    ``batch_size_schedule`` is set, an epoch of the largest batches; epochs before it have more steps.
+
+    Args:
+        values: a resolved recipe, or its values by key.
+        rows: for training.
+
+    Returns:
+        Steps, at least 1.
+    """
     return max(1, rows // contrastive_batch(values))
 
 
 def resolve_batch(draft: Draft, data: DataFacts) -> None:
+    """``batch_size``, where nobody set it.
+
+    Args:
+        draft: what was decided so far.
+        data: facts of the training rows.
+
+    Raises:
+        ConfigurationError: a batch of one pair has nothing to contrast it with.
+    """
     values = draft.values
     parts = values["gradient_accumulation_steps"]
     if "batch_size" in draft.set_keys:
@@ -229,6 +300,15 @@ def resolve_batch(draft: Draft, data: DataFacts) -> None:
 
 
 def resolve_steps(draft: Draft, data: DataFacts) -> None:
+    """Warm-up, and how often is validated, saved and logged.
+
+    Args:
+        draft: what was decided so far.
+        data: facts of the training rows.
+
+    Raises:
+        ConfigurationError: the temperature would rise for longer than the training lasts.
+    """
     values = draft.values
     epoch = steps_per_epoch(values, data.train_rows)
     total = resolved_steps(values, data.train_rows)

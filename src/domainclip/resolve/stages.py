@@ -16,6 +16,14 @@ def resolve_batch_norm(draft: Draft, image_tower_kind: str, processes: int) -> N
     Projections that do not fit need statistics that follow the domain (docs/log.md: .74 against .02 after one epoch on
     pollen). In micro-batches an image's embedding would depend on its micro-batch, and a replayed micro-batch would
     count twice. So it would on its process.
+
+    Args:
+        draft: what was decided so far.
+        image_tower_kind: ``transformer`` or ``convolutional``.
+        processes: that one batch is spread over.
+
+    Raises:
+        ConfigurationError: ``freeze_batch_norm=false`` does not go with micro-batches or several processes.
     """
     values = draft.values
     if image_tower_kind != "convolutional":
@@ -57,7 +65,16 @@ UNEQUAL = 20.0
 
 
 def resolve_probe(draft: Draft, data: DataFacts, fresh_projections: bool) -> None:
-    """``probe_first`` and its steps, ``classification_weight`` and ``class_balance``, where they were left unset."""
+    """``probe_first`` and its steps, ``classification_weight`` and ``class_balance``, where they were left unset.
+
+    Args:
+        draft: what was decided so far.
+        data: facts of the training rows.
+        fresh_projections: whether the projections are random numbers yet.
+
+    Raises:
+        ConfigurationError: a key is set that nothing would read.
+    """
     values = draft.values
     rows = data.train_rows
     if values["probe_first"] is None:
@@ -140,7 +157,12 @@ REHEARSAL = 10.0
 
 
 def resolve_reference_sets(draft: Draft, fresh_projections: bool) -> None:
-    """``rehearsal_strength``, ``wise_ft`` and ``wise_ft_alpha``, where they were left unset."""
+    """``rehearsal_strength``, ``wise_ft`` and ``wise_ft_alpha``, where they were left unset.
+
+    Args:
+        draft: what was decided so far.
+        fresh_projections: whether the projections are random numbers yet.
+    """
     values = draft.values
     if values["rehearsal_strength"] is None:
         values["rehearsal_strength"] = 0.0

@@ -21,7 +21,15 @@ NEUTRAL_KEYS = frozenset(name for name, facts in facts_by_key(CLIPFinetuningConf
 
 def recipe_digest(recipe: dict[str, Any], domain: str | None = None) -> str:
     """SHA-256 of a recipe's values, without ``NEUTRAL_KEYS``. ``domain``: the digest of the domain's content, which
-    counts in place of its name or path: the file may move."""
+    counts in place of its name or path: the file may move.
+
+    Args:
+        recipe: plain values by key.
+        domain: digest of the domain's content, which counts in place of its name or path.
+
+    Returns:
+        The digest in hexadecimal digits.
+    """
     kept = {key: value for key, value in recipe.items() if key not in NEUTRAL_KEYS}
     if domain is not None:
         kept["domain"] = domain

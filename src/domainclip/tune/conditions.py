@@ -37,7 +37,15 @@ _FINER: dict[tuple[str, str], Callable[[Mapping[str, Any]], bool]] = {
 def keys_read(loss_type: str, config: CLIPFinetuningConfig) -> frozenset[str]:
     """The keys of ``LossSettings`` that building this objective looks at: found by building it.
 
-    Raises ``ConfigurationError`` for an unknown ``loss_type``, or one that cannot be built from this recipe.
+    Args:
+        loss_type: its name.
+        config: the recipe as the user gave it.
+
+    Returns:
+        Their names.
+
+    Raises:
+        ConfigurationError: the name is unknown, or the objective cannot be built from this recipe.
     """
     seen: set[str] = set()
 
@@ -70,7 +78,15 @@ class Readers:
         self.reads = {name: keys_read(name, config) for name in dict.fromkeys((*self.searched, *self.objectives))}
 
     def applies(self, key: str, values: Mapping[str, Any]) -> bool:
-        """Whether a key is read beside these values of the others."""
+        """Whether a key is read beside these values of the others.
+
+        Args:
+            key: of the recipe.
+            values: of the others, by key.
+
+        Returns:
+            True where something reads it.
+        """
         if key not in OBJECTIVE_KEYS:
             return True
         names = [values["loss_type"], *(self.objectives if values["loss_type"] == "combined" else ())]
@@ -81,7 +97,11 @@ class Readers:
         )
 
     def unread(self) -> list[Dimension]:
-        """The dimensions that nothing reads, whatever the values of the others."""
+        """The dimensions that nothing reads, whatever the values of the others.
+
+        Returns:
+            Those dimensions.
+        """
         steering = [self.space[key] for key in STEERING if key in self.space]
         cases = [
             {**self.defaults, **dict(zip((dimension.key for dimension in steering), values, strict=True))}
@@ -108,12 +128,24 @@ class Conditions(Readers):
             )
 
     def ordered(self) -> list[Dimension]:
-        """The dimensions, those that decide about others first."""
+        """The dimensions, those that decide about others first.
+
+        Returns:
+            All dimensions.
+        """
         steering = [self.space[key] for key in STEERING if key in self.space]
         return [*steering, *(dimension for dimension in self.space.dimensions if dimension not in steering)]
 
     def suggest(self, trial: Any, only: set[str] | None = None) -> dict[str, Any]:
-        """Values for the keys that are read, from an Optuna trial; ``only`` restricts them further."""
+        """Values for the keys that are read, from an Optuna trial; ``only`` restricts them further.
+
+        Args:
+            trial: one of Optuna's.
+            only: keys that come into question; None: all.
+
+        Returns:
+            Values by key.
+        """
         values: dict[str, Any] = {}
         for dimension in self.ordered():
             if self.applies(dimension.key, {**self.defaults, **values}) and (only is None or dimension.key in only):
@@ -121,7 +153,11 @@ class Conditions(Readers):
         return values
 
     def default_params(self) -> dict[str, Any]:
-        """The resolved recipe as a point of the space, without the keys whose value lies outside their range."""
+        """The resolved recipe as a point of the space, without the keys whose value lies outside their range.
+
+        Returns:
+            Labels by key, as the study stores them.
+        """
         return {
             dimension.key: dimension.label(self.defaults[dimension.key])
             for dimension in self.ordered()

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from domainclip.models import DualEncoder
 from domainclip.models.facts import model_facts
 from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.pipelines.run_folder import clear_folder
 from domainclip.resolve import DataFacts, ModelFacts, ResolvedInference, ResolvedRun, resolve, resolved_steps
 from domainclip.resolve.facts import data_facts
 from domainclip.training.identity import NEUTRAL_KEYS
@@ -48,7 +48,14 @@ STARTUP_TRIALS = 5
 
 
 def default_steps(full: int) -> int:
-    """A trial's budget: a fifth of the whole run's steps, at least 50, never more than the whole."""
+    """A trial's budget: a fifth of the whole run's steps, at least 50, never more than the whole.
+
+    Args:
+        full: steps of the whole run.
+
+    Returns:
+        Steps.
+    """
     return min(full, max(FEWEST_STEPS, math.ceil(full / 5)))
 
 
@@ -68,6 +75,14 @@ class Work:
     skipped: list[dict]
 
     def summary(self, asked: int) -> Tuning:
+        """The study as it stands.
+
+        Args:
+            asked: how many trials there shall be in the end.
+
+        Returns:
+            What the reports are made of.
+        """
         found = studies.records(self.study)
         default = next((r for r in found if r.default and r.outcome == "complete"), None)
         return Tuning(
@@ -100,7 +115,26 @@ def prepare(
     console: Console,
 ) -> Work:
     """Look at model and data once, decide what is to be searched, and open the study. Nothing is deleted before all
-    that a user can have got wrong has been looked at."""
+    that a user can have got wrong has been looked at.
+
+    Args:
+        inference: recipe and domain.
+        space: what is searched; None for the default.
+        steps: of each trial, or None.
+        fixed: keys that are not to be searched.
+        splits: the rows.
+        folder: of the study.
+        resume: go on with the study there.
+        overwrite: delete the study there.
+        console: where it says what happens.
+
+    Returns:
+        All that the trials share.
+
+    Raises:
+        ConfigurationError: the space reaches what is no recipe for this model and these rows, or the study there is of
+            another task.
+    """
     config = inference.recipe
     controller = CLIPFinetuningController(inference, Console(quiet=True))
     controller.setup()
@@ -157,7 +191,7 @@ def prepare(
     if found is not None:
         studies.check_identity(found, identity)
     elif overwrite:
-        clear_study(folder)
+        clear_folder(folder, PARTS)
     study = found or studies.open_study(folder, evaluator.greater_is_better)
     studies.check_identity(study, identity)
     for number in studies.recover(study):
@@ -191,14 +225,6 @@ def prepare(
         counts,
         skipped,
     )
-
-
-def clear_study(folder: Path) -> None:
-    """Delete what an earlier study wrote here, and nothing else."""
-    for name in PARTS:
-        path = folder / name
-        if path.exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _domain_identity(run: ResolvedRun) -> dict[str, Any]:

@@ -57,7 +57,14 @@ class Tuning:
     importances: dict[str, float]
 
     def gain(self, record: TrialRecord | None) -> float | None:
-        """How much better than the default, in the metric's own unit; positive is better."""
+        """How much better than the default, in the metric's own unit; positive is better.
+
+        Args:
+            record: a trial, or None.
+
+        Returns:
+            The difference; None where one of both has no value.
+        """
         if record is None or record.value is None or self.default is None or self.default.value is None:
             return None
         return (record.value - self.default.value) * (1 if self.greater_is_better else -1)
@@ -69,7 +76,15 @@ class Tuning:
 
 
 def trial_line(record: TrialRecord, tuning: Tuning) -> str:
-    """One trial on the console."""
+    """One trial on the console.
+
+    Args:
+        record: the trial.
+        tuning: the study as it stands.
+
+    Returns:
+        The line.
+    """
     value = "" if record.value is None else f"{tuning.metric} {record.value:.4f}  "
     params = "default recipe" if record.default else _params(record.params)
     state = record.outcome.replace("_", " ") + (f" at step {record.steps}" if record.outcome != "complete" else "")
@@ -78,7 +93,13 @@ def trial_line(record: TrialRecord, tuning: Tuning) -> str:
 
 
 def write_results(folder: Path, tuning: Tuning, *, plots: bool) -> None:
-    """Renew every file from the study as it stands; ``plots``: also the images, the slowest part."""
+    """Renew every file from the study as it stands; ``plots``: also the images, the slowest part.
+
+    Args:
+        folder: of the study.
+        tuning: the study as it stands.
+        plots: also draw the images, which take longest.
+    """
     write_text(folder / "trials.csv", _table(tuning))
     write_json(folder / "tuning.json", _content(tuning))
     if tuning.best is not None:
@@ -93,7 +114,14 @@ def write_results(folder: Path, tuning: Tuning, *, plots: bool) -> None:
 
 
 def best_recipe(tuning: Tuning) -> str:
-    """The keys the user set and the best trial's parameters, as a recipe file: the trial's budget is no part of it."""
+    """The keys the user set and the best trial's parameters, as a recipe file: the trial's budget is no part of it.
+
+    Args:
+        tuning: a study with a best trial.
+
+    Returns:
+        The text of ``best.yaml``.
+    """
     assert tuning.best is not None
     values = tuning.config.to_dict(only_set=True)
     values.pop("output_dir", None)

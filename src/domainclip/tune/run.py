@@ -17,7 +17,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.events import Validated
-from domainclip.pipelines.run import claim_folder
+from domainclip.pipelines.run_folder import claim_folder
 from domainclip.resolve import resolve_for_inference
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
@@ -59,16 +59,27 @@ def run_tuning(
     console: Console | None = None,
     splits: DataSplits | None = None,
 ) -> TuningOutcome:
-    """Everything ``domainclip tune`` does, in the folder ``config.output_dir``.
+    """Everything ``domainclip tune`` does, in the folder ``config.output_dir``. The test split is never looked at. A
+    trial     that diverges or runs out of memory is recorded, and the study goes on.
 
-    ``space``: what is searched; None for the default space around the recipe, or for that of the study that is
-    resumed. ``trials``: how many there shall be in the end, the recipe as it stands among them (it is the first).
-    ``steps``: optimizer steps of each; None for a fifth of the whole run's, at least 50. ``fixed``: keys that are not
-    to be searched. The test split is never looked at.
+    Args:
+        config: the recipe as the user gave it.
+        space: what is searched; None for the default space around the recipe, or for that of the study that is resumed.
+        trials: how many there shall be in the end, the recipe as it stands among them (it is the first).
+        steps: optimizer steps of each; None for a fifth of the whole run's, at least 50.
+        fixed: keys that are not to be searched.
+        resume: go on with the study in the folder.
+        overwrite: delete the study in the folder.
+        console: where it says what happens; by default standard error.
+        splits: the rows, for a caller who has them already.
 
-    Raises ``MissingExtraError`` without Optuna, ``ConfigurationError`` and ``DataError`` for bad input before work
-    starts (no validation split, a range outside a key's limits, a study of other data), ``Interrupted`` after SIGINT
-    or SIGTERM. A trial that diverges or runs out of memory is recorded, and the study goes on.
+    Returns:
+        The trials, and the best recipe.
+
+    Raises:
+        ConfigurationError: bad input, before work starts (a range outside a key's limits, a study of other data;
+            ``DataError`` without a validation split, ``MissingExtraError`` without Optuna); ``Interrupted`` is raised
+            after SIGINT or SIGTERM.
     """
     studies.require_optuna()
     console = console or Console(stderr=True)
@@ -82,7 +93,7 @@ def run_tuning(
             "Tuning compares trials on the validation split, and there is none: set val_split, or add a validation "
             "table to the data. The test split is not used for it"
         )
-    _claim(folder, resume, overwrite)
+    claim_folder(folder, PARTS, "study", resume, overwrite)
     signals = StudySignals(console)
     with signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
         work = prepare(inference, space, steps, fixed, splits, folder, resume, overwrite, console)
@@ -124,17 +135,6 @@ def _check_request(
         if not space.dimensions:
             raise ConfigurationError("The search space is empty: name a key, as in learning_rate=1e-6..1e-4:log")
         space.check(config)
-
-
-def _claim(folder: Path, resume: bool, overwrite: bool) -> None:
-    """As ``claim_folder`` of a run; a run's own files are no hindrance, the names are different ones."""
-    claim_folder(folder, resume=True, overwrite=resume and overwrite)
-    used = [name for name in PARTS if (folder / name).exists()]
-    if used and not resume and not overwrite:
-        raise ConfigurationError(
-            f"{folder} already holds a study ({', '.join(used[:3])}). Use --resume to go on with it, --overwrite to "
-            "start again, or another output directory"
-        )
 
 
 def _run_trials(work: Work, trials: int, signals: StudySignals, console: Console) -> None:

@@ -36,6 +36,14 @@ class Dimension:
         return self.choices if self.choices is not None else (self.low, self.high)
 
     def contains(self, value: Any) -> bool:
+        """Whether a value lies in the range or is among the choices.
+
+        Args:
+            value: of the key.
+
+        Returns:
+            True where it does.
+        """
         if self.choices is not None:
             return value in self.choices
         return (
@@ -43,11 +51,25 @@ class Dimension:
         )
 
     def label(self, value: Any) -> Value:
-        """``value`` as the study stores it: lists and dicts are not among what it can hold."""
+        """``value`` as the study stores it: lists and dicts are not among what it can hold.
+
+        Args:
+            value: of the key.
+
+        Returns:
+            A plain value.
+        """
         return json.dumps(value) if isinstance(value, list | dict) else value
 
     def suggest(self, trial: Any) -> Any:
-        """This key's value in an Optuna trial."""
+        """This key's value in an Optuna trial.
+
+        Args:
+            trial: one of Optuna's.
+
+        Returns:
+            The value.
+        """
         if self.choices is None:
             if self.integer:
                 return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
@@ -56,7 +78,11 @@ class Dimension:
         return self.choices[labels.index(trial.suggest_categorical(self.key, labels))]
 
     def spec(self) -> str | list[Any]:
-        """As a space file writes it."""
+        """As a space file writes it.
+
+        Returns:
+            A text for a range, a list of choices otherwise.
+        """
         if self.choices is not None:
             return list(self.choices)
         low, high = (int(end) if self.integer else end for end in (self.low, self.high))
@@ -80,16 +106,42 @@ class Space:
         return next(dimension for dimension in self.dimensions if dimension.key == key)
 
     def to_dict(self) -> dict[str, str | list[Any]]:
+        """The space as a file holds it.
+
+        Returns:
+            Specifications by key.
+        """
         return {dimension.key: dimension.spec() for dimension in self.dimensions}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "search space") -> Space:
-        """From ``key: "low..high"`` (``:log``) and ``key: [a, b, c]``. Raises ``ConfigurationError``."""
+        """From ``key: "low..high"`` (``:log``) and ``key: [a, b, c]``.
+
+        Args:
+            values: specifications by key.
+            source: what messages call it.
+
+        Returns:
+            The space.
+
+        Raises:
+            ConfigurationError: a key is unknown or cannot be searched, or its range is none.
+        """
         return cls(tuple(_dimension(key, value, source) for key, value in values.items()))
 
     @classmethod
     def from_file(cls, path: Path) -> Space:
-        """Read a YAML file of such lines. Raises ``ConfigurationError`` with file and line."""
+        """Read a YAML file of such lines.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            The space.
+
+        Raises:
+            ConfigurationError: it cannot be read or is wrong; the message has file and line.
+        """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -101,7 +153,17 @@ class Space:
 
     @classmethod
     def from_options(cls, options: Iterable[str]) -> Space:
-        """From the command line's ``key=low..high`` (``:log``) and ``key=a,b,c``."""
+        """From the command line's ``key=low..high`` (``:log``) and ``key=a,b,c``.
+
+        Args:
+            options: of the command line.
+
+        Returns:
+            The space.
+
+        Raises:
+            ConfigurationError: an option is none, or names a key twice.
+        """
         found: dict[str, Dimension] = {}
         for option in options:
             key, separator, text = option.partition("=")
@@ -114,11 +176,25 @@ class Space:
         return cls(tuple(found.values()))
 
     def merged(self, other: Space) -> Space:
-        """This space, with ``other``'s dimensions in place of those of the same key."""
+        """This space, with ``other``'s dimensions in place of those of the same key.
+
+        Args:
+            other: whose dimensions win.
+
+        Returns:
+            A new space.
+        """
         return Space((*(d for d in self.dimensions if d.key not in other), *other.dimensions))
 
     def check(self, config: CLIPFinetuningConfig) -> None:
-        """Raises ``ConfigurationError`` where an end of a range, a choice, or two of them together, is no recipe."""
+        """Make sure that the space holds recipes only.
+
+        Args:
+            config: the recipe as the user gave it.
+
+        Raises:
+            ConfigurationError: an end of a range, a choice, or two of them together, is no recipe.
+        """
         for dimension in self.dimensions:
             for end in dimension.ends:
                 _check_values(config, {dimension.key: end})

@@ -27,6 +27,11 @@ class StudySignals(StopSignals):
 
     @contextmanager
     def watch(self) -> Iterator[None]:
+        """Listen to signals while the context lasts.
+
+        Returns:
+            A context manager.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -44,7 +49,11 @@ class StudySignals(StopSignals):
             self._inbox = None
 
     def check(self) -> None:
-        """Raises ``Interrupted`` when a signal has come."""
+        """Stop where a signal has come.
+
+        Raises:
+            Interrupted: one has.
+        """
         if self._inbox is not None and not self.received:
             try:
                 numbers = self._inbox.recv(64)

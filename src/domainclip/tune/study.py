@@ -45,11 +45,16 @@ class TrialRecord:
 
     @property
     def finished(self) -> bool:
+        """Whether it counts towards the number of trials asked for."""
         return self.outcome in FINISHED
 
 
 def require_optuna() -> None:
-    """Raises ``MissingExtraError`` where Optuna is not installed."""
+    """Make sure that Optuna is there.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import optuna  # noqa: F401
     except ImportError as error:
@@ -57,7 +62,18 @@ def require_optuna() -> None:
 
 
 def open_study(folder: Path, greater_is_better: bool) -> Study:
-    """The study of ``folder``, made where there is none. Raises ``CheckpointError`` for a file that cannot be read."""
+    """The study of a folder, made where there is none.
+
+    Args:
+        folder: where it lies.
+        greater_is_better: of the metric.
+
+    Returns:
+        Optuna's study.
+
+    Raises:
+        CheckpointError: its file cannot be read.
+    """
     import optuna
     from sqlalchemy.engine import URL
     from sqlalchemy.exc import SQLAlchemyError
@@ -80,9 +96,15 @@ def open_study(folder: Path, greater_is_better: bool) -> Study:
 
 
 def check_identity(study: Study, identity: Mapping[str, Any]) -> None:
-    """Note what the study is of, or compare with what it was started with.
+    """Note what the study is of, or compare with what it was started with: trials of different tasks cannot be
+    compared.
 
-    Raises ``ConfigurationError`` naming what has changed: trials of different tasks cannot be compared.
+    Args:
+        study: Optuna's.
+        identity: what tells one task from another.
+
+    Raises:
+        ConfigurationError: something has changed; the message names it.
     """
     known = study.user_attrs.get("identity")
     if known is None:
@@ -106,7 +128,14 @@ def check_identity(study: Study, identity: Mapping[str, Any]) -> None:
 
 
 def recover(study: Study) -> list[int]:
-    """Close the trials that a kill left running, and line their parameters up again; returns their numbers."""
+    """Close the trials that a kill left running, and line their parameters up again; returns their numbers.
+
+    Args:
+        study: Optuna's.
+
+    Returns:
+        Numbers of the trials.
+    """
     from optuna.trial import TrialState
 
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -121,7 +150,16 @@ def recover(study: Study) -> list[int]:
 def fail(
     study: Study, trial: Trial | FrozenTrial, outcome: Outcome, reason: str, *, again: bool, attempt: int | None = None
 ) -> None:
-    """Close a trial without a value; ``again`` lines its parameters up for another try, before all new ones."""
+    """Close a trial without a value; ``again`` lines its parameters up for another try, before all new ones.
+
+    Args:
+        study: Optuna's.
+        trial: what to close.
+        outcome: how it ended.
+        reason: why, in words.
+        again: whether it is tried again.
+        attempt: which attempt that is, from 1.
+    """
     lined_up = any(other.user_attrs.get("retry_of") == trial.number for other in study.get_trials(deepcopy=False))
     if again and not lined_up:  # first this, then the state: killed in between, the next recovery finds both
         attributes = {"retry_of": trial.number, "attempt": attempt or trial.user_attrs.get("attempt", 1)}
@@ -135,19 +173,38 @@ def fail(
 
 
 def labels(study: Study, number: int) -> dict[str, Any]:
-    """A trial's parameters: those drawn, and those it was to be given when it was stopped before drawing them."""
+    """A trial's parameters: those drawn, and those it was to be given when it was stopped before drawing them.
+
+    Args:
+        study: Optuna's.
+        number: of the trial.
+
+    Returns:
+        Labels by key.
+    """
     trial = study.get_trials(deepcopy=False)[number]
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def note(study: Study, trial: Trial | FrozenTrial, **attributes: Any) -> None:
-    """Write attributes to a trial that may belong to a process that is gone."""
+    """Write attributes to a trial that may belong to a process that is gone.
+
+    Args:
+        study: Optuna's.
+        trial: to write to.
+        attributes: plain values by name.
+    """
     for key, value in attributes.items():
         study._storage.set_trial_user_attr(trial._trial_id, key, value)  # FrozenTrial.set_user_attr writes nothing
 
 
 def enqueue_default(study: Study, params: Mapping[str, Any]) -> None:
-    """See to it that the recipe as it stands is tried, before anything else, unless it has been."""
+    """See to it that the recipe as it stands is tried, before anything else, unless it has been.
+
+    Args:
+        study: Optuna's.
+        params: the recipe as a point of the space.
+    """
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False):
@@ -162,6 +219,14 @@ def draw(study: Study, seed: int, trials: int) -> Trial:
 
     The sampler is seeded anew from ``seed`` and the number of trials there are. So a resumed study never repeats the
     draws it has made, and draws what it would have drawn had it not been stopped.
+
+    Args:
+        study: Optuna's.
+        seed: of the recipe.
+        trials: how many there shall be in the end.
+
+    Returns:
+        The trial.
     """
     import optuna
 
@@ -172,7 +237,14 @@ def draw(study: Study, seed: int, trials: int) -> Trial:
 
 
 def records(study: Study) -> list[TrialRecord]:
-    """Every trial that has begun, in order."""
+    """Every trial that has begun, in order.
+
+    Args:
+        study: Optuna's.
+
+    Returns:
+        One record a trial.
+    """
     from optuna.trial import TrialState
 
     found = []
@@ -201,7 +273,15 @@ def records(study: Study) -> list[TrialRecord]:
 
 
 def best_record(found: Sequence[TrialRecord], greater_is_better: bool) -> TrialRecord | None:
-    """The best of the complete trials; the earliest of equals, so that the default wins a tie."""
+    """The best of the complete trials; the earliest of equals, so that the default wins a tie.
+
+    Args:
+        found: records of trials.
+        greater_is_better: of the metric.
+
+    Returns:
+        The record; None where no trial is complete.
+    """
     sign = 1 if greater_is_better else -1
     complete = [record for record in found if record.outcome == "complete" and record.value is not None]
     return max(complete, key=lambda record: (sign * (record.value or 0.0), -record.number), default=None)
@@ -212,6 +292,13 @@ def importances(study: Study, found: Sequence[TrialRecord]) -> dict[str, float]:
 
     Parameters that fewer than five complete trials have are left out. Empty with fewer than ten complete trials, or
     where all came out the same: there is nothing to explain then.
+
+    Args:
+        study: Optuna's.
+        found: records of its trials.
+
+    Returns:
+        Fractions by key.
     """
     import optuna
 

@@ -101,10 +101,29 @@ class TrialRunner:
         self.eval_steps = math.ceil(steps / VALIDATIONS)
 
     def folder_of(self, number: int) -> Path:
+        """Where a trial leaves its files.
+
+        Args:
+            number: of the trial.
+
+        Returns:
+            The folder.
+        """
         return self.folder / "trials" / f"{number:04d}"
 
     def recipe_of(self, params: Mapping[str, Any], number: int) -> CLIPFinetuningConfig:
-        """The recipe of one trial: ``params`` and the budget laid over the user's."""
+        """The recipe of one trial: its parameters and the budget laid over the user's.
+
+        Args:
+            params: values by key.
+            number: of the trial.
+
+        Returns:
+            The checked recipe.
+
+        Raises:
+            ConfigurationError: these values are no recipe.
+        """
         budget: dict[str, Any] = {
             "max_steps": self.steps,
             "num_epochs": max(self.recipe.num_epochs, self.steps),  # an epoch has a step at least: max_steps decides

@@ -214,7 +214,7 @@ def test_what_is_no_image(tmp_path):
         (saved(tmp_path, b"", "empty.jpg"), "empty"),
         (saved(tmp_path, b"just some text\n", "text.jpg"), "not an image"),
         (tmp_path / "folder.jpg", "directory"),
-        (tmp_path / "missing.jpg", "No such file"),
+        (tmp_path / "missing.jpg", "no such file"),
     ):
         with pytest.raises(ImageError, match=what) as caught:
             read_image(path)

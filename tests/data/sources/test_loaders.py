@@ -86,7 +86,12 @@ def test_other_columns_and_root(folder: Path) -> None:
     (folder / "tables").mkdir()
     write(folder / "tables/t.csv", "file;x,text,diagnosis,patient\na.jpg,hello,flu,7\n")
     pairs = DatasetLoader.from_csv(
-        folder / "tables/t.csv", "file;x", "text", "diagnosis", "patient", image_root=folder / "images"
+        folder / "tables/t.csv",
+        "file;x",
+        "text",
+        label_col="diagnosis",
+        group_col="patient",
+        image_root=folder / "images",
     )
     assert facts(pairs) == [("a.jpg", "hello", "flu", "7")]
     with pytest.raises(ConfigurationError, match="image_root"):

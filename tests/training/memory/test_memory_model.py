@@ -18,10 +18,9 @@ from domainclip.losses import MultiPositiveContrastiveLoss
 from domainclip.losses.objective import WHOLE_MATRIX
 from domainclip.models import DualEncoder, make_tiny_clip
 from domainclip.models.lora import attach_lora
-from domainclip.pipelines import planned_model
-from domainclip.pipelines.planned_model import ModelShape, plan_step
 from domainclip.training.memory import trace as memory_trace
-from domainclip.training.memory.model import StepMemory, largest_micro_batch, loss_bytes
+from domainclip.training.memory.model import largest_micro_batch, loss_bytes
+from domainclip.training.memory.plan import ModelShape, plan_step
 from domainclip.training.memory.trace import Lines, LiveBytes, TowerMemory, trace_tower
 from domainclip.training.optim.optimizer import build_optimizer
 from domainclip.training.step.gradcache import ContrastiveStep
@@ -104,26 +103,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all": {"precision": "bf16", "lora_r": 4, "gradient_checkpointing": True},
     "locked": {"lock_image": True},
 }
-
-
-def lines(memory: StepMemory) -> list[int]:
-    towers = (memory.image, memory.text)
-    return [getattr(t, name).at(pairs) for t in towers for name in ("saved", "first", "again") for pairs in (1, 5, 300)]
-
-
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "lora"])
-def test_three_layers_tell_what_five_hold(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shortened trace equals the one of all layers, to the byte."""
-    if "lora_r" in VARIANTS[variant]:
-        pytest.importorskip("peft")
-    shape, settings = shape_of(make_tiny_clip(**DEEP)), recipe(**VARIANTS[variant])
-    assert planned_model._shorten(shape.build().model.vision_model) is not None
-    short = plan_step(shape, settings, "cpu")
-    monkeypatch.setattr(planned_model, "_shorten", lambda tower: None)
-    whole = plan_step(shape, settings, "cpu")
-    assert lines(short) == lines(whole)
-    for name in ("weights", "optimizer_state", "gradients", "state"):
-        assert getattr(short, name) == getattr(whole, name), name
 
 
 def test_lines_hold_at_other_numbers_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The chunk is fitted to the memory before the first step, and what was predicted is compared with what was held."""
+"""The micro-batch is fitted to the memory before the first step; what was predicted is compared with what was held."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from domainclip.devices.memory import GB
 from domainclip.errors import MemoryConstraintError
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.training import Trainer
+from domainclip.training.memory import model as memory_model
 from domainclip.training.memory import run as run_memory
-from domainclip.training.memory.run import MARGIN
+from domainclip.training.memory.model import MARGIN
 from domainclip.training.memory.trace import LiveBytes
 from model_zoo import save_vision_text
 from tiny_data import TinyData
@@ -43,8 +44,8 @@ def first_batch(trainer: Trainer) -> dict[str, Any]:
 
 def give(monkeypatch: pytest.MonkeyPatch, available: float, held: int = 0) -> None:
     """As if the device had so many bytes left."""
-    monkeypatch.setattr(run_memory, "read_memory", lambda device: {"available_gb": available / GB})
-    monkeypatch.setattr(run_memory, "held_bytes", lambda device: held)
+    monkeypatch.setattr(memory_model, "read_memory", lambda device: {"available_gb": available / GB})
+    monkeypatch.setattr(memory_model, "held_bytes", lambda device: held)
 
 
 def test_a_batch_that_fits_goes_through_whole(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_too_little_memory_means_micro_batches_of_the_same_batch(
 
 def test_room_that_is_left_keeps_graphs(tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, 8 * GB)
-    monkeypatch.setitem(run_memory.EFFICIENT_MICRO_BATCH, "cpu", 2)
+    monkeypatch.setitem(memory_model.EFFICIENT_MICRO_BATCH, "cpu", 2)
     trainer = make_trainer(tiny_data.pairs(), tmp_path, batch_size=16)
     batch = first_batch(trainer)
     memory = trainer.memory._count(batch)
@@ -175,11 +176,11 @@ def test_blocks_are_recomputed_where_one_pair_would_not_fit(
 def test_the_record_compares_prediction_and_measurement(
     tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(run_memory.EFFICIENT_MICRO_BATCH, "cpu", 2)
+    monkeypatch.setitem(memory_model.EFFICIENT_MICRO_BATCH, "cpu", 2)
     result = make_trainer(tiny_data.pairs(), tmp_path, mini_batch_size=4, max_steps=3).train()
     content = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))
     assert content == result.memory
-    assert content["chunk"] == content["micro_batch_at_the_end"] == 4
+    assert content["micro_batch"] == content["micro_batch_at_the_end"] == 4
     assert content["measured_peak_mb"] > 0 and 0 < content["predicted_mb"] < content["budget_mb"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(0 < row["memory_mb"] <= content["measured_peak_mb"] + 0.1 for row in rows if "memory_mb" in row)
@@ -245,7 +246,7 @@ def test_a_step_that_nearly_fills_the_memory_has_the_allocator_give_it_back(
     forecast = trainer.memory.fit(batch)
     assert forecast is not None and not forecast.spared and not asked
     give(monkeypatch, forecast.predicted_bytes * (MARGIN + 0.05) / 0.8)
-    monkeypatch.setattr(run_memory, "held_bytes", lambda device: forecast.predicted_bytes // 100)
+    monkeypatch.setattr(memory_model, "held_bytes", lambda device: forecast.predicted_bytes // 100)
     forecast = trainer.memory.fit(batch)
     assert forecast is not None and forecast.spared and len(asked) == 1
     make_trainer(tiny_data.pairs(), tmp_path / "resumed").memory.load_state_dict(trainer.memory.state_dict() or {})

@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from domainclip.data.checks.captions import caption_length, caption_repetition, class_balance
 from domainclip.data.checks.findings import DataCheckReport, Finding
@@ -19,7 +20,7 @@ from domainclip.data.checks.images import (
 )
 from domainclip.data.group_split import image_key
 from domainclip.data.images.reader import MAX_PIXELS
-from domainclip.data.records import ImageTextPair, PairList, SkippedRow
+from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList, SkippedRow
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_IMAGE
 from domainclip.data.splits import given_splits, group_names, join_groups
 from domainclip.errors import ConfigurationError, DataError
@@ -40,15 +41,12 @@ def check_data(
     count_tokens: Callable[[list[str]], list[int]] | None = None,
     image_col: str = "image_path",
     caption_col: str = "caption",
-    label_col: str = "label",
-    group_col: str = "group",
-    image_root: Path | str | None = None,
-    caption_template: str | None = None,
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     near_duplicates: bool = True,
     text_transform: Callable[[str], str] | None = None,
     cut_by_sentence: bool = False,
+    **options: Unpack[ColumnOptions],
 ) -> DataCheckReport:
     """Read every row and decode every image of the data at ``path``, in ``workers`` threads.
 
@@ -66,15 +64,8 @@ def check_data(
     """
     if batch_size is not None and batch_size < 1:
         raise ConfigurationError(f"Batch size must be positive, not {batch_size}")
-    given = given_splits(
-        path,
-        image_col=image_col,
-        caption_col=caption_col,
-        label_col=label_col,
-        group_col=group_col,
-        image_root=image_root,
-        caption_template=caption_template,
-    )
+    columns = Columns(image_col, caption_col, **options)
+    given = given_splits(path, columns)
     if not str(path).startswith("hf:") and not Path(path).exists():
         raise DataError(f"Data not found: {path}")
     findings: list[Finding] = []
@@ -83,7 +74,7 @@ def check_data(
         try:
             pairs = part.load()
             notes: list[str] = []
-            join_groups(pairs, part.folder, image_col, group_col, notes)
+            join_groups(pairs, part.folder, columns, notes)
         except DataError as error:
             findings.append(Finding("unreadable-table", "error", 1, [str(error)], "Mend the file.", part.name))
             continue

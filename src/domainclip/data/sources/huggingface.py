@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainclip.data.records import DISCIPLINE_COL, PairList
+from domainclip.data.records import DISCIPLINE_COL, Columns, PairList
 from domainclip.data.sources.directories import caption_from_label
 from domainclip.data.sources.pair_builder import PairBuilder, missing_field, resolve_image_field
 from domainclip.errors import DataError, MissingExtraError
@@ -87,40 +87,29 @@ def open_splits(name_or_path: str | Path, config_name: str | None = None) -> dic
     return dict(loaded)
 
 
-def pairs_from_dataset(
-    dataset: Any,
-    source: str,
-    *,
-    image_col: str,
-    caption_col: str,
-    label_col: str,
-    group_col: str,
-    image_root: Path,
-    cache_dir: Path,
-    caption_template: str | None,
-    strict: bool,
-) -> PairList:
+def pairs_from_dataset(dataset: Any, source: str, names: Columns, image_root: Path, cache_dir: Path) -> PairList:
     """Rows of one ``datasets.Dataset``; images inside it are stored in ``cache_dir``, never decoded."""
     import datasets
 
     columns = dataset.column_names
-    image_col = resolve_image_field(image_col, columns)
+    caption_col, label_col, group_col = names.caption_col, names.label_col, names.group_col
+    image_col = resolve_image_field(names.image_col, columns)
     if image_col not in columns:
         raise missing_field("column", image_col, source, columns, "image_col")
-    templated = caption_template if caption_col not in columns and label_col in columns else None
+    templated = names.caption_template if caption_col not in columns and label_col in columns else None
     if caption_col not in columns and templated is None:
         raise missing_field("column", caption_col, source, columns, "caption_col")
     wanted = {image_col, caption_col, label_col, group_col, DISCIPLINE_COL}
     dataset = dataset.select_columns([name for name in columns if name in wanted])
     if isinstance(dataset.features[image_col], datasets.Image):
         dataset = dataset.cast_column(image_col, datasets.Image(decode=False))
-    names = getattr(dataset.features.get(label_col), "names", None)
-    builder = PairBuilder(source, image_root, strict)
+    classes = getattr(dataset.features.get(label_col), "names", None)
+    builder = PairBuilder(source, image_root, names.strict)
     for number, row in enumerate(dataset, start=1):
         label = row.get(label_col)
-        if names and label is not None:
+        if classes and label is not None:
             # A negative number is the library's mark for "not labelled".
-            label = names[label] if label >= 0 else None
+            label = classes[label] if label >= 0 else None
         caption = row.get(caption_col)
         if templated is not None and label is not None:
             caption = caption_from_label(templated, str(label))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Unpack
 
-from domainclip.data.records import DISCIPLINE_COL, PairList
-from domainclip.data.sources import huggingface, tables
+from domainclip.data.records import DISCIPLINE_COL, ColumnOptions, Columns, PairList
+from domainclip.data.sources import huggingface
 from domainclip.data.sources.directories import CAPTIONS_FILE, caption_from_label, pairs_from_directory
 from domainclip.data.sources.pair_builder import PairBuilder, missing_field, resolve_image_field
+from domainclip.data.sources.tables import SOURCES, Table, source_of
 from domainclip.errors import ConfigurationError, DataError
 
 META_FILE = "meta.csv"
@@ -33,86 +35,44 @@ class DatasetLoader:
         path: Path | str,
         image_col: str = "image_path",
         caption_col: str = "caption",
-        label_col: str = "label",
-        group_col: str = "group",
-        image_root: Path | str | None = None,
-        strict: bool = False,
-        caption_template: str | None = None,
+        **options: Unpack[ColumnOptions],
     ) -> PairList:
         """A table with a header line; separated by tabs where the name ends in ``.tsv``, else by commas."""
-        path = Path(path)
-        header, rows = tables.read_delimited(path, "\t" if path.suffix.lower() == ".tsv" else ",")
-        columns = _columns(path, header, image_col, caption_col, label_col, group_col, caption_template)
-        return _build(path, rows, columns, image_root, strict, caption_template)
+        read = SOURCES[".tsv" if Path(path).suffix.lower() == ".tsv" else ".csv"]
+        return _pairs(Path(path), read, Columns(image_col, caption_col, **options))
 
     @staticmethod
     def from_json(
-        path: Path | str,
-        image_col: str = "image",
-        caption_col: str = "caption",
-        label_col: str = "label",
-        group_col: str = "group",
-        image_root: Path | str | None = None,
-        strict: bool = False,
-        caption_template: str | None = None,
+        path: Path | str, image_col: str = "image", caption_col: str = "caption", **options: Unpack[ColumnOptions]
     ) -> PairList:
         """A list of ``{"image": …, "caption": …}`` or ``{"data": [...]}``; ``.jsonl`` holds one object a
         line.
 
         ``image_path`` may stand for ``image``. A caption that is a list of texts gives one pair for each.
         """
-        path = Path(path)
-        lines = path.suffix.lower() in {".jsonl", ".ndjson"}
-        rows = tables.read_json_lines(path) if lines else tables.read_json(path)
-        builder = PairBuilder(path, _root(path, image_root), strict)
-        for row in rows:
-            image_key = resolve_image_field(image_col, row.values)
-            source = f"{path}, {row.where}"
-            if image_key not in row.values:
-                raise missing_field("key", image_key, source, row.values, "image_col")
-            caption = row.values.get(caption_col)
-            label = row.values.get(label_col)
-            if caption_col not in row.values:
-                if caption_template is None or label is None:
-                    raise missing_field("key", caption_col, source, row.values, "caption_col")
-                caption = caption_from_label(caption_template, str(label))
-            builder.add(
-                row.where,
-                row.values[image_key],
-                caption,
-                label,
-                row.values.get(group_col),
-                row.values.get(DISCIPLINE_COL),
-            )
-        return builder.finish()
+        read = SOURCES[".jsonl" if Path(path).suffix.lower() in {".jsonl", ".ndjson"} else ".json"]
+        return _pairs(Path(path), read, Columns(image_col, caption_col, **options))
 
     @staticmethod
-    def from_jsonl(path: Path | str, **options: object) -> PairList:
+    def from_jsonl(
+        path: Path | str, image_col: str = "image", caption_col: str = "caption", **options: Unpack[ColumnOptions]
+    ) -> PairList:
         """One JSON object a line; the options of ``from_json``."""
         if Path(path).suffix.lower() not in {".jsonl", ".ndjson"}:
             raise DataError(f"{path} does not end in .jsonl or .ndjson: rename it, or use from_json")
-        return DatasetLoader.from_json(path, **options)  # type: ignore[arg-type]
+        return DatasetLoader.from_json(path, image_col, caption_col, **options)
 
     @staticmethod
     def from_parquet(
         path: Path | str,
         image_col: str = "image_path",
         caption_col: str = "caption",
-        label_col: str = "label",
-        group_col: str = "group",
-        image_root: Path | str | None = None,
-        strict: bool = False,
-        caption_template: str | None = None,
         cache_dir: Path | str | None = None,
+        **options: Unpack[ColumnOptions],
     ) -> PairList:
         """A Parquet file (extra ``parquet``). Images stored inside it are written to ``cache_dir`` once
         each."""
-        path = Path(path)
-        found = tables.parquet_columns(path)
-        columns = _columns(path, found, image_col, caption_col, label_col, group_col, caption_template)
-        rows = tables.read_parquet(path, [name for name in found if name in (*columns, DISCIPLINE_COL)])
-        cache = Path(cache_dir) if cache_dir else huggingface.default_image_cache()
-        return _build(path, rows, columns, image_root, strict, caption_template, cache)
+        return _pairs(Path(path), SOURCES[".parquet"], Columns(image_col, caption_col, **options), cache_dir)
 
     @staticmethod
     def from_directory(path: Path | str, caption_template: str | None = None, strict: bool = False) -> PairList:
@@ -131,12 +91,9 @@ class DatasetLoader:
         split: str = "train",
         image_col: str = "image",
         caption_col: str = "caption",
-        label_col: str = "label",
-        group_col: str = "group",
         cache_dir: Path | str | None = None,
-        strict: bool = False,
-        caption_template: str | None = None,
         config_name: str | None = None,
+        **options: Unpack[ColumnOptions],
     ) -> PairList:
         """A data set of the ``datasets`` library (extra ``datasets``): a folder it saved or can read, or a
         hub name.
@@ -152,14 +109,9 @@ class DatasetLoader:
         return huggingface.pairs_from_dataset(
             splits[split],
             f"{name_or_path} [{split}]",
-            image_col=image_col,
-            caption_col=caption_col,
-            label_col=label_col,
-            group_col=group_col,
-            image_root=folder if folder.is_dir() else Path(),
-            cache_dir=Path(cache_dir) if cache_dir else huggingface.default_image_cache(),
-            caption_template=caption_template,
-            strict=strict,
+            Columns(image_col, caption_col, **options),
+            folder if folder.is_dir() else Path(),
+            Path(cache_dir) if cache_dir else huggingface.default_image_cache(),
         )
 
     @staticmethod
@@ -167,47 +119,34 @@ class DatasetLoader:
         path: Path | str,
         image_col: str = "image_path",
         caption_col: str = "caption",
-        label_col: str = "label",
-        group_col: str = "group",
-        image_root: Path | str | None = None,
-        strict: bool = False,
-        caption_template: str | None = None,
         split: str = "train",
+        **options: Unpack[ColumnOptions],
     ) -> PairList:
-        """Whatever is at ``path``, by its suffix; ``hf:owner/name`` is a Hugging Face data set (its
+        """Whatever is at ``path``, by its suffix (``SOURCES``); ``hf:owner/name`` is a Hugging Face data set (its
         ``split``).
 
         A directory may hold one table (``meta.csv`` does not count) or be one of the layouts of
         ``from_directory``.
         """
-        folder, columns = Path(path), (image_col, caption_col, label_col, group_col)
+        folder, columns = Path(path), Columns(image_col, caption_col, **options)
         if str(path).startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
             if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
                 # One split saved alone keeps its own name, whatever the folder is called.
                 split = next(iter(huggingface.open_splits(folder)))
-            return DatasetLoader.from_huggingface(
-                path, split, *columns, strict=strict, caption_template=caption_template
-            )
+            return DatasetLoader.from_huggingface(path, split, image_col, caption_col, **options)
         if folder.is_dir():
             table = only_table(folder)
             if table is None:
-                return DatasetLoader.from_directory(folder, caption_template, strict)
+                return DatasetLoader.from_directory(folder, columns.caption_template, columns.strict)
             folder = table
         elif folder.name == CAPTIONS_FILE:
-            return DatasetLoader.from_directory(folder.parent, caption_template, strict)
-        suffix = folder.suffix.lower()
-        if suffix not in tables.TABLE_SUFFIXES:
+            return DatasetLoader.from_directory(folder.parent, columns.caption_template, columns.strict)
+        read = source_of(folder)
+        if read is None:
             if not folder.exists():
                 raise DataError(f"Data not found: {path}; a Hugging Face data set is named hf:OWNER/NAME")
-            raise DataError(f"Invalid data file {path}: known formats are {', '.join(tables.TABLE_SUFFIXES)}")
-        loader = (
-            DatasetLoader.from_parquet
-            if suffix == ".parquet"
-            else DatasetLoader.from_csv
-            if suffix in {".csv", ".tsv"}
-            else DatasetLoader.from_json
-        )
-        return loader(folder, *columns, image_root, strict, caption_template)
+            raise DataError(f"Invalid data file {path}: known formats are {', '.join(SOURCES)}")
+        return _pairs(folder, read, columns)
 
 
 def only_table(folder: Path) -> Path | None:
@@ -216,7 +155,7 @@ def only_table(folder: Path) -> Path | None:
     found = sorted(
         entry
         for entry in folder.iterdir()
-        if entry.suffix.lower() in tables.TABLE_SUFFIXES
+        if source_of(entry) is not None
         and entry.name != META_FILE
         and not entry.name.startswith(".")
         and entry.is_file()
@@ -237,44 +176,45 @@ def _root(path: Path, image_root: Path | str | None) -> Path:
     return Path(image_root)
 
 
-def _columns(
-    path: Path, found: Collection[str], image: str, caption: str, label: str, group: str, template: str | None
-) -> tuple[str, str, str, str]:
-    """The four column names, the image column resolved. Raises ``DataError`` for a missing one."""
-    image = resolve_image_field(image, found)
+def _checked(columns: Columns, found: Collection[str], source: str, kind: str) -> str:
+    """The name of the image column (key). Raises ``DataError`` for a missing one."""
+    image = resolve_image_field(columns.image_col, found)
     if image not in found:
-        raise missing_field("column", image, str(path), found, "image_col")
-    if caption not in found and (template is None or label not in found):
-        error = missing_field("column", caption, str(path), found, "caption_col")
-        if label in found:
+        raise missing_field(kind, image, source, found, "image_col")
+    if columns.caption_col not in found and (columns.caption_template is None or columns.label_col not in found):
+        error = missing_field(kind, columns.caption_col, source, found, "caption_col")
+        if columns.label_col in found:
             error = DataError(
                 f"{error}, or write captions from the label with caption_template='a photo of a {{label}}'"
             )
         raise error
-    return image, caption, label, group
+    return image
 
 
-def _build(
+def _pairs(
     path: Path,
-    rows: Iterable[tables.Row],
-    columns: tuple[str, str, str, str],
-    image_root: Path | str | None,
-    strict: bool,
-    template: str | None,
-    cache_dir: Path | None = None,
+    read: Callable[[Path, Collection[str]], Table],
+    columns: Columns,
+    cache_dir: Path | str | None = None,
 ) -> PairList:
-    image_col, caption_col, label_col, group_col = columns
-    builder = PairBuilder(path, _root(path, image_root), strict)
-    for row in rows:
+    names = (columns.caption_col, columns.label_col, columns.group_col)
+    table = read(path, {columns.image_col, "image", "image_path", *names, DISCIPLINE_COL})
+    image_col = None if table.columns is None else _checked(columns, table.columns, str(path), "column")
+    builder = PairBuilder(path, _root(path, columns.image_root), columns.strict)
+    cache = Path(cache_dir) if cache_dir else huggingface.default_image_cache()
+    for row in table.rows:
         values = row.values
-        image, label = values.get(image_col), values.get(label_col)
+        label = values.get(columns.label_col)
+        # Entries with keys of their own are looked at one by one; a label that is null writes no caption.
+        found = [key for key in values if key != columns.label_col or label is not None]
+        image_key = image_col or _checked(columns, found, f"{path}, {row.where}", "key")
+        image = values.get(image_key)
         if row.problem is not None:
             builder.skip(row.where, str(image or ""), row.problem)
             continue
-        if cache_dir is not None:
-            image = huggingface.image_reference(image, cache_dir)
-        caption = values.get(caption_col)
-        if caption_col not in values and template is not None and label:
-            caption = caption_from_label(template, str(label).strip())
-        builder.add(row.where, image, caption, label, values.get(group_col), values.get(DISCIPLINE_COL))
+        caption = values.get(columns.caption_col)
+        if columns.caption_col not in values and columns.caption_template is not None and label:
+            caption = caption_from_label(columns.caption_template, str(label).strip())
+        image = huggingface.image_reference(image, cache)
+        builder.add(row.where, image, caption, label, values.get(columns.group_col), values.get(DISCIPLINE_COL))
     return builder.finish()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from domainclip.errors import DataError, MissingExtraError
-
-TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+from domainclip.registry import Registry
 
 
 @dataclass
@@ -25,6 +24,39 @@ class Row:
     where: str
     values: dict[str, Any]
     problem: str | None = None
+
+
+@dataclass
+class Table:
+    """What a data file holds.
+
+    Attributes:
+        rows: Its rows, in their order.
+        columns: The names of its columns; None where each row has keys of its own.
+    """
+
+    rows: Iterable[Row]
+    columns: list[str] | None = None
+
+
+SOURCES: Registry[Callable[[Path, Collection[str]], Table]] = Registry("data file format")
+"""What reads a data file, by its suffix in small letters with the dot: ``read(path, wanted)``, where ``wanted`` are the
+columns that will be looked at. Raises ``DataError`` for a file that it cannot read."""
+
+
+def source_of(path: Path) -> Callable[[Path, Collection[str]], Table] | None:
+    """What reads a file, by its suffix.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The entry of ``SOURCES``; None where there is none for the suffix.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SOURCES:
+        return None
+    return SOURCES[suffix]
 
 
 def read_text(path: Path) -> str:
@@ -154,3 +186,32 @@ def _parquet_file(path: Path) -> Any:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from None
+
+
+@SOURCES.register(".csv")
+def _csv(path: Path, wanted: Collection[str]) -> Table:
+    columns, rows = read_delimited(path, ",")
+    return Table(rows, columns)
+
+
+@SOURCES.register(".tsv")
+def _tsv(path: Path, wanted: Collection[str]) -> Table:
+    columns, rows = read_delimited(path, "\t")
+    return Table(rows, columns)
+
+
+@SOURCES.register(".json")
+def _json(path: Path, wanted: Collection[str]) -> Table:
+    return Table(read_json(path))
+
+
+@SOURCES.register(".ndjson")
+@SOURCES.register(".jsonl")
+def _json_lines(path: Path, wanted: Collection[str]) -> Table:
+    return Table(read_json_lines(path))
+
+
+@SOURCES.register(".parquet")
+def _parquet(path: Path, wanted: Collection[str]) -> Table:
+    columns = parquet_columns(path)
+    return Table(read_parquet(path, [name for name in columns if name in wanted]), columns)

@@ -134,7 +134,16 @@ def transformers_config(
 ) -> CLIPConfig | ProjectedDualEncoderConfig:
     """The config of the ``CLIPModel`` or ``ProjectedDualEncoderModel`` that a checkpoint in ``folder`` is.
 
-    Raises ``ModelLoadError`` for what neither can be.
+    Args:
+        model_cfg: Of ``open_clip_config.json``.
+        weights: State dict, on any device.
+        folder: Where the checkpoint lies.
+
+    Returns:
+        Of the one or the other.
+
+    Raises:
+        ModelLoadError: For what neither can be.
     """
     if "multimodal_cfg" in model_cfg:
         raise _unsupported(folder, "it is a CoCa (multimodal_cfg)")

@@ -42,7 +42,14 @@ def open_clip_folder(name: str) -> Path | None:
     open_clip_config.json. A directory that holds the layout of ``transformers`` as well is read as that, unless
     ``local-dir:`` asks for OpenCLIP's.
 
-    Raises ``ModelLoadError`` where a prefix promises what is not there.
+    Args:
+        name: The recipe's ``model_name``.
+
+    Returns:
+        Where the checkpoint lies, fetched if need be.
+
+    Raises:
+        ModelLoadError: Where a prefix promises what is not there.
     """
     if name.startswith(HUB_PREFIX):
         return _fetch(name.removeprefix(HUB_PREFIX))
@@ -81,7 +88,17 @@ def _fetch(repository: str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The open_clip_config.json of a folder. Raises ``ModelLoadError`` for one that is damaged or lacks model_cfg."""
+    """The open_clip_config.json of a folder.
+
+    Args:
+        folder: A local directory.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ModelLoadError: For one that is damaged or lacks model_cfg.
+    """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +112,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The state dict, from the safetensors file where there is one, on the CPU.
 
-    Raises ``ModelLoadError`` where there is none, where it is damaged, and where a pickled one holds more than weights.
+    Args:
+        folder: A local directory.
+
+    Returns:
+        Tensors by OpenCLIP's names.
+
+    Raises:
+        ModelLoadError: Where there is none, where it is damaged, and where a pickled one holds more than weights.
     """
     safe, pickled = folder / SAFE_WEIGHTS, folder / PICKLED_WEIGHTS
     try:
@@ -112,12 +136,29 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def saved_open_clip_config(folder: Path) -> dict[str, Any] | None:
-    """The config of an OpenCLIP checkpoint that lies beside the layout of ``transformers``; None where none does."""
+    """The config of an OpenCLIP checkpoint that lies beside the layout of ``transformers``; None where none does.
+
+    Args:
+        folder: A local directory.
+
+    Returns:
+        Its content.
+    """
     return read_config(folder) if (folder / CONFIG).is_file() else None
 
 
 def load_model_config(folder: Path) -> Any:
-    """The ``transformers`` config of a checkpoint. Raises ``ModelLoadError``."""
+    """The ``transformers`` config of a checkpoint.
+
+    Args:
+        folder: A local directory.
+
+    Returns:
+        Of ``CLIPModel`` or ``ProjectedDualEncoderModel``.
+
+    Raises:
+        ModelLoadError: For a checkpoint that neither can be.
+    """
     return transformers_config(read_config(folder)["model_cfg"], read_weights(folder), folder)
 
 
@@ -139,9 +180,17 @@ def _load_model(folder: Path) -> Any:
 
 
 def load_open_clip_processor(folder: Path, model_config: Any) -> EncoderProcessor:
-    """Tokenizer and image processor of a checkpoint; ``model_config`` is that of ``transformers``.
+    """Tokenizer and image processor of a checkpoint.
 
-    Raises ``ModelLoadError``.
+    Args:
+        folder: A local directory.
+        model_config: That of ``transformers``.
+
+    Returns:
+        Both, called like a ``transformers`` processor.
+
+    Raises:
+        ModelLoadError: Where the tokenizer is missing or another model's.
     """
     config = read_config(folder)
     text_cfg, text = config["model_cfg"]["text_cfg"], model_config.text_config
@@ -162,7 +211,18 @@ def load_open_clip_processor(folder: Path, model_config: Any) -> EncoderProcesso
 
 
 def load_open_clip(folder: Path, name: str) -> DualEncoder:
-    """The dual encoder of an OpenCLIP checkpoint, which saves in both layouts. Raises ``ModelLoadError``."""
+    """The dual encoder of an OpenCLIP checkpoint, which saves in both layouts.
+
+    Args:
+        folder: A local directory.
+        name: Of the encoder, for messages and records.
+
+    Returns:
+        In ``eval()`` mode, in float32 on the CPU.
+
+    Raises:
+        ModelLoadError: For a checkpoint that is damaged or not supported.
+    """
     model = _load_model(folder)
     encoder = DualEncoder(model, load_open_clip_processor(folder, model.config), name=name).eval()
     encoder.open_clip_config = read_config(folder)

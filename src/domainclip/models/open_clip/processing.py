@@ -40,7 +40,16 @@ def image_processor(preprocess_cfg: Mapping[str, Any], resolution: int, source: 
     """``preprocess_cfg`` as a ``transformers`` image processor that makes ``resolution`` × ``resolution`` pixels (the
     tower's own resolution, which OpenCLIP too takes over the one in preprocess_cfg).
 
-    Raises ``ModelLoadError`` for letterboxing (``resize_mode: longest``) and unknown values.
+    Args:
+        preprocess_cfg: Of ``open_clip_config.json``.
+        resolution: In pixels; the tower's own, which OpenCLIP too takes over the one in ``preprocess_cfg``.
+        source: Where the weights come from, for messages.
+
+    Returns:
+        Pillow's backend.
+
+    Raises:
+        ModelLoadError: For letterboxing (``resize_mode: longest``) and unknown values.
     """
     mode = preprocess_cfg.get("resize_mode") or "shortest"
     interpolation = preprocess_cfg.get("interpolation") or "bicubic"
@@ -74,7 +83,15 @@ def tokenizer(text_cfg: Mapping[str, Any], folder: Path) -> Any:
 
     OpenCLIP also mends broken encodings (ftfy) and HTML entities in a text; this does not.
 
-    Raises ``ModelLoadError`` where there is none.
+    Args:
+        text_cfg: ``model_cfg.text_cfg`` of the checkpoint.
+        folder: A local directory.
+
+    Returns:
+        A ``transformers`` tokenizer that cuts at the tower's length.
+
+    Raises:
+        ModelLoadError: Where there is none.
     """
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
     if options.pop("clean", "whitespace") not in {"whitespace", "lower"} or any(options.values()):
@@ -89,6 +106,13 @@ def special_tokens(text_cfg: Mapping[str, Any], folder: Path) -> dict[str, int]:
 
     OpenCLIP reads a text at the highest of its numbers (``argmax``), ``transformers`` at the end token. Raises
     ``ModelLoadError`` where these are two, and for a tokenizer that is another model's.
+
+    Args:
+        text_cfg: ``model_cfg.text_cfg`` of the checkpoint.
+        folder: A local directory.
+
+    Returns:
+        Their numbers.
     """
     found, vocabulary = tokenizer(text_cfg, folder), int(text_cfg.get("vocab_size", 49408))
     end, highest = int(found.eos_token_id), max(found.get_vocab().values())
@@ -148,7 +172,14 @@ def clip_tokenizer(vocabulary: Path) -> CLIPTokenizer:
     Tokens are numbered: 256 bytes, the same at the end of a word, one for each merge, start, end. A byte is written as
     the character of its own number where that is printable, and otherwise as one of those from 256 on.
 
-    Raises ``ModelLoadError`` for a file that is not that list.
+    Args:
+        vocabulary: The gzipped file.
+
+    Returns:
+        As ``transformers`` has it.
+
+    Raises:
+        ModelLoadError: For a file that is not that list.
     """
     try:
         lines = gzip.decompress(vocabulary.read_bytes()).decode("utf-8").split("\n")

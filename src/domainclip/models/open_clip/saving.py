@@ -30,7 +30,14 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
 def describe_as_open_clip(encoder: DualEncoder) -> dict[str, Any]:
     """The ``open_clip_config.json`` of a CLIP that never was one of OpenCLIP's.
 
-    Raises ``ConfigurationError`` for a model or preprocessing that OpenCLIP has no words for.
+    Args:
+        encoder: The dual encoder.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        ConfigurationError: For a model or preprocessing that OpenCLIP has no words for.
     """
     config = encoder.model.config
     if encoder.model_type != "clip":
@@ -101,8 +108,13 @@ def _preprocess_cfg(processor: Any) -> dict[str, Any]:
 
 
 def save_open_clip(encoder: DualEncoder, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write ``open_clip_config.json`` and ``open_clip_model.safetensors``. ``weights``: the model's, for the resolution
-    its image processor hands out; ``encoder.open_clip_config`` tells the rest."""
+    """Write ``open_clip_config.json`` and ``open_clip_model.safetensors``.
+
+    Args:
+        encoder: Its ``open_clip_config`` is set.
+        weights: The model's, for the resolution its image processor hands out.
+        folder: Made where it is not there.
+    """
     assert encoder.open_clip_config is not None
     config = copy.deepcopy(encoder.open_clip_config)
     model_cfg, resolution = config["model_cfg"], encoder.native_resolution

@@ -67,7 +67,14 @@ def _clip_layers(open_clip: str, here: str, layers: int) -> list[Renamed]:
 
 
 def clip_image_tower(layers: int) -> list[Renamed]:
-    """OpenCLIP's own vision transformer ↔ CLIP's."""
+    """OpenCLIP's own vision transformer ↔ CLIP's.
+
+    Args:
+        layers: Number of transformer layers.
+
+    Returns:
+        A line for each tensor.
+    """
     theirs, ours = "visual.", "vision_model."
     return [
         *_same(f"{theirs}class_embedding", f"{ours}embeddings.class_embedding"),
@@ -81,7 +88,15 @@ def clip_image_tower(layers: int) -> list[Renamed]:
 
 
 def clip_text_tower(layers: int, custom_text: bool) -> list[Renamed]:
-    """OpenCLIP's own text transformer ↔ CLIP's. ``custom_text``: it is a module of its own in the checkpoint."""
+    """OpenCLIP's own text transformer ↔ CLIP's.
+
+    Args:
+        layers: Number of transformer layers.
+        custom_text: Whether the text tower is a module of its own in the checkpoint.
+
+    Returns:
+        A line for each tensor.
+    """
     theirs, ours = TEXT_PREFIX if custom_text else "", "text_model."
     return [
         *_same(f"{theirs}token_embedding.weight", f"{ours}embeddings.token_embedding.weight"),
@@ -93,7 +108,16 @@ def clip_text_tower(layers: int, custom_text: bool) -> list[Renamed]:
 
 
 def timm_image_tower(layers: int, projection: str, biases: list[bool]) -> list[Renamed]:
-    """A vision transformer of timm with OpenCLIP's projection ↔ ``ViTModel``."""
+    """A vision transformer of timm with OpenCLIP's projection ↔ ``ViTModel``.
+
+    Args:
+        layers: Number of transformer layers.
+        projection: ``linear`` or ``mlp``.
+        biases: Which of the projection's layers have one, in order.
+
+    Returns:
+        A line for each tensor.
+    """
     theirs, ours = "visual.trunk.", "vision_model."
     names = [
         *_same(f"{theirs}cls_token", f"{ours}embeddings.cls_token"),
@@ -118,7 +142,16 @@ def timm_image_tower(layers: int, projection: str, biases: list[bool]) -> list[R
 
 
 def foreign_text_tower(names: Iterable[str], projection: str, biases: list[bool]) -> list[Renamed]:
-    """A text tower of Hugging Face, whose own names OpenCLIP keeps. ``names``: all of the model's."""
+    """A text tower of Hugging Face, whose own names OpenCLIP keeps.
+
+    Args:
+        names: All of the model's.
+        projection: ``linear`` or ``mlp``.
+        biases: Which of the projection's layers have one, in order.
+
+    Returns:
+        A line for each tensor.
+    """
     ours = "text_model."
     towers = [Renamed(f"text.transformer.{n.removeprefix(ours)}", (n,)) for n in names if n.startswith(ours)]
     if projection == "linear":
@@ -136,7 +169,16 @@ def _projection(theirs: list[str], ours: list[str], biases: list[bool]) -> list[
 
 def weight_names(config: Any, own_names: Iterable[str], custom_text: bool) -> list[Renamed]:
     """Every weight of a ``CLIPModel`` or a ``ProjectedDualEncoderModel`` of that config, whose state dict has
-    ``own_names``, beside OpenCLIP's name for it."""
+    ``own_names``, beside OpenCLIP's name for it.
+
+    Args:
+        config: Of the model.
+        own_names: Of its state dict.
+        custom_text: Whether the text tower is a module of its own in the checkpoint.
+
+    Returns:
+        A line for each tensor.
+    """
     vision, text = config.vision_config, config.text_config
     if vision.model_type == "vit":
         biases = config.vision_projection_biases
@@ -153,8 +195,17 @@ def weight_names(config: Any, own_names: Iterable[str], custom_text: bool) -> li
 def to_here(names: Iterable[Renamed], weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """An OpenCLIP state dict under the names of ``transformers``, in float32.
 
-    Raises ``ModelLoadError`` for a tensor that is missing, and for one that has no place: a part that is left out would
-    change the embeddings.
+    Args:
+        names: What each tensor is called on either side.
+        weights: By OpenCLIP's names.
+        source: Where the weights come from, for messages.
+
+    Returns:
+        By the names of ``transformers``.
+
+    Raises:
+        ModelLoadError: For a tensor that is missing, and for one that has no place: a part that is left out would
+            change the embeddings.
     """
     renamed = list(names)
     known = {name.open_clip for name in renamed}
@@ -178,7 +229,15 @@ def to_here(names: Iterable[Renamed], weights: Mapping[str, Tensor], source: str
 
 
 def to_open_clip(names: Iterable[Renamed], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of ``to_here``, on the CPU."""
+    """The reverse of ``to_here``, on the CPU.
+
+    Args:
+        names: What each tensor is called on either side.
+        weights: By the names of ``transformers``.
+
+    Returns:
+        By OpenCLIP's names.
+    """
     found: dict[str, Tensor] = {}
     for name in names:
         parts = [weights[here].detach().cpu() for here in name.here]

@@ -17,6 +17,12 @@ def held_bytes(device: torch.device) -> int:
     """Bytes held now: by torch's allocator on CUDA, by Metal's driver for this process on MPS, else resident memory.
 
     Resident memory and not ``ru_maxrss``, which never falls: a peak of one interval could not be told from it.
+
+    Args:
+        device: Where the run trains.
+
+    Returns:
+        Bytes.
     """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
@@ -56,6 +62,11 @@ class MemoryMonitor:
         return self.peak_bytes - self.start_bytes
 
     def start(self) -> MemoryMonitor:
+        """Take a first sample and begin to take more in a thread.
+
+        Returns:
+            The monitor itself.
+        """
         assert self._thread is None, "the monitor is running"
         self._stop.clear()
         self._whole = self._peak = self.start_bytes = held_bytes(self.device)
@@ -65,7 +76,11 @@ class MemoryMonitor:
         return self
 
     def stop(self) -> int:
-        """Stops, and returns ``peak_bytes``. Raises what a reading raised in the thread."""
+        """Stops, and returns ``peak_bytes``. Raises what a reading raised in the thread.
+
+        Returns:
+            Bytes.
+        """
         if self._thread is not None:
             self._stop.set()
             self._thread.join()
@@ -78,7 +93,11 @@ class MemoryMonitor:
         return self.peak_bytes
 
     def take(self) -> int:
-        """Bytes held at most since the last call; the next interval begins."""
+        """Bytes held at most since the last call; the next interval begins.
+
+        Returns:
+            Bytes.
+        """
         self._sample()
         with self._lock:
             peak = self._peak

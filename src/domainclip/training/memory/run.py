@@ -13,37 +13,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from domainclip.config import TrainingSettings
-from domainclip.devices.memory import GB, read_memory
+from domainclip.devices.memory import GB
 from domainclip.devices.optimization import spare_memory
 from domainclip.errors import MemoryConstraintError
 from domainclip.files import write_json
 from domainclip.models.batch_norm import has_live_batch_norm
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.training.distributed import local_world_size
-from domainclip.training.memory.model import StepMemory
-from domainclip.training.memory.monitor import MemoryMonitor, held_bytes
+from domainclip.training.memory.model import EFFICIENT_MICRO_BATCH, GAPS, MARGIN, MemoryBudget, StepMemory
+from domainclip.training.memory.monitor import MemoryMonitor
 from domainclip.training.memory.trace import SIZES, trace_tower
-from domainclip.training.optim.choice import optimizer_state_bytes
-from domainclip.training.regularization.weight_average import average_bytes
 from domainclip.training.step.adaptive_step import BeforeStep, release_memory
 from domainclip.training.step.gradcache import ContrastiveStep
 
 log = logging.getLogger(__name__)
-
-MEMORY_FRACTION = 0.8
-"""Of what is available when the run starts, where the recipe does not say: other programs need some as well."""
-
-MARGIN = 1.15
-"""A step is counted tensor by tensor; kernels' own buffers and gaps between tensors come on top."""
-
-GAPS = 1.35
-"""The same where the C allocator keeps freed memory (``devices.optimization``), which is faster and leaves gaps: a run
-that does not fit with this on top has the allocator give memory back."""
-
-EFFICIENT_MICRO_BATCH = {"cpu": 16, "mps": 32, "cuda": 64}
-"""Rows that keep a device busy. Where not all rows fit at once, small micro-batches that keep their graph are worth
-more than large ones that are all replayed."""
 
 
 @dataclass(frozen=True)
@@ -97,34 +80,38 @@ class RunMemory:
         and set the micro-batch. Everything is left as it was but for the micro-batch and what the forecast names. None
         where the batch is too small for it, or its memory cannot be predicted.
 
-        Raises ``MemoryConstraintError`` where the step needs more than there is.
+        Args:
+            batch: As the step takes it.
+            size: Pairs of the run's largest batch.
+
+        Returns:
+            What was decided.
+
+        Raises:
+            MemoryConstraintError: Where the step needs more than there is.
         """
         size = size or len(batch["pixels"])
         if len(batch["pixels"]) < SIZES[-1] or len(batch["input_ids"]) < 1:
             return None
-        available = int(float(read_memory(self.step.device)["available_gb"] or 0) * GB)
-        if self.step.device.type != "cuda":  # where each process has a GPU of its own
-            available //= local_world_size()
-        held = held_bytes(self.step.device)
-        fraction = self.settings.memory_fraction or MEMORY_FRACTION
-        budget, ceiling = held + int(fraction * available), held + available
+        there = MemoryBudget.now(self.step.device, self.settings.memory_fraction)
         try:
             memory = self._count(batch)
         except MemoryConstraintError as error:
             log.warning("%s", error)
             return None
-        forecast = self._choose(memory, size, budget, ceiling, batch)
-        if forecast.predicted_bytes * GAPS > budget:
+        forecast = self._choose(memory, size, there.allowed, there.ceiling, batch)
+        if forecast.predicted_bytes * GAPS > there.allowed:
             forecast = replace(forecast, spared=spare_memory(self.step.device))
         self.forecast = forecast
-        self.step.micro_batch, self.step.kept_micro_batches = (
-            self.forecast.micro_batch,
-            self.forecast.kept_micro_batches,
-        )
-        return self.forecast
+        self.step.micro_batch, self.step.kept_micro_batches = forecast.micro_batch, forecast.kept_micro_batches
+        return forecast
 
     def load_state_dict(self, forecast: dict[str, Any]) -> None:
-        """The forecast of the run that is resumed, and what it had changed."""
+        """The forecast of the run that is resumed, and what it had changed.
+
+        Args:
+            forecast: What ``state_dict`` gave.
+        """
         self.forecast = MemoryForecast(**forecast)
         if self.forecast.frozen_batch_norm:
             self._freeze_batch_norm()
@@ -138,7 +125,7 @@ class RunMemory:
     ) -> MemoryForecast:
         asked = self.step.micro_batch_of(size)
         peak = memory.peak(size, size)
-        whole = int(peak * MARGIN)
+        whole = memory.needed(size, size)
         if asked == size and whole <= budget:
             return MemoryForecast(size, None, 0, budget, peak, f"all {size} pairs at once: {_of(whole, budget)}")
         frozen = checkpointed = False
@@ -156,13 +143,13 @@ class RunMemory:
                 )
             self._freeze_batch_norm()
             frozen, memory = True, self._count(batch)
-        fits = _largest(memory, budget, size)
+        fits = memory.largest_micro_batch(budget, size)
         if not fits and self.settings.gradient_checkpointing is None:
             checkpointed = len(checkpoint_blocks(self.encoder.model, True)) < 2
             memory = self._count(batch)
-            fits = _largest(memory, budget, size)
+            fits = memory.largest_micro_batch(budget, size)
         if not fits:
-            least = int(memory.peak(1, size) * MARGIN)
+            least = memory.needed(1, size)
             if least > ceiling:
                 raise MemoryConstraintError(
                     f"Even one pair at a time, of a batch of {size}, needs {_of(least, ceiling)}: set lora_r=8, "
@@ -220,44 +207,43 @@ class RunMemory:
         ids, mask = batch["input_ids"][rows], batch["attention_mask"][rows]
         outside = [p for tower, _, p in encoder.named_tower_parameters() if tower == "scale"]
         try:
-            image = trace_tower(
-                encoder.tower_modules("image"),
-                lambda n: step.encode_image(pixels[:n]),
-                step.autocast,
-                outside,
-            )
-            text = trace_tower(
-                encoder.tower_modules("text"),
-                lambda n: step.encode_text(ids[:n], mask[:n]),
-                step.autocast,
-                outside,
-            )
+            image_tower, text_tower = encoder.tower_modules("image"), encoder.tower_modules("text")
+            image = trace_tower(image_tower, lambda n: step.encode_image(pixels[:n]), step.autocast, outside)
+            text = trace_tower(text_tower, lambda n: step.encode_text(ids[:n], mask[:n]), step.autocast, outside)
         finally:
             before.restore()
             release_memory(step.device)
-        trained = [p for p in [*encoder.parameters(), *self.loss.parameters()] if p.requires_grad]
-        weights = sum(tensor.nbytes for tensor in [*encoder.parameters(), *encoder.buffers()])
-        held = held_bytes(step.device) + (self.cache_bytes() if step.device.type != "cuda" else 0)
-        return StepMemory(
-            weights=weights,
-            optimizer_state=optimizer_state_bytes(self.settings.optimizer, trained),
-            image=image,
-            text=text,
-            scalar_gradients=sum(p.nbytes for p in outside if p.requires_grad),
+        there = MemoryBudget.now(step.device, self.settings.memory_fraction)
+        return StepMemory.of(
+            encoder,
+            self.settings,
+            image,
+            text,
             input_per_pair=3 * self.largest_resolution**2 + ids[0].nbytes + mask[0].nbytes,
-            embedding_dim=encoder.embedding_dim,
-            overhead=max(0, held - weights),
-            averages=average_bytes(encoder) if self.settings.ema_fraction > 0 else 0,
+            overhead=there.overhead(encoder) + (self.cache_bytes() if step.device.type != "cuda" else 0),
+            loss=self.loss,
             sentences=step.classification.sentences if step.classification is not None else 0,
         )
 
     # --- while it runs, and after ---
 
     def note_change(self, step: int, old: int, new: int, reason: str) -> None:
+        """Remember that the micro-batch was changed.
+
+        Args:
+            step: Counted from 1.
+            old: Pairs at once before.
+            new: Pairs at once from here on.
+            reason: In words.
+        """
         self.changes.append({"step": step, "micro_batch_before": old, "micro_batch": new, "reason": reason})
 
     def record(self) -> dict[str, Any]:
-        """What was predicted and what happened, for the report; written to ``memory.json``."""
+        """What was predicted and what happened, for the report; written to ``memory.json``.
+
+        Returns:
+            What the file holds.
+        """
         content: dict[str, Any] = {"measured_peak_mb": round(self.monitor.peak_bytes / 2**20, 1)}
         if self.forecast is not None:
             logged = asdict(self.forecast)
@@ -273,16 +259,13 @@ class RunMemory:
         return content
 
     def state_dict(self) -> dict[str, Any] | None:
+        """The forecast, for a checkpoint.
+
+        Returns:
+            None where none was made.
+        """
         return None if self.forecast is None else asdict(self.forecast)
 
 
 def _of(need: int, there: int) -> str:
     return f"{need / GB:.1f} GB of {there / GB:.1f} GB"
-
-
-def _largest(memory: StepMemory, budget: int, size: int) -> int:
-    """The largest micro-batch within the budget, 0 where none is."""
-    try:
-        return memory.largest_micro_batch(int(budget / MARGIN), size)
-    except MemoryConstraintError:
-        return 0

@@ -1,19 +1,17 @@
 """What a tower holds in a forward and backward pass, counted tensor by tensor without running it.
 
 Under ``FakeTensorMode`` torch goes through every operation with shapes and types alone: the kernels it would choose,
-autocast's copies, what autograd saves, what checkpointing computes again and what is freed when, in less than a
-second and without the memory. Each allocation grows linearly with the pairs, and the order of allocations does not
-depend on them; so two traces give the peak for any number of pairs (the maximum of many straight lines, which is not
-itself a straight line: few pairs peak where gradients are complete, many where activations are).
-
-Of equal layers one after another only three are traced (``Repeated``): what the middle one leaves behind is counted as
-often as there are layers like it.
+autocast's copies, what autograd saves, what checkpointing computes again and what is freed when, in a second or two and
+without the memory. Each allocation grows linearly with the pairs, and the order of allocations does not depend on them;
+so two traces give the peak for any number of pairs (the maximum of many straight lines, which is not itself a straight
+line: few pairs peak where gradients are complete, many where activations are).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,60 +20,41 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from domainclip.errors import MemoryConstraintError
 
 SIZES = (2, 3)
 """Pairs of the two traces: not 1, for which some operations take another way."""
 
-
-# Phases of a pass through equal layers: before the middle one, in it, after it, then backward the same way round.
-BEFORE, FORWARD, AFTER, BACK_AFTER, BACKWARD, BACK_BEFORE = range(6)
-MIDDLE = (FORWARD, BACKWARD)
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """Three ``layers`` of a tower: the first, one that stands for all between, and the last; ``extra``: how many more
-    of the middle one the tower has in truth."""
-
-    layers: nn.ModuleList
-    extra: int
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it, ``timeline`` gets for each new storage the bytes of all that are alive, those of complete gradients
-    among them (told by ``accumulated``), and the ``phase``; ``excluded`` do not count.
-
-    ``middle``: bytes alive that were made while ``phase`` was one of ``MIDDLE``.
-    """
+    """Within it, ``timeline`` gets for each new storage the bytes of all that are alive, and those of complete
+    gradients among them (told by ``accumulated``); ``excluded`` do not count."""
 
     def __init__(self, excluded: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.live = self.middle = 0
-        self.gradients = self.middle_gradients = 0
-        self.phase = BEFORE
-        self.timeline: list[tuple[int, int, int]] = [(0, 0, BEFORE)]
-        self._sizes: dict[int, tuple[int, bool]] = {}
+        self.live = self.gradients = 0
+        self.timeline: list[tuple[int, int]] = [(0, 0)]
+        self._sizes: dict[int, int] = {}
         self._excluded = {tensor.untyped_storage()._cdata for tensor in excluded}
 
     @property
     def peak(self) -> int:
-        return max(value for value, _, _ in self.timeline)
+        return max(value for value, _ in self.timeline)
 
     def accumulated(self, parameter: Tensor) -> None:
-        """A hook for after a parameter's gradient was accumulated: a next pass adds to it and frees its own."""
+        """A hook for after a parameter's gradient was accumulated: a next pass adds to it and frees its own.
+
+        Args:
+            parameter: Whose gradient it was.
+        """
         assert parameter.grad is not None
-        size = parameter.grad.untyped_storage().nbytes()
-        self.gradients += size
-        if self.phase in MIDDLE:
-            self.middle_gradients += size
+        self.gradients += parameter.grad.untyped_storage().nbytes()
 
     def _freed(self, key: int) -> None:
-        size, middle = self._sizes.pop(key)
-        self.live -= size
-        self.middle -= size * middle
+        self.live -= self._sizes.pop(key)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -90,11 +69,9 @@ class LiveBytes(TorchDispatchMode):
             key = storage._cdata
             if key in self._sizes or key in self._excluded:
                 continue
-            size, middle = storage.nbytes(), self.phase in MIDDLE
-            self._sizes[key] = (size, middle)
-            self.live += size
-            self.middle += size * middle
-            self.timeline.append((self.live, self.gradients, self.phase))
+            self._sizes[key] = storage.nbytes()
+            self.live += self._sizes[key]
+            self.timeline.append((self.live, self.gradients))
             weakref.finalize(storage, self._freed, key)
         return result
 
@@ -106,12 +83,30 @@ class Lines:
     lines: tuple[tuple[float, float], ...]
 
     def at(self, pairs: int) -> int:
-        """Bytes for that many pairs."""
+        """Bytes for that many pairs.
+
+        Args:
+            pairs: Images or texts that go through at once.
+
+        Returns:
+            Bytes.
+        """
         return int(max(constant + slope * pairs for constant, slope in self.lines))
 
     @classmethod
     def through(cls, first: list[int], second: list[int]) -> Lines:
-        """From the same moments of two traces with ``SIZES`` pairs."""
+        """From the same moments of two traces with ``SIZES`` pairs.
+
+        Args:
+            first: Bytes at each moment with the fewer pairs.
+            second: Bytes at each moment with the more.
+
+        Returns:
+            Their maximum.
+
+        Raises:
+            MemoryConstraintError: Where the moments do not correspond.
+        """
         if len(first) != len(second):
             raise MemoryConstraintError(
                 f"This model's steps with {SIZES[0]} and {SIZES[1]} pairs differ in their operations ({len(first)} and "
@@ -146,19 +141,26 @@ class TowerMemory:
 def trace_tower(
     tower: nn.Module,
     encode: Callable[[int], Tensor],
-    autocast: Callable[[], Any],
+    autocast: Autocast,
     excluded: Iterable[Tensor] = (),
-    repeated: Repeated | None = None,
 ) -> TowerMemory:
-    """Count what ``encode(pairs)`` and its backward pass hold. Call it under the ``FakeTensorMode`` that the tensors
-    of ``tower`` (all modules that ``encode`` uses) were made in; gradients are left as None.
+    """Count what a forward and backward pass through a tower hold.
 
-    ``repeated``: where the tower was shortened; the count is that of the whole one.
+    Args:
+        tower: All modules that ``encode`` uses; their gradients are left as None. Where their tensors were made in a
+            ``FakeTensorMode``, call this within it.
+        encode: Embeds so many images or texts.
+        autocast: Makes the context that ``encode`` runs in.
+        excluded: Tensors that do not count, beside the tower's own.
 
-    Raises ``MemoryConstraintError`` where the order of operations depends on the number of pairs.
+    Returns:
+        Bytes by number of pairs.
+
+    Raises:
+        MemoryConstraintError: Where what is kept after the forward pass is not linear in the number of pairs.
     """
     weights = [*tower.parameters(), *tower.buffers(), *excluded]
-    traces = [_trace(tower, partial(encode, pairs), autocast, weights, repeated) for pairs in SIZES]
+    traces = [_trace(tower, partial(encode, pairs), autocast, weights) for pairs in SIZES]
     if any(len(getattr(traces[0], name)) != len(getattr(traces[1], name)) for name in ("first", "again")):
         return _by_peaks(traces)
     saved, first, again = (
@@ -190,79 +192,27 @@ class _Trace(NamedTuple):
 def _trace(
     tower: nn.Module,
     encode: Callable[[], Tensor],
-    autocast: Callable[[], Any],
+    autocast: Autocast,
     weights: list[Tensor],
-    repeated: Repeated | None,
 ) -> _Trace:
-    extra = repeated.extra if repeated else 0
     live = LiveBytes(weights)
     hooks = [p.register_post_accumulate_grad_hook(live.accumulated) for p in tower.parameters() if p.requires_grad]
-    layer_hooks = _watch(live, repeated) if repeated else []
     try:
         for parameter in tower.parameters():
             parameter.grad = None
         with live:
             with autocast():
                 embeds = encode()
-                within = live.middle  # autocast's copies of the weights live as long as it
-            for hook in layer_hooks:  # checkpointing comes by again
-                hook.remove()
-            if repeated and live.phase != AFTER:
-                raise MemoryConstraintError(
-                    "The layers of this model do not run one after another, so that its memory cannot be predicted. "
-                    "Try "
-                    "a run with a small mini_batch_size instead"
-                )
-            live.phase = BACK_AFTER
             embeds = embeds.float()
-            between = live.middle
-            saved = live.live + extra * between
+            saved = live.live
             if embeds.requires_grad:
                 embeds.backward(torch.ones_like(embeds))
             del embeds
-            gradients = live.live + extra * live.middle
+            gradients = live.live
     finally:
-        for hook in [*hooks, *layer_hooks]:
+        for hook in hooks:
             hook.remove()
         for parameter in tower.parameters():
             parameter.grad = None
-    # What each left-out layer holds in each phase, with its gradients and without those that are complete. The middle
-    # layer stands for the first and for the last of its like.
-    in_full = live.middle_gradients
-    held = {
-        BEFORE: ((0, 0),),
-        FORWARD: ((0, 0), (within, within)),
-        AFTER: ((within, within),),
-        BACK_AFTER: ((between, between),),
-        BACKWARD: ((between, between), (in_full, 0)),
-        BACK_BEFORE: ((in_full, 0),),
-    }
-    first, again = [], []
-    for bytes_now, complete, phase in live.timeline:
-        for with_gradients, without in held[phase]:
-            first.append(bytes_now + extra * with_gradients)
-            again.append(bytes_now - complete + extra * without)
-    return _Trace([saved], first, again, gradients)
-
-
-def _watch(live: LiveBytes, repeated: Repeated) -> list[Any]:
-    """Hooks that set the phase where the middle layer begins and ends."""
-
-    def begin(forward: int, backward: int) -> Callable[..., None]:
-        def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            live.phase = forward
-            hidden = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-            if hidden.requires_grad:  # runs when the gradient of the layer's input is complete
-
-                def leave(gradient: Tensor) -> None:
-                    live.phase = backward
-
-                hidden.register_hook(leave)
-
-        return enter
-
-    _, middle, last = repeated.layers
-    return [
-        middle.register_forward_pre_hook(begin(FORWARD, BACK_BEFORE), with_kwargs=True),
-        last.register_forward_pre_hook(begin(AFTER, BACKWARD), with_kwargs=True),
-    ]
+    first = [held for held, _ in live.timeline]
+    return _Trace([saved], first, [held - complete for held, complete in live.timeline], gradients)

@@ -29,18 +29,6 @@ def averaged(encoder: DualEncoder) -> dict[str, Tensor]:
     }
 
 
-def average_bytes(encoder: DualEncoder) -> int:
-    """Predict what the mean takes.
-
-    Args:
-        encoder: In training.
-
-    Returns:
-        Bytes.
-    """
-    return sum(value.nbytes for value in averaged(encoder).values())
-
-
 class WeightAverage:
     """Exponential moving average of what training changes: trained parameters and floating-point buffers (batch-norm
     statistics).

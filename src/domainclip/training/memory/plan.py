@@ -1,9 +1,10 @@
-"""Models for planning: their shapes without their weights, and what a training step with them holds."""
+"""The memory that training a model would take, at any resolution and batch, from its shape alone."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +21,21 @@ from transformers import (
 )
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.devices.precision import AUTOCAST_DTYPES
-from domainclip.errors import ConfigurationError, ModelLoadError
+from domainclip.devices.memory import MemoryManager
+from domainclip.devices.precision import AUTOCAST_DTYPES, PrecisionDecision
+from domainclip.errors import ConfigurationError, MemoryConstraintError, ModelLoadError
 from domainclip.models import DualEncoder, EncoderProcessor
-from domainclip.models.attention import AttentionDecision, decide_attention, has_attention
+from domainclip.models.attention import AttentionDecision, decide_attention
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.io import quiet_transformers
 from domainclip.models.loading import TINY, check_usable, load_config, load_processor
 from domainclip.models.lora import attach_lora
 from domainclip.models.processor import TextPadding
 from domainclip.models.tiny import make_tiny_clip
-from domainclip.training.memory.model import StepMemory
-from domainclip.training.memory.trace import Repeated, TowerMemory, trace_tower
-from domainclip.training.optim.choice import optimizer_state_bytes
+from domainclip.training.memory.model import MemoryBudget, StepMemory, largest_micro_batch
+from domainclip.training.memory.trace import TowerMemory, trace_tower
+
+log = logging.getLogger(__name__)
 
 
 def _clip(width: int, layers: int, heads: int, patch: int, resolution: int, text_width: int) -> CLIPConfig:
@@ -80,7 +83,14 @@ class ModelShape:
     def named(cls, name: str) -> ModelShape:
         """Of an architecture (``ARCHITECTURES``), ``tiny``, a directory or a hub name; weights are not read.
 
-        Raises ``ModelLoadError`` for a name that is none of them, or no dual encoder.
+        Args:
+            name: An architecture's, ``tiny``, a local directory, or one of the hub.
+
+        Returns:
+            Its config and its processor.
+
+        Raises:
+            ModelLoadError: For a name that is none of them, or no dual encoder.
         """
         if name.lower() in ARCHITECTURES:
             config = ARCHITECTURES[name.lower()]()
@@ -100,7 +110,11 @@ class ModelShape:
             raise ModelLoadError(f"{error}. Shapes known by name: {', '.join(ARCHITECTURES)}, {TINY}") from error
 
     def build(self) -> DualEncoder:
-        """An encoder of that shape on the ``meta`` device: no numbers, no memory."""
+        """An encoder of that shape on the ``meta`` device: no numbers, no memory.
+
+        Returns:
+            Trainable, in ``eval()`` mode.
+        """
         with quiet_transformers(), torch.device("meta"):
             model = AutoModel.from_config(copy.deepcopy(self.config), dtype=torch.float32)
         check_usable(model, self.name)
@@ -128,35 +142,9 @@ def _make_fake(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
-def _shorten(tower: Any) -> Repeated | None:
-    """Take out of a transformer all layers but three: those between the first and the last do the same as each other.
-
-    None, and nothing is changed, for any other tower, and where it would save little.
-    """
-    if not has_attention(tower):
-        return None
-    for parent in tower.modules():
-        for name, layers in parent.named_children():
-            if not isinstance(layers, nn.ModuleList) or len(layers) != tower.config.num_hidden_layers:
-                continue
-            made_of = {(type(layer), str([(n, p.shape) for n, p in layer.named_parameters()])) for layer in layers}
-            if len(layers) > 4 and len(made_of) == 1:
-                short = nn.ModuleList(list(layers)[:3])
-                setattr(parent, name, short)
-                return Repeated(short, len(layers) - 3)
-    return None
-
-
-def _encoder_for(
-    shape: ModelShape, recipe: CLIPFinetuningConfig, device_type: str, memory_bytes: int
-) -> tuple[DualEncoder, dict[str, Repeated | None]]:
+def _encoder_for(shape: ModelShape, recipe: CLIPFinetuningConfig, device_type: str, memory_bytes: int) -> DualEncoder:
     encoder = shape.build()
     encoder.optimize_layout(torch.device(device_type))
-    towers = {"image": encoder.model.vision_model, "text": encoder.model.text_model}
-    # Names of target_modules may single layers out.
-    repeated = {
-        resolution: _shorten(tower) if recipe.target_modules is None else None for resolution, tower in towers.items()
-    }
     if recipe.lock_image:
         encoder.lock("image")
     if recipe.lock_text:
@@ -183,7 +171,7 @@ def _encoder_for(
             for tower, made in decisions.items()
         }
     encoder.set_attention(**decisions)
-    return encoder.train(), repeated
+    return encoder.train()
 
 
 def plan_step(
@@ -202,14 +190,26 @@ def plan_step(
     ``mini_batch_size`` (None: ``MICRO_BATCH``) and ``memory_bytes``, what the run may use. ``known_text``: the text
     tower of a plan that differed in the resolution alone, which saves its trace.
 
-    Raises ``ConfigurationError`` for adapters or checkpointing that the model cannot have, ``MissingExtraError``.
+    Args:
+        shape: Of the model.
+        recipe: What is trained, resolved or not.
+        device_type: ``cpu``, ``cuda`` or ``mps``.
+        overhead: Bytes that the process holds beside the weights.
+        memory_bytes: What the whole run may use.
+        known_text: The text tower of a plan that differed in the resolution alone.
+
+    Returns:
+        In bytes.
+
+    Raises:
+        ConfigurationError: For adapters or checkpointing that the model cannot have, ``MissingExtraError``.
     """
     dtype = AUTOCAST_DTYPES[recipe.precision or "fp32"]
 
     def autocast() -> Any:
         return contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
 
-    encoder, repeated = _encoder_for(shape, recipe, device_type, memory_bytes)
+    encoder = _encoder_for(shape, recipe, device_type, memory_bytes)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(encoder.model)
         resolution, length = recipe.image_resolution, recipe.max_sequence_length
@@ -222,22 +222,91 @@ def plan_step(
             return encoder.encode_text(ids, torch.ones_like(ids))
 
         outside = [p for tower, _, p in encoder.named_tower_parameters() if tower == "scale"]
-        image = trace_tower(encoder.tower_modules("image"), images, autocast, outside, repeated["image"])
+        image = trace_tower(encoder.tower_modules("image"), images, autocast, outside)
         text = known_text
         if text is None:
-            text = trace_tower(encoder.tower_modules("text"), texts, autocast, outside, repeated["text"])
-        left_out = [layer for part in repeated.values() if part for layer in [part.layers[1]] * part.extra]
-        parts = [encoder, *left_out]
-        trained = [p for part in parts for p in part.parameters() if p.requires_grad]
-        held = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
-        return StepMemory(
-            weights=sum(tensor.numel() * tensor.element_size() for tensor in held),
-            optimizer_state=optimizer_state_bytes(recipe.optimizer, trained),
-            image=image,
-            text=text,
-            scalar_gradients=sum(p.numel() * p.element_size() for p in outside if p.requires_grad),
+            text = trace_tower(encoder.tower_modules("text"), texts, autocast, outside)
+        return StepMemory.of(
+            encoder,
+            recipe,
+            image,
+            text,
             input_per_pair=3 * resolution * resolution + 2 * 8 * length,  # images as bytes; token ids and mask
-            embedding_dim=encoder.embedding_dim,
             overhead=overhead,
-            averages=sum(p.numel() * p.element_size() for p in trained) if recipe.ema_fraction > 0 else 0,
         )
+
+
+LARGEST_BATCH = 256
+"""More pairs at once bring a device nothing, and the contrastive batch does not depend on how many there are."""
+
+
+class StepCounter:
+    """Counts steps of ``recipe`` on ``encoder`` (which only lends its shape), as ``RunMemory`` will.
+
+    ``budget``: bytes that the run may hold, what the process holds now included, as read when this was made.
+    """
+
+    def __init__(
+        self, encoder: DualEncoder, recipe: CLIPFinetuningConfig, device: torch.device, precision: PrecisionDecision
+    ) -> None:
+        self.shape = ModelShape(encoder.name or encoder.model_type, encoder.model.config, encoder.processor)
+        self.device = device
+        settings: dict[str, Any] = {"precision": precision.name, "auto_resolution": False, "wanted_throughput": None}
+        if not recipe.is_set("max_sequence_length"):
+            settings["max_sequence_length"] = min(77, encoder.text_length)
+        if encoder.processor.text_padding == "fixed":
+            settings["max_sequence_length"] = encoder.text_length
+        self.recipe = recipe.updated(**settings)
+        there = MemoryBudget.now(device, recipe.memory_fraction)
+        self.budget, self._overhead = there.allowed, there.overhead(encoder)
+        self._text: TowerMemory | None = None
+
+    def at(self, resolution: int) -> StepMemory:
+        """What a step with images of ``resolution`` pixels holds.
+
+        Args:
+            resolution: In pixels.
+
+        Returns:
+            In bytes.
+
+        Raises:
+            MemoryConstraintError: For a model whose memory cannot be predicted.
+        """
+        recipe = self.recipe.updated(image_resolution=resolution)
+        memory = plan_step(
+            self.shape, recipe, self.device.type, self._overhead, memory_bytes=self.budget, known_text=self._text
+        )
+        self._text = memory.text
+        return memory
+
+
+def batch_that_fits(
+    encoder: DualEncoder, recipe: CLIPFinetuningConfig, device: torch.device, precision: PrecisionDecision
+) -> int:
+    """The largest power of two, 1 to ``LARGEST_BATCH``, of pairs that go through both towers at once within the budget;
+    1, with a warning in the log, where even one pair does not fit.
+
+    For a model whose memory cannot be predicted, the estimate for CLIP ViT-B/32 instead, with a warning.
+
+    Args:
+        encoder: The dual encoder.
+        recipe: What is trained, resolved or not.
+        device: Where the work runs.
+        precision: That of the run, with its reason.
+
+    Returns:
+        Pairs.
+    """
+    resolution = recipe.image_resolution if recipe.is_set("image_resolution") else encoder.native_resolution
+    counter = StepCounter(encoder, recipe, device, precision)
+    try:
+        memory = counter.at(recipe.largest_resolution(resolution))
+    except MemoryConstraintError as error:
+        log.warning("The batch is that of CLIP ViT-B/32: %s", error)
+        return MemoryManager(device).optimal_batch_size
+    try:
+        return largest_micro_batch(lambda pairs: memory.needed(pairs, pairs), counter.budget, LARGEST_BATCH)
+    except MemoryConstraintError as error:
+        log.warning("%s", error)
+        return 1
