@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult, LabelledPair
 from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
-from domainclip.metrics.metric import Interval, Metric
+from domainclip.metrics.metric import METRICS, Interval, Metric
 from domainclip.metrics.retrieval import ranks_of_best_hit
 
 PARAPHRASES = ("findings: {}", "this shows {}", "a picture of {}")
@@ -242,8 +243,8 @@ class TerminologyEvaluator:
 
 @EVALUATORS.register("terminology")
 def _from_recipe(context: EvaluationContext) -> TerminologyEvaluator | None:
-    """Where the domain has a glossary, unless ``terminology`` is false; ``ConfigurationError`` where it is true and
-    there is none."""
+    """Where the domain has a glossary whose terms the captions use, unless ``terminology`` is false or true;
+    ``ConfigurationError`` where it is true and there is no glossary."""
     resolved, asked = context.resolved, context.resolved.evaluation.terminology
     if asked is False or context.session is None:
         return None
@@ -257,6 +258,10 @@ def _from_recipe(context: EvaluationContext) -> TerminologyEvaluator | None:
         return None
     if not (glossary.synonyms or glossary.abbreviations or glossary.negation_pairs):
         return None
+    primary = resolved.evaluation.primary_metric
+    wanted = asked or context.named or (primary is not None and METRICS[primary].section == "terminology")
+    if not wanted and not uses_terms(glossary, [pair.caption for pair in context.pairs]):
+        return None
     prompts, engine = resolved.domain.prompts, context.session.engine()
     engine.text_transform = TextTransform()
     return TerminologyEvaluator(
@@ -267,6 +272,23 @@ def _from_recipe(context: EvaluationContext) -> TerminologyEvaluator | None:
         engine.encode_texts,
         context.resamples,
     )
+
+
+def uses_terms(glossary: Glossary, captions: Sequence[str], least: int = 3) -> bool:
+    """Whether captions speak the language of a glossary: of captions that do not, its figures say nothing.
+
+    Args:
+        glossary: The domain's.
+        captions: The captions.
+        least: Different terms that have to occur: one or two ("with") occur anywhere.
+
+    Returns:
+        Whether as many occur as whole words, in any case.
+    """
+    text = "\n".join(dict.fromkeys(captions)).casefold()
+    terms = (term.casefold() for term in _vocabulary(glossary)[0])
+    found = (term for term in terms if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text))
+    return len(list(islice(found, least))) == least
 
 
 def _vocabulary(glossary: Glossary) -> tuple[list[str], Bool[Tensor, "terms terms"], list[set[str]]]:

@@ -179,19 +179,13 @@ def _interval_notes(
     values: Mapping[Any, float],
     what: str,
 ) -> list[str]:
-    """What a reader of the intervals must know: none, no width, beside their figure, of fewer resamples."""
+    """What a reader of the intervals must know: none, beside their figure, of fewer resamples."""
     own = [records[name] for name in part.names if name in records]
     bounded = [(found, *found.ends) for found in own if found.ends is not None]
     notes = []
     without = [found.name for found in own if found.low is None]
     if without and intervals:
         notes.append(f"No interval of {', '.join(without)}: most resamples lack a class that it needs")
-    flat = [found.name for found, low, high in bounded if high - low < 1e-12]
-    if flat:
-        notes.append(
-            f"The interval of {', '.join(flat)} has no width since every resample says the same; that is no "
-            "certainty, as no resample holds what no image shows"
-        )
     beside = [found.name for found, low, high in bounded if not low - 1e-12 <= found.value <= high + 1e-12]
     if "ece" in beside:
         beside.remove("ece")
