@@ -14,6 +14,7 @@ from rich.console import Console
 from domainclip.errors import ImageError
 from domainclip.evaluation.error_analysis import Case, ErrorAnalysis, Guess, Section
 from domainclip.evaluation.protocols import EvaluationResult
+from domainclip.metrics.metric import Metric
 from domainclip.pipelines import run
 from domainclip.pipelines.evaluate import EvaluationReport
 from domainclip.reports.error_analysis_page import error_analysis_html
@@ -84,10 +85,10 @@ def test_long_tables_are_cut_short_on_the_terminal() -> None:
     names = [f"metric [{index}]" for index in range(30)]
     shown = {
         "domain": "scientific",
-        "metrics": {"acc1": {"value": 0.5}},
+        "metrics": {"acc1": Metric("acc1", 0.5)},
         "notes": [],
         "per_label": [
-            {"label": f"class {n}", "images": 1, "recall": {"value": 0.25, "low": 0.1, "high": 0.4}} for n in range(50)
+            {"label": f"class {n}", "images": 1, "recall": Metric("recall", 0.25, 0.1, 0.4)} for n in range(50)
         ],
         "matrix": {
             "disciplines": names,
