@@ -14,7 +14,6 @@ from rich.console import Console
 from domainclip.errors import ImageError
 from domainclip.evaluation.error_analysis import Case, ErrorAnalysis, Guess, Section
 from domainclip.evaluation.protocols import EvaluationResult
-from domainclip.metrics.metric import Metric
 from domainclip.pipelines import run
 from domainclip.pipelines.evaluate import EvaluationReport
 from domainclip.reports.error_analysis_page import error_analysis_html
@@ -83,13 +82,12 @@ def test_compare_ignores_no_setting(domainclip, leaking: Path, setting: str, mes
 
 def test_long_tables_are_cut_short_on_the_terminal() -> None:
     names = [f"metric [{index}]" for index in range(30)]
+    recall = {"name": "recall", "value": 0.25, "low": 0.1, "high": 0.4}
     shown = {
         "domain": "scientific",
-        "metrics": {"acc1": Metric("acc1", 0.5)},
+        "metrics": {"acc1": {"name": "acc1", "value": 0.5}},
         "notes": [],
-        "per_label": [
-            {"label": f"class {n}", "images": 1, "recall": Metric("recall", 0.25, 0.1, 0.4)} for n in range(50)
-        ],
+        "per_label": [{"label": f"class {n}", "images": 1, "recall": recall} for n in range(50)],
         "matrix": {
             "disciplines": names,
             "images": [7] * 30,
