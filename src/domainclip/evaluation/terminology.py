@@ -102,7 +102,14 @@ class TerminologyEvaluator:
         return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
-        """The figures of this embedder."""
+        """The figures of this embedder.
+
+        Args:
+            embed: The model.
+
+        Returns:
+            Its figures and their details.
+        """
         return self.score(embed.encode_images(self.paths).float().cpu() if self.paths else None, embed.encode_texts)
 
     def score(
@@ -114,6 +121,13 @@ class TerminologyEvaluator:
 
         From ``resamples`` come the intervals (95 %) of what is scored on texts alone: meanings are drawn anew, with all
         their terms, and negation pairs.
+
+        Args:
+            image_embeds: A row for each of ``paths``, or None.
+            encode_texts: Embeds statements and claims.
+
+        Returns:
+            The result.
         """
         encode_terms = self.encode_terms or encode_texts
         metrics: dict[str, float] = {}

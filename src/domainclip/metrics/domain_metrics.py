@@ -66,7 +66,11 @@ class DomainMetrics:
         self.settings = settings or DomainMetricSettings()
 
     def check(self, labels: Sequence[str]) -> None:
-        """Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit these classes."""
+        """Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit these classes.
+
+        Args:
+            labels: The classes.
+        """
         if self.settings.label_order is not None:
             positions_in_order(labels, self.settings.label_order)
         if self.domain == "industrial":
@@ -80,6 +84,13 @@ class DomainMetrics:
         that the rows do not determine, such as an AUROC with one class, are left out.
 
         Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit the classes.
+
+        Args:
+            classes: Class scores, None without a classification.
+            retrieval: Ranks, None without a retrieval.
+
+        Returns:
+            What is shown.
         """
         shown: dict[str, Any] = {"domain": self.domain, "metrics": {}, "per_label": [], "notes": [], "matrix": None}
         if classes is not None:

@@ -17,9 +17,10 @@ from domainclip.data.splits import load_splits_of
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
+from domainclip.files import require_writable
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.metrics.metric import METRICS
-from domainclip.pipelines.error_analysis import check_folder, expect_shown, write_error_analysis_of
+from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.reports.schema.base import jsonable
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
 from domainclip.reports.sections import DomainTable, domain_tables, semantic_notes
@@ -162,7 +163,7 @@ def run_evaluation(
     Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
     """
     if error_analysis is not None:
-        check_folder(error_analysis)
+        require_writable(error_analysis, "The error analysis's folder")
     resolved = resolve_for_inference(config)
     rows, skipped, notes = rows_of_split(resolved, split)
     session = ModelSession.load(resolved)

@@ -51,6 +51,14 @@ class RunAlignment:
         prepare_folder(self.folder)
         self._before: Embedded | None = None
 
+    @property
+    def link(self) -> str:
+        """The report as a link in a file of the run's folder: relative where it lies inside, so that the folder may
+        move."""
+        report = self.folder / "report.md"
+        inside = report.is_relative_to(self.run_folder)
+        return str(report.relative_to(self.run_folder) if inside else report.resolve())
+
     def remember_before(self, model: Embedder, resume: bool) -> None:
         """Embed the rows with the untrained model, or read what the first start of this run kept."""
         kept = self.run_folder / BEFORE_FILE

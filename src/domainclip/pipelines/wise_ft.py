@@ -93,7 +93,7 @@ def apply_trade_off(
     console: Console,
 ) -> dict[str, Any] | None:
     """Put the weights that ``wise_ft_alpha`` asks for into ``session.encoder``, and tell why those:
-    ``run["trade_off"]`` of ``evaluation.report.write_report``. None without ``wise_ft``.
+    ``trade_off`` of a run's report. None without ``wise_ft``.
 
     Nothing here sees a test split. Raises ``ConfigurationError`` where there is nothing to choose on, or where the
     recipe's model no longer gives the weights that the training started from.
