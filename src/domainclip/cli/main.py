@@ -245,7 +245,9 @@ def data_check(
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps
+    from domainclip.registry import load_plugins
 
+    load_plugins(config.plugins)  # which may read the data
     captions = CaptionPipeline(caption_steps(config))
     count_tokens, limit = None, config.max_sequence_length
     if model is not None:
