@@ -34,13 +34,13 @@ _MPS_DEFAULT_WATERMARK = 1.7
 
 
 def optimize(device: torch.device) -> tuple[list[Optimization], list[Undo]]:
-    """Apply what helps on ``device``. Returns the decisions, and how to undo them (call in reverse order).
+    """Apply what helps on ``device``.
 
     Args:
         device: Where the work runs.
 
     Returns:
-        What was done, each with its reason, and what undoes it.
+        What was done, each with its reason, and what undoes it, to be called in reverse order.
     """
     if device.type == "cuda":
         return _optimize_cuda(device)

@@ -27,7 +27,7 @@ def cross_entropy_rows(logits: Tensor, targets: Tensor, label_smoothing: float =
         label_smoothing: Fraction of the target spread over all candidates.
 
     Returns:
-        The loss of each row.
+        The loss of each row, and the sum of the targets' entropies.
     """
     loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     smooth = targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
@@ -47,6 +47,14 @@ class CLIPContrastiveLoss(ContrastiveObjective):
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> Self:
+        """The objective that a recipe asks for.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            With the recipe's values.
+        """
         return cls(label_smoothing=settings.label_smoothing, **shared_keywords(settings))
 
     def row_loss(self, rows: Rows) -> RowLoss:

@@ -84,6 +84,14 @@ class DomainSpecificLoss(ContrastiveObjective):
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> DomainSpecificLoss:
+        """The objective that a recipe asks for.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            For the recipe's domain.
+        """
         return cls(
             _family_of(settings),
             domain_weight=settings.domain_weight,
@@ -96,6 +104,11 @@ class DomainSpecificLoss(ContrastiveObjective):
         )
 
     def own_scale(self) -> Tensor:
+        """What similarities are multiplied by where no model gives a scale.
+
+        Returns:
+            The inverse of the domain's temperature.
+        """
         return self.log_scale.exp() * SHARPNESS[self.domain]
 
     def row_loss(self, rows: Rows, labels: Tensor | None = None) -> RowLoss:
@@ -103,7 +116,7 @@ class DomainSpecificLoss(ContrastiveObjective):
 
         Args:
             rows: Similarities of some rows with all candidates, and which of these are positives.
-            labels: A class for each pair; None: none are known.
+            labels: A class for each pair, negative where it is not known; None: none are known.
 
         Returns:
             A loss for each row.
@@ -136,6 +149,20 @@ class DomainSpecificLoss(ContrastiveObjective):
         progress: float = 1.0,
         domain_labels: Int[Tensor, " batch"] | None = None,
     ) -> dict[str, Any]:
+        """The objective over a batch.
+
+        Args:
+            image_embeds: ``[batch, dim]``, as the image tower gives them.
+            text_embeds: ``[batch, dim]``, as the text tower gives them; row i belongs to image i.
+            group_ids: ``[batch]``; rows of one group are positives of each other. None: each row is a group of its own.
+            logit_scale: The model's logarithm of the inverse temperature, which takes the place of the objective's own.
+            progress: How much of the training is done, from 0 to 1.
+            domain_labels: ``[batch]``; a class for each pair, negative where it is not known. None: none are known.
+
+        Returns:
+            ``loss``, ``image_to_text_loss``, ``text_to_image_loss``, ``temperature``, ``domain`` and ``domain_weight``
+            among others.
+        """
         check_batch(image_embeds, text_embeds, domain_labels, "domain_labels")
         output = self.contrast(
             image_embeds,

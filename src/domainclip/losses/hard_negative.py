@@ -100,6 +100,14 @@ class HardNegativeMiningLoss(ContrastiveObjective):
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> HardNegativeMiningLoss:
+        """The objective that a recipe asks for.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            With the recipe's values.
+        """
         return cls(
             hard_negative_ratio=settings.hard_negative_ratio,
             mining_strategy=settings.hard_negative_mining_strategy,
@@ -118,7 +126,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
             rows: Similarities of some rows with all candidates, and which of these are positives.
 
         Returns:
-            Which negatives count more, and by how much.
+            Both masks.
         """
         negative = ~rows.positive
         own = rows.candidates[rows.index]
@@ -134,7 +142,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
             rows: Similarities of some rows with all candidates, and which of these are positives.
 
         Returns:
-            A loss for each row, and how many negatives were mined.
+            A loss for each row, and sums of what the mined negatives are.
         """
         mined, negative = self.mine(rows)
         extra = torch.full_like(rows.logits, self.hard_negative_weight - 1) * mined
@@ -147,6 +155,15 @@ class HardNegativeMiningLoss(ContrastiveObjective):
         return loss, {**metrics, "mined": mined.sum().to(loss.dtype), "negatives": negative.sum().to(loss.dtype)}
 
     def finish(self, extras: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """What is told of the mined negatives.
+
+        Args:
+            extras: Means over all rows of what ``row_loss`` gave besides the loss.
+            rows: Their number, in both directions together.
+
+        Returns:
+            Their number, and which fraction of all negatives they are.
+        """
         mined, negatives = extras.pop("mined"), extras.pop("negatives")
         return {
             **extras,

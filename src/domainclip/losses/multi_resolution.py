@@ -55,6 +55,14 @@ class MultiResolutionLoss(nn.Module):
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> MultiResolutionLoss:
+        """The objective that a recipe asks for.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            With the recipe's values.
+        """
         objective = MultiPositiveContrastiveLoss(label_smoothing=settings.label_smoothing, **shared_keywords(settings))
         return cls(settings.resolution_scales, consistency_weight=settings.consistency_weight, objective=objective)
 

@@ -53,6 +53,14 @@ class MultiScaleLoss(ContrastiveObjective):
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> MultiScaleLoss:
+        """The objective that a recipe asks for.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            With the recipe's values.
+        """
         keywords = shared_keywords(settings)
         base = keywords.pop("temperature")
         return cls(

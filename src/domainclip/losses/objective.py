@@ -173,7 +173,18 @@ class ContrastiveObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """``loss``, ``image_to_text_loss``, ``text_to_image_loss`` (scalars, in nats), ``temperature`` (scalar), the
         objective's own extras, and, where the matrix was held whole, ``logits_per_image`` ``[B, B]`` and its transpose
-        ``logits_per_text``. Rows of equal ``group_ids`` describe the same thing."""
+        ``logits_per_text``. Rows of equal ``group_ids`` describe the same thing.
+
+        Args:
+            image_embeds: ``[batch, dim]``, as the image tower gives them.
+            text_embeds: ``[batch, dim]``, as the text tower gives them; row i belongs to image i.
+            group_ids: ``[batch]``; rows of one group are positives of each other. None: each row is a group of its own.
+            logit_scale: The model's logarithm of the inverse temperature, which takes the place of the objective's own.
+            progress: How much of the training is done, from 0 to 1.
+
+        Returns:
+            ``loss``, ``image_to_text_loss``, ``text_to_image_loss``, ``temperature``, and what ``finish`` adds.
+        """
         return self.contrast(image_embeds, text_embeds, group_ids, logit_scale, progress)
 
     def contrast(
@@ -261,8 +272,8 @@ class ContrastiveObjective(nn.Module):
         """The extras as they are handed out, from their means over all ``rows`` of both directions.
 
         Args:
-            extras: What ``row_loss`` gave besides the loss, joined over all blocks of rows.
-            rows: Similarities of some rows with all candidates, and which of these are positives.
+            extras: Means over all rows of what ``row_loss`` gave besides the loss.
+            rows: Their number, in both directions together.
 
         Returns:
             What the objective gives beside the loss.
@@ -298,7 +309,20 @@ def shared_keywords(settings: LossSettings) -> dict:
 
 
 def check_batch(image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None, name: str = "group_ids") -> int:
-    """The number of pairs. Raises ``ShapeError`` unless the embeddings are ``[B, D]`` and the ids ``[B]``."""
+    """The number of pairs.
+
+    Args:
+        image_embeds: ``[batch, dim]``, as the image tower gives them.
+        text_embeds: ``[batch, dim]``, as the text tower gives them; row i belongs to image i.
+        group_ids: ``[batch]``; rows of one group are positives of each other. None: each row is a group of its own.
+        name: What the ids are called in a message.
+
+    Returns:
+        The number of pairs.
+
+    Raises:
+        ShapeError: Unless the embeddings are ``[B, D]`` and the ids ``[B]``.
+    """
     check_embeddings(image_embeds, text_embeds)
     size = image_embeds.shape[0]
     if size != text_embeds.shape[0]:

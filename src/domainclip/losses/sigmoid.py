@@ -51,13 +51,31 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> SigmoidContrastiveLoss:
+        """The objective that a recipe asks for.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            With the recipe's values.
+        """
         return cls(bias=settings.sigmoid_bias, **shared_keywords(settings))
 
     # Not a buffer: reading one back from an accelerator at every step would make the host wait for it.
     def get_extra_state(self) -> dict[str, bool]:
+        """Whether the bias was set from a first batch, for ``state_dict``.
+
+        Returns:
+            One entry.
+        """
         return {"bias_is_set": self.bias_is_set}
 
     def set_extra_state(self, state: dict[str, bool]) -> None:
+        """Take back what ``get_extra_state`` gave.
+
+        Args:
+            state: That.
+        """
         self.bias_is_set = state["bias_is_set"]
 
     def row_loss(self, rows: Rows, bias: Tensor | None = None) -> RowLoss:
@@ -83,7 +101,19 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
         progress: float = 1.0,
         logit_bias: Float[Tensor, ""] | None = None,
     ) -> dict[str, Tensor]:
-        """As every objective, and ``bias`` (scalar)."""
+        """As every objective, and ``bias`` (scalar).
+
+        Args:
+            image_embeds: ``[batch, dim]``, as the image tower gives them.
+            text_embeds: ``[batch, dim]``, as the text tower gives them; row i belongs to image i.
+            group_ids: ``[batch]``; rows of one group are positives of each other. None: each row is a group of its own.
+            logit_scale: The model's logarithm of the inverse temperature, which takes the place of the objective's own.
+            progress: How much of the training is done, from 0 to 1.
+            logit_bias: The model's bias, which takes the place of the objective's own.
+
+        Returns:
+            ``loss``, ``image_to_text_loss``, ``text_to_image_loss``, ``temperature`` and ``bias`` among others.
+        """
 
         def row_loss(rows: Rows) -> RowLoss:
             return self.row_loss(rows, logit_bias)

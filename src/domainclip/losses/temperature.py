@@ -115,6 +115,14 @@ class TemperatureScheduler:
 
         Where the recipe has no ``temp_warmup_steps``, the warmup is a tenth of ``total_steps``, one at least. A
         temperature closer than a thousandth to a bound is taken for the bound: weights round their logit scale.
+
+        Args:
+            settings: The group of the recipe that is read.
+            initial_temp: The temperature that the run begins with.
+            total_steps: Of the run.
+
+        Returns:
+            At its first step.
         """
         for bound in (settings.min_temp, settings.max_temp):
             if math.isclose(initial_temp, bound, rel_tol=_ROUNDING):
@@ -162,7 +170,11 @@ class TemperatureScheduler:
         return self.get_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What ``load_state`` does, under the name that all parts of a checkpoint use."""
+        """What ``load_state`` does, under the name that all parts of a checkpoint use.
+
+        Args:
+            state: What ``state_dict`` gave.
+        """
         self.load_state(state)
 
     def get_state(self) -> dict[str, Any]:

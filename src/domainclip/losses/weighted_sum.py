@@ -62,6 +62,17 @@ class WeightedSumLoss(nn.Module):
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> WeightedSumLoss:
+        """The sum that a recipe asks for.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            Of the objectives in ``objectives``, each with its weight.
+
+        Raises:
+            ConfigurationError: For weights or objectives that make no sum.
+        """
         parts = {name: (LOSSES[name](settings), weight) for name, weight in settings.objectives.items()}
         for name, (part, _) in parts.items():
             if getattr(part, "resolution_scales", None):

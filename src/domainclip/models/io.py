@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from domainclip.errors import CheckpointError
+from domainclip.errors import CheckpointError, ModelLoadError
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.open_clip.saving import save_open_clip
 
@@ -24,6 +24,36 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, for a message of one line.
+
+    Args:
+        error: Whose text may be long.
+
+    Returns:
+        At most 300 characters.
+    """
+    return str(error).strip().split("\n")[0][:300]
+
+
+def hub_error(kind: str, name: str, error: BaseException) -> ModelLoadError:
+    """For what could not be had from the hub.
+
+    Args:
+        kind: What was asked for.
+        name: Of the repository.
+        error: What happened.
+
+    Returns:
+        The error to raise, with the remedy.
+    """
+    return ModelLoadError(
+        f"Cannot load the {kind} {name!r} from the hub: the name is wrong, the model is gated, or there is no network "
+        f"({first_line(error)}). To work offline, download it once on a machine with a network "
+        f"(hf download {name} --local-dir DIR) and give model_name=DIR"
+    )
 
 
 def save_encoder(encoder: DualEncoder, folder: Path, *, open_clip: bool = True) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from domainclip.config import ModelSettings
 from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.io import quiet_transformers
+from domainclip.models.io import first_line, hub_error, quiet_transformers
 from domainclip.models.open_clip.loading import (
     load_model_config,
     load_open_clip,
@@ -23,7 +23,7 @@ from domainclip.models.open_clip.loading import (
 )
 from domainclip.models.open_clip.projected_dual_encoder import ProjectedDualEncoderConfig
 from domainclip.models.open_clip.saving import describe_as_open_clip
-from domainclip.models.processor import EncoderProcessor, TextPadding
+from domainclip.models.processor import EncoderProcessor, TextPadding, position_limit
 from domainclip.models.tiny import make_tiny_clip
 
 log = logging.getLogger(__name__)
@@ -63,21 +63,13 @@ def load_part(kind: str, loader: Any, name: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(str(path) if looks_local else name, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
         if looks_local:
-            raise ModelLoadError(f"Cannot load the {kind} from {path}: {reason}") from error
-        raise ModelLoadError(
-            f"Cannot load the {kind} {name!r} from the hub: the name is wrong, the model is gated, or there is no "
-            f"network ({reason}). To work offline, download it once on a machine with a network "
-            f"(hf download {name} --local-dir DIR) and give model_name=DIR"
-        ) from error
+            raise ModelLoadError(f"Cannot load the {kind} from {path}: {first_line(error)}") from error
+        raise hub_error(kind, name, error) from error
 
 
 def _text_limit(config: Any, tokenizer: Any) -> int:
-    text = getattr(config, "text_config", config)
-    positions = int(getattr(text, "max_position_embeddings", 0) or 77)
-    if getattr(text, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
-        positions -= int(text.pad_token_id) + 1  # their position numbers start after the padding index
+    positions = position_limit(getattr(config, "text_config", config))
     stated = int(getattr(tokenizer, "model_max_length", positions) or positions)
     return min(positions, stated)
 

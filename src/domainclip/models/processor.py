@@ -14,6 +14,21 @@ from domainclip.errors import DataError
 TextPadding = Literal["causal", "masked", "fixed"]
 
 
+def position_limit(text_config: Any) -> int:
+    """Longest text that a tower has position embeddings for.
+
+    Args:
+        text_config: The tower's config in ``transformers``.
+
+    Returns:
+        In tokens, special ones included; 77, CLIP's, where the config does not say.
+    """
+    positions = int(getattr(text_config, "max_position_embeddings", 0) or 77)
+    if getattr(text_config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
+        positions -= int(text_config.pad_token_id) + 1  # their position numbers start after the padding index
+    return positions
+
+
 class EncoderProcessor:
     """Tokenizer and image processor of one dual encoder, called like a ``transformers`` processor.
 

@@ -59,11 +59,22 @@ class RunOutcome:
 
     Attributes:
         folder: Where everything is.
-        report: The content of ``report.json``; None in all processes but the first.
+        content: The content of ``report.json``; None in all processes but the first.
     """
 
     folder: Path
-    report: RunReport | None
+    content: RunReport | None
+
+    @property
+    def report(self) -> RunReport:
+        """The content of ``report.json``.
+
+        Raises:
+            RuntimeError: This process trained beside the first one, which alone has the report.
+        """
+        if self.content is None:
+            raise RuntimeError(f"This process trained beside the first one, which has the report: see {self.folder}")
+        return self.content
 
 
 def run_training(
@@ -130,7 +141,7 @@ def run_training(
             run,
             data,
             val or [],
-            folder.path,
+            folder,
             may_freeze_batch_norm=not config.is_set("freeze_batch_norm"),
             resume=resume,
             engine=engine,

@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from domainclip.errors import ModelLoadError
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.io import first_line, hub_error
 from domainclip.models.open_clip.architecture import transformers_config
 from domainclip.models.open_clip.processing import image_processor, tokenizer
 from domainclip.models.open_clip.projected_dual_encoder import ProjectedDualEncoderModel
@@ -26,7 +27,7 @@ from domainclip.models.open_clip.weights import (
     to_here,
     weight_names,
 )
-from domainclip.models.processor import EncoderProcessor
+from domainclip.models.processor import EncoderProcessor, position_limit
 
 HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
 """As open_clip itself tells a repository of the hub and a local directory from its own names."""
@@ -74,12 +75,7 @@ def _fetch(repository: str) -> Path:
         if (folder / CONFIG).is_file() and not (folder / SAFE_WEIGHTS).is_file():
             folder = Path(snapshot_download(repository, allow_patterns=[*wanted, PICKLED_WEIGHTS]))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        raise ModelLoadError(
-            f"Cannot load the OpenCLIP model {repository!r} from the hub: the name is wrong, the model is gated, or "
-            f"there is no network ({reason}). To work offline, download it once on a machine with a network "
-            f"(hf download {repository} --local-dir DIR) and give model_name=DIR"
-        ) from error
+        raise hub_error("OpenCLIP model", repository, error) from error
     if not (folder / CONFIG).is_file():
         raise ModelLoadError(
             f"{repository} on the hub has no {CONFIG}: it is no OpenCLIP model. Leave out the prefix {HUB_PREFIX}"
@@ -129,8 +125,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             raise ModelLoadError(f"{folder} has neither {SAFE_WEIGHTS} nor {PICKLED_WEIGHTS}")
         weights = torch.load(pickled, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        raise ModelLoadError(f"Cannot read the weights of the OpenCLIP model in {folder}: {reason}") from error
+        raise ModelLoadError(
+            f"Cannot read the weights of the OpenCLIP model in {folder}: {first_line(error)}"
+        ) from error
     weights = weights.get("state_dict", weights)  # a training checkpoint
     return {name.removeprefix("module."): value for name, value in weights.items()}  # of several processes
 
@@ -196,15 +193,12 @@ def load_open_clip_processor(folder: Path, model_config: Any) -> EncoderProcesso
     text_cfg, text = config["model_cfg"]["text_cfg"], model_config.text_config
     words = tokenizer(text_cfg, folder)
     foreign = text.model_type != "clip_text_model"
-    limit = text.max_position_embeddings
-    if text.model_type in {"roberta", "xlm-roberta"}:
-        limit -= text.pad_token_id + 1  # their position numbers start after the padding index
     if foreign and words.pad_token_id != text.pad_token_id:
         raise ModelLoadError(
             f"{folder}: the tokenizer pads with {words.pad_token_id}, the text tower takes {text.pad_token_id} for "
             "padding: the tokenizer files belong to another model"
         )
-    words.model_max_length = min(limit, words.model_max_length)
+    words.model_max_length = min(position_limit(text), words.model_max_length)
     resolution = int(model_config.vision_config.image_size)
     images = image_processor(config.get("preprocess_cfg") or {}, resolution, str(folder))
     return EncoderProcessor(words, images, "masked" if foreign else "causal", words.model_max_length)
