@@ -27,8 +27,17 @@ def calibrate(
     ``val`` too where there is no test split. None where no row has a label and nobody asked.
 
     With the recipe's ``calibrate_temperature`` the model in ``folder / "model"`` gets the fitted temperature, unless
-    the rows do not determine one; ``best/`` and the checkpoints keep the trained one. Raises ``CheckpointError`` when
-    the model cannot be written.
+    the rows do not determine one; ``best/`` and the checkpoints keep the trained one.
+
+    Args:
+        session: The trained model, with its resolved recipe.
+        val: The validation rows.
+        test: The test rows.
+        embed: Embeds both.
+        folder: Of the run.
+
+    Raises:
+        CheckpointError: The model cannot be written.
     """
     recipe, encoder = session.config, session.encoder
     # One list of classes for both splits: each class takes its part of the probability.

@@ -213,11 +213,13 @@ class CLIPFinetuningController:
             Interrupted: A signal has stopped the training, which was saved.
         """
         session = self.session
-        folder = Path(output_path or self.config.output_dir)
-        if not resume and RunFolder(folder).checkpoints.exists():
-            raise ConfigurationError(f"{folder} already holds a run: pass resume=True to go on, or another output_path")
+        folder = RunFolder(output_path or self.config.output_dir)
+        if not resume and folder.checkpoints.exists():
+            raise ConfigurationError(
+                f"{folder.path} already holds a run: pass resume=True to go on, or another output_path"
+            )
         pairs = _rows(train_dataset)
-        recipe = self.prepare(pairs, folder if resume else None)
+        recipe = self.prepare(pairs, folder.path if resume else None)
         assert self.run is not None
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, self.run, session)
         sets = None

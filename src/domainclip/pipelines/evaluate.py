@@ -126,10 +126,19 @@ def _shortened(found: DomainTable) -> Table:
 
 
 def rows_of_split(resolved: ResolvedInference, split: str) -> tuple[PairList, list[dict], list[str]]:
-    """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, those skipped, and
-    what the data say of themselves: how they were cut, and what two splits share.
+    """The rows of a split, cut as a training run would cut them.
 
-    Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
+    Args:
+        resolved: The recipe with its domain.
+        split: ``train``, ``val``, ``test``, or ``all`` for every row.
+
+    Returns:
+        The rows; those that were skipped; and what the data say of themselves: how they were cut, and what two splits
+        share.
+
+    Raises:
+        ConfigurationError: The split is unknown.
+        DataError: It has no rows.
     """
     names = ("train", "val", "test", "all")
     if split not in names:
@@ -158,9 +167,18 @@ def run_evaluation(
 ) -> EvaluationReport:
     """Evaluate ``config.model_name`` on a split of ``config.data_path``, cut as a training run would cut it.
 
-    ``error_analysis``: a folder for ``error_analysis.html``.
+    Args:
+        config: The recipe, which names model and data.
+        split: ``train``, ``val``, ``test``, or ``all`` for every row.
+        error_analysis: A folder for ``error_analysis.html``; None for none.
 
-    Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
+    Returns:
+        The figures.
+
+    Raises:
+        ConfigurationError: The split is unknown, or the folder cannot be written.
+        DataError: The split has no rows that can be evaluated.
+        ModelLoadError: The model cannot be had.
     """
     if error_analysis is not None:
         require_writable(error_analysis, "The error analysis's folder")

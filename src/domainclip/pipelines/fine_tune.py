@@ -36,6 +36,7 @@ from domainclip.pipelines.assemble import (
 )
 from domainclip.pipelines.auto_resolution import AutoResolution
 from domainclip.pipelines.reference_sets import ReferenceSets
+from domainclip.pipelines.run_folder import RunFolder
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference, ResolvedRun, resolve
@@ -126,7 +127,7 @@ def fine_tune(
     run: ResolvedRun,
     data: CLIPDataset,
     val: Sequence[ImageTextPair],
-    folder: Path,
+    folder: RunFolder,
     *,
     may_freeze_batch_norm: bool = False,
     resume: bool = False,
@@ -165,7 +166,7 @@ def fine_tune(
     """
     processes, console = processes or OneProcess(), console or Console(stderr=True)
     encoder, recipe, device = session.encoder, run.recipe, session.device
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
     check_trade_off(recipe, len(val))
     evaluator = evaluator_of(session, val, "validation") if val else None
     evaluated = reference_sets if processes.is_first else None  # the others rehearse, and validate nothing
@@ -180,7 +181,7 @@ def fine_tune(
     engine = engine or session.engine()
     engine.expect([pair.image_path for pair in val])
     validate = validation_by(evaluator, engine, evaluated) if evaluator is not None else None
-    context = TrainContext(folder, processes=processes, emitter=_emitter(folder, listeners, processes, console))
+    context = TrainContext(folder.path, processes=processes, emitter=_emitter(folder, listeners, processes, console))
     with _learned_metric(loss, engine, *([evaluated.engine] if evaluated else ())) as metric:
         parts = training_parts(session, run, data, val, loss, start, validate, reference_sets, engine.text_map)
         parts = replace(parts, may_freeze_batch_norm=may_freeze_batch_norm)
@@ -196,18 +197,18 @@ def fine_tune(
             del loader, parts
             gc.collect()
     encoder.merge_adapters()
-    if result.best is not None and (folder / "best").is_dir():
-        load_weights(encoder, folder / "best")
-        if (folder / "best" / "loss.pt").is_file():
-            loss.load_state_dict(torch.load(folder / "best" / "loss.pt", map_location=device))
+    if result.best is not None and folder.best.is_dir():
+        load_weights(encoder, folder.best)
+        if (learned := folder.best / "loss.pt").is_file():
+            loss.load_state_dict(torch.load(learned, map_location=device))
     if metric is not None:  # from here on the plain cosine says what the learned metric said
         encoder.absorb_text_map(metric)
     trade_off = processes.on_first(lambda: apply_trade_off(session, start, data.pairs, val, engine, evaluated, console))
     if evaluated is not None:
         _tell_references(context, evaluated, result.steps, "saved")
-    processes.on_first(lambda: write_model(encoder, folder, run.domain))
+    processes.on_first(lambda: write_model(encoder, folder.path, run.domain))
     encoder.eval()
-    return asdict(result) | {"model_path": str(folder / "model"), "trade_off": trade_off}
+    return asdict(result) | {"model_path": str(folder.model), "trade_off": trade_off}
 
 
 def _train(
@@ -228,10 +229,10 @@ def _train(
         del trainer, loader, parts  # a traceback would keep them
 
 
-def _emitter(folder: Path, listeners: Sequence[Listener], processes: Processes, console: Console) -> Emitter:
+def _emitter(folder: RunFolder, listeners: Sequence[Listener], processes: Processes, console: Console) -> Emitter:
     emitter = Emitter()
     if processes.is_first:
-        emitter.add(MetricsFile(folder / "metrics.jsonl", emitter.warn))
+        emitter.add(MetricsFile(folder.metrics, emitter.warn))
         emitter.add(ConsoleListener(console))
         for listener in listeners:
             emitter.add(listener)

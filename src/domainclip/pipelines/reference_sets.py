@@ -186,7 +186,14 @@ def load_reference_sets(session: ModelSession) -> ReferenceSets | None:
     Their own test splits stay apart; validation rows are drawn from what is left, with ``seed`` and stratified by
     label. Images that cannot be read are skipped.
 
-    Raises ``DataError`` for a set without two usable rows, and with ``strict`` for a row that cannot be used.
+    Args:
+        session: The loaded model, with its recipe.
+
+    Returns:
+        The sets, which hold an engine of their own.
+
+    Raises:
+        DataError: A set has no two usable rows, or, with ``strict``, a row that cannot be used.
     """
     config = session.config
     if not config.retention_data:

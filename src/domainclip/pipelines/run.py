@@ -141,7 +141,7 @@ def run_training(
             run,
             data,
             val or [],
-            folder.path,
+            folder,
             may_freeze_batch_norm=not config.is_set("freeze_batch_norm"),
             resume=resume,
             engine=engine,

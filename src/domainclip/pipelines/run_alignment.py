@@ -18,11 +18,10 @@ from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
 from domainclip.evaluation.protocols import Embedder
 from domainclip.files import write_bytes
 from domainclip.inference.session import caption_pipeline
+from domainclip.pipelines.run_folder import RunFolder
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
 from domainclip.reports.schema import AlignmentReport
 from domainclip.resolve import ResolvedInference
-
-BEFORE_FILE = "alignment_before.safetensors"
 
 
 class RunAlignment:
@@ -61,7 +60,7 @@ class RunAlignment:
 
     def remember_before(self, model: Embedder, resume: bool) -> None:
         """Embed the rows with the untrained model, or read what the first start of this run kept."""
-        kept = self.run_folder / BEFORE_FILE
+        kept = RunFolder(self.run_folder).alignment_before
         digest = self._digest()
         if resume and kept.is_file():
             try:

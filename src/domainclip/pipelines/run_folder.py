@@ -52,6 +52,8 @@ class RunFolder:
         """The evaluation of the untrained weights."""
         self.references_before = self.path / "reference_before.json"
         """Figures of the reference sets before the training."""
+        self.alignment_before = self.path / "alignment_before.safetensors"
+        """Embeddings of the evaluated rows before the training."""
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
