@@ -18,6 +18,7 @@ from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
 from domainclip.models.io import save_encoder
 from domainclip.models.processor import EncoderProcessor
 from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.resolve import batch_schedule
 from machines import machine, metal_memory  # noqa: F401
 from model_zoo import save_siglip, save_vision_text
 from open_clip_zoo import KINDS
@@ -140,15 +141,17 @@ def scripted(
         def fine_tune(
             self: CLIPFinetuningController, train: Any, val: Any, folder: Path, *, listeners: Any, **rest: Any
         ) -> dict[str, Any]:
-            self.prepare(train)
+            batches = batch_schedule(self.prepare(train), len(train))
+            last, every = self.config.max_steps, self.config.eval_steps
+            due = [n for n in range(1, last + 1) if n % every == 0 or batches.position(n)[1] == 0 or n == last]
             seen.append(self.config)
             for weights in ("checkpoints", "best", "model"):
                 (folder / weights).mkdir(parents=True)
                 (folder / weights / "file").write_text("weights")
             values = script(self.config)
-            for number, value in enumerate(values, 1):
+            for number, value in enumerate(values):
                 validated = Validated(
-                    step=min(self.config.eval_steps * number, self.config.max_steps),
+                    step=due[min(number, len(due) - 1)],
                     metrics={"acc1": value},
                     primary="acc1",
                     value=value,

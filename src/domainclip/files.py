@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from domainclip.errors import ConfigurationError
 
 
 def fsync_path(path: Path) -> None:
@@ -42,11 +45,29 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def try_folder(folder: Path) -> None:
-    """Make ``folder``, and a file in it that is deleted again: an ``OSError`` before the work instead of after it."""
-    probe = Path(folder) / ".writable"
-    write_bytes(probe, b"x")
-    probe.unlink()
+def require_writable(path: Path, what: str, *, is_file: bool = False) -> None:
+    """Say before the work that its result could not be written after it. Leaves nothing behind.
+
+    Args:
+        path: A folder that need not be there yet, or with ``is_file`` a file.
+        what: What messages call it, such as "--output".
+        is_file: Whether ``path`` is a file.
+
+    Raises:
+        ConfigurationError: Nothing can be written there.
+    """
+    path = Path(path)
+    if is_file and path.is_dir():
+        raise ConfigurationError(f"{what} {path} is a directory: give the name of a file")
+    place = path.absolute().parent if is_file else path.absolute()
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{what} {path} cannot be written: {error.strerror or error} ({there}). Give another one"
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -185,6 +185,15 @@ def test_train_writes_all_that_repeats_and_reports_the_run(finished_run):
     assert (finished_run / "model" / "README.md").is_file()
 
 
+def test_the_code_of_a_report_runs(finished_run, tiny_data, tmp_path, monkeypatch, capsys):
+    Image.open(tiny_data.pairs("test")[0].image_path).convert("RGB").save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    for page in ("report.md", "report_details.md"):
+        (code,) = re.findall(r"```python\n(.*?)```", (finished_run / page).read_text(), re.S)
+        exec(code, {})
+        assert "tensor([[" in capsys.readouterr().out
+
+
 def test_saved_model_loads_with_plain_transformers(finished_run, tiny_data):
     model = CLIPModel.from_pretrained(finished_run / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(finished_run / "model")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from domainclip.config.glossary import Glossary, load_glossary
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import DataError, ShapeError
-from domainclip.evaluation.terminology import TerminologyEvaluator
+from domainclip.evaluation.terminology import TerminologyEvaluator, uses_terms
 
 GLOSSARY = Glossary(
     abbreviations={
@@ -235,3 +235,10 @@ def test_a_model_that_has_diverged_is_said(what: str, value: float) -> None:
     encode = Tower().encode_texts if what == "images" else lambda texts: torch.full((len(texts), 64), value)
     with pytest.raises(ShapeError, match=f"embeddings of the {what} contain NaN or infinity"):
         evaluator.score(images, encode)
+
+
+def test_a_glossary_that_no_caption_speaks_is_left_alone() -> None:
+    glossary = Glossary(synonyms=[["kidney", "renal organ"], ["heart", "cor"], ["with", "having"]])
+    assert not uses_terms(glossary, ["a brick wall with moss", "the HEART of a city"])
+    assert uses_terms(glossary, ["a brick wall with moss", "the HEART of a city", "One kidney."])
+    assert not uses_terms(glossary, ["hearts, kidneys, without"])  # whole words alone

@@ -287,7 +287,6 @@ def test_a_run_reports_its_probabilities(tiny_data: TinyData, tmp_path: Path) ->
         **VALUES, data_path=str(tiny_data.folder), output_dir=str(tmp_path / "run"), calibrate_temperature=True
     )
     report = run_training(config, console=Console(quiet=True)).report
-    assert report is not None
     found = report.to_dict()["calibration"]
     assert (found["n_validation"], found["n_test"]) == (6, 6)
     text = pages(tmp_path / "run")

@@ -11,7 +11,8 @@ import pytest
 from align_cases import RANKING, make_tiny_engine
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError
-from domainclip.pipelines.run_alignment import BEFORE_FILE, RunAlignment, alignment_folder
+from domainclip.pipelines.run_alignment import RunAlignment, alignment_folder
+from domainclip.pipelines.run_folder import RunFolder
 from domainclip.reports.alignment_report import prepare_folder
 from domainclip.resolve import resolve_for_inference
 
@@ -51,12 +52,12 @@ def test_a_run_writes_its_alignment_report(domainclip, tiny_data, tmp_path, monk
     # Killed after the first checkpoint and resumed: the embeddings of before are read, not made again.
     shutil.rmtree(max((run / "checkpoints").iterdir()))
     shutil.rmtree(run / "alignment")
-    kept = (run / BEFORE_FILE).read_bytes()
-    stamp = (run / BEFORE_FILE).stat().st_mtime_ns
+    kept = RunFolder(run).alignment_before.read_bytes()
+    stamp = RunFolder(run).alignment_before.stat().st_mtime_ns
     result = domainclip("train", "-o", run, "--resume")
     assert result.exit_code == 0, result.err
-    assert (run / BEFORE_FILE).read_bytes() == kept
-    assert (run / BEFORE_FILE).stat().st_mtime_ns == stamp
+    assert RunFolder(run).alignment_before.read_bytes() == kept
+    assert RunFolder(run).alignment_before.stat().st_mtime_ns == stamp
     again = json.loads((run / "alignment" / "alignment.json").read_text())
     assert again["metrics"] == content["metrics"]
 
@@ -64,7 +65,7 @@ def test_a_run_writes_its_alignment_report(domainclip, tiny_data, tmp_path, monk
     result = domainclip("train", "-r", "debug", "-d", tiny_data.folder, "-o", run, "--overwrite", "max_steps=1")
     assert result.exit_code == 0, result.err
     assert not (run / "alignment").exists()
-    assert not (run / BEFORE_FILE).exists()
+    assert not RunFolder(run).alignment_before.exists()
 
 
 def test_a_folder_of_the_users_choice(domainclip, tiny_data, tmp_path, monkeypatch):
@@ -87,8 +88,8 @@ def test_embeddings_of_other_rows_are_not_taken_for_these(tiny_data, tiny_engine
     RunAlignment(run, tiny_data.pairs("val"), "val", tmp_path).remember_before(tiny_engine, False)
     other = RunAlignment(run, tiny_data.pairs("test"), "test", tmp_path)
     other.remember_before(tiny_engine, True)
-    content = other.write(tiny_engine, [], 5)
-    assert content["difference"]["alignment_score"] == 0  # the same model before and after, on the rows of the test
+    report = other.write(tiny_engine, [], 5)
+    assert report.difference["alignment_score"] == 0  # the same model before and after, on the rows of the test
 
 
 def test_folder_of_another_report_is_refused(tmp_path):

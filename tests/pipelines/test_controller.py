@@ -181,7 +181,7 @@ def test_data_without_contrast_are_refused(
 
 def test_a_finished_run_leaves_nothing_behind(tiny_data, tmp_path, monkeypatch) -> None:
     """Optimizer and decoded images are freed at once: many runs in one process need the memory of one."""
-    from domainclip.pipelines import controller as module
+    from domainclip.training import assemble as module
 
     seen = []
 

@@ -82,13 +82,12 @@ def test_compare_ignores_no_setting(domainclip, leaking: Path, setting: str, mes
 
 def test_long_tables_are_cut_short_on_the_terminal() -> None:
     names = [f"metric [{index}]" for index in range(30)]
+    recall = {"name": "recall", "value": 0.25, "low": 0.1, "high": 0.4}
     shown = {
         "domain": "scientific",
-        "metrics": {"acc1": {"value": 0.5}},
+        "metrics": {"acc1": {"name": "acc1", "value": 0.5}},
         "notes": [],
-        "per_label": [
-            {"label": f"class {n}", "images": 1, "recall": {"value": 0.25, "low": 0.1, "high": 0.4}} for n in range(50)
-        ],
+        "per_label": [{"label": f"class {n}", "images": 1, "recall": recall} for n in range(50)],
         "matrix": {
             "disciplines": names,
             "images": [7] * 30,

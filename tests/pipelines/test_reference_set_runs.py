@@ -54,7 +54,7 @@ def finished(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> P
         ({"val": 0}, {"val_split": 0.0, "test_split": 0.2, "retention_data": "OWN"}, "there are none"),
         ({"val": 1}, {}, "validation split: Nothing to evaluate"),
         ({"test": 1}, {}, "test split: Nothing to evaluate"),
-        ({}, {"distillation_strength": 1.0, "joined": True}, "distillation_strength keeps the starting"),
+        ({}, {"distillation_strength": 1.0, "joined": True}, "distillation_strength keeps the initial"),
         ({}, {"rehearsal_strength": 1.0, "retention_data": "OWN", "joined": True}, "rehearsal_strength keeps the"),
     ],
 )

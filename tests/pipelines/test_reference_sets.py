@@ -126,7 +126,7 @@ def test_where_nothing_is_left_nothing_is_said_to_be_rehearsed(tiny_data: TinyDa
         found = reference_sets.rehearsed(controller.model, recipe, contextlib.nullcontext)
         assert (found is not None) == bool(rehearsed)
         (decision,) = [
-            each for each in reference_sets.explained(controller.decisions) if each.key == "rehearsal_strength"
+            each for each in reference_sets.explained(controller.run).decisions if each.key == "rehearsal_strength"
         ]
         assert ("no effect" in decision.reason) == (not rehearsed)
         assert [text[:20] for text in reference_sets.warnings] == ([] if rehearsed else ["Nothing is rehearsed"])

@@ -47,6 +47,7 @@ OTHER: dict[str, Any] = {
     "class_hierarchy": {"outside": {"grass": None, "sky": None}, "made": {"brick": None}},
     "crop_scale": 0.9,
     "domain": "medical",
+    "evaluators": ["retrieval"],
     "image_preprocessing": {"illumination": "grey_world"},
     "image_resolution": 16,
     "label_order": ["sky", "grass", "brick"],

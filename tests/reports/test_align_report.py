@@ -318,6 +318,7 @@ def test_errors_through_the_command(domainclip, tiny_data, tmp_path):
     assert not (tmp_path / "out").exists()
     assert "no_such_model" in fails(*usual, "--compare", tmp_path / "no_such_model")
     assert "cannot be written" in fails("-d", tiny_data.folder, "-m", "tiny", "-o", table)
+    (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "report.md").write_text("# My thesis")
     assert "is not of an alignment report" in fails(*usual)
     assert (tmp_path / "out" / "report.md").read_text() == "# My thesis"

@@ -23,8 +23,9 @@ from domainclip.errors import ConfigurationError
 from domainclip.evaluation.error_analysis import Case, ErrorAnalysis, Guess, Section, build_error_analysis
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.metrics.significance import wilson_interval
-from domainclip.pipelines.run import clear_folder
+from domainclip.pipelines.run_folder import RunFolder
 from domainclip.reports.error_analysis_page import error_analysis_html, write_error_analysis
+from report_cases import pages
 
 VOID = {"meta", "img", "br"}
 
@@ -375,8 +376,8 @@ def test_a_run_writes_the_page_beside_its_report(domainclip, tiny_data, tmp_path
         "class_hierarchy={made: [brick], nature: [grass, sky]}",
     )
     assert done.exit_code == 0, done.err
-    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
-    assert "[error_analysis.html](<error_analysis.html>)" in report
+    report = pages(tmp_path / "run")
+    assert "[single errors, with images](error_analysis.html)" in report
     assert "## Documents, near misses and terminology" in report and "right at level 1 of the class hierarchy" in report
     assert "after fine-tuning, test split</h1>" in (tmp_path / "run" / "error_analysis.html").read_text(
         encoding="utf-8"
@@ -387,5 +388,5 @@ def test_a_run_writes_the_page_beside_its_report(domainclip, tiny_data, tmp_path
     )
     assert done.exit_code == 0, done.err
     assert "<h1>run on " in (tmp_path / "error_analysis.html").read_text(encoding="utf-8")
-    clear_folder(tmp_path / "run")  # as --overwrite does
+    RunFolder(tmp_path / "run").clear()  # as --overwrite does
     assert not (tmp_path / "run" / "error_analysis.html").exists()

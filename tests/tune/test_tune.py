@@ -227,7 +227,7 @@ def test_what_is_written(tiny_data: TinyData, tmp_path: Path, scripted: Any) -> 
     assert "within one standard error" in text  # 0.05 better, and the standard error is 0.1
     content = json.loads((tmp_path / "tuning.json").read_text())
     assert content["gain"] == pytest.approx(0.05)
-    assert content["trials"][1]["history"] == {"2": 0.4, "4": 0.55, "6": 0.5, "8": 0.52}
+    assert content["trials"][1]["history"] == {"2": 0.4, "3": 0.55, "4": 0.5, "6": 0.52}
     assert content["importances"] == {"learning_rate": pytest.approx(1.0)}
     for name in ("history", "slices", "importances"):
         assert (tmp_path / "tuning_plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -251,14 +251,14 @@ def test_trials_below_the_median_are_pruned(tiny_data: TinyData, tmp_path: Path,
 
     def worse_and_worse(config: CLIPFinetuningConfig) -> list[float]:
         reported.append(0)
-        return [0.9 - 0.1 * len(reported)] * 4  # at steps 2, 4, 6, 8
+        return [0.9 - 0.1 * len(reported)] * 5  # at steps 2, 3, 4, 6, 8: an epoch has three
 
     scripted(worse_and_worse)
     outcome = search(recipe(tiny_data, tmp_path), trials=7, steps=8)
     assert [record.outcome for record in outcome.trials] == ["complete"] * 5 + ["pruned"] * 2
     pruned = outcome.trials[5]
-    assert pruned.steps == 4  # not at the first validation, when the rate has hardly risen
-    assert pruned.history == {2: pytest.approx(0.3), 4: pytest.approx(0.3)}
+    assert pruned.steps == 3  # not at the first validation, when the rate has hardly risen
+    assert pruned.history == {2: pytest.approx(0.3), 3: pytest.approx(0.3)}
     assert "median" in pruned.reason
     assert outcome.best.number == 0
 

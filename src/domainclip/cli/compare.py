@@ -46,11 +46,12 @@ def compare(
     from domainclip.config import load_recipe, parse_overrides
 
     config = load_recipe(recipe, parse_overrides(overrides or []))
-    from domainclip.pipelines.compare import check_output, named, run_compare
+    from domainclip.files import require_writable
+    from domainclip.pipelines.compare import named, run_compare
 
     models, sets = named(model or [], "model"), named(data or [], "data")
     if output is not None:
-        check_output(output)
+        require_writable(output, "--output")
     found = run_compare(config, models, sets, reference=reference, split=split, metric=metric, strict=strict)
     if as_json:
         import json

@@ -124,6 +124,10 @@ def evaluate(
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = _config(recipe, overrides, data_path=data, model_name=model)
+    from domainclip.files import require_writable
+
+    if output is not None:
+        require_writable(output, "--output", is_file=True)
     if resolutions is not None:
         _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
         return
@@ -133,8 +137,6 @@ def evaluate(
         )
     from domainclip.pipelines.evaluate import run_evaluation
 
-    if output is not None and output.is_dir():  # said before the work, not after it
-        raise ConfigurationError(f"--output {output} is a directory: give the name of a JSON file")
     report = run_evaluation(config, split, error_analysis)
     if output is not None:
         from domainclip.files import write_json
@@ -152,11 +154,9 @@ def evaluate(
 def _evaluate_resolutions(  # type: ignore[no-untyped-def]
     config, resolutions: str, split: str, robustness: bool, output: Path | None, as_json: bool
 ) -> None:
-    from domainclip.pipelines.evaluate_resolutions import check_output, parse_resolutions, run_resolutions
+    from domainclip.pipelines.evaluate_resolutions import parse_resolutions, run_resolutions
 
     wanted = parse_resolutions(resolutions)
-    if output is not None:
-        check_output(output)
     report = run_resolutions(config, wanted, split, robustness=robustness)
     if as_json:
         _print_json(report.to_dict())
@@ -245,7 +245,9 @@ def data_check(
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps
+    from domainclip.registry import load_plugins
 
+    load_plugins(config.plugins)  # which may read the data
     captions = CaptionPipeline(caption_steps(config))
     count_tokens, limit = None, config.max_sequence_length
     if model is not None:

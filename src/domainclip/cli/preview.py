@@ -32,8 +32,10 @@ def preview(
     given = {"data_path": data, "domain": domain, "model_name": model}
     named = {key: value for key, value in given.items() if value is not None}
     config = load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
+    from domainclip.files import require_writable
     from domainclip.pipelines.preview import preview as make
 
+    require_writable(output, "--output", is_file=True)
     made = make(config, split, images)
     made.write(output)
     for problem in made.skipped[:5]:

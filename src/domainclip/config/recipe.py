@@ -18,7 +18,7 @@ from domainclip.errors import ConfigurationError
 class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSettings):
     """A fine-tuning recipe. Every key is a keyword, a YAML key and ``key=value`` on the command line.
 
-    Unset differs from set: ``is_set(key)`` tells, and ``config.resolve`` decides what was left unset. Building one
+    Unset differs from set: ``is_set(key)`` tells, and ``resolve`` decides what was left unset. Building one
     has no side effects. Raises ``ConfigurationError`` for an unknown key (naming the nearest) and for a bad value.
     """
 

@@ -26,7 +26,7 @@ class SemanticSettings(Settings):
     )
     terminology: bool | None = key(
         None,
-        description="Score the text tower on the domain's glossary; null: where the domain has one.",
+        description="Score the text tower on the domain's glossary; null: where the captions use its terms.",
         section="evaluation",
         changes_weights=False,
     )

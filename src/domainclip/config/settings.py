@@ -1,7 +1,7 @@
 """The groups of settings a recipe is composed of. Each function of the package asks for the group it reads, never for
 the whole.
 
-A default stated here is what holds when nothing better is known; ``config.resolve`` replaces the defaults of keys
+A default stated here is what holds when nothing better is known; ``resolve`` replaces the defaults of keys
 the user left unset by what the model, the data and the device say, and gives the reason.
 """
 

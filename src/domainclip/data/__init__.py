@@ -8,22 +8,30 @@ from domainclip.data.batches import (
 )
 from domainclip.data.dataset import CLIPDataset, MultiCaptionCLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.images.reader import IMAGE_FORMATS
+from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import ImageTransform, MultiResolutionImageTransform, TextTransform
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.sources.loaders import DatasetLoader
+from domainclip.data.sources.tables import SOURCES, Row, Table
 from domainclip.data.splits import DataSplits, load_splits, split_pairs
 
 __all__ = [
+    "IMAGE_FORMATS",
+    "SOURCES",
     "CLIPDataset",
     "DataSplits",
     "DatasetLoader",
     "ImageSpec",
+    "ImageStore",
     "ImageTextPair",
     "ImageTransform",
     "MultiCaptionCLIPDataset",
     "MultiResolutionImageTransform",
     "PairList",
     "PrefetchDataLoader",
+    "Row",
+    "Table",
     "TextTransform",
     "collate_fn",
     "create_dataloader",

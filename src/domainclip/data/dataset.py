@@ -22,6 +22,7 @@ from domainclip.data.images.transforms import ImageTransform, TextTransform, vie
 from domainclip.data.records import ImageTextPair
 from domainclip.data.step_plan import ViewKey
 from domainclip.errors import DataError, ImageError
+from domainclip.registry import load_plugins
 
 _LOOKED_AT = 16
 
@@ -99,6 +100,11 @@ class CLIPDataset(Dataset):
         self._kept = self.image_transform.preparation()
         paths = [pair.image_path for pair in self.pairs]
         self.images.expect(paths, self._kept, self._bytes_of_an_image(), shared=config.num_workers > 0)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a spawned worker: the user's own readers are registered there, too."""
+        self.__dict__.update(state)
+        load_plugins(self.config.plugins)
 
     def _texts_of_rows(self) -> list[list[str]]:
         return [[pair.caption] for pair in self.pairs]

@@ -67,7 +67,7 @@ def recipe_sections() -> dict[str, str]:
 
 
 class DomainConfig(Settings):
-    """A domain, with everything it inherits. ``config.domain_files.load_domain`` reads one from YAML.
+    """A domain, with everything it inherits. ``domains.load_domain`` reads one from YAML.
 
     Raises ``ConfigurationError`` for an unknown key (naming the nearest) and for a bad value.
     """

@@ -71,7 +71,15 @@ class AlignmentRows:
         }
 
     def targets(self, images: Int[Tensor, " i"], texts: Int[Tensor, " t"]) -> Bool[Tensor, "i t"]:
-        """Which of these images and captions belong together."""
+        """Which of these images and captions belong together.
+
+        Args:
+            images: Numbers of images.
+            texts: Numbers of captions.
+
+        Returns:
+            The hits.
+        """
         image_index = torch.full((len(self.paths),), -1).scatter_(0, images, torch.arange(len(images)))
         text_index = torch.full((len(self.captions),), -1).scatter_(0, texts, torch.arange(len(texts)))
         rows, columns = image_index[self.hits[:, 0]], text_index[self.hits[:, 1]]
@@ -82,7 +90,15 @@ class AlignmentRows:
 
     def sample(self, seed: int, most: int = LARGEST_SAMPLE) -> tuple[Int[Tensor, " i"], Int[Tensor, " t"]]:
         """All images and captions, or at most ``most`` of each: those of pairs drawn by ``seed``, so that each
-        image and each caption of the sample belongs to something in it."""
+        image and each caption of the sample belongs to something in it.
+
+        Args:
+            seed: Of the draw.
+            most: Of each.
+
+        Returns:
+            Numbers of images and captions.
+        """
         if max(len(self.paths), len(self.captions)) <= most:
             return torch.arange(len(self.paths)), torch.arange(len(self.captions))
         order = torch.randperm(len(self.hits), generator=torch.Generator().manual_seed(seed))
@@ -101,7 +117,16 @@ class Embedded:
 
 
 def embed(rows: AlignmentRows, model: Embedder, name: str) -> Embedded:
-    """Each distinct image and caption through the model once."""
+    """Each distinct image and caption through the model once.
+
+    Args:
+        rows: What is embedded.
+        model: By whom.
+        name: The model's name.
+
+    Returns:
+        The embeddings.
+    """
     return Embedded(name, model.encode_images(rows.paths), model.encode_texts(rows.captions))
 
 
@@ -119,15 +144,38 @@ class Metric:
         self._plain = name in _ANY_UNIT_METRIC
 
     def scores(self, images: Tensor, texts: Tensor) -> Float[Tensor, "images texts"]:
-        """What is ranked."""
+        """What is ranked.
+
+        Args:
+            images: Unit-length rows.
+            texts: Unit-length rows.
+
+        Returns:
+            The scores.
+        """
         return images @ texts.T if self._plain else self.computer.compute(images, texts)
 
     def values(self, scores: Tensor) -> Tensor:
-        """The same in the metric's units."""
+        """The same in the metric's units.
+
+        Args:
+            scores: What is ranked.
+
+        Returns:
+            The similarities.
+        """
         return -torch.sqrt((2 - 2 * scores).clamp_min(0)) if self.name == "euclidean" else scores
 
     def matrix(self, images: Tensor, texts: Tensor) -> Float[Tensor, "images texts"]:
-        """Similarities in the metric's units."""
+        """Similarities in the metric's units.
+
+        Args:
+            images: Unit-length rows.
+            texts: Unit-length rows.
+
+        Returns:
+            The similarities.
+        """
         return self.values(self.scores(images, texts))
 
 
@@ -163,7 +211,17 @@ class Alignment:
 
 
 def measure(rows: AlignmentRows, model: Embedded, metric: Metric, seed: int) -> Alignment:
-    """The figures of one model. Raises ``ShapeError`` where embeddings are not finite."""
+    """The figures of one model. Raises ``ShapeError`` where embeddings are not finite.
+
+    Args:
+        rows: The rows.
+        model: Their embeddings.
+        metric: How they are compared.
+        seed: Of the sample.
+
+    Returns:
+        The figures.
+    """
     if len(model.images) != len(rows.paths) or len(model.texts) != len(rows.captions):
         raise ShapeError(
             f"{model.name}: {len(model.images)} image and {len(model.texts)} caption embeddings for "
@@ -198,7 +256,14 @@ def measure(rows: AlignmentRows, model: Embedded, metric: Metric, seed: int) -> 
 
 
 def chance(rows: AlignmentRows) -> dict[str, float]:
-    """The ranking metrics of a random order: exact, from the number of hits of each query."""
+    """The ranking metrics of a random order: exact, from the number of hits of each query.
+
+    Args:
+        rows: The rows.
+
+    Returns:
+        The figures by name.
+    """
     result: dict[str, float] = {}
     for direction, side, candidates in (("i2t", 0, len(rows.captions)), ("t2i", 1, len(rows.paths))):
         hits = torch.bincount(rows.hits[:, side]).numpy()
@@ -212,7 +277,14 @@ def chance(rows: AlignmentRows) -> dict[str, float]:
 
 
 def query_order(answers: Answers) -> Int[Tensor, " queries"]:
-    """Queries from the best to the worst: by rank, then by how far the hit is ahead, then as they stand."""
+    """Queries from the best to the worst: by rank, then by how far the hit is ahead, then as they stand.
+
+    Args:
+        answers: Of one direction.
+
+    Returns:
+        The queries' numbers.
+    """
     margins = answers.margins().nan_to_num(neginf=-torch.inf).numpy()
     return torch.from_numpy(np.lexsort((np.arange(len(margins)), margins, answers.ranks.numpy())))
 

@@ -46,7 +46,15 @@ class ClassHierarchy:
 
     @classmethod
     def from_nested(cls, nested: Mapping[str, Any], source: str = "class_hierarchy") -> ClassHierarchy:
-        """From mappings and lists as YAML and JSON give them. ``source`` stands at the front of error messages."""
+        """From mappings and lists as YAML and JSON give them. ``source`` stands at the front of error messages.
+
+        Args:
+            nested: The tree.
+            source: Where it comes from.
+
+        Returns:
+            The hierarchy.
+        """
         if not isinstance(nested, Mapping) or not nested:
             raise ConfigurationError(
                 f"{source}: a class hierarchy is a nested mapping of names, this is {_shown(nested)}"
@@ -62,7 +70,14 @@ class ClassHierarchy:
 
     @classmethod
     def from_file(cls, path: Path | str) -> ClassHierarchy:
-        """From a ``.yaml``, ``.yml`` or ``.json`` file. Raises ``ConfigurationError`` with the file and the line."""
+        """From a ``.yaml``, ``.yml`` or ``.json`` file. Raises ``ConfigurationError`` with the file and the line.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The hierarchy.
+        """
         path = Path(path)
         text = read_yaml_text(path, "Class hierarchy")
         if path.suffix.lower() == ".json":
@@ -72,18 +87,40 @@ class ClassHierarchy:
         return cls.from_nested(LocatedYaml.parse(text, str(path)).values, str(path))
 
     def path(self, name: str) -> tuple[str, ...]:
-        """Names from the root down to ``name``, both included: its length less one is the depth."""
+        """Names from the root down to ``name``, both included: its length less one is the depth.
+
+        Args:
+            name: A name of the tree.
+
+        Returns:
+            The names.
+        """
         if name not in self._paths:
             above = self.parents[name]
             self._paths[name] = (*(self.path(above) if above is not None else ()), name)
         return self._paths[name]
 
     def depth(self, name: str) -> int:
-        """Edges from the root, which is at 0."""
+        """Edges from the root, which is at 0.
+
+        Args:
+            name: A name of the tree.
+
+        Returns:
+            The edges.
+        """
         return len(self.path(name)) - 1
 
     def common_depth(self, a: str, b: str) -> int:
-        """Depth of the lowest common ancestor of two names; a name is an ancestor of itself."""
+        """Depth of the lowest common ancestor of two names; a name is an ancestor of itself.
+
+        Args:
+            a: One name.
+            b: Another.
+
+        Returns:
+            The depth.
+        """
         shared = 0
         for one, other in zip(self.path(a), self.path(b), strict=False):
             if one != other:
@@ -92,19 +129,47 @@ class ClassHierarchy:
         return shared - 1
 
     def edges_to_common(self, name: str, other: str) -> int:
-        """Edges from ``name`` up to the lowest common ancestor with ``other``."""
+        """Edges from ``name`` up to the lowest common ancestor with ``other``.
+
+        Args:
+            name: One name.
+            other: Another.
+
+        Returns:
+            The edges.
+        """
         return self.depth(name) - self.common_depth(name, other)
 
     def distance(self, a: str, b: str) -> int:
-        """Edges on the way from one name to the other, through their lowest common ancestor."""
+        """Edges on the way from one name to the other, through their lowest common ancestor.
+
+        Args:
+            a: One name.
+            b: Another.
+
+        Returns:
+            The edges.
+        """
         return self.depth(a) + self.depth(b) - 2 * self.common_depth(a, b)
 
     def wu_palmer(self, a: str, b: str) -> float:
-        """2 · d(lca) / (d(a) + d(b)) with the root at d = 1, in 0…1; 1 for equal names (Wu and Palmer 1994, p. 136)."""
+        """2 · d(lca) / (d(a) + d(b)) with the root at d = 1, in 0…1; 1 for equal names (Wu and Palmer 1994, p. 136).
+
+        Args:
+            a: One name.
+            b: Another.
+
+        Returns:
+            The similarity.
+        """
         return 2 * (self.common_depth(a, b) + 1) / (self.depth(a) + self.depth(b) + 2)
 
     def require(self, classes: Iterable[str]) -> None:
-        """Raises ``ConfigurationError`` for classes that the tree lacks (with the nearest name) and for its root."""
+        """Raises ``ConfigurationError`` for classes that the tree lacks (with the nearest name) and for its root.
+
+        Args:
+            classes: Names that the tree must have.
+        """
         unknown = [label for label in dict.fromkeys(classes) if self.parents.get(label) is None]
         if not unknown:
             return
@@ -145,6 +210,17 @@ def class_hierarchy_scores(
     for the same images, how many images each level counts, and, from ``resamples`` in which images of one group
     stay together, the intervals (95 %). Raises ``ConfigurationError`` for a class that the tree lacks, no images, or
     lists of unequal length.
+
+    Args:
+        tree: The hierarchy.
+        targets: True class names.
+        predictions: Predicted ones.
+        classes: All classes; None for those that occur.
+        groups: Each image's group.
+        resamples: 0 for no intervals.
+
+    Returns:
+        Figures and details.
     """
     if not targets or len(targets) != len(predictions):
         raise ConfigurationError(
@@ -214,7 +290,14 @@ class ClassHierarchyEvaluator:
         self.tree, self.zero_shot, self.resamples = tree, zero_shot, resamples
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
-        """The figures of this embedder; where it is shared, nothing is classified twice."""
+        """The figures of this embedder; where it is shared, nothing is classified twice.
+
+        Args:
+            embed: The model.
+
+        Returns:
+            Its figures and their details.
+        """
         found = SharedEmbedder.over(embed, [self.zero_shot]).result(self.zero_shot).details["classification"]
         answers = (found["targets"], found["predictions"], found["labels"])
         return class_hierarchy_scores(self.tree, *answers, found["groups"], self.resamples)

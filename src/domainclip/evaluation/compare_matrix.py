@@ -57,6 +57,15 @@ def compare_matrix(
 
     Keys: ``reference``, ``models``, ``data``, ``cells`` (all models of the first set, then of the next), ``summary``
     (verdicts counted by model) and ``method``. Raises ``ConfigurationError`` for a reference that is no model.
+
+    Args:
+        models: Name to path.
+        sets: What the models scored on each data set.
+        reference: The model that others are tested against.
+        seed: Of resamples and exchanges.
+
+    Returns:
+        The content.
     """
     if reference not in models:
         raise ConfigurationError(

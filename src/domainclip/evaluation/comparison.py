@@ -25,7 +25,14 @@ _SAME_ITEMS = {"classification": ("image_paths", "targets"), "retrieval": ("imag
 
 
 def as_result(part: EvaluationResult | Mapping[str, Any] | None) -> EvaluationResult:
-    """An evaluation from whichever form: the object, ``{"metrics": …, "details": …}``, flat numbers, None."""
+    """An evaluation from whichever form: the object, ``{"metrics": …, "details": …}``, flat numbers, None.
+
+    Args:
+        part: The evaluation.
+
+    Returns:
+        The object.
+    """
     if isinstance(part, EvaluationResult):
         return part
     if part is None:
@@ -51,7 +58,16 @@ class GroupedChange(PairedChange):
 
 def paired_changes(before: EvaluationResult, after: EvaluationResult, seed: int = 0) -> dict[str, PairedChange]:
     """The change of ``acc1``, ``i2t_R@1`` and ``t2i_R@1`` over the same items, where both have them; by whole groups
-    where any has several images."""
+    where any has several images.
+
+    Args:
+        before: Of the first model.
+        after: Of the second, on the same rows.
+        seed: Of the resamples.
+
+    Returns:
+        Changes by metric.
+    """
     changes: dict[str, PairedChange] = {}
     for part, names in (("classification", ("acc1",)), ("retrieval", ("i2t_R@1", "t2i_R@1"))):
         old, new = (result.details.get(part) for result in (before, after))
@@ -66,7 +82,15 @@ def paired_changes(before: EvaluationResult, after: EvaluationResult, seed: int 
 
 def with_groups(found: Mapping[str, Any], other: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """A part of an evaluation's details that may come from an older file, which lacks the groups: the same rows have
-    the same ones."""
+    the same ones.
+
+    Args:
+        found: The part.
+        other: The same part of another evaluation.
+
+    Returns:
+        The part with groups.
+    """
     if "groups" in found or not other or found["image_paths"] != other["image_paths"]:
         return found
     return {**found, **{key: other[key] for key in ("groups", "hits") if key in other}}
@@ -93,7 +117,15 @@ def _by_group(
 def accuracy_interval(found: Mapping[str, Any], seed: int = 0) -> tuple[Interval | None, int]:
     """95 % interval of the accuracy, and of how many units it is, from ``details["classification"]``
     (``image_paths``, ``targets``, ``predictions``, ``labels``, ``groups``): Wilson's, or where some group has several
-    images the bootstrap's by whole groups, which is that of ``compare_matrix``. None with a single group."""
+    images the bootstrap's by whole groups, which is that of ``compare_matrix``. None with a single group.
+
+    Args:
+        found: The part.
+        seed: Of the resamples.
+
+    Returns:
+        The interval, and its units.
+    """
     if has_groups(found):
         model = unit_sums("acc1", {"classification": found})
         return metric_interval(model, resampled([model], seed=seed)[0]), len(model.added)
@@ -102,13 +134,29 @@ def accuracy_interval(found: Mapping[str, Any], seed: int = 0) -> tuple[Interval
 
 
 def compared_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names worth a row in a table, in the order measured: no counts, nothing that has a section of its own."""
+    """Names worth a row in a table, in the order measured: no counts, nothing that has a section of its own.
+
+    Args:
+        before: Figures by name.
+        after: Figures by name.
+
+    Returns:
+        The names.
+    """
     names = dict.fromkeys([*after, *before])
     return [name for name in names if not METRICS[name].is_count and not METRICS[name].is_semantic]
 
 
 def empty_recalls(names: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, int]:
-    """Those R@K whose K reaches the number of candidates, so that any model scores 1; with that number."""
+    """Those R@K whose K reaches the number of candidates, so that any model scores 1; with that number.
+
+    Args:
+        names: Metrics.
+        metrics: Figures, the numbers of candidates among them.
+
+    Returns:
+        The number of candidates by metric.
+    """
     found: dict[str, int] = {}
     for name in names:
         direction, _, k = name.partition("_R@")
@@ -119,7 +167,15 @@ def empty_recalls(names: Sequence[str], metrics: Mapping[str, Any]) -> dict[str,
 
 
 def worsened(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Metrics that are worse after, by however little."""
+    """Metrics that are worse after, by however little.
+
+    Args:
+        before: Figures by name.
+        after: Figures by name.
+
+    Returns:
+        The names.
+    """
     names = []
     for name in compared_metrics(before, after):
         old, new = before.get(name), after.get(name)
@@ -131,7 +187,16 @@ def worsened(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 def confused_pairs(
     labels: Sequence[str], confusion: Sequence[Sequence[int]] | np.ndarray, most: int = 10
 ) -> list[tuple[str, str, int, int]]:
-    """``(true class, predicted as, images, images of the true class)``, most frequent mistakes first."""
+    """``(true class, predicted as, images, images of the true class)``, most frequent mistakes first.
+
+    Args:
+        labels: The classes.
+        confusion: Counts, a row for each true class.
+        most: At most.
+
+    Returns:
+        The pairs.
+    """
     counts = np.asarray(confusion)
     totals = counts.sum(axis=1)
     wrong = counts.copy()

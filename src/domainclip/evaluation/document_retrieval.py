@@ -97,7 +97,14 @@ class DocumentRetrievalEvaluator:
         return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
-        """The figures of this embedder."""
+        """The figures of this embedder.
+
+        Args:
+            embed: The model.
+
+        Returns:
+            Its figures and their details.
+        """
         return self.score(embed.encode_images(self.paths).float().cpu(), embed.encode_texts)
 
     def score(
@@ -109,6 +116,13 @@ class DocumentRetrievalEvaluator:
 
         ``details["documents"]`` has the ranks, the counts, under ``chance`` what a random order would score, and from
         ``resamples`` the records' intervals (95 %): documents are drawn anew as queries, the candidates stay.
+
+        Args:
+            image_embeds: A row for each of ``paths``.
+            encode_texts: Embeds the texts.
+
+        Returns:
+            The result.
         """
         text_embeds = encode_texts(self.texts).float().cpu()
         for embeds, expected, what in ((image_embeds, self.paths, "images"), (text_embeds, self.texts, "texts")):

@@ -110,6 +110,18 @@ def build_error_analysis(
     ``evaluator`` was made of ``pairs``; ``probabilities`` turns cosines ``[images, classes]`` into the model's
     probabilities of the same shape. Classes are evaluated where there are labels, captions in any case. Raises
     ``ConfigurationError`` for ``per_section`` below 1.
+
+    Args:
+        title: Of the page.
+        pairs: The rows.
+        evaluator: Made of them.
+        embed: The model.
+        probabilities: Cosines to probabilities.
+        per_section: Images at most.
+        seed: Of random choices.
+
+    Returns:
+        What the page shows.
     """
     if per_section < 1:
         raise ConfigurationError(f"An error analysis shows at least one image a section (per_section={per_section})")

@@ -102,7 +102,8 @@ class DomainEvaluator:
 
         Returns:
             Each figure once, with its interval where one of the parts gives it, and the details of all parts: those of
-            documents, the class hierarchy and terminology under ``semantics``, those of plugins under ``own``.
+            documents, the class hierarchy and terminology under ``semantics``, those of a plugin under its
+            evaluator's name.
 
         Raises:
             ConfigurationError: No part gives the metric that was chosen as the primary one.
@@ -123,7 +124,7 @@ class DomainEvaluator:
             elif part.name in ("zero_shot", "retrieval", "domain_metrics"):
                 details |= found.details
             elif found.details:
-                details.setdefault("own", {})[part.name] = found.details
+                details[part.name] = found.details
         if semantic or self.semantic_notes:
             details["semantics"] = semantic_details(semantic, self.semantic_notes)
         if self.primary_metric not in records:

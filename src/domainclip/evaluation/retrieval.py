@@ -59,13 +59,28 @@ class RetrievalEvaluator:
         return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
-        """The figures of this embedder."""
+        """The figures of this embedder.
+
+        Args:
+            embed: The model.
+
+        Returns:
+            Its figures and their details.
+        """
         return self.score(encode_images(embed, self.paths), embed.encode_texts)
 
     def score(
         self, image_embeds: Float[Tensor, "images dim"], encode_texts: Callable[[list[str]], Tensor]
     ) -> EvaluationResult:
-        """The result from embeddings of ``self.paths``, for a caller who has them already."""
+        """The result from embeddings of ``self.paths``, for a caller who has them already.
+
+        Args:
+            image_embeds: A row for each of ``paths``.
+            encode_texts: Embeds the captions.
+
+        Returns:
+            The result.
+        """
         text_embeds = rows_for(encode_texts(self.captions), len(self.captions), "captions")
         i2t = chunked_ranks(image_embeds, text_embeds, self.relevance(0), self.chunk)
         t2i = chunked_ranks(text_embeds, image_embeds, self.relevance(1), self.chunk)
@@ -88,7 +103,14 @@ class RetrievalEvaluator:
         return EvaluationResult(records, {"retrieval": details})
 
     def relevance(self, side: int) -> Callable[[int, int], Tensor]:
-        """Boolean hits of queries start:stop; ``side`` is 0 when images ask, 1 when captions do."""
+        """Boolean hits of queries start:stop; ``side`` is 0 when images ask, 1 when captions do.
+
+        Args:
+            side: 0 or 1.
+
+        Returns:
+            A function of two query numbers.
+        """
         hits = self.hits[self.hits[:, side].argsort(stable=True)]
         queries, candidates = hits[:, side].contiguous(), hits[:, 1 - side]
         n_candidates = (len(self.paths), len(self.captions))[1 - side]

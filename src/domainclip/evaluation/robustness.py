@@ -47,7 +47,14 @@ class Corruption:
     function: CorruptionFunction
 
     def level(self, severity: int) -> float:
-        """The level of a severity, 0 (clean) to ``len(levels)``. Raises ``ConfigurationError`` beyond."""
+        """The level of a severity, 0 (clean) to ``len(levels)``. Raises ``ConfigurationError`` beyond.
+
+        Args:
+            severity: From 0.
+
+        Returns:
+            The level.
+        """
         if not 0 <= severity <= len(self.levels):
             raise ConfigurationError(
                 f"Invalid severity {severity} of {self.name}: choose 0 (untouched) to {len(self.levels)}"
@@ -70,6 +77,16 @@ def corrupt(
     ``model_size``: height and width in pixels that the model's resize would give the image
     (``ImageSpec.resized_shape``). The result depends on the arguments alone. Raises ``ConfigurationError`` for an
     unknown kind or severity and for a kind that changes the form, ``ImageError`` for an image too long for JPEG.
+
+    Args:
+        image: As it was decoded.
+        name: The kind.
+        severity: From 0.
+        model_size: Height and width.
+        seed: Of what is random.
+
+    Returns:
+        The corrupted image.
     """
     corruption = CORRUPTIONS[name]
     level = corruption.level(severity)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult, LabelledPair
 from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
-from domainclip.metrics.metric import Interval, Metric
+from domainclip.metrics.metric import METRICS, Interval, Metric
 from domainclip.metrics.retrieval import ranks_of_best_hit
 
 PARAPHRASES = ("findings: {}", "this shows {}", "a picture of {}")
@@ -102,7 +103,14 @@ class TerminologyEvaluator:
         return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
-        """The figures of this embedder."""
+        """The figures of this embedder.
+
+        Args:
+            embed: The model.
+
+        Returns:
+            Its figures and their details.
+        """
         return self.score(embed.encode_images(self.paths).float().cpu() if self.paths else None, embed.encode_texts)
 
     def score(
@@ -114,6 +122,13 @@ class TerminologyEvaluator:
 
         From ``resamples`` come the intervals (95 %) of what is scored on texts alone: meanings are drawn anew, with all
         their terms, and negation pairs.
+
+        Args:
+            image_embeds: A row for each of ``paths``, or None.
+            encode_texts: Embeds statements and claims.
+
+        Returns:
+            The result.
         """
         encode_terms = self.encode_terms or encode_texts
         metrics: dict[str, float] = {}
@@ -242,8 +257,8 @@ class TerminologyEvaluator:
 
 @EVALUATORS.register("terminology")
 def _from_recipe(context: EvaluationContext) -> TerminologyEvaluator | None:
-    """Where the domain has a glossary, unless ``terminology`` is false; ``ConfigurationError`` where it is true and
-    there is none."""
+    """Where the domain has a glossary whose terms the captions use, unless ``terminology`` is false or true;
+    ``ConfigurationError`` where it is true and there is no glossary."""
     resolved, asked = context.resolved, context.resolved.evaluation.terminology
     if asked is False or context.session is None:
         return None
@@ -257,6 +272,10 @@ def _from_recipe(context: EvaluationContext) -> TerminologyEvaluator | None:
         return None
     if not (glossary.synonyms or glossary.abbreviations or glossary.negation_pairs):
         return None
+    primary = resolved.evaluation.primary_metric
+    wanted = asked or context.named or (primary is not None and METRICS[primary].section == "terminology")
+    if not wanted and not uses_terms(glossary, [pair.caption for pair in context.pairs]):
+        return None
     prompts, engine = resolved.domain.prompts, context.session.engine()
     engine.text_transform = TextTransform()
     return TerminologyEvaluator(
@@ -267,6 +286,23 @@ def _from_recipe(context: EvaluationContext) -> TerminologyEvaluator | None:
         engine.encode_texts,
         context.resamples,
     )
+
+
+def uses_terms(glossary: Glossary, captions: Sequence[str], least: int = 3) -> bool:
+    """Whether captions speak the language of a glossary: of captions that do not, its figures say nothing.
+
+    Args:
+        glossary: The domain's.
+        captions: The captions.
+        least: Different terms that have to occur: one or two ("with") occur anywhere.
+
+    Returns:
+        Whether as many occur as whole words, in any case.
+    """
+    text = "\n".join(dict.fromkeys(captions)).casefold()
+    terms = (term.casefold() for term in _vocabulary(glossary)[0])
+    found = (term for term in terms if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text))
+    return len(list(islice(found, least))) == least
 
 
 def _vocabulary(glossary: Glossary) -> tuple[list[str], Bool[Tensor, "terms terms"], list[set[str]]]:

@@ -37,7 +37,14 @@ class TradeOffChoice:
 
 
 def pareto_front(points: Sequence[TradeOffPoint]) -> list[TradeOffPoint]:
-    """Those that no other one beats in one score without losing in the other; by ``alpha``."""
+    """Those that no other one beats in one score without losing in the other; by ``alpha``.
+
+    Args:
+        points: Models.
+
+    Returns:
+        Those of the front.
+    """
     front = [
         point
         for point in points
@@ -60,6 +67,14 @@ def choose_trade_off(
     Where no point keeps both: that one of the Pareto front that misses them by least (the root of the squared sum of
     what is lost too much and gained too little, in the scores' units). ``points`` must hold both ends.
     Raises ``ConfigurationError`` where they do not.
+
+    Args:
+        points: Models, both ends among them.
+        max_forgetting: What the reference sets may lose.
+        min_gain_kept: As a fraction of what was gained.
+
+    Returns:
+        The choice.
     """
     ends = {point.alpha: point for point in points}
     if 0.0 not in ends or 1.0 not in ends:
@@ -91,7 +106,17 @@ def choose_trade_off(
 def given_trade_off(
     points: Sequence[TradeOffPoint], alpha: float, max_forgetting: float = 0.03, min_gain_kept: float = 0.9
 ) -> TradeOffChoice:
-    """What the point at ``alpha``, which somebody else has chosen, costs and gains; ``points`` as above."""
+    """What the point at ``alpha``, which somebody else has chosen, costs and gains; ``points`` as above.
+
+    Args:
+        points: Models, both ends among them.
+        alpha: The chosen one.
+        max_forgetting: What the reference sets may lose.
+        min_gain_kept: As a fraction of what was gained.
+
+    Returns:
+        The choice.
+    """
     by_alpha = {point.alpha: point for point in points}
     found = _outcome(by_alpha[alpha], by_alpha[0.0], by_alpha[1.0], False, "wise_ft_alpha is set")
     within = found.forgetting <= max_forgetting + _TOLERANCE

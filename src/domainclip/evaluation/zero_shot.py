@@ -68,22 +68,51 @@ class ZeroShotEvaluator:
         return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
-        """The figures of this embedder."""
+        """The figures of this embedder.
+
+        Args:
+            embed: The model.
+
+        Returns:
+            Its figures and their details.
+        """
         return self.score(encode_images(embed, self.paths), embed.encode_texts)
 
     def similarities(self, embed: Embedder) -> tuple[Float[Tensor, "images classes"], Int[Tensor, " images"]]:
-        """Cosines of ``self.paths`` to every class, and the true class numbers: what a calibration is made from."""
+        """Cosines of ``self.paths`` to every class, and the true class numbers: what a calibration is made from.
+
+        Args:
+            embed: The model.
+
+        Returns:
+            Cosines and true class numbers.
+        """
         weights = classifier_weights(embed.encode_texts, self.prompts)
         return zero_shot_logits(encode_images(embed, self.paths), weights), torch.tensor(self.targets)
 
     def score(
         self, image_embeds: Float[Tensor, "images dim"], encode_texts: Callable[[list[str]], Tensor]
     ) -> EvaluationResult:
-        """The result from embeddings of ``self.paths``, for a caller who has them already."""
+        """The result from embeddings of ``self.paths``, for a caller who has them already.
+
+        Args:
+            image_embeds: A row for each of ``paths``.
+            encode_texts: Embeds the prompts.
+
+        Returns:
+            The result.
+        """
         return self.result(zero_shot_logits(image_embeds, classifier_weights(encode_texts, self.prompts)))
 
     def result(self, logits: Float[Tensor, "images classes"]) -> EvaluationResult:
-        """The result from the similarities of ``self.paths`` to every class."""
+        """The result from the similarities of ``self.paths`` to every class.
+
+        Args:
+            logits: A row for each of ``paths``.
+
+        Returns:
+            The result.
+        """
         found = classification_metrics(logits, np.array(self.targets))
         metrics = {name: value for name, value in found.items() if isinstance(value, float)}
         counts = {"n_classified": len(self.paths), "n_classes": len(self.labels)}
@@ -108,12 +137,28 @@ class ZeroShotEvaluator:
 
 
 def known_labels(pairs: Sequence[LabelledPair]) -> list[str]:
-    """The different labels that occur, sorted."""
+    """The different labels that occur, sorted.
+
+    Args:
+        pairs: The rows.
+
+    Returns:
+        The labels.
+    """
     return sorted({pair.label for pair in pairs if pair.label is not None})
 
 
 def of_images(pairs: Sequence[LabelledPair], paths: Sequence[Path], name: str) -> list[str | None]:
-    """What the rows say of each image (its group, its discipline); None where they do not."""
+    """What the rows say of each image (its group, its discipline); None where they do not.
+
+    Args:
+        pairs: The rows.
+        paths: The images.
+        name: The rows' attribute.
+
+    Returns:
+        One for each image.
+    """
     found: dict[Path, str | None] = {}
     for pair in pairs:
         if found.get(pair.image_path) is None:

@@ -119,7 +119,14 @@ class Sums:
         return {key: float(value) for key, value in found.items() if not key[0].endswith(_LEFT)}
 
     def resampled(self, counts: Float[np.ndarray, "resamples rows"]) -> Draws:
-        """The figures of each resample."""
+        """The figures of each resample.
+
+        Args:
+            counts: How often each row is in each resample.
+
+        Returns:
+            The figures' values by metric and class.
+        """
         return self.figures(counts @ self.added)
 
     def only(self, name: str) -> Sums:
@@ -153,7 +160,14 @@ class Sums:
         return Sums(added if isinstance(added, np.ndarray) else added.toarray(), self.figures, self.cost)
 
     def metric(self, totals: Float[np.ndarray, "... sums"]) -> Float[np.ndarray, ...]:
-        """The first figure's values; the only one's, where there is one."""
+        """The first figure's values; the only one's, where there is one.
+
+        Args:
+            totals: Sums over rows.
+
+        Returns:
+            The values.
+        """
         return next(iter(self.figures(totals).values()))
 
     @property
@@ -180,7 +194,15 @@ def mean_of(
 
 
 def divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """One array by another, NaN where the second is not positive."""
+    """One array by another, NaN where the second is not positive.
+
+    Args:
+        above: The numerators.
+        below: The denominators.
+
+    Returns:
+        The quotients.
+    """
     above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
     return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)
 
@@ -189,7 +211,14 @@ _LEFT = " of those left"
 
 
 def of_those_left(name: str) -> str:
-    """The key of a mean over the labels that a resample has, beside the one over all labels of the rows."""
+    """The key of a mean over the labels that a resample has, beside the one over all labels of the rows.
+
+    Args:
+        name: The metric.
+
+    Returns:
+        The key's name.
+    """
     return f"{name}{_LEFT}"
 
 
@@ -198,7 +227,16 @@ def mean_draws(
 ) -> Draws:
     """The mean over the labels ``known`` in the rows as they are, NaN for a resample that lacks one of them: a mean
     without the hard class is another figure. And, under ``of_those_left``, over whatever labels a resample has, for
-    where most resamples lack one."""
+    where most resamples lack one.
+
+    Args:
+        name: The mean's name.
+        values: Of each label in each resample.
+        known: Labels that the rows determine.
+
+    Returns:
+        Both means.
+    """
     values = np.asarray(values)
     in_all = values[np.asarray(known, dtype=bool)]
     strict = in_all.mean(axis=0) if len(in_all) else np.full(values.shape[1:], np.nan)
@@ -206,7 +244,14 @@ def mean_draws(
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where nothing is left."""
+    """Mean over the first axis of what is not NaN; NaN where nothing is left.
+
+    Args:
+        values: May hold NaN.
+
+    Returns:
+        The means.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # "mean of empty slice": NaN is the answer meant
         return np.nanmean(values, axis=0)
@@ -261,12 +306,27 @@ class Resampling:
             yield counts[:, self.unit_of_row].astype(np.float64)
 
     def distributions(self, statistics: Statistics) -> dict[Any, Float[np.ndarray, " resamples"]]:
-        """Every statistic's value in each resample, NaN where it is undefined."""
+        """Every statistic's value in each resample, NaN where it is undefined.
+
+        Args:
+            statistics: Counts to values.
+
+        Returns:
+            Values by name.
+        """
         parts = [statistics(counts) for counts in self.blocks()]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def intervals(self, statistics: Statistics, level: float = LEVEL) -> dict[Any, Interval | None]:
-        """The interval of each statistic; None where it is undefined in more than half of the resamples."""
+        """The interval of each statistic; None where it is undefined in more than half of the resamples.
+
+        Args:
+            statistics: Counts to values.
+            level: The fraction in the middle.
+
+        Returns:
+            Intervals by name.
+        """
         return {
             name: percentile_interval(values, level, self.n_units)
             for name, values in self.distributions(statistics).items()
@@ -274,7 +334,14 @@ class Resampling:
 
 
 def numbered(units: Iterable[Hashable]) -> Int[np.ndarray, " rows"]:
-    """Numbers in the order of first appearance: the same resamples then draw the same units, whoever asks."""
+    """Numbers in the order of first appearance: the same resamples then draw the same units, whoever asks.
+
+    Args:
+        units: The unit of each row.
+
+    Returns:
+        The numbers, from 0.
+    """
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(unit, len(numbers)) for unit in units])
 
@@ -309,6 +376,14 @@ def percentile_interval(
     """The middle fraction ``level`` of the values that are not NaN; None where more than half are.
 
     Raises ``ConfigurationError`` for a level outside 0…1 (exclusive).
+
+    Args:
+        values: Of a figure in each resample.
+        level: The fraction in the middle.
+        n_units: How many were drawn.
+
+    Returns:
+        The interval.
     """
     if not 0 < level < 1:
         raise ConfigurationError(f"The level of an interval must lie between 0 and 1 (level={level!r})")
@@ -325,5 +400,14 @@ def affordable_resamples(cells: int, wanted: int = RESAMPLES, budget: int = 100_
 
     The budget is a few seconds of one core; below ``least`` percentiles are not worth having. Where it is fewer than
     wanted, say so beside the interval.
+
+    Args:
+        cells: Work of one resample.
+        wanted: At most.
+        budget: Of cells.
+        least: At least.
+
+    Returns:
+        How many.
     """
     return min(wanted, max(least, budget // max(1, cells)))

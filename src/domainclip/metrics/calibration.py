@@ -52,6 +52,14 @@ def expected_calibration_error(
     B_m: images whose highest probability lies in ((m-1)/M, m/M], M = ``bins``. A tie for the first place counts as
     wrong, as in ``classification_metrics``. Raises ``ShapeError`` for shapes or values that do not fit, and
     ``ConfigurationError`` for ``bins`` ≤ 0.
+
+    Args:
+        probabilities: Rows that sum to 1.
+        targets: True class numbers.
+        bins: How many.
+
+    Returns:
+        The error, in 0…1.
     """
     if bins <= 0:
         raise ConfigurationError(f"bins must be positive (bins={bins!r})")
@@ -72,7 +80,16 @@ def expected_calibration_error(
 def negative_log_likelihood(
     similarities: Float[Tensor, "images classes"], targets: Int[Tensor, " images"], temperature: float
 ) -> float:
-    """Mean of -log p(true class) in nats, with p = softmax(similarities / temperature), in float64."""
+    """Mean of -log p(true class) in nats, with p = softmax(similarities / temperature), in float64.
+
+    Args:
+        similarities: Cosines of images to classes.
+        targets: True class numbers.
+        temperature: Positive.
+
+    Returns:
+        Nats an image.
+    """
     return float(F.cross_entropy(similarities.double() / temperature, targets.long()))
 
 
@@ -84,6 +101,14 @@ def fit_temperature(
     A bounded search over log τ. The negative log-likelihood is convex in 1/τ, so there is one minimum to find; where
     it lies beyond a bound, the bound is returned. ``model_temperature`` is what the figures before are of; one below
     0.01 lowers the bound to itself. Raises ``ShapeError`` and, for a temperature ≤ 0, ``ConfigurationError``.
+
+    Args:
+        similarities: Cosines of images to classes.
+        targets: True class numbers.
+        model_temperature: That of the model as it is.
+
+    Returns:
+        The temperature, and how true the probabilities are before and after.
     """
     if not 0 < model_temperature < math.inf:
         raise ConfigurationError(f"Temperature must be positive (model_temperature={model_temperature!r})")
@@ -119,6 +144,14 @@ def calibration_summary(
     ``validation`` and ``test`` are similarities ``[images, classes]`` and true class numbers, of the same classes;
     the temperature is fitted on the first alone, and ``ece_…``/``nll_…`` ``before`` and ``after`` are of the second.
     Without ``test`` they are of the rows it was fitted on, and ``same_rows`` is true.
+
+    Args:
+        validation: What is fitted on.
+        test: What is reported on, None for the same rows.
+        model_temperature: That of the model as it is.
+
+    Returns:
+        Plain values by name.
     """
     fitted = fit_temperature(*validation, model_temperature)
     if test is not None and test[0].shape[1] != validation[0].shape[1]:
@@ -145,7 +178,14 @@ def calibration_summary(
 
 def calibration_in_words(found: Mapping[str, Any]) -> list[str]:
     """Sentences for a reader, from a ``calibration_summary`` with ``saved``: ``"own"`` or ``"fitted"``; or from
-    ``{"skipped": reason}``. Nothing from nothing."""
+    ``{"skipped": reason}``. Nothing from nothing.
+
+    Args:
+        found: The summary.
+
+    Returns:
+        The sentences.
+    """
     if not found:
         return []
     if found.get("skipped"):

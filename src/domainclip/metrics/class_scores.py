@@ -40,7 +40,19 @@ class ClassScores:
         disciplines: Sequence[str | None] | None = None,
     ) -> ClassScores:
         """Probabilities are softmax(similarities / temperature). Raises ``ShapeError`` for shapes that do not fit, NaN
-        or infinities, and ``ConfigurationError`` for a temperature that is not positive."""
+        or infinities, and ``ConfigurationError`` for a temperature that is not positive.
+
+        Args:
+            similarities: Cosines of images to classes.
+            targets: True class numbers.
+            labels: The classes.
+            temperature: Positive.
+            groups: Each image's group.
+            disciplines: Each image's discipline.
+
+        Returns:
+            The scores.
+        """
         if not 0 < temperature < math.inf:
             raise ConfigurationError(f"Temperature must be positive (temperature={temperature!r})")
         scores = torch.as_tensor(similarities).detach().cpu()
@@ -64,7 +76,14 @@ class ClassScores:
 
     def log_odds(self, classes: Collection[int]) -> Float[np.ndarray, " images"]:
         """log(p / (1 - p)) of an image being of one of ``classes``. It ranks images as p does, and still tells
-        apart those whose probabilities round to 0 or 1, as CLIP's sharp temperature makes most of them."""
+        apart those whose probabilities round to 0 or 1, as CLIP's sharp temperature makes most of them.
+
+        Args:
+            classes: Their numbers.
+
+        Returns:
+            Log-odds in nats.
+        """
         rest = [index for index in range(len(self.labels)) if index not in classes]
         if not classes or not rest:
             raise ShapeError("The odds of a class need another class beside it")

@@ -24,6 +24,13 @@ def zero_shot_logits(
     """Similarity of every image to every class, float32: the cosine for L2-normalised inputs, in -1…1.
 
     Not multiplied by the model's logit scale, which moves no prediction. Raises ``ShapeError``.
+
+    Args:
+        image_embeds: A row for each image.
+        class_weights: A row for each class.
+
+    Returns:
+        The similarities.
     """
     for side in (image_embeds, class_weights):
         if side.ndim != 2:
@@ -40,7 +47,15 @@ def zero_shot_logits(
 def predicted_classes(
     logits: Float[Tensor, "images classes"], targets: Int[Tensor, " images"]
 ) -> Int[Tensor, " images"]:
-    """The class with the highest score; where the true class ties with another one, that other one."""
+    """The class with the highest score; where the true class ties with another one, that other one.
+
+    Args:
+        logits: Scores on any scale.
+        targets: True class numbers.
+
+    Returns:
+        Predicted class numbers.
+    """
     rows = torch.arange(len(logits), device=logits.device)
     others = logits.clone()
     others[rows, targets] = -torch.inf
@@ -66,6 +81,13 @@ def classification_metrics(
     each class), ``confusion`` (rows: true class, columns: predicted), and ``predictions``, one per image.
     Raises ``ShapeError`` for shapes that do not fit, class numbers out of range, fewer than two classes, or
     NaN.
+
+    Args:
+        logits: Scores on any scale.
+        targets: True class numbers.
+
+    Returns:
+        Scalars and lists by name.
     """
     scores = torch.as_tensor(logits).detach().cpu()
     scores = scores if scores.is_floating_point() else scores.double()

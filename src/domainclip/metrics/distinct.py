@@ -16,7 +16,14 @@ from torch import Tensor
 def distinct_rows(
     embeds: Float[Tensor, "n dim"],
 ) -> tuple[Float[Tensor, "distinct dim"], Int[Tensor, " n"] | None]:
-    """The distinct rows and, for each row, which of them it is; all rows and None where there are no equal ones."""
+    """The distinct rows and, for each row, which of them it is; all rows and None where there are no equal ones.
+
+    Args:
+        embeds: Rows, some of which may be equal.
+
+    Returns:
+        The rows and each one's place, or None.
+    """
     # On the CPU: not every device sorts rows.
     rows, places = torch.unique(embeds.detach().cpu(), dim=0, return_inverse=True)
     if len(rows) == len(embeds):
@@ -25,5 +32,13 @@ def distinct_rows(
 
 
 def spread(scores: Float[Tensor, "queries distinct"], places: Int[Tensor, " n"] | None) -> Float[Tensor, "queries n"]:
-    """Scores of the distinct candidates, back to all of them."""
+    """Scores of the distinct candidates, back to all of them.
+
+    Args:
+        scores: Of distinct candidates.
+        places: Which of them each candidate is.
+
+    Returns:
+        Scores of all.
+    """
     return scores if places is None else scores[:, places]

@@ -66,7 +66,11 @@ class DomainMetrics:
         self.settings = settings or DomainMetricSettings()
 
     def check(self, labels: Sequence[str]) -> None:
-        """Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit these classes."""
+        """Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit these classes.
+
+        Args:
+            labels: The classes.
+        """
         if self.settings.label_order is not None:
             positions_in_order(labels, self.settings.label_order)
         if self.domain == "industrial":
@@ -80,6 +84,13 @@ class DomainMetrics:
         that the rows do not determine, such as an AUROC with one class, are left out.
 
         Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit the classes.
+
+        Args:
+            classes: Class scores, None without a classification.
+            retrieval: Ranks, None without a retrieval.
+
+        Returns:
+            What is shown.
         """
         shown: dict[str, Any] = {"domain": self.domain, "metrics": {}, "per_label": [], "notes": [], "matrix": None}
         if classes is not None:
@@ -179,19 +190,13 @@ def _interval_notes(
     values: Mapping[Any, float],
     what: str,
 ) -> list[str]:
-    """What a reader of the intervals must know: none, no width, beside their figure, of fewer resamples."""
+    """What a reader of the intervals must know: none, beside their figure, of fewer resamples."""
     own = [records[name] for name in part.names if name in records]
     bounded = [(found, *found.ends) for found in own if found.ends is not None]
     notes = []
     without = [found.name for found in own if found.low is None]
     if without and intervals:
         notes.append(f"No interval of {', '.join(without)}: most resamples lack a class that it needs")
-    flat = [found.name for found, low, high in bounded if high - low < 1e-12]
-    if flat:
-        notes.append(
-            f"The interval of {', '.join(flat)} has no width since every resample says the same; that is no "
-            "certainty, as no resample holds what no image shows"
-        )
     beside = [found.name for found, low, high in bounded if not low - 1e-12 <= found.value <= high + 1e-12]
     if "ece" in beside:
         beside.remove("ece")

@@ -25,7 +25,15 @@ class DomainPart:
 
 
 def absent_note(scores: ClassScores, consequence: str) -> list[str]:
-    """A sentence that names the classes without an image (or with every image), where there are any."""
+    """A sentence that names the classes without an image (or with every image), where there are any.
+
+    Args:
+        scores: True classes.
+        consequence: What follows, as the end of the sentence.
+
+    Returns:
+        One sentence or none.
+    """
     support = scores.support
     missing = [scores.labels[number] for number in np.flatnonzero((support == 0) | (support == support.sum()))]
     if not missing:

@@ -73,6 +73,12 @@ def guess_normal_labels(labels: Sequence[str]) -> list[str]:
     "crack", …; not "not ok".
 
     Empty where no name does, or where all do, since then the names tell nothing apart.
+
+    Args:
+        labels: The classes.
+
+    Returns:
+        Those without a defect.
     """
     found = [label for label in labels if _normal_word(label, labels)]
     return found if len(found) < len(labels) else []
@@ -83,6 +89,13 @@ def normal_classes(labels: Sequence[str], normal_labels: Sequence[str] = ()) -> 
     where none is given; empty where no name says so.
 
     Raises ``ConfigurationError`` where none of ``normal_labels`` is a class, or every class is said to be normal.
+
+    Args:
+        labels: The classes.
+        normal_labels: What the recipe says.
+
+    Returns:
+        Those without a defect.
     """
     if not normal_labels:
         return guess_normal_labels(labels)
@@ -106,6 +119,13 @@ def industrial_part(scores: ClassScores, normal_labels: Sequence[str] = ()) -> D
 
     ``normal_labels``: see ``normal_classes``. Where no class is normal, every class is a defect, and the same figures
     are of each class against the rest.
+
+    Args:
+        scores: Class scores.
+        normal_labels: What the recipe says.
+
+    Returns:
+        The figures.
     """
     normal = normal_classes(scores.labels, normal_labels)
     if not normal:

@@ -25,6 +25,13 @@ def medical_part(scores: ClassScores, calibrated: bool = True) -> DomainPart:
 
     ``calibrated`` is false where the model's numbers are no probabilities of one class out of all: then there is no
     calibration error.
+
+    Args:
+        scores: Class scores.
+        calibrated: Whether they are probabilities of one class out of all.
+
+    Returns:
+        The figures.
     """
     names = ["acc1", "mean_per_class_recall"]
     notes = []

@@ -193,11 +193,25 @@ class MetricTable:
         return isinstance(name, str) and self.canonical(name) in self._facts
 
     def canonical(self, name: str) -> str:
-        """The one name of a figure that the public API also knows by another, such as ``accuracy``."""
+        """The one name of a figure that the public API also knows by another, such as ``accuracy``.
+
+        Args:
+            name: Any of its names.
+
+        Returns:
+            The one it is kept under.
+        """
         return self._canonical.get(name, name)
 
     def with_other_names(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The values, each under all names that the public API answers to."""
+        """The values, each under all names that the public API answers to.
+
+        Args:
+            values: By the one name of each.
+
+        Returns:
+            The same, and more names for some.
+        """
         others = {other: values[name] for other, name in self._canonical.items() if name in values}
         return {**values, **others}
 

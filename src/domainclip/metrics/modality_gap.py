@@ -20,6 +20,13 @@ def modality_gap(
     description, not a score: a shift that all images share leaves every image's order of texts as it is.
 
     Raises ``ShapeError`` for embeddings that are not 2D, empty, of different width, or not finite.
+
+    Args:
+        image_embeds: A row for each image.
+        text_embeds: A row for each text.
+
+    Returns:
+        The distance, in 0…2.
     """
     images, texts = as_embeddings(image_embeds).cpu().double(), as_embeddings(text_embeds).cpu().double()
     check_embeddings(images, texts)

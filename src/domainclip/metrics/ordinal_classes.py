@@ -19,6 +19,14 @@ def with_kappa(part: DomainPart, scores: ClassScores, label_order: Sequence[str]
     """A domain's metrics and quadratic kappa, where ``label_order`` says that the classes are ordinal.
 
     Raises ``ConfigurationError`` for a ``label_order`` that lacks a class.
+
+    Args:
+        part: The domain's figures.
+        scores: Class scores.
+        label_order: From the lowest to the highest, None for classes without an order.
+
+    Returns:
+        The figures.
     """
     if label_order is None:
         return part
@@ -30,6 +38,13 @@ def positions_in_order(labels: Sequence[str], label_order: Sequence[str]) -> Int
     """Each label's place in the order, from 0. The order may name classes that no row has.
 
     Raises ``ConfigurationError`` for a label that the order lacks.
+
+    Args:
+        labels: The classes.
+        label_order: From the lowest to the highest.
+
+    Returns:
+        The places.
     """
     index_of = {label: index for index, label in enumerate(label_order)}
     for label in labels:

@@ -41,6 +41,13 @@ def ranks_of_best_hit(
 
     Raises ``ShapeError`` for NaN scores (which would compare as "not better" and so rank first) and for a
     query without any hit, whose rank is undefined.
+
+    Args:
+        scores: Higher is more similar.
+        relevant: Which candidates are hits.
+
+    Returns:
+        The ranks.
     """
     if scores.shape != relevant.shape:
         raise ShapeError(
@@ -83,6 +90,15 @@ def chunked_ranks(
 
     ``relevant(start, stop)`` gives the boolean targets [stop - start, candidates] of those queries. The
     similarity is the dot product: pass L2-normalised embeddings for the cosine. Raises ``ShapeError``.
+
+    Args:
+        query_embeds: A row for each query.
+        candidate_embeds: A row for each candidate.
+        relevant: Gives the hits of some queries.
+        chunk: Queries ranked at once.
+
+    Returns:
+        Ranks from 1, int64 on the CPU.
     """
     for side in (query_embeds, candidate_embeds):
         if side.ndim != 2 or len(side) == 0:
@@ -113,6 +129,16 @@ def retrieval_ranks(
 
     An image and a text with equal group ids are hits of each other; without groups row i belongs to row i.
     Returns ``(i2t_ranks, t2i_ranks)``, int64 on the CPU, 1 being the best. Raises ``ShapeError``.
+
+    Args:
+        image_embeds: A row for each image.
+        text_embeds: A row for each text.
+        image_groups: An id for each image, or None.
+        text_groups: An id for each text, or None.
+        chunk: Queries ranked at once.
+
+    Returns:
+        The ranks of images and of texts.
     """
     images, texts = _group_ids(image_groups, text_groups, len(image_embeds), len(text_embeds))
     return (
@@ -122,17 +148,39 @@ def retrieval_ranks(
 
 
 def recall_from_ranks(ranks: Int[Tensor, " queries"], k: int) -> float:
-    """Fraction of queries whose rank is at most ``k``, in 0…1."""
+    """Fraction of queries whose rank is at most ``k``, in 0…1.
+
+    Args:
+        ranks: From 1.
+        k: How many answers are looked at.
+
+    Returns:
+        The fraction.
+    """
     return (ranks <= k).double().mean().item()
 
 
 def reciprocal_rank_from_ranks(ranks: Int[Tensor, " queries"]) -> float:
-    """Mean of 1 / rank, in 0…1 (1 is the best)."""
+    """Mean of 1 / rank, in 0…1 (1 is the best).
+
+    Args:
+        ranks: From 1.
+
+    Returns:
+        The mean.
+    """
     return (1.0 / ranks.double()).mean().item()
 
 
 def median_from_ranks(ranks: Int[Tensor, " queries"]) -> float:
-    """Median rank, from 1 (the best); the mean of the middle two for an even number of queries."""
+    """Median rank, from 1 (the best); the mean of the middle two for an even number of queries.
+
+    Args:
+        ranks: From 1.
+
+    Returns:
+        The median.
+    """
     # torch.median answers the lower of the middle two, which would flatter the model.
     return float(np.median(ranks.numpy()))
 
@@ -140,7 +188,16 @@ def median_from_ranks(ranks: Int[Tensor, " queries"]) -> float:
 def summarise_ranks(
     i2t_ranks: Int[Tensor, " images"], t2i_ranks: Int[Tensor, " texts"], k: Sequence[int] = K_VALUES
 ) -> dict[str, float]:
-    """``i2t_R@K`` for each K, ``i2t_MRR``, ``i2t_median_rank``, and the same for ``t2i``."""
+    """``i2t_R@K`` for each K, ``i2t_MRR``, ``i2t_median_rank``, and the same for ``t2i``.
+
+    Args:
+        i2t_ranks: Of images.
+        t2i_ranks: Of texts.
+        k: How many answers are looked at.
+
+    Returns:
+        The figures by name.
+    """
     result: dict[str, float] = {}
     for direction, ranks in (("i2t", i2t_ranks), ("t2i", t2i_ranks)):
         result |= {f"{direction}_R@{value}": recall_from_ranks(ranks, value) for value in k}
@@ -167,7 +224,18 @@ class AlignmentMetrics:
         text_groups: Groups | None = None,
         k: Sequence[int] = K_VALUES,
     ) -> dict[str, float]:
-        """All of what follows in one flat dictionary, with the candidate counts ``n_images``, ``n_texts``."""
+        """All of what follows in one flat dictionary, with the candidate counts ``n_images``, ``n_texts``.
+
+        Args:
+            similarity: Similarities ``[n_images, n_texts]``, a tensor or an array.
+            targets: Boolean hits of the same shape.
+            image_groups: An id for each image; equal ids are hits.
+            text_groups: An id for each text.
+            k: How many answers are looked at.
+
+        Returns:
+            The figures by name.
+        """
         matrix, relevant = _matrix_and_targets(similarity, targets, image_groups, text_groups)
         return {
             **summarise_ranks(*_matrix_ranks(matrix, relevant), k=_k_values(k)),
@@ -184,7 +252,18 @@ class AlignmentMetrics:
         image_groups: Groups | None = None,
         text_groups: Groups | None = None,
     ) -> dict[str, float]:
-        """``i2t_R@K`` and ``t2i_R@K`` for each K asked for, in 0…1."""
+        """``i2t_R@K`` and ``t2i_R@K`` for each K asked for, in 0…1.
+
+        Args:
+            similarity: Similarities ``[n_images, n_texts]``, a tensor or an array.
+            k: How many answers are looked at.
+            targets: Boolean hits of the same shape.
+            image_groups: An id for each image; equal ids are hits.
+            text_groups: An id for each text.
+
+        Returns:
+            The figures by name.
+        """
         ranks = _matrix_ranks(*_matrix_and_targets(similarity, targets, image_groups, text_groups))
         return {
             f"{direction}_R@{value}": recall_from_ranks(found, value)
@@ -199,7 +278,17 @@ class AlignmentMetrics:
         image_groups: Groups | None = None,
         text_groups: Groups | None = None,
     ) -> dict[str, float]:
-        """``i2t_MRR`` and ``t2i_MRR``, in 0…1."""
+        """``i2t_MRR`` and ``t2i_MRR``, in 0…1.
+
+        Args:
+            similarity: Similarities ``[n_images, n_texts]``, a tensor or an array.
+            targets: Boolean hits of the same shape.
+            image_groups: An id for each image; equal ids are hits.
+            text_groups: An id for each text.
+
+        Returns:
+            The figures by name.
+        """
         i2t, t2i = _matrix_ranks(*_matrix_and_targets(similarity, targets, image_groups, text_groups))
         return {"i2t_MRR": reciprocal_rank_from_ranks(i2t), "t2i_MRR": reciprocal_rank_from_ranks(t2i)}
 
@@ -210,7 +299,17 @@ class AlignmentMetrics:
         image_groups: Groups | None = None,
         text_groups: Groups | None = None,
     ) -> dict[str, float]:
-        """``i2t_median_rank`` and ``t2i_median_rank``, from 1 (the best)."""
+        """``i2t_median_rank`` and ``t2i_median_rank``, from 1 (the best).
+
+        Args:
+            similarity: Similarities ``[n_images, n_texts]``, a tensor or an array.
+            targets: Boolean hits of the same shape.
+            image_groups: An id for each image; equal ids are hits.
+            text_groups: An id for each text.
+
+        Returns:
+            The figures by name.
+        """
         i2t, t2i = _matrix_ranks(*_matrix_and_targets(similarity, targets, image_groups, text_groups))
         return {"i2t_median_rank": median_from_ranks(i2t), "t2i_median_rank": median_from_ranks(t2i)}
 
@@ -225,6 +324,15 @@ class AlignmentMetrics:
 
         0 for a collapsed model, whatever its level of similarity: the level says nothing, because CLIP's
         two modalities sit apart. NaN where every pair is a hit, since there is nothing to compare with.
+
+        Args:
+            similarity: Similarities ``[n_images, n_texts]``, a tensor or an array.
+            targets: Boolean hits of the same shape.
+            image_groups: An id for each image; equal ids are hits.
+            text_groups: An id for each text.
+
+        Returns:
+            The score, in the units of the matrix.
         """
         return _margin(*_matrix_and_targets(similarity, targets, image_groups, text_groups))
 

@@ -17,7 +17,14 @@ _SEPARATORS = ("/", ":")
 
 def scientific_part(scores: ClassScores) -> DomainPart:
     """Accuracy in the first and in the first five places (with more than five classes), macro F1, mean per-class
-    recall, the recall of each class, and, where the rows come from several disciplines, which are taken for which."""
+    recall, the recall of each class, and, where the rows come from several disciplines, which are taken for which.
+
+    Args:
+        scores: Class scores.
+
+    Returns:
+        The figures.
+    """
     names = ["acc1", *(["acc5"] if len(scores.labels) > 5 else []), "macro_f1", "mean_per_class_recall"]
     notes = []
     absent = int((scores.support == 0).sum())
@@ -37,6 +44,12 @@ def cross_discipline_matrix(scores: ClassScores) -> dict[str, Any] | None:
     ``counts`` ``[disciplines, disciplines]``; ``unknown``: the answers whose class no image puts in a discipline;
     ``images`` and ``acc1`` of each. Where a class that was answered occurs in several disciplines the answer belongs
     to none of them alone: then ``counts`` is None. None altogether with fewer than two disciplines.
+
+    Args:
+        scores: Class scores with disciplines or groups.
+
+    Returns:
+        The matrix, or None.
     """
     kept = np.array([name is not None for name in scores.disciplines])
     named: Sequence[str | None] | None = scores.disciplines if kept.any() else _prefixes(scores.groups)

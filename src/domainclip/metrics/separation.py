@@ -26,6 +26,13 @@ def separation(hits: np.ndarray, misses: np.ndarray) -> Separation:
     1982). The overlap is the smallest sum of two error rates that a threshold can reach, hits below it and misses
     at or above it: 1 − J, with Youden's J (1950). Where the two densities cross once it is their common area, but
     it needs no bins. ``threshold`` is where it is reached. Raises ``ShapeError`` where one side is empty.
+
+    Args:
+        hits: Similarities of pairs that belong together.
+        misses: Of pairs that do not.
+
+    Returns:
+        How well they are told apart.
     """
     if not hits.size or not misses.size:
         raise ShapeError(
@@ -49,6 +56,14 @@ def chance_recall(hits_per_query: Sequence[int] | np.ndarray, n_candidates: int,
         R@K = 1 − (N−m)/N · (N−m−1)/(N−1) · … · (N−m−K+1)/(N−K+1)
 
     averaged over the queries.
+
+    Args:
+        hits_per_query: How many candidates are hits, for each query.
+        n_candidates: Of how many.
+        max_k: The last K.
+
+    Returns:
+        R@1 to R@max_k.
     """
     hits, counts = np.unique(np.asarray(hits_per_query), return_counts=True)
     drawn = np.arange(max_k)

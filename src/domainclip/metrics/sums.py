@@ -245,7 +245,14 @@ def unit_sums(name: str, details: Mapping[str, Any]) -> Sums:
 
 
 def has_groups(found: Mapping[str, Any]) -> bool:
-    """Whether some group of ``details["classification"]`` or ``details["retrieval"]`` has several images."""
+    """Whether some group of ``details["classification"]`` or ``details["retrieval"]`` has several images.
+
+    Args:
+        found: That part of the details.
+
+    Returns:
+        Whether there is one.
+    """
     images = dict.fromkeys(zip(found["image_paths"], found.get("groups") or (), strict=False))
     return any(n > 1 for group, n in Counter(group for _, group in images).items() if group is not None)
 

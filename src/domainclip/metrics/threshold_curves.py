@@ -41,6 +41,13 @@ def threshold_figures(scores: Float[np.ndarray, " rows"], positive: Bool[np.ndar
     and 0.95; ``f1_max``; the highest precision whose recall is at least 0.90; and the fraction of the negative rows
     that the highest threshold with a recall of 0.90 accepts. A threshold accepts all rows of equal score, so ties help
     nobody. Raises ``ShapeError`` for NaN, infinities, or shapes that differ.
+
+    Args:
+        scores: Higher is more likely one.
+        positive: Whether the row is one.
+
+    Returns:
+        The figures by name.
     """
     scores, positive = _checked(scores, positive)
     if positive.all() or not positive.any():
@@ -79,7 +86,15 @@ class ThresholdCurves:
         self, counts: Float[np.ndarray, "resamples rows"], names: Sequence[str] = THRESHOLD_FIGURES
     ) -> dict[str, Float[np.ndarray, " resamples"]]:
         """The figures of those names, NaN for a resample in which a side has no row. ``counts``: how often each row
-        is in each resample."""
+        is in each resample.
+
+        Args:
+            counts: How often each row is in each resample.
+            names: Which figures.
+
+        Returns:
+            Values by name.
+        """
         ordered = counts[:, self._order]
         tp = np.cumsum(ordered * self._positive, axis=1)[:, self._ends]
         accepted = np.cumsum(ordered, axis=1)[:, self._ends]

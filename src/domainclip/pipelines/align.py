@@ -27,10 +27,19 @@ def run_alignment(
 ) -> AlignmentReport:
     """Write the alignment report of ``config.model_name`` on a split of ``config.data_path`` into ``output``.
 
-    The split is cut as a training run would cut it. ``compare`` names a second model, evaluated on the same rows.
-    ``top_k`` answers a query are shown, ``config.retrieval_top_k`` where it is None. Returns the content of
-    ``alignment.json``. Raises ``ConfigurationError`` for an unknown split or a folder that cannot be used,
-    ``DataError`` for a split without rows or with fewer than two different images or captions.
+    Args:
+        config: The recipe, which names model and data.
+        split: Of the data, cut as a training run would cut it.
+        output: The report's folder.
+        compare: A second model, evaluated on the same rows.
+        top_k: How many answers to a query are shown; ``config.retrieval_top_k``, if left out.
+
+    Returns:
+        The content of ``alignment.json``.
+
+    Raises:
+        ConfigurationError: The split is unknown, or the folder cannot be used.
+        DataError: The split has no rows, or fewer than two different images or captions.
     """
     resolved = resolve_for_inference(config)
     pairs, skipped, notes = rows_of_split(resolved, split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from domainclip.config import FrozenConfig
+from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
@@ -26,19 +29,23 @@ from domainclip.files import replaced_directory
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.prompts import class_prompts
 from domainclip.inference.session import caption_pipeline
+from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.models.attention import decide_attention
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.io import save_encoder
 from domainclip.models.lora import attach_lora
 from domainclip.pipelines.reference_sets import ReferenceSets
-from domainclip.resolve import ResolvedInference, ResolvedRun
+from domainclip.resolve import ResolvedInference, ResolvedRun, contrastive_batch
 from domainclip.retrieval import hard_negatives
-from domainclip.training import Validation
+from domainclip.training import TrainingParts, Validation
 from domainclip.training.checkpoint import recover_directory
 from domainclip.training.probe.probe import Probe
+from domainclip.training.regularization.initial_weights import InitialWeights
 from domainclip.training.regularization.rehearsal import Rehearsal
 from domainclip.training.step.class_term import ClassificationTerm
+from domainclip.training.step.train_step import FurtherTerms
+from domainclip.training.step.views import view_resolutions
 
 ATTENTION_MEMORY = 0.5
 """Of all memory, not of what is free now: a resumed run must decide as the first one did, or it rounds otherwise."""
@@ -104,6 +111,65 @@ def apply_attention(
     for side, decision in decisions.items():
         if decision.name != "sdpa":
             console.print(f"Attention of the {side} tower: {decision.name} ({decision.reason})", markup=False)
+
+
+def training_loader(data: CLIPDataset, recipe: FrozenConfig, device: torch.device) -> DataLoader:
+    """The loader of the training batches."""
+    # MPS keeps memory for every shape it has seen: a few lengths only.
+    multiple = 16 if device.type == "mps" else 1
+    return create_training_loader(data, recipe, contrastive_batch(recipe), pad_to_multiple=multiple)
+
+
+def training_loss(encoder: DualEncoder, run: ResolvedRun, loader: DataLoader, device: torch.device) -> nn.Module:
+    """The objective. Raises ``ConfigurationError`` where the image tower does not take the resolutions it asks for."""
+    loss = build_loss(run.objective, encoder.embedding_dim).to(device)
+    if scales := getattr(loss, "resolution_scales", None):
+        for resolution in loader.batch_sampler.plan.resolutions:  # type: ignore[union-attr]
+            view_resolutions(encoder, resolution, scales)  # an error now, not at the first step
+    return loss
+
+
+def training_parts(
+    session: ModelSession,
+    run: ResolvedRun,
+    data: CLIPDataset,
+    val: Sequence[ImageTextPair],
+    loss: nn.Module,
+    start: InitialWeights | None,
+    validate: Callable[[], Validation] | None,
+    reference_sets: ReferenceSets | None,
+    text_map: Callable[[Tensor], Tensor] | None,
+) -> TrainingParts:
+    """What this training has besides the model, the objective and the rows.
+
+    Args:
+        session: The loaded model, made ready for the recipe.
+        run: The resolved recipe.
+        data: The training rows.
+        val: The validation rows.
+        loss: The objective.
+        start: What is remembered of the initial weights.
+        validate: Validates the present weights.
+        reference_sets: Whose rows are rehearsed.
+        text_map: What is done to text embeddings before they are compared: a metric that is being learned.
+    """
+    encoder, recipe, where = session.encoder, run.recipe, (session.device, session.precision)
+    autocast = partial(session.precision.autocast, session.device)
+    find_hard_negatives = None
+    if recipe.hard_negative_batch_fraction > 0:
+        fast = session.engine(autocast=autocast)
+        fast.text_map = text_map
+        find_hard_negatives = hard_negative_finder(data, recipe, fast)
+    rehearsal = reference_sets.rehearsed(encoder, recipe, autocast) if reference_sets is not None else None
+    probe = build_probe(encoder, run, loss, data, val, *where, rehearsal)
+    return TrainingParts(
+        evaluate=validate,
+        terms=FurtherTerms(start, classification_of(encoder, run, data, *where), rehearsal),
+        probe_first=probe if recipe.probe_first else None,
+        probe_last=probe if recipe.probe_last else None,
+        find_hard_negatives=find_hard_negatives,
+        domain_digest=run.domain.digest(),
+    )
 
 
 def build_probe(

@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from domainclip.data.records import ImageTextPair
-from domainclip.errors import CheckpointError
 from domainclip.evaluation.evaluators import ZeroShotEvaluator, known_labels
 from domainclip.evaluation.protocols import Embedder
-from domainclip.files import replaced_directory
 from domainclip.inference import ModelSession
 from domainclip.metrics.calibration import calibration_summary
-from domainclip.models.io import save_encoder
-from domainclip.training.checkpoint import recover_directory
+from domainclip.pipelines.assemble import write_model
 
 
 def calibrate(
@@ -27,12 +23,21 @@ def calibrate(
     embed: Embedder,
     folder: Path,
 ) -> dict[str, Any] | None:
-    """``run["calibration"]`` of ``evaluation.report.write_report``: fitted on ``val``, reported on ``test``, or on
+    """``calibration`` of a run's report: fitted on ``val``, reported on ``test``, or on
     ``val`` too where there is no test split. None where no row has a label and nobody asked.
 
     With the recipe's ``calibrate_temperature`` the model in ``folder / "model"`` gets the fitted temperature, unless
-    the rows do not determine one; ``best/`` and the checkpoints keep the trained one. Raises ``CheckpointError`` when
-    the model cannot be written.
+    the rows do not determine one; ``best/`` and the checkpoints keep the trained one.
+
+    Args:
+        session: The trained model, with its resolved recipe.
+        val: The validation rows.
+        test: The test rows.
+        embed: Embeds both.
+        folder: Of the run.
+
+    Raises:
+        CheckpointError: The model cannot be written.
     """
     recipe, encoder = session.config, session.encoder
     # One list of classes for both splits: each class takes its part of the probability.
@@ -66,14 +71,5 @@ def calibrate(
     found["saved"] = "fitted" if wanted and found["problem"] is None else "own"
     if found["saved"] == "fitted":
         encoder.set_temperature(found["fitted_temperature"], trainable=encoder.logit_scale.requires_grad)
-        target = folder / "model"
-        recover_directory(target)
-        try:
-            with replaced_directory(target) as temporary:
-                save_encoder(encoder, temporary)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"The calibrated model could not be written to {target}: {error}. The model with its own temperature "
-                "is still there; free some space and resume"
-            ) from error
+        write_model(encoder, folder, session.domain)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,10 +293,3 @@ def _scored(found: _DataSet, models: dict[str, str]) -> SetScores:
     }
     grouped = rows is not None and any(pair.group is not None for pair in rows)
     return SetScores(found.name, found.path, found.metric, scores, "group" if grouped else "image", facts)
-
-
-def check_output(folder: Path) -> None:
-    """Says before the work that its files could not be written. Raises ``ConfigurationError``."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise ConfigurationError(f"--output {folder} cannot be written: {there} is not a folder that you may write to")

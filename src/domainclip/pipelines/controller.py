@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +13,25 @@ from rich.console import Console
 from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
-from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.reader import ImageLike
 from domainclip.data.records import ImageTextPair
 from domainclip.devices import DeviceManager, MemoryManager
-from domainclip.errors import ConfigurationError, DataError, ModelNotInitializedError
+from domainclip.errors import ConfigurationError, ModelNotInitializedError
 from domainclip.evaluation.build import build_evaluator
-from domainclip.evaluation.evaluators import EvaluationResult
-from domainclip.events import Emitter, Listener, Milestone
+from domainclip.evaluation.protocols import EvaluationResult
+from domainclip.events import Listener
 from domainclip.inference import EmbeddingEngine, ModelSession
-from domainclip.losses import build_loss
 from domainclip.metrics.metric import METRICS
 from domainclip.models import DualEncoder, EncoderProcessor
-from domainclip.models.facts import model_facts
-from domainclip.models.io import load_weights
-from domainclip.models.lora import require_peft
-from domainclip.pipelines.assemble import (
-    apply_attention,
-    apply_recipe,
-    build_probe,
-    classification_of,
-    hard_negative_finder,
-    training_data,
-    validation_by,
-    write_model,
-)
+from domainclip.pipelines.assemble import training_data
 from domainclip.pipelines.auto_resolution import AutoResolution
-from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets
-from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
-from domainclip.registry import load_plugins
-from domainclip.resolve import (
-    Decision,
-    ResolvedInference,
-    ResolvedRun,
-    contrastive_batch,
-    resolve,
-    resolve_for_inference,
-)
-from domainclip.resolve.facts import data_facts
-from domainclip.similarity import BilinearSimilarity
-from domainclip.tracking import ConsoleListener, MetricsFile
-from domainclip.training import TrainContext, TrainingParts, build_trainer
-from domainclip.training.distributed import OneProcess, ProcessGroup
+from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
+from domainclip.pipelines.reference_sets import load_reference_sets
+from domainclip.pipelines.run_folder import RunFolder
+from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
+from domainclip.training.distributed import OneProcess
 from domainclip.training.memory.plan import batch_that_fits
-from domainclip.training.optim.choice import check_optimizer
-from domainclip.training.regularization.initial_weights import initial_weights
-from domainclip.training.signals import StopSignals
-from domainclip.training.step.train_step import FurtherTerms
-from domainclip.training.step.views import view_resolutions
 
 Pairs = Sequence[ImageTextPair] | CLIPDataset
 
@@ -83,14 +50,13 @@ class CLIPFinetuningController:
         self,
         config: CLIPFinetuningConfig | ResolvedInference | None = None,
         console: Console | None = None,
-        processes: ProcessGroup | OneProcess | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.processes = processes or OneProcess()
         self._resolved = config if isinstance(config, ResolvedInference) else None
         self.config = (config.recipe if isinstance(config, ResolvedInference) else config) or CLIPFinetuningConfig()
         self.console = console or Console(stderr=True)
         self.run: ResolvedRun | None = None
-        self.decisions: list[Decision] = []
         self._loaded: ModelSession | None = None
         self._auto_resolution = AutoResolution()
         self._status = "not_initialized"
@@ -106,15 +72,8 @@ class CLIPFinetuningController:
             ConfigurationError: The loss type is unknown, or the precision or the optimizer is refused.
             MissingExtraError: The recipe needs a package that is not installed.
         """
-        resolved = self._resolved or resolve_for_inference(self.config)
-        config = self.config = resolved.recipe
-        load_plugins(config.plugins)
-        build_loss(resolved.objective)
-        if config.lora_r is not None:
-            require_peft()
-        manager = DeviceManager(config.use_mps, config.device)
-        check_optimizer(config.optimizer, manager.device)
-        self._loaded = ModelSession.load(resolved, self.console, manager)
+        self._loaded = load_for_training(self._resolved or resolve_for_inference(self.config), self.console)
+        self.config = self._loaded.config
         self._status = "ready"
 
     def unload(self) -> None:
@@ -139,6 +98,11 @@ class CLIPFinetuningController:
     @property
     def recipe(self) -> FrozenConfig | None:
         return self.run.recipe if self.run else None
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What nobody had set, each with its reason; empty before a training."""
+        return list(self.run.decisions) if self.run else []
 
     @property
     def device(self) -> torch.device:
@@ -199,26 +163,22 @@ class CLIPFinetuningController:
     # --- training and evaluating ---
 
     def prepare(self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None) -> FrozenConfig:
-        """Resolve the recipe for this model and these rows; sets ``run`` and ``decisions``. ``resume_from``: the
-        folder of a run that goes on, where ``auto_resolution`` finds what it chose at first."""
-        session = self.session
-        if len(train_pairs) < 2:
-            raise DataError(f"No valid image-text pairs to contrast: {len(train_pairs)} row for training, 2 are needed")
-        where = (session.device, session.precision)
-        config, chosen = self._auto_resolution.select(self.config, session.encoder, train_pairs, *where, resume_from)
-        facts = model_facts(session.encoder), data_facts(train_pairs, self.processes.world_size)
-        run = resolve(config, *facts, domain=session.domain)
-        # What was measured may have come out differently in another process: the first one's choices hold.
-        self.run = run = self.processes.broadcast_object(replace(run, decisions=(*chosen, *run.decisions)))
-        self.decisions = list(run.decisions)
-        by_label = run.recipe.positives == "label"
-        if len({(by_label and pair.label) or pair.caption for pair in train_pairs}) == 1:
-            raise DataError(
-                f"Every training row has the same {'label' if by_label else 'caption'}: there is nothing to tell "
-                "apart. Add rows of other kinds"
-            )
-        session.resolved = run
-        return run.recipe
+        """Resolve the recipe for this model and these rows; ``run`` is then the resolved run.
+
+        Args:
+            train_pairs: The training rows.
+            resume_from: The folder of a run that goes on, where ``auto_resolution`` finds what it chose at first.
+
+        Returns:
+            The resolved recipe.
+
+        Raises:
+            DataError: The rows offer nothing to contrast.
+            ConfigurationError: A value does not fit the model or the rows.
+        """
+        asked = (self.config, self.session, train_pairs, self.processes)
+        self.run = resolve_run(*asked, resume_from, self._auto_resolution)
+        return self.run.recipe
 
     def fine_tune(
         self,
@@ -229,120 +189,61 @@ class CLIPFinetuningController:
         resume: bool = False,
         engine: EmbeddingEngine | None = None,
         listeners: Sequence[Listener] = (),
-        reference_sets: ReferenceSets | None = None,
     ) -> dict[str, Any]:
         """Train, keep the weights of the best validation, and save them, or with ``wise_ft`` weights between those and
-        the starting ones, to ``output_path/model``.
+        the initial ones, to ``output_path/model``. Rows and settings are looked at anew each time.
 
-        ``train_dataset``: pairs, or a ``CLIPDataset`` (used as it is, with its own transforms). Without
-        ``val_dataset`` the last weights are kept. ``listeners`` are called with each event of the training (see
-        ``domainclip.events``), in the first of several processes; one may raise ``StopRun`` to stop.
-        ``reference_sets``: the sets of ``retention_data``, for a caller who has them already.
-        Returns ``train_loss`` (mean over the steps), ``training_time`` (seconds), ``steps``, ``samples_per_second``,
-        ``best``, ``model_path``, ``trade_off``, ``warnings`` and more.
+        Args:
+            train_dataset: Pairs, or a ``CLIPDataset`` (used as it is, with its own transforms).
+            val_dataset: Pairs or a ``CLIPDataset``; without it the last weights are kept.
+            output_path: The run's folder; the recipe's ``output_dir``, if left out.
+            resume: Go on from the newest checkpoint in the folder.
+            engine: Embeds the validation rows; a new one, if left out.
+            listeners: Called with each event of the training (see ``domainclip.events``), in the first of several
+                processes; one may raise ``StopRun`` to stop.
+
+        Returns:
+            ``train_loss`` (mean over the steps), ``training_time`` (seconds), ``steps``, ``samples_per_second``,
+            ``best``, ``model_path``, ``trade_off``, ``warnings`` and more.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+            DataError: The rows offer nothing to contrast.
+            ConfigurationError: The folder holds a run, or the recipe does not fit the model or the rows.
+            Interrupted: A signal has stopped the training, which was saved.
         """
         session = self.session
-        encoder, device, precision = session.encoder, session.device, session.precision
-        folder = Path(output_path or self.config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume and (folder / "checkpoints").exists():
-            raise ConfigurationError(f"{folder} already holds a run: pass resume=True to go on, or another output_path")
-        pairs = train_dataset.pairs if isinstance(train_dataset, CLIPDataset) else list(train_dataset)
-        # Anew each time: rows and settings may have changed since.
-        recipe = self.prepare(pairs, folder if resume else None)
-        run = self.run
-        assert run is not None
-        data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, run, session)
-        val = val_dataset.pairs if isinstance(val_dataset, CLIPDataset) else list(val_dataset or ())
-        check_trade_off(recipe, len(val))
-        evaluator = evaluator_of(session, val, "validation") if val else None
-        kept = reference_sets
-        if kept is None and (self.processes.is_first or recipe.rehearsal_strength):
-            kept = load_reference_sets(session)
-        if kept is not None:
-            self.decisions = kept.explained(self.decisions)
-        reference_sets = kept if self.processes.is_first else None  # the others rehearse, and validate nothing
-        encoder.remove_adapters()  # of a run that did not end
-        start = initial_weights(encoder, recipe, as_loaded=session.as_loaded)
-        if start is not None and start.encoder is not None:
-            self.console.print(f"distillation_strength: a frozen copy is kept, {start.copy_bytes / 2**20:.0f} MiB")
-        apply_recipe(encoder, recipe, self.console)
-        apply_attention(encoder, recipe, device, precision, self.console)
-        # MPS keeps memory for every shape it has seen: a few lengths only.
-        multiple = 16 if device.type == "mps" else 1
-        loader = create_training_loader(data, recipe, contrastive_batch(recipe), pad_to_multiple=multiple)
-        loss = build_loss(run.objective, encoder.embedding_dim).to(device)
-        if scales := getattr(loss, "resolution_scales", None):
-            for resolution in loader.batch_sampler.plan.resolutions:  # type: ignore[union-attr]
-                view_resolutions(encoder, resolution, scales)  # an error now, not at the first step
-        validation_engine = engine or session.engine()
-        metric = next((module for module in loss.modules() if isinstance(module, BilinearSimilarity)), None)
-        validation_engine.text_map = metric.map_texts if metric is not None else None
-        validation_engine.expect([pair.image_path for pair in val])
-        if reference_sets is not None:
-            reference_sets.engine.text_map = validation_engine.text_map
-        validate = validation_by(evaluator, validation_engine, reference_sets) if evaluator is not None else None
-        autocast = partial(precision.autocast, device)
-        find_hard_negatives = None
-        if recipe.hard_negative_batch_fraction > 0:
-            fast = session.engine(autocast=autocast)
-            fast.text_map = validation_engine.text_map
-            find_hard_negatives = hard_negative_finder(data, recipe, fast)
-        rehearsal = kept.rehearsed(encoder, recipe, autocast) if kept is not None else None
-        probe = build_probe(encoder, run, loss, data, val, device, precision, rehearsal)
-        torch.manual_seed(recipe.seed + self.processes.rank)  # their own dropout
-        context = TrainContext(folder, processes=self.processes, emitter=self._emitter(folder, listeners))
-        parts = TrainingParts(
-            evaluate=validate,
-            terms=FurtherTerms(start, classification_of(encoder, run, data, device, precision), rehearsal),
-            probe_first=probe if recipe.probe_first else None,
-            probe_last=probe if recipe.probe_last else None,
-            find_hard_negatives=find_hard_negatives,
+        folder = RunFolder(output_path or self.config.output_dir)
+        if not resume and folder.checkpoints.exists():
+            raise ConfigurationError(
+                f"{folder.path} already holds a run: pass resume=True to go on, or another output_path"
+            )
+        pairs = _rows(train_dataset)
+        recipe = self.prepare(pairs, folder.path if resume else None)
+        assert self.run is not None
+        data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, self.run, session)
+        sets = None
+        if self.processes.is_first or recipe.rehearsal_strength:
+            sets = load_reference_sets(session)
+        if sets is not None:
+            self.run = sets.explained(self.run)
+        self._status = "training"
+        result = fine_tune(
+            session,
+            self.run,
+            data,
+            _rows(val_dataset),
+            folder,
             may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
-            domain_digest=run.domain.digest(),
+            resume=resume,
+            engine=engine,
+            listeners=listeners,
+            reference_sets=sets,
+            processes=self.processes,
+            console=self.console,
         )
-        stop = StopSignals(self.console)
-        trainer = build_trainer(context, encoder, loss, loader, recipe, device, precision, parts, stop)
-        if reference_sets is not None and not resume:
-            scores = {f"val_{name}": value for name, value in reference_sets.during().items()}
-            context.emitter.emit(Milestone(name="references", step=0, values=scores))
-        self._status, session.as_loaded = "training", False
-        try:
-            result = trainer.train(resume=resume)
-        finally:
-            validation_engine.text_map = None
-            if reference_sets is not None:
-                reference_sets.engine.text_map = None
-            # The trainer refers to itself, and holds the optimizer and the decoded images: gone now, not whenever
-            # Python next looks for cycles, so that many runs in one process need the memory of one.
-            del trainer, loader
-            gc.collect()
-        encoder.merge_adapters()
-        if result.best is not None and (folder / "best").is_dir():
-            load_weights(encoder, folder / "best")
-            if (folder / "best" / "loss.pt").is_file():
-                loss.load_state_dict(torch.load(folder / "best" / "loss.pt", map_location=device))
-        if metric is not None:  # from here on the plain cosine says what the learned metric said
-            encoder.absorb_text_map(metric.weight)
-        trade_off = self.processes.on_first(
-            lambda: apply_trade_off(session, start, pairs, val, validation_engine, reference_sets, self.console)
-        )
-        if reference_sets is not None:
-            scores = {f"saved_{name}": value for name, value in reference_sets.during().items()}
-            context.emitter.emit(Milestone(name="references", step=result.steps, values=scores))
-        self.processes.on_first(lambda: write_model(encoder, folder, run.domain))
-        encoder.eval()
         self._status = "trained"
-        return asdict(result) | {"model_path": str(folder / "model"), "trade_off": trade_off}
-
-    def _emitter(self, folder: Path, listeners: Sequence[Listener]) -> Emitter:
-        emitter = Emitter()
-        if self.processes.is_first:
-            emitter.add(MetricsFile(folder / "metrics.jsonl", emitter.warn))
-            emitter.add(ConsoleListener(self.console))
-            for listener in listeners:
-                emitter.add(listener)
-        return emitter
+        return result
 
     def evaluate(self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None) -> EvaluationResult:
         """Zero-shot classification (where there are labels) and retrieval on these rows, with the domain metrics."""
@@ -353,7 +254,7 @@ class CLIPFinetuningController:
 
         Raises ``ConfigurationError`` "Invalid metric" for a name that this data set does not give.
         """
-        pairs = test_dataset.pairs if isinstance(test_dataset, CLIPDataset) else list(test_dataset)
+        pairs = _rows(test_dataset)
         evaluator = build_evaluator(self.session, pairs, domain_metrics=True, intervals=False)
         metrics = METRICS.with_other_names(evaluator.evaluate(self.engine()).metrics)
         if domain_metrics is None:
@@ -362,3 +263,7 @@ class CLIPFinetuningController:
         if unknown:
             raise ConfigurationError(f"Invalid metric {unknown[0]!r}: these rows give {', '.join(sorted(metrics))}")
         return {name: metrics[name] for name in domain_metrics}
+
+
+def _rows(dataset: Pairs | None) -> list[ImageTextPair]:
+    return list(dataset.pairs if isinstance(dataset, CLIPDataset) else dataset or ())

@@ -16,11 +16,9 @@ from torch import Tensor
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation
 from domainclip.data.records import ImageTextPair
-from domainclip.errors import ConfigurationError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.error_analysis import build_error_analysis
 from domainclip.evaluation.protocols import Embedder
-from domainclip.files import try_folder
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.reports.error_analysis_page import write_error_analysis
 
@@ -44,16 +42,6 @@ def _shown(pipeline: DomainImagePipeline, target: int, image: np.ndarray) -> UIn
     small.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS, reducing_gap=2.0)
     encoded = simplejpeg.encode_jpeg(np.asarray(small), _QUALITY, colorsubsampling="444")
     return torch.from_numpy(np.frombuffer(encoded, np.uint8).copy())
-
-
-def check_folder(folder: Path) -> None:
-    """Raises ``ConfigurationError`` for a folder that cannot be written, before any work."""
-    try:
-        try_folder(folder)
-    except OSError as error:
-        raise ConfigurationError(
-            f"The error analysis's folder {folder} cannot be written: {error.strerror or error}"
-        ) from None
 
 
 def write_error_analysis_of(

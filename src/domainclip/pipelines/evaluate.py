@@ -17,9 +17,10 @@ from domainclip.data.splits import load_splits_of
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
+from domainclip.files import require_writable
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.metrics.metric import METRICS
-from domainclip.pipelines.error_analysis import check_folder, expect_shown, write_error_analysis_of
+from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.reports.schema.base import jsonable
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
 from domainclip.reports.sections import DomainTable, domain_tables, semantic_notes
@@ -125,10 +126,19 @@ def _shortened(found: DomainTable) -> Table:
 
 
 def rows_of_split(resolved: ResolvedInference, split: str) -> tuple[PairList, list[dict], list[str]]:
-    """The rows of ``train``, ``val``, ``test`` or ``all``, cut as a training run would cut them, those skipped, and
-    what the data say of themselves: how they were cut, and what two splits share.
+    """The rows of a split, cut as a training run would cut them.
 
-    Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
+    Args:
+        resolved: The recipe with its domain.
+        split: ``train``, ``val``, ``test``, or ``all`` for every row.
+
+    Returns:
+        The rows; those that were skipped; and what the data say of themselves: how they were cut, and what two splits
+        share.
+
+    Raises:
+        ConfigurationError: The split is unknown.
+        DataError: It has no rows.
     """
     names = ("train", "val", "test", "all")
     if split not in names:
@@ -157,12 +167,21 @@ def run_evaluation(
 ) -> EvaluationReport:
     """Evaluate ``config.model_name`` on a split of ``config.data_path``, cut as a training run would cut it.
 
-    ``error_analysis``: a folder for ``error_analysis.html``.
+    Args:
+        config: The recipe, which names model and data.
+        split: ``train``, ``val``, ``test``, or ``all`` for every row.
+        error_analysis: A folder for ``error_analysis.html``; None for none.
 
-    Raises ``ConfigurationError`` for an unknown split, ``DataError`` for one without rows.
+    Returns:
+        The figures.
+
+    Raises:
+        ConfigurationError: The split is unknown, or the folder cannot be written.
+        DataError: The split has no rows that can be evaluated.
+        ModelLoadError: The model cannot be had.
     """
     if error_analysis is not None:
-        check_folder(error_analysis)
+        require_writable(error_analysis, "The error analysis's folder")
     resolved = resolve_for_inference(config)
     rows, skipped, notes = rows_of_split(resolved, split)
     session = ModelSession.load(resolved)

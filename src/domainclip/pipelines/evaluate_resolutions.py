@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,15 +98,6 @@ def parse_resolutions(text: str) -> list[int]:
             )
         resolutions.add(int(part))
     return sorted(resolutions)
-
-
-def check_output(path: Path) -> None:
-    """Says before the work that its figures could not be written. Raises ``ConfigurationError``."""
-    if path.is_dir():
-        raise ConfigurationError(f"--output {path} is a directory: give the name of a JSON file")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise ConfigurationError(f"--output {path} cannot be written: {there} is not a folder that you may write to")
 
 
 def check_resolutions(encoder: DualEncoder, resolutions: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from domainclip.files import write_json
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
 from domainclip.reports.schema.base import jsonable
-from domainclip.resolve import Decision
+from domainclip.resolve import Decision, ResolvedRun
 from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.regularization.rehearsal import Rehearsal
 
@@ -102,16 +102,17 @@ class ReferenceSets:
             autocast,
         )
 
-    def explained(self, decisions: Sequence[Decision]) -> list[Decision]:
-        """The decisions, of which the one to rehearse is told to be without effect where no row is left for it."""
+    def explained(self, run: ResolvedRun) -> ResolvedRun:
+        """The run, whose decision to rehearse is told to be without effect where no row is left for it."""
         if any(part.rehearsed for part in self.sets):
-            return list(decisions)
-        return [
+            return run
+        decisions = (
             Decision(each.key, each.value, "to no effect: no row of retention_data is left for it")
             if each.key == "rehearsal_strength" and each.value
             else each
-            for each in decisions
-        ]
+            for each in run.decisions
+        )
+        return replace(run, decisions=tuple(decisions))
 
     def during(self) -> dict[str, float]:
         """``reference_mean`` and ``reference_NAME`` of each set, on a few validation rows."""
@@ -153,7 +154,7 @@ class ReferenceSets:
     def report(
         self, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
     ) -> dict[str, Any]:
-        """``run["reference_sets"]`` of ``evaluation.report.write_report``, from two results of ``on_test``: the means
+        """``reference_sets`` of a run's report, from two results of ``on_test``: the means
         over the sets that have the metric, and each set by itself."""
         sets = {
             part.name: {
@@ -185,7 +186,14 @@ def load_reference_sets(session: ModelSession) -> ReferenceSets | None:
     Their own test splits stay apart; validation rows are drawn from what is left, with ``seed`` and stratified by
     label. Images that cannot be read are skipped.
 
-    Raises ``DataError`` for a set without two usable rows, and with ``strict`` for a row that cannot be used.
+    Args:
+        session: The loaded model, with its recipe.
+
+    Returns:
+        The sets, which hold an engine of their own.
+
+    Raises:
+        DataError: A set has no two usable rows, or, with ``strict``, a row that cannot be used.
     """
     config = session.config
     if not config.retention_data:

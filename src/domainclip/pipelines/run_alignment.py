@@ -18,11 +18,10 @@ from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
 from domainclip.evaluation.protocols import Embedder
 from domainclip.files import write_bytes
 from domainclip.inference.session import caption_pipeline
+from domainclip.pipelines.run_folder import RunFolder
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
 from domainclip.reports.schema import AlignmentReport
 from domainclip.resolve import ResolvedInference
-
-BEFORE_FILE = "alignment_before.safetensors"
 
 
 class RunAlignment:
@@ -51,9 +50,17 @@ class RunAlignment:
         prepare_folder(self.folder)
         self._before: Embedded | None = None
 
+    @property
+    def link(self) -> str:
+        """The report as a link in a file of the run's folder: relative where it lies inside, so that the folder may
+        move."""
+        report = self.folder / "report.md"
+        inside = report.is_relative_to(self.run_folder)
+        return str(report.relative_to(self.run_folder) if inside else report.resolve())
+
     def remember_before(self, model: Embedder, resume: bool) -> None:
         """Embed the rows with the untrained model, or read what the first start of this run kept."""
-        kept = self.run_folder / BEFORE_FILE
+        kept = RunFolder(self.run_folder).alignment_before
         digest = self._digest()
         if resume and kept.is_file():
             try:

@@ -93,10 +93,25 @@ def apply_trade_off(
     console: Console,
 ) -> dict[str, Any] | None:
     """Put the weights that ``wise_ft_alpha`` asks for into ``session.encoder``, and tell why those:
-    ``run["trade_off"]`` of ``evaluation.report.write_report``. None without ``wise_ft``.
+    ``trade_off`` of a run's report. None without ``wise_ft``.
 
-    Nothing here sees a test split. Raises ``ConfigurationError`` where there is nothing to choose on, or where the
-    recipe's model no longer gives the weights that the training started from.
+    Nothing here sees a test split.
+
+    Args:
+        session: The trained model, with its resolved recipe.
+        start: What is remembered of the initial weights.
+        train: The training rows, whose images batch-norm statistics may be recomputed from.
+        val: The validation rows, on which the gain is measured.
+        engine: Embeds them.
+        reference_sets: On whose validation rows the loss is measured.
+        console: Where the course is shown.
+
+    Returns:
+        The choice with every point that was measured.
+
+    Raises:
+        ConfigurationError: There is nothing to choose on, or the recipe's model no longer gives the weights that the
+            training started from.
     """
     recipe, encoder = session.config, session.encoder
     if not recipe.wise_ft:

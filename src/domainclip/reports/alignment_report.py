@@ -17,7 +17,7 @@ from rich.table import Table
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.alignment import Alignment, AlignmentRows, Embedded, Metric, chance, measure, query_order
 from domainclip.evaluation.comparison import empty_recalls
-from domainclip.files import try_folder, write_json, write_text
+from domainclip.files import require_writable, write_json, write_text
 from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import paired_change
 from domainclip.reports.plots.alignment import COMPARED, IMAGE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
@@ -58,9 +58,9 @@ def prepare_folder(folder: Path) -> None:
     Raises:
         ConfigurationError: It cannot, or it would.
     """
+    for place in (folder, folder / "plots"):
+        require_writable(place, "The folder")
     try:
-        for place in (folder, folder / "plots"):
-            try_folder(place)
         for name, start in (("report.md", _TITLE), ("pairs.csv", _FIRST_COLUMN)):
             path = folder / name
             if path.exists() and not path.read_bytes().startswith(start.encode()):
@@ -69,7 +69,7 @@ def prepare_folder(folder: Path) -> None:
                 )
     except OSError as error:
         raise ConfigurationError(
-            f"The folder {folder} cannot be written: {error.strerror or error}. Give another one"
+            f"The folder {folder} cannot be read: {error.strerror or error}. Give another one"
         ) from None
 
 

@@ -20,9 +20,9 @@ from domainclip.evaluation.comparison import (
     confused_pairs,
     paired_changes,
     with_groups,
-    worsened,
 )
 from domainclip.evaluation.protocols import EvaluationResult
+from domainclip.evaluation.verdict import verdict
 from domainclip.files import write_json, write_text
 from domainclip.metrics.bootstrap import FEW_UNITS
 from domainclip.metrics.calibration import calibration_in_words
@@ -35,7 +35,7 @@ from domainclip.reports.plots.run import plot_before_after, plot_confusion, plot
 from domainclip.reports.plots.trade_off import plot_trade_off
 from domainclip.reports.render import render
 from domainclip.reports.schema import RunFacts, RunReport
-from domainclip.reports.schema.run import Classification, Verdict
+from domainclip.reports.schema.run import Classification, DomainFigures, EvaluationDetails, When
 from domainclip.reports.sections import domain_tables, semantic_notes, shown_metrics
 from domainclip.reports.text import title, value_text
 
@@ -45,12 +45,6 @@ FILES = (JSON_FILE, REPORT, DETAILS, PREDICTIONS, *(f"plots/{name}.png" for name
 
 # One entry per image or caption: too long for a file that people open to read numbers.
 _PER_ITEM = ("image_paths", "targets", "predictions", "captions", "i2t_ranks", "t2i_ranks", "groups", "hits")
-_DECIDING = ("acc1", "i2t_R@1", "t2i_R@1")
-_TRADED = (
-    ("mean_defect_recall", "false_alarm_rate", -1),
-    ("macro_sensitivity_at_youden", "macro_specificity_at_youden", 1),
-)
-"""Two figures of one operating point, either of which is had for nothing by giving up the other."""
 _FEW_CLASSES, _FEW_WARNINGS = 10, 8
 
 
@@ -87,12 +81,13 @@ def write_report(
         (folder / name).unlink(missing_ok=True)
     plots = _write_plots(folder / "plots", facts, old, new, history, read)
     changes = paired_changes(old, new, facts.seed)
+    found = verdict(old.metrics, new.metrics, changes)
     rows = _predictions_csv(old, new)
     report = RunReport.from_values(
         {
             **facts.to_dict(),
             "schema_version": "1.0",
-            "verdict": run_verdict(old.metrics, new.metrics, changes),
+            "verdict": {"outcome": found.outcome, "metric": found.metric, "worse": list(found.worse)},
             "before": old.metrics,
             "after": new.metrics,
             "comparison": {
@@ -169,43 +164,6 @@ def details_markdown(report: RunReport) -> str:
     )
 
 
-def run_verdict(
-    before: Mapping[str, float | None], after: Mapping[str, float | None], changes: Mapping[str, PairedChange]
-) -> Verdict:
-    """Whether a run helped, from what can be compared.
-
-    A starting model that calls every part defective misses no defect: its recall is not worth defending. Of two
-    figures that are had at each other's cost, none counts as worse where their balance has improved.
-
-    Args:
-        before: Figures of the starting model.
-        after: Figures of the trained one.
-        changes: Changes over the same items, by metric.
-
-    Returns:
-        The verdict of the first of accuracy and the two recalls at 1 that has a test.
-    """
-    worse = worsened(before, after)
-    for name, other, sign in _TRADED:
-        pair = [(part.get(name), part.get(other)) for part in (before, after)]
-        balance = [a + sign * b for a, b in pair if a is not None and b is not None]
-        if len(balance) == 2 and balance[1] > balance[0]:
-            worse = [each for each in worse if each not in (name, other)]
-    found = next(((name, changes[name]) for name in _DECIDING if name in changes), None)
-    if found is None:
-        both = (n for n in shown_metrics(before, after) if _known(before.get(n)) and _known(after.get(n)))
-        return Verdict(outcome="unknown", metric=next(both, None), worse=worse)
-    name, change = found
-    if not change.is_clear:
-        outcome = "unknown" if math.isnan(change.p_value) else "unclear"
-        return Verdict.from_values({"outcome": outcome, "metric": name, "worse": worse})
-    return Verdict(outcome="better" if change.change > 0 else "worse", metric=name, worse=worse)
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
 def acc1_intervals(before: EvaluationResult, after: EvaluationResult, seed: int = 0) -> dict[str, Any]:
     """The 95 % intervals of the accuracy, as ``AccuracyIntervals`` has them.
 
@@ -253,7 +211,7 @@ def before_after_table(report: RunReport) -> Table:
     return table
 
 
-def _parts(report: RunReport) -> list[tuple[str, Any]]:
+def _parts(report: RunReport) -> list[tuple[When, EvaluationDetails]]:
     return [("before", report.details.before), ("after", report.details.after)]
 
 
@@ -276,7 +234,7 @@ def _majority_not_passed(report: RunReport) -> float | None:
     return found.majority_fraction if accuracy <= found.majority_fraction else None
 
 
-def _domain_part(report: RunReport) -> list[tuple[str, Any]]:
+def _domain_part(report: RunReport) -> list[tuple[When, DomainFigures]]:
     """The evaluations whose domain metrics can stand side by side."""
     found = [(when, part.domain_metrics) for when, part in _parts(report) if part.domain_metrics]
     found = [(when, part) for when, part in found if part.metrics]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from domainclip.models import DualEncoder
 from domainclip.models.facts import model_facts
 from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.pipelines.run_folder import clear_folder
 from domainclip.resolve import DataFacts, ModelFacts, ResolvedInference, ResolvedRun, resolve, resolved_steps
 from domainclip.resolve.facts import data_facts
 from domainclip.training.identity import NEUTRAL_KEYS
@@ -191,7 +191,7 @@ def prepare(
     if found is not None:
         studies.check_identity(found, identity)
     elif overwrite:
-        clear_study(folder)
+        clear_folder(folder, PARTS)
     study = found or studies.open_study(folder, evaluator.greater_is_better)
     studies.check_identity(study, identity)
     for number in studies.recover(study):
@@ -225,18 +225,6 @@ def prepare(
         counts,
         skipped,
     )
-
-
-def clear_study(folder: Path) -> None:
-    """Delete what an earlier study wrote here, and nothing else.
-
-    Args:
-        folder: of the study.
-    """
-    for name in PARTS:
-        path = folder / name
-        if path.exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _domain_identity(run: ResolvedRun) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.events import Validated
-from domainclip.pipelines.run import claim_folder
+from domainclip.pipelines.run_folder import claim_folder
 from domainclip.resolve import resolve_for_inference
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
@@ -93,7 +93,7 @@ def run_tuning(
             "Tuning compares trials on the validation split, and there is none: set val_split, or add a validation "
             "table to the data. The test split is not used for it"
         )
-    _claim(folder, resume, overwrite)
+    claim_folder(folder, PARTS, "study", resume, overwrite)
     signals = StudySignals(console)
     with signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
         work = prepare(inference, space, steps, fixed, splits, folder, resume, overwrite, console)
@@ -135,17 +135,6 @@ def _check_request(
         if not space.dimensions:
             raise ConfigurationError("The search space is empty: name a key, as in learning_rate=1e-6..1e-4:log")
         space.check(config)
-
-
-def _claim(folder: Path, resume: bool, overwrite: bool) -> None:
-    """As ``claim_folder`` of a run; a run's own files are no hindrance, the names are different ones."""
-    claim_folder(folder, resume=True, overwrite=resume and overwrite)
-    used = [name for name in PARTS if (folder / name).exists()]
-    if used and not resume and not overwrite:
-        raise ConfigurationError(
-            f"{folder} already holds a study ({', '.join(used[:3])}). Use --resume to go on with it, --overwrite to "
-            "start again, or another output directory"
-        )
 
 
 def _run_trials(work: Work, trials: int, signals: StudySignals, console: Console) -> None:

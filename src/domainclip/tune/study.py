@@ -78,6 +78,7 @@ def open_study(folder: Path, greater_is_better: bool) -> Study:
     from sqlalchemy.engine import URL
     from sqlalchemy.exc import SQLAlchemyError
 
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / STUDY_FILE
     url = URL.create("sqlite", database=str(path.resolve())).render_as_string()
     try:

@@ -164,7 +164,7 @@ class TrialRunner:
             )
         except StopRun as stop:
             if listener.failure is not None:
-                raise listener.failure from None
+                raise listener.failure from listener.failure.__cause__  # the study's error, as it was
             last = listener.history[-1]
             result = TrialResult("pruned", last.value, last.standard_error, last.step, 0.0, str(stop))
         except Interrupted:

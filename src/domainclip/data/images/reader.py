@@ -26,6 +26,7 @@ from domainclip.data.images.pages import chosen_page
 from domainclip.data.images.steps import to_levels
 from domainclip.data.images.tiff import TiffPage, is_tiff, page_indices, pages_for_pillow, read_tiff, tiff_size
 from domainclip.errors import ImageError
+from domainclip.registry import Registry
 
 MAX_PIXELS = 178_956_970
 """Images above this are refused before decoding (Pillow's own limit for a decompression bomb: 2 × 1024³ / 4 / 3)."""
@@ -36,6 +37,10 @@ its size): one of 12,000 × 9,000 takes 324 MB whole, for the 160 × 160 that a 
 
 ImageLike = Path | str | Image.Image | np.ndarray
 """An image as users give it: a file, opened by Pillow, or an array ``[h, w]`` or ``[h, w, channels]``."""
+
+IMAGE_FORMATS: Registry[Callable[[Path], np.ndarray]] = Registry("image format")
+"""Readers of the user's own, by a file's suffix in small letters with the dot, before any other: ``read(path)`` gives
+the image at its own depth, ``[h, w]`` or ``[h, w, channels]``, and raises ``ImageError`` where it cannot."""
 
 _ORIENTATION = 0x0112
 _DEFAULT = ImagePreprocessing()
@@ -113,6 +118,9 @@ def _unopened(path: Path, error: OSError) -> ImageError:
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     """Size, format and mode. Raises ``ImageError`` for a missing file, a non-image or too many pixels."""
     path = Path(path)
+    if path.suffix.lower() in IMAGE_FORMATS:
+        own = _read_own(path, max_pixels)
+        return ImageHeader(own.shape[1], own.shape[0], path.suffix[1:].upper(), str(own.dtype), 1)
     start = _start(path)
     if is_dicom(start) or (is_tiff(start) and _pillow_pages(path, path, _DEFAULT) is None):
         kind, size_of = ("DICOM", dicom_size) if is_dicom(start) else ("TIFF", tiff_size)
@@ -165,6 +173,9 @@ def _read(
     at_least: int | None,
     convert: Callable[[Image.Image], np.ndarray],
 ) -> np.ndarray:
+    if path.suffix.lower() in IMAGE_FORMATS:
+        own = _read_own(path, max_pixels)
+        return own if convert is array_of else _bytes_of(own)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -199,6 +210,21 @@ def _read(
             raise
         except _DECODE_ERRORS as error:
             raise ImageError(f"{path}: damaged image ({error})") from None
+
+
+def _read_own(path: Path, max_pixels: int) -> np.ndarray:
+    try:
+        found = np.asarray(IMAGE_FORMATS[path.suffix.lower()](path))
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise _unopened(path, error) from None
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{path}: damaged image ({error})") from None
+    if found.ndim not in (2, 3) or 0 in found.shape:
+        raise ImageError(f"{path}: its reader gave an array of shape {found.shape}, which is no image")
+    _refuse_above(max_pixels, found.shape[1], found.shape[0], path)
+    return found
 
 
 def _page_of(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from domainclip.data.images.reader import IMAGE_FORMATS
+
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"}
     | {".ppm", ".pgm", ".pnm", ".dcm", ".dicom"}
@@ -13,7 +15,8 @@ IMAGE_SUFFIXES = frozenset(
 
 def is_image_name(name: str) -> bool:
     """A visible file with an image's suffix (macOS leaves ``._name.jpg`` shadows that are no images)."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    suffix = os.path.splitext(name)[1].lower()
+    return not name.startswith(".") and (suffix in IMAGE_SUFFIXES or suffix in IMAGE_FORMATS)
 
 
 class ImageFolders:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -163,7 +163,7 @@ def _palette(labels: list[object]) -> dict[object, str]:
     return dict(zip(frequent, _COLOURS, strict=False))
 
 
-def _legend(axis: Any, palette: dict[object, str], labels: list[object], counts: tuple[int, int]) -> None:
+def _legend(axis: Axes, palette: dict[object, str], labels: list[object], counts: tuple[int, int]) -> None:
     plain = not palette
     handles = [
         Line2D([], [], marker=marker, linestyle="", color=colour if plain else "#444444", label=f"{name} ({count:,})")

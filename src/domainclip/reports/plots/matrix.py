@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -93,7 +93,7 @@ def _cell(n: int) -> float:
     return max(0.045, min(0.55, 9 / n))
 
 
-def _label_rows(axis: Any, labels: list[object], cell: float) -> None:
+def _label_rows(axis: Axes, labels: list[object], cell: float) -> None:
     ticks = np.arange(0, len(labels), math.ceil(len(labels) / _MOST_LABELS))
     roomy = cell >= 0.45
     axis.set_yticks(
@@ -103,7 +103,7 @@ def _label_rows(axis: Any, labels: list[object], cell: float) -> None:
     )
 
 
-def _label_columns(axis: Any, labels: list[object], cell: float, few: bool) -> None:
+def _label_columns(axis: Axes, labels: list[object], cell: float, few: bool) -> None:
     ticks = np.arange(0, len(labels), math.ceil(len(labels) / _MOST_LABELS))
     axis.set_xticks(
         ticks,

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from rich.box import SIMPLE_HEAD
@@ -129,7 +130,7 @@ def plot_robustness(robustness: Figures, path: Path, title: str) -> Path:
     return save(figure, path)
 
 
-def _metric_curves(axis: Any, places: Sequence[float], metrics: Sequence[Figures]) -> float:
+def _metric_curves(axis: Axes, places: Sequence[float], metrics: Sequence[Figures]) -> float:
     """Draws those of ``DRAWN`` that there are, the first with its 95 % interval; the highest fraction drawn."""
     names = [name for name in DRAWN if name in metrics[0]]
     for index, name in enumerate(names):
@@ -138,7 +139,8 @@ def _metric_curves(axis: Any, places: Sequence[float], metrics: Sequence[Figures
         if index == 0:
             label += "\n(band: 95 % interval)"
             ends = [_interval(found, name) for found in metrics]
-            axis.fill_between(places, *zip(*ends, strict=True), color=SERIES[0], alpha=0.13, linewidth=0)
+            lows, highs = zip(*ends, strict=True)
+            axis.fill_between(places, lows, highs, color=SERIES[0], alpha=0.13, linewidth=0)
         _curve(axis, places, values, index, label)
     return max([*(found[name] for found in metrics for name in names), *(high for _, high in ends)])
 
@@ -148,7 +150,7 @@ def _interval(metrics: Figures, name: str) -> tuple[float, float]:
     return wilson_interval(round(metrics[name] * trials), trials).ends
 
 
-def _curve(axis: Any, places: Sequence[float], values: Sequence[float], number: int, label: str) -> None:
+def _curve(axis: Axes, places: Sequence[float], values: Sequence[float], number: int, label: str) -> None:
     axis.plot(
         places,
         values,
@@ -161,7 +163,7 @@ def _curve(axis: Any, places: Sequence[float], values: Sequence[float], number: 
     )
 
 
-def _percent(axis: Any, highest: float) -> None:
+def _percent(axis: Axes, highest: float) -> None:
     """From 0 to a little above the highest fraction: differences among small fractions show, and heights stay
     comparable."""
     top = min(1.0, highest * 1.1)
@@ -178,7 +180,7 @@ def _places(rows: Sequence[Figures]) -> tuple[Sequence[float], str]:
     return range(len(resolutions)), ", not to scale"
 
 
-def _mark_resolutions(axes: Sequence[Any], places: Sequence[float], rows: Sequence[Figures]) -> None:
+def _mark_resolutions(axes: Sequence[Axes], places: Sequence[float], rows: Sequence[Figures]) -> None:
     labels = []
     for place, row in zip(places, rows, strict=True):
         labels.append(f"{row['resolution']}\n(own)" if row["native"] else str(row["resolution"]))

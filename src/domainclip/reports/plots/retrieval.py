@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -85,7 +86,7 @@ def draw_retrieval_results(
     return save(figure, path)
 
 
-def _draw_query(axis: Any, query: str | ImageLike, top: float, row_height: float) -> None:
+def _draw_query(axis: Axes, query: str | ImageLike, top: float, row_height: float) -> None:
     axis.text(0.02, top + 0.02, "query", fontsize=8, color="#555555", va="top")
     if isinstance(query, str):
         lines = short_label(query, 180, int((_QUERY - 0.1) / _CHARACTER))
@@ -94,14 +95,14 @@ def _draw_query(axis: Any, query: str | ImageLike, top: float, row_height: float
         _draw_image(axis, query, 0.0, top + _CAPTION)
 
 
-def _draw_tile(axis: Any, hit: RetrievalHit, rank: int, verdict: bool | None, left: float, top: float) -> None:
+def _draw_tile(axis: Axes, hit: RetrievalHit, rank: int, verdict: bool | None, left: float, top: float) -> None:
     colour, style, sign = _marks(verdict)
     axis.text(left, top + 0.02, f"{rank + 1}.  {hit.score:.3f}  {sign}", fontsize=9, color=colour or "black", va="top")
     _draw_image(axis, hit.item, left, top + _CAPTION)
     _draw_frame(axis, left, top + _CAPTION, _TILE, _TILE, colour, style)
 
 
-def _draw_line(axis: Any, hit: RetrievalHit, rank: int, verdict: bool | None, left: float, top: float) -> None:
+def _draw_line(axis: Axes, hit: RetrievalHit, rank: int, verdict: bool | None, left: float, top: float) -> None:
     colour, style, sign = _marks(verdict)
     middle = top + _LINE / 2
     axis.text(
@@ -123,7 +124,7 @@ def _marks(verdict: bool | None) -> tuple[str, str, str]:
     return (GREEN, "-", "✓") if verdict else (ORANGE, "--", "✗")
 
 
-def _draw_frame(axis: Any, left: float, top: float, width: float, height: float, colour: str, style: str) -> None:
+def _draw_frame(axis: Axes, left: float, top: float, width: float, height: float, colour: str, style: str) -> None:
     axis.add_patch(
         Rectangle(
             (left, top),
@@ -137,7 +138,7 @@ def _draw_frame(axis: Any, left: float, top: float, width: float, height: float,
     )
 
 
-def _draw_image(axis: Any, image: ImageLike, left: float, top: float) -> None:
+def _draw_image(axis: Axes, image: ImageLike, left: float, top: float) -> None:
     pixels = _thumbnail(image)
     rows, columns = pixels.shape[:2]
     scale = (_TILE - 0.1) / max(rows, columns)
@@ -152,7 +153,7 @@ def _thumbnail(image: ImageLike) -> np.ndarray:
     return np.asarray(opened)
 
 
-def _cut(text: Any, axis: Any, left: float, top: float, width: float, height: float) -> None:
+def _cut(text: Any, axis: Axes, left: float, top: float, width: float, height: float) -> None:
     """Wide letters may make a line longer than its cell: cut it there rather than let it cover its neighbour."""
     text.set_clip_on(True)
     text.set_clip_path(Rectangle((left, top), width, height, transform=axis.transData))

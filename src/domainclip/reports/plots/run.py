@@ -103,8 +103,9 @@ def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     found = {_without_prefix(key): _series(rows, (key,)) for key in keys if _drawn(_without_prefix(key))}
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for name, curve in found.items():  # accuracy and recall of classes of one size are one curve
-        if len(curve[0]) and curve not in curves.values():
-            curves[name] = curve
+        rounded = (curve[0], [round(value, 6) for value in curve[1]])
+        if len(curve[0]) and rounded not in curves.values():
+            curves[name] = rounded
     if not curves:
         return False
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")

@@ -13,10 +13,10 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -129,7 +129,7 @@ def names_of(labels: Sequence[object] | None, n: int) -> list[object]:
     return list(range(n)) if labels is None else list(labels)
 
 
-def tidy(axes: Iterable[Any]) -> None:
+def tidy(axes: Iterable[Axes]) -> None:
     """A light grid behind the data, and no frame where nothing is read off.
 
     Args:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
@@ -69,20 +69,21 @@ def plot_trade_off(trade_off: TradeOff, path: Path) -> bool:
     return True
 
 
-def _limits(axis: Any, trade_off: TradeOff, ends: Mapping[float, TradeOffPoint]) -> None:
+def _limits(axis: Axes, trade_off: TradeOff, ends: Mapping[float, TradeOffPoint]) -> None:
     """Lines that the chosen model should lie above and to the right of."""
     start, full = ends.get(0.0), ends.get(1.0)
     if start is None or full is None:
         return
     lost, kept = trade_off.max_forgetting, trade_off.min_gain_kept
-    style = {"color": GREEN, "linewidth": 1.1}
-    axis.axhline(start.reference - lost, **style, linestyle="--", label=f"limit: {_points(lost)} lost")
+    label = f"limit: {_points(lost)} lost"
+    axis.axhline(start.reference - lost, color=GREEN, linewidth=1.1, linestyle="--", label=label)
     if full.domain > start.domain:
         place = start.domain + kept * (full.domain - start.domain)
-        axis.axvline(place, **style, linestyle=":", label=f"limit: {kept:.0%} of the gain kept")
+        label = f"limit: {kept:.0%} of the gain kept"
+        axis.axvline(place, color=GREEN, linewidth=1.1, linestyle=":", label=label)
 
 
-def _name_points(axis: Any, points: Sequence[TradeOffPoint], chosen: float) -> None:
+def _name_points(axis: Axes, points: Sequence[TradeOffPoint], chosen: float) -> None:
     """Each alpha beside its point; of several points that lie together the first, the last and the chosen are named."""
     width = max(p.domain for p in points) - min(p.domain for p in points) or 1.0
     height = max(p.reference for p in points) - min(p.reference for p in points) or 1.0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
@@ -174,7 +175,7 @@ def plot_slices(trials: Sequence[PlottedTrial], keys: Sequence[PlottedKey], metr
     return True
 
 
-def _slice(axis: Any, dimension: PlottedKey, shown: Sequence[PlottedTrial]) -> None:
+def _slice(axis: Axes, dimension: PlottedKey, shown: Sequence[PlottedTrial]) -> None:
     labels = None if dimension.choices is None else [dimension.label(choice) for choice in dimension.choices]
 
     def place(record: PlottedTrial) -> float:
@@ -190,7 +191,8 @@ def _slice(axis: Any, dimension: PlottedKey, shown: Sequence[PlottedTrial]) -> N
         ("default recipe", "D", BLACK, [r for r in shown if r.default and r.outcome == "complete"]),
     )
     for name, marker, colour, some in kinds:
-        axis.plot([place(r) for r in some], [r.value for r in some], marker, color=colour, markersize=5, label=name)
+        values = [float(r.value or 0.0) for r in some]
+        axis.plot([place(r) for r in some], values, marker, color=colour, markersize=5, label=name)
     if labels is not None:
         names = [str(label) if len(str(label)) < 16 else f"{str(label)[:14]}…" for label in labels]
         axis.set_xticks(range(len(labels)), names, fontsize=8, rotation=0 if len("".join(names)) < 24 else 30)
