@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from domainclip.config.settings import MemorySettings
 from domainclip.errors import ConfigurationError
 from domainclip.models.sliced_attention import register_sliced
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 AttentionName = Literal["sdpa", "sliced", "eager"]
 AttentionChoice = Literal["auto", "sdpa", "sliced", "eager"]
@@ -200,7 +203,7 @@ class AttentionShape:
     dropout: float
 
 
-def has_attention(tower: Any) -> bool:
+def has_attention(tower: PreTrainedModel) -> bool:
     """Whether a tower's attention can be exchanged.
 
     Not in a convolutional tower, which has none, nor where ``transformers`` cannot exchange it (windows, several
@@ -217,7 +220,7 @@ def has_attention(tower: Any) -> bool:
 
 
 def attention_shape(
-    tower: Any, *, resolution: int | None = None, text_length: int | None = None
+    tower: PreTrainedModel, *, resolution: int | None = None, text_length: int | None = None
 ) -> AttentionShape | None:
     """Of an image tower at ``resolution`` pixels, or of a text tower at ``text_length`` tokens; None without one.
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from domainclip.models.towers import TowerName
 
 
-def checkpoint_blocks(model: Any, enabled: bool) -> list[TowerName]:
+def checkpoint_blocks(model: PreTrainedModel, enabled: bool) -> list[TowerName]:
     """Keep only each block's input in training and compute its inside again backward, with the same dropout: the same
     gradients for one more forward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 
@@ -25,7 +26,7 @@ def checkpoint_blocks(model: Any, enabled: bool) -> list[TowerName]:
         The towers that ``transformers`` cannot do it for, such as convolutional ones; they are left alone.
     """
     unsupported: list[TowerName] = []
-    towers: dict[TowerName, Any] = {"image": model.vision_model, "text": model.text_model}
+    towers: dict[TowerName, PreTrainedModel] = {"image": model.vision_model, "text": model.text_model}
     for name, tower in towers.items():
         if not getattr(tower, "supports_gradient_checkpointing", False):
             unsupported.append(name)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from domainclip.errors import ConfigurationError
 from domainclip.models.adapters import LoraAdapters
@@ -46,7 +47,7 @@ class DualEncoder(nn.Module):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         processor: EncoderProcessor,
         *,
         name: str = "",

@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, VisionTextDualEncoderModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    VisionTextDualEncoderModel,
+)
 
 from domainclip.config import ModelSettings
 from domainclip.errors import ConfigurationError, ModelLoadError
@@ -68,13 +77,13 @@ def load_part(kind: str, loader: Any, name: str, **options: Any) -> Any:
         raise hub_error(kind, name, error) from error
 
 
-def _text_limit(config: Any, tokenizer: Any) -> int:
+def _text_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     positions = position_limit(getattr(config, "text_config", config))
     stated = int(getattr(tokenizer, "model_max_length", positions) or positions)
     return min(positions, stated)
 
 
-def check_usable(model: Any, name: str) -> None:
+def check_usable(model: PreTrainedModel, name: str) -> None:
     """Args:
         model: The ``transformers`` model.
         name: Of the model, for messages.
@@ -99,7 +108,7 @@ def check_usable(model: Any, name: str) -> None:
         )
 
 
-def _processor(name: str, config: Any, tokenizer_name: str, image_name: str) -> EncoderProcessor:
+def _processor(name: str, config: PretrainedConfig, tokenizer_name: str, image_name: str) -> EncoderProcessor:
     tokenizer = load_part("tokenizer", AutoTokenizer, tokenizer_name)
     # Pillow's backend is the reference: it does not need torchvision, and CLIP was trained with it.
     image_processor = load_part("image processor", AutoImageProcessor, image_name, backend="pil")
@@ -141,7 +150,7 @@ def _assemble(settings: ModelSettings) -> DualEncoder:
 
 
 @torch.no_grad()
-def _state_width(vision: Any, name: str) -> None:
+def _state_width(vision: PreTrainedModel, name: str) -> None:
     """Convolutional configs do not say how wide the pooled vector is, which the joint model asks them: look."""
     if hasattr(vision.config, "hidden_size"):
         return
@@ -177,7 +186,7 @@ def _check_pooling(encoder: DualEncoder) -> None:
         )
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str) -> PretrainedConfig:
     """The ``transformers`` config of a model, without its weights.
 
     Args:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 ORIGINAL_POSITIONS = "original_positions.safetensors"
 """Beside weights whose position embeddings were resized for another image resolution: the table they were resized
@@ -64,7 +64,7 @@ def resize_matrix(
     return F.interpolate(units, size=size, mode="bicubic", align_corners=False, antialias=antialias)[0, 0]
 
 
-def _square(value: Any) -> tuple[int, int]:
+def _square(value: int | Sequence[int]) -> tuple[int, int]:
     height, width = value if isinstance(value, (list, tuple)) else (value, value)
     return int(height), int(width)
 
@@ -81,7 +81,7 @@ class PositionEmbeddings:
     adapters (peft) and gradient checkpointing wrap the tower as ever. The matrices are no parameters or buffers.
     """
 
-    def __init__(self, module: nn.Module, config: Any, scheme: _Scheme) -> None:
+    def __init__(self, module: nn.Module, config: PretrainedConfig, scheme: _Scheme) -> None:
         self.module = module
         self.patch = _square(config.patch_size)
         self.size = _square(config.image_size)
@@ -168,7 +168,7 @@ class PositionEmbeddings:
         return self.at_grid(height // self.patch[0], width // self.patch[1])[None]
 
     @contextmanager
-    def saved_for(self, resolution: int, config: Any, folder: Path) -> Iterator[None]:
+    def saved_for(self, resolution: int, config: PretrainedConfig, folder: Path) -> Iterator[None]:
         """Within it the module holds a table resized for ``resolution`` pixels and ``config`` (the tower's) says so, so
         that what is saved needs no interpolation; the original table is written to ``folder``. Afterwards parameter and
         config are the former ones again.
@@ -198,7 +198,7 @@ class PositionEmbeddings:
             setattr(owner, name, original)
             config.image_size = size
 
-    def restore_originals(self, folder: Path, config: Any) -> bool:
+    def restore_originals(self, folder: Path, config: PretrainedConfig) -> bool:
         """Take back the table that ``saved_for`` left in the folder this tower was loaded from, so that another
         resolution is resized from it and not from what was resized before; ``config`` (the tower's) then says its size.
 
@@ -240,7 +240,7 @@ class PositionEmbeddings:
         return load_file(path)["positions"].to(self.parameter.dtype) if path.is_file() else None
 
 
-def position_embeddings(vision_model: Any) -> PositionEmbeddings | None:
+def position_embeddings(vision_model: PreTrainedModel) -> PositionEmbeddings | None:
     """Those of an image tower, made ready for any size; None for a tower without ones that are known here.
 
     Args:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image
 
 from domainclip.errors import DataError
 
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
+
 TextPadding = Literal["causal", "masked", "fixed"]
 
 
-def position_limit(text_config: Any) -> int:
+def position_limit(text_config: PretrainedConfig) -> int:
     """Longest text that a tower has position embeddings for.
 
     Args:
@@ -41,7 +44,13 @@ class EncoderProcessor:
       ``max_length``; anything shorter gives other embeddings.
     """
 
-    def __init__(self, tokenizer: Any, image_processor: Any, text_padding: TextPadding, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: BaseImageProcessor,
+        text_padding: TextPadding,
+        max_length: int,
+    ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.text_padding: TextPadding = text_padding

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from domainclip.models.position_embeddings import PositionEmbeddings
 from domainclip.resolve.resolution import ResolutionRule
@@ -80,7 +81,7 @@ def tower_kind(vision_model: nn.Module) -> TowerKind:
     return "convolutional" if any(isinstance(m, BatchNorm) for m in vision_model.modules()) else "transformer"
 
 
-def resolution_rule(model: Any, positions: PositionEmbeddings | None, native: int) -> ResolutionRule:
+def resolution_rule(model: PreTrainedModel, positions: PositionEmbeddings | None, native: int) -> ResolutionRule:
     """Which resolutions the image tower of a ``transformers`` dual encoder takes.
 
     Multiples of the patch where its position embeddings can be resized. Another tower is tried at a larger size: one
@@ -105,7 +106,7 @@ def resolution_rule(model: Any, positions: PositionEmbeddings | None, native: in
 
 
 @torch.no_grad()
-def _takes(model: Any, resolution: int) -> bool:
+def _takes(model: PreTrainedModel, resolution: int) -> bool:
     """Try one black image."""
     modes = {module: module.training for module in model.modules()}
     model.eval()  # batch statistics stay as they are

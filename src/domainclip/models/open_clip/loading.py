@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, PretrainedConfig, PreTrainedModel
 
 from domainclip.errors import ModelLoadError
 from domainclip.models.dual_encoder import DualEncoder
@@ -144,7 +144,7 @@ def saved_open_clip_config(folder: Path) -> dict[str, Any] | None:
     return read_config(folder) if (folder / CONFIG).is_file() else None
 
 
-def load_model_config(folder: Path) -> Any:
+def load_model_config(folder: Path) -> PretrainedConfig:
     """The ``transformers`` config of a checkpoint.
 
     Args:
@@ -159,7 +159,7 @@ def load_model_config(folder: Path) -> Any:
     return transformers_config(read_config(folder)["model_cfg"], read_weights(folder), folder)
 
 
-def _load_model(folder: Path) -> Any:
+def _load_model(folder: Path) -> PreTrainedModel:
     model_cfg, weights = read_config(folder)["model_cfg"], read_weights(folder)
     wanted = transformers_config(model_cfg, weights, folder)
     with torch.random.fork_rng(devices=[]):
@@ -176,7 +176,7 @@ def _load_model(folder: Path) -> Any:
     return model.eval()
 
 
-def load_open_clip_processor(folder: Path, model_config: Any) -> EncoderProcessor:
+def load_open_clip_processor(folder: Path, model_config: PretrainedConfig) -> EncoderProcessor:
     """Tokenizer and image processor of a checkpoint.
 
     Args:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from domainclip.errors import ModelLoadError
 
@@ -70,14 +76,14 @@ def image_processor(preprocess_cfg: Mapping[str, Any], resolution: int, source: 
     )
 
 
-def _three(value: Any) -> list[float]:
-    return [float(v) for v in (value if isinstance(value, (list, tuple)) else [value] * 3)]
+def _three(value: float | Sequence[float]) -> list[float]:
+    return [float(value)] * 3 if isinstance(value, int | float) else [float(each) for each in value]
 
 
 # --- sentences ---
 
 
-def tokenizer(text_cfg: Mapping[str, Any], folder: Path) -> Any:
+def tokenizer(text_cfg: Mapping[str, Any], folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint in ``folder``: that of its files, else the one its config names, else CLIP's own
     vocabulary (here or from an installed open_clip), else CLIP's from the hub.
 
@@ -129,7 +135,7 @@ def special_tokens(text_cfg: Mapping[str, Any], folder: Path) -> dict[str, int]:
     return {"bos_token_id": int(found.bos_token_id), "eos_token_id": end, "pad_token_id": int(found.pad_token_id)}
 
 
-def _load(text_cfg: Mapping[str, Any], folder: Path) -> Any:
+def _load(text_cfg: Mapping[str, Any], folder: Path) -> PreTrainedTokenizerBase:
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
         return _from_files(folder)
     name = text_cfg.get("hf_tokenizer_name")
@@ -151,7 +157,7 @@ def _load(text_cfg: Mapping[str, Any], folder: Path) -> Any:
         ) from error
 
 
-def _from_files(folder: Path) -> Any:
+def _from_files(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, AttributeError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import BaseImageProcessor, PretrainedConfig
 
 from domainclip.errors import ConfigurationError
 from domainclip.files import write_json
@@ -55,7 +56,7 @@ def describe_as_open_clip(encoder: DualEncoder) -> dict[str, Any]:
     if words.eos_token_id != max(words.get_vocab().values()):  # else OpenCLIP's default, the highest, finds it
         pooling = {"pool_type": "eos", "eos_id": int(words.eos_token_id)}
 
-    def tower(cfg: Any) -> dict[str, Any]:
+    def tower(cfg: PretrainedConfig) -> dict[str, Any]:
         return {
             "layers": cfg.num_hidden_layers,
             "width": cfg.hidden_size,
@@ -87,7 +88,7 @@ def describe_as_open_clip(encoder: DualEncoder) -> dict[str, Any]:
     }
 
 
-def _preprocess_cfg(processor: Any) -> dict[str, Any]:
+def _preprocess_cfg(processor: BaseImageProcessor) -> dict[str, Any]:
     size = {key: value for key, value in dict(processor.size).items() if value is not None}
     crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
     if "shortest_edge" in size and crop is not None and size["shortest_edge"] != crop.get("height"):

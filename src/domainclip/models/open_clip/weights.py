@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from domainclip.errors import ModelLoadError
 
@@ -167,7 +167,7 @@ def _projection(theirs: list[str], ours: list[str], biases: list[bool]) -> list[
     ]
 
 
-def weight_names(config: Any, own_names: Iterable[str], custom_text: bool) -> list[Renamed]:
+def weight_names(config: PretrainedConfig, own_names: Iterable[str], custom_text: bool) -> list[Renamed]:
     """Every weight of a ``CLIPModel`` or a ``ProjectedDualEncoderModel`` of that config, whose state dict has
     ``own_names``, beside OpenCLIP's name for it.
 

@@ -16,6 +16,7 @@ from transformers import (
     AutoModel,
     CLIPConfig,
     CLIPImageProcessorPil,
+    PretrainedConfig,
     SiglipConfig,
     SiglipImageProcessorPil,
 )
@@ -57,7 +58,7 @@ def _clip(width: int, layers: int, heads: int, patch: int, resolution: int, text
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=text_width)
 
 
-ARCHITECTURES: dict[str, Callable[[], Any]] = {
+ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     "vit-b-32": lambda: _clip(768, 12, 12, 32, 224, 512),
     "vit-b-16": lambda: _clip(768, 12, 12, 16, 224, 512),
     "vit-l-14": lambda: _clip(1024, 24, 16, 14, 224, 768),
@@ -76,7 +77,7 @@ class ModelShape:
     """What ``DualEncoder`` is made of, weights aside."""
 
     name: str
-    config: Any
+    config: PretrainedConfig
     processor: EncoderProcessor
 
     @classmethod
