@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -23,6 +24,8 @@ from domainclip.metrics.classification import predicted_classes
 LOWEST, HIGHEST = 0.01, 10.0
 """Temperatures searched. A hundredth is CLIP's own limit (Radford et al. 2021, §2.5); at ten, cosines give
 probabilities that are all but equal."""
+BINS = 15
+"""Of confidences, for the calibration error."""
 FEW_ROWS = 100
 """Below this many rows a fitted temperature or a calibration error is mostly chance."""
 
@@ -42,8 +45,21 @@ class Calibration:
     problem: str | None = None
 
 
+def confidence_bins(confidence: Float[np.ndarray, " images"], bins: int = BINS) -> Int[np.ndarray, " images"]:
+    """The bin of each confidence: ``m`` for those in (m/M, (m+1)/M], M = ``bins``.
+
+    Args:
+        confidence: Highest probability of each image, in 0…1.
+        bins: How many.
+
+    Returns:
+        Numbers of bins, from 0.
+    """
+    return np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+
+
 def expected_calibration_error(
-    probabilities: Float[Tensor, "images classes"], targets: Int[Tensor, " images"], bins: int = 15
+    probabilities: Float[Tensor, "images classes"], targets: Int[Tensor, " images"], bins: int = BINS
 ) -> float:
     """How far the probability of the first choice is from the fraction of first choices that are right, in 0…1.
 
@@ -71,9 +87,8 @@ def expected_calibration_error(
         )
     confidence = probabilities.max(dim=1).values
     right = (predicted_classes(probabilities, targets) == targets).double()
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
     gaps = torch.zeros(bins, dtype=torch.float64)
-    gaps.index_add_(0, torch.bucketize(confidence, edges), right - confidence)
+    gaps.index_add_(0, torch.from_numpy(confidence_bins(confidence.numpy(), bins)), right - confidence)
     return float(gaps.abs().sum() / len(targets))
 
 

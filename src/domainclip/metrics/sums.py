@@ -12,6 +12,7 @@ from scipy.sparse import csr_array, hstack
 
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.metrics.bootstrap import Draws, Sums, divided, mean_draws, numbered
+from domainclip.metrics.calibration import BINS, confidence_bins
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.metric import METRICS, OWN_SECTION
 
@@ -20,7 +21,6 @@ RETRIEVAL_METRICS = ("mean_R@1", "i2t_R@1", "t2i_R@1")
 COMPARED_METRICS = CLASSIFICATION_METRICS + RETRIEVAL_METRICS
 """Names that ``unit_sums`` takes; all lie in 0…1 and more is better."""
 
-_BINS = 15  # of the calibration error, as in calibration.py
 _MOST = 10  # R@10 of ten candidates is 1 whatever the model does
 
 
@@ -124,9 +124,8 @@ def sums_of_scores(
     gaps = None
     if "ece" in names:
         confidence = np.exp(scores.log_probabilities).max(axis=1)
-        gaps = np.zeros((len(scores.targets), _BINS))
-        bins = np.digitize(confidence, np.linspace(0, 1, _BINS + 1)[1:-1], right=True)
-        gaps[np.arange(len(gaps)), bins] = (scores.targets == scores.predictions) - confidence
+        gaps = np.zeros((len(scores.targets), BINS))
+        gaps[np.arange(len(gaps)), confidence_bins(confidence)] = (scores.targets == scores.predictions) - confidence
     return class_sums(
         scores.targets, scores.predictions, scores.labels, names, in_five=in_five, gaps=gaps, ordinals=ordinals
     )
