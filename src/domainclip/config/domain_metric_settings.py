@@ -15,30 +15,30 @@ MetricsDomain = Literal["medical", "industrial", "scientific", "general"]
 class DomainMetricSettings(Settings):
     evaluation_metrics: Literal["auto", "medical", "industrial", "scientific", "general"] = key(
         "auto",
+        "evaluation",
+        "Whose terms results are also given in; auto: the domain's.",
         title="Evaluation metrics",
-        description="Whose terms results are also given in; auto: the domain's.",
-        section="evaluation",
         changes_weights=False,
     )
     label_order: list[str] | None = key(
         None,
+        "evaluation",
+        "Ordinal classes, from the lowest to the highest: adds quadratic kappa.",
         min_length=2,
-        description="Ordinal classes, from the lowest to the highest: adds quadratic kappa.",
-        section="evaluation",
         changes_weights=False,
     )
     normal_label: str | list[str] | None = key(
         None,
-        description="Class (or classes) without a defect; null: guessed from names such as good, normal, ok.",
-        section="evaluation",
+        "evaluation",
+        "Class (or classes) without a defect; null: guessed from names such as good, normal, ok.",
         changes_weights=False,
     )
     bootstrap_resamples: int = key(
         1000,
+        "evaluation",
+        "Resamples behind the 95 % intervals of these figures; 0: no intervals.",
         ge=0,
         le=100_000,
-        description="Resamples behind the 95 % intervals of these figures; 0: no intervals.",
-        section="evaluation",
         changes_weights=False,
     )
 

@@ -69,9 +69,9 @@ class KeyFacts:
 
 def key(
     default: Any,
-    *,
     section: Section,
     description: str,
+    *,
     changes_weights: bool = True,
     one_run: bool = False,
     search: Search | str | None = None,
@@ -82,9 +82,9 @@ def key(
 
     Args:
         default: what holds when nothing better is known.
-        section: see ``KeyFacts``; so are the four below.
+        section: see ``KeyFacts``.
         description: one line that is also the help text.
-        changes_weights: False for what training does not depend on.
+        changes_weights: see ``KeyFacts``, as for the three below; False for what training does not depend on.
         one_run: True for what no domain may set.
         search: left out, the user says between what; a key that changes no weight cannot be searched.
         common: True for what is shown first.

@@ -19,39 +19,25 @@ METRICS = ("cosine", "dot", "euclidean", "bilinear")
 class TemperatureSettings(Settings):
     temperature: float = key(
         0.07,
+        "loss",
+        "Divides the similarities; set, it overwrites the model's own.",
         gt=0,
-        description="Divides the similarities; set, it overwrites the model's own.",
-        section="loss",
         search=Search(0.5, 4, log=True, relative=True),
     )
     learnable_temp: bool = key(
-        False,
-        description="Train a temperature that was set here.",
-        section="loss",
-        search=Search(choices=(True, False)),
+        False, "loss", "Train a temperature that was set here.", search=Search(choices=(True, False))
     )
-    temperature_scheduling: bool = key(False, description="Change the temperature during training.", section="loss")
+    temperature_scheduling: bool = key(False, "loss", "Change the temperature during training.")
     temperature_schedule_type: Literal["warmup", "constant", "cosine", "exponential", "adaptive"] = key(
-        "warmup", title="Temperature schedule", description="How the temperature changes.", section="loss"
+        "warmup", "loss", "How the temperature changes.", title="Temperature schedule"
     )
-    min_temp: float = key(
-        0.01, gt=0, title="Lowest temperature", description="A schedule goes no lower.", section="loss"
-    )
-    max_temp: float = key(
-        0.1, gt=0, title="Highest temperature", description="A schedule goes no higher.", section="loss"
-    )
+    min_temp: float = key(0.01, "loss", "A schedule goes no lower.", gt=0, title="Lowest temperature")
+    max_temp: float = key(0.1, "loss", "A schedule goes no higher.", gt=0, title="Highest temperature")
     temp_decay_rate: float = key(
-        0.95,
-        gt=0,
-        lt=1,
-        description="Factor per hundredth of the training (exponential) or per change (adaptive).",
-        section="loss",
+        0.95, "loss", "Factor per hundredth of the training (exponential) or per change (adaptive).", gt=0, lt=1
     )
     temp_warmup_steps: int | None = key(
-        None,
-        gt=0,
-        description="Steps over which a warmup schedule rises; null: a tenth of the training.",
-        section="loss",
+        None, "loss", "Steps over which a warmup schedule rises; null: a tenth of the training.", gt=0
     )
 
     @model_validator(mode="after")
@@ -64,117 +50,82 @@ class TemperatureSettings(Settings):
 class LossSettings(TemperatureSettings):
     plugins: list[str] = key(
         [],
-        description="Modules or .py files to import first: those that register objectives or metrics of your own.",
-        section="run",
+        "run",
+        "Modules or .py files to import first: those that register objectives or metrics of your own.",
         one_run=True,
     )
     loss_type: str = key(
         "contrastive",
+        "loss",
+        "Name of the training objective.",
         min_length=1,
-        description="Name of the training objective.",
-        section="loss",
         search=Search(
             choices=("contrastive", "multi_positive", "hard_negative", "sigmoid", "domain_specific"), steers=True
         ),
     )
     objectives: dict[str, float] = key(
-        {},
-        description="For loss_type combined: the objectives of the weighted sum, each with its weight.",
-        section="loss",
+        {}, "loss", "For loss_type combined: the objectives of the weighted sum, each with its weight."
     )
     loss_balancing: Literal["fixed", "uncertainty", "gradient_norm"] = key(
-        "fixed",
-        title="Loss balancing",
-        description="How the weights of a weighted sum change during training.",
-        section="loss",
+        "fixed", "loss", "How the weights of a weighted sum change during training.", title="Loss balancing"
     )
     label_smoothing: float = key(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Fraction of the target spread over all candidates.",
-        section="loss",
-        search=Search(0.0, 0.2),
+        0.0, "loss", "Fraction of the target spread over all candidates.", ge=0, lt=1, search=Search(0.0, 0.2)
     )
     sigmoid_bias: float | None = key(
-        None,
-        description="Bias of the sigmoid objective; null: the model's own, or else set from the first batch.",
-        section="loss",
+        None, "loss", "Bias of the sigmoid objective; null: the model's own, or else set from the first batch."
     )
-    hard_negative_ratio: float = key(
-        0.5, gt=0, le=1, description="Fraction of the negatives that are mined.", section="loss"
-    )
+    hard_negative_ratio: float = key(0.5, "loss", "Fraction of the negatives that are mined.", gt=0, le=1)
     hard_negative_mining_strategy: Literal["semi-hard", "hard", "weighted"] = key(
         "semi-hard",
+        "loss",
+        "How negatives are mined.",
         title="Mining strategy",
-        description="How negatives are mined.",
-        section="loss",
         search=Search(choices=("semi-hard", "hard", "weighted"), steers=True),
     )
     hard_negative_weight: float = key(
-        2.0, ge=1, description="How many times a mined negative counts.", section="loss", search=Search(1.0, 8.0)
+        2.0, "loss", "How many times a mined negative counts.", ge=1, search=Search(1.0, 8.0)
     )
     hardness_strength: float = key(
         1.0,
+        "loss",
+        "How fast a negative's weight grows with its similarity (weighted mining, domain_specific).",
         ge=0,
-        description="How fast a negative's weight grows with its similarity (weighted mining, domain_specific).",
-        section="loss",
         search=Search(0.0, 4.0),
     )
     hardness_warmup: float = key(
-        0.1,
-        ge=0,
-        le=1,
-        description="Fraction of the training over which hardness rises from nothing to the whole.",
-        section="loss",
+        0.1, "loss", "Fraction of the training over which hardness rises from nothing to the whole.", ge=0, le=1
     )
-    domain_weight: float = key(
-        1.0, ge=0, description="Weight of the domain's own term in the objective.", section="loss"
-    )
+    domain_weight: float = key(1.0, "loss", "Weight of the domain's own term in the objective.", ge=0)
     margin: float = key(
         0.05,
+        "loss",
+        "How much more similar a positive must be, in units of similarity (medical objective).",
         ge=0,
-        description="How much more similar a positive must be, in units of similarity (medical objective).",
-        section="loss",
         search=Search(0.0, 0.2),
     )
     soft_target_fraction: float = key(
         0.2,
+        "loss",
+        "Fraction of the target spread over like captions (scientific objective).",
         ge=0,
         lt=1,
-        description="Fraction of the target spread over like captions (scientific objective).",
-        section="loss",
         search=Search(0.0, 0.5),
     )
-    multi_scale_scales: list[PositiveFloat] = key(
-        [1.0, 0.75, 0.5], min_length=1, description="Temperature scales.", section="loss"
-    )
-    multi_scale_weights: list[NonNegativeFloat] = key(
-        [1.0, 0.75, 0.5], min_length=1, description="Weight of each scale.", section="loss"
-    )
+    multi_scale_scales: list[PositiveFloat] = key([1.0, 0.75, 0.5], "loss", "Temperature scales.", min_length=1)
+    multi_scale_weights: list[NonNegativeFloat] = key([1.0, 0.75, 0.5], "loss", "Weight of each scale.", min_length=1)
     resolution_scales: list[PositiveFloat] = key(
-        [1.0, 0.5],
-        min_length=1,
-        description="Resolutions of the image, as fractions, that multi_resolution trains on.",
-        section="loss",
+        [1.0, 0.5], "loss", "Resolutions of the image, as fractions, that multi_resolution trains on.", min_length=1
     )
     consistency_weight: float = key(
-        0.1, ge=0, description="Weight of the agreement between resolutions (multi_resolution).", section="loss"
+        0.1, "loss", "Weight of the agreement between resolutions (multi_resolution).", ge=0
     )
     similarity_metric: str = key(
-        "cosine",
-        min_length=1,
-        description="How two embeddings are compared: cosine, dot, euclidean, bilinear.",
-        section="loss",
+        "cosine", "loss", "How two embeddings are compared: cosine, dot, euclidean, bilinear.", min_length=1
     )
-    normalize_embeddings: bool = key(
-        True, description="Bring embeddings to length 1 before comparing them.", section="loss"
-    )
+    normalize_embeddings: bool = key(True, "loss", "Bring embeddings to length 1 before comparing them.")
     loss_chunk_size: int | None = key(
-        None,
-        gt=0,
-        description="Rows of the similarity matrix held at once; null: all of them up to 4096 pairs.",
-        section="loss",
+        None, "loss", "Rows of the similarity matrix held at once; null: all of them up to 4096 pairs.", gt=0
     )
 
     @field_validator("similarity_metric")

@@ -16,77 +16,65 @@ _OF_RETENTION_DATA = ("retention_rows", "rehearsal_strength", "rehearsal_rows", 
 class ReferenceSettings(Settings):
     retention_data: list[str] | None = key(
         None,
+        "run",
+        "Tables or folders from outside the domain, to see what the model keeps of it.",
         min_length=1,
-        description="Tables or folders from outside the domain, to see what the model keeps of it.",
-        section="run",
         changes_weights=False,
         one_run=True,
     )
     retention_rows: int = key(
         300,
+        "training",
+        "Validation rows of each reference set: at most these, and half of its training side.",
         gt=1,
-        description="Validation rows of each reference set: at most these, and half of its training side.",
-        section="training",
         changes_weights=False,
     )
     rehearsal_strength: float | None = key(
-        None,
-        ge=0,
-        description="Weight of keeping embeddings of retention_data's other training rows; null: 10.",
-        section="training",
+        None, "training", "Weight of keeping embeddings of retention_data's other training rows; null: 10.", ge=0
     )
     rehearsal_rows: int = key(
-        400,
-        gt=1,
-        description="Rows taken for that, at most, from each reference set's training side.",
-        section="training",
+        400, "training", "Rows taken for that, at most, from each reference set's training side.", gt=1
     )
     wise_ft: bool | None = key(
         None,
-        description="Save a mean of the initial and the trained weights; null: where retention_data is given.",
-        section="training",
+        "training",
+        "Save a mean of the initial and the trained weights; null: where retention_data is given.",
         changes_weights=False,
     )
     wise_ft_alpha: float | Literal["auto"] | None = key(
         None,
-        description="Fraction of the trained weights in it, in [0, 1]; auto: chosen on validation rows.",
-        section="training",
+        "training",
+        "Fraction of the trained weights in it, in [0, 1]; auto: chosen on validation rows.",
         changes_weights=False,
     )
     wise_ft_batch_norm: Literal["auto", "recompute", "interpolate"] = key(
         "auto",
+        "training",
+        "Statistics between the two ends: of images sent through again (auto), or the ends' mean.",
         title="Batch norm of the mean",
-        description="Statistics between the two ends: of images sent through again (auto), or the ends' mean.",
-        section="training",
         changes_weights=False,
     )
     max_forgetting: float = key(
         0.03,
+        "training",
+        "Fraction of the mean accuracy on reference sets that may be lost (0.03: 3 points).",
         ge=0,
         le=1,
-        description="Fraction of the mean accuracy on reference sets that may be lost (0.03: 3 points).",
-        section="training",
         changes_weights=False,
     )
     min_gain_kept: float = key(
         0.9,
+        "training",
+        "Fraction of the domain's gain that wise_ft_alpha=auto must keep.",
         ge=0,
         le=1,
-        description="Fraction of the domain's gain that wise_ft_alpha=auto must keep.",
-        section="training",
         changes_weights=False,
     )
     l2sp_strength: float = key(
-        0.0,
-        ge=0,
-        description="Pull of the towers' weights to where they started: half of it times the distance².",
-        section="training",
+        0.0, "training", "Pull of the towers' weights to where they started: half of it times the distance².", ge=0
     )
     distillation_strength: float = key(
-        0.0,
-        ge=0,
-        description="Weight of keeping the batch's embeddings near those of the initial model (cosine).",
-        section="training",
+        0.0, "training", "Weight of keeping the batch's embeddings near those of the initial model (cosine).", ge=0
     )
 
     @field_validator("retention_data", mode="before")

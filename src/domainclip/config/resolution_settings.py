@@ -19,20 +19,20 @@ _SMALLEST_RESOLUTION, _LARGEST_RESOLUTION = 16, 4096
 class ResolutionSettings(Settings):
     resolution_schedule: dict[float, int] | Literal["auto"] | None = key(
         None,
-        description="Resolution of the training images from each fraction of the training on, as {0:96,0.5:128}; "
+        "training",
+        "Resolution of the training images from each fraction of the training on, as {0:96,0.5:128}; "
         "auto: three resolutions that rise to image_resolution.",
-        section="training",
     )
     resolution_schedule_by: Literal["fraction", "epoch"] = key(
         "fraction",
+        "training",
+        "Whether resolution_schedule counts in fractions of the training or in epochs from 0.",
         title="Unit of the resolution schedule",
-        description="Whether resolution_schedule counts in fractions of the training or in epochs from 0.",
-        section="training",
     )
     training_resolutions: dict[int, float] | None = key(
         None,
-        description="Resolutions of which each batch draws one at random, as [128,160] or with weights {128:1,160:3}.",
-        section="training",
+        "training",
+        "Resolutions of which each batch draws one at random, as [128,160] or with weights {128:1,160:3}.",
     )
 
     @field_validator("resolution_schedule", mode="before")
@@ -98,9 +98,7 @@ class ResolutionSettings(Settings):
 
 class BatchScheduleSettings(Settings):
     batch_size_schedule: dict[int, int] | None = key(
-        None,
-        description="Pairs in the contrastive batch from each optimizer step on, as {0:64,500:256}.",
-        section="training",
+        None, "training", "Pairs in the contrastive batch from each optimizer step on, as {0:64,500:256}."
     )
 
     @field_validator("batch_size_schedule", mode="before")

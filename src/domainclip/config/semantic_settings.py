@@ -13,36 +13,36 @@ from domainclip.config.key_facts import SAME_FOR_ALL, key
 class SemanticSettings(Settings):
     class_hierarchy: str | dict[str, Any] | None = key(
         None,
-        description="Hierarchy of classes (nested mapping, or a YAML or JSON file of one): says how near misses are.",
-        section="evaluation",
+        "evaluation",
+        "Hierarchy of classes (nested mapping, or a YAML or JSON file of one): says how near misses are.",
         changes_weights=False,
     )
     document_col: str | None = key(
         None,
+        "evaluation",
+        "Column with the paper or report a row is from, in place of group_col: a text of it is a hit.",
         min_length=1,
-        description="Column with the paper or report a row is from, in place of group_col: a text of it is a hit.",
-        section="evaluation",
         search=SAME_FOR_ALL,
     )
     terminology: bool | None = key(
         None,
-        description="Score the text tower on the domain's glossary; null: where the captions use its terms.",
-        section="evaluation",
+        "evaluation",
+        "Score the text tower on the domain's glossary; null: where the captions use its terms.",
         changes_weights=False,
     )
     error_analysis: bool = key(
         False,
-        description="After training, write error_analysis.html: hits, misses and confident errors to look at.",
-        section="evaluation",
+        "evaluation",
+        "After training, write error_analysis.html: hits, misses and confident errors to look at.",
         changes_weights=False,
     )
     error_analysis_images: int = key(
         24,
+        "evaluation",
+        "Images in each section of it, at most.",
         gt=0,
         le=500,
         title="Images of an error analysis",
-        description="Images in each section of it, at most.",
-        section="evaluation",
         changes_weights=False,
     )
 

@@ -37,10 +37,10 @@ DEFAULT_TEMPLATES = (
 class SeedSettings(Settings):
     seed: int = key(
         42,
+        "data",
+        "Seed of every random choice: splits, order, augmentation, dropout.",
         ge=0,
         lt=2**32,
-        description="Seed of every random choice: splits, order, augmentation, dropout.",
-        section="data",
         one_run=True,
         search=SAME_FOR_ALL,
     )
@@ -49,205 +49,150 @@ class SeedSettings(Settings):
 class ModelSettings(SeedSettings):
     model_name: str = key(
         "openai/clip-vit-base-patch32",
-        min_length=1,
-        description="Hub name or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
+        "model",
+        "Hub name or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
         "a directory); 'tiny' makes a random one.",
-        section="model",
+        min_length=1,
         one_run=True,
     )
-    vision_model_name: str | None = key(
-        None, description="Image backbone to join with text_model_name.", section="model", one_run=True
-    )
-    text_model_name: str | None = key(
-        None, description="Text backbone to join with vision_model_name.", section="model", one_run=True
-    )
+    vision_model_name: str | None = key(None, "model", "Image backbone to join with text_model_name.", one_run=True)
+    text_model_name: str | None = key(None, "model", "Text backbone to join with vision_model_name.", one_run=True)
     save_open_clip: bool | None = key(
         None,
-        description="Write the model as an OpenCLIP checkpoint, too; null: where it was loaded from one.",
-        section="training",
+        "training",
+        "Write the model as an OpenCLIP checkpoint, too; null: where it was loaded from one.",
         changes_weights=False,
     )
     freeze_batch_norm: bool | None = key(
-        None,
-        description="Keep the stored batch-norm statistics in training; null: only where micro-batches need it.",
-        section="training",
+        None, "training", "Keep the stored batch-norm statistics in training; null: only where micro-batches need it."
     )
 
 
 class DataSettings(SeedSettings):
     domain: str = key(
         "general",
-        description="A shipped domain (`domainclip domain list`) or the path of a YAML file: what images, captions, "
+        "data",
+        "A shipped domain (`domainclip domain list`) or the path of a YAML file: what images, captions, "
         "training and evaluation of a domain want.",
-        section="data",
         one_run=True,
         search=Search(steers=True),
     )
     data_path: str = key(
         "data",
+        "data",
+        "A table, a directory, or a Hugging Face data set.",
         min_length=1,
-        description="A table, a directory, or a Hugging Face data set.",
-        section="data",
         changes_weights=False,
         one_run=True,
     )
     image_col: str = key(
-        "image_path",
-        min_length=1,
-        description="Column (key) with the image's path.",
-        section="data",
-        one_run=True,
-        search=SAME_FOR_ALL,
+        "image_path", "data", "Column (key) with the image's path.", min_length=1, one_run=True, search=SAME_FOR_ALL
     )
     caption_col: str = key(
-        "caption",
-        min_length=1,
-        description="Column (key) with the caption.",
-        section="data",
-        one_run=True,
-        search=SAME_FOR_ALL,
+        "caption", "data", "Column (key) with the caption.", min_length=1, one_run=True, search=SAME_FOR_ALL
     )
     label_col: str = key(
         "label",
+        "data",
+        "Column (key) with the class, if there is one.",
         min_length=1,
-        description="Column (key) with the class, if there is one.",
-        section="data",
         one_run=True,
         search=SAME_FOR_ALL,
     )
     group_col: str = key(
         "group",
+        "data",
+        "Column whose values never straddle splits (patient…).",
         min_length=1,
-        description="Column whose values never straddle splits (patient…).",
-        section="data",
         one_run=True,
         search=SAME_FOR_ALL,
     )
     train_split: float = key(
         0.8,
+        "data",
+        "Fraction of rows for training where no split is given.",
         gt=0,
         le=1,
-        description="Fraction of rows for training where no split is given.",
-        section="data",
         one_run=True,
         search=SAME_FOR_ALL,
     )
     val_split: float = key(
-        0.1,
-        ge=0,
-        lt=1,
-        description="Fraction for validation (chooses the checkpoint).",
-        section="data",
-        one_run=True,
-        search=SAME_FOR_ALL,
+        0.1, "data", "Fraction for validation (chooses the checkpoint).", ge=0, lt=1, one_run=True, search=SAME_FOR_ALL
     )
     test_split: float = key(
-        0.1,
-        ge=0,
-        lt=1,
-        description="Fraction for the test (only reported).",
-        section="data",
-        one_run=True,
-        search=SAME_FOR_ALL,
+        0.1, "data", "Fraction for the test (only reported).", ge=0, lt=1, one_run=True, search=SAME_FOR_ALL
     )
     strict: bool = key(
-        False,
-        description="Stop at the first bad image or row instead of skipping it.",
-        section="data",
-        changes_weights=False,
-        one_run=True,
+        False, "data", "Stop at the first bad image or row instead of skipping it.", changes_weights=False, one_run=True
     )
     max_image_pixels: int = key(
         178_956_970,
+        "training",
+        "Larger images are refused before decoding, in pixels.",
         gt=0,
         le=178_956_970,
-        description="Larger images are refused before decoding, in pixels.",
-        section="training",
         search=SAME_FOR_ALL,
     )
     num_workers: int = key(
         4,
+        "machine",
+        "Processes that read images; 0 reads beside the training.",
         ge=0,
         le=128,
-        description="Processes that read images; 0 reads beside the training.",
-        section="machine",
         changes_weights=False,
         one_run=True,
     )
     image_cache_mb: int = key(
         2048,
+        "machine",
+        "Memory for decoded images kept across epochs, in MiB.",
         ge=0,
-        description="Memory for decoded images kept across epochs, in MiB.",
-        section="machine",
         changes_weights=False,
         one_run=True,
     )
-    shuffle: bool = key(True, description="Draw the training rows in a new order each epoch.", section="training")
+    shuffle: bool = key(True, "training", "Draw the training rows in a new order each epoch.")
     image_resolution: int = key(
-        224, ge=16, le=4096, description="Resolution of the image given to the model, in pixels.", section="training"
+        224, "training", "Resolution of the image given to the model, in pixels.", ge=16, le=4096
     )
     auto_resolution: bool = key(
-        False,
-        description="Choose image_resolution from the images' sizes, the memory and wanted_throughput.",
-        section="training",
+        False, "training", "Choose image_resolution from the images' sizes, the memory and wanted_throughput."
     )
     wanted_throughput: float | None = key(
-        None,
-        gt=0,
-        description="Images a second in training that auto_resolution keeps to; null: as many as it gets.",
-        section="training",
+        None, "training", "Images a second in training that auto_resolution keeps to; null: as many as it gets.", gt=0
     )
-    max_sequence_length: int = key(
-        77, ge=4, le=8192, description="Longest caption in tokens; longer ones are cut.", section="training"
-    )
+    max_sequence_length: int = key(77, "training", "Longest caption in tokens; longer ones are cut.", ge=4, le=8192)
     positives: Literal["auto", "caption", "statement", "label"] = key(
         "auto",
-        description="Rows that are each other's positives: equal caption, equal statement (case, punctuation, "
+        "training",
+        "Rows that are each other's positives: equal caption, equal statement (case, punctuation, "
         "filler words and the order of phrases aside), or equal label.",
-        section="training",
     )
     image_preprocessing: ImagePreprocessing | None = key(
-        None,
-        description="Steps before the resize (window, border, light, contrast, tiles); null: the domain's.",
-        section="images",
+        None, "images", "Steps before the resize (window, border, light, contrast, tiles); null: the domain's."
     )
     text_preprocessing: TextPreprocessing | None = key(
-        None,
-        description="Steps before the tokenizer (spelling, abbreviations, length); null: the domain's.",
-        section="texts",
+        None, "texts", "Steps before the tokenizer (spelling, abbreviations, length); null: the domain's."
     )
     augment_images: bool = key(
-        True, description="Random crops, flips where harmless, and light jitter in training.", section="augmentation"
+        True, "augmentation", "Random crops, flips where harmless, and light jitter in training."
     )
-    augment_text: bool = key(
-        False, description="Also show the label as a prompt in place of some captions.", section="augmentation"
-    )
+    augment_text: bool = key(False, "augmentation", "Also show the label as a prompt in place of some captions.")
     crop_scale: float = key(
-        0.7,
-        gt=0,
-        le=1,
-        description="Smallest fraction of the image's area a random crop keeps.",
-        section="augmentation",
+        0.7, "augmentation", "Smallest fraction of the image's area a random crop keeps.", gt=0, le=1
     )
-    horizontal_flip: bool = key(False, description="Mirror left and right in augmentation.", section="augmentation")
-    vertical_flip: bool = key(False, description="Mirror top and bottom in augmentation.", section="augmentation")
-    rotate90: bool = key(False, description="Turn by multiples of 90 degrees in augmentation.", section="augmentation")
+    horizontal_flip: bool = key(False, "augmentation", "Mirror left and right in augmentation.")
+    vertical_flip: bool = key(False, "augmentation", "Mirror top and bottom in augmentation.")
+    rotate90: bool = key(False, "augmentation", "Turn by multiples of 90 degrees in augmentation.")
     hard_negative_batch_fraction: float = key(
         0.0,
+        "training",
+        "Fraction of each batch chosen among the hard negatives of the rest, anew each epoch.",
         ge=0,
         le=1,
-        description="Fraction of each batch chosen among the hard negatives of the rest, anew each epoch.",
-        section="training",
     )
-    hard_negative_neighbours: int = key(
-        8, gt=0, description="Hardest rows remembered for each row.", section="training"
-    )
+    hard_negative_neighbours: int = key(8, "training", "Hardest rows remembered for each row.", gt=0)
     color_jitter: float = key(
-        0.1,
-        ge=0,
-        le=1,
-        description="Strength of brightness and contrast jitter, as a fraction.",
-        section="augmentation",
+        0.1, "augmentation", "Strength of brightness and contrast jitter, as a fraction.", ge=0, le=1
     )
 
     @field_validator("domain")
@@ -289,25 +234,17 @@ class DataSettings(SeedSettings):
 class AdapterSettings(Settings):
     lora_r: int | None = key(
         None,
+        "training",
+        "Rank of LoRA adapters, trained in place of the towers' weights (8 suits small data).",
         gt=0,
-        description="Rank of LoRA adapters, trained in place of the towers' weights (8 suits small data).",
-        section="training",
         common=True,
     )
     lora_alpha: float = key(
-        16.0,
-        gt=0,
-        description="An adapter's update is scaled by this over lora_r: another rank needs no other rate.",
-        section="training",
+        16.0, "training", "An adapter's update is scaled by this over lora_r: another rank needs no other rate.", gt=0
     )
-    lora_dropout: float = key(
-        0.05, ge=0, lt=1, description="Fraction of an adapter's inputs dropped in training.", section="training"
-    )
+    lora_dropout: float = key(0.05, "training", "Fraction of an adapter's inputs dropped in training.", ge=0, lt=1)
     target_modules: list[str] | None = key(
-        None,
-        min_length=1,
-        description="Names, or their endings, of adapted layers; null: all of both transformers.",
-        section="training",
+        None, "training", "Names, or their endings, of adapted layers; null: all of both transformers.", min_length=1
     )
 
     @model_validator(mode="after")
@@ -320,82 +257,61 @@ class AdapterSettings(Settings):
 class OptimizerSettings(AdapterSettings):
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = key(
         "adamw",
+        "training",
+        "adafactor and adamw_8bit (CUDA only) keep a fraction of AdamW's memory.",
         title="Optimizer",
-        description="adafactor and adamw_8bit (CUDA only) keep a fraction of AdamW's memory.",
-        section="training",
     )
     learning_rate: float = key(
         5e-5,
+        "training",
+        "Peak rate of a transformer tower (AdamW).",
         gt=0,
-        description="Peak rate of a transformer tower (AdamW).",
-        section="training",
         search=Search(0.1, 10, log=True, relative=True),
         common=True,
     )
     image_learning_rate: float | None = key(
-        None, gt=0, description="Peak rate of the image tower (of its adapters, where it has any).", section="training"
+        None, "training", "Peak rate of the image tower (of its adapters, where it has any).", gt=0
     )
     text_learning_rate: float | None = key(
-        None, gt=0, description="Peak rate of the text tower (of its adapters, where it has any).", section="training"
+        None, "training", "Peak rate of the text tower (of its adapters, where it has any).", gt=0
     )
     small_data: bool | None = key(
-        None,
-        description="Hold the towers' lower layers back, decay more, stop early; null: with under 1,000 pairs.",
-        section="training",
+        None, "training", "Hold the towers' lower layers back, decay more, stop early; null: with under 1,000 pairs."
     )
     num_epochs: int = key(
-        10,
-        gt=0,
-        title="Number of epochs",
-        description="Passes over the training rows.",
-        section="training",
-        search=BUDGET,
-        common=True,
+        10, "training", "Passes over the training rows.", gt=0, title="Number of epochs", search=BUDGET, common=True
     )
     max_steps: int | None = key(
-        None,
-        gt=0,
-        description="Stop after this many optimizer steps, if that comes first.",
-        section="training",
-        search=BUDGET,
+        None, "training", "Stop after this many optimizer steps, if that comes first.", gt=0, search=BUDGET
     )
-    warmup_steps: int = key(
-        500, ge=0, description="Steps over which the rate rises linearly from zero.", section="training"
-    )
+    warmup_steps: int = key(500, "training", "Steps over which the rate rises linearly from zero.", ge=0)
     min_learning_rate_ratio: float = key(
-        0.0, ge=0, le=1, description="Where the cosine ends, as a fraction of the peak.", section="training"
+        0.0, "training", "Where the cosine ends, as a fraction of the peak.", ge=0, le=1
     )
     weight_decay: float = key(
         0.01,
+        "training",
+        "Decay of weight matrices (never of norms, biases, the scale).",
         ge=0,
-        description="Decay of weight matrices (never of norms, biases, the scale).",
-        section="training",
         search=Search(1e-3, 0.3, log=True),
         common=True,
     )
-    adam_beta1: float = key(0.9, ge=0, lt=1, description="AdamW's decay of the gradient's mean.", section="training")
-    adam_beta2: float = key(0.98, ge=0, lt=1, description="AdamW's decay of the gradient's square.", section="training")
-    adam_epsilon: float = key(1e-6, gt=0, description="AdamW's epsilon.", section="training")
-    max_grad_norm: float = key(
-        1.0, gt=0, description="Gradients are scaled down to this global norm.", section="training"
-    )
+    adam_beta1: float = key(0.9, "training", "AdamW's decay of the gradient's mean.", ge=0, lt=1)
+    adam_beta2: float = key(0.98, "training", "AdamW's decay of the gradient's square.", ge=0, lt=1)
+    adam_epsilon: float = key(1e-6, "training", "AdamW's epsilon.", gt=0)
+    max_grad_norm: float = key(1.0, "training", "Gradients are scaled down to this global norm.", gt=0)
     ema_fraction: float = key(
         0.1,
+        "training",
+        "Validated and saved are weights averaged over so much of all steps; 0: the latest.",
         ge=0,
         lt=1,
-        description="Validated and saved are weights averaged over so much of all steps; 0: the latest.",
-        section="training",
     )
     layer_decay: float = key(
-        1.0,
-        gt=0,
-        le=1,
-        description="Each layer nearer the input learns this much slower.",
-        section="training",
-        common=True,
+        1.0, "training", "Each layer nearer the input learns this much slower.", gt=0, le=1, common=True
     )
-    lock_image: bool = key(False, description="Do not train the image tower.", section="training", common=True)
-    lock_text: bool = key(False, description="Do not train the text tower.", section="training", common=True)
+    lock_image: bool = key(False, "training", "Do not train the image tower.", common=True)
+    lock_text: bool = key(False, "training", "Do not train the text tower.", common=True)
 
     @model_validator(mode="after")
     def _something_learns(self) -> Self:
@@ -405,56 +321,42 @@ class OptimizerSettings(AdapterSettings):
 
 
 class MemorySettings(Settings):
-    batch_size: int | None = key(
-        None, gt=0, description="Pairs a device step; null: from the rows, at most 256.", section="training"
-    )
+    batch_size: int | None = key(None, "training", "Pairs a device step; null: from the rows, at most 256.", gt=0)
     gradient_accumulation_steps: int = key(
-        1,
-        gt=0,
-        description="The contrastive batch is batch_size times this (GradCache: one loss over all of it).",
-        section="training",
+        1, "training", "The contrastive batch is batch_size times this (GradCache: one loss over all of it).", gt=0
     )
     mini_batch_size: int | None = key(
-        None, gt=0, description="Pairs of a micro-batch (GradCache); null: as many as memory holds.", section="training"
+        None, "training", "Pairs of a micro-batch (GradCache); null: as many as memory holds.", gt=0
     )
     memory_fraction: float | None = key(
         None,
+        "machine",
+        "Fraction of the memory available at the start that training may fill; null: 0.8.",
         gt=0,
         le=1,
-        description="Fraction of the memory available at the start that training may fill; null: 0.8.",
-        section="machine",
         changes_weights=False,
         one_run=True,
     )
-    mixed_precision: bool = key(
-        True, description="Let the device's policy choose; false means float32.", section="training"
-    )
-    precision: Literal["fp32", "bf16", "fp16"] | None = key(
-        None, description="Precision of the towers.", section="training"
-    )
+    mixed_precision: bool = key(True, "training", "Let the device's policy choose; false means float32.")
+    precision: Literal["fp32", "bf16", "fp16"] | None = key(None, "training", "Precision of the towers.")
     gradient_checkpointing: bool | None = key(
         None,
-        description="Compute each block again backward instead of keeping its activations; null: only where one pair "
+        "training",
+        "Compute each block again backward instead of keeping its activations; null: only where one pair "
         "would not fit otherwise.",
-        section="training",
     )
     attention: Literal["auto", "sdpa", "sliced", "eager"] = key(
         "auto",
+        "training",
+        "sliced never keeps the attention matrix; auto takes it where the device's own kernel would.",
         title="Attention",
-        description="sliced never keeps the attention matrix; auto takes it where the device's own kernel would.",
-        section="training",
     )
     attention_slice_size: int | None = key(
-        None,
-        gt=0,
-        description="Queries in a block of sliced attention; null: chosen from lengths and memory.",
-        section="training",
+        None, "training", "Queries in a block of sliced attention; null: chosen from lengths and memory.", gt=0
     )
-    use_mps: bool = key(
-        True, description="Use Apple's GPU where there is one.", section="machine", one_run=True, search=SAME_FOR_ALL
-    )
+    use_mps: bool = key(True, "machine", "Use Apple's GPU where there is one.", one_run=True, search=SAME_FOR_ALL)
     device: Literal["mps", "cuda", "cpu"] | None = key(
-        None, description="Insist on a device.", section="machine", one_run=True, search=SAME_FOR_ALL
+        None, "machine", "Insist on a device.", one_run=True, search=SAME_FOR_ALL
     )
 
     @model_validator(mode="after")
@@ -468,55 +370,51 @@ class MemorySettings(Settings):
 
 
 class EvaluationSettings(DomainMetricSettings, SemanticSettings):
-    eval_steps: int = key(500, gt=0, description="Steps between validations.", section="training", search=SAME_FOR_ALL)
+    eval_steps: int = key(500, "training", "Steps between validations.", gt=0, search=SAME_FOR_ALL)
     early_stopping_patience: int | None = key(
         None,
+        "training",
+        "Stop after this many validations without a better primary metric; 0: never; null: with few rows.",
         ge=0,
-        description="Stop after this many validations without a better primary metric; 0: never; null: with few rows.",
-        section="training",
         search=BUDGET,
         common=True,
     )
     evaluators: list[str] = key(
         [],
-        description="Evaluators that every validation has too: those of plugins, or of the package where it has them.",
-        section="evaluation",
+        "evaluation",
+        "Evaluators that every validation has too: those of plugins, or of the package where it has them.",
         changes_weights=False,
     )
     primary_metric: str | None = key(
         None,
+        "training",
+        "Metric that chooses the best checkpoint and stops early; null: acc1, or mean_R@1 without classes.",
         min_length=1,
-        description="Metric that chooses the best checkpoint and stops early; null: acc1, or mean_R@1 without classes.",
-        section="training",
         search=SAME_FOR_ALL,
     )
     prompt_templates: list[str] = key(
         list(DEFAULT_TEMPLATES),
+        "prompts",
+        "Sentences for zero-shot classes; {} is the label.",
         min_length=1,
-        description="Sentences for zero-shot classes; {} is the label.",
-        section="prompts",
         search=SAME_FOR_ALL,
     )
     # The probe reads features in such batches, too, and sums over another batch round otherwise.
-    eval_batch_size: int = key(
-        64, gt=0, description="Images embedded at once in evaluation.", section="evaluation", search=SAME_FOR_ALL
-    )
-    retrieval_top_k: int = key(
-        5, gt=0, description="Results shown per query.", section="evaluation", changes_weights=False
-    )
+    eval_batch_size: int = key(64, "evaluation", "Images embedded at once in evaluation.", gt=0, search=SAME_FOR_ALL)
+    retrieval_top_k: int = key(5, "evaluation", "Results shown per query.", gt=0, changes_weights=False)
     calibrate_temperature: bool = key(
         False,
-        description="Save the model with the temperature that makes its probabilities true on validation.",
-        section="evaluation",
+        "evaluation",
+        "Save the model with the temperature that makes its probabilities true on validation.",
         changes_weights=False,
     )
     alignment_visualization: bool = key(
-        False, description="Draw the alignment plots after training.", section="evaluation", changes_weights=False
+        False, "evaluation", "Draw the alignment plots after training.", changes_weights=False
     )
     visualization_output_dir: str = key(
         "outputs/visualizations",
-        description="Where they go; left as it is: <output_dir>/alignment.",
-        section="run",
+        "run",
+        "Where they go; left as it is: <output_dir>/alignment.",
         changes_weights=False,
         one_run=True,
     )
@@ -533,26 +431,17 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
 class RunSettings(SeedSettings):
     output_dir: str = key(
         "outputs",
+        "run",
+        "Folder of the run: recipe, metrics, checkpoints, report.",
         min_length=1,
-        description="Folder of the run: recipe, metrics, checkpoints, report.",
-        section="run",
         changes_weights=False,
         one_run=True,
     )
-    save_steps: int = key(
-        1000, gt=0, description="Steps between checkpoints.", section="training", changes_weights=False
-    )
+    save_steps: int = key(1000, "training", "Steps between checkpoints.", gt=0, changes_weights=False)
     keep_checkpoints: int = key(
-        2,
-        gt=0,
-        description="Checkpoints kept besides the best one.",
-        section="run",
-        changes_weights=False,
-        one_run=True,
+        2, "run", "Checkpoints kept besides the best one.", gt=0, changes_weights=False, one_run=True
     )
-    logging_steps: int = key(
-        100, gt=0, description="Steps between lines of metrics.jsonl.", section="training", changes_weights=False
-    )
+    logging_steps: int = key(100, "training", "Steps between lines of metrics.jsonl.", gt=0, changes_weights=False)
 
 
 class TrainingSettings(
