@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from domainclip.cli.options import AsJson, print_json
 from domainclip.errors import ConfigurationError
 
 domain_app = typer.Typer(no_args_is_help=True, help="List, show and write domains: what is particular to a domain.")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 @domain_app.command("list")
@@ -22,7 +21,7 @@ def domain_list(as_json: AsJson = False) -> None:
 
     rows = [{"name": name, "description": load_domain(name).description} for name in shipped_domains()]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
         return
     from rich.console import Console
     from rich.table import Table
@@ -52,7 +51,7 @@ def domain_show(
             "extends": found.extends,
             "choices": [choice.to_dict() for choice in found.choices()],
         }
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json(content)
         return
     from rich.console import Console
     from rich.markup import escape
