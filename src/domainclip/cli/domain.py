@@ -106,7 +106,7 @@ def domain_new(
     from domainclip.config.domain_name import is_domain_path
     from domainclip.domains.files import load_domain, shipped_domains
     from domainclip.domains.template import domain_template
-    from domainclip.files import write_text
+    from domainclip.files import write_text, writing
 
     name = name.removesuffix(".yaml").removesuffix(".yml")
     if name in shipped_domains():
@@ -121,8 +121,6 @@ def domain_new(
     parent = load_domain(extends)
     start = target.absolute().parent
     named = os.path.relpath(Path(extends).absolute(), start) if is_domain_path(extends) else extends
-    try:
+    with writing(str(target)):
         write_text(target, domain_template(name, parent, Path(named).as_posix()))
-    except OSError as error:
-        raise ConfigurationError(f"{target} cannot be written: {error.strerror or error}") from None
     typer.echo(f"Written: {target}\nNext: edit it, then domainclip domain show {target}")

@@ -94,7 +94,7 @@ def evaluate(
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = config_of(recipe, overrides, data_path=data, model_name=model)
-    from domainclip.files import require_writable
+    from domainclip.files import require_writable, write_json, writing
 
     if output is not None:
         require_writable(output, "--output", is_file=True)
@@ -109,12 +109,8 @@ def evaluate(
 
     report = run_evaluation(config, split, error_analysis)
     if output is not None:
-        from domainclip.files import write_json
-
-        try:
+        with writing(f"--output {output}"):
             write_json(output, report.to_dict())
-        except OSError as error:
-            raise ConfigurationError(f"--output {output} cannot be written: {error.strerror or error}") from None
     if as_json:
         print_json(report.to_dict())
     else:
@@ -157,10 +153,7 @@ def demo(
 
 
 @app.command()
-def doctor(
-    as_json: AsJson = False,
-    device: Device = None,
-) -> None:
+def doctor(as_json: AsJson = False, device: Device = None) -> None:
     """Check this machine: device, versions, precision, and whether its numbers agree with the CPU's."""
     from domainclip.doctor import diagnose
 

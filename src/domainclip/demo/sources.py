@@ -65,10 +65,8 @@ def grid(area: Box) -> dict[str, list[Box]]:
 
 
 def _source(entry: dict[str, Any]) -> Source:
-    blocks = grid(entry.pop("grid")) if "grid" in entry else entry.pop("blocks")
-    return Source(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}, blocks=blocks
-    )
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return Source(**values | {"blocks": grid(values.pop("grid")) if "grid" in values else values["blocks"]})
 
 
 SOURCES = tuple(

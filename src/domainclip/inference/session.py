@@ -114,10 +114,7 @@ class ModelSession:
         return self.device_manager.device
 
     def engine(
-        self,
-        batch_size: int | None = None,
-        autocast: Callable[[], Any] | None = None,
-        images: ImageStore | None = None,
+        self, batch_size: int | None = None, autocast: Callable[[], Any] | None = None, images: ImageStore | None = None
     ) -> EmbeddingEngine:
         """An engine over the present weights.
 
