@@ -90,7 +90,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Zero-shot classification and retrieval of a model on a data set; also at several resolutions."""
+    """Classification and retrieval of a model on a data set; also at several resolutions."""
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = config_of(recipe, overrides, data_path=data, model_name=model)
