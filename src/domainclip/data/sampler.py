@@ -56,12 +56,8 @@ class EpochBatchSampler:
             raise ConfigurationError(
                 f"hard_negative_batch_fraction must be in 0…1 (it is {hard_negative_batch_fraction:g})"
             )
-        self.rows, self.seed, self.shuffle, self.hard_negative_batch_fraction = (
-            rows,
-            seed,
-            shuffle,
-            hard_negative_batch_fraction,
-        )
+        self.rows, self.seed, self.shuffle = rows, seed, shuffle
+        self.hard_negative_batch_fraction = hard_negative_batch_fraction
         self.plan = plan
         self.batch_schedule = plan.batch_schedule if plan else BatchSchedule(rows, ((0, batch_size),), drop_last)
         self.neighbours: np.ndarray | None = None

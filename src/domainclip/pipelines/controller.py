@@ -27,7 +27,7 @@ from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.pipelines.assemble import training_data
 from domainclip.pipelines.auto_resolution import AutoResolution
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
-from domainclip.pipelines.reference_sets import load_reference_sets
+from domainclip.pipelines.reference_sets import with_reference_sets
 from domainclip.pipelines.run_folder import RunFolder
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
 from domainclip.training.distributed import OneProcess
@@ -219,14 +219,10 @@ class CLIPFinetuningController:
                 f"{folder.path} already holds a run: pass resume=True to go on, or another output_path"
             )
         pairs = _rows(train_dataset)
-        recipe = self.prepare(pairs, folder.path if resume else None)
+        self.prepare(pairs, folder.path if resume else None)
         assert self.run is not None
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, self.run, session)
-        sets = None
-        if self.processes.is_first or recipe.rehearsal_strength:
-            sets = load_reference_sets(session)
-        if sets is not None:
-            self.run = sets.explained(self.run)
+        self.run, sets = with_reference_sets(session, self.run, self.processes.is_first)
         self._status = "training"
         result = fine_tune(
             session,

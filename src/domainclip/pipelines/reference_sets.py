@@ -222,6 +222,26 @@ def load_reference_sets(session: ModelSession) -> ReferenceSets | None:
     return ReferenceSets(sets, engine, notes, warnings)
 
 
+def with_reference_sets(
+    session: ModelSession, run: ResolvedRun, is_first: bool
+) -> tuple[ResolvedRun, ReferenceSets | None]:
+    """The sets that this process needs, and the run as they explain it: the first one measures them, all rehearse them.
+
+    Args:
+        session: The loaded model, with its recipe.
+        run: The resolved run.
+        is_first: Whether this process is the first of those that train together.
+
+    Returns:
+        The run, and the sets; None where there are none.
+
+    Raises:
+        DataError: As ``load_reference_sets``.
+    """
+    sets = load_reference_sets(session) if is_first or run.recipe.rehearsal_strength else None
+    return (run, None) if sets is None else (sets.explained(run), sets)
+
+
 def check_kept(recipe: CLIPFinetuningConfig, encoder: DualEncoder) -> None:
     """Raises ``ConfigurationError`` where the recipe wants embeddings to be kept that are still random numbers."""
     for key in ("distillation_strength", "rehearsal_strength"):

@@ -37,7 +37,7 @@ from domainclip.pipelines.assemble import training_data
 from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
-from domainclip.pipelines.reference_sets import ReferenceSets, load_reference_sets
+from domainclip.pipelines.reference_sets import ReferenceSets, with_reference_sets
 from domainclip.pipelines.report_facts import run_facts
 from domainclip.pipelines.run_alignment import RunAlignment
 from domainclip.pipelines.run_folder import RunFolder
@@ -118,11 +118,7 @@ def run_training(
         session = load_for_training(inference, console)
         _show_machine(session, processes, splits, console)
         run = resolve_run(config, session, splits.train, processes, folder.path if resume else None)
-        references = None
-        if processes.is_first or run.recipe.rehearsal_strength:
-            references = load_reference_sets(session)
-        if references is not None:
-            run = references.explained(run)
+        run, references = with_reference_sets(session, run, processes.is_first)
         _show_decisions(run, references, console)
         engine, data = session.engine(), training_data(splits.train, run, session)
         first = None

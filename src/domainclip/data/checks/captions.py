@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from domainclip.data.checks.findings import Finding
+from domainclip.data.checks.findings import Finding, Severity
 from domainclip.data.records import ImageTextPair
 
 IMBALANCE = 10.0
@@ -76,43 +76,23 @@ def caption_repetition(captions: Sequence[str], batch_size: int, assumed: bool) 
     counts = Counter(captions)
     common = [f"{count} x: {text[:60]}" for text, count in counts.most_common() if count > 1]
     if len(counts) == 1 and len(captions) > 1:
-        return [
-            Finding(
-                "one-caption",
-                "error",
-                len(captions),
-                common,
-                "Contrastive training compares captions: add rows with others, or describe each image.",
-                "all captions are equal",
-            )
-        ]
+        advice = "Contrastive training compares captions: add rows with others, or describe each image."
+        return [Finding("one-caption", "error", len(captions), common, advice, "all captions are equal")]
     repeated = sum(count for count in counts.values() if count > 1)
-    findings = []
-    if repeated:
-        findings.append(
-            Finding(
-                "repeated-captions",
-                "info",
-                repeated,
-                common,
-                "Equal captions count as matches of each other in losses and retrieval figures.",
-                f"{repeated} of {len(captions)} rows ({repeated / len(captions):.1%}) share their caption; "
-                f"{len(counts)} distinct",
-            )
-        )
-        equal = expected_equal_captions(captions, batch_size)
-        findings.append(
-            Finding(
-                "false-negatives",
-                "warning" if equal >= 1 else "info",
-                repeated,
-                [],
-                "Keep the multi-positive targets on (they are by default), or vary the captions.",
-                f"at batch size {batch_size}{' (assumed)' if assumed else ''} a row meets {equal:.2f} others "
-                "with its own caption, which a plain contrastive loss would push away",
-            )
-        )
-    return findings
+    if not repeated:
+        return []
+    equal = expected_equal_captions(captions, batch_size)
+    matches = "Equal captions count as matches of each other in losses and retrieval figures."
+    share = f"{repeated} of {len(captions)} rows ({repeated / len(captions):.1%}) share their caption"
+    advice = "Keep the multi-positive targets on (they are by default), or vary the captions."
+    detail = (
+        f"at batch size {batch_size}{' (assumed)' if assumed else ''} a row meets {equal:.2f} others with its own "
+        "caption, which a plain contrastive loss would push away"
+    )
+    return [
+        Finding("repeated-captions", "info", repeated, common, matches, f"{share}; {len(counts)} distinct"),
+        Finding("false-negatives", "warning" if equal >= 1 else "info", repeated, [], advice, detail),
+    ]
 
 
 def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
@@ -124,31 +104,17 @@ def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
     counts = Counter(label for _, label in images if label is not None)
     findings = []
     if len(counts) == 1:
-        findings.append(
-            Finding(
-                "one-class",
-                "warning",
-                len(labelled),
-                list(counts),
-                "Classification figures mean nothing with one class: add images of others.",
-                "only one class",
-            )
-        )
+        advice = "Classification figures mean nothing with one class: add images of others."
+        findings.append(Finding("one-class", "warning", len(labelled), list(counts), advice, "only one class"))
     else:
         most, least = max(counts.values()), min(counts.values())
         ranked = [f"{label}: {count}" for label, count in counts.most_common()]
-        findings.append(
-            Finding(
-                "class-balance",
-                "warning" if most / least >= IMBALANCE else "info",
-                len(counts),
-                ranked if len(ranked) <= 5 else [*ranked[:2], "…", *ranked[-2:]],
-                "Read mean_per_class_recall beside accuracy; sample small classes more often."
-                if most / least >= IMBALANCE
-                else "Nothing to do.",
-                f"{len(counts)} classes of {least} to {most} images (ratio {most / least:.1f})",
-            )
-        )
+        ranked = ranked if len(ranked) <= 5 else [*ranked[:2], "…", *ranked[-2:]]
+        detail = f"{len(counts)} classes of {least} to {most} images (ratio {most / least:.1f})"
+        severity: Severity = "warning" if most / least >= IMBALANCE else "info"
+        advice = "Read mean_per_class_recall beside accuracy; sample small classes more often."
+        advice = advice if severity == "warning" else "Nothing to do."
+        findings.append(Finding("class-balance", severity, len(counts), ranked, advice, detail))
     single = sorted(label for label, count in counts.items() if count == 1)
     if single:
         advice = "A class of one image cannot be both trained and tested: add images or merge classes."

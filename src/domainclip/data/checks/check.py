@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Unpack
 
 from domainclip.data.checks.captions import caption_length, caption_repetition, class_balance
-from domainclip.data.checks.findings import DataCheckReport, Finding
+from domainclip.data.checks.findings import DataCheckReport, Finding, Severity
 from domainclip.data.checks.image_facts import inspect_images
 from domainclip.data.checks.images import (
     duplicates,
@@ -165,24 +165,15 @@ def _leakage(splits: Mapping[str, PairList], exact: list[list[Path]], near: list
             shared = contents[0] & contents[1]
             # What is shared outright is told once, as that.
             alike_only = (looks[0] & looks[1]) - {alike.get(key, key) for key in shared}
-            for name, found, detail, advice in (
-                ("shared-images", shared, "images", f"Remove them from {first}: {second} figures are too good."),
-                (
-                    "shared-groups",
-                    groups[0] & groups[1],
-                    "groups",
-                    f"Move each group whole into one split: {second} figures are too good.",
-                ),
-                (
-                    "shared-near-duplicates",
-                    alike_only,
-                    "near duplicates",
-                    f"Look at them: if they are copies, remove them from {first}.",
-                ),
-            ):
+            too_good = f"{second} figures are too good."
+            move = f"Move each group whole into one split: {too_good}"
+            look = f"Look at them: if they are copies, remove them from {first}."
+            kinds: tuple[tuple[str, Severity, set[str], str, str], ...] = (
+                ("shared-images", "error", shared, "images", f"Remove them from {first}: {too_good}"),
+                ("shared-groups", "error", groups[0] & groups[1], "groups", move),
+                ("shared-near-duplicates", "warning", alike_only, "near duplicates", look),
+            )
+            for name, severity, found, what, advice in kinds:
                 if found:
-                    severity = "warning" if name == "shared-near-duplicates" else "error"
-                    findings.append(
-                        Finding(name, severity, len(found), sorted(found), advice, f"{detail} {where}")  # type: ignore[arg-type]
-                    )
+                    findings.append(Finding(name, severity, len(found), sorted(found), advice, f"{what} {where}"))
     return findings

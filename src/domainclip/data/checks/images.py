@@ -95,14 +95,6 @@ def duplicates(
         if len(labels) > 1:
             conflicts.append(f"{group[0]}: {', '.join(labels)}")
     if conflicts:
-        findings.append(
-            Finding(
-                "conflicting-labels",
-                "warning",
-                len(conflicts),
-                conflicts,
-                "Decide which label is right: no model can learn both.",
-                "the same image with different labels",
-            )
-        )
+        advice, detail = "Decide which label is right: no model can learn both.", "the same image with different labels"
+        findings.append(Finding("conflicting-labels", "warning", len(conflicts), conflicts, advice, detail))
     return findings
