@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,7 @@ def run_resolutions(
             "resolution": resolution,
             "native": resolution == native,
             "metrics": conditions.metrics(Condition(resolution)),
-            "images_per_second": costs[resolution].images_per_second,
-            "seconds_per_batch": costs[resolution].seconds_per_batch,
-            "peak_memory_mb": costs[resolution].peak_memory_mb,
+            **asdict(costs[resolution]),
             "agreement": conditions.agreement(Condition(resolution), Condition(native)),
             "change": conditions.change(Condition(resolution), Condition(native)),
         }

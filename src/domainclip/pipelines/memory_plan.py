@@ -90,17 +90,12 @@ class MemoryPlan:
         Returns:
             Sizes in GB.
         """
-        return {
-            "model": self.model,
+        own = ("model", "batch", "optimizer", "recommended", "reason", "notes")
+        return {name: getattr(self, name) for name in own} | {
             "device": self.device_type,
             "budget_gb": round(self.budget_bytes / GB, 3),
-            "batch": self.batch,
-            "optimizer": self.optimizer,
             "rows": [row.to_dict() for row in self.rows],
-            "recommended": self.recommended,
             "predicted_gb": round(self.recommended_row.predicted_bytes / GB, 3) if self.recommended_row else None,
-            "reason": self.reason,
-            "notes": self.notes,
         }
 
 

@@ -17,7 +17,6 @@ from domainclip.config.key_facts import facts_by_key
 from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.checks.contact_sheet import SheetRow, contact_sheet
 from domainclip.data.images.image_spec import ImageSpec
-from domainclip.data.images.pipeline import tile_boxes
 from domainclip.data.images.reader import image_header, read_image
 from domainclip.data.images.transforms import ImageTransform, view_rng
 from domainclip.data.records import ImageTextPair
@@ -116,10 +115,7 @@ def _row(
     raw = transform.read(pair.image_path, recipe.max_image_pixels)
     pipeline = transform.pipeline
     treated = pipeline.apply(raw, transform.target)
-    tiles: Sequence[tuple[int, int, int, int]] = ()
-    if pipeline.tiles(raw):
-        resolution = pipeline.tile_pixels(transform.target)
-        tiles = tile_boxes(treated.shape[0], treated.shape[1], resolution, pipeline.settings.tile_overlap)
+    tiles = pipeline.boxes(treated.shape[0], treated.shape[1], transform.target) if pipeline.tiles(raw) else []
     base = transform.base(raw)
     views = [transform.finish(base, view_rng(recipe.seed, epoch, number)) for epoch in range(VIEWS)]
     arrays = [np.ascontiguousarray(view.permute(1, 2, 0).numpy()) for view in views]

@@ -54,10 +54,7 @@ def run_facts(
             "evaluated_on": evaluated_split,
             "validation": best["all"] if best else {},
             "training": {
-                "train_loss": result["train_loss"],
-                "final_loss": result["final_loss"],
-                "steps": result["steps"],
-                "epochs": result["epochs"],
+                **{name: result[name] for name in ("train_loss", "final_loss", "steps", "epochs")},
                 "training_time_s": result["training_time"],
                 "run_time_s": run_time_s,
                 "samples_per_s": result["samples_per_second"],

@@ -4,6 +4,7 @@ zero-shot models"), and the search for how far to go."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -157,24 +158,11 @@ def apply_trade_off(
     return facts | {
         "chosen_alpha": choice.point.alpha,
         "chosen_by": "validation" if recipe.wise_ft_alpha == "auto" else "recipe",
-        "reason": choice.reason,
-        "within_limits": choice.within_limits,
-        "gain": choice.gain,
-        "gain_kept": choice.gain_kept,
-        "forgetting": choice.forgetting,
+        **{name: getattr(choice, name) for name in ("reason", "within_limits", "gain", "gain_kept", "forgetting")},
         "domain_metric": evaluator.primary_metric,
         "domain_rows": len(val),
         "retention_rows": reference_sets.rows,
-        "points": [
-            {
-                "alpha": p.alpha,
-                "domain": p.domain,
-                "reference": p.reference,
-                "sets": dict(p.sets),
-                "on_front": p in front,
-            }
-            for p in points
-        ],
+        "points": [{**asdict(point), "on_front": point in front} for point in points],
     }
 
 

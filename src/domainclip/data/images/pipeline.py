@@ -113,9 +113,12 @@ class DomainImagePipeline:
         whole = self.apply(image, target)
         if not self.tiles(image):
             return [whole]
-        assert self.settings.tile_size is not None
-        boxes = tile_boxes(whole.shape[0], whole.shape[1], self.tile_pixels(target), self.settings.tile_overlap)
+        boxes = self.boxes(whole.shape[0], whole.shape[1], target)
         return [whole[top : top + height, left : left + width] for top, left, height, width in boxes]
+
+    def boxes(self, height: int, width: int, target: int) -> list[tuple[int, int, int, int]]:
+        """Top, left, height and width of the tiles of what ``apply`` returns."""
+        return tile_boxes(height, width, self.tile_pixels(target), self.settings.tile_overlap)
 
 
 def tile_boxes(height: int, width: int, size: int, overlap: float) -> list[tuple[int, int, int, int]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from domainclip.config import DataSettings
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.image_spec import ImageSpec, resize
-from domainclip.data.images.pipeline import DomainImagePipeline, tile_boxes
+from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation, model_views
 from domainclip.data.images.reader import array_of
 from domainclip.data.images.views import random_view
@@ -155,12 +155,7 @@ class ImageTransform:
         return random_view(view, self.steps, rng, strength)
 
     def _random_tile(self, pixels: UInt8[Tensor, "3 h w"], rng: random.Random) -> UInt8[Tensor, "3 h w"]:
-        boxes = tile_boxes(
-            pixels.shape[1],
-            pixels.shape[2],
-            self.pipeline.tile_pixels(self.target),
-            self.pipeline.settings.tile_overlap,
-        )
+        boxes = self.pipeline.boxes(pixels.shape[1], pixels.shape[2], self.target)
         if len(boxes) == 1 and self._margin_fits_a_tile:
             return pixels  # as every image where there are no tiles, with the same draws to come
         top, left, height, width = boxes[rng.randrange(len(boxes))]

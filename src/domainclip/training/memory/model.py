@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from domainclip.devices.memory import GB, read_memory
 from domainclip.errors import MemoryConstraintError
@@ -15,7 +15,7 @@ from domainclip.losses.objective import CHUNK_ENTRIES, WHOLE_MATRIX
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.training.distributed import local_world_size
 from domainclip.training.memory.monitor import held_bytes
-from domainclip.training.memory.trace import TowerMemory
+from domainclip.training.memory.trace import Autocast, TowerMemory, trace_tower
 from domainclip.training.optim.choice import optimizer_state_bytes
 
 MEMORY_FRACTION = 0.8
@@ -272,3 +272,30 @@ class StepMemory:
             return largest_micro_batch(lambda micro_batch: self.needed(micro_batch, batch), budget_bytes, batch)
         except MemoryConstraintError:
             return 0
+
+
+def trace_towers(
+    encoder: DualEncoder,
+    images: Callable[[int], Tensor],
+    texts: Callable[[int], Tensor],
+    autocast: Autocast,
+    known_text: TowerMemory | None = None,
+) -> tuple[TowerMemory, TowerMemory]:
+    """What both towers hold, as ``trace_tower`` counts it.
+
+    Args:
+        encoder: As it is trained.
+        images: Embeds so many images.
+        texts: Embeds so many texts.
+        autocast: Makes the context that both run in.
+        known_text: The text tower, where it has been traced already.
+
+    Returns:
+        Of the image tower and of the text tower.
+
+    Raises:
+        MemoryConstraintError: For a model whose memory cannot be predicted.
+    """
+    outside = [p for tower, _, p in encoder.named_tower_parameters() if tower == "scale"]
+    image = trace_tower(encoder.tower_modules("image"), images, autocast, outside)
+    return image, known_text or trace_tower(encoder.tower_modules("text"), texts, autocast, outside)

@@ -33,8 +33,8 @@ from domainclip.models.loading import TINY, check_usable, load_config, load_proc
 from domainclip.models.lora import attach_lora
 from domainclip.models.processor import TextPadding
 from domainclip.models.tiny import make_tiny_clip
-from domainclip.training.memory.model import MemoryBudget, StepMemory, largest_micro_batch
-from domainclip.training.memory.trace import TowerMemory, trace_tower
+from domainclip.training.memory.model import MemoryBudget, StepMemory, largest_micro_batch, trace_towers
+from domainclip.training.memory.trace import TowerMemory
 
 log = logging.getLogger(__name__)
 
@@ -222,16 +222,10 @@ def plan_step(
             ids = torch.zeros(pairs, length, dtype=torch.long)
             return encoder.encode_text(ids, torch.ones_like(ids))
 
-        outside = [p for tower, _, p in encoder.named_tower_parameters() if tower == "scale"]
-        image = trace_tower(encoder.tower_modules("image"), images, autocast, outside)
-        text = known_text
-        if text is None:
-            text = trace_tower(encoder.tower_modules("text"), texts, autocast, outside)
         return StepMemory.of(
             encoder,
             recipe,
-            image,
-            text,
+            *trace_towers(encoder, images, texts, autocast, known_text),
             input_per_pair=3 * resolution * resolution + 2 * 8 * length,  # images as bytes; token ids and mask
             overhead=overhead,
         )

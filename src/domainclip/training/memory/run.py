@@ -20,9 +20,9 @@ from domainclip.files import write_json
 from domainclip.models.batch_norm import has_live_batch_norm
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.training.memory.model import EFFICIENT_MICRO_BATCH, GAPS, MARGIN, MemoryBudget, StepMemory
+from domainclip.training.memory.model import EFFICIENT_MICRO_BATCH, GAPS, MARGIN, MemoryBudget, StepMemory, trace_towers
 from domainclip.training.memory.monitor import MemoryMonitor
-from domainclip.training.memory.trace import SIZES, trace_tower
+from domainclip.training.memory.trace import SIZES
 from domainclip.training.step.adaptive_step import BeforeStep, release_memory
 from domainclip.training.step.gradcache import ContrastiveStep
 
@@ -205,11 +205,9 @@ class RunMemory:
         # Few distinct captions: a row may come twice, which costs the same.
         rows = torch.arange(SIZES[-1]) % len(batch["input_ids"])
         ids, mask = batch["input_ids"][rows], batch["attention_mask"][rows]
-        outside = [p for tower, _, p in encoder.named_tower_parameters() if tower == "scale"]
+        images, texts = (lambda n: step.encode_image(pixels[:n])), (lambda n: step.encode_text(ids[:n], mask[:n]))
         try:
-            image_tower, text_tower = encoder.tower_modules("image"), encoder.tower_modules("text")
-            image = trace_tower(image_tower, lambda n: step.encode_image(pixels[:n]), step.autocast, outside)
-            text = trace_tower(text_tower, lambda n: step.encode_text(ids[:n], mask[:n]), step.autocast, outside)
+            towers = trace_towers(encoder, images, texts, step.autocast)
         finally:
             before.restore()
             release_memory(step.device)
@@ -217,8 +215,7 @@ class RunMemory:
         return StepMemory.of(
             encoder,
             self.settings,
-            image,
-            text,
+            *towers,
             input_per_pair=3 * self.largest_resolution**2 + ids[0].nbytes + mask[0].nbytes,
             overhead=there.overhead(encoder) + (self.cache_bytes() if step.device.type != "cuda" else 0),
             loss=self.loss,
