@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack, get_args
+from typing import Any, ClassVar, Unpack, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -57,6 +57,10 @@ class DomainSpecificLoss(ContrastiveObjective):
     """
 
     TEXT_TEMPERATURE = 0.1
+    recipe_keys: ClassVar = {
+        **{name: name for name in ("domain_weight", "margin", "hardness_strength", "hardness_warmup")},
+        **{name: name for name in ("soft_target_fraction", "label_smoothing")},
+    }
 
     def __init__(
         self,
@@ -92,16 +96,8 @@ class DomainSpecificLoss(ContrastiveObjective):
         Returns:
             For the recipe's domain.
         """
-        return cls(
-            _family_of(settings),
-            domain_weight=settings.domain_weight,
-            margin=settings.margin,
-            hardness_strength=settings.hardness_strength,
-            hardness_warmup=settings.hardness_warmup,
-            soft_target_fraction=settings.soft_target_fraction,
-            label_smoothing=settings.label_smoothing,
-            **shared_keywords(settings),
-        )
+        own = {keyword: getattr(settings, key) for keyword, key in cls.recipe_keys.items()}
+        return cls(_family_of(settings), **own, **shared_keywords(settings))
 
     def own_scale(self) -> Tensor:
         """What similarities are multiplied by where no model gives a scale.

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,21 @@ class ContrastiveObjective(nn.Module):
     """False: only a row's own pair is its positive, whatever ``group_ids`` say."""
     symmetric = False
     """True where both directions sum to the same, so that one of them is enough."""
+    recipe_keys: ClassVar[dict[str, str]] = {"label_smoothing": "label_smoothing"}
+    """Keywords of the constructor, beside those of ``shared_keywords``, and the recipe's keys that give them."""
+
+    @classmethod
+    def from_settings(cls, settings: LossSettings) -> Self:
+        """The objective that a recipe asks for.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            With the recipe's values.
+        """
+        own = {keyword: getattr(settings, key) for keyword, key in cls.recipe_keys.items()}
+        return cls(**own, **shared_keywords(settings))
 
     def __init__(
         self,
@@ -232,18 +247,8 @@ class ContrastiveObjective(nn.Module):
                 logits = {"logits_per_image": whole.logits, "logits_per_text": whole.logits.T}
                 parts = [[row_loss(whole)]]
                 if not self.symmetric:
-                    turned = Rows(
-                        "text_to_image",
-                        whole.scores.T,
-                        whole.logits.T,
-                        scale,
-                        whole.positive.T,
-                        everyone,
-                        unit_images,
-                        unit_texts,
-                        progress,
-                    )
-                    parts.append([row_loss(turned)])
+                    sides = {name: getattr(whole, name).T for name in ("scores", "logits", "positive")}
+                    parts.append([row_loss(replace(whole, direction="text_to_image", **sides))])
             else:
                 directions = [(image_rows, images), (text_rows, texts)][: 1 if self.symmetric else 2]
                 parts = [
