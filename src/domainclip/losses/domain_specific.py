@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Unpack, get_args
+from typing import Any, Unpack, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,14 +14,7 @@ from domainclip.domains.files import domain_family
 from domainclip.errors import ConfigurationError
 from domainclip.losses.contrastive import cross_entropy_rows
 from domainclip.losses.hard_negative import progressed
-from domainclip.losses.objective import (
-    ContrastiveObjective,
-    RowLoss,
-    Rows,
-    SharedKeywords,
-    check_batch,
-    shared_keywords,
-)
+from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, SharedKeywords, check_batch
 from domainclip.losses.registry import LOSSES
 
 SHARPNESS: dict[Domain, float] = {"general": 1.0, "medical": 1.25, "industrial": 1.0, "scientific": 0.8}
@@ -57,10 +50,6 @@ class DomainSpecificLoss(ContrastiveObjective):
     """
 
     TEXT_TEMPERATURE = 0.1
-    recipe_keys: ClassVar = {
-        **{name: name for name in ("domain_weight", "margin", "hardness_strength", "hardness_warmup")},
-        **{name: name for name in ("soft_target_fraction", "label_smoothing")},
-    }
 
     def __init__(
         self,
@@ -96,8 +85,7 @@ class DomainSpecificLoss(ContrastiveObjective):
         Returns:
             For the recipe's domain.
         """
-        own = {keyword: getattr(settings, key) for keyword, key in cls.recipe_keys.items()}
-        return cls(_family_of(settings), **own, **shared_keywords(settings))
+        return cls(**{**cls.keywords_from(settings), "domain": _family_of(settings)})
 
     def own_scale(self) -> Tensor:
         """What similarities are multiplied by where no model gives a scale.

@@ -69,11 +69,7 @@ class HardNegativeMiningLoss(ContrastiveObjective):
     ``target_entropy``.
     """
 
-    recipe_keys: ClassVar = {
-        **{name: name for name in ("hard_negative_ratio", "hard_negative_weight", "hardness_strength")},
-        **{name: name for name in ("hardness_warmup", "label_smoothing")},
-        "mining_strategy": "hard_negative_mining_strategy",
-    }
+    recipe_keys: ClassVar = {"mining_strategy": "hard_negative_mining_strategy"}
 
     def __init__(
         self,

@@ -9,10 +9,11 @@ Nets with Sublinear Memory Cost"): the same numbers, for about twice the arithme
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +105,8 @@ class ContrastiveObjective(nn.Module):
     """False: only a row's own pair is its positive, whatever ``group_ids`` say."""
     symmetric = False
     """True where both directions sum to the same, so that one of them is enough."""
-    recipe_keys: ClassVar[dict[str, str]] = {"label_smoothing": "label_smoothing"}
-    """Keywords of the constructor, beside those of ``shared_keywords``, and the recipe's keys that give them."""
+    recipe_keys: ClassVar[dict[str, str]] = {}
+    """Keywords of the constructor that the recipe knows by another name."""
 
     @classmethod
     def from_settings(cls, settings: LossSettings) -> Self:
@@ -115,10 +116,17 @@ class ContrastiveObjective(nn.Module):
             settings: The group of the recipe that is read.
 
         Returns:
-            With the recipe's values.
+            With the recipe's values for all keywords of the constructor that are keys of the recipe.
         """
-        own = {keyword: getattr(settings, key) for keyword, key in cls.recipe_keys.items()}
-        return cls(**own, **shared_keywords(settings))
+        return cls(**cls.keywords_from(settings))
+
+    @classmethod
+    def keywords_from(cls, settings: LossSettings) -> dict[str, Any]:
+        parameters = inspect.signature(cls.__init__).parameters
+        names = {*parameters, *(SharedKeywords.__annotations__ if "shared" in parameters else ())}
+        keys = {name: cls.recipe_keys.get(name, name) for name in names}
+        own = {name: getattr(settings, key) for name, key in keys.items() if hasattr(settings, key)}
+        return own | shared_keywords(settings)
 
     def __init__(
         self,
