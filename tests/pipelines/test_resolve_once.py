@@ -14,7 +14,10 @@ from domainclip.resolve.draft import Draft
 from tiny_data import TinyData
 
 
-def test_a_run_resolves_once(tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("auto_resolution", [False, True])
+def test_a_run_resolves_once(
+    auto_resolution: bool, tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     domain = tmp_path / "walls.yaml"
     domain.write_text("name: walls\nextends: industrial\nimages: {illumination: grey_world}\n", encoding="utf-8")
     drafts: list[str] = []
@@ -40,6 +43,7 @@ def test_a_run_resolves_once(tiny_data: TinyData, tmp_path: Path, monkeypatch: p
         max_steps=2,
         batch_size=6,
         loss_type="domain_specific",
+        auto_resolution=auto_resolution,
     )
     run_training(config, console=Console(quiet=True))
     assert drafts == [str(domain)]

@@ -10,7 +10,8 @@ import yaml
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig, load_recipe, shipped_recipes
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.errors import ConfigurationError
-from domainclip.resolve import DataFacts, ModelFacts, contrastive_batch, resolve, steps_per_epoch
+from domainclip.resolve import DataFacts, Decision, ModelFacts, contrastive_batch, resolve, steps_per_epoch
+from domainclip.resolve.resolution import ResolutionRule
 from resolve_cases import CLIP, PLAIN, SIGLIP, STARTER
 
 
@@ -265,3 +266,23 @@ def test_few_rows_get_fewer_steps_of_the_projections(rows, steps):
     assert ("probe_steps" in reasons) == (steps < 300)
     set_by_hand = CLIPFinetuningConfig(probe_steps=500)
     assert decided(set_by_hand, data=replace(PLAIN, train_rows=rows))[0].probe_steps == 500
+
+
+def test_a_resolution_is_chosen_for_the_recipe_as_the_run_has_it_and_counts_as_set():
+    model, asked = replace(CLIP, resolutions=ResolutionRule(224, 16)), []
+
+    def choose(resolution):
+        def chosen(recipe):
+            asked.append(recipe)
+            return Decision("image_resolution", resolution, "it is enough")
+
+        return chosen
+
+    run = resolve(CLIPFinetuningConfig(auto_resolution=True), model, PLAIN, choose_resolution=choose(96))
+    set_by_user = resolve(CLIPFinetuningConfig(image_resolution=96), model, PLAIN)
+    assert run.recipe.to_dict() == set_by_user.recipe.to_dict()
+    assert run.decisions == (Decision("image_resolution", 96, "it is enough"), *set_by_user.decisions)
+    assert asked[0].image_resolution == 224
+    assert asked[0].batch_size == run.recipe.batch_size
+    with pytest.raises(ConfigurationError, match="image_resolution=100 does not fit"):
+        resolve(CLIPFinetuningConfig(auto_resolution=True), model, PLAIN, choose_resolution=choose(100))

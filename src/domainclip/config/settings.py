@@ -395,7 +395,7 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
     prompt_templates: list[str] = key(
         list(DEFAULT_TEMPLATES),
         "prompts",
-        "Sentences for zero-shot classes; {} is the label.",
+        "Sentences that describe a class; {} is the label.",
         min_length=1,
         search=SAME_FOR_ALL,
     )

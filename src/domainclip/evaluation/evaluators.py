@@ -22,7 +22,7 @@ _PER_ITEM = ("i2t_ranks", "t2i_ranks")
 
 
 class DomainEvaluator:
-    """Zero-shot classification, retrieval and what is added to them, embedding each image once.
+    """Classification, retrieval and what is added to them, embedding each image once.
 
     Whichever of the two the data cannot support (fewer than two classes, fewer than two captions) is left out, with the
     reason in ``notes``. The primary metric is ``acc1``, or ``mean_R@1`` without classes, or the one that is chosen.
@@ -121,7 +121,7 @@ class DomainEvaluator:
             result.sums.update(found.sums)
             if part.name in _SEMANTIC:
                 semantic[part.name] = found
-            elif part.name in ("zero_shot", "retrieval", "domain_metrics"):
+            elif part.name in ("classification", "retrieval", "domain_metrics"):
                 details |= found.details
             elif found.details:
                 details[part.name] = found.details

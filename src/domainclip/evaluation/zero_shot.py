@@ -1,4 +1,4 @@
-"""Zero-shot classification: the nearest class description, with no classifier trained."""
+"""Classification by the nearest class description: zero-shot where the model was not trained on the classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ZeroShotEvaluator:
     Raises ``DataError`` when no row or fewer than two classes are left.
     """
 
-    name = "zero_shot"
+    name = "classification"
     primary_metric = "acc1"
     greater_is_better = True
 
@@ -45,7 +45,7 @@ class ZeroShotEvaluator:
         self.labels = list(prompts)
         if len(self.labels) < 2:
             raise DataError(
-                f"Zero-shot classification needs at least two classes, found {len(self.labels)}"
+                f"Classification needs at least two classes, found {len(self.labels)}"
                 f"{f' ({self.labels[0]!r})' if self.labels else ''}: give labelled rows of two classes or "
                 "more"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,7 @@ from domainclip.devices.memory import GB
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.errors import DataError, ImageError, MemoryConstraintError
 from domainclip.models import DualEncoder
-from domainclip.models.facts import model_facts
-from domainclip.resolve import Decision, contrastive_batch, resolve
-from domainclip.resolve.facts import data_facts
+from domainclip.resolve import Decision, contrastive_batch
 from domainclip.resolve.resolution import ShortSides, choose_resolution
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.memory.model import MARGIN, SMALLEST_EFFICIENT
@@ -46,7 +44,7 @@ class AutoResolution:
         self._asked: Any = None
         self._decision: Decision | None = None
 
-    def select(
+    def chooser(
         self,
         config: CLIPFinetuningConfig,
         encoder: DualEncoder,
@@ -54,22 +52,35 @@ class AutoResolution:
         device: torch.device,
         precision: PrecisionDecision,
         resume_from: Path | None = None,
-    ) -> tuple[CLIPFinetuningConfig, list[Decision]]:
-        """``config`` with the resolution as if the user had set it, and the decision; nothing changes without
-        ``auto_resolution``. ``resume_from``: the folder of a run to go on with, whose resolution is taken.
+    ) -> Callable[[FrozenConfig], Decision] | None:
+        """What ``resolve`` asks for the resolution.
 
-        Raises ``DataError`` where no image's size can be read, with ``strict`` where any cannot;
-        ``ConfigurationError`` for a recipe that does not fit the model or the data.
+        Args:
+            config: The user's recipe.
+            encoder: The dual encoder.
+            pairs: Rows of the training part.
+            device: Where the work runs.
+            precision: That of the run.
+            resume_from: The folder of a run to go on with, whose resolution is taken.
+
+        Returns:
+            See ``decide_resolution``, which it calls; None without ``auto_resolution``.
         """
         if not config.auto_resolution:
-            return config, []
-        if resume_from is not None and (resolution := recorded_resolution(resume_from)) is not None:
-            decision = Decision("image_resolution", resolution, "chosen when this run was first started")
-            return with_resolution(config, resolution), [decision]
-        asked = (config.to_dict(), device, precision.name, hash(tuple(pair.image_path for pair in pairs)))
-        if self._decision is None or asked != self._asked:
-            self._decision, self._asked = decide_resolution(config, encoder, pairs, device, precision), asked
-        return with_resolution(config, self._decision.value), [self._decision]
+            return None
+
+        def choose(recipe: FrozenConfig) -> Decision:
+            if resume_from is not None and (resolution := recorded_resolution(resume_from)) is not None:
+                return Decision("image_resolution", resolution, "chosen when this run was first started")
+            asked = (config.to_dict(), device, precision.name, hash(tuple(pair.image_path for pair in pairs)))
+            if self._decision is None or asked != self._asked:
+                self._decision, self._asked = (
+                    decide_resolution(config, recipe, encoder, pairs, device, precision),
+                    asked,
+                )
+            return self._decision
+
+        return choose
 
 
 def with_resolution(config: CLIPFinetuningConfig, resolution: int) -> CLIPFinetuningConfig:
@@ -108,6 +119,7 @@ def recorded_resolution(folder: Path) -> int | None:
 
 def decide_resolution(
     config: CLIPFinetuningConfig,
+    recipe: FrozenConfig,
     encoder: DualEncoder,
     pairs: Sequence[ImageTextPair],
     device: torch.device,
@@ -120,6 +132,7 @@ def decide_resolution(
 
     Args:
         config: The user's recipe.
+        recipe: The same with batch, precision and the rest as the run will have them, whatever the resolution.
         encoder: The dual encoder.
         pairs: Rows of the training part.
         device: Where the work runs.
@@ -127,13 +140,14 @@ def decide_resolution(
 
     Returns:
         With its reason.
+
+    Raises:
+        DataError: No image's size can be read, with ``strict`` where any cannot.
     """
     rule, native = encoder.resolution_rule, encoder.native_resolution
     if rule.multiple is None:
         return Decision("image_resolution", native, "the only resolution that this image tower takes")
     sizes = image_sizes(pairs, config.max_image_pixels, config.strict)
-    # Whatever the resolution: batch, precision and the rest, as the run will have them.
-    recipe = resolve(with_resolution(config, native), model_facts(encoder), data_facts(pairs)).recipe
     step = encoder.resolution_step
     limits: dict[str, Any] = {}
     if (memory := _MemoryAt.of(recipe, config, encoder, len(pairs), device, precision)) is not None:

@@ -107,11 +107,10 @@ def resolve_run(
         raise DataError(f"No valid image-text pairs to contrast: {len(pairs)} row for training, 2 are needed")
     where = (session.device, session.precision)
     chooser = auto_resolution or AutoResolution()
-    config, chosen = chooser.select(config, session.encoder, pairs, *where, resume_from)
+    choose = chooser.chooser(config, session.encoder, pairs, *where, resume_from)
     facts = model_facts(session.encoder), data_facts(pairs, processes.world_size)
-    run = resolve(config, *facts, domain=session.domain)
     # What was measured may have come out differently in another process.
-    run = processes.broadcast_object(replace(run, decisions=(*chosen, *run.decisions)))
+    run = processes.broadcast_object(resolve(config, *facts, domain=session.domain, choose_resolution=choose))
     by_label = run.recipe.positives == "label"
     if len({(by_label and pair.label) or pair.caption for pair in pairs}) == 1:
         raise DataError(

@@ -39,7 +39,7 @@ class Draft:
         """
         set_keys = frozenset(key for key in type(config).model_fields if config.is_set(key))
         preset, reasons = domain.recipe_values(), domain.recipe_reasons()
-        # A resolution is chosen before, from images and memory.
+        # A resolution is chosen meanwhile, from images and memory (see ``resolve``).
         values = config.model_dump() | {"auto_resolution": False, "wanted_throughput": None}
         draft = cls(values, set_keys, set_keys | preset.keys())
         for key in (key for key in preset if key not in set_keys):
@@ -57,3 +57,13 @@ class Draft:
         """
         self.values[key] = value
         self.decisions = [*(each for each in self.decisions if each.key != key), Decision(key, value, reason)]
+
+    def choose(self, decision: Decision) -> None:
+        """Take a value as if the user had set it. Its decision stands before all others.
+
+        Args:
+            decision: key, value, and why.
+        """
+        self.values[decision.key] = decision.value
+        self.set_keys, self.given = self.set_keys | {decision.key}, self.given | {decision.key}
+        self.decisions = [decision, *(each for each in self.decisions if each.key != decision.key)]

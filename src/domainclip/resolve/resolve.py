@@ -5,14 +5,14 @@ Reads plain facts about model, data and device, so that it runs (and is tested) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from domainclip.config.recipe import CLIPFinetuningConfig
+from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
 from domainclip.domains.domain import DomainConfig
 from domainclip.domains.files import load_domain
 from domainclip.errors import ConfigurationError
 from domainclip.resolve.draft import Draft
-from domainclip.resolve.facts import DataFacts, ModelFacts
+from domainclip.resolve.facts import DataFacts, Decision, ModelFacts
 from domainclip.resolve.objective import check_adapters, resolve_objective, resolve_rates
 from domainclip.resolve.resolution import ResolutionRule
 from domainclip.resolve.run import ResolvedRun
@@ -31,7 +31,12 @@ from domainclip.resolve.stages import resolve_batch_norm, resolve_probe, resolve
 
 
 def resolve(
-    config: CLIPFinetuningConfig, model: ModelFacts, data: DataFacts, *, domain: DomainConfig | None = None
+    config: CLIPFinetuningConfig,
+    model: ModelFacts,
+    data: DataFacts,
+    *,
+    domain: DomainConfig | None = None,
+    choose_resolution: Callable[[FrozenConfig], Decision] | None = None,
 ) -> ResolvedRun:
     """Decide what the user left unset.
 
@@ -40,6 +45,8 @@ def resolve(
         model: what the model says of itself.
         data: what the training rows say of themselves.
         domain: the domain that ``config`` names, where it has been read already.
+        choose_resolution: decides ``image_resolution`` for the recipe as it is without what depends on that: batch,
+            precision and the rest as the run will have them, and the model's own resolution.
 
     Returns:
         The run: a frozen recipe without unset values, the decisions that made it, and the domain's content.
@@ -53,8 +60,8 @@ def resolve(
     with_own_steps = domain.with_steps(config.image_preprocessing, config.text_preprocessing)
     _resolve_texts(draft, config, domain)
 
+    rule = model.resolutions or ResolutionRule(model.native_resolution)
     _resolve_inputs(draft, config, model)
-    resolve_resolutions(draft, model.resolutions or ResolutionRule(model.native_resolution))
     if values["batch_size_schedule"] is not None:
         resolve_batch_schedule(draft, data.train_rows)
     else:
@@ -66,13 +73,19 @@ def resolve(
     resolve_reference_sets(draft, model.fresh_projections)
     resolve_length(draft, data.train_rows)
     resolve_rates(draft, model)
+    resolve_small_data(draft, data.train_rows, model.image_tower_kind)
+    _resolve_augmentation(draft, data, with_own_steps.images.allowed_turns)
+    if choose_resolution is not None:
+        draft.choose(choose_resolution(CLIPFinetuningConfig(**values).frozen()))
+    resolution = values["image_resolution"]
+    if resolution != model.native_resolution and (problem := rule.problem(resolution)):
+        raise ConfigurationError(f"image_resolution={resolution} does not fit: {problem}")
+    resolve_resolutions(draft, rule)
     resolve_steps(draft, data)
     validations = resolved_steps(values, data.train_rows) // min(
         values["eval_steps"], steps_per_epoch(values, data.train_rows)
     )
-    resolve_small_data(draft, data.train_rows, model.image_tower_kind)
     resolve_early_end(draft, validations)
-    _resolve_augmentation(draft, data, with_own_steps.images.allowed_turns)
     _resolve_reading(draft, data)
     return ResolvedRun(CLIPFinetuningConfig(**values).frozen(), with_own_steps, decisions=tuple(draft.decisions))
 
@@ -88,10 +101,6 @@ def _resolve_texts(draft: Draft, config: CLIPFinetuningConfig, domain: DomainCon
 def _resolve_inputs(draft: Draft, config: CLIPFinetuningConfig, model: ModelFacts) -> None:
     if "image_resolution" not in draft.set_keys:
         draft.decide("image_resolution", model.native_resolution, "what the model's own image processor says")
-    elif config.image_resolution != model.native_resolution:
-        rule = model.resolutions or ResolutionRule(model.native_resolution)
-        if problem := rule.problem(config.image_resolution):
-            raise ConfigurationError(f"image_resolution={config.image_resolution} does not fit: {problem}")
     if "max_sequence_length" not in draft.set_keys:
         if model.fixed_text_length:
             draft.decide(
