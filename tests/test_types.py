@@ -15,6 +15,8 @@ import pytest
 
 import domainclip
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 USE = """\
