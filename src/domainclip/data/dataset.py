@@ -51,6 +51,16 @@ class TextImageProcessor(Protocol):
     image_processor: BaseImageProcessor
 
 
+def padded(tokens: Sequence[Tensor], length: int, pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, int64 ``[n, length]``."""
+    input_ids = torch.full((len(tokens), length), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros(len(tokens), length, dtype=torch.long)
+    for row, ids in enumerate(tokens):
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    return input_ids, attention_mask
+
+
 def _token_ids(processor: TextImageProcessor | ProcessorMixin, texts: list[str], max_length: int) -> list[list[int]]:
     if hasattr(processor, "token_ids"):
         return processor.token_ids(texts, max_length)
@@ -182,10 +192,6 @@ class CLIPDataset(Dataset):
                     return True
         return False
 
-    def cache_bytes_to_come(self) -> int:
-        """Bytes that the store of decoded images will still take as it fills."""
-        return self.images.bytes_to_come()
-
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -266,14 +272,11 @@ class CLIPDataset(Dataset):
             key = (key[0], row) if isinstance(key, tuple) else row
         number = self.text_index(key)
         tokens = self.tokens[number]
-        input_ids = torch.full((self.text_length,), self.pad_token_id, dtype=torch.long)
-        attention_mask = torch.zeros(self.text_length, dtype=torch.long)
-        input_ids[: len(tokens)] = tokens
-        attention_mask[: len(tokens)] = 1
+        input_ids, attention_mask = padded([tokens], self.text_length, self.pad_token_id)
         return {
             "pixel_values": self.image_transform.spec.normalise(self.pixels(key)[None])[0],
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "input_ids": input_ids[0],
+            "attention_mask": attention_mask[0],
             "image_path": str(self.pairs[row].image_path),
             "caption": self.texts[number],
         }
