@@ -22,6 +22,8 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.reports.schema import RunReport
 from report_cases import pages
 
+pytestmark = pytest.mark.slow
+
 RUN_FILES = {
     "recipe.yaml",
     "domain.yaml",

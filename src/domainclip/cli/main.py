@@ -77,7 +77,8 @@ def evaluate(
     resolutions: Annotated[
         str | None,
         typer.Option(
-            metavar="SIDES", help="Resolutions in pixels, such as 96,128,160: compare them; plots beside --output."
+            metavar="RESOLUTIONS",
+            help="Resolutions in pixels, such as 96,128,160: compare them; plots beside --output.",
         ),
     ] = None,
     robustness: Annotated[

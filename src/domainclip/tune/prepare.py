@@ -170,7 +170,7 @@ def prepare(
     }
     runner = TrialRunner(config, recipe, steps, full, splits.train, val, folder, engine)
     _check_trials(runner, space, model_facts(session.encoder), data_facts(splits.train))
-    engine.encoder = None  # each trial loads its own
+    engine.release()  # each trial loads its own model
     controller.unload()
     del session
     if found is not None:

@@ -185,7 +185,7 @@ class TrialRunner:
             result = TrialResult("complete", value, errors.get(kept, last.standard_error), done["steps"], 0, "")
         finally:
             _delete_weights(folder)
-            self.engine.encoder = None
+            self.engine.release()
             controller.unload()
             _free_memory()
         return TrialResult(
