@@ -8,7 +8,7 @@ Ways: ``domainclip`` is ``domainclip train`` with the domain of the set (the beg
 no other key set (``--set key=value`` adds some); ``linear_probe`` a logistic regression on the frozen image tower;
 ``plain`` a plain loop with several positives; ``transformers`` the same loop with the model's own loss, and
 ``sentence_transformers`` that package's trainer: all with our rows, batches and steps (the ``domainclip`` run of the
-same seed comes first), and the rates of our towers without the probe first. All are evaluated alike, by zero-shot
+same seed comes first), and the rates of our towers without the probe first. All are evaluated alike, by
 classification of the test rows with the domain's prompts; only the probe has classes of its own.
 
 A run that is in today's record already is not repeated.

@@ -15,6 +15,8 @@ import pytest
 
 import domainclip
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 USE = """\
@@ -28,6 +30,7 @@ reveal_type(domainclip.run_training(config))
 reveal_type(domainclip.load_encoder(config))
 reveal_type(domainclip.DatasetLoader.from_csv(Path("data.csv")))
 reveal_type(domainclip.CLIPFinetuningController(config).encode_text(["a crack"]))
+reveal_type(domainclip.ModelSession.load("model").classify(["image.jpg"], ["a crack"]))
 reveal_type(domainclip.DeviceManager().device)
 reveal_type(domainclip.MemoryManager("cpu").optimal_batch_size)
 """
@@ -37,6 +40,7 @@ RESULTS = [
     "DualEncoder",
     "PairList",
     "Tensor",
+    "list",
     r"(torch\.)?(_C\.)?device",
     "int",
 ]
@@ -47,6 +51,7 @@ domainclip.run_trainning
 domainclip.run_training("recipe.yaml")
 domainclip.MemoryManager("cpu").optimal_batch_size.upper()
 domainclip.CLIPFinetuningConfig(batch_size="many")
+domainclip.EmbeddingEngine("outputs/mine/model")
 """
 
 
@@ -118,4 +123,4 @@ def test_public_names_have_types(check: Callable[[Path], list[tuple[int, str, st
 def test_mistakes_are_found(check: Callable[[Path], list[tuple[int, str, str]]], tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(MISTAKES)
-    assert {line for line, kind, _ in check(program) if kind == "error"} == {3, 4, 5, 6}
+    assert {line for line, kind, _ in check(program) if kind == "error"} == {3, 4, 5, 6, 7}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from domainclip.devices import DeviceManager, MemoryManager
     from domainclip.domains import DomainConfig
     from domainclip.errors import CLIPFinetuningError, MemoryConstraintError, MPSCompatibilityError
-    from domainclip.inference import EmbeddingEngine
+    from domainclip.inference import EmbeddingEngine, ModelSession
     from domainclip.models import DualEncoder, load_encoder
     from domainclip.pipelines import CLIPFinetuningController, run_training
 
@@ -36,6 +36,7 @@ _HOME = {
     "MemoryConstraintError": "errors",
     "MPSCompatibilityError": "errors",
     "EmbeddingEngine": "inference",
+    "ModelSession": "inference",
     "DualEncoder": "models",
     "load_encoder": "models",
     "CLIPFinetuningController": "pipelines",
@@ -58,6 +59,7 @@ __all__ = [
     "MPSCompatibilityError",
     "MemoryConstraintError",
     "MemoryManager",
+    "ModelSession",
     "SimilarityComputer",
     "__version__",
     "load_encoder",

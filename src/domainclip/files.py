@@ -70,6 +70,22 @@ def require_writable(path: Path, what: str, *, is_file: bool = False) -> None:
         ) from None
 
 
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Within it a file is written that the user has named; ``what`` begins the message where it cannot be.
+
+    Args:
+        what: Says which it is, such as "--output figures.json".
+
+    Raises:
+        ConfigurationError: It cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{what} cannot be written: {error.strerror or error}") from None
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 

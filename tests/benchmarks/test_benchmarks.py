@@ -16,6 +16,8 @@ import pytest
 from benchmark_runs import BENCHMARKS, run_script
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 
 def only_record(folder: Path, benchmark: str) -> dict[str, Any]:
     (path,) = folder.glob(f"{benchmark}-*.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -20,6 +21,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.reports.schema import RunReport
 from report_cases import pages
+
+pytestmark = pytest.mark.slow
 
 RUN_FILES = {
     "recipe.yaml",
@@ -188,10 +191,14 @@ def test_train_writes_all_that_repeats_and_reports_the_run(finished_run):
 def test_the_code_of_a_report_runs(finished_run, tiny_data, tmp_path, monkeypatch, capsys):
     Image.open(tiny_data.pairs("test")[0].image_path).convert("RGB").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    for page in ("report.md", "report_details.md"):
-        (code,) = re.findall(r"```python\n(.*?)```", (finished_run / page).read_text(), re.S)
-        exec(code, {})
-        assert "tensor([[" in capsys.readouterr().out
+    (code,) = re.findall(r"```python\n(.*?)```", (finished_run / "report.md").read_text(), re.S)
+    assert len(code.splitlines()) == 3
+    exec(code, {})
+    (chances,) = ast.literal_eval(capsys.readouterr().out)
+    assert sorted(chances) == ["brick", "grass", "sky"] and sum(chances.values()) == pytest.approx(1)
+    (code,) = re.findall(r"```python\n(.*?)```", (finished_run / "report_details.md").read_text(), re.S)
+    exec(code, {})
+    assert "tensor([[" in capsys.readouterr().out
 
 
 def test_saved_model_loads_with_plain_transformers(finished_run, tiny_data):

@@ -14,6 +14,8 @@ import pytest
 from domainclip.evaluation import EVALUATORS
 from domainclip.metrics.metric import METRICS
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-an-evaluator.md"
 TITLE = "nearer to its own caption than to another"
 RUN = ["--model", "tiny", "max_steps=4", "eval_steps=1", "batch_size=6", "num_workers=0", "mixed_precision=false"]

@@ -32,6 +32,8 @@ from domainclip.models.io import save_encoder
 from model_zoo import save_siglip, save_vision_text
 from tiny_data import write_tiny_data
 
+pytestmark = pytest.mark.slow
+
 EXPECTED = Path(__file__).with_name("expected.json")
 RECORD = bool(os.environ.get("RECORD_GOLDEN"))
 CHILD = Path(__file__).with_name("golden_child.py")

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+import domainclip
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError, DataError, ImageError
-from domainclip.evaluation import ZeroShotEvaluator
+from domainclip.evaluation.zero_shot import ZeroShotEvaluator
 from domainclip.inference import ModelSession
 from domainclip.pipelines import CLIPFinetuningController
+from domainclip.pipelines.assemble import write_model
 from domainclip.resolve import resolve_for_inference
 from domainclip.retrieval import ImageTextRetrieval
 from tiny_data import TinyData
@@ -116,3 +118,18 @@ def test_a_session_knows_no_training() -> None:
     assert "domainclip.inference.session" in done.stdout
     for room in ("training", "losses", "evaluation", "pipelines", "reports"):
         assert f"'domainclip.{room}" not in done.stdout
+
+
+def test_a_folder_is_enough_to_load_a_model(tiny_data: TinyData, tmp_path: Path) -> None:
+    """With the domain that it was trained in."""
+    controller = CLIPFinetuningController(CLIPFinetuningConfig(model_name="tiny", device="cpu", domain="industrial"))
+    controller.setup()
+    assert controller.model is not None
+    write_model(controller.model, tmp_path, controller.session.domain)
+    image = tiny_data.pairs("test")[0].image_path
+    expected = controller.session.classify([image], ["brick", "sky"])
+    for folder in (tmp_path / "model", str(tmp_path / "model")):
+        session = domainclip.ModelSession.load(folder, Console(quiet=True))
+        assert session.domain.name == "industrial"
+        found = session.classify([image], ["brick", "sky"])
+        assert found[0] == pytest.approx(expected[0], abs=1e-5)

@@ -1,4 +1,4 @@
-"""Prompts, zero-shot metrics and evaluators against scikit-learn, torchmetrics and plain loops."""
+"""Prompts, classification metrics and evaluators against scikit-learn, torchmetrics and plain loops."""
 
 from __future__ import annotations
 

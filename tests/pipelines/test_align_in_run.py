@@ -16,6 +16,8 @@ from domainclip.pipelines.run_folder import RunFolder
 from domainclip.reports.alignment_report import prepare_folder
 from domainclip.resolve import resolve_for_inference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny_engine():

@@ -10,6 +10,8 @@ import torch
 from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 
 def trained(data: TinyData, folder: Path, **values: object) -> tuple[CLIPFinetuningController, float]:
     config = CLIPFinetuningConfig(

@@ -36,6 +36,8 @@ from domainclip.training.memory.model import MARGIN, SMALLEST_EFFICIENT
 from domainclip.training.memory.plan import ModelShape, plan_step
 from model_zoo import save_vision_text
 
+pytestmark = pytest.mark.slow
+
 VALUES: dict[str, Any] = {
     "model_name": "tiny",
     "batch_size": 6,

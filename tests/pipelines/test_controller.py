@@ -22,6 +22,8 @@ from domainclip.errors import ConfigurationError, DataError, ModelNotInitialized
 from domainclip.models import make_tiny_clip
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 VALUES: dict[str, Any] = {
     "model_name": "tiny",
     "batch_size": 6,

@@ -115,7 +115,7 @@ def test_training_shows_views_that_seed_epoch_and_row_choose(tiny_data, processo
         written = parts["text_transform"](pair.caption)
         assert set(texts) == set(parts["caption_views"](pair.caption))
         assert "TX" not in written and len(set(texts)) > 1
-        swapped = {text.lower().replace("surface", "texture").replace("an image", "a photo") for text in texts}
+        swapped = {text.lower().replace("surface", "texture").replace("a picture", "a photo") for text in texts}
         assert swapped == {written.lower()}
     for text, ids in zip(data.texts, data.tokens, strict=True):
         assert ids.tolist() == processor.token_ids([text])[0]

@@ -19,6 +19,8 @@ from domainclip.pipelines.compare import run_compare
 from domainclip.pipelines.evaluate import run_evaluation
 from domainclip.pipelines.run import run_training
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

@@ -24,6 +24,8 @@ from domainclip.training.memory.plan import ModelShape, plan_step
 from domainclip.training.memory.trace import Lines, TowerMemory
 from model_zoo import save_siglip, save_vision_text
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

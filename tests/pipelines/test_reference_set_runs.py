@@ -22,6 +22,8 @@ from domainclip.pipelines import run_training
 from tiny_data import TinyData
 from training_setup import DEFAULTS
 
+pytestmark = pytest.mark.slow
+
 
 def run(data: Path, folder: Path, resume: bool = False, overwrite: bool = False, **values: Any) -> dict[str, Any]:
     given = {**DEFAULTS, "max_steps": 2, "probe_first": False, "data_path": str(data), "output_dir": str(folder)}

@@ -34,6 +34,8 @@ from domainclip.resolve.resolution import ResolutionRule, ShortSides, choose_res
 from model_zoo import save_bert, save_siglip, save_vision_text
 from resolution_cases import SIZES, tower
 
+pytestmark = pytest.mark.slow
+
 # --- resolutions ---
 
 

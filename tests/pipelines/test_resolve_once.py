@@ -13,6 +13,8 @@ from domainclip.domains import files
 from domainclip.resolve.draft import Draft
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("auto_resolution", [False, True])
 def test_a_run_resolves_once(

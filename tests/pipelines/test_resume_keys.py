@@ -25,6 +25,8 @@ from domainclip.pipelines import CLIPFinetuningController
 from domainclip.training.identity import NEUTRAL_KEYS, RunIdentity
 from tiny_data import TinyData, write_tiny_data
 
+pytestmark = pytest.mark.slow
+
 FACTS = dict(facts_by_key(CLIPFinetuningConfig))
 CHANGING = sorted(name for name in FACTS if name not in NEUTRAL_KEYS)
 

@@ -15,6 +15,8 @@ from domainclip.pipelines import fine_tune, run_training
 from domainclip.pipelines.run_folder import RunFolder
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 
 def files_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}

@@ -23,6 +23,8 @@ from tiny_data import TinyData
 from training_setup import DEFAULTS
 from wise_ft_cases import embeddings, move
 
+pytestmark = pytest.mark.slow
+
 # --- in a run ---
 
 

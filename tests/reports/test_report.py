@@ -29,6 +29,8 @@ from domainclip.reports.plots.run import plot_before_after, plot_confusion, plot
 from domainclip.reports.schema import RunReport
 from report_cases import pages, write_run
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -16,6 +16,8 @@ from domainclip.tracking import read_metrics
 from tiny_data import TinyData
 from training_setup import make_trainer
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "adding-a-listener.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 

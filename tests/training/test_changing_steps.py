@@ -13,6 +13,8 @@ from domainclip.errors import Interrupted
 from domainclip.training import Trainer
 from training_setup import make_trainer, same, weights
 
+pytestmark = pytest.mark.slow
+
 
 def reported(folder: Path, *keys: str) -> list[tuple]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -24,6 +24,8 @@ from domainclip.training.checkpoint import MANIFEST, random_state, recover_direc
 from tiny_data import TinyData
 from training_setup import make_trainer, same, weights
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -32,6 +32,8 @@ from domainclip.errors import CLIPFinetuningError, ConfigurationError, DeviceErr
 from domainclip.training import distributed
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, shard_of, world_size
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:

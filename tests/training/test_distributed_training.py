@@ -27,6 +27,8 @@ from resolve_cases import STARTER
 from tiny_data import TinyData
 from training_setup import make_trainer, one_of_two, same, weights
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 PLAIN = {"save_steps": 100, "eval_steps": 3}
 

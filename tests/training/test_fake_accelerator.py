@@ -17,6 +17,8 @@ import fake_accelerator
 from fake_accelerator import FROM_TORCH, SCENARIOS
 from mps_ops import kernels
 
+pytestmark = pytest.mark.slow
+
 HONEST = [name for name in SCENARIOS if "planted" not in name]
 STEPS = [name for name in HONEST if name != "inference"]
 MASKS = "transformers/masking_utils.py"

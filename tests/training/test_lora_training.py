@@ -27,6 +27,8 @@ from lora_cases import KINDS, LORA, Build, assert_same_directions, embeddings, i
 from tiny_data import TinyData
 from training_setup import make_trainer, same, train_until, weights
 
+pytestmark = pytest.mark.slow
+
 # --- through the loop ---
 
 

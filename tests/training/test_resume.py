@@ -29,6 +29,8 @@ from domainclip.training import Validation
 from tiny_data import TinyData
 from training_setup import make_trainer, same, train_until, weights
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("RESUME_TEST_KILLS", "3"))
 EPOCHS = max(8, 2 * KILLS)
 STEPS = 3 * EPOCHS

@@ -24,6 +24,8 @@ from domainclip.training.step.train_step import TrainStep
 from tiny_data import TinyData
 from training_setup import make_trainer, same, weights
 
+pytestmark = pytest.mark.slow
+
 
 def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -20,6 +20,8 @@ from domainclip.resolve import ModelFacts
 from domainclip.training.step.views import view_resolutions
 from training_setup import make_trainer, same, weights
 
+pytestmark = pytest.mark.slow
+
 RECIPES: dict[str, dict[str, Any]] = {
     "contrastive": {"loss_type": "contrastive"},
     "multi_positive": {"loss_type": "multi_positive"},

@@ -28,6 +28,8 @@ from domainclip.tune.prepare import default_steps
 from tiny_data import TinyData
 from tune_cases import recipe, search
 
+pytestmark = pytest.mark.slow
+
 # --- the space ---
 
 

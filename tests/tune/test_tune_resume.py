@@ -29,6 +29,8 @@ from domainclip.tune import Space
 from tiny_data import TinyData
 from tune_cases import recipe, search
 
+pytestmark = pytest.mark.slow
+
 
 def study_of(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="domainclip", storage=f"sqlite:///{folder / 'study.db'}")

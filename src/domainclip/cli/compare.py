@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
+from domainclip.cli.options import AsJson, Recipe, Split, config_of, print_json, recipe_keys
+
 
 def compare(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys, the same for all models and data sets."),
-    ] = None,
+    overrides: Annotated[list[str] | None, recipe_keys("the same for all models and data sets")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", metavar="[NAME=]MODEL", help="Hub name or local directory; give it repeatedly."),
@@ -24,7 +23,7 @@ def compare(
     reference: Annotated[
         str | None, typer.Option(help="Name of the model the others are tested against; left out, the first.")
     ] = None,
-    split: Annotated[str, typer.Option(help="train, val or test; all for every row.")] = "test",
+    split: Split = "test",
     metric: Annotated[
         str | None,
         typer.Option(help="acc1, mean_per_class_recall, macro_f1, mean_R@1, …; left out, each set's primary metric."),
@@ -33,19 +32,17 @@ def compare(
         Path | None,
         typer.Option("--output", "-o", help="Folder for compare.json, compare.md, compare.html and matrix.png."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A shipped recipe or a YAML file.")] = None,
+    recipe: Recipe = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first image, data set or model that cannot be used.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Every model on every data set: intervals, paired tests against the reference, a verdict in each cell.
 
     A data set that cannot be evaluated leaves its reason in the matrix and the rest goes on.
     """
-    from domainclip.config import load_recipe, parse_overrides
-
-    config = load_recipe(recipe, parse_overrides(overrides or []))
+    config = config_of(recipe, overrides)
     from domainclip.files import require_writable
     from domainclip.pipelines.compare import named, run_compare
 
@@ -54,9 +51,7 @@ def compare(
         require_writable(output, "--output")
     found = run_compare(config, models, sets, reference=reference, split=split, metric=metric, strict=strict)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found.report.to_dict(), indent=2, ensure_ascii=False))
+        print_json(found.report.to_dict())
     else:
         found.print()
     if output is not None:  # last, so that figures which cannot be written were at least shown

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from domainclip.cli.options import AsJson, print_json
 from domainclip.errors import ConfigurationError
 
 domain_app = typer.Typer(no_args_is_help=True, help="List, show and write domains: what is particular to a domain.")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 @domain_app.command("list")
@@ -22,7 +21,7 @@ def domain_list(as_json: AsJson = False) -> None:
 
     rows = [{"name": name, "description": load_domain(name).description} for name in shipped_domains()]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
         return
     from rich.console import Console
     from rich.table import Table
@@ -52,7 +51,7 @@ def domain_show(
             "extends": found.extends,
             "choices": [choice.to_dict() for choice in found.choices()],
         }
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json(content)
         return
     from rich.console import Console
     from rich.markup import escape
@@ -107,7 +106,7 @@ def domain_new(
     from domainclip.config.domain_name import is_domain_path
     from domainclip.domains.files import load_domain, shipped_domains
     from domainclip.domains.template import domain_template
-    from domainclip.files import write_text
+    from domainclip.files import write_text, writing
 
     name = name.removesuffix(".yaml").removesuffix(".yml")
     if name in shipped_domains():
@@ -122,8 +121,6 @@ def domain_new(
     parent = load_domain(extends)
     start = target.absolute().parent
     named = os.path.relpath(Path(extends).absolute(), start) if is_domain_path(extends) else extends
-    try:
+    with writing(str(target)):
         write_text(target, domain_template(name, parent, Path(named).as_posix()))
-    except OSError as error:
-        raise ConfigurationError(f"{target} cannot be written: {error.strerror or error}") from None
     typer.echo(f"Written: {target}\nNext: edit it, then domainclip domain show {target}")

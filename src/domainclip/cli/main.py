@@ -14,6 +14,7 @@ from domainclip.cli.align import align_app
 from domainclip.cli.compare import compare
 from domainclip.cli.domain import domain_app
 from domainclip.cli.memory import memory_app
+from domainclip.cli.options import AsJson, Data, Device, Domain, Model, Overrides, Recipe, Split, config_of, print_json
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
@@ -35,46 +36,15 @@ app.add_typer(align_app, name="align", help="See whether images and texts agree.
 app.add_typer(domain_app, name="domain")
 app.add_typer(memory_app, name="memory")
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys, such as learning_rate=1e-5."),
-]
-Recipe = Annotated[
-    str | None,
-    typer.Option("--recipe", "-r", help="A shipped recipe (default, debug, medical, …) or a YAML file."),
-]
-Data = Annotated[str | None, typer.Option("--data", "-d", help="A table, a directory, or hf:NAME.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub name or local directory of the model.")]
-Output = Annotated[str | None, typer.Option("--output", "-o", help="Folder for the run.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
-
-def _named(**options: object) -> dict[str, object]:
-    return {key: value for key, value in options.items() if value is not None}
-
-
-def _config(recipe: str | None, overrides: list[str] | None, **options: object):  # type: ignore[no-untyped-def]
-    from domainclip.config import load_recipe, parse_overrides
-
-    return load_recipe(recipe, {**_named(**options), **parse_overrides(overrides or [])})
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
 
 @app.command()
 def train(
     overrides: Overrides = None,
     data: Data = None,
     model: Model = None,
-    output: Output = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the run.")] = None,
     recipe: Recipe = None,
-    domain: Annotated[
-        str | None, typer.Option(help="general, medical, industrial, scientific, or a YAML file.")
-    ] = None,
+    domain: Domain = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
 ) -> None:
@@ -88,7 +58,7 @@ def train(
         recipe = str(saved) if saved.is_file() else None
         kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since
         domain = str(kept) if kept.is_file() else None
-    config = _config(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
+    config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     from domainclip.pipelines import run_training
 
     run_training(config, resume=resume, overwrite=overwrite)
@@ -100,14 +70,15 @@ def evaluate(
     data: Data = None,
     model: Model = None,
     recipe: Recipe = None,
-    split: Annotated[str, typer.Option(help="train, val or test; all for every row.")] = "test",
+    split: Split = "test",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures to this JSON file.")
     ] = None,
     resolutions: Annotated[
         str | None,
         typer.Option(
-            metavar="SIDES", help="Resolutions in pixels, such as 96,128,160: compare them; plots beside --output."
+            metavar="RESOLUTIONS",
+            help="Resolutions in pixels, such as 96,128,160: compare them; plots beside --output.",
         ),
     ] = None,
     robustness: Annotated[
@@ -120,11 +91,11 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Zero-shot classification and retrieval of a model on a data set; also at several resolutions."""
+    """Classification and retrieval of a model on a data set; also at several resolutions."""
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
-    config = _config(recipe, overrides, data_path=data, model_name=model)
-    from domainclip.files import require_writable
+    config = config_of(recipe, overrides, data_path=data, model_name=model)
+    from domainclip.files import require_writable, write_json, writing
 
     if output is not None:
         require_writable(output, "--output", is_file=True)
@@ -139,14 +110,10 @@ def evaluate(
 
     report = run_evaluation(config, split, error_analysis)
     if output is not None:
-        from domainclip.files import write_json
-
-        try:
+        with writing(f"--output {output}"):
             write_json(output, report.to_dict())
-        except OSError as error:
-            raise ConfigurationError(f"--output {output} cannot be written: {error.strerror or error}") from None
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         report.print()
 
@@ -159,7 +126,7 @@ def _evaluate_resolutions(  # type: ignore[no-untyped-def]
     wanted = parse_resolutions(resolutions)
     report = run_resolutions(config, wanted, split, robustness=robustness)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         report.print()
     if output is not None:  # last, so that figures which cannot be written were at least shown
@@ -187,18 +154,13 @@ def demo(
 
 
 @app.command()
-def doctor(
-    as_json: AsJson = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or mps; left out, the one that would be chosen.")
-    ] = None,
-) -> None:
+def doctor(as_json: AsJson = False, device: Device = None) -> None:
     """Check this machine: device, versions, precision, and whether its numbers agree with the CPU's."""
     from domainclip.doctor import diagnose
 
     report = diagnose(device)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         typer.echo(report.render())
     raise typer.Exit(report.exit_code)
@@ -209,9 +171,9 @@ def config_show(overrides: Overrides = None, recipe: Recipe = None, as_json: AsJ
     """Every key with its value, where the value comes from, and what the key means."""
     from domainclip.cli.config_table import recipe_rows, recipe_table
 
-    config = _config(recipe, overrides)
+    config = config_of(recipe, overrides)
     if as_json:
-        _print_json(recipe_rows(config))
+        print_json(recipe_rows(config))
     else:
         from rich.console import Console
 
@@ -225,7 +187,7 @@ def config_validate(
     """Check a recipe; exit code 2 and the file's line when something is wrong."""
     from domainclip.domains import load_domain
 
-    config = _config(recipe, overrides)
+    config = config_of(recipe, overrides)
     load_domain(config.domain)
     names = ", ".join(sorted(config.to_dict(only_set=True))) or "nothing"
     typer.echo(f"{recipe}: valid; sets {names}")
@@ -241,7 +203,7 @@ def data_check(
     as_json: AsJson = False,
 ) -> None:
     """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
-    config = _config(None, overrides, model_name=model)
+    config = config_of(None, overrides, model_name=model)
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps
@@ -269,7 +231,7 @@ def data_check(
         cut_by_sentence=captions.settings.truncation == "sentences",
     )
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         from rich.console import Console
 

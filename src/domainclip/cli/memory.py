@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from domainclip.cli.options import AsJson, Device, print_json
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -38,20 +40,16 @@ def memory_plan(
     text_length: Annotated[
         int | None, typer.Option("--text-length", min=4, help="Tokens of the longest captions; left out, at most 77.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or mps; left out, the one that would be chosen.")
-    ] = None,
+    device: Device = None,
     lora: Annotated[
         bool | None, typer.Option("--lora/--no-lora", help="Only with LoRA adapters, or only without; left out, both.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What fits into a budget, micro-batch by precision, checkpointing and LoRA, and the recipe to take.
 
     Nothing is trained, and no weights are loaded. Exit code 1 where nothing fits.
     """
-    import json
-
     from domainclip.devices import DeviceManager
     from domainclip.devices.memory import GB, read_memory
     from domainclip.devices.precision import choose_precision
@@ -82,7 +80,7 @@ def memory_plan(
         lora=lora,
     )
     if as_json:
-        typer.echo(json.dumps(plan.to_dict(), indent=2))
+        print_json(plan.to_dict())
     else:
         _show(plan)
     raise typer.Exit(0 if plan.recommended is not None else 1)

@@ -7,31 +7,24 @@ from typing import Annotated
 
 import typer
 
+from domainclip.cli.options import Data, Domain, Recipe, Split, config_of, recipe_keys
 from domainclip.errors import ConfigurationError
 
 
 def preview(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys, such as crop_scale=0.5.")
-    ] = None,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="A table, a directory, or hf:NAME.")] = None,
-    domain: Annotated[
-        str | None, typer.Option(help="general, medical, industrial, scientific, or a YAML file.")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A shipped recipe or a YAML file.")] = None,
+    overrides: Annotated[list[str] | None, recipe_keys("such as crop_scale=0.5")] = None,
+    data: Data = None,
+    domain: Domain = None,
+    recipe: Recipe = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Resize as this model's processor does.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The sheet, a PNG file.")] = Path("preview.png"),
-    split: Annotated[str, typer.Option(help="train, val or test; all for every row.")] = "train",
+    split: Split = "train",
     images: Annotated[int, typer.Option("--images", "-n", min=1, max=100, help="How many images.")] = 6,
 ) -> None:
     """A sheet of what the model is shown: images as stored, after the domain's steps, and as training varies them."""
     if output.suffix.lower() != ".png" or output.is_dir():  # said before the work, not after it
         raise ConfigurationError(f"--output {output} is not the name of a PNG file: let it end in .png")
-    from domainclip.config import load_recipe, parse_overrides
-
-    given = {"data_path": data, "domain": domain, "model_name": model}
-    named = {key: value for key, value in given.items() if value is not None}
-    config = load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
+    config = config_of(recipe, overrides, data_path=data, domain=domain, model_name=model)
     from domainclip.files import require_writable
     from domainclip.pipelines.preview import preview as make
 

@@ -7,18 +7,15 @@ from typing import Annotated
 
 import typer
 
+from domainclip.cli.options import Data, Model, Recipe, config_of, recipe_keys
+
 
 def tune(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys, the same for all trials."),
-    ] = None,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="A table, a directory, or hf:NAME.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Hub name or local directory of the model.")
-    ] = None,
+    overrides: Annotated[list[str] | None, recipe_keys("the same for all trials")] = None,
+    data: Data = None,
+    model: Model = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the study.")] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A shipped recipe or a YAML file.")] = None,
+    recipe: Recipe = None,
     trials: Annotated[int, typer.Option(help="Trials there shall be in the end.", min=1)] = 20,
     steps: Annotated[
         int | None, typer.Option(help="Steps of each trial; left out, a fifth of the whole run's, at least 50.", min=1)
@@ -38,18 +35,23 @@ def tune(
     Without `--space` and `--search` the learning rate, the temperature, the objective and its own keys are searched.
     `--output DIR --resume` with nothing else goes on with the study in DIR.
     """
-    from domainclip.config import load_recipe, parse_overrides
-
     if resume and output and not (recipe or overrides or data or model):
         saved = Path(output) / "tuning_recipe.yaml"
         recipe = str(saved) if saved.is_file() else None
-    fixed = parse_overrides(overrides or [])
-    options = {"data_path": data, "model_name": model, "output_dir": output}
-    config = load_recipe(recipe, {**{key: value for key, value in options.items() if value is not None}, **fixed})
+    config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output)
+    from domainclip.config import parse_overrides
     from domainclip.tune.run import run_tuning
     from domainclip.tune.space import Space
 
     wanted = Space.from_file(space) if space is not None else None
     if search:
         wanted = (wanted or Space(())).merged(Space.from_options(search))
-    run_tuning(config, wanted, trials=trials, steps=steps, fixed=fixed, resume=resume, overwrite=overwrite)
+    run_tuning(
+        config,
+        wanted,
+        trials=trials,
+        steps=steps,
+        fixed=parse_overrides(overrides or []),
+        resume=resume,
+        overwrite=overwrite,
+    )

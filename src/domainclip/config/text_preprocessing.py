@@ -94,7 +94,7 @@ class TextPreprocessing(Settings):
 
 
 class PromptPack(Settings):
-    """Sentences for zero-shot classes. Empty lists mean: what the recipe says, or the general pack."""
+    """Sentences that describe a class. Empty lists mean: what the recipe says, or the general pack."""
 
     templates: list[str] = Field(
         default_factory=list, description="Sentences a class is described by; {} stands for its name."

@@ -1,11 +1,6 @@
 """Images and captions: loading, splitting, transforming, batching."""
 
-from domainclip.data.batches import (
-    PrefetchDataLoader,
-    collate_fn,
-    create_dataloader,
-    create_train_val_dataloaders,
-)
+from domainclip.data.batches import PrefetchDataLoader, collate_fn, create_dataloader, create_train_val_dataloaders
 from domainclip.data.dataset import CLIPDataset, MultiCaptionCLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.reader import IMAGE_FORMATS

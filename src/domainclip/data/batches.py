@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.dataset import CLIPDataset, RawItem
+from domainclip.data.dataset import CLIPDataset, RawItem, padded
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.data.step_plan import StepPlan
 from domainclip.errors import ConfigurationError, DataError, ImageError
@@ -23,10 +23,9 @@ Batch = dict[str, Any]
 
 def collate_fn(items: Sequence[dict[str, Any]]) -> Batch:
     """Stack items of ``CLIPDataset`` as they are: full text length, every caption, normalised images."""
+    tensors = ("pixel_values", "input_ids", "attention_mask")
     return {
-        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-        "input_ids": torch.stack([item["input_ids"] for item in items]),
-        "attention_mask": torch.stack([item["attention_mask"] for item in items]),
+        **{name: torch.stack([item[name] for item in items]) for name in tensors},
         "image_paths": [item["image_path"] for item in items],
         "captions": [item["caption"] for item in items],
     }
@@ -69,11 +68,7 @@ class PairCollator:
         index_of = {text: index for index, text in enumerate(distinct)}
         tokens = [self.tokens[text] for text in distinct]
         length = self.length(max((len(ids) for ids in tokens), default=1))
-        input_ids = torch.full((len(distinct), length), self.pad_token_id, dtype=torch.long)
-        attention_mask = torch.zeros(len(distinct), length, dtype=torch.long)
-        for row, ids in enumerate(tokens):
-            input_ids[row, : len(ids)] = ids
-            attention_mask[row, : len(ids)] = 1
+        input_ids, attention_mask = padded(tokens, length, self.pad_token_id)
         rows = [item.row for item in good]
         return {
             "pixels": torch.stack([item.pixels for item in good if item.pixels is not None]) if good else None,

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from domainclip.data.records import ImageTextPair
 from domainclip.data.step_plan import ViewKey
 from domainclip.errors import DataError, ImageError
 from domainclip.registry import load_plugins
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 _LOOKED_AT = 16
 
@@ -41,7 +44,24 @@ class RawItem:
     problem: str = ""
 
 
-def _token_ids(processor: Any, texts: list[str], max_length: int) -> list[list[int]]:
+class TextImageProcessor(Protocol):
+    """What makes a model's inputs, such as an ``EncoderProcessor``."""
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
+
+
+def padded(tokens: Sequence[Tensor], length: int, pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, int64 ``[n, length]``."""
+    input_ids = torch.full((len(tokens), length), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros(len(tokens), length, dtype=torch.long)
+    for row, ids in enumerate(tokens):
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    return input_ids, attention_mask
+
+
+def _token_ids(processor: TextImageProcessor | ProcessorMixin, texts: list[str], max_length: int) -> list[list[int]]:
     if hasattr(processor, "token_ids"):
         return processor.token_ids(texts, max_length)
     encoded = processor.tokenizer(texts, truncation=True, max_length=max_length, padding=False)
@@ -70,7 +90,7 @@ class CLIPDataset(Dataset):
     def __init__(
         self,
         pairs: Sequence[ImageTextPair | tuple[Path, str]],
-        processor: Any,
+        processor: TextImageProcessor | ProcessorMixin,
         config: CLIPFinetuningConfig,
         image_transform: ImageTransform | None = None,
         text_transform: Callable[[str], str] | None = None,
@@ -111,7 +131,7 @@ class CLIPDataset(Dataset):
 
     def _build_texts(
         self,
-        processor: Any,
+        processor: TextImageProcessor | ProcessorMixin,
         transform: Callable[[str], str],
         views: Callable[[str], Sequence[str]] | None,
         class_names: Callable[[str], Sequence[str]] | None,
@@ -141,7 +161,7 @@ class CLIPDataset(Dataset):
     def _groups(self) -> Tensor:
         by_label = self.config.positives == "label"
         statements = [statement_key(text) if self.config.positives == "statement" else text for text in self.texts]
-        keys: dict[Any, int] = {}
+        keys: dict[tuple[str, str | frozenset[str]], int] = {}
         ids = []
         for pair, texts in zip(self.pairs, self._row_texts, strict=True):
             key = (
@@ -171,10 +191,6 @@ class CLIPDataset(Dataset):
                 if max(header.width, header.height) > tile_size:
                     return True
         return False
-
-    def cache_bytes_to_come(self) -> int:
-        """Bytes that the store of decoded images will still take as it fills."""
-        return self.images.bytes_to_come()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -256,14 +272,11 @@ class CLIPDataset(Dataset):
             key = (key[0], row) if isinstance(key, tuple) else row
         number = self.text_index(key)
         tokens = self.tokens[number]
-        input_ids = torch.full((self.text_length,), self.pad_token_id, dtype=torch.long)
-        attention_mask = torch.zeros(self.text_length, dtype=torch.long)
-        input_ids[: len(tokens)] = tokens
-        attention_mask[: len(tokens)] = 1
+        input_ids, attention_mask = padded([tokens], self.text_length, self.pad_token_id)
         return {
             "pixel_values": self.image_transform.spec.normalise(self.pixels(key)[None])[0],
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "input_ids": input_ids[0],
+            "attention_mask": attention_mask[0],
             "image_path": str(self.pairs[row].image_path),
             "caption": self.texts[number],
         }
@@ -278,7 +291,7 @@ class MultiCaptionCLIPDataset(CLIPDataset):
     def __init__(
         self,
         items: Mapping[Path, Sequence[str]] | Sequence[tuple[Path, Sequence[str]]],
-        processor: Any,
+        processor: TextImageProcessor | ProcessorMixin,
         config: CLIPFinetuningConfig,
         image_transform: ImageTransform | None = None,
         text_transform: Callable[[str], str] | None = None,
@@ -297,7 +310,11 @@ class MultiCaptionCLIPDataset(CLIPDataset):
 
     @classmethod
     def from_pairs(
-        cls, pairs: Sequence[ImageTextPair], processor: Any, config: CLIPFinetuningConfig, **options: Any
+        cls,
+        pairs: Sequence[ImageTextPair],
+        processor: TextImageProcessor | ProcessorMixin,
+        config: CLIPFinetuningConfig,
+        **options: Any,
     ) -> MultiCaptionCLIPDataset:
         captions: dict[Path, list[str]] = {}
         labels: dict[Path, str | None] = {}

@@ -152,11 +152,7 @@ def _fill_empty_splits(units: Sequence[Unit], chosen: list[int], wanted: list[in
         candidates = [i for i, at in enumerate(chosen) if at == donor]
         moved = min(
             candidates,
-            key=lambda i: (
-                min(there[label] for label, _ in units[i].labels) < 2,
-                len(units[i].rows),
-                draws[i],
-            ),
+            key=lambda i: (min(there[label] for label, _ in units[i].labels) < 2, len(units[i].rows), draws[i]),
         )
         chosen[moved] = empty
 
@@ -171,8 +167,5 @@ def _put_each_class_in_train(units: Sequence[Unit], chosen: list[int], draws: li
         places = Counter(chosen[i] for i in holders[label])
         if len(holders[label]) >= 3 and not places[0]:
             donor = max(places, key=lambda index: (places[index], index))
-            moved = min(
-                (i for i in holders[label] if chosen[i] == donor),
-                key=lambda i: (len(units[i].rows), draws[i]),
-            )
+            moved = min((i for i in holders[label] if chosen[i] == donor), key=lambda i: (len(units[i].rows), draws[i]))
             chosen[moved] = 0

@@ -117,10 +117,7 @@ class PairList(list[ImageTextPair]):
     """The usable pairs of one source, in the source's order, and in ``skipped`` the rows that could not be used."""
 
     def __init__(
-        self,
-        pairs: Iterable[ImageTextPair] = (),
-        source: str = "",
-        skipped: Iterable[SkippedRow] = (),
+        self, pairs: Iterable[ImageTextPair] = (), source: str = "", skipped: Iterable[SkippedRow] = ()
     ) -> None:
         super().__init__(pairs)
         self.source = source

@@ -8,6 +8,9 @@ from pathlib import Path
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.errors import DataError, ImageError
 
+Problems = Callable[[Sequence[Path]], Sequence[str]]
+"""Tells for each image what is wrong with it, or an empty text (``EmbeddingEngine.readable``)."""
+
 
 def skipped_rows(parts: Mapping[str, PairList]) -> list[dict[str, str]]:
     """Rows that the loaders skipped.
@@ -26,17 +29,13 @@ def skipped_rows(parts: Mapping[str, PairList]) -> list[dict[str, str]]:
 
 
 def readable_pairs(
-    pairs: PairList,
-    problems: Callable[[Sequence[Path]], Sequence[str]],
-    name: str,
-    strict: bool,
-    skipped: list[dict[str, str]],
+    pairs: PairList, problems: Problems, name: str, strict: bool, skipped: list[dict[str, str]]
 ) -> PairList:
     """The rows whose images decode.
 
     Args:
         pairs: Rows of one split.
-        problems: Tells for each image what is wrong with it, or an empty text (``EmbeddingEngine.readable``).
+        problems: Tells what is wrong with their images.
         name: The split's name.
         strict: Whether an image that cannot be read is an error.
         skipped: The others are added to this list, as ``skipped_rows`` gives them.

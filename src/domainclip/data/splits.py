@@ -40,11 +40,7 @@ class GivenSplit:
 
 
 def split_pairs(
-    pairs: Sequence[ImageTextPair],
-    train: float = 0.8,
-    val: float = 0.1,
-    test: float = 0.1,
-    seed: int = 42,
+    pairs: Sequence[ImageTextPair], train: float = 0.8, val: float = 0.1, test: float = 0.1, seed: int = 42
 ) -> tuple[PairList, PairList, PairList]:
     """Divide ``pairs`` by ratio; rows of one group, and rows of one image, stay together.
 
@@ -110,8 +106,7 @@ def load_splits(
 
     file_names = {name: part.name for name, part in given.items()}
     notes.insert(
-        0,
-        ", ".join(f"{name}: {_rows_and_groups(pairs)} of {file_names[name]}" for name, pairs in loaded.items()),
+        0, ", ".join(f"{name}: {_rows_and_groups(pairs)} of {file_names[name]}" for name, pairs in loaded.items())
     )
     for missing in ("test", "validation"):
         if missing in loaded:

@@ -171,12 +171,7 @@ def _text_encoder(ids: Tensor, mask: Tensor) -> _Encode:
     return lambda model, where: model.encode_text(ids.to(where), mask.to(where))
 
 
-def _encode_on(
-    device: torch.device,
-    dtype: torch.dtype | None,
-    encode: _Encode,
-    model: nn.Module,
-) -> Tensor:
+def _encode_on(device: torch.device, dtype: torch.dtype | None, encode: _Encode, model: nn.Module) -> Tensor:
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         return encode(model, device)
 
@@ -243,12 +238,7 @@ def _compare_training(
     error, detail = _attempt(gradient_error)
     results = [
         Comparison(
-            "gradients",
-            "fp32",
-            error,
-            GRADIENT_TOLERANCE,
-            _remedy(device, "fp32"),
-            detail or f"largest in {worst}",
+            "gradients", "fp32", error, GRADIENT_TOLERANCE, _remedy(device, "fp32"), detail or f"largest in {worst}"
         )
     ]
     error, detail = _attempt(step_error)
@@ -276,10 +266,7 @@ def _attempt(measure: Callable[[], float]) -> tuple[float, str]:
     """The error measured, or NaN with the exception's first line: a missing kernel is a finding too."""
     try:
         return measure(), ""
-    except (
-        RuntimeError,
-        TypeError,
-    ) as error:  # a missing kernel; a type the device has not (float64 on Metal)
+    except (RuntimeError, TypeError) as error:  # a missing kernel; a type the device has not (float64 on Metal)
         first = (str(error).splitlines() or [""])[0]
         return math.nan, f"{type(error).__name__}: {first}"
 

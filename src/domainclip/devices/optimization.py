@@ -122,10 +122,7 @@ def _cpu_allocator() -> tuple[list[Optimization], list[Undo]]:
     if not _set_malloc(_MALLOC_KEEP):
         return [], []
     reason = "each step's activations reuse pages the process already has; without it the kernel zeroes them anew"
-    return (
-        [Optimization("told the C allocator to keep large blocks", reason)],
-        [lambda: _set_malloc(_MALLOC_DEFAULT)],
-    )
+    return ([Optimization("told the C allocator to keep large blocks", reason)], [lambda: _set_malloc(_MALLOC_DEFAULT)])
 
 
 def spare_memory(device: torch.device) -> bool:

@@ -102,10 +102,7 @@ def _policy(device: torch.device) -> tuple[Precision, str]:
         major, minor = platform.cuda_capability(device)
         if (major, minor) >= CUDA_CAPABILITY_WITH_BFLOAT16:
             return "bf16", f"compute capability {major}.{minor} has bfloat16 tensor cores"
-        return (
-            "fp16",
-            f"compute capability {major}.{minor} has no bfloat16; float16 with a gradient scaler instead",
-        )
+        return ("fp16", f"compute capability {major}.{minor} has no bfloat16; float16 with a gradient scaler instead")
     if device.type == "mps":
         chip = platform.chip_name()
         generation = platform.apple_chip_generation(chip)

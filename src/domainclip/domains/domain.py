@@ -82,7 +82,7 @@ class DomainConfig(Settings):
     )
     images: ImagePreprocessing = Field(default_factory=ImagePreprocessing, description="Image preprocessing.")
     texts: TextPreprocessing = Field(default_factory=TextPreprocessing, description="Caption preprocessing.")
-    prompts: PromptPack = Field(default_factory=PromptPack, description="Sentences for zero-shot classes.")
+    prompts: PromptPack = Field(default_factory=PromptPack, description="Sentences that describe a class.")
     augmentation: dict[str, Any] = Field(
         default={}, description="Recipe keys: what training shows in place of an image."
     )

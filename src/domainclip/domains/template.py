@@ -19,7 +19,7 @@ from domainclip.domains.domain import RECIPE_SECTIONS, Choice, DomainConfig, rec
 _ABOUT = {
     "images": "what is done to every image before the model sees it",
     "texts": "what is done to every caption and prompt before the tokenizer",
-    "prompts": "sentences that describe a class in zero-shot classification",
+    "prompts": "sentences that describe a class",
     "augmentation": "what training shows in place of an image",
     "loss": "the objective and its temperature",
     "training": "rates, length, what is trained; any other key of `domainclip config show` that is no run's own",

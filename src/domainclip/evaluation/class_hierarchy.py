@@ -270,7 +270,7 @@ def class_hierarchy_scores(
 
 
 class ClassHierarchyEvaluator:
-    """How near the misses of a zero-shot classification are: ``class_hierarchy_scores`` of its answers.
+    """How near the misses of a classification are: ``class_hierarchy_scores`` of its answers.
 
     Args:
         tree: The hierarchy of classes.

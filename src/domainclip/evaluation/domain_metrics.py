@@ -1,4 +1,4 @@
-"""The metrics of a domain, from the answers of the zero-shot classification and the retrieval."""
+"""The metrics of a domain, from the answers of the classification and the retrieval."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.domain_metrics import DomainMetricsEvaluator
-from domainclip.evaluation.protocols import Embedder, EvaluationResult, Evaluator, LabelledPair
+from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult, Evaluator, LabelledPair
 from domainclip.evaluation.retrieval import RetrievalEvaluator, caption_key
 from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.evaluation.zero_shot import ZeroShotEvaluator, known_labels
@@ -21,8 +21,8 @@ _SEMANTIC = ("class_hierarchy", "documents", "terminology")
 _PER_ITEM = ("i2t_ranks", "t2i_ranks")
 
 
-class DomainEvaluator:
-    """Zero-shot classification, retrieval and what is added to them, embedding each image once.
+class DomainEvaluator(CallableEvaluator):
+    """Classification, retrieval and what is added to them, embedding each image once.
 
     Whichever of the two the data cannot support (fewer than two classes, fewer than two captions) is left out, with the
     reason in ``notes``. The primary metric is ``acc1``, or ``mean_R@1`` without classes, or the one that is chosen.
@@ -90,10 +90,6 @@ class DomainEvaluator:
         """In which direction the primary metric is better."""
         return METRICS[self.primary_metric].greater_is_better
 
-    def __call__(self, embed: Embedder) -> dict[str, float]:
-        """The plain numbers by name."""
-        return self.evaluate(embed).metrics
-
     def evaluate(self, embed: Embedder) -> EvaluationResult:
         """The figures of all parts.
 
@@ -121,7 +117,7 @@ class DomainEvaluator:
             result.sums.update(found.sums)
             if part.name in _SEMANTIC:
                 semantic[part.name] = found
-            elif part.name in ("zero_shot", "retrieval", "domain_metrics"):
+            elif part.name in ("classification", "retrieval", "domain_metrics"):
                 details |= found.details
             elif found.details:
                 details[part.name] = found.details

@@ -47,10 +47,10 @@ EVALUATORS: Registry[EvaluatorFactory] = Registry("evaluator")
 """``@EVALUATORS.register("my_metric")`` before a factory; the recipe then names it: ``evaluators: [my_metric]``."""
 
 
-@EVALUATORS.register("zero_shot")
+@EVALUATORS.register("classification")
 def _zero_shot(context: EvaluationContext) -> Evaluator:
     if context.zero_shot is None:
-        raise DataError("The recipe names zero_shot among its evaluators, and the rows allow no classification")
+        raise DataError("The recipe names classification among its evaluators, and the rows allow no classification")
     return context.zero_shot
 
 

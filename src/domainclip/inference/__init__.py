@@ -3,7 +3,4 @@
 from domainclip.inference.engine import EmbeddingEngine
 from domainclip.inference.session import ModelSession
 
-__all__ = [
-    "EmbeddingEngine",
-    "ModelSession",
-]
+__all__ = ["EmbeddingEngine", "ModelSession"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +22,11 @@ from domainclip.data.images.reader import ImageLike, array_of
 from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import TextTransform
 from domainclip.errors import DataError
+from domainclip.models import DualEncoder
 
 
 class EmbeddingEngine:
-    """Encodes any number of images or texts. ``encoder`` is a ``DualEncoder`` or anything that looks like one.
+    """Encodes any number of images or texts with a dual encoder, which must be on ``device``.
 
     Images go through the steps of ``preprocessing`` (none, if left out) and then exactly the model's own image
     processor's. The embedding of an image that is cut into tiles is the mean of its tiles' (each of unit length),
@@ -36,14 +36,14 @@ class EmbeddingEngine:
 
     def __init__(
         self,
-        encoder: Any,
+        encoder: DualEncoder,
         device: torch.device | str = "cpu",
         *,
         batch_size: int = 64,
         resolution: int | None = None,
         max_length: int | None = None,
         images: ImageStore | None = None,
-        autocast: Any = None,
+        autocast: Callable[[], AbstractContextManager[object]] | None = None,
         preprocessing: ImagePreprocessing | None = None,
         text_transform: Callable[[str], str] | None = None,
     ) -> None:
@@ -60,6 +60,10 @@ class EmbeddingEngine:
         self.text_map: Callable[[Tensor], Tensor] | None = None
         """Applied to text embeddings before they are normalised: a learned metric that is not yet in the weights."""
         self.images = images or ImageStore(512 * 2**20)
+
+    def release(self) -> None:
+        """Let go of the model, whose memory another one needs. ``encoder`` must be set before the next use."""
+        vars(self).pop("encoder", None)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

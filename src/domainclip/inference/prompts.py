@@ -1,4 +1,4 @@
-"""From class names to the text side of a zero-shot classifier.
+"""From class names to the text side of a classifier.
 
 A class is described by several sentences rather than one; the mean of their embeddings is the class's weight
 vector (Radford et al. 2021, section 3.1.4, "prompt ensembling").

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ from domainclip.inference.engine import EmbeddingEngine
 from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
 from domainclip.registry import load_plugins
-from domainclip.resolve import ResolvedInference
+from domainclip.resolve import ResolvedInference, resolve_for_inference
 from domainclip.similarity import make_similarity
 
 
@@ -59,15 +60,16 @@ class ModelSession:
     @classmethod
     def load(
         cls,
-        resolved: ResolvedInference,
+        model: str | Path | ResolvedInference,
         console: Console | None = None,
         device_manager: DeviceManager | None = None,
         images: ImageStore | None = None,
     ) -> ModelSession:
-        """Choose the device and load the recipe's model onto it.
+        """Choose the device and load a model onto it.
 
         Args:
-            resolved: The recipe with its domain.
+            model: The folder of a saved model (``outputs/mine/model``) or a name on the Hugging Face Hub; or a recipe
+                with its domain, where more than the model is chosen. A model that a run saved brings its domain along.
             console: Where it is said if the domain is one that the model was trained in; standard error, if left out.
             device_manager: The device, for a caller who has chosen it already.
             images: A store of decoded images that is shared with other sessions.
@@ -78,8 +80,12 @@ class ModelSession:
         Raises:
             DeviceError: The device cannot be used.
             ModelLoadError: The model cannot be had, or is no dual encoder.
-            ConfigurationError: A plugin fails, or the precision is refused.
+            ConfigurationError: A plugin fails, the precision is refused, or the domain's file is wrong.
         """
+        if isinstance(model, ResolvedInference):
+            resolved = model
+        else:
+            resolved = resolve_for_inference(CLIPFinetuningConfig(model_name=str(model)))
         config = resolved.recipe
         if resolved.note:
             (console or Console(stderr=True)).print(resolved.note, markup=False)
@@ -116,7 +122,7 @@ class ModelSession:
     def engine(
         self,
         batch_size: int | None = None,
-        autocast: Callable[[], Any] | None = None,
+        autocast: Callable[[], AbstractContextManager[object]] | None = None,
         images: ImageStore | None = None,
     ) -> EmbeddingEngine:
         """An engine over the present weights.

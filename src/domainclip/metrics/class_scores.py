@@ -1,4 +1,4 @@
-"""What zero-shot classification gives the metrics of a domain: how probable each class is for each image."""
+"""What classification gives the metrics of a domain: how probable each class is for each image."""
 
 from __future__ import annotations
 

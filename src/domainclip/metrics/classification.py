@@ -1,4 +1,4 @@
-"""Zero-shot classification: scores of images against class vectors, and what to say about them.
+"""Classification by class descriptions: scores of images against class vectors, and what to say about them.
 
 Ties count against the model, as in ``domainclip.metrics.retrieval``: an image whose class shares the highest
 score with another class is predicted as that other class. A collapsed model then has an accuracy of 0, where

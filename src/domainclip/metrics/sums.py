@@ -108,7 +108,7 @@ def class_sums(
 def sums_of_scores(
     scores: ClassScores, names: Sequence[str], ordinals: Int[np.ndarray, " classes"] | None = None
 ) -> Sums:
-    """``class_sums`` of what a zero-shot classification gives.
+    """``class_sums`` of what a classification gives.
 
     Args:
         scores: Log-probabilities, true and predicted classes.

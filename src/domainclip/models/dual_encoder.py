@@ -23,7 +23,6 @@ from domainclip.models.towers import (
     Tower,
     TowerKind,
     TowerName,
-    layer_index,
     resolution_rule,
     tower_kind,
     tower_of,
@@ -162,9 +161,7 @@ class DualEncoder(nn.Module):
         return output.pooler_output
 
     def encode_text(
-        self,
-        input_ids: Int[Tensor, "batch length"],
-        attention_mask: Int[Tensor, "batch length"] | None = None,
+        self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"] | None = None
     ) -> Float[Tensor, "batch dim"]:
         """Text embeddings, not normalised.
 
@@ -202,17 +199,6 @@ class DualEncoder(nn.Module):
         """
         names = ("vision_model", "visual_projection") if tower == "image" else ("text_model", "text_projection")
         return nn.ModuleList([part for name in names if (part := getattr(self.model, name, None)) is not None])
-
-    def layer_index(self, name: str) -> int | None:
-        """Depth of the block a parameter belongs to, counted from the input; None outside the blocks.
-
-        Args:
-            name: Of the parameter or module, as in the ``transformers`` model.
-
-        Returns:
-            The first block is 0.
-        """
-        return layer_index(name)
 
     def lock(self, tower: TowerName) -> None:
         """Freeze a tower and its projection, except a projection that was just created and knows nothing yet.

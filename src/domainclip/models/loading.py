@@ -115,8 +115,7 @@ def _processor(name: str, config: PretrainedConfig, tokenizer_name: str, image_n
     padding = _PADDING.get(config.model_type)
     if padding is None:
         log.warning(
-            "How %s pads its texts is not known: captions are padded to the full length, which is always right",
-            name,
+            "How %s pads its texts is not known: captions are padded to the full length, which is always right", name
         )
         padding = "fixed"
     if tokenizer.pad_token_id is None:

@@ -3,8 +3,4 @@
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.run import RunOutcome, run_training
 
-__all__ = [
-    "CLIPFinetuningController",
-    "RunOutcome",
-    "run_training",
-]
+__all__ = ["CLIPFinetuningController", "RunOutcome", "run_training"]

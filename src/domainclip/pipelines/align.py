@@ -49,7 +49,7 @@ def run_alignment(
         load_processor(compare)  # a slip in its name shows now, not after the first model's work
     session = ModelSession.load(resolved)
     engine = session.engine()
-    pairs = readable_rows(pairs, engine, config, split, skipped)
+    pairs = readable_rows(pairs, engine.readable, config, split, skipped)
     rows = AlignmentRows(pairs, caption_pipeline(resolved))
     source = model_source(config)
     name, other_name = short_names(source, compare)

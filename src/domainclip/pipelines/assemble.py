@@ -229,13 +229,7 @@ def classification_of(
     if not sentences:
         return None
     return ClassificationTerm(
-        encoder,
-        sentences,
-        data,
-        recipe.classification_weight,
-        recipe.seed,
-        device,
-        lambda: precision.autocast(device),
+        encoder, sentences, data, recipe.classification_weight, recipe.seed, device, lambda: precision.autocast(device)
     )
 
 
@@ -269,9 +263,7 @@ def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: Embedd
 
 
 def validation_by(
-    evaluator: DomainEvaluator,
-    engine: EmbeddingEngine,
-    reference_sets: ReferenceSets | None = None,
+    evaluator: DomainEvaluator, engine: EmbeddingEngine, reference_sets: ReferenceSets | None = None
 ) -> Callable[[], Validation]:
     """A callable for ``Trainer``. ``reference_sets`` adds what is left of the general knowledge, which chooses no
     checkpoint."""

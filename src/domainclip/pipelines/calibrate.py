@@ -17,11 +17,7 @@ from domainclip.pipelines.assemble import write_model
 
 
 def calibrate(
-    session: ModelSession,
-    val: Sequence[ImageTextPair],
-    test: Sequence[ImageTextPair],
-    embed: Embedder,
-    folder: Path,
+    session: ModelSession, val: Sequence[ImageTextPair], test: Sequence[ImageTextPair], embed: Embedder, folder: Path
 ) -> dict[str, Any] | None:
     """``calibration`` of a run's report: fitted on ``val``, reported on ``test``, or on
     ``val`` too where there is no test split. None where no row has a label and nobody asked.

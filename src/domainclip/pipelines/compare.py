@@ -17,19 +17,12 @@ from domainclip.domains.recipes import with_models_domain
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DataError, Interrupted
 from domainclip.evaluation.build import build_evaluator, plain_evaluator
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
-from domainclip.files import write_json, write_text
+from domainclip.files import write_json, write_text, writing
 from domainclip.inference import ModelSession
 from domainclip.metrics.sums import COMPARED_METRICS, check_metric, unit_sums
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
 from domainclip.registry import load_plugins
-from domainclip.reports.comparison import (
-    compare_html,
-    compare_markdown,
-    compare_tables,
-    notes,
-    problems,
-    summary_lines,
-)
+from domainclip.reports.comparison import compare_html, compare_markdown, compare_tables, notes, problems, summary_lines
 from domainclip.reports.plots.compare import plot_matrix
 from domainclip.reports.schema import ComparisonReport
 from domainclip.resolve import ResolvedInference, resolve_for_inference
@@ -55,15 +48,13 @@ class Comparison:
         """``compare.json``, ``compare.md``, ``compare.html`` and ``matrix.png``; those of an earlier comparison in the
         folder are replaced. Raises ``ConfigurationError`` for a place that cannot be written."""
         json_file, markdown, page, image = (Path(folder) / name for name in FILES)
-        try:
+        with writing(f"--output {folder}"):
             for path in (json_file, markdown, page, image):
                 path.unlink(missing_ok=True)
             write_text(markdown, compare_markdown(self.report))
             write_text(page, compare_html(self.report))
             plot_matrix(self.report, image)
             write_json(json_file, self.report.to_dict())
-        except OSError as error:
-            raise ConfigurationError(f"--output {folder} cannot be written: {error.strerror or error}") from None
         return [json_file, markdown, page, image]
 
 
@@ -268,7 +259,7 @@ def _score(session: ModelSession, asked: ResolvedInference, found: _DataSet, spl
     engine = session.engine()
     assert found.rows is not None
     if not found.readable:
-        found.rows = readable_rows(found.rows, engine, asked.recipe, split, found.skipped)
+        found.rows = readable_rows(found.rows, engine.readable, asked.recipe, split, found.skipped)
     # Fewer rows may allow less, and settings may not fit the classes: no other model will fare better.
     evaluator = build_evaluator(session, found.rows, domain_metrics=True, intervals=False, asked=asked)
     found.readable = True

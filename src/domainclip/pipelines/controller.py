@@ -245,7 +245,7 @@ class CLIPFinetuningController:
         return result
 
     def evaluate(self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None) -> EvaluationResult:
-        """Zero-shot classification (where there are labels) and retrieval on these rows, with the domain metrics."""
+        """Classification (where there are labels) and retrieval on these rows, with the domain metrics."""
         return build_evaluator(self.session, pairs, domain_metrics=True).evaluate(engine or self.engine())
 
     def evaluate_on_domain(self, test_dataset: Pairs, domain_metrics: Sequence[str] | None = None) -> dict[str, float]:

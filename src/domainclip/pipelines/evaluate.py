@@ -12,13 +12,14 @@ from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import PairList
-from domainclip.data.skipped import readable_pairs, skipped_rows
+from domainclip.data.skipped import Problems, readable_pairs, skipped_rows
 from domainclip.data.splits import load_splits_of
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
-from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
+from domainclip.evaluation.protocols import EvaluationResult
+from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.files import require_writable
-from domainclip.inference import EmbeddingEngine, ModelSession
+from domainclip.inference import ModelSession
 from domainclip.metrics.metric import METRICS
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.reports.schema.base import jsonable
@@ -153,10 +154,10 @@ def rows_of_split(resolved: ResolvedInference, split: str) -> tuple[PairList, li
 
 
 def readable_rows(
-    rows: PairList, engine: EmbeddingEngine, config: CLIPFinetuningConfig, split: str, skipped: list[dict]
+    rows: PairList, problems: Problems, config: CLIPFinetuningConfig, split: str, skipped: list[dict]
 ) -> PairList:
     """The rows whose images decode; the others are added to ``skipped``. Raises ``DataError`` when none does."""
-    kept = readable_pairs(rows, engine.readable, split, config.strict, skipped)
+    kept = readable_pairs(rows, problems, split, config.strict, skipped)
     if not kept:
         raise DataError(f"No image of the {split} split of {config.data_path} can be read: {skipped[-1]['reason']}")
     return kept
@@ -188,8 +189,8 @@ def run_evaluation(
     engine = session.engine()
     if error_analysis is not None:
         expect_shown(engine, rows)
-    rows = readable_rows(rows, engine, config, split, skipped)
-    embed = RememberedImages(engine)
+    rows = readable_rows(rows, engine.readable, config, split, skipped)
+    embed = SharedEmbedder(engine)
     evaluator = build_evaluator(session, rows, domain_metrics=True)
     result = evaluator.evaluate(embed)
     notes = [*notes, *evaluator.notes]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,15 @@ from typing import Any
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.records import PairList
-from domainclip.errors import ConfigurationError, DataError
+from domainclip.errors import ConfigurationError
 from domainclip.evaluation.build import build_evaluator, plain_evaluator
 from domainclip.evaluation.robustness import CORRUPTIONS, Condition, ConditionEvaluator
-from domainclip.files import write_json
+from domainclip.files import write_json, writing
 from domainclip.inference import ModelSession
 from domainclip.models import DualEncoder
 from domainclip.pipelines.condition_embedding import ConditionEmbedder
 from domainclip.pipelines.embedding_cost import embedding_costs, measurement
-from domainclip.pipelines.evaluate import rows_of_split
+from domainclip.pipelines.evaluate import readable_rows, rows_of_split
 from domainclip.reports.plots.resolution import (
     agreement_table,
     plot_agreement,
@@ -55,7 +54,7 @@ class ResolutionReport:
         places = {name: path.with_name(f"{path.stem}_{name}.png") for name in _PLOTS}
         on = f"{Path(found['model']).name} on {Path(found['data']).name}, {found['n_images']} images"
         made = [path]
-        try:
+        with writing(f"--output {path}"):
             for place in places.values():
                 place.unlink(missing_ok=True)
             write_json(path, found)
@@ -66,8 +65,6 @@ class ResolutionReport:
             if found["robustness"]:
                 title = f"{on}, at {found['robustness']['resolution']} pixels"
                 made.append(plot_robustness(found["robustness"], places["robustness"], title))
-        except OSError as error:
-            raise ConfigurationError(f"--output {path} cannot be written: {error.strerror or error}") from None
         return made
 
     def print(self, console: Console | None = None) -> None:
@@ -144,7 +141,7 @@ def run_resolutions(
     costs = embedding_costs(embedder.embed_pixels, evaluated, batch_size, session.device)
     paths = list(dict.fromkeys(pair.image_path for pair in rows))
     embeds, row_of, unreadable = embedder.embed(paths, console)
-    rows = _kept(rows, unreadable, split, config, skipped)
+    rows = readable_rows(rows, lambda images: [unreadable.get(path, "") for path in images], config, split, skipped)
     evaluator = build_evaluator(session, rows)
     conditions = ConditionEvaluator(evaluator, row_of, embeds, session.engine().encode_texts)
     table = [
@@ -185,17 +182,3 @@ def _conditions(resolutions: Sequence[int], robustness_resolution: int | None) -
             severities = range(1, len(CORRUPTIONS[name].levels) + 1)
             found += [Condition(robustness_resolution, name, severity) for severity in severities]
     return found
-
-
-def _kept(
-    rows: PairList, unreadable: Mapping[Path, str], split: str, config: CLIPFinetuningConfig, skipped: list[dict]
-) -> PairList:
-    """The rows whose images could be read; the others are noted. Raises ``DataError`` when none could."""
-    for pair in rows:
-        if pair.image_path in unreadable:
-            reason = unreadable[pair.image_path]
-            skipped.append({"split": split, "image_path": str(pair.image_path), "reason": reason})
-    kept = PairList([pair for pair in rows if pair.image_path not in unreadable], rows.source)
-    if not kept:
-        raise DataError(f"No image of the {split} split of {config.data_path} can be read: {skipped[-1]['reason']}")
-    return kept

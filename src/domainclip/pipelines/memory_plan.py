@@ -200,7 +200,7 @@ def make_plan(
         batch,
         optimizer,
         rows,
-        _keys(chosen, batch, optimizer, encoder_resolution, precisions[0]) if chosen else None,
+        _keys(chosen, batch, optimizer, encoder_resolution) if chosen else None,
         chosen,
         _reason(chosen, rows, ways, batch, budget_bytes, precisions[0], optimizer),
         notes,
@@ -245,7 +245,7 @@ def _choose(ways: list[_Way], resolutions: list[int], batch: int, budget: int) -
     return None
 
 
-def _keys(row: PlanRow, batch: int, optimizer: str, native: int, preferred: str) -> dict[str, Any]:
+def _keys(row: PlanRow, batch: int, optimizer: str, native: int) -> dict[str, Any]:
     """Only what differs from what would be taken anyhow, besides the batch and the precision that was planned."""
     keys: dict[str, Any] = {"batch_size": batch}
     if row.micro_batch < batch:

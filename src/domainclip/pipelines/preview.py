@@ -22,7 +22,7 @@ from domainclip.data.images.reader import image_header, read_image
 from domainclip.data.images.transforms import ImageTransform, view_rng
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError, ImageError
-from domainclip.files import write_bytes
+from domainclip.files import write_bytes, writing
 from domainclip.inference.session import caption_pipeline
 from domainclip.models.loading import load_processor
 from domainclip.pipelines.evaluate import rows_of_split
@@ -42,10 +42,8 @@ class Preview:
 
     def write(self, path: Path) -> None:
         """Raises ``ConfigurationError`` where ``path`` cannot be written."""
-        try:
+        with writing(f"--output {path}"):
             write_bytes(path, self.sheet)
-        except OSError as error:
-            raise ConfigurationError(f"--output {path} cannot be written: {error.strerror or error}") from None
 
 
 def preview(config: CLIPFinetuningConfig, split: str = "train", count: int = 6) -> Preview:

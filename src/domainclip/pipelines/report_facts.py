@@ -31,7 +31,7 @@ def run_facts(
         result: What ``fine_tune`` returned.
         skipped: Images and rows that could not be used.
         folder: The run's folder.
-        run_time_s: Seconds since the run began.
+        run_time_s: Seconds of the whole run, over its resumptions.
         warnings: Sentences beside those of the training.
         **parts: More of the report's content, by its keys.
 

@@ -29,7 +29,8 @@ from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
 from domainclip.domains.recipes import recorded_recipe, write_domain
 from domainclip.evaluation.build import build_evaluator
-from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
+from domainclip.evaluation.protocols import EvaluationResult
+from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.events import Listener
 from domainclip.files import write_json, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
@@ -130,7 +131,7 @@ def run_training(
             rows = _EvaluatedRows.of(splits, run, engine)
             require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
             check_start(session, rows.val, rows.test)
-            first = _FirstProcess(folder, session, run, splits, rows, engine, references, console)
+            first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started)
             if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
                 folder.clear()
             first.record(resume)
@@ -149,7 +150,7 @@ def run_training(
             processes=processes,
             console=console,
         )
-        return RunOutcome(folder.path, first.finish(result, started) if first is not None else None)
+        return RunOutcome(folder.path, first.finish(result) if first is not None else None)
 
 
 @contextmanager
@@ -226,11 +227,14 @@ class _FirstProcess:
         engine: EmbeddingEngine,
         references: ReferenceSets | None,
         console: Console,
+        started: float,
     ) -> None:
+        self.started = started  # by time.monotonic
         self.folder, self.session, self.run, self.splits = folder, session, run, splits
         self.rows, self.engine, self.references, self.console = rows, engine, references, console
         self.alignment, self.undrawn = self._alignment()
         self.goes_on = False
+        self.earlier_s = 0.0  # what earlier starts took before they trained
         self.decisions: list[dict[str, Any]] = []
         self.before: EvaluationResult | None = None
         self.references_before: dict[str, dict[str, float]] = {}
@@ -245,7 +249,8 @@ class _FirstProcess:
             write_text(folder.recipe, yaml_text(self._recipe(), sort_keys=True))
         self.decisions = [decision.to_dict() for decision in self.run.decisions]
         if self.goes_on and folder.facts.is_file():  # resumed from the resolved recipe, nothing is left to decide
-            self.decisions = json.loads(folder.facts.read_text(encoding="utf-8"))["decisions"]
+            earlier = json.loads(folder.facts.read_text(encoding="utf-8"))
+            self.decisions, self.earlier_s = earlier["decisions"], earlier["before_training_s"]
         facts = {
             "command": sys.argv,
             "environment": environment(),
@@ -253,12 +258,13 @@ class _FirstProcess:
             "device": {"type": session.device.type, "name": session.device_manager.name},
             "precision": session.precision.name,
             "notes": self.splits.notes,
+            "before_training_s": self.earlier_s,
         }
         write_json(folder.facts, jsonable(facts))
 
     def evaluate_before(self) -> None:
         """Evaluate the untrained weights; a resumed run reads what the first start found."""
-        folder, untrained = self.folder, RememberedImages(self.engine)
+        folder, untrained = self.folder, SharedEmbedder(self.engine)
         kept = self.goes_on and folder.before.is_file() and not self._evaluated_otherwise()
         if len(self.rows.shown) and kept:
             self.before = EvaluationResult.from_dict(json.loads(folder.before.read_text(encoding="utf-8")))
@@ -269,13 +275,15 @@ class _FirstProcess:
             self.alignment.remember_before(untrained, self.goes_on)
         if self.references is not None:
             self.references_before = self.references.before(folder.references_before, self.goes_on)
+        facts = json.loads(folder.facts.read_text(encoding="utf-8"))
+        spent = self.earlier_s + time.monotonic() - self.started
+        write_json(folder.facts, facts | {"before_training_s": spent})
 
-    def finish(self, result: dict[str, Any], started: float) -> RunReport:
+    def finish(self, result: dict[str, Any]) -> RunReport:
         """Evaluate the saved model and write the report, whose content is returned.
 
         Args:
             result: What the training came to.
-            started: When the run began, by ``time.monotonic``.
         """
         folder, rows, references, console = self.folder, self.rows, self.references, self.console
         if self.goes_on:
@@ -286,7 +294,7 @@ class _FirstProcess:
         skipped += references.skipped if references is not None else []
         if skipped:
             write_json(folder.skipped, skipped)
-        embed = RememberedImages(self.engine)
+        embed = SharedEmbedder(self.engine)
         after = self._evaluate(embed) if len(rows.shown) else None
         calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path)
         warnings, parts = [*self.undrawn], dict[str, Any](decisions=self.decisions, calibration=calibration)
@@ -297,7 +305,8 @@ class _FirstProcess:
             parts["error_analysis"] = ERROR_ANALYSIS
         if self.alignment is not None:
             parts["alignment"] = self.alignment.link
-        told = (self.session, self.splits, rows.split, result, skipped, folder.path, time.monotonic() - started)
+        run_time = self.earlier_s + result["earlier_time"] + time.monotonic() - self.started
+        told = (self.session, self.splits, rows.split, result, skipped, folder.path, run_time)
         facts = run_facts(*told, warnings=warnings, **parts)
         report = write_report(folder.path, facts, self.before, after, read_metrics(folder.metrics), self._shown)
         write_text(folder.model / "README.md", model_card(report))
@@ -316,7 +325,7 @@ class _FirstProcess:
         """An image as the model sees it."""
         return self.engine.pixels([path])[0].permute(1, 2, 0).numpy()
 
-    def _evaluate(self, embed: RememberedImages) -> EvaluationResult:
+    def _evaluate(self, embed: SharedEmbedder) -> EvaluationResult:
         return build_evaluator(self.session, self.rows.shown, domain_metrics=True).evaluate(embed)
 
     def _recipe(self) -> dict[str, Any]:

@@ -91,10 +91,7 @@ class RunAlignment:
                 "data": self.config.data_path,
                 "split": self.split,
                 "skipped": skipped,
-                "sources": {
-                    "model": str(self.run_folder / "model"),
-                    "compared": model_source(self.config),
-                },
+                "sources": {"model": str(self.run_folder / "model"), "compared": model_source(self.config)},
             },
         )
 

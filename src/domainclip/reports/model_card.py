@@ -17,23 +17,21 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def using_code(folder: str, labels: Sequence[str]) -> str:
-    """Python that asks a saved model which of two captions fits an image.
+    """Python that classifies an image with a saved model, or compares it with captions where there are no classes.
 
     Args:
         folder: The model's folder.
-        labels: Captions to ask with; others stand in where there are not two.
+        labels: The classes.
 
     Returns:
-        A few lines.
+        Three lines.
     """
-    asked = ", ".join(_quoted(label) for label in labels[:2]) if len(labels) > 1 else '"one caption", "another"'
+    asked = ", ".join(_quoted(label) for label in labels)
+    use = f'classify(["image.jpg"], [{asked}])' if asked else 'similarity(["image.jpg"], ["one caption", "another"])'
     return f"""\
-from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
-from PIL import Image
-
-model = CLIPFinetuningController(CLIPFinetuningConfig(model_name={_quoted(folder)}))
-model.setup()
-print(model.compute_similarity(text=[{asked}], images=[Image.open("image.jpg")]))"""
+from domainclip import ModelSession
+model = ModelSession.load({_quoted(folder)})
+print(model.{use})"""
 
 
 def loading_code(folder: str, text_padding: str | None = None, own_code: bool = False) -> str:
@@ -87,7 +85,7 @@ def model_card(report: RunReport) -> str:
     name = base if is_hub_name else PurePosixPath(base.replace("\\", "/")).name
     scores = [
         EvalResult(
-            task_type="zero-shot-image-classification",
+            task_type="image-classification",
             dataset_type="own",
             dataset_name="test split",
             metric_type=metric,

@@ -118,6 +118,7 @@ def report_markdown(report: RunReport) -> str:
         The page, which is short however many classes there are.
     """
     classes = _classes(report)
+    asked = classes.labels[:_FEW_CLASSES] if classes else []
     return render(
         "report.md.j2",
         report=report,
@@ -126,7 +127,7 @@ def report_markdown(report: RunReport) -> str:
         worst=classes.worst_first()[:_FEW_CLASSES] if classes else [],
         warnings=report.warnings[:_FEW_WARNINGS],
         majority=_majority_not_passed(report),
-        code=using_code(report.checkpoint, classes.labels[:2] if classes else []) if report.checkpoint else None,
+        code=using_code(report.checkpoint, asked) if report.checkpoint else None,
     )
 
 

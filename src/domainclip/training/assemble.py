@@ -109,7 +109,7 @@ def build_trainer(
         context.folder,
         plan.resolutions[-1],
         run.may_freeze_batch_norm,
-        data.cache_bytes_to_come,
+        data.images.bytes_to_come,
     )
     shared: dict[str, Stateful] = {
         "model": TrainedWeights(encoder),

@@ -139,6 +139,7 @@ class TrainingResult:
     epochs: float
     train_loss: float
     training_time: float  # seconds, evaluation included
+    earlier_time: float  # of these, before the last start
     samples_per_second: float  # training steps alone
     peak_memory_mb: float
     best: Best | None

@@ -98,7 +98,8 @@ class Trainer:
         resumed_from = self.checkpointer.restore() if resume else 0
         self.checkpointer.check_processes()
         context.processes.broadcast_state(self.encoder, self.step.loss)  # new layers are random
-        began = time.monotonic() - state.elapsed
+        earlier_time = state.elapsed
+        began = time.monotonic() - earlier_time
         emitter.emit(RunStarted(folder=str(context.folder), step=state.step, total_steps=self.total_steps))
         if not resumed_from and self.probes.first is not None:
             self.step.set_temperature()
@@ -164,9 +165,9 @@ class Trainer:
         self.step.average.apply()
         self.probes.end()
         state.elapsed = time.monotonic() - began
-        return self._result(resumed_from, stopped_early)
+        return self._result(resumed_from, stopped_early, earlier_time)
 
-    def _result(self, resumed_from: int, stopped_early: bool) -> TrainingResult:
+    def _result(self, resumed_from: int, stopped_early: bool, earlier_time: float) -> TrainingResult:
         state = self.state
         memory = self.context.processes.on_first(self.memory.record)
         finished = RunFinished(
@@ -189,6 +190,7 @@ class Trainer:
             train_loss=finished.train_loss,
             final_loss=finished.final_loss,
             training_time=finished.training_time,
+            earlier_time=earlier_time,
             peak_memory_mb=finished.peak_memory_mb,
             samples_per_second=finished.samples_per_second,
             best=state.best,

@@ -7,14 +7,13 @@ import json
 import math
 import os
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.domain_name import is_domain_path
 from domainclip.config.located_yaml import yaml_text
 from domainclip.data.records import ImageTextPair
@@ -63,16 +62,11 @@ def default_steps(full: int) -> int:
 class Work:
     """All that the trials of a study share."""
 
-    config: CLIPFinetuningConfig
-    recipe: FrozenConfig
-    space: Space
+    tuning: Tuning
+    """The study without its trials."""
     conditions: Conditions
     runner: TrialRunner
     study: Study
-    metric: str
-    greater_is_better: bool
-    counts: dict[str, int]
-    skipped: list[dict]
 
     def summary(self, asked: int) -> Tuning:
         """The study as it stands.
@@ -84,21 +78,12 @@ class Work:
             What the reports are made of.
         """
         found = studies.records(self.study)
-        default = next((r for r in found if r.default and r.outcome == "complete"), None)
-        return Tuning(
-            config=self.config,
-            recipe=self.recipe,
-            space=self.space,
-            metric=self.metric,
-            greater_is_better=self.greater_is_better,
-            steps=self.runner.steps,
-            full_steps=self.runner.full_steps,
-            counts=self.counts,
-            skipped=self.skipped,
+        return replace(
+            self.tuning,
             asked=asked,
             trials=found,
-            best=studies.best_record(found, self.greater_is_better),
-            default=default,
+            best=studies.best_record(found, self.tuning.greater_is_better),
+            default=next((r for r in found if r.default and r.outcome == "complete"), None),
             importances=studies.importances(self.study, found),
         )
 
@@ -169,7 +154,7 @@ def prepare(
         if not space.dimensions:
             raise ConfigurationError("Every key of the default search space is fixed: name others with --search")
         space.check(config)
-    full = _full_steps(recipe, len(splits.train))
+    full = resolved_steps(recipe, len(splits.train))
     steps = steps or known.get("steps") or default_steps(full)
     conditions = Conditions(space, config, recipe.to_dict())
     # TrialRunner sets the budget, so it is no part of what the study is of.
@@ -185,7 +170,7 @@ def prepare(
     }
     runner = TrialRunner(config, recipe, steps, full, splits.train, val, folder, engine)
     _check_trials(runner, space, model_facts(session.encoder), data_facts(splits.train))
-    engine.encoder = None  # each trial loads its own
+    engine.release()  # each trial loads its own model
     controller.unload()
     del session
     if found is not None:
@@ -213,18 +198,9 @@ def prepare(
     )
     console.print("Searched: " + "  ".join(map(str, space.dimensions)), markup=False, highlight=False)
     counts = {"train": len(splits.train), "validation": len(val)}
-    return Work(
-        config,
-        recipe,
-        space,
-        conditions,
-        runner,
-        study,
-        evaluator.primary_metric,
-        evaluator.greater_is_better,
-        counts,
-        skipped,
-    )
+    metric = evaluator.primary_metric, evaluator.greater_is_better
+    tuning = Tuning(config, recipe, space, *metric, steps, full, counts, skipped)
+    return Work(tuning, conditions, runner, study)
 
 
 def _domain_identity(run: ResolvedRun) -> dict[str, Any]:
@@ -232,10 +208,6 @@ def _domain_identity(run: ResolvedRun) -> dict[str, Any]:
     if not is_domain_path(run.recipe.domain):
         return {}
     return {"domain": {"digest": run.domain.digest(), "recipe": run.domain.recipe_values()}}
-
-
-def _full_steps(recipe: FrozenConfig, rows: int) -> int:
-    return resolved_steps(recipe, rows)
 
 
 def _check_trials(runner: TrialRunner, space: Space, model: ModelFacts, data: DataFacts) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,11 @@ class Tuning:
     full_steps: int
     counts: dict[str, int]
     skipped: list[dict]
-    asked: int
-    trials: list[TrialRecord]
-    best: TrialRecord | None
-    default: TrialRecord | None
-    importances: dict[str, float]
+    asked: int = 0
+    trials: list[TrialRecord] = field(default_factory=list)
+    best: TrialRecord | None = None
+    default: TrialRecord | None = None
+    importances: dict[str, float] = field(default_factory=dict)
 
     def gain(self, record: TrialRecord | None) -> float | None:
         """How much better than the default, in the metric's own unit; positive is better.
@@ -153,40 +153,14 @@ def _short(value: Any) -> str:
 
 
 def _table(tuning: Tuning) -> str:
-    keys = list(tuning.space.to_dict())
+    names = ["number", "state", "value", "standard_error", "gain_over_default", "seconds", "steps", "default"]
+    names += ["retry_of", "reason", *tuning.space.to_dict()]
     output = io.StringIO()
-    writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(
-        [
-            "number",
-            "state",
-            "value",
-            "standard_error",
-            "gain_over_default",
-            "seconds",
-            "steps",
-            "default",
-            "retry_of",
-            "reason",
-            *keys,
-        ]
-    )
+    writer = csv.DictWriter(output, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for record in tuning.trials:
-        writer.writerow(
-            [
-                record.number,
-                record.outcome,
-                record.value,
-                record.standard_error,
-                tuning.gain(record),
-                round(record.seconds, 3),
-                record.steps,
-                record.default,
-                record.retry_of,
-                record.reason,
-                *(record.params.get(key) for key in keys),
-            ]
-        )
+        own = {"state": record.outcome, "gain_over_default": tuning.gain(record), "seconds": round(record.seconds, 3)}
+        writer.writerow({**record.params, **asdict(record), **own})
     return output.getvalue()
 
 

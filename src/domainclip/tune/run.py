@@ -141,7 +141,7 @@ def _run_trials(work: Work, trials: int, signals: StudySignals, console: Console
     study, drawn = work.study, 0.0
     while (done := sum(record.finished for record in studies.records(study))) < trials:
         signals.check()
-        trial = studies.draw(study, work.recipe.seed, trials)
+        trial = studies.draw(study, work.tuning.recipe.seed, trials)
         try:
             _one_trial(work, trial, signals, console, f"trial {trial.number}, {done + 1} of {trials}")
         except Interrupted:

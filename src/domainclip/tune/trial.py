@@ -20,6 +20,7 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import Interrupted, MemoryConstraintError, ShapeError, TrainingDivergedError
 from domainclip.events import Event, StepLogged, StopRun, Validated
 from domainclip.inference import EmbeddingEngine
+from domainclip.models.io import first_line
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.tune.study import Outcome
 
@@ -173,7 +174,9 @@ class TrialRunner:
             outcome = _known_outcome(error, controller, self.val[0])
             if outcome is None:
                 raise
-            result = TrialResult(outcome, None, None, listener.last_step, 0.0, _first_line(error))
+            result = TrialResult(
+                outcome, None, None, listener.last_step, 0.0, first_line(error) or type(error).__name__
+            )
         else:
             best = done["best"]
             last = listener.history[-1]
@@ -182,7 +185,7 @@ class TrialRunner:
             result = TrialResult("complete", value, errors.get(kept, last.standard_error), done["steps"], 0, "")
         finally:
             _delete_weights(folder)
-            self.engine.encoder = None
+            self.engine.release()
             controller.unload()
             _free_memory()
         return TrialResult(
@@ -214,10 +217,6 @@ def _known_outcome(error: Exception, controller: CLIPFinetuningController, row: 
         embeds = torch.cat([engine.encode_images([image]), engine.encode_texts([caption])])
         return None if bool(torch.isfinite(embeds).all()) else "diverged"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().split("\n")[0][:300]
 
 
 def _delete_weights(folder: Path) -> None:

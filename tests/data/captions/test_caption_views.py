@@ -145,11 +145,8 @@ def test_no_cut_of_a_negated_statement_reads_as_its_opposite() -> None:
 
 def test_real_notes_are_cut_at_sentences(real_notes: list[str]) -> None:
     pipeline = CaptionPipeline(EVERYTHING, words_as_tokens, 40)
-    report = pipeline.count_cut(real_notes)
     long = [caption for caption in real_notes if words_as_tokens([pipeline.rewritten(caption)])[0] > 40]
-    assert report is not None and len(long) > 100
-    assert (report.cut, report.captions) == (len(long), len(real_notes))
-    assert f"{len(long)} of {len(real_notes)} captions" in str(report)
+    assert len(long) > 100
     at_sentences = 0
     for caption in real_notes:
         whole, cut = pipeline.rewritten(caption), pipeline(caption)

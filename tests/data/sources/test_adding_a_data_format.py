@@ -20,6 +20,8 @@ from domainclip.models import make_tiny_clip
 from domainclip.registry import load_plugins
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "adding-a-data-format.md").read_text("utf-8")
 PLUGIN, RUN = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 

@@ -29,6 +29,8 @@ from model_zoo import save_siglip
 from open_clip_cases import CONFIG, TEXTS, WEIGHTS, config_of, embeddings, load, pixels, reference
 from open_clip_zoo import KINDS, write_clip, write_foreign
 
+pytestmark = pytest.mark.slow
+
 
 def one_step(encoder: DualEncoder) -> None:
     """Contrastive descent on fixed inputs."""

@@ -26,6 +26,8 @@ from domainclip.training.optim.optimizer import build_optimizer
 from domainclip.training.step.gradcache import ContrastiveStep
 from model_zoo import save_siglip, save_vision_text
 
+pytestmark = pytest.mark.slow
+
 DEEP = {"layers": 5, "width": 64, "heads": 4, "projection_dim": 24, "text_length": 32}
 
 

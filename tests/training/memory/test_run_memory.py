@@ -25,6 +25,8 @@ from model_zoo import save_vision_text
 from tiny_data import TinyData
 from training_setup import make_trainer, same, weights
 
+pytestmark = pytest.mark.slow
+
 MB = 2**20
 
 

@@ -20,6 +20,8 @@ from domainclip.training import Trainer, Validation
 from probe_cases import make_probe
 from training_setup import make_trainer, same, train_until, weights
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 

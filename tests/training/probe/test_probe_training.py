@@ -27,6 +27,8 @@ from domainclip.training.probe.probe import ProbeRestraint
 from probe_cases import CPU, dataset, make_probe
 from training_setup import make_trainer, same, train_until, weights
 
+pytestmark = pytest.mark.slow
+
 # --- locks and adapters ---
 
 

@@ -25,6 +25,8 @@ from gradcache_cases import assert_equal, batch_of, gradients
 from tiny_data import TinyData
 from training_setup import make_trainer, one_of_two, same, train_until, weights
 
+pytestmark = pytest.mark.slow
+
 STRENGTH = 0.7
 
 

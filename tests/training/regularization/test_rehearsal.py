@@ -21,6 +21,8 @@ from domainclip.training.identity import check_same_run
 from domainclip.training.regularization.rehearsal import BATCH_FRACTION, Rehearsal
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 STRENGTH = 3.0
 

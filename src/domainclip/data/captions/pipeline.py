@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 from domainclip.config.text_preprocessing import TextPreprocessing
 from domainclip.data.captions.abbreviations import AbbreviationExpander
@@ -17,20 +15,6 @@ from domainclip.data.images.transforms import TextTransform
 VIEWS = 8
 """Views of a caption that training draws from. Each is tokenized once, before the first step."""
 _REMEMBERED = 200_000
-
-
-@dataclass(frozen=True)
-class CutCaptions:
-    """How many of ``captions`` are longer than ``limit`` tokens, and so are cut; ``longest``: the most tokens."""
-
-    captions: int
-    cut: int
-    longest: int
-    limit: int
-
-    def __str__(self) -> str:
-        fraction = self.cut / max(1, self.captions)
-        return f"{self.cut} of {self.captions} captions ({fraction:.1%}) exceed {self.limit} tokens and are cut"
 
 
 class CaptionPipeline:
@@ -52,7 +36,6 @@ class CaptionPipeline:
         self._plain = TextTransform()
         self._expand = AbbreviationExpander(glossary) if glossary and settings.expand_abbreviations else None
         self._views = CaptionViews(settings.synonym_fraction, settings.section_dropout, glossary, self.cues)
-        self._count, self._limit = count_tokens, limit
         shortens = settings.truncation == "sentences" and count_tokens is not None and limit is not None
         self._truncator = SentenceTruncator(count_tokens, limit, self.cues) if shortens else None  # type: ignore[arg-type]
         self._known: dict[str, str] = {}
@@ -90,16 +73,3 @@ class CaptionPipeline:
         text = self.rewritten(caption)
         drawn = [self._views.draw(text, random.Random(f"{seed}/{index}/{text}")) for index in range(count)]
         return [self.shortened(view.lower() if self.settings.lowercase else view) for view in drawn]
-
-    def count_cut(self, captions: Iterable[str]) -> CutCaptions | None:
-        """How many captions, in the domain's words, are above the limit; None without a tokenizer."""
-        if self._count is None or self._limit is None:
-            return None
-        texts = [self.rewritten(caption) for caption in captions]
-        length_of: dict[str, int] = {}
-        distinct = list(dict.fromkeys(texts))
-        for start in range(0, len(distinct), 1024):
-            part = distinct[start : start + 1024]
-            length_of.update(zip(part, self._count(part), strict=True))
-        lengths = [length_of[text] for text in texts]
-        return CutCaptions(len(texts), sum(n > self._limit for n in lengths), max(lengths, default=0), self._limit)

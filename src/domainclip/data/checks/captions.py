@@ -54,8 +54,7 @@ def caption_length(
     for start in range(0, len(texts), _COUNT_BATCH):
         lengths += [int(length) for length in counter(texts[start : start + _COUNT_BATCH])]
     cut = sorted(
-        ((length, text) for text, length in zip(texts, lengths, strict=True) if length > max_tokens),
-        reverse=True,
+        ((length, text) for text, length in zip(texts, lengths, strict=True) if length > max_tokens), reverse=True
     )
     rows = sum(distinct[text] for _, text in cut)
     how = "" if count_tokens else ", estimated from words without the model's tokenizer"

@@ -166,12 +166,7 @@ def _leakage(splits: Mapping[str, PairList], exact: list[list[Path]], near: list
             # What is shared outright is told once, as that.
             alike_only = (looks[0] & looks[1]) - {alike.get(key, key) for key in shared}
             for name, found, detail, advice in (
-                (
-                    "shared-images",
-                    shared,
-                    "images",
-                    f"Remove them from {first}: {second} figures are too good.",
-                ),
+                ("shared-images", shared, "images", f"Remove them from {first}: {second} figures are too good."),
                 (
                     "shared-groups",
                     groups[0] & groups[1],

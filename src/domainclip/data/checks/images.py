@@ -30,11 +30,7 @@ def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
     findings = []
     for name, oversized, advice in (
         ("broken-images", False, "Mend or remove them; training skips them."),
-        (
-            "oversized-images",
-            True,
-            "Shrink them, or raise max_image_pixels if the size is meant; training skips them.",
-        ),
+        ("oversized-images", True, "Shrink them, or raise max_image_pixels if the size is meant; training skips them."),
     ):
         bad = [fact.problem for fact in facts if fact.problem is not None and fact.oversized == oversized]
         if bad:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import numpy as np
 from scipy.special import expit
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.data.images.pages import chosen_page
+from domainclip.data.images.pages import DECODE_ERRORS, chosen_page
 from domainclip.errors import ImageError, MissingExtraError
 
 
@@ -136,7 +135,7 @@ def _read(source: Any, **options: Any) -> Any:
 def _errors_in_plain_words(path: Path) -> Iterator[None]:
     """pydicom's many errors on damaged or uncommon files, as one sentence; its warnings are not the user's business."""
     try:
-        import pydicom.errors
+        from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError:
         raise MissingExtraError("pydicom", "dicom", f"Reading the DICOM file {path}") from None
     try:
@@ -145,20 +144,7 @@ def _errors_in_plain_words(path: Path) -> Iterator[None]:
             yield
     except ImageError:
         raise
-    except (
-        pydicom.errors.InvalidDicomError,
-        pydicom.errors.BytesLengthException,
-        OSError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-        KeyError,
-        IndexError,
-        TypeError,
-        EOFError,
-        ArithmeticError,
-        struct.error,
-    ) as error:
+    except (InvalidDicomError, BytesLengthException, AttributeError, *DECODE_ERRORS) as error:
         # Of a compression that none of its plug-ins can undo, the lines after the first name what to install.
         reason = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
         raise ImageError(f"{path}: this DICOM file cannot be decoded ({reason or type(error).__name__})") from None

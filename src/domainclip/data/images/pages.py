@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import numpy as np
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.errors import ImageError
+
+DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, LookupError, RuntimeError, SyntaxError)
+DECODE_ERRORS += (EOFError, ArithmeticError, struct.error)
+"""What decoders raise on damaged bytes (found by damaging images of every format at random)."""
 
 
 def chosen_page(read: Callable[[int], np.ndarray], count: int, settings: ImagePreprocessing, path: Path) -> np.ndarray:

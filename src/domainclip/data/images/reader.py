@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.deep import grey_bytes, grey_numbers, is_deep_grey, is_deep_png, read_deep_png, turned
 from domainclip.data.images.dicom import dicom_size, is_dicom, read_dicom
-from domainclip.data.images.pages import chosen_page
+from domainclip.data.images.pages import DECODE_ERRORS, chosen_page
 from domainclip.data.images.steps import to_levels
 from domainclip.data.images.tiff import TiffPage, is_tiff, page_indices, pages_for_pillow, read_tiff, tiff_size
 from domainclip.errors import ImageError
@@ -50,20 +49,7 @@ _NO_PREAMBLE = (
     "pydicom.dcmread(…, force=True).save_as(…, enforce_file_format=True)"
 )
 
-_DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    RuntimeError,
-    ArithmeticError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow's decoders raise on damaged bytes (found by damaging images of every format at random)."""
+_DECODE_ERRORS: tuple[type[Exception], ...] = (*DECODE_ERRORS, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)

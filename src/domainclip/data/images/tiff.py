@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from PIL import Image
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.deep import from_inks, negative, on_white, through_palette, turned
-from domainclip.data.images.pages import chosen_page, refuse_unlike
+from domainclip.data.images.pages import DECODE_ERRORS, chosen_page, refuse_unlike
 from domainclip.errors import ImageError, MissingExtraError
 
 _SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -149,19 +148,7 @@ def _opened(source: bytes | Path, path: Path) -> Iterator[Any]:
             yield file
     except (ImageError, MissingExtraError):
         raise
-    except (
-        tifffile.TiffFileError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        RuntimeError,
-        AttributeError,
-        EOFError,
-        ArithmeticError,
-        struct.error,
-    ) as error:
+    except (tifffile.TiffFileError, AttributeError, *DECODE_ERRORS) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = ". Its compression needs a package: pip install imagecodecs" if "imagecodecs" in reason else ""
         raise ImageError(f"{path}: this TIFF cannot be decoded ({reason}){hint}") from None

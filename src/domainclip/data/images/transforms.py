@@ -252,10 +252,7 @@ class MultiResolutionImageTransform:
         }
 
     def __call__(
-        self,
-        image: Image.Image | np.ndarray,
-        resolution: int | None = None,
-        rng: random.Random | None = None,
+        self, image: Image.Image | np.ndarray, resolution: int | None = None, rng: random.Random | None = None
     ) -> Float[Tensor, "3 size size"]:
         resolution = self.resolutions[0] if resolution is None else resolution
         if resolution not in self._transforms:

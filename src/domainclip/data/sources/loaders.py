@@ -32,10 +32,7 @@ class DatasetLoader:
 
     @staticmethod
     def from_csv(
-        path: Path | str,
-        image_col: str = "image_path",
-        caption_col: str = "caption",
-        **options: Unpack[ColumnOptions],
+        path: Path | str, image_col: str = "image_path", caption_col: str = "caption", **options: Unpack[ColumnOptions]
     ) -> PairList:
         """A table with a header line; separated by tabs where the name ends in ``.tsv``, else by commas."""
         read = SOURCES[".tsv" if Path(path).suffix.lower() == ".tsv" else ".csv"]
@@ -192,10 +189,7 @@ def _checked(columns: Columns, found: Collection[str], source: str, kind: str) -
 
 
 def _pairs(
-    path: Path,
-    read: Callable[[Path, Collection[str]], Table],
-    columns: Columns,
-    cache_dir: Path | str | None = None,
+    path: Path, read: Callable[[Path, Collection[str]], Table], columns: Columns, cache_dir: Path | str | None = None
 ) -> PairList:
     names = (columns.caption_col, columns.label_col, columns.group_col)
     table = read(path, {columns.image_col, "image", "image_path", *names, DISCIPLINE_COL})

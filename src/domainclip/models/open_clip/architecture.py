@@ -47,77 +47,31 @@ _TEXT_KEYS = _TOWER_KEYS | {
 }
 """Keys that change the architecture, with the one value that is understood here (OpenCLIP's default)."""
 
+
+def _keys(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 _READ = {
-    "model_cfg": {
-        "embed_dim",
-        "vision_cfg",
-        "text_cfg",
-        "quick_gelu",
-        "custom_text",
-        "init_logit_scale",
-        "nonscalar_logit_scale",
-        "output_dict",
-    },
-    "vision_cfg": {
-        "layers",
-        "width",
-        "head_width",
-        "mlp_ratio",
-        "patch_size",
-        "image_size",
-        "norm_kwargs",
-        "act_kwargs",
-        # Nothing to the embedding of an image:
-        "patch_dropout",
-        "final_ln_after_pool",
-        "output_tokens",
-        "attn_pooler_queries",
-        "attn_pooler_heads",
-    },
-    "text_cfg": {
-        "context_length",
-        "vocab_size",
-        "hf_tokenizer_name",
-        "tokenizer_kwargs",
-        "width",
-        "heads",
-        "layers",
-        "mlp_ratio",
-        "pool_type",
-        "eos_id",
-        "norm_kwargs",
-        "act_kwargs",
-        "pad_id",
-        "output_tokens",
-        "final_ln_after_pool",
-    },
+    "model_cfg": _keys(
+        "embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale nonscalar_logit_scale output_dict"
+    ),
+    "vision_cfg": _keys("layers width head_width mlp_ratio patch_size image_size norm_kwargs act_kwargs")
+    # Nothing to the embedding of an image:
+    | _keys("patch_dropout final_ln_after_pool output_tokens attn_pooler_queries attn_pooler_heads"),
+    "text_cfg": _keys(
+        "context_length vocab_size hf_tokenizer_name tokenizer_kwargs width heads layers mlp_ratio pool_type eos_id "
+        "norm_kwargs act_kwargs pad_id output_tokens final_ln_after_pool"
+    ),
 }
-_TIMM_KEYS = {
-    "timm_model_name",
-    "timm_model_pretrained",
-    "timm_pool",
-    "timm_proj",
-    "timm_proj_bias",
-    "timm_drop",
-    "timm_drop_path",
-    "image_size",
-    "patch_dropout",
-}
-_FOREIGN_KEYS = {
-    "hf_model_name",
-    "hf_tokenizer_name",
-    "hf_model_pretrained",
-    "hf_proj_type",
-    "hf_pooler_type",
-    "context_length",
-    "tokenizer_kwargs",
-    "tokenizer_mode",
-    "output_tokens",
-    "vocab_size",
-    "width",
-    "heads",
-    "layers",
-}
+_TIMM_KEYS = _keys(
+    "timm_model_name timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path image_size "
+    "patch_dropout"
+)
+_FOREIGN_KEYS = _keys(
+    "hf_model_name hf_tokenizer_name hf_model_pretrained hf_proj_type hf_pooler_type context_length tokenizer_kwargs "
+    "tokenizer_mode output_tokens vocab_size width heads layers"
+)
 
 _TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
 _TIMM_NAME = re.compile(rf"vit_({'|'.join(_TIMM_HEADS)})_patch\d+_\d+(\..*)?")
@@ -181,7 +135,9 @@ def transformers_config(
     )
 
 
-def _check(given: Mapping[str, Any], where: str, read: set[str], neutral: Mapping[str, Any], folder: Path) -> None:
+def _check(
+    given: Mapping[str, Any], where: str, read: frozenset[str], neutral: Mapping[str, Any], folder: Path
+) -> None:
     for key, value in given.items():
         if key in read or (key in neutral and value == neutral[key]):
             continue

@@ -275,7 +275,8 @@ class NotCalibrated(Content):
 
 
 class TrainingFigures(Content):
-    """What the training came to; times in seconds, memory in MiB, losses in nats."""
+    """What the training came to; times in seconds, memory in MiB, losses in nats. Times are the run's over its
+    resumptions; what was done between the last checkpoint and a kill does not count."""
 
     train_loss: float | None = None
     final_loss: float | None = None

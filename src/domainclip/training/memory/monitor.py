@@ -56,11 +56,6 @@ class MemoryMonitor:
         """The most that was held since the monitor was started."""
         return max(self._whole, self._peak)
 
-    @property
-    def growth_bytes(self) -> int:
-        """``peak_bytes`` beyond what was held at the start."""
-        return self.peak_bytes - self.start_bytes
-
     def start(self) -> MemoryMonitor:
         """Take a first sample and begin to take more in a thread.
 

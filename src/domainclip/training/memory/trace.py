@@ -139,10 +139,7 @@ class TowerMemory:
 
 
 def trace_tower(
-    tower: nn.Module,
-    encode: Callable[[int], Tensor],
-    autocast: Autocast,
-    excluded: Iterable[Tensor] = (),
+    tower: nn.Module, encode: Callable[[int], Tensor], autocast: Autocast, excluded: Iterable[Tensor] = ()
 ) -> TowerMemory:
     """Count what a forward and backward pass through a tower hold.
 
@@ -189,12 +186,7 @@ class _Trace(NamedTuple):
     gradients: int
 
 
-def _trace(
-    tower: nn.Module,
-    encode: Callable[[], Tensor],
-    autocast: Autocast,
-    weights: list[Tensor],
-) -> _Trace:
+def _trace(tower: nn.Module, encode: Callable[[], Tensor], autocast: Autocast, weights: list[Tensor]) -> _Trace:
     live = LiveBytes(weights)
     hooks = [p.register_post_accumulate_grad_hook(live.accumulated) for p in tower.parameters() if p.requires_grad]
     try:

@@ -12,6 +12,7 @@ from domainclip.config import OptimizerSettings
 from domainclip.errors import ConfigurationError
 from domainclip.models.adapters import is_adapter
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.towers import layer_index
 from domainclip.training.optim.choice import make_optimizer
 
 
@@ -49,7 +50,7 @@ def parameter_groups(
     rows = [row for row in encoder.named_tower_parameters() if row[2].requires_grad]
     depth: dict[str, int] = {}
     for tower, name, _ in encoder.named_tower_parameters():
-        index = encoder.layer_index(name)
+        index = layer_index(name)
         if index is not None:
             depth[tower] = max(depth.get(tower, 0), index + 1)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -66,7 +67,7 @@ def parameter_groups(
         decays = parameter.ndim >= 2 and tower != "scale" and not adapter
         rate = settings.learning_rate if encoder.learns_by_adapters(tower) and not adapter else rates[tower]
         layers = depth.get(tower, 0)
-        index = encoder.layer_index(name)
+        index = layer_index(name)
         if index is None:
             before = any(part in name for part in ("embedding", "stem", "class_token", "patch", "pre_layrnorm"))
             index = -1 if before else layers

@@ -59,7 +59,7 @@ class ClassPrompts:
     def loss(
         self, images: Float[Tensor, "n dim"], classes: Int[Tensor, " n"], logit_scale: Tensor
     ) -> Float[Tensor, ""]:
-        """Cross-entropy of zero-shot classification.
+        """Cross-entropy of the classification by class prompts.
 
         Args:
             images: Embeddings ``[n, dim]``, of any length.

@@ -52,7 +52,7 @@ class Probe:
     """Trains the projections, the logit scale and the logit bias, as far as they are trained at all, on features.
 
     The loss is the run's own objective over pairs of images and captions, plus, where rows have labels, the
-    cross-entropy of the zero-shot classifier that the class prompts make: with frozen towers that is the linear probe,
+    cross-entropy of the classifier that the class prompts make: with frozen towers that is the linear probe,
     written as sentences.
 
     Args:

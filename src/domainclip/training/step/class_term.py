@@ -1,4 +1,4 @@
-"""Zero-shot classification as a training objective, beside the contrastive one."""
+"""Classification by class descriptions as a training objective, beside the contrastive one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClassificationTerm:
 
     The contrastive loss with several positives spreads a row's target over all texts of its class, so that a class
     weighs as much as it has rows: what it learns of a class leaves out how frequent it is, and among unequal classes it
-    ends far below a linear probe. One sentence for each class puts that right, and is what zero-shot classification
+    ends far below a linear probe. One sentence for each class puts that right, and is what classification
     asks the model afterwards. Yang et al. 2022, "Unified Contrastive Learning in Image-Text-Label Space", §3, treat
     both kinds of data by one loss; here each keeps its own.
 

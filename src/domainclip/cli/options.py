@@ -1,0 +1,42 @@
+"""Options that several commands have, and what they make of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from domainclip.config import CLIPFinetuningConfig
+
+
+def recipe_keys(hint: str) -> Any:
+    """The argument for recipe keys; ``hint`` ends its help."""
+    return typer.Argument(metavar="[KEY=VALUE]...", help=f"Recipe keys, {hint}.")
+
+
+Overrides = Annotated[list[str] | None, recipe_keys("such as learning_rate=1e-5")]
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="A shipped recipe (default, debug, medical, …) or a YAML file.")
+]
+Data = Annotated[str | None, typer.Option("--data", "-d", help="A table, a directory, or hf:NAME.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub name or local directory of the model.")]
+Domain = Annotated[str | None, typer.Option(help="general, medical, industrial, scientific, or a YAML file.")]
+Split = Annotated[str, typer.Option(help="train, val or test; all for every row.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; left out, the one that would be chosen.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def config_of(recipe: str | None, overrides: list[str] | None, **options: object) -> CLIPFinetuningConfig:
+    """The recipe that a command was given: ``overrides`` over ``options`` (those that are not None) over the file."""
+    from domainclip.config import load_recipe, parse_overrides
+
+    named = {key: value for key, value in options.items() if value is not None}
+    return load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
+
+
+def print_json(value: object) -> None:
+    """Print plain values for programs."""
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
