@@ -14,7 +14,7 @@ from rich.console import Console
 import domainclip
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError, DataError, ImageError
-from domainclip.evaluation import ZeroShotEvaluator
+from domainclip.evaluation.zero_shot import ZeroShotEvaluator
 from domainclip.inference import ModelSession
 from domainclip.pipelines import CLIPFinetuningController
 from domainclip.pipelines.assemble import write_model

@@ -19,7 +19,7 @@ from domainclip import CLIPFinetuningConfig, CLIPFinetuningController, run_train
 from domainclip.data.records import ImageTextPair
 from domainclip.domains import load_domain
 from domainclip.errors import ConfigurationError, ShapeError
-from domainclip.evaluation.protocols import RememberedImages
+from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.metrics.calibration import (
     calibration_in_words,
     calibration_summary,
@@ -220,7 +220,7 @@ def prepared(data: TinyData, **values: Any) -> CLIPFinetuningController:
 
 def test_images_are_embedded_once(tiny_data: TinyData) -> None:
     embed = Noisy()
-    remembered = RememberedImages(embed)
+    remembered = SharedEmbedder(embed)
     paths = [pair.image_path for pair in tiny_data.pairs("val")]
     first = remembered.encode_images(paths[:3])
     again = remembered.encode_images([paths[4], paths[2], paths[2], paths[0]])
@@ -235,7 +235,7 @@ def test_the_saved_model_has_the_temperature_the_report_says(wanted: bool, tiny_
     assert controller.model is not None
     own = controller.model.logit_scale.item()
     weights = {name: value.clone() for name, value in controller.model.model.state_dict().items()}
-    embed = RememberedImages(Noisy())
+    embed = SharedEmbedder(Noisy())
     found = calibrate(controller.session, tiny_data.pairs("train"), tiny_data.pairs("test"), embed, tmp_path)
     assert found is not None
     assert found["problem"] is None

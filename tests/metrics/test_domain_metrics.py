@@ -22,9 +22,9 @@ from domainclip.errors import ConfigurationError, ShapeError
 from domainclip.metrics.bootstrap import Figures, of_those_left
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_metrics import DomainMetrics
+from domainclip.metrics.domain_part import positions_in_order, with_kappa
 from domainclip.metrics.industrial import industrial_part
 from domainclip.metrics.medical import medical_part
-from domainclip.metrics.ordinal_classes import positions_in_order, with_kappa
 from domainclip.metrics.scientific import scientific_part
 from domainclip.metrics.sums import retrieval_sums, sums_of_scores
 from domainclip.metrics.threshold_curves import THRESHOLD_FIGURES, ThresholdCurves, threshold_figures

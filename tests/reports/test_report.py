@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from domainclip.errors import ShapeError
-from domainclip.evaluation.comparison import as_result, confused_pairs, empty_recalls, worsened
+from domainclip.evaluation.comparison import confused_pairs, empty_recalls, worsened
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.metrics.significance import paired_change, wilson_interval
@@ -292,7 +292,6 @@ def test_comparison_helpers() -> None:
         ("a", "b", 3, 8),
     ]
     assert confused_pairs(["a", "b"], [[5, 0], [0, 2]]) == []
-    assert as_result({"metrics": {"acc1": 1.0}, "details": {"n_rows": 2}}).details == {"n_rows": 2}
 
 
 def test_plots_are_drawn_only_when_there_is_something(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ the user left unset by what the model, the data and the device say, and gives th
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -34,16 +34,13 @@ DEFAULT_TEMPLATES = (
 """Sentences a class is described by where the user gives none; {} stands for its label."""
 
 
+def _of_the_rows(default: Any, description: str, **limits: Any) -> Any:
+    """A key that says which rows there are and what is in them."""
+    return key(default, "data", description, one_run=True, search=SAME_FOR_ALL, **limits)
+
+
 class SeedSettings(Settings):
-    seed: int = key(
-        42,
-        "data",
-        "Seed of every random choice: splits, order, augmentation, dropout.",
-        ge=0,
-        lt=2**32,
-        one_run=True,
-        search=SAME_FOR_ALL,
-    )
+    seed: int = _of_the_rows(42, "Seed of every random choice: splits, order, augmentation, dropout.", ge=0, lt=2**32)
 
 
 class ModelSettings(SeedSettings):
@@ -85,43 +82,13 @@ class DataSettings(SeedSettings):
         changes_weights=False,
         one_run=True,
     )
-    image_col: str = key(
-        "image_path", "data", "Column (key) with the image's path.", min_length=1, one_run=True, search=SAME_FOR_ALL
-    )
-    caption_col: str = key(
-        "caption", "data", "Column (key) with the caption.", min_length=1, one_run=True, search=SAME_FOR_ALL
-    )
-    label_col: str = key(
-        "label",
-        "data",
-        "Column (key) with the class, if there is one.",
-        min_length=1,
-        one_run=True,
-        search=SAME_FOR_ALL,
-    )
-    group_col: str = key(
-        "group",
-        "data",
-        "Column whose values never straddle splits (patient…).",
-        min_length=1,
-        one_run=True,
-        search=SAME_FOR_ALL,
-    )
-    train_split: float = key(
-        0.8,
-        "data",
-        "Fraction of rows for training where no split is given.",
-        gt=0,
-        le=1,
-        one_run=True,
-        search=SAME_FOR_ALL,
-    )
-    val_split: float = key(
-        0.1, "data", "Fraction for validation (chooses the checkpoint).", ge=0, lt=1, one_run=True, search=SAME_FOR_ALL
-    )
-    test_split: float = key(
-        0.1, "data", "Fraction for the test (only reported).", ge=0, lt=1, one_run=True, search=SAME_FOR_ALL
-    )
+    image_col: str = _of_the_rows("image_path", "Column (key) with the image's path.", min_length=1)
+    caption_col: str = _of_the_rows("caption", "Column (key) with the caption.", min_length=1)
+    label_col: str = _of_the_rows("label", "Column (key) with the class, if there is one.", min_length=1)
+    group_col: str = _of_the_rows("group", "Column whose values never straddle splits (patient…).", min_length=1)
+    train_split: float = _of_the_rows(0.8, "Fraction of rows for training where no split is given.", gt=0, le=1)
+    val_split: float = _of_the_rows(0.1, "Fraction for validation (chooses the checkpoint).", ge=0, lt=1)
+    test_split: float = _of_the_rows(0.1, "Fraction for the test (only reported).", ge=0, lt=1)
     strict: bool = key(
         False, "data", "Stop at the first bad image or row instead of skipping it.", changes_weights=False, one_run=True
     )

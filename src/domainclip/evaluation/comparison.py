@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from domainclip.errors import DataError
 from domainclip.evaluation.evaluators import EvaluationResult
 from domainclip.metrics.metric import METRICS, Interval
 from domainclip.metrics.significance import (
@@ -22,29 +21,6 @@ from domainclip.metrics.significance import (
 from domainclip.metrics.sums import has_groups, unit_sums
 
 _SAME_ITEMS = {"classification": ("image_paths", "targets"), "retrieval": ("image_paths", "captions")}
-
-
-def as_result(part: EvaluationResult | Mapping[str, Any] | None) -> EvaluationResult:
-    """An evaluation from whichever form: the object, ``{"metrics": …, "details": …}``, flat numbers, None.
-
-    Args:
-        part: The evaluation.
-
-    Returns:
-        The object.
-    """
-    if isinstance(part, EvaluationResult):
-        return part
-    if part is None:
-        return EvaluationResult({})
-    if isinstance(part, Mapping) and isinstance(part.get("metrics"), Mapping):
-        return EvaluationResult.of(part["metrics"], part.get("details"))
-    if isinstance(part, Mapping) and all(not isinstance(value, Mapping) for value in part.values()):
-        return EvaluationResult.of(part)
-    raise DataError(
-        "An evaluation is an EvaluationResult, {'metrics': …, 'details': …} or a flat dictionary of "
-        f"numbers, got {type(part).__name__}"
-    )
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from math import comb
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from domainclip.errors import ConfigurationError, DataError, ShapeError
-from domainclip.evaluation.protocols import Embedder, EvaluationResult
+from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult
 from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.metric import Interval, Metric
@@ -36,7 +38,7 @@ class DocumentPair(Protocol):
     group: str | None
 
 
-class DocumentRetrievalEvaluator:
+class DocumentRetrievalEvaluator(CallableEvaluator):
     """Finds texts of a figure's document (i2t) and figures of a text's document (t2i) among all those of the set.
 
     ``pairs`` carry their document as ``group``, or ``documents`` names one for each. Rows without a document are left
@@ -84,17 +86,14 @@ class DocumentRetrievalEvaluator:
         self.n_documents = len(numbers)
         self.paths = list(images)
         self.texts = [text for text, _ in texts.values()]
-        # Document numbers of each image and of each text, and the other way round.
+        # Document numbers of each image and of each text.
         self._documents = (list(images.values()), [found for _, found in texts.values()])
-        self._members = tuple(_members(rows, len(numbers)) for rows in self._documents)
+        own = [_indicators(rows, len(numbers)) for rows in self._documents]
+        self._shared = (own[0] @ own[1].T).tocsr(), (own[1] @ own[0].T).tocsr()
         if all(count == len(self.texts) for count in self._hits(0)):
             raise DataError(
                 f"Retrieval by document has nothing to tell apart: each of {len(numbers)} documents has every text"
             )
-
-    def __call__(self, embed: Embedder) -> dict[str, float]:
-        """The plain numbers by name."""
-        return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
         """The figures of this embedder.
@@ -162,16 +161,11 @@ class DocumentRetrievalEvaluator:
 
     def _relevant(self, side: int, start: int, stop: int) -> Tensor:
         """Boolean hits of queries start:stop; ``side`` is 0 when images ask, 1 when texts do."""
-        rows = torch.zeros(stop - start, len(self._documents[1 - side]), dtype=torch.bool)
-        for row, documents in zip(rows, self._documents[side][start:stop], strict=True):
-            for document in documents:
-                row[self._members[1 - side][document]] = True
-        return rows
+        return torch.from_numpy(self._shared[side][start:stop].toarray() > 0)
 
     def _hits(self, side: int) -> list[int]:
         """How many candidates are a hit, for each query."""
-        members = self._members[1 - side]
-        return [len(set().union(*(members[document] for document in found))) for found in self._documents[side]]
+        return np.diff(self._shared[side].indptr).tolist()
 
 
 @EVALUATORS.register("documents")
@@ -188,13 +182,10 @@ def _from_recipe(context: EvaluationContext) -> DocumentRetrievalEvaluator | Non
     return DocumentRetrievalEvaluator(context.pairs, resamples=context.resamples)
 
 
-def _members(documents: list[set[int]], n_documents: int) -> list[list[int]]:
-    """The rows of each document."""
-    members: list[list[int]] = [[] for _ in range(n_documents)]
-    for row, found in enumerate(documents):
-        for document in found:
-            members[document].append(row)
-    return members
+def _indicators(documents: list[set[int]], n_documents: int) -> csr_array:
+    """1 for each document (column) that a row is of."""
+    rows, columns = zip(*((row, document) for row, found in enumerate(documents) for document in found), strict=True)
+    return csr_array((np.ones(len(rows), dtype=np.int32), (rows, columns)), shape=(len(documents), n_documents))
 
 
 def _random_hits(hits: list[int], candidates: int, k: int) -> float:

@@ -210,42 +210,24 @@ def _sections(cases: list[Case], of: str, most: int, seed: int) -> list[Section]
     sample = _in_turn(Random(seed).sample(rest, len(rest)), lambda case: case.label)[:most]
     best = _in_turn(hits, lambda case: case.label)[:most]
     doubtful = [case for case in reversed(hits) if case not in best][:most]
-    what = "labels" if of == "class" else "captions"
-    by = "probability of the chosen class" if of == "class" else "lead of a wrong caption's cosine over the right one's"
-    by_hit = (
-        "probability of the class" if of == "class" else "lead of the right caption's cosine over the best wrong one's"
-    )
+    if of == "class":
+        what, by, by_hit = "labels", "probability of the chosen class", "probability of the class"
+    else:
+        what, by = "captions", "lead of a wrong caption's cosine over the right one's"
+        by_hit = "lead of the right caption's cosine over the best wrong one's"
+
+    def in_turn(some: list[Case]) -> str:
+        return ", of each class in turn." if any(case.label for case in some) else "."
+
+    of_misses = f"Wrong, the highest {by} first. Look for wrong {what} in the data here."
+    of_doubtful = f"Right, the lowest {by_hit} first: the next to tip over."
     sections = [
+        Section(ERRORS, of_misses, of, tuple(sure), len(misses)),
         Section(
-            ERRORS,
-            f"Wrong, the highest {by} first. Look for wrong {what} in the data here.",
-            of,
-            tuple(sure),
-            len(misses),
+            "Other misses", f"A random choice of the remaining errors{in_turn(rest)}", of, tuple(sample), len(rest)
         ),
-        Section(
-            "Other misses",
-            "A random choice of the remaining errors"
-            + (", of each class in turn." if any(case.label for case in rest) else "."),
-            of,
-            tuple(sample),
-            len(rest),
-        ),
-        Section(
-            "Least confident hits",
-            f"Right, the lowest {by_hit} first: the next to tip over.",
-            of,
-            tuple(doubtful),
-            len(hits),
-        ),
-        Section(
-            HITS,
-            f"Right, the highest {by_hit} first"
-            + (", of each class in turn." if any(case.label for case in hits) else "."),
-            of,
-            tuple(best),
-            len(hits),
-        ),
+        Section("Least confident hits", of_doubtful, of, tuple(doubtful), len(hits)),
+        Section(HITS, f"Right, the highest {by_hit} first{in_turn(hits)}", of, tuple(best), len(hits)),
     ]
     return [section for section in sections if section.cases]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.domain_metrics import DomainMetricsEvaluator
-from domainclip.evaluation.protocols import Embedder, EvaluationResult, Evaluator, LabelledPair
+from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult, Evaluator, LabelledPair
 from domainclip.evaluation.retrieval import RetrievalEvaluator, caption_key
 from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.evaluation.zero_shot import ZeroShotEvaluator, known_labels
@@ -21,7 +21,7 @@ _SEMANTIC = ("class_hierarchy", "documents", "terminology")
 _PER_ITEM = ("i2t_ranks", "t2i_ranks")
 
 
-class DomainEvaluator:
+class DomainEvaluator(CallableEvaluator):
     """Classification, retrieval and what is added to them, embedding each image once.
 
     Whichever of the two the data cannot support (fewer than two classes, fewer than two captions) is left out, with the
@@ -89,10 +89,6 @@ class DomainEvaluator:
     def greater_is_better(self) -> bool:
         """In which direction the primary metric is better."""
         return METRICS[self.primary_metric].greater_is_better
-
-    def __call__(self, embed: Embedder) -> dict[str, float]:
-        """The plain numbers by name."""
-        return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
         """The figures of all parts.

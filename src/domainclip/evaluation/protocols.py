@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,22 +21,6 @@ class Embedder(Protocol):
     def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]: ...
 
     def encode_texts(self, texts: list[str], /) -> Float[Tensor, "texts dim"]: ...
-
-
-class RememberedImages:
-    """An embedder that runs each image through the model once. The evaluation after training and the calibration
-    ask for the same ones; the weights must not change meanwhile."""
-
-    def __init__(self, embed: Embedder) -> None:
-        self.embed = embed
-        self.encode_texts = embed.encode_texts
-        self._rows: dict[Path, Tensor] = {}
-
-    def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]:
-        new = [path for path in dict.fromkeys(paths) if path not in self._rows]
-        if new:
-            self._rows |= dict(zip(new, self.embed.encode_images(new), strict=True))
-        return torch.stack([self._rows[path] for path in paths])
 
 
 class LabelledPair(Protocol):
@@ -122,3 +105,10 @@ class Evaluator(Protocol):
     def evaluate(self, embed: Embedder, /) -> EvaluationResult:
         """The figures of this embedder."""
         ...
+
+
+class CallableEvaluator:
+    """An evaluator that is also a function of the embedder: ``evaluator(embed)`` gives the plain numbers by name."""
+
+    def __call__(self: Evaluator, embed: Embedder) -> dict[str, float]:
+        return self.evaluate(embed).metrics

@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from domainclip.errors import DataError
-from domainclip.evaluation.protocols import Embedder, EvaluationResult, LabelledPair
+from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult, LabelledPair
 from domainclip.evaluation.shared import encode_images, rows_for
 from domainclip.evaluation.zero_shot import of_images
 from domainclip.metrics.metric import Metric
 from domainclip.metrics.retrieval import chunked_ranks, summarise_ranks
 
 
-class RetrievalEvaluator:
+class RetrievalEvaluator(CallableEvaluator):
     """Finds captions for images (i2t) and images for captions (t2i) among all those of the set.
 
     Candidates are the *distinct* images and the *distinct* captions: an equal caption is the same caption
@@ -53,10 +53,6 @@ class RetrievalEvaluator:
         # [hits, 2] (image, caption): an image may have several captions and a caption several images.
         self.hits = torch.tensor(sorted(hits))
         self.groups = of_images(pairs, self.paths, "group")
-
-    def __call__(self, embed: Embedder) -> dict[str, float]:
-        """The plain numbers by name."""
-        return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
         """The figures of this embedder.

@@ -18,19 +18,18 @@ class SharedEmbedder:
 
     Args:
         embed: The embedder behind it.
-        paths: Images that will be asked for, embedded at once.
     """
 
-    def __init__(self, embed: Embedder, paths: Sequence[Path] = ()) -> None:
+    def __init__(self, embed: Embedder) -> None:
         self._embed = embed
-        self._row = {path: index for index, path in enumerate(dict.fromkeys(paths))}
-        self._images = encode_images(embed, list(self._row)) if self._row else torch.empty(0, 0)
+        self._row: dict[Path, int] = {}
+        self._images = torch.empty(0, 0)
         self._texts: dict[tuple[str, ...], Tensor] = {}
-        self._results: dict[int, EvaluationResult] = {}
+        self._results: dict[int, tuple[Evaluator, EvaluationResult]] = {}
 
     @classmethod
     def over(cls, embed: Embedder, evaluators: Sequence[Evaluator]) -> SharedEmbedder:
-        """The embedder itself where it is shared already, else one over it.
+        """The embedder itself where it is shared already, else one over it, which has the images of all evaluators.
 
         Args:
             embed: Any embedder.
@@ -39,9 +38,9 @@ class SharedEmbedder:
         Returns:
             The shared one.
         """
-        if isinstance(embed, cls):
-            return embed
-        return cls(embed, [path for each in evaluators for path in getattr(each, "paths", ())])
+        shared = embed if isinstance(embed, cls) else cls(embed)
+        shared.encode_images([path for each in evaluators for path in getattr(each, "paths", ())])
+        return shared
 
     def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]:
         """Embeddings of these images, in the order given."""
@@ -67,9 +66,9 @@ class SharedEmbedder:
         Returns:
             Its result.
         """
-        if id(evaluator) not in self._results:
-            self._results[id(evaluator)] = evaluator.evaluate(self)
-        return self._results[id(evaluator)]
+        if id(evaluator) not in self._results:  # kept beside its result, so that no other one gets its number
+            self._results[id(evaluator)] = evaluator, evaluator.evaluate(self)
+        return self._results[id(evaluator)][1]
 
 
 def encode_images(embed: Embedder, paths: list[Path]) -> Float[Tensor, "images dim"]:

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -26,7 +28,7 @@ from torch import Tensor
 from domainclip.config.glossary import Glossary
 from domainclip.data.images.transforms import TextTransform
 from domainclip.errors import ConfigurationError, DataError, ShapeError
-from domainclip.evaluation.protocols import Embedder, EvaluationResult, LabelledPair
+from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult, LabelledPair
 from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.metric import METRICS, Interval, Metric
@@ -42,7 +44,7 @@ _NOTHING_TO_NEGATE = re.compile(
 )
 
 
-class TerminologyEvaluator:
+class TerminologyEvaluator(CallableEvaluator):
     """Scores a text tower on a ``Glossary``, and negation on labelled images where ``pairs`` are given.
 
     Terms are the members of synonym groups, the abbreviations and their expansions, each once (letter case aside).
@@ -97,10 +99,6 @@ class TerminologyEvaluator:
                 "Nothing to score terminology by: the glossary has no synonyms, abbreviations or negation pairs, and "
                 "the rows have no two classes"
             )
-
-    def __call__(self, embed: Embedder) -> dict[str, float]:
-        """The plain numbers by name."""
-        return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
         """The figures of this embedder.
@@ -313,38 +311,33 @@ def _vocabulary(glossary: Glossary) -> tuple[list[str], Bool[Tensor, "terms term
     """
     terms: dict[str, str] = {}
     kinds: dict[str, set[str]] = {}
-    meaning: dict[str, str] = {}  # each key's neighbour on the way to the one that stands for its meaning
+    alike: list[tuple[str, str]] = []
 
     def add(term: str, kind: str) -> str:
         key = " ".join(term.split()).casefold()
         terms.setdefault(key, term)
         kinds.setdefault(key, set()).add(kind)
-        meaning.setdefault(key, key)
-        return key
-
-    def representative(key: str) -> str:
-        while meaning[key] != key:
-            key = meaning[key]
         return key
 
     for group in glossary.synonyms:
         first, *rest = [add(term, "synonym") for term in group]
-        for key in rest:
-            meaning[representative(key)] = representative(first)
+        alike += [(first, key) for key in rest]
     ambiguous: list[tuple[str, list[str]]] = []
     for short, senses in glossary.abbreviations.items():
         key = add(short, "abbreviation")
         expansions = [add(glossary.expansion_of(sense), "expansion") for sense in senses]
         if len(senses) == 1:
-            meaning[representative(key)] = representative(expansions[0])
+            alike.append((key, expansions[0]))
         else:
             ambiguous.append((key, expansions))
     index_of = {key: row for row, key in enumerate(terms)}
-    meanings = [representative(key) for key in terms]
-    same = torch.tensor([[one == other for other in meanings] for one in meanings]).reshape(len(terms), len(terms))
+    edges = np.array([(index_of[one], index_of[other]) for one, other in alike], dtype=int).reshape(-1, 2).T
+    links = coo_array((np.ones(edges.shape[1]), tuple(edges)), shape=(len(terms), len(terms)))
+    meanings = torch.from_numpy(connected_components(links, directed=False)[1]) if terms else torch.empty(0)
+    same = meanings[:, None] == meanings
     for key, expansions in ambiguous:
         for expansion in expansions:
-            mates = [row for row, found in enumerate(meanings) if found == representative(expansion)]
+            mates = meanings == meanings[index_of[expansion]]
             same[index_of[key], mates] = True
             same[mates, index_of[key]] = True
     same.fill_diagonal_(False)

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from domainclip.errors import DataError
-from domainclip.evaluation.protocols import Embedder, EvaluationResult, LabelledPair
+from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult, LabelledPair
 from domainclip.evaluation.shared import encode_images
 from domainclip.inference.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.metrics.classification import classification_metrics, zero_shot_logits
 
 
-class ZeroShotEvaluator:
+class ZeroShotEvaluator(CallableEvaluator):
     """Classifies images by the nearest class description, with no classifier trained.
 
     Classes come from ``prompts`` (class → sentences), else ``class_names`` with ``templates``, else the labels that
@@ -62,10 +62,6 @@ class ZeroShotEvaluator:
         self.targets = [index_of[label] for _, label in items if label is not None]
         self.groups = of_images(pairs, self.paths, "group")
         self.disciplines = of_images(pairs, self.paths, "discipline")
-
-    def __call__(self, embed: Embedder) -> dict[str, float]:
-        """The plain numbers by name."""
-        return self.evaluate(embed).metrics
 
     def evaluate(self, embed: Embedder) -> EvaluationResult:
         """The figures of this embedder.

@@ -6,13 +6,10 @@ several positives as in Yang et al. 2022, "Unified Contrastive Learning in Image
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from domainclip.config import LossSettings
-from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, shared_keywords
+from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows
 from domainclip.losses.registry import LOSSES
 
 
@@ -44,18 +41,6 @@ class CLIPContrastiveLoss(ContrastiveObjective):
     """
 
     uses_groups = False
-
-    @classmethod
-    def from_settings(cls, settings: LossSettings) -> Self:
-        """The objective that a recipe asks for.
-
-        Args:
-            settings: The group of the recipe that is read.
-
-        Returns:
-            With the recipe's values.
-        """
-        return cls(label_smoothing=settings.label_smoothing, **shared_keywords(settings))
 
     def row_loss(self, rows: Rows) -> RowLoss:
         """Cross entropy of each row's similarities with its positives.

@@ -14,14 +14,7 @@ from domainclip.domains.files import domain_family
 from domainclip.errors import ConfigurationError
 from domainclip.losses.contrastive import cross_entropy_rows
 from domainclip.losses.hard_negative import progressed
-from domainclip.losses.objective import (
-    ContrastiveObjective,
-    RowLoss,
-    Rows,
-    SharedKeywords,
-    check_batch,
-    shared_keywords,
-)
+from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, SharedKeywords, check_batch
 from domainclip.losses.registry import LOSSES
 
 SHARPNESS: dict[Domain, float] = {"general": 1.0, "medical": 1.25, "industrial": 1.0, "scientific": 0.8}
@@ -92,16 +85,7 @@ class DomainSpecificLoss(ContrastiveObjective):
         Returns:
             For the recipe's domain.
         """
-        return cls(
-            _family_of(settings),
-            domain_weight=settings.domain_weight,
-            margin=settings.margin,
-            hardness_strength=settings.hardness_strength,
-            hardness_warmup=settings.hardness_warmup,
-            soft_target_fraction=settings.soft_target_fraction,
-            label_smoothing=settings.label_smoothing,
-            **shared_keywords(settings),
-        )
+        return cls(**{**cls.keywords_from(settings), "domain": _family_of(settings)})
 
     def own_scale(self) -> Tensor:
         """What similarities are multiplied by where no model gives a scale.

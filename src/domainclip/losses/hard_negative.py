@@ -6,15 +6,14 @@ Semi-hard: Schroff et al. 2015, "FaceNet", §3.2. Weights that grow with the sim
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, get_args
+from typing import ClassVar, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
 
-from domainclip.config import LossSettings
 from domainclip.errors import ConfigurationError
 from domainclip.losses.contrastive import cross_entropy_rows
-from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, SharedKeywords, shared_keywords
+from domainclip.losses.objective import ContrastiveObjective, RowLoss, Rows, SharedKeywords
 from domainclip.losses.registry import LOSSES
 
 Strategy = Literal["semi-hard", "hard", "weighted"]
@@ -70,6 +69,8 @@ class HardNegativeMiningLoss(ContrastiveObjective):
     ``target_entropy``.
     """
 
+    recipe_keys: ClassVar = {"mining_strategy": "hard_negative_mining_strategy"}
+
     def __init__(
         self,
         temperature: float = 0.07,
@@ -97,26 +98,6 @@ class HardNegativeMiningLoss(ContrastiveObjective):
         self.hardness_strength = hardness_strength
         self.hardness_warmup = hardness_warmup
         self.duplicate_similarity = duplicate_similarity
-
-    @classmethod
-    def from_settings(cls, settings: LossSettings) -> HardNegativeMiningLoss:
-        """The objective that a recipe asks for.
-
-        Args:
-            settings: The group of the recipe that is read.
-
-        Returns:
-            With the recipe's values.
-        """
-        return cls(
-            hard_negative_ratio=settings.hard_negative_ratio,
-            mining_strategy=settings.hard_negative_mining_strategy,
-            hard_negative_weight=settings.hard_negative_weight,
-            hardness_strength=settings.hardness_strength,
-            hardness_warmup=settings.hardness_warmup,
-            label_smoothing=settings.label_smoothing,
-            **shared_keywords(settings),
-        )
 
     @torch.no_grad()
     def mine(self, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,11 @@ Nets with Sublinear Memory Cost"): the same numbers, for about twice the arithme
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +105,28 @@ class ContrastiveObjective(nn.Module):
     """False: only a row's own pair is its positive, whatever ``group_ids`` say."""
     symmetric = False
     """True where both directions sum to the same, so that one of them is enough."""
+    recipe_keys: ClassVar[dict[str, str]] = {}
+    """Keywords of the constructor that the recipe knows by another name."""
+
+    @classmethod
+    def from_settings(cls, settings: LossSettings) -> Self:
+        """The objective that a recipe asks for.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            With the recipe's values for all keywords of the constructor that are keys of the recipe.
+        """
+        return cls(**cls.keywords_from(settings))
+
+    @classmethod
+    def keywords_from(cls, settings: LossSettings) -> dict[str, Any]:
+        parameters = inspect.signature(cls.__init__).parameters
+        names = {*parameters, *(SharedKeywords.__annotations__ if "shared" in parameters else ())}
+        keys = {name: cls.recipe_keys.get(name, name) for name in names}
+        own = {name: getattr(settings, key) for name, key in keys.items() if hasattr(settings, key)}
+        return own | shared_keywords(settings)
 
     def __init__(
         self,
@@ -232,18 +255,8 @@ class ContrastiveObjective(nn.Module):
                 logits = {"logits_per_image": whole.logits, "logits_per_text": whole.logits.T}
                 parts = [[row_loss(whole)]]
                 if not self.symmetric:
-                    turned = Rows(
-                        "text_to_image",
-                        whole.scores.T,
-                        whole.logits.T,
-                        scale,
-                        whole.positive.T,
-                        everyone,
-                        unit_images,
-                        unit_texts,
-                        progress,
-                    )
-                    parts.append([row_loss(turned)])
+                    sides = {name: getattr(whole, name).T for name in ("scores", "logits", "positive")}
+                    parts.append([row_loss(replace(whole, direction="text_to_image", **sides))])
             else:
                 directions = [(image_rows, images), (text_rows, texts)][: 1 if self.symmetric else 2]
                 parts = [

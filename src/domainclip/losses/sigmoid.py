@@ -5,15 +5,14 @@ Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", eq. 1.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from domainclip.config import LossSettings
-from domainclip.losses.objective import CHUNK_ENTRIES, ContrastiveObjective, RowLoss, Rows, check_batch, shared_keywords
+from domainclip.losses.objective import CHUNK_ENTRIES, ContrastiveObjective, RowLoss, Rows, check_batch
 from domainclip.losses.registry import LOSSES
 
 _BISECTIONS = 40
@@ -33,6 +32,7 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
     """
 
     symmetric = True
+    recipe_keys: ClassVar = {"bias": "sigmoid_bias"}
     rate_factor = 100.0
     """The bias learns this many times faster than the towers: it is one number on a scale of logits."""
 
@@ -48,18 +48,6 @@ class SigmoidContrastiveLoss(ContrastiveObjective):
         self.bias = nn.Parameter(torch.tensor(0.0 if bias is None else float(bias)))
         self.bias.rate_factor = self.rate_factor  # type: ignore[attr-defined]
         self.bias_is_set = bias is not None
-
-    @classmethod
-    def from_settings(cls, settings: LossSettings) -> SigmoidContrastiveLoss:
-        """The objective that a recipe asks for.
-
-        Args:
-            settings: The group of the recipe that is read.
-
-        Returns:
-            With the recipe's values.
-        """
-        return cls(bias=settings.sigmoid_bias, **shared_keywords(settings))
 
     # Not a buffer: reading one back from an accelerator at every step would make the host wait for it.
     def get_extra_state(self) -> dict[str, bool]:

@@ -20,17 +20,14 @@ from domainclip.metrics.bootstrap import (
     percentile_interval,
 )
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_part import DomainPart
+from domainclip.metrics.domain_part import DomainPart, positions_in_order, with_kappa
 from domainclip.metrics.industrial import industrial_part, normal_classes
 from domainclip.metrics.medical import medical_part
 from domainclip.metrics.metric import Interval, Metric
-from domainclip.metrics.ordinal_classes import positions_in_order, with_kappa
 from domainclip.metrics.scientific import scientific_part
 from domainclip.metrics.sums import retrieval_sums, sums_of_scores
 
-_RETRIEVAL = {
-    "scientific": ("i2t_R@10", "t2i_R@10", "i2t_MRR", "t2i_MRR"),
-}
+_RETRIEVAL = {"scientific": ("i2t_R@10", "t2i_R@10", "i2t_MRR", "t2i_MRR")}
 _RETRIEVAL_ELSEWHERE = ("i2t_R@1", "t2i_R@1")
 _LISTED = 8
 

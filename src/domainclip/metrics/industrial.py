@@ -10,7 +10,7 @@ import numpy as np
 from domainclip.errors import ConfigurationError
 from domainclip.metrics.bootstrap import Draws, Figures, Sums, divided, mean_draws
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_part import DomainPart, absent_note
+from domainclip.metrics.domain_part import DomainPart, absent_note, one_against_the_rest
 from domainclip.metrics.sums import sums_of_scores
 from domainclip.metrics.threshold_curves import ThresholdPanel
 from domainclip.registry import nearest
@@ -30,42 +30,12 @@ _NORMAL_PHRASES = (
     "free of defects",
 )
 _NOT = frozenset({"not", "no", "non", "un", "never", "without", "nearly", "almost", "than"})
-_DEFECTS = frozenset(
-    {
-        "bad",
-        "broken",
-        "crack",
-        "cracked",
-        "cracks",
-        "damage",
-        "damaged",
-        "defect",
-        "defective",
-        "defects",
-        "failed",
-        "failure",
-        "fault",
-        "faulty",
-        "scratch",
-        "scratched",
-        "scratches",
-    }
-)
+_DEFECT = re.compile(r"\b(bad|broken|crack(ed|s)?|damaged?|defect(ive|s)?|fail(ed|ure)|faulty?|scratch(ed|es)?)\b")
 """Beside one of these a normal word says something else: "normal force crack", "functional defect"."""
 
-MEANS = {
-    "auroc": "image_auroc",
-    "ap": "image_ap",
-    "f1_max": "f1_max",
-    "precision_at_recall90": "precision_at_recall90",
-    "false_alarm_rate_at_recall90": "false_alarm_rate_at_recall90",
-}
-EACH_CLASS = {
-    "auroc": "auroc",
-    "ap": "auprc",
-    "f1_max": "f1_max",
-    "precision_at_recall90": "precision_at_recall90",
-}
+_OF_THE_CURVE = ("f1_max", "precision_at_recall90", "false_alarm_rate_at_recall90")
+MEANS = {"auroc": "image_auroc", "ap": "image_ap"} | {name: name for name in _OF_THE_CURVE}
+EACH_CLASS = {"auroc": "auroc", "ap": "auprc"} | {name: name for name in _OF_THE_CURVE[:2]}
 
 
 def guess_normal_labels(labels: Sequence[str]) -> list[str]:
@@ -179,9 +149,6 @@ def detection_sums(scores: ClassScores, normal: Sequence[int]) -> Sums:
 
 
 def _defects_alone(scores: ClassScores) -> DomainPart:
-    questions = {
-        label: (scores.log_odds([index]), scores.targets == index) for index, label in enumerate(scores.labels)
-    }
     means = {figure: f"macro_{name}" for figure, name in EACH_CLASS.items()}
     notes = [
         "No class is the normal one by its name, so each class is told from the rest; where one has no defect, set "
@@ -189,7 +156,7 @@ def _defects_alone(scores: ClassScores) -> DomainPart:
         *absent_note(scores, "their figures are not known"),
     ]
     panels: list[Figures] = [
-        ThresholdPanel(questions, EACH_CLASS, means),
+        ThresholdPanel(one_against_the_rest(scores), EACH_CLASS, means),
         sums_of_scores(scores, ("acc1", "mean_per_class_recall", "recall")),
     ]
     names = [*means.values(), "mean_per_class_recall", "acc1"]
@@ -218,7 +185,7 @@ def _normal_word(label: str, labels: Sequence[str]) -> str | None:
     denied = words[1:] if words[:1] in (["no"], ["without"]) else []
     if denied and denied in [_words(other) for other in labels]:
         return None if set(_NORMAL_WORDS) & set(denied) else " ".join(words)
-    if _DEFECTS & set(words):
+    if _DEFECT.search(text):
         return None
     return next(
         (word for index, word in enumerate(words) if word in _NORMAL_WORDS and not _NOT & set(words[:index])), None

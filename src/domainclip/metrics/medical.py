@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from domainclip.metrics.bootstrap import Figures
 from domainclip.metrics.class_scores import ClassScores
-from domainclip.metrics.domain_part import DomainPart, absent_note
+from domainclip.metrics.domain_part import DomainPart, absent_note, one_against_the_rest
 from domainclip.metrics.sums import sums_of_scores
 from domainclip.metrics.threshold_curves import ThresholdPanel
 
-PER_LABEL = {
-    "auroc": "auroc",
-    "ap": "auprc",
-    "youden_sensitivity": "sensitivity_at_youden",
-    "youden_specificity": "specificity_at_youden",
-    "sensitivity_at_spec90": "sensitivity_at_spec90",
-    "sensitivity_at_spec95": "sensitivity_at_spec95",
-}
+PER_LABEL = {"auroc": "auroc", "ap": "auprc"}
+PER_LABEL |= {f"youden_{side}": f"{side}_at_youden" for side in ("sensitivity", "specificity")}
+PER_LABEL |= {f"sensitivity_at_spec{percent}": f"sensitivity_at_spec{percent}" for percent in (90, 95)}
 MEANS = {figure: f"macro_{name}" for figure, name in PER_LABEL.items()}
 
 
@@ -39,12 +33,11 @@ def medical_part(scores: ClassScores, calibrated: bool = True) -> DomainPart:
         names.append("ece")
     else:
         notes.append("No calibration error: the model gives each class a probability of its own (a sigmoid)")
-    questions = {
-        label: (scores.log_odds([index]), scores.targets == index) for index, label in enumerate(scores.labels)
-    }
     notes.append(
         "The Youden point (highest sensitivity + specificity) is chosen on these same images, which flatters it"
     )
     notes += absent_note(scores, "their AUROC, AUPRC, sensitivity and specificity are not known")
-    panels: list[Figures] = [ThresholdPanel(questions, PER_LABEL, MEANS), sums_of_scores(scores, names)]
-    return DomainPart([*MEANS.values(), *names], panels, tuple(PER_LABEL.values()), notes=notes)
+    curves = ThresholdPanel(one_against_the_rest(scores), PER_LABEL, MEANS)
+    return DomainPart(
+        [*MEANS.values(), *names], [curves, sums_of_scores(scores, names)], tuple(PER_LABEL.values()), notes=notes
+    )

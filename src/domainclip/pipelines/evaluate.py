@@ -16,7 +16,8 @@ from domainclip.data.skipped import Problems, readable_pairs, skipped_rows
 from domainclip.data.splits import load_splits_of
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
-from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
+from domainclip.evaluation.protocols import EvaluationResult
+from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.files import require_writable
 from domainclip.inference import ModelSession
 from domainclip.metrics.metric import METRICS
@@ -189,7 +190,7 @@ def run_evaluation(
     if error_analysis is not None:
         expect_shown(engine, rows)
     rows = readable_rows(rows, engine.readable, config, split, skipped)
-    embed = RememberedImages(engine)
+    embed = SharedEmbedder(engine)
     evaluator = build_evaluator(session, rows, domain_metrics=True)
     result = evaluator.evaluate(embed)
     notes = [*notes, *evaluator.notes]

@@ -29,7 +29,8 @@ from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
 from domainclip.domains.recipes import recorded_recipe, write_domain
 from domainclip.evaluation.build import build_evaluator
-from domainclip.evaluation.protocols import EvaluationResult, RememberedImages
+from domainclip.evaluation.protocols import EvaluationResult
+from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.events import Listener
 from domainclip.files import write_json, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
@@ -264,7 +265,7 @@ class _FirstProcess:
 
     def evaluate_before(self) -> None:
         """Evaluate the untrained weights; a resumed run reads what the first start found."""
-        folder, untrained = self.folder, RememberedImages(self.engine)
+        folder, untrained = self.folder, SharedEmbedder(self.engine)
         kept = self.goes_on and folder.before.is_file() and not self._evaluated_otherwise()
         if len(self.rows.shown) and kept:
             self.before = EvaluationResult.from_dict(json.loads(folder.before.read_text(encoding="utf-8")))
@@ -294,7 +295,7 @@ class _FirstProcess:
         skipped += references.skipped if references is not None else []
         if skipped:
             write_json(folder.skipped, skipped)
-        embed = RememberedImages(self.engine)
+        embed = SharedEmbedder(self.engine)
         after = self._evaluate(embed) if len(rows.shown) else None
         calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path)
         warnings, parts = [*self.undrawn], dict[str, Any](decisions=self.decisions, calibration=calibration)
@@ -325,7 +326,7 @@ class _FirstProcess:
         """An image as the model sees it."""
         return self.engine.pixels([path])[0].permute(1, 2, 0).numpy()
 
-    def _evaluate(self, embed: RememberedImages) -> EvaluationResult:
+    def _evaluate(self, embed: SharedEmbedder) -> EvaluationResult:
         return build_evaluator(self.session, self.rows.shown, domain_metrics=True).evaluate(embed)
 
     def _recipe(self) -> dict[str, Any]:
