@@ -223,9 +223,11 @@ def trainer_on_device(
     from domainclip.data.images.image_spec import ImageSpec
     from domainclip.data.images.transforms import ImageTransform
     from domainclip.devices.precision import AUTOCAST_DTYPES, PrecisionDecision
+    from domainclip.domains.files import load_domain
     from domainclip.losses import build_loss
     from domainclip.models import make_tiny_clip
     from domainclip.models.lora import attach_lora
+    from domainclip.resolve import ResolvedRun
     from domainclip.training import TrainContext, build_trainer
     from training_setup import DEFAULTS
 
@@ -240,10 +242,11 @@ def trainer_on_device(
     dataset = CLIPDataset(pairs_in(folder), encoder.processor, config, ImageTransform(config, augment=True, spec=spec))
     loader = create_training_loader(dataset, config, 4, pad_to_multiple=16)
     loss = onto_device(build_loss(config, encoder.embedding_dim))
+    run = ResolvedRun(config.frozen(), load_domain(config.domain))
     scaled = PrecisionDecision(precision, "", AUTOCAST_DTYPES[precision], precision == "fp16")  # type: ignore[arg-type]
     onto_device(encoder.train())
     with as_on_mps():
-        return build_trainer(TrainContext(folder), encoder, loss, loader, config, device(), scaled)
+        return build_trainer(TrainContext(folder), encoder, loss, loader, run, device(), scaled)
 
 
 @contextmanager

@@ -19,9 +19,11 @@ from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
 from domainclip.devices.precision import choose_precision
+from domainclip.domains.files import load_domain
 from domainclip.events import Emitter
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, make_tiny_clip
+from domainclip.resolve import ResolvedRun
 from domainclip.tracking import ConsoleListener, MetricsFile
 from domainclip.training import TrainContext, Trainer, TrainingParts, Validation, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
@@ -73,7 +75,7 @@ def make_trainer(
         encoder,
         loss or build_loss(config),
         create_training_loader(dataset, config, batch),
-        config,
+        ResolvedRun(config.frozen(), load_domain(config.domain)),
         torch.device("cpu"),
         choose_precision("cpu", "fp32"),
         TrainingParts(evaluate=validate, terms=FurtherTerms(start)),

@@ -286,3 +286,23 @@ def test_a_resolution_is_chosen_for_the_recipe_as_the_run_has_it_and_counts_as_s
     assert asked[0].batch_size == run.recipe.batch_size
     with pytest.raises(ConfigurationError, match="image_resolution=100 does not fit"):
         resolve(CLIPFinetuningConfig(auto_resolution=True), model, PLAIN, choose_resolution=choose(100))
+
+
+GROUPS = ("data", "model", "objective", "optim", "probe", "memory", "evaluation", "references", "resolution", "record")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_groups_of_a_run_are_frozen_copies(group):
+    run = resolve(CLIPFinetuningConfig(prompt_templates=["a photo of {}"]), CLIP, PLAIN)
+    found = getattr(run, group)
+    for key in type(found).model_fields:
+        before = getattr(found, key)
+        with pytest.raises(ConfigurationError, match=f"{key} cannot be changed: a run works on a frozen copy"):
+            setattr(found, key, before)
+    run.evaluation.prompt_templates.append("another {}")
+    assert run.recipe.prompt_templates == ["a photo of {}"]
+
+
+@pytest.mark.parametrize(("values", "may"), [({}, True), ({"freeze_batch_norm": False}, False)])
+def test_batch_norm_may_be_frozen_where_the_user_has_not_said_what_becomes_of_it(values, may):
+    assert resolve(CLIPFinetuningConfig(**values), STARTER, PLAIN).may_freeze_batch_norm is may

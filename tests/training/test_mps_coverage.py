@@ -18,12 +18,14 @@ from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.devices.precision import AUTOCAST_DTYPES, PrecisionDecision
+from domainclip.domains.files import load_domain
 from domainclip.inference import EmbeddingEngine
 from domainclip.losses import LOSSES, build_loss
 from domainclip.models import DualEncoder, load_encoder
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.lora import attach_lora
 from domainclip.models.sliced_attention import register_sliced
+from domainclip.resolve import ResolvedRun
 from domainclip.retrieval.mining import hard_negatives
 from domainclip.training import TrainContext, Trainer, build_trainer
 from domainclip.training.optim.choice import OPTIMIZERS
@@ -97,7 +99,7 @@ def trainer_of(
         encoder.train(),
         build_loss(config, encoder.embedding_dim),
         create_training_loader(dataset, config, size),
-        config,
+        ResolvedRun(config.frozen(), load_domain(config.domain)),
         torch.device("cpu"),
         decision,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
 from domainclip.errors import ConfigurationError
@@ -14,6 +15,7 @@ from domainclip.registry import nearest
 
 Group = TypeVar("Group", bound="Settings")
 
+UNCHANGEABLE = "cannot be changed: a run works on a frozen copy of its recipe"
 _NOT_ABOVE_ZERO = {"greater_than": "positive", "greater_than_equal": "zero or more"}
 
 
@@ -40,7 +42,7 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
     named = f"({key}={value!r})"
     limit = next((context[name] for name in ("gt", "ge", "lt", "le") if name in context), None)
     if kind == "frozen_instance":
-        return f"{key} cannot be changed: a run works on a frozen copy of its recipe"
+        return f"{key} {UNCHANGEABLE}"
     if kind == "literal_error":
         return f"Invalid {title[0].lower() + title[1:]} {value!r}: choose {context['expected']}"
     if kind in _NOT_ABOVE_ZERO and limit == 0:
@@ -80,7 +82,11 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise self._plain(error.errors()) from None
 
+    _frozen_group: bool = PrivateAttr(default=False)
+
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).model_fields and self._frozen_group:
+            raise ConfigurationError(f"{name} {UNCHANGEABLE}")
         values, fields_set = dict(self.__dict__), set(self.model_fields_set)
         try:
             super().__setattr__(name, value)
@@ -102,18 +108,19 @@ class Settings(BaseModel):
         return key in self.model_fields_set and getattr(self, key) is not None
 
     def group(self, kind: type[Group]) -> Group:
-        """A copy of just the keys of one group, which remembers which of them were set.
+        """A frozen copy of just the keys of one group, which remembers which of them were set.
 
         Args:
             kind: the class of the group, one of those that this one is composed of.
 
         Returns:
-            The group with the values that this one has; they are not checked anew.
+            The group with the values that this one has; they are not checked anew. Assigning to it is an error.
         """
         group: Group = kind.model_construct(  # type: ignore[assignment]
             _fields_set=self.model_fields_set & kind.model_fields.keys(),
-            **{key: getattr(self, key) for key in kind.model_fields},
+            **{key: copy.deepcopy(getattr(self, key)) for key in kind.model_fields},
         )
+        group._frozen_group = True
         return group
 
     @classmethod

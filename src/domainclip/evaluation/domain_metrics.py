@@ -73,7 +73,7 @@ def _from_recipe(context: EvaluationContext) -> DomainMetricsEvaluator | None:
     if session is None:
         return None
     encoder, settings = session.encoder, resolved.evaluation.group(DomainMetricSettings)
-    settings.bootstrap_resamples = context.resamples
+    settings = settings.model_copy(update={"bootstrap_resamples": context.resamples})
     named = settings.evaluation_metrics
     metrics = DomainMetrics(
         resolved.domain.family if named == "auto" else named,

@@ -91,9 +91,9 @@ class ModelSession:
             (console or Console(stderr=True)).print(resolved.note, markup=False)
         load_plugins(config.plugins)
         manager = device_manager or DeviceManager(config.use_mps, config.device)
-        precision = choose_precision(manager.device, config.precision, config.mixed_precision)
+        precision = choose_precision(manager.device, resolved.memory.precision, resolved.memory.mixed_precision)
         manager.optimize_for_device()
-        encoder = load_encoder(config).to(manager.device)
+        encoder = load_encoder(resolved.model).to(manager.device)
         encoder.optimize_layout(manager.device)
         if manager.device.type == "mps" and precision.name != "fp32":
             encoder.avoid_fused_text_attention()

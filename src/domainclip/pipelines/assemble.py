@@ -66,7 +66,11 @@ def training_data(pairs: Sequence[ImageTextPair], run: ResolvedRun, session: Mod
     recipe, processor = run.recipe, session.processor
     spec = ImageSpec.from_processor(processor.image_processor)
     transform = ImageTransform(
-        recipe, recipe.augment_images, spec, recipe.largest_resolution(recipe.image_resolution), run.domain.images
+        recipe,
+        recipe.augment_images,
+        spec,
+        run.resolution.largest_resolution(recipe.image_resolution),
+        run.domain.images,
     )
     captions = training_captions(run, processor)
     return CLIPDataset(pairs, processor, recipe, transform, images=session.images, **captions)
@@ -168,7 +172,6 @@ def training_parts(
         probe_first=probe if recipe.probe_first else None,
         probe_last=probe if recipe.probe_last else None,
         find_hard_negatives=find_hard_negatives,
-        domain_digest=run.domain.digest(),
     )
 
 
@@ -202,16 +205,16 @@ def build_probe(
         encoder,
         loss,
         data,
-        recipe,
+        resolved.probe,
         recipe.seed,
         device,
         lambda: precision.autocast(device),
-        recipe.eval_batch_size,
+        resolved.evaluation.eval_batch_size,
         validation_rows,
         _sentences(resolved, data, caption_pipeline(resolved, encoder.processor)),
         rehearsal,
-        recipe.l2sp_strength,
-        recipe.distillation_strength,
+        resolved.references.l2sp_strength,
+        resolved.references.distillation_strength,
     )
 
 

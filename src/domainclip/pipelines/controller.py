@@ -234,7 +234,6 @@ class CLIPFinetuningController:
             data,
             _rows(val_dataset),
             folder,
-            may_freeze_batch_norm=not self.config.is_set("freeze_batch_norm"),
             resume=resume,
             engine=engine,
             listeners=listeners,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,6 @@ def fine_tune(
     val: Sequence[ImageTextPair],
     folder: RunFolder,
     *,
-    may_freeze_batch_norm: bool = False,
     resume: bool = False,
     engine: EmbeddingEngine | None = None,
     listeners: Sequence[Listener] = (),
@@ -145,7 +144,6 @@ def fine_tune(
         data: The training rows.
         val: The validation rows; without any the last weights are kept.
         folder: Of the run.
-        may_freeze_batch_norm: Whether batch norm may be frozen where a batch does not fit into memory whole.
         resume: Go on from the newest checkpoint in the folder.
         engine: Embeds the validation rows; a new one, if left out.
         listeners: Called with each event of the training, in the first of several processes.
@@ -183,7 +181,6 @@ def fine_tune(
     context = TrainContext(folder.path, processes=processes, emitter=_emitter(folder, listeners, processes, console))
     with _learned_metric(loss, engine, *([evaluated.engine] if evaluated else ())) as metric:
         parts = training_parts(session, run, data, val, loss, start, validate, reference_sets, engine.text_map)
-        parts = replace(parts, may_freeze_batch_norm=may_freeze_batch_norm)
         torch.manual_seed(recipe.seed + processes.rank)  # their own dropout
         if evaluated is not None and not resume:
             _tell_references(context, evaluated, 0, "val")
@@ -221,7 +218,7 @@ def _train(
     resume: bool,
 ) -> TrainingResult:
     where = (session.device, session.precision)
-    trainer = build_trainer(context, session.encoder, loss, loader, run.recipe, *where, parts, stop)
+    trainer = build_trainer(context, session.encoder, loss, loader, run, *where, parts, stop)
     try:
         return trainer.train(resume=resume)
     finally:

@@ -143,7 +143,6 @@ def run_training(
             data,
             val or [],
             folder,
-            may_freeze_batch_norm=not config.is_set("freeze_batch_norm"),
             resume=resume,
             engine=engine,
             listeners=listeners,

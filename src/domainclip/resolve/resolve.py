@@ -61,7 +61,10 @@ def resolve(
     _resolve_texts(draft, config, domain)
 
     rule = model.resolutions or ResolutionRule(model.native_resolution)
+    schedule = values["resolution_schedule"]
     _resolve_inputs(draft, config, model)
+    _check_resolution(values["image_resolution"], model, rule)
+    resolve_resolutions(draft, rule)
     if values["batch_size_schedule"] is not None:
         resolve_batch_schedule(draft, data.train_rows)
     else:
@@ -73,21 +76,25 @@ def resolve(
     resolve_reference_sets(draft, model.fresh_projections)
     resolve_length(draft, data.train_rows)
     resolve_rates(draft, model)
-    resolve_small_data(draft, data.train_rows, model.image_tower_kind)
-    _resolve_augmentation(draft, data, with_own_steps.images.allowed_turns)
-    if choose_resolution is not None:
-        draft.choose(choose_resolution(CLIPFinetuningConfig(**values).frozen()))
-    resolution = values["image_resolution"]
-    if resolution != model.native_resolution and (problem := rule.problem(resolution)):
-        raise ConfigurationError(f"image_resolution={resolution} does not fit: {problem}")
-    resolve_resolutions(draft, rule)
     resolve_steps(draft, data)
     validations = resolved_steps(values, data.train_rows) // min(
         values["eval_steps"], steps_per_epoch(values, data.train_rows)
     )
+    resolve_small_data(draft, data.train_rows, model.image_tower_kind)
     resolve_early_end(draft, validations)
+    _resolve_augmentation(draft, data, with_own_steps.images.allowed_turns)
+    if choose_resolution is not None:
+        draft.choose(choose_resolution(CLIPFinetuningConfig(**values).frozen()))
+        _check_resolution(values["image_resolution"], model, rule)
+        values["resolution_schedule"] = schedule  # of the domain, now for the resolution that was chosen
+        resolve_resolutions(draft, rule)
     _resolve_reading(draft, data)
-    return ResolvedRun(CLIPFinetuningConfig(**values).frozen(), with_own_steps, decisions=tuple(draft.decisions))
+    return ResolvedRun(
+        CLIPFinetuningConfig(**values).frozen(),
+        with_own_steps,
+        decisions=tuple(draft.decisions),
+        may_freeze_batch_norm="freeze_batch_norm" not in draft.set_keys,
+    )
 
 
 def _resolve_texts(draft: Draft, config: CLIPFinetuningConfig, domain: DomainConfig) -> None:
@@ -119,6 +126,11 @@ def _resolve_inputs(draft: Draft, config: CLIPFinetuningConfig, model: ModelFact
         raise ConfigurationError(
             f"max_sequence_length={config.max_sequence_length} is more than the text tower's {model.text_length}"
         )
+
+
+def _check_resolution(resolution: int, model: ModelFacts, rule: ResolutionRule) -> None:
+    if resolution != model.native_resolution and (problem := rule.problem(resolution)):
+        raise ConfigurationError(f"image_resolution={resolution} does not fit: {problem}")
 
 
 def _resolve_augmentation(draft: Draft, data: DataFacts, allowed: Sequence[str] | None) -> None:

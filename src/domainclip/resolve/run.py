@@ -19,6 +19,7 @@ from domainclip.config import (
     ProbeSettings,
     ReferenceSettings,
     ResolutionSettings,
+    RunSettings,
 )
 from domainclip.domains.domain import DomainConfig
 from domainclip.domains.recipes import with_models_domain
@@ -84,10 +85,13 @@ class ResolvedRun(ResolvedInference):
     Attributes:
         recipe: the frozen recipe that is saved with the run.
         decisions: what nobody had set, each with its reason.
+        may_freeze_batch_norm: whether batch norm may be frozen where a batch does not fit into memory whole; False
+            where the user has said what becomes of it.
     """
 
     recipe: FrozenConfig
     decisions: tuple[Decision, ...] = ()
+    may_freeze_batch_norm: bool = False
 
     @cached_property
     def optim(self) -> OptimizerSettings:
@@ -109,6 +113,11 @@ class ResolvedRun(ResolvedInference):
         """The resolutions of the training images."""
         return self.recipe.group(ResolutionSettings)
 
+    @cached_property
+    def record(self) -> RunSettings:
+        """Where the run is written down, and how often."""
+        return self.recipe.group(RunSettings)
+
 
 def objective_of(settings: LossSettings, domain: DomainConfig) -> ObjectiveSettings:
     """What an objective is built from.
@@ -123,7 +132,7 @@ def objective_of(settings: LossSettings, domain: DomainConfig) -> ObjectiveSetti
     found = settings.group(LossSettings)
     return ObjectiveSettings.model_construct(
         _fields_set=set(found.model_fields_set), **found.__dict__, family=domain.family
-    )
+    ).group(ObjectiveSettings)
 
 
 def resolve_for_inference(config: CLIPFinetuningConfig, domain: DomainConfig | None = None) -> ResolvedInference:

@@ -10,16 +10,17 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from domainclip.config import TrainingSettings
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.resolve import ResolvedRun
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.checkpointer import Checkpointer, Stateful, TrainedWeights
 from domainclip.training.guards import FiniteCheck
 from domainclip.training.identity import RunIdentity
 from domainclip.training.memory.run import RunMemory
+from domainclip.training.observer import StepObserver
 from domainclip.training.probe.probe import Probe, ProbeStages
 from domainclip.training.signals import StopSignals
 from domainclip.training.state import TrainContext
@@ -38,8 +39,6 @@ class TrainingParts:
         probe_first: Trains the projections before the first step.
         probe_last: Trains them after the last step.
         find_hard_negatives: Finds for each training row those hardest to tell from it, ``[rows, k]``.
-        may_freeze_batch_norm: Whether batch norm may be frozen where a batch does not fit into memory whole.
-        domain_digest: Digest of the content of the recipe's domain, which counts in place of its name.
     """
 
     evaluate: Evaluate | None = None
@@ -47,8 +46,6 @@ class TrainingParts:
     probe_first: Probe | None = None
     probe_last: Probe | None = None
     find_hard_negatives: Callable[[], Tensor] | None = None
-    may_freeze_batch_norm: bool = False
-    domain_digest: str | None = None
 
 
 def build_trainer(
@@ -56,7 +53,7 @@ def build_trainer(
     encoder: DualEncoder,
     loss: nn.Module,
     loader: DataLoader,
-    settings: TrainingSettings,
+    run: ResolvedRun,
     device: torch.device,
     precision: PrecisionDecision,
     parts: TrainingParts | None = None,
@@ -69,7 +66,7 @@ def build_trainer(
         encoder: What is trained, on ``device``.
         loss: The objective, on ``device``.
         loader: See ``data.batches.create_training_loader``.
-        settings: The resolved recipe.
+        run: The resolved recipe, of which each part gets its group.
         device: Where the steps are made.
         precision: Of the towers' passes.
         parts: What this training has besides.
@@ -87,27 +84,31 @@ def build_trainer(
     sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
     assert sampler.plan is not None
     plan, state, terms = sampler.plan, context.state, parts.terms
-    store = CheckpointStore(context.folder / "checkpoints", settings.keep_checkpoints)
+    store = CheckpointStore(context.folder / "checkpoints", run.record.keep_checkpoints)
     step = TrainStep(
         encoder,
         loss,
-        settings,
+        run.optim,
+        run.memory,
+        run.objective,
+        run.references,
         plan,
         data.image_transform.spec,
         device,
         precision,
         context.processes,
-        FiniteCheck(settings.learning_rate, precision.name, store.last_step),
+        FiniteCheck(run.optim.learning_rate, precision.name, store.last_step),
         terms,
     )
     memory = RunMemory(
         encoder,
         loss,
         step.adaptive.step,
-        settings,
+        run.memory,
+        run.optim,
         context.folder,
         plan.resolutions[-1],
-        parts.may_freeze_batch_norm,
+        run.may_freeze_batch_norm,
         data.images.bytes_to_come,
     )
     shared: dict[str, Stateful] = {
@@ -124,15 +125,15 @@ def build_trainer(
         context,
         store,
         RunIdentity.of(
-            settings,
+            run.recipe,
             data,
             terms.start.digest if terms.start is not None else None,
             terms.rehearsal.digest if terms.rehearsal is not None else None,
-            parts.domain_digest,
+            run.domain.digest(),
         ),
         shared,
         {"memory": memory, "step": step.adaptive},  # the former may freeze batch norm
-        seed=settings.seed,
+        seed=run.record.seed,
         device=device,
         total_steps=plan.total_steps,
         model_name=encoder.name,
@@ -140,13 +141,26 @@ def build_trainer(
     best = BestWeights(context, encoder, loss)
     validator = None
     if parts.evaluate is not None:
-        validator = Validator(context, parts.evaluate, encoder, step.average, best, settings, plan.total_steps)
+        validator = Validator(
+            context,
+            parts.evaluate,
+            encoder,
+            step.average,
+            best,
+            run.evaluation,
+            run.probe,
+            run.optim.learning_rate,
+            plan.total_steps,
+        )
     probes = ProbeStages(context, encoder, parts.probe_first, parts.probe_last, parts.evaluate, best)
     return Trainer(
         context,
-        settings,
+        run.record,
+        run.evaluation,
+        run.probe,
         loader,
         step,
+        StepObserver(context, step, run.optim.warmup_steps, run.record.logging_steps, memory.monitor),
         memory,
         checkpointer,
         probes,

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from domainclip.config import TrainingSettings
 from domainclip.events import StepLogged
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
 from domainclip.training.guards import CollapseGuard
@@ -25,16 +24,17 @@ class StepObserver:
     Args:
         context: Of the training.
         step: Whose steps are read.
-        settings: Of the run.
+        warmup_steps: During which nothing is said of a collapse.
+        logging_steps: Between two steps that are logged.
         monitor: Of the memory that is held.
     """
 
     def __init__(
-        self, context: TrainContext, step: TrainStep, settings: TrainingSettings, monitor: MemoryMonitor
+        self, context: TrainContext, step: TrainStep, warmup_steps: int, logging_steps: int, monitor: MemoryMonitor
     ) -> None:
-        self.context, self.step, self.settings, self.monitor = context, step, settings, monitor
+        self.context, self.step, self.logging_steps, self.monitor = context, step, logging_steps, monitor
         self.guard = CollapseGuard(
-            settings.warmup_steps,
+            warmup_steps,
             None if step.encoder.is_siglip else float(torch.tensor(MAX_LOGIT_SCALE).exp()),
             scale_trained=step.encoder.logit_scale.requires_grad,
         )
@@ -48,7 +48,7 @@ class StepObserver:
         Returns:
             True every ``logging_steps`` steps and at the last.
         """
-        return step % self.settings.logging_steps == 0 or step == self.step.plan.total_steps
+        return step % self.logging_steps == 0 or step == self.step.plan.total_steps
 
     def __call__(self, output: Mapping[str, Any], norm: Tensor, rows: int, seconds: float) -> None:
         """Read the figures of the step that is just behind.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from domainclip.config import TrainingSettings
+from domainclip.config import EvaluationSettings, ProbeSettings
 from domainclip.events import Emitter, Warned
 from domainclip.training.distributed import OneProcess, ProcessGroup
 
@@ -60,20 +60,21 @@ class RunState:
         if self.batch == batches:
             self.epoch, self.batch = self.epoch + 1, 0
 
-    def stops_early(self, settings: TrainingSettings) -> bool:
+    def stops_early(self, evaluation: EvaluationSettings, probe: ProbeSettings) -> bool:
         """Whether early stopping is due. Also true for a run resumed after it has stopped early.
 
         Towers that are kept in place of the probe have their whole schedule: at its end they gain what a few hundred
         validation rows cannot show (docs/log.md).
 
         Args:
-            settings: Those of the run.
+            evaluation: Says how many validations without a gain end the run.
+            probe: The same, where the towers have not got past the probe.
 
         Returns:
             True where validations have gone by without a gain for as long as the settings allow.
         """
         only_probe = self.probe_first is not None and self.best is not None and not self.best["step"]
-        patience = (settings.early_stopping_patience, settings.probe_patience if only_probe else None)
+        patience = (evaluation.early_stopping_patience, probe.probe_patience if only_probe else None)
         return any(0 < most <= self.without_gain for most in patience if most is not None)
 
     def parts(self, *names: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from domainclip.config import TrainingSettings
+from domainclip.config import EvaluationSettings, ProbeSettings, RunSettings
 from domainclip.data.batches import Batch, PrefetchDataLoader
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.errors import DataError, Interrupted
@@ -32,9 +32,12 @@ class Trainer:
 
     Args:
         context: State, processes, folder and listeners, which all parts share.
-        settings: The resolved recipe.
+        record: How often is saved.
+        evaluation: How often is validated, and when it is time to stop.
+        probe: When it is time to stop where only the probe has gained.
         loader: See ``data.batches.create_training_loader``.
         step: Makes an optimizer step.
+        observer: Reads the figures of a step.
         memory: Fits the micro-batch to what there is.
         checkpointer: Saves and restores the parts.
         probes: Trains the projections before the first step and after the last.
@@ -47,9 +50,12 @@ class Trainer:
     def __init__(
         self,
         context: TrainContext,
-        settings: TrainingSettings,
+        record: RunSettings,
+        evaluation: EvaluationSettings,
+        probe: ProbeSettings,
         loader: DataLoader,
         step: TrainStep,
+        observer: StepObserver,
         memory: RunMemory,
         checkpointer: Checkpointer,
         probes: ProbeStages,
@@ -57,14 +63,14 @@ class Trainer:
         find_hard_negatives: Callable[[], Tensor] | None,
         stop: StopSignals,
     ) -> None:
-        self.context, self.settings, self.step, self.memory = context, settings, step, memory
+        self.context, self.record, self.evaluation, self.probe = context, record, evaluation, probe
+        self.step, self.observer, self.memory = step, observer, memory
         self.checkpointer, self.probes, self.validator = checkpointer, probes, validator
         self.find_hard_negatives, self.stop = find_hard_negatives, stop
         self.loader = PrefetchDataLoader(loader, step.device)
         self.sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
         self.sampler.shard = context.processes.shard
         self.encoder, self.plan, self.total_steps = step.encoder, step.plan, step.plan.total_steps
-        self.observer = StepObserver(context, step, settings, memory.monitor)
         step.adaptive.on_change = self._micro_batch_changed
 
     @property
@@ -88,7 +94,7 @@ class Trainer:
             DataError: No batch had two readable images.
             StopRun: A listener wants the run to end.
         """
-        context, state, settings, emitter = self.context, self.state, self.settings, self.context.emitter
+        context, state, emitter = self.context, self.state, self.context.emitter
         resumed_from = self.checkpointer.restore() if resume else 0
         self.checkpointer.check_processes()
         context.processes.broadcast_state(self.encoder, self.step.loss)  # new layers are random
@@ -99,7 +105,7 @@ class Trainer:
             self.step.set_temperature()
             if self.probes.begin() and self.validator is not None:
                 self.validator()
-        stopped_early = state.stops_early(settings)
+        stopped_early = state.stops_early(self.evaluation, self.probe)
         self.encoder.train()
         with self.stop.watch(), self.memory.monitor, emitter.phase("training", self.total_steps, state.step):
             while state.step < self.total_steps and not stopped_early:
@@ -130,7 +136,7 @@ class Trainer:
 
                     # Validate.
                     if self.validator is not None and (
-                        state.step % settings.eval_steps == 0 or state.batch == 0 or last
+                        state.step % self.evaluation.eval_steps == 0 or state.batch == 0 or last
                     ):
                         self.step.finite.check(state.step)
                         stopped_early = self.validator()
@@ -140,7 +146,7 @@ class Trainer:
                     done = last or stopped_early
                     stop_signal = context.processes.largest(self.stop.received or 0)
                     state.elapsed = time.monotonic() - began
-                    if done or stop_signal or state.step % settings.save_steps == 0:
+                    if done or stop_signal or state.step % self.record.save_steps == 0:
                         self.step.finite.check(state.step)
                         self.checkpointer.save(must_succeed=bool(done or stop_signal))
                     if stop_signal and not done:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from domainclip.config import TrainingSettings
+from domainclip.config import EvaluationSettings, ProbeSettings
 from domainclip.errors import ShapeError, TrainingDivergedError
 from domainclip.events import Validated
 from domainclip.files import replaced_directory, write_json
@@ -92,7 +92,9 @@ class Validator:
         encoder: In training.
         average: Whose mean is validated in place of the latest weights.
         best: Where the best weights go.
-        settings: Of the run: early stopping, and the learning rate for advice.
+        evaluation: When it is time to stop.
+        probe: When it is time to stop where only the probe has gained.
+        learning_rate: For advice.
         total_steps: Of the run.
     """
 
@@ -103,11 +105,14 @@ class Validator:
         encoder: DualEncoder,
         average: WeightAverage,
         best: BestWeights,
-        settings: TrainingSettings,
+        evaluation: EvaluationSettings,
+        probe: ProbeSettings,
+        learning_rate: float,
         total_steps: int,
     ) -> None:
         self.context, self.evaluate, self.encoder, self.average = context, evaluate, encoder, average
-        self.best, self.settings, self.total_steps = best, settings, total_steps
+        self.best, self.evaluation, self.probe = best, evaluation, probe
+        self.learning_rate, self.total_steps = learning_rate, total_steps
 
     def __call__(self) -> bool:
         """Validate once.
@@ -126,7 +131,7 @@ class Validator:
             return state.parts("best", "top", "without_gain", "previous", "confirmed", "probe_first", "warnings")
 
         state.load_state_dict(self.context.processes.on_first(validate))
-        return state.stops_early(self.settings)
+        return state.stops_early(self.evaluation, self.probe)
 
     def _validate(self) -> None:
         state = self.context.state
@@ -138,7 +143,7 @@ class Validator:
                 raise
             raise TrainingDivergedError(
                 f"Training diverged at step {state.step}: the weights {spoilt} are not finite after it. Lower "
-                f"learning_rate (now {self.settings.learning_rate:g}) by three or lengthen warmup_steps"
+                f"learning_rate (now {self.learning_rate:g}) by three or lengthen warmup_steps"
             ) from error
         sign = result.sign
         if state.top is None or sign * result.value > sign * state.top:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from domainclip.config import TrainingSettings
+from domainclip.config import MemorySettings, OptimizerSettings
 from domainclip.devices.memory import GB
 from domainclip.devices.optimization import spare_memory
 from domainclip.errors import MemoryConstraintError
@@ -60,13 +60,14 @@ class RunMemory:
         encoder: DualEncoder,
         loss: nn.Module,
         step: ContrastiveStep,
-        settings: TrainingSettings,
+        settings: MemorySettings,
+        optim: OptimizerSettings,
         folder: Path,
         largest_resolution: int,
         may_freeze: bool = False,
         cache_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.encoder, self.loss, self.step, self.settings = encoder, loss, step, settings
+        self.encoder, self.loss, self.step, self.settings, self.optim = encoder, loss, step, settings, optim
         self.path = folder / "memory.json"
         self.largest_resolution, self.may_freeze, self.cache_bytes = largest_resolution, may_freeze, cache_bytes
         self.monitor = MemoryMonitor(step.device)
@@ -216,7 +217,7 @@ class RunMemory:
         there = MemoryBudget.now(step.device, self.settings.memory_fraction)
         return StepMemory.of(
             encoder,
-            self.settings,
+            self.optim,
             image,
             text,
             input_per_pair=3 * self.largest_resolution**2 + ids[0].nbytes + mask[0].nbytes,

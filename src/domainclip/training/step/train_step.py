@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from domainclip.config import TrainingSettings
+from domainclip.config import MemorySettings, OptimizerSettings, ReferenceSettings, TemperatureSettings
 from domainclip.data.batches import Batch
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.step_plan import StepPlan
@@ -49,7 +49,10 @@ class TrainStep:
     Args:
         encoder: What is trained.
         loss: The objective; parameters of its own are trained as well.
-        settings: The resolved recipe.
+        optim: Rates, decays, and what the gradient is clipped to.
+        memory: The micro-batch.
+        temperature: Its schedule, where it has one.
+        references: What holds the training near the initial weights.
         plan: Size, resolution and rate of each step.
         spec: How images are normalised.
         device: Where everything is.
@@ -63,7 +66,10 @@ class TrainStep:
         self,
         encoder: DualEncoder,
         loss: nn.Module,
-        settings: TrainingSettings,
+        optim: OptimizerSettings,
+        memory: MemorySettings,
+        temperature: TemperatureSettings,
+        references: ReferenceSettings,
         plan: StepPlan,
         spec: ImageSpec,
         device: torch.device,
@@ -72,16 +78,19 @@ class TrainStep:
         finite: FiniteCheck,
         terms: FurtherTerms,
     ) -> None:
-        self.encoder, self.loss, self.settings, self.plan, self.device = encoder, loss, settings, plan, device
+        self.encoder, self.loss, self.optim, self.plan, self.device = encoder, loss, optim, plan, device
         self.processes, self.finite, self.terms = processes, finite, terms
-        self.optimizer = build_optimizer(encoder, settings, device, loss)
+        self.optimizer = build_optimizer(encoder, optim, device, loss)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.use_grad_scaler)
         self.temperature: TemperatureScheduler | None = None
-        if settings.temperature_scheduling:
-            self.temperature = TemperatureScheduler.from_settings(settings, settings.temperature, plan.total_steps)
-        self.average = WeightAverage(encoder, settings.ema_fraction * plan.total_steps)
-        self.l2sp = L2SP(encoder, settings.l2sp_strength) if settings.l2sp_strength > 0 else None
+        self.reads_loss = temperature.temperature_schedule_type == "adaptive"
+        if temperature.temperature_scheduling:
+            self.temperature = TemperatureScheduler.from_settings(
+                temperature, temperature.temperature, plan.total_steps
+            )
+        self.average = WeightAverage(encoder, optim.ema_fraction * plan.total_steps)
+        self.l2sp = L2SP(encoder, references.l2sp_strength) if references.l2sp_strength > 0 else None
         self._step = 0
         learning = {tower for tower, _, p in encoder.named_tower_parameters() if p.requires_grad}
         scales = getattr(loss, "resolution_scales", None)
@@ -90,7 +99,7 @@ class TrainStep:
             distillation = FeatureDistillation(
                 ImageViews(terms.start.encoder, spec, scales),
                 terms.start.encoder.encode_text,
-                settings.distillation_strength,
+                references.distillation_strength,
                 lambda: precision.autocast(device),
                 learning,
             )
@@ -100,7 +109,7 @@ class TrainStep:
             self._contrast,
             lambda: precision.autocast(device),
             device,
-            micro_batch=_micro_batch(settings),
+            micro_batch=_micro_batch(memory),
             backward_scale=self.scaler.scale,
             learning=learning,
             distillation=distillation,
@@ -149,9 +158,9 @@ class TrainStep:
         """
         if self.pairs(batch) < 2:  # nothing to contrast: the batch's images could not be read
             return None, torch.zeros(())
-        settings, optimizer, terms = self.settings, self.optimizer, self.terms
+        optim, optimizer, terms = self.optim, self.optimizer, self.terms
         self._step = step
-        factor = rate_factor(step, settings.warmup_steps, self.plan.total_steps, settings.min_learning_rate_ratio)
+        factor = rate_factor(step, optim.warmup_steps, self.plan.total_steps, optim.min_learning_rate_ratio)
         set_rates(optimizer, factor * self.plan.rate(step))
         if terms.classification is not None:
             batch["classes"] = terms.classification.begin(step, torch.as_tensor(batch["rows"]))
@@ -166,7 +175,7 @@ class TrainStep:
         self.scaler.unscale_(optimizer)
         if self.l2sp is not None:
             output = {**output, "l2sp": self.l2sp.add_gradient()}
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, optim.max_grad_norm)
         self.finite.hold(output["loss"], None if self.scaler.is_enabled() else norm)
         if self.on_cpu:  # free of cost there, and the weights stay as they were
             self.finite.check(step + 1)
@@ -175,8 +184,7 @@ class TrainStep:
         self.encoder.clamp_logit_scale()
         self.average.update()
         if self.temperature is not None:  # only the adaptive schedule reads the loss, and waits for the device to do so
-            adaptive = settings.temperature_schedule_type == "adaptive"
-            self.temperature.step(step + 1, float(output["loss"]) if adaptive else None)
+            self.temperature.step(step + 1, float(output["loss"]) if self.reads_loss else None)
         return output, norm
 
     def _contrast(self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor) -> dict[str, Any]:
@@ -191,7 +199,7 @@ class TrainStep:
         )
 
 
-def _micro_batch(settings: TrainingSettings) -> int | None:
-    if settings.mini_batch_size is not None:
-        return settings.mini_batch_size
-    return settings.batch_size if settings.gradient_accumulation_steps > 1 else None
+def _micro_batch(memory: MemorySettings) -> int | None:
+    if memory.mini_batch_size is not None:
+        return memory.mini_batch_size
+    return memory.batch_size if memory.gradient_accumulation_steps > 1 else None
