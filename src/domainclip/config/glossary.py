@@ -45,9 +45,7 @@ class Sense(Settings):
     not_after: list[str] = Field(
         default_factory=list, description="Words of which none may stand right before it; `number`: any number."
     )
-    plural: str | None = Field(
-        default=None, description="The expansion's plural, where adding an s or ies is not right."
-    )
+    plural: str | None = Field(None, description="The expansion's plural, where adding an s or ies is not right.")
 
     @field_validator("expansion", "plural")
     @classmethod
@@ -76,7 +74,7 @@ class Glossary(Settings):
 
     model_config = ConfigDict(str_strip_whitespace=True)
 
-    description: str = Field(default="", description="One line about the field.")
+    description: str = Field("", description="One line about the field.")
     abbreviations: dict[str, list[Sense]] = Field(
         default_factory=dict, description="Short form: expansion, or a list of senses with expansion and context."
     )

@@ -20,98 +20,90 @@ class ImagePreprocessing(Settings):
     """The ``images`` section of a domain. Raises ``ConfigurationError`` for an unknown key or a bad value."""
 
     page: Literal["first", "middle", "mean", "error"] = Field(
-        default="first",
+        "first",
         title="Page",
         description="Which page or frame of a multi-page TIFF or multi-frame DICOM is the image: the first, the "
         "middle one, the mean of all; error refuses such files.",
     )
     dicom_window: Literal["file", "off"] = Field(
-        default="file",
+        "file",
         title="DICOM window",
         description="file: the grey levels that a DICOM file itself says are to be seen (VOI window or table), which "
         "is what its standard asks of every viewer; off, or where it says none: as deep_scaling says.",
     )
     window_center: float | None = Field(
-        default=None,
+        None,
         description="Level of a window for every DICOM, after rescaling (Hounsfield units in CT); overrules the "
         "file's.",
     )
     window_width: float | None = Field(
-        default=None, ge=1, description="Width of that window, in the same units (lung: centre -600, width 1500)."
+        None, ge=1, description="Width of that window, in the same units (lung: centre -600, width 1500)."
     )
     deep_scaling: Literal["full_range", "percentiles", "per_channel"] = Field(
-        default="full_range",
+        "full_range",
         title="Deep scaling",
         description="How more than 8 bits become grey levels: the whole range of the type (of the image itself for "
         "fractions and DICOM), between the image's percentiles, or between those of each channel.",
     )
     channel_scaling: bool = Field(
-        default=False, description="Stretch each channel between its percentiles, in images of 8 bits too."
+        False, description="Stretch each channel between its percentiles, in images of 8 bits too."
     )
     percentiles: tuple[float, float] = Field(
-        default=(0.5, 99.5), description="Lower and upper percentile that become black and white, each in [0, 100]."
+        (0.5, 99.5), description="Lower and upper percentile that become black and white, each in [0, 100]."
     )
     crop_border: Literal["off", "dark", "uniform"] = Field(
-        default="off",
+        "off",
         title="Border crop",
         description="Cut away a border that shows nothing: dark, or of one brightness whatever it is.",
     )
     border_threshold: float = Field(
-        default=0.05,
+        0.05,
         gt=0,
         lt=1,
         description="Brightness (dark) or difference from the corners' (uniform) that still counts "
         "as border, as a fraction of white.",
     )
     illumination: Literal["off", "divide", "grey_world"] = Field(
-        default="off",
+        "off",
         title="Illumination",
         description="divide: by the blurred image, which evens out uneven light; grey_world: bring the mean of each "
         "channel to grey, which takes away a colour cast.",
     )
     illumination_scale: float = Field(
-        default=0.25,
-        gt=0,
-        le=1,
-        description="Blur of divide (its standard deviation), as a fraction of the shorter side.",
+        0.25, gt=0, le=1, description="Blur of divide (its standard deviation), as a fraction of the shorter side."
     )
     clahe_clip_limit: float | None = Field(
-        default=None,
+        None,
         gt=0,
         le=1,
         description="Contrast-limited adaptive histogram equalisation with this clip limit (0.01 is mild); null: none.",
     )
-    clahe_tiles: int = Field(default=8, ge=1, le=64, description="Tiles of that equalisation along each side.")
+    clahe_tiles: int = Field(8, ge=1, le=64, description="Tiles of that equalisation along each side.")
     tile_size: int | None = Field(
-        default=None,
+        None,
         ge=32,
         le=16384,
         description="Cut images with a longer side than this into square tiles, in pixels: "
         "training shows one of them at a time, and an embedding is the mean of all; null: images stay whole. Where "
         "other steps are on, images above 16 million pixels are shrunk to these first.",
     )
-    tile_overlap: float = Field(
-        default=0.1, ge=0, le=0.9, description="Least overlap of neighbouring tiles, as a fraction."
-    )
+    tile_overlap: float = Field(0.1, ge=0, le=0.9, description="Least overlap of neighbouring tiles, as a fraction.")
     allowed_turns: list[Turn] | None = Field(
-        default=None,
+        None,
         description="What augmentation may do at most: mirror (horizontal, vertical), quarter_turns; null: the "
         "recipe's own keys decide. An empty list forbids all three, as where left and right are findings.",
     )
     rotation_degrees: float = Field(
-        default=0.0, ge=0, le=180, description="Largest random rotation either way in training, in degrees."
+        0.0, ge=0, le=180, description="Largest random rotation either way in training, in degrees."
     )
     stain_jitter: float = Field(
-        default=0.0,
+        0.0,
         ge=0,
         le=0.5,
         description="Strength of random changes to the amounts of haematoxylin, eosin and DAB in training.",
     )
     spectral_jitter: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.5,
-        description="Strength of random gains of each colour channel in training, as a fraction.",
+        0.0, ge=0, le=0.5, description="Strength of random gains of each colour channel in training, as a fraction."
     )
 
     @model_validator(mode="after")

@@ -183,6 +183,4 @@ class LossSettings(TemperatureSettings):
 class ObjectiveSettings(LossSettings):
     """What an objective is built from: the recipe's keys, and the family of the domain that the recipe names."""
 
-    family: Domain = Field(
-        default="general", description="Shipped domain whose objective holds (loss_type domain_specific)."
-    )
+    family: Domain = Field("general", description="Shipped domain whose objective holds (loss_type domain_specific).")

@@ -20,35 +20,30 @@ class TextPreprocessing(Settings):
     """
 
     normalise: bool = Field(
-        default=False,
-        description="One spelling for quotation marks, dashes, ligatures, full-width and invisible characters.",
+        False, description="One spelling for quotation marks, dashes, ligatures, full-width and invisible characters."
     )
     normalise_units: bool = Field(
-        default=False,
-        description="One spelling for numbers with units: '5mm' is '5 mm', '3 um' is '3 µm', '20 ml' is '20 mL'.",
+        False, description="One spelling for numbers with units: '5mm' is '5 mm', '3 um' is '3 µm', '20 ml' is '20 mL'."
     )
-    lowercase: bool = Field(
-        default=False, description="Lower-case captions (most tokenizers of CLIP models do so anyway)."
-    )
+    lowercase: bool = Field(False, description="Lower-case captions (most tokenizers of CLIP models do so anyway).")
     glossary: str | Glossary | None = Field(
-        default=None,
-        description="A shipped glossary (medical, industrial, scientific), a YAML file's path, or its content.",
+        None, description="A shipped glossary (medical, industrial, scientific), a YAML file's path, or its content."
     )
     expand_abbreviations: bool = Field(
-        default=False, description="Write out the glossary's abbreviations: 'CXR' is 'chest X-ray'."
+        False, description="Write out the glossary's abbreviations: 'CXR' is 'chest X-ray'."
     )
     truncation: Literal["sentences", "tokens"] = Field(
-        default="tokens",
+        "tokens",
         description="What is left of a caption above the token limit: whole sentences, or tokens up to the limit.",
     )
     synonym_fraction: float = Field(
-        default=0.0,
+        0.0,
         ge=0,
         le=1,
         description="Training: fraction of the glossary's terms that are shown as one of their synonyms.",
     )
     section_dropout: float = Field(
-        default=0.0,
+        0.0,
         ge=0,
         lt=1,
         description="Training: chance of each sentence of a long caption to be left out; never one with a negation.",

@@ -73,22 +73,18 @@ class DomainConfig(Settings):
     """
 
     name: str = Field(min_length=1, description="What the domain is called.")
-    description: str = Field(default="", description="One line about it.")
+    description: str = Field("", description="One line about it.")
     family: Domain = Field(
-        default="general", description="Shipped domain whose objective (loss_type domain_specific) and metrics hold."
+        "general", description="Shipped domain whose objective (loss_type domain_specific) and metrics hold."
     )
-    extends: list[str] = Field(
-        default=[], description="What it was made from, nearest first; all of that is in it already."
-    )
+    extends: list[str] = Field([], description="What it was made from, nearest first; all of that is in it already.")
     images: ImagePreprocessing = Field(default_factory=ImagePreprocessing, description="Image preprocessing.")
     texts: TextPreprocessing = Field(default_factory=TextPreprocessing, description="Caption preprocessing.")
     prompts: PromptPack = Field(default_factory=PromptPack, description="Sentences that describe a class.")
-    augmentation: dict[str, Any] = Field(
-        default={}, description="Recipe keys: what training shows in place of an image."
-    )
-    loss: dict[str, Any] = Field(default={}, description="Recipe keys: the objective and its temperature.")
-    training: dict[str, Any] = Field(default={}, description="Recipe keys: rates, length, what is trained.")
-    evaluation: dict[str, Any] = Field(default={}, description="Recipe keys: in which terms results are given.")
+    augmentation: dict[str, Any] = Field({}, description="Recipe keys: what training shows in place of an image.")
+    loss: dict[str, Any] = Field({}, description="Recipe keys: the objective and its temperature.")
+    training: dict[str, Any] = Field({}, description="Recipe keys: rates, length, what is trained.")
+    evaluation: dict[str, Any] = Field({}, description="Recipe keys: in which terms results are given.")
 
     _layer: DomainLayer = PrivateAttr(default_factory=DomainLayer)
 

@@ -23,6 +23,7 @@ BETTER, SAME, WORSE = "better", "no difference", "worse"
 REFERENCE, UNTESTED, FAILED = "reference", "not tested", "not evaluated"
 VERDICTS = (BETTER, SAME, WORSE, REFERENCE, UNTESTED, FAILED)
 
+_FIGURE, _CHANGE = ("value", "low", "high", "interval"), ("change", "change_low", "change_high", "differing_units")
 _RESAMPLES_PER_TEST = 100
 """Holm multiplies the least p by the number of tests: this many exchanges for each keep it below 5 % all the same."""
 
@@ -122,16 +123,7 @@ def _cells(
             "metric": found.metric,
             "verdict": FAILED,
             "reason": found.scores[name].reason or None,
-            "value": None,
-            "low": None,
-            "high": None,
-            "interval": None,
-            "change": None,
-            "change_low": None,
-            "change_high": None,
-            "differing_units": None,
-            "p_value": None,
-            "p_adjusted": None,
+            **dict.fromkeys((*_FIGURE, *_CHANGE, "p_value", "p_adjusted")),
             "metrics": dict(found.scores[name].metrics),
         }
         if name in sums:

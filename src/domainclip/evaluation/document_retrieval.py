@@ -21,6 +21,7 @@ from torch import Tensor
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult
 from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
+from domainclip.evaluation.shared import rows_for
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.metric import Interval, Metric
 from domainclip.metrics.retrieval import K_VALUES, chunked_ranks
@@ -104,7 +105,7 @@ class DocumentRetrievalEvaluator(CallableEvaluator):
         Returns:
             Its figures and their details.
         """
-        return self.score(embed.encode_images(self.paths).float().cpu(), embed.encode_texts)
+        return self.score(embed.encode_images(self.paths), embed.encode_texts)
 
     def score(
         self,
@@ -123,12 +124,8 @@ class DocumentRetrievalEvaluator(CallableEvaluator):
         Returns:
             The result.
         """
-        text_embeds = encode_texts(self.texts).float().cpu()
-        for embeds, expected, what in ((image_embeds, self.paths, "images"), (text_embeds, self.texts, "texts")):
-            if embeds.ndim != 2 or len(embeds) != len(expected):
-                raise ShapeError(
-                    f"Batch size mismatch: {len(expected)} {what} gave embeddings of shape {tuple(embeds.shape)}"
-                )
+        image_embeds = rows_for(image_embeds, len(self.paths), "images")
+        text_embeds = rows_for(encode_texts(self.texts), len(self.texts), "texts")
         metrics: dict[str, float] = {}
         intervals: dict[str, Interval] = {}
         chance: dict[str, float] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from domainclip.errors import DataError
@@ -63,21 +62,8 @@ class RetrievalEvaluator(CallableEvaluator):
         Returns:
             Its figures and their details.
         """
-        return self.score(encode_images(embed, self.paths), embed.encode_texts)
-
-    def score(
-        self, image_embeds: Float[Tensor, "images dim"], encode_texts: Callable[[list[str]], Tensor]
-    ) -> EvaluationResult:
-        """The result from embeddings of ``self.paths``, for a caller who has them already.
-
-        Args:
-            image_embeds: A row for each of ``paths``.
-            encode_texts: Embeds the captions.
-
-        Returns:
-            The result.
-        """
-        text_embeds = rows_for(encode_texts(self.captions), len(self.captions), "captions")
+        image_embeds = encode_images(embed, self.paths)
+        text_embeds = rows_for(embed.encode_texts(self.captions), len(self.captions), "captions")
         i2t = chunked_ranks(image_embeds, text_embeds, self.relevance(0), self.chunk)
         t2i = chunked_ranks(text_embeds, image_embeds, self.relevance(1), self.chunk)
         metrics = summarise_ranks(i2t, t2i)

@@ -30,6 +30,7 @@ from domainclip.data.images.transforms import TextTransform
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult, LabelledPair
 from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
+from domainclip.evaluation.shared import rows_for
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.metric import METRICS, Interval, Metric
 from domainclip.metrics.retrieval import ranks_of_best_hit
@@ -109,7 +110,7 @@ class TerminologyEvaluator(CallableEvaluator):
         Returns:
             Its figures and their details.
         """
-        return self.score(embed.encode_images(self.paths).float().cpu() if self.paths else None, embed.encode_texts)
+        return self.score(embed.encode_images(self.paths) if self.paths else None, embed.encode_texts)
 
     def score(
         self,
@@ -225,10 +226,7 @@ class TerminologyEvaluator(CallableEvaluator):
     def _score_images(
         self, image_embeds: Tensor, encode_texts: Callable, metrics: dict[str, float], details: dict[str, Any]
     ) -> None:
-        if image_embeds.ndim != 2 or len(image_embeds) != len(self.paths):
-            raise ShapeError(
-                f"Batch size mismatch: {len(self.paths)} images gave embeddings of shape {tuple(image_embeds.shape)}"
-            )
+        image_embeds = rows_for(image_embeds, len(self.paths), "images")
         _require_finite(image_embeds, "images")
         rows = []
         for label in self.classes:
@@ -368,11 +366,9 @@ def _claims(
 
 
 def _unit_rows(encode_texts: Callable[[list[str]], Tensor], texts: list[str]) -> Float[Tensor, "texts dim"]:
-    embeds = encode_texts(texts)
-    if embeds.ndim != 2 or len(embeds) != len(texts):
-        raise ShapeError(f"Batch size mismatch: {len(texts)} texts gave embeddings of shape {tuple(embeds.shape)}")
+    embeds = rows_for(encode_texts(texts), len(texts), "texts")
     _require_finite(embeds, "texts")
-    return F.normalize(embeds.float().cpu(), dim=-1)
+    return F.normalize(embeds, dim=-1)
 
 
 def _require_finite(embeds: Tensor, what: str) -> None:

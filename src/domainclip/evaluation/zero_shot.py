@@ -72,7 +72,7 @@ class ZeroShotEvaluator(CallableEvaluator):
         Returns:
             Its figures and their details.
         """
-        return self.score(encode_images(embed, self.paths), embed.encode_texts)
+        return self.result(self.similarities(embed)[0])
 
     def similarities(self, embed: Embedder) -> tuple[Float[Tensor, "images classes"], Int[Tensor, " images"]]:
         """Cosines of ``self.paths`` to every class, and the true class numbers: what a calibration is made from.
@@ -85,20 +85,6 @@ class ZeroShotEvaluator(CallableEvaluator):
         """
         weights = classifier_weights(embed.encode_texts, self.prompts)
         return zero_shot_logits(encode_images(embed, self.paths), weights), torch.tensor(self.targets)
-
-    def score(
-        self, image_embeds: Float[Tensor, "images dim"], encode_texts: Callable[[list[str]], Tensor]
-    ) -> EvaluationResult:
-        """The result from embeddings of ``self.paths``, for a caller who has them already.
-
-        Args:
-            image_embeds: A row for each of ``paths``.
-            encode_texts: Embeds the prompts.
-
-        Returns:
-            The result.
-        """
-        return self.result(zero_shot_logits(image_embeds, classifier_weights(encode_texts, self.prompts)))
 
     def result(self, logits: Float[Tensor, "images classes"]) -> EvaluationResult:
         """The result from the similarities of ``self.paths`` to every class.

@@ -15,7 +15,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from domainclip.errors import ConfigurationError, DataError
-from domainclip.evaluation.alignment import Alignment, AlignmentRows, Embedded, Metric, chance, measure, query_order
+from domainclip.evaluation.alignment import (
+    Alignment,
+    AlignmentRows,
+    Answers,
+    Embedded,
+    Metric,
+    chance,
+    measure,
+    query_order,
+)
 from domainclip.evaluation.comparison import empty_recalls
 from domainclip.files import require_writable, write_json, write_text
 from domainclip.metrics.metric import METRICS
@@ -216,24 +225,21 @@ def _content(rows: AlignmentRows, found: Sequence[Alignment], metric: Metric, se
         "confused": {role: each.confused[:_MOST_CONFUSED] for role, each in roles.items()},
         "worst_pairs": _pair_rows(rows, found)[:_WORST],
         "shown_queries": {
-            "image_to_texts": [
-                {
-                    "query": str(rows.paths[query]),
-                    "rank": int(model.images.ranks[query]),
-                    "own": rows.captions[int(model.images.best_hit[query])],
-                }
-                for query in shown_queries(query_order(model.images), IMAGE_QUERIES)
-            ],
-            "text_to_images": [
-                {
-                    "query": rows.captions[query],
-                    "rank": int(model.captions.ranks[query]),
-                    "own": str(rows.paths[int(model.captions.best_hit[query])]),
-                }
-                for query in shown_queries(query_order(model.captions), TEXT_QUERIES)
-            ],
+            "image_to_texts": _shown(model.images, IMAGE_QUERIES, rows.paths, rows.captions),
+            "text_to_images": _shown(model.captions, TEXT_QUERIES, rows.captions, rows.paths),
         },
     }
+
+
+def _shown(answers: Answers, most: int, queries: Sequence[object], own: Sequence[object]) -> list[dict[str, Any]]:
+    return [
+        {
+            "query": str(queries[query]),
+            "rank": int(answers.ranks[query]),
+            "own": str(own[int(answers.best_hit[query])]),
+        }
+        for query in shown_queries(query_order(answers), most)
+    ]
 
 
 def _difference(model: Alignment, compared: Alignment) -> dict[str, float]:
