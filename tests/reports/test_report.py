@@ -174,7 +174,7 @@ def test_predictions_file_gives_back_the_accuracy(tmp_path: Path) -> None:
 def test_markdown_says_what_happened(tmp_path: Path) -> None:
     write_run(tmp_path, full_run())
     report, text = read(tmp_path)
-    assert "**Better.** classification accuracy (acc1)" in text
+    assert "**Better.** Classification accuracy (acc1)" in text
     assert "McNemar p below 0.001" in text
     assert f"| {report['before']['acc1']:.1%} | {report['after']['acc1']:.1%} |" in text
     assert "Test rows: 60." in text
@@ -197,7 +197,7 @@ def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
     write_run(tmp_path, full_run(before=0.2, after=1.5))
     report, text = read(tmp_path)
     assert report["comparison"]["acc1"]["high"] < 0
-    assert "**Worse.** classification accuracy (acc1)" in text
+    assert "**Worse.** Classification accuracy (acc1)" in text
     assert "Worse than before: classification accuracy (acc1)" in text
     assert "(worse)" in text
 
