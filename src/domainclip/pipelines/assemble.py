@@ -52,7 +52,15 @@ ATTENTION_MEMORY = 0.5
 
 
 def training_captions(resolved: ResolvedInference, processor: EncoderProcessor) -> dict[str, Any]:
-    """The keywords of ``CLIPDataset`` that say what becomes of captions in training."""
+    """What becomes of captions in training.
+
+    Args:
+        resolved: The recipe with its domain, which says the steps.
+        processor: Whose tokenizer's limit is kept to.
+
+    Returns:
+        Keywords of ``CLIPDataset``: ``text_transform``, ``caption_views`` and ``class_names``.
+    """
     pipeline, seed = caption_pipeline(resolved, processor), resolved.data.seed
     return {
         "text_transform": pipeline,
@@ -62,7 +70,16 @@ def training_captions(resolved: ResolvedInference, processor: EncoderProcessor) 
 
 
 def training_data(pairs: Sequence[ImageTextPair], run: ResolvedRun, session: ModelSession) -> CLIPDataset:
-    """The training rows, augmented as the resolved recipe says."""
+    """The training rows, augmented as the resolved recipe says.
+
+    Args:
+        pairs: The training rows.
+        run: The resolved recipe with its domain and resolutions.
+        session: The loaded model, whose processor and store of images are used.
+
+    Returns:
+        A data set large enough in its views for the largest resolution of the run.
+    """
     recipe, processor = run.recipe, session.processor
     spec = ImageSpec.from_processor(processor.image_processor)
     transform = ImageTransform(
@@ -77,8 +94,13 @@ def training_data(pairs: Sequence[ImageTextPair], run: ResolvedRun, session: Mod
 
 
 def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -> None:
-    """Lock, set the resolution, the temperature and what is recomputed, and attach adapters, which must not be there
-    yet."""
+    """Lock, set the resolution, the temperature and what is recomputed, and attach adapters.
+
+    Args:
+        encoder: The dual encoder, changed in place; it must have no adapters yet.
+        recipe: The resolved recipe.
+        console: Where it is said what adapters were attached and which tower cannot recompute.
+    """
     if recipe.lock_image:
         encoder.lock("image")
     if recipe.lock_text:
@@ -97,7 +119,15 @@ def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -
 def apply_attention(
     encoder: DualEncoder, recipe: FrozenConfig, device: torch.device, precision: PrecisionDecision, console: Console
 ) -> None:
-    """Set both towers' attention for training and say why, where it is not the usual fused one."""
+    """Set both towers' attention for training and say why, where it is not the usual fused one.
+
+    Args:
+        encoder: The dual encoder, changed in place.
+        recipe: The resolved recipe, which says micro-batch, resolution and text length.
+        device: Where it trains.
+        precision: What training computes in.
+        console: Where the reason is said.
+    """
     micro_batch = recipe.mini_batch_size or recipe.batch_size
     assert micro_batch is not None  # a resolved recipe
     decisions = decide_attention(
@@ -118,14 +148,36 @@ def apply_attention(
 
 
 def training_loader(data: CLIPDataset, recipe: FrozenConfig, device: torch.device) -> DataLoader:
-    """The loader of the training batches."""
+    """The loader of the training batches.
+
+    Args:
+        data: The training rows.
+        recipe: The resolved recipe.
+        device: Where the model trains; for MPS texts are padded to multiples of 16 tokens.
+
+    Returns:
+        A loader of batches of pairs that are contrasted with each other.
+    """
     # MPS keeps memory for every shape it has seen: a few lengths only.
     multiple = 16 if device.type == "mps" else 1
     return create_training_loader(data, recipe, contrastive_batch(recipe), pad_to_multiple=multiple)
 
 
 def training_loss(encoder: DualEncoder, run: ResolvedRun, loader: DataLoader, device: torch.device) -> nn.Module:
-    """The objective. Raises ``ConfigurationError`` where the image tower does not take the resolutions it asks for."""
+    """The objective.
+
+    Args:
+        encoder: The dual encoder, which says the dimension of embeddings and what resolutions it takes.
+        run: The resolved recipe with its objective.
+        loader: The training batches, whose plan says the resolutions.
+        device: Where the model trains.
+
+    Returns:
+        A module on ``device``.
+
+    Raises:
+        ConfigurationError: The image tower does not take the resolutions that the objective asks for.
+    """
     loss = build_loss(run.objective, encoder.embedding_dim).to(device)
     if scales := getattr(loss, "resolution_scales", None):
         for resolution in loader.batch_sampler.plan.resolutions:  # type: ignore[union-attr]
@@ -156,6 +208,9 @@ def training_parts(
         validate: Validates the present weights.
         reference_sets: Whose rows are rehearsed.
         text_map: What is done to text embeddings before they are compared: a metric that is being learned.
+
+    Returns:
+        Validation, further terms of the loss, probes and the search for hard negatives, as far as they are wanted.
     """
     encoder, recipe, where = session.encoder, run.recipe, (session.device, session.precision)
     autocast = partial(session.precision.autocast, session.device)
@@ -185,7 +240,21 @@ def build_probe(
     precision: PrecisionDecision,
     rehearsal: Rehearsal | None = None,
 ) -> Probe | None:
-    """What ``probe_first`` and ``probe_last`` train with, or None. Classes are described as in the evaluation."""
+    """What ``probe_first`` and ``probe_last`` train with. Classes are described as in the evaluation.
+
+    Args:
+        encoder: The dual encoder.
+        resolved: The resolved recipe.
+        loss: The objective.
+        data: The training rows.
+        validation: Rows that the probe is validated on; fewer than two are not used.
+        device: Where the model is.
+        precision: What training computes in.
+        rehearsal: Rows of reference sets that are rehearsed.
+
+    Returns:
+        The probe, or None where the recipe wants neither.
+    """
     recipe = resolved.recipe
     if not (recipe.probe_first or recipe.probe_last):
         return None
@@ -221,7 +290,18 @@ def build_probe(
 def classification_of(
     encoder: DualEncoder, resolved: ResolvedRun, data: CLIPDataset, device: torch.device, precision: PrecisionDecision
 ) -> ClassificationTerm | None:
-    """None where the recipe gives it no weight, or there are no two classes to tell apart."""
+    """The classification term of the loss.
+
+    Args:
+        encoder: The dual encoder.
+        resolved: The resolved recipe, which gives the term its weight.
+        data: The training rows with their labels.
+        device: Where the model is.
+        precision: What training computes in.
+
+    Returns:
+        The term; None where the recipe gives it no weight, or there are no two classes to tell apart.
+    """
     recipe = resolved.recipe
     if not recipe.classification_weight:
         return None
@@ -242,8 +322,17 @@ def _sentences(resolved: ResolvedRun, data: CLIPDataset, pipeline: Callable[[str
 
 
 def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: EmbeddingEngine) -> Callable[[], Tensor]:
-    """A callable that embeds every training row (not augmented) and returns its hardest rows ``[rows, k]``, -1 where
-    there are fewer. Images that cannot be read take no part."""
+    """How the hardest negatives of the training rows are found with the present weights.
+
+    Args:
+        data: The training rows, which are embedded without augmentation.
+        recipe: The resolved recipe, which says ``hard_negative_neighbours`` (k) and ``seed``.
+        engine: Embeds the rows.
+
+    Returns:
+        A callable that embeds every training row and returns its hardest rows, ``[rows, k]``, -1 where there are fewer.
+        Images that cannot be read take no part.
+    """
     paths = [pair.image_path for pair in data.pairs]
     captions = [pair.caption for pair in data.pairs]
     engine.expect(paths, shared=recipe.num_workers > 0)
@@ -265,8 +354,16 @@ def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: Embedd
 def validation_by(
     evaluator: DomainEvaluator, engine: EmbeddingEngine, reference_sets: ReferenceSets | None = None
 ) -> Callable[[], Validation]:
-    """A callable for ``Trainer``. ``reference_sets`` adds what is left of the general knowledge, which chooses no
-    checkpoint."""
+    """How ``Trainer`` validates.
+
+    Args:
+        evaluator: Evaluates the validation rows.
+        engine: Embeds them.
+        reference_sets: Adds what is left of the general knowledge, which chooses no checkpoint.
+
+    Returns:
+        A callable for ``Trainer`` that validates the present weights.
+    """
 
     def validate() -> Validation:
         result = evaluator.evaluate(engine)
@@ -279,7 +376,16 @@ def validation_by(
 
 
 def write_model(encoder: DualEncoder, folder: Path, domain: DomainConfig) -> None:
-    """``folder/model`` with its domain, whole or as it was. Raises ``CheckpointError`` when it cannot be written."""
+    """Write ``folder/model`` with its domain, whole or as it was.
+
+    Args:
+        encoder: The trained model.
+        folder: Of the run.
+        domain: Written beside the weights.
+
+    Raises:
+        CheckpointError: The model cannot be written.
+    """
     recover_directory(folder / "model")
     try:
         with replaced_directory(folder / "model") as temporary:

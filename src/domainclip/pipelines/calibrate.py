@@ -19,8 +19,7 @@ from domainclip.pipelines.assemble import write_model
 def calibrate(
     session: ModelSession, val: Sequence[ImageTextPair], test: Sequence[ImageTextPair], embed: Embedder, folder: Path
 ) -> dict[str, Any] | None:
-    """``calibration`` of a run's report: fitted on ``val``, reported on ``test``, or on
-    ``val`` too where there is no test split. None where no row has a label and nobody asked.
+    """Fit a temperature on ``val``, and report calibration on ``test``, or on ``val`` too where there is no test split.
 
     With the recipe's ``calibrate_temperature`` the model in ``folder / "model"`` gets the fitted temperature, unless
     the rows do not determine one; ``best/`` and the checkpoints keep the trained one.
@@ -31,6 +30,10 @@ def calibrate(
         test: The test rows.
         embed: Embeds both.
         folder: Of the run.
+
+    Returns:
+        ``calibration`` of a run's report, or ``skipped`` with the reason; None where no row has a label and nobody
+        asked.
 
     Raises:
         CheckpointError: The model cannot be written.

@@ -37,6 +37,11 @@ class Comparison:
     report: ComparisonReport
 
     def print(self, console: Console | None = None) -> None:
+        """Show the tables, and below them the summary, problems and notes.
+
+        Args:
+            console: Where; standard output, if left out.
+        """
         console = console or Console()
         for table in compare_tables(self.report):
             console.print(table)
@@ -45,8 +50,17 @@ class Comparison:
             console.print(line, markup=False, highlight=False)
 
     def write(self, folder: Path) -> list[Path]:
-        """``compare.json``, ``compare.md``, ``compare.html`` and ``matrix.png``; those of an earlier comparison in the
-        folder are replaced. Raises ``ConfigurationError`` for a place that cannot be written."""
+        """Write the report; the files of an earlier comparison in the folder are replaced.
+
+        Args:
+            folder: Where the files go.
+
+        Returns:
+            ``compare.json``, ``compare.md``, ``compare.html`` and ``matrix.png``.
+
+        Raises:
+            ConfigurationError: The folder cannot be written.
+        """
         json_file, markdown, page, image = (Path(folder) / name for name in FILES)
         with writing(f"--output {folder}"):
             for path in (json_file, markdown, page, image):
@@ -59,9 +73,17 @@ class Comparison:
 
 
 def named(entries: Sequence[str], what: str) -> dict[str, str]:
-    """Name → path from "name=path" or bare paths, whose name is as much of their end as tells them apart.
+    """Read the names and paths that a command was given.
 
-    Raises ``ConfigurationError`` for none, an empty name or path, or a name that comes twice.
+    Args:
+        entries: "name=path", or bare paths, whose name is as much of their end as tells them apart.
+        what: The option that they come from, for messages: ``model`` or ``data``.
+
+    Returns:
+        Name → path, in the order given.
+
+    Raises:
+        ConfigurationError: There are none, a name or path is empty, or a name comes twice.
     """
     if not entries:
         raise ConfigurationError(f"Nothing to compare: give at least one --{what}")
@@ -130,13 +152,25 @@ def run_compare(
     console: Console | None = None,
 ) -> Comparison:
     """Evaluate every model on the ``split`` of every data set: the same rows, the same prompts, one model loaded at a
-    time, each image embedded once by each. ``models``, ``data``: name → path, as ``named`` gives them.
+    time, each image embedded once by each.
 
-    A cell that cannot be had keeps its reason; with ``strict`` it ends the comparison. ``metric``: one of
-    ``metric_sums.METRICS`` for all data sets; left out, each one's own primary metric.
+    Args:
+        config: The recipe, the same for all models and data sets.
+        models: Name → path, as ``named`` gives them.
+        data: Name → path, as ``named`` gives them.
+        reference: Name of the model that the others are tested against; the first, if left out.
+        split: ``train``, ``val``, ``test``, or ``all`` for every row.
+        metric: One of ``metric_sums.METRICS`` for all data sets; each one's own primary metric, if left out.
+        strict: Whether a cell that cannot be had ends the comparison, instead of keeping its reason.
+        console: Where the course is shown; standard error, if left out.
 
-    Raises ``ConfigurationError`` (unknown split, metric, reference or recipe value), ``ModelLoadError`` where the
-    reference cannot be loaded, ``DataError`` where no data set can be evaluated.
+    Returns:
+        The comparison.
+
+    Raises:
+        ConfigurationError: The split, metric, reference or a recipe value is unknown.
+        ModelLoadError: The reference cannot be loaded; with ``strict``, any model.
+        DataError: No data set can be evaluated.
     """
     reference = next(iter(models)) if reference is None else reference
     if reference not in models:
@@ -163,12 +197,21 @@ def run_compare(
 
 
 def shared_prompts(config: CLIPFinetuningConfig, models: dict[str, str]) -> tuple[ResolvedInference, str]:
-    """The resolved recipe whose prompts all models are asked with, and a sentence that says which.
+    """The prompts that all models are asked with.
 
     Images and texts are prepared for each model as in its own training. But models asked different questions could
     not be compared: the prompts, and which captions count as equal, are those of the recipe's domain, else of the one
-    domain that models were trained in, else, where they differ, the recipe's default. Raises ``ConfigurationError``
-    where a model's ``domain.yaml`` is wrong.
+    domain that models were trained in, else, where they differ, the recipe's default.
+
+    Args:
+        config: The recipe.
+        models: Name → path.
+
+    Returns:
+        The resolved recipe that holds the prompts, and a sentence that says which they are.
+
+    Raises:
+        ConfigurationError: A model's ``domain.yaml`` is wrong.
     """
     own = resolve_for_inference(config, load_domain(config.domain))
     if config.is_set("domain"):

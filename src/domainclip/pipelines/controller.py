@@ -82,7 +82,11 @@ class CLIPFinetuningController:
 
     @property
     def session(self) -> ModelSession:
-        """The loaded model. Raises ``ModelNotInitializedError`` before ``setup()``."""
+        """The loaded model.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+        """
         if self._loaded is None:
             raise ModelNotInitializedError("Model not initialized: call setup() first")
         return self._loaded
@@ -109,7 +113,12 @@ class CLIPFinetuningController:
         return self.session.device
 
     def get_model_state(self) -> dict[str, Any]:
-        """``status`` (not_initialized, ready, training, trained), device, model and its size."""
+        """What is loaded, where, and how far it is.
+
+        Returns:
+            ``status`` (not_initialized, ready, training, trained), device, precision, model and its size in parameters;
+            None for what is not known before ``setup()``.
+        """
         loaded, model = self._loaded, self.model
         manager = loaded.device_manager if loaded else None
         return {
@@ -125,8 +134,12 @@ class CLIPFinetuningController:
         }
 
     def determine_batch_size(self) -> int:
-        """Pairs a step: the recipe's ``batch_size``, or the most (a power of two up to 256) that memory holds at once,
-        counted on the loaded model; before ``setup()`` an estimate for CLIP ViT-B/32."""
+        """Pairs a step.
+
+        Returns:
+            The recipe's ``batch_size``, or the most (a power of two up to 256) that memory holds at once, counted on
+            the loaded model; before ``setup()`` an estimate for CLIP ViT-B/32.
+        """
         if self.config.batch_size is not None:
             return self.config.batch_size
         if self._loaded is None:
@@ -137,27 +150,94 @@ class CLIPFinetuningController:
     # --- using the model ---
 
     def engine(self, batch_size: int | None = None) -> EmbeddingEngine:
-        """An inference engine over the present weights; see ``ModelSession.engine``."""
+        """An inference engine over the present weights; see ``ModelSession.engine``.
+
+        Args:
+            batch_size: Images or texts encoded at once; the recipe's ``eval_batch_size``, if left out.
+
+        Returns:
+            The engine. It sees weights that change later.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+        """
         return self.session.engine(batch_size)
 
     def encode_text(self, texts: list[str]) -> Float[Tensor, "n dim"]:
-        """Unit-length text embeddings, float32 on the CPU."""
+        """Embed texts.
+
+        Args:
+            texts: Texts; what the domain does to captions is done to them first.
+
+        Returns:
+            Unit-length text embeddings, float32 on the CPU.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+            DataError: There are no texts, or one is no string.
+        """
         return self.session.encode_texts(texts)
 
     def encode_image(self, images: list[Image.Image]) -> Float[Tensor, "n dim"]:
-        """Unit-length image embeddings, float32 on the CPU."""
+        """Embed opened images.
+
+        Args:
+            images: PIL images of any size.
+
+        Returns:
+            Unit-length image embeddings, float32 on the CPU.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+            DataError: There are no images.
+        """
         return self.session.encode_images(images)
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
-        """As ``encode_text``: a controller is what evaluators and retrieval ask for embeddings."""
+        """As ``encode_text``: a controller is what evaluators and retrieval ask for embeddings.
+
+        Args:
+            texts: As for ``encode_text``.
+
+        Returns:
+            Unit-length text embeddings, float32 on the CPU.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+            DataError: There are no texts, or one is no string.
+        """
         return self.session.encode_texts(texts)
 
     def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "n dim"]:
-        """As ``encode_image``, of files (read as training reads them), opened images and arrays alike."""
+        """As ``encode_image``, of files (read as training reads them), opened images and arrays alike.
+
+        Args:
+            images: As for ``ModelSession.encode_images``.
+
+        Returns:
+            Unit-length image embeddings, float32 on the CPU.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+            ImageError: An image cannot be read, or an array is no image.
+            DataError: There are no images.
+        """
         return self.session.encode_images(images)
 
     def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:
-        """Similarity of every image to every text by the recipe's ``similarity_metric``."""
+        """Similarity of every image to every text by the recipe's ``similarity_metric``.
+
+        Args:
+            text: Texts, the columns.
+            images: PIL images, the rows.
+
+        Returns:
+            Similarities, the larger the more alike.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+            DataError: There are no images or no texts.
+        """
         return self.session.similarity(images, text)
 
     # --- training and evaluating ---
@@ -241,13 +321,35 @@ class CLIPFinetuningController:
         return result
 
     def evaluate(self, pairs: Sequence[ImageTextPair], engine: EmbeddingEngine | None = None) -> EvaluationResult:
-        """Classification (where there are labels) and retrieval on these rows, with the domain metrics."""
+        """Classification (where there are labels) and retrieval on these rows, with the domain metrics.
+
+        Args:
+            pairs: Rows to evaluate on.
+            engine: Embeds them; a new one, if left out.
+
+        Returns:
+            Metrics with their details.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+            DataError: The rows allow no evaluation.
+        """
         return build_evaluator(self.session, pairs, domain_metrics=True).evaluate(engine or self.engine())
 
     def evaluate_on_domain(self, test_dataset: Pairs, domain_metrics: Sequence[str] | None = None) -> dict[str, float]:
         """The metrics asked for (``accuracy``, ``f1_score``, ``i2t_R@1``, ``macro_auroc``, …), or all there are.
 
-        Raises ``ConfigurationError`` "Invalid metric" for a name that this data set does not give.
+        Args:
+            test_dataset: Pairs, or a ``CLIPDataset``, of which only the pairs are taken.
+            domain_metrics: Names of metrics; all that the rows give, if left out.
+
+        Returns:
+            Values by name, without intervals.
+
+        Raises:
+            ModelNotInitializedError: ``setup()`` was not called.
+            ConfigurationError: A name is asked for that these rows do not give ("Invalid metric").
+            DataError: The rows allow no evaluation.
         """
         pairs = _rows(test_dataset)
         evaluator = build_evaluator(self.session, pairs, domain_metrics=True, intervals=False)

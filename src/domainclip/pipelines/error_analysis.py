@@ -27,7 +27,12 @@ _LONGEST, _QUALITY, _BYTES = 312, 95, 60_000
 
 
 def expect_shown(engine: EmbeddingEngine, pairs: Sequence[ImageTextPair]) -> None:
-    """Announce, before ``engine`` reads them, that an error analysis may show the images of these rows."""
+    """Announce, before ``engine`` reads them, that an error analysis may show the images of these rows.
+
+    Args:
+        engine: Whose store of images is to keep them.
+        pairs: The rows.
+    """
     engine.images.expect([pair.image_path for pair in pairs], _shown_by(engine), _BYTES)
 
 
@@ -52,7 +57,19 @@ def write_error_analysis_of(
     folder: Path,
     title: str,
 ) -> Path:
-    """Write ``error_analysis.html`` into ``folder``. ``embed``: ``engine``, or what remembers its embeddings."""
+    """Write ``error_analysis.html`` into ``folder``.
+
+    Args:
+        session: The loaded model, with its recipe.
+        pairs: The rows, whose images can be read.
+        engine: Whose store of images they are shown from.
+        embed: ``engine``, or what remembers its embeddings.
+        folder: Where the page goes.
+        title: Of the page.
+
+    Returns:
+        The page.
+    """
     config = session.config
 
     shown = _shown_by(engine)

@@ -40,7 +40,14 @@ class Preview:
     skipped: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        """Raises ``ConfigurationError`` where ``path`` cannot be written."""
+        """Write the sheet.
+
+        Args:
+            path: A PNG file, replaced if it is there.
+
+        Raises:
+            ConfigurationError: The file cannot be written.
+        """
         with writing(f"--output {path}"):
             write_bytes(path, self.sheet)
 
@@ -50,7 +57,19 @@ def preview(config: CLIPFinetuningConfig, split: str = "train", count: int = 6) 
     first epochs of training would show of it, and the caption before and after its own steps.
 
     Images are of all labels in turn. Sizes are the model's where the recipe names one, and CLIP's (224 pixels)
-    otherwise. Raises ``ConfigurationError`` for an unknown split, ``DataError`` where no image can be read.
+    otherwise.
+
+    Args:
+        config: The recipe, which names the data and, if any, the model.
+        split: ``train``, ``val``, ``test``, or ``all`` for every row.
+        count: Images to show, at least 1; fewer are shown where the split has fewer that can be read.
+
+    Returns:
+        The sheet, with what is wrong with images that were skipped.
+
+    Raises:
+        ConfigurationError: The split is unknown, or ``count`` is not positive.
+        DataError: No image can be read; with ``strict``, one of them cannot.
     """
     if count < 1:
         raise ConfigurationError(f"Number of images must be positive (count={count})")

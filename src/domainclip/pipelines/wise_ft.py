@@ -74,7 +74,16 @@ class Interpolation:
 def sweep(
     measure: Callable[[float], TradeOffPoint], max_forgetting: float, min_gain_kept: float
 ) -> tuple[list[TradeOffPoint], TradeOffChoice]:
-    """Measure ``FIRST_ALPHAS``, then halve the wider gap beside the best one (the upper one of equal gaps), twice."""
+    """Measure ``FIRST_ALPHAS``, then halve the wider gap beside the best one (the upper one of equal gaps), twice.
+
+    Args:
+        measure: From α in [0, 1] to what the weights there are worth.
+        max_forgetting: As in the recipe.
+        min_gain_kept: As in the recipe.
+
+    Returns:
+        The points in the order of α, and the choice among them.
+    """
     points = {alpha: measure(alpha) for alpha in FIRST_ALPHAS}
     for _ in range(REFINEMENTS):
         best = choose_trade_off(list(points.values()), max_forgetting, min_gain_kept).point.alpha
@@ -167,7 +176,15 @@ def apply_trade_off(
 
 
 def check_trade_off(recipe: CLIPFinetuningConfig, validation_rows: int) -> None:
-    """Raises ``ConfigurationError`` where ``wise_ft_alpha=auto`` has no validation rows to be chosen on."""
+    """Check, before anything is trained, that there is something to choose α on.
+
+    Args:
+        recipe: Whose ``wise_ft`` and ``wise_ft_alpha`` are looked at.
+        validation_rows: How many there are.
+
+    Raises:
+        ConfigurationError: ``wise_ft_alpha=auto`` has no validation rows to be chosen on.
+    """
     if recipe.wise_ft and recipe.wise_ft_alpha == "auto" and not validation_rows:
         raise ConfigurationError(
             "wise_ft_alpha=auto is chosen on validation rows and there are none: give a validation split (val_split), "
@@ -176,7 +193,17 @@ def check_trade_off(recipe: CLIPFinetuningConfig, validation_rows: int) -> None:
 
 
 def check_start(session: ModelSession, val: Sequence[ImageTextPair], test: Sequence[ImageTextPair]) -> None:
-    """Raises now what would be raised on the way, when an earlier run in the folder may have been deleted already."""
+    """Check now what would fail on the way, when an earlier run in the folder may have been deleted already.
+
+    Args:
+        session: The loaded model, with its resolved recipe.
+        val: The validation rows.
+        test: The test rows.
+
+    Raises:
+        ConfigurationError: The recipe does not fit the model or the rows.
+        DataError: A split allows no evaluation; the message names it.
+    """
     check_kept(session.config, session.encoder)
     check_trade_off(session.config, len(val))
     for pairs, split in ((val, "validation"), (test, "test")):
@@ -187,7 +214,20 @@ def check_start(session: ModelSession, val: Sequence[ImageTextPair], test: Seque
 def evaluator_of(
     session: ModelSession, pairs: Sequence[ImageTextPair], split: str, *, domain_metrics: bool = False
 ) -> DomainEvaluator:
-    """``build_evaluator``, whose ``DataError`` names the split."""
+    """``build_evaluator``, whose ``DataError`` names the split.
+
+    Args:
+        session: The loaded model, with its recipe.
+        pairs: The rows.
+        split: Their name in messages.
+        domain_metrics: Whether the domain metrics are computed too.
+
+    Returns:
+        An evaluator of the rows.
+
+    Raises:
+        DataError: The rows allow no evaluation.
+    """
     try:
         return build_evaluator(session, pairs, domain_metrics=domain_metrics)
     except DataError as error:
@@ -195,7 +235,18 @@ def evaluator_of(
 
 
 def initial_weights_of(recipe: CLIPFinetuningConfig, start: InitialWeights) -> Mapping[str, Tensor]:
-    """θ₀, from memory or from the recipe's model again. Raises ``ConfigurationError`` where that gives others now."""
+    """θ₀, from memory or from the recipe's model again.
+
+    Args:
+        recipe: Which names the model.
+        start: What is remembered of the initial weights: all of them, or their digest.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        ConfigurationError: The recipe's model has other weights now.
+    """
     if start.weights is not None:
         return start.weights
     loaded = load_encoder(recipe)

@@ -22,6 +22,12 @@ def estimate_tokens(captions: Sequence[str]) -> list[int]:
 
     Over 1,500 web captions CLIP's own vocabulary gives 1.02 tokens for each of these pieces; technical terms,
     which it splits, give more.
+
+    Args:
+        captions: Texts.
+
+    Returns:
+        Tokens of each, at least 2.
     """
     return [len(_PIECES.findall(caption)) + 2 for caption in captions]
 
@@ -31,6 +37,13 @@ def expected_equal_captions(captions: Sequence[str], batch_size: int) -> float:
 
     Batches are drawn without replacement: (B - 1) · Σ n_c (n_c - 1) / (N (N - 1)) for N rows, n_c of caption
     c.
+
+    Args:
+        captions: One a row.
+        batch_size: Rows a batch (B); all rows, where there are fewer.
+
+    Returns:
+        Between 0 (all captions differ, or there are fewer than two) and B - 1 (all are equal).
     """
     total = len(captions)
     if total < 2:
@@ -46,7 +59,17 @@ def caption_length(
     by_sentence: bool = False,
 ) -> Finding:
     """How many rows have a caption that is cut at ``max_tokens`` (start and end tokens included), or at the end of its
-    last sentence before that."""
+    last sentence before that.
+
+    Args:
+        captions: One a row, as the tokenizer gets them.
+        max_tokens: The longest that is not cut.
+        count_tokens: Gives the tokens of each text, start and end included; None: they are estimated.
+        by_sentence: Whether training cuts after the last whole sentence that fits.
+
+    Returns:
+        ``captions-cut``, a warning if any is cut; its count is of rows.
+    """
     distinct = Counter(captions)
     texts = list(distinct)
     counter = count_tokens or estimate_tokens
@@ -70,7 +93,17 @@ def caption_length(
 
 
 def caption_repetition(captions: Sequence[str], batch_size: int, assumed: bool) -> list[Finding]:
-    """Fraction of repeated captions, equal captions in a batch, one caption only."""
+    """Fraction of repeated captions, equal captions in a batch, one caption only.
+
+    Args:
+        captions: Of the training rows.
+        batch_size: Rows that meet in a batch.
+        assumed: Whether nobody has chosen that batch size; the finding then says so.
+
+    Returns:
+        ``one-caption`` alone, or ``repeated-captions`` and ``false-negatives``; nothing where all captions differ. The
+        latter is a warning from one expected equal caption in a batch on.
+    """
     if not captions:
         return []
     counts = Counter(captions)
@@ -96,7 +129,14 @@ def caption_repetition(captions: Sequence[str], batch_size: int, assumed: bool) 
 
 
 def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
-    """Counts by label: imbalance, classes of one image, one class only, rows without label."""
+    """Counts by label: imbalance, classes of one image, one class only, rows without label.
+
+    Args:
+        pairs: Of the training split. An image counts once for each of its labels.
+
+    Returns:
+        The findings; none where no row has a label. Imbalance is a warning from ``IMBALANCE`` on.
+    """
     labelled = [pair for pair in pairs if pair.label is not None]
     if not labelled:
         return []

@@ -48,19 +48,32 @@ def check_data(
     cut_by_sentence: bool = False,
     **options: Unpack[ColumnOptions],
 ) -> DataCheckReport:
-    """Read every row and decode every image of the data at ``path``, in ``workers`` threads.
-
-    ``count_tokens`` gives the length of each text in tokens, start and end included; without it lengths are
-    estimated. They are those of the captions as ``text_transform`` leaves them, a domain's spelling and abbreviations;
-    ``cut_by_sentence``: training keeps whole sentences of what is too long. ``batch_size`` None stands for what an
-    automatic run would take.
+    """Read every row and decode every image of a data set.
 
     Errors (exit code 1) are what spoils a run or its figures: a table that cannot be read; missing, broken or
     oversized images and unusable rows from 1 % of their number on (fewer are warnings: training skips
     them); an image or a group in two given splits; captions all equal; fewer than two rows.
 
-    Raises ``DataError`` where there is nothing at ``path``, ``ConfigurationError`` for a wrong
-    ``batch_size``.
+    Args:
+        path: A file, a folder, or ``hf:owner/name``.
+        batch_size: Rows that meet in a batch; None: what an automatic run would take.
+        max_tokens: The longest caption that is not cut, start and end tokens included.
+        count_tokens: Gives the length of each text in tokens, start and end included; without it lengths are estimated.
+        image_col: Column of the images.
+        caption_col: Column of the captions.
+        max_pixels: Images of more pixels are oversized.
+        workers: Threads that decode images; up to eight by the machine's cores, if left out.
+        near_duplicates: Whether images are sought that look alike though their files differ.
+        text_transform: What is done to captions before they are counted: a domain's spelling and abbreviations.
+        cut_by_sentence: Whether training keeps whole sentences of what is too long.
+        **options: The other columns and settings of ``ColumnOptions``.
+
+    Returns:
+        The findings, with the numbers of rows and images.
+
+    Raises:
+        DataError: There is nothing at ``path``.
+        ConfigurationError: ``batch_size`` is below 1.
     """
     if batch_size is not None and batch_size < 1:
         raise ConfigurationError(f"Batch size must be positive, not {batch_size}")

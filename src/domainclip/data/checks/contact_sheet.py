@@ -30,7 +30,17 @@ class SheetRow:
 
 
 def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], title: str, notes: Sequence[str] = ()) -> bytes:
-    """The sheet as PNG; ``notes`` stand under the title."""
+    """Draw the sheet.
+
+    Args:
+        columns: Headings, one for each image of a row.
+        rows: From top to bottom.
+        title: Cut to the sheet's width.
+        notes: Paragraphs under the title.
+
+    Returns:
+        A PNG file.
+    """
     width = _GAP + len(columns) * (CELL + _GAP)
     font, small, bold = _font(13), _font(12), _font(15, "-Bold")
     wrapped = [line for note in notes for line in _wrapped(note, small, width - 2 * _GAP)]

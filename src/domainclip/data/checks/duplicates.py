@@ -28,14 +28,28 @@ _BANDS, _BAND_BITS = 4, 16
 
 
 def fingerprint(image: np.ndarray) -> np.ndarray:
-    """uint8 ``[height, width, 3]`` to uint8 ``[16, 18]``: mean grey levels."""
+    """Shrink an image to its mean grey levels.
+
+    Args:
+        image: uint8 ``[height, width, 3]``.
+
+    Returns:
+        uint8 ``[16, 18]``, 0 to 255.
+    """
     height, width = FINGERPRINT_SHAPE
     grey = Image.fromarray(image).convert("L")
     return np.asarray(grey.resize((width, height), Image.Resampling.BOX))
 
 
 def difference_hashes(fingerprints: np.ndarray) -> np.ndarray:
-    """uint8 ``[n, 16, 18]`` to uint64 ``[n]``."""
+    """Tell of each of 8×8 cells whether it is darker than its right neighbour (dHash).
+
+    Args:
+        fingerprints: uint8 ``[n, 16, 18]``.
+
+    Returns:
+        uint64 ``[n]``, one bit a cell.
+    """
     n = len(fingerprints)
     cells = fingerprints.reshape(n, 8, 2, 9, 2).sum(axis=(2, 4), dtype=np.int32)
     bits = np.packbits((cells[:, :, 1:] > cells[:, :, :-1]).reshape(n, 64), axis=1)
@@ -43,11 +57,17 @@ def difference_hashes(fingerprints: np.ndarray) -> np.ndarray:
 
 
 def near_duplicate_groups(fingerprints: np.ndarray) -> list[list[int]]:
-    """Groups (two or more indices, ascending) of near duplicates among uint8 ``[n, 16, 18]``.
+    """Find near duplicates: at most ``HASH_DISTANCE`` bits and ``GREY_DISTANCE`` grey levels apart.
 
     Of two hashes that differ in at most 7 bits, at least one of the 4 bands of 16 bits differs in at most one
     bit, so only images with such a band are compared (100,000 images: seconds). Groups are closed under
     "near": a chain of near images is one group.
+
+    Args:
+        fingerprints: uint8 ``[n, 16, 18]``.
+
+    Returns:
+        Groups of two or more indices, ascending.
     """
     if len(fingerprints) < 2:
         return []

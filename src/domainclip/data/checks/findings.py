@@ -52,11 +52,22 @@ class DataCheckReport:
         return int(any(finding.severity == "error" for finding in self.findings))
 
     def named(self, name: str) -> list[Finding]:
-        """The findings of this name, in order."""
+        """Choose the findings of one name.
+
+        Args:
+            name: Such as ``broken-images``.
+
+        Returns:
+            Those, in order; there may be none.
+        """
         return [finding for finding in self.findings if finding.name == name]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, ready for JSON."""
+        """The report for programs.
+
+        Returns:
+            Plain values only, ready for JSON.
+        """
         return {
             "path": self.path,
             "exit_code": self.exit_code,
@@ -66,7 +77,11 @@ class DataCheckReport:
         }
 
     def render(self) -> RenderableType:
-        """A table to print with ``rich``."""
+        """The report for people.
+
+        Returns:
+            A table to print with ``rich``.
+        """
         parts = ", ".join(f"{name} {count:,}" for name, count in self.rows.items()) or "none"
         counts = {severity: sum(f.severity == severity for f in self.findings) for severity in SEVERITIES}
         # Text, not markup: captions and paths may hold square brackets.

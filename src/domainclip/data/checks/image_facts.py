@@ -36,7 +36,15 @@ class ImageFacts:
 
 
 def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
-    """Decode one image. What is wrong with it is told in ``problem``, never raised."""
+    """Decode one image. What is wrong with it is told in ``problem``, never raised.
+
+    Args:
+        path: Its file.
+        max_pixels: An image of more is oversized.
+
+    Returns:
+        What was found until something was wrong.
+    """
     facts = ImageFacts(path)
     try:
         facts.sha256 = sha256_of(path)
@@ -54,7 +62,16 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
 def inspect_images(
     paths: Sequence[Path], max_pixels: int = MAX_PIXELS, workers: int | None = None
 ) -> Iterator[ImageFacts]:
-    """Facts in the order of ``paths``, from a pool of threads (decoding releases the interpreter's lock)."""
+    """Decode images in a pool of threads (decoding releases the interpreter's lock).
+
+    Args:
+        paths: Their files.
+        max_pixels: An image of more is oversized.
+        workers: Threads; as many as cores but at most eight, if left out.
+
+    Returns:
+        Facts in the order of ``paths``, as they are asked for.
+    """
     workers = workers or min(8, os.cpu_count() or 1)
     # A few thousand at a time: a future for each of a million images would itself fill the memory.
     span = _CHUNK * workers * 4

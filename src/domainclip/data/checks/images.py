@@ -22,11 +22,27 @@ wrong."""
 
 
 def skipped_severity(count: int, total: int) -> Severity:
+    """How bad it is that so many images or rows are skipped.
+
+    Args:
+        count: Those skipped.
+        total: All, skipped ones included.
+
+    Returns:
+        ``error`` from ``SKIPPED_FRACTION`` of the total on, else ``warning``.
+    """
     return "error" if total == 0 or count / total >= SKIPPED_FRACTION else "warning"
 
 
 def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
-    """Broken, oversized, tiny and animated images."""
+    """Broken, oversized, tiny and animated images.
+
+    Args:
+        facts: Of all images.
+
+    Returns:
+        A finding for each kind that occurs.
+    """
     findings = []
     for name, oversized, advice in (
         ("broken-images", False, "Mend or remove them; training skips them."),
@@ -52,7 +68,14 @@ def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
 
 
 def exact_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
-    """Files with equal content, two or more a group."""
+    """Find files with equal content, by SHA-256.
+
+    Args:
+        facts: Of all images; those with a problem are left out.
+
+    Returns:
+        Groups of two or more paths.
+    """
     by_content: dict[str, list[Path]] = defaultdict(list)
     for fact in facts:
         if fact.problem is None and fact.sha256 is not None:
@@ -61,7 +84,14 @@ def exact_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
 
 
 def near_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
-    """Images that look the same though their files differ; of equal files one stands for all."""
+    """Find images that look the same though their files differ; of equal files one stands for all.
+
+    Args:
+        facts: Of all images; those without a fingerprint are left out.
+
+    Returns:
+        Groups of two or more paths.
+    """
     first: dict[str, ImageFacts] = {}
     for fact in facts:
         if fact.fingerprint is not None and fact.sha256 is not None:
@@ -76,7 +106,16 @@ def near_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
 def duplicates(
     exact: list[list[Path]], near: list[list[Path]], pairs_of: Mapping[Path, Sequence[ImageTextPair]]
 ) -> list[Finding]:
-    """Images that occur more than once, and copies whose labels contradict each other."""
+    """Images that occur more than once, and copies whose labels contradict each other.
+
+    Args:
+        exact: Groups of ``exact_groups``.
+        near: Groups of ``near_groups``.
+        pairs_of: The rows of each image.
+
+    Returns:
+        Warnings: ``exact-duplicates``, ``near-duplicates`` and ``conflicting-labels``, where there are any.
+    """
     findings = []
     advice = "Keep one of each, or give copies the same value in the group column: then no split separates them."
     for name, groups, detail in (

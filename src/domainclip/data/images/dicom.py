@@ -25,12 +25,31 @@ from domainclip.errors import ImageError, MissingExtraError
 
 
 def is_dicom(start: bytes) -> bool:
-    """Whether these first bytes (132 at least) are a DICOM file's (PS3.10, section 7.1)."""
+    """Whether these are the first bytes of a DICOM file (PS3.10, section 7.1).
+
+    Args:
+        start: The first 132 bytes at least.
+
+    Returns:
+        Whether ``DICM`` follows the preamble.
+    """
     return start[128:132] == b"DICM"
 
 
 def dicom_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
-    """Width, height, frames and photometric interpretation, without decoding. Raises ``ImageError``."""
+    """What a DICOM file says of its image, without decoding it.
+
+    Args:
+        source: The file's bytes or where it is.
+        path: The file, for messages.
+
+    Returns:
+        Width, height, frames and photometric interpretation.
+
+    Raises:
+        ImageError: The file has no image or is damaged.
+        MissingExtraError: pydicom is missing.
+    """
     with _errors_in_plain_words(path):
         dataset = _read(source, stop_before_pixels=True)
         if "Rows" not in dataset or "Columns" not in dataset:
@@ -40,12 +59,24 @@ def dicom_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
 
 
 def read_dicom(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarray:
-    """The chosen frame: ``[h, w]`` grey, or ``[h, w, 3]`` RGB.
+    """The chosen frame.
 
     Grey is uint8 where a window says what is black and white, or where the file keeps at most 8 bits without a unit
     (ultrasound, secondary capture), and float32 in the file's units (Hounsfield in CT) elsewhere. MONOCHROME1, where
     low values are to be seen bright, comes inverted either way. A mean is taken of rescaled frames, and seen through
-    the first one's window. Raises ``ImageError`` for what cannot be decoded, ``MissingExtraError`` without pydicom.
+    the first one's window.
+
+    Args:
+        data: The whole file.
+        path: The file, for messages.
+        settings: ``page``, ``dicom_window``, ``window_center`` and ``window_width`` are heeded.
+
+    Returns:
+        ``[h, w]`` grey, or ``[h, w, 3]`` RGB.
+
+    Raises:
+        ImageError: The file cannot be decoded, or its frames are refused (``chosen_page``).
+        MissingExtraError: pydicom is missing.
     """
     with _errors_in_plain_words(path):
         from pydicom.pixels import pixel_array
@@ -159,7 +190,14 @@ class Window:
     function: str = "LINEAR"
 
     def shown(self, values: np.ndarray) -> np.ndarray:
-        """Brightness in [0, 1] (PS3.3 C.11.2.1.2), of whole and fractional values alike."""
+        """See values through the window (PS3.3 C.11.2.1.2), whole and fractional ones alike.
+
+        Args:
+            values: In rescaled units, of any shape.
+
+        Returns:
+            Brightness in [0, 1], float64, of the same shape.
+        """
         values = values.astype(np.float64)
         if self.function == "SIGMOID":
             return expit(4 * (values - self.center) / self.width)
@@ -171,7 +209,16 @@ class Window:
 
 
 def rescaled(stored: np.ndarray, dataset: Any, number: int) -> np.ndarray:
-    """The stored values of frame ``number`` in their units; ``stored`` itself where the file changes nothing."""
+    """The stored values of a frame in their units.
+
+    Args:
+        stored: Values as the file keeps them.
+        dataset: The pydicom data set.
+        number: Which frame, counted from 0.
+
+    Returns:
+        float64 of the same shape; ``stored`` itself where the file changes nothing.
+    """
     for source in _sources(dataset, number, "PixelValueTransformationSequence"):
         if source is dataset and dataset.get("ModalityLUTSequence"):
             from pydicom.pixels import apply_modality_lut
@@ -185,8 +232,16 @@ def rescaled(stored: np.ndarray, dataset: Any, number: int) -> np.ndarray:
 
 
 def view_of(dataset: Any, number: int) -> Window | Any | None:
-    """How frame ``number`` is to be seen: a ``Window``, the sequence of a table (which standard and viewers prefer), or
-    None where the file says nothing that could be shown."""
+    """How a frame is to be seen.
+
+    Args:
+        dataset: The pydicom data set.
+        number: Which frame, counted from 0.
+
+    Returns:
+        A ``Window``, the sequence of a table (which standard and viewers prefer), or None where the file says nothing
+        that could be shown.
+    """
     for source in _sources(dataset, number, "FrameVOILUTSequence"):
         tables = source.get("VOILUTSequence")
         if tables and tables[0].get("LUTDescriptor") and tables[0].get("LUTData"):
@@ -199,7 +254,15 @@ def view_of(dataset: Any, number: int) -> Window | Any | None:
 
 
 def number_in(source: Any, keyword: str) -> float | None:
-    """The element's first value; None where it is missing, empty or no finite number."""
+    """An element's first value.
+
+    Args:
+        source: A pydicom data set, or an item of a sequence.
+        keyword: The element's keyword, such as ``WindowCenter``.
+
+    Returns:
+        The value; None where it is missing, empty or not finite.
+    """
     value = source.get(keyword)
     if isinstance(value, Sequence) and not isinstance(value, str):  # several windows: the first is the default
         value = value[0] if len(value) else None

@@ -17,10 +17,19 @@ DECODE_ERRORS += (EOFError, ArithmeticError, struct.error)
 
 
 def chosen_page(read: Callable[[int], np.ndarray], count: int, settings: ImagePreprocessing, path: Path) -> np.ndarray:
-    """The page that ``settings.page`` asks for, of ``count`` that ``read(number)`` gives; only what is needed is read.
+    """The page that ``settings.page`` asks for; only what is needed is read.
 
-    The mean is float32, or uint8 where the pages are. Raises ``ImageError`` for several pages where the policy is
-    ``error``, and for unlike pages that are to be averaged.
+    Args:
+        read: Gives the page of a number, counted from 0.
+        count: How many pages there are.
+        settings: ``page`` is ``first``, ``middle``, ``mean`` or ``error``.
+        path: The file, for messages.
+
+    Returns:
+        The page. A mean is float32, or uint8 where the pages are.
+
+    Raises:
+        ImageError: There are several pages and the policy is ``error``, or unlike pages are to be averaged.
     """
     if count == 1 or settings.page == "first":
         return read(0)
@@ -43,7 +52,17 @@ def chosen_page(read: Callable[[int], np.ndarray], count: int, settings: ImagePr
 
 
 def refuse_unlike(number: int, page: tuple[Sequence[int], str], first: tuple[Sequence[int], str], path: Path) -> None:
-    """Raises ``ImageError`` where page ``number`` has another shape or type than the first."""
+    """Refuse a page of another shape or type than the first.
+
+    Args:
+        number: Which page, counted from 0.
+        page: Its shape and type.
+        first: Shape and type of the first page.
+        path: The file, for messages.
+
+    Raises:
+        ImageError: They differ.
+    """
     if page != first:
         one, other = ("×".join(str(resolution) for resolution in shape) + f" {kind}" for shape, kind in (page, first))
         raise ImageError(

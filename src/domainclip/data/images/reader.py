@@ -102,7 +102,19 @@ def _unopened(path: Path, error: OSError) -> ImageError:
 
 
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
-    """Size, format and mode. Raises ``ImageError`` for a missing file, a non-image or too many pixels."""
+    """Size, format and mode of an image file.
+
+    Args:
+        path: The file.
+        max_pixels: Larger images are refused.
+
+    Returns:
+        The header.
+
+    Raises:
+        ImageError: The file is missing, is no image, is damaged, or has too many pixels.
+        MissingExtraError: The library for its format is missing.
+    """
     path = Path(path)
     if path.suffix.lower() in IMAGE_FORMATS:
         own = _read_own(path, max_pixels)
@@ -122,8 +134,14 @@ def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit grey is scaled to its full range, other deep grey to the image's own, transparency is laid on
-    white, frame 0 of an animation."""
+    """An opened image as 8-bit RGB.
+
+    Args:
+        image: The image; of an animation the frame it stands at, 0 when just opened.
+
+    Returns:
+        RGB: 16-bit grey is scaled to its full range, other deep grey to the image's own; transparency is laid on white.
+    """
     if is_deep_grey(image):  # Pillow would clip it
         return Image.fromarray(grey_bytes(grey_numbers(image))).convert("RGB")
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
@@ -134,12 +152,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> np.ndarray:
-    """The image as uint8 ``[height, width, 3]`` RGB, EXIF orientation applied.
+    """Read a file as uint8 RGB, its EXIF orientation applied.
 
-    ``at_least``: the shorter side in pixels that is enough for the caller; an image above ``LARGE_IMAGE`` comes
-    smaller.
-    Raises ``ImageError`` for a missing, truncated, oversized or undecodable file, ``MissingExtraError`` for a format
-    whose library is missing.
+    Args:
+        path: The file.
+        max_pixels: Larger images are refused.
+        at_least: The shorter side in pixels that is enough for the caller; an image above ``LARGE_IMAGE`` comes
+            smaller.
+
+    Returns:
+        uint8 ``[height, width, 3]``.
+
+    Raises:
+        ImageError: The file is missing, truncated, oversized or cannot be decoded.
+        MissingExtraError: The library for its format is missing.
     """
     return _read(Path(path), max_pixels, _DEFAULT, at_least, _as_rgb)
 
@@ -147,8 +173,21 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, at_least: int | None = 
 def read_array(
     path: Path, max_pixels: int = MAX_PIXELS, settings: ImagePreprocessing = _DEFAULT, at_least: int | None = None
 ) -> np.ndarray:
-    """The image at its own depth (uint8, uint16, float32 …): grey ``[height, width]``, or with channels last.
-    ``settings`` says which page, and which window of a DICOM. Otherwise as ``read_image``."""
+    """Read a file at its own depth, its EXIF orientation applied.
+
+    Args:
+        path: The file.
+        max_pixels: Larger images are refused.
+        settings: Says which page, and which window of a DICOM.
+        at_least: As for ``read_image``.
+
+    Returns:
+        uint8, uint16, float32 …: grey ``[height, width]``, or with channels last.
+
+    Raises:
+        ImageError: The file is missing, truncated, oversized or cannot be decoded.
+        MissingExtraError: The library for its format is missing.
+    """
     return _read(Path(path), max_pixels, settings, at_least, array_of)
 
 

@@ -28,11 +28,21 @@ _BORDER_SPECKS = 0.02
 
 
 def to_levels(values: np.ndarray, settings: ImagePreprocessing) -> Levels:
-    """Grey levels in [0, 1] of an image of any depth, ``[h, w]`` or ``[h, w, channels]``.
+    """Grey levels of an image of any depth.
 
     Bytes are divided by 255. More bits, and fractions, are scaled as ``deep_scaling`` says; 16-bit files whose values
     all fit a byte are taken for bytes, as elsewhere. Two channels become red and green; of more than three the first
-    three are shown. Raises ``ImageError`` for other shapes.
+    three are shown.
+
+    Args:
+        values: ``[h, w]`` or ``[h, w, channels]``.
+        settings: ``deep_scaling``, ``channel_scaling`` and ``percentiles`` are heeded.
+
+    Returns:
+        float32 in [0, 1], ``[h, w, 1]`` or ``[h, w, 3]``.
+
+    Raises:
+        ImageError: The array has another number of axes, or an empty one.
     """
     if values.ndim == 2:
         values = values[..., None]
@@ -78,8 +88,16 @@ def _percentiles(values: np.ndarray, percentiles: tuple[float, float]) -> tuple[
 
 
 def crop_border(levels: Levels, settings: ImagePreprocessing) -> Levels:
-    """The image without the border that ``crop_border`` names; itself where nothing, or next to nothing, would be
-    left, and for ``uniform`` where the corners differ: then there is no one border."""
+    """The image without the border that ``crop_border`` names.
+
+    Args:
+        levels: In [0, 1], ``[h, w, c]``.
+        settings: ``crop_border`` and ``border_threshold`` are heeded.
+
+    Returns:
+        The part within; ``levels`` itself where nothing, or next to nothing, would be left, and for ``uniform`` where
+        the corners differ: then there is no one border.
+    """
     brightness = levels.mean(axis=2)
     threshold = settings.border_threshold
     if settings.crop_border == "dark":
@@ -101,7 +119,15 @@ def crop_border(levels: Levels, settings: ImagePreprocessing) -> Levels:
 
 def divide_by_background(levels: Levels, scale: float) -> Levels:
     """Even light: each pixel over its surroundings' brightness, the mean brightness kept (flat-field correction with
-    the image's own blur for the field). ``scale``: the blur's standard deviation as a fraction of the shorter side."""
+    the image's own blur for the field).
+
+    Args:
+        levels: In [0, 1], ``[h, w, c]``.
+        scale: Standard deviation of the blur as a fraction of the shorter side.
+
+    Returns:
+        Levels of the same shape, in [0, 1].
+    """
     brightness = Image.fromarray(levels.mean(axis=2))
     factor = min(1.0, _BACKGROUND_SIZE / min(brightness.size))
     small_size = (max(1, round(brightness.width * factor)), max(1, round(brightness.height * factor)))
@@ -113,7 +139,14 @@ def divide_by_background(levels: Levels, scale: float) -> Levels:
 
 
 def grey_world(levels: Levels) -> Levels:
-    """Channels scaled to one mean (Buchsbaum 1980: the mean of a scene is grey). Grey images stay as they are."""
+    """Channels scaled to one mean (Buchsbaum 1980: the mean of a scene is grey).
+
+    Args:
+        levels: In [0, 1], ``[h, w, c]``.
+
+    Returns:
+        Levels of the same shape, in [0, 1]; grey images as they are.
+    """
     if levels.shape[2] == 1:
         return levels
     means = levels.mean(axis=(0, 1)).clip(1e-3, None)
@@ -123,7 +156,19 @@ def grey_world(levels: Levels) -> Levels:
 
 def clahe(levels: Levels, clip_limit: float, tiles: int) -> Levels:
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) by scikit-image, of the brightness (V of HSV)
-    where there are colours. Raises ``MissingExtraError`` without scikit-image."""
+    where there are colours.
+
+    Args:
+        levels: In [0, 1], ``[h, w, c]``.
+        clip_limit: As scikit-image's ``equalize_adapthist`` takes it: the larger, the more contrast.
+        tiles: Tiles along each side.
+
+    Returns:
+        Levels of the same shape, in [0, 1]; ``levels`` itself where all are equally bright.
+
+    Raises:
+        MissingExtraError: scikit-image is missing.
+    """
     try:
         from skimage import exposure
     except ImportError:

@@ -94,7 +94,11 @@ class ImageStore:
         self._expected.append(_Expectation(preparation, {name: row for row, name in enumerate(new)}, bytes_each, shelf))
 
     def bytes_to_come(self) -> int:
-        """Bytes that the store will still take as what was announced is asked for."""
+        """Bytes that the store will still take as what was announced is asked for.
+
+        Returns:
+            Bytes, of the shelves and of what has none yet.
+        """
         on_shelves = sum(each.shelf.capacity - each.shelf.used for each in self._expected if each.shelf is not None)
         return on_shelves + self._announced()
 

@@ -28,11 +28,31 @@ _MOST_CHANNELS = 256
 
 
 def is_tiff(start: bytes) -> bool:
+    """Whether these are the first bytes of a TIFF, classic or BigTIFF.
+
+    Args:
+        start: The first 4 bytes at least.
+
+    Returns:
+        Whether they are.
+    """
     return start[:4] in _SIGNATURES
 
 
 def tiff_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
-    """Width, height, pages and what Pillow would call the mode, without decoding. Raises ``ImageError``."""
+    """What a TIFF says of its first series, without decoding it.
+
+    Args:
+        source: The file's bytes or where it is.
+        path: The file, for messages.
+
+    Returns:
+        Width, height, pages and, for a mode, type and number of channels ("uint16×3").
+
+    Raises:
+        ImageError: The file is damaged or has no plane of pixels.
+        MissingExtraError: tifffile is missing.
+    """
     with _opened(source, path) as file:
         series = _series(file, path)
         sizes = _sizes(series)
@@ -41,12 +61,23 @@ def tiff_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
 
 
 def read_tiff(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarray:
-    """The chosen page at its own depth, upright: ``[h, w]``, or ``[h, w, channels]``.
+    """The chosen page at its own depth, upright.
 
     Axes are taken as the file's metadata (OME, ImageJ, shape) name them: C and S are channels, every other axis beside
     Y and X (Z, T, Q …) counts pages. ``first`` and ``middle`` are of the first series (what other series hold may be
-    labels and smaller copies), ``error`` and ``mean`` look at all. Raises ``ImageError`` for too many channels and
-    for what cannot be decoded, ``MissingExtraError`` without tifffile.
+    labels and smaller copies), ``error`` and ``mean`` look at all.
+
+    Args:
+        data: The whole file.
+        path: The file, for messages.
+        settings: ``page`` is heeded.
+
+    Returns:
+        ``[h, w]`` or ``[h, w, channels]``.
+
+    Raises:
+        ImageError: The file has too many channels, cannot be decoded, or its pages are refused (``chosen_page``).
+        MissingExtraError: tifffile is missing.
     """
     with _opened(data, path) as file:
         first = _series(file, path)
@@ -169,6 +200,14 @@ class TiffPage:
 
     @classmethod
     def of(cls, image: Image.Image) -> TiffPage:
+        """What the page says that an opened TIFF stands at.
+
+        Args:
+            image: The TIFF, opened by Pillow.
+
+        Returns:
+            Its size, mode and bits, and whether it is a smaller copy or a mask.
+        """
         tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
         extra = bool(int(tags.get(_SUBFILE, 0)) & _COPY_OR_MASK)
         return cls(image.width, image.height, image.mode, max(_tuple(tags.get(_BITS, 1))), extra)
@@ -179,8 +218,16 @@ class TiffPage:
 
 
 def pages_for_pillow(image: Image.Image, settings: ImagePreprocessing) -> list[TiffPage] | None:
-    """The pages that Pillow found, of which only the first is looked at where it is the image; None where the file is
-    one for tifffile: stacks with channels as pages, and deep colour, of which Pillow keeps the upper eight bits."""
+    """The pages that Pillow found, of which only the first is looked at where it is the image.
+
+    Args:
+        image: The TIFF, opened by Pillow.
+        settings: ``page`` is heeded.
+
+    Returns:
+        The pages; None where the file is one for tifffile: stacks with channels as pages, and deep colour, of which
+        Pillow keeps the upper eight bits.
+    """
     first = TiffPage.of(image)
     described = str(getattr(image, "tag_v2", {}).get(_DESCRIPTION, ""))
     if described.startswith("ImageJ=") or "<OME" in described:
@@ -200,9 +247,22 @@ def pages_for_pillow(image: Image.Image, settings: ImagePreprocessing) -> list[T
 
 
 def page_indices(pages: Sequence[TiffPage], settings: ImagePreprocessing, path: Path) -> list[int]:
-    """Those that ``settings.page`` chooses from. The middle one is sought among the pages like the first, beside which
-    scanners and microscopes keep labels and smaller copies; error and mean look at all. Raises ``ImageError`` for
-    unlike pages that are to be averaged."""
+    """The pages that ``settings.page`` chooses from.
+
+    The middle one is sought among the pages like the first, beside which scanners and microscopes keep labels and
+    smaller copies; error and mean look at all but those copies and masks.
+
+    Args:
+        pages: From ``pages_for_pillow``, one at least.
+        settings: ``page`` is heeded.
+        path: The file, for messages.
+
+    Returns:
+        Numbers in ``pages``, ascending.
+
+    Raises:
+        ImageError: Unlike pages are to be averaged.
+    """
     first = pages[0]
     if settings.page == "middle":
         return [number for number, page in enumerate(pages) if page.kind == first.kind]
@@ -226,11 +286,21 @@ _PHOTOMETRIC, _ORIENTATION, _INK_SET = 262, 274, 332
 
 
 def meant_by_tags(values: np.ndarray, page: Any, stacked: bool, path: Path) -> np.ndarray:
-    """``[h, w]`` or ``[h, w, c]`` as Pillow would show it, had it the depth. ``stacked``: the channels are pages of
-    their own, each a measurement: no index into a palette, no ink, no transparency.
+    """A page as Pillow would show it, had it the depth.
 
-    32 unsigned bits come as int64, which has an image span its own range: nothing fills all of theirs. Raises
-    ``ImageError`` for colours that are not converted.
+    Args:
+        values: ``[h, w]`` or ``[h, w, c]`` as the file keeps them.
+        page: tifffile's page, for its tags.
+        stacked: The channels are pages of their own, each a measurement: no index into a palette, no ink, no
+            transparency.
+        path: The file, for messages.
+
+    Returns:
+        ``[h, w]`` or ``[h, w, c]``, upright. 32 unsigned bits come as int64, which has an image span its own range:
+        nothing fills all of theirs.
+
+    Raises:
+        ImageError: The colours are of a kind that is not converted.
     """
     kind = int(page.photometric) if _PHOTOMETRIC in page.tags else -1
     if kind in _LAB or (kind == _INKS and not stacked and not _four_inks(values, page)):

@@ -64,7 +64,11 @@ class ImageTransform:
         return self.spec.resolution
 
     def preparation(self) -> Preparation:
-        """``base`` as an ``ImageStore`` keeps it: uint8 ``[1, 3, h, w]``."""
+        """``base`` as an ``ImageStore`` keeps it.
+
+        Returns:
+            A preparation that makes uint8 ``[1, 3, h, w]``.
+        """
         spec = self.spec.at(self.largest_resolution)
         if type(self) is ImageTransform and not self.augment and not self.pipeline.tiled:
             return model_views(self.pipeline, spec)
@@ -78,7 +82,19 @@ class ImageTransform:
         return self.base(image)[None].clone(memory_format=torch.contiguous_format)
 
     def read(self, path: Path, max_pixels: int) -> np.ndarray:
-        """A file as ``base`` wants it. Raises as ``data.images.read_array``."""
+        """Read a file as ``base`` wants it.
+
+        Args:
+            path: The file.
+            max_pixels: Larger images are refused.
+
+        Returns:
+            The image at its own depth, ``[h, w]`` or ``[h, w, channels]``.
+
+        Raises:
+            ImageError: The file cannot be read, or has more than ``max_pixels`` pixels.
+            MissingExtraError: The library for its format is missing.
+        """
         return self.pipeline.read(path, max_pixels, self.target)
 
     @property
@@ -87,7 +103,19 @@ class ImageTransform:
         return 2 * self.largest_resolution
 
     def base(self, image: np.ndarray) -> UInt8[Tensor, "3 h w"]:
-        """The part without chance, of an image of any depth (``data.images.read_array``)."""
+        """The part without chance.
+
+        Args:
+            image: An image of any depth, as ``data.images.read_array`` gives it.
+
+        Returns:
+            uint8 ``[3, h, w]``: without ``augment`` the square for ``largest_resolution``; with it, with a margin for
+            crops, or whole where it is to be tiled.
+
+        Raises:
+            ImageError: The array is no image.
+            MissingExtraError: The library of one of the domain's steps is missing.
+        """
         large = self.pipeline.tiles(image)
         image = self.pipeline.apply(image, self.target)
         if not self.augment:
@@ -127,11 +155,22 @@ class ImageTransform:
     ) -> UInt8[Tensor, "3 size size"]:
         """The image to train on, from what ``base`` made.
 
-        ``resolution`` (pixels, at most ``largest_resolution``; default: the transform's own): without ``augment``
-        another resolution than the base's is a second resize, of the base, which may lie a pixel beside what
-        ``spec.at(resolution)`` crops. ``strength`` in (0, 1] scales how much the crop takes away and how far the jitter
-        goes. Which numbers are drawn from ``rng`` depends on neither: a row's flips, turns and the place of its crop
-        are the same at every resolution.
+        Which numbers are drawn depends on neither resolution nor strength: a row's flips, turns and the place of its
+        crop are the same at every resolution.
+
+        Args:
+            pixels: uint8 ``[3, h, w]`` from ``base``.
+            rng: Where the random numbers come from; nothing is drawn without ``augment``.
+            resolution: In pixels, at most ``largest_resolution``; the transform's own, if left out. Without ``augment``
+                another resolution than the base's is a second resize, of the base, which may lie a pixel beside what
+                ``spec.at(resolution)`` crops.
+            strength: In (0, 1]; scales how much the crop takes away and how far the jitter goes.
+
+        Returns:
+            uint8 ``[3, resolution, resolution]``.
+
+        Raises:
+            MissingExtraError: The domain asks for stain jitter and scikit-image is missing.
         """
         resolution = resolution or self.resolution
         if not self.augment:
@@ -263,5 +302,14 @@ class TextTransform:
 
 
 def view_rng(seed: int, epoch: int, index: int) -> random.Random:
-    """The random numbers of one row in one epoch: the same in any worker, and after any resume."""
+    """The random numbers of one row in one epoch: the same in any worker, and after any resume.
+
+    Args:
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+        index: The row.
+
+    Returns:
+        A generator of its own, at its start.
+    """
     return random.Random(f"{seed}/{epoch}/{index}")

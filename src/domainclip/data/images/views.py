@@ -21,8 +21,19 @@ def random_view(
     """Rotation, stain and spectral jitter, as far as ``settings`` asks for them.
 
     A grey image stays grey, since evaluation shows it so: stain jitter leaves it alone, and spectral jitter has one
-    gain for it. ``strength`` in (0, 1] scales how far they go; which numbers are drawn from ``rng`` does not depend on
-    it. Raises ``MissingExtraError`` for stain jitter without scikit-image.
+    gain for it.
+
+    Args:
+        view: uint8 ``[3, h, w]``.
+        settings: ``rotation_degrees``, ``stain_jitter`` and ``spectral_jitter`` are heeded.
+        rng: Where the random numbers come from; which are drawn does not depend on ``strength``.
+        strength: In (0, 1]; scales how far they go.
+
+    Returns:
+        uint8 of the same shape.
+
+    Raises:
+        MissingExtraError: Stain jitter is asked for and scikit-image is missing.
     """
     if settings.rotation_degrees:
         view = rotated(view, settings.rotation_degrees * strength * rng.uniform(-1, 1))
@@ -40,8 +51,16 @@ def random_view(
 
 
 def rotated(view: UInt8[Tensor, "3 h w"], degrees: float) -> UInt8[Tensor, "3 h w"]:
-    """Turned about the centre, counter-clockwise as seen, bilinear; the corners are filled by the image's mirror
-    image, since black ones would tell the model that it was turned."""
+    """Turned about the centre, bilinear; the corners are filled by the image's mirror image, since black ones would
+    tell the model that it was turned.
+
+    Args:
+        view: uint8 ``[3, h, w]``.
+        degrees: Counter-clockwise as seen.
+
+    Returns:
+        uint8 of the same shape.
+    """
     height, width = view.shape[1:]
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # From output to input, in units of half the height and half the width; rows point down.

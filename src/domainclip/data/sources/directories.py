@@ -20,13 +20,32 @@ SPLIT_NAMES = {"train": ("train",), "validation": ("val", "validation", "valid",
 
 
 def caption_from_label(template: str, label: str) -> str:
-    """``template`` with ``{label}`` (or ``{}``) replaced by the label."""
+    """Write a caption from a label.
+
+    Args:
+        template: With ``{label}`` or ``{}`` where the label goes.
+        label: A class's name.
+
+    Returns:
+        The caption.
+
+    Raises:
+        DataError: The template has no place for the label.
+    """
     if "{label}" not in template and "{}" not in template:
         raise DataError(f"Invalid caption_template {template!r}: it must contain {{label}}, where the label goes")
     return template.replace("{label}", label).replace("{}", label)
 
 
 def visible_folders(folder: Path) -> list[Path]:
+    """List a folder's folders, those left out whose names begin with a dot.
+
+    Args:
+        folder: An existing one.
+
+    Returns:
+        Their paths, sorted.
+    """
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -35,6 +54,12 @@ def are_split_folders(folders: list[Path]) -> bool:
     them.
 
     All must be, because ``train`` alone may well be a class of vehicles.
+
+    Args:
+        folders: All folders of a data set; capitals in their names do not matter.
+
+    Returns:
+        True for splits.
     """
     known = {name for names in SPLIT_NAMES.values() for name in names}
     names = {folder.name.lower() for folder in folders}
@@ -42,7 +67,19 @@ def are_split_folders(folders: list[Path]) -> bool:
 
 
 def pairs_from_directory(folder: Path, caption_template: str | None = None, strict: bool = False) -> PairList:
-    """See ``DatasetLoader.from_directory``."""
+    """See ``DatasetLoader.from_directory``.
+
+    Args:
+        folder: The directory.
+        caption_template: For folders of classes; ``CLASS_CAPTION``, if left out.
+        strict: Whether the first image or line that cannot be used is an error.
+
+    Returns:
+        The pairs; what cannot be used is in ``.skipped``.
+
+    Raises:
+        DataError: There is no such directory, it holds splits, or no pair is valid.
+    """
     if not folder.is_dir():
         raise DataError(f"Data directory not found: {folder}")
     if (folder / CAPTIONS_FILE).is_file():

@@ -29,14 +29,28 @@ _MAGIC = {
 
 
 def default_image_cache() -> Path:
-    """Where images that come inside a data set are stored: ``$DOMAINCLIP_CACHE`` or
-    ``~/.cache/domainclip``."""
+    """Where images that come inside a data set are stored.
+
+    Returns:
+        The folder ``images`` in ``$DOMAINCLIP_CACHE`` or ``~/.cache/domainclip``; it need not be there yet.
+    """
     root = os.environ.get("DOMAINCLIP_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "domainclip") / "images"
 
 
 def store_image(content: bytes, cache_dir: Path) -> Path:
-    """Write ``content`` under its SHA-256 (equal images once) and return the path."""
+    """Write an image's file under its SHA-256, equal ones once.
+
+    Args:
+        content: The file's bytes, which also tell its suffix.
+        cache_dir: Made where it is not there.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     digest = hashlib.sha256(content).hexdigest()
     suffix = next((suffix for magic, suffix in _MAGIC.items() if content.startswith(magic)), ".img")
     path = cache_dir / digest[:2] / (digest + suffix)
@@ -50,7 +64,18 @@ def store_image(content: bytes, cache_dir: Path) -> Path:
 
 
 def image_reference(value: Any, cache_dir: Path) -> Any:
-    """A path for what an image cell holds: ``{"bytes", "path"}``, raw bytes, or a path already."""
+    """A path for what an image cell holds; bytes are stored.
+
+    Args:
+        value: ``{"bytes", "path"}``, raw bytes, or a path already.
+        cache_dir: Where bytes are stored.
+
+    Returns:
+        The path; any other value as it is.
+
+    Raises:
+        OSError: The bytes cannot be written.
+    """
     if isinstance(value, Mapping):
         content, path = value.get("bytes"), value.get("path")
         return str(store_image(content, cache_dir)) if content else path
@@ -58,12 +83,31 @@ def image_reference(value: Any, cache_dir: Path) -> Any:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether ``save_to_disk`` wrote this folder."""
+    """Whether ``save_to_disk`` wrote this folder.
+
+    Args:
+        folder: It need not be there.
+
+    Returns:
+        True for a data set or several splits of one.
+    """
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
 def open_splits(name_or_path: str | Path, config_name: str | None = None) -> dict[str, Any]:
-    """Split name → ``datasets.Dataset``. Raises ``DataError`` where the data set cannot be had."""
+    """Open all splits of a data set.
+
+    Args:
+        name_or_path: A folder, or a hub name with or without ``hf:``.
+        config_name: Which of the data set's configurations, where it has several.
+
+    Returns:
+        Split name → ``datasets.Dataset``.
+
+    Raises:
+        MissingExtraError: ``datasets`` is not installed.
+        DataError: The data set cannot be had.
+    """
     try:
         import datasets
     except ImportError:
@@ -88,7 +132,21 @@ def open_splits(name_or_path: str | Path, config_name: str | None = None) -> dic
 
 
 def pairs_from_dataset(dataset: Any, source: str, names: Columns, image_root: Path, cache_dir: Path) -> PairList:
-    """Rows of one ``datasets.Dataset``; images inside it are stored in ``cache_dir``, never decoded."""
+    """Rows of one ``datasets.Dataset``; images inside it are stored, never decoded.
+
+    Args:
+        dataset: One split.
+        source: What errors call it.
+        names: Columns, caption template and strictness.
+        image_root: Relative image paths are resolved against it.
+        cache_dir: Where images that come inside the data set are stored.
+
+    Returns:
+        The pairs; rows that cannot be used are in ``.skipped``.
+
+    Raises:
+        DataError: A column is missing, no pair is valid, or in strict mode a row cannot be used.
+    """
     import datasets
 
     columns = dataset.column_names

@@ -14,7 +14,14 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def is_image_name(name: str) -> bool:
-    """A visible file with an image's suffix (macOS leaves ``._name.jpg`` shadows that are no images)."""
+    """Whether a file is visible and has an image's suffix (macOS leaves ``._name.jpg`` shadows that are no images).
+
+    Args:
+        name: Of a file, without its folder.
+
+    Returns:
+        True for an image; the suffix may be in capitals.
+    """
     suffix = os.path.splitext(name)[1].lower()
     return not name.startswith(".") and (suffix in IMAGE_SUFFIXES or suffix in IMAGE_FORMATS)
 
@@ -31,8 +38,14 @@ class ImageFolders:
         self._files: dict[str, set[str]] = {}
 
     def find(self, image_path: str) -> Path | None:
-        """The path of an existing file, or None. Absolute paths stay; ``\\`` counts as ``/`` if that finds
-        it."""
+        """Look for an image's file.
+
+        Args:
+            image_path: Relative to the root, or absolute; ``\\`` counts as ``/`` if that finds it.
+
+        Returns:
+            The path of an existing file, or None.
+        """
         full = os.path.join(self.root, image_path)
         if self._exists(full):
             return Path(full)

@@ -34,7 +34,21 @@ class DatasetLoader:
     def from_csv(
         path: Path | str, image_col: str = "image_path", caption_col: str = "caption", **options: Unpack[ColumnOptions]
     ) -> PairList:
-        """A table with a header line; separated by tabs where the name ends in ``.tsv``, else by commas."""
+        """A table with a header line; separated by tabs where the name ends in ``.tsv``, else by commas.
+
+        Args:
+            path: The table.
+            image_col: Column of image paths; ``image`` and ``image_path`` stand for each other.
+            caption_col: Column of captions.
+            **options: See ``ColumnOptions``.
+
+        Returns:
+            The pairs; rows that cannot be used are in ``.skipped``.
+
+        Raises:
+            DataError: The file cannot be read, a column is missing, or no pair is valid.
+            ConfigurationError: ``image_root`` is no directory.
+        """
         read = SOURCES[".tsv" if Path(path).suffix.lower() == ".tsv" else ".csv"]
         return _pairs(Path(path), read, Columns(image_col, caption_col, **options))
 
@@ -46,6 +60,19 @@ class DatasetLoader:
         line.
 
         ``image_path`` may stand for ``image``. A caption that is a list of texts gives one pair for each.
+
+        Args:
+            path: The file.
+            image_col: Key of image paths.
+            caption_col: Key of captions.
+            **options: See ``ColumnOptions``.
+
+        Returns:
+            The pairs; entries that cannot be used are in ``.skipped``.
+
+        Raises:
+            DataError: The file cannot be read, an entry lacks a key, or no pair is valid.
+            ConfigurationError: ``image_root`` is no directory.
         """
         read = SOURCES[".jsonl" if Path(path).suffix.lower() in {".jsonl", ".ndjson"} else ".json"]
         return _pairs(Path(path), read, Columns(image_col, caption_col, **options))
@@ -54,7 +81,21 @@ class DatasetLoader:
     def from_jsonl(
         path: Path | str, image_col: str = "image", caption_col: str = "caption", **options: Unpack[ColumnOptions]
     ) -> PairList:
-        """One JSON object a line; the options of ``from_json``."""
+        """One JSON object a line; the options of ``from_json``.
+
+        Args:
+            path: The file, which ends in ``.jsonl`` or ``.ndjson``.
+            image_col: Key of image paths.
+            caption_col: Key of captions.
+            **options: See ``ColumnOptions``.
+
+        Returns:
+            As of ``from_json``.
+
+        Raises:
+            DataError: The suffix is another, or as for ``from_json``.
+            ConfigurationError: ``image_root`` is no directory.
+        """
         if Path(path).suffix.lower() not in {".jsonl", ".ndjson"}:
             raise DataError(f"{path} does not end in .jsonl or .ndjson: rename it, or use from_json")
         return DatasetLoader.from_json(path, image_col, caption_col, **options)
@@ -67,8 +108,23 @@ class DatasetLoader:
         cache_dir: Path | str | None = None,
         **options: Unpack[ColumnOptions],
     ) -> PairList:
-        """A Parquet file (extra ``parquet``). Images stored inside it are written to ``cache_dir`` once
-        each."""
+        """A Parquet file (extra ``parquet``).
+
+        Args:
+            path: The file.
+            image_col: Column of image paths or of images; ``image`` and ``image_path`` stand for each other.
+            caption_col: Column of captions.
+            cache_dir: Images stored inside the file are written here once each; ``default_image_cache()``, if left out.
+            **options: See ``ColumnOptions``.
+
+        Returns:
+            The pairs; rows that cannot be used are in ``.skipped``.
+
+        Raises:
+            MissingExtraError: ``pyarrow`` is not installed.
+            DataError: The file cannot be read, a column is missing, or no pair is valid.
+            ConfigurationError: ``image_root`` is no directory.
+        """
         return _pairs(Path(path), SOURCES[".parquet"], Columns(image_col, caption_col, **options), cache_dir)
 
     @staticmethod
@@ -79,6 +135,17 @@ class DatasetLoader:
         2. a ``.txt`` file beside each image, whose whole text is one caption;
         3. one folder per class: the label is the folder's name with underscores as spaces, the caption
            "a photo of a {label}" or ``caption_template``.
+
+        Args:
+            path: The directory.
+            caption_template: With ``{label}`` (or ``{}``) where the label goes.
+            strict: Whether the first image or line that cannot be used is an error.
+
+        Returns:
+            The pairs; what cannot be used is in ``.skipped``.
+
+        Raises:
+            DataError: There is no such directory, it holds splits, or no pair is valid.
         """
         return pairs_from_directory(Path(path), caption_template, strict)
 
@@ -92,12 +159,26 @@ class DatasetLoader:
         config_name: str | None = None,
         **options: Unpack[ColumnOptions],
     ) -> PairList:
-        """A data set of the ``datasets`` library (extra ``datasets``): a folder it saved or can read, or a
-        hub name.
+        """A data set of the ``datasets`` library (extra ``datasets``). Class numbers become names.
 
-        Pairs carry paths, so images inside the data set are written, undecoded and once each, to
-        ``cache_dir`` (default: ``$DOMAINCLIP_CACHE`` or ``~/.cache/domainclip``) under their SHA-256. Class
-        numbers become names.
+        Pairs carry paths, so images inside the data set are written, undecoded and once each, to ``cache_dir`` under
+        their SHA-256.
+
+        Args:
+            name_or_path: A folder that the library saved or can read, or a hub name.
+            split: Name of the split.
+            image_col: Column of images or of their paths; ``image`` and ``image_path`` stand for each other.
+            caption_col: Column of captions.
+            cache_dir: Default: ``$DOMAINCLIP_CACHE`` or ``~/.cache/domainclip``, in its folder ``images``.
+            config_name: Which of the data set's configurations, where it has several.
+            **options: See ``ColumnOptions``.
+
+        Returns:
+            The pairs; rows that cannot be used are in ``.skipped``.
+
+        Raises:
+            MissingExtraError: ``datasets`` is not installed.
+            DataError: The data set cannot be had, a split or column is missing, or no pair is valid.
         """
         splits = huggingface.open_splits(name_or_path, config_name)
         if split not in splits:
@@ -119,11 +200,25 @@ class DatasetLoader:
         split: str = "train",
         **options: Unpack[ColumnOptions],
     ) -> PairList:
-        """Whatever is at ``path``, by its suffix (``SOURCES``); ``hf:owner/name`` is a Hugging Face data set (its
-        ``split``).
+        """Whatever is at ``path``, by its suffix (``SOURCES``).
 
         A directory may hold one table (``meta.csv`` does not count) or be one of the layouts of
         ``from_directory``.
+
+        Args:
+            path: A file, a directory, or ``hf:owner/name`` for a Hugging Face data set.
+            image_col: Column or key of image paths; ``image`` and ``image_path`` stand for each other.
+            caption_col: Column or key of captions.
+            split: Of a Hugging Face data set.
+            **options: See ``ColumnOptions``.
+
+        Returns:
+            The pairs; rows that cannot be used are in ``.skipped``.
+
+        Raises:
+            MissingExtraError: The format needs a package that is not installed.
+            DataError: There is nothing, the format is unknown, a directory holds several tables, or no pair is valid.
+            ConfigurationError: ``image_root`` is no directory.
         """
         folder, columns = Path(path), Columns(image_col, caption_col, **options)
         if str(path).startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
@@ -147,8 +242,17 @@ class DatasetLoader:
 
 
 def only_table(folder: Path) -> Path | None:
-    """The one table in ``folder`` besides ``meta.csv``, None where there is none. Raises ``DataError`` for
-    several."""
+    """Find the one table of a folder; ``meta.csv`` does not count.
+
+    Args:
+        folder: Looked at without its folders.
+
+    Returns:
+        The table's path, None where there is none.
+
+    Raises:
+        DataError: There are several.
+    """
     found = sorted(
         entry
         for entry in folder.iterdir()

@@ -17,7 +17,18 @@ MALFORMED_ROW = "malformed row"
 
 
 def missing_field(kind: str, name: str, source: str, found: Iterable[str], option: str) -> DataError:
-    """The error for a table without a column, or an entry without a key (``kind``), that is needed."""
+    """Make the error for a table without a column, or an entry without a key, that is needed.
+
+    Args:
+        kind: ``column`` or ``key``.
+        name: The one that is missing.
+        source: What the message calls the table.
+        found: Those that are there; the one most like ``name`` is suggested.
+        option: The setting that names another.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     found = list(found)
     guess = nearest(name, found)
     hint = f" (did you mean {guess!r}?)" if guess else ""
@@ -26,8 +37,15 @@ def missing_field(kind: str, name: str, source: str, found: Iterable[str], optio
 
 
 def resolve_image_field(wanted: str, found: Iterable[str]) -> str:
-    """The name of the image column: ``image`` and ``image_path`` stand for each other, other names for
-    themselves."""
+    """Choose the image column: ``image`` and ``image_path`` stand for each other, other names for themselves.
+
+    Args:
+        wanted: The name asked for.
+        found: Columns that are there.
+
+    Returns:
+        The name to use; ``wanted`` itself where neither is there.
+    """
     found = set(found)
     if wanted not in found and wanted in {"image", "image_path"}:
         other = "image_path" if wanted == "image" else "image"
@@ -36,7 +54,14 @@ def resolve_image_field(wanted: str, found: Iterable[str]) -> str:
 
 
 def text_or_none(value: Any) -> str | None:
-    """A label or group as text; None for null, NaN and blank."""
+    """A label or group as text.
+
+    Args:
+        value: A cell of a table.
+
+    Returns:
+        The text without space around it; None for null, NaN and blank.
+    """
     if value is None or value != value:  # NaN is the only value that differs from itself
         return None
     return str(value).strip() or None
@@ -45,8 +70,10 @@ def text_or_none(value: Any) -> str | None:
 class PairBuilder:
     """Collects pairs of one source.
 
-    ``source`` is the path used in errors; row names use its last part ("train.csv row 12"). In ``strict``
-    mode the first unusable row raises ``DataError``; otherwise it is skipped with its reason.
+    Args:
+        source: The path used in errors; row names use its last part ("train.csv row 12").
+        root: Relative image paths are resolved against it.
+        strict: Whether the first unusable row is an error; otherwise it is skipped with its reason.
     """
 
     def __init__(self, source: Path | str, root: Path | str, strict: bool = False) -> None:
@@ -57,6 +84,17 @@ class PairBuilder:
         self._pairs = PairList(source=self.source)
 
     def skip(self, where: str, image: str, reason: str, kind: str = MALFORMED_ROW) -> None:
+        """Skip a row that cannot be used.
+
+        Args:
+            where: The row's name, such as "row 12".
+            image: Its image as the table has it, or empty.
+            reason: Why it is skipped.
+            kind: ``MISSING_IMAGE``, ``EMPTY_CAPTION`` or ``MALFORMED_ROW``.
+
+        Raises:
+            DataError: In strict mode.
+        """
         row = SkippedRow(f"{self.name} {where}", image, reason, kind)
         if self.strict:
             raise DataError(f"{row}. Mend the row, or load with strict=False to skip such rows")
@@ -65,7 +103,19 @@ class PairBuilder:
     def add(
         self, where: str, image: Any, caption: Any, label: Any = None, group: Any = None, discipline: Any = None
     ) -> None:
-        """One row: ``caption`` is a text, or a list of texts that gives one pair each."""
+        """Add a row, or skip it where it cannot be used.
+
+        Args:
+            where: The row's name, such as "row 12".
+            image: A path, relative to the root or absolute.
+            caption: A text, or a list of texts that gives one pair each.
+            label: The class; null, NaN and blank are None, here and below.
+            group: What no split may separate.
+            discipline: The part of the domain.
+
+        Raises:
+            DataError: In strict mode, for a row that cannot be used.
+        """
         image = text_or_none(image) if isinstance(image, str | Path) else None
         if image is None:
             self.skip(where, "", "names no image file")
@@ -87,7 +137,14 @@ class PairBuilder:
                 self._pairs.append(ImageTextPair(path, text.strip(), label, group, discipline))
 
     def finish(self) -> PairList:
-        """The pairs. Raises ``DataError`` where there is none, quoting the first skipped rows."""
+        """End the collection.
+
+        Returns:
+            The pairs, with the rows that were skipped.
+
+        Raises:
+            DataError: There is no pair; the first skipped rows are quoted.
+        """
         if self._pairs:
             return self._pairs
         skipped = self._pairs.skipped

@@ -60,8 +60,17 @@ def source_of(path: Path) -> Callable[[Path, Collection[str]], Table] | None:
 
 
 def read_text(path: Path) -> str:
-    """The file as text: UTF-8, a byte-order mark dropped. Raises ``DataError`` for anything else or
-    nothing."""
+    """Read a file as UTF-8; a byte-order mark is dropped.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text, which is more than blanks.
+
+    Raises:
+        DataError: The file is not there, cannot be read, is not UTF-8, or is empty.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -83,7 +92,18 @@ def read_text(path: Path) -> str:
 
 
 def read_delimited(path: Path, delimiter: str) -> tuple[list[str], Iterator[Row]]:
-    """Header and rows of a CSV or TSV file whose first line names the columns; blank lines are skipped."""
+    """Header and rows of a CSV or TSV file whose first line names the columns; blank lines are skipped.
+
+    Args:
+        path: The file.
+        delimiter: One character.
+
+    Returns:
+        The columns' names, and the rows as they are read. A row with too many fields has a ``problem``.
+
+    Raises:
+        DataError: The file cannot be read, names a column twice, or (while rows are read) is malformed.
+    """
     # strict: an unclosed quote is an error; otherwise it would swallow the rows that follow into one caption.
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     records = _records(reader, path)
@@ -124,7 +144,17 @@ def _records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_json(path: Path) -> Iterator[Row]:
-    """Entries of a JSON list, or of the list under ``"data"``."""
+    """Entries of a JSON list, or of the list under ``"data"``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Rows, named by their place in the list from 1.
+
+    Raises:
+        DataError: The file cannot be read, holds no list, or (while rows are read) an entry is no object.
+    """
     text = read_text(path)
     try:
         content = json.loads(text)
@@ -142,7 +172,17 @@ def read_json(path: Path) -> Iterator[Row]:
 
 
 def read_json_lines(path: Path) -> Iterator[Row]:
-    """One JSON object a line; blank lines are skipped."""
+    """One JSON object a line; blank lines are skipped.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Rows, named by their line from 1.
+
+    Raises:
+        DataError: While rows are read: the file cannot be read, or a line is no JSON object.
+    """
     # Split at line feeds alone: str.splitlines also splits at U+2028, which JSON allows inside a string.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -160,11 +200,35 @@ def _entry(path: Path, where: str, value: Any) -> Row:
 
 
 def parquet_columns(path: Path) -> list[str]:
+    """Names of a Parquet file's columns.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The names, in the file's order.
+
+    Raises:
+        MissingExtraError: ``pyarrow`` is not installed.
+        DataError: The file is not there, is empty, or is no Parquet.
+    """
     return list(_parquet_file(path).schema_arrow.names)
 
 
 def read_parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
-    """Rows of a Parquet file, ``columns`` only, numbered from 1."""
+    """Rows of a Parquet file, numbered from 1.
+
+    Args:
+        path: The file.
+        columns: Those to read.
+
+    Returns:
+        Rows, read 4,096 at a time.
+
+    Raises:
+        MissingExtraError: While rows are read: ``pyarrow`` is not installed.
+        DataError: While rows are read: the file is not there, is empty, or is no Parquet.
+    """
     number = 0
     for batch in _parquet_file(path).iter_batches(columns=list(columns), batch_size=4096):
         for values in batch.to_pylist():
