@@ -305,27 +305,69 @@ class OneProcess:
     rank, world_size, is_first = 0, 1, True
 
     def shard(self, size: int) -> slice:
-        """The whole batch."""
+        """Take this process' part of a batch.
+
+        Args:
+            size: Rows of the batch.
+
+        Returns:
+            The whole batch.
+        """
         return slice(0, size)
 
     def total(self, value: int) -> int:
-        """The value itself."""
+        """Add up a number over the processes.
+
+        Args:
+            value: This process' own.
+
+        Returns:
+            The value itself.
+        """
         return value
 
     def largest(self, value: int) -> int:
-        """The value itself."""
+        """Compare a number over the processes.
+
+        Args:
+            value: This process' own.
+
+        Returns:
+            The value itself.
+        """
         return value
 
     def broadcast_object(self, value: T) -> T:
-        """The value itself."""
+        """Take over a value of the first process.
+
+        Args:
+            value: This process' own; it need not be picklable.
+
+        Returns:
+            The value itself.
+        """
         return value
 
     def gather_objects(self, value: T) -> list[T]:
-        """A list with the value alone."""
+        """Exchange a value with all processes.
+
+        Args:
+            value: This process' own; it need not be picklable.
+
+        Returns:
+            A list with the value alone.
+        """
         return [value]
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Do the work."""
+        """Do what the first process alone does.
+
+        Args:
+            work: What it does; what it raises is raised.
+
+        Returns:
+            Its result.
+        """
         return work()
 
     def broadcast_state(self, *modules: nn.Module) -> None:
