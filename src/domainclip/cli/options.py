@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 
 
 def recipe_keys(hint: str) -> Any:
-    """The argument for recipe keys; ``hint`` ends its help."""
+    """The argument for recipe keys.
+
+    Args:
+        hint: Ends its help.
+
+    Returns:
+        What ``Annotated`` takes to make a typer argument of it.
+    """
     return typer.Argument(metavar="[KEY=VALUE]...", help=f"Recipe keys, {hint}.")
 
 
@@ -28,7 +35,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 
 
 def config_of(recipe: str | None, overrides: list[str] | None, **options: object) -> CLIPFinetuningConfig:
-    """The recipe that a command was given: ``overrides`` over ``options`` (those that are not None) over the file."""
+    """The recipe that a command was given: ``overrides`` over ``options`` over the file.
+
+    Args:
+        recipe: A shipped recipe or a YAML file; None for no file.
+        overrides: ``KEY=VALUE`` texts.
+        **options: Values by key; those that are None count as not given.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ConfigurationError: A key or value is wrong, or there is no such recipe.
+    """
     from domainclip.config import load_recipe, parse_overrides
 
     named = {key: value for key, value in options.items() if value is not None}
@@ -36,7 +55,11 @@ def config_of(recipe: str | None, overrides: list[str] | None, **options: object
 
 
 def print_json(value: object) -> None:
-    """Print plain values for programs."""
+    """Print plain values for programs, on standard output.
+
+    Args:
+        value: What JSON can hold.
+    """
     import json
 
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -22,7 +22,15 @@ Batch = dict[str, Any]
 
 
 def collate_fn(items: Sequence[dict[str, Any]]) -> Batch:
-    """Stack items of ``CLIPDataset`` as they are: full text length, every caption, normalised images."""
+    """Stack items of ``CLIPDataset`` as they are.
+
+    Args:
+        items: One at least.
+
+    Returns:
+        ``pixel_values`` float32 ``[B, 3, R, R]``, normalised; ``input_ids`` and ``attention_mask`` int64 ``[B, L]`` at
+        full text length; ``image_paths`` and ``captions``, every one.
+    """
     tensors = ("pixel_values", "input_ids", "attention_mask")
     return {
         **{name: torch.stack([item[name] for item in items]) for name in tensors},
@@ -57,6 +65,14 @@ class PairCollator:
         self.pad_to_multiple = pad_to_multiple
 
     def length(self, longest: int) -> int:
+        """The length that a batch's texts are padded to.
+
+        Args:
+            longest: Tokens of its longest text.
+
+        Returns:
+            Tokens, at most the text tower's; always those where it needs the full length.
+        """
         if self.fixed_length is not None:
             return self.fixed_length
         rounded = -(-longest // self.pad_to_multiple) * self.pad_to_multiple
@@ -113,9 +129,20 @@ def create_training_loader(
     """The trainer's own loader: lean batches, and a sampler with a position (``loader.batch_sampler``) and the plan of
     the whole training (``loader.batch_sampler.plan``).
 
-    ``batch_size``: pairs in a batch, the largest where ``batch_size_schedule`` is set. The recipe's
-    ``hard_negative_batch_fraction`` takes effect once the sampler is given neighbours (``set_neighbours``).
-    Raises ``ConfigurationError`` for a plan that the data set's transform or ``batch_size`` does not fit.
+    The recipe's ``hard_negative_batch_fraction`` takes effect once the sampler is given neighbours
+    (``set_neighbours``).
+
+    Args:
+        dataset: The training split.
+        config: The resolved recipe.
+        batch_size: Pairs in a batch, the largest where ``batch_size_schedule`` is set.
+        pad_to_multiple: As for ``PairCollator``.
+
+    Returns:
+        The loader, of batches as ``PairCollator`` makes them.
+
+    Raises:
+        ConfigurationError: The data set's transform or ``batch_size`` does not fit the plan.
     """
     transform = dataset.image_transform
     plan = StepPlan.from_settings(config, len(dataset), batch_size, transform.resolution)
@@ -154,10 +181,21 @@ def create_dataloader(
     shuffle: bool | None = None,
     drop_last: bool | None = None,
 ) -> DataLoader:
-    """A plain ``DataLoader`` of ``collate_fn`` batches. A shuffled one drops the last partial batch unless that
-    would leave none.
+    """A plain ``DataLoader`` of ``collate_fn`` batches.
 
-    Raises ``DataError`` for an empty data set, ``ConfigurationError`` for a batch size below 1.
+    Args:
+        dataset: A data set with a length, of items as ``CLIPDataset`` gives them.
+        config: The recipe: workers, seed, and what is left out here.
+        batch_size: The recipe's, or 32, if left out.
+        shuffle: The recipe's, if left out.
+        drop_last: Whether a last partial batch is dropped, unless that would leave none; as ``shuffle``, if left out.
+
+    Returns:
+        The loader.
+
+    Raises:
+        DataError: The data set is empty.
+        ConfigurationError: The batch size is below 1.
     """
     size = batch_size if batch_size is not None else config.batch_size or 32
     if size < 1:
@@ -182,7 +220,21 @@ def create_dataloader(
 def create_train_val_dataloaders(
     train_dataset: Dataset, val_dataset: Dataset, config: CLIPFinetuningConfig, batch_size: int | None = None
 ) -> tuple[DataLoader, DataLoader]:
-    """A shuffled loader for training and an ordered, complete one for validation."""
+    """A loader for training, shuffled as the recipe says, and an ordered, complete one for validation.
+
+    Args:
+        train_dataset: As for ``create_dataloader``.
+        val_dataset: As for ``create_dataloader``.
+        config: As for ``create_dataloader``.
+        batch_size: Of both; the recipe's, or 32, if left out.
+
+    Returns:
+        The two loaders.
+
+    Raises:
+        DataError: A data set is empty.
+        ConfigurationError: The batch size is below 1.
+    """
     return (
         create_dataloader(train_dataset, config, batch_size),
         create_dataloader(val_dataset, config, batch_size, shuffle=False, drop_last=False),

@@ -52,7 +52,16 @@ class TextImageProcessor(Protocol):
 
 
 def padded(tokens: Sequence[Tensor], length: int, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, int64 ``[n, length]``."""
+    """Token ids padded to one length.
+
+    Args:
+        tokens: Ids of each text, none longer than ``length``.
+        length: In tokens.
+        pad_token_id: What fills the rest.
+
+    Returns:
+        Ids and mask (1 where there is a token), int64 ``[n, length]``.
+    """
     input_ids = torch.full((len(tokens), length), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros(len(tokens), length, dtype=torch.long)
     for row, ids in enumerate(tokens):
@@ -196,7 +205,18 @@ class CLIPDataset(Dataset):
         return len(self.pairs)
 
     def pixels(self, key: RowKey) -> Tensor:
-        """The image of a row as uint8 ``[3, R, R]``, augmented where the transform says so."""
+        """The image of a row, augmented where the transform says so.
+
+        Args:
+            key: The row; with an epoch, that epoch's view.
+
+        Returns:
+            uint8 ``[3, R, R]``.
+
+        Raises:
+            ImageError: The image cannot be read.
+            MissingExtraError: The library for its format, or for one of the domain's steps, is missing.
+        """
         row = key[1] if isinstance(key, tuple) else key
         return self._view(key, self.images.get(self.pairs[row].image_path, self._kept)[0][0])
 
@@ -234,7 +254,14 @@ class CLIPDataset(Dataset):
 
     def text_index(self, key: RowKey) -> int:
         """Which text of the table a row shows: its caption, one of its captions, a view of it, or its label as a
-        prompt."""
+        prompt.
+
+        Args:
+            key: The row; with an epoch, that epoch's choice.
+
+        Returns:
+            The text's number in ``texts`` and ``tokens``.
+        """
         epoch, row = key[:2] if isinstance(key, tuple) else (0, key)
         choices = self._row_texts[row]
         prompts = self._prompts.get(self.pairs[row].label or "")
@@ -247,12 +274,30 @@ class CLIPDataset(Dataset):
         return rng.choice(self._views[chosen]) if self._views else chosen
 
     def shown_texts(self, row: int) -> list[int]:
-        """The numbers of all texts that ``text_index`` may give for a row, its first caption first."""
+        """All texts that ``text_index`` may give for a row.
+
+        Args:
+            row: The row.
+
+        Returns:
+            Their numbers, each once, the first caption's first.
+        """
         texts = [*self._row_texts[row], *(view for text in self._row_texts[row] for view in self._views.get(text, ()))]
         return list(dict.fromkeys([*texts, *self._prompts.get(self.pairs[row].label or "", ())]))
 
     def fetch(self, key: RowKey) -> RawItem:
-        """The lean form. A bad image becomes an item with a ``problem``, unless ``strict``."""
+        """A row in the lean form.
+
+        Args:
+            key: The row; with an epoch, that epoch's view and text.
+
+        Returns:
+            The item. A bad image becomes one with a ``problem`` and no pixels.
+
+        Raises:
+            ImageError: The image cannot be read, and ``strict``.
+            MissingExtraError: The library for its format, or for one of the domain's steps, is missing.
+        """
         row = key[1] if isinstance(key, tuple) else key
         try:
             return RawItem(row, self.text_index(key), self.pixels(key))
@@ -316,6 +361,21 @@ class MultiCaptionCLIPDataset(CLIPDataset):
         config: CLIPFinetuningConfig,
         **options: Any,
     ) -> MultiCaptionCLIPDataset:
+        """Gather the rows of each image.
+
+        Args:
+            pairs: Rows; an image's label is that of its first row.
+            processor: As for ``CLIPDataset``.
+            config: As for ``CLIPDataset``.
+            **options: Further arguments of the class, ``labels`` aside.
+
+        Returns:
+            The data set, one row an image, in the order of their first rows.
+
+        Raises:
+            DataError: There are no pairs.
+            ModelLoadError: The processor's treatment of images cannot be expressed as an ``ImageSpec``.
+        """
         captions: dict[Path, list[str]] = {}
         labels: dict[Path, str | None] = {}
         for pair in pairs:

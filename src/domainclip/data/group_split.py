@@ -33,7 +33,14 @@ SPLITS = ("train", "val", "test")
 
 
 def image_key(pair: ImageTextPair) -> str:
-    """The image's path with ``..`` and doubled separators resolved, so that one file has one key."""
+    """One key for one file.
+
+    Args:
+        pair: The pair.
+
+    Returns:
+        The image's path with ``..`` and doubled separators resolved.
+    """
     return os.path.normpath(os.fspath(pair.image_path))
 
 
@@ -48,7 +55,14 @@ class Unit:
 
 
 def find_units(pairs: Sequence[ImageTextPair]) -> list[Unit]:
-    """The connected components of rows under "same group" and "same image", in no particular order."""
+    """The connected components of rows under "same group" and "same image".
+
+    Args:
+        pairs: The rows.
+
+    Returns:
+        The units, in no particular order; every row is in one.
+    """
     images = [image_key(pair) for pair in pairs]
     first: dict[tuple[str, str], int] = {}
     rows_of_edges, others = [], []
@@ -82,7 +96,16 @@ def _common_folder(images: list[str]) -> int:
 
 
 def assign(units: Sequence[Unit], ratios: tuple[float, float, float], seed: int) -> list[int]:
-    """For each unit the index of its split in ``SPLITS``."""
+    """Choose each unit's split, by the algorithm at the top of this file.
+
+    Args:
+        units: From ``find_units``.
+        ratios: Fractions of the rows for train, validation and test, which sum to 1.
+        seed: Draws the order of units of one size.
+
+    Returns:
+        For each unit the index of its split in ``SPLITS``.
+    """
     wanted = [index for index in range(3) if ratios[index] > 0]
     draws = [hashlib.sha256(f"{seed}\0{unit.name}".encode()).digest() for unit in units]
     class_rows: Counter[str] = Counter()

@@ -72,7 +72,14 @@ class ImageTextPair(tuple[Path, str]):
 
     @classmethod
     def of(cls, pair: Sequence) -> ImageTextPair:
-        """``pair`` itself, or a plain ``(path, caption)`` tuple with no label and no group."""
+        """Make a pair of what may be one already.
+
+        Args:
+            pair: A pair, or a plain ``(path, caption)`` tuple.
+
+        Returns:
+            ``pair`` itself, or a new one with no label and no group.
+        """
         return pair if isinstance(pair, cls) else cls(*pair)
 
     @property

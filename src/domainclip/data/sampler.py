@@ -67,13 +67,25 @@ class EpochBatchSampler:
         """Which rows of a batch, of so many, are this process' where several read one batch; None: all."""
 
     def set_position(self, epoch: int, skip: int = 0) -> None:
+        """Choose where the next iteration starts.
+
+        Args:
+            epoch: From 0.
+            skip: Batches of the epoch that are done already.
+        """
         self.epoch, self.skip = epoch, skip
 
     def set_neighbours(self, neighbours: Int[Tensor, "rows k"] | None) -> None:
-        """The rows each row is hardest to tell from, hardest first, −1 for none; or None for random batches again.
+        """Say which rows make hard batches, from the next start of an iteration; one that is under way keeps what it
+        began with.
 
-        In force from the next start of an iteration; one that is under way keeps what it began with. Raises
-        ``ShapeError`` unless there is one row of whole numbers in −1…rows − 1 for each row of the data set.
+        Args:
+            neighbours: Whole numbers ``[rows, k]``: the rows each row is hardest to tell from, hardest first, −1 for
+                none. None for random batches again.
+
+        Raises:
+            ShapeError: There is not one line for each row of the data set, or its numbers are not whole ones in −1…rows
+                − 1.
         """
         if neighbours is None:
             self.neighbours = None
@@ -93,18 +105,36 @@ class EpochBatchSampler:
         self.neighbours = np.array(neighbours.cpu(), dtype=np.int64)  # a copy: the caller may change theirs
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """The neighbours, ``[rows, k]`` or None. Where an epoch stands is the loop's to say, by ``set_position``."""
+        """What a resumed run needs. Where an epoch stands is the loop's to say, by ``set_position``.
+
+        Returns:
+            ``neighbours``: int64 ``[rows, k]`` or None.
+        """
         return {"neighbours": None if self.neighbours is None else torch.from_numpy(self.neighbours)}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Set the neighbours of the run that is resumed."""
+        """Set the neighbours of the run that is resumed.
+
+        Args:
+            state: From ``state_dict``.
+
+        Raises:
+            ShapeError: The neighbours are those of another data set.
+        """
         self.set_neighbours(state["neighbours"])
 
     def __len__(self) -> int:
         return self.batch_schedule.batches(self.epoch)
 
     def order(self, epoch: int) -> list[int]:
-        """The epoch's order before hard negatives are brought together."""
+        """The epoch's order before hard negatives are brought together.
+
+        Args:
+            epoch: From 0.
+
+        Returns:
+            Every row once; that of the data set without ``shuffle``.
+        """
         if not self.shuffle:
             return list(range(self.rows))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)

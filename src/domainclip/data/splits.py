@@ -42,13 +42,23 @@ class GivenSplit:
 def split_pairs(
     pairs: Sequence[ImageTextPair], train: float = 0.8, val: float = 0.1, test: float = 0.1, seed: int = 42
 ) -> tuple[PairList, PairList, PairList]:
-    """Divide ``pairs`` by ratio; rows of one group, and rows of one image, stay together.
+    """Divide pairs by ratio; rows of one group, and rows of one image, stay together.
 
-    Stratified by label as well as the groups allow; a class with three groups or more has at least one in
-    train. The same seed and rows give the same splits, whatever the order of the rows (see ``group_split``).
-    Rows keep their order within a split; skipped rows go with the training split.
+    Stratified by label as well as the groups allow; a class with three groups or more has at least one in train. The
+    same seed and rows give the same splits, whatever the order of the rows (see ``group_split``).
 
-    Raises ``ConfigurationError``: ratios that are negative, leave train nothing, or do not sum to 1.
+    Args:
+        pairs: Pairs, or plain ``(path, caption)`` tuples.
+        train: Fraction of the rows to train on, above 0.
+        val: Fraction to validate on.
+        test: Fraction to evaluate on.
+        seed: Draws the order in which groups are placed.
+
+    Returns:
+        Train, validation and test. Rows keep their order within a split; skipped rows go with the training split.
+
+    Raises:
+        ConfigurationError: The ratios are negative, leave train nothing, or do not sum to 1.
     """
     ratios = (train, val, test)
     if min(ratios) < 0 or train <= 0:
@@ -80,15 +90,30 @@ def load_splits(
     seed: int = 42,
     **options: Unpack[ColumnOptions],
 ) -> DataSplits:
-    """The splits of the data at ``data_path``, and in ``notes`` every decision taken.
+    """The splits of the data at a path.
 
-    Given splits are kept: a directory with ``train.csv`` (.tsv, .json, .jsonl, .parquet) and perhaps
-    ``val.*`` or ``validation.*`` and ``test.*``; folders of these names; or the splits of a Hugging Face data
-    set. A missing one is cut from the training split by group, never from the test split. Anything else is
-    divided by ratio. Groups come from a ``meta.csv`` beside the table (columns ``image_path`` and ``group``),
-    else from the group column; without either each image is its own group.
+    Given splits are kept: a directory with ``train.csv`` (.tsv, .json, .jsonl, .parquet) and perhaps ``val.*`` or
+    ``validation.*`` and ``test.*``; folders of these names; or the splits of a Hugging Face data set. A missing one is
+    cut from the training split by group, never from the test split. Anything else is divided by ratio. Groups come from
+    a ``meta.csv`` beside the table (columns ``image_path`` and ``group``), else from the group column; without either
+    each image is its own group.
 
-    Raises ``DataError`` and ``ConfigurationError`` as ``DatasetLoader`` and ``split_pairs`` do.
+    Args:
+        data_path: As for ``DatasetLoader.load``, or a directory with splits.
+        image_col: Column with the image's path.
+        caption_col: Column with the caption.
+        train_split: Fraction of the rows to train on, where they are divided.
+        val_split: Fraction to validate on.
+        test_split: Fraction to evaluate on.
+        seed: As for ``split_pairs``.
+        **options: The further fields of ``Columns``.
+
+    Returns:
+        The splits, and in ``notes`` every decision taken.
+
+    Raises:
+        DataError: The data cannot be read (``DatasetLoader``), or two files claim one split.
+        ConfigurationError: The ratios are wrong (``split_pairs``), or the columns are (``DatasetLoader``).
     """
     ratios = {"train": train_split, "validation": val_split, "test": test_split}
     split_pairs([], train_split, val_split, test_split)  # wrong ratios fail before a long load
@@ -173,8 +198,18 @@ def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
 
 
 def join_groups(pairs: PairList, folder: Path | None, columns: Columns, notes: list[str]) -> None:
-    """Set each pair's group, and discipline where there is that column, from ``meta.csv`` in ``folder``, matched by
-    image; a pair it lacks keeps its own."""
+    """Set each pair's group, and discipline where there is that column, from ``meta.csv``, matched by image; a pair it
+    lacks keeps its own.
+
+    Args:
+        pairs: Changed in place.
+        folder: Where ``meta.csv`` may be.
+        columns: Name the columns of images and groups.
+        notes: Told if the file is there but lacks a column.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     meta = folder / META_FILE if folder is not None else None
     if meta is None or not meta.is_file():
         return
@@ -213,7 +248,14 @@ def _divide(name: str, pairs: PairList, ratios: dict[str, float], seed: int, not
 
 
 def leakage_notes(splits: DataSplits) -> list[str]:
-    """A warning for each two splits that share groups or images."""
+    """What two splits share that they should not.
+
+    Args:
+        splits: The three splits.
+
+    Returns:
+        A warning for each two that share groups, and for each two that share images.
+    """
     named = (("train", splits.train), ("validation", splits.val), ("test", splits.test))
     notes = []
     for index, (name, pairs) in enumerate(named):
@@ -231,6 +273,14 @@ def leakage_notes(splits: DataSplits) -> list[str]:
 
 
 def group_names(pairs: Sequence[ImageTextPair]) -> set[str]:
+    """The groups that rows are from.
+
+    Args:
+        pairs: The rows.
+
+    Returns:
+        Each group once; none for rows without one.
+    """
     return {pair.group for pair in pairs if pair.group is not None}
 
 
@@ -275,7 +325,14 @@ def load_splits_of(resolved: ResolvedInference) -> DataSplits:
 def document_column(resolved: ResolvedInference) -> str:
     """The column that groups rows: documents where ``document_col`` is set, so that none straddles two splits.
 
-    Raises ``ConfigurationError`` where ``group_col`` names another one.
+    Args:
+        resolved: The recipe with its domain.
+
+    Returns:
+        The column's name.
+
+    Raises:
+        ConfigurationError: ``group_col`` names another one.
     """
     column, data = resolved.evaluation.document_col, resolved.data
     if column is not None and data.group_col not in (column, DataSettings.model_fields["group_col"].default):

@@ -47,10 +47,20 @@ class StepPlan:
     def from_settings(
         cls, settings: CLIPFinetuningConfig, rows: int, batch_size: int, full_resolution: int
     ) -> StepPlan:
-        """The plan of a resolved recipe. ``batch_size`` is the contrastive one (the largest, where it changes).
+        """The plan of a resolved recipe.
 
-        Raises ``ConfigurationError`` for a schedule that is still to be resolved (``auto``), or that does not end at
-        ``batch_size`` pairs or ``full_resolution``.
+        Args:
+            settings: The recipe.
+            rows: Of the training split.
+            batch_size: Pairs in a contrastive batch (in the largest, where it changes).
+            full_resolution: In pixels; what is validated and saved.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ConfigurationError: A schedule is still to be resolved (``auto``), or does not end at ``batch_size`` pairs
+                or ``full_resolution``.
         """
         sizes, resolutions = settings.batch_size_schedule, settings.resolution_schedule
         if resolutions == "auto":
@@ -73,24 +83,59 @@ class StepPlan:
     # --- batches ---
 
     def batches(self, epoch: int) -> int:
-        """Steps of an epoch; those of a last one that ``max_steps`` cuts short count as well."""
+        """Steps of an epoch.
+
+        Args:
+            epoch: From 0.
+
+        Returns:
+            How many; those of a last one that ``max_steps`` cuts short count as well.
+        """
         return self.batch_schedule.batches(epoch)
 
     def sizes(self, epoch: int) -> list[int]:
-        """Pairs in each batch of an epoch."""
+        """Sizes of an epoch's batches.
+
+        Args:
+            epoch: From 0.
+
+        Returns:
+            Pairs in each batch, in order.
+        """
         return [size for size, count in self.batch_schedule.runs(epoch) for _ in range(count)]
 
     def epoch_start(self, epoch: int) -> int:
-        """The step of an epoch's first batch."""
+        """Where an epoch begins.
+
+        Args:
+            epoch: From 0.
+
+        Returns:
+            The step of its first batch.
+        """
         return self.batch_schedule.epoch_start(epoch)
 
     def epochs(self, steps: int) -> float:
-        """How many epochs the first ``steps`` steps are: 1.5 in the middle of the second."""
+        """Steps as epochs.
+
+        Args:
+            steps: How many, from the beginning of the training.
+
+        Returns:
+            Epochs: 1.5 in the middle of the second.
+        """
         epoch, batch = self.batch_schedule.position(steps)
         return epoch + batch / self.batches(epoch)
 
     def size(self, step: int) -> int:
-        """Pairs in the batch of a step."""
+        """Size of a step's batch.
+
+        Args:
+            step: From 0 over the whole training.
+
+        Returns:
+            Pairs.
+        """
         epoch, batch = self.batch_schedule.position(step)
         for size, count in self.batch_schedule.runs(epoch):
             if batch < count:
@@ -108,17 +153,30 @@ class StepPlan:
         return sorted({resolution for _, resolution in self.phases} or {self.full_resolution})
 
     def resolution(self, step: int) -> int:
-        """Resolution in pixels of a step's images."""
+        """Resolution of a step's images.
+
+        Args:
+            step: From 0 over the whole training.
+
+        Returns:
+            Pixels.
+        """
         if self.draws:
             resolutions, weights = zip(*self.draws, strict=True)
             return random.Random(f"side/{self.seed}/{step}").choices(resolutions, weights)[0]
         return self.phases[self._phase(step)][1] if self.phases else self.full_resolution
 
     def strength(self, step: int) -> float:
-        """Strength of a step's augmentation, in (0, 1].
+        """Strength of a step's augmentation.
 
         A small image shows less, and is altered less: in progressive training the strength rises with the resolution
         (Tan & Le 2021, "EfficientNetV2", section 4, found that to be what keeps the accuracy), here in proportion.
+
+        Args:
+            step: From 0 over the whole training.
+
+        Returns:
+            A factor in (0, 1]; 1 outside progressive training.
         """
         return min(1.0, self.resolution(step) / self.full_resolution) if self.phases else 1.0
 
@@ -128,14 +186,20 @@ class StepPlan:
     # --- learning rate ---
 
     def rate(self, step: int) -> float:
-        """Factor to a step's learning rate, in (0, 1].
+        """Factor to a step's learning rate.
 
         - √(B / largest B) where the batch is smaller than it will be: for adaptive optimizers the rate goes with the
           square root of the batch (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
           Algorithms").
         - After a change of resolution a linear rise from 0.1 to 1 over 5 % of the phase, 20 steps at most: the
-        statistics of
-          batch norm and of activations shift with the resolution, and the optimizer's moments are those of another one.
+          statistics of batch norm and of activations shift with the resolution, and the optimizer's moments are those
+          of another one.
+
+        Args:
+            step: From 0 over the whole training.
+
+        Returns:
+            A factor in (0, 1].
         """
         factor = math.sqrt(self.batch_schedule.wanted(step) / self.batch_schedule.largest)
         phase = self._phase(step)

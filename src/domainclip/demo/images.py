@@ -24,16 +24,25 @@ README_TITLE = "# domainclip demo data"
 
 
 def build_demo_data(folder: Path, seed: int = 0, size: int = 64) -> Path:
-    """Write the demo's images and tables into ``folder`` and return it.
+    """Write the demo's images and tables; an earlier build in the folder is replaced.
 
-    ``images/`` holds square JPEG patches of ``size`` × ``size`` pixels; ``train.csv``, ``val.csv`` and ``test.csv``
-    have the columns ``image_path`` (relative to ``folder``), ``caption``, ``label`` and ``group`` (the block of the
-    source image). ``patches.csv`` says which square of which image each patch is, and ``README.md`` where the
-    images come from. The splits share no block and no pixel. The same ``seed`` gives the same patches.
+    ``images/`` holds square JPEG patches; ``train.csv``, ``val.csv`` and ``test.csv`` have the columns ``image_path``
+    (relative to ``folder``), ``caption``, ``label`` and ``group`` (the block of the source image). ``patches.csv`` says
+    which square of which image each patch is, and ``README.md`` where the images come from. The splits share no block
+    and no pixel.
 
-    An earlier build in ``folder`` is replaced. Raises ``DataError`` for a ``folder`` that holds anything but such a
-    build, a ``size`` below 16, or bundled images other than the expected ones; ``MissingExtraError`` without
-    scikit-image.
+    Args:
+        folder: Where they go.
+        seed: The same one gives the same patches.
+        size: Side of a patch in pixels, at least 16.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: The folder holds anything but such a build, ``size`` is below 16, or the bundled images are others
+            than the expected ones.
+        MissingExtraError: scikit-image is not installed.
     """
     folder = Path(folder)
     if size < 16:

@@ -33,6 +33,18 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
 
     ``folder`` then holds ``data/``, ``initial-model/`` and everything a run of ``domainclip train`` leaves; an earlier
     demonstration in it is replaced.
+
+    Args:
+        folder: Where everything goes.
+        overrides: Recipe keys that differ from ``RECIPE``.
+        console: Where the course is shown; standard error, if left out.
+
+    Returns:
+        What ``run_training`` returns.
+
+    Raises:
+        DataError: ``folder/data`` holds anything but an earlier build.
+        MissingExtraError: scikit-image is not installed.
     """
     console = console or Console(stderr=True)
     folder = Path(folder)

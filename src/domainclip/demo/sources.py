@@ -46,7 +46,14 @@ class Source:
 
 
 def grid(area: Box) -> dict[str, list[Box]]:
-    """``area`` as 4 × 4 blocks with gaps between them: ten to train on, two to validate, four to test."""
+    """An area as 4 × 4 blocks with ``GAP`` pixels between them.
+
+    Args:
+        area: Left, top, right and bottom, in source pixels.
+
+    Returns:
+        Blocks by split: ten to train on, two to validate, four to test.
+    """
     left, top, right, bottom = area
     blocks: dict[str, list[Box]] = {split: [] for split in SPLITS}
     for row in range(4):

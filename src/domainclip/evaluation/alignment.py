@@ -30,7 +30,9 @@ class AlignmentRows:
     """The distinct images and captions of some rows, and which belong together.
 
     Both as in ``RetrievalEvaluator``: an equal caption is the same caption, a hit whichever row it was written for.
-    Raises ``DataError`` with fewer than two of either.
+
+    Raises:
+        DataError: There are fewer than two images or two captions.
     """
 
     def __init__(self, pairs: Sequence[LabelledPair], text_transform: Callable[[str], str] | None = None) -> None:
@@ -56,6 +58,11 @@ class AlignmentRows:
         """The class that a caption is most often written for."""
 
     def counts(self) -> dict[str, int]:
+        """Count what the rows consist of.
+
+        Returns:
+            Numbers by name: rows, distinct images and texts, pairs, shared captions, classes, images without a label.
+        """
         images_of = torch.bincount(self.hits[:, 1], minlength=len(self.captions))
         return {
             "rows": self.n_rows,
@@ -191,7 +198,11 @@ class Answers:
     miss_value: Float[Tensor, " queries"]
 
     def margins(self) -> Float[Tensor, " queries"]:
-        """How much the best miss beats the best hit; −∞ without a miss."""
+        """How much the best miss beats the best hit.
+
+        Returns:
+            ``[queries]``, in the metric's units; −∞ without a miss.
+        """
         return self.miss_value - self.hit_value
 
 
@@ -211,16 +222,19 @@ class Alignment:
 
 
 def measure(rows: AlignmentRows, model: Embedded, metric: Metric, seed: int) -> Alignment:
-    """The figures of one model. Raises ``ShapeError`` where embeddings are not finite.
+    """The figures of one model.
 
     Args:
-        rows: The rows.
+        rows: What was embedded.
         model: Their embeddings.
         metric: How they are compared.
-        seed: Of the sample.
+        seed: Of the sample that AUROC, overlap and threshold are taken from.
 
     Returns:
         The figures.
+
+    Raises:
+        ShapeError: Embeddings are not finite, or not one for each distinct image and caption.
     """
     if len(model.images) != len(rows.paths) or len(model.texts) != len(rows.captions):
         raise ShapeError(

@@ -36,8 +36,11 @@ UNNAMED_ROOT = ""
 class ClassHierarchy:
     """Where each name hangs. ``parents``: name → the name above it, the root's being None.
 
-    ``from_nested`` and ``from_file`` build one. Raises ``ConfigurationError`` for a name that stands twice (its place
-    would be ambiguous), an empty name and a tree without two names.
+    ``from_nested`` and ``from_file`` build one.
+
+    Raises:
+        ConfigurationError: In either of them a name stands twice (its place would be ambiguous) or is empty, or the
+            tree has fewer than two names.
     """
 
     def __init__(self, parents: Mapping[str, str | None]) -> None:
@@ -46,14 +49,18 @@ class ClassHierarchy:
 
     @classmethod
     def from_nested(cls, nested: Mapping[str, Any], source: str = "class_hierarchy") -> ClassHierarchy:
-        """From mappings and lists as YAML and JSON give them. ``source`` stands at the front of error messages.
+        """From mappings and lists as YAML and JSON give them.
 
         Args:
-            nested: The tree.
-            source: Where it comes from.
+            nested: Names with what hangs under them.
+            source: Where it comes from; it stands at the front of error messages.
 
         Returns:
             The hierarchy.
+
+        Raises:
+            ConfigurationError: This is no nested mapping, a name stands twice or is empty, or there are fewer than two
+                names.
         """
         if not isinstance(nested, Mapping) or not nested:
             raise ConfigurationError(
@@ -70,13 +77,16 @@ class ClassHierarchy:
 
     @classmethod
     def from_file(cls, path: Path | str) -> ClassHierarchy:
-        """From a ``.yaml``, ``.yml`` or ``.json`` file. Raises ``ConfigurationError`` with the file and the line.
+        """From a ``.yaml``, ``.yml`` or ``.json`` file.
 
         Args:
             path: The file.
 
         Returns:
             The hierarchy.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or holds no hierarchy; the message names file and line.
         """
         path = Path(path)
         text = read_yaml_text(path, "Class hierarchy")
@@ -165,10 +175,13 @@ class ClassHierarchy:
         return 2 * (self.common_depth(a, b) + 1) / (self.depth(a) + self.depth(b) + 2)
 
     def require(self, classes: Iterable[str]) -> None:
-        """Raises ``ConfigurationError`` for classes that the tree lacks (with the nearest name) and for its root.
+        """Check that the tree has a place for classes.
 
         Args:
             classes: Names that the tree must have.
+
+        Raises:
+            ConfigurationError: The tree lacks one (the message has the nearest name), or one is its root.
         """
         unknown = [label for label in dict.fromkeys(classes) if self.parents.get(label) is None]
         if not unknown:
@@ -207,20 +220,22 @@ def class_hierarchy_scores(
       right there. The deepest level is plain accuracy where all classes are leaves at that depth.
 
     The details say what a wrong answer drawn evenly from the other ``classes`` (default: those that occur) would give
-    for the same images, how many images each level counts, and, from ``resamples`` in which images of one group
-    stay together, the intervals (95 %). Raises ``ConfigurationError`` for a class that the tree lacks, no images, or
-    lists of unequal length.
+    for the same images, how many images each level counts, and, from ``resamples`` in which images of one group stay
+    together, the intervals (95 %).
 
     Args:
         tree: The hierarchy.
-        targets: True class names.
-        predictions: Predicted ones.
+        targets: True class names, one for each image.
+        predictions: Predicted ones, in the same order.
         classes: All classes; None for those that occur.
-        groups: Each image's group.
-        resamples: 0 for no intervals.
+        groups: Each image's group; images of one stay together in a resample.
+        resamples: How many are drawn; 0 for no intervals.
 
     Returns:
         Figures and details.
+
+    Raises:
+        ConfigurationError: The tree lacks a class, there are no images, or the lists differ in length.
     """
     if not targets or len(targets) != len(predictions):
         raise ConfigurationError(

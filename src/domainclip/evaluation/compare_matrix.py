@@ -54,19 +54,22 @@ class SetScores:
 def compare_matrix(
     models: Mapping[str, str], sets: Sequence[SetScores], reference: str, *, seed: int = 0
 ) -> dict[str, Any]:
-    """The content of ``compare.json`` but for what the caller adds. ``models``: name → path, in the order shown.
+    """The content of ``compare.json`` but for what the caller adds.
 
     Keys: ``reference``, ``models``, ``data``, ``cells`` (all models of the first set, then of the next), ``summary``
-    (verdicts counted by model) and ``method``. Raises ``ConfigurationError`` for a reference that is no model.
+    (verdicts counted by model) and ``method``.
 
     Args:
-        models: Name to path.
+        models: Name to path, in the order shown.
         sets: What the models scored on each data set.
         reference: The model that others are tested against.
         seed: Of resamples and exchanges.
 
     Returns:
         The content.
+
+    Raises:
+        ConfigurationError: The reference is no model.
     """
     if reference not in models:
         raise ConfigurationError(

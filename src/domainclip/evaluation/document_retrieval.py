@@ -50,8 +50,10 @@ class DocumentRetrievalEvaluator(CallableEvaluator):
     among the first K, and ``document_i2t_MRR``, the mean of 1 / rank of the first hit; all in 0…1. A K that leaves no
     candidate out is left out itself. Ties count against the model (see ``alignment.metrics``).
 
-    Raises ``DataError`` where fewer than two documents are named, or two documents cannot be told apart since each
-    text stands in all of them; ``ShapeError`` for ``documents`` of another length.
+    Raises:
+        DataError: Fewer than two documents are named, or two cannot be told apart since each text stands in all of
+            them.
+        ShapeError: ``documents`` has another length than ``pairs``.
     """
 
     name = "documents"

@@ -18,9 +18,27 @@ from domainclip.metrics.metric import Metric
 class Embedder(Protocol):
     """Whatever turns images and texts into L2-normalised float32 rows on the CPU, in the order given."""
 
-    def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]: ...
+    def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]:
+        """Embed images.
 
-    def encode_texts(self, texts: list[str], /) -> Float[Tensor, "texts dim"]: ...
+        Args:
+            paths: Image files.
+
+        Returns:
+            ``[images, dim]``, of unit length, float32 on the CPU, in the order given.
+        """
+        ...
+
+    def encode_texts(self, texts: list[str], /) -> Float[Tensor, "texts dim"]:
+        """Embed texts.
+
+        Args:
+            texts: Any texts.
+
+        Returns:
+            ``[texts, dim]``, of unit length, float32 on the CPU, in the order given.
+        """
+        ...
 
 
 class LabelledPair(Protocol):
@@ -103,7 +121,14 @@ class Evaluator(Protocol):
     def greater_is_better(self) -> bool: ...
 
     def evaluate(self, embed: Embedder, /) -> EvaluationResult:
-        """The figures of this embedder."""
+        """Evaluate an embedder.
+
+        Args:
+            embed: The model.
+
+        Returns:
+            Its figures and their details.
+        """
         ...
 
 

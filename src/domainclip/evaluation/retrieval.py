@@ -18,10 +18,12 @@ from domainclip.metrics.retrieval import chunked_ranks, summarise_ranks
 class RetrievalEvaluator(CallableEvaluator):
     """Finds captions for images (i2t) and images for captions (t2i) among all those of the set.
 
-    Candidates are the *distinct* images and the *distinct* captions: an equal caption is the same caption
-    (letter case and spacing aside, which CLIP's tokenizers drop too), so finding it is a hit whichever row it
-    was written for. So is one that is equal after ``text_transform``, which is what the model is shown. Raises
-    ``DataError`` with fewer than two of either.
+    Candidates are the *distinct* images and the *distinct* captions: an equal caption is the same caption (letter case
+    and spacing aside, which CLIP's tokenizers drop too), so finding it is a hit whichever row it was written for. So is
+    one that is equal after ``text_transform``, which is what the model is shown.
+
+    Raises:
+        DataError: There are fewer than two images or two captions.
     """
 
     name = "retrieval"
@@ -107,5 +109,14 @@ class RetrievalEvaluator(CallableEvaluator):
 
 
 def caption_key(caption: str, text_transform: Callable[[str], str] | None = None) -> str:
+    """What equal captions have in common: letter case and spacing are left aside.
+
+    Args:
+        caption: As the data have it.
+        text_transform: What is done to captions before the tokenizer; None for nothing.
+
+    Returns:
+        The key.
+    """
     shown = caption if text_transform is None else text_transform(caption)
     return " ".join(shown.split()).casefold()

@@ -47,13 +47,16 @@ class Corruption:
     function: CorruptionFunction
 
     def level(self, severity: int) -> float:
-        """The level of a severity, 0 (clean) to ``len(levels)``. Raises ``ConfigurationError`` beyond.
+        """The level of a severity.
 
         Args:
-            severity: From 0.
+            severity: From 0 (clean) to ``len(levels)``.
 
         Returns:
-            The level.
+            The level, as ``unit`` says.
+
+        Raises:
+            ConfigurationError: The severity is below 0 or above ``len(levels)``.
         """
         if not 0 <= severity <= len(self.levels):
             raise ConfigurationError(
@@ -74,19 +77,22 @@ def corrupt(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image, of the same size, with corruption of that kind and severity; severity 0 is the image itself.
 
-    ``model_size``: height and width in pixels that the model's resize would give the image
-    (``ImageSpec.resized_shape``). The result depends on the arguments alone. Raises ``ConfigurationError`` for an
-    unknown kind or severity and for a kind that changes the form, ``ImageError`` for an image too long for JPEG.
+    The result depends on the arguments alone.
 
     Args:
-        image: As it was decoded.
-        name: The kind.
-        severity: From 0.
-        model_size: Height and width.
+        image: As it was decoded, ``[height, width, 3]``, uint8.
+        name: A key of ``CORRUPTIONS``.
+        severity: From 0 to the number of the kind's levels.
+        model_size: Height and width in pixels that the model's resize would give the image
+            (``ImageSpec.resized_shape``).
         seed: Of what is random.
 
     Returns:
         The corrupted image.
+
+    Raises:
+        ConfigurationError: The kind or severity is unknown, or the kind changes the image's shape or dtype.
+        ImageError: A side is too long for JPEG.
     """
     corruption = CORRUPTIONS[name]
     level = corruption.level(severity)
@@ -176,9 +182,25 @@ class ConditionEvaluator:
         self._results: dict[Condition, Any] = {}
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Embed texts, each list once.
+
+        Args:
+            texts: Any texts.
+
+        Returns:
+            ``[texts, dim]``, as the function given gives them.
+        """
         return self._texts(tuple(texts))
 
     def encode_images(self, paths: Sequence[Path]) -> Float[Tensor, "images dim"]:
+        """Look up the images' embeddings under the condition that is being evaluated.
+
+        Args:
+            paths: Images that have a row.
+
+        Returns:
+            ``[images, dim]``, of unit length, in the order given.
+        """
         assert self._shown is not None
         return self.embeds[self._shown][[self.rows[path] for path in paths]]
 
@@ -189,11 +211,27 @@ class ConditionEvaluator:
         return self._results[condition]
 
     def metrics(self, condition: Condition) -> dict[str, float]:
+        """Evaluate a condition, once.
+
+        Args:
+            condition: One that has embeddings.
+
+        Returns:
+            Figures by name.
+        """
         return self._result(condition).metrics
 
     def agreement(self, condition: Condition, reference: Condition) -> dict[str, float | None]:
-        """``mean_cosine`` of each image's two embeddings; fractions of images with the ``same_class`` and the
-        ``same_caption`` nearest, None where the data have no classes or captions to choose from."""
+        """Compare what the model makes of the same images under two conditions.
+
+        Args:
+            condition: The one asked about.
+            reference: What it is compared with.
+
+        Returns:
+            ``mean_cosine`` of each image's two embeddings, in -1…1; fractions of images with the ``same_class`` and the
+            ``same_caption`` nearest, None where the data have no classes or captions to choose from.
+        """
         here, there = (self.embeds[one].double() for one in (condition, reference))
         found: dict[str, float | None] = {"mean_cosine": float(F.cosine_similarity(here, there).mean())}
         classes = [self._classes(one) for one in (condition, reference)]
@@ -203,7 +241,15 @@ class ConditionEvaluator:
         return found
 
     def change(self, condition: Condition, reference: Condition) -> dict[str, Any] | None:
-        """How acc1 differs from the reference's on the same images (``PairedChange``); None without classes."""
+        """How acc1 differs from the reference's on the same images.
+
+        Args:
+            condition: The one asked about.
+            reference: What it is compared with.
+
+        Returns:
+            The fields of a ``PairedChange``; None without classes.
+        """
         if self.evaluator.zero_shot is None:
             return None
         return asdict(paired_change(self._right(reference), self._right(condition)))
@@ -223,6 +269,17 @@ class ConditionEvaluator:
         return (self.encode_images(retrieval.paths) @ self.encode_texts(retrieval.captions).T).argmax(1).tolist()
 
     def curves(self, resolution: int, seed: int) -> dict[str, Any]:
+        """Figures along every kind of corruption, from mild to severe.
+
+        Args:
+            resolution: In pixels; all conditions of it must have embeddings.
+            seed: Of the corruptions, as it is reported.
+
+        Returns:
+            ``resolution``, ``seed``, ``clean`` (its ``metrics``) and ``corruptions``: for each kind its ``unit``,
+            ``untouched_level`` and ``levels``, each with ``metrics`` and with ``agreement`` and ``change`` against
+            clean.
+        """
         clean = Condition(resolution)
         found: dict[str, Any] = {}
         for name in CORRUPTIONS:

@@ -43,7 +43,17 @@ class SharedEmbedder:
         return shared
 
     def encode_images(self, paths: list[Path], /) -> Float[Tensor, "images dim"]:
-        """Embeddings of these images, in the order given."""
+        """Embed images, those seen before from memory.
+
+        Args:
+            paths: Image files, repeats allowed.
+
+        Returns:
+            ``[images, dim]``, float32 on the CPU, in the order given.
+
+        Raises:
+            ShapeError: The embedder behind does not give one row for each image.
+        """
         if new := [path for path in dict.fromkeys(paths) if path not in self._row]:
             found = encode_images(self._embed, new)
             self._images = torch.cat([self._images, found]) if self._row else found
@@ -51,7 +61,14 @@ class SharedEmbedder:
         return self._images[[self._row[path] for path in paths]]
 
     def encode_texts(self, texts: list[str], /) -> Float[Tensor, "texts dim"]:
-        """Embeddings of these texts, in the order given."""
+        """Embed texts; the same list is answered from memory.
+
+        Args:
+            texts: Any texts.
+
+        Returns:
+            ``[texts, dim]`` as the embedder behind gives them, in the order given.
+        """
         key = tuple(texts)
         if key not in self._texts:
             self._texts[key] = self._embed.encode_texts(texts)
@@ -72,11 +89,35 @@ class SharedEmbedder:
 
 
 def encode_images(embed: Embedder, paths: list[Path]) -> Float[Tensor, "images dim"]:
-    """Embeddings in float32 on the CPU. Raises ``ShapeError`` where there is not one row for each image."""
+    """Embed images and check that there is a row for each.
+
+    Args:
+        embed: The model.
+        paths: Image files.
+
+    Returns:
+        ``[images, dim]``, float32 on the CPU.
+
+    Raises:
+        ShapeError: There is not one row for each image.
+    """
     return rows_for(embed.encode_images(paths), len(paths), "images")
 
 
 def rows_for(embeds: Tensor, expected: int, what: str) -> Tensor:
+    """Check that embeddings are one row for each input.
+
+    Args:
+        embeds: What an embedder gave, ``[inputs, dim]``.
+        expected: How many inputs there were.
+        what: What they are called in the message, such as ``images``.
+
+    Returns:
+        The embeddings, float32 on the CPU.
+
+    Raises:
+        ShapeError: They are not 2D, or of another number of rows.
+    """
     if embeds.ndim != 2 or len(embeds) != expected:
         raise ShapeError(
             f"Batch size mismatch: {expected} {what} gave embeddings of shape {tuple(embeds.shape)}. "

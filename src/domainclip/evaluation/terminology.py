@@ -62,9 +62,12 @@ class TerminologyEvaluator(CallableEvaluator):
       cosines tells those images apart, averaged over the classes; 0.5 is chance.
 
     Classes that are negations themselves ("normal", "no finding") are left out of the last two. What the glossary or
-    the rows cannot support is left out. Raises ``DataError`` where that is everything.
+    the rows cannot support is left out.
 
     ``encode_terms`` encodes terms as they stand, where the embedder would write abbreviations out.
+
+    Raises:
+        DataError: Nothing is left.
     """
 
     name = "terminology"

@@ -65,16 +65,18 @@ def choose_trade_off(
     sets.
 
     Where no point keeps both: that one of the Pareto front that misses them by least (the root of the squared sum of
-    what is lost too much and gained too little, in the scores' units). ``points`` must hold both ends.
-    Raises ``ConfigurationError`` where they do not.
+    what is lost too much and gained too little, in the scores' units).
 
     Args:
-        points: Models, both ends among them.
-        max_forgetting: What the reference sets may lose.
-        min_gain_kept: As a fraction of what was gained.
+        points: Models, both ends (``alpha`` 0 and 1) among them.
+        max_forgetting: What the reference sets may lose, in the scores' units.
+        min_gain_kept: Least gain, as a fraction of what the trained model has won.
 
     Returns:
         The choice.
+
+    Raises:
+        ConfigurationError: An end, ``alpha`` 0 or 1, is missing.
     """
     ends = {point.alpha: point for point in points}
     if 0.0 not in ends or 1.0 not in ends:

@@ -23,7 +23,9 @@ class ZeroShotEvaluator(CallableEvaluator):
     Classes come from ``prompts`` (class → sentences), else ``class_names`` with ``templates``, else the labels that
     occur; ``names_of`` gives the names that describe a class in its label's place. Rows without a label, or with one
     that is no class, are left out and counted. An image that several rows show under the same label counts once.
-    Raises ``DataError`` when no row or fewer than two classes are left.
+
+    Raises:
+        DataError: No row or fewer than two classes are left.
     """
 
     name = "classification"

@@ -122,12 +122,33 @@ class EmbeddingEngine:
             return list(pool.map(lambda image: self.images.problem(Path(image), preparation), images))
 
     def pixels(self, images: Sequence[ImageLike]) -> UInt8[Tensor, "views 3 size size"]:
-        """What the model is shown of these images, before ``spec.normalise``; one row each, or one for each tile."""
+        """What the model is shown of these images, before ``spec.normalise``.
+
+        Args:
+            images: Files, PIL images or arrays, at least one.
+
+        Returns:
+            One row each, or one for each tile; ``size`` is the model's resolution.
+
+        Raises:
+            ImageError: An image cannot be read.
+        """
         with ThreadPoolExecutor() as pool:
             return torch.cat(list(pool.map(self._reader(), images)))
 
     def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "n dim"]:
-        """Unit-length embeddings, float32 on the CPU. Raises ``ImageError`` for one that cannot be read."""
+        """Embed images.
+
+        Args:
+            images: Files, PIL images or arrays.
+
+        Returns:
+            Unit-length embeddings, float32 on the CPU, one an image.
+
+        Raises:
+            ImageError: An image cannot be read.
+            DataError: There are no images.
+        """
         if not len(images):
             raise DataError("No images to encode")
         rows, read = [], self._reader()
@@ -150,7 +171,17 @@ class EmbeddingEngine:
         return torch.cat(parts)
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
-        """Unit-length embeddings, float32 on the CPU; equal texts are encoded once."""
+        """Embed texts; equal texts are encoded once.
+
+        Args:
+            texts: Texts, which go through ``text_transform`` first.
+
+        Returns:
+            Unit-length embeddings, float32 on the CPU, one a text.
+
+        Raises:
+            DataError: There are no texts, or one is no string.
+        """
         if not len(texts):
             raise DataError("No texts to encode")
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):

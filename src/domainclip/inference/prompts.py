@@ -27,12 +27,20 @@ def class_prompts(
     fix_article: bool = True,
     names_of: Callable[[str], Sequence[str]] | None = None,
 ) -> dict[str, list[str]]:
-    """The sentences that describe each label, one per template and name, keyed by the label as given.
+    """The sentences that describe each label, one per template and name.
 
-    ``{}`` in a template stands for the label, whose underscores are read as spaces. ``names_of`` gives the names that
-    are used in a label's place (synonyms, or what a code stands for). With ``fix_article`` an
-    "a" or "an" right before the label is made to suit it, which its first letter decides (so "an hour" is
-    missed). Raises ``ConfigurationError`` for an empty list, an empty label or a template without ``{}``.
+    Args:
+        labels: Class names, whose underscores are read as spaces.
+        templates: Sentences in which ``{}`` stands for the label.
+        fix_article: Whether an "a" or "an" right before the label is made to suit it, which its first letter decides
+            (so "an hour" is missed).
+        names_of: Gives the names that are used in a label's place (synonyms, or what a code stands for).
+
+    Returns:
+        Sentences, keyed by the label as given.
+
+    Raises:
+        ConfigurationError: A list is empty, a label is empty, or a template is without ``{}``.
     """
     if not labels:
         raise ConfigurationError("No class names to make prompts from: give at least one label")
@@ -74,11 +82,20 @@ def _starts_with_vowel_sound(spoken: str) -> bool:
 def classifier_weights(
     encode_text: Callable[[list[str]], Float[Tensor, "texts dim"]], prompts: Mapping[str, Sequence[str]]
 ) -> Float[Tensor, "classes dim"]:
-    """One unit vector per class, in the order of ``prompts``: normalise, average, normalise again.
+    """One unit vector per class: normalise, average, normalise again.
 
-    Normalising first gives every sentence the same say. Equal sentences are encoded once. Raises
-    ``ConfigurationError`` for a class without prompts and ``ShapeError`` where the encoder returns something
-    other than one row per text.
+    Normalising first gives every sentence the same say. Equal sentences are encoded once.
+
+    Args:
+        encode_text: From texts to one embedding each, of any length.
+        prompts: The sentences of each class.
+
+    Returns:
+        Unit vectors in float32, in the order of ``prompts``.
+
+    Raises:
+        ConfigurationError: There are no classes, or one is without prompts.
+        ShapeError: The encoder returns something other than one row per text.
     """
     if not prompts:
         raise ConfigurationError("No class prompts to build a classifier from: give at least one class")

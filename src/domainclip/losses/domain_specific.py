@@ -36,8 +36,7 @@ class DomainSpecificLoss(ContrastiveObjective):
 
     ``scientific``, soft targets from what the texts say of each other, so that taking one species for its neighbour
     costs less than taking it for a rock (Gao et al. 2024, "SoftCLIP", for the targets; α = min(w
-    ``soft_target_fraction``,
-    0.9), and the text similarities carry no gradient).
+    ``soft_target_fraction``, 0.9), and the text similarities carry no gradient).
 
         t_ij ← (1 - α) t_ij + α softmax_j(cos(y_i, y_j) / τ_t),  τ_t = 0.1
 

@@ -75,6 +75,23 @@ class MultiResolutionLoss(nn.Module):
         progress: float = 1.0,
         logit_bias: Float[Tensor, ""] | None = None,
     ) -> dict[str, Any]:
+        """The objective over a batch.
+
+        Args:
+            image_embeds: ``[batch, scales, dim]``, one for each of ``resolution_scales``; ``[batch, dim]`` is one size.
+            text_embeds: ``[batch, dim]``; row i belongs to image i.
+            group_ids: ``[batch]``; rows of one group are positives of each other. None: each row is a group of its own.
+            logit_scale: The model's log(1/τ), which takes the place of the objective's own.
+            progress: How much of the training is done, from 0 to 1.
+            logit_bias: The model's own (SigLIP), for an objective that takes one.
+
+        Returns:
+            What the contrastive loss gives at the first size, with ``loss``, ``image_to_text_loss`` and
+            ``text_to_image_loss`` over all sizes, ``resolution_losses`` ``[scales]`` and ``consistency_loss``.
+
+        Raises:
+            ShapeError: The embeddings do not fit ``resolution_scales`` or each other.
+        """
         if image_embeds.ndim == 2:
             image_embeds = image_embeds[:, None]
         if image_embeds.ndim != 3 or image_embeds.shape[1] not in (1, len(self.weights)):

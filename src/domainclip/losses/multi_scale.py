@@ -92,6 +92,15 @@ class MultiScaleLoss(ContrastiveObjective):
         return weights @ by_scale, {"scale_losses": by_scale.sum(dim=1), "target_entropy": entropy}
 
     def contrast(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The objective over a batch, and what is told of its scales.
+
+        Args:
+            *args: As for ``ContrastiveObjective.contrast``.
+            **kwargs: The same.
+
+        Returns:
+            What that returns, with ``base_temperature``, ``temperatures`` and ``scale_weights``.
+        """
         output = super().contrast(*args, **kwargs)
         return {
             **output,

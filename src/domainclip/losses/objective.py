@@ -65,11 +65,20 @@ class Rows:
         return self.texts if self.direction == "image_to_text" else self.images
 
     def targets(self) -> Float[Tensor, "c B"]:
-        """Each query's positives with equal probability: t_ij = [j positive of i] / #positives of i."""
+        """Each query's positives with equal probability: t_ij = [j positive of i] / #positives of i.
+
+        Returns:
+            ``[c, B]``; each row sums to 1.
+        """
         same = self.positive.to(self.scores.dtype)
         return same / same.sum(dim=1, keepdim=True)
 
     def own_scores(self) -> Float[Tensor, "c 1"]:
+        """Each query's similarity to its own pair.
+
+        Returns:
+            ``[c, 1]``, not divided by the temperature.
+        """
         return self.scores.gather(1, self.index[:, None])
 
 
@@ -97,8 +106,11 @@ class ContrastiveObjective(nn.Module):
 
     Computed in float32 (float64 stays): bf16 logits at scale 64 would step by 0.25.
 
-    Raises ``ShapeError`` for anything but two ``[B, D]`` tensors, ``ConfigurationError`` for a temperature ≤ 0. NaN
-    comes out as NaN. A zero vector has a cosine of 0 to everything.
+    NaN comes out as NaN. A zero vector has a cosine of 0 to everything.
+
+    Raises:
+        ShapeError: In a call, for anything but two ``[B, D]`` tensors.
+        ConfigurationError: The temperature is ≤ 0.
     """
 
     uses_groups = True
@@ -122,6 +134,14 @@ class ContrastiveObjective(nn.Module):
 
     @classmethod
     def keywords_from(cls, settings: LossSettings) -> dict[str, Any]:
+        """The constructor's keywords as a recipe has them.
+
+        Args:
+            settings: The group of the recipe that is read.
+
+        Returns:
+            Values of all keywords that are keys of the recipe, by keyword.
+        """
         parameters = inspect.signature(cls.__init__).parameters
         names = {*parameters, *(SharedKeywords.__annotations__ if "shared" in parameters else ())}
         keys = {name: cls.recipe_keys.get(name, name) for name in names}
@@ -219,6 +239,23 @@ class ContrastiveObjective(nn.Module):
         progress: float,
         row_loss: Callable[[Rows], RowLoss] | None = None,
     ) -> dict[str, Tensor]:
+        """Both directions of the objective over a batch, in float32 (float64 stays), a chunk of rows at a time.
+
+        Args:
+            image_embeds: ``[batch, dim]``, as the image tower gives them.
+            text_embeds: ``[batch, dim]``; row i belongs to image i.
+            group_ids: ``[batch]``; rows of one group are positives of each other. None: each row is a group of its own.
+            logit_scale: The model's log(1/τ), which takes the place of the objective's own; None for that one.
+            progress: How much of the training is done, from 0 to 1.
+            row_loss: In place of the objective's own.
+
+        Returns:
+            ``loss``, ``image_to_text_loss``, ``text_to_image_loss``, ``temperature``, the objective's extras, and where
+            the matrix is held at once ``logits_per_image`` and ``logits_per_text``.
+
+        Raises:
+            ShapeError: The embeddings are not ``[B, D]`` alike, or the ids not ``[B]``.
+        """
         row_loss = row_loss or self.row_loss
         size = check_batch(image_embeds, text_embeds, group_ids)
         device = image_embeds.device

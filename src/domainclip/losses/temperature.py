@@ -50,9 +50,10 @@ class TemperatureScheduler:
     At position 0 the temperature is ``initial_temp`` for every schedule, and it never leaves ``[min_temp, max_temp]``.
     ``warmup_steps`` matters to the warmup schedule only.
 
-    Raises ``ConfigurationError`` for a temperature ≤ 0, bounds in the wrong order or that leave ``initial_temp``
-    outside, an unknown schedule, ``warmup_steps`` or ``total_steps`` ≤ 0, a warmup longer than the training, and a
-    ``decay_rate`` outside (0, 1).
+    Raises:
+        ConfigurationError: A temperature is ≤ 0, bounds are in the wrong order or leave ``initial_temp`` outside, the
+            schedule is unknown, ``warmup_steps`` or ``total_steps`` is ≤ 0, the warmup is longer than the training, or
+            ``decay_rate`` is outside (0, 1).
     """
 
     _position: int
@@ -141,8 +142,7 @@ class TemperatureScheduler:
     def step(self, step: int | None = None, loss: float | None = None) -> float:
         """Go to position ``step`` (one further where it is None) and return the temperature there.
 
-        ``loss`` is that of the batch just trained on, and moves the adaptive schedule alone. Raises
-        ``ConfigurationError`` for a negative position.
+        ``loss`` is that of the batch just trained on, and moves the adaptive schedule alone.
 
         Args:
             step: The number of the step; None: the next one.
@@ -150,6 +150,9 @@ class TemperatureScheduler:
 
         Returns:
             The temperature from here on.
+
+        Raises:
+            ConfigurationError: The position is negative.
         """
         if step is not None and step < 0:
             raise ConfigurationError(f"step must be zero or more (step={step!r})")
@@ -162,11 +165,19 @@ class TemperatureScheduler:
         return self._temperature
 
     def get_temperature(self) -> float:
-        """The temperature at the present position."""
+        """Say what the temperature is now.
+
+        Returns:
+            The temperature at the present position.
+        """
         return self._temperature
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``get_state`` gives, under the name that all parts of a checkpoint use."""
+        """What ``get_state`` gives, under the name that all parts of a checkpoint use.
+
+        Returns:
+            Plain numbers and text.
+        """
         return self.get_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

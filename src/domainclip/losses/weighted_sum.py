@@ -80,6 +80,18 @@ class WeightedSumLoss(nn.Module):
         return cls(parts, settings.loss_balancing)
 
     def forward(self, image_embeds: Tensor, text_embeds: Tensor, **context: Any) -> dict[str, Any]:
+        """The weighted objectives over a batch.
+
+        Args:
+            image_embeds: ``[batch, dim]``, as the image tower gives them.
+            text_embeds: ``[batch, dim]``; row i belongs to image i.
+            **context: What objectives take besides, such as ``group_ids``; each gets what it takes.
+
+        Returns:
+            ``loss``, ``objective_losses`` and ``objective_weights`` (each name → scalar); ``image_to_text_loss`` and
+            ``text_to_image_loss``, weighted, where all objectives give them; the first one's ``temperature`` and
+            logits, where it gives them.
+        """
         outputs = {
             name: call_objective(objective, image_embeds, text_embeds, **context)
             for name, objective in self.objectives.items()

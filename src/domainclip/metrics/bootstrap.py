@@ -54,7 +54,16 @@ class Figures(Protocol):
     @property
     def cost(self) -> int: ...
 
-    def resampled(self, counts: Float[np.ndarray, "resamples rows"], /) -> Draws: ...
+    def resampled(self, counts: Float[np.ndarray, "resamples rows"], /) -> Draws:
+        """The figures of each resample.
+
+        Args:
+            counts: How often each row is in each resample.
+
+        Returns:
+            Values ``[resamples]`` by metric and class, NaN where a resample leaves one undefined.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -294,7 +303,11 @@ class Resampling:
         self.grouped = self.n_units < n_rows
 
     def blocks(self) -> Iterator[Float[np.ndarray, "resamples rows"]]:
-        """The counts, a block of resamples at a time; the same for the same arguments, however long the blocks."""
+        """Draw the resamples; the same for the same arguments, however long the blocks.
+
+        Yields:
+            How often each row is in each resample, float64, a block of resamples at a time.
+        """
         rng = np.random.default_rng(self.seed)
         at_once = max(1, _BLOCK // max(self.n_rows, self.n_units))
         for start in range(0, self.resamples, at_once):
@@ -373,9 +386,7 @@ def intervals_of(
 def percentile_interval(
     values: Float[np.ndarray, " resamples"], level: float = LEVEL, n_units: int | None = None
 ) -> Interval | None:
-    """The middle fraction ``level`` of the values that are not NaN; None where more than half are.
-
-    Raises ``ConfigurationError`` for a level outside 0…1 (exclusive).
+    """The middle fraction ``level`` of the values that are not NaN.
 
     Args:
         values: Of a figure in each resample.
@@ -383,7 +394,10 @@ def percentile_interval(
         n_units: How many were drawn.
 
     Returns:
-        The interval.
+        The interval; None where more than half of the values are NaN.
+
+    Raises:
+        ConfigurationError: The level lies outside 0…1 (exclusive).
     """
     if not 0 < level < 1:
         raise ConfigurationError(f"The level of an interval must lie between 0 and 1 (level={level!r})")

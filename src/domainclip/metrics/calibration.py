@@ -66,16 +66,19 @@ def expected_calibration_error(
         ECE = Σ_m |B_m| / n · |acc(B_m) - conf(B_m)|        (Guo et al. 2017, eq. 3)
 
     B_m: images whose highest probability lies in ((m-1)/M, m/M], M = ``bins``. A tie for the first place counts as
-    wrong, as in ``classification_metrics``. Raises ``ShapeError`` for shapes or values that do not fit, and
-    ``ConfigurationError`` for ``bins`` ≤ 0.
+    wrong, as in ``classification_metrics``.
 
     Args:
-        probabilities: Rows that sum to 1.
-        targets: True class numbers.
-        bins: How many.
+        probabilities: ``[images, classes]``; rows sum to 1, within 0.001.
+        targets: True class numbers, ``[images]``, from 0.
+        bins: Bins of equal width in 0…1.
 
     Returns:
         The error, in 0…1.
+
+    Raises:
+        ShapeError: Shapes do not fit, or rows are no probabilities.
+        ConfigurationError: ``bins`` ≤ 0.
     """
     if bins <= 0:
         raise ConfigurationError(f"bins must be positive (bins={bins!r})")
@@ -113,17 +116,21 @@ def fit_temperature(
 ) -> Calibration:
     """The temperature τ that makes softmax(similarities / τ) most likely for these rows, within 0.01…10.
 
-    A bounded search over log τ. The negative log-likelihood is convex in 1/τ, so there is one minimum to find; where
-    it lies beyond a bound, the bound is returned. ``model_temperature`` is what the figures before are of; one below
-    0.01 lowers the bound to itself. Raises ``ShapeError`` and, for a temperature ≤ 0, ``ConfigurationError``.
+    A bounded search over log τ. The negative log-likelihood is convex in 1/τ, so there is one minimum to find; where it
+    lies beyond a bound, the bound is returned. ``model_temperature`` is what the figures before are of; one below 0.01
+    lowers the bound to itself.
 
     Args:
-        similarities: Cosines of images to classes.
-        targets: True class numbers.
+        similarities: Cosines, ``[images, classes]``.
+        targets: True class numbers, ``[images]``, from 0.
         model_temperature: That of the model as it is.
 
     Returns:
         The temperature, and how true the probabilities are before and after.
+
+    Raises:
+        ShapeError: Shapes do not fit, class numbers are out of range, or a similarity is not finite.
+        ConfigurationError: ``model_temperature`` is not positive and finite.
     """
     if not 0 < model_temperature < math.inf:
         raise ConfigurationError(f"Temperature must be positive (model_temperature={model_temperature!r})")
@@ -167,6 +174,10 @@ def calibration_summary(
 
     Returns:
         Plain values by name.
+
+    Raises:
+        ShapeError: Validation and test have different classes, or as for ``fit_temperature``.
+        ConfigurationError: ``model_temperature`` is not positive and finite.
     """
     fitted = fit_temperature(*validation, model_temperature)
     if test is not None and test[0].shape[1] != validation[0].shape[1]:

@@ -39,19 +39,22 @@ class ClassScores:
         groups: Sequence[str | None] | None = None,
         disciplines: Sequence[str | None] | None = None,
     ) -> ClassScores:
-        """Probabilities are softmax(similarities / temperature). Raises ``ShapeError`` for shapes that do not fit, NaN
-        or infinities, and ``ConfigurationError`` for a temperature that is not positive.
+        """Probabilities are softmax(similarities / temperature).
 
         Args:
-            similarities: Cosines of images to classes.
-            targets: True class numbers.
+            similarities: Cosines, ``[images, classes]``.
+            targets: True class numbers, ``[images]``, from 0.
             labels: The classes.
-            temperature: Positive.
+            temperature: What similarities are divided by, above 0.
             groups: Each image's group.
             disciplines: Each image's discipline.
 
         Returns:
             The scores.
+
+        Raises:
+            ShapeError: Shapes do not fit, or a similarity is NaN or infinite.
+            ConfigurationError: The temperature is not positive and finite.
         """
         if not 0 < temperature < math.inf:
             raise ConfigurationError(f"Temperature must be positive (temperature={temperature!r})")
@@ -83,6 +86,9 @@ class ClassScores:
 
         Returns:
             Log-odds in nats.
+
+        Raises:
+            ShapeError: ``classes`` are none, or all there are.
         """
         rest = [index for index in range(len(self.labels)) if index not in classes]
         if not classes or not rest:

@@ -23,14 +23,17 @@ def zero_shot_logits(
 ) -> Float[Tensor, "images classes"]:
     """Similarity of every image to every class, float32: the cosine for L2-normalised inputs, in -1…1.
 
-    Not multiplied by the model's logit scale, which moves no prediction. Raises ``ShapeError``.
+    Not multiplied by the model's logit scale, which moves no prediction.
 
     Args:
-        image_embeds: A row for each image.
-        class_weights: A row for each class.
+        image_embeds: ``[images, dim]``.
+        class_weights: ``[classes, dim]``.
 
     Returns:
-        The similarities.
+        ``[images, classes]``, float32.
+
+    Raises:
+        ShapeError: Either is not 2D, or they differ in width.
     """
     for side in (image_embeds, class_weights):
         if side.ndim != 2:
@@ -77,17 +80,19 @@ def classification_metrics(
       alike;
     - ``macro_f1``: F1 averaged over the same classes.
 
-    Lists in class order: ``per_class_recall`` (NaN for a class without images), ``support`` (images of
-    each class), ``confusion`` (rows: true class, columns: predicted), and ``predictions``, one per image.
-    Raises ``ShapeError`` for shapes that do not fit, class numbers out of range, fewer than two classes, or
-    NaN.
+    Lists in class order: ``per_class_recall`` (NaN for a class without images), ``support`` (images of each class),
+    ``confusion`` (rows: true class, columns: predicted), and ``predictions``, one per image.
 
     Args:
-        logits: Scores on any scale.
-        targets: True class numbers.
+        logits: ``[images, classes]``, on any scale.
+        targets: True class numbers, ``[images]``, from 0.
 
     Returns:
         Scalars and lists by name.
+
+    Raises:
+        ShapeError: Shapes do not fit, class numbers are out of range, there are fewer than two classes, or a score is
+            NaN.
     """
     scores = torch.as_tensor(logits).detach().cpu()
     scores = scores if scores.is_floating_point() else scores.double()

@@ -63,10 +63,13 @@ class DomainMetrics:
         self.settings = settings or DomainMetricSettings()
 
     def check(self, labels: Sequence[str]) -> None:
-        """Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit these classes.
+        """Check that the recipe's settings fit the classes.
 
         Args:
             labels: The classes.
+
+        Raises:
+            ConfigurationError: ``label_order`` or ``normal_label`` does not fit these classes.
         """
         if self.settings.label_order is not None:
             positions_in_order(labels, self.settings.label_order)
@@ -80,14 +83,15 @@ class DomainMetrics:
         ``per_label`` (rows with ``label``, ``images`` and such records); ``notes``; ``matrix``. Figures
         that the rows do not determine, such as an AUROC with one class, are left out.
 
-        Raises ``ConfigurationError`` for a ``label_order`` or ``normal_label`` that does not fit the classes.
-
         Args:
             classes: Class scores, None without a classification.
             retrieval: Ranks, None without a retrieval.
 
         Returns:
             What is shown.
+
+        Raises:
+            ConfigurationError: ``label_order`` or ``normal_label`` does not fit the classes.
         """
         shown: dict[str, Any] = {"domain": self.domain, "metrics": {}, "per_label": [], "notes": [], "matrix": None}
         if classes is not None:

@@ -65,8 +65,6 @@ def one_against_the_rest(scores: ClassScores) -> dict[str, Question]:
 def with_kappa(part: DomainPart, scores: ClassScores, label_order: Sequence[str] | None) -> DomainPart:
     """A domain's metrics and quadratic kappa, where ``label_order`` says that the classes are ordinal.
 
-    Raises ``ConfigurationError`` for a ``label_order`` that lacks a class.
-
     Args:
         part: The domain's figures.
         scores: Class scores.
@@ -74,6 +72,9 @@ def with_kappa(part: DomainPart, scores: ClassScores, label_order: Sequence[str]
 
     Returns:
         The figures.
+
+    Raises:
+        ConfigurationError: ``label_order`` lacks a class.
     """
     if label_order is None:
         return part
@@ -84,14 +85,15 @@ def with_kappa(part: DomainPart, scores: ClassScores, label_order: Sequence[str]
 def positions_in_order(labels: Sequence[str], label_order: Sequence[str]) -> Int[np.ndarray, " labels"]:
     """Each label's place in the order, from 0. The order may name classes that no row has.
 
-    Raises ``ConfigurationError`` for a label that the order lacks.
-
     Args:
         labels: The classes.
         label_order: From the lowest to the highest.
 
     Returns:
         The places.
+
+    Raises:
+        ConfigurationError: The order lacks a label.
     """
     index_of = {label: index for index, label in enumerate(label_order)}
     for label in labels:

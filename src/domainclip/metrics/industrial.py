@@ -58,14 +58,15 @@ def normal_classes(labels: Sequence[str], normal_labels: Sequence[str] = ()) -> 
     """The classes without a defect: those of ``normal_labels`` that are classes, or a guess from the classes' names
     where none is given; empty where no name says so.
 
-    Raises ``ConfigurationError`` where none of ``normal_labels`` is a class, or every class is said to be normal.
-
     Args:
         labels: The classes.
-        normal_labels: What the recipe says.
+        normal_labels: Those that the recipe names; empty for a guess.
 
     Returns:
         Those without a defect.
+
+    Raises:
+        ConfigurationError: None of ``normal_labels`` is a class, or every class is said to be normal.
     """
     if not normal_labels:
         return guess_normal_labels(labels)

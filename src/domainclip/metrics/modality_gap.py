@@ -19,14 +19,15 @@ def modality_gap(
     0 where the two means coincide. Two towers start with a gap and contrastive training keeps one. It is a
     description, not a score: a shift that all images share leaves every image's order of texts as it is.
 
-    Raises ``ShapeError`` for embeddings that are not 2D, empty, of different width, or not finite.
-
     Args:
-        image_embeds: A row for each image.
-        text_embeds: A row for each text.
+        image_embeds: ``[n_images, dim]``, of any length.
+        text_embeds: ``[n_texts, dim]``, of any length.
 
     Returns:
         The distance, in 0…2.
+
+    Raises:
+        ShapeError: Embeddings are not 2D, empty, of different width, or not finite.
     """
     images, texts = as_embeddings(image_embeds).cpu().double(), as_embeddings(text_embeds).cpu().double()
     check_embeddings(images, texts)

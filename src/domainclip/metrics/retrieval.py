@@ -39,15 +39,16 @@ def ranks_of_best_hit(
 ) -> Int[Tensor, " queries"]:
     """Rank of each query's best hit among its misses, 1 being the best; ties count against the hit.
 
-    Raises ``ShapeError`` for NaN scores (which would compare as "not better" and so rank first) and for a
-    query without any hit, whose rank is undefined.
-
     Args:
-        scores: Higher is more similar.
-        relevant: Which candidates are hits.
+        scores: ``[queries, candidates]``; higher is more similar.
+        relevant: Which candidates are hits, of the same shape.
 
     Returns:
-        The ranks.
+        ``[queries]``, from 1.
+
+    Raises:
+        ShapeError: A score is NaN (which would compare as "not better" and so rank first), a query has no hit, so that
+            its rank is undefined, or the shapes differ.
     """
     if scores.shape != relevant.shape:
         raise ShapeError(
@@ -88,17 +89,20 @@ def chunked_ranks(
 ) -> Int[Tensor, " queries"]:
     """Ranks from embeddings, holding ``chunk`` × candidates similarities at a time.
 
-    ``relevant(start, stop)`` gives the boolean targets [stop - start, candidates] of those queries. The
-    similarity is the dot product: pass L2-normalised embeddings for the cosine. Raises ``ShapeError``.
+    The similarity is the dot product: pass L2-normalised embeddings for the cosine.
 
     Args:
-        query_embeds: A row for each query.
-        candidate_embeds: A row for each candidate.
-        relevant: Gives the hits of some queries.
+        query_embeds: ``[queries, dim]``.
+        candidate_embeds: ``[candidates, dim]``.
+        relevant: ``relevant(start, stop)`` gives the hits of those queries, boolean ``[stop - start, candidates]``.
         chunk: Queries ranked at once.
 
     Returns:
         Ranks from 1, int64 on the CPU.
+
+    Raises:
+        ShapeError: Embeddings are not 2D, empty or of different width, ``chunk`` is below 1, or as for
+            ``ranks_of_best_hit``.
     """
     for side in (query_embeds, candidate_embeds):
         if side.ndim != 2 or len(side) == 0:
@@ -128,17 +132,20 @@ def retrieval_ranks(
     """Ranks in both directions from L2-normalised embeddings, without holding the similarity matrix.
 
     An image and a text with equal group ids are hits of each other; without groups row i belongs to row i.
-    Returns ``(i2t_ranks, t2i_ranks)``, int64 on the CPU, 1 being the best. Raises ``ShapeError``.
 
     Args:
-        image_embeds: A row for each image.
-        text_embeds: A row for each text.
+        image_embeds: ``[images, dim]``.
+        text_embeds: ``[texts, dim]``.
         image_groups: An id for each image, or None.
         text_groups: An id for each text, or None.
         chunk: Queries ranked at once.
 
     Returns:
-        The ranks of images and of texts.
+        ``(i2t_ranks, t2i_ranks)``, int64 on the CPU, 1 being the best.
+
+    Raises:
+        ShapeError: Group ids do not fit the rows or are given for one side alone, the numbers of images and texts
+            differ without them, or as for ``chunked_ranks``.
     """
     images, texts = _group_ids(image_groups, text_groups, len(image_embeds), len(text_embeds))
     return (
@@ -209,11 +216,13 @@ def summarise_ranks(
 class AlignmentMetrics:
     """Retrieval metrics of one similarity matrix [n_images, n_texts], a tensor or a numpy array.
 
-    What counts as a hit is said in one of three ways, the same for every method: nothing (the matrix is
-    square and image i belongs to text i), ``targets`` (a boolean matrix of the same shape), or
-    ``image_groups`` and ``text_groups`` (one id per image and per text; equal ids are hits). Every method
-    raises ``ShapeError`` for a matrix, targets or groups that do not fit, for NaN, and for a query that has
-    no hit.
+    What counts as a hit is said in one of three ways, the same for every method: nothing (the matrix is square and
+    image i belongs to text i), ``targets`` (a boolean matrix of the same shape), or ``image_groups`` and
+    ``text_groups`` (one id per image and per text; equal ids are hits).
+
+    Raises:
+        ShapeError: In a method, where a matrix, targets or groups do not fit, a similarity is NaN, or a query has no
+            hit.
     """
 
     @staticmethod

@@ -23,9 +23,9 @@ def separation(hits: np.ndarray, misses: np.ndarray) -> Separation:
     """Compares the similarities of pairs that belong together with those of pairs that do not.
 
     AUROC is the probability that a hit is more similar than a miss, an equal one counting half (Hanley and McNeil
-    1982). The overlap is the smallest sum of two error rates that a threshold can reach, hits below it and misses
-    at or above it: 1 − J, with Youden's J (1950). Where the two densities cross once it is their common area, but
-    it needs no bins. ``threshold`` is where it is reached. Raises ``ShapeError`` where one side is empty.
+    1982). The overlap is the smallest sum of two error rates that a threshold can reach, hits below it and misses at or
+    above it: 1 − J, with Youden's J (1950). Where the two densities cross once it is their common area, but it needs no
+    bins. ``threshold`` is where it is reached.
 
     Args:
         hits: Similarities of pairs that belong together.
@@ -33,6 +33,9 @@ def separation(hits: np.ndarray, misses: np.ndarray) -> Separation:
 
     Returns:
         How well they are told apart.
+
+    Raises:
+        ShapeError: One side is empty.
     """
     if not hits.size or not misses.size:
         raise ShapeError(

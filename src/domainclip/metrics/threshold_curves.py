@@ -40,14 +40,17 @@ def threshold_figures(scores: Float[np.ndarray, " rows"], positive: Bool[np.ndar
     Youden point (where their sum is largest; Youden 1950); the highest sensitivity whose specificity is at least 0.90
     and 0.95; ``f1_max``; the highest precision whose recall is at least 0.90; and the fraction of the negative rows
     that the highest threshold with a recall of 0.90 accepts. A threshold accepts all rows of equal score, so ties help
-    nobody. Raises ``ShapeError`` for NaN, infinities, or shapes that differ.
+    nobody.
 
     Args:
-        scores: Higher is more likely one.
-        positive: Whether the row is one.
+        scores: ``[rows]``; higher is more likely one.
+        positive: ``[rows]``; whether the row is one.
 
     Returns:
         The figures by name.
+
+    Raises:
+        ShapeError: Scores are NaN or infinite, there is no row, or the shapes differ.
     """
     scores, positive = _checked(scores, positive)
     if positive.all() or not positive.any():
@@ -72,7 +75,15 @@ def threshold_figures(scores: Float[np.ndarray, " rows"], positive: Bool[np.ndar
 
 
 class ThresholdCurves:
-    """``threshold_figures`` of many resamples of the same rows. Raises ``ShapeError`` as that does."""
+    """``threshold_figures`` of many resamples of the same rows.
+
+    Args:
+        scores: ``[rows]``; higher is more likely one.
+        positive: ``[rows]``; whether the row is one.
+
+    Raises:
+        ShapeError: As ``threshold_figures`` does.
+    """
 
     def __init__(self, scores: Float[np.ndarray, " rows"], positive: Bool[np.ndarray, " rows"]) -> None:
         scores, positive = _checked(scores, positive)
@@ -157,6 +168,14 @@ class ThresholdPanel:
             self.values[name, None] = float(mean_of_defined(np.array([found[label][figure] for label in questions])))
 
     def resampled(self, counts: Float[np.ndarray, "resamples rows"]) -> Draws:
+        """The figures of each resample.
+
+        Args:
+            counts: How often each row is in each resample.
+
+        Returns:
+            Values ``[resamples]`` by name and label, and means with None for the label; NaN where a side has no row.
+        """
         found = {label: curve.figures(counts, self._figures) for label, curve in self._curves.items()}
         draws: Draws = {(name, label): found[label][figure] for label in found for figure, name in self._names.items()}
         for figure, name in self._means.items():

@@ -124,7 +124,8 @@ class DualEncoder(nn.Module):
     def resolution_step(self) -> int:
         """Resolutions in pixels that the image tower is best given are multiples of this.
 
-        Raises ``ConfigurationError`` for a tower that takes its native size only.
+        Raises:
+            ConfigurationError: The tower takes its native size only.
         """
         rule = self.resolution_rule
         if rule.multiple is None:

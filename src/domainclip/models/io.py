@@ -16,7 +16,11 @@ from domainclip.models.open_clip.saving import save_open_clip
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bar for loading or writing a model while the block runs; restored as it was."""
+    """No bar for loading or writing a model while the block runs; restored as it was.
+
+    Returns:
+        A context manager.
+    """
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -179,6 +179,9 @@ class PositionEmbeddings:
             resolution: In pixels; what the saved model is for.
             config: The tower's config.
             folder: Where the original table is written.
+
+        Returns:
+            A context manager.
         """
         if not self.asks or (resolution, resolution) == self.size:
             yield

@@ -44,10 +44,25 @@ def sliced_attention(
 ) -> tuple[Float[Tensor, "batch queries heads dim"], None]:
     """Softmax attention in blocks of queries, in the form ``transformers`` asks of an attention function.
 
-    The mask is boolean (True: may look) or a number that is added; its queries' dimension may be 1. The attention
-    weights are not returned. Softmax is taken in float32 at least, as CLIP's and SigLIP's own plain attention does.
+    Softmax is taken in float32 at least, as CLIP's and SigLIP's own plain attention does.
 
-    Raises ``ConfigurationError`` for what it does not compute: position biases, capped scores, attention sinks.
+    Args:
+        module: Whose attention it is, for messages.
+        query: Of each token that looks.
+        key: Of each token that is looked at.
+        value: Of each token that is looked at.
+        attention_mask: Boolean (True: may look) or a number that is added; its queries' dimension may be 1.
+        scaling: What scores are multiplied by; None: ``dim ** -0.5``.
+        dropout: Of the attention weights.
+        is_causal: Without a mask: whether no token sees a later one.
+        slice_size: Queries in a block.
+        **others: What ``transformers`` passes besides; what would change the result is refused.
+
+    Returns:
+        The output, and None in place of the attention weights.
+
+    Raises:
+        ConfigurationError: It is asked for what it does not compute: position biases, capped scores, attention sinks.
     """
     for unknown in ("position_bias", "softcap", "s_aux"):
         if others.get(unknown) is not None:

@@ -77,12 +77,27 @@ def run_alignment(
 
 
 def model_keys(name: str) -> dict[str, str | None]:
-    """The recipe's keys that say which model to load, for one that is not joined from two backbones."""
+    """The recipe's keys that say which model to load, for one that is not joined from two backbones.
+
+    Args:
+        name: The folder of a saved model, or a name on the Hugging Face Hub.
+
+    Returns:
+        Values by key, None for the two backbones.
+    """
     return {"model_name": name, "vision_model_name": None, "text_model_name": None}
 
 
 def short_names(model: str, compare: str | None) -> tuple[str, str]:
-    """Names for tables and plots: the last part of a path, or as much as tells the two apart."""
+    """Names for tables and plots: the last part of a path, or as much as tells the two apart.
+
+    Args:
+        model: Path or name of the model.
+        compare: Path or name of the second one; None without one.
+
+    Returns:
+        The two names; the second is empty without a second model, and ends in "(again)" for the same one.
+    """
     if compare is None:
         return Path(model).name or model, ""
     first, second = Path(model).parts, Path(compare).parts

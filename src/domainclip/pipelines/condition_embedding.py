@@ -91,8 +91,19 @@ class ConditionEmbedder:
     def embed(
         self, paths: Sequence[Path], console: Console | None = None
     ) -> tuple[dict[Condition, Float[Tensor, "readable dim"]], dict[Path, int], dict[Path, str]]:
-        """Embeddings under each condition; which of their rows is which image's; what is wrong with each image
-        that cannot be read (``strict``: raises its ``ImageError``). A ``console`` that is a terminal shows progress.
+        """Embed images under every condition.
+
+        Args:
+            paths: Different files.
+            console: One that is a terminal shows progress; None shows nothing.
+
+        Returns:
+            Embeddings under each condition, unit length, float32 on the CPU; which of their rows is which image's; and
+            what is wrong with each image that cannot be read.
+
+        Raises:
+            ImageError: With ``strict``, an image cannot be read.
+            MemoryConstraintError: A batch does not fit.
         """
         rows: dict[Path, int] = {}
         unreadable: dict[Path, str] = {}

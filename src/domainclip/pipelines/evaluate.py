@@ -43,6 +43,11 @@ class EvaluationReport:
     """What there is to know of the data: how they were cut, what two splits share, what was not evaluated."""
 
     def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` and ``--output`` give.
+
+        Returns:
+            Plain values; ``error_analysis`` only where there is one.
+        """
         return jsonable(
             {
                 "model": self.model,
@@ -57,6 +62,11 @@ class EvaluationReport:
         )
 
     def print(self, console: Console | None = None) -> None:
+        """Show the metrics, the domain's tables, the notes and the first five skipped rows.
+
+        Args:
+            console: Where; standard output, if left out.
+        """
         console = console or Console()
         table = Table(title=escape(f"{self.model} on {self.data}, split {self.split}"))
         table.add_column("metric")
@@ -156,7 +166,21 @@ def rows_of_split(resolved: ResolvedInference, split: str) -> tuple[PairList, li
 def readable_rows(
     rows: PairList, problems: Problems, config: CLIPFinetuningConfig, split: str, skipped: list[dict]
 ) -> PairList:
-    """The rows whose images decode; the others are added to ``skipped``. Raises ``DataError`` when none does."""
+    """The rows whose images decode.
+
+    Args:
+        rows: The rows of a split.
+        problems: From images to what is wrong with each, empty where nothing is.
+        config: The recipe; with its ``strict`` no row is skipped.
+        split: Their name in messages.
+        skipped: The rows skipped here are added to it.
+
+    Returns:
+        The rows that are left, at least one.
+
+    Raises:
+        DataError: No image can be read; with ``strict``, one of them cannot.
+    """
     kept = readable_pairs(rows, problems, split, config.strict, skipped)
     if not kept:
         raise DataError(f"No image of the {split} split of {config.data_path} can be read: {skipped[-1]['reason']}")

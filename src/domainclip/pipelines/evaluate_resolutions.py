@@ -42,13 +42,25 @@ class ResolutionReport:
     skipped: list[dict] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """What the JSON file holds.
+
+        Returns:
+            ``figures`` and ``skipped`` as plain values.
+        """
         return jsonable({**self.figures, "skipped": self.skipped})
 
     def write(self, path: Path) -> list[Path]:
-        """The JSON file, and beside it ``<stem>_resolutions.png``, ``_agreement.png`` and ``_robustness.png``, as far
-        as there is something to draw. Plots of an earlier evaluation under that name are removed.
+        """Write the JSON file, and beside it ``<stem>_resolutions.png``, ``_agreement.png`` and ``_robustness.png``, as
+        far as there is something to draw. Plots of an earlier evaluation under that name are removed.
 
-        Raises ``ConfigurationError`` for a place that cannot be written.
+        Args:
+            path: The JSON file.
+
+        Returns:
+            The files written, the JSON file first.
+
+        Raises:
+            ConfigurationError: The place cannot be written.
         """
         path, found = Path(path), self.to_dict()
         places = {name: path.with_name(f"{path.stem}_{name}.png") for name in _PLOTS}
@@ -68,6 +80,11 @@ class ResolutionReport:
         return made
 
     def print(self, console: Console | None = None) -> None:
+        """Show the tables, the notes and the first five skipped rows.
+
+        Args:
+            console: Where; standard output, if left out.
+        """
         console = console or Console()
         found = self.to_dict()
         on = f"{found['model']} on {found['data']}, split {found['split']}, {found['n_images']} images"
@@ -85,7 +102,17 @@ class ResolutionReport:
 
 
 def parse_resolutions(text: str) -> list[int]:
-    """Resolutions from "96,128,160", ascending, each once. Raises ``ConfigurationError`` for anything else."""
+    """Read resolutions from the text of an option.
+
+    Args:
+        text: Pixels with commas between them, such as "96,128,160".
+
+    Returns:
+        Resolutions, ascending, each once.
+
+    Raises:
+        ConfigurationError: A part is no positive whole number.
+    """
     resolutions = set()
     for part in text.split(","):
         if not (part.strip().isascii() and part.strip().isdecimal()) or int(part) < 1:
@@ -98,7 +125,15 @@ def parse_resolutions(text: str) -> list[int]:
 
 
 def check_resolutions(encoder: DualEncoder, resolutions: Sequence[int]) -> None:
-    """Raises ``ConfigurationError`` naming the nearest resolutions for the first that the image tower does not take."""
+    """Check that the image tower takes every resolution.
+
+    Args:
+        encoder: The dual encoder.
+        resolutions: In pixels; the native one is always taken.
+
+    Raises:
+        ConfigurationError: It does not take one; the message names the nearest resolutions for the first such one.
+    """
     for resolution in resolutions:
         if resolution != encoder.native_resolution and (problem := encoder.resolution_rule.problem(resolution)):
             raise ConfigurationError(f"Invalid resolution {resolution}: {problem}")
@@ -107,12 +142,22 @@ def check_resolutions(encoder: DualEncoder, resolutions: Sequence[int]) -> None:
 def run_resolutions(
     config: CLIPFinetuningConfig, resolutions: Sequence[int], split: str = "test", *, robustness: bool = True
 ) -> ResolutionReport:
-    """Evaluate ``config.model_name`` at each of the ``resolutions``, and at its own, which the others are compared
-    with; with ``robustness`` also on images corrupted in each way in ``CORRUPTIONS``, at ``image_resolution`` where the
-    recipe sets it and at the model's own resolution elsewhere.
+    """Evaluate ``config.model_name`` at each of the ``resolutions``, and its own, which the others are compared with.
 
-    Raises ``ConfigurationError`` for no resolution, one that the model does not take, or an unknown split,
-    ``DataError`` for rows that allow no evaluation, ``MemoryConstraintError`` where a batch does not fit.
+    Args:
+        config: The recipe, which names model and data.
+        resolutions: In pixels, at least one.
+        split: ``train``, ``val``, ``test``, or ``all`` for every row.
+        robustness: Whether also on images corrupted in each way in ``CORRUPTIONS``, at ``image_resolution`` where the
+            recipe sets it and at the model's own resolution elsewhere.
+
+    Returns:
+        The figures, with what was skipped.
+
+    Raises:
+        ConfigurationError: There is no resolution, the model does not take one, or the split is unknown.
+        DataError: The rows allow no evaluation.
+        MemoryConstraintError: A batch does not fit.
     """
     if not resolutions:
         raise ConfigurationError("No resolution to evaluate at: give resolutions in pixels, such as 96,160")

@@ -82,8 +82,19 @@ class ReferenceSets:
     def rehearsed(
         self, encoder: DualEncoder, recipe: CLIPFinetuningConfig, autocast: Callable[[], Any]
     ) -> Rehearsal | None:
-        """What training is shown of these sets, so that it is not forgotten; None where the recipe does not want it, or
-        no row is left over. Raises ``ConfigurationError`` for a model whose embeddings are not worth keeping."""
+        """What training is shown of these sets, so that it is not forgotten.
+
+        Args:
+            encoder: The dual encoder.
+            recipe: The recipe, which says ``rehearsal_strength``, ``max_sequence_length`` and ``seed``.
+            autocast: Makes the context to compute in.
+
+        Returns:
+            The rehearsal; None where the recipe does not want it, or no row is left over.
+
+        Raises:
+            ConfigurationError: The model's embeddings are not worth keeping.
+        """
         check_kept(recipe, encoder)
         drawn = [pair for part in self.sets for pair in part.rehearsed]
         if not recipe.rehearsal_strength or not drawn:
@@ -103,7 +114,14 @@ class ReferenceSets:
         )
 
     def explained(self, run: ResolvedRun) -> ResolvedRun:
-        """The run, whose decision to rehearse is told to be without effect where no row is left for it."""
+        """The run, whose decision to rehearse is told to be without effect where no row is left for it.
+
+        Args:
+            run: The resolved run.
+
+        Returns:
+            The run itself, or a copy with that decision's reason.
+        """
         if any(part.rehearsed for part in self.sets):
             return run
         decisions = (
@@ -115,23 +133,44 @@ class ReferenceSets:
         return replace(run, decisions=tuple(decisions))
 
     def during(self) -> dict[str, float]:
-        """``reference_mean`` and ``reference_NAME`` of each set, on a few validation rows."""
+        """Score the present weights on a few validation rows of each set.
+
+        Returns:
+            ``reference_mean``, and ``reference_NAME`` of each set, in [0, 1].
+        """
         scores = {part.name: part.during(self.engine)[part.during.primary_metric] for part in self.sets}
         return {"reference_mean": mean(scores), **{f"reference_{name}": value for name, value in scores.items()}}
 
     def on_validation(self) -> dict[str, float]:
-        """Each set's score on all its validation rows."""
+        """Score the present weights on all validation rows of each set.
+
+        Returns:
+            Scores by set, in [0, 1].
+        """
         return {part.name: part.validation(self.engine)[part.metric] for part in self.sets}
 
     def on_test(self) -> dict[str, dict[str, float]]:
-        """Each set's metrics on its test split."""
+        """Evaluate the present weights on the test split of each set.
+
+        Returns:
+            Metrics by set.
+        """
         return {part.name: part.test(self.engine) for part in self.sets}
 
     def before(self, kept: Path, resumed: bool = False) -> dict[str, dict[str, float]]:
-        """``on_test`` of the weights that training starts from, which must be in the encoder; written to ``kept``.
+        """``on_test`` of the weights that training starts from, which must be in the encoder.
 
-        A ``resumed`` run reads it there, and measures the sets that were not there then or had other rows. Raises
-        ``ConfigurationError`` where it would have to and the model has other weights now.
+        A resumed run reads it, and measures the sets that were not there then or had other rows.
+
+        Args:
+            kept: The file it is written to, and read from.
+            resumed: Whether the run goes on.
+
+        Returns:
+            Metrics by set.
+
+        Raises:
+            ConfigurationError: A resumed run would have to measure a set, and the model has other weights now.
         """
         content = json.loads(kept.read_text(encoding="utf-8")) if resumed and kept.is_file() else {}
         known, missing = dict(content.get("sets", {})), []
@@ -154,8 +193,15 @@ class ReferenceSets:
     def report(
         self, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
     ) -> dict[str, Any]:
-        """``reference_sets`` of a run's report, from two results of ``on_test``: the means
-        over the sets that have the metric, and each set by itself."""
+        """``reference_sets`` of a run's report.
+
+        Args:
+            before: What ``before`` gave.
+            after: What ``on_test`` gives of the trained weights.
+
+        Returns:
+            ``before`` and ``after``, the means over the sets that have the metric, and ``sets``, each set by itself.
+        """
         sets = {
             part.name: {
                 "metric": part.test.primary_metric,
@@ -177,6 +223,14 @@ class ReferenceSets:
 
 
 def mean(scores: Mapping[str, float]) -> float:
+    """The plain mean of scores.
+
+    Args:
+        scores: By set, at least one.
+
+    Returns:
+        Their mean, each set counting the same.
+    """
     return sum(scores.values()) / len(scores)
 
 
@@ -243,7 +297,15 @@ def with_reference_sets(
 
 
 def check_kept(recipe: CLIPFinetuningConfig, encoder: DualEncoder) -> None:
-    """Raises ``ConfigurationError`` where the recipe wants embeddings to be kept that are still random numbers."""
+    """Check that embeddings which the recipe wants to be kept are worth it.
+
+    Args:
+        recipe: Whose ``distillation_strength`` and ``rehearsal_strength`` are looked at.
+        encoder: The dual encoder.
+
+    Raises:
+        ConfigurationError: They are still random numbers, of two backbones that have just been joined.
+    """
     for key in ("distillation_strength", "rehearsal_strength"):
         without_sets = key == "rehearsal_strength" and not recipe.retention_data
         if encoder.fresh_projections and getattr(recipe, key) and not without_sets:
@@ -319,9 +381,20 @@ def _header(file: Path) -> set[str]:
 def validation_and_spare(
     pool: Sequence[ImageTextPair], test: Sequence[ImageTextPair], most: int, seed: int
 ) -> tuple[list[ImageTextPair], list[ImageTextPair]]:
-    """Rows to validate on, at most ``most``, and rows to learn from: no image and no group of these is among those or
-    in ``test``. The former are half of the pool at most (or two rows), and more only where one group is larger than
-    that."""
+    """Divide the rows of a training side: some to validate on, others to learn from.
+
+    No image and no group of the latter is among the former or in ``test``. The former are half of the pool at most (or
+    two rows), and more only where one group is larger than that.
+
+    Args:
+        pool: The rows of the training side.
+        test: The rows of the test split.
+        most: Rows to validate on, at most.
+        seed: Of the draw.
+
+    Returns:
+        Rows to validate on, and rows to learn from.
+    """
     units = [unit.rows for unit in find_units(pool)]
     validation_rows = stratified_rows(pool, min(most, max(2, len(pool) // 2)), seed, units)
     images = {image_key(pair) for pair in (*validation_rows, *test)}
@@ -341,7 +414,15 @@ def stratified_rows(
 
     The rows of each label stand in an order drawn from hashes, number k of n at (k + ½) / n; those that stand first are
     taken. So the same seed and rows give the same draw, wherever the images lie and in whatever order they come.
-    ``units``: rows that are taken together or not at all, by their numbers; the smallest is where none is small enough.
+
+    Args:
+        rows: What is drawn from.
+        most: Rows to take, at most.
+        seed: Of the draw.
+        units: Rows that are taken together or not at all, by their numbers; each row by itself, if left out.
+
+    Returns:
+        The rows taken; the smallest unit where none is small enough.
     """
     units = units if units is not None else [[number] for number in range(len(rows))]
     by_label: dict[str, list[Sequence[int]]] = defaultdict(list)

@@ -358,7 +358,11 @@ class _FirstProcess:
 
 
 def environment() -> dict[str, Any]:
-    """Versions a run depends on."""
+    """Versions a run depends on.
+
+    Returns:
+        ``python``, ``platform``, and ``packages``: a version by name, None for a package that is not installed.
+    """
     packages: dict[str, str | None] = {}
     for name in ("domainclip", "torch", "transformers", "numpy", "pillow", "simplejpeg", "safetensors"):
         try:

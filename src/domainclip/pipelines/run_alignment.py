@@ -31,8 +31,15 @@ class RunAlignment:
     ``folder``: the recipe's ``visualization_output_dir`` where that is not its default, else ``alignment`` in the run's
     folder (a run's saved recipe holds every key, so what is set cannot be told from what is the default there).
 
-    Raises ``ConfigurationError`` where the report cannot be written, ``DataError`` with fewer than two different
-    images or captions.
+    Args:
+        resolved: The recipe with its domain.
+        pairs: The evaluation rows.
+        split: Their name in the report.
+        run_folder: Of the run.
+
+    Raises:
+        ConfigurationError: The report cannot be written.
+        DataError: There are fewer than two different images or captions.
     """
 
     def __init__(
@@ -59,7 +66,15 @@ class RunAlignment:
         return str(report.relative_to(self.run_folder) if inside else report.resolve())
 
     def remember_before(self, model: Embedder, resume: bool) -> None:
-        """Embed the rows with the untrained model, or read what the first start of this run kept."""
+        """Embed the rows with the untrained model, or read what the first start of this run kept.
+
+        Args:
+            model: Embeds with the untrained weights.
+            resume: Whether kept embeddings are read, if they are of the same rows.
+
+        Raises:
+            CheckpointError: The kept file is damaged.
+        """
         kept = RunFolder(self.run_folder).alignment_before
         digest = self._digest()
         if resume and kept.is_file():
@@ -78,7 +93,16 @@ class RunAlignment:
         self._before = before
 
     def write(self, model: Embedder, skipped: list[dict], top_k: int) -> AlignmentReport:
-        """The report of the model as it is now; returns the content of ``alignment.json``."""
+        """Write the report of the model as it is now.
+
+        Args:
+            model: Embeds with the trained weights.
+            skipped: Rows that were skipped, as ``skipped.json`` lists them.
+            top_k: How many answers to a query are shown.
+
+        Returns:
+            The content of ``alignment.json``.
+        """
         return write_alignment(
             self.folder,
             self.rows,
@@ -102,12 +126,28 @@ class RunAlignment:
 
 
 def alignment_folder(config: CLIPFinetuningConfig) -> Path:
+    """Where a run's alignment report goes.
+
+    Args:
+        config: The recipe.
+
+    Returns:
+        ``visualization_output_dir`` where that is not its default, else ``alignment`` in ``output_dir``.
+    """
     default = EvaluationSettings.model_fields["visualization_output_dir"].default
     chosen = config.visualization_output_dir
     return Path(config.output_dir) / "alignment" if chosen == default else Path(chosen)
 
 
 def model_source(config: CLIPFinetuningConfig) -> str:
+    """What the model was loaded from, for reports.
+
+    Args:
+        config: The recipe.
+
+    Returns:
+        The model's name, or the names of its two backbones with a plus between them.
+    """
     if config.vision_model_name or config.text_model_name:
         return f"{config.vision_model_name} + {config.text_model_name}"
     return config.model_name

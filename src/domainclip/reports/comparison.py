@@ -97,16 +97,38 @@ class Scale:
 
     @classmethod
     def of(cls, cells: Sequence[Cell]) -> Scale:
-        """One that holds all intervals with some room, in whole tenths."""
+        """One that holds all intervals with some room, in whole tenths.
+
+        Args:
+            cells: Cells of the matrix, at least one of them with a value.
+
+        Returns:
+            The scale.
+        """
         ends = [end for cell in cells for end in (cell.value, cell.low, cell.high) if end is not None]
         return cls(max(0, int((min(ends) - 0.02) * 10)) / 10, min(10, int((max(ends) + 0.02) * 10) + 1) / 10)
 
     def place(self, fraction: float) -> str:
-        """Where a fraction is."""
+        """Where a fraction is.
+
+        Args:
+            fraction: In the units of ``low`` and ``high``.
+
+        Returns:
+            Per cent of the scale's width from its left end, with two decimals.
+        """
         return f"{100 * (fraction - self.low) / (self.high - self.low):.2f}"
 
     def width(self, low: float, high: float) -> str:
-        """How wide an interval is."""
+        """How wide an interval is.
+
+        Args:
+            low: Its lower end.
+            high: Its upper end.
+
+        Returns:
+            Per cent of the scale's width, with two decimals.
+        """
         return f"{100 * (high - low) / (self.high - self.low):.2f}"
 
 

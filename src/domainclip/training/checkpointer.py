@@ -20,10 +20,21 @@ class Stateful(Protocol):
     """A part whose state the next step depends on. Its state is plain values and tensors, or None for nothing yet."""
 
     def state_dict(self) -> Any:
-        """What the next step depends on."""
+        """Give what the next step depends on.
+
+        Returns:
+            Plain values and tensors, or None for nothing yet.
+        """
 
     def load_state_dict(self, state: Any, /) -> object:
-        """Take over what ``state_dict`` gave."""
+        """Take over what ``state_dict`` gave.
+
+        Args:
+            state: What ``state_dict`` gave.
+
+        Returns:
+            Anything; it is not looked at.
+        """
 
 
 class TrainedWeights:

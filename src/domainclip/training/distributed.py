@@ -34,14 +34,17 @@ class ProcessGroup:
     """This process among its equals. Use it as a context manager, or ``close()`` it.
 
     Tensors travel by NCCL on CUDA, everything else by gloo, so that counts and decisions wait for no device. All
-    methods but ``close`` and ``shard`` are collective: every process must call the same ones in the same order. Each
-    raises ``CLIPFinetuningError`` when another process is gone or does not answer within the group's timeout.
+    methods but ``close`` and ``shard`` are collective: every process must call the same ones in the same order.
 
     Args:
         rank: Number of this process, from 0.
         world_size: How many there are.
         device: Where tensors are that travel.
         owned: Whether this object has joined the group, and leaves it when closed.
+
+    Raises:
+        CLIPFinetuningError: In any collective method, when another process is gone or does not answer within the
+            group's timeout.
     """
 
     def __init__(self, rank: int, world_size: int, device: torch.device, *, owned: bool = True) -> None:
@@ -128,6 +131,9 @@ class ProcessGroup:
 
         Returns:
             A tensor ``[everyone's rows, ...]`` for each.
+
+        Raises:
+            CLIPFinetuningError: The processes hold rows of different kinds, or none holds any.
         """
         described = self.gather_objects(
             [
@@ -305,27 +311,69 @@ class OneProcess:
     rank, world_size, is_first = 0, 1, True
 
     def shard(self, size: int) -> slice:
-        """The whole batch."""
+        """Take this process' part of a batch.
+
+        Args:
+            size: Rows of the batch.
+
+        Returns:
+            The whole batch.
+        """
         return slice(0, size)
 
     def total(self, value: int) -> int:
-        """The value itself."""
+        """Add up a number over the processes.
+
+        Args:
+            value: This process' own.
+
+        Returns:
+            The value itself.
+        """
         return value
 
     def largest(self, value: int) -> int:
-        """The value itself."""
+        """Compare a number over the processes.
+
+        Args:
+            value: This process' own.
+
+        Returns:
+            The value itself.
+        """
         return value
 
     def broadcast_object(self, value: T) -> T:
-        """The value itself."""
+        """Take over a value of the first process.
+
+        Args:
+            value: This process' own; it need not be picklable.
+
+        Returns:
+            The value itself.
+        """
         return value
 
     def gather_objects(self, value: T) -> list[T]:
-        """A list with the value alone."""
+        """Exchange a value with all processes.
+
+        Args:
+            value: This process' own; it need not be picklable.
+
+        Returns:
+            A list with the value alone.
+        """
         return [value]
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Do the work."""
+        """Do what the first process alone does.
+
+        Args:
+            work: What it does; what it raises is raised.
+
+        Returns:
+            Its result.
+        """
         return work()
 
     def broadcast_state(self, *modules: nn.Module) -> None:

@@ -26,7 +26,14 @@ class StopSignals:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Take the signals over while the block runs. Python allows that in the main thread only: elsewhere the
-        caller keeps them."""
+        caller keeps them.
+
+        Yields:
+            Nothing; the handlers of before are put back at the end.
+
+        Raises:
+            KeyboardInterrupt: At a second signal.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -30,7 +30,16 @@ class SenseUse:
         self._not_after = _came_last(forms(sense.not_after)) if sense.not_after else None
 
     def is_meant(self, others: str, before: str, after: str) -> bool:
-        """``others``: the caption without the abbreviation; ``before`` and ``after``: what stands around this one."""
+        """Whether the sense is meant at one place of a caption.
+
+        Args:
+            others: The caption without the abbreviation.
+            before: What stands before it at this place.
+            after: What stands after it.
+
+        Returns:
+            Whether all conditions of the sense are met.
+        """
         if self._context and not self._context.search(others):
             return False
         if self._only_before and not self._only_before.match(after):
@@ -41,7 +50,14 @@ class SenseUse:
 
 
 def any_of(terms: Iterable[str]) -> str:
-    """A pattern of any of the terms, longest first; of nothing where there is none."""
+    """A pattern of any of several terms.
+
+    Args:
+        terms: Plain texts; they are escaped.
+
+    Returns:
+        Alternatives, longest first, without a group around them; a pattern of nothing where there is no term.
+    """
     return "|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True)) or r"(?!)"
 
 

@@ -32,17 +32,32 @@ class CutPositions:
         self._boundaries = [found.span() for found in _BOUNDARY.finditer(self.text) if found.start() > 0]
 
     def at_clauses(self) -> list[str]:
-        """Cut at the end of a clause."""
+        """Cut at the end of a clause.
+
+        Returns:
+            What is left by each cut, the longest first.
+        """
         return [self._left(start) for start, _ in reversed(self._boundaries) if self._allowed(start)]
 
     def at_words(self, past_negations: bool) -> list[str]:
-        """Cut after any word; with ``past_negations`` also where a clause that denies something has begun."""
+        """Cut after any word.
+
+        Args:
+            past_negations: Also cut where a clause that denies something has begun.
+
+        Returns:
+            What is left by each cut, the longest first.
+        """
         ends = [found.end() for found in re.finditer(r"\S+", self.text)][: self._most_words]
         allowed = [end for end in reversed(ends) if self._allowed(end)]
         return [self._left(end) for end in allowed if past_negations or not self._denying(end)]
 
     def to_the_denial(self) -> list[str]:
-        """Of a statement that is denied at its end: the end, so that the denial stays."""
+        """Of a statement that is denied at its end: the end, so that the denial stays.
+
+        Returns:
+            Ends of the text up to the denial, the longest first; none where nothing is taken back.
+        """
         last = self._cues.last_that_takes_back(self.text, self._stop(0))
         if last is None:
             return []

@@ -11,7 +11,14 @@ _VOWEL_SOUNDING_CAPITALS = frozenset("AEFHILMNORSX")
 
 
 def plural_of(phrase: str) -> str:
-    """The regular plural of a phrase's last word."""
+    """The regular plural of a phrase's last word.
+
+    Args:
+        phrase: A term in the singular.
+
+    Returns:
+        The phrase in the plural.
+    """
     if re.search(r"[^aeiou]y$", phrase):
         return phrase[:-1] + "ies"
     if re.search(r"sis$", phrase):
@@ -20,11 +27,27 @@ def plural_of(phrase: str) -> str:
 
 
 def same_words(first: str, second: str) -> bool:
-    """Whether two phrases differ in letter case, hyphens and the number of their last word alone."""
+    """Whether two phrases differ in letter case, hyphens and the number of their last word alone.
+
+    Args:
+        first: One phrase.
+        second: The other.
+
+    Returns:
+        Whether their words are the same.
+    """
     return _bare_words(first) == _bare_words(second)
 
 
 def count_words(phrase: str) -> int:
+    """Count a phrase's words; a hyphen parts two.
+
+    Args:
+        phrase: The phrase.
+
+    Returns:
+        How many words it has.
+    """
     return len(_bare_words(phrase))
 
 
@@ -37,7 +60,15 @@ def _bare_words(phrase: str) -> list[str]:
 
 
 def fit_article(before: str, phrase: str) -> str:
-    """``before``, whose last word may be "a" or "an", so that it suits ``phrase`` coming after it."""
+    """Make an article suit the phrase that is put after it.
+
+    Args:
+        before: The text before; its last word may be "a" or "an".
+        phrase: What comes after it, not empty.
+
+    Returns:
+        ``before`` with the article that suits; itself where it ends in none.
+    """
     found = _ARTICLE.search(before)
     if not found:
         return before
@@ -52,5 +83,12 @@ def fit_article(before: str, phrase: str) -> str:
 
 
 def begins_sentence(before: str) -> bool:
-    """Whether what follows ``before`` is the first word of a sentence."""
+    """Whether what follows a text is the first word of a sentence.
+
+    Args:
+        before: All that stands before the word.
+
+    Returns:
+        Whether it is empty or ends in a stop and white space.
+    """
     return not before.strip() or bool(re.search(r"[.!?]\s+$", before))

@@ -71,19 +71,48 @@ class NegationCues:
         self._after = _pattern([*_AFTER, *own])
 
     def negates(self, text: str) -> bool:
-        """Whether the text denies anything."""
+        """Whether a text denies anything.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Whether there is any cue in it.
+        """
         return bool(self._any.search(text))
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Start and end of every cue. Those of the two kinds may overlap."""
+        """Where the cues are.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Start and end of every cue, in characters. Those of the two kinds may overlap.
+        """
         return [found.span() for kind in (self._before, self._after) for found in kind.finditer(text)]
 
     def openings(self, text: str) -> list[tuple[int, int]]:
-        """Start and end of every cue that may deny what comes after it."""
+        """Where the cues are that may deny what comes after them.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Start and end of each, in characters, in order.
+        """
         return [found.span() for found in self._before.finditer(text)]
 
     def last_that_takes_back(self, text: str, stop: int | None = None) -> re.Match[str] | None:
-        """The last cue up to ``stop`` that may deny what stands before it ("A and B are absent")."""
+        """The last cue that may deny what stands before it ("A and B are absent").
+
+        Args:
+            text: The text.
+            stop: Where to stop looking, in characters; the end, if left out.
+
+        Returns:
+            The match; None where there is no such cue.
+        """
         matches = self._after.finditer(text, 0, len(text) if stop is None else stop)
         return max(matches, key=lambda found: found.start(), default=None)
 

@@ -132,6 +132,12 @@ def normalise_characters(text: str) -> str:
     """Plain quotation marks and hyphens, no ligatures or full-width letters, nothing invisible, single spaces.
 
     What carries meaning stays: superscripts, Greek letters, accents, degree and micro signs.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text with one spelling of its characters.
     """
     text = unicodedata.normalize("NFC", text).translate(_TABLE)
     text = " ".join(text.split())  # line ends and tabs are control characters as well
@@ -142,6 +148,12 @@ def normalise_units(text: str) -> str:
     """'5mm' and '5-mm' as '5 mm', '3 um' as '3 µm', '20 ml' as '20 mL', '40 percent' as '40%', '3x4 cm' as '3 x 4 cm'.
 
     Numbers are never changed or converted.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text with one spelling of its units.
     """
 
     def spelled(found: re.Match[str]) -> str:

@@ -49,7 +49,14 @@ class CaptionPipeline:
         return found
 
     def rewritten(self, caption: str) -> str:
-        """The caption in the domain's words, at full length."""
+        """The caption in the domain's words, at full length.
+
+        Args:
+            caption: The caption as the data have it.
+
+        Returns:
+            The caption after every step but the last, which shortens it.
+        """
         text = self._plain(caption)
         if self.settings.normalise:
             text = normalise_characters(text)
@@ -60,7 +67,14 @@ class CaptionPipeline:
         return text.lower() if self.settings.lowercase else text
 
     def shortened(self, text: str) -> str:
-        """What is left of a rewritten caption within the token limit."""
+        """What is left of a rewritten caption within the token limit.
+
+        Args:
+            text: From ``rewritten``.
+
+        Returns:
+            The text, as ``SentenceTruncator.cut`` leaves it; itself where the tokenizer is to cut.
+        """
         return self._truncator.cut(text) if self._truncator is not None else text
 
     @property
@@ -68,8 +82,16 @@ class CaptionPipeline:
         return self.settings.synonym_fraction > 0 or self.settings.section_dropout > 0
 
     def views(self, caption: str, seed: int, count: int = VIEWS) -> list[str]:
-        """``count`` views of a caption, drawn from numbers that depend on ``seed`` and the caption alone; equal ones
-        among them say how likely a view is."""
+        """Draw views of a caption, from numbers that depend on seed and caption alone.
+
+        Args:
+            caption: The caption as the data have it.
+            seed: The run's seed.
+            count: How many are drawn.
+
+        Returns:
+            ``count`` views; equal ones among them say how likely a view is.
+        """
         text = self.rewritten(caption)
         drawn = [self._views.draw(text, random.Random(f"{seed}/{index}/{text}")) for index in range(count)]
         return [self.shortened(view.lower() if self.settings.lowercase else view) for view in drawn]

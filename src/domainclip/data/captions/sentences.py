@@ -56,10 +56,16 @@ _END = re.compile(r"([.!?]+[\"')\]]*)(\s+)|([。！？]+)()|(\n+)()")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, in order; joined by spaces they are the text again (its white space aside).
+    """The sentences of a text.
 
     A full stop ends a sentence where white space and no small letter follows, unless it belongs to an abbreviation
     ("approx.", "e.g.", "Fig."), an initial, or the number of a list ("1. Mass."). Line ends separate sentences too.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The sentences in order, none empty; joined by spaces they are the text again (its white space aside).
     """
     sentences, start = [], 0
     for found in _END.finditer(text):
@@ -72,7 +78,14 @@ def split_sentences(text: str) -> list[str]:
 
 
 def split_statements(text: str) -> list[str]:
-    """The sentences of a text, each with those after it that say nothing without it ("It was ruled out.")."""
+    """The sentences of a text, each with those after it that say nothing without it ("It was ruled out.").
+
+    Args:
+        text: The text.
+
+    Returns:
+        The statements in order, each of one sentence or several joined by spaces.
+    """
     statements: list[str] = []
     for sentence in split_sentences(text):
         leans = _LEANS_BACK.match(sentence) or _CONCLUDES.search(sentence)

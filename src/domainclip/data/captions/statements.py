@@ -42,10 +42,16 @@ _WORDS = re.compile(r"[^\W_]+(?:[.'’-][^\W_]+)*")
 
 
 def statement_key(caption: str) -> str:
-    """Equal for captions that differ in letter case, punctuation, filler words or the order of their phrases alone.
+    """What a caption states, for comparing.
 
-    The words within a phrase keep their order, since "left greater than right" is not "right greater than left". A
-    caption of nothing but fillers is its own key.
+    The words within a phrase keep their order, since "left greater than right" is not "right greater than left".
+
+    Args:
+        caption: The caption.
+
+    Returns:
+        Equal for captions that differ in letter case, punctuation, filler words or the order of their phrases alone. A
+        caption of nothing but fillers is its own key.
     """
     phrases = []
     for phrase in _PHRASES.split(caption.casefold()):

@@ -33,10 +33,25 @@ class SentenceTruncator:
         self.cues = cues or NegationCues()
 
     def too_long(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts are above the limit.
+
+        Args:
+            texts: The texts; there may be none.
+
+        Returns:
+            For each whether its tokens are more than ``limit``.
+        """
         return [length > self.limit for length in self.count_tokens(list(texts))] if texts else []
 
     def cut(self, text: str) -> str:
-        """The text itself where it fits."""
+        """What is left of a text within the limit.
+
+        Args:
+            text: A caption.
+
+        Returns:
+            The text itself where it fits. One that no cut makes fit comes longer than the limit: the tokenizer cuts it.
+        """
         if not self.too_long([text])[0]:
             return text
         statements = split_statements(text)

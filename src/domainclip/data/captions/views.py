@@ -73,6 +73,15 @@ class CaptionViews:
         self._sections = SectionDropout(cues)
 
     def draw(self, text: str, rng: random.Random) -> str:
+        """Draw a view of a caption.
+
+        Args:
+            text: The caption, in the domain's words.
+            rng: Where the random numbers come from.
+
+        Returns:
+            The view, which may be the caption itself.
+        """
         if self.section_dropout:
             text = self._sections(text, self.section_dropout, rng)
         return self._synonyms(text, self.synonym_fraction, rng) if self.synonym_fraction else text

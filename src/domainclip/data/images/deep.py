@@ -18,7 +18,15 @@ from PIL import Image
 
 
 def turned(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Upright, by an orientation 1 … 8 of EXIF or TIFF; any other number turns nothing."""
+    """Turn an image upright.
+
+    Args:
+        values: ``[h, w]`` or ``[h, w, c]``.
+        orientation: 1 … 8, as EXIF and TIFF have it; any other number turns nothing.
+
+    Returns:
+        The image upright, contiguous; ``values`` itself where nothing is turned.
+    """
     upright = values.swapaxes(0, 1) if orientation in {5, 6, 7, 8} else values
     upright = upright[:, ::-1] if orientation in {2, 3, 6, 7} else upright
     upright = upright[::-1] if orientation in {3, 4, 7, 8} else upright
@@ -26,7 +34,15 @@ def turned(values: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def negative(values: np.ndarray, bits: int) -> np.ndarray:
-    """An image whose low numbers are white with high ones white. ``bits``: what an unsigned number may fill."""
+    """An image whose low numbers are white with high ones white.
+
+    Args:
+        values: Numbers of any type and shape.
+        bits: What an unsigned number may fill.
+
+    Returns:
+        The same type and shape. Fractions are mirrored within their own finite range.
+    """
     if values.dtype.kind == "u":
         return np.array(2**bits - 1, values.dtype) - values
     if values.dtype.kind in "bi":
@@ -36,19 +52,43 @@ def negative(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def through_palette(indices: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """uint8 ``[h, w, 3]``. ``colours``: uint16 ``[3, n]``, as TIFF keeps them."""
+    """The colours that indices stand for.
+
+    Args:
+        indices: Whole numbers ``[h, w]``; those beyond the palette's end are taken for its last.
+        colours: uint16 ``[3, n]``, as TIFF keeps them.
+
+    Returns:
+        uint8 ``[h, w, 3]``, the upper eight bits.
+    """
     return (colours >> 8).astype(np.uint8).T[indices.clip(0, colours.shape[1] - 1)]
 
 
 def from_inks(values: np.ndarray) -> np.ndarray:
-    """RGB of cyan, magenta, yellow and black ``[h, w, 4]``, without a colour profile."""
+    """RGB of cyan, magenta, yellow and black, without a colour profile.
+
+    Args:
+        values: ``[h, w, 4]``; the white of their type (``white_of``) is full ink.
+
+    Returns:
+        ``[h, w, 3]`` of the same type.
+    """
     white = white_of(values)
     light = 1 - values.astype(np.float64) / white
     return _as_type(light[..., :3] * light[..., 3:] * white, values.dtype)
 
 
 def on_white(colours: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
-    """Transparency laid on white. ``colours``: ``[h, w, c]``; ``alpha``: ``[h, w]`` of the same type."""
+    """Lay transparency on white.
+
+    Args:
+        colours: ``[h, w, c]``.
+        alpha: ``[h, w]`` of the same type; its white (``white_of``) is opaque.
+        premultiplied: Whether the colours have been multiplied by alpha already.
+
+    Returns:
+        ``[h, w, c]`` of the same type; ``colours`` itself where all is opaque.
+    """
     white = white_of(colours)
     if (alpha == white).all():
         return colours
@@ -58,7 +98,14 @@ def on_white(colours: np.ndarray, alpha: np.ndarray, premultiplied: bool = False
 
 
 def white_of(values: np.ndarray) -> float:
-    """The number that is white in a type; 1 for fractions."""
+    """The number that is white in a type.
+
+    Args:
+        values: Numbers of the type.
+
+    Returns:
+        The largest whole number of the type; 1 for fractions.
+    """
     return float(np.iinfo(values.dtype).max) if values.dtype.kind in "ui" else 1.0
 
 
@@ -70,14 +117,28 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0102, 0x0106, 0x0153
 
 
 def is_deep_grey(image: Image.Image) -> bool:
+    """Whether Pillow holds an image as grey of more than 8 bits.
+
+    Args:
+        image: The image.
+
+    Returns:
+        Whether its mode is ``I``, ``F`` or one of ``I;16``.
+    """
     return image.mode.startswith("I;16") or image.mode in {"I", "F"}
 
 
 def grey_numbers(image: Image.Image) -> np.ndarray:
-    """``[h, w]``: uint16 where the numbers fit, else int32, int64 (from uint32) or float32.
+    """The numbers of a deep grey image, as the file means them.
 
     Of a TIFF, Pillow gives unsigned numbers of 32 bits as signed ones, and those above 8 bits of which 0 is white as
     they are.
+
+    Args:
+        image: One for which ``is_deep_grey`` holds.
+
+    Returns:
+        ``[h, w]``: uint16 where the numbers fit, else int32, int64 (from uint32) or float32.
     """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     values = np.asarray(image)
@@ -92,7 +153,15 @@ def grey_numbers(image: Image.Image) -> np.ndarray:
 
 
 def grey_bytes(values: np.ndarray) -> np.ndarray:
-    """uint8: 16 bits over their whole range (as they are where all fit a byte), all else over the image's own."""
+    """Deep grey as bytes.
+
+    Args:
+        values: Numbers of any type and shape.
+
+    Returns:
+        uint8 of the same shape: 16 bits over their whole range (as they are where all fit a byte), all else over the
+        image's own.
+    """
     if values.dtype.kind == "f":
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
@@ -121,12 +190,29 @@ _ORIENTATION = 0x0112
 
 
 def is_deep_png(data: bytes) -> bool:
+    """Whether a file is a PNG of 16 bits a channel in colour or with transparency.
+
+    Args:
+        data: The file's first 26 bytes at least.
+
+    Returns:
+        Whether it is one for ``read_deep_png``; 16-bit grey without transparency is not.
+    """
     return data[:8] == _SIGNATURE and data[12:16] == b"IHDR" and data[24] == 16 and data[25] in _RAW_MODES
 
 
 def read_deep_png(data: bytes) -> np.ndarray:
-    """uint16, upright: ``[h, w, 3]``, or ``[h, w]`` of grey and alpha; what is transparent is laid on white. Raises as
-    Pillow does on damaged bytes."""
+    """Read a PNG at all its 16 bits, upright; what is transparent is laid on white.
+
+    Args:
+        data: The whole file, for which ``is_deep_png`` holds.
+
+    Returns:
+        uint16 ``[h, w, 3]``, or ``[h, w]`` of grey and alpha.
+
+    Raises:
+        Exception: The bytes are damaged; what Pillow raises then (``pages.DECODE_ERRORS`` and its own).
+    """
     kind = data[25]
     passes = []
     for mode in _RAW_MODES[kind]:

@@ -42,9 +42,16 @@ class ImageSpec:
 
     @classmethod
     def from_processor(cls, processor: Any) -> ImageSpec:
-        """Read a ``transformers`` image processor (or anything with its attributes).
+        """Read a ``transformers`` image processor.
 
-        Raises ``ModelLoadError`` for one whose treatment cannot be expressed here.
+        Args:
+            processor: The processor, or anything with its attributes.
+
+        Returns:
+            The treatment it gives images.
+
+        Raises:
+            ModelLoadError: Its treatment cannot be expressed here: no square, or pixels not scaled by 1/255.
         """
         size = {key: value for key, value in dict(processor.size).items() if value is not None}
         if "shortest_edge" not in size and size.get("height", 0) != size.get("width"):
@@ -81,7 +88,14 @@ class ImageSpec:
         return self.crop or self.size
 
     def at(self, resolution: int) -> ImageSpec:
-        """The same treatment for another resolution; the margin that a crop removes keeps its proportion."""
+        """The same treatment for another resolution.
+
+        Args:
+            resolution: Of the image that the model receives, in pixels.
+
+        Returns:
+            A spec in which the margin that a crop removes keeps its proportion.
+        """
         if resolution == self.resolution:
             return self
         if self.crop is None:
@@ -89,7 +103,15 @@ class ImageSpec:
         return replace(self, size=round(self.size * resolution / self.crop), crop=resolution)
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after the resize. Rounds as ``transformers`` does: the longer side is cut."""
+        """The shape after the resize, before the crop. Rounds as ``transformers`` does: the longer side is cut.
+
+        Args:
+            height: Before it, in pixels.
+            width: Before it, in pixels.
+
+        Returns:
+            Height and width in pixels.
+        """
         if self.resize == "squash":
             return self.size, self.size
         if height <= width:
@@ -97,7 +119,14 @@ class ImageSpec:
         return int(self.size * height / width), self.size
 
     def trim(self, image: np.ndarray) -> np.ndarray:
-        """The middle of an image more than ``LONGEST`` times as long as wide (any other: itself)."""
+        """The middle of an image more than ``LONGEST`` times as long as wide.
+
+        Args:
+            image: ``[height, width, …]``.
+
+        Returns:
+            A view of the middle; any other image, and any that is squashed, itself.
+        """
         height, width = image.shape[:2]
         keep = LONGEST * min(height, width)
         if self.resize == "squash" or max(height, width) <= keep:
@@ -107,15 +136,29 @@ class ImageSpec:
         return image[start : start + keep] if height > width else image[:, start : start + keep]
 
     def apply(self, image: np.ndarray) -> UInt8[Tensor, "3 size size"]:
-        """Resize and crop an uint8 ``[height, width, 3]`` image; within 1/255 of the model's own processor (rare
-        values within 2/255, since each of the two passes rounds)."""
+        """Resize and crop an image.
+
+        Args:
+            image: uint8 ``[height, width, 3]``.
+
+        Returns:
+            uint8 ``[3, size, size]``, within 1/255 of the model's own processor (rare values within 2/255, since each
+            of the two passes rounds).
+        """
         image = self.trim(image)
         height, width = self.resized_shape(*image.shape[:2])
         resized = resize(image, height, width, self.resample)
         return center_crop(resized, self.crop) if self.crop else resized
 
     def normalise(self, pixels: UInt8[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
-        """Bytes to the model's numbers, in one pass on whatever device the bytes are."""
+        """Bytes to the model's numbers, in one pass on whatever device the bytes are.
+
+        Args:
+            pixels: uint8 ``[batch, 3, h, w]``.
+
+        Returns:
+            float32 of the same shape: (pixels / 255 − mean) / std.
+        """
         scale, shift = _scale_and_shift(tuple(self.mean), tuple(self.std), pixels.device)
         # Into the copy itself: the kernel zeroes every page of a second buffer, which took longer than the sum.
         values = pixels.to(torch.float32, copy=True)
@@ -131,10 +174,19 @@ def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: to
 
 
 def resize(image: np.ndarray, height: int, width: int, resample: int) -> UInt8[Tensor, "3 h w"]:
-    """Antialiased resize of uint8 ``[h, w, 3]``, on torch where it equals Pillow within 1/255 and is faster.
+    """Antialiased resize, on torch where it equals Pillow within 1/255 and is faster.
 
     Rows are resized before columns, as Pillow did when CLIP was trained. Pillow 13 begins with the columns where the
     height shrinks much more than the width; that differs where rounding in between clips (noise, hard edges).
+
+    Args:
+        image: uint8 ``[h, w, 3]``.
+        height: Wanted, in pixels.
+        width: Wanted, in pixels.
+        resample: A value of Pillow's ``Image.Resampling``.
+
+    Returns:
+        uint8 ``[3, height, width]``; one that has this shape already may share its memory.
     """
     if image.shape[:2] == (height, width):
         return torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
@@ -147,7 +199,15 @@ def resize(image: np.ndarray, height: int, width: int, resample: int) -> UInt8[T
 
 
 def center_crop(pixels: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 size size"]:
-    """The central square; a side shorter than the square is padded with black, as ``transformers`` pads."""
+    """The central square; a side shorter than the square is padded with black, as ``transformers`` pads.
+
+    Args:
+        pixels: uint8 ``[3, h, w]``.
+        size: Of the square, in pixels.
+
+    Returns:
+        uint8 ``[3, size, size]``.
+    """
     height, width = pixels.shape[1:]
     if height < size or width < size:
         top, left = max(0, -(-(size - height) // 2)), max(0, -(-(size - width) // 2))

@@ -37,13 +37,30 @@ class DomainImagePipeline:
         return self.settings.tile_size is not None
 
     def tiles(self, image: np.ndarray) -> bool:
-        """Whether this one is."""
+        """Whether an image is to be cut into tiles.
+
+        Args:
+            image: ``[h, w]`` or ``[h, w, c]``, as ``read`` gives it.
+
+        Returns:
+            Whether its longer side is above ``tile_size``.
+        """
         return self.settings.tile_size is not None and max(image.shape[:2]) > self.settings.tile_size
 
     def read(self, path: Path, max_pixels: int, target: int = 512) -> np.ndarray:
-        """A file's image for ``apply``, at its own depth; a large JPEG that is not tiled comes smaller.
+        """Read a file for ``apply``.
 
-        Raises ``ImageError`` for what cannot be read, ``MissingExtraError`` for a format whose library is missing.
+        Args:
+            path: The file.
+            max_pixels: Larger images are refused.
+            target: The shorter side in pixels that is kept at least: a large JPEG that is not tiled comes smaller.
+
+        Returns:
+            The image at its own depth, ``[h, w]`` or ``[h, w, c]``.
+
+        Raises:
+            ImageError: The file cannot be read, or has more than ``max_pixels`` pixels.
+            MissingExtraError: The library for its format is missing.
         """
         return read_array(path, max_pixels, self.settings, None if self.tiled else target)
 
@@ -63,10 +80,19 @@ class DomainImagePipeline:
         )
 
     def apply(self, image: np.ndarray, target: int = 512) -> UInt8[np.ndarray, "h w 3"]:
-        """The whole image after the steps, RGB. ``image``: uint8, uint16 or float, ``[h, w]`` or ``[h, w, c]``.
+        """The whole image after the steps.
 
-        An image that is to be tiled comes so that its tiles have ``tile_pixels(target)`` a resolution. Raises
-        ``ImageError`` for what is no image, ``MissingExtraError`` where a step's library is missing.
+        Args:
+            image: uint8, uint16 or float, ``[h, w]`` or ``[h, w, c]``.
+            target: The shorter side in pixels that the image, or a tile, keeps at least when it is shrunk.
+
+        Returns:
+            uint8 RGB ``[h, w, 3]``. An image that is to be tiled comes so that its tiles have a resolution of
+            ``tile_pixels(target)``.
+
+        Raises:
+            ImageError: The array is no image.
+            MissingExtraError: A step's library is missing.
         """
         settings = self.settings
         if image.ndim not in (2, 3) or 0 in image.shape:
@@ -104,12 +130,31 @@ class DomainImagePipeline:
         return max(1, self.settings.tile_size // target)
 
     def tile_pixels(self, target: int) -> int:
-        """Resolution of a tile in what ``apply`` returns."""
+        """Resolution of a tile in what ``apply`` returns.
+
+        Args:
+            target: As for ``apply``.
+
+        Returns:
+            Pixels, at least ``target`` where ``tile_size`` is.
+        """
         assert self.settings.tile_size is not None
         return self.settings.tile_size // self._tile_reduction(target)
 
     def views(self, image: np.ndarray, target: int = 512) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """What an evaluation shows the model of an image: all its tiles, or the whole where it is not tiled."""
+        """What an evaluation shows the model of an image.
+
+        Args:
+            image: As for ``apply``.
+            target: As for ``apply``.
+
+        Returns:
+            uint8 ``[h, w, 3]`` each: all its tiles, or the whole where it is not tiled.
+
+        Raises:
+            ImageError: The array is no image.
+            MissingExtraError: A step's library is missing.
+        """
         whole = self.apply(image, target)
         if not self.tiles(image):
             return [whole]
@@ -117,15 +162,33 @@ class DomainImagePipeline:
         return [whole[top : top + height, left : left + width] for top, left, height, width in boxes]
 
     def boxes(self, height: int, width: int, target: int) -> list[tuple[int, int, int, int]]:
-        """Top, left, height and width of the tiles of what ``apply`` returns."""
+        """The tiles of what ``apply`` returns.
+
+        Args:
+            height: Of what ``apply`` returned, in pixels.
+            width: Of what ``apply`` returned, in pixels.
+            target: As given to ``apply``.
+
+        Returns:
+            Top, left, height and width of each, row by row.
+        """
         return tile_boxes(height, width, self.tile_pixels(target), self.settings.tile_overlap)
 
 
 def tile_boxes(height: int, width: int, size: int, overlap: float) -> list[tuple[int, int, int, int]]:
-    """Top, left, height and width of the tiles that cover an image, in pixels, row by row.
+    """The tiles that cover an image.
 
-    As few as overlap by at least ``overlap`` (a fraction of ``size``), evenly spaced: no tile hangs over the edge, and
-    none is smaller than the others. A side shorter than ``size`` is one tile's.
+    As few as overlap by at least ``overlap``, evenly spaced: no tile hangs over the edge, and none is smaller than the
+    others. A side shorter than ``size`` is one tile's.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        size: Of a tile, in pixels.
+        overlap: The least overlap of neighbours, as a fraction of ``size``.
+
+    Returns:
+        Top, left, height and width of each in pixels, row by row.
     """
 
     def starts(length: int) -> list[int]:
@@ -139,7 +202,16 @@ def tile_boxes(height: int, width: int, size: int, overlap: float) -> list[tuple
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
-    """Means of ``factor`` × ``factor`` blocks; bytes stay bytes, all else becomes float32 (in its own units)."""
+    """Means of square blocks of pixels.
+
+    Args:
+        image: ``[h, w]`` or ``[h, w, c]`` of any depth.
+        factor: Side of a block in pixels.
+
+    Returns:
+        The smaller image. Whole numbers without a sign keep their type, all else becomes float32 in its own units;
+        ``image`` itself for a factor of 1.
+    """
     if factor == 1:
         return image
     if image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2] == 3):

@@ -121,7 +121,15 @@ class ProjectedDualEncoderModel(PreTrainedModel):
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """``pixel_values`` float ``[batch, 3, height, width]``."""
+        """Embed images.
+
+        Args:
+            pixel_values: Float ``[batch, 3, height, width]``, normalised.
+            **kwargs: Passed to the image tower.
+
+        Returns:
+            ``pooler_output``: embeddings ``[batch, projection_dim]``, not normalised.
+        """
         output = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
         states, pooling = output.last_hidden_state, self.config.vision_pooling
         if pooling == "pooler":
@@ -133,7 +141,16 @@ class ProjectedDualEncoderModel(PreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """``input_ids`` int ``[batch, length]``; without a mask, what is not padding is seen."""
+        """Embed texts.
+
+        Args:
+            input_ids: Int ``[batch, length]``.
+            attention_mask: ``[batch, length]``, 1 where a token is seen; without it, what is not padding is seen.
+            **kwargs: Passed to the text tower.
+
+        Returns:
+            ``pooler_output``: embeddings ``[batch, projection_dim]``, not normalised.
+        """
         pooling = self.config.text_pooling
         if attention_mask is None:
             attention_mask = (input_ids != self.config.text_config.pad_token_id).long()
@@ -153,8 +170,17 @@ class ProjectedDualEncoderModel(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> CLIPOutput:
-        """Scaled cosines of each image with each text, ``[images, texts]``, as ``logits_per_image``. Anything more
-        that a tokenizer makes goes to the text tower."""
+        """Compare each image with each text.
+
+        Args:
+            input_ids: Int ``[texts, length]``.
+            pixel_values: Float ``[images, 3, height, width]``, normalised.
+            attention_mask: As for ``get_text_features``.
+            **kwargs: Anything more that a tokenizer makes; it goes to the text tower.
+
+        Returns:
+            Scaled cosines ``[images, texts]`` as ``logits_per_image``, their transpose, and unit-length embeddings.
+        """
         text = self.get_text_features(input_ids, attention_mask, **kwargs).pooler_output
         text = nn.functional.normalize(text, dim=-1)
         image = nn.functional.normalize(self.get_image_features(pixel_values).pooler_output, dim=-1)

@@ -50,7 +50,11 @@ _OTHER_SCRIPTS = (
 
 
 def font_families() -> list[str]:
-    """Matplotlib's own font, then installed ones that have the glyphs it lacks."""
+    """Choose the fonts to draw with.
+
+    Returns:
+        Matplotlib's own font, then installed ones that have the glyphs it lacks.
+    """
     installed = set(font_manager.get_font_names())
     return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in installed)]
 

@@ -47,7 +47,16 @@ class PlottedKey(Protocol):
     def log(self) -> bool: ...
     @property
     def choices(self) -> Sequence[Any] | None: ...
-    def label(self, value: Any) -> Any: ...
+    def label(self, value: Any) -> Any:
+        """A value as the study stores it.
+
+        Args:
+            value: Of the key.
+
+        Returns:
+            A plain value.
+        """
+        ...
 
 
 def plot_history(trials: Sequence[PlottedTrial], metric: str, greater_is_better: bool, path: Path) -> bool:

@@ -32,7 +32,8 @@ class AlignmentVisualizer:
     evenly and the title says so. What counts as a hit is said as in ``AlignmentMetrics``: nothing (image i belongs
     to text i), ``targets`` (boolean, of the matrix's shape), or ``image_groups`` and ``text_groups``.
 
-    Raises ``ShapeError`` for matrices, targets or labels that do not fit and for numbers that are not finite.
+    Raises:
+        ShapeError: In a method, where matrices, targets or labels do not fit or numbers are not finite.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
