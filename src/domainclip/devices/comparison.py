@@ -74,17 +74,24 @@ def compare_with_cpu(
 ) -> list[Comparison]:
     """Build an encoder on the CPU, copy it to ``device``, and compare what the two compute.
 
-    Args:
-        encoder_factory: makes a module with ``encode_image([B, 3, H, W])``, ``encode_text([B, L], [B, L])``
-            (both to ``[B, D]``) and a scalar parameter ``logit_scale`` (a natural logarithm).
-        precisions: default: all that ``device`` supports.
-        text_lengths: in tokens; those above ``text_limit`` are left out.
-        vocab_size, end_token: token ids are drawn below the first; captions end and are padded with the
-            second.
-        image_size: resolution of the images in pixels.
-
     An operation that raises on the device is a failed comparison, not an exception. torch's float32 settings
     are at their strictest meanwhile, so that what is measured is the kernel and not TF32.
+
+    Args:
+        encoder_factory: Makes a module with ``encode_image([B, 3, H, W])``, ``encode_text([B, L], [B, L])``
+            (both to ``[B, D]``) and a scalar parameter ``logit_scale`` (a natural logarithm).
+        device: The one to compare.
+        precisions: All that ``device`` supports, if left out.
+        text_lengths: In tokens; those above ``text_limit`` are left out.
+        text_limit: The longest text that the encoder takes, in tokens.
+        vocab_size: Token ids are drawn below it.
+        end_token: Captions end with it and are padded with it.
+        image_size: Resolution of the images in pixels.
+        batch: Images, and texts, encoded at once.
+
+    Returns:
+        For each precision image embeddings, and text embeddings and causal attention at each length; then gradients and
+        one optimizer step.
     """
     lengths = [length for length in text_lengths if length <= text_limit]
     reference = encoder_factory().eval()

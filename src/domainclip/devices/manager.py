@@ -24,7 +24,11 @@ class Fallback(NamedTuple):
 
 
 def mps_obstacle() -> str | None:
-    """Why Metal cannot be used here, with the remedy; None when it can."""
+    """Why Metal cannot be used here, with the remedy.
+
+    Returns:
+        A sentence for an error or the log; None when it can be used.
+    """
     if platform.system() != "Darwin":
         return f"this is {platform.system()} on {platform.machine()}, not a Mac"
     if platform.is_rosetta():
@@ -51,10 +55,13 @@ def mps_obstacle() -> str | None:
 
 
 def cuda_obstacle(device: torch.device) -> str | None:
-    """Why ``device`` (a CUDA or ROCm card) cannot be used here, with the remedy; None when it can.
+    """Why ``device`` (a CUDA or ROCm card) cannot be used here, with the remedy.
 
     Args:
         device: ``cuda`` or ``cuda:N``.
+
+    Returns:
+        A sentence for an error or the log; None when it can be used.
     """
     if platform.system() == "Darwin":
         return "Macs have no CUDA"
@@ -152,7 +159,11 @@ class DeviceManager:
         return platform.chip_name() or f"{platform.machine()} CPU"
 
     def get_memory_info(self) -> MemoryInfo:
-        """Readings in GB (2**30 bytes), taken now; ``devices.memory.read_memory`` describes the keys."""
+        """Read the device's memory, now; ``devices.memory.read_memory`` describes the keys.
+
+        Returns:
+            Readings in GB (2**30 bytes) by name.
+        """
         return read_memory(self.device)
 
     def log_device_info(self) -> None:
@@ -164,9 +175,10 @@ class DeviceManager:
         logger.info("Memory: %.1f GB, of which %.1f GB available", memory["total_gb"], memory["available_gb"])
 
     def optimize_for_device(self) -> list[Optimization]:
-        """Change torch's global settings where that helps on this device; what was decided and why.
+        """Change torch's global settings where that helps on this device; ``restore()`` puts back what was changed.
 
-        ``restore()`` puts back what was changed.
+        Returns:
+            What was decided and why.
         """
         done, undo = optimize(self.device)
         self._undo += undo

@@ -20,10 +20,13 @@ MemoryInfo = dict[str, float | bool | None]
 
 
 def address_space_limit() -> int | None:
-    """Bytes of address space that this process may take (``RLIMIT_AS``, ``ulimit -v``); None where nothing limits it.
+    """The address space that this process may take (``RLIMIT_AS``, ``ulimit -v``).
 
     Beyond it an allocation fails, however much memory is free. Read on Linux alone: macOS does not keep to the limit,
     and Windows has none.
+
+    Returns:
+        Bytes; None where nothing limits it.
     """
     if sys.platform != "linux":
         return None

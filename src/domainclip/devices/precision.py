@@ -42,7 +42,7 @@ class PrecisionDecision:
             device: Where the model runs.
 
         Returns:
-            Of torch, or one that does nothing for ``fp32``.
+            One of ``torch.autocast``.
         """
         if self.autocast_dtype is None:
             return torch.autocast(device.type, enabled=False)
@@ -87,7 +87,7 @@ def supported_precisions(device: torch.device | str) -> tuple[Precision, ...]:
         device: Where the work runs.
 
     Returns:
-        ``fp32`` first.
+        Their names.
     """
     return tuple(name for name in get_args(Precision) if _obstacle(torch.device(device), name) is None)
 

@@ -45,15 +45,26 @@ def hard_negatives(
       other half. This is TopK-MarginPos of Moreira et al. 2024, "NV-Retriever" (arXiv 2407.15831), whose threshold
       lies *below* the positive: a margin of −0.05 is their 0.05.
 
-    Embeddings need not be normalised. A row whose image or caption is all zeros (an image that could not be read)
-    gets no negatives and is nobody's. With more than ``pool`` other rows, the candidates are ``pool`` of them drawn
-    by ``seed``, the same ones for every row; the answer is then the hardest of these. A ``duplicate_similarity``
-    above 1 rejects no duplicates. Memory: a few matrices of ``chunk`` × candidates, in float32, on the device of the
-    embeddings.
+    A row whose image or caption is all zeros (an image that could not be read) gets no negatives and is nobody's.
+    Memory: a few matrices of ``chunk`` × candidates, in float32, on the device of the embeddings.
 
-    Returns row numbers, int64 on the CPU, hardest first, equal ones by row number; −1 where there are fewer than
-    ``k``. Raises ``ShapeError`` for shapes that do not fit, NaN or infinite embeddings, and ``k``, ``pool`` or
-    ``chunk`` below 1.
+    Args:
+        image_embeds: One row a pair; they need not be normalised.
+        text_embeds: One row a pair; they need not be normalised.
+        group_ids: Rows of one group are positives of each other.
+        k: Negatives for each row, at least 1.
+        duplicate_similarity: A cosine; above 1 it rejects no duplicates.
+        false_negative_margin: Added to the pair's own cosine; None rejects nothing by it.
+        pool: Most candidates. Of more other rows ``pool`` are drawn, the same ones for every row; the answer is then
+            the hardest of these.
+        seed: Of that draw.
+        chunk: Rows compared at once.
+
+    Returns:
+        Row numbers, int64 on the CPU, hardest first, equal ones by row number; −1 where there are fewer than ``k``.
+
+    Raises:
+        ShapeError: Shapes do not fit, embeddings are NaN or infinite, or ``k``, ``pool`` or ``chunk`` is below 1.
     """
     images, texts, groups = _checked(image_embeds, text_embeds, group_ids, k=k, pool=pool, chunk=chunk)
     negatives = torch.full((len(images), k), -1, dtype=torch.long)
