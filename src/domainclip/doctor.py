@@ -65,7 +65,11 @@ class DoctorReport:
         return int(any(check.status == "fail" for check in self.checks))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only; an error that is not a number becomes None, as JSON has no NaN."""
+        """The report for programs.
+
+        Returns:
+            Plain values only; an error that is not a number becomes None, as JSON has no NaN.
+        """
         return {
             "exit_code": self.exit_code,
             "device": self.device,
@@ -78,9 +82,14 @@ class DoctorReport:
         }
 
     def render(self, width: int | None = None, colour: bool | None = None) -> str:
-        """The report for a terminal, as text to be printed as it is (it may hold escape codes for colour).
+        """The report for a terminal.
 
-        ``colour`` None means: when standard output is a terminal and NO_COLOR is unset.
+        Args:
+            width: In characters; the terminal's, if left out.
+            colour: None: when standard output is a terminal and NO_COLOR is unset.
+
+        Returns:
+            Text to be printed as it is (it may hold escape codes for colour).
         """
         if colour is None:
             colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -106,9 +115,17 @@ class DoctorReport:
 def diagnose(device: str | None = None) -> DoctorReport:
     """Look at platform, versions, device, memory, precision and settings; compare the device with the CPU.
 
-    ``device`` as for ``DeviceManager``; one that cannot be used is a failed check, and the rest is done on
-    the device chosen instead. torch's settings are left as they were. Raises ``ConfigurationError`` for a
-    name that is no device.
+    torch's settings are left as they were.
+
+    Args:
+        device: As for ``DeviceManager``. One that cannot be used is a failed check, and the rest is done on the device
+            chosen instead.
+
+    Returns:
+        All checks and figures.
+
+    Raises:
+        ConfigurationError: The name is no device.
     """
     report = DoctorReport()
     report.checks.append(_check_platform())
@@ -261,7 +278,15 @@ def _check_numbers(report: DoctorReport, device: torch.device) -> None:
 
 
 def compare_tiny(device: torch.device, precisions: Sequence[Precision] | None = None) -> list[Comparison]:
-    """``compare_with_cpu`` on a small CLIP of random weights."""
+    """``compare_with_cpu`` on a small CLIP of random weights.
+
+    Args:
+        device: The one to compare.
+        precisions: All that it supports, if left out.
+
+    Returns:
+        One comparison for each quantity.
+    """
     encoder = make_tiny_clip(seed=0)
     tokenizer = encoder.processor.tokenizer
     return compare_with_cpu(
@@ -276,7 +301,14 @@ def compare_tiny(device: torch.device, precisions: Sequence[Precision] | None = 
 
 
 def summarise(comparisons: list[Comparison]) -> list[Check]:
-    """One check for each precision: how many agree, or which differ, by how much, and what to switch off."""
+    """Sum comparisons up, by precision.
+
+    Args:
+        comparisons: Of one device.
+
+    Returns:
+        One check for each precision: how many agree, or which differ, by how much, and what to switch off.
+    """
     checks: list[Check] = []
     for precision in dict.fromkeys(item.precision for item in comparisons):
         group = [item for item in comparisons if item.precision == precision]

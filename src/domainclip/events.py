@@ -254,6 +254,12 @@ class Emitter:
             name: Of the phase.
             total: Its length, where it is known.
             done: How much of it is behind already.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StopRun: A listener wants the run to end.
         """
         self.emit(PhaseStarted(name=name, total=total, done=done))
         started = time.monotonic()

@@ -17,7 +17,14 @@ from domainclip.errors import ConfigurationError
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file's or folder's data to the disk. Windows cannot open folders: there the rename is all there is."""
+    """Flush a file's or folder's data to the disk. Windows cannot open folders: there the rename is all there is.
+
+    Args:
+        path: An existing file or folder.
+
+    Raises:
+        OSError: The system cannot do it.
+    """
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -28,7 +35,15 @@ def fsync_path(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` whole or not at all: temporary file beside it, fsync, rename."""
+    """Replace ``path`` by ``content`` whole or not at all: temporary file beside it, fsync, rename.
+
+    Args:
+        path: The file; folders above it are made.
+        content: All of it.
+
+    Raises:
+        OSError: It cannot be written. The earlier file is as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -77,6 +92,9 @@ def writing(what: str) -> Iterator[None]:
     Args:
         what: Says which it is, such as "--output figures.json".
 
+    Yields:
+        Nothing.
+
     Raises:
         ConfigurationError: It cannot be written.
     """
@@ -87,10 +105,30 @@ def writing(what: str) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Replace a file by text in UTF-8, as ``write_bytes`` does.
+
+    Args:
+        path: The file; folders above it are made.
+        text: All of it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Replace a file by JSON, indented by 2, as ``write_bytes`` does.
+
+    Args:
+        path: The file; folders above it are made.
+        value: Plain values.
+
+    Raises:
+        OSError: It cannot be written.
+        ValueError: A number is NaN or infinite.
+        TypeError: A value is none that JSON has.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -100,6 +138,15 @@ def replaced_directory(target: Path) -> Iterator[Path]:
 
     Everything inside is fsynced before the rename. An existing ``target`` is moved aside first and deleted
     last, so at every moment one whole version is on the disk.
+
+    Args:
+        target: The folder; folders above it are made.
+
+    Yields:
+        The temporary folder, empty.
+
+    Raises:
+        OSError: It cannot be written.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +172,17 @@ def replaced_directory(target: Path) -> Iterator[Path]:
 
 
 def sha256_of(path: Path) -> str:
+    """Digest a file, 1 MiB at a time.
+
+    Args:
+        path: The file.
+
+    Returns:
+        SHA-256 as 64 hexadecimal digits.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while block := handle.read(1 << 20):

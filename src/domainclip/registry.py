@@ -17,7 +17,15 @@ T = TypeVar("T")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``name``, or None when nothing is close enough to be a slip of the hand."""
+    """Guess what a mistyped name was meant to be.
+
+    Args:
+        name: As it was typed.
+        choices: Names that there are.
+
+    Returns:
+        The choice most like it, from a ``difflib`` ratio of 0.6 on; else None.
+    """
     found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return found[0] if found else None
 
@@ -25,8 +33,10 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 class Registry(Generic[T]):
     """Maps names to entries: ``@LOSSES.register("mine")`` adds one, ``LOSSES["mine"]`` finds it.
 
-    ``kind`` is the word used in messages ("loss", "similarity metric"). Raises ``ConfigurationError`` for an
-    unknown name (listing the known ones) and for a name that is taken already.
+    Looking up an unknown name is a ``ConfigurationError`` that lists the known ones.
+
+    Args:
+        kind: The word used in messages ("loss", "similarity metric").
     """
 
     def __init__(self, kind: str) -> None:
@@ -34,6 +44,18 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
+        """Make a decorator that adds an entry.
+
+        Args:
+            name: Of the entry.
+
+        Returns:
+            The decorator, which returns what it is given.
+
+        Raises:
+            ConfigurationError: By the decorator: the name is taken already.
+        """
+
         def add(entry: T) -> T:
             if name in self._entries:
                 raise ConfigurationError(f"A {self.kind} named {name!r} is registered already: choose another name")

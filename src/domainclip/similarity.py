@@ -24,9 +24,16 @@ SIMILARITIES: Registry[Callable] = Registry("metric")
 
 
 def make_similarity(metric: str | Similarity) -> Similarity:
-    """The similarity of that name (a fresh module where it learns), or the callable itself.
+    """Find a similarity by its name.
 
-    Raises ``ConfigurationError`` "Invalid metric …" for an unknown name.
+    Args:
+        metric: A name of ``SIMILARITIES``, or a similarity.
+
+    Returns:
+        The similarity of that name (a fresh module where it learns), or the callable itself.
+
+    Raises:
+        ConfigurationError: "Invalid metric …": the name is unknown.
     """
     if not isinstance(metric, str):
         return metric
@@ -35,7 +42,15 @@ def make_similarity(metric: str | Similarity) -> Similarity:
 
 
 def check_embeddings(a: Tensor, b: Tensor) -> None:
-    """Raises ``ShapeError`` unless both are ``[n, d]`` with the same d."""
+    """Check that two sets of embeddings can be compared.
+
+    Args:
+        a: ``[n, d]``.
+        b: ``[m, d]``, with the same d.
+
+    Raises:
+        ShapeError: One is not 2D, or their dimensions differ.
+    """
     for embeddings in (a, b):
         if embeddings.ndim != 2:
             raise ShapeError(f"Expected 2D embeddings [n, dim], got shape {tuple(embeddings.shape)}")
@@ -45,31 +60,68 @@ def check_embeddings(a: Tensor, b: Tensor) -> None:
 
 @SIMILARITIES.register("cosine")
 def cosine(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
-    """Cosine of the angle, in [-1, 1]; a zero vector is at 0 to everything."""
+    """Cosine of the angle, in [-1, 1]; a zero vector is at 0 to everything.
+
+    Args:
+        a: Rows of any length.
+        b: Rows of any length.
+
+    Returns:
+        Of each row of ``a`` with each of ``b``.
+    """
     return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
 
 
 @SIMILARITIES.register("dot")
 def dot(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
-    """Inner product, unbounded."""
+    """Inner product, unbounded.
+
+    Args:
+        a: Rows of any length.
+        b: Rows of any length.
+
+    Returns:
+        Of each row of ``a`` with each of ``b``.
+    """
     return a @ b.T
 
 
 @SIMILARITIES.register("euclidean")
 def euclidean(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
-    """Negative Euclidean distance, at most 0: larger is nearer, as for the others."""
+    """Negative Euclidean distance, at most 0: larger is nearer, as for the others.
+
+    Args:
+        a: Rows of any length.
+        b: Rows of any length.
+
+    Returns:
+        Of each row of ``a`` from each of ``b``; equal rows are at -1e-6 at the nearest.
+    """
     squares = a.square().sum(-1, keepdim=True) + b.square().sum(-1) - 2 * (a @ b.T)
     return -torch.sqrt(squares.clamp_min(1e-12))  # the root's slope at 0 is infinite
 
 
 class UnitSimilarity(nn.Module):
-    """Another similarity of the embeddings at unit length."""
+    """Another similarity of the embeddings at unit length.
+
+    Args:
+        similarity: Compares the rows once they have length 1.
+    """
 
     def __init__(self, similarity: Similarity) -> None:
         super().__init__()
         self.similarity = similarity
 
     def forward(self, a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
+        """Compare rows brought to length 1.
+
+        Args:
+            a: Images, rows of any length.
+            b: Texts, rows of any length.
+
+        Returns:
+            The similarity of each image to each text.
+        """
         return self.similarity(F.normalize(a, dim=-1), F.normalize(b, dim=-1))
 
 
@@ -96,6 +148,12 @@ class BilinearSimilarity(nn.Module):
 
     @torch.no_grad()
     def materialise(self, dim: int, like: Tensor | None = None) -> None:
+        """Make W, the identity, where it is not made yet.
+
+        Args:
+            dim: Of the embeddings.
+            like: A tensor whose device and dtype W gets; torch's defaults, if left out.
+        """
         if not isinstance(self.weight, nn.UninitializedParameter):
             return
         device, dtype = (like.device, like.dtype) if like is not None else (None, None)
@@ -110,16 +168,39 @@ class BilinearSimilarity(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def map_texts(self, texts: Float[Tensor, "m dim"]) -> Float[Tensor, "m dim"]:
-        """``W y`` for each row, not normalised."""
+        """Map texts by W, made if need be.
+
+        Args:
+            texts: Embeddings, one a row.
+
+        Returns:
+            ``W y`` for each row, not normalised.
+        """
         self.materialise(texts.shape[-1], texts)
         return texts @ self.weight.to(texts.dtype).T
 
     def forward(self, a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
+        """Compare images with mapped texts.
+
+        Args:
+            a: Images, rows of any length.
+            b: Texts, rows of any length.
+
+        Returns:
+            Cosines, in [-1, 1].
+        """
         return cosine(a, self.map_texts(b))
 
 
 def as_embeddings(embeds: Embeddings) -> Tensor:
-    """A tensor of float32, or of float64 if it is that already, without gradient."""
+    """Bring embeddings to a tensor.
+
+    Args:
+        embeds: A tensor or an array of any numeric type.
+
+    Returns:
+        A tensor of float32, or of float64 if it is that already, without gradient. It may share the memory.
+    """
     if isinstance(embeds, np.ndarray) and not (embeds.flags.writeable and embeds.flags.forc):
         embeds = embeds.copy()  # torch cannot share memory that is read-only or runs backwards
     tensor = torch.as_tensor(embeds).detach()

@@ -49,14 +49,18 @@ class ClassHierarchy:
 
     @classmethod
     def from_nested(cls, nested: Mapping[str, Any], source: str = "class_hierarchy") -> ClassHierarchy:
-        """From mappings and lists as YAML and JSON give them. ``source`` stands at the front of error messages.
+        """From mappings and lists as YAML and JSON give them.
 
         Args:
-            nested: The tree.
-            source: Where it comes from.
+            nested: Names with what hangs under them.
+            source: Where it comes from; it stands at the front of error messages.
 
         Returns:
             The hierarchy.
+
+        Raises:
+            ConfigurationError: This is no nested mapping, a name stands twice or is empty, or there are fewer than two
+                names.
         """
         if not isinstance(nested, Mapping) or not nested:
             raise ConfigurationError(

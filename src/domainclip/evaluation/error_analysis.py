@@ -107,21 +107,22 @@ def build_error_analysis(
 ) -> ErrorAnalysis:
     """Choose the cases, ``per_section`` at most of each kind.
 
-    ``evaluator`` was made of ``pairs``; ``probabilities`` turns cosines ``[images, classes]`` into the model's
-    probabilities of the same shape. Classes are evaluated where there are labels, captions in any case. Raises
-    ``ConfigurationError`` for ``per_section`` below 1.
+    Classes are evaluated where there are labels, captions in any case.
 
     Args:
         title: Of the page.
         pairs: The rows.
-        evaluator: Made of them.
+        evaluator: Made of ``pairs``.
         embed: The model.
-        probabilities: Cosines to probabilities.
-        per_section: Images at most.
+        probabilities: Turns cosines ``[images, classes]`` into the model's probabilities of the same shape.
+        per_section: Cases of each kind at most, from 1.
         seed: Of random choices.
 
     Returns:
         What the page shows.
+
+    Raises:
+        ConfigurationError: ``per_section`` is below 1.
     """
     if per_section < 1:
         raise ConfigurationError(f"An error analysis shows at least one image a section (per_section={per_section})")

@@ -62,6 +62,7 @@ def call_objective(loss: nn.Module, image_embeds: Tensor, text_embeds: Tensor, *
         loss: The objective.
         image_embeds: ``[batch, dim]``, as the image tower gives them.
         text_embeds: ``[batch, dim]``, as the text tower gives them; row i belongs to image i.
+        **context: What objectives may take besides, such as ``group_ids``.
 
     Returns:
         ``loss`` and what else the objective gives.

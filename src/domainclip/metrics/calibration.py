@@ -174,6 +174,10 @@ def calibration_summary(
 
     Returns:
         Plain values by name.
+
+    Raises:
+        ShapeError: Validation and test have different classes, or as for ``fit_temperature``.
+        ConfigurationError: ``model_temperature`` is not positive and finite.
     """
     fitted = fit_temperature(*validation, model_temperature)
     if test is not None and test[0].shape[1] != validation[0].shape[1]:

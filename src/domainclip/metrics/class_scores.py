@@ -86,6 +86,9 @@ class ClassScores:
 
         Returns:
             Log-odds in nats.
+
+        Raises:
+            ShapeError: ``classes`` are none, or all there are.
         """
         rest = [index for index in range(len(self.labels)) if index not in classes]
         if not classes or not rest:

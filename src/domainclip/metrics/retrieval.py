@@ -216,11 +216,13 @@ def summarise_ranks(
 class AlignmentMetrics:
     """Retrieval metrics of one similarity matrix [n_images, n_texts], a tensor or a numpy array.
 
-    What counts as a hit is said in one of three ways, the same for every method: nothing (the matrix is
-    square and image i belongs to text i), ``targets`` (a boolean matrix of the same shape), or
-    ``image_groups`` and ``text_groups`` (one id per image and per text; equal ids are hits). Every method
-    raises ``ShapeError`` for a matrix, targets or groups that do not fit, for NaN, and for a query that has
-    no hit.
+    What counts as a hit is said in one of three ways, the same for every method: nothing (the matrix is square and
+    image i belongs to text i), ``targets`` (a boolean matrix of the same shape), or ``image_groups`` and
+    ``text_groups`` (one id per image and per text; equal ids are hits).
+
+    Raises:
+        ShapeError: In a method, where a matrix, targets or groups do not fit, a similarity is NaN, or a query has no
+            hit.
     """
 
     @staticmethod

@@ -26,17 +26,53 @@ class FileEncoder(Protocol):
     """Whatever embeds files, opened images and texts, one row each: a ``ModelSession``, an ``EmbeddingEngine``, a
     ``CLIPFinetuningController``. It reads a file as training does."""
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor: ...
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts.
 
-    def encode_images(self, images: Sequence[ImageLike]) -> Tensor: ...
+        Args:
+            texts: At least one.
+
+        Returns:
+            ``[texts, dim]``.
+        """
+        ...
+
+    def encode_images(self, images: Sequence[ImageLike]) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: Paths, PIL images or arrays, mixed.
+
+        Returns:
+            ``[images, dim]``.
+        """
+        ...
 
 
 class Encoder(Protocol):
     """Whatever embeds opened images and texts, one row each."""
 
-    def encode_text(self, texts: list[str]) -> Tensor: ...
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Embed texts.
 
-    def encode_image(self, images: list[Image.Image]) -> Tensor: ...
+        Args:
+            texts: At least one.
+
+        Returns:
+            ``[texts, dim]``.
+        """
+        ...
+
+    def encode_image(self, images: list[Image.Image]) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: Opened, in RGB.
+
+        Returns:
+            ``[images, dim]``.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,9 +114,7 @@ class ImageTextRetrieval:
             ``encode_image(list[PIL.Image])``, which is given files as opened RGB images.
         similarity_computer: How embeddings are compared; the cosine, if left out.
 
-    Every list of answers is sorted, best first; equal scores keep the order of the candidates. Every method raises
-    ``DataError`` for an empty list or a wrong kind of item, ``ImageError`` for an image that cannot be read, and
-    ``ShapeError`` "top_k must be in range" where there are fewer candidates than asked for.
+    Every list of answers is sorted, best first; equal scores keep the order of the candidates.
     """
 
     def __init__(
@@ -100,7 +134,21 @@ class ImageTextRetrieval:
     def retrieve_text(
         self, images: ImageLike | Sequence[ImageLike], texts: Sequence[str], top_k: int = 5
     ) -> list[RetrievalHit[str]] | list[list[RetrievalHit[str]]]:
-        """The ``top_k`` best texts of an image: one list for an image, a list of lists for several."""
+        """Find the best texts of images.
+
+        Args:
+            images: One image, or a list of them.
+            texts: The candidates.
+            top_k: How many for each image.
+
+        Returns:
+            One list for an image, a list of lists for several, the best first.
+
+        Raises:
+            DataError: A list is empty, or an item of a wrong kind.
+            ImageError: An image cannot be read.
+            ShapeError: "top_k must be in range": there are fewer texts; or a similarity is NaN.
+        """
         single = isinstance(images, Image.Image | Path | str | np.ndarray)
         image_list = _images([images] if isinstance(images, Image.Image | Path | str | np.ndarray) else images)
         candidates = _texts(texts)
@@ -119,7 +167,21 @@ class ImageTextRetrieval:
     def retrieve_image(
         self, texts: str | Sequence[str], images: Sequence[ImageLike], top_k: int = 5
     ) -> list[RetrievalHit[ImageLike]] | list[list[RetrievalHit[ImageLike]]]:
-        """The ``top_k`` best images of a text: one list for a text, a list of lists for several."""
+        """Find the best images of texts.
+
+        Args:
+            texts: One text, or a list of them.
+            images: The candidates.
+            top_k: How many for each text.
+
+        Returns:
+            One list for a text, a list of lists for several, the best first.
+
+        Raises:
+            DataError: A list is empty, or an item of a wrong kind.
+            ImageError: An image cannot be read.
+            ShapeError: "top_k must be in range": there are fewer images; or a similarity is NaN.
+        """
         single = isinstance(texts, str)
         queries, candidates = _texts([texts] if isinstance(texts, str) else texts), _images(images)
         check_top_k(top_k, len(candidates))
@@ -129,7 +191,18 @@ class ImageTextRetrieval:
     def batch_retrieve(self, images: Sequence[ImageLike], texts: Sequence[str], top_k: int = 5) -> BatchRetrieval:
         """Both directions at once; every image and every text is encoded once.
 
-        ``top_k`` must be in range for both sides: at most the number of images and of texts.
+        Args:
+            images: Queries and candidates.
+            texts: Queries and candidates.
+            top_k: At most the number of images and of texts.
+
+        Returns:
+            The best texts of each image and the best images of each text.
+
+        Raises:
+            DataError: A list is empty, or an item of a wrong kind.
+            ImageError: An image cannot be read.
+            ShapeError: "top_k must be in range": one side has fewer; or a similarity is NaN.
         """
         image_list, captions = _images(images), _texts(texts)
         check_top_k(top_k, min(len(image_list), len(captions)))
@@ -144,6 +217,18 @@ class ImageTextRetrieval:
 
         Such pairs are likely to belong together even where nothing says so. Of equally near neighbours the one
         with the lower index counts, so each image and each text is in one pair at most.
+
+        Args:
+            images: At least one.
+            texts: At least one.
+
+        Returns:
+            The pairs with their similarities.
+
+        Raises:
+            DataError: A list is empty, or an item of a wrong kind.
+            ImageError: An image cannot be read.
+            ShapeError: A similarity is NaN.
         """
         image_list, captions = _images(images), _texts(texts)
         image_embeds, text_embeds = self._embed_images(image_list), self._embed_texts(captions)

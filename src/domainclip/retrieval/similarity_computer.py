@@ -21,14 +21,20 @@ _SCORES_AT_ONCE = 4_194_304  # of a chunk of top_k: 16 MiB in float32, and a few
 class SimilarityComputer:
     """Compares embeddings by a named metric.
 
-    ``metric``: a name of ``domainclip.similarity.SIMILARITIES`` ("cosine", "dot", "euclidean", …) or a callable that
-    takes images ``[n, dim]`` and texts ``[m, dim]`` and returns ``[n, m]``, larger being nearer (a trained
-    ``nn.Module``, for example; a metric that learns and is given by name starts untrained). ``normalize`` brings
-    every row to length 1 before that, which makes "dot" the cosine and "euclidean" rank as the cosine does.
-
     Embeddings are tensors or numpy arrays. Half precision and integers are widened to float32, float64 stays; the
-    answer is a tensor on the images' device, without gradient. Every method raises ``ShapeError`` "Expected 2D
-    embeddings" and "Embedding dimension mismatch". Raises ``ConfigurationError`` "Invalid metric" for an unknown name.
+    answer is a tensor on the images' device, without gradient.
+
+    Args:
+        metric: A name of ``domainclip.similarity.SIMILARITIES`` ("cosine", "dot", "euclidean", …) or a callable that
+            takes images ``[n, dim]`` and texts ``[m, dim]`` and returns ``[n, m]``, larger being nearer (a trained
+            ``nn.Module``, for example; a metric that learns and is given by name starts untrained).
+        normalize: Brings every row to length 1 before that, which makes "dot" the cosine and "euclidean" rank as the
+            cosine does.
+
+    Raises:
+        ConfigurationError: "Invalid metric": the name is unknown, or it is neither a name nor a callable object.
+        ShapeError: By every method: "Expected 2D embeddings", "Embedding dimension mismatch", or the metric answers
+            with another shape than ``[n, m]``.
     """
 
     def __init__(self, metric: str | Similarity = "cosine", normalize: bool = True) -> None:
@@ -44,7 +50,18 @@ class SimilarityComputer:
     def compute(
         self, image_embeds: Float[Embeddings, "n_images dim"], text_embeds: Float[Embeddings, "n_texts dim"]
     ) -> Float[Tensor, "n_images n_texts"]:
-        """Similarity of every image to every text."""
+        """Compare every image with every text.
+
+        Args:
+            image_embeds: One row an image.
+            text_embeds: One row a text.
+
+        Returns:
+            Similarities, the larger the nearer.
+
+        Raises:
+            ShapeError: The embeddings do not fit, or the metric's answer does not.
+        """
         return self._compare(*self._prepared(image_embeds, text_embeds))
 
     def batch_compute(
@@ -57,6 +74,18 @@ class SimilarityComputer:
 
         Nothing is approximated, but a matrix product of another height may be added up in another order: the
         numbers are those of ``compute`` up to float32's rounding.
+
+        Args:
+            image_embeds: One row an image.
+            text_embeds: One row a text.
+            batch_size: Images at a time.
+
+        Returns:
+            Similarities, the larger the nearer.
+
+        Raises:
+            ConfigurationError: ``batch_size`` is below 1.
+            ShapeError: The embeddings do not fit, or the metric's answer does not.
         """
         if batch_size < 1:
             raise ConfigurationError(f"Batch size must be positive, got batch_size={batch_size}")
@@ -73,13 +102,24 @@ class SimilarityComputer:
         k: int,
         queries: Literal["images", "texts"] = "images",
     ) -> tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]:
-        """Scores and indices of the ``k`` best texts of each image, the best first; never holds the whole matrix.
+        """The ``k`` best texts of each image; never holds the whole matrix.
 
-        ``queries="texts"`` gives the best images of each text instead. Equal candidates score exactly equal, and
-        of equal scores the lower index comes first, so the same arguments always have the same answer.
+        Equal candidates score exactly equal, and of equal scores the lower index comes first, so the same arguments
+        always have the same answer.
 
-        Raises ``ShapeError`` "top_k must be in range" where k is not within 1…candidates, and where NaN would have
-        to be ranked; ``ConfigurationError`` for another ``queries``.
+        Args:
+            image_embeds: One row an image.
+            text_embeds: One row a text.
+            k: Within 1…candidates.
+            queries: "texts" gives the best images of each text instead.
+
+        Returns:
+            Scores and indices, the best first.
+
+        Raises:
+            ShapeError: "top_k must be in range": k is not within 1…candidates; NaN would have to be ranked; or
+                embeddings do not fit.
+            ConfigurationError: ``queries`` is another word.
         """
         if queries not in ("images", "texts"):
             raise ConfigurationError(f"queries must be 'images' or 'texts', got {queries!r}")
@@ -121,6 +161,15 @@ class SimilarityComputer:
 
 
 def check_top_k(k: int, n_candidates: int) -> None:
+    """Check that so many can be chosen.
+
+    Args:
+        k: How many are asked for.
+        n_candidates: How many there are.
+
+    Raises:
+        ShapeError: "top_k must be in range": ``k`` is no integer within 1…candidates.
+    """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n_candidates:
         raise ShapeError(
             f"top_k must be in range 1…{n_candidates}, got {k!r}: there are {n_candidates} candidates to choose from"
@@ -132,7 +181,15 @@ def stable_top_k(
 ) -> tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]:
     """``torch.topk`` with a rule for equal scores: the lower index comes first, and is kept where only some fit.
 
-    Raises ``ShapeError`` for NaN, which has no place in an order.
+    Args:
+        scores: One row a query; the larger the better.
+        k: At most the number of candidates.
+
+    Returns:
+        Scores and indices, the best first.
+
+    Raises:
+        ShapeError: A score is NaN, which has no place in an order.
     """
     if torch.isnan(scores).any():
         raise ShapeError(

@@ -34,14 +34,17 @@ class ProcessGroup:
     """This process among its equals. Use it as a context manager, or ``close()`` it.
 
     Tensors travel by NCCL on CUDA, everything else by gloo, so that counts and decisions wait for no device. All
-    methods but ``close`` and ``shard`` are collective: every process must call the same ones in the same order. Each
-    raises ``CLIPFinetuningError`` when another process is gone or does not answer within the group's timeout.
+    methods but ``close`` and ``shard`` are collective: every process must call the same ones in the same order.
 
     Args:
         rank: Number of this process, from 0.
         world_size: How many there are.
         device: Where tensors are that travel.
         owned: Whether this object has joined the group, and leaves it when closed.
+
+    Raises:
+        CLIPFinetuningError: In any collective method, when another process is gone or does not answer within the
+            group's timeout.
     """
 
     def __init__(self, rank: int, world_size: int, device: torch.device, *, owned: bool = True) -> None:
@@ -128,6 +131,9 @@ class ProcessGroup:
 
         Returns:
             A tensor ``[everyone's rows, ...]`` for each.
+
+        Raises:
+            CLIPFinetuningError: The processes hold rows of different kinds, or none holds any.
         """
         described = self.gather_objects(
             [

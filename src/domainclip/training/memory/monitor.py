@@ -71,10 +71,13 @@ class MemoryMonitor:
         return self
 
     def stop(self) -> int:
-        """Stops, and returns ``peak_bytes``. Raises what a reading raised in the thread.
+        """Stop reading.
 
         Returns:
-            Bytes.
+            ``peak_bytes``.
+
+        Raises:
+            Exception: What a reading raised in the thread.
         """
         if self._thread is not None:
             self._stop.set()
