@@ -78,22 +78,31 @@ def _token_ids(processor: TextImageProcessor | ProcessorMixin, texts: list[str],
 
 
 class CLIPDataset(Dataset):
-    """Image-text pairs, tokenized once, with images decoded on demand and kept in ``images``, an ``ImageStore``
-    (default: one of its own, of ``image_cache_mb``).
+    """Image-text pairs, tokenized once, with images decoded on demand.
 
-    ``processor`` is an ``EncoderProcessor`` or a ``transformers`` processor (anything with ``tokenizer`` and
-    ``image_processor``). Items are dicts: ``pixel_values`` float32 ``[3, R, R]``, ``input_ids`` and
-    ``attention_mask`` int64 ``[max_sequence_length]``, ``image_path``, ``caption``.
+    Items are dicts: ``pixel_values`` float32 ``[3, R, R]``, ``input_ids`` and ``attention_mask`` int64
+    ``[max_sequence_length]``, ``image_path``, ``caption``. Reading one raises ``ImageError`` where its image is bad.
 
-    ``group_ids`` int64 ``[n]``: rows with equal ids describe the same thing and are each other's positives; by
-    label where ``config.positives`` is ``label``, by what the caption states where it is ``statement`` (see
-    ``data.statements``), by caption otherwise.
+    Args:
+        pairs: The rows, as pairs or plain ``(path, caption)`` tuples.
+        processor: An ``EncoderProcessor`` or a ``transformers`` processor (anything with ``tokenizer`` and
+            ``image_processor``).
+        config: The recipe.
+        image_transform: What images go through; the model's own resize and crop without augmentation, if left out.
+        text_transform: What captions and prompts go through; ``TextTransform``, if left out.
+        images: Where prepared images are kept; a store of its own, of ``image_cache_mb``, if left out.
+        caption_views: Gives other ways of saying a caption, of which an epoch shows one. They are no part of what
+            ``group_ids`` compares.
+        class_names: Gives the names of a label that ``augment_text`` puts into prompts; the label alone, if left out.
 
-    ``text_transform`` is what captions and prompts go through (default ``TextTransform``), ``caption_views`` gives
-    other ways of saying a caption, of which an epoch shows one, and ``class_names`` the names of a label that
-    ``augment_text`` puts into prompts. Views are no part of what ``group_ids`` compares.
+    Attributes:
+        group_ids: int64 ``[n]``. Rows with equal ids describe the same thing and are each other's positives; by label
+            where ``config.positives`` is ``label``, by what the caption states where it is ``statement`` (see
+            ``data.captions.statements``), by caption otherwise.
 
-    Raises ``DataError`` "No valid image-text pairs" for none, and ``ImageError`` on reading a bad image.
+    Raises:
+        DataError: There are no pairs ("No valid image-text pairs").
+        ModelLoadError: The processor's treatment of images cannot be expressed as an ``ImageSpec``.
     """
 
     def __init__(

@@ -39,7 +39,9 @@ class EpochBatchSampler:
     and neighbours alone: a run is taken up exactly if it is given the neighbours it had.
 
     Without ``shuffle`` the order of the data set is kept, whatever the fraction.
-    Raises ``ConfigurationError`` for a fraction outside 0…1.
+
+    Raises:
+        ConfigurationError: The fraction is outside 0…1.
     """
 
     def __init__(

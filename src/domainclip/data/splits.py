@@ -113,7 +113,8 @@ def load_splits(
 
     Raises:
         DataError: The data cannot be read (``DatasetLoader``), or two files claim one split.
-        ConfigurationError: The ratios are wrong (``split_pairs``), or the columns are (``DatasetLoader``).
+        ConfigurationError: The ratios are wrong (``split_pairs``), or ``image_root`` is no directory.
+        MissingExtraError: The format needs a package that is not installed.
     """
     ratios = {"train": train_split, "validation": val_split, "test": test_split}
     split_pairs([], train_split, val_split, test_split)  # wrong ratios fail before a long load

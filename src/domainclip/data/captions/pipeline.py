@@ -18,13 +18,19 @@ _REMEMBERED = 200_000
 
 
 class CaptionPipeline:
-    """Caption → caption, without chance: characters, units, abbreviations, letter case, length. Settings that are all
-    off leave what ``TextTransform`` does, which always comes first.
+    """Caption → caption, without chance: characters, units, abbreviations, letter case, length.
 
-    ``count_tokens`` and ``limit`` (tokens, start and end included) are the model's; without them nothing is shortened
-    here, and the tokenizer cuts. Applied twice it does the same as once. ``views`` is for training only.
+    Settings that are all off leave what ``TextTransform`` does, which always comes first. Applied twice it does the
+    same as once. ``views`` is for training only.
 
-    Raises ``ConfigurationError`` for a glossary that is missing or wrong.
+    Args:
+        settings: The domain's steps.
+        count_tokens: The model's count of tokens, start and end included.
+        limit: The model's limit in tokens, start and end included. Without it or ``count_tokens`` nothing is shortened
+            here, and the tokenizer cuts.
+
+    Raises:
+        ConfigurationError: The glossary is missing or wrong.
     """
 
     def __init__(

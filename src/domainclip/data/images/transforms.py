@@ -265,7 +265,17 @@ def _same_place(offset: int, room: int, new_room: int) -> int:
 
 
 class MultiResolutionImageTransform:
-    """One ``ImageTransform`` per resolution, chosen per call. Raises ``DataError`` for a resolution not listed."""
+    """One ``ImageTransform`` per resolution, chosen per call. A call raises ``DataError`` for a resolution not listed.
+
+    Args:
+        config: As for ``ImageTransform``.
+        resolutions: In pixels, one at least; the first is a call's, if it names none.
+        augment: As for ``ImageTransform``.
+        spec: As for ``ImageTransform``.
+
+    Raises:
+        DataError: There are no resolutions.
+    """
 
     def __init__(
         self,
