@@ -141,7 +141,7 @@ def _noise(image: np.ndarray, deviation: float, model_size: tuple[int, int], see
 def _jpeg(image: np.ndarray, quality: float, model_size: tuple[int, int], seed: int) -> np.ndarray:
     height, width = image.shape[:2]
     if max(height, width) > _JPEG_LONGEST:
-        raise ImageError(f"{width}×{height} pixels are too many for JPEG, which holds {_JPEG_LONGEST:,} a resolution")
+        raise ImageError(f"{width}×{height} pixels are too many for JPEG, which holds {_JPEG_LONGEST:,} along an edge")
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="JPEG", quality=int(quality))
     return np.asarray(Image.open(file).convert("RGB"))
