@@ -94,7 +94,9 @@ def _our_step(spec: dict[str, Any], folder: Path) -> tuple[Step, Any, list[str]]
     import torch
 
     from domainclip.data.batches import create_training_loader
+    from domainclip.domains import load_domain
     from domainclip.losses import build_loss
+    from domainclip.resolve import ResolvedRun
     from domainclip.training import TrainContext, build_trainer
 
     device, precision, done = _settings(spec)
@@ -102,7 +104,8 @@ def _our_step(spec: dict[str, Any], folder: Path) -> tuple[Step, Any, list[str]]
     encoder.optimize_layout(device)
     dataset, config = _dataset(spec, encoder)
     loader = create_training_loader(dataset, config, spec["batch"])
-    trainer = build_trainer(TrainContext(folder), encoder, build_loss(config), loader, config, device, precision)
+    run = ResolvedRun(config.frozen(), load_domain(config.domain))
+    trainer = build_trainer(TrainContext(folder), encoder, build_loss(config), loader, run, device, precision)
     encoder.train()
 
     def step(keys: list[tuple[int, int]]) -> tuple[float, float, float]:
