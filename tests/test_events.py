@@ -33,6 +33,8 @@ from probe_cases import make_probe
 from tiny_data import TinyData
 from training_setup import make_trainer, same, train_until, weights
 
+pytestmark = pytest.mark.slow
+
 STEP = Milestone(name="test", step=1)
 
 

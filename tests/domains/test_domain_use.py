@@ -21,6 +21,8 @@ from domainclip.pipelines import CLIPFinetuningController
 from domainclip.resolve import DataFacts, ModelFacts, resolve, resolve_for_inference
 from resolve_cases import CLIP, PLAIN
 
+pytestmark = pytest.mark.slow
+
 # --- errors ---
 
 

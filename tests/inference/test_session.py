@@ -22,6 +22,8 @@ from domainclip.resolve import resolve_for_inference
 from domainclip.retrieval import ImageTextRetrieval
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 Load = Callable[..., ModelSession]
 
 

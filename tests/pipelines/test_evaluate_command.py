@@ -18,6 +18,8 @@ from domainclip.pipelines import run
 from domainclip.pipelines.evaluate import EvaluationReport
 from domainclip.reports.error_analysis_page import error_analysis_html
 
+pytestmark = pytest.mark.slow
+
 
 def rows_of(table: Path) -> list[dict[str, str]]:
     with open(table, encoding="utf-8", newline="") as handle:

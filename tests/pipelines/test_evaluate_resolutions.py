@@ -30,6 +30,8 @@ from domainclip.reports.plots.resolution import agreement_table, plot_agreement,
 from domainclip.training.memory import monitor as memory_monitor
 from model_zoo import save_vision_text
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CONDITIONS = [Condition(16), Condition(32), Condition(32, "blur", 2), Condition(32, "noise", 4), Condition(48)]
 

@@ -28,6 +28,8 @@ from domainclip.pipelines.reference_sets import (
 from report_cases import pages, write_run
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 
 def controller_of(*data: Path | str, **values: object) -> CLIPFinetuningController:
     config = CLIPFinetuningConfig(

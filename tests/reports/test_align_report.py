@@ -25,6 +25,8 @@ from domainclip.reports.plots.alignment import PLOT_FILES, shown_queries
 from domainclip.retrieval.similarity_computer import SimilarityComputer
 from domainclip.similarity import SIMILARITIES
 
+pytestmark = pytest.mark.slow
+
 ONE_MODEL = {name for name in PLOT_FILES if "_compared" not in name}
 
 

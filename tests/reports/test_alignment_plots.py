@@ -28,6 +28,8 @@ from domainclip.reports.plots.style import short_label
 from domainclip.reports.plots.visualizer import AlignmentVisualizer
 from domainclip.retrieval.retrieval import RetrievalHit
 
+pytestmark = pytest.mark.slow
+
 
 def unit(n: int, dim: int = 16, seed: int = 0) -> Tensor:
     rows = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))

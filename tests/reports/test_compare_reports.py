@@ -27,6 +27,8 @@ from domainclip.reports.plots.compare import plot_matrix
 from domainclip.reports.schema import ComparisonReport
 from domainclip.resolve import resolve_for_inference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("n_models", "n_sets"), [(1, 1), (10, 10)])
 def test_one_or_ten_of_each_are_drawn(n_models: int, n_sets: int, tmp_path: Path) -> None:

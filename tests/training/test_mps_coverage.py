@@ -35,6 +35,8 @@ from mps_ops import assert_runs_on_mps, kernels, missing_on_mps
 from tiny_data import TinyData
 from training_setup import DEFAULTS
 
+pytestmark = pytest.mark.slow
+
 RECIPES: dict[str, dict[str, Any]] = {
     "contrastive": {"label_smoothing": 0.1},
     "multi_positive": {},

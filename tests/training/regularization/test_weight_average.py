@@ -16,6 +16,8 @@ from domainclip.training.memory.model import StepMemory
 from domainclip.training.regularization.weight_average import WeightAverage, averaged
 from tiny_data import TinyData
 
+pytestmark = pytest.mark.slow
+
 
 def moved(encoder: DualEncoder, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
