@@ -136,8 +136,8 @@ def _cells(
             cell |= _against(reference, name, sums, draws, seed)
         elif found.metric in found.scores[name].metrics:
             cell["value"] = found.scores[name].metrics[found.metric]
-            told = "the evaluator keeps no answers to single images, which a test would exchange"
-            cell |= {"verdict": REFERENCE} if name == reference else {"verdict": UNTESTED, "reason": told}
+            reason = "the evaluator keeps no answers to single images, which a test would exchange"
+            cell |= {"verdict": REFERENCE} if name == reference else {"verdict": UNTESTED, "reason": reason}
         cells.append(cell)
     return cells
 

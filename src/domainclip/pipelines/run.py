@@ -302,8 +302,9 @@ class _FirstProcess:
         if self.alignment is not None:
             parts["alignment"] = self.alignment.link
         run_time = self.earlier_s + result["earlier_time"] + time.monotonic() - self.started
-        told = (self.session, self.splits, rows.split, result, skipped, folder.path, run_time)
-        facts = run_facts(*told, warnings=warnings, **parts)
+        facts = run_facts(
+            self.session, self.splits, rows.split, result, skipped, folder.path, run_time, warnings=warnings, **parts
+        )
         report = write_report(folder.path, facts, self.before, after, read_metrics(folder.metrics), self._shown)
         write_text(folder.model / "README.md", model_card(report))
         if self.alignment is not None:
