@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from domainclip.data.sources.tables import source_of
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
-from domainclip.files import write_json
+from domainclip.files import read_record, write_record
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
 from domainclip.reports.schema.base import jsonable
@@ -171,8 +170,9 @@ class ReferenceSets:
 
         Raises:
             ConfigurationError: A resumed run would have to measure a set, and the model has other weights now.
+            DamagedFileError: The file is damaged.
         """
-        content = json.loads(kept.read_text(encoding="utf-8")) if resumed and kept.is_file() else {}
+        content = read_record(kept) if resumed and kept.exists() else {}
         known, missing = dict(content.get("sets", {})), []
         for part in self.sets:
             rows = {"split": part.test_split, "rows": part.test.n_rows}
@@ -187,7 +187,7 @@ class ReferenceSets:
                     "them with: resume with the retention_data of the run"
                 )
             known |= {part.name: {**rows, "metrics": part.test(self.engine)} for part, rows in missing}
-            write_json(kept, jsonable({"weights": weights, "sets": known}))
+            write_record(kept, jsonable({"weights": weights, "sets": known}))
         return {part.name: known[part.name]["metrics"] for part in self.sets}
 
     def report(
