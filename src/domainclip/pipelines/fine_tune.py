@@ -171,9 +171,9 @@ def fine_tune(
     start = initial_weights(encoder, run.references, as_loaded=session.as_loaded)
     if start is not None and start.encoder is not None:
         console.print(f"distillation_strength: a frozen copy is kept, {start.copy_bytes / 2**20:.0f} MiB")
-    apply_recipe(encoder, recipe, console)
-    apply_attention(encoder, recipe, device, session.precision, console)
-    loader = training_loader(data, recipe, device)
+    apply_recipe(encoder, run, console)
+    apply_attention(encoder, run.memory, run.data, device, session.precision, console)
+    loader = training_loader(data, run, device)
     loss = training_loss(encoder, run, loader, device)
     engine = engine or session.engine()
     engine.expect([pair.image_path for pair in val])
