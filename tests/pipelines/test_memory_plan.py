@@ -67,10 +67,10 @@ def memory(state_mib: float, per_pair_mib: float) -> StepMemory:
 def plain_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """1000 MiB of state and 10 a pair; checkpointing and bf16 lower the second, LoRA the first to a quarter."""
 
-    def step(shape: Any, recipe: CLIPFinetuningConfig, device: str, overhead: int, **_: Any) -> StepMemory:
-        pair = 10 * (0.2 if recipe.gradient_checkpointing else 1) * (0.6 if recipe.precision == "bf16" else 1)
-        pair *= (recipe.image_resolution / 32) ** 2
-        return replace(memory(250 if recipe.lora_r else 1000, pair), overhead=overhead)
+    def step(shape: Any, data: Any, optim: Any, settings: Any, device: str, overhead: int, **_: Any) -> StepMemory:
+        pair = 10 * (0.2 if settings.gradient_checkpointing else 1) * (0.6 if settings.precision == "bf16" else 1)
+        pair *= (data.image_resolution / 32) ** 2
+        return replace(memory(250 if optim.lora_r else 1000, pair), overhead=overhead)
 
     monkeypatch.setattr(memory_plan, "plan_step", step)
     monkeypatch.setattr(memory_plan, "require_peft", lambda: None)
