@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -259,11 +260,13 @@ def main() -> None:
         typer.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            what = f"the disk is full ({error}). What was saved is whole: free some space, then --resume"
+        elif error.filename:  # the machine refuses a path: no fault of the program, which a traceback would look like
+            what = f"{os.fsdecode(error.filename)}: {error.strerror}. Give another path, or mend its permissions"
+        else:
             raise
-        typer.secho(
-            f"Error: the disk is full ({error}). What was saved is whole: free some space, then --resume", err=True
-        )
+        typer.secho(f"Error: {what}", fg="red", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.secho("Interrupted", err=True)

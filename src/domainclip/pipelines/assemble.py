@@ -93,6 +93,37 @@ def training_data(pairs: Sequence[ImageTextPair], run: ResolvedRun, session: Mod
     return CLIPDataset(pairs, processor, recipe, transform, images=session.images, **captions)
 
 
+def announce_images(
+    run: ResolvedRun,
+    session: ModelSession,
+    engine: EmbeddingEngine,
+    data: CLIPDataset,
+    validation: Sequence[ImageTextPair],
+) -> None:
+    """Announce what later parts of the run will ask the store for, before anybody reads a file: each is decoded once.
+
+    Args:
+        run: The resolved run.
+        session: The loaded model.
+        engine: Embeds images as evaluation shows them.
+        data: The training rows.
+        validation: The validation rows.
+    """
+    recipe = run.recipe
+    if recipe.hard_negative_batch_fraction > 0:
+        engine.expect([pair.image_path for pair in data.pairs], shared=recipe.num_workers > 0)
+    if recipe.probe_first or recipe.probe_last:
+        data.expect_clean()
+        view = _probe_validation_view(run, session.processor)
+        bytes_each = 3 * view.resolution**2
+        session.images.expect([pair.image_path for pair in validation], view.preparation(), bytes_each)
+
+
+def _probe_validation_view(run: ResolvedRun, processor: EncoderProcessor) -> ImageTransform:
+    spec = ImageSpec.from_processor(processor.image_processor)
+    return ImageTransform(run.recipe, False, spec, steps=run.domain.images)
+
+
 def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -> None:
     """Lock, set the resolution, the temperature and what is recomputed, and attach adapters.
 
@@ -260,13 +291,12 @@ def build_probe(
         return None
     validation_rows = None
     if len(validation) > 1:
-        spec = ImageSpec.from_processor(encoder.processor.image_processor)
         captions = training_captions(resolved, encoder.processor)
         validation_rows = CLIPDataset(
             validation,
             encoder.processor,
             recipe,
-            ImageTransform(recipe, False, spec, steps=resolved.domain.images),
+            _probe_validation_view(resolved, encoder.processor),
             captions["text_transform"],
             images=data.images,
         )

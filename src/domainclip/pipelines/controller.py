@@ -241,12 +241,15 @@ class CLIPFinetuningController:
 
     # --- training and evaluating ---
 
-    def prepare(self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None) -> FrozenConfig:
+    def prepare(
+        self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None, evaluated_rows: int = 0
+    ) -> FrozenConfig:
         """Resolve the recipe for this model and these rows; ``run`` is then the resolved run.
 
         Args:
             train_pairs: The training rows.
             resume_from: The folder of a run that goes on, where ``auto_resolution`` finds what it chose at first.
+            evaluated_rows: Rows of validation and test.
 
         Returns:
             The resolved recipe.
@@ -256,7 +259,7 @@ class CLIPFinetuningController:
             ConfigurationError: A value does not fit the model or the rows.
         """
         asked = (self.config, self.session, train_pairs, self.processes)
-        self.run = resolve_run(*asked, resume_from, self._auto_resolution)
+        self.run = resolve_run(*asked, resume_from, self._auto_resolution, evaluated_rows)
         return self.run.recipe
 
     def fine_tune(
@@ -298,7 +301,8 @@ class CLIPFinetuningController:
                 f"{folder.path} already holds a run: pass resume=True to go on, or another output_path"
             )
         pairs = _rows(train_dataset)
-        self.prepare(pairs, folder.path if resume else None)
+        val = _rows(val_dataset)
+        self.prepare(pairs, folder.path if resume else None, len(val))
         assert self.run is not None
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, self.run, session)
         self.run, sets = with_reference_sets(session, self.run, self.processes.is_first)
@@ -307,7 +311,7 @@ class CLIPFinetuningController:
             session,
             self.run,
             data,
-            _rows(val_dataset),
+            val,
             folder,
             resume=resume,
             engine=engine,
