@@ -85,6 +85,7 @@ def resolve_run(
     processes: Processes,
     resume_from: Path | None = None,
     auto_resolution: AutoResolution | None = None,
+    evaluated_rows: int = 0,
 ) -> ResolvedRun:
     """Resolve the recipe for a model and training rows; from then on the session prepares images and texts by it.
 
@@ -95,6 +96,7 @@ def resolve_run(
         processes: Those that train together: the first one's choices hold.
         resume_from: The folder of a run that goes on, where ``auto_resolution`` finds what it chose at first.
         auto_resolution: Remembers a choice for whoever resolves several times.
+        evaluated_rows: Rows of validation and test.
 
     Returns:
         The resolved run.
@@ -108,7 +110,7 @@ def resolve_run(
     where = (session.device, session.precision)
     chooser = auto_resolution or AutoResolution()
     choose = chooser.chooser(config, session.encoder, pairs, *where, resume_from)
-    facts = model_facts(session.encoder), data_facts(pairs, processes.world_size)
+    facts = model_facts(session.encoder), data_facts(pairs, processes.world_size, evaluated_rows)
     # What was measured may have come out differently in another process.
     run = processes.broadcast_object(resolve(config, *facts, domain=session.domain, choose_resolution=choose))
     by_label = run.recipe.positives == "label"
@@ -171,9 +173,9 @@ def fine_tune(
     start = initial_weights(encoder, run.references, as_loaded=session.as_loaded)
     if start is not None and start.encoder is not None:
         console.print(f"distillation_strength: a frozen copy is kept, {start.copy_bytes / 2**20:.0f} MiB")
-    apply_recipe(encoder, recipe, console)
-    apply_attention(encoder, recipe, device, session.precision, console)
-    loader = training_loader(data, recipe, device)
+    apply_recipe(encoder, run, console)
+    apply_attention(encoder, run.memory, run.data, device, session.precision, console)
+    loader = training_loader(data, run, device)
     loss = training_loss(encoder, run, loader, device)
     engine = engine or session.engine()
     engine.expect([pair.image_path for pair in val])

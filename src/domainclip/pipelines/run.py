@@ -34,7 +34,7 @@ from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.events import Listener
 from domainclip.files import read_checked, read_record, with_checksum, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
-from domainclip.pipelines.assemble import training_data
+from domainclip.pipelines.assemble import announce_images, training_data
 from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
@@ -121,12 +121,15 @@ def run_training(
             folder.claim(resume, overwrite)
         session = load_for_training(inference, console)
         _show_machine(session, processes, splits, console)
-        run = resolve_run(config, session, splits.train, processes, folder.path if resume else None)
+        evaluated = len(splits.val) + len(splits.test)
+        resume_from = folder.path if resume else None
+        run = resolve_run(config, session, splits.train, processes, resume_from, evaluated_rows=evaluated)
         run, references = with_reference_sets(session, run, processes.is_first)
         _show_decisions(run, references, console)
         engine, data = session.engine(), training_data(splits.train, run, session)
         first = None
         if processes.is_first:
+            announce_images(run, session, engine, data, splits.val)
             rows = _EvaluatedRows.of(splits, run, engine)
             require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
             check_start(session, rows.val, rows.test)

@@ -125,7 +125,7 @@ def build_trainer(
         context,
         store,
         RunIdentity.of(
-            run.recipe,
+            run.recipe.to_dict(),
             data,
             terms.start.digest if terms.start is not None else None,
             terms.rehearsal.digest if terms.rehearsal is not None else None,

@@ -41,6 +41,20 @@ class Best(TypedDict):
     all: dict[str, float]
 
 
+class ProbeOutcome(TypedDict, total=False):
+    """What training the projections alone came to."""
+
+    skipped: str  # why nothing was done; the rest is missing then
+    rows: int
+    steps: int
+    kept_step: int
+    loss_before: float | None  # of the validation rows, in nats; None without any
+    loss: float | None
+    seconds: float
+    validation: float  # the primary metric of the validation that followed
+    kept: bool  # of the projections after the last step: whether they are in the result
+
+
 @dataclass
 class RunState:
     """Where the run is; saved and restored whole."""
@@ -54,10 +68,8 @@ class RunState:
     without_gain: int = 0
     previous: float | None = None  # the value of the last validation
     confirmed: float | None = None  # as top, of the values that count (see ``Validator``)
-    probe_first: dict[str, Any] | None = None
-    """What training the projections before the first step came to, with ``validation``: the primary metric of its
-    validation."""
-    probe_last: dict[str, Any] | None = None
+    probe_first: ProbeOutcome | None = None
+    probe_last: ProbeOutcome | None = None
     steps_skipped: int = 0  # batches with fewer than two readable images
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -172,9 +184,9 @@ class TrainingResult:
     skipped_images: dict[str, str]
     resumed_from: int
     final_loss: float
-    probe_first: dict[str, Any] | None
+    probe_first: ProbeOutcome | None
     """What training the projections before the first step came to; None where it was not asked for."""
-    probe_last: dict[str, Any] | None
-    """The same of the projections after the last step, with ``validation`` and ``kept``."""
+    probe_last: ProbeOutcome | None
+    """The same of the projections after the last step."""
     memory: dict[str, Any]
     """What ``memory.json`` holds: predicted and measured (see ``RunMemory``)."""
