@@ -19,6 +19,8 @@ from domainclip.cli.options import AsJson, Data, Device, Domain, Model, Override
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
+from domainclip.signals import StopSignals
+from domainclip.streams import keep_streams
 
 app = typer.Typer(
     name="domainclip",
@@ -264,10 +266,12 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point: turns the package's errors into one line and exit code 2, signals into 130 and 143."""
+    """Entry point: turns the package's errors into one line and exit code 2, signals into 130, 143 and 129."""
+    keep_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        app()
+        with StopSignals(at_once=True).watch():
+            app()
     except Interrupted as stop:
         typer.secho(str(stop), err=True)
         sys.exit(stop.exit_code)

@@ -49,6 +49,7 @@ from domainclip.reports.run_report import before_after_table, write_report
 from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
+from domainclip.signals import StopSignals
 from domainclip.tracking import read_metrics
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 from domainclip.training.identity import NEUTRAL_KEYS
@@ -107,11 +108,11 @@ def run_training(
 
     Raises:
         CLIPFinetuningError: One of the package's errors, for bad input before work starts.
-        Interrupted: SIGINT or SIGTERM has stopped the run, which was saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP has stopped the run, which was saved.
     """
     started = time.monotonic()
-    folder = RunFolder(config.output_dir)
-    with _processes(config) as processes:
+    folder, stop = RunFolder(config.output_dir), StopSignals(at_once=True)
+    with stop.watch(), _processes(config) as processes:
         console = (console or Console(stderr=True)) if processes.is_first else Console(quiet=True)
         inference = resolve_for_inference(config)
         splits = splits or load_splits_of(inference)
@@ -137,6 +138,7 @@ def run_training(
             if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
                 folder.clear()
             first.record(resume)
+            stop.advice = ". What was saved is whole: go on with --resume"
             first.evaluate_before()
         val = processes.broadcast_object(first.rows.val if first is not None else None)
         result = fine_tune(

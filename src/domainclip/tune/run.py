@@ -95,10 +95,11 @@ def run_tuning(
         )
     claim_folder(folder, PARTS, "study", resume, overwrite)
     signals = StudySignals(console)
-    with signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
+    with _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
         work = prepare(inference, space, steps, fixed, splits, folder, resume, overwrite, console)
         try:
-            _run_trials(work, trials, signals, console)
+            with signals.watch():
+                _run_trials(work, trials, signals, console)
         except Interrupted as stop:
             summary = work.summary(trials)
             done = sum(record.finished for record in summary.trials)
