@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from domainclip.data.dataset import CLIPDataset
+from domainclip.devices.out_of_memory import ShrinkingBatches
 from domainclip.errors import ImageError
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.projections import (
@@ -55,6 +56,8 @@ class FeatureReader:
         batch_size: int,
     ) -> None:
         self.encoder, self.device, self.autocast, self.batch_size = encoder, device, autocast, batch_size
+        self._image_batches = ShrinkingBatches("images", device)
+        self._text_batches = ShrinkingBatches("texts", device)
         self.progress: ProbeProgress | None = None
         self._parts = 0
 
@@ -141,7 +144,13 @@ class FeatureReader:
                 for view in range(views + 1) if good else ():
                     pixels = torch.stack([images[view] for images in good]).to(self.device)
                     pixel_values = transform.spec.normalise(pixels).to(self.encoder.dtype)
-                    parts[view].append(projection_inputs(projection, self.encoder.encode_image, pixel_values))
+                    parts[view] += self._image_batches(
+                        len(pixel_values),
+                        self.batch_size,
+                        lambda some, values=pixel_values: projection_inputs(  # type: ignore[misc]
+                            projection, self.encoder.encode_image, values[some]
+                        ),
+                    )
                 self._keep(name, start + len(part), len(rows), so_far, began)
         if not kept:
             return ImageFeatures(ProjectionInputs(projection, torch.empty(0, 0), None), [], views + 1, skipped)
@@ -175,10 +184,12 @@ class FeatureReader:
                     multiple = 16 if self.device.type == "mps" else 1
                     length = min(length, -(-len(part[0]) // multiple) * multiple)
                 input_ids, mask = processor.pad(part, length)
-                parts.append(
-                    projection_inputs(
-                        projection, self.encoder.encode_text, input_ids.to(self.device), mask.to(self.device)
-                    )
+                parts += self._text_batches(
+                    len(part),
+                    self.batch_size,
+                    lambda some, ids=input_ids, mask=mask: projection_inputs(  # type: ignore[misc]
+                        projection, self.encoder.encode_text, ids[some].to(self.device), mask[some].to(self.device)
+                    ),
                 )
                 self._keep(name, start + len(part), len(order), so_far, began)
         joined = join_inputs(parts)
