@@ -180,6 +180,7 @@ def create_dataloader(
     batch_size: int | None = None,
     shuffle: bool | None = None,
     drop_last: bool | None = None,
+    num_workers: int | None = None,
 ) -> DataLoader:
     """A plain ``DataLoader`` of ``collate_fn`` batches.
 
@@ -189,17 +190,21 @@ def create_dataloader(
         batch_size: The recipe's, or 32, if left out.
         shuffle: The recipe's, if left out.
         drop_last: Whether a last partial batch is dropped, unless that would leave none; as ``shuffle``, if left out.
+        num_workers: Processes that read; the recipe's, if left out. 0 reads in this process.
 
     Returns:
         The loader.
 
     Raises:
         DataError: The data set is empty.
-        ConfigurationError: The batch size is below 1.
+        ConfigurationError: The batch size is below 1, or the number of workers below 0.
     """
     size = batch_size if batch_size is not None else config.batch_size or 32
-    if size < 1:
-        raise ConfigurationError(f"Batch size must be positive (batch_size={size})")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigurationError(f"Batch size must be positive, and a whole number (batch_size={size!r})")
+    workers = config.num_workers if num_workers is None else num_workers
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise ConfigurationError(f"num_workers must be zero or more, and a whole number (num_workers={workers!r})")
     rows = len(dataset)  # type: ignore[arg-type]
     if rows == 0:
         raise DataError("No valid image-text pairs: the data set is empty")
@@ -210,15 +215,19 @@ def create_dataloader(
         batch_size=size,
         shuffle=shuffle,
         drop_last=drop_last and rows >= size,
-        num_workers=config.num_workers,
+        num_workers=workers,
         collate_fn=collate_fn,
-        persistent_workers=config.num_workers > 0,
+        persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(config.seed),
     )
 
 
 def create_train_val_dataloaders(
-    train_dataset: Dataset, val_dataset: Dataset, config: CLIPFinetuningConfig, batch_size: int | None = None
+    train_dataset: Dataset,
+    val_dataset: Dataset,
+    config: CLIPFinetuningConfig,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
 ) -> tuple[DataLoader, DataLoader]:
     """A loader for training, shuffled as the recipe says, and an ordered, complete one for validation.
 
@@ -227,6 +236,7 @@ def create_train_val_dataloaders(
         val_dataset: As for ``create_dataloader``.
         config: As for ``create_dataloader``.
         batch_size: Of both; the recipe's, or 32, if left out.
+        num_workers: As for ``create_dataloader``.
 
     Returns:
         The two loaders.
@@ -236,8 +246,8 @@ def create_train_val_dataloaders(
         ConfigurationError: The batch size is below 1.
     """
     return (
-        create_dataloader(train_dataset, config, batch_size),
-        create_dataloader(val_dataset, config, batch_size, shuffle=False, drop_last=False),
+        create_dataloader(train_dataset, config, batch_size, num_workers=num_workers),
+        create_dataloader(val_dataset, config, batch_size, shuffle=False, drop_last=False, num_workers=num_workers),
     )
 
 

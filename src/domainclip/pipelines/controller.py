@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.data.dataset import CLIPDataset
-from domainclip.data.images.reader import ImageLike
+from domainclip.data.images.given import GivenImages, GivenTexts
 from domainclip.data.records import ImageTextPair
 from domainclip.devices import DeviceManager, MemoryManager
 from domainclip.errors import ConfigurationError, ModelNotInitializedError
@@ -163,7 +162,7 @@ class CLIPFinetuningController:
         """
         return self.session.engine(batch_size)
 
-    def encode_text(self, texts: list[str]) -> Float[Tensor, "n dim"]:
+    def encode_text(self, texts: GivenTexts) -> Float[Tensor, "n dim"]:
         """Embed texts.
 
         Args:
@@ -178,11 +177,11 @@ class CLIPFinetuningController:
         """
         return self.session.encode_texts(texts)
 
-    def encode_image(self, images: list[Image.Image]) -> Float[Tensor, "n dim"]:
-        """Embed opened images.
+    def encode_image(self, images: GivenImages) -> Float[Tensor, "n dim"]:
+        """Embed images.
 
         Args:
-            images: PIL images of any size.
+            images: One image or many, as for ``ModelSession.encode_images``.
 
         Returns:
             Unit-length image embeddings, float32 on the CPU.
@@ -193,7 +192,7 @@ class CLIPFinetuningController:
         """
         return self.session.encode_images(images)
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
+    def encode_texts(self, texts: GivenTexts) -> Float[Tensor, "n dim"]:
         """As ``encode_text``: a controller is what evaluators and retrieval ask for embeddings.
 
         Args:
@@ -208,7 +207,7 @@ class CLIPFinetuningController:
         """
         return self.session.encode_texts(texts)
 
-    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "n dim"]:
+    def encode_images(self, images: GivenImages) -> Float[Tensor, "n dim"]:
         """As ``encode_image``, of files (read as training reads them), opened images and arrays alike.
 
         Args:
@@ -224,12 +223,12 @@ class CLIPFinetuningController:
         """
         return self.session.encode_images(images)
 
-    def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:
+    def compute_similarity(self, text: list[str], images: GivenImages) -> Float[Tensor, "images texts"]:
         """Similarity of every image to every text by the recipe's ``similarity_metric``.
 
         Args:
-            text: Texts, the columns.
-            images: PIL images, the rows.
+            text: One text or many, the columns.
+            images: One image or many, the rows.
 
         Returns:
             Similarities, the larger the more alike.

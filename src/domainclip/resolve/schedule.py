@@ -313,7 +313,11 @@ def resolve_steps(draft: Draft, data: DataFacts) -> None:
     epoch = steps_per_epoch(values, data.train_rows)
     total = resolved_steps(values, data.train_rows)
     soft = values["temp_warmup_steps"]
-    warms = values["temperature_scheduling"] and values["temperature_schedule_type"] == "warmup"
+    warms = values["temperature_scheduling"] and values["temperature_schedule_type"] in (
+        "warmup",
+        "cosine",
+        "exponential",
+    )
     if warms and soft is not None and soft > total:
         raise ConfigurationError(f"temp_warmup_steps={soft} is more than the {total} steps of the whole training")
     if "warmup_steps" not in draft.given:

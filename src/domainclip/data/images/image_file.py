@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from domainclip.errors import ImageError
+from domainclip.errors import ImageError, MissingImageError
 
 IN_MEMORY = 2**26
 """A file of up to so many bytes is read at once. Of a larger one a decoder reads what it needs, once its header is
@@ -80,12 +80,11 @@ def unopened(path: Path, error: OSError) -> ImageError:
     Returns:
         The error, for the caller to raise.
     """
-    reason = error.strerror or str(error)
     if isinstance(error, FileNotFoundError):
-        reason = f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else "no such file"
-    elif isinstance(error, PermissionError):
-        reason = "this file may not be read (permission denied)"
-    return ImageError(f"{path}: {reason}")
+        gone = f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else "no such file"
+        return MissingImageError(f"{path}: {gone}")
+    denied = "this file may not be read (permission denied)" if isinstance(error, PermissionError) else ""
+    return ImageError(f"{path}: {denied or error.strerror or error}")
 
 
 class _Silence:

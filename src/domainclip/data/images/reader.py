@@ -36,9 +36,18 @@ LARGE_IMAGE = 2**24
 """One of more pixels than this comes smaller where the caller needs no more (a JPEG is then decoded at some eighths of
 its size): one of 12,000 × 9,000 takes 324 MB whole, for the 160 × 160 that a model sees."""
 
-ImageLike = Path | str | bytes | Image.Image | np.ndarray
-"""An image as users give it: a file or its content, opened by Pillow, or an array ``[h, w]`` or ``[h, w,
-channels]``."""
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """The content of an image file, and what messages call it."""
+
+    content: bytes
+    name: str
+
+
+ImageLike = Path | str | Image.Image | np.ndarray | ImageBytes
+"""An image as the reader takes it: a file, its content, opened by Pillow, or an array ``[h, w]`` or
+``[h, w, channels]``. ``given.image_list`` makes it of what users give."""
 
 IMAGE_FORMATS: Registry[Callable[[Path], np.ndarray]] = Registry("image format")
 """Readers of the user's own, by a file's suffix in small letters with the dot, before any other: ``read(path)`` gives
@@ -64,6 +73,7 @@ _NO_PREAMBLE = (
 )
 
 _DECODE_ERRORS: tuple[type[Exception], ...] = (*DECODE_ERRORS, Image.DecompressionBombError)
+_OPENED_ERRORS: tuple[type[Exception], ...] = (*_DECODE_ERRORS, AttributeError)  # of a file that was closed
 
 try:  # Pillow then opens HEIC as any other format
     import pillow_heif
@@ -198,7 +208,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, at_least: int | None = 
 
 
 def read_array(
-    path: Path | bytes,
+    path: Path | ImageBytes,
     max_pixels: int = MAX_PIXELS,
     settings: ImagePreprocessing = _DEFAULT,
     at_least: int | None = None,
@@ -218,10 +228,10 @@ def read_array(
         ImageError: The file is missing, truncated, oversized or cannot be decoded.
         MissingExtraError: The library for its format is missing.
     """
-    if isinstance(path, bytes):
-        if not path:
-            raise ImageError("The bytes of the image are empty")
-        return _read(Path("the image in memory"), io.BytesIO(path), max_pixels, settings, at_least)
+    if isinstance(path, ImageBytes):
+        if not path.content:
+            raise ImageError(f"{path.name}: the file is empty")
+        return _read(Path(path.name), io.BytesIO(path.content), max_pixels, settings, at_least)
     path = Path(path)
     if path.suffix.lower() in IMAGE_FORMATS:
         return _read_own(path, max_pixels)
@@ -337,50 +347,30 @@ def array_of(image: Image.Image) -> np.ndarray:
 
     Returns:
         Grey of more than 8 bits as it is, ``[h, w]`` (``deep.grey_numbers``); everything else as uint8 ``[h, w, 3]``.
-    """
-    if is_deep_grey(image):
-        numbers = grey_numbers(image)
-        return turned(numbers, orientation_of(image))  # only now, as in _upright
-    return np.asarray(to_rgb(_upright(image)))
-
-
-def numbers_of(image: ImageLike, max_pixels: int = MAX_PIXELS, settings: ImagePreprocessing = _DEFAULT) -> np.ndarray:
-    """An image at its own depth, from wherever it comes: the one way for all that is given to a model.
-
-    Args:
-        image: A path, the content of a file, an opened image, or an array ``[h, w]`` or ``[h, w, channels]``.
-        max_pixels: As for ``read_array``.
-        settings: As for ``read_array``.
-
-    Returns:
-        The numbers, upright; an array as it is.
 
     Raises:
-        ImageError: The image cannot be read, or is nothing of these.
-        MissingExtraError: The library for its format is missing.
+        ImageError: Its pixels cannot be read.
     """
-    if isinstance(image, np.ndarray):
-        return image
-    if isinstance(image, Image.Image):
-        try:
-            with SILENCE:
-                return array_of(image)
-        except _DECODE_ERRORS as error:
-            raise ImageError(f"{getattr(image, 'filename', '') or 'The image'}: damaged image ({error})") from None
-    if isinstance(image, bytes | bytearray | memoryview):
-        return read_array(bytes(image), max_pixels, settings)
-    if isinstance(image, str | Path):
-        return read_array(Path(image).expanduser(), max_pixels, settings)
-    raise ImageError(f"{type(image).__name__} is no image: give a path, a PIL image, an array, or a file's bytes")
+    try:
+        with SILENCE:
+            if is_deep_grey(image):
+                numbers = grey_numbers(image)
+                return turned(numbers, orientation_of(image))  # only now, as in _upright
+            return np.asarray(to_rgb(_upright(image)))
+    except ImageError:
+        raise
+    except _OPENED_ERRORS as error:  # Pillow reads the pixels only now
+        name = getattr(image, "filename", "") or "The PIL image"
+        raise ImageError(f"{name}: its pixels cannot be read ({error}). Was its file closed? Give the path") from None
 
 
 def rgb_of(image: ImageLike, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> np.ndarray:
     """An image as it can be shown, from wherever it comes.
 
     Args:
-        image: As for ``numbers_of``; an array may have any depth.
-        max_pixels: As for ``read_image``, of a path.
-        at_least: As for ``read_image``, of a path.
+        image: A path, a file's content, an opened image, or an array of any depth, ``[h, w]`` or ``[h, w, channels]``.
+        max_pixels: As for ``read_image``, of a file.
+        at_least: As for ``read_image``, of a file.
 
     Returns:
         uint8 ``[height, width, 3]``, upright.
@@ -389,9 +379,13 @@ def rgb_of(image: ImageLike, max_pixels: int = MAX_PIXELS, at_least: int | None 
         ImageError: The file cannot be read, or the array is no image.
         MissingExtraError: The library for the file's format is missing.
     """
-    if isinstance(image, str | Path):
-        return read_image(Path(image), max_pixels, at_least)
-    return _bytes_of(numbers_of(image, max_pixels))
+    if isinstance(image, np.ndarray):
+        return _bytes_of(image)
+    if isinstance(image, Image.Image):
+        return _bytes_of(array_of(image))
+    return _bytes_of(
+        read_array(image if isinstance(image, ImageBytes) else Path(image), max_pixels, _DEFAULT, at_least)
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:
