@@ -22,7 +22,7 @@ from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.pages import DECODE_ERRORS, ImageSize, chosen_page
 from domainclip.errors import ImageError, MissingExtraError
 
-_META, _DEFLATED = 2**12, b"1.2.840.10008.1.2.1.99\x00"
+_META, _DEFLATED = 2**12, b"1.2.840.10008.1.2.1.99"
 """Bytes in which a file says its transfer syntax, and that of one which is compressed as a whole (PS3.5, A.5)."""
 _MOST_DEFLATED = 2**30
 """Bytes of a data set that is compressed as a whole, pixels included."""

@@ -38,6 +38,7 @@ _HTML = FileKind("an HTML page, as servers send in place of a file", "download t
 _TEXT = FileKind("a text file", "it holds no image")
 _SLIDE = FileKind("a whole-slide image", "cut it into tiles (by OpenSlide or tiatoolbox, for one)")
 _MICROSCOPE = FileKind("a microscope's own format", "export it as OME-TIFF (by Bio-Formats or Fiji, for one)")
+_FITS = FileKind("a FITS file", "export its images as TIFF (by astropy, for one)")
 _ARCHIVE = FileKind("an archive", "unpack it")
 _HDF5 = FileKind("an HDF5 file", "export its arrays as PNG or TIFF (by h5py, for one)")
 _MATLAB = FileKind("a MATLAB file", "export its arrays as PNG or TIFF (by scipy.io.loadmat, for one)")
@@ -74,7 +75,7 @@ _BY_START: tuple[tuple[bytes, FileKind], ...] = (
     (b"\x28\xb5\x2f\xfd", _ARCHIVE),
     (b"NRRD", _volume("an NRRD volume", "SimpleITK")),
     (b"ObjectType", _volume("a MetaImage volume", "SimpleITK")),
-    (b"SIMPLE  =", FileKind("a FITS file", "export its images as TIFF (by astropy, for one)")),
+    (b"SIMPLE  =", _FITS),
     (b"\x76\x2f\x31\x01", _EXR),
     (b"%!PS", _POSTSCRIPT),
     (b"\xc5\xd0\xd3\xc6", _POSTSCRIPT),
@@ -104,13 +105,15 @@ _BY_SUFFIX: dict[str, FileKind] = {
     **dict.fromkeys((".czi", ".lif", ".nd2", ".oib", ".oif", ".vsi", ".lsm", ".ims"), _MICROSCOPE),
     **dict.fromkeys((".h5", ".hdf5", ".hdf"), _HDF5),
     ".mat": _MATLAB,
-    **dict.fromkeys((".fits", ".fit"), FileKind("a FITS file", "export its images as TIFF (by astropy, for one)")),
+    **dict.fromkeys((".fits", ".fit"), _FITS),
     ".exr": _EXR,
     **dict.fromkeys((".eps", ".ps", ".ai"), _POSTSCRIPT),
     ".lnk": _SHORTCUT,
 }
-_NEVER_READ = {id(kind) for kind in (_RAW, _SLIDE, _MICROSCOPE, _POSTSCRIPT)}
-"""Of some of these a decoder would give a preview or a label for the image, or run another program."""
+_PREVIEWED = (_RAW, _SLIDE, _MICROSCOPE, _POSTSCRIPT)
+"""Of these a decoder would give a preview or a label for the image, or run another program."""
+_SOMETIMES_READ = (_HEIC, _AVIF, _JXL, _FITS, _TEXT)
+"""Pillow reads these with a plug-in, or some of them (an image in the PPM format may be written in letters)."""
 
 _IMAGES: tuple[bytes, ...] = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _IMAGES += (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
@@ -148,7 +151,7 @@ def kind_of(start: bytes, path: Path) -> FileKind | None:
     suffix = ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
     by_suffix = _BY_SUFFIX.get(suffix)
     if is_image_start(start):
-        return by_suffix if by_suffix is not None and id(by_suffix) in _NEVER_READ else None
+        return by_suffix if by_suffix in _PREVIEWED else None
     if suffix == ".nii.gz" or start[344:348] in {b"n+1\x00", b"ni1\x00"}:
         return _NIFTI
     if start[8:10] == b"CR" and start[:4] == b"II*\x00":
@@ -185,6 +188,6 @@ def is_never_read(kind: FileKind | None) -> bool:
         kind: From ``kind_of``.
 
     Returns:
-        True for raw files, whole slides and the like, of which decoders give a preview.
+        True for all that no decoder reads, and for raw files, whole slides and the like, of which they give a preview.
     """
-    return kind is not None and id(kind) in _NEVER_READ
+    return kind is not None and kind not in _SOMETIMES_READ

@@ -307,7 +307,7 @@ def _page_of(image: Image.Image, file: BinaryIO, path: Path, max_pixels: int, at
         return read_deep_png(file, orientation_of(image))
     file.seek(0)
     if is_deep_grey(image):
-        return array_of(image)
+        return _numbers(image)
     orientation = orientation_of(image)
     if image.width * image.height <= LARGE_IMAGE:
         at_least = None
@@ -353,15 +353,19 @@ def array_of(image: Image.Image) -> np.ndarray:
     """
     try:
         with SILENCE:
-            if is_deep_grey(image):
-                numbers = grey_numbers(image)
-                return turned(numbers, orientation_of(image))  # only now, as in _upright
-            return np.asarray(to_rgb(_upright(image)))
+            return _numbers(image)
     except ImageError:
         raise
     except _OPENED_ERRORS as error:  # Pillow reads the pixels only now
         name = getattr(image, "filename", "") or "The PIL image"
         raise ImageError(f"{name}: its pixels cannot be read ({error}). Was its file closed? Give the path") from None
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    if is_deep_grey(image):
+        numbers = grey_numbers(image)
+        return turned(numbers, orientation_of(image))  # only now, as in _upright
+    return np.asarray(to_rgb(_upright(image)))
 
 
 def rgb_of(image: ImageLike, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> np.ndarray:
