@@ -103,7 +103,7 @@ class _Silence:
             self._inside += 1
             if self._inside == 1:
                 warnings.filterwarnings("ignore", module=_DECODERS)
-                self._filter = warnings.filters[0]  # type: ignore[assignment]
+                self._filter = warnings.filters[0]
                 for name in ("PIL", "tifffile", "pydicom"):
                     logger = logging.getLogger(name)
                     if logger.level == logging.NOTSET:
@@ -113,7 +113,7 @@ class _Silence:
         with self._lock:
             self._inside -= 1
             if self._inside == 0 and self._filter in warnings.filters:
-                warnings.filters.remove(self._filter)  # type: ignore[attr-defined, arg-type]
+                warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
 
 SILENCE = _Silence()
