@@ -54,6 +54,26 @@ def config_of(recipe: str | None, overrides: list[str] | None, **options: object
     return load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
 
 
+def check_model(config: CLIPFinetuningConfig) -> None:
+    """Answer a wrong name or folder of a model at once: before torch is imported and anything is read.
+
+    Args:
+        config: The recipe of a command that loads its model.
+
+    Raises:
+        ModelLoadError: The model cannot be had, or is none.
+    """
+    from domainclip.models.source import find_model
+
+    if config.vision_model_name or config.text_model_name:
+        if config.vision_model_name:
+            find_model(config.vision_model_name, "image tower")
+        if config.text_model_name:
+            find_model(config.text_model_name, "text tower")
+    else:
+        find_model(config.model_name)
+
+
 def print_json(value: object) -> None:
     """Print plain values for programs, on standard output.
 
