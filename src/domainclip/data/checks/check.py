@@ -23,7 +23,7 @@ from domainclip.data.images.reader import MAX_PIXELS
 from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList, SkippedRow
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_IMAGE
 from domainclip.data.splits import given_splits, group_names, join_groups
-from domainclip.errors import ConfigurationError, DataError
+from domainclip.errors import ConfigurationError, DataError, MissingFileError
 from domainclip.resolve.schedule import automatic_batch
 
 _SKIPPED_ADVICE = {
@@ -80,7 +80,7 @@ def check_data(
     columns = Columns(image_col, caption_col, **options)
     given = given_splits(path, columns)
     if not str(path).startswith("hf:") and not Path(path).exists():
-        raise DataError(f"Data not found: {path}")
+        raise MissingFileError(f"Data not found: {path}")
     findings: list[Finding] = []
     splits: dict[str, PairList] = {}
     for name, part in given.items():

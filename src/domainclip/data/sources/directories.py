@@ -11,7 +11,7 @@ from domainclip.data.records import PairList
 from domainclip.data.sources.image_folders import is_image_name
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, PairBuilder
 from domainclip.data.sources.tables import read_text
-from domainclip.errors import DataError
+from domainclip.errors import DataError, MissingFileError
 
 CAPTIONS_FILE = "captions.txt"
 CLASS_CAPTION = "a photo of a {label}"
@@ -81,7 +81,7 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
         DataError: There is no such directory, it holds splits, or no pair is valid.
     """
     if not folder.is_dir():
-        raise DataError(f"Data directory not found: {folder}")
+        raise MissingFileError(f"Data directory not found: {folder}")
     if (folder / CAPTIONS_FILE).is_file():
         return _from_captions_file(folder, strict)
     images = list(_walk(folder))

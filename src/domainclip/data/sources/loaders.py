@@ -11,7 +11,7 @@ from domainclip.data.sources import huggingface
 from domainclip.data.sources.directories import CAPTIONS_FILE, caption_from_label, pairs_from_directory
 from domainclip.data.sources.pair_builder import PairBuilder, missing_field, resolve_image_field
 from domainclip.data.sources.tables import SOURCES, Table, source_of
-from domainclip.errors import ConfigurationError, DataError
+from domainclip.errors import ConfigurationError, DataError, MissingFileError
 
 META_FILE = "meta.csv"
 """A table of this name describes the images (``group``, ``discipline``) and is no data set of its own."""
@@ -236,7 +236,7 @@ class DatasetLoader:
         read = source_of(folder)
         if read is None:
             if not folder.exists():
-                raise DataError(f"Data not found: {path}; a Hugging Face data set is named hf:OWNER/NAME")
+                raise MissingFileError(f"Data not found: {path}; a Hugging Face data set is named hf:OWNER/NAME")
             raise DataError(f"Invalid data file {path}: known formats are {', '.join(SOURCES)}")
         return _pairs(folder, read, columns)
 

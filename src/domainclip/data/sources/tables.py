@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainclip.errors import DataError, MissingExtraError
+from domainclip.errors import DataError, MissingExtraError, MissingFileError
 from domainclip.registry import Registry
 
 
@@ -74,7 +74,7 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"Data file not found: {path}") from None
+        raise MissingFileError(f"Data file not found: {path}") from None
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}") from None
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -243,7 +243,7 @@ def _parquet_file(path: Path) -> Any:
     except ImportError:
         raise MissingExtraError("pyarrow", "parquet", f"Reading {path}") from None
     if not path.is_file():
-        raise DataError(f"Data file not found: {path}")
+        raise MissingFileError(f"Data file not found: {path}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: no valid image-text pairs in it")
     try:
