@@ -31,6 +31,7 @@ from domainclip.cli.options import (
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
+from domainclip.files import require_writable
 
 app = typer.Typer(
     name="domainclip",
@@ -74,6 +75,7 @@ def train(
         _require_whole(saved, kept)
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     if not resume:  # a run that goes on says first whether there is one
+        require_writable(Path(config.output_dir), "The output directory")
         check_model(config)
     from domainclip.pipelines import run_training
 
@@ -126,7 +128,7 @@ def evaluate(
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = config_of(recipe, overrides, data_path=data, model_name=model)
     check_model(config)
-    from domainclip.files import require_writable, write_json, writing
+    from domainclip.files import write_json, writing
 
     if output is not None:
         require_writable(output, "--output", is_file=True)
@@ -236,7 +238,7 @@ def data_check(
     """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
     config = config_of(None, overrides, model_name=model)
     if model is not None:
-        check_model(config)
+        check_model(config, weights=False)
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps

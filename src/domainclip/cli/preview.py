@@ -26,7 +26,7 @@ def preview(
         raise ConfigurationError(f"--output {output} is not the name of a PNG file: let it end in .png")
     config = config_of(recipe, overrides, data_path=data, domain=domain, model_name=model)
     if config.is_set("model_name"):
-        check_model(config)
+        check_model(config, weights=False)
     from domainclip.files import require_writable
     from domainclip.pipelines.preview import preview as make
 

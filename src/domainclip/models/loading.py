@@ -214,7 +214,7 @@ def load_config(name: str) -> PretrainedConfig:
     Raises:
         ModelLoadError: Where it cannot be had.
     """
-    place = find_model(name)
+    place = find_model(name, weights=False)
     with quiet_transformers():
         folder = open_clip_folder(place)
         return load_part("model's config", AutoConfig, place) if folder is None else load_model_config(folder)
@@ -234,7 +234,7 @@ def load_processor(name: str) -> EncoderProcessor:
     """
     if name == TINY:
         return make_tiny_clip().processor
-    place = find_model(name)
+    place = find_model(name, weights=False)
     with quiet_transformers():
         folder = open_clip_folder(place)
         if folder is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from domainclip.errors import ModelLoadError
+from domainclip.models.loading import load_config, load_processor
 from domainclip.models.source import find_model
 from domainclip.pipelines.run_folder import RunFolder
 
@@ -215,3 +216,10 @@ def test_nothing_heavy_is_loaded_to_say_it(model: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_config_and_processor_are_enough_to_plan(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    assert find_model(str(model), weights=False) == str(model)
+    assert load_config(str(model)).model_type == "clip"
+    assert load_processor(str(model)).resolution == 32

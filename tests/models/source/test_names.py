@@ -79,7 +79,7 @@ def test_home_is_understood(zoo: dict[str, Path], tmp_path: Path, monkeypatch: p
         ("hf:openai/clip-vit-base-patch32", "A model on the hub is named openai/clip-vit-base-patch32"),
         ("ViT-B-32:laion2b_s34b_b79k", "neither a directory nor a name"),
         ("what is this", "neither a directory nor a name"),
-        ("a" * 5000, "cannot be the path of a model"),
+        ("a" * 5000, "cannot be read"),
         ("nul\0l", "neither a directory nor a name"),
         ("", "model_name is empty"),
         ("./nowhere", "does not exist"),

@@ -114,7 +114,7 @@ def _is_model(folder: Path) -> bool:
     return has_own or ((folder / OPEN_CLIP_CONFIG).is_file() and any((folder / w).is_file() for w in OPEN_CLIP_WEIGHTS))
 
 
-def check_folder(folder: Path, role: Role = "model") -> None:
+def check_folder(folder: Path, role: Role = "model", weights: bool = True) -> None:
     """Make sure that a folder holds what a model of that role needs and that its files can be read.
 
     Weights are not read, only whether they are there and whole.
@@ -122,6 +122,7 @@ def check_folder(folder: Path, role: Role = "model") -> None:
     Args:
         folder: An existing folder.
         role: What it is asked for.
+        weights: Whether they are needed; config and processor are enough to plan and to count tokens.
 
     Raises:
         ModelLoadError: It is something else, or a file is missing, damaged, or of values that cannot be right.
@@ -145,7 +146,7 @@ def check_folder(folder: Path, role: Role = "model") -> None:
     check_config_values(config, folder / CONFIG)
     _check_role(config, folder, role)
     _check_others(contents, folder)
-    if not weight_files(folder):
+    if weights and not weight_files(folder):
         raise _without_weights(folder, names)
     if role != "image tower" and not has_tokenizer(folder):
         raise ModelLoadError(

@@ -55,13 +55,14 @@ def short_name(name: str) -> str | None:
     return spelt if spelt in SHORT_NAMES else None
 
 
-def find_model(name: str, role: Role = "model") -> str:
+def find_model(name: str, role: Role = "model", weights: bool = True) -> str:
     """What a recipe names as a model, made sure of before torch is imported or anything is loaded.
 
     Args:
         name: A local directory (``~`` is understood), a name on the hub, a short name, ``tiny``, or with a prefix an
             OpenCLIP checkpoint.
         role: What it is asked for.
+        weights: Whether they are needed; config and processor are enough to plan and to count tokens.
 
     Returns:
         A directory or a name on the hub, as ``from_pretrained`` takes it; prefixes of OpenCLIP stay.
@@ -85,7 +86,7 @@ def find_model(name: str, role: Role = "model") -> str:
         return f"{FOLDER_PREFIX}{path}"
     path = _expanded(text)
     if _looks_local(text, path):
-        _check_path(path, role)
+        _check_path(path, role, weights)
         return str(path)
     if page := _PAGE.fullmatch(text):
         raise ModelLoadError(f"{text} is a page of the hub: give the name alone, {page.group(1)}")
@@ -96,7 +97,7 @@ def find_model(name: str, role: Role = "model") -> str:
         raise ModelLoadError(f"There is no folder {text!r} here, and no model of that name.{_guess(text)} {_HINT}")
     found = _on_hub(repository)
     if found != repository:  # an earlier download
-        check_folder(Path(found), role)
+        check_folder(Path(found), role, weights)
     return found
 
 
@@ -114,20 +115,22 @@ def _looks_local(text: str, path: Path) -> bool:
     try:
         there = path.exists() or path.is_symlink()
     except (OSError, ValueError) as error:  # too long, or a null byte
-        raise ModelLoadError(f"{text[:80]!r} cannot be the path of a model: {error}"[:300]) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ModelLoadError(f"The model {_shown(text)} cannot be read: {reason}") from error
     if there or text.startswith((".", "/", "~")) or "\\" in text or text.lower().endswith(FILE_SUFFIXES):
         return True
     return text.count("/") > 1 and not _PAGE.fullmatch(text) and short_name(text) is None and ":" not in text
 
 
-def _check_path(path: Path, role: Role) -> None:
+def _check_path(path: Path, role: Role, weights: bool) -> None:
     try:
         if path.is_dir():
-            check_folder(path, role)
+            check_folder(path, role, weights)
             return
         there = path.exists()
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{str(path)[:80]!r} cannot be read: {error}"[:300]) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ModelLoadError(f"The model {_shown(str(path))} cannot be read: {reason}") from error
     if there:
         raise file_problem(path)
     if path.is_symlink():
@@ -148,6 +151,10 @@ def _check_hub_name(text: str) -> None:
         raise ModelLoadError(
             f"{text[:80]!r} is neither a directory nor a name that the hub could have.{_guess(text[:80])} {_HINT}"
         )
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 480 else f"{text[:80]}… ({len(text):,} characters)"
 
 
 def _guess(text: str) -> str:
