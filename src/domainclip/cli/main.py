@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from domainclip.cli.memory import memory_app
 from domainclip.cli.options import AsJson, Data, Device, Domain, Model, Overrides, Recipe, Split, config_of, print_json
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
-from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
+from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 
 app = typer.Typer(
     name="domainclip",
@@ -58,10 +59,25 @@ def train(
         recipe = str(saved) if saved.is_file() else None
         kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since
         domain = str(kept) if kept.is_file() else None
+        _require_whole(saved, kept)
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     from domainclip.pipelines import run_training
 
     run_training(config, resume=resume, overwrite=overwrite)
+
+
+def _require_whole(*files: Path) -> None:
+    """Refuse a recipe or domain on record that is not as the run wrote it."""
+    from domainclip.files import read_checked
+
+    for path in files:
+        if path.exists():
+            try:
+                read_checked(path)
+            except DamagedFileError as error:
+                raise DamagedFileError(
+                    f"{error}. Put it back as it was, or give the recipe of the run with --recipe FILE (and --domain)"
+                ) from None
 
 
 @app.command()
@@ -262,11 +278,13 @@ def main() -> None:
         typer.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            what = f"the disk is full ({error}). What was saved is whole: free some space, then --resume"
+        elif error.filename:  # the machine refuses a path: no fault of the program, which a traceback would look like
+            what = f"{os.fsdecode(error.filename)}: {error.strerror}. Give another path, or mend its permissions"
+        else:
             raise
-        typer.secho(
-            f"Error: the disk is full ({error}). What was saved is whole: free some space, then --resume", err=True
-        )
+        typer.secho(f"Error: {what}", fg="red", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.secho("Interrupted", err=True)

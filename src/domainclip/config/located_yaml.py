@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from domainclip.errors import ConfigurationError
+from domainclip.errors import ConfigurationError, MissingRecipeError
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands: keys of mappings and places in lists (from 0), from the outside in."""
@@ -199,6 +199,6 @@ def read_yaml_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigurationError(f"{what} {path} does not exist") from None
+        raise MissingRecipeError(f"{what} {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{what} {path} cannot be read: {error}") from None

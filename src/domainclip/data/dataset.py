@@ -229,6 +229,13 @@ class CLIPDataset(Dataset):
         row = key[1] if isinstance(key, tuple) else key
         return self._view(key, self.images.get(self.pairs[row].image_path, self._kept)[0][0])
 
+    def expect_clean(self) -> None:
+        """Announce that ``clean_and_augmented`` will be asked for, so that its clean image is kept, too."""
+        if self.image_transform.augment:
+            paths = [pair.image_path for pair in self.pairs]
+            bytes_each = 3 * self.image_transform.largest_resolution**2
+            self.images.expect(paths, self._clean.preparation(), bytes_each)
+
     def clean_and_augmented(self, row: int, keys: Sequence[RowKey]) -> list[Tensor]:
         """The image of a row as evaluation shows it (tiles apart), and as ``pixels`` gives it for each of ``keys``; the
         file is read once.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from domainclip.data.captions.from_labels import CLASS_CAPTION
+
 DISCIPLINE_COL = "discipline"
 """Column (key) with the field of study that a row is from, where a data set spans several."""
 
@@ -23,7 +25,8 @@ class Columns:
         split_col: The split that each row belongs to, where there is such a column; None: it is not looked at.
         image_root: Where relative paths start; the table's own folder, if left out.
         strict: Whether a row that cannot be used is an error.
-        caption_template: Writes captions from labels where there is no caption column; ``CLASS_CAPTION``, if left out.
+        caption_template: Writes captions from labels where there is no caption column.
+        domain_template: Does so where none is given.
 
     A name that is not the default has to be there; for the others usual names are tried too (``sources.columns``).
     """
@@ -36,6 +39,7 @@ class Columns:
     strict: bool = False
     caption_template: str | None = None
     split_col: str | None = "split"
+    domain_template: str = CLASS_CAPTION
 
 
 class ColumnOptions(TypedDict, total=False):
@@ -47,6 +51,7 @@ class ColumnOptions(TypedDict, total=False):
     strict: bool
     caption_template: str | None
     split_col: str | None
+    domain_template: str
 
 
 class ImageTextPair(tuple[Path, str]):

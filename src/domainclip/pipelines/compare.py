@@ -25,6 +25,7 @@ from domainclip.registry import load_plugins
 from domainclip.reports.comparison import compare_html, compare_markdown, compare_tables, notes, problems, summary_lines
 from domainclip.reports.plots.compare import plot_matrix
 from domainclip.reports.schema import ComparisonReport
+from domainclip.reports.schema.comparison import SkippedRow
 from domainclip.resolve import ResolvedInference, resolve_for_inference
 
 FILES = ("compare.json", "compare.md", "compare.html", "matrix.png")
@@ -190,10 +191,9 @@ def run_compare(
             _evaluate(own, asked, name, sets, split, strict or name == reference, strict, console, images)
     if all(found.reason for found in sets):
         raise DataError("No data set can be compared. " + " ".join(f"{s.name}: {s.reason}." for s in sets))
-    content = compare_matrix(models, [_scored(found, models) for found in sets], reference, seed=config.seed)
-    skipped = {found.name: found.skipped for found in sets if found.skipped}
-    about = {"schema_version": "1.0", "split": split, "prompts": prompts}
-    return Comparison(ComparisonReport.from_values({**about, **content, "skipped": skipped}))
+    matrix = compare_matrix(models, [_scored(found, models) for found in sets], reference, seed=config.seed)
+    skipped = {found.name: [SkippedRow(**row) for row in found.skipped] for found in sets if found.skipped}
+    return Comparison(ComparisonReport.of(matrix, split=split, prompts=prompts, skipped=skipped))
 
 
 def shared_prompts(config: CLIPFinetuningConfig, models: dict[str, str]) -> tuple[ResolvedInference, str]:
@@ -319,11 +319,15 @@ def _scored(found: _DataSet, models: dict[str, str]) -> SetScores:
     unread = ModelOnSet(reason=found.reason)
     scores = {name: found.scores.get(name, unread) for name in models}
     rows = found.rows if found.rows is not None and not found.reason else None
-    facts = {
-        "n_rows": len(rows) if rows is not None else None,
-        "n_images": len({pair.image_path for pair in rows}) if rows is not None else None,
-        "n_skipped": len(found.skipped),
-        "notes": [*found.notes, *found.evaluator_notes],
-    }
     grouped = rows is not None and any(pair.group is not None for pair in rows)
-    return SetScores(found.name, found.path, found.metric, scores, "group" if grouped else "image", facts)
+    return SetScores(
+        found.name,
+        found.path,
+        found.metric,
+        scores,
+        "group" if grouped else "image",
+        len(rows) if rows is not None else None,
+        len({pair.image_path for pair in rows}) if rows is not None else None,
+        len(found.skipped),
+        [*found.notes, *found.evaluator_notes],
+    )

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from domainclip.evaluation.comparison import empty_recalls
 from domainclip.metrics.bootstrap import FEW_UNITS
-from domainclip.metrics.metric import METRICS
-from domainclip.reports.schema.base import Figure
+from domainclip.metrics.metric import METRICS, Metric
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
 from domainclip.reports.text import figure_text, percent, title
 
@@ -72,8 +71,8 @@ def _labels(found: DomainFigures, intervals: bool) -> DomainTable | None:
     if not columns:
         return None
 
-    def shown(figure: Figure | None, name: str) -> str:
-        return figure_text(figure if intervals or figure is None else Figure(name=name, value=figure.value), name)
+    def shown(figure: Metric | None, name: str) -> str:
+        return figure_text(figure if intervals or figure is None else Metric(name, figure.value), name)
 
     rows = [
         [row.label, str(row.images), *(shown(row.figures.get(name), name) for name in columns)]
@@ -150,7 +149,7 @@ def _interval_notes(found: SemanticFigures) -> list[str]:
     for name, entry in found.metrics.items():
         if entry.low is not None and entry.n_units is not None:
             by_size.setdefault(entry.n_units, []).append(title(name))
-        elif not name.startswith("image_negation") and entry.value is not None:
+        elif not name.startswith("image_negation") and not math.isnan(entry.value):
             without.append(title(name))
     lines = []
     if by_size:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
-from domainclip.metrics.metric import METRICS
-from domainclip.reports.schema.base import Figure
+from domainclip.metrics.metric import METRICS, Metric
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "—"
@@ -70,7 +70,7 @@ def change_text(before: float | None, after: float | None, name: str) -> str:
     return change + (" (worse)" if worse else "")
 
 
-def figure_text(figure: Figure | None, name: str) -> str:
+def figure_text(figure: Metric | None, name: str) -> str:
     """A figure with its interval.
 
     Args:
@@ -80,7 +80,7 @@ def figure_text(figure: Figure | None, name: str) -> str:
     Returns:
         "0.912 (0.870 to 0.941)" or "91.2% (87.0% to 94.1%)", as the metric's readers write it.
     """
-    if figure is None or figure.value is None:
+    if figure is None or math.isnan(figure.value):
         return NOTHING
     decimal = METRICS[name].decimal or not METRICS[name].is_fraction
 

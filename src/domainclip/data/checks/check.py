@@ -25,7 +25,7 @@ from domainclip.data.labels import all_labels, doubtful_names, unify_labels
 from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList, SkippedRow
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_IMAGE
 from domainclip.data.splits import group_names, proposed_groups
-from domainclip.errors import ConfigurationError, DataError
+from domainclip.errors import ConfigurationError, DataError, MissingFileError
 from domainclip.resolve.schedule import automatic_batch
 
 _SKIPPED_ADVICE = {
@@ -82,7 +82,7 @@ def check_data(
     columns = Columns(image_col, caption_col, **options)
     given = given_splits(path, columns)
     if not str(path).startswith("hf:") and not Path(path).exists():
-        raise DataError(f"Data not found: {path}")
+        raise MissingFileError(f"Data not found: {path}")
     findings: list[Finding] = []
     splits: dict[str, PairList] = {}
     for name, part in given.items():

@@ -24,7 +24,7 @@ from domainclip.data.images.dicom import dicom_size, is_dicom, read_dicom
 from domainclip.data.images.pages import DECODE_ERRORS, chosen_page
 from domainclip.data.images.steps import to_levels
 from domainclip.data.images.tiff import TiffPage, is_tiff, page_indices, pages_for_pillow, read_tiff, tiff_size
-from domainclip.errors import ImageError
+from domainclip.errors import ImageError, MissingImageError
 from domainclip.registry import Registry
 
 MAX_PIXELS = 178_956_970
@@ -34,8 +34,18 @@ LARGE_IMAGE = 2**24
 """One of more pixels than this comes smaller where the caller needs no more (a JPEG is then decoded at some eighths of
 its size): one of 12,000 × 9,000 takes 324 MB whole, for the 160 × 160 that a model sees."""
 
-ImageLike = Path | str | Image.Image | np.ndarray
-"""An image as users give it: a file, opened by Pillow, or an array ``[h, w]`` or ``[h, w, channels]``."""
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """The content of an image file, and what messages call it."""
+
+    content: bytes
+    name: str
+
+
+ImageLike = Path | str | Image.Image | np.ndarray | ImageBytes
+"""An image as the reader takes it: a file, its content, opened by Pillow, or an array ``[h, w]`` or
+``[h, w, channels]``. ``given.image_list`` makes it of what users give."""
 
 IMAGE_FORMATS: Registry[Callable[[Path], np.ndarray]] = Registry("image format")
 """Readers of the user's own, by a file's suffix in small letters with the dot, before any other: ``read(path)`` gives
@@ -50,6 +60,7 @@ _NO_PREAMBLE = (
 )
 
 _DECODE_ERRORS: tuple[type[Exception], ...] = (*DECODE_ERRORS, Image.DecompressionBombError)
+_OPENED_ERRORS: tuple[type[Exception], ...] = (*_DECODE_ERRORS, AttributeError)  # of a file that was closed
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def _open(path: Path, source: io.BytesIO | Path, max_pixels: int) -> Image.Image
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(source)
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+        raise MissingImageError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels; shrink the image first") from None
     except UnidentifiedImageError:
@@ -98,7 +109,9 @@ def _start(path: Path) -> bytes:
 
 
 def _unopened(path: Path, error: OSError) -> ImageError:
-    return ImageError(f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror or error}")
+    if isinstance(error, FileNotFoundError):
+        return MissingImageError(f"{path}: no such file")
+    return ImageError(f"{path}: {error.strerror or error}")
 
 
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
@@ -171,12 +184,15 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, at_least: int | None = 
 
 
 def read_array(
-    path: Path, max_pixels: int = MAX_PIXELS, settings: ImagePreprocessing = _DEFAULT, at_least: int | None = None
+    path: Path | ImageBytes,
+    max_pixels: int = MAX_PIXELS,
+    settings: ImagePreprocessing = _DEFAULT,
+    at_least: int | None = None,
 ) -> np.ndarray:
     """Read a file at its own depth, its EXIF orientation applied.
 
     Args:
-        path: The file.
+        path: The file, or its content.
         max_pixels: Larger images are refused.
         settings: Says which page, and which window of a DICOM.
         at_least: As for ``read_image``.
@@ -188,23 +204,27 @@ def read_array(
         ImageError: The file is missing, truncated, oversized or cannot be decoded.
         MissingExtraError: The library for its format is missing.
     """
-    return _read(Path(path), max_pixels, settings, at_least, array_of)
+    return _read(path, max_pixels, settings, at_least, array_of)
 
 
 def _read(
-    path: Path,
+    source: Path | ImageBytes,
     max_pixels: int,
     settings: ImagePreprocessing,
     at_least: int | None,
     convert: Callable[[Image.Image], np.ndarray],
 ) -> np.ndarray:
-    if path.suffix.lower() in IMAGE_FORMATS:
+    path = Path(source.name if isinstance(source, ImageBytes) else source)
+    if isinstance(source, ImageBytes):
+        data = source.content
+    elif path.suffix.lower() in IMAGE_FORMATS:
         own = _read_own(path, max_pixels)
         return own if convert is array_of else _bytes_of(own)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unopened(path, error) from None
+    else:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise _unopened(path, error) from None
     if not data:
         raise ImageError(f"{path}: the file is empty")
     if is_dicom(data[:132]):
@@ -285,7 +305,22 @@ def array_of(image: Image.Image) -> np.ndarray:
     Returns:
         Grey of more than 8 bits as it is, ``[h, w]`` (``deep.grey_numbers``); everything else as uint8 ``[h, w, 3]``.
     """
+    return _opened(image, _array_of)
+
+
+def _array_of(image: Image.Image) -> np.ndarray:
     return _deep_upright(image) if is_deep_grey(image) else np.asarray(to_rgb(_upright(image)))
+
+
+def _opened(image: Image.Image, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """Pillow reads the pixels only now: what is wrong with the file, or that it was closed, shows here."""
+    try:
+        return convert(image)
+    except ImageError:
+        raise
+    except _OPENED_ERRORS as error:
+        name = getattr(image, "filename", "") or "The PIL image"
+        raise ImageError(f"{name}: its pixels cannot be read ({error}). Was its file closed? Give the path") from None
 
 
 def rgb_of(image: ImageLike, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> np.ndarray:
@@ -305,7 +340,10 @@ def rgb_of(image: ImageLike, max_pixels: int = MAX_PIXELS, at_least: int | None 
     """
     if isinstance(image, np.ndarray):
         return _bytes_of(image)
-    return _as_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image), max_pixels, at_least)
+    if isinstance(image, Image.Image):
+        return _opened(image, _as_rgb)
+    source = image if isinstance(image, ImageBytes) else Path(image)
+    return _read(source, max_pixels, _DEFAULT, at_least, _as_rgb)
 
 
 def _upright(image: Image.Image) -> Image.Image:

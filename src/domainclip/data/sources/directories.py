@@ -14,7 +14,7 @@ from domainclip.data.sources.image_folders import is_image_name
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, PairBuilder, RowValues
 from domainclip.data.sources.rows import read_text
 from domainclip.data.sources.split_names import SPLIT_NAMES
-from domainclip.errors import DataError
+from domainclip.errors import DataError, MissingFileError
 
 CAPTIONS_FILE = "captions.txt"
 
@@ -63,7 +63,7 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
         DataError: There is no such directory, it holds splits, or no pair is valid.
     """
     if not folder.is_dir():
-        raise DataError(f"Data directory not found: {folder}")
+        raise MissingFileError(f"Data directory not found: {folder}")
     if (folder / CAPTIONS_FILE).is_file():
         return _from_captions_file(folder, strict)
     images = list(walk_images(folder))

@@ -16,7 +16,7 @@ from domainclip.data.sources.pair_builder import PairBuilder
 from domainclip.data.sources.row_cells import RowReader
 from domainclip.data.sources.rows import NoTableError, Table
 from domainclip.data.sources.tables import SOURCES, source_of
-from domainclip.errors import ConfigurationError, DataError
+from domainclip.errors import ConfigurationError, DataError, MissingFileError
 
 META_FILE = "meta.csv"
 """A table of this name describes the images (``group``, ``discipline``) and is no data set of its own."""
@@ -238,7 +238,9 @@ class DatasetLoader:
             table, notes = only_table(folder, columns.image_col)
             if table is None:
                 _require_no_columns(folder, columns)
-                pairs = DatasetLoader.from_directory(folder, columns.caption_template, columns.strict)
+                pairs = DatasetLoader.from_directory(
+                    folder, columns.caption_template or columns.domain_template, columns.strict
+                )
                 pairs.notes += notes
                 return pairs
             read = source_of(table)
@@ -248,7 +250,9 @@ class DatasetLoader:
             return pairs
         if folder.name == CAPTIONS_FILE:
             _require_no_columns(folder, columns)
-            return DatasetLoader.from_directory(folder.parent, columns.caption_template, columns.strict)
+            return DatasetLoader.from_directory(
+                folder.parent, columns.caption_template or columns.domain_template, columns.strict
+            )
         read = source_of(folder)
         if read is None and folder.suffix.lower() in _CAPTION_SUFFIXES and folder.is_file():
             _require_no_columns(folder, columns)
@@ -257,7 +261,7 @@ class DatasetLoader:
             return builder.finish()
         if read is None:
             if not folder.exists():
-                raise DataError(f"Data not found: {path}; a Hugging Face data set is named hf:OWNER/NAME")
+                raise MissingFileError(f"Data not found: {path}; a Hugging Face data set is named hf:OWNER/NAME")
             hint = ""
             if folder.suffix.lower() in _SPREADSHEETS:
                 hint = ". It is a spreadsheet: save its table as CSV (UTF-8)"

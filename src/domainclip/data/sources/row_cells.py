@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from domainclip.data.captions.from_labels import CLASS_CAPTION, caption_from_label
+from domainclip.data.captions.from_labels import caption_from_label
 from domainclip.data.records import DISCIPLINE_COL, Columns
 from domainclip.data.sources.cells import is_missing, labels_in_cell
 from domainclip.data.sources.columns import (
@@ -38,7 +38,7 @@ class RowReader:
         self._found: FoundColumns | None = None
         self._of_keys: dict[tuple[str, ...], FoundColumns | str] = {}
         self._classes: Mapping[str, Sequence[str]] = {}
-        self._template = names.caption_template or CLASS_CAPTION
+        self._template = names.caption_template or names.domain_template
         self._templated = 0
 
     def open(self, read: Callable[[Collection[str]], Table]) -> Table:

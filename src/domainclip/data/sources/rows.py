@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from domainclip.errors import DataError
+from domainclip.errors import DataError, MissingFileError
 
 
 class NoTableError(DataError):
@@ -63,7 +63,7 @@ def read_text(path: Path, notes: list[str] | None = None) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"Data file not found: {path}") from None
+        raise MissingFileError(f"Data file not found: {path}") from None
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}") from None
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")

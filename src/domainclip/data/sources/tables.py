@@ -10,7 +10,7 @@ from typing import Any
 from domainclip.data.sources.delimited import read_delimited
 from domainclip.data.sources.json_tables import read_json, read_json_lines
 from domainclip.data.sources.rows import Row, Table
-from domainclip.errors import DataError, MissingExtraError
+from domainclip.errors import DataError, MissingExtraError, MissingFileError
 from domainclip.registry import Registry
 
 SOURCES: Registry[Callable[[Path, Collection[str]], Table]] = Registry("data file format")
@@ -92,7 +92,7 @@ def _parquet_file(path: Path) -> Any:
     except ImportError:
         raise MissingExtraError("pyarrow", "parquet", f"Reading {path}") from None
     if not path.is_file():
-        raise DataError(f"Data file not found: {path}")
+        raise MissingFileError(f"Data file not found: {path}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: no valid image-text pairs in it")
     try:

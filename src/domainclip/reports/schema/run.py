@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from domainclip.reports.schema.base import Content, Figure, MetricValues, SchemaVersion
+from domainclip.metrics.metric import Metric
+from domainclip.reports.schema.base import Content, MetricValues, SchemaVersion
 
 When = Literal["before", "after"]
 
@@ -42,16 +43,16 @@ class Retrieval(Content):
 
 
 class LabelFigures(Content):
-    """One label by itself: beside ``label`` and ``images`` a ``Figure`` under the name of each metric."""
+    """One label by itself: beside ``label`` and ``images`` a ``Metric`` under the name of each metric."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Figure] = Field(init=False)
+    __pydantic_extra__: dict[str, Metric] = Field(init=False)
 
     label: str
     images: int
 
     @property
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> dict[str, Metric]:
         """The figures by the name of their metric."""
         return self.__pydantic_extra__ or {}
 
@@ -70,7 +71,7 @@ class DomainFigures(Content):
     """The metrics of a domain, as its readers know them."""
 
     domain: str
-    metrics: dict[str, Figure]
+    metrics: dict[str, Metric]
     per_label: list[LabelFigures] = []
     matrix: Disciplines | None = None
     notes: list[str] = []
@@ -141,7 +142,7 @@ class TerminologyFacts(Content):
 class SemanticFigures(Content):
     """Documents, near misses in the class hierarchy, and terminology, as far as the data have them."""
 
-    metrics: dict[str, Figure]
+    metrics: dict[str, Metric]
     resamples: int = 0
     notes: list[str] = []
     class_hierarchy: HierarchyFacts | None = None
