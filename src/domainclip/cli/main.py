@@ -18,7 +18,7 @@ from domainclip.cli.memory import memory_app
 from domainclip.cli.options import AsJson, Data, Device, Domain, Model, Overrides, Recipe, Split, config_of, print_json
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
-from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
+from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 
 app = typer.Typer(
     name="domainclip",
@@ -59,10 +59,25 @@ def train(
         recipe = str(saved) if saved.is_file() else None
         kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since
         domain = str(kept) if kept.is_file() else None
+        _require_whole(saved, kept)
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     from domainclip.pipelines import run_training
 
     run_training(config, resume=resume, overwrite=overwrite)
+
+
+def _require_whole(*files: Path) -> None:
+    """Refuse a recipe or domain on record that is not as the run wrote it."""
+    from domainclip.files import read_checked
+
+    for path in files:
+        if path.exists():
+            try:
+                read_checked(path)
+            except DamagedFileError as error:
+                raise DamagedFileError(
+                    f"{error}. Put it back as it was, or give the recipe of the run with --recipe FILE (and --domain)"
+                ) from None
 
 
 @app.command()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import CLIPFinetuningConfig, DataSettings
 from domainclip.data.captions.text_transform import padded
 from domainclip.data.dataset import CLIPDataset, RawItem
 from domainclip.data.sampler import EpochBatchSampler
@@ -125,28 +125,26 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 
 
 def create_training_loader(
-    dataset: CLIPDataset, config: CLIPFinetuningConfig, batch_size: int, pad_to_multiple: int = 1
+    dataset: CLIPDataset, settings: DataSettings, plan: StepPlan, pad_to_multiple: int = 1
 ) -> DataLoader:
     """The trainer's own loader: lean batches, and a sampler with a position (``loader.batch_sampler``) and the plan of
     the whole training (``loader.batch_sampler.plan``).
 
-    The recipe's ``hard_negative_batch_fraction`` takes effect once the sampler is given neighbours
-    (``set_neighbours``).
+    ``hard_negative_batch_fraction`` takes effect once the sampler is given neighbours (``set_neighbours``).
 
     Args:
         dataset: The training split.
-        config: The resolved recipe.
-        batch_size: Pairs in a batch, the largest where ``batch_size_schedule`` is set.
+        settings: Of a resolved recipe: order, hard negatives and readers.
+        plan: The batches of the whole training.
         pad_to_multiple: As for ``PairCollator``.
 
     Returns:
         The loader, of batches as ``PairCollator`` makes them.
 
     Raises:
-        ConfigurationError: The data set's transform or ``batch_size`` does not fit the plan.
+        ConfigurationError: The data set's transform does not fit the plan.
     """
     transform = dataset.image_transform
-    plan = StepPlan.from_settings(config, len(dataset), batch_size, transform.resolution)
     if plan.resolutions[-1] > transform.largest_resolution:
         raise ConfigurationError(
             f"The recipe trains at up to {plan.resolutions[-1]} pixels, but the data set's transform keeps images for "
@@ -155,23 +153,23 @@ def create_training_loader(
         )
     sampler = EpochBatchSampler(
         len(dataset),
-        batch_size,
-        config.seed,
-        config.shuffle,
+        plan.batch_schedule.largest,
+        settings.seed,
+        settings.shuffle,
         drop_last=True,
-        hard_negative_batch_fraction=config.hard_negative_batch_fraction,
+        hard_negative_batch_fraction=settings.hard_negative_batch_fraction,
         plan=plan,
     )
     return DataLoader(
         _RawView(dataset),
         batch_sampler=sampler,
         collate_fn=PairCollator(dataset, pad_to_multiple),
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
-        prefetch_factor=2 if config.num_workers else None,
+        num_workers=settings.num_workers,
+        persistent_workers=settings.num_workers > 0,
+        prefetch_factor=2 if settings.num_workers else None,
         worker_init_fn=_leave_signals_to_the_trainer,
         # A loader without one draws from the global generator at every epoch, which a resumed run would repeat.
-        generator=torch.Generator().manual_seed(config.seed),
+        generator=torch.Generator().manual_seed(settings.seed),
     )
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import CLIPFinetuningConfig, DataSettings
 from domainclip.data.captions.statements import statement_key
 from domainclip.data.captions.text_transform import (
     TextImageProcessor,
@@ -121,7 +121,7 @@ class CLIPDataset(Dataset):
         class_names: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
         check_processor(processor)
-        if not isinstance(config, CLIPFinetuningConfig):
+        if not isinstance(config, DataSettings):
             raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
         for name, transform in (("image_transform", image_transform), ("text_transform", text_transform)):
             if transform is not None and not callable(transform):

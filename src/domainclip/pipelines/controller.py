@@ -30,7 +30,7 @@ from domainclip.pipelines.reference_sets import with_reference_sets
 from domainclip.pipelines.run_folder import RunFolder
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
 from domainclip.training.distributed import OneProcess
-from domainclip.training.memory.plan import batch_that_fits
+from domainclip.training.memory.plan import StepCounter, batch_that_fits
 
 Pairs = Sequence[ImageTextPair] | CLIPDataset
 
@@ -144,7 +144,11 @@ class CLIPFinetuningController:
         if self._loaded is None:
             return MemoryManager(DeviceManager(self.config.use_mps, self.config.device).device).optimal_batch_size
         loaded = self._loaded
-        return batch_that_fits(loaded.encoder, self.recipe or self.config, loaded.device, loaded.precision)
+        recipe = self.recipe or self.config
+        native = loaded.encoder.native_resolution
+        counter = StepCounter(loaded.encoder, recipe, recipe, recipe, loaded.device, loaded.precision)
+        resolution = recipe.image_resolution if recipe.is_set("image_resolution") else native
+        return batch_that_fits(counter, recipe.largest_resolution(resolution))
 
     # --- using the model ---
 

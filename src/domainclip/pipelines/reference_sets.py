@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import CLIPFinetuningConfig, DataSettings, ReferenceSettings
 from domainclip.config.settings import DEFAULT_TEMPLATES
 from domainclip.data.captions.text_transform import plain_text
 from domainclip.data.group_split import find_units, image_key
@@ -24,7 +23,7 @@ from domainclip.data.sources.tables import source_of
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
-from domainclip.files import write_json
+from domainclip.files import read_record, write_record
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
 from domainclip.reports.schema.base import jsonable
@@ -80,13 +79,14 @@ class ReferenceSets:
         return [pair.image_path for part in self.sets for pair in part.spare]
 
     def rehearsed(
-        self, encoder: DualEncoder, recipe: CLIPFinetuningConfig, autocast: Callable[[], Any]
+        self, encoder: DualEncoder, settings: ReferenceSettings, data: DataSettings, autocast: Callable[[], Any]
     ) -> Rehearsal | None:
         """What training is shown of these sets, so that it is not forgotten.
 
         Args:
             encoder: The dual encoder.
-            recipe: The recipe, which says ``rehearsal_strength``, ``max_sequence_length`` and ``seed``.
+            settings: Of the recipe: how strongly is rehearsed.
+            data: Of the recipe: ``max_sequence_length`` and ``seed``.
             autocast: Makes the context to compute in.
 
         Returns:
@@ -95,20 +95,20 @@ class ReferenceSets:
         Raises:
             ConfigurationError: The model's embeddings are not worth keeping.
         """
-        check_kept(recipe, encoder)
+        check_kept(settings, encoder)
         drawn = [pair for part in self.sets for pair in part.rehearsed]
-        if not recipe.rehearsal_strength or not drawn:
+        if not settings.rehearsal_strength or not drawn:
             return None
         engine = self.engine
-        length = min(recipe.max_sequence_length, encoder.text_length)
+        length = min(data.max_sequence_length, encoder.text_length)
         tokens = encoder.processor.token_ids([pair.caption for pair in drawn], length)
         return Rehearsal(
             encoder,
             engine.pixels([pair.image_path for pair in drawn]),
             tokens,
             engine.spec.normalise,
-            recipe.rehearsal_strength,
-            recipe.seed,
+            settings.rehearsal_strength,
+            data.seed,
             engine.device,
             autocast,
         )
@@ -171,8 +171,9 @@ class ReferenceSets:
 
         Raises:
             ConfigurationError: A resumed run would have to measure a set, and the model has other weights now.
+            DamagedFileError: The file is damaged.
         """
-        content = json.loads(kept.read_text(encoding="utf-8")) if resumed and kept.is_file() else {}
+        content = read_record(kept) if resumed and kept.exists() else {}
         known, missing = dict(content.get("sets", {})), []
         for part in self.sets:
             rows = {"split": part.test_split, "rows": part.test.n_rows}
@@ -187,7 +188,7 @@ class ReferenceSets:
                     "them with: resume with the retention_data of the run"
                 )
             known |= {part.name: {**rows, "metrics": part.test(self.engine)} for part, rows in missing}
-            write_json(kept, jsonable({"weights": weights, "sets": known}))
+            write_record(kept, jsonable({"weights": weights, "sets": known}))
         return {part.name: known[part.name]["metrics"] for part in self.sets}
 
     def report(
@@ -296,19 +297,19 @@ def with_reference_sets(
     return (run, None) if sets is None else (sets.explained(run), sets)
 
 
-def check_kept(recipe: CLIPFinetuningConfig, encoder: DualEncoder) -> None:
+def check_kept(settings: ReferenceSettings, encoder: DualEncoder) -> None:
     """Check that embeddings which the recipe wants to be kept are worth it.
 
     Args:
-        recipe: Whose ``distillation_strength`` and ``rehearsal_strength`` are looked at.
+        settings: ``distillation_strength`` and ``rehearsal_strength`` are looked at.
         encoder: The dual encoder.
 
     Raises:
         ConfigurationError: They are still random numbers, of two backbones that have just been joined.
     """
     for key in ("distillation_strength", "rehearsal_strength"):
-        without_sets = key == "rehearsal_strength" and not recipe.retention_data
-        if encoder.fresh_projections and getattr(recipe, key) and not without_sets:
+        without_sets = key == "rehearsal_strength" and not settings.retention_data
+        if encoder.fresh_projections and getattr(settings, key) and not without_sets:
             raise ConfigurationError(
                 f"{key} keeps the initial model's embeddings, and two backbones that have just been joined have none "
                 "worth keeping: set it to 0, or start from a dual encoder (model_name)"

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config.settings import MemorySettings
 from domainclip.config.step_schedules import BatchSchedule, resolution_phases, total_steps
 from domainclip.errors import ConfigurationError
 from domainclip.resolve.draft import Draft
@@ -247,16 +248,16 @@ def resolved_steps(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> 
     return total
 
 
-def contrastive_batch(values: dict[str, Any] | FrozenConfig) -> int:
+def contrastive_batch(values: dict[str, Any] | MemorySettings) -> int:
     """Pairs that share one loss: ``batch_size × gradient_accumulation_steps``.
 
     Args:
-        values: a resolved recipe, or its values by key.
+        values: the memory group of a resolved recipe, or its values by key.
 
     Returns:
         Pairs.
     """
-    if isinstance(values, FrozenConfig):
+    if isinstance(values, MemorySettings):
         values = values.__dict__
     return int(values["batch_size"]) * int(values["gradient_accumulation_steps"])
 
