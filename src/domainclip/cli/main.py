@@ -142,7 +142,7 @@ def _evaluate_resolutions(  # type: ignore[no-untyped-def]
     wanted = parse_resolutions(resolutions)
     report = run_resolutions(config, wanted, split, robustness=robustness)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.report.to_dict())
     else:
         report.print()
     if output is not None:  # last, so that figures which cannot be written were at least shown

@@ -11,9 +11,9 @@ from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, DataSettings, ReferenceSettings
 from domainclip.config.settings import DEFAULT_TEMPLATES
+from domainclip.data.captions.text_transform import plain_text
 from domainclip.data.group_split import find_units, image_key
 from domainclip.data.images.pipeline import DomainImagePipeline
-from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.sources import huggingface
@@ -255,7 +255,7 @@ def load_reference_sets(session: ModelSession) -> ReferenceSets | None:
         return None
     engine = session.engine()
     # What a domain does to its images and captions is not meant for these.
-    engine.pipeline, engine.text_transform = DomainImagePipeline(None), TextTransform()
+    engine.pipeline, engine.text_transform = DomainImagePipeline(None), plain_text
     sets: list[ReferenceSet] = []
     notes: list[str] = []
     warnings: list[str] = []

@@ -23,7 +23,7 @@ from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.data.images.reader import image_header
 from domainclip.data.records import PairList
-from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
+from domainclip.data.skipped import readable_pairs, require_images, skipped_rows, unreadable_rows
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
 from domainclip.domains.recipes import recorded_recipe, write_domain
@@ -359,8 +359,7 @@ class _FirstProcess:
         if self.goes_on:
             self._record_changes()
         skipped = rows.skipped
-        reasons = result["skipped_images"].items()
-        skipped += [{"split": "train", "image_path": path, "reason": reason} for path, reason in reasons]
+        skipped += unreadable_rows(self.splits.train, "train", result["skipped_images"])
         skipped += references.skipped if references is not None else []
         if skipped:
             write_json(folder.skipped, skipped)

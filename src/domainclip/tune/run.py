@@ -18,6 +18,7 @@ from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.events import Validated
 from domainclip.pipelines.run_folder import claim_folder
+from domainclip.reports.schema.tuning import TrialRecord
 from domainclip.resolve import resolve_for_inference
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
@@ -25,7 +26,6 @@ from domainclip.tune.prepare import Work, prepare
 from domainclip.tune.results import PARTS, trial_line, write_results
 from domainclip.tune.space import Space
 from domainclip.tune.stopping import StudySignals
-from domainclip.tune.study import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
