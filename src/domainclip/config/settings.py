@@ -95,6 +95,15 @@ class DataSettings(SeedSettings):
     caption_col: str = _of_the_rows("caption", "Column (key) with the caption.", min_length=1)
     label_col: str = _of_the_rows("label", "Column (key) with the class, if there is one.", min_length=1)
     group_col: str = _of_the_rows("group", "Column whose values never straddle splits (patient…).", min_length=1)
+    split_col: str | None = _of_the_rows(
+        "split", "Column that says the split of each row; null: none is looked for.", min_length=1
+    )
+    image_root: str | None = _of_the_rows(
+        None, "Folder that relative image paths start from; null: the table's own.", min_length=1
+    )
+    caption_template: str | None = _of_the_rows(
+        None, "How captions are written from labels where there are none ('a photo of a {label}'); null: the domain's."
+    )
     train_split: float = _of_the_rows(0.8, "Fraction of rows for training where no split is given.", gt=0, le=1)
     val_split: float = _of_the_rows(0.1, "Fraction for validation (chooses the checkpoint).", ge=0, lt=1)
     test_split: float = _of_the_rows(0.1, "Fraction for the test (only reported).", ge=0, lt=1)
