@@ -24,7 +24,9 @@ _COMPANIONS = frozenset(
 )
 """Of files that stand beside images and are none: tables, texts, programs."""
 _JUNK_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-_JUNK_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"})
+_JUNK_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+)
 """What systems and programs put into folders, in small letters."""
 
 
@@ -40,7 +42,9 @@ def is_image_name(name: str) -> bool:
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         return False
-    return suffix in IMAGE_SUFFIXES or suffix in IMAGE_FORMATS or (suffix in {".heic", ".heif", ".hif"} and reads_heic())
+    return (
+        suffix in IMAGE_SUFFIXES or suffix in IMAGE_FORMATS or (suffix in {".heic", ".heif", ".hif"} and reads_heic())
+    )
 
 
 def reads_heic() -> bool:
@@ -105,11 +109,20 @@ class FolderContents:
         kind = kind_of(start, path)
         if kind is None and is_image_start(start):
             self.images.append(path)
-        elif kind is not None and not (kind.name == "a text file" and not path.suffix):
+        elif kind is not None and kind.name == "a text file" and not path.suffix:
+            if target := _link_as_text(path, start):
+                self.left_out.append((path, f"this is a link to {target}, kept as text: copy what it leads to"))
+        elif kind is not None:
             self.left_out.append((path, f"this is {kind.name}: {kind.advice}"))
         elif kind is None:
             suffix = f"a file named {path.suffix}" if path.suffix else "a file without a suffix"
             self.left_out.append((path, f"{suffix} is no image that is read"))
+
+
+def _link_as_text(path: Path, start: bytes) -> str | None:
+    """Where a symbolic link led that git or a cloud drive has written as a file; None for any other text."""
+    text = start.decode(errors="replace").strip()
+    return text if len(start) < START and "\n" not in text and ("/" in text) and (path.parent / text).exists() else None
 
 
 def _walk(

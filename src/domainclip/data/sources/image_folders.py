@@ -27,7 +27,7 @@ class ImageFolders:
 
     Attributes:
         respelled: How many names were found in another spelling than the table's, by what was different.
-        contested: Files that were found for several names with unlike folders in front: which one is meant is not known.
+        contested: Files that were found for several names with unlike folders in front: which is meant is not known.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -43,8 +43,8 @@ class ImageFolders:
         """Look for an image's file.
 
         Besides the name as it is, that one is tried without quotation marks, blanks and ``file://`` around it, with
-        ``%20`` undone, ``\\`` for ``/``, upper and lower case and the forms of accents not told apart, without a suffix,
-        and without the folders in front of it that are another machine's. What is found has to be the only one.
+        ``%20`` undone, ``\\`` for ``/``, upper and lower case and the forms of accents not told apart, without a
+        suffix, and without the folders in front of it that are another machine's. What is found has to be the only one.
 
         Args:
             image_path: Relative to the root, or absolute.
@@ -58,8 +58,7 @@ class ImageFolders:
         for name, difference in _spellings(image_path):
             found = self._look(os.path.join(self.root, os.path.expanduser(name)))
             if found is not None:
-                exact = os.path.basename(found) == os.path.basename(name)
-                self.respelled[difference or ("another spelling" if not exact else "folders in another case")] += 1
+                self.respelled[difference or "case, accents or suffix"] += 1
                 return Path(found)
         return self._without_front(image_path)
 
@@ -86,9 +85,10 @@ class ImageFolders:
             return f"image {image_path} is {folder.others[base]}, not a file"
         if self._hints < _HINTS and len(base) < 256:
             self._hints += 1
-            guess = nearest(base, folder.files)
+            stems = {os.path.splitext(file)[0]: file for file in folder.files if is_image_name(file)}
+            guess = nearest(os.path.splitext(base)[0], stems)
             if guess is not None:
-                return f"image {image_path} is not there (the nearest name is {guess})"
+                return f"image {image_path} is not there (the nearest name is {stems[guess]})"
         return f"image {image_path} is not there"
 
     def _exists(self, full: str) -> bool:
