@@ -333,7 +333,9 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
         return readable_pairs(PairList(rows), engine.readable, place, config.strict, skipped)
 
     pool = [*splits.train, *splits.val]
-    validation_rows, spare = validation_and_spare(pool, splits.test, config.retention_rows, config.seed)
+    validation_rows, spare = validation_and_spare(
+        pool, splits.test, config.retention_rows, config.seed, splits.copies.of
+    )
     drawn, test = readable(validation_rows), readable(splits.test)
     if not drawn:
         raise DataError(f"retention_data: {path} has no row that can be used on its training side")
@@ -380,7 +382,11 @@ def _header(file: Path) -> set[str]:
 
 
 def validation_and_spare(
-    pool: Sequence[ImageTextPair], test: Sequence[ImageTextPair], most: int, seed: int
+    pool: Sequence[ImageTextPair],
+    test: Sequence[ImageTextPair],
+    most: int,
+    seed: int,
+    copies: Mapping[str, str] | None = None,
 ) -> tuple[list[ImageTextPair], list[ImageTextPair]]:
     """Divide the rows of a training side: some to validate on, others to learn from.
 
@@ -392,11 +398,12 @@ def validation_and_spare(
         test: The rows of the test split.
         most: Rows to validate on, at most.
         seed: Of the draw.
+        copies: For images that have copies the name of the copies' group, as in ``find_units``.
 
     Returns:
         Rows to validate on, and rows to learn from.
     """
-    units = [unit.rows for unit in find_units(pool)]
+    units = [unit.rows for unit in find_units(pool, copies)]
     validation_rows = stratified_rows(pool, min(most, max(2, len(pool) // 2)), seed, units)
     images = {image_key(pair) for pair in (*validation_rows, *test)}
     groups = {pair.group for pair in (*validation_rows, *test)} - {None}

@@ -7,34 +7,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from domainclip.data.captions.from_labels import CLASS_CAPTION, caption_from_label
 from domainclip.data.records import PairList
+from domainclip.data.sources.captions_file import add_captions
 from domainclip.data.sources.image_folders import is_image_name
-from domainclip.data.sources.pair_builder import EMPTY_CAPTION, PairBuilder
-from domainclip.data.sources.tables import read_text
+from domainclip.data.sources.pair_builder import EMPTY_CAPTION, PairBuilder, RowValues
+from domainclip.data.sources.rows import read_text
+from domainclip.data.sources.split_names import SPLIT_NAMES
 from domainclip.errors import DataError, MissingFileError
 
 CAPTIONS_FILE = "captions.txt"
-CLASS_CAPTION = "a photo of a {label}"
-SPLIT_NAMES = {"train": ("train",), "validation": ("val", "validation", "valid", "dev"), "test": ("test",)}
-"""The names under which each split of a data set is looked for, as a file's stem or as a folder."""
-
-
-def caption_from_label(template: str, label: str) -> str:
-    """Write a caption from a label.
-
-    Args:
-        template: With ``{label}`` or ``{}`` where the label goes.
-        label: A class's name.
-
-    Returns:
-        The caption.
-
-    Raises:
-        DataError: The template has no place for the label.
-    """
-    if "{label}" not in template and "{}" not in template:
-        raise DataError(f"Invalid caption_template {template!r}: it must contain {{label}}, where the label goes")
-    return template.replace("{label}", label).replace("{}", label)
 
 
 def visible_folders(folder: Path) -> list[Path]:
@@ -84,7 +66,7 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
         raise MissingFileError(f"Data directory not found: {folder}")
     if (folder / CAPTIONS_FILE).is_file():
         return _from_captions_file(folder, strict)
-    images = list(_walk(folder))
+    images = list(walk_images(folder))
     if not images:
         raise DataError(
             f"No valid image-text pairs in {folder}: no images in it or its folders. A directory holds "
@@ -101,7 +83,15 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
     return _from_class_folders(folder, images, caption_template or CLASS_CAPTION, strict)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk_images(folder: Path) -> Iterator[Path]:
+    """The images of a folder and the folders in it, those left out whose names begin with a dot.
+
+    Args:
+        folder: An existing one.
+
+    Returns:
+        Their paths, sorted folder by folder, as they are asked for.
+    """
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -110,21 +100,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _from_captions_file(folder: Path, strict: bool) -> PairList:
-    path = folder / CAPTIONS_FILE
-    # Many such directories keep the images one level down while the names in captions.txt do not say so.
-    images = folder / "images"
-    builder = PairBuilder(path, folder, strict)
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        name, tab, caption = line.partition("\t")
-        if not tab:
-            builder.skip(f"row {number}", "", "no tab between the image's name and its caption")
-            continue
-        name = name.strip()
-        if images.is_dir() and not (folder / name).is_file() and (images / name).is_file():
-            name = os.path.join("images", name)
-        builder.add(f"row {number}", name, caption)
+    builder = PairBuilder(folder / CAPTIONS_FILE, folder, strict)
+    add_captions(builder, folder / CAPTIONS_FILE)
     return builder.finish()
 
 
@@ -139,7 +116,8 @@ def _from_sidecars(folder: Path, images: list[Path], strict: bool) -> PairList:
             builder.skip(name, name, f"the caption file {sidecar.name} is empty", EMPTY_CAPTION)
         else:
             text = sidecar.read_bytes()
-            builder.add(name, name, " ".join(read_text(sidecar).split()) if text.strip() else "")
+            caption = " ".join(read_text(sidecar).split()) if text.strip() else ""
+            builder.add(name, RowValues(name, (caption,)))
     return builder.finish()
 
 
@@ -151,5 +129,5 @@ def _from_class_folders(folder: Path, images: list[Path], template: str, strict:
             builder.skip(str(relative), str(relative), "lies in no class folder and has no caption", EMPTY_CAPTION)
             continue
         label = relative.parts[0].replace("_", " ").strip()
-        builder.add(str(relative), str(relative), caption_from_label(template, label), label)
+        builder.add(str(relative), RowValues(str(relative), (caption_from_label(template, label),), label))
     return builder.finish()
