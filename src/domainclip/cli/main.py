@@ -15,10 +15,23 @@ from domainclip.cli.align import align_app
 from domainclip.cli.compare import compare
 from domainclip.cli.domain import domain_app
 from domainclip.cli.memory import memory_app
-from domainclip.cli.options import AsJson, Data, Device, Domain, Model, Overrides, Recipe, Split, config_of, print_json
+from domainclip.cli.options import (
+    AsJson,
+    Data,
+    Device,
+    Domain,
+    Model,
+    Overrides,
+    Recipe,
+    Split,
+    check_model,
+    config_of,
+    print_json,
+)
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
+from domainclip.files import require_writable
 
 app = typer.Typer(
     name="domainclip",
@@ -61,6 +74,9 @@ def train(
         domain = str(kept) if kept.is_file() else None
         _require_whole(saved, kept)
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
+    if not resume:  # a run that goes on says first whether there is one
+        require_writable(Path(config.output_dir), "The output directory")
+        check_model(config)
     from domainclip.pipelines import run_training
 
     run_training(config, resume=resume, overwrite=overwrite)
@@ -111,7 +127,8 @@ def evaluate(
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = config_of(recipe, overrides, data_path=data, model_name=model)
-    from domainclip.files import require_writable, write_json, writing
+    check_model(config)
+    from domainclip.files import write_json, writing
 
     if output is not None:
         require_writable(output, "--output", is_file=True)
@@ -220,6 +237,8 @@ def data_check(
 ) -> None:
     """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
     config = config_of(None, overrides, model_name=model)
+    if model is not None:
+        check_model(config, weights=False)
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps

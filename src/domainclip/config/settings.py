@@ -7,6 +7,8 @@ the user left unset by what the model, the data and the device say, and gives th
 
 from __future__ import annotations
 
+import os
+from pathlib import PurePath
 from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -63,6 +65,13 @@ class ModelSettings(SeedSettings):
     freeze_batch_norm: bool | None = key(
         None, "training", "Keep the stored batch-norm statistics in training; null: only where micro-batches need it."
     )
+
+    @field_validator("model_name", "vision_model_name", "text_model_name", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        """A path may be a ``Path``, and ``~`` is the home directory: what is kept is what everybody after reads."""
+        text = str(value) if isinstance(value, PurePath) else value
+        return os.path.expanduser(text) if isinstance(text, str) else text
 
 
 class DataSettings(SeedSettings):
