@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.readers import refuse_within_a_reader
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.events import Validated
@@ -81,6 +82,7 @@ def run_tuning(
             ``DataError`` without a validation split, ``MissingExtraError`` without Optuna); ``Interrupted`` is raised
             after SIGINT or SIGTERM.
     """
+    refuse_within_a_reader()
     studies.require_optuna()
     console = console or Console(stderr=True)
     folder = Path(config.output_dir)
