@@ -14,7 +14,8 @@ from domainclip.data.records import ColumnOptions, Columns, PairList
 from domainclip.data.sources import huggingface
 from domainclip.data.sources.captions_file import add_captions
 from domainclip.data.sources.columns import USUAL, is_named, names_an_image
-from domainclip.data.sources.directories import CAPTIONS_FILE, pairs_from_directory, walk_images
+from domainclip.data.sources.directories import CAPTIONS_FILE, pairs_from_directory
+from domainclip.data.sources.folder_contents import FolderContents
 from domainclip.data.sources.pair_builder import PairBuilder
 from domainclip.data.sources.row_cells import RowReader
 from domainclip.data.sources.rows import NoTableError, Table
@@ -329,7 +330,7 @@ def only_table(folder: Path, image_col: str = "image_path") -> tuple[Path | None
         and entry.is_file()
     )
     notes: list[str] = []
-    holds_images = bool(found) and next(walk_images(folder), None) is not None
+    holds_images = bool(found) and bool(FolderContents.of(folder).images)
     if len(found) > 1 or holds_images:
         useful = [entry for entry in found if _names_images(entry, image_col)]
         if useful or holds_images:
