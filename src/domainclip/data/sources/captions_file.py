@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from domainclip.data.sources.image_folders import is_image_name
+from domainclip.data.sources.folder_contents import is_image_name
 from domainclip.data.sources.pair_builder import PairBuilder, RowValues
 from domainclip.data.sources.rows import read_text
 

@@ -149,7 +149,8 @@ def missing_column(kind: str, name: str, source: str, found: Iterable[str], opti
     guess = plain.get(_plain(name)) or nearest(name, found)
     hint = f" (did you mean {guess!r}?)" if guess else ""
     listing = ", ".join(map(repr, found) if any(set(" ,;|\t") & set(c) for c in found) else found) or "none"
-    return DataError(f"Missing {name!r} {kind} in {source}: found {kind}s {listing}{hint}; name it with {option}=…")
+    keys = f"{option}=…" + " (or document_col=…, where that names it)" * (option == "group_col")
+    return DataError(f"Missing {name!r} {kind} in {source}: found {kind}s {listing}{hint}; name it with {keys}")
 
 
 def find_columns(
