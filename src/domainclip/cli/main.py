@@ -24,6 +24,7 @@ from domainclip.cli.options import (
     Overrides,
     Recipe,
     Split,
+    as_typed,
     check_model,
     config_of,
     print_json,
@@ -291,10 +292,10 @@ def main() -> None:
     try:
         app()
     except Interrupted as stop:
-        typer.secho(str(stop), err=True)
+        typer.secho(as_typed(str(stop)), err=True)
         sys.exit(stop.exit_code)
     except CLIPFinetuningError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
+        typer.secho(as_typed(f"Error: {error}"), fg="red", err=True)
         sys.exit(2)
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):

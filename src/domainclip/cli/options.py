@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,3 +91,23 @@ def print_json(value: object) -> None:
     import json
 
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def as_typed(message: str) -> str:
+    """A message of the package in the words of the command line.
+
+    The package speaks to callers in Python: ``overwrite=True``, ``steps=…``. Keys of a recipe are the same in both.
+
+    Args:
+        message: What an error says.
+
+    Returns:
+        The message with options in place of arguments.
+    """
+    flags = re.sub(r"\b(resume|overwrite|accept_changed_data)=True\b", _option, message)
+    return re.sub(r"\b(steps|space|trials)=…", _option, flags)
+
+
+def _option(found: re.Match[str]) -> str:
+    name = {"space": "search"}.get(found[1], found[1])
+    return f"--{name.replace('_', '-')}"

@@ -64,7 +64,7 @@ class Comparison:
             ConfigurationError: The folder cannot be written.
         """
         json_file, markdown, page, image = (Path(folder) / name for name in FILES)
-        with writing(f"--output {folder}"):
+        with writing(f"The output {folder}"):
             for path in (json_file, markdown, page, image):
                 path.unlink(missing_ok=True)
             write_text(markdown, compare_markdown(self.report))
@@ -125,7 +125,7 @@ def run_compare(
     """
     reference = next(iter(models)) if reference is None else reference
     if reference not in models:
-        raise ConfigurationError(f"--reference {reference!r} is none of the models: choose one of {', '.join(models)}")
+        raise ConfigurationError(f"The reference {reference!r} is no model: choose one of {', '.join(models)}")
     for name in models if strict else [reference]:  # the others may leave their reason in the matrix
         find_model(models[name])
     load_plugins(config.plugins)  # they may know the metric

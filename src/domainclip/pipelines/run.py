@@ -314,7 +314,7 @@ class _FirstProcess:
         if self.initial_weights not in (None, weights_digest(self.session.encoder)):
             raise CheckpointError(
                 f"{why}, and {self.run.recipe.model_name} has other weights now than when the run in "
-                f"{self.folder.path} began. Put those weights back, or begin anew with --overwrite"
+                f"{self.folder.path} began. Put those weights back, or begin anew with overwrite=True"
             )
 
     def evaluate_before(self) -> None:

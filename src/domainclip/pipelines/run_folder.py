@@ -102,13 +102,13 @@ def claim_folder(folder: Path, names: Sequence[str], what: str, resume: bool, ov
         ConfigurationError: The folder cannot be written, or some of the files are there and nobody said what to do.
     """
     if resume and overwrite:
-        raise ConfigurationError(f"--resume goes on with a {what} and --overwrite deletes it: give one of the two")
+        raise ConfigurationError(f"resume=True goes on with a {what}, overwrite=True deletes it: give one of the two")
     require_writable(folder, "The output directory")
     used = [name for name in names if (folder / name).exists()]
     if used and not resume and not overwrite:
         raise ConfigurationError(
-            f"{folder} already holds a {what} ({', '.join(used[:3])}). Use --resume to go on with it, --overwrite to "
-            "start again, or another output directory"
+            f"{folder} already holds a {what} ({', '.join(used[:3])}). Use resume=True to go on with it, "
+            "overwrite=True to start again, or another output directory"
         )
 
 

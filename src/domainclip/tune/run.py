@@ -106,7 +106,7 @@ def run_tuning(
             done = sum(record.finished for record in summary.trials)
             write_results(folder, summary, plots=True)
             raise Interrupted(
-                stop.exit_code - 128, f"Stopped; {done} of {trials} trials are finished. Go on with --resume"
+                stop.exit_code - 128, f"Stopped; {done} of {trials} trials are finished. Go on with resume=True"
             ) from None
         summary = work.summary(trials)
     write_results(folder, summary, plots=True)
@@ -208,7 +208,7 @@ def _storage_failures_are_reported(folder: Path) -> Iterator[None]:
         cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
         raise ConfigurationError(
             f"The study {folder / 'study.db'} cannot be written: {cause}. Finished trials are kept: free some space or "
-            "mend the file, then --resume"
+            "mend the file, then go on with resume=True"
         ) from error
 
 
