@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,9 @@ import numpy as np
 
 from domainclip.data.checks.duplicates import fingerprint
 from domainclip.data.images.deep import bits_used
+from domainclip.data.images.image_file import image_file
 from domainclip.data.images.reader import MAX_PIXELS, image_header, read_array, rgb_of
 from domainclip.errors import ImageError
-from domainclip.files import sha256_of
 
 _CHUNK = 64
 BLANK = 3
@@ -54,7 +55,8 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """
     facts = ImageFacts(path)
     try:
-        facts.sha256 = sha256_of(path)
+        with image_file(path, whole=False) as file:
+            facts.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         header = image_header(path, max_pixels)
         facts.width, facts.height, facts.frames = header.width, header.height, header.frames
         values = read_array(path, max_pixels)
