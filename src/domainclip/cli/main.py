@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -251,6 +252,8 @@ def version() -> None:
 def main() -> None:
     """Entry point: turns the package's errors into one line and exit code 2, signals into 130 and 143."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that no encoding has
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except Interrupted as stop:
@@ -263,7 +266,7 @@ def main() -> None:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             what = f"the disk is full ({error}). What was saved is whole: free some space, then --resume"
         elif error.filename:  # the machine refuses a path: no fault of the program, which a traceback would look like
-            what = f"{os.fsdecode(error.filename)}: {error.strerror}. Give another path, or mend its permissions"
+            what = f"{os.fsdecode(error.filename):.500}: {error.strerror}. Give another path, or mend its permissions"
         else:
             raise
         typer.secho(f"Error: {what}", fg="red", err=True)

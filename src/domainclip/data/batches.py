@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
@@ -16,7 +17,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.dataset import CLIPDataset, RawItem, padded
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.data.step_plan import StepPlan
-from domainclip.errors import ConfigurationError, DataError, ImageError
+from domainclip.errors import ConfigurationError, DataError, ImageError, MemoryConstraintError
 
 Batch = dict[str, Any]
 
@@ -32,11 +33,35 @@ def collate_fn(items: Sequence[dict[str, Any]]) -> Batch:
         full text length; ``image_paths`` and ``captions``, every one.
     """
     tensors = ("pixel_values", "input_ids", "attention_mask")
-    return {
-        **{name: torch.stack([item[name] for item in items]) for name in tensors},
-        "image_paths": [item["image_path"] for item in items],
-        "captions": [item["caption"] for item in items],
-    }
+    return _shared(
+        {
+            **{name: torch.stack([item[name] for item in items]) for name in tensors},
+            "image_paths": [item["image_path"] for item in items],
+            "captions": [item["caption"] for item in items],
+        }
+    )
+
+
+def _shared(batch: Batch) -> Batch:
+    """In a worker process: the tensors in shared memory now, where a lack of it is an error that reaches the trainer.
+    torch would move them in a thread of its own, whose error leaves the trainer waiting for ever."""
+    if get_worker_info() is not None:
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                value.share_memory_()
+    return batch
+
+
+def _named(error: BaseException) -> BaseException:
+    """``error``, or the one that says what is behind it: workers hand images over in shared memory, of which
+    containers have 64 MB."""
+    no_space = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if no_space or any(words in str(error) for words in ("shared memory", "Bus error", "No space left on device")):
+        return MemoryConstraintError(
+            "The shared memory (/dev/shm) is too small for the processes that read images. Set num_workers=0, or give "
+            "the container more of it (docker run --shm-size=2g)"
+        )
+    return error
 
 
 class PairCollator:
@@ -86,7 +111,7 @@ class PairCollator:
         length = self.length(max((len(ids) for ids in tokens), default=1))
         input_ids, attention_mask = padded(tokens, length, self.pad_token_id)
         rows = [item.row for item in good]
-        return {
+        batch = {
             "pixels": torch.stack([item.pixels for item in good if item.pixels is not None]) if good else None,
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -97,6 +122,7 @@ class PairCollator:
             "captions": [self.texts[item.text] for item in good],
             "skipped": [(self.paths[item.row], item.problem) for item in items if item.pixels is None],
         }
+        return _shared(batch)
 
 
 class _RawView(Dataset):
@@ -288,7 +314,7 @@ class PrefetchDataLoader:
                         return
                 put("end", None)
             except BaseException as error:
-                put("error", error)
+                put("error", _named(error))
 
         thread = threading.Thread(target=read, name="domainclip-prefetch", daemon=True)
         thread.start()

@@ -180,9 +180,8 @@ def _take_in_class_hierarchy(layer: DomainLayer, folder: Path) -> None:
         return
     path = folder / tree if (folder / tree).is_file() else Path(tree)
     try:
-        evaluation["class_hierarchy"] = LocatedYaml.parse(
-            read_yaml_text(path, "Class hierarchy"), str(path)
-        ).values  # or JSON
+        found = LocatedYaml.parse(read_yaml_text(path, "Class hierarchy"), str(path))  # or JSON
+        evaluation["class_hierarchy"] = {} if found.values is None else found.values
     except ConfigurationError as error:
         raise _located(error, layer, ("evaluation", "class_hierarchy")) from None
 

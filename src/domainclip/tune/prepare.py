@@ -240,6 +240,6 @@ def _model_digest(encoder: DualEncoder) -> str:
     """SHA-256 of the weights: a model is what it holds, wherever it lies."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
+        digest.update(name.encode("utf-8", "surrogatepass"))
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -14,6 +14,8 @@ from domainclip.data.sources.tables import read_text
 from domainclip.errors import DataError
 
 CAPTIONS_FILE = "captions.txt"
+MOST_CAPTION_BYTES = 1_000_000
+"""Of the caption beside an image: what is larger is something else."""
 CLASS_CAPTION = "a photo of a {label}"
 SPLIT_NAMES = {"train": ("train",), "validation": ("val", "validation", "valid", "dev"), "test": ("test",)}
 """The names under which each split of a data set is looked for, as a file's stem or as a folder."""
@@ -82,7 +84,7 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
     """
     if not folder.is_dir():
         raise DataError(f"Data directory not found: {folder}")
-    if (folder / CAPTIONS_FILE).is_file():
+    if os.path.lexists(folder / CAPTIONS_FILE):  # what cannot be read is told, not passed over
         return _from_captions_file(folder, strict)
     images = list(_walk(folder))
     if not images:
@@ -122,7 +124,7 @@ def _from_captions_file(folder: Path, strict: bool) -> PairList:
             builder.skip(f"row {number}", "", "no tab between the image's name and its caption")
             continue
         name = name.strip()
-        if images.is_dir() and not (folder / name).is_file() and (images / name).is_file():
+        if images.is_dir() and not os.path.isfile(folder / name) and os.path.isfile(images / name):
             name = os.path.join("images", name)
         builder.add(f"row {number}", name, caption)
     return builder.finish()
@@ -138,8 +140,12 @@ def _from_sidecars(folder: Path, images: list[Path], strict: bool) -> PairList:
         elif sidecar.stat().st_size == 0:
             builder.skip(name, name, f"the caption file {sidecar.name} is empty", EMPTY_CAPTION)
         else:
-            text = sidecar.read_bytes()
-            builder.add(name, name, " ".join(read_text(sidecar).split()) if text.strip() else "")
+            try:
+                text = read_text(sidecar, MOST_CAPTION_BYTES)
+            except DataError as error:
+                builder.skip(name, name, f"the caption file cannot be used: {error}", EMPTY_CAPTION)
+            else:
+                builder.add(name, name, " ".join(text.split()))
     return builder.finish()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,18 @@ def text_or_none(value: Any) -> str | None:
     return str(value).strip() or None
 
 
+_NOT_UNICODE = "is no Unicode text (a byte that is no UTF-8, or half a character)"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: names of folders and escapes of JSON may hold what cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class PairBuilder:
     """Collects pairs of one source.
 
@@ -127,12 +140,22 @@ class PairBuilder:
         captions = list(caption) if isinstance(caption, list | tuple) else [caption]
         if not captions:
             self.skip(where, image, "the list of captions is empty", EMPTY_CAPTION)
+        for name, value in (("label", label), ("group", group), ("discipline", discipline)):
+            if isinstance(value, float) and math.isinf(value):
+                self.skip(where, image, f"the {name} is an infinite number")
+                return
         label, group, discipline = text_or_none(label), text_or_none(group), text_or_none(discipline)
+        for name, text in (("label", label), ("group", group), ("discipline", discipline)):
+            if text is not None and not _is_unicode(text):
+                self.skip(where, image, f"the {name} {text!r:.40} {_NOT_UNICODE}")
+                return
         for text in captions:
             if text is None or text != text or (isinstance(text, str) and not text.strip()):
                 self.skip(where, image, "the caption is empty", EMPTY_CAPTION)
             elif not isinstance(text, str):
                 self.skip(where, image, f"the caption is {type(text).__name__} {text!r:.40}, not text")
+            elif not _is_unicode(text):
+                self.skip(where, image, f"the caption {text!r:.40} {_NOT_UNICODE}")
             else:
                 self._pairs.append(ImageTextPair(path, text.strip(), label, group, discipline))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -11,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from domainclip.errors import DataError, MissingExtraError
+from domainclip.files import read_limited
 from domainclip.registry import Registry
+
+MOST_BYTES = 512_000_000
+"""Of a table that is text: it is read whole, and takes several times its size in memory."""
 
 
 @dataclass
@@ -59,24 +64,28 @@ def source_of(path: Path) -> Callable[[Path, Collection[str]], Table] | None:
     return SOURCES[suffix]
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, limit: int = MOST_BYTES) -> str:
     """Read a file as UTF-8; a byte-order mark is dropped.
 
     Args:
         path: The file.
+        limit: The most bytes it may have.
 
     Returns:
         Its text, which is more than blanks.
 
     Raises:
-        DataError: The file is not there, cannot be read, is not UTF-8, or is empty.
+        DataError: The file is not there, cannot be read, is larger, is not UTF-8, or is empty.
     """
     try:
-        content = path.read_bytes()
+        content = read_limited(path, limit)
     except FileNotFoundError:
         raise DataError(f"Data file not found: {path}") from None
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}") from None
+        hint = (
+            ". Save it as Parquet, which is read in parts" if limit == MOST_BYTES and error.errno == errno.EFBIG else ""
+        )
+        raise DataError(f"Cannot read {path}: {error.strerror or error}{hint}") from None
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is not UTF-8 (its first bytes say UTF-16): save it as UTF-8")
     try:
@@ -155,14 +164,7 @@ def read_json(path: Path) -> Iterator[Row]:
     Raises:
         DataError: The file cannot be read, holds no list, or (while rows are read) an entry is no object.
     """
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = " (one object a line? name the file .jsonl)" if error.msg == "Extra data" else ""
-        raise DataError(
-            f"Malformed JSON in {path}, line {error.lineno}, column {error.colno}: {error.msg}{hint}"
-        ) from None
+    content = _json_value(read_text(path), path)
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list):
@@ -186,11 +188,22 @@ def read_json_lines(path: Path) -> Iterator[Row]:
     # Split at line feeds alone: str.splitlines also splits at U+2028, which JSON allows inside a string.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"Malformed JSON in {path}, line {number}, column {error.colno}: {error.msg}") from None
-            yield _entry(path, f"row {number}", value)
+            yield _entry(path, f"row {number}", _json_value(line, path, number))
+
+
+def _json_value(text: str, path: Path, line: int | None = None) -> Any:
+    """The value that ``text`` holds, of the whole file or of one of its lines."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = " (one object a line? name the file .jsonl)" if error.msg == "Extra data" and line is None else ""
+        at = f"line {line or error.lineno}, column {error.colno}"
+        raise DataError(f"Malformed JSON in {path}, {at}: {error.msg}{hint}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists without end
+        at = "" if line is None else f", line {line}"
+        deep = isinstance(error, RecursionError)
+        what = "values lie too deep inside each other" if deep else "a number of thousands of digits"
+        raise DataError(f"Malformed JSON in {path}{at}: {what}") from None
 
 
 def _entry(path: Path, where: str, value: Any) -> Row:
@@ -230,8 +243,17 @@ def read_parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
         DataError: While rows are read: the file is not there, is empty, or is no Parquet.
     """
     number = 0
-    for batch in _parquet_file(path).iter_batches(columns=list(columns), batch_size=4096):
-        for values in batch.to_pylist():
+    batches = _parquet_file(path).iter_batches(columns=list(columns), batch_size=4096)
+    from pyarrow import ArrowException
+
+    while True:
+        try:
+            rows = next(batches).to_pylist()
+        except StopIteration:
+            return
+        except (ArrowException, OSError, ValueError) as error:  # damaged inside, or text that is not UTF-8
+            raise DataError(f"{path} cannot be read after row {number}: {error}") from None
+        for values in rows:
             number += 1
             yield Row(f"row {number}", values)
 
@@ -243,7 +265,8 @@ def _parquet_file(path: Path) -> Any:
     except ImportError:
         raise MissingExtraError("pyarrow", "parquet", f"Reading {path}") from None
     if not path.is_file():
-        raise DataError(f"Data file not found: {path}")
+        problem = f"Cannot read {path}: it is no file" if path.exists() else f"Data file not found: {path}"
+        raise DataError(problem)
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: no valid image-text pairs in it")
     try:
