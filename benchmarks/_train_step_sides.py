@@ -93,9 +93,9 @@ Step = Callable[[list[tuple[int, int]]], tuple[float, float, float]]
 def _our_step(spec: dict[str, Any], folder: Path) -> tuple[Step, Any, list[str]]:
     import torch
 
-    from domainclip.data.batches import create_training_loader
     from domainclip.domains import load_domain
     from domainclip.losses import build_loss
+    from domainclip.pipelines.assemble import training_loader
     from domainclip.resolve import ResolvedRun
     from domainclip.training import TrainContext, build_trainer
 
@@ -103,8 +103,8 @@ def _our_step(spec: dict[str, Any], folder: Path) -> tuple[Step, Any, list[str]]
     encoder = _encoder(spec)
     encoder.optimize_layout(device)
     dataset, config = _dataset(spec, encoder)
-    loader = create_training_loader(dataset, config, spec["batch"])
     run = ResolvedRun(config.frozen(), load_domain(config.domain))
+    loader = training_loader(dataset, run, device)
     trainer = build_trainer(TrainContext(folder), encoder, build_loss(config), loader, run, device, precision)
     encoder.train()
 

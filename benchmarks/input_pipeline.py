@@ -118,6 +118,7 @@ def _ours(spec: dict[str, Any], augment: bool) -> Epoch:
     from domainclip.config import CLIPFinetuningConfig
     from domainclip.data import CLIPDataset, ImageSpec, ImageTransform, PrefetchDataLoader
     from domainclip.data.batches import create_training_loader
+    from domainclip.data.step_plan import StepPlan
     from domainclip.models import EncoderProcessor, make_tiny_clip
 
     config = CLIPFinetuningConfig(
@@ -133,7 +134,9 @@ def _ours(spec: dict[str, Any], augment: bool) -> Epoch:
     image_spec = ImageSpec.from_processor(processor.image_processor)
     pairs = [(Path(path), f"image {row}") for row, path in enumerate(spec["paths"])]
     dataset = CLIPDataset(pairs, processor, config, ImageTransform(config, augment=augment, spec=image_spec))
-    loader = create_training_loader(dataset, config, spec["batch"])
+    size = {"rows": len(dataset), "batch_size": spec["batch"], "full_resolution": dataset.image_transform.resolution}
+    plan = StepPlan.from_settings(config, config, config, seed=config.seed, **size)
+    loader = create_training_loader(dataset, config, plan)
     batches = PrefetchDataLoader(loader) if spec["name"].endswith("prefetch thread") else loader
 
     def epoch(number: int) -> Iterator[Any]:

@@ -5,7 +5,6 @@ from domainclip.metrics.retrieval import AlignmentMetrics, retrieval_ranks
 from domainclip.metrics.separation import Separation, chance_recall, separation
 from domainclip.reports.plots.visualizer import AlignmentVisualizer
 from domainclip.retrieval import (
-    BatchRetrieval,
     Encoder,
     ImageTextRetrieval,
     MutualPair,
@@ -17,7 +16,6 @@ from domainclip.retrieval import (
 __all__ = [
     "AlignmentMetrics",
     "AlignmentVisualizer",
-    "BatchRetrieval",
     "Encoder",
     "ImageTextRetrieval",
     "MutualPair",

@@ -1,7 +1,8 @@
 """The package's exceptions. Each message says what was wrong, with which value, and what to do about it.
 
-Whatever is wrong with a *value* the user gave is also a ``ValueError``, so that callers who know nothing of
-this package still catch it. The command line turns every ``CLIPFinetuningError`` into one line and exit code 2.
+Whatever is wrong with a *value* the user gave is also a ``ValueError``, a value of a wrong type also a ``TypeError``,
+and a missing file also a ``FileNotFoundError``, so that callers who know nothing of this package still catch it.
+The command line turns every ``CLIPFinetuningError`` into one line and exit code 2.
 """
 
 from __future__ import annotations
@@ -19,8 +20,24 @@ class DataError(CLIPFinetuningError, ValueError):
     """A data set cannot be used as it is: missing column, no valid pair, unreadable file."""
 
 
+class InputTypeError(DataError, TypeError):
+    """What was given is of a type that is not taken here."""
+
+
 class ImageError(DataError):
     """One image cannot be read. Outside ``strict`` mode its row is skipped, counted and reported."""
+
+
+class MissingFileError(DataError, FileNotFoundError):
+    """A table, a folder or another file of the data is not there."""
+
+
+class MissingImageError(ImageError, FileNotFoundError):
+    """The file of an image is not there."""
+
+
+class MissingRecipeError(ConfigurationError, FileNotFoundError):
+    """The file of a recipe or a domain is not there."""
 
 
 class ShapeError(CLIPFinetuningError, ValueError):
@@ -53,6 +70,10 @@ class TrainingDivergedError(CLIPFinetuningError, RuntimeError):
 
 class CheckpointError(CLIPFinetuningError):
     """A checkpoint is damaged, incomplete, or belongs to another recipe."""
+
+
+class DamagedFileError(CheckpointError):
+    """A file that a run has written is not as it was written: changed, cut short, or no longer readable."""
 
 
 class MissingExtraError(CLIPFinetuningError, ImportError):

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
+from batch_cases import training_loader
 from domainclip.config import CLIPFinetuningConfig, parse_overrides
-from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
@@ -201,7 +201,7 @@ def test_workers_give_one_resolution_a_batch(tiny_data, processor, values, resol
     read = []
     for workers in (0, 2):
         data = data_set(tiny_data, processor, largest, num_workers=workers, **values)
-        loader = create_training_loader(data, data.config, 5)
+        loader = training_loader(data, data.config, 5)
         plan = loader.batch_sampler.plan
         batches = []
         for epoch in range(2):
@@ -235,7 +235,7 @@ def test_a_data_set_of_its_own_keeps_images_large_enough(tiny_data, processor):
     config = CLIPFinetuningConfig(training_resolutions=[32, 64], num_workers=0, image_resolution=32)
     data = CLIPDataset(tiny_data.pairs(), processor, config)
     assert (data.image_transform.resolution, data.image_transform.largest_resolution) == (32, 64)
-    assert {batch["pixels"].shape[-1] for batch in create_training_loader(data, config, 2)} == {32, 64}
+    assert {batch["pixels"].shape[-1] for batch in training_loader(data, config, 2)} == {32, 64}
 
 
 def test_plans_that_do_not_fit_the_loader(tiny_data, processor):
@@ -247,4 +247,4 @@ def test_plans_that_do_not_fit_the_loader(tiny_data, processor):
     ):
         data = data_set(tiny_data, processor, **values)
         with pytest.raises(ConfigurationError, match=message):
-            create_training_loader(data, data.config, batch)
+            training_loader(data, data.config, batch)

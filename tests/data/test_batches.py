@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from batch_cases import hard_negative_sampler, keys, random_neighbours
+from batch_cases import hard_negative_sampler, keys, random_neighbours, training_loader
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.batches import (
     PairCollator,
@@ -17,7 +17,6 @@ from domainclip.data.batches import (
     collate_fn,
     create_dataloader,
     create_train_val_dataloaders,
-    create_training_loader,
 )
 from domainclip.data.dataset import CLIPDataset, RawItem
 from domainclip.data.images.image_spec import ImageSpec
@@ -139,9 +138,9 @@ def read(loader, epochs: int = 2) -> list[dict]:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_batches_do_not_depend_on_the_number_of_workers(tiny_data, processor, method):
-    alone = read(create_training_loader(dataset(tiny_data, processor, augment=True), config(), 5))
+    alone = read(training_loader(dataset(tiny_data, processor, augment=True), config(), 5))
     settings = config(num_workers=2)
-    loader = create_training_loader(dataset(tiny_data, processor, augment=True, num_workers=2), settings, 5)
+    loader = training_loader(dataset(tiny_data, processor, augment=True, num_workers=2), settings, 5)
     loader.multiprocessing_context = method
     together = read(loader)
     assert len(alone) == len(together) == 6
@@ -153,7 +152,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(tiny_data, processor, me
 
 
 def test_global_random_state_is_not_moved_by_a_training_loader(tiny_data, processor):
-    loader = create_training_loader(dataset(tiny_data, processor, augment=True), config(), 5)
+    loader = training_loader(dataset(tiny_data, processor, augment=True), config(), 5)
     state = torch.get_rng_state()
     read(loader)
     assert torch.equal(torch.get_rng_state(), state)
@@ -163,7 +162,7 @@ def test_training_loader_brings_hard_negatives_together(tiny_data, processor):
     rows = len(tiny_data.pairs())
     neighbours = random_neighbours(rows, 3, 0)
     settings = config(hard_negative_batch_fraction=0.5)
-    loader = create_training_loader(dataset(tiny_data, processor), settings, 5)
+    loader = training_loader(dataset(tiny_data, processor), settings, 5)
     loader.batch_sampler.set_neighbours(neighbours)
     expected = keys(hard_negative_sampler(rows, 5, 0.5, neighbours, settings.seed))
     assert [batch["rows"] for batch in loader] == [[row for _, row in batch] for batch in expected]
@@ -210,7 +209,7 @@ def prefetch_threads() -> list[threading.Thread]:
 
 
 def test_prefetching_changes_nothing(tiny_data, processor):
-    loader = create_training_loader(dataset(tiny_data, processor), config(), 5)
+    loader = training_loader(dataset(tiny_data, processor), config(), 5)
     prefetched = PrefetchDataLoader(loader, "cpu")
     assert len(prefetched) == 3
     for one, other in zip(list(loader), list(prefetched), strict=True):
@@ -220,7 +219,7 @@ def test_prefetching_changes_nothing(tiny_data, processor):
 
 
 def test_prefetching_moves_tensors_to_the_device(tiny_data, processor):
-    loader = create_training_loader(dataset(tiny_data, processor), config(), 5)
+    loader = training_loader(dataset(tiny_data, processor), config(), 5)
     batch = next(iter(PrefetchDataLoader(loader, "meta")))
     assert batch["pixels"].device.type == "meta"
     assert isinstance(batch["captions"], list)
@@ -249,7 +248,7 @@ def test_error_in_the_thread_reaches_the_reader():
 
 
 def test_abandoned_reader_stops_its_thread(tiny_data, processor):
-    loader = create_training_loader(dataset(tiny_data, processor), config(), 1)
+    loader = training_loader(dataset(tiny_data, processor), config(), 1)
     collate, made = loader.collate_fn, []
     loader.collate_fn = lambda rows: made.append(len(rows)) or collate(rows)
     reader = iter(PrefetchDataLoader(loader, depth=1))
@@ -263,9 +262,7 @@ def test_abandoned_reader_stops_its_thread(tiny_data, processor):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_strict_makes_a_bad_image_fatal_in_one_sentence(tiny_data, processor, tmp_path, workers):
     values = {"strict": True, "num_workers": workers}
-    loader = create_training_loader(
-        with_unreadable_image(tiny_data, processor, tmp_path, **values), config(**values), 2
-    )
+    loader = training_loader(with_unreadable_image(tiny_data, processor, tmp_path, **values), config(**values), 2)
     if workers:
         loader.multiprocessing_context = "fork"
     with pytest.raises(ImageError, match=r"bad\.jpg") as caught:
@@ -281,4 +278,4 @@ def test_a_lack_of_shared_memory_is_named_and_does_not_hang(tiny_data, processor
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     data = dataset(tiny_data, processor, num_workers=1)
     with pytest.raises(MemoryConstraintError, match=r"num_workers=0.*--shm-size"):
-        list(PrefetchDataLoader(create_training_loader(data, config(num_workers=1), 4)))
+        list(PrefetchDataLoader(training_loader(data, config(num_workers=1), 4)))

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from batch_cases import training_loader
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset, MultiCaptionCLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.store import ImageStore
@@ -219,7 +219,7 @@ def test_image_that_a_worker_decoded_is_found_by_the_parent(tiny_data, processor
     data = CLIPDataset(tiny_data.pairs(), processor, settings)
     plain = CLIPDataset(tiny_data.pairs(), processor, config(), images=ImageStore(0))
     assert data.images.used == 0
-    loader = create_training_loader(data, settings, batch_size=6)
+    loader = training_loader(data, settings, batch_size=6)
     loader = DataLoader(
         loader.dataset,
         batch_sampler=loader.batch_sampler,

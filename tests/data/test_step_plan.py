@@ -16,15 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from domainclip.config import CLIPFinetuningConfig
+from batch_cases import plan_of
 from domainclip.config.step_schedules import BatchSchedule
 from domainclip.data.batches import EpochBatchSampler
 from domainclip.data.step_plan import StepPlan, ViewKey
-
-
-def plan_of(rows: int = 100, batch: int = 8, resolution: int = 224, **values) -> StepPlan:
-    return StepPlan.from_settings(CLIPFinetuningConfig(**{"num_epochs": 3, **values}), rows, batch, resolution)
-
 
 # --- batches ---
 

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import torch
+from torch.utils.data import DataLoader
 
-from domainclip.data.batches import (
-    EpochBatchSampler,
-)
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.batches import EpochBatchSampler, create_training_loader
+from domainclip.data.dataset import CLIPDataset
+from domainclip.data.step_plan import StepPlan
+
+
+def plan_of(rows: int = 100, batch: int = 8, resolution: int = 224, **values) -> StepPlan:
+    config = CLIPFinetuningConfig(**{"num_epochs": 3, **values})
+    size = {"rows": rows, "batch_size": batch, "full_resolution": resolution}
+    return StepPlan.from_settings(config, config, config, seed=config.seed, **size)
+
+
+def training_loader(
+    dataset: CLIPDataset, config: CLIPFinetuningConfig, batch_size: int, pad_to_multiple: int = 1
+) -> DataLoader:
+    """The trainer's own loader for a flat recipe."""
+    size = {"rows": len(dataset), "batch_size": batch_size, "full_resolution": dataset.image_transform.resolution}
+    plan = StepPlan.from_settings(config, config, config, seed=config.seed, **size)
+    return create_training_loader(dataset, config, plan, pad_to_multiple)
+
 
 # --- order ---
 

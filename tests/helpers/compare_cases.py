@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pytest
 
+from domainclip.evaluation.compare_matrix import SetScores, compare_matrix
 from domainclip.metrics.bootstrap import Sums
 from domainclip.reports.schema import ComparisonReport
 
@@ -15,6 +18,13 @@ from domainclip.reports.schema import ComparisonReport
 def typed(content: dict[str, Any]) -> ComparisonReport:
     """A matrix as ``compare.json`` holds it."""
     return ComparisonReport.from_values({"schema_version": "1.0", "split": "test", **content})
+
+
+def matrix_content(
+    models: Mapping[str, str], sets: Sequence[SetScores], reference: str, *, seed: int = 0
+) -> dict[str, Any]:
+    """What ``compare_matrix`` found, by key."""
+    return asdict(compare_matrix(models, sets, reference, seed=seed))
 
 
 def fractions(right: np.ndarray) -> Sums:

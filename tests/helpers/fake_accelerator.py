@@ -217,8 +217,8 @@ def trainer_on_device(
     folder: Path, *, encoder: Any = None, precision: str = "fp32", attention: str = "eager", **values: Any
 ) -> Any:
     """A ``Trainer`` whose model and objective are on the accelerator, with batches of four."""
+    from batch_cases import training_loader
     from domainclip.config import CLIPFinetuningConfig
-    from domainclip.data.batches import create_training_loader
     from domainclip.data.dataset import CLIPDataset
     from domainclip.data.images.image_spec import ImageSpec
     from domainclip.data.images.transforms import ImageTransform
@@ -240,7 +240,7 @@ def trainer_on_device(
         attach_lora(encoder, config, config.seed)
     spec = ImageSpec.from_processor(encoder.processor.image_processor)
     dataset = CLIPDataset(pairs_in(folder), encoder.processor, config, ImageTransform(config, augment=True, spec=spec))
-    loader = create_training_loader(dataset, config, 4, pad_to_multiple=16)
+    loader = training_loader(dataset, config, 4, pad_to_multiple=16)
     loss = onto_device(build_loss(config, encoder.embedding_dim))
     run = ResolvedRun(config.frozen(), load_domain(config.domain))
     scaled = PrecisionDecision(precision, "", AUTOCAST_DTYPES[precision], precision == "fp16")  # type: ignore[arg-type]

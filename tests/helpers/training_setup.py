@@ -12,8 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from batch_cases import training_loader
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
@@ -74,7 +74,7 @@ def make_trainer(
         TrainContext(folder, processes=processes or OneProcess(), emitter=emitter),
         encoder,
         loss or build_loss(config),
-        create_training_loader(dataset, config, batch),
+        training_loader(dataset, config, batch),
         ResolvedRun(config.frozen(), load_domain(config.domain)),
         torch.device("cpu"),
         choose_precision("cpu", "fp32"),

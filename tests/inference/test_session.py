@@ -13,7 +13,7 @@ from rich.console import Console
 
 import domainclip
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.errors import ConfigurationError, DataError, ImageError
+from domainclip.errors import DataError, ImageError
 from domainclip.evaluation.zero_shot import ZeroShotEvaluator
 from domainclip.inference import ModelSession
 from domainclip.pipelines import CLIPFinetuningController
@@ -53,11 +53,13 @@ def test_what_is_no_image_or_no_text_is_refused(load: Load, tmp_path: Path) -> N
         session.encode_images([tmp_path / "nowhere.png"])
     with pytest.raises(ImageError):
         session.encode_images([np.zeros((2, 3, 4, 5), np.uint8)])
+    assert session.encode_images(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 32)
     with pytest.raises(DataError):
         session.encode_images([])
+    assert torch.equal(session.encode_texts("one text"), session.encode_texts(["one text"]))
+    with pytest.raises(TypeError):
+        session.encode_texts(["a text", 3])
     with pytest.raises(DataError):
-        session.encode_texts("not a list")
-    with pytest.raises(ConfigurationError):
         session.classify([np.zeros((8, 8, 3), np.uint8)], [])
 
 

@@ -326,7 +326,7 @@ def test_a_model_in_bf16_keeps_its_temperature() -> None:
         (lambda: DomainSpecificLoss("nautical"), r"^Invalid domain 'nautical'"),
         (lambda: DomainSpecificLoss(domain_weight=-1), r"^Domain weight must be zero or more"),
         (lambda: HardNegativeMiningLoss(mining_strategy="soft"), r"^Invalid mining strategy 'soft'"),
-        (lambda: HardNegativeMiningLoss(hard_negative_ratio=0), r"^Hard negative ratio must be in \(0, 1\]"),
+        (lambda: HardNegativeMiningLoss(hard_negative_ratio=-0.1), r"^Hard negative ratio must be in \[0, 1\]"),
         (lambda: HardNegativeMiningLoss(hard_negative_weight=0.5), r"^Hard negative weight must be at least 1"),
         (lambda: MultiScaleLoss(()), r"^Scales must be positive"),
         (lambda: MultiScaleLoss((1.0, -1.0)), r"^Scales must be positive"),

@@ -41,17 +41,41 @@ def test_the_schedules_are_those_of_the_recipe() -> None:
         ("warmup", 325, 0.01 + 0.09 * (1 + math.sqrt(0.5)) / 2),  # a quarter: cos 45°
         ("warmup", 1000, 0.01),
         ("warmup", 5000, 0.01),
-        ("cosine", 500, 0.04),
-        ("cosine", 250, 0.01 + 0.06 * (1 + math.sqrt(0.5)) / 2),
+        ("cosine", 100, 0.07),  # waits for its warmup
+        ("cosine", 550, 0.04),  # half-way of the 900 steps after it
+        ("cosine", 325, 0.01 + 0.06 * (1 + math.sqrt(0.5)) / 2),
         ("cosine", 1000, 0.01),
-        ("exponential", 10, 0.07 * 0.95),  # one hundredth of the training
-        ("exponential", 20, 0.07 * 0.9025),
-        ("exponential", 5, 0.07 * math.sqrt(0.95)),
+        ("exponential", 100, 0.07),
+        ("exponential", 109, 0.07 * 0.95),  # one hundredth of the 900 steps after the warmup
+        ("exponential", 118, 0.07 * 0.9025),
+        ("exponential", 104.5, 0.07 * math.sqrt(0.95)),
         ("exponential", 1000, 0.01),  # 0.07 · 0.95^100 = 0.0004 is below the floor
     ],
 )
 def test_closed_form_values(kind: str, position: int, expected: float) -> None:
     assert make(kind).step(position) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "position", "expected"),
+    [
+        ("cosine", 500, 0.04),
+        ("cosine", 1000, 0.01),
+        ("exponential", 10, 0.07 * 0.95),
+        ("warmup", 500, 0.04),  # without a rise it falls from where it begins
+        ("warmup", 1, 0.01 + 0.06 * (1 + math.cos(math.pi / 1000)) / 2),
+    ],
+)
+def test_without_a_warmup_they_begin_at_once(kind: str, position: int, expected: float) -> None:
+    assert make(kind, warmup_steps=0).step(0) == 0.07
+    assert make(kind, warmup_steps=0).step(position) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_settings_are_printed() -> None:
+    assert repr(make("cosine")) == (
+        "TemperatureScheduler(initial_temp=0.07, min_temp=0.01, max_temp=0.1, warmup_steps=100, total_steps=1000, "
+        "schedule_type='cosine', decay_rate=0.95)"
+    )
 
 
 @hypothesis_settings(deadline=None)
@@ -68,7 +92,7 @@ def test_bounds_start_and_purity(
     kind: str, numbers: list[float], total: int, warmup_fraction: float, decay: float, positions: list[int], loss: float
 ) -> None:
     low, first, high = numbers
-    warmup = max(1, int(total * warmup_fraction))
+    warmup = int(total * warmup_fraction)
 
     def fresh() -> TemperatureScheduler:
         return TemperatureScheduler(first, low, high, warmup, total, kind, decay)
@@ -86,8 +110,7 @@ def test_bounds_start_and_purity(
     scheduler.reset()
     assert scheduler.get_temperature() == first
     if kind in ("warmup", "cosine"):
-        ends_low = kind == "cosine" or warmup < total
-        assert scheduler.step(total) == pytest.approx(low if ends_low else high)
+        assert scheduler.step(total) == pytest.approx(low if warmup < total else high if kind == "warmup" else first)
 
 
 @pytest.mark.parametrize("kind", PURE)
@@ -203,7 +226,7 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         ({"initial_temp": 0.5}, "initial_temp=0.5 is outside min_temp=0.01 … max_temp=0.1"),
         ({"initial_temp": 0.001}, "initial_temp=0.001 is outside"),
         ({"schedule_type": "cosin"}, r"^Invalid temperature schedule 'cosin'\. Did you mean 'cosine'\?.*adaptive"),
-        ({"warmup_steps": 0}, "warmup_steps must be positive"),
+        ({"warmup_steps": -1}, "warmup_steps must be zero or more"),
         ({"total_steps": -5}, "total_steps must be positive"),
         ({"warmup_steps": 200, "total_steps": 100}, "warmup_steps=200 is more than total_steps=100"),
         ({"decay_rate": 1.0}, "decay_rate must be above 0 and below 1"),
@@ -218,7 +241,8 @@ def test_wrong_values_are_named(values: dict, message: str) -> None:
 def test_other_errors() -> None:
     with pytest.raises(ValueError, match="step must be zero or more"):
         make("cosine").step(-1)
-    TemperatureScheduler(total_steps=100, schedule_type="cosine")  # its default warmup is not used
+    assert TemperatureScheduler().warmup_steps == 1000
+    assert TemperatureScheduler(total_steps=100, schedule_type="cosine").warmup_steps == 10  # not longer than it lasts
 
 
 def test_from_the_recipe() -> None:
@@ -230,6 +254,8 @@ def test_from_the_recipe() -> None:
     assert vars(built) == vars(by_hand)
     for total, warmup in ((300, 30), (5, 1), (1, 1)):
         assert TemperatureScheduler.from_settings(LossSettings(), 0.07, total).warmup_steps == warmup
+    at_once = LossSettings(temperature_schedule_type="cosine")
+    assert TemperatureScheduler.from_settings(at_once, 0.07, 300).warmup_steps == 0
     with pytest.raises(ConfigurationError, match=r"initial_temp=0\.3 is outside"):
         TemperatureScheduler.from_settings(settings, 0.3, 300)
     # A scale of 100 that went through 16-bit weights.

@@ -55,7 +55,8 @@ def test_worked_example() -> None:
     assert found["t2i_R@1"] == pytest.approx(1 / 3)
     assert found["t2i_MRR"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     assert found["t2i_median_rank"] == 2.0
-    assert found["alignment_score"] == pytest.approx((0.9 + 0.2 + 0.6) / 3 - (0.1 + 0.3 + 0.8 + 0.7 + 0.1 + 0.4) / 6)
+    assert found["alignment_score"] == pytest.approx((0.9 + 0.2 + 0.6) / 3)
+    assert found["alignment_margin"] == pytest.approx((0.9 + 0.2 + 0.6) / 3 - (0.1 + 0.3 + 0.8 + 0.7 + 0.1 + 0.4) / 6)
     assert (found["n_images"], found["n_texts"]) == (3, 3)
 
 
@@ -79,7 +80,8 @@ def test_a_collapsed_model_ranks_last() -> None:
     found = AlignmentMetrics.compute_all(torch.full((20, 20), 0.7))
     assert found["i2t_R@1"] == found["t2i_R@10"] == 0.0
     assert found["i2t_median_rank"] == found["t2i_median_rank"] == 20.0
-    assert found["alignment_score"] == pytest.approx(0.0, abs=1e-6)
+    assert found["alignment_score"] == pytest.approx(0.7)
+    assert found["alignment_margin"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_equal_groups_are_hits_whatever_their_type() -> None:
@@ -109,8 +111,11 @@ def test_single_methods_agree_with_compute_all() -> None:
         | AlignmentMetrics().median_rank(similarity)
     )
     parts["alignment_score"] = AlignmentMetrics().compute_alignment_score(similarity)
+    assert parts["alignment_score"] == pytest.approx(similarity.diag().mean().item())
+    assert everything.pop("alignment_margin") < 1
     assert everything == parts | {"n_images": 12, "n_texts": 12}
     assert set(AlignmentMetrics.recall_at_k(similarity, k=3)) == {"i2t_R@3", "t2i_R@3"}
+    assert {"i2t_R@2", "t2i_R@7"} <= AlignmentMetrics.compute_all(similarity, k_values=[2, 7]).keys()
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
@@ -207,7 +212,7 @@ def test_half_precision_keeps_its_ties() -> None:
         ({"similarity": torch.zeros(2, 2), "image_groups": [0, 1]}, "give both"),
         ({"similarity": torch.zeros(2, 2), "image_groups": [0], "text_groups": [0, 1]}, "1 ids for 2 rows"),
         ({"similarity": torch.zeros(2, 2), "image_groups": [0, None], "text_groups": [0, 1]}, "row 1"),
-        ({"similarity": torch.zeros(2, 2), "k": [0]}, "at least 1, got 0"),
+        ({"similarity": torch.zeros(2, 2), "k_values": [0]}, "whole number, got 0"),
         (
             {
                 "similarity": torch.eye(2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from domainclip.errors import ConfigurationError
 from domainclip.evaluation.evaluators import DomainEvaluator, EvaluationResult
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_metrics import DomainMetrics
-from domainclip.metrics.metric import METRICS
-from domainclip.reports.schema.base import Figure, jsonable
+from domainclip.metrics.metric import METRICS, Metric
+from domainclip.reports.schema.base import jsonable
 from domainclip.reports.text import figure_text, value_text
 from report_cases import pages, write_run
 
@@ -211,9 +211,7 @@ def test_the_report_says_before_and_after_with_intervals(tmp_path: Path) -> None
     assert entry["value"] == after.metrics["image_auroc"] == report["after"]["image_auroc"]
     text = pages(tmp_path)
     section = text.split("## Domain metrics: inspection")[1].split("\n## ")[0]
-    cells = (
-        figure_text(Figure.from_values(asdict(part.records["image_auroc"])), "image_auroc") for part in (before, after)
-    )
+    cells = (figure_text(part.records["image_auroc"], "image_auroc") for part in (before, after))
     assert f"| image AUROC, defect or not | {' | '.join(cells)} |" in section
     assert "false alarms (normal called a defect) (lower is better)" in section
     assert "| cracked part | 20 |" in section and "Normal: good part (guessed from 'good' in the name" in section
@@ -231,10 +229,10 @@ def test_the_report_shows_the_cross_discipline_matrix(tmp_path: Path) -> None:
 
 
 def test_figures_as_text() -> None:
-    assert figure_text(Figure(name="", value=0.0312), "false_alarm_rate") == "3.1%"
-    assert figure_text(Figure(name="", value=0.9, low=0.85, high=0.951), "macro_auroc") == "0.900 (0.850 to 0.951)"
+    assert figure_text(Metric(name="", value=0.0312), "false_alarm_rate") == "3.1%"
+    assert figure_text(Metric(name="", value=0.9, low=0.85, high=0.951), "macro_auroc") == "0.900 (0.850 to 0.951)"
     assert (
-        figure_text(Figure(name="", value=-0.1, low=-0.2, high=0.05), "quadratic_kappa") == "−0.100 (−0.200 to 0.050)"
+        figure_text(Metric(name="", value=-0.1, low=-0.2, high=0.05), "quadratic_kappa") == "−0.100 (−0.200 to 0.050)"
     )
     assert figure_text(None, "ece") == "—"
     assert value_text(0.25, "false_alarm_rate") == "25.0%"

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from compare_cases import matrix_content
 from domainclip.evaluation.class_hierarchy import ClassHierarchy, class_hierarchy_scores
-from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
+from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores
 from domainclip.evaluation.comparison import accuracy_interval
 from domainclip.evaluation.evaluators import DomainEvaluator, semantic_details
 from domainclip.evaluation.protocols import EvaluationResult
@@ -96,7 +97,7 @@ def test_a_report_and_a_comparison_of_the_same_answers_agree(metric: str, stored
     scores = {
         name: ModelOnSet(unit_sums(metric, result.details)) for name, result in (("before", before), ("after", after))
     }
-    content = compare_matrix(dict.fromkeys(scores, ""), [SetScores("s", "", metric, scores)], "before", seed=42)
+    content = matrix_content(dict.fromkeys(scores, ""), [SetScores("s", "", metric, scores)], "before", seed=42)
     first, second = content["cells"]
     run: dict[str, Any] = {"before": before, "after": after, "seed": 42}
     if stored:  # a resumed run reads its first evaluation, which may be older than the groups in it

@@ -9,11 +9,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.metrics.metric import METRICS, Interval, Metric, MetricFacts, MetricTable
 from domainclip.metrics.significance import paired_change, wilson_interval
+from domainclip.reports.schema.run import DomainFigures
 
 
 def test_a_figure_has_one_name_and_the_api_answers_to_the_others() -> None:
@@ -69,3 +71,13 @@ def test_wilsons_interval_and_mcnemars_test_are_their_formulas() -> None:
         tosses = gained + lost
         tail = sum(math.comb(tosses, k) for k in range(min(gained, lost) + 1)) / 2**tosses
         assert paired_change(before, after, 10).p_value == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
+
+
+def test_a_figure_that_is_not_determined_is_null_in_a_file_and_nan_in_the_program() -> None:
+    found = DomainFigures.from_values({"domain": "general", "metrics": {"acc1": Metric("acc1", math.nan, n_units=3)}})
+    held = found.to_dict()["metrics"]["acc1"]
+    assert held["value"] is None and held["n_units"] == 3
+    again = DomainFigures.from_values({"domain": "general", "metrics": {"acc1": held}}).metrics["acc1"]
+    assert isinstance(again, Metric) and math.isnan(again.value)
+    with pytest.raises(ValidationError, match="unknown"):
+        DomainFigures.from_values({"domain": "general", "metrics": {"acc1": {**held, "unknown": 1}}})

@@ -91,7 +91,7 @@ def test_embeddings_of_other_rows_are_not_taken_for_these(tiny_data, tiny_engine
     other = RunAlignment(run, tiny_data.pairs("test"), "test", tmp_path)
     other.remember_before(tiny_engine, True)
     report = other.write(tiny_engine, [], 5)
-    assert report.difference["alignment_score"] == 0  # the same model before and after, on the rows of the test
+    assert report.difference["alignment_margin"] == 0  # the same model before and after, on the rows of the test
 
 
 def test_folder_of_another_report_is_refused(tmp_path):

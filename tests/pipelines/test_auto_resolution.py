@@ -101,7 +101,7 @@ def needs(config: CLIPFinetuningConfig, pairs: list[ImageTextPair], held: int = 
     batch, found = contrastive_batch(recipe), {}
     for resolution in (16, 24, 32):
         at_side = recipe.updated(image_resolution=resolution, precision="fp32")
-        step = plan_step(ModelShape.named("tiny"), at_side, "cpu", held - weights)
+        step = plan_step(ModelShape.named("tiny"), *[at_side] * 3, "cpu", held - weights)
         # Images that are kept decoded with the margin of their crops.
         cache = min(recipe.image_cache_mb * MB, int(len(pairs) * 3 * 2.2 / recipe.crop_scale * resolution**2))
         found[resolution] = (step.peak(min(SMALLEST_EFFICIENT, batch), batch) + cache) * MARGIN
@@ -314,7 +314,7 @@ def test_the_batch_is_what_the_loaded_model_leaves_room_for(
     encoder = controller.model
     weights = sum(tensor.nbytes for tensor in [*encoder.parameters(), *encoder.buffers()])
     recipe = CLIPFinetuningConfig(image_resolution=32, max_sequence_length=77, precision="fp32")
-    step = plan_step(ModelShape.named("tiny"), recipe, "cpu", 64 * MB - weights)
+    step = plan_step(ModelShape.named("tiny"), *[recipe] * 3, "cpu", 64 * MB - weights)
     for available in (30 * MB, 60 * MB, 150 * MB, 400 * MB, 2**34):
         budget(available)
         most = 64 * MB + 0.8 * available

@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score, recall_score
 
-from compare_cases import assert_page_shows, fractions, typed
+from compare_cases import assert_page_shows, fractions, matrix_content, typed
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError, ShapeError
-from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
+from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores
 from domainclip.evaluation.evaluators import RetrievalEvaluator
 from domainclip.metrics.bootstrap import Sums
 from domainclip.metrics.significance import exchange_p_value, holm, metric_interval, paired_difference, resampled
@@ -253,11 +253,11 @@ def three_models(n: int = 200) -> dict:
     unreadable = {name: ModelOnSet(reason="it has <one> class") for name in models}
     partly = {**scores, "tuned": ModelOnSet(reason="NaN in its scores")}
     sets = [
-        SetScores("cells", "data/cells", "acc1", scores, facts={"n_images": n, "n_rows": n}),
+        SetScores("cells", "data/cells", "acc1", scores, n_images=n, n_rows=n),
         SetScores("boards & <more>", "data/boards", "", unreadable),
-        SetScores("pollen", "data/pollen", "acc1", partly, "group", {"n_images": n, "n_skipped": 2}),
+        SetScores("pollen", "data/pollen", "acc1", partly, "group", n_images=n, n_skipped=2),
     ]
-    content = compare_matrix({name: f"models/{name}" for name in models}, sets, "base", seed=0)
+    content = matrix_content({name: f"models/{name}" for name in models}, sets, "base", seed=0)
     return {"split": "test", **content}
 
 
@@ -286,23 +286,23 @@ def test_the_correction_can_take_a_verdict_back() -> None:
     )
     many = [SetScores(f"set {index}", "", "acc1", alone.scores) for index in range(10)]
     models = {"base": "", "tuned": ""}
-    single = compare_matrix(models, [alone], "base")["cells"][1]
+    single = matrix_content(models, [alone], "base")["cells"][1]
     assert (single["verdict"], single["p_value"] < 0.05) == ("better", True)
-    content = compare_matrix(models, many, "base")
+    content = matrix_content(models, many, "base")
     assert {cell["verdict"] for cell in content["cells"]} == {"reference", "no difference"}
 
 
 def test_without_the_references_figure_nothing_is_tested() -> None:
     scores = {"base": ModelOnSet(reason="broken"), "tuned": ModelOnSet(fractions(np.arange(9) < 5))}
-    content = compare_matrix({"base": "", "tuned": ""}, [SetScores("s", "", "acc1", scores)], "base")
+    content = matrix_content({"base": "", "tuned": ""}, [SetScores("s", "", "acc1", scores)], "base")
     assert [cell["verdict"] for cell in content["cells"]] == ["not evaluated", "not tested"]
     assert content["method"]["tests"] == 0 and content["cells"][1]["low"] is not None
     assert any("larger than the intervals say" in note for note in content["data"][0]["notes"])
     one_unit = {name: ModelOnSet(Sums.single(np.array([[3.0, 4.0]]), fractions(np.ones(1)).metric)) for name in scores}
-    content = compare_matrix({"base": "", "tuned": ""}, [SetScores("s", "", "acc1", one_unit, "group")], "base")
+    content = matrix_content({"base": "", "tuned": ""}, [SetScores("s", "", "acc1", one_unit, "group")], "base")
     assert content["data"][0]["notes"] == [] and content["cells"][1]["verdict"] == "not tested"
     with pytest.raises(ConfigurationError, match="none of the models"):
-        compare_matrix({"base": ""}, [], "other")
+        matrix_content({"base": ""}, [], "other")
 
 
 def test_the_page_shows_what_the_json_holds() -> None:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from batch_cases import training_loader
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.settings import DEFAULT_TEMPLATES
 from domainclip.config.text_preprocessing import TextPreprocessing
-from domainclip.data.batches import create_training_loader
 from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.store import ImageStore
@@ -119,7 +119,7 @@ def test_training_shows_views_that_seed_epoch_and_row_choose(tiny_data, processo
         assert swapped == {written.lower()}
     for text, ids in zip(data.texts, data.tokens, strict=True):
         assert ids.tolist() == processor.token_ids([text])[0]
-    batch = next(iter(create_training_loader(data, recipe.model_copy(update={"batch_size": 6}), 6)))
+    batch = next(iter(training_loader(data, recipe.model_copy(update={"batch_size": 6}), 6)))
     assert len(batch["captions"]) == 6 and set(batch["captions"]) <= {text for texts in shown for text in texts}
     copy = pickle.loads(
         pickle.dumps(CLIPDataset(pairs, processor, recipe, images=ImageStore(0), **parts))

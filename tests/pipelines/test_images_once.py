@@ -17,6 +17,7 @@ from domainclip.models import make_tiny_clip
 from domainclip.models.io import save_encoder
 from domainclip.pipelines.compare import run_compare
 from domainclip.pipelines.evaluate import run_evaluation
+from domainclip.pipelines.evaluate_resolutions import run_resolutions
 from domainclip.pipelines.run import run_training
 
 pytestmark = pytest.mark.slow
@@ -89,6 +90,24 @@ def test_a_run_with_little_memory_is_the_same_run(
     assert all(store.used <= store.capacity for store in stores)
     weights = [tmp_path / run / "model" / "model.safetensors" for run in ("run", "tight")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_are_cut_into_tiles_are_decoded_once_as_well(
+    tiny_data, tmp_path: Path, decoded: Counter[str], workers: int
+) -> None:
+    tiles = {"image_preprocessing": {"tile_size": 42}, "num_workers": workers}
+    run_training(recipe(tiny_data.folder, tmp_path, **tiles), console=Console(quiet=True))
+    assert len(decoded) == 30
+    assert set(decoded.values()) == {1}
+
+
+def test_an_evaluation_at_several_resolutions_decodes_each_image_once(
+    tiny_data, tmp_path: Path, decoded: Counter[str]
+) -> None:
+    run_resolutions(recipe(tiny_data.folder, tmp_path), [16, 32])
+    assert len(decoded) == 6
+    assert set(decoded.values()) == {1}
 
 
 def test_an_evaluation_and_a_comparison_decode_each_image_once(

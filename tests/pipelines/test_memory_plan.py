@@ -67,10 +67,10 @@ def memory(state_mib: float, per_pair_mib: float) -> StepMemory:
 def plain_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """1000 MiB of state and 10 a pair; checkpointing and bf16 lower the second, LoRA the first to a quarter."""
 
-    def step(shape: Any, recipe: CLIPFinetuningConfig, device: str, overhead: int, **_: Any) -> StepMemory:
-        pair = 10 * (0.2 if recipe.gradient_checkpointing else 1) * (0.6 if recipe.precision == "bf16" else 1)
-        pair *= (recipe.image_resolution / 32) ** 2
-        return replace(memory(250 if recipe.lora_r else 1000, pair), overhead=overhead)
+    def step(shape: Any, data: Any, optim: Any, settings: Any, device: str, overhead: int, **_: Any) -> StepMemory:
+        pair = 10 * (0.2 if settings.gradient_checkpointing else 1) * (0.6 if settings.precision == "bf16" else 1)
+        pair *= (data.image_resolution / 32) ** 2
+        return replace(memory(250 if optim.lora_r else 1000, pair), overhead=overhead)
 
     monkeypatch.setattr(memory_plan, "plan_step", step)
     monkeypatch.setattr(memory_plan, "require_peft", lambda: None)
@@ -147,12 +147,12 @@ def test_shapes_are_the_published_models() -> None:
 
 def test_a_large_model_is_counted_in_little_memory() -> None:
     recipe = CLIPFinetuningConfig(image_resolution=336, precision="fp32")
-    step = plan_step(ModelShape.named("vit-l-14-336"), recipe, "cpu")
+    step = plan_step(ModelShape.named("vit-l-14-336"), *[recipe] * 3, "cpu")
     assert step.weights == pytest.approx(4 * 427_944_193, rel=1e-4)  # and position numbers
     assert step.gradients == 4 * 427_944_193
     # A layer keeps at least its 14 matrices' inputs: 577 tokens of width 1024 and twice 4096, 24 layers.
     assert step.image.saved.at(2) - step.image.saved.at(1) > 24 * 577 * (6 * 1024 + 2 * 4096) * 4
-    mps = plan_step(ModelShape.named("vit-l-14-336"), recipe.model_copy(update={"attention": "eager"}), "mps")
+    mps = plan_step(ModelShape.named("vit-l-14-336"), *[recipe.model_copy(update={"attention": "eager"})] * 3, "mps")
     matrices = 24 * 16 * 577**2 * 4
     assert mps.image.saved.at(1) - step.image.saved.at(1) > 0.9 * matrices
 
@@ -227,8 +227,8 @@ def test_wrong_words_are_answered_with_exit_code_2(
 
 
 def test_a_name_that_is_no_model() -> None:
-    with pytest.raises(ModelLoadError, match="Shapes known by name: vit-b-32"):
-        ModelShape.named("./nowhere")
+    with pytest.raises(ModelLoadError, match="Short names: vit-b-32"):
+        ModelShape.named("nowhere")
 
 
 # --- the benchmark ---

@@ -125,7 +125,7 @@ def test_where_nothing_is_left_nothing_is_said_to_be_rehearsed(tiny_data: TinyDa
             len(reference_sets.sets[0].rehearsed) == rehearsed
             and f"{rehearsed} are rehearsed" in reference_sets.notes[0]
         )
-        found = reference_sets.rehearsed(controller.model, recipe, contextlib.nullcontext)
+        found = reference_sets.rehearsed(controller.model, recipe, recipe, contextlib.nullcontext)
         assert (found is not None) == bool(rehearsed)
         (decision,) = [
             each for each in reference_sets.explained(controller.run).decisions if each.key == "rehearsal_strength"

@@ -172,7 +172,7 @@ def test_a_key_that_changes_weights_makes_another_run(name: str, runs, processor
     """The checkpoint is refused with the key's name."""
     data, _, broken, recipe = runs
     rows = CLIPDataset(data.pairs(), processor, recipe)
-    saved = RunIdentity.of(recipe, rows, domain="content").state_dict()
+    saved = RunIdentity.of(recipe.to_dict(), rows, domain="content").state_dict()
     value = other_value(name, getattr(recipe, name))
     if name in CONTRADICTORY:
         with pytest.raises(ConfigurationError, match=name):
@@ -182,16 +182,16 @@ def test_a_key_that_changes_weights_makes_another_run(name: str, runs, processor
         changed = recipe.updated(**{name: value})
     domain = "other content" if name == "domain" else "content"
     with pytest.raises(CheckpointError, match=rf"another recipe \(different: .*\b{name}\b"):
-        RunIdentity.of(changed, rows, domain=domain).check(saved, broken, "clip")
+        RunIdentity.of(changed.to_dict(), rows, domain=domain).check(saved, broken, "clip")
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL_KEYS))
 def test_a_key_that_changes_no_weight_is_the_same_run(name: str, runs, processor) -> None:  # type: ignore[no-untyped-def]
     data, _, broken, recipe = runs
     rows = CLIPDataset(data.pairs(), processor, recipe)
-    saved = RunIdentity.of(recipe, rows).state_dict()
+    saved = RunIdentity.of(recipe.to_dict(), rows).state_dict()
     changed = recipe.model_copy(update={name: other_value(name, getattr(recipe, name))})
-    RunIdentity.of(changed, rows).check(saved, broken, "clip")
+    RunIdentity.of(changed.to_dict(), rows).check(saved, broken, "clip")
 
 
 def test_the_command_goes_on_with_a_key_beside_it(domainclip, tiny_data, model, tmp_path) -> None:  # type: ignore[no-untyped-def]

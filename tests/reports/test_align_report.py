@@ -71,7 +71,7 @@ def test_figures_are_those_of_the_whole_matrix(name, monkeypatch):
     used = "cosine" if name == "bilinear" else name
     matrix = SimilarityComputer(used).compute(model.images.double(), model.texts.double())
     expected = AlignmentMetrics.compute_all(matrix, targets)
-    for key in (*RANKING, "alignment_score"):
+    for key in (*RANKING, "alignment_margin"):
         assert found.metrics[key] == pytest.approx(expected[key], abs=1e-6), key
     values, hits = matrix.numpy().ravel(), targets.numpy().ravel()
     assert found.metrics["auroc"] == pytest.approx(roc_auc_score(hits, values))
@@ -195,7 +195,7 @@ def test_a_metric_of_the_users_own_ranks_by_itself(monkeypatch):
     pairs, rows, model = random_rows(30, 20, 1)
     found = measure(rows, model, Metric("one_way"), seed=0)
     expected = AlignmentMetrics.compute_all(model.images @ weights @ model.texts.T, targets_of(pairs, rows))
-    for key in (*RANKING, "alignment_score"):
+    for key in (*RANKING, "alignment_margin"):
         assert found.metrics[key] == pytest.approx(expected[key], abs=1e-6), key
 
 

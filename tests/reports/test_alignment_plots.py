@@ -316,7 +316,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     visualizer = AlignmentVisualizer(tmp_path / "never made")
     square = torch.eye(3)
     for call, message in (
-        (lambda: visualizer.plot_similarity_matrix(square, ["a"]), "image_labels has 1 entries for 3"),
+        (lambda: visualizer.plot_similarity_matrix(square, ["a"] * 5), "image_labels has 5 entries for 3"),
         (lambda: visualizer.plot_similarity_matrix(square, None, ["a"] * 4), "text_labels has 4 entries for 3"),
         (lambda: visualizer.plot_similarity_matrix(square, targets=square), "boolean matrix"),
         (lambda: visualizer.plot_similarity_matrix(square[0]), "Expected a 2D similarity matrix"),

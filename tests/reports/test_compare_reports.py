@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compare_cases import assert_page_shows, fractions, typed
+from compare_cases import assert_page_shows, fractions, matrix_content, typed
+from domainclip.cli.compare import named
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.domains.files import load_domain
 from domainclip.errors import ConfigurationError
-from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
+from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores
 from domainclip.inference import ModelSession
 from domainclip.models.io import save_encoder
 from domainclip.models.tiny import make_tiny_clip
-from domainclip.pipelines.compare import named, run_compare, shared_prompts
+from domainclip.pipelines.compare import run_compare, shared_prompts
 from domainclip.reports.comparison import compare_html
 from domainclip.reports.plots.compare import plot_matrix
 from domainclip.reports.schema import ComparisonReport
@@ -40,11 +41,11 @@ def test_one_or_ten_of_each_are_drawn(n_models: int, n_sets: int, tmp_path: Path
             "",
             "acc1",
             {name: ModelOnSet(fractions(rng.random(40) < 0.5)) for name in names},
-            facts={"n_images": 40},
+            n_images=40,
         )
         for index in range(n_sets)
     ]
-    content = compare_matrix(names, sets, next(iter(names)))
+    content = matrix_content(names, sets, next(iter(names)))
     report = typed(content)
     assert_page_shows(content, compare_html(report))
     with Image.open(plot_matrix(report, tmp_path / "matrix.png")) as image:

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compare_cases import fractions, typed
+from compare_cases import fractions, matrix_content, typed
 from domainclip.data.records import ImageTextPair
 from domainclip.evaluation.alignment import AlignmentRows, Embedded
-from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
+from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores
 from domainclip.evaluation.error_analysis import build_error_analysis
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.reports.alignment_report import write_alignment
@@ -84,8 +84,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     scores = {name: ModelOnSet(fractions(rng.random(40) < 0.5), {NASTY: 0.5}) for name in (f"{NASTY} 1", f"{NASTY} 2")}
     scores[f"{NASTY} 3"] = ModelOnSet(reason=NASTY)
-    sets = [SetScores(NASTY, PATH, "acc1", scores, facts={"n_images": 40, "notes": [NASTY]})]
-    comparison = typed(compare_matrix(dict.fromkeys(scores, PATH), sets, f"{NASTY} 1") | {"prompts": NASTY})
+    sets = [SetScores(NASTY, PATH, "acc1", scores, n_images=40, notes=[NASTY])]
+    comparison = typed(matrix_content(dict.fromkeys(scores, PATH), sets, f"{NASTY} 1") | {"prompts": NASTY})
     (folder / "compare.md").write_text(compare_markdown(comparison), encoding="utf-8")
     (folder / "compare.html").write_text(compare_html(comparison), encoding="utf-8")
     analysis = build_error_analysis(NASTY, PAIRS, evaluator, Stub(), lambda cosines: cosines.softmax(dim=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,15 +76,41 @@ def test_equal_candidates_keep_their_order(by_colour: dict[str, Image.Image]) ->
         hits[0].score = 2.0
 
 
-def test_both_directions_encode_each_item_once(by_colour: dict[str, Image.Image]) -> None:
+def test_answers_are_tuples_that_know_more(by_colour: dict[str, Image.Image]) -> None:
+    candidates = [by_colour["green"], by_colour["blue"]]
+    [(text, score)] = search().retrieve_text(by_colour["blue"], ["red", "blue"], top_k=1)
+    assert (text, score) == ("blue", pytest.approx(1.0))
+    [(index, score)] = search().retrieve_image("blue", candidates, top_k=1)
+    assert (index, score) == (1, pytest.approx(1.0))
+    hit = search().retrieve_image("blue", candidates, top_k=1)[0]
+    assert isinstance(hit, tuple) and len(hit) == 2
+    assert (hit.index, hit.item, hit.score) == (1, candidates[1], hit[1])
+    again = pickle.loads(pickle.dumps(RetrievalHit(2, "a text", 0.5)))
+    assert (again, again.index, again.item) == (("a text", 0.5), 2, "a text")
+
+
+def test_a_batch_of_either_kind_encodes_each_item_once(by_colour: dict[str, Image.Image]) -> None:
     encoder = ColourEncoder()
     images, texts = list(by_colour.values()), ["blue", "red", "grey", "green"]
-    found = ImageTextRetrieval(encoder).batch_retrieve(images, texts, top_k=2)
+    finder = ImageTextRetrieval(encoder)
+    found = finder.batch_retrieve(images, texts, top_k=2)
     assert (encoder.images, encoder.texts) == (5, 4)
-    assert found.texts_per_image == search().retrieve_text(images, texts, top_k=2)
-    assert found.images_per_text == search().retrieve_image(texts, images, top_k=2)
+    expected = search().retrieve_text(images, texts, top_k=2)
+    assert found == {number: [(hit.index, hit.score) for hit in row] for number, row in enumerate(expected)}
+    assert [hit.item for hit in found[0]] == [hit.item for hit in expected[0]]
+    assert finder.batch_retrieve(texts, images, top_k=2) == dict(
+        enumerate(search().retrieve_image(texts, images, top_k=2))
+    )
+    assert [row[0][0] for row in finder.batch_retrieve(texts, ["red", "green", "blue"]).values()] == [2, 0, 0, 1]
+    assert finder.batch_retrieve(by_colour["red"], images[::-1], top_k=1) == {0: [(4, pytest.approx(1.0))]}
     with pytest.raises(ShapeError, match="top_k must be in range 1…4"):
         search().batch_retrieve(images, texts, top_k=5)
+
+
+def test_strings_that_name_images_are_not_taken_for_texts(tmp_path: Path, by_colour: dict[str, Image.Image]) -> None:
+    by_colour["red"].save(tmp_path / "red.png")
+    with pytest.raises(DataError, match=r"Give images as pathlib\.Path"):
+        search().batch_retrieve([str(tmp_path / "red.png")], ["red", "blue"])
 
 
 def test_mutual_nearest_neighbours(by_colour: dict[str, Image.Image]) -> None:
@@ -164,8 +191,9 @@ def test_wrong_arguments_are_refused_before_any_encoding(by_colour: dict[str, Im
     encoder = ColourEncoder()
     finder = ImageTextRetrieval(encoder)
     image = by_colour["red"]
+    assert len(search().retrieve_text(image, ["red", "blue"])) == 2  # five, or as many as there are
     for call in (
-        lambda: finder.retrieve_text(image, ["red", "blue"]),
+        lambda: finder.retrieve_text(image, ["red", "blue"], top_k=3),
         lambda: finder.retrieve_image("red", [image], top_k=2),
         lambda: finder.retrieve_text(image, ["red"], top_k=0),
     ):
@@ -176,10 +204,8 @@ def test_wrong_arguments_are_refused_before_any_encoding(by_colour: dict[str, Im
         (lambda: finder.retrieve_text(image, [], top_k=1), "No texts"),
         (lambda: finder.retrieve_mutual_nn([], ["red"]), "No images"),
         (lambda: finder.retrieve_image([], [image], top_k=1), "No texts"),
-        (lambda: finder.retrieve_text(image, "red", top_k=1), "list of texts"),
-        (lambda: finder.retrieve_image("red", image, top_k=1), "list of images"),
-        (lambda: finder.retrieve_text(image, ["red", None], top_k=1), "Text 1 is a NoneType"),
-        (lambda: finder.retrieve_image("red", [image, 3], top_k=1), "Image 1 is a int"),
+        (lambda: finder.retrieve_text(image, ["red", None], top_k=1), "Text 1 is None"),
+        (lambda: finder.retrieve_image("red", [image, 3], top_k=1), "Image 1 is an int"),
     ):
         with pytest.raises(DataError, match=message):
             call()

@@ -71,7 +71,7 @@ def test_top_k_equals_a_stable_sort_with_many_ties(queries: str, monkeypatch: py
     matrix = matrix if queries == "images" else matrix.T
     computer = SimilarityComputer("dot", normalize=False)
     for k in (1, 5, matrix.shape[1]):
-        scores, indices = computer.top_k(images, texts, k, queries)
+        scores, indices = computer.nearest(images, texts, k, queries)
         for row, values, places in zip(matrix, scores.tolist(), indices.tolist(), strict=True):
             expected = sorted(range(len(row)), key=lambda place: (-row[place], place))[:k]
             assert places == expected
@@ -82,7 +82,7 @@ def test_equal_candidates_tie_whatever_their_place() -> None:
     # A plain matrix product scores some of the repeats a last bit apart, which ones depending on the shape.
     for n, dim, repeats in itertools.product((1, 3, 64), (64, 512), (3, 7, 201)):
         base, images = rows(5, dim, seed=3), rows(n, dim, seed=4)
-        scores, indices = SimilarityComputer().top_k(images, base.repeat(repeats, 1), 3)
+        scores, indices = SimilarityComputer().nearest(images, base.repeat(repeats, 1), 3)
         nearest = SimilarityComputer().compute(images, base).argmax(dim=1)
         assert torch.equal(indices, nearest[:, None] + torch.tensor([0, 5, 10]))
         assert (scores == scores[:, :1]).all()
@@ -132,13 +132,29 @@ def test_a_metric_that_tells_images_from_texts_keeps_its_sides() -> None:
     matrix = SimilarityComputer(metric, normalize=False).compute(images, texts)
     assert not matrix.requires_grad
     for queries, scores in (("images", matrix), ("texts", matrix.T)):
-        found = SimilarityComputer(metric, normalize=False).top_k(images, texts, 2, queries)
+        found = SimilarityComputer(metric, normalize=False).nearest(images, texts, 2, queries)
         torch.testing.assert_close(found[0], scores.topk(2, dim=1).values)
         assert torch.equal(found[1], scores.topk(2, dim=1).indices)
 
 
+def test_the_largest_of_rows_and_columns_of_a_matrix() -> None:
+    matrix = rows(6, 9, seed=7)
+    for dim in (1, 0):
+        found = SimilarityComputer().top_k(matrix, k=4, dim=dim)
+        expected = matrix.topk(4, dim=dim)
+        assert torch.equal(found[0], expected.values)
+        assert torch.equal(found[1], expected.indices)
+    assert [side.shape for side in SimilarityComputer().top_k(matrix.numpy())] == [(6, 5), (6, 5)]
+    ties = torch.ones(2, 8)
+    assert SimilarityComputer().top_k(ties, 3)[1].tolist() == [[0, 1, 2]] * 2
+    with pytest.raises(ConfigurationError, match="dim must be 1"):
+        SimilarityComputer().top_k(matrix, 2, dim=2)
+    with pytest.raises(ShapeError, match="2D similarity matrix"):
+        SimilarityComputer().top_k(matrix[0], 2)
+
+
 def test_no_queries_is_an_empty_answer() -> None:
-    scores, indices = SimilarityComputer().top_k(torch.empty(0, 4), rows(3, 4), 2)
+    scores, indices = SimilarityComputer().nearest(torch.empty(0, 4), rows(3, 4), 2)
     assert scores.shape == indices.shape == (0, 2)
 
 
@@ -151,12 +167,14 @@ def test_an_unusable_metric_is_refused(metric: object) -> None:
 @pytest.mark.parametrize("k", [0, -1, 4, 2.0, True])
 def test_top_k_must_be_in_range(k: object) -> None:
     with pytest.raises(ValueError, match=r"top_k must be in range 1…3"):
-        SimilarityComputer().top_k(rows(2), rows(3), k)
+        SimilarityComputer().nearest(rows(2), rows(3), k)
+    with pytest.raises(ValueError, match=r"top_k must be in range 1…3"):
+        SimilarityComputer().top_k(rows(2, 3), k)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     computer = SimilarityComputer()
-    for call in (computer.compute, computer.batch_compute, lambda a, b: computer.top_k(a, b, 1)):
+    for call in (computer.compute, computer.batch_compute, lambda a, b: computer.nearest(a, b, 1)):
         with pytest.raises(ShapeError, match="Expected 2D embeddings"):
             call(rows(2)[0], rows(3))
         with pytest.raises(ShapeError, match="Embedding dimension mismatch"):
@@ -164,7 +182,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="Batch size must be positive"):
         computer.batch_compute(rows(2), rows(2), batch_size=0)
     with pytest.raises(ConfigurationError, match="queries must be"):
-        computer.top_k(rows(2), rows(2), 1, "text")
+        computer.nearest(rows(2), rows(2), 1, "text")
     with pytest.raises(ShapeError, match="one row per image"):
         SimilarityComputer(lambda a, b: (a @ b.T).T).compute(rows(2), rows(3))
 
@@ -174,4 +192,4 @@ def test_what_cannot_be_ranked_is_refused(bad: float) -> None:
     texts = rows(3)
     texts[1, 2] = bad
     with pytest.raises(ShapeError, match="NaN"):
-        SimilarityComputer().top_k(rows(2), texts, 1)
+        SimilarityComputer().nearest(rows(2), texts, 1)

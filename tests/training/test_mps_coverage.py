@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from batch_cases import training_loader
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
-from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
@@ -100,7 +100,7 @@ def trainer_of(
         TrainContext(folder),
         encoder.train(),
         build_loss(config, encoder.embedding_dim),
-        create_training_loader(dataset, config, size),
+        training_loader(dataset, config, size),
         ResolvedRun(config.frozen(), load_domain(config.domain)),
         torch.device("cpu"),
         decision,

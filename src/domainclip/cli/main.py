@@ -16,10 +16,23 @@ from domainclip.cli.align import align_app
 from domainclip.cli.compare import compare
 from domainclip.cli.domain import domain_app
 from domainclip.cli.memory import memory_app
-from domainclip.cli.options import AsJson, Data, Device, Domain, Model, Overrides, Recipe, Split, config_of, print_json
+from domainclip.cli.options import (
+    AsJson,
+    Data,
+    Device,
+    Domain,
+    Model,
+    Overrides,
+    Recipe,
+    Split,
+    check_model,
+    config_of,
+    print_json,
+)
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
-from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
+from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
+from domainclip.files import require_writable
 
 app = typer.Typer(
     name="domainclip",
@@ -60,10 +73,28 @@ def train(
         recipe = str(saved) if saved.is_file() else None
         kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since
         domain = str(kept) if kept.is_file() else None
+        _require_whole(saved, kept)
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
+    if not resume:  # a run that goes on says first whether there is one
+        require_writable(Path(config.output_dir), "The output directory")
+        check_model(config)
     from domainclip.pipelines import run_training
 
     run_training(config, resume=resume, overwrite=overwrite)
+
+
+def _require_whole(*files: Path) -> None:
+    """Refuse a recipe or domain on record that is not as the run wrote it."""
+    from domainclip.files import read_checked
+
+    for path in files:
+        if path.exists():
+            try:
+                read_checked(path)
+            except DamagedFileError as error:
+                raise DamagedFileError(
+                    f"{error}. Put it back as it was, or give the recipe of the run with --recipe FILE (and --domain)"
+                ) from None
 
 
 @app.command()
@@ -97,7 +128,8 @@ def evaluate(
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = config_of(recipe, overrides, data_path=data, model_name=model)
-    from domainclip.files import require_writable, write_json, writing
+    check_model(config)
+    from domainclip.files import write_json, writing
 
     if output is not None:
         require_writable(output, "--output", is_file=True)
@@ -128,7 +160,7 @@ def _evaluate_resolutions(  # type: ignore[no-untyped-def]
     wanted = parse_resolutions(resolutions)
     report = run_resolutions(config, wanted, split, robustness=robustness)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.report.to_dict())
     else:
         report.print()
     if output is not None:  # last, so that figures which cannot be written were at least shown
@@ -206,6 +238,8 @@ def data_check(
 ) -> None:
     """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
     config = config_of(None, overrides, model_name=model)
+    if model is not None:
+        check_model(config, weights=False)
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps
@@ -228,6 +262,9 @@ def data_check(
         caption_col=config.caption_col,
         label_col=config.label_col,
         group_col=config.group_col,
+        split_col=config.split_col,
+        image_root=config.image_root,
+        caption_template=config.caption_template,
         max_pixels=config.max_image_pixels,
         text_transform=captions.rewritten,
         cut_by_sentence=captions.settings.truncation == "sentences",

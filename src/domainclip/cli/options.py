@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,6 +53,32 @@ def config_of(recipe: str | None, overrides: list[str] | None, **options: object
 
     named = {key: value for key, value in options.items() if value is not None}
     return load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
+
+
+def check_model(config: CLIPFinetuningConfig, weights: bool = True) -> None:
+    """Answer a wrong name or folder of a model at once: before torch is imported and anything is read.
+
+    Where no model is named and the data are not there, the command says the latter.
+
+    Args:
+        config: The recipe of a command that loads its model.
+        weights: Whether it needs them, and not the tokenizer and image processor alone.
+
+    Raises:
+        ModelLoadError: The model cannot be had, or is none.
+    """
+    from domainclip.models.source import find_model
+
+    data = os.path.expanduser(config.data_path)
+    if not config.is_set("model_name") and not data.startswith("hf:") and not os.path.lexists(data):
+        return
+    if config.vision_model_name or config.text_model_name:
+        if config.vision_model_name:
+            find_model(config.vision_model_name, "image tower")
+        if config.text_model_name:
+            find_model(config.text_model_name, "text tower")
+    else:
+        find_model(config.model_name, weights=weights)
 
 
 def print_json(value: object) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import Data, Model, Recipe, config_of, recipe_keys
+from domainclip.cli.options import Data, Model, Recipe, check_model, config_of, recipe_keys
 
 
 def tune(
@@ -39,6 +39,8 @@ def tune(
         saved = Path(output) / "tuning_recipe.yaml"
         recipe = str(saved) if saved.is_file() else None
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output)
+    if not resume:
+        check_model(config)
     from domainclip.config import parse_overrides
     from domainclip.tune.run import run_tuning
     from domainclip.tune.space import Space

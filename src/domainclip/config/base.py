@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator
@@ -99,6 +100,14 @@ class Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise self._plain(error.errors()) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _paths_are_text(cls, value: Any) -> Any:
+        """A path may be given as a ``pathlib.Path`` wherever one is taken, in a list too."""
+        if isinstance(value, list | tuple):
+            return [str(each) if isinstance(each, PurePath) else each for each in value]
+        return str(value) if isinstance(value, PurePath) else value
 
     @field_validator("*", mode="before")
     @classmethod

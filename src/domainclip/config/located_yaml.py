@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from domainclip.errors import ConfigurationError
+from domainclip.errors import ConfigurationError, MissingRecipeError
 from domainclip.files import read_limited
 
 MOST_BYTES = 2_000_000
@@ -219,7 +219,7 @@ def read_yaml_text(path: Path, what: str) -> str:
     try:
         return read_limited(path, MOST_BYTES).decode("utf-8")
     except FileNotFoundError:
-        raise ConfigurationError(f"{what} {path} does not exist") from None
+        raise MissingRecipeError(f"{what} {path} does not exist") from None
     except OSError as error:
         raise ConfigurationError(f"{what} {path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

@@ -37,7 +37,10 @@ class TemperatureSettings(Settings):
         0.95, "loss", "Factor per hundredth of the training (exponential) or per change (adaptive).", gt=0, lt=1
     )
     temp_warmup_steps: int | None = key(
-        None, "loss", "Steps over which a warmup schedule rises; null: a tenth of the training.", gt=0
+        None,
+        "loss",
+        "Steps that a warmup schedule rises, and that cosine and exponential wait; null: a tenth of the training (0).",
+        ge=0,
     )
 
     @model_validator(mode="after")
@@ -75,7 +78,7 @@ class LossSettings(TemperatureSettings):
     sigmoid_bias: float | None = key(
         None, "loss", "Bias of the sigmoid objective; null: the model's own, or else set from the first batch."
     )
-    hard_negative_ratio: float = key(0.5, "loss", "Fraction of the negatives that are mined.", gt=0, le=1)
+    hard_negative_ratio: float = key(0.5, "loss", "Fraction of the negatives that are mined; 0: none.", ge=0, le=1)
     hard_negative_mining_strategy: Literal["semi-hard", "hard", "weighted"] = key(
         "semi-hard",
         "loss",

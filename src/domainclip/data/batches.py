@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import queue
 import threading
@@ -13,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.dataset import CLIPDataset, RawItem, padded
+from domainclip.config import CLIPFinetuningConfig, DataSettings
+from domainclip.data.captions.text_transform import padded
+from domainclip.data.dataset import CLIPDataset, RawItem
+from domainclip.data.readers import lack_of_shared_memory, reader_processes, without_readers
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.data.step_plan import StepPlan
-from domainclip.errors import ConfigurationError, DataError, ImageError, MemoryConstraintError
+from domainclip.errors import ConfigurationError, DataError, ImageError, InputTypeError
 
 Batch = dict[str, Any]
 
@@ -50,18 +51,6 @@ def _shared(batch: Batch) -> Batch:
             if isinstance(value, Tensor):
                 value.share_memory_()
     return batch
-
-
-def _named(error: BaseException) -> BaseException:
-    """``error``, or the one that says what is behind it: workers hand images over in shared memory, of which
-    containers have 64 MB."""
-    no_space = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if no_space or any(words in str(error) for words in ("shared memory", "Bus error", "No space left on device")):
-        return MemoryConstraintError(
-            "The shared memory (/dev/shm) is too small for the processes that read images. Set num_workers=0, or give "
-            "the container more of it (docker run --shm-size=2g)"
-        )
-    return error
 
 
 class PairCollator:
@@ -150,28 +139,26 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 
 
 def create_training_loader(
-    dataset: CLIPDataset, config: CLIPFinetuningConfig, batch_size: int, pad_to_multiple: int = 1
+    dataset: CLIPDataset, settings: DataSettings, plan: StepPlan, pad_to_multiple: int = 1
 ) -> DataLoader:
     """The trainer's own loader: lean batches, and a sampler with a position (``loader.batch_sampler``) and the plan of
     the whole training (``loader.batch_sampler.plan``).
 
-    The recipe's ``hard_negative_batch_fraction`` takes effect once the sampler is given neighbours
-    (``set_neighbours``).
+    ``hard_negative_batch_fraction`` takes effect once the sampler is given neighbours (``set_neighbours``).
 
     Args:
         dataset: The training split.
-        config: The resolved recipe.
-        batch_size: Pairs in a batch, the largest where ``batch_size_schedule`` is set.
+        settings: Of a resolved recipe: order, hard negatives and readers.
+        plan: The batches of the whole training.
         pad_to_multiple: As for ``PairCollator``.
 
     Returns:
         The loader, of batches as ``PairCollator`` makes them.
 
     Raises:
-        ConfigurationError: The data set's transform or ``batch_size`` does not fit the plan.
+        ConfigurationError: The data set's transform does not fit the plan.
     """
     transform = dataset.image_transform
-    plan = StepPlan.from_settings(config, len(dataset), batch_size, transform.resolution)
     if plan.resolutions[-1] > transform.largest_resolution:
         raise ConfigurationError(
             f"The recipe trains at up to {plan.resolutions[-1]} pixels, but the data set's transform keeps images for "
@@ -180,23 +167,24 @@ def create_training_loader(
         )
     sampler = EpochBatchSampler(
         len(dataset),
-        batch_size,
-        config.seed,
-        config.shuffle,
+        plan.batch_schedule.largest,
+        settings.seed,
+        settings.shuffle,
         drop_last=True,
-        hard_negative_batch_fraction=config.hard_negative_batch_fraction,
+        hard_negative_batch_fraction=settings.hard_negative_batch_fraction,
         plan=plan,
     )
+    readers = reader_processes(settings.num_workers, dataset.users_own)
     return DataLoader(
         _RawView(dataset),
         batch_sampler=sampler,
         collate_fn=PairCollator(dataset, pad_to_multiple),
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
-        prefetch_factor=2 if config.num_workers else None,
+        num_workers=readers,
+        persistent_workers=readers > 0,
+        prefetch_factor=2 if readers else None,
         worker_init_fn=_leave_signals_to_the_trainer,
         # A loader without one draws from the global generator at every epoch, which a resumed run would repeat.
-        generator=torch.Generator().manual_seed(config.seed),
+        generator=torch.Generator().manual_seed(settings.seed),
     )
 
 
@@ -206,6 +194,7 @@ def create_dataloader(
     batch_size: int | None = None,
     shuffle: bool | None = None,
     drop_last: bool | None = None,
+    num_workers: int | None = None,
 ) -> DataLoader:
     """A plain ``DataLoader`` of ``collate_fn`` batches.
 
@@ -215,18 +204,26 @@ def create_dataloader(
         batch_size: The recipe's, or 32, if left out.
         shuffle: The recipe's, if left out.
         drop_last: Whether a last partial batch is dropped, unless that would leave none; as ``shuffle``, if left out.
+        num_workers: Processes that read; the recipe's, if left out. 0 reads in this process, as does a script without a
+            guard where processes are spawned (see ``data.readers``).
 
     Returns:
         The loader.
 
     Raises:
         DataError: The data set is empty.
-        ConfigurationError: The batch size is below 1.
+        ConfigurationError: The batch size is below 1, or the number of workers below 0.
     """
     size = batch_size if batch_size is not None else config.batch_size or 32
-    if size < 1:
-        raise ConfigurationError(f"Batch size must be positive (batch_size={size})")
-    rows = len(dataset)  # type: ignore[arg-type]
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigurationError(f"Batch size must be positive, and a whole number (batch_size={size!r})")
+    workers = config.num_workers if num_workers is None else num_workers
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise ConfigurationError(f"num_workers must be zero or more, and a whole number (num_workers={workers!r})")
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise InputTypeError(f"A {type(dataset).__name__} is no data set with a length and rows, such as a CLIPDataset")
+    workers = reader_processes(workers, dataset.users_own if isinstance(dataset, CLIPDataset) else [type(dataset)])
+    rows = len(dataset)
     if rows == 0:
         raise DataError("No valid image-text pairs: the data set is empty")
     shuffle = config.shuffle if shuffle is None else shuffle
@@ -236,15 +233,19 @@ def create_dataloader(
         batch_size=size,
         shuffle=shuffle,
         drop_last=drop_last and rows >= size,
-        num_workers=config.num_workers,
+        num_workers=workers,
         collate_fn=collate_fn,
-        persistent_workers=config.num_workers > 0,
+        persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(config.seed),
     )
 
 
 def create_train_val_dataloaders(
-    train_dataset: Dataset, val_dataset: Dataset, config: CLIPFinetuningConfig, batch_size: int | None = None
+    train_dataset: Dataset,
+    val_dataset: Dataset,
+    config: CLIPFinetuningConfig,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
 ) -> tuple[DataLoader, DataLoader]:
     """A loader for training, shuffled as the recipe says, and an ordered, complete one for validation.
 
@@ -253,6 +254,7 @@ def create_train_val_dataloaders(
         val_dataset: As for ``create_dataloader``.
         config: As for ``create_dataloader``.
         batch_size: Of both; the recipe's, or 32, if left out.
+        num_workers: As for ``create_dataloader``.
 
     Returns:
         The two loaders.
@@ -262,8 +264,8 @@ def create_train_val_dataloaders(
         ConfigurationError: The batch size is below 1.
     """
     return (
-        create_dataloader(train_dataset, config, batch_size),
-        create_dataloader(val_dataset, config, batch_size, shuffle=False, drop_last=False),
+        create_dataloader(train_dataset, config, batch_size, num_workers=num_workers),
+        create_dataloader(val_dataset, config, batch_size, shuffle=False, drop_last=False, num_workers=num_workers),
     )
 
 
@@ -314,7 +316,7 @@ class PrefetchDataLoader:
                         return
                 put("end", None)
             except BaseException as error:
-                put("error", _named(error))
+                put("error", error)
 
         thread = threading.Thread(target=read, name="domainclip-prefetch", daemon=True)
         thread.start()
@@ -324,6 +326,11 @@ class PrefetchDataLoader:
                 if kind == "end":
                     return
                 if kind == "error":
+                    meant = lack_of_shared_memory(value)
+                    if meant is None and isinstance(value, RuntimeError):
+                        meant = without_readers(value)
+                    if meant is not None:
+                        raise meant from None
                     raise value
                 # The device is driven from this thread alone (MPS wants a single one).
                 yield self._on_device(value)

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import BatchScheduleSettings, OptimizerSettings, ResolutionSettings
 from domainclip.config.step_schedules import BatchSchedule, resolution_phases, total_steps
 from domainclip.errors import ConfigurationError
 
@@ -45,12 +45,23 @@ class StepPlan:
 
     @classmethod
     def from_settings(
-        cls, settings: CLIPFinetuningConfig, rows: int, batch_size: int, full_resolution: int
+        cls,
+        optim: OptimizerSettings,
+        batch: BatchScheduleSettings,
+        resolution: ResolutionSettings,
+        *,
+        seed: int,
+        rows: int,
+        batch_size: int,
+        full_resolution: int,
     ) -> StepPlan:
         """The plan of a resolved recipe.
 
         Args:
-            settings: The recipe.
+            optim: How long is trained.
+            batch: Whether the batch grows.
+            resolution: Whether the resolution changes.
+            seed: Of the recipe.
             rows: Of the training split.
             batch_size: Pairs in a contrastive batch (in the largest, where it changes).
             full_resolution: In pixels; what is validated and saved.
@@ -62,7 +73,7 @@ class StepPlan:
             ConfigurationError: A schedule is still to be resolved (``auto``), or does not end at ``batch_size`` pairs
                 or ``full_resolution``.
         """
-        sizes, resolutions = settings.batch_size_schedule, settings.resolution_schedule
+        sizes, resolutions = batch.batch_size_schedule, resolution.resolution_schedule
         if resolutions == "auto":
             raise ConfigurationError("resolution_schedule=auto is decided from the model: resolve the recipe first")
         if sizes and max(sizes.values()) != batch_size:
@@ -70,15 +81,17 @@ class StepPlan:
                 f"batch_size_schedule goes up to {max(sizes.values())} pairs, but the loader is asked for {batch_size}"
             )
         batches = BatchSchedule(rows, tuple(sorted(sizes.items())) if sizes else ((0, batch_size),))
-        total = total_steps(batches, settings.num_epochs, settings.max_steps)
-        phases = resolution_phases(resolutions, settings.resolution_schedule_by, batches, total) if resolutions else ()
+        total = total_steps(batches, optim.num_epochs, optim.max_steps)
+        phases = (
+            resolution_phases(resolutions, resolution.resolution_schedule_by, batches, total) if resolutions else ()
+        )
         if phases and phases[-1][1] != full_resolution:
             raise ConfigurationError(
                 f"resolution_schedule ends at {phases[-1][1]} pixels, but the data set's transform makes images of "
                 f"{full_resolution}: give both one resolution (image_resolution)"
             )
-        draws = tuple(sorted((settings.training_resolutions or {}).items()))
-        return cls(batches, total, full_resolution, phases, draws, settings.seed)
+        draws = tuple(sorted((resolution.training_resolutions or {}).items()))
+        return cls(batches, total, full_resolution, phases, draws, seed)
 
     # --- batches ---
 

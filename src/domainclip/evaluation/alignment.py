@@ -287,7 +287,7 @@ def chance(rows: AlignmentRows) -> dict[str, float]:
         result[f"{direction}_MRR"] = float((np.diff(recalls, prepend=0.0) / places).sum())
         result[f"{direction}_median_rank"] = float(places[np.argmax(recalls >= 0.5 - 1e-12)])
     result["mean_R@1"] = (result["i2t_R@1"] + result["t2i_R@1"]) / 2
-    return result | {"alignment_score": 0.0, "auroc": 0.5}
+    return result | {"alignment_margin": 0.0, "auroc": 0.5}
 
 
 def query_order(answers: Answers) -> Int[Tensor, " queries"]:
@@ -370,7 +370,7 @@ class _Totals:
         mean_hit = hits.mean().item()
         mean_miss = (self.total - hits.sum().item()) / n_misses if n_misses else None
         return {
-            "alignment_score": None if mean_miss is None else mean_hit - mean_miss,
+            "alignment_margin": None if mean_miss is None else mean_hit - mean_miss,
             "mean_hit": mean_hit,
             "mean_miss": mean_miss,
         }

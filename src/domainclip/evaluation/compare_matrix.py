@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from pydantic import ConfigDict
 
 from domainclip.errors import ConfigurationError
 from domainclip.metrics.bootstrap import FEW_UNITS, Sums
@@ -19,11 +20,17 @@ from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import RESAMPLES, holm, metric_interval, paired_difference, resampled
 
 ALPHA = 0.05
-BETTER, SAME, WORSE = "better", "no difference", "worse"
-REFERENCE, UNTESTED, FAILED = "reference", "not tested", "not evaluated"
+Verdict = Literal["better", "no difference", "worse", "reference", "not tested", "not evaluated"]
+Unit = Literal["group", "image"]
+BETTER: Verdict = "better"
+SAME: Verdict = "no difference"
+WORSE: Verdict = "worse"
+REFERENCE: Verdict = "reference"
+UNTESTED: Verdict = "not tested"
+FAILED: Verdict = "not evaluated"
 VERDICTS = (BETTER, SAME, WORSE, REFERENCE, UNTESTED, FAILED)
 
-_FIGURE, _CHANGE = ("value", "low", "high", "interval"), ("change", "change_low", "change_high", "differing_units")
+_STRICT = ConfigDict(extra="forbid")
 _RESAMPLES_PER_TEST = 100
 """Holm multiplies the least p by the number of tests: this many exchanges for each keep it below 5 % all the same."""
 
@@ -40,24 +47,109 @@ class ModelOnSet:
 
 @dataclass
 class SetScores:
-    """A column of the matrix. ``scores`` by the model's name, all on the same rows; ``unit`` is "group" or "image",
-    what is resampled; ``facts`` (rows, notes, …) go to the JSON as they are."""
+    """A column of the matrix. ``scores`` by the model's name, all on the same rows; ``unit`` is what is resampled."""
 
     name: str
     path: str
     metric: str
     scores: dict[str, ModelOnSet]
-    unit: str = "image"
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    unit: Unit = "image"
+    n_rows: int | None = None
+    n_images: int | None = None
+    n_skipped: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
-def compare_matrix(
-    models: Mapping[str, str], sets: Sequence[SetScores], reference: str, *, seed: int = 0
-) -> dict[str, Any]:
-    """The content of ``compare.json`` but for what the caller adds.
+@dataclass(frozen=True)
+class ComparedModel:
+    """A model by its name."""
 
-    Keys: ``reference``, ``models``, ``data``, ``cells`` (all models of the first set, then of the next), ``summary``
-    (verdicts counted by model) and ``method``.
+    __pydantic_config__ = _STRICT
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class ComparedData:
+    """A data set: the ``metric`` it was compared by, and the units (images or whole groups) that were resampled; None
+    where no model could be evaluated."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    path: str
+    metric: str
+    unit: Unit
+    n_units: int | None
+    n_rows: int | None = None
+    n_images: int | None = None
+    n_skipped: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Cell:
+    """One model on one data set. ``change`` is against the reference; ``p_adjusted`` is corrected for all tests."""
+
+    __pydantic_config__ = _STRICT
+
+    model: str
+    data: str
+    metric: str
+    verdict: Verdict = FAILED
+    reason: str | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    interval: str | None = None
+    change: float | None = None
+    change_low: float | None = None
+    change_high: float | None = None
+    differing_units: int | None = None
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    metrics: dict[str, int | float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the figures came about."""
+
+    __pydantic_config__ = _STRICT
+
+    tests: int
+    resamples: int
+    seed: int
+    interval: str = "95 % percentile bootstrap over units (groups where the data have them, else images)"
+    test: str = "two-sided, a random exchange of the two models' answers within units"
+    correction: str = "Holm"
+    alpha: float = ALPHA
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The whole comparison.
+
+    Args:
+        reference: The model that the others are tested against.
+        models: In the order shown.
+        data: The data sets, in the order shown.
+        cells: All models of the first data set, then of the next.
+        summary: For each ``model`` a count under each verdict that occurs.
+        method: How the figures came about.
+    """
+
+    reference: str
+    models: list[ComparedModel]
+    data: list[ComparedData]
+    cells: list[Cell]
+    summary: list[dict[str, str | int]]
+    method: Method
+
+
+def compare_matrix(models: Mapping[str, str], sets: Sequence[SetScores], reference: str, *, seed: int = 0) -> Matrix:
+    """What ``compare.json`` holds but for what the caller adds.
 
     Args:
         models: Name to path, in the order shown.
@@ -66,7 +158,7 @@ def compare_matrix(
         seed: Of resamples and exchanges.
 
     Returns:
-        The content.
+        The matrix.
 
     Raises:
         ConfigurationError: The reference is no model.
@@ -78,32 +170,23 @@ def compare_matrix(
     tests = sum(_tested(found, name, reference) for found in sets for name in models)
     resamples = max(RESAMPLES, _RESAMPLES_PER_TEST * tests)
     cells = [cell for found in sets for cell in _cells(found, models, reference, resamples, seed)]
-    for cell, adjusted in zip(
-        tested := [c for c in cells if c["p_value"] is not None], holm([c["p_value"] for c in tested]), strict=True
-    ):
-        cell["p_adjusted"] = adjusted
-        better = cell["change"] > 0 if METRICS[cell["metric"]].greater_is_better else cell["change"] < 0
-        cell["verdict"] = SAME if adjusted >= ALPHA else BETTER if better else WORSE
-    counted = {name: Counter(cell["verdict"] for cell in cells if cell["model"] == name) for name in models}
-    return {
-        "reference": reference,
-        "models": [{"name": name, "path": path} for name, path in models.items()],
-        "data": [_column(found) for found in sets],
-        "cells": cells,
-        "summary": [
+    tested = [(cell, cell.p_value) for cell in cells if cell.p_value is not None]
+    for (cell, _), adjusted in zip(tested, holm([p_value for _, p_value in tested]), strict=True):
+        cell.p_adjusted, change = adjusted, cell.change or 0.0
+        better = change > 0 if METRICS[cell.metric].greater_is_better else change < 0
+        cell.verdict = SAME if adjusted >= ALPHA else BETTER if better else WORSE
+    counted = {name: Counter(cell.verdict for cell in cells if cell.model == name) for name in models}
+    return Matrix(
+        reference,
+        [ComparedModel(name, path) for name, path in models.items()],
+        [_column(found) for found in sets],
+        cells,
+        [
             {"model": name, **{verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}}
             for name, counts in counted.items()
         ],
-        "method": {
-            "interval": "95 % percentile bootstrap over units (groups where the data have them, else images)",
-            "test": "two-sided, a random exchange of the two models' answers within units",
-            "correction": "Holm",
-            "alpha": ALPHA,
-            "tests": len(tested),
-            "resamples": resamples,
-            "seed": seed,
-        },
-    }
+        Method(len(tested), resamples, seed),
+    )
 
 
 def _tested(found: SetScores, name: str, reference: str) -> bool:
@@ -111,69 +194,58 @@ def _tested(found: SetScores, name: str, reference: str) -> bool:
     return name != reference and all(part is not None and len(part.added) > 1 for part in sums)
 
 
-def _cells(
-    found: SetScores, models: Mapping[str, str], reference: str, resamples: int, seed: int
-) -> list[dict[str, Any]]:
+def _cells(found: SetScores, models: Mapping[str, str], reference: str, resamples: int, seed: int) -> list[Cell]:
     sums = {name: part for name in models if (part := found.scores[name].sums) is not None}
     draws: dict[str, np.ndarray] = {}
     if sums:
         draws = dict(zip(sums, resampled(list(sums.values()), resamples, seed), strict=True))
     cells = []
     for name in models:
-        cell: dict[str, Any] = {
-            "model": name,
-            "data": found.name,
-            "metric": found.metric,
-            "verdict": FAILED,
-            "reason": found.scores[name].reason or None,
-            **dict.fromkeys((*_FIGURE, *_CHANGE, "p_value", "p_adjusted")),
-            "metrics": dict(found.scores[name].metrics),
-        }
+        score = found.scores[name]
+        cell = Cell(name, found.name, found.metric, reason=score.reason or None, metrics=dict(score.metrics))
         if name in sums:
-            cell["value"] = sums[name].value
+            cell.value = sums[name].value
             if interval := metric_interval(sums[name], draws[name]):
-                cell |= {"low": interval.low, "high": interval.high, "interval": interval.method}
-            cell |= _against(reference, name, sums, draws, seed)
-        elif found.metric in found.scores[name].metrics:
-            cell["value"] = found.scores[name].metrics[found.metric]
-            reason = "the evaluator keeps no answers to single images, which a test would exchange"
-            cell |= {"verdict": REFERENCE} if name == reference else {"verdict": UNTESTED, "reason": reason}
+                cell.low, cell.high, cell.interval = interval.low, interval.high, interval.method
+            _against(reference, cell, sums, draws, seed)
+        elif found.metric in score.metrics:
+            cell.value = score.metrics[found.metric]
+            cell.verdict = REFERENCE if name == reference else UNTESTED
+            if cell.verdict == UNTESTED:
+                cell.reason = "the evaluator keeps no answers to single images, which a test would exchange"
         cells.append(cell)
     return cells
 
 
-def _against(
-    reference: str, name: str, sums: Mapping[str, Sums], draws: Mapping[str, np.ndarray], seed: int
-) -> dict[str, Any]:
+def _against(reference: str, cell: Cell, sums: Mapping[str, Sums], draws: Mapping[str, np.ndarray], seed: int) -> None:
+    """Set a cell's change against the reference and its p value, or why there is no test."""
+    name = cell.model
     if name == reference:
-        return {"verdict": REFERENCE}
-    if reference not in sums:
-        return {"verdict": UNTESTED, "reason": f"the reference {reference} could not be evaluated here"}
-    found = paired_difference(sums[reference], sums[name], draws[reference], draws[name], seed)
-    if found is None:
-        change = sums[name].value - sums[reference].value
-        return {"verdict": UNTESTED, "change": change, "reason": "all images are of one group: nothing to resample"}
-    return {
-        "change": found.change,
-        "change_low": found.low,
-        "change_high": found.high,
-        "p_value": found.p_value,
-        "differing_units": found.n_differing,
-    }
+        cell.verdict = REFERENCE
+    elif reference not in sums:
+        cell.verdict, cell.reason = UNTESTED, f"the reference {reference} could not be evaluated here"
+    elif found := paired_difference(sums[reference], sums[name], draws[reference], draws[name], seed):
+        cell.change, cell.change_low, cell.change_high = found.change, found.low, found.high
+        cell.p_value, cell.differing_units = found.p_value, found.n_differing
+    else:
+        cell.verdict, cell.reason = UNTESTED, "all images are of one group: nothing to resample"
+        cell.change = sums[name].value - sums[reference].value
 
 
-def _column(found: SetScores) -> dict[str, Any]:
+def _column(found: SetScores) -> ComparedData:
     sizes = [len(score.sums.added) for score in found.scores.values() if score.sums is not None]
     units = sizes[0] if sizes else None
-    notes = list(found.facts.get("notes", ()))
+    notes = list(found.notes)
     if units is not None and 1 < units < FEW_UNITS:  # a single one has no interval to speak of
         notes.append(f"Only {units} {found.unit}s to resample: the true uncertainty is larger than the intervals say")
-    return {
-        "name": found.name,
-        "path": found.path,
-        "metric": found.metric,
-        "unit": found.unit,
-        "n_units": units,
-        **found.facts,
-        "notes": notes,
-    }
+    return ComparedData(
+        found.name,
+        found.path,
+        found.metric,
+        found.unit,
+        units,
+        found.n_rows,
+        found.n_images,
+        found.n_skipped,
+        notes,
+    )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from domainclip.metrics.bootstrap import Sums
 from domainclip.metrics.metric import Metric
+
+_RECORDS = TypeAdapter(dict[str, Metric])
 
 
 class Embedder(Protocol):
@@ -94,9 +96,7 @@ class EvaluationResult:
         Returns:
             The result.
         """
-        records = {name: Metric(**record) for name, record in content["records"].items()}
-        undefined = {name: replace(found, value=math.nan) for name, found in records.items() if found.value is None}
-        return cls(records | undefined, dict(content["details"]))
+        return cls(_RECORDS.validate_python(content["records"]), dict(content["details"]))
 
     @property
     def metrics(self) -> dict[str, float]:

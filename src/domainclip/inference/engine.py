@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.data.captions.text_transform import plain_text
+from domainclip.data.images.given import GivenImages, GivenTexts, image_list, text_list
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation, model_views
-from domainclip.data.images.reader import ImageLike, array_of
+from domainclip.data.images.reader import ImageBytes, ImageLike, array_of
 from domainclip.data.images.store import ImageStore
-from domainclip.data.images.transforms import TextTransform
-from domainclip.errors import DataError
 from domainclip.models import DualEncoder
 
 
@@ -55,7 +55,7 @@ class EmbeddingEngine:
         self.pipeline = DomainImagePipeline(preprocessing)
         self.max_length = max_length
         self.autocast = autocast
-        self.text_transform = text_transform or TextTransform()
+        self.text_transform = text_transform or plain_text
         """What texts go through, as the captions did in training."""
         self.text_map: Callable[[Tensor], Tensor] | None = None
         """Applied to text embeddings before they are normalised: a learned metric that is not yet in the weights."""
@@ -93,6 +93,8 @@ class EmbeddingEngine:
                 image = array_of(image)
             if isinstance(image, np.ndarray):
                 return preparation.make(image)
+            if isinstance(image, ImageBytes):
+                return preparation.make(preparation.read(image, self.images.max_pixels))
             return self.images.get(Path(image), preparation)[0]
 
         return read
@@ -121,11 +123,11 @@ class EmbeddingEngine:
         with ThreadPoolExecutor() as pool:
             return list(pool.map(lambda image: self.images.problem(Path(image), preparation), images))
 
-    def pixels(self, images: Sequence[ImageLike]) -> UInt8[Tensor, "views 3 size size"]:
+    def pixels(self, images: GivenImages) -> UInt8[Tensor, "views 3 size size"]:
         """What the model is shown of these images, before ``spec.normalise``.
 
         Args:
-            images: Files, PIL images or arrays, at least one.
+            images: One image or many, as ``data.images.given`` takes them.
 
         Returns:
             One row each, or one for each tile; ``size`` is the model's resolution.
@@ -134,27 +136,25 @@ class EmbeddingEngine:
             ImageError: An image cannot be read.
         """
         with ThreadPoolExecutor() as pool:
-            return torch.cat(list(pool.map(self._reader(), images)))
+            return torch.cat(list(pool.map(self._reader(), image_list(images))))
 
-    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "n dim"]:
+    def encode_images(self, images: GivenImages) -> Float[Tensor, "n dim"]:
         """Embed images.
 
         Args:
-            images: Files, PIL images or arrays.
+            images: One image or many: paths, PIL images, arrays, tensors, bytes of files, or open files.
 
         Returns:
             Unit-length embeddings, float32 on the CPU, one an image.
 
         Raises:
             ImageError: An image cannot be read.
-            DataError: There are no images.
+            DataError: There are no images, or one is of another type (then also a ``TypeError``).
         """
-        if not len(images):
-            raise DataError("No images to encode")
-        rows, read = [], self._reader()
+        found, rows, read = image_list(images), [], self._reader()
         with ThreadPoolExecutor() as pool, self._inference():
-            for start in range(0, len(images), self.batch_size):
-                views = list(pool.map(read, images[start : start + self.batch_size]))
+            for start in range(0, len(found), self.batch_size):
+                views = list(pool.map(read, found[start : start + self.batch_size]))
                 embeds = self._encode(torch.cat(views))
                 counts = [len(view) for view in views]
                 if max(counts) > 1:
@@ -170,23 +170,19 @@ class EmbeddingEngine:
             parts.append(F.normalize(embeds.float(), dim=-1).cpu())
         return torch.cat(parts)
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
+    def encode_texts(self, texts: GivenTexts) -> Float[Tensor, "n dim"]:
         """Embed texts; equal texts are encoded once.
 
         Args:
-            texts: Texts, which go through ``text_transform`` first.
+            texts: One text or many, which go through ``text_transform`` first.
 
         Returns:
             Unit-length embeddings, float32 on the CPU, one a text.
 
         Raises:
-            DataError: There are no texts, or one is no string.
+            DataError: There are no texts, or one is no string (then also a ``TypeError``).
         """
-        if not len(texts):
-            raise DataError("No texts to encode")
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise DataError("Texts must be a list of strings")
-        cleaned = [self.text_transform(text) for text in texts]
+        cleaned = [self.text_transform(text) for text in text_list(texts)]
         distinct = list(dict.fromkeys(cleaned))
         # Longest first: neighbours have like lengths (little padding), and what would not fit shows at once.
         processor = self.encoder.processor

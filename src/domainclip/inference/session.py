@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.captions.pipeline import CaptionPipeline
-from domainclip.data.images.reader import ImageLike
+from domainclip.data.images.given import GivenImages, GivenTexts, text_list
 from domainclip.data.images.store import ImageStore
+from domainclip.data.readers import refuse_within_a_reader
 from domainclip.devices import DeviceManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
 from domainclip.domains.domain import DomainConfig
@@ -82,6 +83,7 @@ class ModelSession:
             ModelLoadError: The model cannot be had, or is no dual encoder.
             ConfigurationError: A plugin fails, the precision is refused, or the domain's file is wrong.
         """
+        refuse_within_a_reader()
         if isinstance(model, ResolvedInference):
             resolved = model
         else:
@@ -149,12 +151,14 @@ class ModelSession:
             text_transform=caption_pipeline(self.resolved, self.processor),
         )
 
-    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "images dim"]:
+    def encode_images(self, images: GivenImages) -> Float[Tensor, "images dim"]:
         """Embed images.
 
         Args:
-            images: Paths, PIL images, or arrays ``[height, width]`` or ``[height, width, 3]`` of any depth, mixed as
-                you like. A file has the same embedding whichever way it comes, as far as Pillow and the array hold it.
+            images: One image or many: paths, PIL images, arrays ``[height, width]`` or ``[height, width, 3]`` of any
+                depth, tensors ``[3, height, width]``, bytes of files, or files opened in binary mode, mixed as you
+                like. Fractions within 0…1 mean black to white. A file has the same embedding whichever way it comes,
+                as far as Pillow and the array hold it.
 
         Returns:
             Embeddings of unit length, float32 on the CPU.
@@ -166,11 +170,11 @@ class ModelSession:
         engine = self.engine(images=ImageStore(0, self.config.max_image_pixels))  # nothing is kept of what a user shows
         return engine.encode_images(images)
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+    def encode_texts(self, texts: GivenTexts) -> Float[Tensor, "texts dim"]:
         """Embed texts.
 
         Args:
-            texts: Texts; what a domain does to captions is done to them first.
+            texts: One text or many; what a domain does to captions is done to them first.
 
         Returns:
             Embeddings of unit length, float32 on the CPU.
@@ -180,7 +184,7 @@ class ModelSession:
         """
         return self.engine().encode_texts(texts)
 
-    def similarity(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Float[Tensor, "images texts"]:
+    def similarity(self, images: GivenImages, texts: GivenTexts) -> Float[Tensor, "images texts"]:
         """Compare every image with every text by the recipe's ``similarity_metric``.
 
         Args:
@@ -198,12 +202,13 @@ class ModelSession:
         metric = "cosine" if self.config.similarity_metric == "bilinear" else self.config.similarity_metric
         return make_similarity(metric)(self.encode_images(images), self.encode_texts(texts))
 
-    def classify(self, images: Sequence[ImageLike], labels: Sequence[str]) -> list[dict[str, float]]:
+    def classify(self, images: GivenImages, labels: GivenTexts) -> list[dict[str, float]]:
         """Say which of the labels each image shows, by the prompts of the domain.
 
         Args:
             images: As for ``encode_images``.
-            labels: Names of classes. Those that the domain knows are described by its names for them.
+            labels: Names of classes, each counted once. Those that the domain knows are described by its names for
+                them.
 
         Returns:
             For each image its probability of each label, the largest first. Of a CLIP model they sum to 1; a SigLIP
@@ -211,10 +216,11 @@ class ModelSession:
 
         Raises:
             ImageError: An image cannot be read.
-            ConfigurationError: There are no labels, or one is empty.
+            ConfigurationError: A label is empty.
+            DataError: There are no images or no labels, or one is of a wrong type (then also a ``TypeError``).
         """
         templates = self.resolved.evaluation.prompt_templates
-        prompts = class_prompts(labels, templates, names_of=self.domain.prompts.names_of)
+        prompts = class_prompts(text_list(labels), templates, names_of=self.domain.prompts.names_of)
         engine = self.engine()
         cosines = self.encode_images(images) @ classifier_weights(engine.encode_texts, prompts).T
         rows = (dict(zip(prompts, row, strict=True)) for row in self.probabilities(cosines).tolist())

@@ -88,8 +88,8 @@ class HardNegativeMiningLoss(ContrastiveObjective):
             raise ConfigurationError(
                 f"Invalid mining strategy {mining_strategy!r}: choose one of {', '.join(get_args(Strategy))}"
             )
-        if not 0 < hard_negative_ratio <= 1:
-            raise ConfigurationError(f"Hard negative ratio must be in (0, 1] (it is {hard_negative_ratio!r})")
+        if not 0 <= hard_negative_ratio <= 1:
+            raise ConfigurationError(f"Hard negative ratio must be in [0, 1] (it is {hard_negative_ratio!r})")
         if not hard_negative_weight >= 1:
             raise ConfigurationError(f"Hard negative weight must be at least 1 (it is {hard_negative_weight!r})")
         self.hard_negative_ratio = hard_negative_ratio

@@ -51,6 +51,11 @@ class MultiScaleLoss(ContrastiveObjective):
         self.register_buffer("scales", torch.tensor(list(scales)))
         self.register_buffer("scale_weights", torch.tensor([weight / total for weight in weights]))
 
+    @property
+    def base_temperature(self) -> Tensor:
+        """τ, where the caller does not own it."""
+        return self.temperature
+
     @classmethod
     def from_settings(cls, settings: LossSettings) -> MultiScaleLoss:
         """The objective that a recipe asks for.

@@ -184,6 +184,17 @@ class ContrastiveObjective(nn.Module):
         with torch.no_grad():
             self.log_scale.fill_(math.log(1 / value))
 
+    def extra_repr(self) -> str:
+        """The settings, for ``repr``.
+
+        Returns:
+            Keyword and value of each argument of the constructor that differs from "left out".
+        """
+        own = inspect.signature(type(self).__init__).parameters
+        names = [*own, *(name for name in inspect.signature(ContrastiveObjective.__init__).parameters)]
+        shown = dict.fromkeys(name for name in names if name not in ("self", "shared"))
+        return ", ".join(f"{name}={_plain(getattr(self, name))}" for name in shown if hasattr(self, name))
+
     def row_loss(self, rows: Rows) -> RowLoss:
         """The loss of some rows: what a subclass says.
 
@@ -334,6 +345,13 @@ class ContrastiveObjective(nn.Module):
         if self.chunk_size is not None:
             return self.chunk_size
         return size if size <= WHOLE_MATRIX else max(1, CHUNK_ENTRIES // size)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Tensor):
+        numbers = [f"{number:.4f}" for number in value.detach().flatten().tolist()]
+        return numbers[0] if value.ndim == 0 else f"[{', '.join(numbers)}]"
+    return repr(value)
 
 
 def shared_keywords(settings: LossSettings) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, get_args
 
@@ -30,10 +31,13 @@ class TemperatureScheduler:
         constant      τ(k) = τ0
         warmup        τ(k) = τ0 + (τmax - τ0) · k/w                              for k ≤ w
                       τ(k) = τmin + (τmax - τmin) · ½(1 + cos(π (k-w)/(K-w)))    for k > w
-        cosine        τ(k) = τmin + (τ0 - τmin) · ½(1 + cos(π k/K))
-        exponential   τ(k) = max(τmin, τ0 · d^(100 k/K))
+        cosine        τ(k) = τ0                                                  for k ≤ w
+                      τ(k) = τmin + (τ0 - τmin) · ½(1 + cos(π (k-w)/(K-w)))      for k > w
+        exponential   τ(k) = τ0                                                  for k ≤ w
+                      τ(k) = max(τmin, τ0 · d^(100 (k-w)/(K-w)))                 for k > w
 
-    Warmup is soft first, while the embeddings still move a lot, and sharp at the end; with w = K it only rises.
+    Warmup is soft first, while the embeddings still move a lot, and sharp at the end; with w = K it only rises, with
+    w = 0 it falls from τ0. Without ``warmup_steps`` w is 1000, or a tenth of K where that is less.
     These are functions of the position alone, and take no notice of a loss.
 
     ``adaptive`` follows the loss given to ``step``. With L_n the n-th loss since the last change,
@@ -48,12 +52,12 @@ class TemperatureScheduler:
     the temperature and the average as they are: that training has diverged is for the loop to notice.
 
     At position 0 the temperature is ``initial_temp`` for every schedule, and it never leaves ``[min_temp, max_temp]``.
-    ``warmup_steps`` matters to the warmup schedule only.
+    ``warmup_steps`` does not matter to constant and adaptive.
 
     Raises:
         ConfigurationError: A temperature is ≤ 0, bounds are in the wrong order or leave ``initial_temp`` outside, the
-            schedule is unknown, ``warmup_steps`` or ``total_steps`` is ≤ 0, the warmup is longer than the training, or
-            ``decay_rate`` is outside (0, 1).
+            schedule is unknown, ``warmup_steps`` is below 0 or ``total_steps`` below 1, the warmup is longer than the
+            training, or ``decay_rate`` is outside (0, 1).
     """
 
     _position: int
@@ -68,7 +72,7 @@ class TemperatureScheduler:
         initial_temp: float = 0.07,
         min_temp: float = 0.01,
         max_temp: float = 0.1,
-        warmup_steps: int = 1000,
+        warmup_steps: int | None = None,
         total_steps: int = 10000,
         schedule_type: str = "warmup",
         decay_rate: float = 0.95,
@@ -89,10 +93,13 @@ class TemperatureScheduler:
             raise ConfigurationError(
                 f"Invalid temperature schedule {schedule_type!r}.{hint} Known: {', '.join(sorted(SCHEDULES))}"
             )
-        for name, steps in (("warmup_steps", warmup_steps), ("total_steps", total_steps)):
-            if not steps > 0:
-                raise ConfigurationError(f"{name} must be positive ({name}={steps!r})")
-        if schedule_type == "warmup" and warmup_steps > total_steps:
+        if not total_steps > 0:
+            raise ConfigurationError(f"total_steps must be positive (total_steps={total_steps!r})")
+        if warmup_steps is None:
+            warmup_steps = min(1000, total_steps // 10)
+        if not warmup_steps >= 0:
+            raise ConfigurationError(f"warmup_steps must be zero or more (warmup_steps={warmup_steps!r})")
+        if schedule_type in ("warmup", "cosine", "exponential") and warmup_steps > total_steps:
             raise ConfigurationError(
                 f"warmup_steps={warmup_steps} is more than total_steps={total_steps}: the temperature would never "
                 "come down. Shorten the warmup"
@@ -108,14 +115,19 @@ class TemperatureScheduler:
         self.decay_rate = decay_rate
         self.reset()
 
+    def __repr__(self) -> str:
+        settings = (f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters)
+        return f"TemperatureScheduler({', '.join(settings)})"
+
     @classmethod
     def from_settings(
         cls, settings: TemperatureSettings, initial_temp: float, total_steps: int
     ) -> TemperatureScheduler:
         """The schedule a recipe asks for; ``initial_temp`` is the model's own or the recipe's temperature.
 
-        Where the recipe has no ``temp_warmup_steps``, the warmup is a tenth of ``total_steps``, one at least. A
-        temperature closer than a thousandth to a bound is taken for the bound: weights round their logit scale.
+        Where the recipe has no ``temp_warmup_steps``, the warmup is a tenth of ``total_steps``, one at least; cosine
+        and exponential then begin at once. A temperature closer than a thousandth to a bound is taken for the bound:
+        weights round their logit scale.
 
         Args:
             settings: The group of the recipe that is read.
@@ -129,11 +141,13 @@ class TemperatureScheduler:
             if math.isclose(initial_temp, bound, rel_tol=_ROUNDING):
                 initial_temp = bound
         warmup = settings.temp_warmup_steps
+        if warmup is None:
+            warmup = max(1, total_steps // 10) if settings.temperature_schedule_type == "warmup" else 0
         return cls(
             initial_temp,
             settings.min_temp,
             settings.max_temp,
-            max(1, total_steps // 10) if warmup is None else warmup,
+            warmup,
             total_steps,
             settings.temperature_schedule_type,
             settings.temp_decay_rate,
@@ -245,23 +259,21 @@ class TemperatureScheduler:
         self._temperature = state["temperature"] if self.schedule_type == "adaptive" else self._at(self._position)
 
     def _at(self, position: int) -> float:
-        done = min(position, self.total_steps)
-        if self.schedule_type == "warmup":
-            if done <= self.warmup_steps:
-                fraction = done / self.warmup_steps
-                value = (1 - fraction) * self.initial_temp + fraction * self.max_temp
-            else:
-                value = self._cosine(self.max_temp, done - self.warmup_steps, self.total_steps - self.warmup_steps)
-        elif self.schedule_type == "cosine":
-            value = self._cosine(self.initial_temp, done, self.total_steps)
-        elif self.schedule_type == "exponential":
-            value = self.initial_temp * self.decay_rate ** (100 * done / self.total_steps)
-        else:
-            value = self.initial_temp
+        after, rest = min(position, self.total_steps) - self.warmup_steps, self.total_steps - self.warmup_steps
+        value = self.initial_temp
+        if self.schedule_type == "warmup" and after < 0:
+            fraction = position / self.warmup_steps
+            value = (1 - fraction) * self.initial_temp + fraction * self.max_temp
+        elif self.schedule_type == "warmup":
+            value = self._cosine(self.max_temp if self.warmup_steps else self.initial_temp, after, rest)
+        elif self.schedule_type == "cosine" and after > 0:
+            value = self._cosine(self.initial_temp, after, rest)
+        elif self.schedule_type == "exponential" and after > 0:
+            value = self.initial_temp * self.decay_rate ** (100 * after / rest)
         return min(max(value, self.min_temp), self.max_temp)  # the last digit may round past a bound
 
     def _cosine(self, top: float, done: int, steps: int) -> float:
-        weight = (1 + math.cos(math.pi * done / steps)) / 2
+        weight = (1 + math.cos(math.pi * done / max(1, steps))) / 2
         return weight * top + (1 - weight) * self.min_temp
 
     def _observe(self, loss: float) -> None:

@@ -10,12 +10,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict
 
 from domainclip.errors import ConfigurationError
 
 Unit = Literal["fraction", "count", "rank", "nats", "edges", "cosine", "number"]
 """``fraction``: in 0…1. ``number``: a quantity without a unit, such as an agreement."""
+
+Value = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A figure, which is NaN in the program where the rows do not determine it, and null in a JSON file."""
 
 OWN_SECTION = "own"
 """The section of figures that no table of this package knows: those of plugins."""
@@ -93,7 +98,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a model on some rows, with its interval where there is one.
+    """One figure of a model on some rows, with its interval where there is one; so the reports' files hold it, too.
 
     Args:
         name: Its short name, which ``METRICS`` explains.
@@ -106,8 +111,10 @@ class Metric:
         undefined: Resamples that had no value.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str
-    value: float
+    value: Value
     low: float | None = None
     high: float | None = None
     method: str | None = None
@@ -134,6 +141,11 @@ class Metric:
     def ends(self) -> tuple[float, float] | None:
         """Both ends of the interval, None without one."""
         return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there is an interval that says something: one without any width does not."""
+        return self.low is not None and self.high is not None and self.high - self.low > 1e-12
 
     @property
     def facts(self) -> MetricFacts:

@@ -231,24 +231,27 @@ class AlignmentMetrics:
         targets: Matrix | None = None,
         image_groups: Groups | None = None,
         text_groups: Groups | None = None,
-        k: Sequence[int] = K_VALUES,
+        k_values: int | Sequence[int] = K_VALUES,
     ) -> dict[str, float]:
         """All of what follows in one flat dictionary, with the candidate counts ``n_images``, ``n_texts``.
+
+        ``alignment_margin`` is the alignment score minus the mean similarity of the misses: 0 for a collapsed model,
+        whatever its level of similarity, and NaN where every pair is a hit.
 
         Args:
             similarity: Similarities ``[n_images, n_texts]``, a tensor or an array.
             targets: Boolean hits of the same shape.
             image_groups: An id for each image; equal ids are hits.
             text_groups: An id for each text.
-            k: How many answers are looked at.
+            k_values: How many answers are looked at.
 
         Returns:
             The figures by name.
         """
         matrix, relevant = _matrix_and_targets(similarity, targets, image_groups, text_groups)
         return {
-            **summarise_ranks(*_matrix_ranks(matrix, relevant), k=_k_values(k)),
-            "alignment_score": _margin(matrix, relevant),
+            **summarise_ranks(*_matrix_ranks(matrix, relevant), k=_k_values(k_values)),
+            **_alignment(matrix, relevant),
             "n_images": matrix.shape[0],
             "n_texts": matrix.shape[1],
         }
@@ -329,10 +332,10 @@ class AlignmentMetrics:
         image_groups: Groups | None = None,
         text_groups: Groups | None = None,
     ) -> float:
-        """Mean similarity of the hits minus that of the misses, in the units of the matrix.
+        """Mean similarity of the hits, in the units of the matrix: of a square matrix the mean of its diagonal.
 
-        0 for a collapsed model, whatever its level of similarity: the level says nothing, because CLIP's
-        two modalities sit apart. NaN where every pair is a hit, since there is nothing to compare with.
+        Its level alone says little, because CLIP's two modalities sit apart: see ``alignment_margin`` of
+        ``compute_all``.
 
         Args:
             similarity: Similarities ``[n_images, n_texts]``, a tensor or an array.
@@ -343,13 +346,14 @@ class AlignmentMetrics:
         Returns:
             The score, in the units of the matrix.
         """
-        return _margin(*_matrix_and_targets(similarity, targets, image_groups, text_groups))
+        return _alignment(*_matrix_and_targets(similarity, targets, image_groups, text_groups))["alignment_score"]
 
 
-def _margin(matrix: Tensor, relevant: Tensor) -> float:
+def _alignment(matrix: Tensor, relevant: Tensor) -> dict[str, float]:
     if torch.isnan(matrix).any():
         raise ShapeError("The similarities contain NaN: the model has diverged, or an embedding is all zeros")
-    return (matrix[relevant].mean() - matrix[~relevant].mean()).item()
+    hits, misses = matrix[relevant].mean(), matrix[~relevant].mean()
+    return {"alignment_score": hits.item(), "alignment_margin": (hits - misses).item()}
 
 
 def _matrix_ranks(matrix: Tensor, relevant: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
@@ -417,8 +421,8 @@ def _floating(values: Tensor) -> Tensor:
 
 
 def _k_values(k: int | Sequence[int]) -> list[int]:
-    values = [k] if isinstance(k, int) else list(k)
+    values = list(k) if isinstance(k, Sequence | np.ndarray | Tensor) and not isinstance(k, str) else [k]
     for value in values:
-        if value < 1:
-            raise ShapeError(f"k must be at least 1, got {value}")
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ShapeError(f"k must be at least 1, and a whole number, got {value!r}")
     return values

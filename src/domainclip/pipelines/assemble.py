@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from domainclip.config import FrozenConfig
+from domainclip.config import DataSettings, MemorySettings
 from domainclip.data.batches import create_training_loader
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
+from domainclip.data.step_plan import StepPlan
 from domainclip.devices.memory import GB, read_memory
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.domains.domain import DomainConfig
@@ -93,53 +94,90 @@ def training_data(pairs: Sequence[ImageTextPair], run: ResolvedRun, session: Mod
     return CLIPDataset(pairs, processor, recipe, transform, images=session.images, **captions)
 
 
-def apply_recipe(encoder: DualEncoder, recipe: FrozenConfig, console: Console) -> None:
+def announce_images(
+    run: ResolvedRun,
+    session: ModelSession,
+    engine: EmbeddingEngine,
+    data: CLIPDataset,
+    validation: Sequence[ImageTextPair],
+) -> None:
+    """Announce what later parts of the run will ask the store for, before anybody reads a file: each is decoded once.
+
+    Args:
+        run: The resolved run.
+        session: The loaded model.
+        engine: Embeds images as evaluation shows them.
+        data: The training rows.
+        validation: The validation rows.
+    """
+    if run.data.hard_negative_batch_fraction > 0:
+        engine.expect([pair.image_path for pair in data.pairs], shared=run.data.num_workers > 0)
+    if run.probe.probe_first or run.probe.probe_last:
+        data.expect_clean()
+        view = _probe_validation_view(run, session.processor)
+        bytes_each = 3 * view.resolution**2
+        session.images.expect([pair.image_path for pair in validation], view.preparation(), bytes_each)
+
+
+def _probe_validation_view(run: ResolvedRun, processor: EncoderProcessor) -> ImageTransform:
+    spec = ImageSpec.from_processor(processor.image_processor)
+    return ImageTransform(run.recipe, False, spec, steps=run.domain.images)
+
+
+def apply_recipe(encoder: DualEncoder, run: ResolvedRun, console: Console) -> None:
     """Lock, set the resolution, the temperature and what is recomputed, and attach adapters.
 
     Args:
         encoder: The dual encoder, changed in place; it must have no adapters yet.
-        recipe: The resolved recipe.
+        run: The resolved recipe.
         console: Where it is said what adapters were attached and which tower cannot recompute.
     """
-    if recipe.lock_image:
+    optim, resolution, checkpointing = run.optim, run.data.image_resolution, bool(run.memory.gradient_checkpointing)
+    if optim.lock_image:
         encoder.lock("image")
-    if recipe.lock_text:
+    if optim.lock_text:
         encoder.lock("text")
-    encoder.frozen_batch_norm = bool(recipe.freeze_batch_norm)
-    if recipe.image_resolution != encoder.native_resolution:  # the saved model must ask for what it was trained on
-        encoder.processor.set_resolution(recipe.image_resolution)
-    encoder.set_temperature(recipe.temperature, trainable=recipe.learnable_temp)
-    if recipe.lora_r is not None:
-        console.print(attach_lora(encoder, recipe, recipe.seed).describe(), highlight=False)
-    unsupported = checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
-    for tower in unsupported if recipe.gradient_checkpointing else []:
+    encoder.frozen_batch_norm = bool(run.model.freeze_batch_norm)
+    if resolution != encoder.native_resolution:  # the saved model must ask for what it was trained on
+        encoder.processor.set_resolution(resolution)
+    encoder.set_temperature(run.objective.temperature, trainable=run.objective.learnable_temp)
+    if optim.lora_r is not None:
+        console.print(attach_lora(encoder, optim, run.data.seed).describe(), highlight=False)
+    unsupported = checkpoint_blocks(encoder.model, checkpointing)
+    for tower in unsupported if checkpointing else []:
         console.print(f"gradient_checkpointing: the {tower} tower does not support it and keeps everything")
 
 
 def apply_attention(
-    encoder: DualEncoder, recipe: FrozenConfig, device: torch.device, precision: PrecisionDecision, console: Console
+    encoder: DualEncoder,
+    memory: MemorySettings,
+    data: DataSettings,
+    device: torch.device,
+    precision: PrecisionDecision,
+    console: Console,
 ) -> None:
     """Set both towers' attention for training and say why, where it is not the usual fused one.
 
     Args:
         encoder: The dual encoder, changed in place.
-        recipe: The resolved recipe, which says micro-batch, resolution and text length.
+        memory: Says the micro-batch, and which attention is wanted.
+        data: Says resolution and text length.
         device: Where it trains.
         precision: What training computes in.
         console: Where the reason is said.
     """
-    micro_batch = recipe.mini_batch_size or recipe.batch_size
+    micro_batch = memory.mini_batch_size or memory.batch_size
     assert micro_batch is not None  # a resolved recipe
     decisions = decide_attention(
         encoder,
-        recipe,
+        memory,
         batch=micro_batch,
         device_type=device.type,
         training=True,
         precision=precision.name,
         memory_bytes=int(float(read_memory(device)["total_gb"] or 0) * GB * ATTENTION_MEMORY),
-        resolution=recipe.image_resolution,
-        text_length=recipe.max_sequence_length,
+        resolution=data.image_resolution,
+        text_length=data.max_sequence_length,
     )
     encoder.set_attention(**decisions)
     for side, decision in decisions.items():
@@ -147,12 +185,12 @@ def apply_attention(
             console.print(f"Attention of the {side} tower: {decision.name} ({decision.reason})", markup=False)
 
 
-def training_loader(data: CLIPDataset, recipe: FrozenConfig, device: torch.device) -> DataLoader:
+def training_loader(data: CLIPDataset, run: ResolvedRun, device: torch.device) -> DataLoader:
     """The loader of the training batches.
 
     Args:
         data: The training rows.
-        recipe: The resolved recipe.
+        run: The resolved recipe.
         device: Where the model trains; for MPS texts are padded to multiples of 16 tokens.
 
     Returns:
@@ -160,7 +198,16 @@ def training_loader(data: CLIPDataset, recipe: FrozenConfig, device: torch.devic
     """
     # MPS keeps memory for every shape it has seen: a few lengths only.
     multiple = 16 if device.type == "mps" else 1
-    return create_training_loader(data, recipe, contrastive_batch(recipe), pad_to_multiple=multiple)
+    plan = StepPlan.from_settings(
+        run.optim,
+        run.batch,
+        run.resolution,
+        seed=run.data.seed,
+        rows=len(data),
+        batch_size=contrastive_batch(run.memory),
+        full_resolution=data.image_transform.resolution,
+    )
+    return create_training_loader(data, run.data, plan, pad_to_multiple=multiple)
 
 
 def training_loss(encoder: DualEncoder, run: ResolvedRun, loader: DataLoader, device: torch.device) -> nn.Module:
@@ -212,20 +259,22 @@ def training_parts(
     Returns:
         Validation, further terms of the loss, probes and the search for hard negatives, as far as they are wanted.
     """
-    encoder, recipe, where = session.encoder, run.recipe, (session.device, session.precision)
+    encoder, where = session.encoder, (session.device, session.precision)
     autocast = partial(session.precision.autocast, session.device)
     find_hard_negatives = None
-    if recipe.hard_negative_batch_fraction > 0:
+    if run.data.hard_negative_batch_fraction > 0:
         fast = session.engine(autocast=autocast)
         fast.text_map = text_map
-        find_hard_negatives = hard_negative_finder(data, recipe, fast)
-    rehearsal = reference_sets.rehearsed(encoder, recipe, autocast) if reference_sets is not None else None
+        find_hard_negatives = hard_negative_finder(data, run.data, fast)
+    rehearsal = (
+        reference_sets.rehearsed(encoder, run.references, run.data, autocast) if reference_sets is not None else None
+    )
     probe = build_probe(encoder, run, loss, data, val, *where, rehearsal)
     return TrainingParts(
         evaluate=validate,
         terms=FurtherTerms(start, classification_of(encoder, run, data, *where), rehearsal),
-        probe_first=probe if recipe.probe_first else None,
-        probe_last=probe if recipe.probe_last else None,
+        probe_first=probe if run.probe.probe_first else None,
+        probe_last=probe if run.probe.probe_last else None,
         find_hard_negatives=find_hard_negatives,
     )
 
@@ -255,18 +304,17 @@ def build_probe(
     Returns:
         The probe, or None where the recipe wants neither.
     """
-    recipe = resolved.recipe
-    if not (recipe.probe_first or recipe.probe_last):
+    recipe, settings = resolved.recipe, resolved.probe
+    if not (settings.probe_first or settings.probe_last):
         return None
     validation_rows = None
     if len(validation) > 1:
-        spec = ImageSpec.from_processor(encoder.processor.image_processor)
         captions = training_captions(resolved, encoder.processor)
         validation_rows = CLIPDataset(
             validation,
             encoder.processor,
             recipe,
-            ImageTransform(recipe, False, spec, steps=resolved.domain.images),
+            _probe_validation_view(resolved, encoder.processor),
             captions["text_transform"],
             images=data.images,
         )
@@ -274,8 +322,8 @@ def build_probe(
         encoder,
         loss,
         data,
-        resolved.probe,
-        recipe.seed,
+        settings,
+        resolved.data.seed,
         device,
         lambda: precision.autocast(device),
         resolved.evaluation.eval_batch_size,
@@ -302,14 +350,14 @@ def classification_of(
     Returns:
         The term; None where the recipe gives it no weight, or there are no two classes to tell apart.
     """
-    recipe = resolved.recipe
-    if not recipe.classification_weight:
+    weight = resolved.probe.classification_weight
+    if not weight:
         return None
     sentences = _sentences(resolved, data, caption_pipeline(resolved, encoder.processor))
     if not sentences:
         return None
     return ClassificationTerm(
-        encoder, sentences, data, recipe.classification_weight, recipe.seed, device, lambda: precision.autocast(device)
+        encoder, sentences, data, weight, resolved.data.seed, device, lambda: precision.autocast(device)
     )
 
 
@@ -317,16 +365,16 @@ def _sentences(resolved: ResolvedRun, data: CLIPDataset, pipeline: Callable[[str
     labels = sorted({pair.label for pair in data.pairs if pair.label})
     if len(labels) < 2:
         return {}
-    prompts = class_prompts(labels, resolved.recipe.prompt_templates, names_of=resolved.domain.prompts.names_of)
+    prompts = class_prompts(labels, resolved.evaluation.prompt_templates, names_of=resolved.domain.prompts.names_of)
     return {label: [pipeline(sentence) for sentence in sentences] for label, sentences in prompts.items()}
 
 
-def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: EmbeddingEngine) -> Callable[[], Tensor]:
+def hard_negative_finder(data: CLIPDataset, settings: DataSettings, engine: EmbeddingEngine) -> Callable[[], Tensor]:
     """How the hardest negatives of the training rows are found with the present weights.
 
     Args:
         data: The training rows, which are embedded without augmentation.
-        recipe: The resolved recipe, which says ``hard_negative_neighbours`` (k) and ``seed``.
+        settings: Of the resolved recipe: ``hard_negative_neighbours`` (k), ``seed``, and whether others read as well.
         engine: Embeds the rows.
 
     Returns:
@@ -335,7 +383,7 @@ def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: Embedd
     """
     paths = [pair.image_path for pair in data.pairs]
     captions = [pair.caption for pair in data.pairs]
-    engine.expect(paths, shared=recipe.num_workers > 0)
+    engine.expect(paths, shared=settings.num_workers > 0)
     usable: list[int] = []
 
     def find() -> Tensor:
@@ -345,7 +393,7 @@ def hard_negative_finder(data: CLIPDataset, recipe: FrozenConfig, engine: Embedd
         images = torch.zeros(len(paths), found.shape[1])
         images[torch.tensor(usable)] = found
         return hard_negatives(
-            images, engine.encode_texts(captions), data.group_ids, recipe.hard_negative_neighbours, seed=recipe.seed
+            images, engine.encode_texts(captions), data.group_ids, settings.hard_negative_neighbours, seed=settings.seed
         )
 
     return find

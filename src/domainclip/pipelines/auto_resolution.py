@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config import CLIPFinetuningConfig, DataSettings, FrozenConfig, MemorySettings, OptimizerSettings
 from domainclip.data.images.reader import image_header
 from domainclip.data.records import ImageTextPair
 from domainclip.devices.memory import GB
@@ -248,7 +248,8 @@ class _MemoryAt:
         precision: PrecisionDecision,
     ) -> _MemoryAt | None:
         """None where the model's memory cannot be predicted: said in the log, and no resolution is refused for it."""
-        counter = StepCounter(encoder, recipe, device, precision)
+        data, optim, memory = recipe.group(DataSettings), recipe.group(OptimizerSettings), recipe.group(MemorySettings)
+        counter = StepCounter(encoder, data, optim, memory, device, precision)
         try:
             counter.at(encoder.native_resolution)
         except MemoryConstraintError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from torch import Tensor
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import DomainImagePipeline
+from domainclip.data.images.preparation import Preparation
 from domainclip.data.images.reader import MAX_PIXELS
+from domainclip.data.images.store import ImageStore
 from domainclip.errors import ImageError, MemoryConstraintError
 from domainclip.evaluation.robustness import Condition, corrupt
 from domainclip.models import DualEncoder
@@ -50,12 +53,15 @@ class ConditionEmbedder:
         preprocessing: ImagePreprocessing | None = None,
     ) -> None:
         self.encoder, self.device, self.conditions = encoder.eval(), device, list(conditions)
-        self.batch_size, self.max_pixels, self.seed, self.strict = batch_size, max_pixels, seed, strict
+        self.batch_size, self.seed, self.strict = batch_size, seed, strict
         native = ImageSpec.from_processor(encoder.processor.image_processor)
         self.specs = {condition.resolution: native.at(condition.resolution) for condition in self.conditions}
-        self.target = 2 * max(self.specs)
-        steps = preprocessing or ImagePreprocessing()
-        self.pipeline = DomainImagePipeline(steps.model_copy(update={"tile_size": None}))
+        steps = (preprocessing or ImagePreprocessing()).model_copy(update={"tile_size": None})
+        key = ("conditions", steps.model_dump_json(), *self.specs.values(), *self.conditions, seed)
+        pipeline, target = DomainImagePipeline(steps), 2 * max(self.specs)
+        self.preparation = Preparation(key, pipeline, target, partial(self._views_of, pipeline, target))
+        # Each image is asked for once, in all its views: none of them is kept.
+        self.images = ImageStore(0, max_pixels)
 
     @property
     def images_per_batch(self) -> int:
@@ -134,15 +140,21 @@ class ConditionEmbedder:
         with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
             for start in starts:
                 part = paths[start : start + step]
-                yield dict(zip(part, pool.map(self._views_of, part), strict=True))
+                yield dict(zip(part, pool.map(self._read, part), strict=True))
 
-    def _views_of(self, path: Path) -> list[Tensor] | ImageError:
+    def _read(self, path: Path) -> list[Tensor] | ImageError:
         """The image as each condition shows it to the model, or what is wrong with it."""
         try:
-            whole = self.pipeline.apply(self.pipeline.read(path, self.max_pixels, self.target), self.target)
-            return [self._view(condition, whole) for condition in self.conditions]
+            views = self.images.get(path, self.preparation)[0]
         except ImageError as error:
             return error if str(path) in str(error) else ImageError(f"{path}: {error}")
+        sizes = [condition.resolution for condition in self.conditions]
+        parts = views.split([3 * size**2 for size in sizes])
+        return [part.view(3, size, size) for part, size in zip(parts, sizes, strict=True)]
+
+    def _views_of(self, pipeline: DomainImagePipeline, target: int, image: np.ndarray) -> UInt8[Tensor, " bytes"]:
+        whole = pipeline.apply(image, target)
+        return torch.cat([self._view(condition, whole).reshape(-1) for condition in self.conditions])
 
     def _view(self, condition: Condition, whole: np.ndarray) -> UInt8[Tensor, "3 size size"]:
         spec = self.specs[condition.resolution]
@@ -150,5 +162,4 @@ class ConditionEmbedder:
         if condition.corruption is not None:
             model_size = spec.resized_shape(*image.shape[:2])
             image = corrupt(image, condition.corruption, condition.severity, model_size, self.seed)
-        # A copy: what a crop cut off, or the decoded image itself, would be held with the view.
-        return spec.apply(image).clone(memory_format=torch.contiguous_format)
+        return spec.apply(image)

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.data.dataset import CLIPDataset
-from domainclip.data.images.reader import ImageLike
+from domainclip.data.images.given import GivenImages, GivenTexts
 from domainclip.data.records import ImageTextPair
 from domainclip.devices import DeviceManager, MemoryManager
 from domainclip.errors import ConfigurationError, ModelNotInitializedError
@@ -31,7 +30,7 @@ from domainclip.pipelines.reference_sets import with_reference_sets
 from domainclip.pipelines.run_folder import RunFolder
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
 from domainclip.training.distributed import OneProcess
-from domainclip.training.memory.plan import batch_that_fits
+from domainclip.training.memory.plan import StepCounter, batch_that_fits
 
 Pairs = Sequence[ImageTextPair] | CLIPDataset
 
@@ -145,7 +144,11 @@ class CLIPFinetuningController:
         if self._loaded is None:
             return MemoryManager(DeviceManager(self.config.use_mps, self.config.device).device).optimal_batch_size
         loaded = self._loaded
-        return batch_that_fits(loaded.encoder, self.recipe or self.config, loaded.device, loaded.precision)
+        recipe = self.recipe or self.config
+        native = loaded.encoder.native_resolution
+        counter = StepCounter(loaded.encoder, recipe, recipe, recipe, loaded.device, loaded.precision)
+        resolution = recipe.image_resolution if recipe.is_set("image_resolution") else native
+        return batch_that_fits(counter, recipe.largest_resolution(resolution))
 
     # --- using the model ---
 
@@ -163,7 +166,7 @@ class CLIPFinetuningController:
         """
         return self.session.engine(batch_size)
 
-    def encode_text(self, texts: list[str]) -> Float[Tensor, "n dim"]:
+    def encode_text(self, texts: GivenTexts) -> Float[Tensor, "n dim"]:
         """Embed texts.
 
         Args:
@@ -178,11 +181,11 @@ class CLIPFinetuningController:
         """
         return self.session.encode_texts(texts)
 
-    def encode_image(self, images: list[Image.Image]) -> Float[Tensor, "n dim"]:
-        """Embed opened images.
+    def encode_image(self, images: GivenImages) -> Float[Tensor, "n dim"]:
+        """Embed images.
 
         Args:
-            images: PIL images of any size.
+            images: One image or many, as for ``ModelSession.encode_images``.
 
         Returns:
             Unit-length image embeddings, float32 on the CPU.
@@ -193,7 +196,7 @@ class CLIPFinetuningController:
         """
         return self.session.encode_images(images)
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
+    def encode_texts(self, texts: GivenTexts) -> Float[Tensor, "n dim"]:
         """As ``encode_text``: a controller is what evaluators and retrieval ask for embeddings.
 
         Args:
@@ -208,7 +211,7 @@ class CLIPFinetuningController:
         """
         return self.session.encode_texts(texts)
 
-    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "n dim"]:
+    def encode_images(self, images: GivenImages) -> Float[Tensor, "n dim"]:
         """As ``encode_image``, of files (read as training reads them), opened images and arrays alike.
 
         Args:
@@ -224,12 +227,12 @@ class CLIPFinetuningController:
         """
         return self.session.encode_images(images)
 
-    def compute_similarity(self, text: list[str], images: list[Image.Image]) -> Float[Tensor, "images texts"]:
+    def compute_similarity(self, text: list[str], images: GivenImages) -> Float[Tensor, "images texts"]:
         """Similarity of every image to every text by the recipe's ``similarity_metric``.
 
         Args:
-            text: Texts, the columns.
-            images: PIL images, the rows.
+            text: One text or many, the columns.
+            images: One image or many, the rows.
 
         Returns:
             Similarities, the larger the more alike.
@@ -242,12 +245,15 @@ class CLIPFinetuningController:
 
     # --- training and evaluating ---
 
-    def prepare(self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None) -> FrozenConfig:
+    def prepare(
+        self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None, evaluated_rows: int = 0
+    ) -> FrozenConfig:
         """Resolve the recipe for this model and these rows; ``run`` is then the resolved run.
 
         Args:
             train_pairs: The training rows.
             resume_from: The folder of a run that goes on, where ``auto_resolution`` finds what it chose at first.
+            evaluated_rows: Rows of validation and test.
 
         Returns:
             The resolved recipe.
@@ -257,7 +263,7 @@ class CLIPFinetuningController:
             ConfigurationError: A value does not fit the model or the rows.
         """
         asked = (self.config, self.session, train_pairs, self.processes)
-        self.run = resolve_run(*asked, resume_from, self._auto_resolution)
+        self.run = resolve_run(*asked, resume_from, self._auto_resolution, evaluated_rows)
         return self.run.recipe
 
     def fine_tune(
@@ -299,7 +305,8 @@ class CLIPFinetuningController:
                 f"{folder.path} already holds a run: pass resume=True to go on, or another output_path"
             )
         pairs = _rows(train_dataset)
-        self.prepare(pairs, folder.path if resume else None)
+        val = _rows(val_dataset)
+        self.prepare(pairs, folder.path if resume else None, len(val))
         assert self.run is not None
         data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, self.run, session)
         self.run, sets = with_reference_sets(session, self.run, self.processes.is_first)
@@ -308,7 +315,7 @@ class CLIPFinetuningController:
             session,
             self.run,
             data,
-            _rows(val_dataset),
+            val,
             folder,
             resume=resume,
             engine=engine,

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import DataSettings, MemorySettings, OptimizerSettings
 from domainclip.devices.memory import GB
 from domainclip.errors import ConfigurationError, MissingExtraError
 from domainclip.models.lora import require_peft
@@ -157,17 +157,16 @@ def make_plan(
             for checkpointing in (False, True):
                 text = None
                 for resolution in tried:
-                    recipe = CLIPFinetuningConfig(
-                        image_resolution=resolution,
-                        max_sequence_length=length,
-                        precision=precision,
-                        optimizer=optimizer,
-                        gradient_checkpointing=checkpointing,
-                        lora_r=LORA_R if with_lora else None,
-                    )
                     try:
                         memory = plan_step(
-                            shape, recipe, device_type, overhead, memory_bytes=budget_bytes, known_text=text
+                            shape,
+                            DataSettings(image_resolution=resolution, max_sequence_length=length),
+                            OptimizerSettings(optimizer=optimizer, lora_r=LORA_R if with_lora else None),
+                            MemorySettings(precision=precision, gradient_checkpointing=checkpointing),
+                            device_type,
+                            overhead,
+                            memory_bytes=budget_bytes,
+                            known_text=text,
                         )
                     except ConfigurationError as error:
                         if not checkpointing and (lora or not with_lora):  # nothing can be planned

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import CLIPFinetuningConfig, DataSettings, ReferenceSettings
 from domainclip.config.settings import DEFAULT_TEMPLATES
+from domainclip.data.captions.text_transform import plain_text
 from domainclip.data.group_split import find_units, image_key
 from domainclip.data.images.pipeline import DomainImagePipeline
-from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.sources import huggingface
-from domainclip.data.sources.directories import are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE
+from domainclip.data.sources.split_folders import split_folders
 from domainclip.data.sources.tables import source_of
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
-from domainclip.files import write_json
+from domainclip.files import read_record, write_record
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
 from domainclip.reports.schema.base import jsonable
@@ -80,13 +79,14 @@ class ReferenceSets:
         return [pair.image_path for part in self.sets for pair in part.spare]
 
     def rehearsed(
-        self, encoder: DualEncoder, recipe: CLIPFinetuningConfig, autocast: Callable[[], Any]
+        self, encoder: DualEncoder, settings: ReferenceSettings, data: DataSettings, autocast: Callable[[], Any]
     ) -> Rehearsal | None:
         """What training is shown of these sets, so that it is not forgotten.
 
         Args:
             encoder: The dual encoder.
-            recipe: The recipe, which says ``rehearsal_strength``, ``max_sequence_length`` and ``seed``.
+            settings: Of the recipe: how strongly is rehearsed.
+            data: Of the recipe: ``max_sequence_length`` and ``seed``.
             autocast: Makes the context to compute in.
 
         Returns:
@@ -95,20 +95,20 @@ class ReferenceSets:
         Raises:
             ConfigurationError: The model's embeddings are not worth keeping.
         """
-        check_kept(recipe, encoder)
+        check_kept(settings, encoder)
         drawn = [pair for part in self.sets for pair in part.rehearsed]
-        if not recipe.rehearsal_strength or not drawn:
+        if not settings.rehearsal_strength or not drawn:
             return None
         engine = self.engine
-        length = min(recipe.max_sequence_length, encoder.text_length)
+        length = min(data.max_sequence_length, encoder.text_length)
         tokens = encoder.processor.token_ids([pair.caption for pair in drawn], length)
         return Rehearsal(
             encoder,
             engine.pixels([pair.image_path for pair in drawn]),
             tokens,
             engine.spec.normalise,
-            recipe.rehearsal_strength,
-            recipe.seed,
+            settings.rehearsal_strength,
+            data.seed,
             engine.device,
             autocast,
         )
@@ -171,8 +171,9 @@ class ReferenceSets:
 
         Raises:
             ConfigurationError: A resumed run would have to measure a set, and the model has other weights now.
+            DamagedFileError: The file is damaged.
         """
-        content = json.loads(kept.read_text(encoding="utf-8")) if resumed and kept.is_file() else {}
+        content = read_record(kept) if resumed and kept.exists() else {}
         known, missing = dict(content.get("sets", {})), []
         for part in self.sets:
             rows = {"split": part.test_split, "rows": part.test.n_rows}
@@ -187,7 +188,7 @@ class ReferenceSets:
                     "them with: resume with the retention_data of the run"
                 )
             known |= {part.name: {**rows, "metrics": part.test(self.engine)} for part, rows in missing}
-            write_json(kept, jsonable({"weights": weights, "sets": known}))
+            write_record(kept, jsonable({"weights": weights, "sets": known}))
         return {part.name: known[part.name]["metrics"] for part in self.sets}
 
     def report(
@@ -254,7 +255,7 @@ def load_reference_sets(session: ModelSession) -> ReferenceSets | None:
         return None
     engine = session.engine()
     # What a domain does to its images and captions is not meant for these.
-    engine.pipeline, engine.text_transform = DomainImagePipeline(None), TextTransform()
+    engine.pipeline, engine.text_transform = DomainImagePipeline(None), plain_text
     sets: list[ReferenceSet] = []
     notes: list[str] = []
     warnings: list[str] = []
@@ -296,19 +297,19 @@ def with_reference_sets(
     return (run, None) if sets is None else (sets.explained(run), sets)
 
 
-def check_kept(recipe: CLIPFinetuningConfig, encoder: DualEncoder) -> None:
+def check_kept(settings: ReferenceSettings, encoder: DualEncoder) -> None:
     """Check that embeddings which the recipe wants to be kept are worth it.
 
     Args:
-        recipe: Whose ``distillation_strength`` and ``rehearsal_strength`` are looked at.
+        settings: ``distillation_strength`` and ``rehearsal_strength`` are looked at.
         encoder: The dual encoder.
 
     Raises:
         ConfigurationError: They are still random numbers, of two backbones that have just been joined.
     """
     for key in ("distillation_strength", "rehearsal_strength"):
-        without_sets = key == "rehearsal_strength" and not recipe.retention_data
-        if encoder.fresh_projections and getattr(recipe, key) and not without_sets:
+        without_sets = key == "rehearsal_strength" and not settings.retention_data
+        if encoder.fresh_projections and getattr(settings, key) and not without_sets:
             raise ConfigurationError(
                 f"{key} keeps the initial model's embeddings, and two backbones that have just been joined have none "
                 "worth keeping: set it to 0, or start from a dual encoder (model_name)"
@@ -332,7 +333,9 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
         return readable_pairs(PairList(rows), engine.readable, place, config.strict, skipped)
 
     pool = [*splits.train, *splits.val]
-    validation_rows, spare = validation_and_spare(pool, splits.test, config.retention_rows, config.seed)
+    validation_rows, spare = validation_and_spare(
+        pool, splits.test, config.retention_rows, config.seed, splits.copies.of
+    )
     drawn, test = readable(validation_rows), readable(splits.test)
     if not drawn:
         raise DataError(f"retention_data: {path} has no row that can be used on its training side")
@@ -360,8 +363,7 @@ def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
     if path.startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
         names |= {name for part in huggingface.open_splits(path).values() for name in part.column_names}
     else:
-        parts = visible_folders(folder) if folder.is_dir() else []
-        places = [folder, *(parts if are_split_folders(parts) else [])]
+        places = [folder, *(split_folders(folder).values() if folder.is_dir() else ())]
         for file in [file for place in places if place.is_dir() for file in place.iterdir()] or [folder]:
             (of_meta if file.name == META_FILE else names).update(_header(file))
     found = {"image_col": names, "caption_col": names, "label_col": names, "group_col": names | of_meta}
@@ -379,7 +381,11 @@ def _header(file: Path) -> set[str]:
 
 
 def validation_and_spare(
-    pool: Sequence[ImageTextPair], test: Sequence[ImageTextPair], most: int, seed: int
+    pool: Sequence[ImageTextPair],
+    test: Sequence[ImageTextPair],
+    most: int,
+    seed: int,
+    copies: Mapping[str, str] | None = None,
 ) -> tuple[list[ImageTextPair], list[ImageTextPair]]:
     """Divide the rows of a training side: some to validate on, others to learn from.
 
@@ -391,11 +397,12 @@ def validation_and_spare(
         test: The rows of the test split.
         most: Rows to validate on, at most.
         seed: Of the draw.
+        copies: For images that have copies the name of the copies' group, as in ``find_units``.
 
     Returns:
         Rows to validate on, and rows to learn from.
     """
-    units = [unit.rows for unit in find_units(pool)]
+    units = [unit.rows for unit in find_units(pool, copies)]
     validation_rows = stratified_rows(pool, min(most, max(2, len(pool) // 2)), seed, units)
     images = {image_key(pair) for pair in (*validation_rows, *test)}
     groups = {pair.group for pair in (*validation_rows, *test)} - {None}

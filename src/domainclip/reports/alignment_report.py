@@ -42,7 +42,7 @@ _RANKING = tuple(
 _AGREEMENT = {
     "mean_hit": "mean similarity of pairs that belong together",
     "mean_miss": "mean similarity of pairs that do not",
-    "alignment_score": "alignment score (the first minus the second)",
+    "alignment_margin": "alignment margin (the first minus the second)",
     "auroc": "AUROC (how often a pair that belongs together is the more similar)",
     "overlap": "overlap of the two (0 % is best)",
     "modality_gap": "modality gap (0 … 2; a description, not a score)",
@@ -292,7 +292,7 @@ def summary_table(report: AlignmentReport) -> Table:
     for _, name in report.roles:
         table.add_column(escape(name), justify="right")
     table.add_column("chance", justify="right")
-    for name in ("i2t_R@1", "i2t_MRR", "t2i_R@1", "t2i_MRR", "alignment_score", "auroc", "modality_gap"):
+    for name in ("i2t_R@1", "i2t_MRR", "t2i_R@1", "t2i_MRR", "alignment_margin", "auroc", "modality_gap"):
         values = [*(report.metrics[role][name] for role, _ in report.roles), report.chance.get(name)]
         table.add_row(title(name), *("" if value is None else f"{value:.3f}" for value in values))
     return table

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from domainclip.evaluation.compare_matrix import BETTER, FAILED, REFERENCE, SAME, UNTESTED, WORSE
+from domainclip.evaluation.compare_matrix import BETTER, FAILED, REFERENCE, SAME, UNTESTED, WORSE, Cell, ComparedData
 from domainclip.reports.render import render
-from domainclip.reports.schema.comparison import Cell, ComparedData, ComparisonReport
+from domainclip.reports.schema.comparison import ComparisonReport
 from domainclip.reports.sections import shown_metrics
 from domainclip.reports.text import p_text, percent, points, title
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from domainclip.evaluation.comparison import empty_recalls
 from domainclip.metrics.bootstrap import FEW_UNITS
-from domainclip.metrics.metric import METRICS
-from domainclip.reports.schema.base import Figure
+from domainclip.metrics.metric import METRICS, Metric
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
-from domainclip.reports.text import figure_text, percent, title
+from domainclip.reports.schema.skipped import SkippedCount
+from domainclip.reports.text import counted, figure_text, percent, title
 
 
 def shown_metrics(
@@ -37,6 +37,23 @@ def shown_metrics(
     if (known.get("n_texts") or math.inf) <= (known.get("n_classes") or 0):
         left_out |= {name for name in names if name.startswith(("i2t_", "t2i_", "mean_R@"))}
     return [name for name in names if name not in left_out]
+
+
+def skipped_lines(counts: Sequence[SkippedCount]) -> list[str]:
+    """What was skipped: the first thing to know of figures that are not of all rows.
+
+    Args:
+        counts: By split and kind of reason.
+
+    Returns:
+        Sentences, one for each kind of reason in each split; none where nothing was skipped.
+    """
+    return [
+        f"Skipped{f' ({count.split})' if count.split else ''}: {counted(count.rows, 'row')}"
+        + (f" with {counted(count.images, 'image')}" if count.images not in (0, count.rows) else "")
+        + f", {count.kind}; first: {count.first.rstrip('.')}."
+        for count in counts
+    ]
 
 
 @dataclass(frozen=True)
@@ -72,8 +89,8 @@ def _labels(found: DomainFigures, intervals: bool) -> DomainTable | None:
     if not columns:
         return None
 
-    def shown(figure: Figure | None, name: str) -> str:
-        return figure_text(figure if intervals or figure is None else Figure(name=name, value=figure.value), name)
+    def shown(figure: Metric | None, name: str) -> str:
+        return figure_text(figure if intervals or figure is None else Metric(name, figure.value), name)
 
     rows = [
         [row.label, str(row.images), *(shown(row.figures.get(name), name) for name in columns)]
@@ -150,7 +167,7 @@ def _interval_notes(found: SemanticFigures) -> list[str]:
     for name, entry in found.metrics.items():
         if entry.low is not None and entry.n_units is not None:
             by_size.setdefault(entry.n_units, []).append(title(name))
-        elif not name.startswith("image_negation") and entry.value is not None:
+        elif not name.startswith("image_negation") and not math.isnan(entry.value):
             without.append(title(name))
     lines = []
     if by_size:

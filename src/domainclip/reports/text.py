@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
-from domainclip.metrics.metric import METRICS
-from domainclip.reports.schema.base import Figure
+from domainclip.metrics.metric import METRICS, Metric
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "—"
@@ -70,7 +70,7 @@ def change_text(before: float | None, after: float | None, name: str) -> str:
     return change + (" (worse)" if worse else "")
 
 
-def figure_text(figure: Figure | None, name: str) -> str:
+def figure_text(figure: Metric | None, name: str) -> str:
     """A figure with its interval.
 
     Args:
@@ -80,7 +80,7 @@ def figure_text(figure: Figure | None, name: str) -> str:
     Returns:
         "0.912 (0.870 to 0.941)" or "91.2% (87.0% to 94.1%)", as the metric's readers write it.
     """
-    if figure is None or figure.value is None:
+    if figure is None or math.isnan(figure.value):
         return NOTHING
     decimal = METRICS[name].decimal or not METRICS[name].is_fraction
 
@@ -158,6 +158,19 @@ def inline(value: JsonValue) -> str:
     if isinstance(value, list):
         return ", ".join(inline(item) for item in value)
     return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun.
+
+    Args:
+        n: How many.
+        noun: The noun in the singular, whose plural ends in "s" ("es" after "ss").
+
+    Returns:
+        "1 image" or "1,200 images".
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('ss') else 's'}"
 
 
 def few(items: Sequence[str], most: int) -> str:

@@ -79,6 +79,7 @@ class DataFacts:
         names_heights: whether some caption says upper, lower, top or bottom.
         processes: that one batch is spread over.
         class_imbalance: rows of the largest class for one of the smallest.
+        evaluated_rows: of validation and test, whose images are kept beside those of the training rows.
     """
 
     train_rows: int
@@ -90,6 +91,7 @@ class DataFacts:
     names_heights: bool = False
     processes: int = 1
     class_imbalance: float = 1.0
+    evaluated_rows: int = 0
 
 
 class Row(Protocol):
@@ -104,12 +106,13 @@ class Row(Protocol):
         """Its class, where there is one."""
 
 
-def data_facts(pairs: Sequence[Row], processes: int = 1) -> DataFacts:
+def data_facts(pairs: Sequence[Row], processes: int = 1, evaluated_rows: int = 0) -> DataFacts:
     """The facts about the training rows.
 
     Args:
         pairs: the rows.
         processes: that train together on this machine.
+        evaluated_rows: of validation and test.
 
     Returns:
         Counts and fractions of them.
@@ -128,4 +131,5 @@ def data_facts(pairs: Sequence[Row], processes: int = 1) -> DataFacts:
         cores=max(1, (os.cpu_count() or 1) // processes),
         processes=processes,
         class_imbalance=max(sizes) / min(sizes) if sizes else 1.0,
+        evaluated_rows=evaluated_rows,
     )

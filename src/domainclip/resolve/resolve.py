@@ -167,8 +167,12 @@ def _resolve_reading(draft: Draft, data: DataFacts) -> None:
     if "num_workers" in draft.given:
         return
     resolution = max([values["image_resolution"], *(values["training_resolutions"] or {})])
-    bytes_each = 3 * resolution**2 * (1.3 if values["augment_images"] else 1.0)
-    if bytes_each * data.train_rows <= values["image_cache_mb"] * 2**20:
+    augmented = values["augment_images"]
+    # As evaluation shows them: those of validation and test, and of the training rows where they are mined or probed.
+    again = values["hard_negative_batch_fraction"] or values["probe_first"] or values["probe_last"]
+    plain = data.evaluated_rows + (data.train_rows if augmented and again else 0)
+    kept = 3 * resolution**2 * (data.train_rows * (1.3 if augmented else 1.0) + plain)
+    if kept <= values["image_cache_mb"] * 2**20:
         draft.decide("num_workers", 0, "all decoded images fit into image_cache_mb: later epochs read memory")
     else:
         draft.decide("num_workers", max(0, min(4, data.cores - 1)), f"{data.cores} cores, one left for training")

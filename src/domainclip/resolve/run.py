@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Self
 
 from domainclip.config import (
+    BatchScheduleSettings,
     CLIPFinetuningConfig,
     DataSettings,
     EvaluationSettings,
@@ -107,6 +108,11 @@ class ResolvedRun(ResolvedInference):
     def references(self) -> ReferenceSettings:
         """Reference sets, and what keeps the model near its initial weights."""
         return self.recipe.group(ReferenceSettings)
+
+    @cached_property
+    def batch(self) -> BatchScheduleSettings:
+        """Whether the contrastive batch grows."""
+        return self.recipe.group(BatchScheduleSettings)
 
     @cached_property
     def resolution(self) -> ResolutionSettings:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from domainclip.config.recipe import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config.settings import MemorySettings
 from domainclip.config.step_schedules import BatchSchedule, resolution_phases, total_steps
 from domainclip.errors import ConfigurationError
 from domainclip.resolve.draft import Draft
@@ -247,16 +248,16 @@ def resolved_steps(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> 
     return total
 
 
-def contrastive_batch(values: dict[str, Any] | FrozenConfig) -> int:
+def contrastive_batch(values: dict[str, Any] | MemorySettings) -> int:
     """Pairs that share one loss: ``batch_size × gradient_accumulation_steps``.
 
     Args:
-        values: a resolved recipe, or its values by key.
+        values: the memory group of a resolved recipe, or its values by key.
 
     Returns:
         Pairs.
     """
-    if isinstance(values, FrozenConfig):
+    if isinstance(values, MemorySettings):
         values = values.__dict__
     return int(values["batch_size"]) * int(values["gradient_accumulation_steps"])
 
@@ -313,7 +314,11 @@ def resolve_steps(draft: Draft, data: DataFacts) -> None:
     epoch = steps_per_epoch(values, data.train_rows)
     total = resolved_steps(values, data.train_rows)
     soft = values["temp_warmup_steps"]
-    warms = values["temperature_scheduling"] and values["temperature_schedule_type"] == "warmup"
+    warms = values["temperature_scheduling"] and values["temperature_schedule_type"] in (
+        "warmup",
+        "cosine",
+        "exponential",
+    )
     if warms and soft is not None and soft > total:
         raise ConfigurationError(f"temp_warmup_steps={soft} is more than the {total} steps of the whole training")
     if "warmup_steps" not in draft.given:

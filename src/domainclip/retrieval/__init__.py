@@ -2,23 +2,25 @@
 
 from domainclip.retrieval.mining import hard_negatives
 from domainclip.retrieval.retrieval import (
-    BatchRetrieval,
     Encoder,
     FileEncoder,
+    ImageHit,
     ImageTextRetrieval,
     MutualPair,
     RetrievalHit,
+    TextHit,
 )
 from domainclip.retrieval.similarity_computer import SimilarityComputer, check_top_k, stable_top_k
 
 __all__ = [
-    "BatchRetrieval",
     "Encoder",
     "FileEncoder",
+    "ImageHit",
     "ImageTextRetrieval",
     "MutualPair",
     "RetrievalHit",
     "SimilarityComputer",
+    "TextHit",
     "check_top_k",
     "hard_negatives",
     "stable_top_k",

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar, overload, runtime_checkable
+from typing import Generic, Literal, Protocol, Self, TypeAlias, TypeVar, cast, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from domainclip.data.images.given import GivenImage, GivenImages, GivenTexts, image_list, is_one_image, text_list
 from domainclip.data.images.reader import ImageLike, rgb_of
-from domainclip.errors import DataError, ShapeError
+from domainclip.errors import ConfigurationError, DataError, InputTypeError, ShapeError
 from domainclip.retrieval.similarity_computer import SimilarityComputer, check_top_k
 
-Item = TypeVar("Item", str, ImageLike)
+Key = TypeVar("Key", bound=str | int)
 
+_TOP_K = 5
+_LONGEST_NAME = 1000  # what is longer is no path
 _IMAGES_PER_BATCH = 256  # decoded and held for one call of the encoder
 
 
-@runtime_checkable
 class FileEncoder(Protocol):
     """Whatever embeds files, opened images and texts, one row each: a ``ModelSession``, an ``EmbeddingEngine``, a
     ``CLIPFinetuningController``. It reads a file as training does."""
@@ -75,18 +76,51 @@ class Encoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class RetrievalHit(Generic[Item]):
-    """One answer: its place in the list of candidates, the candidate itself, and its similarity to the query."""
+class RetrievalHit(tuple[Key, float], Generic[Key]):
+    """One answer: ``(text, score)`` where texts were searched, ``(index, score)`` where images were.
 
-    index: int
-    item: Item
+    Args:
+        index: The candidate's place in the list of candidates.
+        item: The candidate itself.
+        score: Its similarity to the query.
+        key: What the tuple begins with; a text itself, an image's index, if left out.
+
+    All three are attributes too.
+    """
+
+    index: int  # type: ignore[assignment]  # in place of the tuple's method
+    item: str | ImageLike
     score: float
 
+    def __new__(cls, index: int, item: str | ImageLike, score: float, key: str | int | None = None) -> Self:
+        first = key if key is not None else item if isinstance(item, str) else index
+        hit = super().__new__(cls, (first, score))  # type: ignore[arg-type]
+        hit.__dict__.update(index=index, item=item, score=score)
+        return hit
 
-@dataclass(frozen=True)
-class MutualPair:
-    """An image and a text that are each other's nearest neighbour, with their places in the lists given."""
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an answer is not changed ({name})")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.index, self.item, self.score, self[0])
+
+
+TextHit: TypeAlias = RetrievalHit[str]
+ImageHit: TypeAlias = RetrievalHit[int]
+
+
+class MutualPair(tuple[int, int, float]):
+    """``(image_index, text_index, score)`` of an image and a text that are each other's nearest neighbour.
+
+    Args:
+        image_index: The image's place in the list given.
+        text_index: The text's place in the list given.
+        image: The image.
+        text: The text.
+        score: Their similarity.
+
+    All are attributes too.
+    """
 
     image_index: int
     text_index: int
@@ -94,125 +128,157 @@ class MutualPair:
     text: str
     score: float
 
+    def __new__(cls, image_index: int, text_index: int, image: ImageLike, text: str, score: float) -> MutualPair:
+        pair = super().__new__(cls, (image_index, text_index, score))
+        pair.__dict__.update(image_index=image_index, text_index=text_index, image=image, text=text, score=score)
+        return pair
 
-@dataclass(frozen=True)
-class BatchRetrieval:
-    """Both directions: the best texts of each image, and the best images of each text, best first."""
-
-    texts_per_image: list[list[RetrievalHit[str]]]
-    images_per_text: list[list[RetrievalHit[ImageLike]]]
+    def __reduce__(self) -> tuple:
+        return type(self), (self.image_index, self.text_index, self.image, self.text, self.score)
 
 
 class ImageTextRetrieval:
     """Retrieval by any encoder.
 
-    Images are PIL images, paths or arrays; a path given as a string comes back as a ``Path``, so that images and texts
-    stay distinguishable.
+    Images are given one or many, in any form that ``data.images.given`` takes; a path given as a string comes back as a
+    ``Path``. Texts are given one or many.
 
     Args:
         controller: What embeds: a ``FileEncoder``, or anything with ``encode_text(list[str])`` and
             ``encode_image(list[PIL.Image])``, which is given files as opened RGB images.
         similarity_computer: How embeddings are compared; the cosine, if left out.
 
-    Every list of answers is sorted, best first; equal scores keep the order of the candidates.
+    Every list of answers is sorted, best first; equal scores keep the order of the candidates. ``top_k``, if left out,
+    is five, or all candidates where there are fewer.
+
+    Raises:
+        InputTypeError: Something is neither an image nor a text.
+        ConfigurationError: The controller has no methods to encode by.
     """
 
     def __init__(
         self, controller: FileEncoder | Encoder, similarity_computer: SimilarityComputer | None = None
     ) -> None:
+        # Asked of the class: a stand-in of tests answers to every name.
+        kind = type(controller)
+        self._reads_files = hasattr(kind, "encode_images") and hasattr(kind, "encode_texts")
+        if not self._reads_files and not (hasattr(controller, "encode_text") and hasattr(controller, "encode_image")):
+            raise ConfigurationError(
+                f"A {kind.__name__} cannot encode: give a ModelSession, a CLIPFinetuningController, or an object with "
+                "encode_text(texts) and encode_image(images)"
+            )
+        if similarity_computer is not None and not isinstance(similarity_computer, SimilarityComputer):
+            raise InputTypeError(f"Give a SimilarityComputer, not a {type(similarity_computer).__name__}")
         self.controller = controller
         self.similarity_computer = similarity_computer or SimilarityComputer()
 
     @overload
     def retrieve_text(  # type: ignore[overload-overlap]  # a string is a sequence of strings
-        self, images: ImageLike, texts: Sequence[str], top_k: int = 5
-    ) -> list[RetrievalHit[str]]: ...
+        self, images: GivenImage, texts: GivenTexts, top_k: int | None = None
+    ) -> list[TextHit]: ...
     @overload
     def retrieve_text(
-        self, images: Sequence[ImageLike], texts: Sequence[str], top_k: int = 5
-    ) -> list[list[RetrievalHit[str]]]: ...
+        self, images: Iterable[GivenImage], texts: GivenTexts, top_k: int | None = None
+    ) -> list[list[TextHit]]: ...
     def retrieve_text(
-        self, images: ImageLike | Sequence[ImageLike], texts: Sequence[str], top_k: int = 5
-    ) -> list[RetrievalHit[str]] | list[list[RetrievalHit[str]]]:
+        self, images: GivenImages, texts: GivenTexts, top_k: int | None = None
+    ) -> list[TextHit] | list[list[TextHit]]:
         """Find the best texts of images.
 
         Args:
-            images: One image, or a list of them.
+            images: One image, or many.
             texts: The candidates.
             top_k: How many for each image.
 
         Returns:
-            One list for an image, a list of lists for several, the best first.
+            ``(text, score)`` tuples, the best first: one list for an image, a list of lists for several.
 
         Raises:
-            DataError: A list is empty, or an item of a wrong kind.
+            DataError: A list is empty, or an item of a wrong kind (then also a ``TypeError``).
             ImageError: An image cannot be read.
             ShapeError: "top_k must be in range": there are fewer texts; or a similarity is NaN.
         """
-        single = isinstance(images, Image.Image | Path | str | np.ndarray)
-        image_list = _images([images] if isinstance(images, Image.Image | Path | str | np.ndarray) else images)
-        candidates = _texts(texts)
-        check_top_k(top_k, len(candidates))  # before the work, not after
-        found = self._ranked(self._embed_images(image_list), self._embed_texts(candidates), candidates, top_k, "images")
-        return found[0] if single else found
+        single, queries, candidates = is_one_image(images), image_list(images), text_list(texts)
+        k = _top_k(top_k, len(candidates))  # before the work, not after
+        found = self._ranked(self._embed_images(queries), self._embed_texts(candidates), k, "images")
+        hits: list[list[TextHit]] = [
+            [RetrievalHit(index, candidates[index], score) for index, score in row] for row in found
+        ]
+        return hits[0] if single else hits
 
     @overload
     def retrieve_image(  # type: ignore[overload-overlap]
-        self, texts: str, images: Sequence[ImageLike], top_k: int = 5
-    ) -> list[RetrievalHit[ImageLike]]: ...
+        self, texts: str, images: GivenImages, top_k: int | None = None
+    ) -> list[ImageHit]: ...
     @overload
     def retrieve_image(
-        self, texts: Sequence[str], images: Sequence[ImageLike], top_k: int = 5
-    ) -> list[list[RetrievalHit[ImageLike]]]: ...
+        self, texts: Iterable[str], images: GivenImages, top_k: int | None = None
+    ) -> list[list[ImageHit]]: ...
     def retrieve_image(
-        self, texts: str | Sequence[str], images: Sequence[ImageLike], top_k: int = 5
-    ) -> list[RetrievalHit[ImageLike]] | list[list[RetrievalHit[ImageLike]]]:
+        self, texts: GivenTexts, images: GivenImages, top_k: int | None = None
+    ) -> list[ImageHit] | list[list[ImageHit]]:
         """Find the best images of texts.
 
         Args:
-            texts: One text, or a list of them.
+            texts: One text, or many.
             images: The candidates.
             top_k: How many for each text.
 
         Returns:
-            One list for a text, a list of lists for several, the best first.
+            ``(index, score)`` tuples, the best first: one list for a text, a list of lists for several. ``item`` of
+            each is the image.
 
         Raises:
-            DataError: A list is empty, or an item of a wrong kind.
+            DataError: A list is empty, or an item of a wrong kind (then also a ``TypeError``).
             ImageError: An image cannot be read.
             ShapeError: "top_k must be in range": there are fewer images; or a similarity is NaN.
         """
-        single = isinstance(texts, str)
-        queries, candidates = _texts([texts] if isinstance(texts, str) else texts), _images(images)
-        check_top_k(top_k, len(candidates))
-        found = self._ranked(self._embed_images(candidates), self._embed_texts(queries), candidates, top_k, "texts")
-        return found[0] if single else found
+        queries, candidates = text_list(texts), image_list(images)
+        k = _top_k(top_k, len(candidates))
+        found = self._ranked(self._embed_images(candidates), self._embed_texts(queries), k, "texts")
+        hits: list[list[ImageHit]] = [
+            [RetrievalHit(index, candidates[index], score) for index, score in row] for row in found
+        ]
+        return hits[0] if isinstance(texts, str) else hits
 
-    def batch_retrieve(self, images: Sequence[ImageLike], texts: Sequence[str], top_k: int = 5) -> BatchRetrieval:
-        """Both directions at once; every image and every text is encoded once.
+    def batch_retrieve(
+        self, queries: GivenImages | GivenTexts, candidates: GivenImages | GivenTexts, top_k: int | None = None
+    ) -> dict[int, list[RetrievalHit[int]]]:
+        """Find the best candidates of many queries; every item is encoded once.
+
+        Both sides are images or texts, also of one kind. A string is a text here: give an image's path as a ``Path``.
 
         Args:
-            images: Queries and candidates.
-            texts: Queries and candidates.
-            top_k: At most the number of images and of texts.
+            queries: Texts or images.
+            candidates: Texts or images.
+            top_k: How many for each query.
 
         Returns:
-            The best texts of each image and the best images of each text.
+            For each query's index its answers as ``(candidate index, score)`` tuples, the best first.
 
         Raises:
-            DataError: A list is empty, or an item of a wrong kind.
+            DataError: A list is empty, or an item of a wrong kind (then also a ``TypeError``); or strings are paths of
+                files.
             ImageError: An image cannot be read.
-            ShapeError: "top_k must be in range": one side has fewer; or a similarity is NaN.
+            ShapeError: "top_k must be in range": there are fewer candidates; or a similarity is NaN.
         """
-        image_list, captions = _images(images), _texts(texts)
-        check_top_k(top_k, min(len(image_list), len(captions)))
-        image_embeds, text_embeds = self._embed_images(image_list), self._embed_texts(captions)
-        return BatchRetrieval(
-            self._ranked(image_embeds, text_embeds, captions, top_k, "images"),
-            self._ranked(image_embeds, text_embeds, image_list, top_k, "texts"),
+        asked, offered = _either(queries, "queries"), _either(candidates, "candidates")
+        k = _top_k(top_k, len(offered.items))
+        query_embeds, candidate_embeds = (
+            self._embed_texts(side.texts) if side.texts else self._embed_images(side.images)
+            for side in (asked, offered)
         )
+        # A metric that learns tells images from texts: the order of its arguments matters.
+        if asked.texts and not offered.texts:
+            found = self._ranked(candidate_embeds, query_embeds, k, "texts")
+        else:
+            found = self._ranked(query_embeds, candidate_embeds, k, "images")
+        return {
+            number: [RetrievalHit(index, offered.items[index], score, index) for index, score in row]
+            for number, row in enumerate(found)
+        }
 
-    def retrieve_mutual_nn(self, images: Sequence[ImageLike], texts: Sequence[str]) -> list[MutualPair]:
+    def retrieve_mutual_nn(self, images: GivenImages, texts: GivenTexts) -> list[MutualPair]:
         """Pairs in which each is the other's nearest neighbour, the most similar first.
 
         Such pairs are likely to belong together even where nothing says so. Of equally near neighbours the one
@@ -226,50 +292,43 @@ class ImageTextRetrieval:
             The pairs with their similarities.
 
         Raises:
-            DataError: A list is empty, or an item of a wrong kind.
+            DataError: A list is empty, or an item of a wrong kind (then also a ``TypeError``).
             ImageError: An image cannot be read.
             ShapeError: A similarity is NaN.
         """
-        image_list, captions = _images(images), _texts(texts)
-        image_embeds, text_embeds = self._embed_images(image_list), self._embed_texts(captions)
-        top_k = self.similarity_computer.top_k
-        scores, nearest_text = (side[:, 0].tolist() for side in top_k(image_embeds, text_embeds, 1))
-        nearest_image = top_k(image_embeds, text_embeds, 1, queries="texts")[1][:, 0].tolist()
+        shown, captions = image_list(images), text_list(texts)
+        image_embeds, text_embeds = self._embed_images(shown), self._embed_texts(captions)
+        nearest_text = [row[0] for row in self._ranked(image_embeds, text_embeds, 1, "images")]
+        nearest_image = [row[0][0] for row in self._ranked(image_embeds, text_embeds, 1, "texts")]
         pairs = [
-            MutualPair(image, text, image_list[image], captions[text], scores[image])
-            for image, text in enumerate(nearest_text)
+            MutualPair(image, text, shown[image], captions[text], score)
+            for image, (text, score) in enumerate(nearest_text)
             if nearest_image[text] == image
         ]
         return sorted(pairs, key=lambda pair: -pair.score)
 
     def _ranked(
-        self,
-        image_embeds: Tensor,
-        text_embeds: Tensor,
-        candidates: Sequence[Item],
-        top_k: int,
-        queries: Literal["images", "texts"],
-    ) -> list[list[RetrievalHit[Item]]]:
-        scores, indices = self.similarity_computer.top_k(image_embeds, text_embeds, top_k, queries)
-        return [
-            [RetrievalHit(index, candidates[index], score) for index, score in zip(places, values, strict=True)]
-            for places, values in zip(indices.tolist(), scores.tolist(), strict=True)
-        ]
+        self, image_embeds: Tensor, text_embeds: Tensor, top_k: int, queries: Literal["images", "texts"]
+    ) -> list[list[tuple[int, float]]]:
+        scores, indices = self.similarity_computer.nearest(image_embeds, text_embeds, top_k, queries)
+        return [list(zip(*row, strict=True)) for row in zip(indices.tolist(), scores.tolist(), strict=True)]
 
     def _embed_images(self, image_list: Sequence[ImageLike]) -> Tensor:
         rows = []
         for start in range(0, len(image_list), _IMAGES_PER_BATCH):
             part = image_list[start : start + _IMAGES_PER_BATCH]
-            if isinstance(self.controller, FileEncoder):
-                embeds = self.controller.encode_images(part)
+            if self._reads_files:
+                embeds = cast(FileEncoder, self.controller).encode_images(part)
             else:
-                embeds = self.controller.encode_image([_opened(image) for image in part])
+                embeds = cast(Encoder, self.controller).encode_image([_opened(image) for image in part])
             rows.append(_checked(embeds, len(part), "encode_image", "images"))
         return torch.cat(rows)
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
-        encoder = self.controller
-        embeds = encoder.encode_texts(texts) if isinstance(encoder, FileEncoder) else encoder.encode_text(texts)
+        if self._reads_files:
+            embeds = cast(FileEncoder, self.controller).encode_texts(texts)
+        else:
+            embeds = cast(Encoder, self.controller).encode_text(texts)
         return _checked(embeds, len(texts), "encode_text", "texts")
 
 
@@ -285,23 +344,33 @@ def _checked(embeds: Tensor, expected: int, method: str, what: str) -> Tensor:
     return embeds
 
 
-def _images(images: Sequence[ImageLike]) -> list[ImageLike]:
-    if isinstance(images, Image.Image | Path | str | np.ndarray):
-        raise DataError(f"Expected a list of images, got one: pass [{images!r}]")
-    if not len(images):
-        raise DataError("No images given: retrieval needs at least one")
-    for index, image in enumerate(images):
-        if not isinstance(image, Image.Image | Path | str | np.ndarray):
-            raise DataError(f"Image {index} is a {type(image).__name__}: give PIL images, paths or arrays")
-    return [Path(image) if isinstance(image, str) else image for image in images]
+def _top_k(top_k: int | None, n_candidates: int) -> int:
+    if top_k is None:
+        return min(_TOP_K, n_candidates)
+    check_top_k(top_k, n_candidates)
+    return int(top_k)
 
 
-def _texts(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise DataError(f"Expected a list of texts, got one: pass [{texts!r}]")
-    if not len(texts):
-        raise DataError("No texts given: retrieval needs at least one")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f"Text {index} is a {type(text).__name__}, not a string: {text!r}")
-    return list(texts)
+@dataclass(frozen=True)
+class _Either:
+    """One side of a batch: texts or images, the other empty."""
+
+    texts: list[str]
+    images: list[ImageLike]
+
+    @property
+    def items(self) -> Sequence[str] | Sequence[ImageLike]:
+        return self.texts or self.images
+
+
+def _either(given: GivenImages | GivenTexts, which: str) -> _Either:
+    items = [given] if is_one_image(given) else list(given) if isinstance(given, Iterable) else given
+    if not isinstance(items, list) or not any(isinstance(item, str) for item in items):
+        return _Either([], image_list(items))  # type: ignore[arg-type]
+    texts = text_list(items)
+    if all(len(text) < _LONGEST_NAME and Path(text).is_file() for text in texts):
+        raise DataError(
+            f"The {which} are strings that name files, such as {texts[0]!r}: batch_retrieve takes strings for texts. "
+            "Give images as pathlib.Path"
+        )
+    return _Either(texts, [])

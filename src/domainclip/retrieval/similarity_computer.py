@@ -15,7 +15,7 @@ from domainclip.errors import ConfigurationError, ShapeError
 from domainclip.metrics.distinct import distinct_rows, spread
 from domainclip.similarity import Embeddings, Similarity, as_embeddings, check_embeddings, make_similarity
 
-_SCORES_AT_ONCE = 4_194_304  # of a chunk of top_k: 16 MiB in float32, and a few times that while it is ranked
+_SCORES_AT_ONCE = 4_194_304  # of a chunk of nearest: 16 MiB in float32, and a few times that while it is ranked
 
 
 class SimilarityComputer:
@@ -96,6 +96,36 @@ class SimilarityComputer:
         return result
 
     def top_k(
+        self, similarity: Float[Embeddings, "n_images n_texts"], k: int = 5, dim: int = 1
+    ) -> tuple[Tensor, Int[Tensor, ...]]:
+        """The ``k`` largest similarities of each row or column of a matrix.
+
+        Of equal ones the lower index comes first.
+
+        Args:
+            similarity: What ``compute`` gave.
+            k: Within 1…candidates.
+            dim: 1: of each row, the best texts of an image. 0: of each column, the best images of a text.
+
+        Returns:
+            Values and indices, the best first, ``[n_images, k]`` for ``dim=1`` and ``[k, n_texts]`` for ``dim=0``.
+
+        Raises:
+            ShapeError: "top_k must be in range": k is not within 1…candidates; the matrix is not 2D, or contains NaN.
+            ConfigurationError: ``dim`` is neither 0 nor 1.
+        """
+        matrix = as_embeddings(similarity)
+        if matrix.ndim != 2:
+            raise ShapeError(f"Expected a 2D similarity matrix [n_images, n_texts], got shape {tuple(matrix.shape)}")
+        if isinstance(dim, bool) or dim not in (0, 1, -1, -2):
+            raise ConfigurationError(f"dim must be 1 (the best of each row) or 0 (of each column), got {dim!r}")
+        along_rows = dim in (1, -1)
+        rows = matrix if along_rows else matrix.T
+        check_top_k(k, rows.shape[1])
+        values, indices = stable_top_k(rows, k)
+        return (values, indices) if along_rows else (values.T, indices.T)
+
+    def nearest(
         self,
         image_embeds: Float[Embeddings, "n_images dim"],
         text_embeds: Float[Embeddings, "n_texts dim"],

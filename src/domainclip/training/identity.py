@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from domainclip.config import CLIPFinetuningConfig, TrainingSettings
+from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.key_facts import facts_by_key
 from domainclip.data.dataset import CLIPDataset
 from domainclip.errors import CheckpointError, ConfigurationError
@@ -101,7 +101,7 @@ class RunIdentity:
     @classmethod
     def of(
         cls,
-        settings: TrainingSettings,
+        recipe: dict[str, Any],
         data: CLIPDataset,
         start: str | None = None,
         rehearsal: str | None = None,
@@ -110,16 +110,15 @@ class RunIdentity:
         """Name a run.
 
         Args:
-            settings: Its resolved recipe.
+            recipe: Plain values of its resolved recipe by key.
             data: Its training rows.
             start: Digest of the initial weights.
             rehearsal: Digest of the rehearsed rows.
-            domain: Digest of the content of the settings' domain, which counts in place of its name.
+            domain: Digest of the content of the recipe's domain, which counts in place of its name.
 
         Returns:
             Its identity.
         """
-        recipe = settings.model_dump(mode="json")
         return cls(recipe_digest(recipe, domain), data_fingerprint(data), start, rehearsal, recipe, domain)
 
     def facts(self, step: int) -> tuple[str, str, int, str | None, str | None]:

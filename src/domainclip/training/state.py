@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from domainclip.config import EvaluationSettings, ProbeSettings
 from domainclip.events import Emitter, Warned
 from domainclip.training.distributed import OneProcess, ProcessGroup
+
+
+class Stateful(Protocol):
+    """A part whose state the next step depends on. Its state is plain values and tensors, or None for nothing yet."""
+
+    def state_dict(self) -> Any:
+        """Give what the next step depends on.
+
+        Returns:
+            Plain values and tensors, or None for nothing yet.
+        """
+
+    def load_state_dict(self, state: Any, /) -> object:
+        """Take over what ``state_dict`` gave.
+
+        Args:
+            state: What ``state_dict`` gave.
+
+        Returns:
+            Anything; it is not looked at.
+        """
 
 
 class Best(TypedDict):
@@ -20,6 +41,20 @@ class Best(TypedDict):
     all: dict[str, float]
 
 
+class ProbeOutcome(TypedDict, total=False):
+    """What training the projections alone came to."""
+
+    skipped: str  # why nothing was done; the rest is missing then
+    rows: int
+    steps: int
+    kept_step: int
+    loss_before: float | None  # of the validation rows, in nats; None without any
+    loss: float | None
+    seconds: float
+    validation: float  # the primary metric of the validation that followed
+    kept: bool  # of the projections after the last step: whether they are in the result
+
+
 @dataclass
 class RunState:
     """Where the run is; saved and restored whole."""
@@ -28,14 +63,13 @@ class RunState:
     epoch: int = 0
     batch: int = 0
     best: Best | None = None  # the checkpoint that is kept
+    best_files: dict[str, str] | None = None  # its files' SHA-256 by name
     top: float | None = None  # the best value seen, at whichever step
     without_gain: int = 0
     previous: float | None = None  # the value of the last validation
     confirmed: float | None = None  # as top, of the values that count (see ``Validator``)
-    probe_first: dict[str, Any] | None = None
-    """What training the projections before the first step came to, with ``validation``: the primary metric of its
-    validation."""
-    probe_last: dict[str, Any] | None = None
+    probe_first: ProbeOutcome | None = None
+    probe_last: ProbeOutcome | None = None
     steps_skipped: int = 0  # batches with fewer than two readable images
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -114,12 +148,14 @@ class TrainContext:
         state: Where the run is.
         processes: Those that train together. The first alone validates and writes.
         emitter: Takes the events. Only the first process has listeners.
+        metrics: What was logged so far, which a checkpoint keeps too: a damaged file is then written anew.
     """
 
     folder: Path
     state: RunState = field(default_factory=RunState)
     processes: ProcessGroup | OneProcess = field(default_factory=OneProcess)
     emitter: Emitter = field(default_factory=Emitter)
+    metrics: Stateful | None = None
 
     def warn(self, text: str) -> None:
         """Tell the listeners, and have the report say it.
@@ -148,9 +184,9 @@ class TrainingResult:
     skipped_images: dict[str, str]
     resumed_from: int
     final_loss: float
-    probe_first: dict[str, Any] | None
+    probe_first: ProbeOutcome | None
     """What training the projections before the first step came to; None where it was not asked for."""
-    probe_last: dict[str, Any] | None
-    """The same of the projections after the last step, with ``validation`` and ``kept``."""
+    probe_last: ProbeOutcome | None
+    """The same of the projections after the last step."""
     memory: dict[str, Any]
     """What ``memory.json`` holds: predicted and measured (see ``RunMemory``)."""

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.readers import refuse_within_a_reader
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.events import Validated
 from domainclip.pipelines.run_folder import claim_folder
+from domainclip.reports.schema.tuning import TrialRecord
 from domainclip.resolve import resolve_for_inference
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
@@ -25,7 +27,6 @@ from domainclip.tune.prepare import Work, prepare
 from domainclip.tune.results import PARTS, trial_line, write_results
 from domainclip.tune.space import Space
 from domainclip.tune.stopping import StudySignals
-from domainclip.tune.study import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -81,6 +82,7 @@ def run_tuning(
             ``DataError`` without a validation split, ``MissingExtraError`` without Optuna); ``Interrupted`` is raised
             after SIGINT or SIGTERM.
     """
+    refuse_within_a_reader()
     studies.require_optuna()
     console = console or Console(stderr=True)
     folder = Path(config.output_dir)

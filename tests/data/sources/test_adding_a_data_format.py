@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from batch_cases import training_loader
 from domainclip import CLIPFinetuningConfig
 from domainclip.data import IMAGE_FORMATS, SOURCES, CLIPDataset, DatasetLoader
-from domainclip.data.batches import create_training_loader
 from domainclip.data.images.reader import image_header, read_array, read_image
 from domainclip.errors import DataError, ImageError
 from domainclip.models import make_tiny_clip
@@ -75,7 +75,7 @@ def test_a_spawned_worker_reads_them(here: Path) -> None:
     load_plugins(["my_formats.py"])
     config = CLIPFinetuningConfig(plugins=["my_formats.py"], num_workers=1, batch_size=6)
     data = CLIPDataset(DatasetLoader.load("parts.sqlite"), make_tiny_clip().processor, config)
-    made = create_training_loader(data, config, batch_size=6)
+    made = training_loader(data, config, batch_size=6)
     loader = DataLoader(
         made.dataset,
         batch_sampler=made.batch_sampler,

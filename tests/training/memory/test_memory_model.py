@@ -109,9 +109,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def test_lines_hold_at_other_numbers_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = shape_of(make_tiny_clip(**{**DEEP, "layers": 2}))
-    usual = plan_step(shape, recipe(), "cpu")
+    usual = plan_step(shape, *[recipe()] * 3, "cpu")
     monkeypatch.setattr(memory_trace, "SIZES", (5, 17))  # through() goes exactly through both
-    other = plan_step(shape, recipe(), "cpu")
+    other = plan_step(shape, *[recipe()] * 3, "cpu")
     for side in ("image", "text"):
         for name in ("saved", "first", "again"):
             for pairs in (5, 17):
@@ -231,7 +231,7 @@ def test_the_predicted_peak_is_that_of_a_real_step(
         pytest.importorskip("peft")
     settings = recipe(**VARIANTS[variant])
     encoder = encoders(tmp_path)[kind]()
-    memory = plan_step(shape_of(encoder), settings, "cpu")
+    memory = plan_step(shape_of(encoder), *[settings] * 3, "cpu")
     encoder = prepared(encoder, settings)
     inputs = batch * memory.input_per_pair
     predicted = memory.peak(micro_batch, batch) - memory.weights - inputs
@@ -242,7 +242,7 @@ def test_the_predicted_peak_is_that_of_a_real_step(
 @pytest.mark.parametrize("kind", ["clip", "siglip", "joined", "convolutional"])
 def test_what_is_saved_is_what_autograd_says(kind: str, tmp_path: Path) -> None:
     encoder = encoders(tmp_path)[kind]()
-    memory = plan_step(shape_of(encoder), recipe(), "cpu")
+    memory = plan_step(shape_of(encoder), *[recipe()] * 3, "cpu")
     encoder.train()
     pixels, ids = torch.zeros(6, 3, 32, 32), torch.ones(6, 16, dtype=torch.long)
     weights = [*encoder.parameters(), *encoder.buffers()]
@@ -258,15 +258,15 @@ def test_each_trick_lowers_the_figure() -> None:
     pytest.importorskip("peft")
     shape = shape_of(make_tiny_clip(**{**DEEP, "layers": 2}))
     plain, checkpointed, bf16, lora = (
-        plan_step(shape, recipe(**VARIANTS[name]), "cpu") for name in ("plain", "checkpointing", "bf16", "lora")
+        plan_step(shape, *[recipe(**VARIANTS[name])] * 3, "cpu") for name in ("plain", "checkpointing", "bf16", "lora")
     )
     assert checkpointed.peak(64, 256) < plain.peak(64, 256)
     assert bf16.peak(256, 256) < plain.peak(256, 256)
     assert lora.peak(1, 2) < plain.peak(1, 2)
     assert lora.optimizer_state < plain.optimizer_state / 2
-    adafactor = plan_step(shape, recipe(optimizer="adafactor"), "cpu")
+    adafactor = plan_step(shape, *[recipe(optimizer="adafactor")] * 3, "cpu")
     assert adafactor.optimizer_state < plain.optimizer_state / 10
-    assert plan_step(shape, recipe(image_resolution=64), "cpu").peak(16, 64) > plain.peak(16, 64)
+    assert plan_step(shape, *[recipe(image_resolution=64)] * 3, "cpu").peak(16, 64) > plain.peak(16, 64)
 
 
 # --- what fits ---

@@ -83,10 +83,10 @@ def test_images_that_cannot_be_read_are_left_out(tiny_data: TinyData, tmp_path: 
     pairs = tiny_data.pairs()
     pairs[2] = ImageTextPair(broken, "a texture of brick", "brick")
     first = make_probe(make_tiny_clip(), pairs)
-    reported = first()
-    assert reported["rows"] == 17 and list(reported["skipped_images"]) == [str(broken)]
+    probed = first()
+    assert probed.outcome["rows"] == 17 and list(probed.skipped_images) == [str(broken)]
     unreadable = [ImageTextPair(broken, text, None) for text in ("one", "two")]
-    assert make_probe(make_tiny_clip(), unreadable)()["skipped"] == "fewer than two images can be read"
+    assert make_probe(make_tiny_clip(), unreadable)().outcome["skipped"] == "fewer than two images can be read"
 
 
 # --- what is learned ---
@@ -98,7 +98,7 @@ def test_only_projections_and_scale_move_and_the_encoder_has_them(
 ) -> None:
     encoder = encoder_of(kind, zoo)
     before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
-    reported = make_probe(encoder, tiny_data.pairs())()
+    reported = make_probe(encoder, tiny_data.pairs())().outcome
     after = encoder.model.state_dict()
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     projections = ("visual_projection.", "text_projection.")
@@ -161,9 +161,9 @@ def test_without_labels_the_captions_teach(tiny_data: TinyData) -> None:
         return [ImageTextPair(pair.image_path, pair.caption, None) for pair in tiny_data.pairs(split)]
 
     encoder = make_tiny_clip()
-    reported = make_probe(encoder, bare("train"), bare("val"))()
+    reported = make_probe(encoder, bare("train"), bare("val"))().outcome
     assert reported["loss"] < reported["loss_before"]
-    assert make_probe(make_tiny_clip(), bare("train"))()["kept_step"] == 30  # nothing says to stop
+    assert make_probe(make_tiny_clip(), bare("train"))().outcome["kept_step"] == 30  # nothing says to stop
 
 
 def test_it_stops_where_validation_gets_worse(tiny_data: TinyData) -> None:
@@ -175,7 +175,7 @@ def test_it_stops_where_validation_gets_worse(tiny_data: TinyData) -> None:
     encoder = make_tiny_clip()
     make_probe(encoder, train, pairs, probe_steps=60)()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    reported = make_probe(encoder, train, wrong, probe_steps=60, probe_learning_rate=1e-3)()
+    reported = make_probe(encoder, train, wrong, probe_steps=60, probe_learning_rate=1e-3)().outcome
     assert reported["kept_step"] == 0 and reported["steps"] < 60
     assert same(before, dict(encoder.state_dict()))
 
@@ -197,7 +197,7 @@ def test_the_latest_step_near_the_best_is_kept(
 
     trained = make_probe(make_tiny_clip(), tiny_data.pairs(), pairs, probe_steps=3)
     monkeypatch.setattr(trained, "_validate", validate)
-    assert trained()["kept_step"] == kept and next(values, None) is None
+    assert trained().outcome["kept_step"] == kept and next(values, None) is None
 
 
 @pytest.mark.parametrize("loss_type", ["contrastive", "sigmoid", "hard_negative", "multi_resolution", "combined"])
@@ -207,7 +207,7 @@ def test_every_kind_of_objective_goes_with_it(loss_type: str, tiny_data: TinyDat
         values |= {"objectives": {"contrastive": 1, "sigmoid": 0.5}, "loss_balancing": "uncertainty"}
     first = make_probe(make_tiny_clip(), tiny_data.pairs(), tiny_data.pairs("val"), **values)
     before = copy.deepcopy(first.objective.state_dict())
-    reported = first()
+    reported = first().outcome
     assert reported["loss"] < reported["loss_before"]
     after = first.objective.state_dict()
     assert all(

@@ -74,7 +74,7 @@ def test_the_towers_stay_and_the_projections_are_what_they_become_on_them(
     found, was = weights(trainer), weights(before)
     assert {name for name in found if not torch.equal(found[name], was[name])} == of_projections(trainer)
     # The same by hand, on the model that the plain training ended with.
-    assert make_probe(before.encoder, tiny_data.pairs(), (), probe_steps=10)()["steps"] == 10
+    assert make_probe(before.encoder, tiny_data.pairs(), (), probe_steps=10)().outcome["steps"] == 10
     assert same(weights(before), found) and same(kept_in(tmp_path / "a"), found)
     assert result.best == {"step": STEPS, "metric": "acc", "value": 0.5, "all": {"acc": 0.5}}
     reported = result.probe_last

@@ -23,7 +23,7 @@ from domainclip.tracking import read_metrics
 from domainclip.training import Validation
 from domainclip.training.probe.draws import ClassPrompts, PairDraws
 from domainclip.training.probe.features import FeatureReader
-from domainclip.training.probe.probe import ProbeRestraint
+from domainclip.training.probe.probe import Probed, ProbeRestraint
 from probe_cases import CPU, dataset, make_probe
 from training_setup import make_trainer, same, train_until, weights
 
@@ -41,7 +41,7 @@ def test_a_locked_tower_keeps_its_projection(tiny_data: TinyData) -> None:
     first()
     assert torch.equal(encoder.model.text_projection.weight, before)
     encoder.lock("image")
-    assert make_probe(encoder, tiny_data.pairs())() == {"skipped": "both projections are locked", "skipped_images": {}}
+    assert make_probe(encoder, tiny_data.pairs())() == Probed({"skipped": "both projections are locked"}, {})
 
 
 @pytest.mark.parametrize("targets", [None, ["q_proj", "visual_projection"]])
@@ -57,7 +57,7 @@ def test_adapters_of_towers_stay_and_those_of_projections_learn(targets: list[st
         adapters = {f"visual_projection.lora_{part}.default.weight" for part in "AB"}
         assert names == {"logit_scale", "text_projection.weight", *adapters}
     before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
-    reported = first()
+    reported = first().outcome
     after = encoder.model.state_dict()
     assert {name for name in after if not torch.equal(after[name], before[name])} <= names
     assert reported["loss"] < reported["loss_before"]
@@ -124,7 +124,7 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     calls: list[int] = []
     train_probe = again.probes.first
 
-    def counted() -> dict[str, Any]:
+    def counted() -> Probed:
         calls.append(1)
         return train_probe()
 
@@ -200,7 +200,7 @@ def test_a_run_goes_on_where_projections_are_left_out(tiny_data: TinyData, tmp_p
     trainer = make_trainer(
         tiny_data.pairs(), tmp_path, num_epochs=1, validate=lambda: Validation({"acc": 0.5}, "acc", True, 0.1)
     )
-    trainer.probes.first = lambda: {"skipped": "for a test", "skipped_images": {}}  # type: ignore[assignment, return-value]
+    trainer.probes.first = lambda: Probed({"skipped": "for a test"}, {})  # type: ignore[assignment, return-value]
     result = trainer.train()
     assert result.best is not None and result.best["step"] == 3
     assert result.probe_first == {"skipped": "for a test"}
@@ -214,8 +214,8 @@ def test_only_the_first_process_trains_the_projections(tiny_data: TinyData, tmp_
         def __init__(self) -> None:
             self.shared: list[Any] = []
 
-        def on_first(self, work: Callable[[], Any]) -> dict[str, Any]:
-            return {"skipped": "by the first", "skipped_images": {}}
+        def on_first(self, work: Callable[[], Any]) -> Probed:
+            return Probed({"skipped": "by the first"}, {})
 
         def broadcast_state(self, *modules: Any) -> None:
             self.shared += modules

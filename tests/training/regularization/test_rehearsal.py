@@ -184,7 +184,7 @@ def test_new_projections_have_nothing_to_keep(tiny_data: TinyData, zoo: dict[str
     recipe = controller.prepare(tiny_data.pairs())
     reference_sets, encoder = load_reference_sets(controller.session), controller.session.encoder
     assert reference_sets is not None and encoder is not None
-    assert reference_sets.rehearsed(encoder, recipe, contextlib.nullcontext) is not None
+    assert reference_sets.rehearsed(encoder, recipe, recipe, contextlib.nullcontext) is not None
     encoder.fresh_projections = True
     with pytest.raises(ConfigurationError, match="none worth keeping"):
-        reference_sets.rehearsed(encoder, recipe, contextlib.nullcontext)
+        reference_sets.rehearsed(encoder, recipe, recipe, contextlib.nullcontext)

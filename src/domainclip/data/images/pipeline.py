@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.data.images.reader import read_array
+from domainclip.data.images.reader import ImageBytes, read_array
 from domainclip.data.images.steps import clahe, crop_border, divide_by_background, grey_world, to_levels
 from domainclip.errors import ImageError
 
@@ -47,11 +47,11 @@ class DomainImagePipeline:
         """
         return self.settings.tile_size is not None and max(image.shape[:2]) > self.settings.tile_size
 
-    def read(self, path: Path, max_pixels: int, target: int = 512) -> np.ndarray:
+    def read(self, path: Path | ImageBytes, max_pixels: int, target: int = 512) -> np.ndarray:
         """Read a file for ``apply``.
 
         Args:
-            path: The file.
+            path: The file, or its content.
             max_pixels: Larger images are refused.
             target: The shorter side in pixels that is kept at least: a large JPEG that is not tiled comes smaller.
 

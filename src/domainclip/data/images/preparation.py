@@ -14,6 +14,7 @@ from torch import Tensor
 
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import DomainImagePipeline
+from domainclip.data.images.reader import ImageBytes
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Preparation:
     target: int = field(compare=False)
     make: Callable[[np.ndarray], Tensor] = field(compare=False)
 
-    def read(self, path: Path, max_pixels: int) -> np.ndarray:
+    def read(self, path: Path | ImageBytes, max_pixels: int) -> np.ndarray:
         """Read and decode a file for ``make``.
 
         Args:
-            path: The file.
+            path: The file, or its content.
             max_pixels: Larger images are refused.
 
         Returns:

@@ -90,7 +90,8 @@ class ImageStore:
         shelf = None
         if shared:
             room = max(0, self.capacity - self._claimed())
-            shelf = SharedShelf(len(new), room if bytes_each is None else min(room, bytes_each * len(new)))
+            # Of unknown size: half, since all of it would leave nothing to what is announced later.
+            shelf = SharedShelf(len(new), room // 2 if bytes_each is None else min(room, bytes_each * len(new)))
         self._expected.append(_Expectation(preparation, {name: row for row, name in enumerate(new)}, bytes_each, shelf))
 
     def bytes_to_come(self) -> int:

@@ -173,7 +173,7 @@ class _Plots:
 
     def image_to_texts(self, images: list[int], top_k: int) -> Path:
         rows, model = self.rows, self.model
-        found = self.metric.computer.top_k(model.images[images], model.texts, min(top_k, len(rows.captions)))
+        found = self.metric.computer.nearest(model.images[images], model.texts, min(top_k, len(rows.captions)))
         return self.visualizer.plot_retrieval_results(
             [rows.paths[query] for query in images],
             _answers(found, rows.captions),
@@ -184,7 +184,7 @@ class _Plots:
 
     def text_to_images(self, captions: list[int], top_k: int) -> Path:
         rows, model, most = self.rows, self.model, min(top_k, len(self.rows.paths))
-        found = self.metric.computer.top_k(model.images, model.texts[captions], most, queries="texts")
+        found = self.metric.computer.nearest(model.images, model.texts[captions], most, queries="texts")
         return self.visualizer.plot_retrieval_results(
             [rows.captions[query] for query in captions],
             _answers(found, rows.paths),

@@ -9,10 +9,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from domainclip.evaluation.compare_matrix import BETTER, FAILED, REFERENCE, SAME, UNTESTED, WORSE
+from domainclip.evaluation.compare_matrix import BETTER, FAILED, REFERENCE, SAME, UNTESTED, WORSE, ComparedData
 from domainclip.reports.comparison import SIGNS, comparison_title, interval_text
 from domainclip.reports.plots.style import heading, save, short_label
-from domainclip.reports.schema.comparison import ComparedData, ComparisonReport
+from domainclip.reports.schema.comparison import ComparisonReport
 from domainclip.reports.text import percent, points, title
 
 # Light tints of Okabe and Ito's blue and vermilion: text stays readable on them, and the signs say the same.

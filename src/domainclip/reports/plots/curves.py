@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from domainclip.reports.plots.style import BLUE, GREY, LINES, ORANGE, SERIES, he
 _FEW_PAIRS = 30  # up to which each pair gets a mark of its own: a histogram of them would be a guess
 _MOST_MARKERS = 25
 _MARKERS = "os^DvPX"
+_DIRECTIONS = {"i2t": "image → text", "t2i": "text → image"}
 _ROUND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
@@ -136,6 +137,45 @@ def draw_recall_curves(
     ]
     axes[1].legend(handles=handles, frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1.02))
     figure.text(0, 1.09, heading(title), fontsize=11, va="bottom")
+    return save(figure, path)
+
+
+def draw_measured_recalls(curves: Mapping[str, np.ndarray], ks: Sequence[int], title: str, path: Path) -> Path:
+    """R@K against K, of recalls that were measured before.
+
+    Args:
+        curves: R@K for each K, by the curve's name; "i2t" and "t2i" are written out.
+        ks: The K, ascending.
+        title: The heading.
+        path: The PNG to write.
+
+    Returns:
+        ``path``.
+    """
+    figure = Figure(figsize=(5.5, 3.8))
+    axis = figure.add_axes((0, 0, 1, 1))
+    for index, (name, values) in enumerate(curves.items()):
+        axis.plot(
+            ks,
+            values,
+            color=SERIES[index % len(SERIES)],
+            linestyle=LINES[index % len(LINES)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=4.5,
+            linewidth=1.7,
+            label=short_label(_DIRECTIONS.get(name, name), 84, 42),
+        )
+    if len(ks) > 1:
+        axis.set_xscale("log")
+    axis.set_xticks(ks, [f"{k:,}" for k in ks])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_ylim(0, 1.03)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_xlabel("K (answers looked at)")
+    axis.set_ylabel("R@K (fraction of queries with a hit)")
+    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    axis.set_title(heading(title), fontsize=11, loc="left")
+    tidy([axis])
     return save(figure, path)
 
 

@@ -44,36 +44,10 @@ class Content(BaseModel):
         Returns:
             Plain values.
         """
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-
-
-class Figure(Content):
-    """A ``Metric`` as a file holds it: a figure with its 95 % interval, which is missing where the rows allow none.
-
-    Args:
-        name: The metric's short name.
-        value: The figure, None where the rows do not determine it.
-        low: The lower end of the interval.
-        high: The upper end.
-        method: How the interval was found.
-        n_units: Independent units (images, whole groups of them, terms) that the figure is of.
-        resamples: Resamples that had a value.
-        undefined: Resamples that had none.
-    """
-
-    name: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    method: str | None = None
-    n_units: int | None = None
-    resamples: int = 0
-    undefined: int = 0
-
-    @property
-    def has_interval(self) -> bool:
-        """Whether there is an interval that says something: one without any width does not."""
-        return self.low is not None and self.high is not None and self.high - self.low > 1e-12
+        return {
+            **({"schema_version": version} if (version := getattr(self, "schema_version", None)) else {}),
+            **jsonable(self.model_dump(by_alias=True, exclude_unset=True)),
+        }
 
 
 def jsonable(value: Any) -> Any:

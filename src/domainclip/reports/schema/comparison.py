@@ -2,85 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import ConfigDict, Field
-
-from domainclip.reports.schema.base import Content, MetricValues, SchemaVersion
-
-Verdict = Literal["better", "no difference", "worse", "reference", "not tested", "not evaluated"]
-
-
-class ComparedModel(Content):
-    """A model by its name."""
-
-    name: str
-    path: str
-
-
-class ComparedData(Content):
-    """A data set: the ``metric`` it was compared by, and the units (images or whole groups) that were resampled; None
-    where no model could be evaluated."""
-
-    name: str
-    path: str
-    metric: str
-    unit: Literal["group", "image"]
-    n_units: int | None
-    n_rows: int | None = None
-    n_images: int | None = None
-    n_skipped: int = 0
-    notes: list[str] = []
-
-
-class Cell(Content):
-    """One model on one data set. ``change`` is against the reference; ``p_adjusted`` is corrected for all tests."""
-
-    model: str
-    data: str
-    metric: str
-    verdict: Verdict
-    reason: str | None
-    value: float | None
-    low: float | None
-    high: float | None
-    interval: str | None
-    change: float | None
-    change_low: float | None
-    change_high: float | None
-    differing_units: int | None
-    p_value: float | None
-    p_adjusted: float | None
-    metrics: MetricValues
-
-
-class VerdictCounts(Content):
-    """How often a model got each verdict: beside ``model`` a count under each verdict that occurs."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, int] = Field(init=False)
-
-    model: str
-
-
-class Method(Content):
-    """How the figures came about."""
-
-    interval: str
-    test: str
-    correction: str
-    alpha: float
-    tests: int
-    resamples: int
-    seed: int
-
-
-class SkippedRow(Content):
-    """A row that could not be used."""
-
-    split: str | None = None
-    image_path: str | None = None
-    reason: str
+from domainclip.evaluation.compare_matrix import Cell, ComparedData, ComparedModel, Matrix, Method
+from domainclip.reports.schema.base import Content, SchemaVersion
+from domainclip.reports.schema.skipped import SkippedRow
 
 
 class ComparisonReport(Content):
@@ -90,6 +14,7 @@ class ComparisonReport(Content):
         reference: The model that the others are tested against.
         cells: All models of the first data set, then of the next.
         prompts: A sentence: whose prompts all models were asked with.
+        summary: For each ``model`` a count under each verdict that occurs.
         skipped: Rows that no model could be evaluated on, by data set.
     """
 
@@ -100,9 +25,24 @@ class ComparisonReport(Content):
     models: list[ComparedModel]
     data: list[ComparedData]
     cells: list[Cell]
-    summary: list[VerdictCounts]
+    summary: list[dict[str, str | int]]
     method: Method
     skipped: dict[str, list[SkippedRow]] = {}
+
+    @classmethod
+    def of(cls, matrix: Matrix, *, split: str, prompts: str, skipped: dict[str, list[SkippedRow]]) -> ComparisonReport:
+        """The report of a matrix.
+
+        Args:
+            matrix: Its figures and verdicts.
+            split: Of which rows.
+            prompts: A sentence: whose prompts all models were asked with.
+            skipped: Rows that no model could be evaluated on, by data set.
+
+        Returns:
+            The report.
+        """
+        return cls(schema_version="1.0", split=split, prompts=prompts, skipped=skipped, **vars(matrix))
 
     def cell(self, model: str, data: str) -> Cell:
         """The cell of a model and a data set.

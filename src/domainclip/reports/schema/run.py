@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from domainclip.reports.schema.base import Content, Figure, MetricValues, SchemaVersion
+from domainclip.metrics.metric import Metric
+from domainclip.reports.schema.base import Content, MetricValues, SchemaVersion
+from domainclip.reports.schema.skipped import SkippedCount
 
 When = Literal["before", "after"]
 
@@ -42,16 +44,16 @@ class Retrieval(Content):
 
 
 class LabelFigures(Content):
-    """One label by itself: beside ``label`` and ``images`` a ``Figure`` under the name of each metric."""
+    """One label by itself: beside ``label`` and ``images`` a ``Metric`` under the name of each metric."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Figure] = Field(init=False)
+    __pydantic_extra__: dict[str, Metric] = Field(init=False)
 
     label: str
     images: int
 
     @property
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> dict[str, Metric]:
         """The figures by the name of their metric."""
         return self.__pydantic_extra__ or {}
 
@@ -70,7 +72,7 @@ class DomainFigures(Content):
     """The metrics of a domain, as its readers know them."""
 
     domain: str
-    metrics: dict[str, Figure]
+    metrics: dict[str, Metric]
     per_label: list[LabelFigures] = []
     matrix: Disciplines | None = None
     notes: list[str] = []
@@ -141,7 +143,7 @@ class TerminologyFacts(Content):
 class SemanticFigures(Content):
     """Documents, near misses in the class hierarchy, and terminology, as far as the data have them."""
 
-    metrics: dict[str, Figure]
+    metrics: dict[str, Metric]
     resamples: int = 0
     notes: list[str] = []
     class_hierarchy: HierarchyFacts | None = None
@@ -294,10 +296,11 @@ class TrainingFigures(Content):
 
 
 class DataSummary(Content):
-    """Rows of each split, and what the data say of themselves."""
+    """Rows of each split, what the data say of themselves, and how many rows of them were skipped, by reason."""
 
     counts: dict[str, int] = {}
     notes: list[str] = []
+    skipped: list[SkippedCount] = []
 
 
 class DecisionMade(Content):

@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,17 +22,18 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import DataSettings, MemorySettings, OptimizerSettings
 from domainclip.devices.memory import MemoryManager
 from domainclip.devices.precision import AUTOCAST_DTYPES, PrecisionDecision
-from domainclip.errors import ConfigurationError, MemoryConstraintError, ModelLoadError
+from domainclip.errors import ConfigurationError, MemoryConstraintError
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.models.attention import AttentionDecision, decide_attention
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
-from domainclip.models.io import quiet_transformers
-from domainclip.models.loading import TINY, check_usable, load_config, load_processor
+from domainclip.models.library import quiet_transformers
+from domainclip.models.loading import check_usable, load_config, load_processor
 from domainclip.models.lora import attach_lora
 from domainclip.models.processor import TextPadding
+from domainclip.models.source.name import TINY, short_name
 from domainclip.models.tiny import make_tiny_clip
 from domainclip.training.memory.model import MemoryBudget, StepMemory, largest_micro_batch, trace_towers
 from domainclip.training.memory.trace import TowerMemory
@@ -65,7 +67,7 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     "vit-l-14-336": lambda: _clip(1024, 24, 16, 14, 336, 768),
     "siglip-b-16": SiglipConfig,
 }
-"""Shapes that can be planned without a file of the model."""
+"""Shapes that can be planned without a file of the model, by the short names of models."""
 
 
 MICRO_BATCH = 32
@@ -93,22 +95,19 @@ class ModelShape:
         Raises:
             ModelLoadError: For a name that is none of them, or no dual encoder.
         """
-        if name.lower() in ARCHITECTURES:
-            config = ARCHITECTURES[name.lower()]()
+        if (short := short_name(name)) is not None and not Path(name).exists():
+            config = ARCHITECTURES[short]()
             resolution = config.vision_config.image_size
             kind = SiglipImageProcessorPil if config.model_type == "siglip" else CLIPImageProcessorPil
             size = {"height": resolution, "width": resolution}
             images = kind(size=size, crop_size=size)
             padding: TextPadding = "fixed" if config.model_type == "siglip" else "causal"
             length = config.text_config.max_position_embeddings
-            return cls(name.lower(), config, EncoderProcessor(None, images, padding, length))
+            return cls(short, config, EncoderProcessor(None, images, padding, length))
         if name == TINY:
             encoder = make_tiny_clip()
             return cls(name, encoder.model.config, encoder.processor)
-        try:
-            return cls(name, load_config(name), load_processor(name))
-        except ModelLoadError as error:
-            raise ModelLoadError(f"{error}. Shapes known by name: {', '.join(ARCHITECTURES)}, {TINY}") from error
+        return cls(name, load_config(name), load_processor(name))
 
     def build(self) -> DualEncoder:
         """An encoder of that shape on the ``meta`` device: no numbers, no memory.
@@ -143,28 +142,35 @@ def _make_fake(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
-def _encoder_for(shape: ModelShape, recipe: CLIPFinetuningConfig, device_type: str, memory_bytes: int) -> DualEncoder:
+def _encoder_for(
+    shape: ModelShape,
+    data: DataSettings,
+    optim: OptimizerSettings,
+    memory: MemorySettings,
+    device_type: str,
+    memory_bytes: int,
+) -> DualEncoder:
     encoder = shape.build()
     encoder.optimize_layout(torch.device(device_type))
-    if recipe.lock_image:
+    if optim.lock_image:
         encoder.lock("image")
-    if recipe.lock_text:
+    if optim.lock_text:
         encoder.lock("text")
-    if recipe.lora_r is not None:
-        attach_lora(encoder, recipe, recipe.seed)
-    unsupported = checkpoint_blocks(encoder.model, bool(recipe.gradient_checkpointing))
-    if recipe.gradient_checkpointing and len(unsupported) == 2:
+    if optim.lora_r is not None:
+        attach_lora(encoder, optim, data.seed)
+    unsupported = checkpoint_blocks(encoder.model, bool(memory.gradient_checkpointing))
+    if memory.gradient_checkpointing and len(unsupported) == 2:
         raise ConfigurationError(f"gradient_checkpointing: neither tower of {shape.name} supports it")
     decisions = decide_attention(
         encoder,
-        recipe,
-        batch=recipe.mini_batch_size or MICRO_BATCH,
+        memory,
+        batch=memory.mini_batch_size or MICRO_BATCH,
         device_type=device_type,
         training=True,
-        precision=recipe.precision or "fp32",
+        precision=memory.precision or "fp32",
         memory_bytes=memory_bytes,
-        resolution=recipe.image_resolution,
-        text_length=recipe.max_sequence_length,
+        resolution=data.image_resolution,
+        text_length=data.max_sequence_length,
     )
     if device_type == "mps":  # without a fused backward kernel: what the plain operations keep is kept
         decisions = {
@@ -177,27 +183,27 @@ def _encoder_for(shape: ModelShape, recipe: CLIPFinetuningConfig, device_type: s
 
 def plan_step(
     shape: ModelShape,
-    recipe: CLIPFinetuningConfig,
+    data: DataSettings,
+    optim: OptimizerSettings,
+    memory: MemorySettings,
     device_type: str,
     overhead: int = 0,
     *,
     memory_bytes: int = 2**34,
     known_text: TowerMemory | None = None,
 ) -> StepMemory:
-    """Count what a training step of ``recipe`` holds; neither weights nor activations are made.
-
-    Read of the recipe: ``image_resolution``, ``max_sequence_length``, ``precision`` (None: float32), ``optimizer``,
-    ``gradient_checkpointing``, ``lora_*``, ``lock_*``; for the choice of attention also ``attention``,
-    ``mini_batch_size`` (None: ``MICRO_BATCH``) and ``memory_bytes``, what the run may use. ``known_text``: the text
-    tower of a plan that differed in the resolution alone, which saves its trace.
+    """Count what a training step holds; neither weights nor activations are made.
 
     Args:
         shape: Of the model.
-        recipe: What is trained, resolved or not.
+        data: Its ``image_resolution`` and ``max_sequence_length`` are read, and the seed.
+        optim: Its ``optimizer``, ``ema_fraction``, ``lora_*`` and ``lock_*`` are read.
+        memory: Its ``precision`` (None: float32) and ``gradient_checkpointing`` are read, and for the choice of
+            attention ``attention*`` and ``mini_batch_size`` (None: ``MICRO_BATCH``).
         device_type: ``cpu``, ``cuda`` or ``mps``.
         overhead: Bytes that the process holds beside the weights.
         memory_bytes: What the whole run may use.
-        known_text: The text tower of a plan that differed in the resolution alone.
+        known_text: The text tower of a plan that differed in the resolution alone, which saves its trace.
 
     Returns:
         In bytes.
@@ -205,15 +211,15 @@ def plan_step(
     Raises:
         ConfigurationError: For adapters or checkpointing that the model cannot have, ``MissingExtraError``.
     """
-    dtype = AUTOCAST_DTYPES[recipe.precision or "fp32"]
+    dtype = AUTOCAST_DTYPES[memory.precision or "fp32"]
 
     def autocast() -> Any:
         return contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
 
-    encoder = _encoder_for(shape, recipe, device_type, memory_bytes)
+    encoder = _encoder_for(shape, data, optim, memory, device_type, memory_bytes)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(encoder.model)
-        resolution, length = recipe.image_resolution, recipe.max_sequence_length
+        resolution, length = data.image_resolution, data.max_sequence_length
 
         def images(pairs: int) -> Tensor:
             return encoder.encode_image(torch.zeros(pairs, 3, resolution, resolution))
@@ -224,7 +230,7 @@ def plan_step(
 
         return StepMemory.of(
             encoder,
-            recipe,
+            optim,
             *trace_towers(encoder, images, texts, autocast, known_text),
             input_per_pair=3 * resolution * resolution + 2 * 8 * length,  # images as bytes; token ids and mask
             overhead=overhead,
@@ -236,23 +242,36 @@ LARGEST_BATCH = 256
 
 
 class StepCounter:
-    """Counts steps of ``recipe`` on ``encoder`` (which only lends its shape), as ``RunMemory`` will.
+    """Counts steps on ``encoder`` (which only lends its shape), as ``RunMemory`` will.
 
     ``budget``: bytes that the run may hold, what the process holds now included, as read when this was made.
+
+    Args:
+        encoder: The dual encoder.
+        data: Of a recipe, resolved or not.
+        optim: The same.
+        memory: The same.
+        device: Where the work runs.
+        precision: That of the run, with its reason.
     """
 
     def __init__(
-        self, encoder: DualEncoder, recipe: CLIPFinetuningConfig, device: torch.device, precision: PrecisionDecision
+        self,
+        encoder: DualEncoder,
+        data: DataSettings,
+        optim: OptimizerSettings,
+        memory: MemorySettings,
+        device: torch.device,
+        precision: PrecisionDecision,
     ) -> None:
         self.shape = ModelShape(encoder.name or encoder.model_type, encoder.model.config, encoder.processor)
-        self.device = device
-        settings: dict[str, Any] = {"precision": precision.name, "auto_resolution": False, "wanted_throughput": None}
-        if not recipe.is_set("max_sequence_length"):
-            settings["max_sequence_length"] = min(77, encoder.text_length)
+        self.device, self._optim = device, optim
+        length = data.max_sequence_length if data.is_set("max_sequence_length") else min(77, encoder.text_length)
         if encoder.processor.text_padding == "fixed":
-            settings["max_sequence_length"] = encoder.text_length
-        self.recipe = recipe.updated(**settings)
-        there = MemoryBudget.now(device, recipe.memory_fraction)
+            length = encoder.text_length
+        self._data = data.model_copy(update={"max_sequence_length": length})
+        self._memory = memory.model_copy(update={"precision": precision.name})
+        there = MemoryBudget.now(device, memory.memory_fraction)
         self.budget, self._overhead = there.allowed, there.overhead(encoder)
         self._text: TowerMemory | None = None
 
@@ -268,38 +287,38 @@ class StepCounter:
         Raises:
             MemoryConstraintError: For a model whose memory cannot be predicted.
         """
-        recipe = self.recipe.updated(image_resolution=resolution)
         memory = plan_step(
-            self.shape, recipe, self.device.type, self._overhead, memory_bytes=self.budget, known_text=self._text
+            self.shape,
+            self._data.model_copy(update={"image_resolution": resolution}),
+            self._optim,
+            self._memory,
+            self.device.type,
+            self._overhead,
+            memory_bytes=self.budget,
+            known_text=self._text,
         )
         self._text = memory.text
         return memory
 
 
-def batch_that_fits(
-    encoder: DualEncoder, recipe: CLIPFinetuningConfig, device: torch.device, precision: PrecisionDecision
-) -> int:
+def batch_that_fits(counter: StepCounter, resolution: int) -> int:
     """The largest power of two, 1 to ``LARGEST_BATCH``, of pairs that go through both towers at once within the budget;
     1, with a warning in the log, where even one pair does not fit.
 
     For a model whose memory cannot be predicted, the estimate for CLIP ViT-B/32 instead, with a warning.
 
     Args:
-        encoder: The dual encoder.
-        recipe: What is trained, resolved or not.
-        device: Where the work runs.
-        precision: That of the run, with its reason.
+        counter: Counts the steps.
+        resolution: The largest of the training images, in pixels.
 
     Returns:
         Pairs.
     """
-    resolution = recipe.image_resolution if recipe.is_set("image_resolution") else encoder.native_resolution
-    counter = StepCounter(encoder, recipe, device, precision)
     try:
-        memory = counter.at(recipe.largest_resolution(resolution))
+        memory = counter.at(resolution)
     except MemoryConstraintError as error:
         log.warning("The batch is that of CLIP ViT-B/32: %s", error)
-        return MemoryManager(device).optimal_batch_size
+        return MemoryManager(counter.device).optimal_batch_size
     try:
         return largest_micro_batch(lambda pairs: memory.needed(pairs, pairs), counter.budget, LARGEST_BATCH)
     except MemoryConstraintError as error:

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from domainclip.training.probe.draws import ClassPrompts, Draw, PairDraws
 from domainclip.training.probe.features import FeatureReader
 from domainclip.training.regularization.regularizers import distillation_penalty
 from domainclip.training.regularization.rehearsal import Rehearsal
-from domainclip.training.state import TrainContext
+from domainclip.training.state import ProbeOutcome, TrainContext
 from domainclip.training.validation import BestWeights, Evaluate
 
 MAX_ROWS = 20_000
@@ -46,6 +46,14 @@ _CHECKS = 30
 """How often, over all steps, the validation rows are asked."""
 _PATIENCE = 6
 """Checks without a lower validation loss before it stops."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a ``Probe`` leaves: its outcome, and images that could not be read with the reason."""
+
+    outcome: ProbeOutcome
+    skipped_images: dict[str, str]
 
 
 class Probe:
@@ -109,24 +117,23 @@ class Probe:
             if parameter.requires_grad and (id(parameter) in projections or name in scalars)
         ]
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Probed:
         """Train them in place. The same numbers for the same seed, whatever the state of the global generators, which
         stays as it is.
 
         Returns:
-            ``skipped`` (why nothing was done), or ``rows``, ``steps``, ``kept_step``, ``seconds``, ``loss_before`` and
-            ``loss`` (of the validation rows, in nats; None without any); and ``skipped_images``.
+            The outcome, and the images that were skipped.
         """
         started = time.monotonic()
         parameters = self.trained_parameters()
         if not any(tower_projection(self.encoder, tower).trained for tower in ("image", "text")):
-            return {"skipped": "both projections are locked", "skipped_images": {}}
+            return Probed({"skipped": "both projections are locked"}, {})
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(self.data), generator=generator)[:MAX_ROWS].sort().values.tolist()
         classes = ClassPrompts.read(self.reader, self.class_prompts, self.data) if self.class_prompts else None
         draws = PairDraws.read(self.reader, self.data, rows, self.settings.probe_views, classes)
         if len(draws) < 2:
-            return {"skipped": "fewer than two images can be read", "skipped_images": draws.skipped}
+            return Probed({"skipped": "fewer than two images can be read"}, draws.skipped)
         validation_rows = None
         if self.validation is not None:
             some = (
@@ -141,12 +148,8 @@ class Probe:
                 outcome = self._train(parameters, draws, classes, validation_rows, generator)
         finally:
             self.encoder.train(training)
-        return {
-            "rows": len(draws),
-            **outcome,
-            "seconds": time.monotonic() - started,
-            "skipped_images": draws.skipped,
-        }
+        seconds = time.monotonic() - started
+        return Probed({"rows": len(draws), **outcome, "seconds": seconds}, draws.skipped)
 
     def _train(
         self,
@@ -155,7 +158,7 @@ class Probe:
         classes: ClassPrompts | None,
         validation_rows: PairDraws | None,
         generator: torch.Generator,
-    ) -> dict[str, Any]:
+    ) -> ProbeOutcome:
         settings, total = self.settings, self.settings.probe_steps
         objective = copy.deepcopy(self.objective).train().requires_grad_(False)
         optimizer = self._optimizer(parameters)
@@ -333,9 +336,10 @@ class ProbeStages:
         if self.first is None:
             return False
         with context.emitter.phase("probe_first"):
-            outcome = context.processes.on_first(self.first)
+            probed = context.processes.on_first(self.first)
         context.processes.broadcast_state(self.encoder)
-        context.state.skipped_images |= outcome.pop("skipped_images")
+        outcome = probed.outcome
+        context.state.skipped_images |= probed.skipped_images
         context.state.probe_first = outcome
         if "skipped" in outcome:
             self._report("probe_first", f"Probe first: left out ({outcome['skipped']})")
@@ -347,7 +351,7 @@ class ProbeStages:
             "probe_first",
             f"Probe first: {outcome['rows']} rows, step {outcome['kept_step']} of {outcome['steps']} kept{change}, "
             f"{outcome['seconds']:.1f} s",
-            {f"probe_{name}": value for name, value in outcome.items()},
+            _figures("probe", outcome),
         )
         return True
 
@@ -362,10 +366,10 @@ class ProbeStages:
             return
         last, evaluate = self.last, self.evaluate
 
-        def fit() -> dict[str, Any]:
+        def fit() -> dict[str, object]:
             with context.emitter.phase("probe_last"):
                 self._fit(last, evaluate)
-            return state.parts("best", "probe_last", "skipped_images", "warnings")
+            return state.parts("best", "best_files", "probe_last", "skipped_images", "warnings")
 
         state.load_state_dict(context.processes.on_first(fit))
         context.processes.broadcast_state(self.encoder)
@@ -374,8 +378,9 @@ class ProbeStages:
         state = self.context.state
         parameters = [parameter for _, parameter in probe.trained_parameters()]
         before = [parameter.detach().clone() for parameter in parameters]
-        outcome = probe()
-        state.skipped_images |= outcome.pop("skipped_images")
+        probed = probe()
+        outcome = probed.outcome
+        state.skipped_images |= probed.skipped_images
         state.probe_last = outcome
         if "skipped" in outcome:
             self._report("probe_last", f"Probe last: left out ({outcome['skipped']})")
@@ -399,10 +404,14 @@ class ProbeStages:
             "probe_last",
             f"Probe last: {outcome['rows']} rows, {change}{', kept' if kept else ': the weights before stay'}, "
             f"{outcome['seconds']:.1f} s",
-            {f"probe_last_{name}": value for name, value in outcome.items()},
+            _figures("probe_last", outcome),
         )
 
     def _report(self, name: str, text: str, values: Mapping[str, Number] | None = None) -> None:
         self.context.emitter.emit(
             Milestone(name=name, step=self.context.state.step, text=text, values=dict(values or {}))
         )
+
+
+def _figures(name: str, outcome: ProbeOutcome) -> dict[str, Number]:
+    return {f"{name}_{key}": value for key, value in outcome.items() if value is None or isinstance(value, int | float)}
