@@ -16,7 +16,10 @@ def tune(
     model: Model = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the study.")] = None,
     recipe: Recipe = None,
-    trials: Annotated[int, typer.Option(help="Trials there shall be in the end.", min=1)] = 20,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Trials there shall be in the end; left out, 20, or those of a resumed study.", min=1),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of each trial; left out, a fifth of the whole run's, at least 50.", min=1)
     ] = None,
