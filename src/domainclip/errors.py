@@ -72,6 +72,10 @@ class CheckpointError(CLIPFinetuningError):
     """A checkpoint is damaged, incomplete, or belongs to another recipe."""
 
 
+class DamagedFileError(CheckpointError):
+    """A file that a run has written is not as it was written: changed, cut short, or no longer readable."""
+
+
 class MissingExtraError(CLIPFinetuningError, ImportError):
     """An optional dependency is needed and not installed."""
 

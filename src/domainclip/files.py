@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from domainclip.errors import ConfigurationError
+from domainclip.errors import ConfigurationError, DamagedFileError
+
+CHECKSUM = "sha256"
+_HEADER = "# SHA-256 of the lines below, as the run wrote them: "
 
 
 def fsync_path(path: Path) -> None:
@@ -46,6 +50,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder is where a file has to be written: move it away", str(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as handle:
@@ -133,7 +139,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def replaced_directory(target: Path) -> Iterator[Path]:
+def replaced_directory(target: Path, former: Path | None = None) -> Iterator[Path]:
     """A temporary folder that becomes ``target`` when the block ends well, and vanishes when it does not.
 
     Everything inside is fsynced before the rename. An existing ``target`` is moved aside first and deleted
@@ -141,6 +147,7 @@ def replaced_directory(target: Path) -> Iterator[Path]:
 
     Args:
         target: The folder; folders above it are made.
+        former: Where an existing ``target`` is moved to and stays; by default it is deleted.
 
     Yields:
         The temporary folder, empty.
@@ -159,10 +166,11 @@ def replaced_directory(target: Path) -> Iterator[Path]:
             fsync_path(path)
         fsync_path(temporary)
         if target.exists():
-            aside = target.with_name(f".{target.name}.{mark}.old")
+            aside = former or target.with_name(f".{target.name}.{mark}.old")
             os.replace(target, aside)
             os.replace(temporary, target)
-            shutil.rmtree(aside, ignore_errors=True)
+            if former is None:
+                shutil.rmtree(aside, ignore_errors=True)
         else:
             os.replace(temporary, target)
         fsync_path(target.parent)
@@ -188,3 +196,116 @@ def sha256_of(path: Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Digest every file of a folder.
+
+    Args:
+        folder: The folder, with what lies in folders below it.
+
+    Returns:
+        SHA-256 by the file's path below the folder, with slashes.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+def damage_of(folder: Path, digests: Mapping[str, str]) -> str:
+    """Compare files with their digests.
+
+    Args:
+        folder: Where they lie.
+        digests: From ``digests_of``.
+
+    Returns:
+        What is wrong with the first that is not as it was, or an empty text.
+    """
+    for name, digest in digests.items():
+        try:
+            if sha256_of(folder / name) != digest:
+                return f"{folder / name} is damaged: its SHA-256 is not the one that was noted"
+        except OSError as error:
+            return f"{folder / name} cannot be read: {error.strerror or error}"
+    return ""
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON that ``read_record`` knows to be whole: with a checksum of its content under ``sha256``.
+
+    Args:
+        path: The file; folders above it are made.
+        content: Plain values by name.
+
+    Raises:
+        OSError: It cannot be written.
+        ValueError: A number is NaN or infinite.
+        TypeError: A value is none that JSON has.
+    """
+    write_json(path, {**content, CHECKSUM: _checksum_of(content)})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what ``write_record`` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The content, without its checksum.
+
+    Raises:
+        DamagedFileError: The file cannot be read, or is not what was written.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and content.pop(CHECKSUM, None) == _checksum_of(content):
+            return content
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged: it is no JSON any more") from error
+    raise DamagedFileError(f"{path} is damaged or was changed: its content has another checksum than it names")
+
+
+def _checksum_of(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def with_checksum(text: str) -> str:
+    """Put a line in front of a YAML text that says its checksum.
+
+    Args:
+        text: All of it.
+
+    Returns:
+        The text for ``read_checked``; the line is a comment to every other reader.
+    """
+    return f"{_HEADER}{hashlib.sha256(text.encode('utf-8')).hexdigest()}\n{text}"
+
+
+def read_checked(path: Path) -> str:
+    """Read a text that was written ``with_checksum``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        All of it, without the line in front.
+
+    Raises:
+        DamagedFileError: The file cannot be read, or is not what was written.
+    """
+    try:
+        header, _, text = path.read_bytes().decode("utf-8").partition("\n")
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError:
+        header = text = ""
+    if header != with_checksum(text).partition("\n")[0]:
+        raise DamagedFileError(f"{path} is damaged or was changed: its lines have another checksum than it names")
+    return text

@@ -44,7 +44,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     state = {"model": {"w": torch.randn(3, 4)}, "step": 5, "names": ["a", "b"], "best": None}
     path = store.save(5, state)
     manifest = json.loads((path / MANIFEST).read_text())
-    assert manifest == {"step": 5, "files": {"state.pt": sha256_of(path / "state.pt")}}
+    assert manifest == {"step": 5, "files": {"state.pt": sha256_of(path / "state.pt")}, "best": None}
     found = store.load_latest()
     assert found is not None
     loaded, checkpoint, problems = found

@@ -20,6 +20,7 @@ from domainclip.errors import (
 )
 from domainclip.losses import LOSSES
 from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.reports.schema import TuningReport
 from domainclip.resolve import ResolvedRun
 from domainclip.tune import Space
 from domainclip.tune.conditions import Conditions, keys_read
@@ -229,6 +230,7 @@ def test_what_is_written(tiny_data: TinyData, tmp_path: Path, scripted: Any) -> 
     text = (tmp_path / "tuning.md").read_text()
     assert "within one standard error" in text  # 0.05 better, and the standard error is 0.1
     content = json.loads((tmp_path / "tuning.json").read_text())
+    assert content["schema_version"] == "1.0" and TuningReport.model_validate(content).to_dict() == content
     assert content["gain"] == pytest.approx(0.05)
     assert content["trials"][1]["history"] == {"2": 0.4, "3": 0.55, "4": 0.5, "6": 0.52}
     assert content["importances"] == {"learning_rate": pytest.approx(1.0)}

@@ -15,10 +15,22 @@ from domainclip.cli.align import align_app
 from domainclip.cli.compare import compare
 from domainclip.cli.domain import domain_app
 from domainclip.cli.memory import memory_app
-from domainclip.cli.options import AsJson, Data, Device, Domain, Model, Overrides, Recipe, Split, config_of, print_json
+from domainclip.cli.options import (
+    AsJson,
+    Data,
+    Device,
+    Domain,
+    Model,
+    Overrides,
+    Recipe,
+    Split,
+    config_of,
+    output_folder,
+    print_json,
+)
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
-from domainclip.errors import CLIPFinetuningError, ConfigurationError, Interrupted
+from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 
 app = typer.Typer(
     name="domainclip",
@@ -52,17 +64,35 @@ def train(
     """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
     `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
-    error_analysis=true.
+    error_analysis=true, and `--data` where the data have moved.
     """
-    if resume and output and not (recipe or data or model or domain):
-        saved = Path(output) / "recipe.yaml"
+    if resume and not recipe:
+        output = output_folder(output, overrides)
+        saved, kept = Path(output) / "recipe.yaml", Path(output) / "domain.yaml"
         recipe = str(saved) if saved.is_file() else None
-        kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since
-        domain = str(kept) if kept.is_file() else None
+        if kept.is_file() and domain is None:  # as it was then, even where a shipped domain has changed since
+            domain = str(kept)
+        _require_whole(saved, kept)
+        if recipe is None and not (Path(output) / "checkpoints").is_dir():  # of a run that was started from Python
+            raise ConfigurationError(f"There is no run in {output} to resume: leave --resume out, or name its folder")
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     from domainclip.pipelines import run_training
 
     run_training(config, resume=resume, overwrite=overwrite)
+
+
+def _require_whole(*files: Path) -> None:
+    """Refuse a recipe or domain on record that is not as the run wrote it."""
+    from domainclip.files import read_checked
+
+    for path in files:
+        if path.exists():
+            try:
+                read_checked(path)
+            except DamagedFileError as error:
+                raise DamagedFileError(
+                    f"{error}. Put it back as it was, or give the recipe of the run with --recipe FILE (and --domain)"
+                ) from None
 
 
 @app.command()
@@ -127,7 +157,7 @@ def _evaluate_resolutions(  # type: ignore[no-untyped-def]
     wanted = parse_resolutions(resolutions)
     report = run_resolutions(config, wanted, split, robustness=robustness)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.report.to_dict())
     else:
         report.print()
     if output is not None:  # last, so that figures which cannot be written were at least shown

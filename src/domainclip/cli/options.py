@@ -54,6 +54,26 @@ def config_of(recipe: str | None, overrides: list[str] | None, **options: object
     return load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
 
 
+def output_folder(output: str | None, overrides: list[str] | None) -> str:
+    """The folder that a command is to write to, before its recipe is read.
+
+    Args:
+        output: What ``--output`` says.
+        overrides: ``KEY=VALUE`` texts, which come before it.
+
+    Returns:
+        Its path; the usual one where nothing names it.
+
+    Raises:
+        ConfigurationError: A key or value is wrong.
+    """
+    from domainclip.config import RunSettings, parse_overrides
+    from domainclip.config.recipe_sources import environment_values
+
+    given = {**environment_values(), **({"output_dir": output} if output else {}), **parse_overrides(overrides or [])}
+    return RunSettings(**{key: value for key, value in given.items() if key == "output_dir"}).output_dir
+
+
 def print_json(value: object) -> None:
     """Print plain values for programs, on standard output.
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from domainclip.config import CLIPFinetuningConfig, DataSettings
-from domainclip.data.dataset import CLIPDataset, RawItem, padded
+from domainclip.data.captions.text_transform import padded
+from domainclip.data.dataset import CLIPDataset, RawItem
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.data.step_plan import StepPlan
 from domainclip.errors import ConfigurationError, DataError, ImageError

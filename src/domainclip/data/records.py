@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
+
+from domainclip.errors import DataError, InputTypeError, MissingFileError
 
 DISCIPLINE_COL = "discipline"
 """Column (key) with the field of study that a row is from, where a data set spans several."""
@@ -82,6 +85,31 @@ class ImageTextPair(tuple[Path, str]):
         """
         return pair if isinstance(pair, cls) else cls(*pair)
 
+    @classmethod
+    def checked(cls, pair: object, row: int) -> ImageTextPair:
+        """Make a pair of what a user gives as one.
+
+        Args:
+            pair: A pair, or a plain ``(path, caption)`` tuple.
+            row: Its place, from 0, for messages.
+
+        Returns:
+            The pair.
+
+        Raises:
+            InputTypeError: It is no pair, its image is no path, or its caption no text.
+        """
+        if isinstance(pair, cls):
+            return pair
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InputTypeError(f"Row {row} is {pair!r:.80}: give (image path, caption), or an ImageTextPair")
+        path, caption = pair
+        if not isinstance(path, str | os.PathLike):
+            raise InputTypeError(f"Row {row}: the image is a {type(path).__name__}, not a path: {path!r:.80}")
+        if not isinstance(caption, str):
+            raise InputTypeError(f"Row {row}: the caption is a {type(caption).__name__}, not a text: {caption!r:.80}")
+        return cls(Path(path), caption)
+
     @property
     def image_path(self) -> Path:
         return self[0]
@@ -129,3 +157,39 @@ class PairList(list[ImageTextPair]):
         super().__init__(pairs)
         self.source = source
         self.skipped: list[SkippedRow] = list(skipped)
+
+
+def usable_rows(pairs: Sequence[ImageTextPair], strict: bool) -> tuple[list[int], list[SkippedRow]]:
+    """Which rows have a caption and an image that is there.
+
+    Args:
+        pairs: The rows.
+        strict: Whether the first one that cannot be used is an error.
+
+    Returns:
+        The places of those that can be used, and the others with their reasons.
+
+    Raises:
+        DataError: None can be used ("No valid image-text pairs"); or, in strict mode, the first that cannot.
+    """
+    there: dict[Path, bool] = {}
+    usable: list[int] = []
+    skipped: list[SkippedRow] = []
+    for row, pair in enumerate(pairs):
+        path = pair.image_path
+        if path not in there:
+            there[path] = os.path.exists(path)
+        if there[path] and pair.caption.strip():
+            usable.append(row)
+            continue
+        kind, reason = (
+            ("empty caption", "the caption is empty") if there[path] else ("missing image", f"{path} is not there")
+        )
+        skipped.append(SkippedRow(f"row {row}", str(path), reason, kind))
+        if strict:
+            kind_of_error = DataError if there[path] else MissingFileError
+            raise kind_of_error(f"{skipped[0]}. Mend the row, or set strict=False to skip such rows")
+    if not usable:
+        why = f"{len(skipped)} rows cannot be used, the first: {skipped[0]}" if skipped else "the data set is empty"
+        raise DataError(f"No valid image-text pairs: {why}")
+    return usable, skipped

@@ -12,7 +12,7 @@ from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.config.text_preprocessing import TextPreprocessing
 from domainclip.domains.domain import DomainConfig
 from domainclip.domains.files import DOMAIN_FILE, load_domain, shipped_domains
-from domainclip.files import write_text
+from domainclip.files import with_checksum, write_text
 
 
 def image_steps(settings: DataSettings, domain: DomainConfig | None = None) -> ImagePreprocessing:
@@ -55,7 +55,7 @@ def write_domain(domain: DomainConfig, folder: Path, name: str = DOMAIN_FILE) ->
         folder: where; it must be there.
         name: of the file.
     """
-    write_text(folder / name, domain.to_yaml())
+    write_text(folder / name, with_checksum(domain.to_yaml()))
 
 
 def recorded_recipe(values: dict[str, Any], name: str = DOMAIN_FILE) -> dict[str, Any]:

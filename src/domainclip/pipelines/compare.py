@@ -25,7 +25,7 @@ from domainclip.registry import load_plugins
 from domainclip.reports.comparison import compare_html, compare_markdown, compare_tables, notes, problems, summary_lines
 from domainclip.reports.plots.compare import plot_matrix
 from domainclip.reports.schema import ComparisonReport
-from domainclip.reports.schema.comparison import SkippedRow
+from domainclip.reports.schema.skipped import SkippedRow
 from domainclip.resolve import ResolvedInference, resolve_for_inference
 
 FILES = ("compare.json", "compare.md", "compare.html", "matrix.png")

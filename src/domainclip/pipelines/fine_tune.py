@@ -23,7 +23,6 @@ from domainclip.events import Emitter, Listener, Milestone
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.losses import build_loss
 from domainclip.models.facts import model_facts
-from domainclip.models.io import load_weights
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.assemble import (
     apply_attention,
@@ -48,6 +47,7 @@ from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.signals import StopSignals
+from domainclip.training.validation import load_best
 
 Processes = ProcessGroup | OneProcess
 
@@ -180,11 +180,18 @@ def fine_tune(
     engine = engine or session.engine()
     engine.expect([pair.image_path for pair in val])
     validate = validation_by(evaluator, engine, evaluated) if evaluator is not None else None
-    context = TrainContext(folder.path, processes=processes, emitter=_emitter(folder, listeners, processes, console))
+    emitter = Emitter()
+    metrics = MetricsFile(folder.metrics, emitter.warn) if processes.is_first else None
+    if metrics is not None:
+        emitter.add(metrics)
+        emitter.add(ConsoleListener(console))
+        for listener in listeners:
+            emitter.add(listener)
+    context = TrainContext(folder.path, processes=processes, emitter=emitter, metrics=metrics)
     with _learned_metric(loss, engine, *([evaluated.engine] if evaluated else ())) as metric:
         parts = training_parts(session, run, data, val, loss, start, validate, reference_sets, engine.text_map)
         torch.manual_seed(recipe.seed + processes.rank)  # their own dropout
-        if evaluated is not None and not resume:
+        if evaluated is not None and not (resume and folder.is_trained):
             _tell_references(context, evaluated, 0, "val")
         session.as_loaded = False
         try:
@@ -195,10 +202,8 @@ def fine_tune(
             del loader, parts
             gc.collect()
     encoder.merge_adapters()
-    if result.best is not None and folder.best.is_dir():
-        load_weights(encoder, folder.best)
-        if (learned := folder.best / "loss.pt").is_file():
-            loss.load_state_dict(torch.load(learned, map_location=device))
+    if result.best is not None:
+        load_best(folder.best, context.state.best_files, encoder, loss)
     if metric is not None:  # from here on the plain cosine says what the learned metric said
         encoder.absorb_text_map(metric)
     trade_off = processes.on_first(lambda: apply_trade_off(session, start, data.pairs, val, engine, evaluated, console))
@@ -206,7 +211,8 @@ def fine_tune(
         _tell_references(context, evaluated, result.steps, "saved")
     processes.on_first(lambda: write_model(encoder, folder.path, run.domain))
     encoder.eval()
-    return asdict(result) | {"model_path": str(folder.model), "trade_off": trade_off}
+    skipped = {row.image_path: row.reason for row in data.skipped} | result.skipped_images
+    return asdict(result) | {"model_path": str(folder.model), "trade_off": trade_off, "skipped_images": skipped}
 
 
 def _train(
@@ -225,16 +231,6 @@ def _train(
         return trainer.train(resume=resume)
     finally:
         del trainer, loader, parts  # a traceback would keep them
-
-
-def _emitter(folder: RunFolder, listeners: Sequence[Listener], processes: Processes, console: Console) -> Emitter:
-    emitter = Emitter()
-    if processes.is_first:
-        emitter.add(MetricsFile(folder.metrics, emitter.warn))
-        emitter.add(ConsoleListener(console))
-        for listener in listeners:
-            emitter.add(listener)
-    return emitter
 
 
 def _tell_references(context: TrainContext, sets: ReferenceSets, step: int, prefix: str) -> None:

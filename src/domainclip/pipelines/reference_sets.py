@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +11,9 @@ from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, DataSettings, ReferenceSettings
 from domainclip.config.settings import DEFAULT_TEMPLATES
+from domainclip.data.captions.text_transform import plain_text
 from domainclip.data.group_split import find_units, image_key
 from domainclip.data.images.pipeline import DomainImagePipeline
-from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.sources import huggingface
@@ -24,7 +23,7 @@ from domainclip.data.sources.tables import source_of
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
-from domainclip.files import write_json
+from domainclip.files import read_record, write_record
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
 from domainclip.reports.schema.base import jsonable
@@ -172,8 +171,9 @@ class ReferenceSets:
 
         Raises:
             ConfigurationError: A resumed run would have to measure a set, and the model has other weights now.
+            DamagedFileError: The file is damaged.
         """
-        content = json.loads(kept.read_text(encoding="utf-8")) if resumed and kept.is_file() else {}
+        content = read_record(kept) if resumed and kept.exists() else {}
         known, missing = dict(content.get("sets", {})), []
         for part in self.sets:
             rows = {"split": part.test_split, "rows": part.test.n_rows}
@@ -188,7 +188,7 @@ class ReferenceSets:
                     "them with: resume with the retention_data of the run"
                 )
             known |= {part.name: {**rows, "metrics": part.test(self.engine)} for part, rows in missing}
-            write_json(kept, jsonable({"weights": weights, "sets": known}))
+            write_record(kept, jsonable({"weights": weights, "sets": known}))
         return {part.name: known[part.name]["metrics"] for part in self.sets}
 
     def report(
@@ -255,7 +255,7 @@ def load_reference_sets(session: ModelSession) -> ReferenceSets | None:
         return None
     engine = session.engine()
     # What a domain does to its images and captions is not meant for these.
-    engine.pipeline, engine.text_transform = DomainImagePipeline(None), TextTransform()
+    engine.pipeline, engine.text_transform = DomainImagePipeline(None), plain_text
     sets: list[ReferenceSet] = []
     notes: list[str] = []
     warnings: list[str] = []

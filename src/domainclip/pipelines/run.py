@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,15 +23,16 @@ from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.data.images.reader import image_header
 from domainclip.data.records import PairList
-from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
+from domainclip.data.skipped import readable_pairs, require_images, skipped_rows, unreadable_rows
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
 from domainclip.domains.recipes import recorded_recipe, write_domain
+from domainclip.errors import CheckpointError, DamagedFileError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.events import Listener
-from domainclip.files import write_json, write_text
+from domainclip.files import read_checked, read_record, with_checksum, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.pipelines.assemble import announce_images, training_data
 from domainclip.pipelines.calibrate import calibrate
@@ -53,6 +53,9 @@ from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.tracking import read_metrics
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 from domainclip.training.identity import NEUTRAL_KEYS
+from domainclip.training.regularization.initial_weights import weights_digest
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -238,6 +241,9 @@ class _FirstProcess:
         self.rows, self.engine, self.references, self.console = rows, engine, references, console
         self.alignment, self.undrawn = self._alignment()
         self.goes_on = False
+        self.notes: list[str] = []  # what the report says of files that were damaged
+        self.recorded: dict[str, Any] | None = None  # the recipe on record, if the run goes on and it is whole
+        self.initial_weights: str | None = None  # their digest at the run's first start
         self.earlier_s = 0.0  # what earlier starts took before they trained
         self.decisions: list[dict[str, Any]] = []
         self.before: EvaluationResult | None = None
@@ -248,13 +254,17 @@ class _FirstProcess:
         should this resumption be refused, it is what repeats the run."""
         folder, session = self.folder, self.session
         self.goes_on = resume and folder.is_trained
-        if not (self.goes_on and folder.recipe.is_file()):
+        if resume:
+            self._read_earlier()
+        else:
+            self.decisions = [decision.to_dict() for decision in self.run.decisions]
+        if self.initial_weights is None:
+            self.initial_weights = weights_digest(session.encoder)
+        elif not self.goes_on:
+            self._require_initial_weights("No checkpoint was written yet")
+        if not self.goes_on:
             write_domain(self.run.domain, folder.path)
-            write_text(folder.recipe, yaml_text(self._recipe(), sort_keys=True))
-        self.decisions = [decision.to_dict() for decision in self.run.decisions]
-        if self.goes_on and folder.facts.is_file():  # resumed from the resolved recipe, nothing is left to decide
-            earlier = json.loads(folder.facts.read_text(encoding="utf-8"))
-            self.decisions, self.earlier_s = earlier["decisions"], earlier["before_training_s"]
+            write_text(folder.recipe, with_checksum(yaml_text(self._recipe(), sort_keys=True)))
         facts = {
             "command": sys.argv,
             "environment": environment(),
@@ -263,25 +273,86 @@ class _FirstProcess:
             "precision": session.precision.name,
             "notes": self.splits.notes,
             "before_training_s": self.earlier_s,
+            "initial_weights": self.initial_weights,
         }
-        write_json(folder.facts, jsonable(facts))
+        write_record(folder.facts, jsonable(facts))
+
+    def _read_earlier(self) -> None:
+        """Take over what earlier starts of the run have on record."""
+        folder, own = self.folder, [decision.to_dict() for decision in self.run.decisions]
+        self.decisions = own
+        if folder.recipe.exists():
+            try:
+                self.recorded, _ = parse_recipe(read_checked(folder.recipe), "recipe.yaml")
+            except DamagedFileError as error:
+                self._note(f"{error}. It is written anew from the recipe that was given now")
+        if folder.facts.exists():
+            try:
+                earlier = read_record(folder.facts)
+            except DamagedFileError as error:
+                raise DamagedFileError(
+                    f"{error}. Delete it to go on: the report then has no reasons of the decisions that were made "
+                    "when the run began"
+                ) from error
+            self.initial_weights = earlier["initial_weights"]
+            if self.goes_on:
+                self.decisions, self.earlier_s = earlier["decisions"], earlier["before_training_s"]
+            elif self.recorded is not None:  # from the recipe on record nothing is left to decide
+                now, decided = self._recipe(), {each["key"] for each in own}
+                same = [
+                    each
+                    for each in earlier["decisions"]
+                    if each["key"] not in decided and self.recorded.get(each["key"]) == now.get(each["key"])
+                ]
+                self.decisions = same + own
+        elif self.goes_on and not own:
+            self._note(f"{folder.facts} is gone, and with it the reasons of what was decided when the run began")
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.console.print(f"Note: {text}.", markup=False, highlight=False)
+
+    def _require_initial_weights(self, why: str) -> None:
+        """Refuse to measure, or to train, other weights than those that the run began with."""
+        if self.initial_weights not in (None, weights_digest(self.session.encoder)):
+            raise CheckpointError(
+                f"{why}, and {self.run.recipe.model_name} has other weights now than when the run in "
+                f"{self.folder.path} began. Put those weights back, or begin anew with --overwrite"
+            )
 
     def evaluate_before(self) -> None:
         """Evaluate the untrained weights; a resumed run reads what the first start found."""
         folder, untrained = self.folder, SharedEmbedder(self.engine)
-        kept = self.goes_on and folder.before.is_file() and not self._evaluated_otherwise()
-        if len(self.rows.shown) and kept:
-            self.before = EvaluationResult.from_dict(json.loads(folder.before.read_text(encoding="utf-8")))
-        elif len(self.rows.shown):
-            self.before = self._evaluate(untrained)
-            write_json(folder.before, jsonable(asdict(self.before)))
-        if self.alignment is not None:
-            self.alignment.remember_before(untrained, self.goes_on)
-        if self.references is not None:
-            self.references_before = self.references.before(folder.references_before, self.goes_on)
-        facts = json.loads(folder.facts.read_text(encoding="utf-8"))
+        alignment, references = self.alignment, self.references
+
+        def before(goes_on: bool) -> EvaluationResult:
+            if goes_on and folder.before.exists() and not self._evaluated_otherwise():
+                return EvaluationResult.from_dict(read_record(folder.before))
+            if self.goes_on:
+                self._require_initial_weights("The model has to be evaluated once more as it was before the training")
+            found = self._evaluate(untrained)
+            write_record(folder.before, jsonable(asdict(found)))
+            return found
+
+        if len(self.rows.shown):
+            self.before = self._kept(before)
+        if alignment is not None:
+            if self.goes_on and not folder.alignment_before.exists():
+                self._require_initial_weights("The rows have to be embedded as they were before the training")
+            self._kept(lambda goes_on: alignment.remember_before(untrained, goes_on))
+        if references is not None:
+            self.references_before = self._kept(lambda goes_on: references.before(folder.references_before, goes_on))
         spent = self.earlier_s + time.monotonic() - self.started
-        write_json(folder.facts, facts | {"before_training_s": spent})
+        write_record(folder.facts, read_record(folder.facts) | {"before_training_s": spent})
+
+    def _kept(self, measure: Callable[[bool], T]) -> T:
+        """What was measured before the training: read, and measured again where the file is damaged."""
+        try:
+            return measure(self.goes_on)
+        except DamagedFileError as error:
+            self._require_initial_weights(str(error))
+            self._note(f"{error}. What it held is measured again")
+            return measure(False)
 
     def finish(self, result: dict[str, Any]) -> RunReport:
         """Evaluate the saved model and write the report, whose content is returned.
@@ -293,15 +364,15 @@ class _FirstProcess:
         if self.goes_on:
             self._record_changes()
         skipped = rows.skipped
-        reasons = result["skipped_images"].items()
-        skipped += [{"split": "train", "image_path": path, "reason": reason} for path, reason in reasons]
+        skipped += unreadable_rows(self.splits.train, "train", result["skipped_images"])
         skipped += references.skipped if references is not None else []
         if skipped:
             write_json(folder.skipped, skipped)
         embed = SharedEmbedder(self.engine)
         after = self._evaluate(embed) if len(rows.shown) else None
         calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path)
-        warnings, parts = [*self.undrawn], dict[str, Any](decisions=self.decisions, calibration=calibration)
+        warnings = [*self.notes, *self.undrawn]
+        parts = dict[str, Any](decisions=self.decisions, calibration=calibration)
         if references is not None:
             parts["reference_sets"] = references.report(self.references_before, references.on_test())
             warnings = [*references.warnings, *warnings]
@@ -339,7 +410,9 @@ class _FirstProcess:
     def _evaluated_otherwise(self) -> bool:
         """Whether a resumption has changed how the model is evaluated, so that what was measured before the training
         has to be measured again, on the initial weights."""
-        now, (before, _) = self._recipe(), parse_recipe(self.folder.recipe.read_text(encoding="utf-8"), "recipe.yaml")
+        now, before = self._recipe(), self.recorded
+        if before is None:
+            return True
         asked = [name for name, facts in facts_by_key(CLIPFinetuningConfig) if facts.section == "evaluation"]
         return any(before.get(name) != now.get(name) for name in asked)
 
@@ -347,13 +420,17 @@ class _FirstProcess:
         """Write down what a resumption, now that it was not refused, has changed of the keys that it may change; the
         decisions about others still hold."""
         folder, saved = self.folder, self._recipe()
-        before, _ = parse_recipe(folder.recipe.read_text(encoding="utf-8"), "recipe.yaml")
-        changed = {key: saved[key] for key in NEUTRAL_KEYS & saved.keys() if before.get(key) != saved[key]}
+        before = self.recorded
+        if before is None:  # gone or damaged, and the checkpoint was of the recipe that is given now
+            write_domain(self.run.domain, folder.path)
+            before, changed = {}, saved
+        else:
+            changed = {key: saved[key] for key in NEUTRAL_KEYS & saved.keys() if before.get(key) != saved[key]}
         if changed:
-            write_text(folder.recipe, yaml_text(before | changed, sort_keys=True))
+            write_text(folder.recipe, with_checksum(yaml_text(before | changed, sort_keys=True)))
+        if before and changed:
             self.decisions = [each for each in self.decisions if each["key"] not in changed]
-            content = json.loads(folder.facts.read_text(encoding="utf-8"))
-            write_json(folder.facts, content | {"decisions": self.decisions})
+            write_record(folder.facts, read_record(folder.facts) | {"decisions": self.decisions})
 
     def _alignment(self) -> tuple[RunAlignment | None, list[str]]:
         """The alignment report that is asked for, or why it cannot be made of these rows."""

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.settings import EvaluationSettings
 from domainclip.data.records import ImageTextPair
-from domainclip.errors import CheckpointError, ConfigurationError
+from domainclip.errors import ConfigurationError, DamagedFileError
 from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
 from domainclip.evaluation.protocols import Embedder
 from domainclip.files import write_bytes
@@ -73,23 +74,27 @@ class RunAlignment:
             resume: Whether kept embeddings are read, if they are of the same rows.
 
         Raises:
-            CheckpointError: The kept file is damaged.
+            DamagedFileError: The kept file is damaged.
         """
         kept = RunFolder(self.run_folder).alignment_before
         digest = self._digest()
-        if resume and kept.is_file():
+        if resume and kept.exists():
             try:
                 with safe_open(kept, "pt") as file:
-                    if (file.metadata() or {}).get("rows") == digest:
-                        # Copied, since a matrix product's last bit can depend on where its rows lie in memory.
-                        images, texts = (file.get_tensor(name).clone() for name in ("images", "texts"))
-                        self._before = Embedded("before", images, texts)
-                        return
-            except SafetensorError as error:
-                raise CheckpointError(f"{kept} is damaged ({error}): delete it, and it is made again") from error
+                    found = file.metadata() or {}
+                    # Copied, since a matrix product's last bit can depend on where its rows lie in memory.
+                    images, texts = (file.get_tensor(name).clone() for name in ("images", "texts"))
+            except (SafetensorError, OSError) as error:
+                raise DamagedFileError(f"{kept} is damaged ({error})") from error
+            if found.get("sha256") != _digest_of(images, texts):
+                raise DamagedFileError(f"{kept} is damaged: its embeddings have another checksum than it names")
+            if found.get("rows") == digest:
+                self._before = Embedded("before", images, texts)
+                return
         before = embed(self.rows, model, "before")
-        tensors = {"images": before.images.contiguous(), "texts": before.texts.contiguous()}
-        write_bytes(kept, save(tensors, metadata={"rows": digest}))
+        images, texts = before.images.contiguous(), before.texts.contiguous()
+        names = {"rows": digest, "sha256": _digest_of(images, texts)}
+        write_bytes(kept, save({"images": images, "texts": texts}, metadata=names))
         self._before = before
 
     def write(self, model: Embedder, skipped: list[dict], top_k: int) -> AlignmentReport:
@@ -123,6 +128,14 @@ class RunAlignment:
         """SHA-256 of images and captions in their order: embeddings of other rows must not pass for these."""
         content = json.dumps([[str(path) for path in self.rows.paths], self.rows.captions])
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _digest_of(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
 
 
 def alignment_folder(config: CLIPFinetuningConfig) -> Path:

@@ -104,5 +104,6 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "p": text.p_text,
     "inline": text.inline,
     "few": text.few,
+    "counted": text.counted,
     "file_name": lambda path: PurePath(path).name,
 }

@@ -36,7 +36,7 @@ from domainclip.reports.plots.trade_off import plot_trade_off
 from domainclip.reports.render import render
 from domainclip.reports.schema import RunFacts, RunReport
 from domainclip.reports.schema.run import Classification, DomainFigures, EvaluationDetails, When
-from domainclip.reports.sections import domain_tables, semantic_notes, shown_metrics
+from domainclip.reports.sections import domain_tables, semantic_notes, shown_metrics, skipped_lines
 from domainclip.reports.text import title, value_text
 
 REPORT, DETAILS, JSON_FILE, PREDICTIONS = "report.md", "report_details.md", "report.json", "predictions.csv"
@@ -45,7 +45,7 @@ FILES = (JSON_FILE, REPORT, DETAILS, PREDICTIONS, *(f"plots/{name}.png" for name
 
 # One entry per image or caption: too long for a file that people open to read numbers.
 _PER_ITEM = ("image_paths", "targets", "predictions", "captions", "i2t_ranks", "t2i_ranks", "groups", "hits")
-_FEW_CLASSES, _FEW_WARNINGS = 10, 8
+_FEW_CLASSES, _FEW_WARNINGS, _FEW_LINES = 10, 8, 6
 
 
 def write_report(
@@ -125,6 +125,8 @@ def report_markdown(report: RunReport) -> str:
         classes=classes,
         recall_before=_recall_before(report),
         worst=classes.worst_first()[:_FEW_CLASSES] if classes else [],
+        skipped=skipped_lines(report.data.skipped),
+        few_lines=_FEW_LINES,
         warnings=report.warnings[:_FEW_WARNINGS],
         majority=_majority_not_passed(report),
         code=using_code(report.checkpoint, asked) if report.checkpoint else None,
@@ -148,6 +150,7 @@ def details_markdown(report: RunReport) -> str:
         report=report,
         known={**report.before, **report.after},
         results=shown_metrics(report.before, report.after),
+        skipped=skipped_lines(report.data.skipped),
         reference_results=shown_metrics(report.reference_sets.before, report.reference_sets.after),
         validation=shown_metrics({}, report.validation),
         domain=_domain_part(report),

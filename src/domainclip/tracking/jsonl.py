@@ -24,20 +24,28 @@ def read_metrics(path: Path) -> list[Row]:
         path: The file; it need not exist.
 
     Returns:
-        All whole lines, in order. A last line that a crash has cut short is left out, with what follows it.
+        All whole lines, in order. A line that a crash has cut short or that is no row is left out, with what follows
+        it.
     """
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    return _rows_of(path.read_bytes()) if path.is_file() else []
+
+
+def _rows_of(content: bytes) -> list[Row]:
+    rows: list[Row] = []
+    for line in content.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 
 class MetricsFile:
-    """A listener that writes logged steps, validations and the figures of milestones to ``path``.
+    """A listener that writes logged steps, validations and the figures of milestones to ``path``, and a part of a
+    checkpoint, so that a run that goes on needs no file from before.
 
     Each row has ``step``. A row takes the place of an earlier one with the same step and keys: a start that was killed
     before its first checkpoint is made again, and so is what follows the last step. A disk that is full or gone is a
@@ -53,6 +61,27 @@ class MetricsFile:
         self._failed = False
         self._last_step = 0
         self._known: set[tuple[int, frozenset[str]]] = set()
+        self._restored: list[Row] | None = None
+
+    def state_dict(self) -> list[Row]:
+        """What a checkpoint keeps of it.
+
+        Returns:
+            All rows so far.
+        """
+        try:
+            return read_metrics(self.path)
+        except OSError:
+            return []
+
+    def load_state_dict(self, rows: list[Row] | None) -> None:
+        """Write the file as it was at a checkpoint, whatever has become of it since.
+
+        Args:
+            rows: From ``state_dict``; None: from a training that had no such file.
+        """
+        if rows is not None:
+            self._restored = rows
 
     def __call__(self, event: Event) -> None:
         """Write what the event has for this file, if anything.
@@ -71,7 +100,9 @@ class MetricsFile:
                 self.warn(f"Metrics cannot be written to {self.path}: {error}. The run goes on")
 
     def _cut_back(self, step: int) -> None:
-        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        found = self._restored if self._restored is not None else read_metrics(self.path)
+        rows = [row for row in found if row["step"] <= step]
+        self._known, self._last_step, self._restored = set(), 0, None
         self._remember(rows)
         self._write_all(rows)
 

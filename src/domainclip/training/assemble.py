@@ -16,14 +16,14 @@ from domainclip.devices.precision import PrecisionDecision
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.resolve import ResolvedRun
 from domainclip.training.checkpoint import CheckpointStore
-from domainclip.training.checkpointer import Checkpointer, Stateful, TrainedWeights
+from domainclip.training.checkpointer import Checkpointer, TrainedWeights
 from domainclip.training.guards import FiniteCheck
 from domainclip.training.identity import RunIdentity
 from domainclip.training.memory.run import RunMemory
 from domainclip.training.observer import StepObserver
 from domainclip.training.probe.probe import Probe, ProbeStages
 from domainclip.training.signals import StopSignals
-from domainclip.training.state import TrainContext
+from domainclip.training.state import Stateful, TrainContext
 from domainclip.training.step.train_step import FurtherTerms, TrainStep
 from domainclip.training.trainer import Trainer
 from domainclip.training.validation import BestWeights, Evaluate, Validator
@@ -138,7 +138,7 @@ def build_trainer(
         total_steps=plan.total_steps,
         model_name=encoder.name,
     )
-    best = BestWeights(context, encoder, loss)
+    best = BestWeights(context, encoder, loss, store)
     validator = None
     if parts.evaluate is not None:
         validator = Validator(

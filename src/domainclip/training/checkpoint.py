@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 
 from domainclip.errors import CheckpointError
-from domainclip.files import replaced_directory, sha256_of, write_json
+from domainclip.files import damage_of, digests_of, replaced_directory, write_json
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8})$")
 MANIFEST = "manifest.json"
+BEST = "best"
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -92,7 +94,9 @@ class Checkpoint:
 class CheckpointStore:
     """Checkpoints of one run: ``step-00000120/`` with ``state.pt`` and a SHA-256 manifest.
 
-    A checkpoint is written beside its final place, fsynced and renamed: it is there whole or not at all.
+    A checkpoint is written beside its final place, fsynced and renamed: it is there whole or not at all. The best
+    weights, which a run ends with, lie in ``best/`` beside ``folder``; once better ones take their place, those that
+    the newest checkpoint knows stay in its ``best/``, for a run that goes on from there.
 
     Args:
         folder: Where they are.
@@ -102,6 +106,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = Path(folder)
         self.keep = keep
+        self.best = self.folder.parent / BEST
 
     def all(self) -> list[Checkpoint]:
         """List the checkpoints.
@@ -123,12 +128,13 @@ class CheckpointStore:
         present = self.all()
         return present[-1].step if present else None
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
+    def save(self, step: int, state: dict[str, Any], best: Mapping[str, str] | None = None) -> Path:
         """Write a checkpoint, and delete those that are not to be kept.
 
         Args:
             step: That it is of.
             state: Plain values and tensors.
+            best: Digests of the best weights so far, without which the checkpoint is not whole.
 
         Returns:
             Its folder.
@@ -141,8 +147,8 @@ class CheckpointStore:
             self._sweep()
             with replaced_directory(target) as temporary:
                 torch.save(state, temporary / "state.pt")
-                digest = sha256_of(temporary / "state.pt")
-                write_json(temporary / MANIFEST, {"step": step, "files": {"state.pt": digest}})
+                manifest = {"step": step, "files": digests_of(temporary), "best": None if best is None else dict(best)}
+                write_json(temporary / MANIFEST, manifest)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise CheckpointError(
                 f"Checkpoint at step {step} could not be written to {self.folder}: {error}. What was saved before is "
@@ -176,15 +182,67 @@ class CheckpointStore:
             CheckpointError: A file is missing, damaged or not what the manifest says.
         """
         try:
-            manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
-            for name, digest in manifest["files"].items():
-                if sha256_of(checkpoint.path / name) != digest:
-                    raise CheckpointError(f"{checkpoint.path / name} is damaged: its SHA-256 is not the manifest's")
+            files, best = self._manifest(checkpoint)
+            problem = damage_of(checkpoint.path, files) or (self._find_best(best)[1] if best is not None else "")
+            if problem:
+                raise CheckpointError(problem)
             return torch.load(checkpoint.path / "state.pt", map_location="cpu", weights_only=True)
         except CheckpointError:
             raise
         except Exception as error:
             raise CheckpointError(f"{checkpoint.path} cannot be read: {error}") from error
+
+    def _manifest(self, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str] | None]:
+        """Digests of a checkpoint's files, and of the best weights it knows."""
+        manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
+        files, best = manifest["files"], manifest["best"]
+        return {"state.pt": files["state.pt"], **files}, best
+
+    def _find_best(self, digests: Mapping[str, str]) -> tuple[Path | None, str]:
+        """Where these best weights are, or what is wrong with them."""
+        problems = []
+        for folder in (self.best, *(checkpoint.path / BEST for checkpoint in reversed(self.all()))):
+            if folder.is_dir():
+                problem = damage_of(folder, digests)
+                if not problem:
+                    return folder, ""
+                problems.append(problem)
+        return None, problems[0] if problems else f"{self.best} is not there"
+
+    def home_of(self, digests: Mapping[str, str] | None) -> Path | None:
+        """Ask where best weights belong once better ones take their place.
+
+        Args:
+            digests: Of the weights in ``best/``; None: nobody knows.
+
+        Returns:
+            A folder within the newest checkpoint, if that needs them; else None.
+        """
+        present = self.all()
+        try:
+            needed = bool(present) and digests is not None and self._manifest(present[-1])[1] == dict(digests)
+        except (OSError, ValueError, KeyError, TypeError):  # of no use any more
+            return None
+        return present[-1].path / BEST if needed else None
+
+    def put_back_best(self, checkpoint: Checkpoint) -> None:
+        """Make ``best/`` what it was at a checkpoint, as a run does that goes on from there.
+
+        Args:
+            checkpoint: One that ``load`` found whole.
+
+        Raises:
+            CheckpointError: The folder cannot be moved.
+        """
+        try:
+            _, best = self._manifest(checkpoint)
+            found = self._find_best(best)[0] if best is not None else None
+            if found is not None and found != self.best:
+                shutil.rmtree(self.best, ignore_errors=True)
+                found.rename(self.best)
+            shutil.rmtree(checkpoint.path / BEST, ignore_errors=True)  # which ``best/`` is now, or was all along
+        except OSError as error:
+            raise CheckpointError(f"{self.best} cannot be put back as it was at {checkpoint.path}: {error}") from error
 
     def load_latest(self) -> tuple[dict[str, Any], Checkpoint, list[str]] | None:
         """Read the newest checkpoint that is whole.
@@ -204,6 +262,8 @@ class CheckpointStore:
                 log.warning("%s; trying the one before", error)
         if problems:
             raise CheckpointError(
-                "No checkpoint is whole: " + "; ".join(problems) + ". Start again with another output directory"
+                "No checkpoint is whole: "
+                + "; ".join(problems)
+                + ". Begin anew with --overwrite or in another output directory"
             )
         return None

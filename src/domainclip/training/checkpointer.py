@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -13,28 +13,7 @@ from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.io import load_training_state, training_state
 from domainclip.training.checkpoint import CheckpointStore, random_state, recover_directory, restore_random_state
 from domainclip.training.identity import RunIdentity, check_same_run
-from domainclip.training.state import TrainContext
-
-
-class Stateful(Protocol):
-    """A part whose state the next step depends on. Its state is plain values and tensors, or None for nothing yet."""
-
-    def state_dict(self) -> Any:
-        """Give what the next step depends on.
-
-        Returns:
-            Plain values and tensors, or None for nothing yet.
-        """
-
-    def load_state_dict(self, state: Any, /) -> object:
-        """Take over what ``state_dict`` gave.
-
-        Args:
-            state: What ``state_dict`` gave.
-
-        Returns:
-            Anything; it is not looked at.
-        """
+from domainclip.training.state import Stateful, TrainContext
 
 
 class TrainedWeights:
@@ -120,11 +99,12 @@ class Checkpointer:
             "identity": self.identity.state_dict(),
             **{name: part.state_dict() for name, part in self.shared.items()},
             "processes": context.processes.gather_objects(own),
+            "metrics": context.metrics.state_dict() if context.metrics is not None else None,
         }
 
         def write() -> None:
             try:
-                path = self.store.save(state.step, content)
+                path = self.store.save(state.step, content, state.best_files)
             except CheckpointError as error:
                 if must_succeed:
                     raise
@@ -144,14 +124,15 @@ class Checkpointer:
             CheckpointError: It is of another recipe or of other rows, or every checkpoint is damaged.
         """
         context, processes = self.context, self.context.processes
+        processes.on_first(lambda: recover_directory(self.store.best))
         found = self.store.load_latest()
         if found is None:
             self._report(0, f"No checkpoint in {self.store.folder}: starting at the first step")
             return 0
         content, checkpoint, problems = found
         self.identity.check(content["identity"], context.folder, self.model_name)
-        if processes.is_first:
-            recover_directory(context.folder / "best")
+        processes.gather_objects(checkpoint.step)  # all have read where the best weights are
+        processes.on_first(lambda: self.store.put_back_best(checkpoint))
         as_before = len(content["processes"]) == processes.world_size
         own = content["processes"][processes.rank if as_before else 0]
         for name, part in self.own.items():
@@ -159,6 +140,8 @@ class Checkpointer:
                 part.load_state_dict(own[name])
         for name, part in self.shared.items():
             part.load_state_dict(content[name])
+        if context.metrics is not None:
+            context.metrics.load_state_dict(content["metrics"])
         if as_before:
             restore_random_state(own["random"], self.device)
         else:

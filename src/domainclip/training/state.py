@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from domainclip.config import EvaluationSettings, ProbeSettings
 from domainclip.events import Emitter, Warned
 from domainclip.training.distributed import OneProcess, ProcessGroup
+
+
+class Stateful(Protocol):
+    """A part whose state the next step depends on. Its state is plain values and tensors, or None for nothing yet."""
+
+    def state_dict(self) -> Any:
+        """Give what the next step depends on.
+
+        Returns:
+            Plain values and tensors, or None for nothing yet.
+        """
+
+    def load_state_dict(self, state: Any, /) -> object:
+        """Take over what ``state_dict`` gave.
+
+        Args:
+            state: What ``state_dict`` gave.
+
+        Returns:
+            Anything; it is not looked at.
+        """
 
 
 class Best(TypedDict):
@@ -42,6 +63,7 @@ class RunState:
     epoch: int = 0
     batch: int = 0
     best: Best | None = None  # the checkpoint that is kept
+    best_files: dict[str, str] | None = None  # its files' SHA-256 by name
     top: float | None = None  # the best value seen, at whichever step
     without_gain: int = 0
     previous: float | None = None  # the value of the last validation
@@ -126,12 +148,14 @@ class TrainContext:
         state: Where the run is.
         processes: Those that train together. The first alone validates and writes.
         emitter: Takes the events. Only the first process has listeners.
+        metrics: What was logged so far, which a checkpoint keeps too: a damaged file is then written anew.
     """
 
     folder: Path
     state: RunState = field(default_factory=RunState)
     processes: ProcessGroup | OneProcess = field(default_factory=OneProcess)
     emitter: Emitter = field(default_factory=Emitter)
+    metrics: Stateful | None = None
 
     def warn(self, text: str) -> None:
         """Tell the listeners, and have the report say it.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +12,16 @@ from safetensors import SafetensorError
 from torch import nn
 
 from domainclip.config import EvaluationSettings, ProbeSettings
-from domainclip.errors import ShapeError, TrainingDivergedError
+from domainclip.errors import CheckpointError, ShapeError, TrainingDivergedError
 from domainclip.events import Validated
-from domainclip.files import replaced_directory, write_json
+from domainclip.files import damage_of, digests_of, replaced_directory, write_json
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.io import save_encoder
+from domainclip.models.io import load_weights, save_encoder
+from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.regularization.weight_average import WeightAverage
 from domainclip.training.state import Best, TrainContext
+
+LEARNED = "loss.pt"
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,11 @@ class BestWeights:
         context: Of the training.
         encoder: Whose weights are kept.
         loss: What an objective has learned belongs to these weights, and is kept beside them.
+        store: The checkpoints, which keep the former best weights as long as they need them.
     """
 
-    def __init__(self, context: TrainContext, encoder: DualEncoder, loss: nn.Module) -> None:
-        self.context, self.encoder, self.loss = context, encoder, loss
+    def __init__(self, context: TrainContext, encoder: DualEncoder, loss: nn.Module, store: CheckpointStore) -> None:
+        self.context, self.encoder, self.loss, self.store = context, encoder, loss, store
 
     def keep(self, result: Validation) -> bool:
         """Write the present weights and what they scored.
@@ -69,16 +74,39 @@ class BestWeights:
         state = self.context.state
         best = Best(step=state.step, metric=result.primary, value=result.value, all=result.metrics)
         try:
-            with replaced_directory(self.context.folder / "best") as temporary:
+            with replaced_directory(self.store.best, self.store.home_of(state.best_files)) as temporary:
                 save_encoder(self.encoder, temporary, open_clip=False)  # for these runs alone, not for the user
-                write_json(temporary / "best.json", best)
                 if list(self.loss.parameters()):
-                    torch.save(self.loss.state_dict(), temporary / "loss.pt")
+                    torch.save(self.loss.state_dict(), temporary / LEARNED)
+                files = digests_of(temporary)
+                write_json(temporary / "best.json", best)  # for people: no run reads it
         except (OSError, RuntimeError, SafetensorError) as error:
             self.context.warn(f"step {state.step}: the best weights could not be written ({error}); training goes on")
             return False
-        state.best = best
+        state.best, state.best_files = best, files
         return True
+
+
+def load_best(folder: Path, digests: Mapping[str, str] | None, encoder: DualEncoder, loss: nn.Module) -> None:
+    """Take over the best weights of a training that has come to its end.
+
+    Args:
+        folder: Where they lie.
+        digests: Of the files there, as they were written.
+        encoder: Gets the weights; its adapters are taken out.
+        loss: Gets what the objective had learned.
+
+    Raises:
+        CheckpointError: They are not there any more, or damaged.
+    """
+    if problem := damage_of(folder, digests or {}):
+        raise CheckpointError(
+            f"{problem}. The run would end with these weights: start it again with --resume, which goes on from the "
+            "last checkpoint whose best weights are whole"
+        )
+    load_weights(encoder, folder)
+    if (learned := folder / LEARNED).is_file():
+        loss.load_state_dict(torch.load(learned, map_location="cpu", weights_only=True))
 
 
 class Validator:
@@ -128,7 +156,9 @@ class Validator:
         def validate() -> dict[str, Any]:
             with self.context.emitter.phase("validation"), self.average.in_place():
                 self._validate()
-            return state.parts("best", "top", "without_gain", "previous", "confirmed", "probe_first", "warnings")
+            return state.parts(
+                "best", "best_files", "top", "without_gain", "previous", "confirmed", "probe_first", "warnings"
+            )
 
         state.load_state_dict(self.context.processes.on_first(validate))
         return state.stops_early(self.evaluation, self.probe)

@@ -19,6 +19,7 @@ from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.events import Validated
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.run_folder import OutputFolder, paths_read
+from domainclip.reports.schema.tuning import TrialRecord
 from domainclip.resolve import resolve_for_inference
 from domainclip.training.distributed import world_size
 from domainclip.tune import study as studies
@@ -26,7 +27,6 @@ from domainclip.tune.prepare import Work, prepare
 from domainclip.tune.results import PARTS, trial_line, write_results
 from domainclip.tune.space import Space
 from domainclip.tune.stopping import StudySignals
-from domainclip.tune.study import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

@@ -7,11 +7,11 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from domainclip.errors import CheckpointError, ConfigurationError, MissingExtraError
+from domainclip.reports.schema.tuning import FINISHED, TrialRecord
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -23,31 +23,6 @@ MOST_ATTEMPTS = 3
 """A trial that was killed this often (out of memory, most likely) is not tried again."""
 
 Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "gave_up", "killed", "interrupted", "error"]
-FINISHED: tuple[str, ...] = ("complete", "pruned", "diverged", "out_of_memory", "gave_up")
-"""Outcomes that count towards the number of trials asked for."""
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as the tables show it. ``value``: the primary metric of the kept checkpoint (of the last validation
-    where the trial was pruned), None where there is none; ``standard_error`` is that metric's."""
-
-    number: int
-    outcome: str
-    value: float | None
-    standard_error: float | None
-    params: dict[str, Any]
-    seconds: float
-    steps: int
-    reason: str
-    default: bool
-    retry_of: int | None = None
-    history: dict[int, float] = field(default_factory=dict)  # training step → primary metric
-
-    @property
-    def finished(self) -> bool:
-        """Whether it counts towards the number of trials asked for."""
-        return self.outcome in FINISHED
 
 
 def require_optuna() -> None:

@@ -369,7 +369,7 @@ class ProbeStages:
         def fit() -> dict[str, object]:
             with context.emitter.phase("probe_last"):
                 self._fit(last, evaluate)
-            return state.parts("best", "probe_last", "skipped_images", "warnings")
+            return state.parts("best", "best_files", "probe_last", "skipped_images", "warnings")
 
         state.load_state_dict(context.processes.on_first(fit))
         context.processes.broadcast_state(self.encoder)
