@@ -107,7 +107,7 @@ def test_what_a_run_reads_is_not_deleted_for_it(tmp_path: Path, key: str, way: s
     value = [str(path)] if key == "retention_data" else str(path)
     read = paths_read(CLIPFinetuningConfig(**{key: value}))
     assert (key, str(path)) in read
-    with pytest.raises(ConfigurationError, match=rf"{key}=.* is read, and --overwrite would delete .*model"):
+    with pytest.raises(ConfigurationError, match=rf"{key}=.* is read, and .*model would be replaced"):
         folder.claim(overwrite=True, inputs=read)
     folder.claim(overwrite=True, inputs=[("data_path", str(tmp_path / "run"))])  # holds it: what is beside it stays
 

@@ -199,7 +199,6 @@ def test_a_study_with_real_training(tiny_data: TinyData, tmp_path: Path) -> None
         validated = {row["step"]: row["val_acc1"] for row in logged if "val_acc1" in row and row["step"]}
         assert validated == record.history
         assert {path.name for path in (folder / "trials" / f"{record.number:04d}").iterdir()} == {
-            ".domainclip.json",
             "metrics.jsonl",
             "memory.json",
         }

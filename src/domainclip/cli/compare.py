@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Recipe, Split, config_of, print_json, recipe_keys
+from domainclip.cli.options import AsJson, Recipe, Split, config_of, print_json, recipe_keys, warn
 
 
 def compare(
@@ -43,16 +44,18 @@ def compare(
     A data set that cannot be evaluated leaves its reason in the matrix and the rest goes on.
     """
     config = config_of(recipe, overrides)
-    from domainclip.files import require_writable
-    from domainclip.pipelines.compare import named, run_compare
+    from domainclip.pipelines.compare import comparison_folder, named, run_compare
+    from domainclip.pipelines.output_lock import locked_output
 
     models, sets = named(model or [], "model"), named(data or [], "data")
-    if output is not None:
-        require_writable(output, "--output")
-    found = run_compare(config, models, sets, reference=reference, split=split, metric=metric, strict=strict)
-    if as_json:
-        print_json(found.report.to_dict())
-    else:
-        found.print()
-    if output is not None:  # last, so that figures which cannot be written were at least shown
-        typer.echo("\n".join(f"Written: {path}" for path in found.write(output)), err=as_json)
+    with locked_output(output, "--output", warn) if output is not None else nullcontext():
+        if output is not None:
+            read = [*(("--model", path) for path in models.values()), *(("--data", path) for path in sets.values())]
+            comparison_folder(output).claim(overwrite=True, inputs=read)
+        found = run_compare(config, models, sets, reference=reference, split=split, metric=metric, strict=strict)
+        if as_json:
+            print_json(found.report.to_dict())
+        else:
+            found.print()
+        if output is not None:  # last, so that figures which cannot be written were at least shown
+            typer.echo("\n".join(f"Written: {path}" for path in found.write(output)), err=as_json)

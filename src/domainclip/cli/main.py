@@ -20,6 +20,7 @@ from domainclip.cli.options import (
     Data,
     Device,
     Domain,
+    HomeGroup,
     Model,
     Overrides,
     Recipe,
@@ -27,6 +28,7 @@ from domainclip.cli.options import (
     config_of,
     output_folder,
     print_json,
+    warn,
 )
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
@@ -34,6 +36,7 @@ from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFi
 
 app = typer.Typer(
     name="domainclip",
+    cls=HomeGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -128,21 +131,24 @@ def evaluate(
     config = config_of(recipe, overrides, data_path=data, model_name=model)
     from domainclip.files import require_writable, write_json, writing
 
-    if output is not None:
-        require_writable(output, "--output", is_file=True)
-    if resolutions is not None:
-        _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
-        return
-    if robustness is not None:
+    if robustness is not None and resolutions is None:
         raise ConfigurationError(
             "--robustness and --no-robustness go with --resolutions: give resolutions, such as 96,160"
         )
-    from domainclip.pipelines.evaluate import run_evaluation
-
-    report = run_evaluation(config, split, error_analysis)
     if output is not None:
-        with writing(f"--output {output}"):
-            write_json(output, report.to_dict())
+        require_writable(output, "--output", is_file=True)
+    from domainclip.pipelines.run_folder import output_file, paths_read
+
+    with output_file(output, paths_read(config), warn):
+        if resolutions is not None:
+            _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
+            return
+        from domainclip.pipelines.evaluate import run_evaluation
+
+        report = run_evaluation(config, split, error_analysis)
+        if output is not None:
+            with writing(f"--output {output}"):
+                write_json(output, report.to_dict())
     if as_json:
         print_json(report.to_dict())
     else:
@@ -152,9 +158,11 @@ def evaluate(
 def _evaluate_resolutions(  # type: ignore[no-untyped-def]
     config, resolutions: str, split: str, robustness: bool, output: Path | None, as_json: bool
 ) -> None:
-    from domainclip.pipelines.evaluate_resolutions import parse_resolutions, run_resolutions
+    from domainclip.pipelines.evaluate_resolutions import check_places, parse_resolutions, run_resolutions
 
     wanted = parse_resolutions(resolutions)
+    if output is not None:
+        check_places(output)
     report = run_resolutions(config, wanted, split, robustness=robustness)
     if as_json:
         print_json(report.report.to_dict())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,6 +15,7 @@ from domainclip.config.key_facts import facts_by_key
 from domainclip.domains.files import DOMAIN_FILE
 from domainclip.errors import ConfigurationError
 from domainclip.files import require_writable, write_json
+from domainclip.pipelines.output_lock import locked_output
 from domainclip.reports.alignment_report import remove_report
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.run_report import FILES as REPORT_FILES
@@ -68,8 +70,7 @@ class OutputFolder:
             for key, path in inputs:
                 if name := next((name for name in present if _lies_in(Path(path), self.path / name)), None):
                     raise ConfigurationError(
-                        f"{key}={path} is read, and --overwrite would delete {self.path / name}: give another output "
-                        "directory"
+                        f"{key}={path} is read, and {self.path / name} would be replaced: give another output directory"
                     )
         if foreign := [name for name in present if name not in written["names"]]:
             raise ConfigurationError(
@@ -84,7 +85,7 @@ class OutputFolder:
         listed = written["files"]
         if listed is not None and (added := sorted({*self._files()} - {*listed})):
             raise ConfigurationError(
-                f"--overwrite would delete files in {self.path} that the {self.what} there has not written "
+                f"{self.path} holds files among those to be replaced that the {self.what} there has not written "
                 f"({', '.join(added[:3])}): move them away, or give another output directory"
             )
 
@@ -228,6 +229,33 @@ def paths_read(config: CLIPFinetuningConfig) -> list[tuple[str, str]]:
             if isinstance(each, str) and Path(each).exists():
                 found.append((name, each))
     return found
+
+
+@contextmanager
+def output_file(path: Path | None, inputs: Sequence[tuple[str, str]], warn: Callable[[str], object]) -> Iterator[None]:
+    """Within it a command works whose figures go to a file: no other writes it, and it is nothing that is read.
+
+    Args:
+        path: The file; None where there is none.
+        inputs: Key and path of each thing that is read.
+        warn: Takes a sentence, where the file system knows no locks.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ConfigurationError: The file is read or lies among files that are, another process writes it, or it cannot be
+            written.
+    """
+    if path is None:
+        yield
+        return
+    if os.path.lexists(path):
+        for key, each in inputs:
+            if _lies_in(path, Path(each)):
+                raise ConfigurationError(f"--output {path} would replace a file of {key}={each}: give another name")
+    with locked_output(path, "--output", warn, is_file=True):
+        yield
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
