@@ -71,6 +71,11 @@ class Registry(Generic[T]):
             raise ConfigurationError(f"Invalid {self.kind} {name!r}.{hint} Known: {', '.join(sorted(self._entries))}")
         return self._entries[name]
 
+    @property
+    def entries(self) -> dict[str, T]:
+        """All entries by name."""
+        return dict(self._entries)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from batch_cases import training_loader
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data import CLIPDataset, MultiCaptionCLIPDataset, TextTransform, create_dataloader
-from domainclip.data.batches import create_training_loader
 from domainclip.errors import CLIPFinetuningError, DataError, ImageError, MissingFileError, ShapeError
 from domainclip.models.processor import EncoderProcessor
 from tiny_data import TinyData
@@ -102,7 +102,7 @@ def test_any_callable_is_an_image_transform(tiny_data: TinyData, processor: Enco
     # What is trained on are bytes, which lose nothing of an image that was normalised as the model wants it.
     assert torch.allclose(data.image_transform.spec.normalise(data.pixels(lossless)[None])[0], exact, atol=1e-5)
     assert next(iter(create_dataloader(data, config(), batch_size=4)))["pixel_values"].shape == (4, 3, 32, 32)
-    assert next(iter(create_training_loader(data, config(num_epochs=1), 4)))["pixels"].shape == (4, 3, 32, 32)
+    assert next(iter(training_loader(data, config(num_epochs=1), 4)))["pixels"].shape == (4, 3, 32, 32)
     anything = CLIPDataset(pairs, processor, config(), image_transform=lambda image: torch.ones(3, 7, 9))
     assert torch.equal(anything[0]["pixel_values"], torch.ones(3, 7, 9))
 

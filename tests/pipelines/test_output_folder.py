@@ -115,7 +115,7 @@ def test_what_a_run_reads_is_not_deleted_for_it(tmp_path: Path, key: str, way: s
 def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
     write(tmp_path / "recipe.yaml")
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ConfigurationError, match=r"There is no run in .* to resume: leave --resume out"):
+        with pytest.raises(ConfigurationError, match=r"There is no run in .* to resume: leave resume=True out"):
             RunFolder(path).claim(resume=True)
     with pytest.raises(ConfigurationError, match="There is no study in"):
         OutputFolder(tmp_path, PARTS, "study").claim(resume=True)

@@ -25,6 +25,8 @@ from domainclip.cli.options import (
     Overrides,
     Recipe,
     Split,
+    as_typed,
+    check_model,
     config_of,
     output_folder,
     print_json,
@@ -33,6 +35,7 @@ from domainclip.cli.options import (
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
+from domainclip.files import require_writable
 
 app = typer.Typer(
     name="domainclip",
@@ -79,6 +82,9 @@ def train(
         if recipe is None and not (Path(output) / "checkpoints").is_dir():  # of a run that was started from Python
             raise ConfigurationError(f"There is no run in {output} to resume: leave --resume out, or name its folder")
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
+    if not resume:  # a run that goes on says first whether there is one
+        require_writable(Path(config.output_dir), "The output directory")
+        check_model(config)
     from domainclip.pipelines import run_training
 
     run_training(config, resume=resume, overwrite=overwrite)
@@ -129,7 +135,8 @@ def evaluate(
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = config_of(recipe, overrides, data_path=data, model_name=model)
-    from domainclip.files import require_writable, write_json, writing
+    check_model(config)
+    from domainclip.files import write_json, writing
 
     if robustness is not None and resolutions is None:
         raise ConfigurationError(
@@ -243,6 +250,8 @@ def data_check(
 ) -> None:
     """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
     config = config_of(None, overrides, model_name=model)
+    if model is not None:
+        check_model(config, weights=False)
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps
@@ -265,6 +274,9 @@ def data_check(
         caption_col=config.caption_col,
         label_col=config.label_col,
         group_col=config.group_col,
+        split_col=config.split_col,
+        image_root=config.image_root,
+        caption_template=config.caption_template,
         max_pixels=config.max_image_pixels,
         text_transform=captions.rewritten,
         cut_by_sentence=captions.settings.truncation == "sentences",
@@ -292,10 +304,10 @@ def main() -> None:
     try:
         app()
     except Interrupted as stop:
-        typer.secho(str(stop), err=True)
+        typer.secho(as_typed(str(stop)), err=True)
         sys.exit(stop.exit_code)
     except CLIPFinetuningError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
+        typer.secho(as_typed(f"Error: {error}"), fg="red", err=True)
         sys.exit(2)
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):

@@ -106,6 +106,32 @@ def warn(text: str) -> None:
     typer.echo(f"WARNING: {text}", err=True)
 
 
+def check_model(config: CLIPFinetuningConfig, weights: bool = True) -> None:
+    """Answer a wrong name or folder of a model at once: before torch is imported and anything is read.
+
+    Where no model is named and the data are not there, the command says the latter.
+
+    Args:
+        config: The recipe of a command that loads its model.
+        weights: Whether it needs them, and not the tokenizer and image processor alone.
+
+    Raises:
+        ModelLoadError: The model cannot be had, or is none.
+    """
+    from domainclip.models.source import find_model
+
+    data = os.path.expanduser(config.data_path)
+    if not config.is_set("model_name") and not data.startswith("hf:") and not os.path.lexists(data):
+        return
+    if config.vision_model_name or config.text_model_name:
+        if config.vision_model_name:
+            find_model(config.vision_model_name, "image tower")
+        if config.text_model_name:
+            find_model(config.text_model_name, "text tower")
+    else:
+        find_model(config.model_name, weights=weights)
+
+
 def print_json(value: object) -> None:
     """Print plain values for programs, on standard output.
 
@@ -115,3 +141,23 @@ def print_json(value: object) -> None:
     import json
 
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def as_typed(message: str) -> str:
+    """A message of the package in the words of the command line.
+
+    The package speaks to callers in Python: ``overwrite=True``, ``steps=…``. Keys of a recipe are the same in both.
+
+    Args:
+        message: What an error says.
+
+    Returns:
+        The message with options in place of arguments.
+    """
+    flags = re.sub(r"\b(resume|overwrite|accept_changed_data)=True\b", _option, message)
+    return re.sub(r"\b(steps|space|trials)=…", _option, flags)
+
+
+def _option(found: re.Match[str]) -> str:
+    name = {"space": "search"}.get(found[1], found[1])
+    return f"--{name.replace('_', '-')}"

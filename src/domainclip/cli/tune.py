@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import Data, Model, Recipe, config_of, output_folder, recipe_keys
+from domainclip.cli.options import Data, Model, Recipe, check_model, config_of, output_folder, recipe_keys
 from domainclip.errors import ConfigurationError
 
 
@@ -46,6 +46,8 @@ def tune(
             raise ConfigurationError(f"There is no study in {output} to resume: leave --resume out, or name its folder")
         recipe = str(saved)
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output)
+    if not resume:
+        check_model(config)
     from domainclip.config import parse_overrides
     from domainclip.tune.run import run_tuning
     from domainclip.tune.space import Space

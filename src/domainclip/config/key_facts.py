@@ -40,7 +40,7 @@ class Search:
         return self.low is not None or bool(self.choices)
 
 
-BUDGET = "every trial trains the same number of steps: give it with --steps"
+BUDGET = "every trial trains the same number of steps: give it with steps=…"
 SAME_FOR_ALL = "it changes the rows or the way trials are evaluated, which must be the same for all"
 _IDLE = "it changes nothing that is learned"
 

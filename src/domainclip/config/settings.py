@@ -7,6 +7,8 @@ the user left unset by what the model, the data and the device say, and gives th
 
 from __future__ import annotations
 
+import os
+from pathlib import PurePath
 from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -69,6 +71,13 @@ class ModelSettings(SeedSettings):
         None, "training", "Keep the stored batch-norm statistics in training; null: only where micro-batches need it."
     )
 
+    @field_validator("model_name", "vision_model_name", "text_model_name", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        """A path may be a ``Path``, and ``~`` is the home directory: what is kept is what everybody after reads."""
+        text = str(value) if isinstance(value, PurePath) else value
+        return os.path.expanduser(text) if isinstance(text, str) else text
+
 
 class DataSettings(SeedSettings):
     domain: str = key(
@@ -93,6 +102,15 @@ class DataSettings(SeedSettings):
     caption_col: str = _of_the_rows("caption", "Column (key) with the caption.", min_length=1)
     label_col: str = _of_the_rows("label", "Column (key) with the class, if there is one.", min_length=1)
     group_col: str = _of_the_rows("group", "Column whose values never straddle splits (patient…).", min_length=1)
+    split_col: str | None = _of_the_rows(
+        "split", "Column that says the split of each row; null: none is looked for.", min_length=1
+    )
+    image_root: str | None = _of_the_rows(
+        None, "Folder that relative image paths start from; null: the table's own.", min_length=1
+    )
+    caption_template: str | None = _of_the_rows(
+        None, "How captions are written from labels where there are none ('a photo of a {label}'); null: the domain's."
+    )
     train_split: float = _of_the_rows(0.8, "Fraction of rows for training where no split is given.", gt=0, le=1)
     val_split: float = _of_the_rows(0.1, "Fraction for validation (chooses the checkpoint).", ge=0, lt=1)
     test_split: float = _of_the_rows(0.1, "Fraction for the test (only reported).", ge=0, lt=1)

@@ -9,7 +9,8 @@ from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import ImageTransform, MultiResolutionImageTransform
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.sources.loaders import DatasetLoader
-from domainclip.data.sources.tables import SOURCES, Row, Table
+from domainclip.data.sources.rows import Row, Table
+from domainclip.data.sources.tables import SOURCES
 from domainclip.data.splits import DataSplits, load_splits, split_pairs
 
 __all__ = [

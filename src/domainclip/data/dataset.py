@@ -27,7 +27,7 @@ from domainclip.data.captions.text_transform import (
     token_ids,
 )
 from domainclip.data.images.image_spec import ImageSpec
-from domainclip.data.images.reader import image_header, rgb_of
+from domainclip.data.images.reader import IMAGE_FORMATS, image_header, rgb_of
 from domainclip.data.images.store import ImageStore
 from domainclip.data.images.transforms import ImageTransform, view_rng
 from domainclip.data.records import ImageTextPair, SkippedRow, usable_rows
@@ -251,6 +251,12 @@ class CLIPDataset(Dataset):
                 if max(header.width, header.height) > tile_size:
                     return True
         return False
+
+    @property
+    def users_own(self) -> list[object]:
+        """What of the user's own a process that reads rows would need."""
+        readers = [reader for reader in IMAGE_FORMATS.entries.values() if reader.__module__ == "__main__"]
+        return [type(self), self._own_transform, *readers]
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from domainclip.data.captions.from_labels import CLASS_CAPTION
 from domainclip.errors import DataError, InputTypeError, MissingFileError
 
 DISCIPLINE_COL = "discipline"
@@ -23,9 +24,13 @@ class Columns:
         caption_col: The caption.
         label_col: The class, where there is one.
         group_col: What must not straddle two splits, where there is such a thing.
+        split_col: The split that each row belongs to, where there is such a column; None: it is not looked at.
         image_root: Where relative paths start; the table's own folder, if left out.
         strict: Whether a row that cannot be used is an error.
-        caption_template: Writes captions from labels ("a photo of a {label}") where there is no caption column.
+        caption_template: Writes captions from labels where there is no caption column.
+        domain_template: Does so where none is given.
+
+    A name that is not the default has to be there; for the others usual names are tried too (``sources.columns``).
     """
 
     image_col: str = "image_path"
@@ -35,6 +40,8 @@ class Columns:
     image_root: Path | str | None = None
     strict: bool = False
     caption_template: str | None = None
+    split_col: str | None = "split"
+    domain_template: str = CLASS_CAPTION
 
 
 class ColumnOptions(TypedDict, total=False):
@@ -45,19 +52,24 @@ class ColumnOptions(TypedDict, total=False):
     image_root: Path | str | None
     strict: bool
     caption_template: str | None
+    split_col: str | None
+    domain_template: str
 
 
 class ImageTextPair(tuple[Path, str]):
-    """``(image_path, caption)`` that also carries ``label``, ``group`` and ``discipline``.
+    """``(image_path, caption)`` that also carries ``label``, ``group``, ``discipline`` and ``split``.
 
     It unpacks, compares and hashes as the plain two-tuple; ``label`` (the class), ``group`` (patient,
-    board, slide: what must never straddle two splits) and ``discipline`` (geology, botany) are attributes,
-    None where the data do not say.
+    board, slide: what must never straddle two splits), ``discipline`` (geology, botany) and ``split`` ("train",
+    "validation", "test") are attributes, None where the data do not say. ``labels`` are the classes of an image that
+    may have several; ``label`` is None then.
     """
 
     label: str | None
     group: str | None
     discipline: str | None
+    split: str | None
+    labels: tuple[str, ...] | None
 
     def __new__(
         cls,
@@ -66,11 +78,15 @@ class ImageTextPair(tuple[Path, str]):
         label: str | None = None,
         group: str | None = None,
         discipline: str | None = None,
+        split: str | None = None,
+        labels: tuple[str, ...] | None = None,
     ) -> ImageTextPair:
         pair = super().__new__(cls, (Path(image_path), caption))
         pair.label = label
         pair.group = group
         pair.discipline = discipline
+        pair.split = split
+        pair.labels = labels
         return pair
 
     @classmethod
@@ -120,13 +136,13 @@ class ImageTextPair(tuple[Path, str]):
 
     # Pickle would rebuild a tuple subclass from the tuple alone, which is not what __new__ takes.
     def __reduce__(self) -> tuple:
-        return type(self), (self[0], self[1], self.label, self.group, self.discipline)
+        return type(self), (self[0], self[1], self.label, self.group, self.discipline, self.split, self.labels)
 
     def __repr__(self) -> str:
         extras = "".join(
             f", {name}={value!r}"
-            for name, value in (("label", self.label), ("group", self.group), ("discipline", self.discipline))
-            if value
+            for name in ("label", "group", "discipline", "split", "labels")
+            if (value := getattr(self, name))
         )
         return f"ImageTextPair({str(self[0])!r}, {self[1]!r}{extras})"
 
@@ -149,7 +165,14 @@ class SkippedRow:
 
 
 class PairList(list[ImageTextPair]):
-    """The usable pairs of one source, in the source's order, and in ``skipped`` the rows that could not be used."""
+    """The usable pairs of one source, in the source's order.
+
+    Attributes:
+        source: The file or folder.
+        skipped: The rows that could not be used.
+        notes: What was guessed or left out when the source was read, in sentences.
+        proposed: Columns that look like groups and are not used, with how many values each has.
+    """
 
     def __init__(
         self, pairs: Iterable[ImageTextPair] = (), source: str = "", skipped: Iterable[SkippedRow] = ()
@@ -157,6 +180,8 @@ class PairList(list[ImageTextPair]):
         super().__init__(pairs)
         self.source = source
         self.skipped: list[SkippedRow] = list(skipped)
+        self.notes: list[str] = []
+        self.proposed: dict[str, int] = {}
 
 
 def usable_rows(pairs: Sequence[ImageTextPair], strict: bool) -> tuple[list[int], list[SkippedRow]]:

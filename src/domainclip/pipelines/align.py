@@ -10,7 +10,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
 from domainclip.inference import ModelSession
 from domainclip.inference.session import caption_pipeline
-from domainclip.models.loading import load_processor
+from domainclip.models.source import find_model
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.run_alignment import model_source
@@ -57,7 +57,7 @@ def _write_report(
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded
     prepare_folder(output)
     if compare is not None:
-        load_processor(compare)  # a slip in its name shows now, not after the first model's work
+        find_model(compare)  # a slip in its name shows now, not after the first model's work
     session = ModelSession.load(resolved)
     engine = session.engine()
     pairs = readable_rows(pairs, engine.readable, config, split, skipped)

@@ -22,6 +22,7 @@ from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.data.images.reader import image_header
+from domainclip.data.readers import refuse_within_a_reader
 from domainclip.data.records import PairList
 from domainclip.data.skipped import readable_pairs, require_images, skipped_rows, unreadable_rows
 from domainclip.data.splits import DataSplits, load_splits_of
@@ -110,6 +111,7 @@ def run_training(
         CLIPFinetuningError: One of the package's errors, for bad input before work starts.
         Interrupted: SIGINT or SIGTERM has stopped the run, which was saved.
     """
+    refuse_within_a_reader()
     started = time.monotonic()
     folder = RunFolder(config.output_dir)
     with _processes(config) as processes, ExitStack() as held:
@@ -317,7 +319,7 @@ class _FirstProcess:
         if self.initial_weights not in (None, weights_digest(self.session.encoder)):
             raise CheckpointError(
                 f"{why}, and {self.run.recipe.model_name} has other weights now than when the run in "
-                f"{self.folder.path} began. Put those weights back, or begin anew with --overwrite"
+                f"{self.folder.path} began. Put those weights back, or begin anew with overwrite=True"
             )
 
     def evaluate_before(self) -> None:

@@ -57,12 +57,12 @@ class OutputFolder:
         """
         if resume and overwrite:
             raise ConfigurationError(
-                f"--resume goes on with a {self.what} and --overwrite deletes it: give one of the two"
+                f"resume=True goes on with a {self.what}, overwrite=True deletes it: give one of the two"
             )
         require_writable(self.path, "The output directory")
         if resume:
             if not self.holds_one:
-                raise ConfigurationError(f"There is no {self.what} in {self.path} to resume: leave --resume out")
+                raise ConfigurationError(f"There is no {self.what} in {self.path} to resume: leave resume=True out")
             return
         present = [name for name in self.names if os.path.lexists(self.path / name)]
         written = self._written()
@@ -79,8 +79,8 @@ class OutputFolder:
             )
         if present and not overwrite:
             raise ConfigurationError(
-                f"{self.path} already holds a {self.what} ({', '.join(present[:3])}). Use --resume to go on with it, "
-                "--overwrite to start again, or another output directory"
+                f"{self.path} already holds a {self.what} ({', '.join(present[:3])}). Use resume=True to go on with "
+                "it, overwrite=True to start again, or another output directory"
             )
         listed = written["files"]
         if listed is not None and (added := sorted({*self._files()} - {*listed})):

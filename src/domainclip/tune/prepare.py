@@ -147,7 +147,7 @@ def prepare(
             else default_space(config, run, fixed, scale_is_clamped=not session.encoder.is_siglip)
         )
         if not space.dimensions:
-            raise ConfigurationError("Every key of the default search space is fixed: name others with --search")
+            raise ConfigurationError("Every key of the default search space is fixed: name others with space=…")
         space.check(config)
     full = resolved_steps(recipe, len(splits.train))
     steps = steps or known.get("steps") or default_steps(full)

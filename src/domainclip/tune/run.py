@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.readers import refuse_within_a_reader
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.events import Validated
@@ -83,6 +84,7 @@ def run_tuning(
             ``DataError`` without a validation split, ``MissingExtraError`` without Optuna); ``Interrupted`` is raised
             after SIGINT or SIGTERM.
     """
+    refuse_within_a_reader()
     studies.require_optuna()
     console = console or Console(stderr=True)
     folder = Path(config.output_dir)
@@ -109,7 +111,7 @@ def run_tuning(
             write_results(folder, summary, plots=True)
             output.end()
             raise Interrupted(
-                stop.exit_code - 128, f"Stopped; {done} of {trials} trials are finished. Go on with --resume"
+                stop.exit_code - 128, f"Stopped; {done} of {trials} trials are finished. Go on with resume=True"
             ) from None
         summary = work.summary(trials)
         write_results(folder, summary, plots=True)
@@ -212,7 +214,7 @@ def _storage_failures_are_reported(folder: Path) -> Iterator[None]:
         cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
         raise ConfigurationError(
             f"The study {folder / 'study.db'} cannot be written: {cause}. Finished trials are kept: free some space or "
-            "mend the file, then --resume"
+            "mend the file, then go on with resume=True"
         ) from error
 
 

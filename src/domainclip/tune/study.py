@@ -68,7 +68,7 @@ def open_study(folder: Path, greater_is_better: bool) -> Study:
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(
-            f"{path} cannot be read as a study: {reason}. Start again with --overwrite or another output directory"
+            f"{path} cannot be read as a study: {reason}. Start again with overwrite=True or another output directory"
         ) from error
 
 

@@ -20,7 +20,7 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import Interrupted, MemoryConstraintError, ShapeError, TrainingDivergedError
 from domainclip.events import Event, StepLogged, StopRun, Validated
 from domainclip.inference import EmbeddingEngine
-from domainclip.models.io import first_line
+from domainclip.models.library import first_line
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.output_lock import LOCK_FILE
 from domainclip.pipelines.run_folder import RECORD

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from domainclip.data.checks.findings import Finding, Severity
+from domainclip.data.labels import all_labels
 from domainclip.data.records import ImageTextPair
 
 IMBALANCE = 10.0
@@ -137,11 +138,11 @@ def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
     Returns:
         The findings; none where no row has a label. Imbalance is a warning from ``IMBALANCE`` on.
     """
-    labelled = [pair for pair in pairs if pair.label is not None]
+    labelled = [pair for pair in pairs if all_labels(pair)]
     if not labelled:
         return []
-    images = {(pair.image_path, pair.label) for pair in labelled}
-    counts = Counter(label for _, label in images if label is not None)
+    images = {(pair.image_path, label) for pair in labelled for label in all_labels(pair)}
+    counts = Counter(label for _, label in images)
     findings = []
     if len(counts) == 1:
         advice = "Classification figures mean nothing with one class: add images of others."
@@ -160,7 +161,7 @@ def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
         advice = "A class of one image cannot be both trained and tested: add images or merge classes."
         findings.append(Finding("single-image-classes", "warning", len(single), single, advice, "classes of one image"))
     if missing := len(pairs) - len(labelled):
-        examples = [str(pair.image_path) for pair in pairs if pair.label is None][:5]
+        examples = [str(pair.image_path) for pair in pairs if not all_labels(pair)][:5]
         advice = "These rows train by caption alone and take no part in classification figures."
         findings.append(Finding("unlabelled-rows", "info", missing, examples, advice, "rows without a label"))
     return findings

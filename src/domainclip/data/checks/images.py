@@ -117,7 +117,7 @@ def duplicates(
         Warnings: ``exact-duplicates``, ``near-duplicates`` and ``conflicting-labels``, where there are any.
     """
     findings = []
-    advice = "Keep one of each, or give copies the same value in the group column: then no split separates them."
+    advice = "A split that is made keeps copies together; in given splits, keep them on one side yourself."
     for name, groups, detail in (
         ("exact-duplicates", exact, "files with the same content as another"),
         ("near-duplicates", near, "images that look like another, re-saved or re-scaled"),
