@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
+from domainclip.config.key_facts import KeyFacts
 from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
 
@@ -103,11 +105,14 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _paths_are_text(cls, value: Any) -> Any:
-        """A path may be given as a ``pathlib.Path`` wherever one is taken, in a list too."""
+    def _paths_are_texts(cls, value: Any, info: ValidationInfo) -> Any:
+        """Any key takes a ``Path``, as a caller in Python has it. In a key that may be a path ``~`` is the home folder:
+        no shell writes it out within ``key=~/x``."""
         if isinstance(value, list | tuple):
-            return [str(each) if isinstance(each, PurePath) else each for each in value]
-        return str(value) if isinstance(value, PurePath) else value
+            return [cls._paths_are_texts(each, info) for each in value]
+        text = str(value) if isinstance(value, PurePath) else value
+        facts = [each for each in cls.model_fields[info.field_name or ""].metadata if isinstance(each, KeyFacts)]
+        return os.path.expanduser(text) if isinstance(text, str) and facts and facts[0].path else text
 
     @field_validator("*", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -60,7 +61,7 @@ def load_domain(name_or_path: str | Path) -> DomainConfig:
     """
     if str(name_or_path) in shipped_domains():
         return _shipped(str(name_or_path)).model_copy(deep=True)
-    return _load(str(name_or_path))
+    return _load(os.path.expanduser(str(name_or_path)))
 
 
 def domain_family(name_or_path: str) -> Domain:

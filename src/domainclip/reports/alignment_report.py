@@ -68,6 +68,11 @@ def prepare_folder(folder: Path) -> None:
     for place in (folder, folder / "plots"):
         require_writable(place, "The folder")
     try:
+        earlier = (folder / "alignment.json").is_file()
+        if not earlier and (there := next((name for name in PLOT_FILES if (folder / name).exists()), None)):
+            raise ConfigurationError(
+                f"{folder / there} is not of an alignment report and would be replaced by one: give another folder"
+            )
         for name, start in (("report.md", _TITLE), ("pairs.csv", _FIRST_COLUMN)):
             path = folder / name
             if path.exists() and not path.read_bytes().startswith(start.encode()):
@@ -86,6 +91,8 @@ def remove_report(folder: Path) -> None:
     Args:
         folder: Where it is.
     """
+    if not (folder / "report.md").is_file() or not (folder / "report.md").read_bytes().startswith(_TITLE.encode()):
+        return
     for name in ("alignment.json", *PLOT_FILES, "pairs.csv", "report.md"):
         (folder / name).unlink(missing_ok=True)
     for place in (folder / "plots", folder):

@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from torch.utils.data import DataLoader
+
+from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.records import ColumnOptions, Columns, PairList
 from domainclip.data.sources import huggingface
 from domainclip.data.sources.captions_file import add_captions
@@ -17,6 +20,7 @@ from domainclip.data.sources.pair_builder import PairBuilder
 from domainclip.data.sources.row_cells import RowReader
 from domainclip.data.sources.rows import NoTableError, Table
 from domainclip.data.sources.tables import SOURCES, source_of
+from domainclip.data.sources.torch_datasets import RowsByNumber, pairs_from_torch
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 
 META_FILE = "meta.csv"
@@ -200,6 +204,39 @@ class DatasetLoader:
             folder if folder.is_dir() else Path(),
             Path(cache_dir) if cache_dir else huggingface.default_image_cache(),
         )
+
+    @staticmethod
+    def from_torch(
+        data: DataLoader | RowsByNumber,
+        cache_dir: Path | str | None = None,
+        spec: ImageSpec | None = None,
+        strict: bool = False,
+    ) -> PairList:
+        """A torch ``Dataset`` of your own, or a ``DataLoader`` of one.
+
+        An item is ``(image, caption)``, ``(image, caption, label)``, or a dict with ``image`` (or ``pixel_values``,
+        ``image_path``), ``caption`` (or ``text``) and, where there is one, ``label``. An image is a path, a PIL image,
+        an array, or a tensor ``[3, h, w]`` of bytes, of fractions in 0…1, or normalised as the model wants it.
+
+        Each item is read once; what its image is then is kept as a file, so a random view is one view. A loader's own
+        order, batches and ``collate_fn`` are not used.
+
+        Args:
+            data: The data set or the loader.
+            cache_dir: Where images are kept; ``$DOMAINCLIP_CACHE`` or ``~/.cache/domainclip``, in its folder
+                ``images``, if left out.
+            spec: The model's normalisation, needed for tensors that were normalised.
+            strict: Whether the first image that cannot be read is an error.
+
+        Returns:
+            The pairs; items whose image cannot be read are in ``.skipped``.
+
+        Raises:
+            DataError: An item is of another shape (then also a ``TypeError``), there is none, or the loader has a
+                sampler of its own.
+        """
+        cache = Path(cache_dir) if cache_dir else huggingface.default_image_cache()
+        return pairs_from_torch(data, cache, spec, strict)
 
     @staticmethod
     def load(
