@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     facts = ImageFacts(path)
     try:
         with image_file(path, whole=False) as file:
-            facts.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            facts.sha256 = _digest(file)
         header = image_header(path, max_pixels)
         facts.width, facts.height, facts.frames = header.width, header.height, header.frames
         values = read_array(path, max_pixels)
@@ -71,6 +72,13 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
         facts.problem = str(error)
         facts.oversized = " pixels" in facts.problem.removeprefix(str(path))
     return facts
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def inspect_images(
