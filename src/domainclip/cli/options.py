@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from domainclip.config import CLIPFinetuningConfig
+
+
+class HomeGroup(TyperGroup):
+    """The command's arguments, in which ``~`` is the home folder: no shell writes it out within ``--output=~/x``."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Take the arguments.
+
+        Args:
+            ctx: Of the command line.
+            args: All of them.
+
+        Returns:
+            What is left for a command.
+        """
+        return super().parse_args(ctx, [re.sub(r"(^|=)~(?=/|$)", _with_home, each) for each in args])
+
+
+def _with_home(found: re.Match[str]) -> str:
+    return found[1] + os.path.expanduser("~")
 
 
 def recipe_keys(hint: str) -> Any:
@@ -55,6 +77,35 @@ def config_of(recipe: str | None, overrides: list[str] | None, **options: object
     return load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
 
 
+def output_folder(output: str | None, overrides: list[str] | None) -> str:
+    """The folder that a command is to write to, before its recipe is read.
+
+    Args:
+        output: What ``--output`` says.
+        overrides: ``KEY=VALUE`` texts, which come before it.
+
+    Returns:
+        Its path; the usual one where nothing names it.
+
+    Raises:
+        ConfigurationError: A key or value is wrong.
+    """
+    from domainclip.config import RunSettings, parse_overrides
+    from domainclip.config.recipe_sources import environment_values
+
+    given = {**environment_values(), **({"output_dir": output} if output else {}), **parse_overrides(overrides or [])}
+    return RunSettings(**{key: value for key, value in given.items() if key == "output_dir"}).output_dir
+
+
+def warn(text: str) -> None:
+    """Say a sentence on the standard error.
+
+    Args:
+        text: The sentence.
+    """
+    typer.echo(f"WARNING: {text}", err=True)
+
+
 def check_model(config: CLIPFinetuningConfig, weights: bool = True) -> None:
     """Answer a wrong name or folder of a model at once: before torch is imported and anything is read.
 
@@ -90,3 +141,23 @@ def print_json(value: object) -> None:
     import json
 
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def as_typed(message: str) -> str:
+    """A message of the package in the words of the command line.
+
+    The package speaks to callers in Python: ``overwrite=True``, ``steps=…``. Keys of a recipe are the same in both.
+
+    Args:
+        message: What an error says.
+
+    Returns:
+        The message with options in place of arguments.
+    """
+    flags = re.sub(r"\b(resume|overwrite|accept_changed_data)=True\b", _option, message)
+    return re.sub(r"\b(steps|space|trials)=…", _option, flags)
+
+
+def _option(found: re.Match[str]) -> str:
+    name = {"space": "search"}.get(found[1], found[1])
+    return f"--{name.replace('_', '-')}"

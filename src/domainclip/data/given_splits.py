@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from domainclip.data.group_split import image_key
-from domainclip.data.records import DISCIPLINE_COL, Columns, PairList
+from domainclip.data.records import DISCIPLINE_COL, Columns, PairList, SkippedRow
 from domainclip.data.sources import huggingface, tables
 from domainclip.data.sources.cells import is_missing, text_or_none
-from domainclip.data.sources.directories import are_split_folders, visible_folders
-from domainclip.data.sources.loaders import META_FILE, DatasetLoader
+from domainclip.data.sources.loaders import META_FILE, DatasetLoader, only_table
+from domainclip.data.sources.split_folders import MASK, masks_beside, split_folders
 from domainclip.data.sources.split_names import SPLIT_NAMES
 from domainclip.errors import DataError
 
@@ -68,9 +68,10 @@ def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
         if entry.suffix.lower() in tables.SOURCES and entry.stem.lower() in _every_name() and entry.is_file()
     ]
     if not any(entry.stem.lower() in SPLIT_NAMES["train"] for entry in files):
-        if not are_split_folders(visible_folders(folder)):
-            return {"train": part(folder.name or str(folder), folder, folder)}
-        files = [entry for entry in entries.values() if entry.name.lower() in _every_name() and entry.is_dir()]
+        if only_table(folder, columns.image_col)[0] is None and (splits := split_folders(folder)):
+            parts = {name: part(place.name, place, place.parent) for name, place in splits.items()}
+            return _with_masks(parts, folder)
+        return {"train": part(folder.name or str(folder), folder, folder)}
     result = {}
     for name, stems in SPLIT_NAMES.items():
         found = [entry for entry in files if entry.stem.lower() in stems]
@@ -82,6 +83,23 @@ def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
         if found:
             result[name] = part(found[0].name, found[0], found[0].parent)
     return result
+
+
+def _with_masks(parts: dict[str, GivenSplit], folder: Path) -> dict[str, GivenSplit]:
+    """The splits, the last of which tells of the masks that lie beside them: defects are there, not in train."""
+    masks = masks_beside(folder)
+    if not masks:
+        return parts
+    name, last = list(parts.items())[-1]
+
+    def load() -> PairList:
+        pairs = last.load()
+        for path in masks:
+            relative = str(path.relative_to(folder))
+            pairs.skipped.append(SkippedRow(f"{folder.name} {relative}", relative, "a mask, no image", MASK))
+        return pairs
+
+    return parts | {name: GivenSplit(last.name, last.folder, load)}
 
 
 def _every_name() -> set[str]:

@@ -17,8 +17,8 @@ from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.sources import huggingface
-from domainclip.data.sources.directories import are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE
+from domainclip.data.sources.split_folders import split_folders
 from domainclip.data.sources.tables import source_of
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
@@ -363,8 +363,7 @@ def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
     if path.startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
         names |= {name for part in huggingface.open_splits(path).values() for name in part.column_names}
     else:
-        parts = visible_folders(folder) if folder.is_dir() else []
-        places = [folder, *(parts if are_split_folders(parts) else [])]
+        places = [folder, *(split_folders(folder).values() if folder.is_dir() else ())]
         for file in [file for place in places if place.is_dir() for file in place.iterdir()] or [folder]:
             (of_meta if file.name == META_FILE else names).update(_header(file))
     found = {"image_col": names, "caption_col": names, "label_col": names, "group_col": names | of_meta}

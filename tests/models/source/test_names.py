@@ -17,14 +17,14 @@ from domainclip.training.memory.plan import ARCHITECTURES
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A hub that knows every name; the names that it was asked for."""
     asked: list[str] = []
-    name._on_hub.cache_clear()
+    name.on_hub.cache_clear()
     monkeypatch.setattr(name, "_hub_problem", lambda repository: asked.append(repository))
     return asked
 
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    name._on_hub.cache_clear()
+    name.on_hub.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
@@ -104,7 +104,7 @@ def test_without_an_answer_there_is_one_message_in_time(monkeypatch: pytest.Monk
     """The search for the host's address knows no time limit."""
     import threading
 
-    name._on_hub.cache_clear()
+    name.on_hub.cache_clear()
     waiting = threading.Event()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: waiting.wait(60))

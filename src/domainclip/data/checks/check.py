@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -21,6 +21,7 @@ from domainclip.data.checks.images import (
     duplicates,
     exact_groups,
     near_groups,
+    pixel_findings,
     skipped_image_findings,
     skipped_severity,
 )
@@ -30,6 +31,7 @@ from domainclip.data.images.reader import MAX_PIXELS
 from domainclip.data.labels import all_labels, doubtful_names, unify_labels
 from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList, SkippedRow
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_IMAGE
+from domainclip.data.sources.split_folders import MASK
 from domainclip.data.splits import group_names, proposed_groups
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 from domainclip.resolve.schedule import automatic_batch
@@ -113,6 +115,7 @@ def check_data(
     paths = list({image_key(pair): pair.image_path for pair in every}.values())
     facts = list(inspect_images(paths, max_pixels, workers))
     findings += skipped_image_findings(facts)
+    findings += pixel_findings(facts)
     exact = exact_groups(facts)
     near = near_groups(facts) if near_duplicates else []
     pairs_of: dict[str, list[ImageTextPair]] = defaultdict(list)
@@ -183,6 +186,15 @@ def _skipped(rows: Sequence[SkippedRow], usable: int) -> list[Finding]:
             total = usable + len(rows)
             detail = f"{len(these)} of {total} rows ({len(these) / total:.1%}) are skipped"
             findings.append(Finding(name, skipped_severity(len(these), total), len(these), these, advice, detail))
+    for kind, count in Counter(row.kind for row in rows if row.kind not in _SKIPPED_ADVICE).items():
+        these = [str(row) for row in rows if row.kind == kind]
+        if kind == MASK:
+            advice, detail = "Nothing has to be done.", f"{count} masks lie among the images and are left out"
+            findings.append(Finding("masks", "info", count, these, advice, detail))
+        else:
+            advice, detail = "Convert them, or move them elsewhere; training skips them.", f"{count} files: {kind}"
+            severity = skipped_severity(count, usable + len(rows))
+            findings.append(Finding("files-not-read", severity, count, these, advice, detail))
     return findings
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainclip.data.sources.columns import names_an_image
-from domainclip.data.sources.image_folders import is_image_name
+from domainclip.data.sources.folder_contents import is_image_name
 from domainclip.data.sources.rows import Row, Table, read_text
 from domainclip.errors import DataError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from domainclip.data.sources.columns import names_an_image
-from domainclip.data.sources.image_folders import is_image_name
+from domainclip.data.sources.folder_contents import is_image_name
 from domainclip.data.sources.rows import NoTableError, Row, Table, read_text
 from domainclip.data.sources.split_names import split_of
 from domainclip.errors import DataError

@@ -7,15 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from torch.utils.data import DataLoader
+
+from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.records import ColumnOptions, Columns, PairList
 from domainclip.data.sources import huggingface
 from domainclip.data.sources.captions_file import add_captions
 from domainclip.data.sources.columns import USUAL, is_named, names_an_image
-from domainclip.data.sources.directories import CAPTIONS_FILE, pairs_from_directory, walk_images
+from domainclip.data.sources.directories import CAPTIONS_FILE, pairs_from_directory
+from domainclip.data.sources.folder_contents import FolderContents
 from domainclip.data.sources.pair_builder import PairBuilder
 from domainclip.data.sources.row_cells import RowReader
 from domainclip.data.sources.rows import NoTableError, Table
 from domainclip.data.sources.tables import SOURCES, source_of
+from domainclip.data.sources.torch_datasets import RowsByNumber, pairs_from_torch
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 
 META_FILE = "meta.csv"
@@ -201,6 +206,39 @@ class DatasetLoader:
         )
 
     @staticmethod
+    def from_torch(
+        data: DataLoader | RowsByNumber,
+        cache_dir: Path | str | None = None,
+        spec: ImageSpec | None = None,
+        strict: bool = False,
+    ) -> PairList:
+        """A torch ``Dataset`` of your own, or a ``DataLoader`` of one.
+
+        An item is ``(image, caption)``, ``(image, caption, label)``, or a dict with ``image`` (or ``pixel_values``,
+        ``image_path``), ``caption`` (or ``text``) and, where there is one, ``label``. An image is a path, a PIL image,
+        an array, or a tensor ``[3, h, w]`` of bytes, of fractions in 0…1, or normalised as the model wants it.
+
+        Each item is read once; what its image is then is kept as a file, so a random view is one view. A loader's own
+        order, batches and ``collate_fn`` are not used.
+
+        Args:
+            data: The data set or the loader.
+            cache_dir: Where images are kept; ``$DOMAINCLIP_CACHE`` or ``~/.cache/domainclip``, in its folder
+                ``images``, if left out.
+            spec: The model's normalisation, needed for tensors that were normalised.
+            strict: Whether the first image that cannot be read is an error.
+
+        Returns:
+            The pairs; items whose image cannot be read are in ``.skipped``.
+
+        Raises:
+            DataError: An item is of another shape (then also a ``TypeError``), there is none, or the loader has a
+                sampler of its own.
+        """
+        cache = Path(cache_dir) if cache_dir else huggingface.default_image_cache()
+        return pairs_from_torch(data, cache, spec, strict)
+
+    @staticmethod
     def load(
         path: Path | str,
         image_col: str = "image_path",
@@ -292,7 +330,7 @@ def only_table(folder: Path, image_col: str = "image_path") -> tuple[Path | None
         and entry.is_file()
     )
     notes: list[str] = []
-    holds_images = bool(found) and next(walk_images(folder), None) is not None
+    holds_images = bool(found) and bool(FolderContents.of(folder).images)
     if len(found) > 1 or holds_images:
         useful = [entry for entry in found if _names_images(entry, image_col)]
         if useful or holds_images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,17 @@ from domainclip.errors import DataError
 MISSING_IMAGE = "missing image"
 EMPTY_CAPTION = "empty caption"
 MALFORMED_ROW = "malformed row"
+
+_NOT_UNICODE = "is no Unicode text (a byte that is no UTF-8, or half a character)"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: names of folders and escapes of JSON may hold what cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,23 @@ class PairBuilder:
             raise DataError(f"{row}. Mend the row, or load with strict=False to skip such rows")
         self._pairs.skipped.append(row)
 
+    def leave_out(self, name: str, reason: str, kind: str, harmless: bool = False) -> None:
+        """Count a file that lies among the images and is none that is read.
+
+        Args:
+            name: Its path within the folder.
+            reason: Why it is left out.
+            kind: The reason in a fixed phrase, for counting.
+            harmless: Whether nobody can have meant it for an image.
+
+        Raises:
+            DataError: In strict mode, unless it is harmless.
+        """
+        if harmless:
+            self._pairs.skipped.append(SkippedRow(f"{self.name} {name}", name, reason, kind))
+        else:
+            self.skip(name, name, reason, kind)
+
     def add(self, where: str, row: RowValues) -> None:
         """Add a row, or skip it where it cannot be used.
 
@@ -90,7 +119,7 @@ class PairBuilder:
             return
         path = self._folders.find(image)
         if path is None:
-            self.skip(where, image, f"image {image} is not there", MISSING_IMAGE)
+            self.skip(where, image, self._folders.reason(image), MISSING_IMAGE)
             return
         labels = [label for label in labels_in_cell(row.label) if not self._is_missing("label", label)]
         group, discipline = text_or_none(row.group), text_or_none(row.discipline)
@@ -100,6 +129,15 @@ class PairBuilder:
         if split is None or is_missing(split, loosely=True):
             split = None
             self._unsplit.append((where, image))
+        for what, cell in (("label", row.label), ("group", row.group), ("discipline", row.discipline)):
+            if isinstance(cell, float) and math.isinf(cell):
+                self.skip(where, image, f"the {what} is an infinite number")
+                return
+        names = [*(("label", each) for each in labels), ("group", group), ("discipline", discipline), ("split", split)]
+        for what, name in names:
+            if name is not None and not _is_unicode(name):
+                self.skip(where, image, f"the {what} {name!r:.40} {_NOT_UNICODE}")
+                return
         self._propose(row)
         label = labels[0] if len(labels) == 1 else None
         several = tuple(labels) if len(labels) > 1 else None
@@ -108,6 +146,8 @@ class PairBuilder:
                 self.skip(where, image, "the caption is empty", EMPTY_CAPTION)
             elif not isinstance(text, str):
                 self.skip(where, image, f"the caption is {type(text).__name__} {text!r:.40}, not text")
+            elif not _is_unicode(text):
+                self.skip(where, image, f"the caption {text!r:.40} {_NOT_UNICODE}")
             elif is_missing(text.strip(), loosely=True):
                 self.skip(where, image, f"the caption is {text.strip()!r}, a word for a missing one", EMPTY_CAPTION)
             else:
@@ -157,6 +197,8 @@ class PairBuilder:
             DataError: There is no pair, and the first skipped rows are quoted; or the column of splits has values that
                 name none.
         """
+        if self._folders.contested:
+            self._drop_contested()
         if split_column is not None and self._pairs:
             self._name_splits(*split_column)
         if self._pairs:
@@ -171,6 +213,14 @@ class PairBuilder:
             f"{'; …' if len(skipped) > 3 else ''}). Relative image paths are looked up in "
             f"{self._folders.root or '.'}; name another folder with image_root=…"
         )
+
+    def _drop_contested(self) -> None:
+        contested = self._folders.contested
+        for pair in self._pairs:
+            if pair.image_path in contested:
+                reason = f"{pair.image_path} is there for several rows that name other folders: which one is meant?"
+                self.skip("row", str(pair.image_path), reason, MISSING_IMAGE)
+        self._pairs[:] = [pair for pair in self._pairs if pair.image_path not in contested]
 
     def _name_splits(self, column: str, sure: bool) -> None:
         """Give each pair its split's name; where the column is none of splits after all, give it none."""
@@ -200,6 +250,9 @@ class PairBuilder:
 
     def _tell(self) -> None:
         pairs = self._pairs
+        if respelled := self._folders.respelled:
+            listing = ", ".join(f"{difference}: {count}" for difference, count in respelled.most_common())
+            self.note(f"{respelled.total()} images were found under a name that is spelled otherwise ({listing})")
         for what, words in self._missing.items():
             listing = ", ".join(f"{word!r} ({count} rows)" for word, count in words.most_common())
             self.note(f"as a {what}, {listing} is read as missing")

@@ -32,7 +32,7 @@ JSON_FILES = (
     "vocab.json",
     "generation_config.json",
 )
-_TOKENIZERS = (TOKENIZER, "vocab.json", "vocab.txt", "*.model", "*.bpe", "*.tiktoken", "bpe_simple_vocab*.gz")
+_TOKENIZERS = (TOKENIZER, "vocab.json", "vocab.txt", "*.model", "*.bpe", "*.tiktoken")
 _LARGEST_JSON = 512 * 2**20
 """Bytes. Tokenizers of a quarter of a million tokens take 35 MB."""
 

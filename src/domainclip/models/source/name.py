@@ -78,7 +78,7 @@ def find_model(name: str, role: Role = "model", weights: bool = True) -> str:
     if text.startswith(HUB_PREFIX):
         repository = text.removeprefix(HUB_PREFIX)
         _check_hub_name(repository)
-        found = _on_hub(repository)
+        found = on_hub(repository)
         return text if found == repository else f"{FOLDER_PREFIX}{found}"
     if text.startswith(FOLDER_PREFIX):
         path = _expanded(text.removeprefix(FOLDER_PREFIX))
@@ -95,7 +95,7 @@ def find_model(name: str, role: Role = "model", weights: bool = True) -> str:
     _check_hub_name(repository)
     if "/" not in repository and role == "model" and _cached(repository) is None:
         raise ModelLoadError(f"There is no folder {text!r} here, and no model of that name.{_guess(text)} {_HINT}")
-    found = _on_hub(repository)
+    found = on_hub(repository)
     if found != repository:  # an earlier download
         check_folder(Path(found), role, weights)
     return found
@@ -181,10 +181,19 @@ def _cached(repository: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _on_hub(repository: str) -> str:
+def on_hub(repository: str) -> str:
     """The name itself where the hub knows it; where the hub cannot be asked, the folder of an earlier download.
 
     transformers would ask several times, half a minute in all, and print a warning for each.
+
+    Args:
+        repository: Its name.
+
+    Returns:
+        The name, or a folder.
+
+    Raises:
+        ModelLoadError: The hub does not know it, or cannot be asked.
     """
     problem = _hub_problem(repository)
     if problem is None:

@@ -34,7 +34,7 @@ _SIZES = {
 
 _SQUARES = ("image_size", "patch_size")
 _NUMBERS: dict[str, tuple[float, float]] = {
-    "layer_norm_eps": (0.0, 1.0),
+    "layer_norm_eps": (0.0, 0.01),
     "logit_scale_init_value": (-20.0, 20.0),
     "init_logit_scale": (-20.0, 20.0),
     "attention_dropout": (0.0, 1.0),
@@ -43,6 +43,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "mlp_ratio": (1e-3, 1e3),
 }
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_NEVER = ("is_decoder", "add_cross_attention")
 _OTHER_VALUES: tuple[tuple[str, type, str], ...] = (
     ("transformers_version", str, "a version, written as text"),
     ("quantization_config", dict, "an object in braces"),
@@ -96,6 +97,8 @@ def check_tower_values(values: Mapping[str, Any], path: Path, prefix: str = "") 
         elif key in _TOKENS:
             if value is not None and not _is_whole(value, _LARGEST_NUMBER) and value != 0:
                 raise _problem(path, name, value, "the number of a token, from 0 on")
+        elif key in _NEVER and value not in (False, None):
+            raise _problem(path, name, value, "false: a text tower that reads towards the left alone is another model")
         elif key in _TEXTS and not isinstance(value, str):
             raise _problem(path, name, value, "a text")
     hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
@@ -156,10 +159,7 @@ def check_open_clip_values(config: Mapping[str, Any], path: Path) -> None:
     for part in ("vision_cfg", "text_cfg"):
         if isinstance(model.get(part), dict):
             check_tower_values(model[part], path, f"model_cfg.{part}.")
-    for key in ("hf_model_name", "hf_tokenizer_name"):
-        value = (model.get("text_cfg") or {}).get(key, "") if isinstance(model.get("text_cfg"), dict) else ""
-        if not isinstance(value, str) and value is not None:
-            raise _problem(path, f"model_cfg.text_cfg.{key}", value, "the name of a model")
+            _check_open_clip_tower(model[part], path, f"model_cfg.{part}.")
     images = config.get("preprocess_cfg")
     if images is not None and not isinstance(images, dict):
         raise _problem(path, "preprocess_cfg", images, "an object in braces")
@@ -171,6 +171,24 @@ def check_open_clip_values(config: Mapping[str, Any], path: Path) -> None:
         value = (images or {}).get(key)
         if value is not None and not isinstance(value, str):
             raise _problem(path, f"preprocess_cfg.{key}", value, "a text")
+
+
+def _check_open_clip_tower(values: Mapping[str, Any], path: Path, prefix: str) -> None:
+    for key, value in values.items():
+        if key.endswith("_kwargs"):
+            if value is not None and not isinstance(value, dict):
+                raise _problem(path, f"{prefix}{key}", value, "an object in braces")
+        elif key in _OPEN_CLIP_TEXTS and value is not None and not isinstance(value, str):
+            raise _problem(path, f"{prefix}{key}", value, "a text")
+    layers = values.get("layers")
+    if isinstance(layers, list) and prefix.endswith("text_cfg."):
+        raise _problem(path, f"{prefix}layers", layers, "a whole number")
+
+
+_OPEN_CLIP_TEXTS = (
+    *("hf_model_name", "hf_tokenizer_name", "hf_proj_type", "hf_pooler_type"),
+    *("timm_model_name", "timm_pool", "timm_proj", "pool_type"),
+)
 
 
 def _is_mean(value: object) -> bool:
