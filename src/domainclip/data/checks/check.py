@@ -32,6 +32,7 @@ from domainclip.data.labels import all_labels, doubtful_names, unify_labels
 from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList, SkippedRow
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_IMAGE
 from domainclip.data.sources.split_folders import MASK
+from domainclip.data.sources.webdataset import shards_of
 from domainclip.data.splits import group_names, proposed_groups
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 from domainclip.resolve.schedule import automatic_batch
@@ -91,7 +92,7 @@ def check_data(
         raise ConfigurationError(f"Batch size must be positive, not {batch_size}")
     columns = Columns(image_col, caption_col, **options)
     given = given_splits(path, columns)
-    if not str(path).startswith("hf:") and not Path(path).exists():
+    if not str(path).startswith("hf:") and not Path(path).exists() and not shards_of(path):
         raise MissingFileError(f"Data not found: {path}")
     findings: list[Finding] = []
     splits: dict[str, PairList] = {}
