@@ -8,7 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from domainclip.data.checks.captions import caption_length, caption_repetition, class_balance
+from domainclip.data.checks.captions import (
+    KnownWords,
+    caption_length,
+    caption_repetition,
+    class_balance,
+    unknown_captions,
+)
 from domainclip.data.checks.findings import DataCheckReport, Finding, Severity
 from domainclip.data.checks.image_facts import inspect_images
 from domainclip.data.checks.images import (
@@ -44,6 +50,7 @@ def check_data(
     batch_size: int | None = None,
     max_tokens: int = 77,
     count_tokens: Callable[[list[str]], list[int]] | None = None,
+    vocabulary: KnownWords | None = None,
     image_col: str = "image_path",
     caption_col: str = "caption",
     max_pixels: int = MAX_PIXELS,
@@ -64,6 +71,7 @@ def check_data(
         batch_size: Rows that meet in a batch; None: what an automatic run would take.
         max_tokens: The longest caption that is not cut, start and end tokens included.
         count_tokens: Gives the length of each text in tokens, start and end included; without it lengths are estimated.
+        vocabulary: What the model's tokenizer knows; without it captions of other languages are not looked for.
         image_col: Column of the images.
         caption_col: Column of the captions.
         max_pixels: Images of more pixels are oversized.
@@ -128,6 +136,8 @@ def check_data(
     if every:
         texts = [pair.caption if text_transform is None else text_transform(pair.caption) for pair in every]
         findings.append(caption_length(texts, max_tokens, count_tokens, cut_by_sentence))
+        if vocabulary is not None:
+            findings += unknown_captions(texts, vocabulary)
     base = Path(path) if Path(path).is_dir() else Path(path).parent
     for finding in findings:
         finding.examples = [example.replace(f"{base}{os.sep}", "") for example in finding.examples]
