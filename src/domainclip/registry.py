@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -119,7 +120,7 @@ def _import_module(name: str) -> None:
 
 
 def _import_file(path: Path) -> None:
-    name = f"domainclip_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = f"domainclip_plugin_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     if name in sys.modules:  # a second run in this process: what it registers is registered
         return
     if not path.is_file():

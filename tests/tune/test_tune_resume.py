@@ -80,7 +80,7 @@ def test_a_resumed_study_draws_what_an_undisturbed_one_draws(
     scripted(lambda config: [1 / (1 + abs(math.log(config.learning_rate / 1e-4)))])
     whole = search(recipe(tiny_data, tmp_path / "whole"), trials=6)
     for trials in (2, 4, 6):
-        parts = search(recipe(tiny_data, tmp_path / "parts"), trials=trials, resume=True)
+        parts = search(recipe(tiny_data, tmp_path / "parts"), trials=trials, resume=(tmp_path / "parts").exists())
     drawn = [record.params for record in whole.trials]
     assert [record.params for record in parts.trials] == drawn
     assert len({params["learning_rate"] for params in drawn}) == 6

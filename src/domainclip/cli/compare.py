@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Recipe, Split, check_model, config_of, print_json, recipe_keys
+from domainclip.cli.options import AsJson, Recipe, Split, check_model, config_of, print_json, recipe_keys, warn
 from domainclip.errors import ConfigurationError
 
 
@@ -49,18 +50,20 @@ def compare(
     for name in models if strict else [reference or next(iter(models))]:  # the others leave a reason in the matrix
         if name in models:
             check_model(config.updated(model_name=models[name]))
-    from domainclip.files import require_writable
-    from domainclip.pipelines.compare import run_compare
+    from domainclip.pipelines.compare import comparison_folder, run_compare
+    from domainclip.pipelines.output_lock import locked_output
 
-    if output is not None:
-        require_writable(output, "--output")
-    found = run_compare(config, models, sets, reference=reference, split=split, metric=metric, strict=strict)
-    if as_json:
-        print_json(found.report.to_dict())
-    else:
-        found.print()
-    if output is not None:  # last, so that figures which cannot be written were at least shown
-        typer.echo("\n".join(f"Written: {path}" for path in found.write(output)), err=as_json)
+    with locked_output(output, "--output", warn) if output is not None else nullcontext():
+        if output is not None:
+            read = [*(("--model", path) for path in models.values()), *(("--data", path) for path in sets.values())]
+            comparison_folder(output).claim(overwrite=True, inputs=read)
+        found = run_compare(config, models, sets, reference=reference, split=split, metric=metric, strict=strict)
+        if as_json:
+            print_json(found.report.to_dict())
+        else:
+            found.print()
+        if output is not None:  # last, so that figures which cannot be written were at least shown
+            typer.echo("\n".join(f"Written: {path}" for path in found.write(output)), err=as_json)
 
 
 def named(entries: Sequence[str], what: str) -> dict[str, str]:

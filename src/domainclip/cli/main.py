@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from domainclip.cli.options import (
     Data,
     Device,
     Domain,
+    HomeGroup,
     Model,
     Overrides,
     Recipe,
@@ -27,7 +29,9 @@ from domainclip.cli.options import (
     as_typed,
     check_model,
     config_of,
+    output_folder,
     print_json,
+    warn,
 )
 from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
@@ -36,6 +40,7 @@ from domainclip.files import require_writable
 
 app = typer.Typer(
     name="domainclip",
+    cls=HomeGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,14 +71,17 @@ def train(
     """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
     `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
-    error_analysis=true.
+    error_analysis=true, and `--data` where the data have moved.
     """
-    if resume and output and not (recipe or data or model or domain):
-        saved = Path(output) / "recipe.yaml"
+    if resume and not recipe:
+        output = output_folder(output, overrides)
+        saved, kept = Path(output) / "recipe.yaml", Path(output) / "domain.yaml"
         recipe = str(saved) if saved.is_file() else None
-        kept = Path(output) / "domain.yaml"  # as it was then, even where a shipped domain has changed since
-        domain = str(kept) if kept.is_file() else None
+        if kept.is_file() and domain is None:  # as it was then, even where a shipped domain has changed since
+            domain = str(kept)
         _require_whole(saved, kept)
+        if recipe is None and not (Path(output) / "checkpoints").is_dir():  # of a run that was started from Python
+            raise ConfigurationError(f"There is no run in {output} to resume: leave --resume out, or name its folder")
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     if not resume:  # a run that goes on says first whether there is one
         require_writable(Path(config.output_dir), "The output directory")
@@ -131,21 +139,24 @@ def evaluate(
     check_model(config)
     from domainclip.files import write_json, writing
 
-    if output is not None:
-        require_writable(output, "--output", is_file=True)
-    if resolutions is not None:
-        _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
-        return
-    if robustness is not None:
+    if robustness is not None and resolutions is None:
         raise ConfigurationError(
             "--robustness and --no-robustness go with --resolutions: give resolutions, such as 96,160"
         )
-    from domainclip.pipelines.evaluate import run_evaluation
-
-    report = run_evaluation(config, split, error_analysis)
     if output is not None:
-        with writing(f"--output {output}"):
-            write_json(output, report.to_dict())
+        require_writable(output, "--output", is_file=True)
+    from domainclip.pipelines.run_folder import output_file, paths_read
+
+    with output_file(output, paths_read(config), warn):
+        if resolutions is not None:
+            _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
+            return
+        from domainclip.pipelines.evaluate import run_evaluation
+
+        report = run_evaluation(config, split, error_analysis)
+        if output is not None:
+            with writing(f"--output {output}"):
+                write_json(output, report.to_dict())
     if as_json:
         print_json(report.to_dict())
     else:
@@ -155,9 +166,11 @@ def evaluate(
 def _evaluate_resolutions(  # type: ignore[no-untyped-def]
     config, resolutions: str, split: str, robustness: bool, output: Path | None, as_json: bool
 ) -> None:
-    from domainclip.pipelines.evaluate_resolutions import parse_resolutions, run_resolutions
+    from domainclip.pipelines.evaluate_resolutions import check_places, parse_resolutions, run_resolutions
 
     wanted = parse_resolutions(resolutions)
+    if output is not None:
+        check_places(output)
     report = run_resolutions(config, wanted, split, robustness=robustness)
     if as_json:
         print_json(report.report.to_dict())
@@ -289,6 +302,8 @@ def version() -> None:
 def main() -> None:
     """Entry point: turns the package's errors into one line and exit code 2, signals into 130 and 143."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that no encoding has
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except Interrupted as stop:
@@ -301,7 +316,7 @@ def main() -> None:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             what = f"the disk is full ({error}). What was saved is whole: free some space, then --resume"
         elif error.filename:  # the machine refuses a path: no fault of the program, which a traceback would look like
-            what = f"{os.fsdecode(error.filename)}: {error.strerror}. Give another path, or mend its permissions"
+            what = f"{os.fsdecode(error.filename):.500}: {error.strerror}. Give another path, or mend its permissions"
         else:
             raise
         typer.secho(f"Error: {what}", fg="red", err=True)

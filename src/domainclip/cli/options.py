@@ -7,9 +7,30 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from domainclip.config import CLIPFinetuningConfig
+
+
+class HomeGroup(TyperGroup):
+    """The command's arguments, in which ``~`` is the home folder: no shell writes it out within ``--output=~/x``."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Take the arguments.
+
+        Args:
+            ctx: Of the command line.
+            args: All of them.
+
+        Returns:
+            What is left for a command.
+        """
+        return super().parse_args(ctx, [re.sub(r"(^|=)~(?=/|$)", _with_home, each) for each in args])
+
+
+def _with_home(found: re.Match[str]) -> str:
+    return found[1] + os.path.expanduser("~")
 
 
 def recipe_keys(hint: str) -> Any:
@@ -54,6 +75,35 @@ def config_of(recipe: str | None, overrides: list[str] | None, **options: object
 
     named = {key: value for key, value in options.items() if value is not None}
     return load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
+
+
+def output_folder(output: str | None, overrides: list[str] | None) -> str:
+    """The folder that a command is to write to, before its recipe is read.
+
+    Args:
+        output: What ``--output`` says.
+        overrides: ``KEY=VALUE`` texts, which come before it.
+
+    Returns:
+        Its path; the usual one where nothing names it.
+
+    Raises:
+        ConfigurationError: A key or value is wrong.
+    """
+    from domainclip.config import RunSettings, parse_overrides
+    from domainclip.config.recipe_sources import environment_values
+
+    given = {**environment_values(), **({"output_dir": output} if output else {}), **parse_overrides(overrides or [])}
+    return RunSettings(**{key: value for key, value in given.items() if key == "output_dir"}).output_dir
+
+
+def warn(text: str) -> None:
+    """Say a sentence on the standard error.
+
+    Args:
+        text: The sentence.
+    """
+    typer.echo(f"WARNING: {text}", err=True)
 
 
 def check_model(config: CLIPFinetuningConfig, weights: bool = True) -> None:

@@ -53,9 +53,14 @@ class ModelSettings(SeedSettings):
         "a directory); 'tiny' makes a random one.",
         min_length=1,
         one_run=True,
+        path="read",
     )
-    vision_model_name: str | None = key(None, "model", "Image backbone to join with text_model_name.", one_run=True)
-    text_model_name: str | None = key(None, "model", "Text backbone to join with vision_model_name.", one_run=True)
+    vision_model_name: str | None = key(
+        None, "model", "Image backbone to join with text_model_name.", one_run=True, path="read"
+    )
+    text_model_name: str | None = key(
+        None, "model", "Text backbone to join with vision_model_name.", one_run=True, path="read"
+    )
     save_open_clip: bool | None = key(
         None,
         "training",
@@ -82,6 +87,7 @@ class DataSettings(SeedSettings):
         "training and evaluation of a domain want.",
         one_run=True,
         search=Search(steers=True),
+        path="read",
     )
     data_path: str = key(
         "data",
@@ -90,6 +96,7 @@ class DataSettings(SeedSettings):
         min_length=1,
         changes_weights=False,
         one_run=True,
+        path="read",
     )
     image_col: str = _of_the_rows("image_path", "Column (key) with the image's path.", min_length=1)
     caption_col: str = _of_the_rows("caption", "Column (key) with the caption.", min_length=1)
@@ -402,6 +409,7 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         "Where they go; left as it is: <output_dir>/alignment.",
         changes_weights=False,
         one_run=True,
+        path="written",
     )
 
     @field_validator("prompt_templates")
@@ -421,6 +429,7 @@ class RunSettings(SeedSettings):
         min_length=1,
         changes_weights=False,
         one_run=True,
+        path="written",
     )
     save_steps: int = key(1000, "training", "Steps between checkpoints.", gt=0, changes_weights=False)
     keep_checkpoints: int = key(

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from domainclip.config import CLIPFinetuningConfig, DataSettings
 from domainclip.data.captions.text_transform import padded
 from domainclip.data.dataset import CLIPDataset, RawItem
-from domainclip.data.readers import reader_processes, without_readers
+from domainclip.data.readers import lack_of_shared_memory, reader_processes, without_readers
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.data.step_plan import StepPlan
 from domainclip.errors import ConfigurationError, DataError, ImageError, InputTypeError
@@ -34,11 +34,23 @@ def collate_fn(items: Sequence[dict[str, Any]]) -> Batch:
         full text length; ``image_paths`` and ``captions``, every one.
     """
     tensors = ("pixel_values", "input_ids", "attention_mask")
-    return {
-        **{name: torch.stack([item[name] for item in items]) for name in tensors},
-        "image_paths": [item["image_path"] for item in items],
-        "captions": [item["caption"] for item in items],
-    }
+    return _shared(
+        {
+            **{name: torch.stack([item[name] for item in items]) for name in tensors},
+            "image_paths": [item["image_path"] for item in items],
+            "captions": [item["caption"] for item in items],
+        }
+    )
+
+
+def _shared(batch: Batch) -> Batch:
+    """In a worker process: the tensors in shared memory now, where a lack of it is an error that reaches the trainer.
+    torch would move them in a thread of its own, whose error leaves the trainer waiting for ever."""
+    if get_worker_info() is not None:
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                value.share_memory_()
+    return batch
 
 
 class PairCollator:
@@ -88,7 +100,7 @@ class PairCollator:
         length = self.length(max((len(ids) for ids in tokens), default=1))
         input_ids, attention_mask = padded(tokens, length, self.pad_token_id)
         rows = [item.row for item in good]
-        return {
+        batch = {
             "pixels": torch.stack([item.pixels for item in good if item.pixels is not None]) if good else None,
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -99,6 +111,7 @@ class PairCollator:
             "captions": [self.texts[item.text] for item in good],
             "skipped": [(self.paths[item.row], item.problem) for item in items if item.pixels is None],
         }
+        return _shared(batch)
 
 
 class _RawView(Dataset):
@@ -313,7 +326,9 @@ class PrefetchDataLoader:
                 if kind == "end":
                     return
                 if kind == "error":
-                    meant = without_readers(value) if isinstance(value, RuntimeError) else None
+                    meant = lack_of_shared_memory(value)
+                    if meant is None and isinstance(value, RuntimeError):
+                        meant = without_readers(value)
                     if meant is not None:
                         raise meant from None
                     raise value

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from domainclip.data.checks.image_facts import inspect_images
-from domainclip.data.checks.images import exact_groups, near_groups
+from domainclip.data.checks.images import exact_groups, near_groups, pixel_findings
 from domainclip.data.group_split import image_key
 from domainclip.data.records import ImageTextPair
 from domainclip.files import sha256_of
@@ -36,12 +36,14 @@ class Copies:
         exact: Groups of files with equal content.
         near: Groups of images that look alike, of at most ``LARGEST_NEAR_GROUP``.
         notes: What was not looked at, or found and not used.
+        pixels: What else was seen when the images were looked at: blank ones, and more channels than are shown.
     """
 
     of: Mapping[str, str] = field(default_factory=dict)
     exact: Sequence[Sequence[Path]] = ()
     near: Sequence[Sequence[Path]] = ()
     notes: Sequence[str] = ()
+    pixels: Sequence[str] = ()
 
     def sentence(self) -> str | None:
         """What was found.
@@ -72,10 +74,15 @@ def find_copies(pairs: Iterable[ImageTextPair]) -> Copies:
             sizes[path] = path.stat().st_size
         except (OSError, ValueError):
             continue  # told where the image is wanted
-    paths, notes = list(sizes), []
+    paths, notes, pixels = list(sizes), list[str](), list[str]()
     near: list[list[Path]] = []
     if len(paths) <= NEAR_IMAGES and sum(sizes.values()) <= NEAR_BYTES:
         facts = list(inspect_images(paths))
+        pixels = [
+            f"{found.detail}, first {found.examples[0]}. {found.advice.rstrip('.')}"
+            for found in pixel_findings(facts)
+            if found.severity == "warning"
+        ]
         exact, near = exact_groups(facts), near_groups(facts)
         large = [group for group in near if len(group) > LARGEST_NEAR_GROUP]
         near = [group for group in near if len(group) <= LARGEST_NEAR_GROUP]
@@ -100,7 +107,7 @@ def find_copies(pairs: Iterable[ImageTextPair]) -> Copies:
         of |= {key: merged[name] for key, name in of.items() if name in merged} | {
             key: merged[of.get(key, key)] for key in map(_key, group)
         }
-    return Copies(of, exact, near, notes)
+    return Copies(of, exact, near, notes, pixels)
 
 
 def _key(path: Path) -> str:

@@ -110,7 +110,7 @@ def assign(units: Sequence[Unit], ratios: tuple[float, float, float], seed: int)
         For each unit the index of its split in ``SPLITS``.
     """
     wanted = [index for index in range(3) if ratios[index] > 0]
-    draws = [hashlib.sha256(f"{seed}\0{unit.name}".encode()).digest() for unit in units]
+    draws = [hashlib.sha256(f"{seed}\0{unit.name}".encode("utf-8", "surrogatepass")).digest() for unit in units]
     class_rows: Counter[str] = Counter()
     for unit in units:
         class_rows.update(dict(unit.labels))

@@ -8,6 +8,7 @@ is the guard ``if __name__ == "__main__":``; a script without it is read in one 
 from __future__ import annotations
 
 import ast
+import errno
 import logging
 import multiprocessing
 import pickle
@@ -17,7 +18,7 @@ from functools import lru_cache
 from multiprocessing import process
 from pathlib import Path
 
-from domainclip.errors import ConfigurationError
+from domainclip.errors import CLIPFinetuningError, ConfigurationError, MemoryConstraintError
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,7 +62,26 @@ def refuse_within_a_reader() -> None:
         raise SystemExit(1)
 
 
-def without_readers(error: RuntimeError) -> ConfigurationError | None:
+def lack_of_shared_memory(error: BaseException) -> CLIPFinetuningError | None:
+    """What it means when a loader's processes cannot hand over what they have read: they do it in shared memory, of
+    which containers have 64 MB.
+
+    Args:
+        error: Raised by a ``DataLoader``.
+
+    Returns:
+        The error to raise instead; None, if it is about something else.
+    """
+    no_space = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if not no_space and not any(words in str(error) for words in ("shared memory", "Bus error", "No space left")):
+        return None
+    return MemoryConstraintError(
+        "The shared memory (/dev/shm) is too small for the processes that read images. Set num_workers=0, or give the "
+        "container more of it (docker run --shm-size=2g)"
+    )
+
+
+def without_readers(error: RuntimeError) -> CLIPFinetuningError | None:
     """What it means when a loader's processes have ended before they read anything.
 
     Args:

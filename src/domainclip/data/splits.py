@@ -132,6 +132,7 @@ def load_splits(
     notes += unify_labels(loaded.values())
     notes += doubtful_sentences(label for pairs in loaded.values() for pair in pairs for label in all_labels(pair))
     copies = find_copies(pair for pairs in loaded.values() for pair in pairs)
+    notes += [f"images: {sentence}" for sentence in copies.pixels]
     first = next(iter(given.values())).name
     file_names = {name: given[name].name if name in given else first for name in loaded}
     if list(loaded) == ["train"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from pathlib import Path
 
 from domainclip.config import CLIPFinetuningConfig
@@ -11,10 +12,13 @@ from domainclip.inference import ModelSession
 from domainclip.inference.session import caption_pipeline
 from domainclip.models.source import find_model
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
+from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.run_alignment import model_source
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
 from domainclip.reports.schema import AlignmentReport
 from domainclip.resolve import resolve_for_inference
+
+log = logging.getLogger(__name__)
 
 
 def run_alignment(
@@ -41,6 +45,13 @@ def run_alignment(
         ConfigurationError: The split is unknown, or the folder cannot be used.
         DataError: The split has no rows, or fewer than two different images or captions.
     """
+    with locked_output(output, "The folder", log.warning):
+        return _write_report(config, split, output, compare, top_k)
+
+
+def _write_report(
+    config: CLIPFinetuningConfig, split: str, output: Path, compare: str | None, top_k: int | None
+) -> AlignmentReport:
     resolved = resolve_for_inference(config)
     pairs, skipped, notes = rows_of_split(resolved, split)
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded

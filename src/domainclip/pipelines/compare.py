@@ -22,6 +22,7 @@ from domainclip.inference import ModelSession
 from domainclip.metrics.sums import COMPARED_METRICS, check_metric, unit_sums
 from domainclip.models.source import find_model
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
+from domainclip.pipelines.run_folder import OutputFolder
 from domainclip.registry import load_plugins
 from domainclip.reports.comparison import compare_html, compare_markdown, compare_tables, notes, problems, summary_lines
 from domainclip.reports.plots.compare import plot_matrix
@@ -30,6 +31,18 @@ from domainclip.reports.schema.skipped import SkippedRow
 from domainclip.resolve import ResolvedInference, resolve_for_inference
 
 FILES = ("compare.json", "compare.md", "compare.html", "matrix.png")
+
+
+def comparison_folder(path: str | Path) -> OutputFolder:
+    """Where a comparison is written.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The folder, which knows what an earlier comparison has left there.
+    """
+    return OutputFolder(path, FILES, "comparison")
 
 
 @dataclass
@@ -64,13 +77,16 @@ class Comparison:
             ConfigurationError: The folder cannot be written.
         """
         json_file, markdown, page, image = (Path(folder) / name for name in FILES)
+        output = comparison_folder(folder)
+        output.claim(overwrite=True)
         with writing(f"The output {folder}"):
-            for path in (json_file, markdown, page, image):
-                path.unlink(missing_ok=True)
+            output.clear()
+            output.begin()
             write_text(markdown, compare_markdown(self.report))
             write_text(page, compare_html(self.report))
             plot_matrix(self.report, image)
             write_json(json_file, self.report.to_dict())
+            output.end()
         return [json_file, markdown, page, image]
 
 

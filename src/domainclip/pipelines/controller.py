@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,8 +31,9 @@ from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.pipelines.assemble import training_data
 from domainclip.pipelines.auto_resolution import AutoResolution
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
+from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.reference_sets import with_reference_sets
-from domainclip.pipelines.run_folder import RunFolder
+from domainclip.pipelines.run_folder import RunFolder, paths_read
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
 from domainclip.training.distributed import OneProcess
 from domainclip.training.memory.plan import StepCounter, batch_that_fits
@@ -304,19 +306,37 @@ class CLIPFinetuningController:
             ConfigurationError: The folder holds a run, or the recipe does not fit the model or the rows.
             Interrupted: A signal has stopped the training, which was saved.
         """
-        session = self.session
         folder = RunFolder(output_path or self.config.output_dir)
         if not resume and folder.checkpoints.exists():
             raise ConfigurationError(
                 f"{folder.path} already holds a run: pass resume=True to go on, or another output_path"
             )
-        pairs = self._rows(train_dataset)
-        val = self._rows(val_dataset)
+        pairs, val = self._rows(train_dataset), self._rows(val_dataset)
+        with ExitStack() as held:
+            if self.processes.is_first:
+                held.enter_context(locked_output(folder.path, "output_path", self.console.print))
+                folder.claim(resume, inputs=paths_read(self.config))
+                held.callback(folder.end)
+            return self._fine_tune(train_dataset, pairs, val, folder, resume, engine, listeners)
+
+    def _fine_tune(
+        self,
+        given: Pairs,
+        pairs: Sequence[ImageTextPair],
+        val: Sequence[ImageTextPair],
+        folder: RunFolder,
+        resume: bool,
+        engine: EmbeddingEngine | None,
+        listeners: Sequence[Listener],
+    ) -> dict[str, Any]:
+        session = self.session
         self.prepare(pairs, folder.path if resume else None, len(val))
         assert self.run is not None
-        data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, self.run, session)
+        data = given if isinstance(given, CLIPDataset) else training_data(pairs, self.run, session)
         self.run, sets = with_reference_sets(session, self.run, self.processes.is_first)
         self._status = "training"
+        if self.processes.is_first:
+            folder.begin()
         result = fine_tune(
             session,
             self.run,

@@ -91,6 +91,22 @@ class Resolutions:
             console.print(line, markup=False)
 
 
+def check_places(path: Path) -> None:
+    """Make sure that the plots beside a JSON file replace nothing but those of an earlier evaluation of that name.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        ConfigurationError: They would.
+    """
+    there = [place for name in _PLOTS if (place := path.with_name(f"{path.stem}_{name}.png")).exists()]
+    if there and not path.exists():
+        raise ConfigurationError(
+            f"{there[0]} would be replaced by a plot, and is of no evaluation in {path}: give --output another name"
+        )
+
+
 def parse_resolutions(text: str) -> list[int]:
     """Read resolutions from the text of an option.
 

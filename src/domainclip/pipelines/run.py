@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,10 +39,11 @@ from domainclip.pipelines.assemble import announce_images, training_data
 from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
+from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.reference_sets import ReferenceSets, with_reference_sets
 from domainclip.pipelines.report_facts import run_facts
 from domainclip.pipelines.run_alignment import RunAlignment
-from domainclip.pipelines.run_folder import RunFolder
+from domainclip.pipelines.run_folder import RunFolder, paths_read
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
@@ -113,14 +114,16 @@ def run_training(
     refuse_within_a_reader()
     started = time.monotonic()
     folder = RunFolder(config.output_dir)
-    with _processes(config) as processes:
+    with _processes(config) as processes, ExitStack() as held:
         console = (console or Console(stderr=True)) if processes.is_first else Console(quiet=True)
         inference = resolve_for_inference(config)
+        if processes.is_first:
+            held.enter_context(locked_output(folder.path, "The output directory", console.print))
+            folder.claim(resume, overwrite, paths_read(inference.recipe))
         splits = splits or load_splits_of(inference)
         if processes.is_first:
             train, most = splits.train, config.max_image_pixels
             require_images(train, lambda row: image_header(train[row].image_path, most))
-            folder.claim(resume, overwrite)
         session = load_for_training(inference, console)
         _show_machine(session, processes, splits, console)
         evaluated = len(splits.val) + len(splits.test)
@@ -138,6 +141,8 @@ def run_training(
             first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started)
             if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
                 folder.clear()
+            folder.begin()
+            held.callback(folder.end)
             first.record(resume)
             first.evaluate_before()
         val = processes.broadcast_object(first.rows.val if first is not None else None)

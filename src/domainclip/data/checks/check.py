@@ -15,6 +15,7 @@ from domainclip.data.checks.images import (
     duplicates,
     exact_groups,
     near_groups,
+    pixel_findings,
     skipped_image_findings,
     skipped_severity,
 )
@@ -106,6 +107,7 @@ def check_data(
     paths = list({image_key(pair): pair.image_path for pair in every}.values())
     facts = list(inspect_images(paths, max_pixels, workers))
     findings += skipped_image_findings(facts)
+    findings += pixel_findings(facts)
     exact = exact_groups(facts)
     near = near_groups(facts) if near_duplicates else []
     pairs_of: dict[str, list[ImageTextPair]] = defaultdict(list)

@@ -11,18 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from domainclip.data.checks.duplicates import fingerprint
-from domainclip.data.images.reader import MAX_PIXELS, image_header, read_image
+from domainclip.data.images.deep import bits_used
+from domainclip.data.images.reader import MAX_PIXELS, image_header, read_array, rgb_of
 from domainclip.errors import ImageError
 from domainclip.files import sha256_of
 
 _CHUNK = 64
+BLANK = 3
+"""Grey levels of 255 that a blank image may differ within: what JPEG makes of one colour."""
 
 
 @dataclass(slots=True)
 class ImageFacts:
     """``problem`` is None where the image can be used; ``oversized`` where that is its problem.
 
-    Sizes in pixels, before any rotation that EXIF asks for; ``fingerprint`` is uint8 ``[16, 18]``.
+    Sizes in pixels, before any rotation that EXIF asks for; ``fingerprint`` is uint8 ``[16, 18]``. ``bits``: of whole
+    numbers kept in more than 8 bits, how many are used, and 0 of all others. ``blank``: one colour, more or less.
     """
 
     path: Path
@@ -33,6 +37,9 @@ class ImageFacts:
     frames: int = 1
     sha256: str | None = None
     fingerprint: np.ndarray | None = None
+    channels: int = 0
+    bits: int = 0
+    blank: bool = False
 
 
 def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
@@ -50,7 +57,12 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
         facts.sha256 = sha256_of(path)
         header = image_header(path, max_pixels)
         facts.width, facts.height, facts.frames = header.width, header.height, header.frames
-        facts.fingerprint = fingerprint(read_image(path, max_pixels))
+        values = read_array(path, max_pixels)
+        facts.channels = values.shape[2] if values.ndim == 3 else 1
+        facts.bits = bits_used(values) if values.dtype.kind == "u" and values.dtype.itemsize > 1 else 0
+        shown = rgb_of(values)
+        facts.blank = max(int(np.ptp(shown[..., channel])) for channel in range(3)) <= BLANK
+        facts.fingerprint = fingerprint(shown)
     except OSError as error:
         facts.problem = f"{path}: {error.strerror or error}"
     except ImageError as error:

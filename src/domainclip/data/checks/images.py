@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from domainclip.data.checks.findings import Finding, Severity
 from domainclip.data.checks.image_facts import ImageFacts
 from domainclip.data.records import ImageTextPair
 
+SHOWN_CHANNELS = 3
 TINY_SIDE = 16
 """An image with a side below this, in pixels, shows next to nothing at any model's resolution."""
 
@@ -64,6 +65,41 @@ def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
         findings.append(
             Finding("several-frames", "info", len(moving), moving, advice, "animations or multi-page files")
         )
+    return findings
+
+
+def pixel_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
+    """Images that show nothing, of more channels than are shown, and of fewer bits than their files have room for.
+
+    Args:
+        facts: Of all images.
+
+    Returns:
+        A finding for each kind that occurs.
+    """
+    good = [fact for fact in facts if fact.problem is None]
+    findings = []
+    if blank := [str(fact.path) for fact in good if fact.blank]:
+        advice = "Remove them: they show nothing, and their captions teach the model something wrong."
+        detail = f"{len(blank)} of {len(good)} images are of one colour"
+        findings.append(Finding("blank-images", "warning", len(blank), blank, advice, detail))
+    if bands := [f"{fact.path} ({fact.channels} channels)" for fact in good if fact.channels > SHOWN_CHANNELS]:
+        advice = "Export the three that matter as RGB, if these are not the first three."
+        detail = f"only the first {SHOWN_CHANNELS} channels of {len(bands)} images are shown"
+        findings.append(Finding("many-channels", "warning", len(bands), bands, advice, detail))
+    depths = Counter(fact.bits for fact in good if fact.bits)
+    few = [f"{fact.path} ({fact.bits} bits)" for fact in good if 8 < fact.bits < 16]
+    if few:
+        listing = ", ".join(f"{bits} bits: {count}" for bits, count in sorted(depths.items()))
+        unlike = len(depths) > 1
+        advice = "Nothing has to be done: each is shown over the bits that it uses."
+        if unlike:
+            advice = (
+                "They are brightened unlike each other: where one camera took them all, set "
+                "image_preprocessing={deep_scaling: percentiles}."
+            )
+        detail = f"images of 16 bits that use fewer ({listing})"
+        findings.append(Finding("few-bits", "warning" if unlike else "info", len(few), few, advice, detail))
     return findings
 
 

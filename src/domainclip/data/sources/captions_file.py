@@ -65,9 +65,9 @@ class _Folders:
 
     def find(self, name: str) -> str:
         """The image's path below the file's folder; the name itself where it is not there."""
-        if _NUMBER.search(name) and is_image_name(_NUMBER.sub("", name)) and not (self._root / name).is_file():
+        if _NUMBER.search(name) and is_image_name(_NUMBER.sub("", name)) and not os.path.isfile(self._root / name):
             name = _NUMBER.sub("", name)
-        if (self._root / name).is_file():
+        if os.path.isfile(self._root / name):
             return name
         there = (os.path.join(inner, name) for inner in self._names)
-        return next((path for path in there if (self._root / path).is_file()), name)
+        return next((path for path in there if os.path.isfile(self._root / path)), name)

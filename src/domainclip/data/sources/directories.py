@@ -4,6 +4,7 @@ class."""
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from domainclip.data.sources.split_folders import MASK, split_folders, without_m
 from domainclip.errors import DataError, MissingFileError
 
 CAPTIONS_FILE = "captions.txt"
+MOST_CAPTION_BYTES = 1_000_000
+"""Of the caption beside an image: what is larger is something else."""
 _SIDECARS = (".txt", ".caption", ".json")
 
 
@@ -36,7 +39,7 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
     """
     if not folder.is_dir():
         raise MissingFileError(f"Data directory not found: {folder}")
-    if (folder / CAPTIONS_FILE).is_file():
+    if os.path.lexists(folder / CAPTIONS_FILE):  # what cannot be read is told, not passed over
         return _from_captions_file(folder, strict)
     splits = split_folders(folder)
     if splits:
@@ -85,16 +88,17 @@ def _add_with_sidecars(builder: PairBuilder, folder: Path, images: list[Path]) -
             builder.skip(name, name, f"no caption file {image.with_suffix('.txt').name} beside it", EMPTY_CAPTION)
         elif sidecar.stat().st_size == 0:
             builder.skip(name, name, f"the caption file {sidecar.name} is empty", EMPTY_CAPTION)
-        elif sidecar.suffix == ".json":
-            caption = _caption_in(read_text(sidecar))
+        else:
+            try:
+                text = read_text(sidecar, limit=MOST_CAPTION_BYTES)
+            except DataError as error:
+                builder.skip(name, name, f"the caption file cannot be used: {error}", EMPTY_CAPTION)
+                continue
+            caption = _caption_in(text) if sidecar.suffix == ".json" else " ".join(text.split())
             if caption is None:
                 builder.skip(name, name, f"{sidecar.name} beside it has no caption", EMPTY_CAPTION)
             else:
                 builder.add(name, RowValues(name, (caption,)))
-        else:
-            text = sidecar.read_bytes()
-            caption = " ".join(read_text(sidecar).split()) if text.strip() else ""
-            builder.add(name, RowValues(name, (caption,)))
 
 
 def _caption_in(text: str) -> str | None:

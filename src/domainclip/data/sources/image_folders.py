@@ -16,6 +16,8 @@ from domainclip.registry import nearest
 
 _HINTS = 20
 """Names that are not there for which the nearest one is sought: it takes a while among very many files."""
+_LONGEST = 4096
+"""Characters of a path: no system takes more."""
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 
 
@@ -52,6 +54,8 @@ class ImageFolders:
         Returns:
             The path of an existing file, or None.
         """
+        if len(image_path) > _LONGEST:
+            return None
         full = os.path.join(self.root, image_path)
         if self._exists(full):
             return Path(full)
@@ -71,6 +75,8 @@ class ImageFolders:
         Returns:
             A clause that names the nearest file, where there is one.
         """
+        if len(image_path) > _LONGEST:
+            return f"image {image_path[:60]}… is not there: no path is that long"
         name = image_path.strip()
         if re.match(r"(https?|s3|gs|ftp)://", name, re.IGNORECASE):
             return f"image {name} is an address: download it first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,17 @@ from domainclip.errors import DataError
 MISSING_IMAGE = "missing image"
 EMPTY_CAPTION = "empty caption"
 MALFORMED_ROW = "malformed row"
+
+_NOT_UNICODE = "is no Unicode text (a byte that is no UTF-8, or half a character)"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: names of folders and escapes of JSON may hold what cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,15 @@ class PairBuilder:
         if split is None or is_missing(split, loosely=True):
             split = None
             self._unsplit.append((where, image))
+        for what, cell in (("label", row.label), ("group", row.group), ("discipline", row.discipline)):
+            if isinstance(cell, float) and math.isinf(cell):
+                self.skip(where, image, f"the {what} is an infinite number")
+                return
+        names = [*(("label", each) for each in labels), ("group", group), ("discipline", discipline), ("split", split)]
+        for what, name in names:
+            if name is not None and not _is_unicode(name):
+                self.skip(where, image, f"the {what} {name!r:.40} {_NOT_UNICODE}")
+                return
         self._propose(row)
         label = labels[0] if len(labels) == 1 else None
         several = tuple(labels) if len(labels) > 1 else None
@@ -125,6 +146,8 @@ class PairBuilder:
                 self.skip(where, image, "the caption is empty", EMPTY_CAPTION)
             elif not isinstance(text, str):
                 self.skip(where, image, f"the caption is {type(text).__name__} {text!r:.40}, not text")
+            elif not _is_unicode(text):
+                self.skip(where, image, f"the caption {text!r:.40} {_NOT_UNICODE}")
             elif is_missing(text.strip(), loosely=True):
                 self.skip(where, image, f"the caption is {text.strip()!r}, a word for a missing one", EMPTY_CAPTION)
             else:

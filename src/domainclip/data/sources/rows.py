@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from domainclip.errors import DataError, MissingFileError
+from domainclip.files import read_limited
+
+MOST_BYTES = 512_000_000
+"""Of a table that is text: it is read whole, and takes several times its size in memory."""
 
 
 class NoTableError(DataError):
@@ -47,25 +52,28 @@ _MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\x
 """First bytes that say an encoding; the longer ones first, because two begin alike."""
 
 
-def read_text(path: Path, notes: list[str] | None = None) -> str:
+def read_text(path: Path, notes: list[str] | None = None, limit: int = MOST_BYTES) -> str:
     """Read a file as UTF-8, or as UTF-16 or UTF-32 where its first bytes say so; a byte-order mark is dropped.
 
     Args:
         path: The file.
         notes: An encoding other than UTF-8 is added to them.
+        limit: The most bytes it may have.
 
     Returns:
         Its text, which is more than blanks.
 
     Raises:
-        DataError: The file is not there, cannot be read, is in another encoding, or is empty.
+        DataError: The file is not there, cannot be read, is larger, is in another encoding, or is empty.
     """
     try:
-        content = path.read_bytes()
+        content = read_limited(path, limit)
     except FileNotFoundError:
         raise MissingFileError(f"Data file not found: {path}") from None
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}") from None
+        too_large = error.errno == errno.EFBIG and limit == MOST_BYTES
+        hint = ". Save it as Parquet, which is read in parts" if too_large else ""
+        raise DataError(f"Cannot read {path}: {error.strerror or error}{hint}") from None
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
     try:
         text = content.decode(encoding)

@@ -53,13 +53,22 @@ def read_parquet(path: Path, wanted: Collection[str]) -> Table:
     schema = file.schema_arrow
     columns = list(schema.names)
     classes = _classes(schema.metadata or {})
-    return Table(_batches(file, [name for name in columns if name in wanted]), columns, [], classes)
+    return Table(_batches(path, file, [name for name in columns if name in wanted]), columns, [], classes)
 
 
-def _batches(file: Any, columns: list[str]) -> Iterator[Row]:
+def _batches(path: Path, file: Any, columns: list[str]) -> Iterator[Row]:
+    from pyarrow import ArrowException
+
     number = 0
-    for batch in file.iter_batches(columns=columns, batch_size=4096):
-        for values in batch.to_pylist():
+    batches = file.iter_batches(columns=columns, batch_size=4096)
+    while True:
+        try:
+            rows = next(batches).to_pylist()
+        except StopIteration:
+            return
+        except (ArrowException, OSError, ValueError) as error:  # damaged inside, or text that is not UTF-8
+            raise DataError(f"{path} cannot be read after row {number}: {error}") from None
+        for values in rows:
             number += 1
             yield Row(f"row {number}", values)
 
@@ -91,8 +100,10 @@ def _parquet_file(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError:
         raise MissingExtraError("pyarrow", "parquet", f"Reading {path}") from None
-    if not path.is_file():
+    if not path.exists():
         raise MissingFileError(f"Data file not found: {path}")
+    if not path.is_file():
+        raise DataError(f"Cannot read {path}: it is a folder, a pipe or a device, not a file")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: no valid image-text pairs in it")
     try:
