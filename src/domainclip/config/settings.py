@@ -24,6 +24,7 @@ from domainclip.config.reference_settings import ReferenceSettings
 from domainclip.config.resolution_settings import BatchScheduleSettings, ResolutionSettings
 from domainclip.config.semantic_settings import SemanticSettings
 from domainclip.config.text_preprocessing import TextPreprocessing
+from domainclip.errors import ConfigurationError
 
 DEFAULT_TEMPLATES = (
     "a photo of a {}.",
@@ -49,7 +50,7 @@ class ModelSettings(SeedSettings):
     model_name: str = key(
         "openai/clip-vit-base-patch32",
         "model",
-        "Hub name or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
+        "Hub name, short name (vit-b-32) or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
         "a directory); 'tiny' makes a random one.",
         min_length=1,
         one_run=True,
@@ -76,7 +77,11 @@ class ModelSettings(SeedSettings):
     def _path_as_text(cls, value: Any) -> Any:
         """A path may be a ``Path``, and ``~`` is the home directory: what is kept is what everybody after reads."""
         text = str(value) if isinstance(value, PurePath) else value
-        return os.path.expanduser(text) if isinstance(text, str) else text
+        if not isinstance(text, str):
+            return text
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ConfigurationError(f"The model's path {text!a} is not UTF-8: rename the folder, or link to it")
+        return os.path.expanduser(text)
 
 
 class DataSettings(SeedSettings):
