@@ -7,8 +7,6 @@ the user left unset by what the model, the data and the device say, and gives th
 
 from __future__ import annotations
 
-import os
-from pathlib import PurePath
 from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -24,7 +22,6 @@ from domainclip.config.reference_settings import ReferenceSettings
 from domainclip.config.resolution_settings import BatchScheduleSettings, ResolutionSettings
 from domainclip.config.semantic_settings import SemanticSettings
 from domainclip.config.text_preprocessing import TextPreprocessing
-from domainclip.errors import ConfigurationError
 
 DEFAULT_TEMPLATES = (
     "a photo of a {}.",
@@ -50,8 +47,8 @@ class ModelSettings(SeedSettings):
     model_name: str = key(
         "openai/clip-vit-base-patch32",
         "model",
-        "Hub name, short name (vit-b-32) or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
-        "a directory); 'tiny' makes a random one.",
+        "Hub name, short name (vit-b-32) or local directory of the model to start from (an OpenCLIP checkpoint: "
+        "hf-hub:NAME, or a directory); 'tiny' makes a random one.",
         min_length=1,
         one_run=True,
         path="read",
@@ -71,17 +68,6 @@ class ModelSettings(SeedSettings):
     freeze_batch_norm: bool | None = key(
         None, "training", "Keep the stored batch-norm statistics in training; null: only where micro-batches need it."
     )
-
-    @field_validator("model_name", "vision_model_name", "text_model_name", mode="before")
-    @classmethod
-    def _path_as_text(cls, value: Any) -> Any:
-        """A path may be a ``Path``, and ``~`` is the home directory: what is kept is what everybody after reads."""
-        text = str(value) if isinstance(value, PurePath) else value
-        if not isinstance(text, str):
-            return text
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ConfigurationError(f"The model's path {text!a} is not UTF-8: rename the folder, or link to it")
-        return os.path.expanduser(text)
 
 
 class DataSettings(SeedSettings):

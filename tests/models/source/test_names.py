@@ -123,5 +123,5 @@ def test_an_earlier_download_is_taken_where_there_is_no_network(
 
 
 def test_a_path_that_is_no_text() -> None:
-    with pytest.raises(ConfigurationError, match=r"is not UTF-8: rename the folder"):
+    with pytest.raises(ConfigurationError, match=r"is not UTF-8: rename the file or folder"):
         CLIPFinetuningConfig(model_name="models/\udcff")
