@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from domainclip.reports.schema import EvaluationFile
+
 pytestmark = pytest.mark.slow
 
 Row = tuple[str, str, str]
@@ -81,11 +83,11 @@ def huge_png(path: Path) -> None:
     [
         (b"", ["train.csv", "empty"]),
         (b"image_path,caption,label\n", ["train.csv", "No valid image-text pairs", "no rows"]),
-        (b"image_path,text\nimages/sky_0.jpg,a sky\n", ["Missing 'caption' column", "train.csv", "caption_col"]),
+        (b"image_path,words\nimages/sky_0.jpg,a sky\n", ["Missing 'caption' column", "train.csv", "caption_col"]),
         (b"photo,caption\nimages/sky_0.jpg,a sky\n", ["Missing 'image_path' column", "train.csv", "image_col"]),
         ("image_path,caption\nimages/sky_0.jpg,caf\xe9\n".encode("latin-1"), ["train.csv", "UTF-8", "line 2"]),
         (b'image_path,caption\nimages/sky_0.jpg,"open\n', ["train.csv"]),
-        ("image_path,caption\n".encode("utf-16"), ["train.csv", "UTF-16"]),
+        ("image_path,caption\n".encode("utf-16")[:-1], ["train.csv", "UTF-16"]),
     ],
 )
 def test_unusable_table(folder, train, tmp_path, content, words):
@@ -118,7 +120,7 @@ def test_missing_images_are_skipped_and_counted(folder, train, tmp_path):
     assert row["split"] == "train"
     assert row["image_path"] == "images/sky_0.jpg"
     assert "train.csv row 14" in row["reason"]  # the header and twelve rows before it
-    assert any("1 images or rows were skipped" in warning for warning in report_of(tmp_path)["warnings"])
+    assert [count["rows"] for count in report_of(tmp_path)["data"]["skipped"]] == [1]
     assert report_of(tmp_path)["data"]["counts"]["train"] == 17
     shutil.rmtree(tmp_path / "out")
     refused(train("strict=true"), "train.csv row 14", "images/sky_0.jpg")
@@ -161,7 +163,10 @@ def test_truncated_training_image(folder, train, tmp_path, name):
     assert row["split"] == "train"
     assert row["image_path"].endswith(name)
     assert name in row["reason"]
-    assert any("skipped" in warning and name in warning for warning in report_of(tmp_path)["warnings"])
+    (count,) = report_of(tmp_path)["data"]["skipped"]
+    assert (count["split"], count["kind"], count["rows"], count["images"]) == ("train", "unreadable image", 1, 1)
+    first_screen = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()[:24]
+    assert any(line.startswith("- Skipped (train): 1 row") and name in line for line in first_screen)
     assert report_of(tmp_path)["training"]["steps"] == 4
 
 
@@ -198,7 +203,11 @@ def test_evaluation_counts_the_rows_that_loading_skipped(folder, domainclip):
     assert row["image_path"] == name
     assert "test.csv row 4" in row["reason"]
     shown = domainclip("evaluate", "-m", "tiny", "-d", folder)
-    assert "Skipped: test.csv row 4" in shown.out
+    assert "Skipped (test): 1 row, missing image; first: test.csv row 4" in shown.out.replace("\n", " ")
+    content = json.loads(result.out)
+    assert content["schema_version"] == "1.0" and EvaluationFile.model_validate(content).to_dict() == content
+    (count,) = content["skipped_counts"]
+    assert (count["kind"], count["rows"]) == ("missing image", 1)
 
 
 def test_no_training_image_that_can_be_read(folder, train, tmp_path):

@@ -162,10 +162,10 @@ def test_agreement_and_change_are_those_of_plain_loops() -> None:
         )
         for row in range(len(paths))
     ]
-    assert found["mean_cosine"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-6)
+    assert found.mean_cosine == pytest.approx(sum(cosines) / len(cosines), abs=1e-6)
     for key, texts in (("same_class", sorted(set(labels))), ("same_caption", list(dict.fromkeys(captions)))):
         same = [nearest(conditions, small, path, texts) == nearest(conditions, own, path, texts) for path in paths]
-        assert found[key] == pytest.approx(sum(same) / len(same))
+        assert getattr(found, key) == pytest.approx(sum(same) / len(same))
         assert 0.4 < sum(same) / len(same) < 1
 
     right = {
@@ -178,22 +178,22 @@ def test_agreement_and_change_are_those_of_plain_loops() -> None:
     change = conditions.change(small, own)
     assert change is not None
     pairs = list(zip(right[own], right[small], strict=True))
-    assert (change["gained"], change["lost"]) == (pairs.count((False, True)), pairs.count((True, False)))
-    assert change["gained"] + change["lost"] > 0
+    assert (change.gained, change.lost) == (pairs.count((False, True)), pairs.count((True, False)))
+    assert change.gained + change.lost > 0
     assert conditions.metrics(small)["acc1"] == pytest.approx(sum(right[small]) / len(paths))
     assert conditions.metrics(own)["acc1"] == pytest.approx(sum(right[own]) / len(paths))
     alike = conditions.agreement(own, own)
-    assert alike["mean_cosine"] == pytest.approx(1)
-    assert (alike["same_class"], alike["same_caption"]) == (1, 1)
+    assert alike.mean_cosine == pytest.approx(1)
+    assert (alike.same_class, alike.same_caption) == (1, 1)
 
 
 def test_what_the_data_do_not_have_is_none() -> None:
     without_classes, _ = an_evaluator([None] * 4, ["one", "two", "three", "four"])
     found = without_classes.agreement(Condition(16), Condition(32))
-    assert found["same_class"] is None
-    assert found["same_caption"] is not None
+    assert found.same_class is None
+    assert found.same_caption is not None
     assert without_classes.change(Condition(16), Condition(32)) is None
     without_captions, _ = an_evaluator(["moss", "fern"] * 2, ["a plant"] * 4)
     found = without_captions.agreement(Condition(16), Condition(32))
-    assert found["same_caption"] is None
-    assert found["same_class"] is not None
+    assert found.same_caption is None
+    assert found.same_class is not None

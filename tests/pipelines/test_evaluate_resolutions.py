@@ -18,7 +18,16 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.reader import read_image
 from domainclip.errors import ConfigurationError, ImageError, MemoryConstraintError
-from domainclip.evaluation.robustness import CORRUPTIONS, Condition, corrupt
+from domainclip.evaluation.robustness import (
+    CORRUPTIONS,
+    Agreement,
+    Clean,
+    Condition,
+    CorruptionCurve,
+    CorruptionLevel,
+    Robustness,
+    corrupt,
+)
 from domainclip.inference import EmbeddingEngine
 from domainclip.models import make_tiny_clip
 from domainclip.models import position_embeddings as positions_module
@@ -27,6 +36,7 @@ from domainclip.pipelines.condition_embedding import ConditionEmbedder
 from domainclip.pipelines.embedding_cost import TIMED_ROUNDS, embedding_costs
 from domainclip.pipelines.evaluate_resolutions import parse_resolutions, run_resolutions
 from domainclip.reports.plots.resolution import agreement_table, plot_agreement, plot_resolutions, plot_robustness
+from domainclip.reports.schema.resolutions import AtResolution, ResolutionsReport
 from domainclip.training.memory import monitor as memory_monitor
 from model_zoo import save_vision_text
 
@@ -227,6 +237,7 @@ def test_the_command(tiny_data, tmp_path: Path, domainclip) -> None:
         assert row["images_per_second"] > 0
         assert row["peak_memory_mb"] > 50
     own = found["resolutions"][1]
+    assert ResolutionsReport.model_validate(found).to_dict() == found and found["schema_version"] == "1.0"
     assert own["agreement"]["mean_cosine"] == pytest.approx(1)
     assert own["agreement"]["same_class"] == 1
     assert own["change"]["p_value"] == 1
@@ -404,17 +415,16 @@ def test_a_tower_of_fixed_positions_takes_its_own_resolution_only(
 # --- plots ---
 
 
-def a_row(resolution: int, metrics: dict[str, float], same_class: float | None) -> dict[str, Any]:
-    agreement = {"mean_cosine": 0.9, "same_class": same_class, "same_caption": 0.5}
-    return {
-        "resolution": resolution,
-        "native": resolution == 224,
-        "metrics": metrics,
-        "images_per_second": 1000.0 / resolution,
-        "peak_memory_mb": 1.0,
-        "agreement": agreement,
-        "change": None,
-    }
+def a_row(resolution: int, metrics: dict[str, float], same_class: float | None) -> AtResolution:
+    return AtResolution(
+        resolution=resolution,
+        native=resolution == 224,
+        metrics=metrics,
+        images_per_second=1000.0 / resolution,
+        peak_memory_mb=1.0,
+        agreement=Agreement(0.9, same_class, 0.5),
+        change=None,
+    )
 
 
 def test_plots_of_data_without_classes_and_of_zero_fractions(tmp_path: Path) -> None:
@@ -424,12 +434,12 @@ def test_plots_of_data_without_classes_and_of_zero_fractions(tmp_path: Path) -> 
         plot_resolutions(rows, tmp_path / "a.png", "model [/b] $x$ on data", "a machine"),
         plot_agreement(rows, tmp_path / "b.png", "title " * 40),
     ]
-    levels = [{"level": 1.5, "metrics": metrics}, {"level": 3.0, "metrics": metrics}]
-    one_kind = {"clean": {"metrics": metrics}, "corruptions": {"fog": {"unit": "thickness", "levels": levels}}}
+    levels = [CorruptionLevel(n, 1.5 * n, metrics, Agreement(0.9, None, 0.5), None) for n in (1, 2)]
+    one_kind = Robustness(224, 0, Clean(metrics), {"fog": CorruptionCurve("thickness", 0.0, levels)})
     made.append(plot_robustness(one_kind, tmp_path / "c.png", "one kind"))
     for path in made:
         with Image.open(path) as image:
             image.load()
             assert image.width > 300
-    table = agreement_table({"native_resolution": 224, "resolutions": rows})
+    table = agreement_table(rows, 224)
     assert list(table.columns[4].cells) == ["–"] * 3

@@ -20,6 +20,7 @@ from domainclip.errors import (
 )
 from domainclip.losses import LOSSES
 from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.reports.schema import TuningReport
 from domainclip.resolve import ResolvedRun
 from domainclip.tune import Space
 from domainclip.tune.conditions import Conditions, keys_read
@@ -67,7 +68,7 @@ def test_a_space_file_is_read_and_the_command_line_goes_before_it(tmp_path: Path
     path.write_text("# rates\nlearing_rate: 1..2\n")
     with pytest.raises(ConfigurationError, match=r"'learing_rate': did you mean 'learning_rate'.*space.yaml line 2"):
         Space.from_file(path)
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match="does not exist"):
         Space.from_file(tmp_path / "none.yaml")
 
 
@@ -82,7 +83,7 @@ def test_a_space_file_is_read_and_the_command_line_goes_before_it(tmp_path: Path
         ("learning_rate=1e-4", "nothing to choose between"),
         ("loss_type=contrastive,contrastive", "a choice twice"),
         ("warmup_steps=1.5..9", "whole number"),
-        ("max_steps=10..20", "--steps"),
+        ("max_steps=10..20", "steps="),
         ("val_split=0.1,0.2", "must be the same for all"),
     ],
 )
@@ -228,6 +229,7 @@ def test_what_is_written(tiny_data: TinyData, tmp_path: Path, scripted: Any) -> 
     text = (tmp_path / "tuning.md").read_text()
     assert "within one standard error" in text  # 0.05 better, and the standard error is 0.1
     content = json.loads((tmp_path / "tuning.json").read_text())
+    assert content["schema_version"] == "1.0" and TuningReport.model_validate(content).to_dict() == content
     assert content["gain"] == pytest.approx(0.05)
     assert content["trials"][1]["history"] == {"2": 0.4, "3": 0.55, "4": 0.5, "6": 0.52}
     assert content["importances"] == {"learning_rate": pytest.approx(1.0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from domainclip.errors import DataError, ImageError
 Problems = Callable[[Sequence[Path]], Sequence[str]]
 """Tells for each image what is wrong with it, or an empty text (``EmbeddingEngine.readable``)."""
 
+UNREADABLE_IMAGE = "unreadable image"
+
 
 def skipped_rows(parts: Mapping[str, PairList]) -> list[dict[str, str]]:
     """Rows that the loaders skipped.
@@ -19,10 +22,11 @@ def skipped_rows(parts: Mapping[str, PairList]) -> list[dict[str, str]]:
         parts: Rows by the name of their split.
 
     Returns:
-        ``split``, ``image_path`` and ``reason`` of each, as ``skipped.json`` lists them.
+        ``split``, ``image_path``, ``reason`` and ``kind`` (the reason in a fixed phrase, for counting) of each, as
+        ``skipped.json`` lists them.
     """
     return [
-        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}"}
+        {"split": name, "image_path": row.image_path, "reason": f"{row.where}: {row.reason}", "kind": row.kind}
         for name, pairs in parts.items()
         for row in pairs.skipped
     ]
@@ -51,8 +55,30 @@ def readable_pairs(
         if reason:
             if strict:
                 raise DataError(f"{name}: {reason}")
-            skipped.append({"split": name, "image_path": str(pair.image_path), "reason": reason})
+            skipped.append(
+                {"split": name, "image_path": str(pair.image_path), "reason": reason, "kind": UNREADABLE_IMAGE}
+            )
     return PairList([pair for pair, reason in zip(pairs, reasons, strict=True) if not reason], pairs.source)
+
+
+def unreadable_rows(pairs: Sequence[ImageTextPair], name: str, reasons: Mapping[str, str]) -> list[dict[str, str]]:
+    """Rows whose images turned out to be unreadable.
+
+    Args:
+        pairs: Rows of one split.
+        name: The split's name.
+        reasons: Why, by the image's path.
+
+    Returns:
+        As ``skipped_rows`` gives them, in the order of ``reasons``: one for each row of such an image, and one for an
+        image that no row has.
+    """
+    times = Counter(str(pair.image_path) for pair in pairs)
+    return [
+        {"split": name, "image_path": path, "reason": reason, "kind": UNREADABLE_IMAGE}
+        for path, reason in reasons.items()
+        for _ in range(times[path] or 1)
+    ]
 
 
 def require_images(pairs: Sequence[ImageTextPair], read: Callable[[int], object]) -> None:

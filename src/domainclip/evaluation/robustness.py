@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from domainclip.errors import ConfigurationError, ImageError
 from domainclip.evaluation.evaluators import DomainEvaluator
-from domainclip.metrics.significance import paired_change
+from domainclip.metrics.significance import PairedChange, paired_change
 from domainclip.registry import Registry
 
 CorruptionFunction = Callable[[np.ndarray, float, tuple[int, int], int], np.ndarray]
@@ -165,6 +165,54 @@ class Condition:
     severity: int = 0
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """What a model makes of the same images under two conditions: the ``mean_cosine`` of each image's two embeddings,
+    in -1…1; fractions of images with the ``same_class`` and the ``same_caption`` nearest, None where the data have no
+    classes or captions to choose from."""
+
+    mean_cosine: float
+    same_class: float | None
+    same_caption: float | None
+
+
+@dataclass(frozen=True)
+class CorruptionLevel:
+    """Images corrupted so far; ``agreement`` and ``change`` are against the untouched ones."""
+
+    severity: int
+    level: float
+    metrics: dict[str, float]
+    agreement: Agreement
+    change: PairedChange | None
+
+
+@dataclass(frozen=True)
+class CorruptionCurve:
+    """One kind of corruption from mild to severe; ``unit`` says what a level counts."""
+
+    unit: str
+    untouched_level: float
+    levels: list[CorruptionLevel]
+
+
+@dataclass(frozen=True)
+class Clean:
+    """The untouched images."""
+
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Every kind of corruption at one ``resolution``; ``seed`` is that of the corruptions."""
+
+    resolution: int
+    seed: int
+    clean: Clean
+    corruptions: dict[str, CorruptionCurve]
+
+
 class ConditionEvaluator:
     """Figures of the conditions from the images' unit-length embeddings under each; ``rows`` says which row is whose.
     Texts are encoded at the first use only."""
@@ -221,7 +269,7 @@ class ConditionEvaluator:
         """
         return self._result(condition).metrics
 
-    def agreement(self, condition: Condition, reference: Condition) -> dict[str, float | None]:
+    def agreement(self, condition: Condition, reference: Condition) -> Agreement:
         """Compare what the model makes of the same images under two conditions.
 
         Args:
@@ -229,18 +277,16 @@ class ConditionEvaluator:
             reference: What it is compared with.
 
         Returns:
-            ``mean_cosine`` of each image's two embeddings, in -1…1; fractions of images with the ``same_class`` and the
-            ``same_caption`` nearest, None where the data have no classes or captions to choose from.
+            How far they agree.
         """
         here, there = (self.embeds[one].double() for one in (condition, reference))
-        found: dict[str, float | None] = {"mean_cosine": float(F.cosine_similarity(here, there).mean())}
-        classes = [self._classes(one) for one in (condition, reference)]
-        captions = [self._captions(one) for one in (condition, reference)]
-        found["same_class"] = _fraction_equal(*classes)
-        found["same_caption"] = _fraction_equal(*captions)
-        return found
+        return Agreement(
+            float(F.cosine_similarity(here, there).mean()),
+            _fraction_equal(self._classes(condition), self._classes(reference)),
+            _fraction_equal(self._captions(condition), self._captions(reference)),
+        )
 
-    def change(self, condition: Condition, reference: Condition) -> dict[str, Any] | None:
+    def change(self, condition: Condition, reference: Condition) -> PairedChange | None:
         """How acc1 differs from the reference's on the same images.
 
         Args:
@@ -248,11 +294,11 @@ class ConditionEvaluator:
             reference: What it is compared with.
 
         Returns:
-            The fields of a ``PairedChange``; None without classes.
+            The change; None without classes.
         """
         if self.evaluator.zero_shot is None:
             return None
-        return asdict(paired_change(self._right(reference), self._right(condition)))
+        return paired_change(self._right(reference), self._right(condition))
 
     def _right(self, condition: Condition) -> list[bool]:
         found = self._result(condition).details["classification"]
@@ -268,7 +314,7 @@ class ConditionEvaluator:
         self._shown = condition
         return (self.encode_images(retrieval.paths) @ self.encode_texts(retrieval.captions).T).argmax(1).tolist()
 
-    def curves(self, resolution: int, seed: int) -> dict[str, Any]:
+    def curves(self, resolution: int, seed: int) -> Robustness:
         """Figures along every kind of corruption, from mild to severe.
 
         Args:
@@ -276,28 +322,19 @@ class ConditionEvaluator:
             seed: Of the corruptions, as it is reported.
 
         Returns:
-            ``resolution``, ``seed``, ``clean`` (its ``metrics``) and ``corruptions``: for each kind its ``unit``,
-            ``untouched_level`` and ``levels``, each with ``metrics`` and with ``agreement`` and ``change`` against
-            clean.
+            The curves.
         """
         clean = Condition(resolution)
-        found: dict[str, Any] = {}
+        found: dict[str, CorruptionCurve] = {}
         for name in CORRUPTIONS:
             kind = CORRUPTIONS[name]
             levels = []
             for severity, level in enumerate(kind.levels, start=1):
                 here = Condition(resolution, name, severity)
-                levels.append(
-                    {
-                        "severity": severity,
-                        "level": level,
-                        "metrics": self.metrics(here),
-                        "agreement": self.agreement(here, clean),
-                        "change": self.change(here, clean),
-                    }
-                )
-            found[name] = {"unit": kind.unit, "untouched_level": kind.clean, "levels": levels}
-        return {"resolution": resolution, "seed": seed, "clean": {"metrics": self.metrics(clean)}, "corruptions": found}
+                agreement, change = self.agreement(here, clean), self.change(here, clean)
+                levels.append(CorruptionLevel(severity, level, self.metrics(here), agreement, change))
+            found[name] = CorruptionCurve(kind.unit, kind.clean, levels)
+        return Robustness(resolution, seed, Clean(self.metrics(clean)), found)
 
 
 def _fraction_equal(here: list | None, there: list | None) -> float | None:

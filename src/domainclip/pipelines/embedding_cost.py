@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from domainclip.devices import platform
+from domainclip.reports.schema.resolutions import Measurement
 from domainclip.training.memory.monitor import MemoryMonitor
 
 TIMED_SECONDS, TIMED_ROUNDS = 5.0, 7
@@ -85,8 +86,8 @@ def _peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
     return monitor.peak_bytes
 
 
-def measurement(device: torch.device, batch_size: int) -> dict[str, Any]:
-    """How the costs were measured, for whoever reads them on another machine; ``note`` says it in sentences.
+def measurement(device: torch.device, batch_size: int) -> Measurement:
+    """How the costs were measured.
 
     Args:
         device: Where the work runs.
@@ -109,12 +110,12 @@ def measurement(device: torch.device, batch_size: int) -> dict[str, Any]:
         "warm-up: median of the timed batches, from resized bytes to embeddings; decoding and resizing are not "
         f"counted. They depend on the machine and on what else it does. Memory: {memory}."
     )
-    return {
-        "device": device.type,
-        "device_name": name,
-        "batch_size": batch_size,
-        "precision": "fp32",
-        "threads": torch.get_num_threads(),
-        "memory": memory,
-        "note": note,
-    }
+    return Measurement(
+        device=device.type,
+        device_name=name,
+        batch_size=batch_size,
+        precision="fp32",
+        threads=torch.get_num_threads(),
+        memory=memory,
+        note=note,
+    )

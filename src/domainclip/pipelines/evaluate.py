@@ -18,13 +18,15 @@ from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
-from domainclip.files import require_writable
 from domainclip.inference import ModelSession
 from domainclip.metrics.metric import METRICS
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
+from domainclip.reports.error_analysis_page import check_place
 from domainclip.reports.schema.base import jsonable
+from domainclip.reports.schema.evaluation import EvaluationFile
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
-from domainclip.reports.sections import DomainTable, domain_tables, semantic_notes
+from domainclip.reports.schema.skipped import SkippedRow, skipped_counts
+from domainclip.reports.sections import DomainTable, domain_tables, semantic_notes, skipped_lines
 from domainclip.reports.text import figure_text
 from domainclip.resolve import ResolvedInference, resolve_for_inference
 
@@ -48,21 +50,21 @@ class EvaluationReport:
         Returns:
             Plain values; ``error_analysis`` only where there is one.
         """
-        return jsonable(
-            {
-                "model": self.model,
-                "data": self.data,
-                "split": self.split,
-                "metrics": self.result.metrics,
-                "details": self.result.details,
-                "notes": self.notes,
-                "skipped": self.skipped,
-                **({"error_analysis": self.error_analysis} if self.error_analysis else {}),
-            }
+        found = EvaluationFile(
+            model=self.model,
+            data=self.data,
+            split=self.split,
+            metrics=self.result.metrics,
+            details=jsonable(self.result.details),
+            notes=self.notes,
+            skipped=[SkippedRow(**row) for row in self.skipped],
+            skipped_counts=skipped_counts(self.skipped),
+            **({"error_analysis": self.error_analysis} if self.error_analysis else {}),
         )
+        return found.to_dict()
 
     def print(self, console: Console | None = None) -> None:
-        """Show the metrics, the domain's tables, the notes and the first five skipped rows.
+        """Show the metrics, the domain's tables, the notes, and how many rows were skipped.
 
         Args:
             console: Where; standard output, if left out.
@@ -80,10 +82,8 @@ class EvaluationReport:
         self._print_semantics(console)
         for note in self.notes:
             console.print(f"Data: {note}", markup=False, highlight=False)
-        for row in self.skipped[:5]:
-            console.print(f"Skipped: {row['reason']}", markup=False)
-        if len(self.skipped) > 5:
-            console.print(f"… and {len(self.skipped) - 5} more")
+        for line in skipped_lines(skipped_counts(self.skipped)):
+            console.print(line, markup=False, highlight=False)
         if self.error_analysis:
             console.print(f"Error analysis: {self.error_analysis}", markup=False, highlight=False)
 
@@ -206,7 +206,7 @@ def run_evaluation(
         ModelLoadError: The model cannot be had.
     """
     if error_analysis is not None:
-        require_writable(error_analysis, "The error analysis's folder")
+        check_place(error_analysis)
     resolved = resolve_for_inference(config)
     rows, skipped, notes = rows_of_split(resolved, split)
     session = ModelSession.load(resolved)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -27,7 +26,10 @@ from domainclip.reports.plots.resolution import (
     resolution_table,
     robustness_table,
 )
-from domainclip.reports.schema.base import jsonable
+from domainclip.reports.schema.resolutions import AtResolution, ResolutionsReport
+from domainclip.reports.schema.skipped import SkippedRow, skipped_counts
+from domainclip.reports.sections import skipped_lines
+from domainclip.reports.text import counted
 from domainclip.resolve import resolve_for_inference
 
 _PLOTS = ("resolutions", "agreement", "robustness")
@@ -35,19 +37,10 @@ _WHOLE = "Large images were shown whole: what is compared here has no tiles"
 
 
 @dataclass
-class ResolutionReport:
-    """``figures`` is what the JSON file holds; docs/resolution.md says what its keys mean."""
+class Resolutions:
+    """``report`` is what the JSON file holds; docs/resolution.md says what its keys mean."""
 
-    figures: dict[str, Any]
-    skipped: list[dict] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the JSON file holds.
-
-        Returns:
-            ``figures`` and ``skipped`` as plain values.
-        """
-        return jsonable({**self.figures, "skipped": self.skipped})
+    report: ResolutionsReport
 
     def write(self, path: Path) -> list[Path]:
         """Write the JSON file, and beside it ``<stem>_resolutions.png``, ``_agreement.png`` and ``_robustness.png``, as
@@ -62,46 +55,59 @@ class ResolutionReport:
         Raises:
             ConfigurationError: The place cannot be written.
         """
-        path, found = Path(path), self.to_dict()
+        path, found = Path(path), self.report
         places = {name: path.with_name(f"{path.stem}_{name}.png") for name in _PLOTS}
-        on = f"{Path(found['model']).name} on {Path(found['data']).name}, {found['n_images']} images"
+        on = f"{Path(found.model).name} on {Path(found.data).name}, {counted(found.n_images, 'image')}"
         made = [path]
-        with writing(f"--output {path}"):
+        with writing(f"The output {path}"):
             if not is_replaceable(path):  # a pipe has no neighbours
-                write_json(path, found)
+                write_json(path, found.to_dict())
                 return made
             for place in places.values():
                 place.unlink(missing_ok=True)
-            write_json(path, found)
-            if len(found["resolutions"]) > 1:
-                machine = found["measurement"]["device_name"]
-                made.append(plot_resolutions(found["resolutions"], places["resolutions"], on, machine))
-                made.append(plot_agreement(found["resolutions"], places["agreement"], on))
-            if found["robustness"]:
-                title = f"{on}, at {found['robustness']['resolution']} pixels"
-                made.append(plot_robustness(found["robustness"], places["robustness"], title))
+            write_json(path, found.to_dict())
+            if len(found.resolutions) > 1:
+                machine = found.measurement.device_name
+                made.append(plot_resolutions(found.resolutions, places["resolutions"], on, machine))
+                made.append(plot_agreement(found.resolutions, places["agreement"], on))
+            if found.robustness:
+                title = f"{on}, at {found.robustness.resolution} pixels"
+                made.append(plot_robustness(found.robustness, places["robustness"], title))
         return made
 
     def print(self, console: Console | None = None) -> None:
-        """Show the tables, the notes and the first five skipped rows.
+        """Show the tables, the notes, and how many rows were skipped.
 
         Args:
             console: Where; standard output, if left out.
         """
-        console = console or Console()
-        found = self.to_dict()
-        on = f"{found['model']} on {found['data']}, split {found['split']}, {found['n_images']} images"
-        console.print(resolution_table(found, on))
-        console.print(found["measurement"]["note"], markup=False, highlight=False)
-        if len(found["resolutions"]) > 1:
-            console.print(agreement_table(found))
-        if found["robustness"]:
-            console.print(robustness_table(found["robustness"]))
-        step = f"One image more or less is {1 / found['n_images']:.4f} of the {found['n_images']}."
-        for line in [step, *found["notes"], *(f"Skipped: {row['reason']}" for row in self.skipped[:5])]:
+        console, found = console or Console(), self.report
+        images = counted(found.n_images, "image")
+        console.print(resolution_table(found, f"{found.model} on {found.data}, split {found.split}, {images}"))
+        console.print(found.measurement.note, markup=False, highlight=False)
+        if len(found.resolutions) > 1:
+            console.print(agreement_table(found.resolutions, found.native_resolution))
+        if found.robustness:
+            console.print(robustness_table(found.robustness))
+        step = f"One image more or less is {1 / found.n_images:.4f} of the {found.n_images}."
+        for line in [step, *found.notes, *skipped_lines(found.skipped_counts)]:
             console.print(line, markup=False)
-        if len(self.skipped) > 5:
-            console.print(f"… and {len(self.skipped) - 5} more")
+
+
+def check_places(path: Path) -> None:
+    """Make sure that the plots beside a JSON file replace nothing but those of an earlier evaluation of that name.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        ConfigurationError: They would.
+    """
+    there = [place for name in _PLOTS if (place := path.with_name(f"{path.stem}_{name}.png")).exists()]
+    if there and not path.exists():
+        raise ConfigurationError(
+            f"{there[0]} would be replaced by a plot, and is of no evaluation in {path}: give --output another name"
+        )
 
 
 def parse_resolutions(text: str) -> list[int]:
@@ -120,7 +126,7 @@ def parse_resolutions(text: str) -> list[int]:
     for part in text.split(","):
         if not (part.strip().isascii() and part.strip().isdecimal()) or int(part) < 1:
             raise ConfigurationError(
-                f"Invalid resolution {part.strip()!r} in --resolutions {text!r}: give resolutions in pixels, such as "
+                f"Invalid resolution {part.strip()!r} in the resolutions {text!r}: give resolutions in pixels, such as "
                 f"96,160"
             )
         resolutions.add(int(part))
@@ -144,7 +150,7 @@ def check_resolutions(encoder: DualEncoder, resolutions: Sequence[int]) -> None:
 
 def run_resolutions(
     config: CLIPFinetuningConfig, resolutions: Sequence[int], split: str = "test", *, robustness: bool = True
-) -> ResolutionReport:
+) -> Resolutions:
     """Evaluate ``config.model_name`` at each of the ``resolutions``, and its own, which the others are compared with.
 
     Args:
@@ -193,30 +199,33 @@ def run_resolutions(
     evaluator = build_evaluator(session, rows)
     conditions = ConditionEvaluator(evaluator, row_of, embeds, session.engine().encode_texts)
     table = [
-        {
-            "resolution": resolution,
-            "native": resolution == native,
-            "metrics": conditions.metrics(Condition(resolution)),
+        AtResolution(
+            resolution=resolution,
+            native=resolution == native,
+            metrics=conditions.metrics(Condition(resolution)),
             **asdict(costs[resolution]),
-            "agreement": conditions.agreement(Condition(resolution), Condition(native)),
-            "change": conditions.change(Condition(resolution), Condition(native)),
-        }
+            agreement=conditions.agreement(Condition(resolution), Condition(native)),
+            change=conditions.change(Condition(resolution), Condition(native)),
+        )
         for resolution in evaluated
     ]
-    figures = {
-        "model": config.model_name,
-        "data": config.data_path,
-        "split": split,
-        "n_rows": len(rows),
-        "n_images": len(row_of),
-        "primary_metric": evaluator.primary_metric,
-        "native_resolution": native,
-        "notes": notes + evaluator.notes + ([_WHOLE] if steps.tile_size else []),
-        "measurement": measurement(session.device, batch_size),
-        "resolutions": table,
-        "robustness": conditions.curves(robustness_resolution, config.seed) if robustness else None,
-    }
-    return ResolutionReport(figures, skipped)
+    return Resolutions(
+        ResolutionsReport(
+            model=config.model_name,
+            data=config.data_path,
+            split=split,
+            n_rows=len(rows),
+            n_images=len(row_of),
+            primary_metric=evaluator.primary_metric,
+            native_resolution=native,
+            notes=notes + evaluator.notes + ([_WHOLE] if steps.tile_size else []),
+            measurement=measurement(session.device, batch_size),
+            resolutions=table,
+            robustness=conditions.curves(robustness_resolution, config.seed) if robustness else None,
+            skipped=[SkippedRow(**row) for row in skipped],
+            skipped_counts=skipped_counts(skipped),
+        )
+    )
 
 
 def _conditions(resolutions: Sequence[int], robustness_resolution: int | None) -> list[Condition]:

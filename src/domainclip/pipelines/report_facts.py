@@ -9,6 +9,7 @@ from typing import Any
 from domainclip.data.splits import DataSplits
 from domainclip.inference import ModelSession
 from domainclip.reports.schema import RunFacts
+from domainclip.reports.schema.skipped import skipped_counts
 
 
 def run_facts(
@@ -16,7 +17,7 @@ def run_facts(
     splits: DataSplits,
     evaluated_split: str,
     result: Mapping[str, Any],
-    skipped: Sequence[Mapping[str, Any]],
+    skipped: Sequence[Mapping[str, str]],
     folder: Path,
     run_time_s: float,
     warnings: Sequence[str] = (),
@@ -42,8 +43,6 @@ def run_facts(
     found = [*result["warnings"]]
     if evaluated_split == "val":
         found.append("There is no test split: before and after are of the validation split that chose the checkpoint")
-    if skipped:
-        found.append(f"{len(skipped)} images or rows were skipped (skipped.json), first: {skipped[0]['reason']}")
     best = result["best"]
     fixed = session.processor.text_padding == "fixed"
     name = (
@@ -66,6 +65,7 @@ def run_facts(
             "data": {
                 "counts": {"train": len(splits.train), "validation": len(splits.val), "test": len(splits.test)},
                 "notes": splits.notes,
+                "skipped": skipped_counts(skipped),
             },
             "device": f"{session.device_manager.name}, {session.precision.name}",
             "domain": session.domain.name,

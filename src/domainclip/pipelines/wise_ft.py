@@ -16,6 +16,7 @@ from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
+from domainclip.data.skipped import UNREADABLE_IMAGE
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.evaluators import DomainEvaluator
@@ -316,7 +317,7 @@ def _pixels(
     known = {row["image_path"] for row in skipped or ()}
     if skipped is not None:
         skipped += [
-            {"split": "reference sets", "image_path": str(path), "reason": problem}
+            {"split": "reference sets", "image_path": str(path), "reason": problem, "kind": UNREADABLE_IMAGE}
             for path, problem in zip(order, reasons, strict=True)
             if problem and str(path) not in known
         ]

@@ -83,7 +83,7 @@ def _figure_names(parts: Sequence[tuple[str, DomainFigures | SemanticFigures]]) 
 
 def _target(path: str) -> Markup:
     """A path as the target of a link."""
-    return Markup(quote(path, safe="/:.,~+@=-_"))
+    return Markup(quote(path, safe="/:.,~+@=-_", errors="surrogateescape"))
 
 
 def _breakable(name: str) -> Markup:
@@ -104,5 +104,6 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "p": text.p_text,
     "inline": text.inline,
     "few": text.few,
+    "counted": text.counted,
     "file_name": lambda path: PurePath(path).name,
 }

@@ -3,8 +3,6 @@ plots and predictions."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +21,7 @@ from domainclip.evaluation.comparison import (
 )
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.verdict import verdict
-from domainclip.files import write_json, write_text
+from domainclip.files import csv_text, write_json, write_text
 from domainclip.metrics.bootstrap import FEW_UNITS
 from domainclip.metrics.calibration import calibration_in_words
 from domainclip.metrics.metric import METRICS
@@ -36,7 +34,7 @@ from domainclip.reports.plots.trade_off import plot_trade_off
 from domainclip.reports.render import render
 from domainclip.reports.schema import RunFacts, RunReport
 from domainclip.reports.schema.run import Classification, DomainFigures, EvaluationDetails, When
-from domainclip.reports.sections import domain_tables, semantic_notes, shown_metrics
+from domainclip.reports.sections import domain_tables, semantic_notes, shown_metrics, skipped_lines
 from domainclip.reports.text import title, value_text
 
 REPORT, DETAILS, JSON_FILE, PREDICTIONS = "report.md", "report_details.md", "report.json", "predictions.csv"
@@ -45,7 +43,7 @@ FILES = (JSON_FILE, REPORT, DETAILS, PREDICTIONS, *(f"plots/{name}.png" for name
 
 # One entry per image or caption: too long for a file that people open to read numbers.
 _PER_ITEM = ("image_paths", "targets", "predictions", "captions", "i2t_ranks", "t2i_ranks", "groups", "hits")
-_FEW_CLASSES, _FEW_WARNINGS = 10, 8
+_FEW_CLASSES, _FEW_WARNINGS, _FEW_LINES = 10, 8, 6
 
 
 def write_report(
@@ -125,6 +123,8 @@ def report_markdown(report: RunReport) -> str:
         classes=classes,
         recall_before=_recall_before(report),
         worst=classes.worst_first()[:_FEW_CLASSES] if classes else [],
+        skipped=skipped_lines(report.data.skipped),
+        few_lines=_FEW_LINES,
         warnings=report.warnings[:_FEW_WARNINGS],
         majority=_majority_not_passed(report),
         code=using_code(report.checkpoint, asked) if report.checkpoint else None,
@@ -148,6 +148,7 @@ def details_markdown(report: RunReport) -> str:
         report=report,
         known={**report.before, **report.after},
         results=shown_metrics(report.before, report.after),
+        skipped=skipped_lines(report.data.skipped),
         reference_results=shown_metrics(report.reference_sets.before, report.reference_sets.after),
         validation=shown_metrics({}, report.validation),
         domain=_domain_part(report),
@@ -313,9 +314,7 @@ def _predictions_csv(before: EvaluationResult, after: EvaluationResult) -> str:
             details["image_paths"], details["targets"], details["predictions"], strict=True
         ):
             rows.setdefault((path, target), {})[column] = predicted
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["image_path", "label", *found], lineterminator="\n")
-    writer.writeheader()
-    for (path, target), predictions in rows.items():
-        writer.writerow({"image_path": path, "label": target, **predictions})
-    return text.getvalue()
+    return csv_text(
+        ["image_path", "label", *found],
+        ([*of, *(predictions.get(column) for column in found)] for of, predictions in rows.items()),
+    )

@@ -11,7 +11,8 @@ from domainclip.evaluation.comparison import empty_recalls
 from domainclip.metrics.bootstrap import FEW_UNITS
 from domainclip.metrics.metric import METRICS, Metric
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
-from domainclip.reports.text import figure_text, percent, title
+from domainclip.reports.schema.skipped import SkippedCount
+from domainclip.reports.text import counted, figure_text, percent, title
 
 
 def shown_metrics(
@@ -36,6 +37,23 @@ def shown_metrics(
     if (known.get("n_texts") or math.inf) <= (known.get("n_classes") or 0):
         left_out |= {name for name in names if name.startswith(("i2t_", "t2i_", "mean_R@"))}
     return [name for name in names if name not in left_out]
+
+
+def skipped_lines(counts: Sequence[SkippedCount]) -> list[str]:
+    """What was skipped: the first thing to know of figures that are not of all rows.
+
+    Args:
+        counts: By split and kind of reason.
+
+    Returns:
+        Sentences, one for each kind of reason in each split; none where nothing was skipped.
+    """
+    return [
+        f"Skipped{f' ({count.split})' if count.split else ''}: {counted(count.rows, 'row')}"
+        + (f" with {counted(count.images, 'image')}" if count.images not in (0, count.rows) else "")
+        + f", {count.kind}; first: {count.first.rstrip('.')}."
+        for count in counts
+    ]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,11 +11,15 @@ from typing import Any
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.located_yaml import yaml_text, yaml_value
 from domainclip.domains.recipes import recorded_recipe
-from domainclip.files import write_json, write_text
+from domainclip.files import csv_text, write_json, write_text
 from domainclip.metrics.metric import METRICS
 from domainclip.reports.plots.tune import plot_history, plot_importances, plot_slices
+from domainclip.reports.render import plain
+from domainclip.reports.schema.skipped import SkippedRow, skipped_counts
+from domainclip.reports.schema.tuning import TrialRecord, TuningReport
+from domainclip.reports.sections import skipped_lines
 from domainclip.tune.space import Space
-from domainclip.tune.study import STUDY_FILE, TrialRecord
+from domainclip.tune.study import STUDY_FILE
 
 TUNING_DOMAIN = "tuning_domain.yaml"
 """The domain of all trials, which the recipes beside it name."""
@@ -101,7 +103,7 @@ def write_results(folder: Path, tuning: Tuning, *, plots: bool) -> None:
         plots: also draw the images, which take longest.
     """
     write_text(folder / "trials.csv", _table(tuning))
-    write_json(folder / "tuning.json", _content(tuning))
+    write_json(folder / "tuning.json", _report(tuning).to_dict())
     if tuning.best is not None:
         write_text(folder / "best.yaml", best_recipe(tuning))
     target = folder / "tuning_plots"
@@ -155,35 +157,35 @@ def _short(value: Any) -> str:
 def _table(tuning: Tuning) -> str:
     names = ["number", "state", "value", "standard_error", "gain_over_default", "seconds", "steps", "default"]
     names += ["retry_of", "reason", *tuning.space.to_dict()]
-    output = io.StringIO()
-    writer = csv.DictWriter(output, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for record in tuning.trials:
         own = {"state": record.outcome, "gain_over_default": tuning.gain(record), "seconds": round(record.seconds, 3)}
-        writer.writerow({**record.params, **asdict(record), **own})
-    return output.getvalue()
+        values = {**record.params, **asdict(record), **own}
+        rows.append([values.get(name) for name in names])
+    return csv_text(names, rows)
 
 
-def _content(tuning: Tuning) -> dict[str, Any]:
-    return {
-        "metric": tuning.metric,
-        "greater_is_better": tuning.greater_is_better,
-        "model": tuning.config.model_name,
-        "data": tuning.config.data_path,
-        "rows": tuning.counts,
-        "steps": tuning.steps,
-        "full_steps": tuning.full_steps,
-        "trials_asked_for": tuning.asked,
-        "trials_finished": _finished(tuning.trials),
-        "space": tuning.space.to_dict(),
-        "best": None if tuning.best is None else tuning.best.number,
-        "default": None if tuning.default is None else tuning.default.number,
-        "gain": tuning.gain(tuning.best),
-        "standard_error": tuning.noise,
-        "importances": tuning.importances,
-        "skipped": tuning.skipped,
-        "trials": [{**asdict(r), "history": {str(s): v for s, v in r.history.items()}} for r in tuning.trials],
-    }
+def _report(tuning: Tuning) -> TuningReport:
+    return TuningReport(
+        metric=tuning.metric,
+        greater_is_better=tuning.greater_is_better,
+        model=tuning.config.model_name,
+        data=tuning.config.data_path,
+        rows=tuning.counts,
+        steps=tuning.steps,
+        full_steps=tuning.full_steps,
+        trials_asked_for=tuning.asked,
+        trials_finished=_finished(tuning.trials),
+        space=tuning.space.to_dict(),
+        best=None if tuning.best is None else tuning.best.number,
+        default=None if tuning.default is None else tuning.default.number,
+        gain=tuning.gain(tuning.best),
+        standard_error=tuning.noise,
+        importances=tuning.importances,
+        skipped=[SkippedRow(**row) for row in tuning.skipped],
+        skipped_counts=skipped_counts(tuning.skipped),
+        trials=tuning.trials,
+    )
 
 
 def _markdown(tuning: Tuning, plots: Sequence[str]) -> str:
@@ -197,8 +199,7 @@ def _markdown(tuning: Tuning, plots: Sequence[str]) -> str:
         + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         + f"), each of at most {tuning.steps} steps (the whole run has {tuning.full_steps}).",
     ]
-    if tuning.skipped:
-        lines.append(f"- {len(tuning.skipped)} rows were skipped, first: {tuning.skipped[0]['reason']}.")
+    lines += [f"- {plain(line)}" for line in skipped_lines(skipped_counts(tuning.skipped))]
     lines += ["", "## Best against default", "", *_verdict(tuning)]
     ten = sorted(
         (r for r in tuning.trials if r.outcome == "complete" and r.value is not None),

@@ -7,46 +7,22 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from domainclip.errors import CheckpointError, ConfigurationError, MissingExtraError
+from domainclip.reports.schema.tuning import FINISHED, TrialRecord
 
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
 STUDY_FILE = "study.db"
+USUAL_TRIALS = 20
 MOST_ATTEMPTS = 3
 """A trial that was killed this often (out of memory, most likely) is not tried again."""
 
 Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "gave_up", "killed", "interrupted", "error"]
-FINISHED: tuple[str, ...] = ("complete", "pruned", "diverged", "out_of_memory", "gave_up")
-"""Outcomes that count towards the number of trials asked for."""
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as the tables show it. ``value``: the primary metric of the kept checkpoint (of the last validation
-    where the trial was pruned), None where there is none; ``standard_error`` is that metric's."""
-
-    number: int
-    outcome: str
-    value: float | None
-    standard_error: float | None
-    params: dict[str, Any]
-    seconds: float
-    steps: int
-    reason: str
-    default: bool
-    retry_of: int | None = None
-    history: dict[int, float] = field(default_factory=dict)  # training step → primary metric
-
-    @property
-    def finished(self) -> bool:
-        """Whether it counts towards the number of trials asked for."""
-        return self.outcome in FINISHED
 
 
 def require_optuna() -> None:
@@ -92,7 +68,7 @@ def open_study(folder: Path, greater_is_better: bool) -> Study:
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(
-            f"{path} cannot be read as a study: {reason}. Start again with --overwrite or another output directory"
+            f"{path} cannot be read as a study: {reason}. Start again with overwrite=True or another output directory"
         ) from error
 
 
@@ -126,6 +102,21 @@ def check_identity(study: Study, identity: Mapping[str, Any]) -> None:
             f"This study was started with another {' and another '.join(changed)}: its trials cannot be compared with "
             "new ones. Resume with what it was started with, or use another output directory"
         )
+
+
+def asked_trials(study: Study, trials: int | None) -> int:
+    """How many trials a study shall have in the end, which it remembers for its resumption.
+
+    Args:
+        study: Optuna's.
+        trials: what was asked for now; None for what was asked for before.
+
+    Returns:
+        Their number.
+    """
+    wanted = trials or study.user_attrs.get("trials") or USUAL_TRIALS
+    study.set_user_attr("trials", wanted)
+    return int(wanted)
 
 
 def recover(study: Study) -> list[int]:

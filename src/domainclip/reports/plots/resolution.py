@@ -1,4 +1,4 @@
-"""Plots and console tables of an evaluation at several resolutions, from the figures as its JSON holds them.
+"""Plots and console tables of an evaluation at several resolutions.
 
 A plot is one PNG, written whole or not at all.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,9 +16,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from domainclip.evaluation.robustness import Agreement, Robustness
 from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import wilson_interval
 from domainclip.reports.plots.style import GREY, LINES, SERIES, heading, save, tidy
+from domainclip.reports.schema.resolutions import AtResolution, ResolutionsReport
 
 DRAWN = ("acc1", "mean_per_class_recall", "i2t_R@1", "t2i_R@1")
 """Metrics that are drawn, where the data give them; the table has the others."""
@@ -34,10 +35,10 @@ _SHORT = {"acc1": "acc1", "mean_per_class_recall": "recall", "i2t_R@1": "i2t R@1
 
 _MARKERS = ("o", "s", "^", "D")
 
-Figures = Mapping[str, Any]
+Figures = Mapping[str, float]
 
 
-def plot_resolutions(rows: Sequence[Figures], path: Path, title: str, machine: str) -> Path:
+def plot_resolutions(rows: Sequence[AtResolution], path: Path, title: str, machine: str) -> Path:
     """Metrics against the image's resolution, and below it the throughput.
 
     Args:
@@ -52,11 +53,11 @@ def plot_resolutions(rows: Sequence[Figures], path: Path, title: str, machine: s
     places, scale = _places(rows)
     figure = Figure(figsize=(7.5, 6.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 1])
-    highest = _metric_curves(above, places, [row["metrics"] for row in rows])
+    highest = _metric_curves(above, places, [row.metrics for row in rows])
     above.set(title=heading(title), ylabel="fraction (more is better)")
     _percent(above, highest)
     above.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    rates = [row["images_per_second"] for row in rows]
+    rates = [row.images_per_second for row in rows]
     below.plot(places, rates, color=GREY, marker="o", linewidth=1.6)
     for place, rate in zip(places, rates, strict=True):
         below.annotate(_count(rate), (place, rate), xytext=(4, 5), textcoords="offset points", fontsize=8)
@@ -67,7 +68,7 @@ def plot_resolutions(rows: Sequence[Figures], path: Path, title: str, machine: s
     return save(figure, path)
 
 
-def plot_agreement(rows: Sequence[Figures], path: Path, title: str) -> Path:
+def plot_agreement(rows: Sequence[AtResolution], path: Path, title: str) -> Path:
     """How far the embeddings of another resolution agree with those of the model's own.
 
     Args:
@@ -82,7 +83,7 @@ def plot_agreement(rows: Sequence[Figures], path: Path, title: str) -> Path:
     figure = Figure(figsize=(7.5, 3.8), layout="constrained")
     axis = figure.subplots()
     for index, (name, label) in enumerate(AGREEMENTS.items()):
-        values = [row["agreement"][name] for row in rows]
+        values = [getattr(row.agreement, name) for row in rows]
         if None not in values:
             _curve(axis, places, values, index, label)
     label = "agreement with the own resolution\n(1: nothing changes)"
@@ -93,7 +94,7 @@ def plot_agreement(rows: Sequence[Figures], path: Path, title: str) -> Path:
     return save(figure, path)
 
 
-def plot_robustness(robustness: Figures, path: Path, title: str) -> Path:
+def plot_robustness(robustness: Robustness, path: Path, title: str) -> Path:
     """One panel for each kind of corruption: the metrics from the untouched image on the left to the worst.
 
     Args:
@@ -104,20 +105,20 @@ def plot_robustness(robustness: Figures, path: Path, title: str) -> Path:
     Returns:
         ``path``.
     """
-    kinds = robustness["corruptions"]
+    kinds = robustness.corruptions
     columns = min(2, len(kinds))
     lines = -(-len(kinds) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.3 * lines + 0.5), layout="constrained")
     panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
-    clean = robustness["clean"]["metrics"]
+    clean = robustness.clean.metrics
     highest = 0.0
     for panel, (kind, found) in zip(panels, kinds.items(), strict=False):
-        levels = found["levels"]
+        levels = found.levels
         places = range(len(levels) + 1)  # evenly spaced: the levels about double from one to the next
-        highest = max(highest, _metric_curves(panel, places, [clean, *(level["metrics"] for level in levels)]))
-        panel.set_xticks(places, ["untouched", *(f"{level['level']:g}" for level in levels)], fontsize=9)
+        highest = max(highest, _metric_curves(panel, places, [clean, *(level.metrics for level in levels)]))
+        panel.set_xticks(places, ["untouched", *(f"{level.level:g}" for level in levels)], fontsize=9)
         panel.set_title(kind, fontsize=11)
-        panel.set_xlabel(heading(found["unit"], width=58), fontsize=9)
+        panel.set_xlabel(heading(found.unit, width=58), fontsize=9)
     _percent(panels[0], highest)  # the panels share the axis
     for panel in panels[len(kinds) :]:
         panel.set_visible(False)
@@ -171,20 +172,20 @@ def _percent(axis: Axes, highest: float) -> None:
     axis.set_ylim(0, top * 1.02)
 
 
-def _places(rows: Sequence[Figures]) -> tuple[Sequence[float], str]:
+def _places(rows: Sequence[AtResolution]) -> tuple[Sequence[float], str]:
     """Where the resolutions stand on the axis, and what to say of its scale: evenly spaced where their names would
     overlap otherwise."""
-    resolutions = [row["resolution"] for row in rows]
+    resolutions = [row.resolution for row in rows]
     if min(b - a for a, b in pairwise(resolutions)) > 0.09 * (resolutions[-1] - resolutions[0]):
         return resolutions, ""
     return range(len(resolutions)), ", not to scale"
 
 
-def _mark_resolutions(axes: Sequence[Axes], places: Sequence[float], rows: Sequence[Figures]) -> None:
+def _mark_resolutions(axes: Sequence[Axes], places: Sequence[float], rows: Sequence[AtResolution]) -> None:
     labels = []
     for place, row in zip(places, rows, strict=True):
-        labels.append(f"{row['resolution']}\n(own)" if row["native"] else str(row["resolution"]))
-        if row["native"]:
+        labels.append(f"{row.resolution}\n(own)" if row.native else str(row.resolution))
+        if row.native:
             for axis in axes:
                 axis.axvline(place, color=GREY, linestyle=":", linewidth=1)
     axes[-1].set_xticks(places, labels)
@@ -194,7 +195,7 @@ def _count(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def resolution_table(found: Figures, title: str) -> Table:
+def resolution_table(found: ResolutionsReport, title: str) -> Table:
     """Metrics and cost at each resolution, for the terminal.
 
     Args:
@@ -204,43 +205,44 @@ def resolution_table(found: Figures, title: str) -> Table:
     Returns:
         The table.
     """
-    rows = found["resolutions"]
-    metrics = [name for name in DRAWN if name in rows[0]["metrics"]]
+    rows = found.resolutions
+    metrics = [name for name in DRAWN if name in rows[0].metrics]
     table = Table(title=escape(title))
     for column in ("resolution", *(_SHORT[name] for name in metrics), "images/s", "peak MiB"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
             _resolution(row),
-            *(f"{row['metrics'][name]:.4f}" for name in metrics),
-            f"{row['images_per_second']:.1f}",
-            f"{row['peak_memory_mb']:.0f}",
+            *(f"{row.metrics[name]:.4f}" for name in metrics),
+            f"{row.images_per_second:.1f}",
+            f"{row.peak_memory_mb:.0f}",
         )
     return table
 
 
-def agreement_table(found: Figures) -> Table:
+def agreement_table(rows: Sequence[AtResolution], native_resolution: int) -> Table:
     """How far the embeddings at each resolution agree with those at the model's own, and whether acc1 differs for
     certain.
 
     Args:
-        found: The report.
+        rows: The report's ``resolutions``.
+        native_resolution: The model's own, in pixels.
 
     Returns:
         The table.
     """
-    table = Table(title=f"Against the model's own resolution, {found['native_resolution']} pixels")
+    table = Table(title=f"Against the model's own resolution, {native_resolution} pixels")
     for column in ("resolution", "cosine", "same class", "same caption", "acc1", "p (McNemar)"):
         table.add_column(column, justify="right")
-    for row in found["resolutions"]:
-        if not row["native"]:
-            change = row["change"]
-            differs = ("–", "–") if change is None else (f"{change['change']:+.4f}", f"{change['p_value']:.3g}")
-            table.add_row(_resolution(row), *_agreement_cells(row["agreement"]), *differs)
+    for row in rows:
+        if not row.native:
+            change = row.change
+            differs = ("–", "–") if change is None else (f"{change.change:+.4f}", f"{change.p_value:.3g}")
+            table.add_row(_resolution(row), *_agreement_cells(row.agreement), *differs)
     return table
 
 
-def robustness_table(found: Figures) -> Table:
+def robustness_table(found: Robustness) -> Table:
     """The metrics at each severity of each corruption, for the terminal.
 
     Args:
@@ -249,31 +251,31 @@ def robustness_table(found: Figures) -> Table:
     Returns:
         The table.
     """
-    clean = found["clean"]["metrics"]
+    clean = found.clean.metrics
     # With one metric less than is drawn, and no lines between the columns, it fits into 80 characters.
     metrics = [name for name in DRAWN if name in clean and name != "mean_per_class_recall"]
-    table = Table(title=f"Corrupted images, at {found['resolution']} pixels", box=SIMPLE_HEAD)
+    table = Table(title=f"Corrupted images, at {found.resolution} pixels", box=SIMPLE_HEAD)
     table.add_column("corruption", no_wrap=True, min_width=9)
     for column in ("level", *(_SHORT[name] for name in metrics), "cosine", "same class", "same caption"):
         table.add_column(column, justify="right")
     table.add_row("untouched", "", *(f"{clean[name]:.4f}" for name in metrics), "", "", "")
-    for kind, curve in found["corruptions"].items():
+    for kind, curve in found.corruptions.items():
         table.add_section()
-        for index, level in enumerate(curve["levels"]):
+        for index, level in enumerate(curve.levels):
             table.add_row(
                 "" if index else escape(kind),
-                f"{level['level']:g}",
-                *(f"{level['metrics'][name]:.4f}" for name in metrics),
-                *_agreement_cells(level["agreement"]),
+                f"{level.level:g}",
+                *(f"{level.metrics[name]:.4f}" for name in metrics),
+                *_agreement_cells(level.agreement),
             )
     return table
 
 
-def _resolution(row: Figures) -> str:
-    return f"{row['resolution']}{' (own)' if row['native'] else ''}"
+def _resolution(row: AtResolution) -> str:
+    return f"{row.resolution}{' (own)' if row.native else ''}"
 
 
-def _agreement_cells(agreement: Mapping[str, float | None]) -> Iterator[str]:
+def _agreement_cells(agreement: Agreement) -> Iterator[str]:
     for name in AGREEMENTS:
-        value = agreement[name]
+        value = getattr(agreement, name)
         yield "–" if value is None else f"{value:.4f}"

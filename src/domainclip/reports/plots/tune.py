@@ -1,4 +1,4 @@
-"""The images of a study; each function writes one PNG. Trials and keys are anything that has the values shown."""
+"""The images of a study; each function writes one PNG. Keys are anything that has the values shown."""
 
 from __future__ import annotations
 
@@ -13,25 +13,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from domainclip.metrics.metric import METRICS
 from domainclip.reports.plots.style import BLACK, BLUE, GREY, ORANGE, save, tidy
+from domainclip.reports.schema.tuning import TrialRecord
 
 _NO_VALUE = ("diverged", "out_of_memory")
-
-
-class PlottedTrial(Protocol):
-    """What a plot asks of a trial. ``value``: the primary metric, None where there is none."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def outcome(self) -> str: ...
-    @property
-    def value(self) -> float | None: ...
-    @property
-    def standard_error(self) -> float | None: ...
-    @property
-    def params(self) -> Mapping[str, Any]: ...
-    @property
-    def default(self) -> bool: ...
 
 
 class PlottedKey(Protocol):
@@ -59,7 +43,7 @@ class PlottedKey(Protocol):
         ...
 
 
-def plot_history(trials: Sequence[PlottedTrial], metric: str, greater_is_better: bool, path: Path) -> bool:
+def plot_history(trials: Sequence[TrialRecord], metric: str, greater_is_better: bool, path: Path) -> bool:
     """Each trial's value in order, the best so far, and the default with its standard error.
 
     Args:
@@ -149,7 +133,7 @@ def plot_importances(importances: Mapping[str, float], path: Path) -> bool:
     return True
 
 
-def plot_slices(trials: Sequence[PlottedTrial], keys: Sequence[PlottedKey], metric: str, path: Path) -> bool:
+def plot_slices(trials: Sequence[TrialRecord], keys: Sequence[PlottedKey], metric: str, path: Path) -> bool:
     """The value against each parameter, in a panel each.
 
     Args:
@@ -184,10 +168,10 @@ def plot_slices(trials: Sequence[PlottedTrial], keys: Sequence[PlottedKey], metr
     return True
 
 
-def _slice(axis: Axes, dimension: PlottedKey, shown: Sequence[PlottedTrial]) -> None:
+def _slice(axis: Axes, dimension: PlottedKey, shown: Sequence[TrialRecord]) -> None:
     labels = None if dimension.choices is None else [dimension.label(choice) for choice in dimension.choices]
 
-    def place(record: PlottedTrial) -> float:
+    def place(record: TrialRecord) -> float:
         value = record.params[dimension.key]
         if labels is None:
             return float(value)

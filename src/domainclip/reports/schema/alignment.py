@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from domainclip.reports.schema.base import Content, MetricValues, SchemaVersion
-from domainclip.reports.schema.comparison import SkippedRow
+from domainclip.reports.schema.skipped import SkippedRow
 
 Role = Literal["compared", "model"]
 """``compared`` is the model that ``model`` is set against: the "before"."""

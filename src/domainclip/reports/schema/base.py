@@ -44,7 +44,10 @@ class Content(BaseModel):
         Returns:
             Plain values.
         """
-        return jsonable(self.model_dump(by_alias=True, exclude_unset=True))
+        return {
+            **({"schema_version": version} if (version := getattr(self, "schema_version", None)) else {}),
+            **jsonable(self.model_dump(by_alias=True, exclude_unset=True)),
+        }
 
 
 def jsonable(value: Any) -> Any:

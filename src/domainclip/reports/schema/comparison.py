@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from domainclip.evaluation.compare_matrix import Cell, ComparedData, ComparedModel, Matrix, Method
 from domainclip.reports.schema.base import Content, SchemaVersion
-
-
-class SkippedRow(Content):
-    """A row that could not be used."""
-
-    split: str | None = None
-    image_path: str | None = None
-    reason: str
+from domainclip.reports.schema.skipped import SkippedRow
 
 
 class ComparisonReport(Content):

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from domainclip.metrics.metric import Metric
 from domainclip.reports.schema.base import Content, MetricValues, SchemaVersion
+from domainclip.reports.schema.skipped import SkippedCount
 
 When = Literal["before", "after"]
 
@@ -295,10 +296,11 @@ class TrainingFigures(Content):
 
 
 class DataSummary(Content):
-    """Rows of each split, and what the data say of themselves."""
+    """Rows of each split, what the data say of themselves, and how many rows of them were skipped, by reason."""
 
     counts: dict[str, int] = {}
     notes: list[str] = []
+    skipped: list[SkippedCount] = []
 
 
 class DecisionMade(Content):
