@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from domainclip.errors import ConfigurationError, DamagedFileError
@@ -36,6 +39,41 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The content of a file that a user has named, which may be anything: a pipe would never end, a device would fill
+    the memory.
+
+    Args:
+        path: The file.
+        limit: The most bytes it may have.
+
+    Returns:
+        All of it.
+
+    Raises:
+        OSError: It is not there, is no regular file, is larger, or cannot be read; ``strerror`` says which.
+    """
+    try:
+        found = os.stat(path)
+    except ValueError:  # a NUL, or half a character
+        raise OSError(errno.EINVAL, "no file can have this name", os.fspath(path)) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
+    content = b""
+    if found.st_size <= limit:
+        with open(path, "rb") as handle:
+            content = handle.read(limit + 1)  # it may have grown
+    if max(found.st_size, len(content)) > limit:
+        raise OSError(
+            errno.EFBIG,
+            f"it has {found.st_size / 1e6:,.0f} MB, more than the {limit / 1e6:,.0f} MB that are read",
+            os.fspath(path),
+        )
+    return content
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -111,7 +149,8 @@ def writing(what: str) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by text in UTF-8, as ``write_bytes`` does.
+    """Replace a file by text in UTF-8, as ``write_bytes`` does. What UTF-8 cannot hold (a byte of a file's name that is
+    none, half a character) is written as JSON would: ``\\udcff``.
 
     Args:
         path: The file; folders above it are made.
@@ -120,7 +159,36 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The text of a CSV file that a spreadsheet may open: it would compute a text that begins like a formula, and one
+    that came in a label or a file's name may be somebody else's. Such a text gets an apostrophe before it.
+
+    Args:
+        columns: The names of the columns.
+        rows: The cells of each row; None is empty, numbers stay numbers.
+
+    Returns:
+        The text, with a header.
+    """
+    lines: list[str] = []
+    # With "\n" alone as its end of line, Python's writer would leave a carriage return in a cell without quotes.
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
+    writer.writerow(map(_inert, columns))
+    writer.writerows(map(_inert, row) for row in rows)
+    return "".join(f"{line[:-2]}\n" for line in lines)
+
+
+def _inert(cell: object) -> object:
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def write_json(path: Path, value: Any) -> None:

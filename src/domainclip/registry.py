@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -71,6 +72,11 @@ class Registry(Generic[T]):
             raise ConfigurationError(f"Invalid {self.kind} {name!r}.{hint} Known: {', '.join(sorted(self._entries))}")
         return self._entries[name]
 
+    @property
+    def entries(self) -> dict[str, T]:
+        """All entries by name."""
+        return dict(self._entries)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
@@ -114,7 +120,7 @@ def _import_module(name: str) -> None:
 
 
 def _import_file(path: Path) -> None:
-    name = f"domainclip_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = f"domainclip_plugin_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     if name in sys.modules:  # a second run in this process: what it registers is registered
         return
     if not path.is_file():

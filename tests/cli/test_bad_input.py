@@ -83,11 +83,11 @@ def huge_png(path: Path) -> None:
     [
         (b"", ["train.csv", "empty"]),
         (b"image_path,caption,label\n", ["train.csv", "No valid image-text pairs", "no rows"]),
-        (b"image_path,text\nimages/sky_0.jpg,a sky\n", ["Missing 'caption' column", "train.csv", "caption_col"]),
+        (b"image_path,words\nimages/sky_0.jpg,a sky\n", ["Missing 'caption' column", "train.csv", "caption_col"]),
         (b"photo,caption\nimages/sky_0.jpg,a sky\n", ["Missing 'image_path' column", "train.csv", "image_col"]),
         ("image_path,caption\nimages/sky_0.jpg,caf\xe9\n".encode("latin-1"), ["train.csv", "UTF-8", "line 2"]),
         (b'image_path,caption\nimages/sky_0.jpg,"open\n', ["train.csv"]),
-        ("image_path,caption\n".encode("utf-16"), ["train.csv", "UTF-16"]),
+        ("image_path,caption\n".encode("utf-16")[:-1], ["train.csv", "UTF-16"]),
     ],
 )
 def test_unusable_table(folder, train, tmp_path, content, words):

@@ -25,6 +25,7 @@ from report_cases import pages
 pytestmark = pytest.mark.slow
 
 RUN_FILES = {
+    ".domainclip.json",
     "recipe.yaml",
     "domain.yaml",
     "run.json",

@@ -22,7 +22,7 @@ from domainclip.data.dataset import CLIPDataset, RawItem
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.transforms import ImageTransform
 from domainclip.data.records import ImageTextPair
-from domainclip.errors import ConfigurationError, DataError, ImageError
+from domainclip.errors import ConfigurationError, DataError, ImageError, MemoryConstraintError
 
 
 def config(**values) -> CLIPFinetuningConfig:
@@ -269,3 +269,13 @@ def test_strict_makes_a_bad_image_fatal_in_one_sentence(tiny_data, processor, tm
         list(PrefetchDataLoader(loader))
     assert "Traceback" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_lack_of_shared_memory_is_named_and_does_not_hang(tiny_data, processor, monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    data = dataset(tiny_data, processor, num_workers=1)
+    with pytest.raises(MemoryConstraintError, match=r"num_workers=0.*--shm-size"):
+        list(PrefetchDataLoader(training_loader(data, config(num_workers=1), 4)))

@@ -193,7 +193,7 @@ def test_damaged_weights_are_a_load_error(zoo: dict[str, Path], tmp_path: Path, 
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * 64 + content[64:])
-    with pytest.raises(ModelLoadError, match="Cannot load the model from"):
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors is damaged or was cut off"):
         load(folder)
 
 

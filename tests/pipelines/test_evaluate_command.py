@@ -72,7 +72,7 @@ def test_compare_says_it_too_and_gives_the_figures_that_were_asked_for(domaincli
     ("setting", "message"),
     [
         ("class_hierarchy=nowhere.yaml", "nowhere.yaml does not exist"),
-        ("document_col=paper", "names no document"),
+        ("document_col=paper", "Missing 'paper' column"),
         ("terminology=true", "reads a glossary"),
         ("label_order=[x, y]", "label_order lacks the class"),
     ],

@@ -12,7 +12,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError
 from domainclip.files import require_writable
 from domainclip.pipelines import fine_tune, run_training
-from domainclip.pipelines.run_folder import RunFolder
+from domainclip.pipelines.run_folder import RECORD, RunFolder
 from tiny_data import TinyData
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def test_a_run_writes_what_its_folder_knows_and_resolves_once(
     assert calls == ["resolve"]
     folder = RunFolder(tmp_path / "run")
     known = {Path(name).parts[0] for name in RunFolder.FILES}
-    assert files_of(folder.path) <= known | {"alignment"}
+    assert files_of(folder.path) <= known | {"alignment", RECORD}
     for path in (folder.recipe, folder.facts, folder.before, folder.metrics, folder.model, folder.report):
         assert path.exists(), path
     assert folder.is_trained

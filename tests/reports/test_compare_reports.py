@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from compare_cases import assert_page_shows, fractions, matrix_content, typed
+from domainclip.cli.compare import named
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.domains.files import load_domain
 from domainclip.errors import ConfigurationError
@@ -21,7 +22,7 @@ from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores
 from domainclip.inference import ModelSession
 from domainclip.models.io import save_encoder
 from domainclip.models.tiny import make_tiny_clip
-from domainclip.pipelines.compare import named, run_compare, shared_prompts
+from domainclip.pipelines.compare import run_compare, shared_prompts
 from domainclip.reports.comparison import compare_html
 from domainclip.reports.plots.compare import plot_matrix
 from domainclip.reports.schema import ComparisonReport

@@ -388,5 +388,6 @@ def test_a_run_writes_the_page_beside_its_report(domainclip, tiny_data, tmp_path
     )
     assert done.exit_code == 0, done.err
     assert "<h1>run on " in (tmp_path / "error_analysis.html").read_text(encoding="utf-8")
+    RunFolder(tmp_path / "run").begin()
     RunFolder(tmp_path / "run").clear()  # as --overwrite does
     assert not (tmp_path / "run" / "error_analysis.html").exists()

@@ -210,7 +210,7 @@ def test_a_signal_to_one_stops_both_and_the_resumed_run_is_the_whole_one(
     runs: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     first, second = (got["stopped"] for got in runs[1])
-    assert first["message"] == second["message"] == "Stopped by SIGTERM at step 4; saved. Resume with --resume"
+    assert first["message"] == second["message"] == "Stopped by SIGTERM at step 4; saved. Go on with resume=True"
     assert first["from"] == second["from"] == 4
     assert same(first["again"], first["whole"]) and same(second["again"], first["whole"])
 

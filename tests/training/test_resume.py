@@ -239,7 +239,7 @@ def test_signals_save_and_exit_as_a_shell_expects(values: dict[str, Any], undist
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == code, errors
-        assert "saved. Resume with --resume" in errors
+        assert "saved. Go on with" in errors
         assert "Traceback" not in errors
         newest = max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
         assert newest == last_step(folder)  # the step that was under way is on the disk

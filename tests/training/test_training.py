@@ -278,8 +278,10 @@ def test_unreadable_images_are_skipped(tiny_data: TinyData, tmp_path: Path) -> N
 
 
 def test_a_run_without_one_readable_batch_is_an_error(tmp_path: Path) -> None:
-    pairs = [ImageTextPair(tmp_path / f"missing_{i}.png", f"caption {i}", "x") for i in range(6)]
-    with pytest.raises(DataError, match=r"Nothing was learned.*6 skipped.*missing_"):
+    pairs = [ImageTextPair(tmp_path / f"broken_{i}.png", f"caption {i}", "x") for i in range(6)]
+    for pair in pairs:
+        pair.image_path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"Nothing was learned.*6 skipped.*broken_"):
         make_trainer(pairs, tmp_path / "run").train()
 
 

@@ -80,7 +80,7 @@ def test_a_resumed_study_draws_what_an_undisturbed_one_draws(
     scripted(lambda config: [1 / (1 + abs(math.log(config.learning_rate / 1e-4)))])
     whole = search(recipe(tiny_data, tmp_path / "whole"), trials=6)
     for trials in (2, 4, 6):
-        parts = search(recipe(tiny_data, tmp_path / "parts"), trials=trials, resume=True)
+        parts = search(recipe(tiny_data, tmp_path / "parts"), trials=trials, resume=(tmp_path / "parts").exists())
     drawn = [record.params for record in whole.trials]
     assert [record.params for record in parts.trials] == drawn
     assert len({params["learning_rate"] for params in drawn}) == 6
@@ -91,7 +91,7 @@ def test_what_has_changed_is_refused(tiny_data: TinyData, tmp_path: Path, script
     scripted(lambda config: [0.5])
     config = recipe(tiny_data, tmp_path)
     search(config)
-    with pytest.raises(ConfigurationError, match=r"already holds a study.*--resume"):
+    with pytest.raises(ConfigurationError, match=r"already holds a study.*resume=True"):
         search(config)
     with pytest.raises(ConfigurationError, match="one of the two"):
         search(config, resume=True, overwrite=True)
@@ -125,7 +125,7 @@ def test_a_signal_closes_the_trial_and_it_is_tried_again(tiny_data: TinyData, tm
 
     handlers = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
     scripted(interrupted)
-    with pytest.raises(Interrupted, match=r"1 of 3 trials are finished.*--resume") as stop:
+    with pytest.raises(Interrupted, match=r"1 of 3 trials are finished.*resume=True") as stop:
         search(recipe(tiny_data, tmp_path), trials=3)
     assert stop.value.exit_code == 143
     assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == handlers
@@ -242,5 +242,5 @@ def test_a_study_that_cannot_be_written_is_told(tiny_data, tmp_path: Path, monke
         raise optuna.exceptions.StorageInternalError("commit") from OSError(28, "No space left on device")
 
     monkeypatch.setattr(RDBStorage, "set_trial_intermediate_value", full)
-    with pytest.raises(ConfigurationError, match=r"study\.db cannot be written: .*No space left.*--resume"):
+    with pytest.raises(ConfigurationError, match=r"study\.db cannot be written: .*No space left.*resume=True"):
         search(recipe(tiny_data, tmp_path / "study"))

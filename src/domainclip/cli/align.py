@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Data, Model, Recipe, Split, config_of, print_json, recipe_keys
+from domainclip.cli.options import AsJson, Data, Model, Recipe, Split, check_model, config_of, print_json, recipe_keys
 
 align_app = typer.Typer(no_args_is_help=True, help="See whether images and texts agree.")
 
@@ -39,6 +39,9 @@ def align_report(
     Files of an earlier report in the folder are replaced; nothing else in there is touched.
     """
     config = config_of(recipe, overrides, data_path=data, model_name=model)
+    check_model(config)
+    if compare is not None:
+        check_model(config_of(None, None, model_name=compare))
     from domainclip.pipelines.align import run_alignment
 
     report = run_alignment(config, split, output, compare=compare, top_k=top_k)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Recipe, Split, config_of, print_json, recipe_keys
+from domainclip.cli.options import AsJson, Recipe, Split, check_model, config_of, print_json, recipe_keys, warn
+from domainclip.errors import ConfigurationError
 
 
 def compare(
@@ -43,16 +46,72 @@ def compare(
     A data set that cannot be evaluated leaves its reason in the matrix and the rest goes on.
     """
     config = config_of(recipe, overrides)
-    from domainclip.files import require_writable
-    from domainclip.pipelines.compare import named, run_compare
-
     models, sets = named(model or [], "model"), named(data or [], "data")
-    if output is not None:
-        require_writable(output, "--output")
-    found = run_compare(config, models, sets, reference=reference, split=split, metric=metric, strict=strict)
-    if as_json:
-        print_json(found.report.to_dict())
-    else:
-        found.print()
-    if output is not None:  # last, so that figures which cannot be written were at least shown
-        typer.echo("\n".join(f"Written: {path}" for path in found.write(output)), err=as_json)
+    for name in models if strict else [reference or next(iter(models))]:  # the others leave a reason in the matrix
+        if name in models:
+            check_model(config.updated(model_name=models[name]))
+    from domainclip.pipelines.compare import comparison_folder, run_compare
+    from domainclip.pipelines.output_lock import locked_output
+
+    with locked_output(output, "--output", warn) if output is not None else nullcontext():
+        if output is not None:
+            read = [*(("--model", path) for path in models.values()), *(("--data", path) for path in sets.values())]
+            comparison_folder(output).claim(overwrite=True, inputs=read)
+        found = run_compare(config, models, sets, reference=reference, split=split, metric=metric, strict=strict)
+        if as_json:
+            print_json(found.report.to_dict())
+        else:
+            found.print()
+        if output is not None:  # last, so that figures which cannot be written were at least shown
+            typer.echo("\n".join(f"Written: {path}" for path in found.write(output)), err=as_json)
+
+
+def named(entries: Sequence[str], what: str) -> dict[str, str]:
+    """Read the names and paths that a command was given.
+
+    Args:
+        entries: "name=path", or bare paths, whose name is as much of their end as tells them apart.
+        what: The option that they come from, for messages: ``model`` or ``data``.
+
+    Returns:
+        Name → path, in the order given.
+
+    Raises:
+        ConfigurationError: There are none, a name or path is empty, or a name comes twice.
+    """
+    if not entries:
+        raise ConfigurationError(f"Nothing to compare: give at least one --{what}")
+    given: list[tuple[str | None, str]] = []
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not equals or Path(entry).exists():  # a path may hold an equals sign itself
+            name, path = "", entry
+        elif not name.strip() or not path.strip():
+            raise ConfigurationError(f"Invalid --{what} {entry!r}: write NAME=PATH, or the path alone")
+        given.append((name.strip() or None, path.strip()))
+    bare = _telling_ends([path for name, path in given if name is None])
+    found: dict[str, str] = {}
+    for own, path in given:
+        name = own or bare[path]
+        if name in found:
+            raise ConfigurationError(
+                f"Two of --{what} are called {name!r} ({found[name]} and {path}): name them apart with NAME=PATH"
+            )
+        found[name] = path
+    return found
+
+
+def _telling_ends(paths: Sequence[str]) -> dict[str, str]:
+    """Each path's shortest end that no other path shares: "model", or "run1/model" beside "run2/model"."""
+    parts = {path: Path(path).parts or (path,) for path in paths}
+
+    def end(path: str, length: int) -> str:
+        return "/".join(part.strip("/") for part in parts[path][-length:]).lstrip("/") or path
+
+    found = {}
+    for path in parts:
+        others = [other for other in parts if other != path]
+        lengths = range(1, len(parts[path]) + 1)
+        own = (end(path, n) for n in lengths if all(end(path, n) != end(other, n) for other in others))
+        found[path] = next(own, path)
+    return found

@@ -116,7 +116,7 @@ def domain_new(
     target = output or Path(f"{name}.yaml")
     if target.suffix not in (".yaml", ".yml"):
         raise ConfigurationError(f"--output {target} must end in .yaml, by which a domain's file is known")
-    if target.exists():
+    if os.path.lexists(target):
         raise ConfigurationError(f"{target} is there already, and would be overwritten: choose another --output")
     parent = load_domain(extends)
     start = target.absolute().parent

@@ -50,6 +50,10 @@ def memory_plan(
 
     Nothing is trained, and no weights are loaded. Exit code 1 where nothing fits.
     """
+    from domainclip.models.source.name import find_model, short_name
+
+    if short_name(model) is None:  # the shape of a short name is known
+        find_model(model, weights=False)
     from domainclip.devices import DeviceManager
     from domainclip.devices.memory import GB, read_memory
     from domainclip.devices.precision import choose_precision

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from domainclip.config import CLIPFinetuningConfig
+
+
+class HomeGroup(TyperGroup):
+    """The command's arguments, in which ``~`` is the home folder: no shell writes it out within ``--output=~/x``."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Take the arguments.
+
+        Args:
+            ctx: Of the command line.
+            args: All of them.
+
+        Returns:
+            What is left for a command.
+        """
+        return super().parse_args(ctx, [re.sub(r"(^|=)~(?=/|$)", _with_home, each) for each in args])
+
+
+def _with_home(found: re.Match[str]) -> str:
+    return found[1] + os.path.expanduser("~")
 
 
 def recipe_keys(hint: str) -> Any:
@@ -27,7 +50,9 @@ Recipe = Annotated[
     str | None, typer.Option("--recipe", "-r", help="A shipped recipe (default, debug, medical, …) or a YAML file.")
 ]
 Data = Annotated[str | None, typer.Option("--data", "-d", help="A table, a directory, or hf:NAME.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub name or local directory of the model.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Hub name, short name (vit-b-32) or directory of the model.")
+]
 Domain = Annotated[str | None, typer.Option(help="general, medical, industrial, scientific, or a YAML file.")]
 Split = Annotated[str, typer.Option(help="train, val or test; all for every row.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; left out, the one that would be chosen.")]
@@ -54,6 +79,61 @@ def config_of(recipe: str | None, overrides: list[str] | None, **options: object
     return load_recipe(recipe, {**named, **parse_overrides(overrides or [])})
 
 
+def output_folder(output: str | None, overrides: list[str] | None) -> str:
+    """The folder that a command is to write to, before its recipe is read.
+
+    Args:
+        output: What ``--output`` says.
+        overrides: ``KEY=VALUE`` texts, which come before it.
+
+    Returns:
+        Its path; the usual one where nothing names it.
+
+    Raises:
+        ConfigurationError: A key or value is wrong.
+    """
+    from domainclip.config import RunSettings, parse_overrides
+    from domainclip.config.recipe_sources import environment_values
+
+    given = {**environment_values(), **({"output_dir": output} if output else {}), **parse_overrides(overrides or [])}
+    return RunSettings(**{key: value for key, value in given.items() if key == "output_dir"}).output_dir
+
+
+def warn(text: str) -> None:
+    """Say a sentence on the standard error.
+
+    Args:
+        text: The sentence.
+    """
+    typer.echo(f"WARNING: {text}", err=True)
+
+
+def check_model(config: CLIPFinetuningConfig, weights: bool = True) -> None:
+    """Answer a wrong name or folder of a model at once: before torch is imported and anything is read.
+
+    Where no model is named and the data are not there, the command says the latter.
+
+    Args:
+        config: The recipe of a command that loads its model.
+        weights: Whether it needs them, and not the tokenizer and image processor alone.
+
+    Raises:
+        ModelLoadError: The model cannot be had, or is none.
+    """
+    from domainclip.models.source import find_model
+
+    data = os.path.expanduser(config.data_path)
+    if not config.is_set("model_name") and not data.startswith("hf:") and not os.path.lexists(data):
+        return
+    if config.vision_model_name or config.text_model_name:
+        if config.vision_model_name:
+            find_model(config.vision_model_name, "image tower")
+        if config.text_model_name:
+            find_model(config.text_model_name, "text tower")
+    else:
+        find_model(config.model_name, weights=weights)
+
+
 def print_json(value: object) -> None:
     """Print plain values for programs, on standard output.
 
@@ -63,3 +143,23 @@ def print_json(value: object) -> None:
     import json
 
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def as_typed(message: str) -> str:
+    """A message of the package in the words of the command line.
+
+    The package speaks to callers in Python: ``overwrite=True``, ``steps=…``. Keys of a recipe are the same in both.
+
+    Args:
+        message: What an error says.
+
+    Returns:
+        The message with options in place of arguments.
+    """
+    flags = re.sub(r"\b(resume|overwrite|accept_changed_data)=True\b", _option, message)
+    return re.sub(r"\b(steps|space|trials)=…", _option, flags)
+
+
+def _option(found: re.Match[str]) -> str:
+    name = {"space": "search"}.get(found[1], found[1])
+    return f"--{name.replace('_', '-')}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import Data, Domain, Recipe, Split, config_of, recipe_keys
+from domainclip.cli.options import Data, Domain, Recipe, Split, check_model, config_of, recipe_keys
 from domainclip.errors import ConfigurationError
 
 
@@ -25,6 +25,8 @@ def preview(
     if output.suffix.lower() != ".png" or output.is_dir():  # said before the work, not after it
         raise ConfigurationError(f"--output {output} is not the name of a PNG file: let it end in .png")
     config = config_of(recipe, overrides, data_path=data, domain=domain, model_name=model)
+    if config.is_set("model_name"):
+        check_model(config, weights=False)
     from domainclip.files import require_writable
     from domainclip.pipelines.preview import preview as make
 

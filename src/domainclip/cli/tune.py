@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import Data, Model, Recipe, config_of, recipe_keys
+from domainclip.cli.options import Data, Model, Recipe, check_model, config_of, output_folder, recipe_keys
+from domainclip.errors import ConfigurationError
 
 
 def tune(
@@ -16,7 +17,10 @@ def tune(
     model: Model = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the study.")] = None,
     recipe: Recipe = None,
-    trials: Annotated[int, typer.Option(help="Trials there shall be in the end.", min=1)] = 20,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Trials there shall be in the end; left out, 20, or those of a resumed study.", min=1),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of each trial; left out, a fifth of the whole run's, at least 50.", min=1)
     ] = None,
@@ -35,10 +39,15 @@ def tune(
     Without `--space` and `--search` the learning rate, the temperature, the objective and its own keys are searched.
     `--output DIR --resume` with nothing else goes on with the study in DIR.
     """
-    if resume and output and not (recipe or overrides or data or model):
+    if resume and not recipe:
+        output = output_folder(output, overrides)
         saved = Path(output) / "tuning_recipe.yaml"
-        recipe = str(saved) if saved.is_file() else None
+        if not saved.is_file():
+            raise ConfigurationError(f"There is no study in {output} to resume: leave --resume out, or name its folder")
+        recipe = str(saved)
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output)
+    if not resume:
+        check_model(config)
     from domainclip.config import parse_overrides
     from domainclip.tune.run import run_tuning
     from domainclip.tune.space import Space

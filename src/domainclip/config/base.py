@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
+from domainclip.config.key_facts import KeyFacts
 from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
 
@@ -18,6 +20,24 @@ Group = TypeVar("Group", bound="Settings")
 
 UNCHANGEABLE = "cannot be changed: a run works on a frozen copy of its recipe"
 _NOT_ABOVE_ZERO = {"greater_than": "positive", "greater_than_equal": "zero or more"}
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: what Python writes for it, cut where it is long.
+
+    Args:
+        value: any.
+
+    Returns:
+        At most 80 characters.
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # of numbers of thousands of digits Python writes none
+        return "a number of thousands of digits"
+    except RecursionError:
+        return "values that lie too deep inside each other"
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-19:]}"
 
 
 def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
@@ -40,12 +60,12 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
         return str(context.get("error", error["msg"]))
     field = fields.get(key)
     title = field.title if field is not None and field.title else key.replace("_", " ").capitalize()
-    named = f"({key}={value!r})"
+    named = f"({key}={shown(value)})"
     limit = next((context[name] for name in ("gt", "ge", "lt", "le") if name in context), None)
     if kind == "frozen_instance":
         return f"{key} {UNCHANGEABLE}"
     if kind == "literal_error":
-        return f"Invalid {title[0].lower() + title[1:]} {value!r}: choose {context['expected']}"
+        return f"Invalid {title[0].lower() + title[1:]} {shown(value)}: choose {context['expected']}"
     if kind in _NOT_ABOVE_ZERO and limit == 0:
         return f"{title} must be {_NOT_ABOVE_ZERO[kind]} {named}"
     if kind.startswith(("greater_than", "less_than")):
@@ -85,11 +105,30 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _paths_are_text(cls, value: Any) -> Any:
-        """A path may be given as a ``pathlib.Path`` wherever one is taken, in a list too."""
+    def _paths_are_texts(cls, value: Any, info: ValidationInfo) -> Any:
+        """Any key takes a ``Path``, as a caller in Python has it. In a key that may be a path ``~`` is the home folder:
+        no shell writes it out within ``key=~/x``."""
         if isinstance(value, list | tuple):
-            return [str(each) if isinstance(each, PurePath) else each for each in value]
-        return str(value) if isinstance(value, PurePath) else value
+            return [cls._paths_are_texts(each, info) for each in value]
+        text = str(value) if isinstance(value, PurePath) else value
+        facts = [each for each in cls.model_fields[info.field_name or ""].metadata if isinstance(each, KeyFacts)]
+        return os.path.expanduser(text) if isinstance(text, str) and facts and facts[0].path else text
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_a_name(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{shown(value)} holds a NUL character, which no path, column or name can have")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{value!a} is not UTF-8: rename the file or folder, or make a link to it")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_counted(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"{shown(value)} is larger than any number that a computer counts with")
+        return value
 
     _frozen_group: bool = PrivateAttr(default=False)
 

@@ -27,7 +27,7 @@ def is_domain_path(name_or_path: str | Path) -> bool:
     text = str(name_or_path)
     if text in SHIPPED_DOMAINS:
         return False
-    return text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text or Path(text).is_file()
+    return text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text or os.path.isfile(text)
 
 
 def check_domain_name(name_or_path: str | Path) -> None:
@@ -48,7 +48,8 @@ def check_domain_name(name_or_path: str | Path) -> None:
         raise ConfigurationError(
             f"Invalid domain {text!r}: {hint}{', '.join(SHIPPED_DOMAINS)}; or give the path of a YAML file"
         )
-    if not Path(text).is_file():
+    if not os.path.isfile(text):
+        problem = "this is no file" if os.path.exists(text) else "there is no such file"
         raise ConfigurationError(
-            f"Invalid domain {text!r}: there is no such file. `domainclip domain new NAME` writes one to edit"
+            f"Invalid domain {text!r:.200}: {problem}. `domainclip domain new NAME` writes one to edit"
         )

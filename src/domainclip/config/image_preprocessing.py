@@ -42,8 +42,8 @@ class ImagePreprocessing(Settings):
     deep_scaling: Literal["full_range", "percentiles", "per_channel"] = Field(
         "full_range",
         title="Deep scaling",
-        description="How more than 8 bits become grey levels: the whole range of the type (of the image itself for "
-        "fractions and DICOM), between the image's percentiles, or between those of each channel.",
+        description="How more than 8 bits become grey levels: the whole range of the 8, 10, 12, 14 or 16 bits that the "
+        "image uses (its own for fractions and DICOM), between its percentiles, or between those of each channel.",
     )
     channel_scaling: bool = Field(
         False, description="Stretch each channel between its percentiles, in images of 8 bits too."

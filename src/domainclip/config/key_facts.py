@@ -40,7 +40,7 @@ class Search:
         return self.low is not None or bool(self.choices)
 
 
-BUDGET = "every trial trains the same number of steps: give it with --steps"
+BUDGET = "every trial trains the same number of steps: give it with steps=…"
 SAME_FOR_ALL = "it changes the rows or the way trials are evaluated, which must be the same for all"
 _IDLE = "it changes nothing that is learned"
 
@@ -58,6 +58,7 @@ class KeyFacts:
         one_run: whether it belongs to one run, its data or its machine: a domain cannot set it.
         search: how it is varied in a search, or in words why it cannot be.
         common: whether it is among the first that somebody changes.
+        path: whether a value may be the path of something that is read, or of something that is written.
     """
 
     section: Section
@@ -65,6 +66,7 @@ class KeyFacts:
     one_run: bool = False
     search: Search | str = Search()
     common: bool = False
+    path: Literal["read", "written"] | None = None
 
 
 def key(
@@ -76,6 +78,7 @@ def key(
     one_run: bool = False,
     search: Search | str | None = None,
     common: bool = False,
+    path: Literal["read", "written"] | None = None,
     **limits: Any,
 ) -> Any:
     """Declare a key of a recipe.
@@ -88,6 +91,7 @@ def key(
         one_run: True for what no domain may set.
         search: left out, the user says between what; a key that changes no weight cannot be searched.
         common: True for what is shown first.
+        path: see ``KeyFacts``. A leading ``~`` in such a value stands for the home folder.
         limits: the range (``gt``, ``ge``, ``lt``, ``le``, ``min_length``) and the ``title`` that messages use.
 
     Returns:
@@ -96,7 +100,7 @@ def key(
     field = Field(default, description=description, **limits)
     if search is None:
         search = Search() if changes_weights else _IDLE
-    field.metadata.append(KeyFacts(section, changes_weights, one_run, search, common))
+    field.metadata.append(KeyFacts(section, changes_weights, one_run, search, common, path))
     return field
 
 

@@ -10,6 +10,13 @@ from typing import Any
 import yaml
 
 from domainclip.errors import ConfigurationError, MissingRecipeError
+from domainclip.files import read_limited
+
+MOST_BYTES = 2_000_000
+"""Of a YAML file: reading this much takes some seconds."""
+_MOST_COPIES = 100_000
+"""Values that aliases may stand for in one file. Each alias of an alias multiplies them: nine lines make a thousand
+million."""
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands: keys of mappings and places in lists (from 0), from the outside in."""
@@ -43,7 +50,8 @@ for _tag, _pattern, _first in (
 
 @dataclass(frozen=True)
 class LocatedYaml:
-    """``values`` of a YAML text; ``lines`` (from 1) of each key and list entry; ``source`` names the file."""
+    """``values`` of a YAML text (None where there is nothing in it); ``lines`` (from 1) of each key and list entry;
+    ``source`` names the file."""
 
     values: Any
     lines: dict[KeyPath, int]
@@ -61,14 +69,15 @@ class LocatedYaml:
             Values and lines.
 
         Raises:
-            ConfigurationError: it is no YAML, a key stands twice, or a value contains itself; the message has the line.
+            ConfigurationError: it is no YAML, a key stands twice, a value contains itself, or aliases multiply; the
+                message has the line.
         """
         try:
             node = yaml.compose(text, Loader=_Loader)
             if node is None:
-                return cls({}, {}, source)
+                return cls(None, {}, source)
             lines: dict[KeyPath, int] = {}
-            _refuse_cycles(node, source, around=set(), done=set())
+            _refuse_endless(node, source)
             _locate(node, (), lines, source)
             return cls(_values(node, source), lines, source)
         except RecursionError:
@@ -86,11 +95,13 @@ class LocatedYaml:
             what: the word for the file in the message.
 
         Returns:
-            Values by key.
+            Values by key; none for an empty file.
 
         Raises:
             ConfigurationError: it is something else.
         """
+        if self.values is None:
+            return {}
         if not isinstance(self.values, dict):
             raise ConfigurationError(f"{self.source}: {what} is a list of 'key: value' lines, this is something else")
         return self.values
@@ -133,35 +144,44 @@ def yaml_value(text: str) -> Any:
         The plain value.
 
     Raises:
-        yaml.YAMLError: it is no YAML (``ValueError`` for a tag that lies, ``RecursionError`` for values too deep inside
-            each other).
+        ConfigurationError: it is no YAML that ``LocatedYaml.parse`` reads.
     """
-    return yaml.load(text, Loader=_Loader)
+    return LocatedYaml.parse(text, "this value").values
 
 
 def _values(node: yaml.Node, source: str) -> Any:
     try:
         return _Loader("").construct_document(node)
     except ValueError as error:  # a tag that says what the text is not: !!int abc
-        raise ConfigurationError(f"{source}: not valid YAML ({error})") from None
+        problem = "a number of thousands of digits" if "digits" in str(error) else error
+        raise ConfigurationError(f"{source}: not valid YAML ({problem})") from None
 
 
-def _refuse_cycles(node: yaml.Node, source: str, around: set[int], done: set[int]) -> None:
-    """Raises ``ConfigurationError`` for an alias inside the very value that its anchor names: nothing that walks
-    through such a value would come to an end."""
-    if id(node) in around:
-        raise ConfigurationError(
-            f"{source} line {node.start_mark.line + 1}: this value contains itself (an alias of an anchor around it). "
-            "Write the value out, or put the alias outside the value that its anchor names"
-        )
-    if id(node) in done or not isinstance(node, yaml.CollectionNode):
-        return
-    around.add(id(node))
-    for entry in node.value:
-        for inner in entry if isinstance(node, yaml.MappingNode) else (entry,):
-            _refuse_cycles(inner, source, around, done)
-    around.remove(id(node))
-    done.add(id(node))
+def _refuse_endless(root: yaml.Node, source: str) -> None:
+    """Raises ``ConfigurationError`` for an alias inside the very value that its anchor names, and for aliases that
+    multiply: nothing that walks through such values would come to an end."""
+    sizes: dict[int, int] = {}  # of each value written in the file, with all that its aliases stand for
+
+    def size_of(node: yaml.Node, around: set[int]) -> int:
+        if id(node) in around:
+            raise ConfigurationError(
+                f"{source} line {node.start_mark.line + 1}: this value contains itself (an alias of an anchor around "
+                "it). Write the value out, or put the alias outside the value that its anchor names"
+            )
+        if id(node) not in sizes:
+            around.add(id(node))
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            inner = (part for entry in parts for part in (entry if isinstance(node, yaml.MappingNode) else (entry,)))
+            sizes[id(node)] = 1 + sum(size_of(part, around) for part in inner)
+            around.remove(id(node))
+            if sizes[id(node)] - len(sizes) > _MOST_COPIES:
+                raise ConfigurationError(
+                    f"{source} line {node.start_mark.line + 1}: aliases (*name) stand for more than {_MOST_COPIES:,} "
+                    "values here. Write out the few that are meant"
+                )
+        return sizes[id(node)]
+
+    size_of(root, set())
 
 
 def _locate(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str) -> None:
@@ -197,8 +217,12 @@ def read_yaml_text(path: Path, what: str) -> str:
         ConfigurationError: it is missing or cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_limited(path, MOST_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise MissingRecipeError(f"{what} {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{what} {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{what} {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{what} {path} cannot be read: it is not UTF-8 (byte {error.start + 1}). Save it as UTF-8"
+        ) from None

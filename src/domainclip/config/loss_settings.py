@@ -56,6 +56,7 @@ class LossSettings(TemperatureSettings):
         "run",
         "Modules or .py files to import first: those that register objectives or metrics of your own.",
         one_run=True,
+        path="read",
     )
     loss_type: str = key(
         "contrastive",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def recipe_values(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, i
     Raises:
         ConfigurationError: there is no such recipe, or its file is wrong.
     """
-    name = str(name_or_path)
+    name = os.path.expanduser(str(name_or_path))
     if name in shipped_recipes():
         values, lines = parse_recipe((_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
         return values, lines, f"recipe {name}"

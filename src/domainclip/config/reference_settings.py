@@ -21,6 +21,7 @@ class ReferenceSettings(Settings):
         min_length=1,
         changes_weights=False,
         one_run=True,
+        path="read",
     )
     retention_rows: int = key(
         300,

@@ -16,6 +16,7 @@ class SemanticSettings(Settings):
         "evaluation",
         "Hierarchy of classes (nested mapping, or a YAML or JSON file of one): says how near misses are.",
         changes_weights=False,
+        path="read",
     )
     document_col: str | None = key(
         None,

@@ -47,13 +47,18 @@ class ModelSettings(SeedSettings):
     model_name: str = key(
         "openai/clip-vit-base-patch32",
         "model",
-        "Hub name or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
-        "a directory); 'tiny' makes a random one.",
+        "Hub name, short name (vit-b-32) or local directory of the model to start from (an OpenCLIP checkpoint: "
+        "hf-hub:NAME, or a directory); 'tiny' makes a random one.",
         min_length=1,
         one_run=True,
+        path="read",
     )
-    vision_model_name: str | None = key(None, "model", "Image backbone to join with text_model_name.", one_run=True)
-    text_model_name: str | None = key(None, "model", "Text backbone to join with vision_model_name.", one_run=True)
+    vision_model_name: str | None = key(
+        None, "model", "Image backbone to join with text_model_name.", one_run=True, path="read"
+    )
+    text_model_name: str | None = key(
+        None, "model", "Text backbone to join with vision_model_name.", one_run=True, path="read"
+    )
     save_open_clip: bool | None = key(
         None,
         "training",
@@ -73,6 +78,7 @@ class DataSettings(SeedSettings):
         "training and evaluation of a domain want.",
         one_run=True,
         search=Search(steers=True),
+        path="read",
     )
     data_path: str = key(
         "data",
@@ -81,11 +87,21 @@ class DataSettings(SeedSettings):
         min_length=1,
         changes_weights=False,
         one_run=True,
+        path="read",
     )
     image_col: str = _of_the_rows("image_path", "Column (key) with the image's path.", min_length=1)
     caption_col: str = _of_the_rows("caption", "Column (key) with the caption.", min_length=1)
     label_col: str = _of_the_rows("label", "Column (key) with the class, if there is one.", min_length=1)
     group_col: str = _of_the_rows("group", "Column whose values never straddle splits (patient…).", min_length=1)
+    split_col: str | None = _of_the_rows(
+        "split", "Column that says the split of each row; null: none is looked for.", min_length=1
+    )
+    image_root: str | None = _of_the_rows(
+        None, "Folder that relative image paths start from; null: the table's own.", min_length=1
+    )
+    caption_template: str | None = _of_the_rows(
+        None, "How captions are written from labels where there are none ('a photo of a {label}'); null: the domain's."
+    )
     train_split: float = _of_the_rows(0.8, "Fraction of rows for training where no split is given.", gt=0, le=1)
     val_split: float = _of_the_rows(0.1, "Fraction for validation (chooses the checkpoint).", ge=0, lt=1)
     test_split: float = _of_the_rows(0.1, "Fraction for the test (only reported).", ge=0, lt=1)
@@ -384,6 +400,7 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         "Where they go; left as it is: <output_dir>/alignment.",
         changes_weights=False,
         one_run=True,
+        path="written",
     )
 
     @field_validator("prompt_templates")
@@ -403,6 +420,7 @@ class RunSettings(SeedSettings):
         min_length=1,
         changes_weights=False,
         one_run=True,
+        path="written",
     )
     save_steps: int = key(1000, "training", "Steps between checkpoints.", gt=0, changes_weights=False)
     keep_checkpoints: int = key(

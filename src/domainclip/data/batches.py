@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from domainclip.config import CLIPFinetuningConfig, DataSettings
-from domainclip.data.dataset import CLIPDataset, RawItem, padded
+from domainclip.data.captions.text_transform import padded
+from domainclip.data.dataset import CLIPDataset, RawItem
+from domainclip.data.readers import lack_of_shared_memory, reader_processes, without_readers
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.data.step_plan import StepPlan
-from domainclip.errors import ConfigurationError, DataError, ImageError
+from domainclip.errors import ConfigurationError, DataError, ImageError, InputTypeError
 
 Batch = dict[str, Any]
 
@@ -32,11 +34,23 @@ def collate_fn(items: Sequence[dict[str, Any]]) -> Batch:
         full text length; ``image_paths`` and ``captions``, every one.
     """
     tensors = ("pixel_values", "input_ids", "attention_mask")
-    return {
-        **{name: torch.stack([item[name] for item in items]) for name in tensors},
-        "image_paths": [item["image_path"] for item in items],
-        "captions": [item["caption"] for item in items],
-    }
+    return _shared(
+        {
+            **{name: torch.stack([item[name] for item in items]) for name in tensors},
+            "image_paths": [item["image_path"] for item in items],
+            "captions": [item["caption"] for item in items],
+        }
+    )
+
+
+def _shared(batch: Batch) -> Batch:
+    """In a worker process: the tensors in shared memory now, where a lack of it is an error that reaches the trainer.
+    torch would move them in a thread of its own, whose error leaves the trainer waiting for ever."""
+    if get_worker_info() is not None:
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                value.share_memory_()
+    return batch
 
 
 class PairCollator:
@@ -86,7 +100,7 @@ class PairCollator:
         length = self.length(max((len(ids) for ids in tokens), default=1))
         input_ids, attention_mask = padded(tokens, length, self.pad_token_id)
         rows = [item.row for item in good]
-        return {
+        batch = {
             "pixels": torch.stack([item.pixels for item in good if item.pixels is not None]) if good else None,
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -97,6 +111,7 @@ class PairCollator:
             "captions": [self.texts[item.text] for item in good],
             "skipped": [(self.paths[item.row], item.problem) for item in items if item.pixels is None],
         }
+        return _shared(batch)
 
 
 class _RawView(Dataset):
@@ -159,13 +174,14 @@ def create_training_loader(
         hard_negative_batch_fraction=settings.hard_negative_batch_fraction,
         plan=plan,
     )
+    readers = reader_processes(settings.num_workers, dataset.users_own)
     return DataLoader(
         _RawView(dataset),
         batch_sampler=sampler,
         collate_fn=PairCollator(dataset, pad_to_multiple),
-        num_workers=settings.num_workers,
-        persistent_workers=settings.num_workers > 0,
-        prefetch_factor=2 if settings.num_workers else None,
+        num_workers=readers,
+        persistent_workers=readers > 0,
+        prefetch_factor=2 if readers else None,
         worker_init_fn=_leave_signals_to_the_trainer,
         # A loader without one draws from the global generator at every epoch, which a resumed run would repeat.
         generator=torch.Generator().manual_seed(settings.seed),
@@ -188,7 +204,8 @@ def create_dataloader(
         batch_size: The recipe's, or 32, if left out.
         shuffle: The recipe's, if left out.
         drop_last: Whether a last partial batch is dropped, unless that would leave none; as ``shuffle``, if left out.
-        num_workers: Processes that read; the recipe's, if left out. 0 reads in this process.
+        num_workers: Processes that read; the recipe's, if left out. 0 reads in this process, as does a script without a
+            guard where processes are spawned (see ``data.readers``).
 
     Returns:
         The loader.
@@ -203,7 +220,10 @@ def create_dataloader(
     workers = config.num_workers if num_workers is None else num_workers
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
         raise ConfigurationError(f"num_workers must be zero or more, and a whole number (num_workers={workers!r})")
-    rows = len(dataset)  # type: ignore[arg-type]
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise InputTypeError(f"A {type(dataset).__name__} is no data set with a length and rows, such as a CLIPDataset")
+    workers = reader_processes(workers, dataset.users_own if isinstance(dataset, CLIPDataset) else [type(dataset)])
+    rows = len(dataset)
     if rows == 0:
         raise DataError("No valid image-text pairs: the data set is empty")
     shuffle = config.shuffle if shuffle is None else shuffle
@@ -306,6 +326,11 @@ class PrefetchDataLoader:
                 if kind == "end":
                     return
                 if kind == "error":
+                    meant = lack_of_shared_memory(value)
+                    if meant is None and isinstance(value, RuntimeError):
+                        meant = without_readers(value)
+                    if meant is not None:
+                        raise meant from None
                     raise value
                 # The device is driven from this thread alone (MPS wants a single one).
                 yield self._on_device(value)

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from domainclip.config import CLIPFinetuningConfig
+from domainclip.config import CLIPFinetuningConfig, DataSettings
 from domainclip.data.captions.statements import statement_key
+from domainclip.data.captions.text_transform import (
+    TextImageProcessor,
+    check_processor,
+    padded,
+    plain_text,
+    text_length,
+    token_ids,
+)
 from domainclip.data.images.image_spec import ImageSpec
-from domainclip.data.images.reader import image_header
+from domainclip.data.images.reader import IMAGE_FORMATS, image_header, rgb_of
 from domainclip.data.images.store import ImageStore
-from domainclip.data.images.transforms import ImageTransform, TextTransform, view_rng
-from domainclip.data.records import ImageTextPair
+from domainclip.data.images.transforms import ImageTransform, view_rng
+from domainclip.data.records import ImageTextPair, SkippedRow, usable_rows
 from domainclip.data.step_plan import ViewKey
-from domainclip.errors import DataError, ImageError
+from domainclip.errors import DataError, ImageError, InputTypeError, ShapeError
 from domainclip.registry import load_plugins
 
 if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers import ProcessorMixin
+
+_LOG = logging.getLogger(__name__)
 
 _LOOKED_AT = 16
+
+PictureTransform: TypeAlias = Callable[[Image.Image], Tensor]
+TextStep: TypeAlias = Callable[[str], str | Mapping[str, Tensor]]
 
 RowKey = int | tuple[int, int] | ViewKey
 """A row, or (epoch, row): the epoch picks the random view and the caption. A ``ViewKey`` says the resolution as
@@ -44,37 +60,18 @@ class RawItem:
     problem: str = ""
 
 
-class TextImageProcessor(Protocol):
-    """What makes a model's inputs, such as an ``EncoderProcessor``."""
-
-    tokenizer: PreTrainedTokenizerBase
-    image_processor: BaseImageProcessor
-
-
-def padded(tokens: Sequence[Tensor], length: int, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids padded to one length.
-
-    Args:
-        tokens: Ids of each text, none longer than ``length``.
-        length: In tokens.
-        pad_token_id: What fills the rest.
-
-    Returns:
-        Ids and mask (1 where there is a token), int64 ``[n, length]``.
-    """
-    input_ids = torch.full((len(tokens), length), pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros(len(tokens), length, dtype=torch.long)
-    for row, ids in enumerate(tokens):
-        input_ids[row, : len(ids)] = ids
-        attention_mask[row, : len(ids)] = 1
-    return input_ids, attention_mask
-
-
-def _token_ids(processor: TextImageProcessor | ProcessorMixin, texts: list[str], max_length: int) -> list[list[int]]:
-    if hasattr(processor, "token_ids"):
-        return processor.token_ids(texts, max_length)
-    encoded = processor.tokenizer(texts, truncation=True, max_length=max_length, padding=False)
-    return [list(ids) for ids in encoded["input_ids"]]
+def _ids_of(found: Mapping[str, Tensor], caption: str, length: int) -> Tensor:
+    """The tokens, without padding, that a transform of the user's own gives for a caption."""
+    if "input_ids" not in found:
+        raise DataError(f"text_transform gave {', '.join(map(str, found))} for {caption!r:.60}, and no input_ids")
+    ids = torch.as_tensor(found["input_ids"]).reshape(-1).long()
+    mask = torch.as_tensor(found.get("attention_mask", torch.ones_like(ids))).reshape(-1).bool()
+    if mask.shape != ids.shape or not mask.any() or int(mask.sum()) > length:
+        raise ShapeError(
+            f"text_transform gave {int(mask.sum())} tokens with a mask of {len(mask)} for {caption!r:.60}: 1 to "
+            f"{length} are taken, and a mask as long as the ids"
+        )
+    return ids[mask]
 
 
 class CLIPDataset(Dataset):
@@ -84,12 +81,16 @@ class CLIPDataset(Dataset):
     ``[max_sequence_length]``, ``image_path``, ``caption``. Reading one raises ``ImageError`` where its image is bad.
 
     Args:
-        pairs: The rows, as pairs or plain ``(path, caption)`` tuples.
+        pairs: The rows, as pairs or plain ``(path, caption)`` tuples. Rows without a caption, or whose image is not
+            there, are skipped and counted, or with the recipe's ``strict`` an error.
         processor: An ``EncoderProcessor`` or a ``transformers`` processor (anything with ``tokenizer`` and
             ``image_processor``).
         config: The recipe.
-        image_transform: What images go through; the model's own resize and crop without augmentation, if left out.
-        text_transform: What captions and prompts go through; ``TextTransform``, if left out.
+        image_transform: What images go through; the model's own resize and crop without augmentation, if left out. An
+            ``ImageTransform``, or any callable from a PIL image in RGB to a tensor ``[3, R, R]``, such as
+            torchvision's; to be trained on, the tensor is normalised by the model's own mean and deviation.
+        text_transform: What captions and prompts go through, from text to text, or from text to a mapping with
+            ``input_ids`` and ``attention_mask``; a plain ``TextTransform``, if left out.
         images: Where prepared images are kept; a store of its own, of ``image_cache_mb``, if left out.
         caption_views: Gives other ways of saying a caption, of which an epoch shows one. They are no part of what
             ``group_ids`` compares.
@@ -99,9 +100,11 @@ class CLIPDataset(Dataset):
         group_ids: int64 ``[n]``. Rows with equal ids describe the same thing and are each other's positives; by label
             where ``config.positives`` is ``label``, by what the caption states where it is ``statement`` (see
             ``data.captions.statements``), by caption otherwise.
+        skipped: The rows that were skipped, each with its reason.
 
     Raises:
-        DataError: There are no pairs ("No valid image-text pairs").
+        DataError: No row can be used ("No valid image-text pairs"), or a row is no pair (then also a ``TypeError``).
+        ModelNotInitializedError: The processor is None, as that of a controller before ``setup()``.
         ModelLoadError: The processor's treatment of images cannot be expressed as an ``ImageSpec``.
     """
 
@@ -110,34 +113,56 @@ class CLIPDataset(Dataset):
         pairs: Sequence[ImageTextPair | tuple[Path, str]],
         processor: TextImageProcessor | ProcessorMixin,
         config: CLIPFinetuningConfig,
-        image_transform: ImageTransform | None = None,
-        text_transform: Callable[[str], str] | None = None,
+        image_transform: ImageTransform | PictureTransform | None = None,
+        text_transform: TextStep | None = None,
         *,
         images: ImageStore | None = None,
         caption_views: Callable[[str], Sequence[str]] | None = None,
         class_names: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
-        self.pairs = [pair if isinstance(pair, ImageTextPair) else ImageTextPair(*pair) for pair in pairs]
-        if not self.pairs:
-            raise DataError("No valid image-text pairs: the data set is empty")
+        check_processor(processor)
+        if not isinstance(config, DataSettings):
+            raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
+        for name, transform in (("image_transform", image_transform), ("text_transform", text_transform)):
+            if transform is not None and not callable(transform):
+                raise InputTypeError(f"{name} is a {type(transform).__name__}, which cannot be called: give a function")
+        if isinstance(pairs, str | Mapping) or not isinstance(pairs, Iterable):
+            raise InputTypeError(f"pairs is a {type(pairs).__name__}: give a list of (image path, caption)")
+        self.pairs = [ImageTextPair.checked(pair, row) for row, pair in enumerate(pairs)]
+        self.skipped = self._skip_rows(config.strict)
         self.config = config
         self.seed = config.seed
         spec = ImageSpec.from_processor(processor.image_processor)
         if not config.is_set("image_resolution"):
             config = config.updated(image_resolution=spec.resolution)
-        self.image_transform = image_transform or ImageTransform(
-            config, augment=False, spec=spec, largest_resolution=config.largest_resolution(config.image_resolution)
+        self._own_transform = None if isinstance(image_transform, ImageTransform) else image_transform
+        self.image_transform = (
+            image_transform
+            if isinstance(image_transform, ImageTransform)
+            else ImageTransform(
+                config, augment=False, spec=spec, largest_resolution=config.largest_resolution(config.image_resolution)
+            )
         )
         self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
         self.fixed_length = getattr(processor, "text_padding", "causal") == "fixed"
-        longest = getattr(processor, "max_length", config.max_sequence_length)
-        self.text_length = longest if self.fixed_length else min(config.max_sequence_length, longest)
-        self._build_texts(processor, text_transform or TextTransform(), caption_views, class_names)
+        self.text_length = text_length(processor, config)
+        self._build_texts(processor, text_transform or plain_text, caption_views, class_names)
         self.group_ids = self._groups()
         self.images = images or ImageStore(config.image_cache_mb * 2**20, config.max_image_pixels)
         self._kept = self.image_transform.preparation()
-        paths = [pair.image_path for pair in self.pairs]
-        self.images.expect(paths, self._kept, self._bytes_of_an_image(), shared=config.num_workers > 0)
+        if self._own_transform is None:
+            paths = [pair.image_path for pair in self.pairs]
+            self.images.expect(paths, self._kept, self._bytes_of_an_image(), shared=config.num_workers > 0)
+
+    def _skip_rows(self, strict: bool) -> list[SkippedRow]:
+        """Leave out the rows that cannot be used, and return them."""
+        usable, skipped = usable_rows(self.pairs, strict)
+        if skipped:
+            self.pairs = [self.pairs[row] for row in usable]
+            _LOG.warning(
+                "%d of %d rows are skipped, the first: %s", len(skipped), len(skipped) + len(usable), skipped[0]
+            )
+        return skipped
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a spawned worker: the user's own readers are registered there, too."""
@@ -150,21 +175,35 @@ class CLIPDataset(Dataset):
     def _build_texts(
         self,
         processor: TextImageProcessor | ProcessorMixin,
-        transform: Callable[[str], str],
+        transform: TextStep,
         views: Callable[[str], Sequence[str]] | None,
         class_names: Callable[[str], Sequence[str]] | None,
     ) -> None:
         """The table of distinct texts with their tokens; each row's texts, each text's views and each label's prompts
         as numbers in it."""
         numbers: dict[str, int] = {}
+        tokens: dict[str, Tensor] = {}  # of texts that the user's transform has tokenized
 
         def number(text: str) -> int:
             return numbers.setdefault(text, len(numbers))
 
+        def shown(caption: str) -> int:
+            found = transform(caption)
+            if isinstance(found, Mapping):
+                caption = plain_text(caption)
+                tokens[caption] = _ids_of(found, caption, self.text_length)
+                return number(caption)
+            if not isinstance(found, str):
+                raise InputTypeError(
+                    f"text_transform made a {type(found).__name__} of {caption!r:.60}: it must return a text, or a "
+                    "mapping with input_ids and attention_mask"
+                )
+            return number(found)
+
         self._row_texts: list[list[int]] = []
         self._views: dict[int, list[int]] = {}
         for captions in self._texts_of_rows():
-            self._row_texts.append([number(transform(caption)) for caption in captions])
+            self._row_texts.append([shown(caption) for caption in captions])
             for caption, text in zip(captions, self._row_texts[-1], strict=True):
                 if views is not None and text not in self._views:
                     self._views[text] = [number(view) for view in views(caption)]
@@ -172,9 +211,12 @@ class CLIPDataset(Dataset):
         for label in sorted({pair.label for pair in self.pairs if pair.label}) if self.config.augment_text else []:
             names = class_names(label) if class_names is not None else [label]
             prompts = [template.replace("{}", name) for name in names for template in self.config.prompt_templates]
-            self._prompts[label] = [number(transform(prompt)) for prompt in prompts]
+            self._prompts[label] = [shown(prompt) for prompt in prompts]
         self.texts = list(numbers)
-        self.tokens = [torch.tensor(ids) for ids in _token_ids(processor, self.texts, self.text_length)]
+        missing = [text for text in self.texts if text not in tokens]
+        found = token_ids(processor, missing, self.text_length) if missing else []
+        tokens |= {text: torch.tensor(ids) for text, ids in zip(missing, found, strict=True)}
+        self.tokens = [tokens[text] for text in self.texts]
 
     def _groups(self) -> Tensor:
         by_label = self.config.positives == "label"
@@ -210,6 +252,12 @@ class CLIPDataset(Dataset):
                     return True
         return False
 
+    @property
+    def users_own(self) -> list[object]:
+        """What of the user's own a process that reads rows would need."""
+        readers = [reader for reader in IMAGE_FORMATS.entries.values() if reader.__module__ == "__main__"]
+        return [type(self), self._own_transform, *readers]
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -227,6 +275,8 @@ class CLIPDataset(Dataset):
             MissingExtraError: The library for its format, or for one of the domain's steps, is missing.
         """
         row = key[1] if isinstance(key, tuple) else key
+        if self._own_transform is not None:
+            return self._view(key, self._own_bytes(row))
         return self._view(key, self.images.get(self.pairs[row].image_path, self._kept)[0][0])
 
     def expect_clean(self) -> None:
@@ -235,6 +285,27 @@ class CLIPDataset(Dataset):
             paths = [pair.image_path for pair in self.pairs]
             bytes_each = 3 * self.image_transform.largest_resolution**2
             self.images.expect(paths, self._clean.preparation(), bytes_each)
+
+    def _transformed(self, row: int) -> Tensor:
+        """What the user's own transform makes of a row's image."""
+        assert self._own_transform is not None
+        picture = Image.fromarray(rgb_of(self.pairs[row].image_path, self.config.max_image_pixels))
+        found = self._own_transform(picture)
+        if not isinstance(found, Tensor | np.ndarray):
+            raise InputTypeError(
+                f"image_transform made a {type(found).__name__} of {self.pairs[row].image_path}: it must return a "
+                "tensor [3, h, w] (in torchvision, end it with ToTensor and Normalize)"
+            )
+        return torch.as_tensor(found)
+
+    def _own_bytes(self, row: int) -> Tensor:
+        values, size = self._transformed(row), self.image_transform.resolution
+        if values.shape != (3, size, size):
+            raise ShapeError(
+                f"image_transform made shape {tuple(values.shape)} of {self.pairs[row].image_path}, and the model is "
+                f"trained on (3, {size}, {size}): resize to that, or set image_resolution"
+            )
+        return values if values.dtype == torch.uint8 else self.image_transform.spec.bytes_of(values)
 
     def clean_and_augmented(self, row: int, keys: Sequence[RowKey]) -> list[Tensor]:
         """The image of a row as evaluation shows it (tiles apart), and as ``pixels`` gives it for each of ``keys``; the
@@ -324,6 +395,8 @@ class CLIPDataset(Dataset):
 
     def __getitem__(self, key: RowKey) -> dict[str, Any]:
         row = key[1] if isinstance(key, tuple) else key
+        if isinstance(row, bool) or not isinstance(row, int | np.integer):
+            raise InputTypeError(f"A row is found by its number, not by {key!r:.60}")
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         row %= len(self)
@@ -331,11 +404,15 @@ class CLIPDataset(Dataset):
             key = key._replace(row=row)
         else:
             key = (key[0], row) if isinstance(key, tuple) else row
+        if self._own_transform is not None and not isinstance(key, ViewKey):
+            pixel_values = self._transformed(row)
+        else:
+            pixel_values = self.image_transform.spec.normalise(self.pixels(key)[None])[0]
         number = self.text_index(key)
         tokens = self.tokens[number]
         input_ids, attention_mask = padded([tokens], self.text_length, self.pad_token_id)
         return {
-            "pixel_values": self.image_transform.spec.normalise(self.pixels(key)[None])[0],
+            "pixel_values": pixel_values,
             "input_ids": input_ids[0],
             "attention_mask": attention_mask[0],
             "image_path": str(self.pairs[row].image_path),
@@ -354,13 +431,16 @@ class MultiCaptionCLIPDataset(CLIPDataset):
         items: Mapping[Path, Sequence[str]] | Sequence[tuple[Path, Sequence[str]]],
         processor: TextImageProcessor | ProcessorMixin,
         config: CLIPFinetuningConfig,
-        image_transform: ImageTransform | None = None,
-        text_transform: Callable[[str], str] | None = None,
+        image_transform: ImageTransform | PictureTransform | None = None,
+        text_transform: TextStep | None = None,
         *,
         labels: Mapping[Path, str | None] | None = None,
         images: ImageStore | None = None,
     ) -> None:
         rows = list(items.items()) if isinstance(items, Mapping) else list(items)
+        for row, item in enumerate(rows):
+            if not isinstance(item, tuple | list) or len(item) != 2 or isinstance(item[1], str):
+                raise InputTypeError(f"Row {row} is {item!r:.80}: give (image path, list of captions)")
         empty = [str(path) for path, captions in rows if not captions]
         if empty:
             raise DataError(f"No caption for {len(empty)} images, the first is {empty[0]}")
@@ -398,6 +478,12 @@ class MultiCaptionCLIPDataset(CLIPDataset):
             captions.setdefault(pair.image_path, []).append(pair.caption)
             labels.setdefault(pair.image_path, pair.label)
         return cls(captions, processor, config, labels=labels, **options)
+
+    def _skip_rows(self, strict: bool) -> list[SkippedRow]:
+        usable, skipped = usable_rows(self.pairs, strict)
+        self._captions = [self._captions[row] for row in usable]
+        super()._skip_rows(strict)
+        return skipped
 
     def _texts_of_rows(self) -> list[list[str]]:
         return self._captions

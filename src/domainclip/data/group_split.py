@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,11 +54,12 @@ class Unit:
     labels: list[tuple[str, int]]
 
 
-def find_units(pairs: Sequence[ImageTextPair]) -> list[Unit]:
-    """The connected components of rows under "same group" and "same image".
+def find_units(pairs: Sequence[ImageTextPair], copies: Mapping[str, str] | None = None) -> list[Unit]:
+    """The connected components of rows under "same group", "same image" and "copies of each other".
 
     Args:
         pairs: The rows.
+        copies: For images that have copies (by ``image_key``) the name of the copies' group.
 
     Returns:
         The units, in no particular order; every row is in one.
@@ -68,6 +69,8 @@ def find_units(pairs: Sequence[ImageTextPair]) -> list[Unit]:
     rows_of_edges, others = [], []
     for row, pair in enumerate(pairs):
         keys = [("image", images[row])] + ([("group", pair.group)] if pair.group is not None else [])
+        if copies and images[row] in copies:
+            keys.append(("copy", copies[images[row]]))
         for key in keys:
             rows_of_edges.append(row)
             others.append(first.setdefault(key, row))
@@ -80,7 +83,7 @@ def find_units(pairs: Sequence[ImageTextPair]) -> list[Unit]:
     for rows in members.values():
         groups = [group for row in rows if (group := pairs[row].group) is not None]
         name = f"group {min(groups)}" if groups else min(images[row][base:] for row in rows)
-        labels = Counter(pairs[row].label or "" for row in rows)
+        labels = Counter(label for row in rows for label in pairs[row].labels or (pairs[row].label or "",))
         units.append(Unit(rows, name, sorted(labels.items())))
     return units
 
@@ -107,11 +110,11 @@ def assign(units: Sequence[Unit], ratios: tuple[float, float, float], seed: int)
         For each unit the index of its split in ``SPLITS``.
     """
     wanted = [index for index in range(3) if ratios[index] > 0]
-    draws = [hashlib.sha256(f"{seed}\0{unit.name}".encode()).digest() for unit in units]
+    draws = [hashlib.sha256(f"{seed}\0{unit.name}".encode("utf-8", "surrogatepass")).digest() for unit in units]
     class_rows: Counter[str] = Counter()
     for unit in units:
         class_rows.update(dict(unit.labels))
-    total = sum(class_rows.values())
+    total = sum(len(unit.rows) for unit in units)
     class_short = [{label: ratio * count for label, count in class_rows.items()} for ratio in ratios]
     total_short = [ratio * total for ratio in ratios]
 

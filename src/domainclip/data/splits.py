@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
 from domainclip.config.settings import DataSettings
+from domainclip.data.captions.from_labels import template_of
+from domainclip.data.copies import Copies, find_copies
+from domainclip.data.given_splits import by_split_column, given_splits, join_groups
 from domainclip.data.group_split import assign, find_units, image_key
-from domainclip.data.records import DISCIPLINE_COL, ColumnOptions, Columns, ImageTextPair, PairList
-from domainclip.data.sources import huggingface, tables
-from domainclip.data.sources.directories import SPLIT_NAMES, are_split_folders, visible_folders
-from domainclip.data.sources.loaders import META_FILE, DatasetLoader
-from domainclip.errors import ConfigurationError, DataError
+from domainclip.data.labels import all_labels, doubtful_sentences, unify_labels
+from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList
+from domainclip.errors import ConfigurationError
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference
 
@@ -22,27 +23,24 @@ from domainclip.resolve import ResolvedInference
 @dataclass
 class DataSplits:
     """The three splits (``val`` and ``test`` may be empty); ``notes`` says in sentences how they came
-    about."""
+    about, and ``copies`` which of their images are copies of each other."""
 
     train: PairList
     val: PairList
     test: PairList
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class GivenSplit:
-    """One split as the data bring it: ``name`` is what notes call it, ``folder`` may hold a ``meta.csv``."""
-
-    name: str
-    folder: Path | None
-    load: Callable[[], PairList]
+    copies: Copies = field(default_factory=Copies)
 
 
 def split_pairs(
-    pairs: Sequence[ImageTextPair], train: float = 0.8, val: float = 0.1, test: float = 0.1, seed: int = 42
+    pairs: Sequence[ImageTextPair],
+    train: float = 0.8,
+    val: float = 0.1,
+    test: float = 0.1,
+    seed: int = 42,
+    copies: Copies | None = None,
 ) -> tuple[PairList, PairList, PairList]:
-    """Divide pairs by ratio; rows of one group, and rows of one image, stay together.
+    """Divide pairs by ratio; rows of one group, of one image, and of copies of one image stay together.
 
     Stratified by label as well as the groups allow; a class with three groups or more has at least one in train. The
     same seed and rows give the same splits, whatever the order of the rows (see ``group_split``).
@@ -53,6 +51,7 @@ def split_pairs(
         val: Fraction to validate on.
         test: Fraction to evaluate on.
         seed: Draws the order in which groups are placed.
+        copies: Those among the images; looked for, if left out.
 
     Returns:
         Train, validation and test. Rows keep their order within a split; skipped rows go with the training split.
@@ -66,7 +65,7 @@ def split_pairs(
     if abs(sum(ratios) - 1) > 1e-6:
         raise ConfigurationError(f"Split ratios must sum to 1: {train} + {val} + {test} = {sum(ratios):g}")
     rows = [ImageTextPair.of(pair) for pair in pairs]
-    units = find_units(rows)
+    units = find_units(rows, (copies if copies is not None else find_copies(rows)).of)
     place = [0] * len(rows)
     for unit, index in zip(units, assign(units, ratios, seed), strict=True):
         for row in unit.rows:
@@ -76,6 +75,7 @@ def split_pairs(
         PairList((pair for pair, at in zip(rows, place, strict=True) if at == index), source) for index in range(3)
     )
     parts[0].skipped = list(getattr(pairs, "skipped", []))
+    parts[0].notes = list(getattr(pairs, "notes", []))
     return parts[0], parts[1], parts[2]
 
 
@@ -92,11 +92,11 @@ def load_splits(
 ) -> DataSplits:
     """The splits of the data at a path.
 
-    Given splits are kept: a directory with ``train.csv`` (.tsv, .json, .jsonl, .parquet) and perhaps ``val.*`` or
-    ``validation.*`` and ``test.*``; folders of these names; or the splits of a Hugging Face data set. A missing one is
-    cut from the training split by group, never from the test split. Anything else is divided by ratio. Groups come from
-    a ``meta.csv`` beside the table (columns ``image_path`` and ``group``), else from the group column; without either
-    each image is its own group.
+    Given splits are kept: a column that says the split of each row (``split``); a directory with ``train.csv`` (.tsv,
+    .json, .jsonl, .parquet) and perhaps ``val.*`` or ``validation.*`` and ``test.*``; folders of these names; or the
+    splits of a Hugging Face data set. A missing one is cut from the training split by group, never from the test split.
+    Anything else is divided by ratio. Groups come from a ``meta.csv`` beside the table (columns ``image_path`` and
+    ``group``), else from the group column; without either each image is its own group, and copies of an image are one.
 
     Args:
         data_path: As for ``DatasetLoader.load``, or a directory with splits.
@@ -125,152 +125,142 @@ def load_splits(
     for name, part in given.items():
         pairs = loaded[name]
         join_groups(pairs, part.folder, columns, notes)
+        notes += [f"{part.name}: {note}" for note in pairs.notes]
+        notes += [f"{part.name}: {note}" for note in proposed_groups(pairs)]
         if pairs.skipped:
-            notes.append(f"{part.name}: {_count(len(pairs.skipped), 'row')} skipped, first {pairs.skipped[0]}")
-    if len(given) == 1:
-        return _divide(given["train"].name, loaded["train"], ratios, seed, notes)
+            kinds = ", ".join(f"{kind}: {n}" for kind, n in Counter(row.kind for row in pairs.skipped).most_common())
+            skipped = _count(len(pairs.skipped), "row")
+            notes.append(f"{part.name}: {skipped} skipped ({kinds}), first {pairs.skipped[0]}")
+    loaded = by_split_column(loaded)
+    notes += unify_labels(loaded.values())
+    notes += doubtful_sentences(label for pairs in loaded.values() for pair in pairs for label in all_labels(pair))
+    copies = find_copies(pair for pairs in loaded.values() for pair in pairs)
+    notes += [f"images: {sentence}" for sentence in copies.pixels]
+    first = next(iter(given.values())).name
+    file_names = {name: given[name].name if name in given else first for name in loaded}
+    if list(loaded) == ["train"]:
+        splits = _divide(file_names["train"], loaded["train"], ratios, seed, notes, copies)
+    else:
+        splits = _completed(loaded, file_names, ratios, seed, notes, copies)
+    notes.extend(leakage_notes(splits, copies))
+    return splits
 
-    file_names = {name: part.name for name, part in given.items()}
+
+def proposed_groups(pairs: PairList) -> list[str]:
+    """Columns whose rows probably belong together, though no group is named.
+
+    Args:
+        pairs: The rows of one source.
+
+    Returns:
+        A sentence that proposes the first of them; none where rows have groups, or no such column.
+    """
+    if not pairs.proposed or any(pair.group is not None for pair in pairs):
+        return []
+    column, count = next(iter(pairs.proposed.items()))
+    others = f" (or {', '.join(list(pairs.proposed)[1:])})" if len(pairs.proposed) > 1 else ""
+    return [
+        f"column {column!r} has {count} values in {len(pairs)} rows and is not used: where rows of one {column} belong "
+        f"together, keep them in one split with group_col={column}{others}"
+    ]
+
+
+def _completed(
+    loaded: dict[str, PairList],
+    file_names: dict[str, str],
+    ratios: dict[str, float],
+    seed: int,
+    notes: list[str],
+    copies: Copies,
+) -> DataSplits:
+    """The splits that are given, and those that are missing, cut from the training rows."""
     notes.insert(
         0, ", ".join(f"{name}: {_rows_and_groups(pairs)} of {file_names[name]}" for name, pairs in loaded.items())
     )
+    train = loaded.setdefault("train", PairList())
     for missing in ("test", "validation"):
         if missing in loaded:
             continue
         loaded[missing], note = PairList(), f"{missing}: none (the data give none and its ratio is 0)"
-        if ratios[missing] > 0:
+        if not train:
+            note = f"{missing}: none (the data give none, and no rows to train on that it could be cut from)"
+        elif ratios[missing] > 0:
             fraction = ratios[missing] / (ratios["train"] + ratios[missing])
-            loaded["train"], loaded[missing], _ = split_pairs(loaded["train"], 1 - fraction, fraction, 0.0, seed)
+            loaded["train"], loaded[missing], _ = split_pairs(
+                loaded["train"], 1 - fraction, fraction, 0.0, seed, copies
+            )
             note = (
                 f"{missing}: {_rows_and_groups(loaded[missing])} cut from {file_names['train']}, which keeps "
                 f"{_rows_and_groups(loaded['train'])}; no group is in both"
             )
         notes.append(note)
-    splits = DataSplits(loaded["train"], loaded["validation"], loaded["test"], notes)
-    notes.extend(leakage_notes(splits))
-    return splits
+    notes += [f"copies: {sentence}" for sentence in [copies.sentence()] if sentence is not None]
+    return DataSplits(loaded["train"], loaded["validation"], loaded["test"], notes, copies)
 
 
-def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
-    """The splits that ``path`` brings; one of them means one undivided set.
-
-    Args:
-        path: As for ``DatasetLoader.load``, or a directory with a table or a folder for each split.
-        columns: How rows become pairs.
-
-    Returns:
-        The splits by name ("train", "validation", "test").
-
-    Raises:
-        DataError: Two files claim one split.
-    """
-
-    def part(name: str, where: Path | str, folder: Path | None, split: str = "train") -> GivenSplit:
-        return GivenSplit(name, folder, lambda: DatasetLoader.load(where, split=split, **asdict(columns)))
-
-    folder = Path(path)
-    if str(path).startswith(huggingface.PREFIX):
-        available = huggingface.open_splits(path)
-        chosen = {name: key for name, keys in SPLIT_NAMES.items() for key in keys[::-1] if key in available}
-        if "train" not in chosen:
-            if len(available) > 1:
-                raise DataError(f"Data set {path} has no split 'train': it has {', '.join(available)}")
-            chosen = {"train": next(iter(available))}
-        return {name: part(f"{path} [{key}]", path, None, key) for name, key in chosen.items()}
-    if not folder.is_dir():
-        return {"train": part(folder.name, folder, folder.parent)}
-    entries = {entry.name: entry for entry in sorted(folder.iterdir())}
-    candidates = {stem + suffix for names in SPLIT_NAMES.values() for stem in names for suffix in tables.SOURCES}
-    if not any("train" + suffix in entries for suffix in tables.SOURCES):
-        if not are_split_folders(visible_folders(folder)):
-            return {"train": part(folder.name or str(folder), folder, folder)}
-        candidates = {stem for names in SPLIT_NAMES.values() for stem in names}
-    result = {}
-    for name, stems in SPLIT_NAMES.items():
-        found = [entry for key, entry in entries.items() if key.lower() in candidates and entry.stem.lower() in stems]
-        if len(found) > 1:
-            raise DataError(
-                f"{folder} has {' and '.join(entry.name for entry in found)}, which both name the {name} "
-                "split: remove or rename one"
-            )
-        if found:
-            result[name] = part(found[0].name, found[0], found[0].parent)
-    return result
-
-
-def join_groups(pairs: PairList, folder: Path | None, columns: Columns, notes: list[str]) -> None:
-    """Set each pair's group, and discipline where there is that column, from ``meta.csv``, matched by image; a pair it
-    lacks keeps its own.
-
-    Args:
-        pairs: Changed in place.
-        folder: Where ``meta.csv`` may be.
-        columns: Name the columns of images and groups.
-        notes: Told if the file is there but lacks a column.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    meta = folder / META_FILE if folder is not None else None
-    if meta is None or not meta.is_file():
-        return
-    header, rows = tables.read_delimited(meta, ",")
-    image_col, group_col = columns.image_col, columns.group_col
-    if image_col not in header or group_col not in header:
-        note = f"{META_FILE} is not used: it lacks the column {image_col!r} or {group_col!r}"
-        if note not in notes:  # one file may serve three splits
-            notes.append(note)
-        return
-    known = {
-        os.path.normpath(os.path.join(meta.parent, row.values[image_col])): (
-            row.values[group_col].strip(),
-            row.values.get(DISCIPLINE_COL, "").strip(),
-        )
-        for row in rows
-    }
-    for pair in pairs:
-        group, discipline = known.get(image_key(pair), ("", ""))
-        pair.group = group or pair.group
-        pair.discipline = discipline or pair.discipline
-
-
-def _divide(name: str, pairs: PairList, ratios: dict[str, float], seed: int, notes: list[str]) -> DataSplits:
-    train, val, test = split_pairs(pairs, ratios["train"], ratios["validation"], ratios["test"], seed)
+def _divide(
+    name: str, pairs: PairList, ratios: dict[str, float], seed: int, notes: list[str], copies: Copies
+) -> DataSplits:
+    train, val, test = split_pairs(pairs, ratios["train"], ratios["validation"], ratios["test"], seed, copies)
     what = "group" if any(pair.group is not None for pair in pairs) else "image"
     counts = ", ".join(
         f"{split} {_rows_and_groups(part)}" for split, part in (("train", train), ("validation", val), ("test", test))
     )
     fractions = " / ".join(f"{fraction:g}" for fraction in ratios.values())
     notes.insert(0, f"{name} is divided {fractions} with seed {seed}: {counts}; no {what} is in two of them")
+    if sentence := copies.sentence():
+        notes.append(f"copies: {sentence}; each group of copies is in one split")
+    notes += [f"copies: {note}" for note in copies.notes]
     for split, part in (("validation", val), ("test", test)):
         if not part and ratios[split] > 0:
             notes.append(f"{split} is empty: {name} has too few {what}s to divide ({_rows_and_groups(pairs)})")
-    return DataSplits(train, val, test, notes)
+    return DataSplits(train, val, test, notes, copies)
 
 
-def leakage_notes(splits: DataSplits) -> list[str]:
+def leakage_notes(splits: DataSplits, copies: Copies | None = None) -> list[str]:
     """What two splits share that they should not.
 
     Args:
         splits: The three splits.
+        copies: Those among their images.
 
     Returns:
-        A warning for each two that share groups, and for each two that share images.
+        A warning for each two that share groups, for each two that share images, and for each two that share copies.
     """
+    copies = copies or Copies()
+    equal = {
+        key: min(keys)
+        for group in copies.exact
+        for keys in [[image_key(ImageTextPair(path, "")) for path in group]]
+        for key in keys
+    }
     named = (("train", splits.train), ("validation", splits.val), ("test", splits.test))
     notes = []
     for index, (name, pairs) in enumerate(named):
         for other_name, other in named[index + 1 :]:
-            for what, keys, other_keys in (
-                ("group", group_names(pairs), group_names(other)),
-                ("image", {image_key(pair) for pair in pairs}, {image_key(pair) for pair in other}),
+            both = f"in both {name} and {other_name}"
+            copied = _copied(pairs, equal) & _copied(other, equal)
+            for what, shared in (
+                ("group", group_names(pairs) & group_names(other)),
+                ("image", {image_key(pair) for pair in pairs} & {image_key(pair) for pair in other}),
+                ("copied image", copied),
             ):
-                if shared := keys & other_keys:
+                if shared:
                     notes.append(
-                        f"Warning: {_count(len(shared), what)} in both {name} and {other_name} (such as "
-                        f"{min(shared)}): results on {other_name} will look better than they are"
+                        f"Warning: {_count(len(shared), what)} {both} (such as {min(shared)}): results on {other_name} "
+                        "will look better than they are"
                     )
+            alike = (_copied(pairs, copies.of) & _copied(other, copies.of)) - {copies.of[key] for key in copied}
+            if alike:
+                notes.append(
+                    f"{_count(len(alike), 'image')} {both} look alike though their files differ (such as "
+                    f"{min(alike)}): where they are copies, results on {other_name} will look better than they are"
+                )
     return notes
+
+
+def _copied(pairs: Sequence[ImageTextPair], of: Mapping[str, str]) -> set[str]:
+    return {of[key] for key in map(image_key, pairs) if key in of}
 
 
 def group_names(pairs: Sequence[ImageTextPair]) -> set[str]:
@@ -315,6 +305,10 @@ def load_splits_of(resolved: ResolvedInference) -> DataSplits:
         caption_col=config.caption_col,
         label_col=config.label_col,
         group_col=document_column(resolved),
+        split_col=config.split_col,
+        image_root=config.image_root,
+        caption_template=config.caption_template,
+        domain_template=template_of(resolved.evaluation.prompt_templates),
         train_split=config.train_split,
         val_split=config.val_split,
         test_split=config.test_split,

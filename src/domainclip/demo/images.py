@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import shutil
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from PIL import Image
 
 from domainclip.demo.sources import SOURCES, SPLITS, Box, Source
 from domainclip.errors import DataError, MissingExtraError
-from domainclip.files import write_text
+from domainclip.files import csv_text, write_text
 
 PATCHES_PER_CLASS = {"train": 80, "val": 12, "test": 25}
 JPEG_QUALITY = 90
@@ -68,9 +66,9 @@ def build_demo_data(folder: Path, seed: int = 0, size: int = 64) -> Path:
                 caption = source.captions[int(rng.integers(len(source.captions)))]
                 tables[split].append((path, caption, source.label, f"{name}-{block[0]}-{block[1]}"))
                 meta.append((path, split, source.file, left, top, side))
-    write_text(folder / "patches.csv", _csv(META_COLUMNS, meta))
+    write_text(folder / "patches.csv", csv_text(META_COLUMNS, meta))
     for split in SPLITS:
-        write_text(folder / f"{split}.csv", _csv(COLUMNS, tables[split]))
+        write_text(folder / f"{split}.csv", csv_text(COLUMNS, tables[split]))
     return folder
 
 
@@ -134,14 +132,6 @@ def _cut(
         f"no patch of {source.file} in block {block} shows '{source.label}' after {TRIES_PER_PATCH} tries: "
         "install the version of scikit-image that constraints.txt names"
     )
-
-
-def _csv(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _readme(seed: int, size: int) -> str:

@@ -15,6 +15,7 @@ from domainclip.files import replaced_directory
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import save_encoder
 from domainclip.pipelines import RunOutcome, run_training
+from domainclip.pipelines.run_folder import OutputFolder, RunFolder
 
 RECIPE: dict[str, Any] = {
     "domain": "scientific",
@@ -48,6 +49,9 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
     """
     console = console or Console(stderr=True)
     folder = Path(folder)
+    model = OutputFolder(folder, ("initial-model",), "demonstration")
+    model.claim(overwrite=True)
+    RunFolder(folder).claim(overwrite=True)
     data = build_demo_data(folder / "data")
     captions = [pair.caption for pair in DatasetLoader.from_csv(data / "train.csv")]
     encoder = make_tiny_clip(
@@ -62,8 +66,10 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
         vocab_size=600,
         corpus=captions,
     )
+    model.begin()
     with replaced_directory(folder / "initial-model") as temporary:
         save_encoder(encoder, temporary)
+    model.end()
     millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     console.print(
         f"A CLIP of {millions:.1f} M parameters with random weights, trained from scratch. With weights from a hub "

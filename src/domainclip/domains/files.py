@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -60,7 +61,7 @@ def load_domain(name_or_path: str | Path) -> DomainConfig:
     """
     if str(name_or_path) in shipped_domains():
         return _shipped(str(name_or_path)).model_copy(deep=True)
-    return _load(str(name_or_path))
+    return _load(os.path.expanduser(str(name_or_path)))
 
 
 def domain_family(name_or_path: str) -> Domain:
@@ -180,9 +181,8 @@ def _take_in_class_hierarchy(layer: DomainLayer, folder: Path) -> None:
         return
     path = folder / tree if (folder / tree).is_file() else Path(tree)
     try:
-        evaluation["class_hierarchy"] = LocatedYaml.parse(
-            read_yaml_text(path, "Class hierarchy"), str(path)
-        ).values  # or JSON
+        found = LocatedYaml.parse(read_yaml_text(path, "Class hierarchy"), str(path))  # or JSON
+        evaluation["class_hierarchy"] = {} if found.values is None else found.values
     except ConfigurationError as error:
         raise _located(error, layer, ("evaluation", "class_hierarchy")) from None
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from domainclip.config.base import shown
 from domainclip.config.located_yaml import LocatedYaml, read_yaml_text
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.protocols import Embedder, EvaluationResult
@@ -70,7 +71,10 @@ class ClassHierarchy:
         top = UNNAMED_ROOT if len(nested) > 1 else None
         if top is not None:
             parents[top] = None
-        _hang(parents, nested, top, source)
+        try:
+            _hang(parents, nested, top, source)
+        except RecursionError:
+            raise ConfigurationError(f"{source}: names lie too deep inside each other") from None
         if len(parents) < 2:
             raise ConfigurationError(f"{source}: the tree has one name, and it takes two to be near or far")
         return cls(parents)
@@ -372,7 +376,7 @@ def _add(parents: dict[str, str | None], name: Any, above: str | None, source: s
 
 
 def _shown(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
 
 
 def _parse_json(text: str, path: Path) -> Any:
@@ -388,3 +392,9 @@ def _parse_json(text: str, path: Path) -> Any:
         return json.loads(text, object_pairs_hook=distinct)
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{path} line {error.lineno}: not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: values lie too deep inside each other") from None
+    except ConfigurationError:
+        raise
+    except ValueError:
+        raise ConfigurationError(f"{path}: not valid JSON (a number of thousands of digits)") from None

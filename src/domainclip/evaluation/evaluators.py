@@ -8,6 +8,7 @@ from typing import Any
 
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.domain_metrics import DomainMetricsEvaluator
+from domainclip.evaluation.multi_label import MultiLabelEvaluator, labels_of
 from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult, Evaluator, LabelledPair
 from domainclip.evaluation.retrieval import RetrievalEvaluator, caption_key
 from domainclip.evaluation.shared import SharedEmbedder
@@ -63,7 +64,10 @@ class DomainEvaluator(CallableEvaluator):
         self.zero_shot: ZeroShotEvaluator | None = None
         self.retrieval: RetrievalEvaluator | None = None
         n_classes = len(prompts or class_names or known_labels(pairs))
-        if all(pair.label is None for pair in pairs):
+        several: MultiLabelEvaluator | None = None
+        if any(labels_of(pair) for pair in pairs):
+            several = self._multi_label(pairs, templates, names_of)
+        elif all(pair.label is None for pair in pairs):
             self.notes.append("No classification: no row has a label")
         elif n_classes >= 2:
             self.zero_shot = ZeroShotEvaluator(pairs, templates, class_names, prompts, names_of)
@@ -78,12 +82,29 @@ class DomainEvaluator(CallableEvaluator):
                 f"No retrieval: the rows have {n_images} different images and {n_captions} different "
                 "captions, and it takes two of each"
             )
-        self.parts: list[Evaluator] = [part for part in (self.zero_shot, self.retrieval) if part is not None]
+        self.parts: list[Evaluator] = [part for part in (self.zero_shot, several, self.retrieval) if part is not None]
         if not self.parts:
             raise DataError(f"Nothing to evaluate. {'. '.join(self.notes)}")
         self.primary_metric = self.parts[0].primary_metric
         if domain_metrics is not None:
             self.parts.append(DomainMetricsEvaluator(domain_metrics, self.zero_shot, self.retrieval))
+
+    def _multi_label(
+        self,
+        pairs: Sequence[LabelledPair],
+        templates: Sequence[str],
+        names_of: Callable[[str], Sequence[str]] | None,
+    ) -> MultiLabelEvaluator | None:
+        try:
+            found = MultiLabelEvaluator(pairs, templates, names_of)
+        except DataError as error:
+            self.notes.append(f"No figures of labels: {error}")
+            return None
+        self.notes.append(
+            "Images have several labels, so each label is evaluated for itself, present or absent; there is no "
+            "accuracy, which would take one class an image"
+        )
+        return found
 
     @property
     def greater_is_better(self) -> bool:

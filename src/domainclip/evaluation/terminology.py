@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from domainclip.config.glossary import Glossary
-from domainclip.data.images.transforms import TextTransform
+from domainclip.data.captions.text_transform import plain_text
 from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.evaluation.protocols import CallableEvaluator, Embedder, EvaluationResult, LabelledPair
 from domainclip.evaluation.registry import EVALUATORS, EvaluationContext
@@ -276,7 +276,7 @@ def _from_recipe(context: EvaluationContext) -> TerminologyEvaluator | None:
     if not wanted and not uses_terms(glossary, [pair.caption for pair in context.pairs]):
         return None
     prompts, engine = resolved.domain.prompts, context.session.engine()
-    engine.text_transform = TextTransform()
+    engine.text_transform = plain_text
     return TerminologyEvaluator(
         glossary,
         context.pairs,

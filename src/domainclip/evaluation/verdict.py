@@ -10,7 +10,7 @@ from typing import Literal
 from domainclip.evaluation.comparison import worsened
 from domainclip.metrics.significance import PairedChange
 
-DECIDING = ("acc1", "i2t_R@1", "t2i_R@1")
+DECIDING = ("acc1", "mAP", "i2t_R@1", "t2i_R@1")
 """Metrics with a test over single answers; the first that both evaluations have decides."""
 
 

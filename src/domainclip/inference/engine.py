@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.data.captions.text_transform import plain_text
 from domainclip.data.images.given import GivenImages, GivenTexts, image_list, text_list
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation, model_views
 from domainclip.data.images.reader import ImageBytes, ImageLike, array_of
 from domainclip.data.images.store import ImageStore
-from domainclip.data.images.transforms import TextTransform
 from domainclip.models import DualEncoder
 
 
@@ -55,7 +55,7 @@ class EmbeddingEngine:
         self.pipeline = DomainImagePipeline(preprocessing)
         self.max_length = max_length
         self.autocast = autocast
-        self.text_transform = text_transform or TextTransform()
+        self.text_transform = text_transform or plain_text
         """What texts go through, as the captions did in training."""
         self.text_map: Callable[[Tensor], Tensor] | None = None
         """Applied to text embeddings before they are normalised: a learned metric that is not yet in the weights."""

@@ -40,7 +40,8 @@ def class_prompts(
         Sentences, keyed by the label as given.
 
     Raises:
-        ConfigurationError: A list is empty, a label is empty, or a template is without ``{}``.
+        ConfigurationError: A list is empty, a label is empty, a template is without ``{}``, or two labels have the same
+            sentences but for capitals, so that no text tower could tell them apart.
     """
     if not labels:
         raise ConfigurationError("No class names to make prompts from: give at least one label")
@@ -57,6 +58,14 @@ def class_prompts(
         if not names or not all(names):
             raise ConfigurationError(f"The class name {label!r} is empty: name the class or leave its rows out")
         prompts[label] = [_fill(template, name, fix_article) for name in names for template in templates]
+    first: dict[tuple[str, ...], str] = {}
+    for label, sentences in prompts.items():
+        same = first.setdefault(tuple(sentence.casefold() for sentence in sentences), label)
+        if same != label:
+            raise ConfigurationError(
+                f"The classes {same!r} and {label!r} have the same prompts ({sentences[0]!r}), so that no model can "
+                "tell them apart: give them one spelling in the label column, or names of their own"
+            )
     return prompts
 
 

@@ -16,6 +16,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.images.given import GivenImages, GivenTexts, text_list
 from domainclip.data.images.store import ImageStore
+from domainclip.data.readers import refuse_within_a_reader
 from domainclip.devices import DeviceManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
 from domainclip.domains.domain import DomainConfig
@@ -82,6 +83,7 @@ class ModelSession:
             ModelLoadError: The model cannot be had, or is no dual encoder.
             ConfigurationError: A plugin fails, the precision is refused, or the domain's file is wrong.
         """
+        refuse_within_a_reader()
         if isinstance(model, ResolvedInference):
             resolved = model
         else:

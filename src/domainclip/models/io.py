@@ -2,62 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
-from domainclip.errors import CheckpointError, ModelLoadError
+from domainclip.errors import CheckpointError
+from domainclip.models.belonging import load_weights_checked
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.library import quiet_transformers
 from domainclip.models.open_clip.saving import save_open_clip
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bar for loading or writing a model while the block runs; restored as it was.
-
-    Returns:
-        A context manager.
-    """
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, for a message of one line.
-
-    Args:
-        error: Whose text may be long.
-
-    Returns:
-        At most 300 characters.
-    """
-    return str(error).strip().split("\n")[0][:300]
-
-
-def hub_error(kind: str, name: str, error: BaseException) -> ModelLoadError:
-    """For what could not be had from the hub.
-
-    Args:
-        kind: What was asked for.
-        name: Of the repository.
-        error: What happened.
-
-    Returns:
-        The error to raise, with the remedy.
-    """
-    return ModelLoadError(
-        f"Cannot load the {kind} {name!r} from the hub: the name is wrong, the model is gated, or there is no network "
-        f"({first_line(error)}). To work offline, download it once on a machine with a network "
-        f"(hf download {name} --local-dir DIR) and give model_name=DIR"
-    )
 
 
 def save_encoder(encoder: DualEncoder, folder: Path, *, open_clip: bool = True) -> None:
@@ -95,11 +48,14 @@ def load_weights(encoder: DualEncoder, folder: Path) -> None:
     Args:
         encoder: The dual encoder.
         folder: What ``save_encoder`` has written.
+
+    Raises:
+        ModelLoadError: The folder is damaged.
     """
     encoder.remove_adapters()
     with quiet_transformers():
-        saved = type(encoder.model).from_pretrained(folder, dtype=encoder.dtype)
-    weights = saved.state_dict()
+        config = type(encoder.model).config_class.from_pretrained(folder)
+        weights = load_weights_checked(str(folder), config).state_dict()
     if encoder.positions is not None and (originals := encoder.positions.originals_of(folder)) is not None:
         name = next(name for name, value in encoder.model.named_parameters() if value is encoder.positions.parameter)
         weights[name] = originals

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,8 +19,15 @@ from transformers import (
 
 from domainclip.config import ModelSettings
 from domainclip.errors import ConfigurationError, ModelLoadError
+from domainclip.models.belonging import (
+    check_images,
+    check_processor,
+    check_tokenizer,
+    load_weights_checked,
+    read_tokenizer,
+)
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.io import first_line, hub_error, quiet_transformers
+from domainclip.models.library import first_line, hub_error, quiet_transformers
 from domainclip.models.open_clip.loading import (
     load_model_config,
     load_open_clip,
@@ -33,12 +38,11 @@ from domainclip.models.open_clip.loading import (
 from domainclip.models.open_clip.projected_dual_encoder import ProjectedDualEncoderConfig
 from domainclip.models.open_clip.saving import describe_as_open_clip
 from domainclip.models.processor import EncoderProcessor, TextPadding, position_limit
+from domainclip.models.source.files import CONFIG, TOKENIZER
+from domainclip.models.source.name import TINY, find_model
 from domainclip.models.tiny import make_tiny_clip
 
 log = logging.getLogger(__name__)
-
-TINY = "tiny"
-"""The model name that stands for a random CLIP made on the spot."""
 
 _PADDING: dict[str, TextPadding] = {
     "clip": "causal",
@@ -48,13 +52,21 @@ _PADDING: dict[str, TextPadding] = {
 }
 
 
-def load_part(kind: str, loader: Any, name: str, **options: Any) -> Any:
+_READ_FROM = {
+    "model's config": CONFIG,
+    "tokenizer": "tokenizer.json, tokenizer_config.json",
+    "image processor": "preprocessor_config.json",
+}
+"""What each part is read from."""
+
+
+def load_part(kind: str, loader: Any, place: str, **options: Any) -> Any:
     """``loader.from_pretrained`` with its many failures turned into one message that says how to go on.
 
     Args:
         kind: What it is, for messages.
         loader: A class of ``transformers`` with ``from_pretrained``.
-        name: Of a repository on the hub, or a local directory.
+        place: A local directory or a repository on the hub, as ``find_model`` gives it.
 
     Returns:
         What the loader makes.
@@ -62,19 +74,15 @@ def load_part(kind: str, loader: Any, name: str, **options: Any) -> Any:
     Raises:
         ModelLoadError: Where it cannot be had, with the remedy.
     """
-    looks_local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    path = Path(name).expanduser()
-    if looks_local and not path.is_dir():
-        raise ModelLoadError(
-            f"Cannot load the {kind}: the directory {name} does not exist. Give a directory written by "
-            "save_pretrained, or a hub name such as openai/clip-vit-base-patch32"
-        )
     try:
-        return loader.from_pretrained(str(path) if looks_local else name, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if looks_local:
-            raise ModelLoadError(f"Cannot load the {kind} from {path}: {first_line(error)}") from error
-        raise hub_error(kind, name, error) from error
+        return loader.from_pretrained(place, trust_remote_code=False, **options)
+    except Exception as error:  # whatever a library says of files that somebody else has made: tokenizers has no other
+        if Path(place).is_dir():
+            raise ModelLoadError(
+                f"Cannot load the {kind} from {place} ({_READ_FROM[kind]}): {first_line(error)}. Copy the files again "
+                "from where the model came from"
+            ) from error
+        raise hub_error(kind, place, error) from error
 
 
 def _text_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -109,7 +117,10 @@ def check_usable(model: PreTrainedModel, name: str) -> None:
 
 
 def _processor(name: str, config: PretrainedConfig, tokenizer_name: str, image_name: str) -> EncoderProcessor:
+    read_tokenizer(Path(tokenizer_name) / TOKENIZER)  # says what is wrong with it better than transformers does
     tokenizer = load_part("tokenizer", AutoTokenizer, tokenizer_name)
+    if tokenizer.pad_token_id is None:
+        raise ModelLoadError(f"The tokenizer of {name} has no padding token: set pad_token in tokenizer_config.json")
     # Pillow's backend is the reference: it does not need torchvision, and CLIP was trained with it.
     image_processor = load_part("image processor", AutoImageProcessor, image_name, backend="pil")
     padding = _PADDING.get(config.model_type)
@@ -118,8 +129,6 @@ def _processor(name: str, config: PretrainedConfig, tokenizer_name: str, image_n
             "How %s pads its texts is not known: captions are padded to the full length, which is always right", name
         )
         padding = "fixed"
-    if tokenizer.pad_token_id is None:
-        raise ModelLoadError(f"The tokenizer of {name} has no padding token: set pad_token in tokenizer_config.json")
     return EncoderProcessor(tokenizer, image_processor, padding, _text_limit(config, tokenizer))
 
 
@@ -128,11 +137,8 @@ def _assemble(settings: ModelSettings) -> DualEncoder:
     vision_name, text_name = settings.vision_model_name, settings.text_model_name
     if not vision_name or not text_name:
         raise ConfigurationError("vision_model_name and text_model_name go together: give both, or model_name alone")
-    vision = load_part("vision model", AutoModel, vision_name, dtype=torch.float32)
-    text = load_part("text model", AutoModel, text_name, dtype=torch.float32)
-    # A CLIP or SigLIP given as a backbone lends the tower that is asked for.
-    vision = getattr(vision, "vision_model", vision)
-    text = getattr(text, "text_model", text)
+    image_place, text_place = find_model(vision_name, "image tower"), find_model(text_name, "text tower")
+    vision, text = _backbone(image_place, "vision_model"), _backbone(text_place, "text_model")
     _state_width(vision, vision_name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -140,12 +146,23 @@ def _assemble(settings: ModelSettings) -> DualEncoder:
             model = VisionTextDualEncoderModel(vision_model=vision, text_model=text)
         except (ValueError, AttributeError) as error:
             raise ModelLoadError(f"{vision_name} and {text_name} cannot be joined: {error}") from error
-    processor = _processor(text_name, model.config, text_name, vision_name)
+    processor = _processor(text_name, model.config, text_place, image_place)
     if getattr(text.config, "model_type", "").startswith("siglip"):
         processor.text_padding = "fixed"
+    check_tokenizer(processor, text.config, text_place)
+    check_images(processor, vision.config, image_place)
     encoder = DualEncoder(model, processor, name=f"{vision_name} + {text_name}", fresh_projections=True)
     _check_pooling(encoder)
     return encoder
+
+
+def _backbone(place: str, tower: str) -> PreTrainedModel:
+    """A model that lends one tower; a CLIP or SigLIP the one of that name."""
+    config = load_part("model's config", AutoConfig, place)
+    whole = load_weights_checked(
+        place, config, whole=hasattr(config, "vision_config") and hasattr(config, "text_config")
+    )
+    return getattr(whole, tower, whole)
 
 
 @torch.no_grad()
@@ -197,9 +214,10 @@ def load_config(name: str) -> PretrainedConfig:
     Raises:
         ModelLoadError: Where it cannot be had.
     """
+    place = find_model(name, weights=False)
     with quiet_transformers():
-        folder = open_clip_folder(name)
-        return load_part("model's config", AutoConfig, name) if folder is None else load_model_config(folder)
+        folder = open_clip_folder(place)
+        return load_part("model's config", AutoConfig, place) if folder is None else load_model_config(folder)
 
 
 def load_processor(name: str) -> EncoderProcessor:
@@ -216,11 +234,15 @@ def load_processor(name: str) -> EncoderProcessor:
     """
     if name == TINY:
         return make_tiny_clip().processor
+    place = find_model(name, weights=False)
     with quiet_transformers():
-        folder = open_clip_folder(name)
+        folder = open_clip_folder(place)
         if folder is not None:
             return load_open_clip_processor(folder, load_model_config(folder))
-        return _processor(name, load_part("model's config", AutoConfig, name), name, name)
+        config = load_part("model's config", AutoConfig, place)
+        processor = _processor(name, config, place, place)
+        check_processor(processor, config, place)
+    return processor
 
 
 def load_encoder(settings: ModelSettings) -> DualEncoder:
@@ -251,15 +273,17 @@ def _load(settings: ModelSettings) -> DualEncoder:
     name = settings.model_name
     if name == TINY:
         return make_tiny_clip(settings.seed)
+    place = find_model(name)
     with quiet_transformers():
-        if (folder := open_clip_folder(name)) is not None:
+        if (folder := open_clip_folder(place)) is not None:
             return load_open_clip(folder, name)
-        config = load_part("model's config", AutoConfig, name)
-        model = load_part("model", AutoModel, name, dtype=torch.float32)
+        config = load_part("model's config", AutoConfig, place)
+        model = load_weights_checked(place, config)
         check_usable(model, name)
-        processor = _processor(name, config, name, name)
+        processor = _processor(name, config, place, place)
+        check_processor(processor, config, place)
     encoder = DualEncoder(model, processor, name=name).eval()
     if encoder.positions is not None:  # of a model that was trained at another resolution than its first
-        encoder.positions.restore_originals(Path(name), model.config.vision_config)
-    encoder.open_clip_config = saved_open_clip_config(Path(name).expanduser())
+        encoder.positions.restore_originals(Path(place), model.config.vision_config)
+    encoder.open_clip_config = saved_open_clip_config(Path(place))
     return encoder

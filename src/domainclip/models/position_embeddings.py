@@ -11,10 +11,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+
+from domainclip.errors import ModelLoadError
+from domainclip.models.source.files import check_weights
 
 ORIGINAL_POSITIONS = "original_positions.safetensors"
 """Beside weights whose position embeddings were resized for another image resolution: the table they were resized
@@ -211,13 +214,14 @@ class PositionEmbeddings:
 
         Returns:
             Whether there was one.
+
+        Raises:
+            ModelLoadError: It is damaged, or another model's.
         """
         path = folder / ORIGINAL_POSITIONS
         if not path.is_file():
             return False
-        with safe_open(path, framework="pt") as content:
-            table = content.get_tensor("positions").to(self.parameter)
-            height, width = (int(resolution) for resolution in content.metadata()["image_size"].split(","))
+        table, (height, width) = self._read_originals(path)
         owner, name = self._owner()
         setattr(owner, name, nn.Parameter(table))
         if isinstance(owner, nn.Embedding):
@@ -238,9 +242,28 @@ class PositionEmbeddings:
 
         Returns:
             In the type of the present one.
+
+        Raises:
+            ModelLoadError: It is damaged, or another model's.
         """
         path = folder / ORIGINAL_POSITIONS
-        return load_file(path)["positions"].to(self.parameter.dtype) if path.is_file() else None
+        return self._read_originals(path)[0].to(self.parameter.dtype) if path.is_file() else None
+
+    def _read_originals(self, path: Path) -> tuple[Tensor, tuple[int, int]]:
+        check_weights(path)
+        try:
+            with safe_open(path, framework="pt") as content:
+                table = content.get_tensor("positions").to(self.parameter)
+                height, width = (int(resolution) for resolution in (content.metadata() or {})["image_size"].split(","))
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ModelLoadError(f"{path} is no table of position embeddings: {error}. Copy it again") from error
+        rows = self.prefix + (height // self.patch[0]) * (width // self.patch[1])
+        if table.shape[-2:] != (rows, self.parameter.shape[-1]) or not bool(torch.isfinite(table).all()):
+            raise ModelLoadError(
+                f"{path} holds a table of {tuple(table.shape)}, where {rows} × {self.parameter.shape[-1]} finite "
+                "numbers are needed: it is another model's, or damaged. Copy it again"
+            )
+        return table, (height, width)
 
 
 def position_embeddings(vision_model: PreTrainedModel) -> PositionEmbeddings | None:

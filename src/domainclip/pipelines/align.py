@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gc
+import logging
 from pathlib import Path
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
 from domainclip.inference import ModelSession
 from domainclip.inference.session import caption_pipeline
-from domainclip.models.loading import load_processor
+from domainclip.models.source import find_model
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
+from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.run_alignment import model_source
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
 from domainclip.reports.schema import AlignmentReport
 from domainclip.resolve import resolve_for_inference
+
+log = logging.getLogger(__name__)
 
 
 def run_alignment(
@@ -41,12 +45,19 @@ def run_alignment(
         ConfigurationError: The split is unknown, or the folder cannot be used.
         DataError: The split has no rows, or fewer than two different images or captions.
     """
+    with locked_output(output, "The folder", log.warning):
+        return _write_report(config, split, output, compare, top_k)
+
+
+def _write_report(
+    config: CLIPFinetuningConfig, split: str, output: Path, compare: str | None, top_k: int | None
+) -> AlignmentReport:
     resolved = resolve_for_inference(config)
     pairs, skipped, notes = rows_of_split(resolved, split)
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded
     prepare_folder(output)
     if compare is not None:
-        load_processor(compare)  # a slip in its name shows now, not after the first model's work
+        find_model(compare)  # a slip in its name shows now, not after the first model's work
     session = ModelSession.load(resolved)
     engine = session.engine()
     pairs = readable_rows(pairs, engine.readable, config, split, skipped)

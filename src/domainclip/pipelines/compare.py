@@ -20,7 +20,9 @@ from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_
 from domainclip.files import write_json, write_text, writing
 from domainclip.inference import ModelSession
 from domainclip.metrics.sums import COMPARED_METRICS, check_metric, unit_sums
+from domainclip.models.source import find_model
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
+from domainclip.pipelines.run_folder import OutputFolder
 from domainclip.registry import load_plugins
 from domainclip.reports.comparison import compare_html, compare_markdown, compare_tables, notes, problems, summary_lines
 from domainclip.reports.plots.compare import plot_matrix
@@ -29,6 +31,18 @@ from domainclip.reports.schema.skipped import SkippedRow
 from domainclip.resolve import ResolvedInference, resolve_for_inference
 
 FILES = ("compare.json", "compare.md", "compare.html", "matrix.png")
+
+
+def comparison_folder(path: str | Path) -> OutputFolder:
+    """Where a comparison is written.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The folder, which knows what an earlier comparison has left there.
+    """
+    return OutputFolder(path, FILES, "comparison")
 
 
 @dataclass
@@ -63,65 +77,17 @@ class Comparison:
             ConfigurationError: The folder cannot be written.
         """
         json_file, markdown, page, image = (Path(folder) / name for name in FILES)
-        with writing(f"--output {folder}"):
-            for path in (json_file, markdown, page, image):
-                path.unlink(missing_ok=True)
+        output = comparison_folder(folder)
+        output.claim(overwrite=True)
+        with writing(f"The output {folder}"):
+            output.clear()
+            output.begin()
             write_text(markdown, compare_markdown(self.report))
             write_text(page, compare_html(self.report))
             plot_matrix(self.report, image)
             write_json(json_file, self.report.to_dict())
+            output.end()
         return [json_file, markdown, page, image]
-
-
-def named(entries: Sequence[str], what: str) -> dict[str, str]:
-    """Read the names and paths that a command was given.
-
-    Args:
-        entries: "name=path", or bare paths, whose name is as much of their end as tells them apart.
-        what: The option that they come from, for messages: ``model`` or ``data``.
-
-    Returns:
-        Name → path, in the order given.
-
-    Raises:
-        ConfigurationError: There are none, a name or path is empty, or a name comes twice.
-    """
-    if not entries:
-        raise ConfigurationError(f"Nothing to compare: give at least one --{what}")
-    given: list[tuple[str | None, str]] = []
-    for entry in entries:
-        name, equals, path = entry.partition("=")
-        if not equals or Path(entry).exists():  # a path may hold an equals sign itself
-            name, path = "", entry
-        elif not name.strip() or not path.strip():
-            raise ConfigurationError(f"Invalid --{what} {entry!r}: write NAME=PATH, or the path alone")
-        given.append((name.strip() or None, path.strip()))
-    bare = _telling_ends([path for name, path in given if name is None])
-    found: dict[str, str] = {}
-    for own, path in given:
-        name = own or bare[path]
-        if name in found:
-            raise ConfigurationError(
-                f"Two of --{what} are called {name!r} ({found[name]} and {path}): name them apart with NAME=PATH"
-            )
-        found[name] = path
-    return found
-
-
-def _telling_ends(paths: Sequence[str]) -> dict[str, str]:
-    """Each path's shortest end that no other path shares: "model", or "run1/model" beside "run2/model"."""
-    parts = {path: Path(path).parts or (path,) for path in paths}
-
-    def end(path: str, length: int) -> str:
-        return "/".join(part.strip("/") for part in parts[path][-length:]).lstrip("/") or path
-
-    found = {}
-    for path in parts:
-        others = [other for other in parts if other != path]
-        lengths = range(1, len(parts[path]) + 1)
-        own = (end(path, n) for n in lengths if all(end(path, n) != end(other, n) for other in others))
-        found[path] = next(own, path)
-    return found
 
 
 @dataclass
@@ -157,8 +123,8 @@ def run_compare(
 
     Args:
         config: The recipe, the same for all models and data sets.
-        models: Name → path, as ``named`` gives them.
-        data: Name → path, as ``named`` gives them.
+        models: Name → path, as the command reads them.
+        data: Name → path, as the command reads them.
         reference: Name of the model that the others are tested against; the first, if left out.
         split: ``train``, ``val``, ``test``, or ``all`` for every row.
         metric: One of ``metric_sums.METRICS`` for all data sets; each one's own primary metric, if left out.
@@ -175,7 +141,9 @@ def run_compare(
     """
     reference = next(iter(models)) if reference is None else reference
     if reference not in models:
-        raise ConfigurationError(f"--reference {reference!r} is none of the models: choose one of {', '.join(models)}")
+        raise ConfigurationError(f"The reference {reference!r} is no model: choose one of {', '.join(models)}")
+    for name in models if strict else [reference]:  # the others may leave their reason in the matrix
+        find_model(models[name])
     load_plugins(config.plugins)  # they may know the metric
     if metric is not None:
         check_metric(metric)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.given import GivenImages, GivenTexts
-from domainclip.data.records import ImageTextPair
+from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.records import ImageTextPair, usable_rows
+from domainclip.data.sources.loaders import DatasetLoader
+from domainclip.data.sources.torch_datasets import RowsByNumber
 from domainclip.devices import DeviceManager, MemoryManager
-from domainclip.errors import ConfigurationError, ModelNotInitializedError
+from domainclip.errors import ConfigurationError, InputTypeError, ModelNotInitializedError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.events import Listener
@@ -26,13 +31,15 @@ from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.pipelines.assemble import training_data
 from domainclip.pipelines.auto_resolution import AutoResolution
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
+from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.reference_sets import with_reference_sets
-from domainclip.pipelines.run_folder import RunFolder
+from domainclip.pipelines.run_folder import RunFolder, paths_read
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
 from domainclip.training.distributed import OneProcess
 from domainclip.training.memory.plan import StepCounter, batch_that_fits
 
-Pairs = Sequence[ImageTextPair] | CLIPDataset
+Pairs = Sequence[ImageTextPair | tuple[str | Path, str]] | CLIPDataset | DataLoader | RowsByNumber
+"""Rows: pairs, a ``CLIPDataset``, or a torch data set or loader of one's own (see ``DatasetLoader.from_torch``)."""
 
 
 class CLIPFinetuningController:
@@ -280,8 +287,9 @@ class CLIPFinetuningController:
         the initial ones, to ``output_path/model``. Rows and settings are looked at anew each time.
 
         Args:
-            train_dataset: Pairs, or a ``CLIPDataset`` (used as it is, with its own transforms).
-            val_dataset: Pairs or a ``CLIPDataset``; without it the last weights are kept.
+            train_dataset: Pairs, a ``CLIPDataset`` (used as it is, with its own transforms), or a torch ``Dataset`` or
+                ``DataLoader`` of your own (see ``DatasetLoader.from_torch``).
+            val_dataset: Likewise, a ``CLIPDataset``'s pairs alone; without it the last weights are kept.
             output_path: The run's folder; the recipe's ``output_dir``, if left out.
             resume: Go on from the newest checkpoint in the folder.
             engine: Embeds the validation rows; a new one, if left out.
@@ -298,19 +306,37 @@ class CLIPFinetuningController:
             ConfigurationError: The folder holds a run, or the recipe does not fit the model or the rows.
             Interrupted: A signal has stopped the training, which was saved.
         """
-        session = self.session
         folder = RunFolder(output_path or self.config.output_dir)
         if not resume and folder.checkpoints.exists():
             raise ConfigurationError(
                 f"{folder.path} already holds a run: pass resume=True to go on, or another output_path"
             )
-        pairs = _rows(train_dataset)
-        val = _rows(val_dataset)
+        pairs, val = self._rows(train_dataset), self._rows(val_dataset)
+        with ExitStack() as held:
+            if self.processes.is_first:
+                held.enter_context(locked_output(folder.path, "output_path", self.console.print))
+                folder.claim(resume, inputs=paths_read(self.config))
+                held.callback(folder.end)
+            return self._fine_tune(train_dataset, pairs, val, folder, resume, engine, listeners)
+
+    def _fine_tune(
+        self,
+        given: Pairs,
+        pairs: Sequence[ImageTextPair],
+        val: Sequence[ImageTextPair],
+        folder: RunFolder,
+        resume: bool,
+        engine: EmbeddingEngine | None,
+        listeners: Sequence[Listener],
+    ) -> dict[str, Any]:
+        session = self.session
         self.prepare(pairs, folder.path if resume else None, len(val))
         assert self.run is not None
-        data = train_dataset if isinstance(train_dataset, CLIPDataset) else training_data(pairs, self.run, session)
+        data = given if isinstance(given, CLIPDataset) else training_data(pairs, self.run, session)
         self.run, sets = with_reference_sets(session, self.run, self.processes.is_first)
         self._status = "training"
+        if self.processes.is_first:
+            folder.begin()
         result = fine_tune(
             session,
             self.run,
@@ -347,7 +373,7 @@ class CLIPFinetuningController:
         """The metrics asked for (``accuracy``, ``f1_score``, ``i2t_R@1``, ``macro_auroc``, …), or all there are.
 
         Args:
-            test_dataset: Pairs, or a ``CLIPDataset``, of which only the pairs are taken.
+            test_dataset: As ``val_dataset`` of ``fine_tune``.
             domain_metrics: Names of metrics; all that the rows give, if left out.
 
         Returns:
@@ -358,7 +384,7 @@ class CLIPFinetuningController:
             ConfigurationError: A name is asked for that these rows do not give ("Invalid metric").
             DataError: The rows allow no evaluation.
         """
-        pairs = _rows(test_dataset)
+        pairs = self._rows(test_dataset)
         evaluator = build_evaluator(self.session, pairs, domain_metrics=True, intervals=False)
         metrics = METRICS.with_other_names(evaluator.evaluate(self.engine()).metrics)
         if domain_metrics is None:
@@ -368,6 +394,30 @@ class CLIPFinetuningController:
             raise ConfigurationError(f"Invalid metric {unknown[0]!r}: these rows give {', '.join(sorted(metrics))}")
         return {name: metrics[name] for name in domain_metrics}
 
-
-def _rows(dataset: Pairs | None) -> list[ImageTextPair]:
-    return list(dataset.pairs if isinstance(dataset, CLIPDataset) else dataset or ())
+    def _rows(self, dataset: Pairs | None) -> list[ImageTextPair]:
+        if dataset is None:
+            return []
+        if isinstance(dataset, CLIPDataset):
+            return list(dataset.pairs)
+        if isinstance(dataset, list | tuple):
+            pairs = [ImageTextPair.checked(pair, row) for row, pair in enumerate(dataset)]
+        elif isinstance(dataset, str | Path | Mapping):
+            raise InputTypeError(
+                f"Rows are given as a list of (image path, caption) or a data set, not as {dataset!r:.80}: read a "
+                "table or a folder with DatasetLoader.load"
+            )
+        else:
+            spec = ImageSpec.from_processor(self.session.processor.image_processor)
+            found = DatasetLoader.from_torch(cast(RowsByNumber, dataset), spec=spec, strict=self.config.strict)
+            if found.skipped:
+                self.console.print(
+                    f"Data: {len(found.skipped)} items of {found.source} are skipped, the first: {found.skipped[0]}",
+                    markup=False,
+                )
+            pairs = list(found)
+        if not pairs:
+            return []
+        usable, skipped = usable_rows(pairs, self.config.strict)
+        if skipped:
+            self.console.print(f"Data: {len(skipped)} rows are skipped, the first: {skipped[0]}", markup=False)
+        return [pairs[row] for row in usable]

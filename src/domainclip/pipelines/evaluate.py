@@ -18,10 +18,10 @@ from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
-from domainclip.files import require_writable
 from domainclip.inference import ModelSession
 from domainclip.metrics.metric import METRICS
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
+from domainclip.reports.error_analysis_page import check_place
 from domainclip.reports.schema.base import jsonable
 from domainclip.reports.schema.evaluation import EvaluationFile
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
@@ -206,7 +206,7 @@ def run_evaluation(
         ModelLoadError: The model cannot be had.
     """
     if error_analysis is not None:
-        require_writable(error_analysis, "The error analysis's folder")
+        check_place(error_analysis)
     resolved = resolve_for_inference(config)
     rows, skipped, notes = rows_of_split(resolved, split)
     session = ModelSession.load(resolved)

@@ -59,7 +59,7 @@ class Resolutions:
         places = {name: path.with_name(f"{path.stem}_{name}.png") for name in _PLOTS}
         on = f"{Path(found.model).name} on {Path(found.data).name}, {counted(found.n_images, 'image')}"
         made = [path]
-        with writing(f"--output {path}"):
+        with writing(f"The output {path}"):
             for place in places.values():
                 place.unlink(missing_ok=True)
             write_json(path, found.to_dict())
@@ -91,6 +91,22 @@ class Resolutions:
             console.print(line, markup=False)
 
 
+def check_places(path: Path) -> None:
+    """Make sure that the plots beside a JSON file replace nothing but those of an earlier evaluation of that name.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        ConfigurationError: They would.
+    """
+    there = [place for name in _PLOTS if (place := path.with_name(f"{path.stem}_{name}.png")).exists()]
+    if there and not path.exists():
+        raise ConfigurationError(
+            f"{there[0]} would be replaced by a plot, and is of no evaluation in {path}: give --output another name"
+        )
+
+
 def parse_resolutions(text: str) -> list[int]:
     """Read resolutions from the text of an option.
 
@@ -107,7 +123,7 @@ def parse_resolutions(text: str) -> list[int]:
     for part in text.split(","):
         if not (part.strip().isascii() and part.strip().isdecimal()) or int(part) < 1:
             raise ConfigurationError(
-                f"Invalid resolution {part.strip()!r} in --resolutions {text!r}: give resolutions in pixels, such as "
+                f"Invalid resolution {part.strip()!r} in the resolutions {text!r}: give resolutions in pixels, such as "
                 f"96,160"
             )
         resolutions.add(int(part))

@@ -215,7 +215,8 @@ def fine_tune(
         _tell_references(context, evaluated, result.steps, "saved")
     processes.on_first(lambda: write_model(encoder, folder.path, run.domain))
     encoder.eval()
-    return asdict(result) | {"model_path": str(folder.model), "trade_off": trade_off}
+    skipped = {row.image_path: row.reason for row in data.skipped} | result.skipped_images
+    return asdict(result) | {"model_path": str(folder.model), "trade_off": trade_off, "skipped_images": skipped}
 
 
 def _train(

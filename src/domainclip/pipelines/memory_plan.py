@@ -277,7 +277,7 @@ def _reason(
             f"Nothing fits into {budget / GB:.2f} GB: the smallest way ({what}, one pair at a time of {batch}) needs "
             f"{least.memory.needed(1, batch) / GB:.2f} GB with its margin, of which the program itself, weights, "
             f"gradients and optimizer state are {(least.memory.state + least.memory.overhead) / GB:.2f}. Try {other}a "
-            "lower resolution (--resolutions), a smaller --batch, or a smaller model"
+            "lower resolution, a smaller batch, or a smaller model"
         )
     room = f"{chosen.predicted_bytes / GB:.2f} GB predicted of {budget / GB:.2f} ({MARGIN - 1:.0%} margin kept)"
     if chosen.micro_batch == batch:

@@ -48,7 +48,7 @@ class Preview:
         Raises:
             ConfigurationError: The file cannot be written.
         """
-        with writing(f"--output {path}"):
+        with writing(f"The output {path}"):
             write_bytes(path, self.sheet)
 
 

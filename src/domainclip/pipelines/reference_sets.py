@@ -11,14 +11,14 @@ from typing import Any
 
 from domainclip.config import CLIPFinetuningConfig, DataSettings, ReferenceSettings
 from domainclip.config.settings import DEFAULT_TEMPLATES
+from domainclip.data.captions.text_transform import plain_text
 from domainclip.data.group_split import find_units, image_key
 from domainclip.data.images.pipeline import DomainImagePipeline
-from domainclip.data.images.transforms import TextTransform
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.sources import huggingface
-from domainclip.data.sources.directories import are_split_folders, visible_folders
 from domainclip.data.sources.loaders import META_FILE
+from domainclip.data.sources.split_folders import split_folders
 from domainclip.data.sources.tables import source_of
 from domainclip.data.splits import load_splits
 from domainclip.errors import ConfigurationError, DataError
@@ -255,7 +255,7 @@ def load_reference_sets(session: ModelSession) -> ReferenceSets | None:
         return None
     engine = session.engine()
     # What a domain does to its images and captions is not meant for these.
-    engine.pipeline, engine.text_transform = DomainImagePipeline(None), TextTransform()
+    engine.pipeline, engine.text_transform = DomainImagePipeline(None), plain_text
     sets: list[ReferenceSet] = []
     notes: list[str] = []
     warnings: list[str] = []
@@ -333,7 +333,9 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
         return readable_pairs(PairList(rows), engine.readable, place, config.strict, skipped)
 
     pool = [*splits.train, *splits.val]
-    validation_rows, spare = validation_and_spare(pool, splits.test, config.retention_rows, config.seed)
+    validation_rows, spare = validation_and_spare(
+        pool, splits.test, config.retention_rows, config.seed, splits.copies.of
+    )
     drawn, test = readable(validation_rows), readable(splits.test)
     if not drawn:
         raise DataError(f"retention_data: {path} has no row that can be used on its training side")
@@ -361,8 +363,7 @@ def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
     if path.startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
         names |= {name for part in huggingface.open_splits(path).values() for name in part.column_names}
     else:
-        parts = visible_folders(folder) if folder.is_dir() else []
-        places = [folder, *(parts if are_split_folders(parts) else [])]
+        places = [folder, *(split_folders(folder).values() if folder.is_dir() else ())]
         for file in [file for place in places if place.is_dir() for file in place.iterdir()] or [folder]:
             (of_meta if file.name == META_FILE else names).update(_header(file))
     found = {"image_col": names, "caption_col": names, "label_col": names, "group_col": names | of_meta}
@@ -380,7 +381,11 @@ def _header(file: Path) -> set[str]:
 
 
 def validation_and_spare(
-    pool: Sequence[ImageTextPair], test: Sequence[ImageTextPair], most: int, seed: int
+    pool: Sequence[ImageTextPair],
+    test: Sequence[ImageTextPair],
+    most: int,
+    seed: int,
+    copies: Mapping[str, str] | None = None,
 ) -> tuple[list[ImageTextPair], list[ImageTextPair]]:
     """Divide the rows of a training side: some to validate on, others to learn from.
 
@@ -392,11 +397,12 @@ def validation_and_spare(
         test: The rows of the test split.
         most: Rows to validate on, at most.
         seed: Of the draw.
+        copies: For images that have copies the name of the copies' group, as in ``find_units``.
 
     Returns:
         Rows to validate on, and rows to learn from.
     """
-    units = [unit.rows for unit in find_units(pool)]
+    units = [unit.rows for unit in find_units(pool, copies)]
     validation_rows = stratified_rows(pool, min(most, max(2, len(pool) // 2)), seed, units)
     images = {image_key(pair) for pair in (*validation_rows, *test)}
     groups = {pair.group for pair in (*validation_rows, *test)} - {None}

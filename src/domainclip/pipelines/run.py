@@ -7,8 +7,8 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,9 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
+from domainclip.data.checks.captions import unknown_captions
 from domainclip.data.images.reader import image_header
+from domainclip.data.readers import refuse_within_a_reader
 from domainclip.data.records import PairList
 from domainclip.data.skipped import readable_pairs, require_images, skipped_rows, unreadable_rows
 from domainclip.data.splits import DataSplits, load_splits_of
@@ -34,14 +36,16 @@ from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.events import Listener
 from domainclip.files import read_checked, read_record, with_checksum, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
+from domainclip.models.vocabulary import Vocabulary
 from domainclip.pipelines.assemble import announce_images, training_data
 from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
+from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.reference_sets import ReferenceSets, with_reference_sets
 from domainclip.pipelines.report_facts import run_facts
 from domainclip.pipelines.run_alignment import RunAlignment
-from domainclip.pipelines.run_folder import RunFolder
+from domainclip.pipelines.run_folder import RunFolder, paths_read
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
@@ -109,17 +113,21 @@ def run_training(
         CLIPFinetuningError: One of the package's errors, for bad input before work starts.
         Interrupted: SIGINT or SIGTERM has stopped the run, which was saved.
     """
+    refuse_within_a_reader()
     started = time.monotonic()
     folder = RunFolder(config.output_dir)
-    with _processes(config) as processes:
+    with _processes(config) as processes, ExitStack() as held:
         console = (console or Console(stderr=True)) if processes.is_first else Console(quiet=True)
         inference = resolve_for_inference(config)
+        if processes.is_first:
+            held.enter_context(locked_output(folder.path, "The output directory", console.print))
+            folder.claim(resume, overwrite, paths_read(inference.recipe))
         splits = splits or load_splits_of(inference)
         if processes.is_first:
             train, most = splits.train, config.max_image_pixels
             require_images(train, lambda row: image_header(train[row].image_path, most))
-            folder.claim(resume, overwrite)
         session = load_for_training(inference, console)
+        splits = replace(splits, notes=[*splits.notes, *_unknown_captions(session, splits)])
         _show_machine(session, processes, splits, console)
         evaluated = len(splits.val) + len(splits.test)
         resume_from = folder.path if resume else None
@@ -136,6 +144,8 @@ def run_training(
             first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started)
             if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
                 folder.clear()
+            folder.begin()
+            held.callback(folder.end)
             first.record(resume)
             first.evaluate_before()
         val = processes.broadcast_object(first.rows.val if first is not None else None)
@@ -168,6 +178,13 @@ def _processes(config: CLIPFinetuningConfig) -> Iterator[Processes]:
         if not group.is_first:
             logging.getLogger("domainclip").setLevel(logging.ERROR)
         yield group
+
+
+def _unknown_captions(session: ModelSession, splits: DataSplits) -> list[str]:
+    """Captions that say nothing to the model's tokenizer, in sentences with an example."""
+    captions = [pair.caption for part in (splits.train, splits.val, splits.test) for pair in part]
+    found = unknown_captions(captions, Vocabulary(session.processor.tokenizer))
+    return [f"Warning: {finding.detail} (such as {finding.examples[0]!r}). {finding.advice}" for finding in found]
 
 
 def _show_machine(session: ModelSession, processes: Processes, splits: DataSplits, console: Console) -> None:
@@ -312,7 +329,7 @@ class _FirstProcess:
         if self.initial_weights not in (None, weights_digest(self.session.encoder)):
             raise CheckpointError(
                 f"{why}, and {self.run.recipe.model_name} has other weights now than when the run in "
-                f"{self.folder.path} began. Put those weights back, or begin anew with --overwrite"
+                f"{self.folder.path} began. Put those weights back, or begin anew with overwrite=True"
             )
 
     def evaluate_before(self) -> None:

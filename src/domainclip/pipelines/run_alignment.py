@@ -127,7 +127,7 @@ class RunAlignment:
     def _digest(self) -> str:
         """SHA-256 of images and captions in their order: embeddings of other rows must not pass for these."""
         content = json.dumps([[str(path) for path in self.rows.paths], self.rows.captions])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _digest_of(*tensors: Tensor) -> str:

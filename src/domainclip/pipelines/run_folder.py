@@ -1,23 +1,155 @@
-"""``RunFolder``: the names of the files that a run writes, who may write there, and what may be deleted."""
+"""What a run, a study or a demonstration writes into its folder: whose it is, and what of it may be deleted."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
+from domainclip.config import CLIPFinetuningConfig
+from domainclip.config.key_facts import facts_by_key
 from domainclip.domains.files import DOMAIN_FILE
 from domainclip.errors import ConfigurationError
-from domainclip.files import require_writable
+from domainclip.files import require_writable, write_json
+from domainclip.pipelines.output_lock import locked_output
 from domainclip.reports.alignment_report import remove_report
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.run_report import FILES as REPORT_FILES
 from domainclip.reports.run_report import REPORT
 from domainclip.training.checkpoint import CheckpointStore
 
+RECORD = ".domainclip.json"
 
-class RunFolder:
-    """The folder of one run. Nothing in it but what a run writes is ever touched.
+
+class _Written(TypedDict):
+    names: list[str]  # that are written, now or later
+    files: list[str] | None  # that were there at the end; None while the work goes on, and where it was killed
+
+
+class OutputFolder:
+    """A folder with a record (``.domainclip.json``) of what was written there, so that nothing else is ever deleted.
+
+    Args:
+        path: The folder; it need not be there yet.
+        names: Files and folders that are written there.
+        what: Leaves them: a "run", a "study" or a "demonstration".
+    """
+
+    def __init__(self, path: str | Path, names: Sequence[str], what: str) -> None:
+        self.path, self.names, self.what = Path(path), tuple(names), what
+
+    def claim(self, resume: bool = False, overwrite: bool = False, inputs: Sequence[tuple[str, str]] = ()) -> None:
+        """Make sure, before any work, that files can be written here and that they destroy nothing that is not to be
+        replaced. Deletes nothing yet.
+
+        Args:
+            resume: What is in the folder is to go on.
+            overwrite: What is in the folder is to be replaced.
+            inputs: Key and path of each thing that is read.
+
+        Raises:
+            ConfigurationError: The folder cannot be written, holds another run, holds files of these names that nobody
+                but the user can have put there, or files that are read; or there is nothing to go on with.
+        """
+        if resume and overwrite:
+            raise ConfigurationError(
+                f"resume=True goes on with a {self.what}, overwrite=True deletes it: give one of the two"
+            )
+        require_writable(self.path, "The output directory")
+        if resume:
+            if not self.holds_one:
+                raise ConfigurationError(f"There is no {self.what} in {self.path} to resume: leave resume=True out")
+            return
+        present = [name for name in self.names if os.path.lexists(self.path / name)]
+        written = self._written()
+        if overwrite:
+            for key, path in inputs:
+                if name := next((name for name in present if _lies_in(Path(path), self.path / name)), None):
+                    raise ConfigurationError(
+                        f"{key}={path} is read, and {self.path / name} would be replaced: give another output directory"
+                    )
+        if foreign := [name for name in present if name not in written["names"]]:
+            raise ConfigurationError(
+                f"{self.path} holds files that no {self.what} has written and that one would replace "
+                f"({', '.join(foreign[:3])}): move them away, or give another output directory"
+            )
+        if present and not overwrite:
+            raise ConfigurationError(
+                f"{self.path} already holds a {self.what} ({', '.join(present[:3])}). Use resume=True to go on with "
+                "it, overwrite=True to start again, or another output directory"
+            )
+        listed = written["files"]
+        if listed is not None and (added := sorted({*self._files()} - {*listed})):
+            raise ConfigurationError(
+                f"{self.path} holds files among those to be replaced that the {self.what} there has not written "
+                f"({', '.join(added[:3])}): move them away, or give another output directory"
+            )
+
+    @property
+    def holds_one(self) -> bool:
+        """Whether there is something to go on with."""
+        return any((self.path / name).exists() for name in self._written()["names"])
+
+    def begin(self) -> None:
+        """Write down that files of these names are ours from here on."""
+        self._note(None)
+
+    def end(self) -> None:
+        """Write down which files were written: what is added to their folders later is the user's."""
+        if self._written()["names"]:
+            self._note(sorted(self._files()))
+
+    def clear(self) -> None:
+        """Delete what was written here, and nothing else."""
+        for name in self._written()["names"]:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if others := {what: each for what, each in self._record().items() if what != self.what}:
+            write_json(self.path / RECORD, others)
+        else:
+            (self.path / RECORD).unlink(missing_ok=True)
+
+    def _note(self, files: list[str] | None) -> None:
+        written = _Written(names=list(self.names), files=files)
+        write_json(self.path / RECORD, self._record() | {self.what: written})
+
+    def _written(self) -> _Written:
+        return self._record().get(self.what, _Written(names=[], files=None))
+
+    def _record(self) -> dict[str, _Written]:
+        """By what left the files: a folder may hold a run and a study."""
+        path = self.path / RECORD
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return {
+                what: _Written(names=[*map(str, each["names"])], files=each["files"] and [*map(str, each["files"])])
+                for what, each in found.items()
+            }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{path} cannot be read ({error}), so that it is not known what may be replaced beside it: give "
+                "another output directory, or delete the file with the run that it is of"
+            ) from None
+
+    def _files(self) -> Iterator[str]:
+        for name in self.names:
+            path = self.path / name
+            for each in path.rglob("*") if path.is_dir() and not path.is_symlink() else (path,):
+                if each.is_symlink() or each.is_file():
+                    yield each.relative_to(self.path).as_posix()
+
+
+class RunFolder(OutputFolder):
+    """The folder of one run.
 
     Args:
         path: The folder; it need not be there yet.
@@ -43,7 +175,7 @@ class RunFolder:
     """Files and folders that a run writes; an alignment report may be beside them."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        super().__init__(path, self.FILES, "run")
         self.recipe = self.path / "recipe.yaml"
         """The resolved recipe, which repeats the run."""
         self.facts = self.path / "run.json"
@@ -65,21 +197,14 @@ class RunFolder:
         """Rows that were left out, with reasons."""
         self.alignment = self.path / "alignment"
 
-    def claim(self, resume: bool = False, overwrite: bool = False) -> None:
-        """Make sure, before any work, that the run can be written here and destroys no other; deletes nothing yet.
-
-        Args:
-            resume: The run in the folder is to go on.
-            overwrite: The run in the folder is to be replaced.
-
-        Raises:
-            ConfigurationError: The folder cannot be written, or holds another run.
-        """
-        claim_folder(self.path, self.FILES, "run", resume, overwrite)
+    @property
+    def holds_one(self) -> bool:
+        """Whether there is a run to go on with: one that had begun."""
+        return self.is_trained or super().holds_one
 
     def clear(self) -> None:
         """Delete what an earlier run wrote here, and nothing else."""
-        clear_folder(self.path, self.FILES)
+        super().clear()
         remove_report(self.alignment)
 
     @property
@@ -88,40 +213,55 @@ class RunFolder:
         return bool(CheckpointStore(self.checkpoints).all())
 
 
-def claim_folder(folder: Path, names: Sequence[str], what: str, resume: bool, overwrite: bool) -> None:
-    """Make sure, before any work, that files can be written to a folder and that they destroy no earlier work.
+def paths_read(config: CLIPFinetuningConfig) -> list[tuple[str, str]]:
+    """What a recipe reads from this machine's disk.
 
     Args:
-        folder: The folder; it need not be there yet.
-        names: Of what would be written.
-        what: Leaves these files: a "run", or a "study".
-        resume: What is in the folder is to go on.
-        overwrite: What is in the folder is to be replaced.
+        config: The recipe.
+
+    Returns:
+        Key and path of each that is there.
+    """
+    found = []
+    for name, facts in facts_by_key(CLIPFinetuningConfig):
+        value = getattr(config, name) if facts.path == "read" else None
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and Path(each).exists():
+                found.append((name, each))
+    return found
+
+
+@contextmanager
+def output_file(path: Path | None, inputs: Sequence[tuple[str, str]], warn: Callable[[str], object]) -> Iterator[None]:
+    """Within it a command works whose figures go to a file: no other writes it, and it is nothing that is read.
+
+    Args:
+        path: The file; None where there is none.
+        inputs: Key and path of each thing that is read.
+        warn: Takes a sentence, where the file system knows no locks.
+
+    Yields:
+        Nothing.
 
     Raises:
-        ConfigurationError: The folder cannot be written, or some of the files are there and nobody said what to do.
+        ConfigurationError: The file is read or lies among files that are, another process writes it, or it cannot be
+            written.
     """
-    if resume and overwrite:
-        raise ConfigurationError(f"--resume goes on with a {what} and --overwrite deletes it: give one of the two")
-    require_writable(folder, "The output directory")
-    used = [name for name in names if (folder / name).exists()]
-    if used and not resume and not overwrite:
-        raise ConfigurationError(
-            f"{folder} already holds a {what} ({', '.join(used[:3])}). Use --resume to go on with it, --overwrite to "
-            "start again, or another output directory"
-        )
+    if path is None:
+        yield
+        return
+    if os.path.lexists(path):
+        for key, each in inputs:
+            if _lies_in(path, Path(each)):
+                raise ConfigurationError(f"--output {path} would replace a file of {key}={each}: give another name")
+    with locked_output(path, "--output", warn, is_file=True):
+        yield
 
 
-def clear_folder(folder: Path, names: Sequence[str]) -> None:
-    """Delete some files and folders of a folder, where they are there.
-
-    Args:
-        folder: Where they lie.
-        names: Their names.
-    """
-    for name in names:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path is ``folder`` or below it, as it is written or where its links lead."""
+    places = {Path(os.path.abspath(folder)), folder.parent.resolve() / folder.name}
+    if not folder.is_symlink():
+        places.add(folder.resolve())
+    own = {Path(os.path.abspath(path)), path.resolve(), path.parent.resolve() / path.name}
+    return any(each.is_relative_to(place) for each in own for place in places)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,7 +24,7 @@ from domainclip.evaluation.alignment import (
     query_order,
 )
 from domainclip.evaluation.comparison import empty_recalls
-from domainclip.files import require_writable, write_json, write_text
+from domainclip.files import csv_text, require_writable, write_json, write_text
 from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import paired_change
 from domainclip.reports.plots.alignment import COMPARED, IMAGE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
@@ -70,6 +68,11 @@ def prepare_folder(folder: Path) -> None:
     for place in (folder, folder / "plots"):
         require_writable(place, "The folder")
     try:
+        earlier = (folder / "alignment.json").is_file()
+        if not earlier and (there := next((name for name in PLOT_FILES if (folder / name).exists()), None)):
+            raise ConfigurationError(
+                f"{folder / there} is not of an alignment report and would be replaced by one: give another folder"
+            )
         for name, start in (("report.md", _TITLE), ("pairs.csv", _FIRST_COLUMN)):
             path = folder / name
             if path.exists() and not path.read_bytes().startswith(start.encode()):
@@ -88,6 +91,8 @@ def remove_report(folder: Path) -> None:
     Args:
         folder: Where it is.
     """
+    if not (folder / "report.md").is_file() or not (folder / "report.md").read_bytes().startswith(_TITLE.encode()):
+        return
     for name in ("alignment.json", *PLOT_FILES, "pairs.csv", "report.md"):
         (folder / name).unlink(missing_ok=True)
     for place in (folder / "plots", folder):
@@ -275,12 +280,8 @@ def _pair_rows(rows: AlignmentRows, found: Sequence[Alignment]) -> list[dict[str
 
 def _pairs_csv(rows: AlignmentRows, found: Sequence[Alignment]) -> str:
     entries = _pair_rows(rows, found)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(entries[0]), lineterminator="\n")
-    writer.writeheader()
-    for entry in entries:
-        writer.writerow({name: f"{value:.6f}" if isinstance(value, float) else value for name, value in entry.items()})
-    return text.getvalue()
+    rounded = [[f"{value:.6f}" if isinstance(value, float) else value for value in each.values()] for each in entries]
+    return csv_text(list(entries[0]), rounded)
 
 
 def summary_table(report: AlignmentReport) -> Table:

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from domainclip.data.images.reader import read_image
-from domainclip.errors import ImageError
+from domainclip.errors import ConfigurationError, ImageError
 from domainclip.evaluation.error_analysis import Case, ErrorAnalysis, Section
-from domainclip.files import write_text
+from domainclip.files import require_writable, write_text
 from domainclip.reports.plots.examples import Reader
 from domainclip.reports.render import render
 
@@ -24,6 +24,21 @@ _SIZE, _SMALL_SIZE = 208, 80
 _QUALITY = 82
 _LONG = 150
 """Characters of a caption that are shown before it has to be unfolded."""
+
+
+def check_place(folder: Path) -> None:
+    """Make sure, before any work, that the page can be written and replaces nothing but an earlier one.
+
+    Args:
+        folder: Where it is to go.
+
+    Raises:
+        ConfigurationError: It cannot, or it would.
+    """
+    require_writable(folder, "The error analysis's folder")
+    path = Path(folder) / FILE
+    if os.path.lexists(path) and b'name="generator" content="domainclip"' not in path.read_bytes()[:1000]:
+        raise ConfigurationError(f"{path} is no error analysis of ours and would be replaced: give another folder")
 
 
 def write_error_analysis(folder: Path, analysis: ErrorAnalysis, read: Reader = read_image) -> Path:

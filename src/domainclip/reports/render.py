@@ -83,7 +83,7 @@ def _figure_names(parts: Sequence[tuple[str, DomainFigures | SemanticFigures]]) 
 
 def _target(path: str) -> Markup:
     """A path as the target of a link."""
-    return Markup(quote(path, safe="/:.,~+@=-_"))
+    return Markup(quote(path, safe="/:.,~+@=-_", errors="surrogateescape"))
 
 
 def _breakable(name: str) -> Markup:

@@ -3,8 +3,6 @@ plots and predictions."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +21,7 @@ from domainclip.evaluation.comparison import (
 )
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.verdict import verdict
-from domainclip.files import write_json, write_text
+from domainclip.files import csv_text, write_json, write_text
 from domainclip.metrics.bootstrap import FEW_UNITS
 from domainclip.metrics.calibration import calibration_in_words
 from domainclip.metrics.metric import METRICS
@@ -316,9 +314,7 @@ def _predictions_csv(before: EvaluationResult, after: EvaluationResult) -> str:
             details["image_paths"], details["targets"], details["predictions"], strict=True
         ):
             rows.setdefault((path, target), {})[column] = predicted
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["image_path", "label", *found], lineterminator="\n")
-    writer.writeheader()
-    for (path, target), predictions in rows.items():
-        writer.writerow({"image_path": path, "label": target, **predictions})
-    return text.getvalue()
+    return csv_text(
+        ["image_path", "label", *found],
+        ([*of, *(predictions.get(column) for column in found)] for of, predictions in rows.items()),
+    )

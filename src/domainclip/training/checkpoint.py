@@ -264,6 +264,6 @@ class CheckpointStore:
             raise CheckpointError(
                 "No checkpoint is whole: "
                 + "; ".join(problems)
-                + ". Begin anew with --overwrite or in another output directory"
+                + ". Begin anew with overwrite=True or in another output directory"
             )
         return None

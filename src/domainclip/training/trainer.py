@@ -153,7 +153,7 @@ class Trainer:
                         name = signal.Signals(stop_signal).name
                         raise Interrupted(
                             stop_signal,
-                            f"Stopped by {name} at step {state.step}; saved. Resume with --resume",
+                            f"Stopped by {name} at step {state.step}; saved. Go on with resume=True",
                         )
                     if done or state.batch == 0:
                         break

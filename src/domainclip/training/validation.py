@@ -101,8 +101,8 @@ def load_best(folder: Path, digests: Mapping[str, str] | None, encoder: DualEnco
     """
     if problem := damage_of(folder, digests or {}):
         raise CheckpointError(
-            f"{problem}. The run would end with these weights: start it again with --resume, which goes on from the "
-            "last checkpoint whose best weights are whole"
+            f"{problem}. The run would end with these weights: start it again with resume=True, which goes on from "
+            "the last checkpoint whose best weights are whole"
         )
     load_weights(encoder, folder)
     if (learned := folder / LEARNED).is_file():

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,14 +26,14 @@ from domainclip.models import DualEncoder
 from domainclip.models.facts import model_facts
 from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.run_folder import clear_folder
+from domainclip.pipelines.run_folder import OutputFolder
 from domainclip.resolve import DataFacts, ModelFacts, ResolvedInference, ResolvedRun, resolve, resolved_steps
 from domainclip.resolve.facts import data_facts
 from domainclip.training.identity import NEUTRAL_KEYS
 from domainclip.tune import study as studies
 from domainclip.tune.conditions import Conditions
 from domainclip.tune.default_space import default_space
-from domainclip.tune.results import PARTS, TUNING_DOMAIN, Tuning
+from domainclip.tune.results import TUNING_DOMAIN, Tuning
 from domainclip.tune.space import Space
 from domainclip.tune.trial import TrialRunner
 
@@ -94,7 +93,7 @@ def prepare(
     steps: int | None,
     fixed: Container[str],
     splits: DataSplits,
-    folder: Path,
+    output: OutputFolder,
     resume: bool,
     overwrite: bool,
     console: Console,
@@ -108,7 +107,7 @@ def prepare(
         steps: of each trial, or None.
         fixed: keys that are not to be searched.
         splits: the rows.
-        folder: of the study.
+        output: the folder of the study.
         resume: go on with the study there.
         overwrite: delete the study there.
         console: where it says what happens.
@@ -120,7 +119,7 @@ def prepare(
         ConfigurationError: the space reaches what is no recipe for this model and these rows, or the study there is of
             another task.
     """
-    config = inference.recipe
+    config, folder = inference.recipe, output.path
     controller = CLIPFinetuningController(inference, Console(quiet=True))
     controller.setup()
     session = controller.session
@@ -139,11 +138,7 @@ def prepare(
     if not len(val):
         raise DataError(f"No image of the validation split can be read, such as: {skipped[0]['reason']}")
     evaluator = build_evaluator(session, val)
-    found = None
-    if resume and (folder / studies.STUDY_FILE).exists():
-        found = studies.open_study(folder, evaluator.greater_is_better)
-    elif resume:
-        console.print(f"No study in {folder}: starting one", markup=False)
+    found = studies.open_study(folder, evaluator.greater_is_better) if resume else None
     known = (found.user_attrs.get("identity") if found else None) or {}
     if space is None:
         space = (
@@ -152,7 +147,7 @@ def prepare(
             else default_space(config, run, fixed, scale_is_clamped=not session.encoder.is_siglip)
         )
         if not space.dimensions:
-            raise ConfigurationError("Every key of the default search space is fixed: name others with --search")
+            raise ConfigurationError("Every key of the default search space is fixed: name others with space=…")
         space.check(config)
     full = resolved_steps(recipe, len(splits.train))
     steps = steps or known.get("steps") or default_steps(full)
@@ -176,7 +171,8 @@ def prepare(
     if found is not None:
         studies.check_identity(found, identity)
     elif overwrite:
-        clear_folder(folder, PARTS)
+        output.clear()
+    output.begin()
     study = found or studies.open_study(folder, evaluator.greater_is_better)
     studies.check_identity(study, identity)
     for number in studies.recover(study):
@@ -240,6 +236,6 @@ def _model_digest(encoder: DualEncoder) -> str:
     """SHA-256 of the weights: a model is what it holds, wherever it lies."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
+        digest.update(name.encode("utf-8", "surrogatepass"))
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +11,7 @@ from typing import Any
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
 from domainclip.config.located_yaml import yaml_text, yaml_value
 from domainclip.domains.recipes import recorded_recipe
-from domainclip.files import write_json, write_text
+from domainclip.files import csv_text, write_json, write_text
 from domainclip.metrics.metric import METRICS
 from domainclip.reports.plots.tune import plot_history, plot_importances, plot_slices
 from domainclip.reports.render import plain
@@ -159,13 +157,12 @@ def _short(value: Any) -> str:
 def _table(tuning: Tuning) -> str:
     names = ["number", "state", "value", "standard_error", "gain_over_default", "seconds", "steps", "default"]
     names += ["retry_of", "reason", *tuning.space.to_dict()]
-    output = io.StringIO()
-    writer = csv.DictWriter(output, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for record in tuning.trials:
         own = {"state": record.outcome, "gain_over_default": tuning.gain(record), "seconds": round(record.seconds, 3)}
-        writer.writerow({**record.params, **asdict(record), **own})
-    return output.getvalue()
+        values = {**record.params, **asdict(record), **own}
+        rows.append([values.get(name) for name in names])
+    return csv_text(names, rows)
 
 
 def _report(tuning: Tuning) -> TuningReport:

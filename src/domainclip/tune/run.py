@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.readers import refuse_within_a_reader
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.errors import ConfigurationError, DataError, Interrupted
 from domainclip.events import Validated
-from domainclip.pipelines.run_folder import claim_folder
+from domainclip.pipelines.output_lock import locked_output
+from domainclip.pipelines.run_folder import OutputFolder, paths_read
 from domainclip.reports.schema.tuning import TrialRecord
 from domainclip.resolve import resolve_for_inference
 from domainclip.training.distributed import world_size
@@ -51,7 +53,7 @@ def run_tuning(
     config: CLIPFinetuningConfig,
     space: Space | None = None,
     *,
-    trials: int = 20,
+    trials: int | None = None,
     steps: int | None = None,
     fixed: Container[str] = (),
     resume: bool = False,
@@ -65,7 +67,8 @@ def run_tuning(
     Args:
         config: the recipe as the user gave it.
         space: what is searched; None for the default space around the recipe, or for that of the study that is resumed.
-        trials: how many there shall be in the end, the recipe as it stands among them (it is the first).
+        trials: how many there shall be in the end, the recipe as it stands among them (it is the first); None for as
+            many as the study that is resumed was to have, and 20 for a new one.
         steps: optimizer steps of each; None for a fifth of the whole run's, at least 50.
         fixed: keys that are not to be searched.
         resume: go on with the study in the folder.
@@ -81,6 +84,7 @@ def run_tuning(
             ``DataError`` without a validation split, ``MissingExtraError`` without Optuna); ``Interrupted`` is raised
             after SIGINT or SIGTERM.
     """
+    refuse_within_a_reader()
     studies.require_optuna()
     console = console or Console(stderr=True)
     folder = Path(config.output_dir)
@@ -93,21 +97,25 @@ def run_tuning(
             "Tuning compares trials on the validation split, and there is none: set val_split, or add a validation "
             "table to the data. The test split is not used for it"
         )
-    claim_folder(folder, PARTS, "study", resume, overwrite)
-    signals = StudySignals(console)
-    with signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
-        work = prepare(inference, space, steps, fixed, splits, folder, resume, overwrite, console)
+    signals, output = StudySignals(console), OutputFolder(folder, PARTS, "study")
+    lock = locked_output(folder, "The output directory", console.print)
+    with lock, signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
+        output.claim(resume, overwrite, paths_read(inference.recipe))
+        work = prepare(inference, space, steps, fixed, splits, output, resume, overwrite, console)
+        trials = studies.asked_trials(work.study, trials)
         try:
             _run_trials(work, trials, signals, console)
         except Interrupted as stop:
             summary = work.summary(trials)
             done = sum(record.finished for record in summary.trials)
             write_results(folder, summary, plots=True)
+            output.end()
             raise Interrupted(
-                stop.exit_code - 128, f"Stopped; {done} of {trials} trials are finished. Go on with --resume"
+                stop.exit_code - 128, f"Stopped; {done} of {trials} trials are finished. Go on with resume=True"
             ) from None
         summary = work.summary(trials)
-    write_results(folder, summary, plots=True)
+        write_results(folder, summary, plots=True)
+        output.end()
     console.print(f"Report: {folder / 'tuning.md'}", markup=False, highlight=False)
     recipe = folder / "best.yaml" if summary.best else None
     if recipe:
@@ -120,11 +128,11 @@ def run_tuning(
 
 
 def _check_request(
-    config: CLIPFinetuningConfig, space: Space | None, trials: int, steps: int | None, fixed: Container[str]
+    config: CLIPFinetuningConfig, space: Space | None, trials: int | None, steps: int | None, fixed: Container[str]
 ) -> None:
     if world_size() > 1:
         raise ConfigurationError("A search runs in one process: start it without torchrun")
-    if trials < 1:
+    if trials is not None and trials < 1:
         raise ConfigurationError(f"The number of trials must be positive (trials={trials})")
     if steps is not None and steps < 1:
         raise ConfigurationError(f"The steps of a trial must be positive (steps={steps})")
@@ -206,7 +214,7 @@ def _storage_failures_are_reported(folder: Path) -> Iterator[None]:
         cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
         raise ConfigurationError(
             f"The study {folder / 'study.db'} cannot be written: {cause}. Finished trials are kept: free some space or "
-            "mend the file, then --resume"
+            "mend the file, then go on with resume=True"
         ) from error
 
 

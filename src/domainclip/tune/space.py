@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from domainclip.config import CLIPFinetuningConfig, parse_overrides
 from domainclip.config.key_facts import facts_of
+from domainclip.config.located_yaml import read_yaml_text
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
@@ -142,11 +143,7 @@ class Space:
         Raises:
             ConfigurationError: it cannot be read or is wrong; the message has file and line.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"The search space {path} cannot be read: {error}") from None
-        values, lines = parse_recipe(text, str(path))
+        values, lines = parse_recipe(read_yaml_text(Path(path), "The search space"), str(path))
         if not values:
             raise ConfigurationError(f"{path} names no key to search. A line is: learning_rate: 1e-6..1e-4:log")
         return cls(tuple(_dimension(key, value, f"{path} line {lines[key]}") for key, value in values.items()))

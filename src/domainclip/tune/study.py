@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 STUDY_FILE = "study.db"
+USUAL_TRIALS = 20
 MOST_ATTEMPTS = 3
 """A trial that was killed this often (out of memory, most likely) is not tried again."""
 
@@ -67,7 +68,7 @@ def open_study(folder: Path, greater_is_better: bool) -> Study:
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(
-            f"{path} cannot be read as a study: {reason}. Start again with --overwrite or another output directory"
+            f"{path} cannot be read as a study: {reason}. Start again with overwrite=True or another output directory"
         ) from error
 
 
@@ -101,6 +102,21 @@ def check_identity(study: Study, identity: Mapping[str, Any]) -> None:
             f"This study was started with another {' and another '.join(changed)}: its trials cannot be compared with "
             "new ones. Resume with what it was started with, or use another output directory"
         )
+
+
+def asked_trials(study: Study, trials: int | None) -> int:
+    """How many trials a study shall have in the end, which it remembers for its resumption.
+
+    Args:
+        study: Optuna's.
+        trials: what was asked for now; None for what was asked for before.
+
+    Returns:
+        Their number.
+    """
+    wanted = trials or study.user_attrs.get("trials") or USUAL_TRIALS
+    study.set_user_attr("trials", wanted)
+    return int(wanted)
 
 
 def recover(study: Study) -> list[int]:

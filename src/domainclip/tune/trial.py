@@ -20,8 +20,10 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import Interrupted, MemoryConstraintError, ShapeError, TrainingDivergedError
 from domainclip.events import Event, StepLogged, StopRun, Validated
 from domainclip.inference import EmbeddingEngine
-from domainclip.models.io import first_line
+from domainclip.models.library import first_line
 from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.pipelines.output_lock import LOCK_FILE
+from domainclip.pipelines.run_folder import RECORD
 from domainclip.tune.study import Outcome
 
 log = logging.getLogger(__name__)
@@ -221,6 +223,8 @@ def _known_outcome(error: Exception, controller: CLIPFinetuningController, row: 
 
 def _delete_weights(folder: Path) -> None:
     """A trial's weights serve nothing once it is validated, and a study would fill the disk with them."""
+    for name in (RECORD, LOCK_FILE):  # the study's own are those that count
+        (folder / name).unlink(missing_ok=True)
     for name in _WEIGHTS:
         shutil.rmtree(folder / name, ignore_errors=True)
         for rest in folder.glob(f".{name}.*"):  # of a write that was cut off

@@ -268,7 +268,7 @@ def test_classes(clean: Path) -> None:
     ("content", "text"),
     [
         ("", "is empty"),
-        ("image_path,text\n0.jpg,x\n", "Missing 'caption' column"),
+        ("image_path,words\n0.jpg,x\n", "Missing 'caption' column"),
         ("image_path,caption\n", "No valid"),
     ],
 )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from domain_image_cases import RNG, linear_window, settings, write_dicom
 from domainclip.data.images.pipeline import DomainImagePipeline
-from domainclip.data.images.reader import image_header, read_array, read_image
+from domainclip.data.images.reader import image_header, read_array, read_image, rgb_of
 from domainclip.errors import ImageError, MissingExtraError
 
 pydicom = pytest.importorskip("pydicom")
@@ -241,7 +241,8 @@ def test_png_of_16_bits_keeps_them(tmp_path: Path, channels: int) -> None:
     got = read_array(path)
     assert got.dtype == np.uint16 and got.shape == ((9, 11) if channels < 3 else (9, 11, 3))
     assert np.abs(got.reshape(9, 11, -1) - want).max() <= 0.51
-    assert np.abs(read_image(path) - want / 65535 * 255).max() <= 0.51
+    white = 65535 if channels in {2, 4} else 4095  # what is transparent is white; all else fits into 12 bits
+    assert np.abs(read_image(path) - want / white * 255).max() <= 0.51
     if channels == 3:
         stretched = DomainImagePipeline(settings(deep_scaling="percentiles")).apply(got)
         low, high = np.percentile(values, (0.5, 99.5))
@@ -268,3 +269,53 @@ def test_damaged_pngs_of_16_bits_are_image_errors(tmp_path: Path) -> None:
         content = content[: draw.choice([len(content), len(content), draw.randrange(8, len(content))])]
         refused += refusals(tmp_path / f"bad{index}.png", bytes(content))
     assert refused > 10
+
+
+@pytest.mark.parametrize(
+    ("largest", "white"), [(200, 255), (1000, 1023), (4095, 4095), (16_000, 16_383), (40_000, 65_535)]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_numbers_of_fewer_bits_than_their_file_are_shown_over_their_own(
+    tmp_path: Path, largest: int, white: int, channels: int
+) -> None:
+    values = RNG.integers(0, largest + 1, (9, 11, channels), dtype=np.uint16)
+    values[0, 0] = largest
+    path = write_png(tmp_path / "x.png", values)
+    tifffile.imwrite(tmp_path / "x.tif", values[..., 0] if channels == 1 else values)
+    want = np.broadcast_to(values / white * 255, (9, 11, 3))
+    for each in (path, tmp_path / "x.tif"):
+        assert np.abs(read_image(each) - want).max() <= 0.51
+        assert np.array_equal(DomainImagePipeline().apply(read_array(each)), read_image(each))
+    if channels == 1:
+        with Image.open(path) as opened:
+            assert np.array_equal(rgb_of(opened), read_image(path))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "declared", "mark"),
+    [
+        (np.float32, "-9999", -9999),
+        (np.int16, "-32768", -32768),
+        (np.uint16, "65535", 65535),
+        (np.uint16, "0", 0),
+        (np.float32, "-3.40282346638528860e+38", -3.4028235e38),
+    ],
+)
+@pytest.mark.parametrize("shape", [(9, 11), (9, 11, 3)])
+def test_pixels_that_are_declared_unmeasured_take_no_range(
+    tmp_path: Path, dtype: type, declared: str, mark: float, shape: tuple[int, ...]
+) -> None:
+    values = RNG.integers(1000, 2000, shape).astype(dtype)
+    outside = np.zeros((9, 11), bool)
+    outside[:, :4] = True
+    marked = values.copy()
+    marked[outside] = mark
+    kind = "rgb" if len(shape) == 3 else "minisblack"
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, marked, photometric=kind, extratags=[(42113, 2, 0, declared, True)])
+    got = read_array(path)
+    assert np.array_equal(got[~outside], values[~outside])
+    darkest = values[~outside].min(axis=0)
+    assert (got[outside] == darkest).all()
+    tifffile.imwrite(path, marked, photometric=kind, extratags=[(42113, 2, 0, "none", True)])
+    assert (read_array(path)[outside] == dtype(mark)).all()

@@ -117,7 +117,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
 def test_float_tiff_spans_its_range(tmp_path):
     values = np.array([[-1.0, 0.0], [1.0, np.nan]], dtype=np.float32)
     got = read_image(saved(tmp_path, encoded(Image.fromarray(values), "TIFF")))
-    assert got[..., 0].tolist() == [[0, 127], [255, 0]]
+    assert got[..., 0].tolist() == [[0, 128], [255, 0]]
 
 
 def test_one_bit_and_grey(tmp_path):
@@ -212,8 +212,8 @@ def test_what_is_no_image(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     for path, what in (
         (saved(tmp_path, b"", "empty.jpg"), "empty"),
-        (saved(tmp_path, b"just some text\n", "text.jpg"), "not an image"),
-        (tmp_path / "folder.jpg", "directory"),
+        (saved(tmp_path, b"just some text\n", "text.jpg"), "this is a text file"),
+        (tmp_path / "folder.jpg", "this is a folder"),
         (tmp_path / "missing.jpg", "no such file"),
     ):
         with pytest.raises(ImageError, match=what) as caught:

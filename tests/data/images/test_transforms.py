@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.data.captions.text_transform import TextTransform
 from domainclip.data.images.image_spec import ImageSpec
-from domainclip.data.images.transforms import ImageTransform, MultiResolutionImageTransform, TextTransform, view_rng
+from domainclip.data.images.transforms import ImageTransform, MultiResolutionImageTransform, view_rng
 from domainclip.errors import DataError
 
 STILL = {"crop_scale": 1.0, "color_jitter": 0.0}

@@ -159,8 +159,8 @@ def test_bad_rows_are_skipped_by_their_line(folder: Path) -> None:
         ("t.json", '{"image": "a.jpg"}\n{"image": "b.jpg"}', r"Malformed JSON.*name the file \.jsonl"),
         (
             "t.json",
-            '[{"image": "a", "caption": "x"}, {"image": "b", "text": 1}]',
-            r"^Missing 'caption' key in .*t\.json, entry 2: found keys image, text; name it",
+            '[{"image": "a", "note": "x"}, {"image": "b", "caption": 1}]',
+            r"^No valid .*t\.json entry 1: Missing 'caption' key in .*found keys image, note; name it",
         ),
         ("t.json", '[{"photo": "a", "caption": "x"}]', r"^Missing 'image_path' key in .*entry 1"),
         ("t.json", '{"rows": []}', r"must hold a list of .*an object with keys rows"),
@@ -181,8 +181,12 @@ def test_faults_of_a_table(folder: Path, name: str, text: str, message: str) -> 
 def test_not_utf8_names_the_line(folder: Path) -> None:
     with pytest.raises(DataError, match=r"is not UTF-8: byte 0xfc in line 3"):
         DatasetLoader.from_csv(write(folder / "t.csv", "image_path,caption\na,b\nc,für\n", "latin-1"))
-    with pytest.raises(DataError, match="UTF-16"):
-        DatasetLoader.from_csv(write(folder / "t.csv", "image_path,caption\na,b\n", "utf-16"))
+    with pytest.raises(DataError, match=r"reads 'c,für': .*`iconv -f WINDOWS-1252"):
+        DatasetLoader.from_csv(folder / "t.csv")
+    odd = write(folder / "t.csv", "image_path,caption\na,b\n", "utf-16")
+    odd.write_bytes(odd.read_bytes()[:-1])
+    with pytest.raises(DataError, match="not the UTF-16"):
+        DatasetLoader.from_csv(odd)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -211,8 +215,9 @@ def test_several_captions_and_odd_values_in_json(folder: Path) -> None:
 
 def test_captions_from_labels(folder: Path) -> None:
     table = write(folder / "t.csv", "image_path,label\nimages/a.jpg,cat\nimages/b.jpg,\n")
-    with pytest.raises(DataError, match=r"Missing 'caption' column.*caption_template"):
-        DatasetLoader.from_csv(table)
+    pairs = DatasetLoader.from_csv(table)
+    assert facts(pairs) == [("a.jpg", "a photo of a cat", "cat", None)]
+    assert "it has no captions: those of 1 rows are written from the labels" in pairs.notes[0]
     pairs = DatasetLoader.from_csv(table, caption_template="an X-ray of a {label}")
     assert facts(pairs) == [("a.jpg", "an X-ray of a cat", "cat", None)]
     assert pairs.skipped[0].kind == "empty caption"
@@ -306,8 +311,8 @@ def test_huggingface_copy_on_disk(folder: Path) -> None:
         {"image": [*paths, paths[0]], "text": ["x", "y", "", "w"], "label": [0, 1, 1, -1]}, features=features
     )
     data.save_to_disk(folder / "saved")
-    with pytest.raises(DataError, match="Missing 'caption' column"):
-        DatasetLoader.from_huggingface(folder / "saved")
+    with pytest.raises(DataError, match="Missing 'words' column"):
+        DatasetLoader.from_huggingface(folder / "saved", caption_col="words")
     pairs = DatasetLoader.from_huggingface(folder / "saved", caption_col="text", cache_dir=folder / "cache")
     assert [(pair.caption, pair.label) for pair in pairs] == [("x", "cat"), ("y", "dog"), ("w", None)]
     assert pairs.skipped[0].kind == "empty caption"

@@ -136,6 +136,7 @@ def test_from_the_hub(
     if not pickled:
         (source / "open_clip_pytorch_model.bin").write_bytes(b"twice the download")
     (source / "images.zip").write_bytes(b"not wanted")
+    monkeypatch.setattr("domainclip.models.source.name.on_hub", lambda name: name)
     monkeypatch.setattr("huggingface_hub.snapshot_download", FakeHub(source, tmp_path / "cache"))
     for mine, other in zip(
         embeddings(load("hf-hub:somebody/clip")), embeddings(load(open_clip_folders["clip"])), strict=True
@@ -147,6 +148,7 @@ def test_from_the_hub(
 
 def test_the_hub_fails_with_a_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "source").mkdir()
+    monkeypatch.setattr("domainclip.models.source.name.on_hub", lambda name: name)
     monkeypatch.setattr("huggingface_hub.snapshot_download", FakeHub(tmp_path / "source", tmp_path / "cache"))
     with pytest.raises(ModelLoadError, match="hf download nobody/clip --local-dir DIR"):
         load("hf-hub:nobody/clip")

@@ -252,7 +252,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "no model_cfg": (lambda c: c.pop("model_cfg"), "no model_cfg"),
     "layers": (lambda c: c["model_cfg"]["vision_cfg"].update(layers=3), "it lacks visual.transformer.resblocks.2"),
     "fewer": (lambda c: c["model_cfg"]["text_cfg"].update(layers=1), "and 9 more has no place"),
-    "size": (lambda c: c["model_cfg"]["vision_cfg"].update(image_size=64), "size mismatch"),
+    "size": (lambda c: c["model_cfg"]["vision_cfg"].update(image_size=64), "have another shape"),
     "vocabulary": (lambda c: c["model_cfg"]["text_cfg"].update(vocab_size=8), "tokenizer files belong to another"),
     "first": (lambda c: c["model_cfg"]["text_cfg"].update(pool_type="first"), "pool_type: 'first'"),
     "other end": (lambda c: c["model_cfg"]["text_cfg"].update(pool_type="eos", eos_id=5), "reads a text at token 5"),
@@ -286,16 +286,16 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         load(f"local-dir:{tmp_path}")
     folder = write_clip(tmp_path / "model")
     (folder / WEIGHTS).write_bytes(b"cut off")
-    with pytest.raises(ModelLoadError, match="Cannot read the weights"):
+    with pytest.raises(ModelLoadError, match=r"open_clip_model\.safetensors is damaged or was cut off"):
         load(folder)
     (folder / WEIGHTS).unlink()
-    with pytest.raises(ModelLoadError, match="has neither"):
+    with pytest.raises(ModelLoadError, match="neither of its weights"):
         load(folder)
     torch.save({"model": print}, folder / "open_clip_pytorch_model.bin")  # a pickled file may hold code
     with pytest.raises(ModelLoadError, match="Cannot read the weights"):
         load(folder)
     (folder / CONFIG).write_text("{")
-    with pytest.raises(ModelLoadError, match=r"Cannot read .*open_clip_config\.json"):
+    with pytest.raises(ModelLoadError, match=r"open_clip_config\.json is not valid JSON"):
         load(folder)
 
 

@@ -8,9 +8,9 @@ from domainclip.config.text_preprocessing import TextPreprocessing
 from domainclip.data.captions.abbreviations import AbbreviationExpander
 from domainclip.data.captions.negation import NegationCues
 from domainclip.data.captions.normalise import normalise_characters, normalise_units
+from domainclip.data.captions.text_transform import plain_text
 from domainclip.data.captions.truncation import CountTokens, SentenceTruncator
 from domainclip.data.captions.views import CaptionViews
-from domainclip.data.images.transforms import TextTransform
 
 VIEWS = 8
 """Views of a caption that training draws from. Each is tokenized once, before the first step."""
@@ -20,7 +20,7 @@ _REMEMBERED = 200_000
 class CaptionPipeline:
     """Caption → caption, without chance: characters, units, abbreviations, letter case, length.
 
-    Settings that are all off leave what ``TextTransform`` does, which always comes first. Applied twice it does the
+    Settings that are all off leave what ``plain_text`` does, which always comes first. Applied twice it does the
     same as once. ``views`` is for training only.
 
     Args:
@@ -39,7 +39,6 @@ class CaptionPipeline:
         self.settings = settings
         glossary = settings.load()
         self.cues = NegationCues(glossary.negations if glossary else ())
-        self._plain = TextTransform()
         self._expand = AbbreviationExpander(glossary) if glossary and settings.expand_abbreviations else None
         self._views = CaptionViews(settings.synonym_fraction, settings.section_dropout, glossary, self.cues)
         shortens = settings.truncation == "sentences" and count_tokens is not None and limit is not None
@@ -63,7 +62,7 @@ class CaptionPipeline:
         Returns:
             The caption after every step but the last, which shortens it.
         """
-        text = self._plain(caption)
+        text = plain_text(caption)
         if self.settings.normalise:
             text = normalise_characters(text)
         if self.settings.normalise_units:

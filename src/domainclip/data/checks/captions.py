@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from domainclip.data.checks.findings import Finding, Severity
+from domainclip.data.labels import all_labels
 from domainclip.data.records import ImageTextPair
 
 IMBALANCE = 10.0
@@ -92,6 +94,60 @@ def caption_length(
     return Finding("captions-cut", "warning" if rows else "info", rows, examples, advice, detail)
 
 
+class KnownWords(Protocol):
+    """What a tokenizer knows (``models.vocabulary``)."""
+
+    def unknown(self, texts: Sequence[str], /) -> list[bool]:
+        """Which texts are mostly unknown."""
+        ...
+
+    def special_tokens_in(self, text: str, /) -> list[str]:
+        """The tokenizer's own marks in a text."""
+        ...
+
+
+def unknown_captions(captions: Sequence[str], vocabulary: KnownWords) -> list[Finding]:
+    """Captions that say nothing to the model: of another language or of signs that its tokenizer does not know, or with
+    the tokenizer's own marks in them.
+
+    Args:
+        captions: One a row.
+        vocabulary: What the tokenizer knows.
+
+    Returns:
+        ``unknown-captions`` and ``special-tokens``, warnings whose counts are of rows; none where there are no such.
+    """
+    distinct = Counter(captions)
+    texts = list(distinct)
+    unknown: list[str] = []
+    for start in range(0, len(texts), _COUNT_BATCH):
+        batch = texts[start : start + _COUNT_BATCH]
+        unknown += [text for text, found in zip(batch, vocabulary.unknown(batch), strict=True) if found]
+    marked = [text for text in texts if vocabulary.special_tokens_in(text)]
+    findings = []
+    for name, found, what, advice in (
+        (
+            "unknown-captions",
+            unknown,
+            "are of a language or of signs that the model's tokenizer does not know: it spells them in pieces without "
+            "meaning",
+            "Translate them, or start from a model with a multilingual text tower.",
+        ),
+        (
+            "special-tokens",
+            marked,
+            "hold marks of the tokenizer itself, which end or blank a text",
+            "Remove the marks from the captions.",
+        ),
+    ):
+        if found:
+            rows = sum(distinct[text] for text in found)
+            detail = f"{rows} of {len(captions)} captions ({rows / len(captions):.1%}) {what}"
+            examples = [text[:60] + "…" * (len(text) > 60) for text in found]
+            findings.append(Finding(name, "warning", rows, examples, advice, detail))
+    return findings
+
+
 def caption_repetition(captions: Sequence[str], batch_size: int, assumed: bool) -> list[Finding]:
     """Fraction of repeated captions, equal captions in a batch, one caption only.
 
@@ -137,11 +193,11 @@ def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
     Returns:
         The findings; none where no row has a label. Imbalance is a warning from ``IMBALANCE`` on.
     """
-    labelled = [pair for pair in pairs if pair.label is not None]
+    labelled = [pair for pair in pairs if all_labels(pair)]
     if not labelled:
         return []
-    images = {(pair.image_path, pair.label) for pair in labelled}
-    counts = Counter(label for _, label in images if label is not None)
+    images = {(pair.image_path, label) for pair in labelled for label in all_labels(pair)}
+    counts = Counter(label for _, label in images)
     findings = []
     if len(counts) == 1:
         advice = "Classification figures mean nothing with one class: add images of others."
@@ -160,7 +216,7 @@ def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
         advice = "A class of one image cannot be both trained and tested: add images or merge classes."
         findings.append(Finding("single-image-classes", "warning", len(single), single, advice, "classes of one image"))
     if missing := len(pairs) - len(labelled):
-        examples = [str(pair.image_path) for pair in pairs if pair.label is None][:5]
+        examples = [str(pair.image_path) for pair in pairs if not all_labels(pair)][:5]
         advice = "These rows train by caption alone and take no part in classification figures."
         findings.append(Finding("unlabelled-rows", "info", missing, examples, advice, "rows without a label"))
     return findings

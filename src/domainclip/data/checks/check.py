@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from domainclip.data.checks.captions import caption_length, caption_repetition, class_balance
+from domainclip.data.checks.captions import (
+    KnownWords,
+    caption_length,
+    caption_repetition,
+    class_balance,
+    unknown_captions,
+)
 from domainclip.data.checks.findings import DataCheckReport, Finding, Severity
 from domainclip.data.checks.image_facts import inspect_images
 from domainclip.data.checks.images import (
     duplicates,
     exact_groups,
     near_groups,
+    pixel_findings,
     skipped_image_findings,
     skipped_severity,
 )
+from domainclip.data.given_splits import by_split_column, given_splits, join_groups
 from domainclip.data.group_split import image_key
 from domainclip.data.images.reader import MAX_PIXELS
+from domainclip.data.labels import all_labels, doubtful_names, unify_labels
 from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList, SkippedRow
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_IMAGE
-from domainclip.data.splits import given_splits, group_names, join_groups
+from domainclip.data.sources.split_folders import MASK
+from domainclip.data.sources.webdataset import shards_of
+from domainclip.data.splits import group_names, proposed_groups
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 from domainclip.resolve.schedule import automatic_batch
 
@@ -39,6 +50,7 @@ def check_data(
     batch_size: int | None = None,
     max_tokens: int = 77,
     count_tokens: Callable[[list[str]], list[int]] | None = None,
+    vocabulary: KnownWords | None = None,
     image_col: str = "image_path",
     caption_col: str = "caption",
     max_pixels: int = MAX_PIXELS,
@@ -59,6 +71,7 @@ def check_data(
         batch_size: Rows that meet in a batch; None: what an automatic run would take.
         max_tokens: The longest caption that is not cut, start and end tokens included.
         count_tokens: Gives the length of each text in tokens, start and end included; without it lengths are estimated.
+        vocabulary: What the model's tokenizer knows; without it captions of other languages are not looked for.
         image_col: Column of the images.
         caption_col: Column of the captions.
         max_pixels: Images of more pixels are oversized.
@@ -79,7 +92,7 @@ def check_data(
         raise ConfigurationError(f"Batch size must be positive, not {batch_size}")
     columns = Columns(image_col, caption_col, **options)
     given = given_splits(path, columns)
-    if not str(path).startswith("hf:") and not Path(path).exists():
+    if not str(path).startswith("hf:") and not Path(path).exists() and not shards_of(path):
         raise MissingFileError(f"Data not found: {path}")
     findings: list[Finding] = []
     splits: dict[str, PairList] = {}
@@ -93,12 +106,17 @@ def check_data(
             continue
         findings += [Finding("meta-file", "info", 1, [], "Add the columns, or name them.", note) for note in notes]
         splits[name] = pairs
+    for name, pairs in splits.items():
+        findings += _reading(pairs, given[name].name)
+    splits = by_split_column(splits)
     every = [pair for pairs in splits.values() for pair in pairs]
+    findings += _labels(splits, every)
     findings += _skipped([row for pairs in splits.values() for row in pairs.skipped], len(every))
 
     paths = list({image_key(pair): pair.image_path for pair in every}.values())
     facts = list(inspect_images(paths, max_pixels, workers))
     findings += skipped_image_findings(facts)
+    findings += pixel_findings(facts)
     exact = exact_groups(facts)
     near = near_groups(facts) if near_duplicates else []
     pairs_of: dict[str, list[ImageTextPair]] = defaultdict(list)
@@ -118,6 +136,8 @@ def check_data(
     if every:
         texts = [pair.caption if text_transform is None else text_transform(pair.caption) for pair in every]
         findings.append(caption_length(texts, max_tokens, count_tokens, cut_by_sentence))
+        if vocabulary is not None:
+            findings += unknown_captions(texts, vocabulary)
     base = Path(path) if Path(path).is_dir() else Path(path).parent
     for finding in findings:
         finding.examples = [example.replace(f"{base}{os.sep}", "") for example in finding.examples]
@@ -128,6 +148,37 @@ def _key(path: Path) -> str:
     return image_key(ImageTextPair(path, ""))
 
 
+def _reading(pairs: PairList, name: str) -> list[Finding]:
+    """What was guessed when a source was read, and the groups that its columns propose."""
+    findings = []
+    if pairs.notes:
+        advice = "Check that this is what you mean."
+        findings.append(Finding("how-it-is-read", "info", len(pairs.notes), pairs.notes, advice, name))
+    for sentence in proposed_groups(pairs):
+        column = next(iter(pairs.proposed))
+        advice = f"Set group_col={column}, unless its rows may well be in two splits."
+        findings.append(
+            Finding("group-column", "warning", pairs.proposed[column], [sentence], advice, f"{name} names no group")
+        )
+    return findings
+
+
+def _labels(splits: Mapping[str, PairList], every: Sequence[ImageTextPair]) -> list[Finding]:
+    """Several spellings of one class, several labels an image, names that say nothing."""
+    findings = [
+        Finding("label-spellings", "warning", 1, [], "Nothing has to be done; one spelling would be clearer.", note)
+        if note.startswith("labels that differ")
+        else Finding("several-labels", "info", 1, [], "Nothing has to be done.", note)
+        for note in unify_labels(splits.values())
+    ]
+    for kind, (names, advice) in doubtful_names(label for pair in every for label in all_labels(pair)).items():
+        detail = f"labels that are {kind}" if kind != "codes" else "labels that begin with a code"
+        findings.append(
+            Finding("label-names", "warning", len(names), names, f"{advice[0].upper()}{advice[1:]}.", detail)
+        )
+    return findings
+
+
 def _skipped(rows: Sequence[SkippedRow], usable: int) -> list[Finding]:
     findings = []
     for kind, (name, advice) in _SKIPPED_ADVICE.items():
@@ -136,6 +187,15 @@ def _skipped(rows: Sequence[SkippedRow], usable: int) -> list[Finding]:
             total = usable + len(rows)
             detail = f"{len(these)} of {total} rows ({len(these) / total:.1%}) are skipped"
             findings.append(Finding(name, skipped_severity(len(these), total), len(these), these, advice, detail))
+    for kind, count in Counter(row.kind for row in rows if row.kind not in _SKIPPED_ADVICE).items():
+        these = [str(row) for row in rows if row.kind == kind]
+        if kind == MASK:
+            advice, detail = "Nothing has to be done.", f"{count} masks lie among the images and are left out"
+            findings.append(Finding("masks", "info", count, these, advice, detail))
+        else:
+            advice, detail = "Convert them, or move them elsewhere; training skips them.", f"{count} files: {kind}"
+            severity = skipped_severity(count, usable + len(rows))
+            findings.append(Finding("files-not-read", severity, count, these, advice, detail))
     return findings
 
 
@@ -151,11 +211,11 @@ def _size(train: PairList, batch_size: int | None) -> list[Finding]:
 
 
 def _unseen_classes(splits: Mapping[str, PairList]) -> list[Finding]:
-    known = {pair.label for pair in splits["train"]}
+    known = {label for pair in splits["train"] for label in all_labels(pair)}
     findings = []
     for name, pairs in splits.items():
-        unseen = sorted({pair.label for pair in pairs if pair.label is not None} - known)
-        if unseen and known != {None}:
+        unseen = sorted({label for pair in pairs for label in all_labels(pair)} - known)
+        if unseen and known:
             advice = "Unless unseen classes are the point, move some of their groups into the training split."
             detail = f"classes of {name} that the training split lacks"
             findings.append(Finding("unseen-classes", "warning", len(unseen), [str(u) for u in unseen], advice, detail))

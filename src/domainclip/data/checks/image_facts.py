@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from domainclip.data.checks.duplicates import fingerprint
-from domainclip.data.images.reader import MAX_PIXELS, image_header, read_image
+from domainclip.data.images.deep import bits_used
+from domainclip.data.images.image_file import image_file
+from domainclip.data.images.reader import MAX_PIXELS, image_header, read_array, rgb_of
 from domainclip.errors import ImageError
-from domainclip.files import sha256_of
 
 _CHUNK = 64
+BLANK = 3
+"""Grey levels of 255 that a blank image may differ within: what JPEG makes of one colour."""
 
 
 @dataclass(slots=True)
 class ImageFacts:
     """``problem`` is None where the image can be used; ``oversized`` where that is its problem.
 
-    Sizes in pixels, before any rotation that EXIF asks for; ``fingerprint`` is uint8 ``[16, 18]``.
+    Sizes in pixels, before any rotation that EXIF asks for; ``fingerprint`` is uint8 ``[16, 18]``. ``bits``: of whole
+    numbers kept in more than 8 bits, how many are used, and 0 of all others. ``blank``: one colour, more or less.
     """
 
     path: Path
@@ -33,6 +39,9 @@ class ImageFacts:
     frames: int = 1
     sha256: str | None = None
     fingerprint: np.ndarray | None = None
+    channels: int = 0
+    bits: int = 0
+    blank: bool = False
 
 
 def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
@@ -47,16 +56,29 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """
     facts = ImageFacts(path)
     try:
-        facts.sha256 = sha256_of(path)
+        with image_file(path, whole=False) as file:
+            facts.sha256 = _digest(file)
         header = image_header(path, max_pixels)
         facts.width, facts.height, facts.frames = header.width, header.height, header.frames
-        facts.fingerprint = fingerprint(read_image(path, max_pixels))
+        values = read_array(path, max_pixels)
+        facts.channels = values.shape[2] if values.ndim == 3 else 1
+        facts.bits = bits_used(values) if values.dtype.kind == "u" and values.dtype.itemsize > 1 else 0
+        shown = rgb_of(values)
+        facts.blank = max(int(np.ptp(shown[..., channel])) for channel in range(3)) <= BLANK
+        facts.fingerprint = fingerprint(shown)
     except OSError as error:
         facts.problem = f"{path}: {error.strerror or error}"
     except ImageError as error:
         facts.problem = str(error)
         facts.oversized = " pixels" in facts.problem.removeprefix(str(path))
     return facts
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def inspect_images(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from domainclip.data.checks.findings import Finding, Severity
 from domainclip.data.checks.image_facts import ImageFacts
 from domainclip.data.records import ImageTextPair
 
+SHOWN_CHANNELS = 3
 TINY_SIDE = 16
 """An image with a side below this, in pixels, shows next to nothing at any model's resolution."""
 
@@ -67,6 +68,41 @@ def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
     return findings
 
 
+def pixel_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
+    """Images that show nothing, of more channels than are shown, and of fewer bits than their files have room for.
+
+    Args:
+        facts: Of all images.
+
+    Returns:
+        A finding for each kind that occurs.
+    """
+    good = [fact for fact in facts if fact.problem is None]
+    findings = []
+    if blank := [str(fact.path) for fact in good if fact.blank and min(fact.width, fact.height) >= TINY_SIDE]:
+        advice = "Remove them: they show nothing, and their captions teach the model something wrong."
+        detail = f"{len(blank)} of {len(good)} images are of one colour"
+        findings.append(Finding("blank-images", "warning", len(blank), blank, advice, detail))
+    if bands := [f"{fact.path} ({fact.channels} channels)" for fact in good if fact.channels > SHOWN_CHANNELS]:
+        advice = "Export the three that matter as RGB, if these are not the first three."
+        detail = f"only the first {SHOWN_CHANNELS} channels of {len(bands)} images are shown"
+        findings.append(Finding("many-channels", "warning", len(bands), bands, advice, detail))
+    depths = Counter(fact.bits for fact in good if fact.bits)
+    few = [f"{fact.path} ({fact.bits} bits)" for fact in good if 8 < fact.bits < 16]
+    if few:
+        listing = ", ".join(f"{bits} bits: {count}" for bits, count in sorted(depths.items()))
+        unlike = len(depths) > 1
+        advice = "Nothing has to be done: each is shown over the bits that it uses."
+        if unlike:
+            advice = (
+                "They are brightened unlike each other: where one camera took them all, set "
+                "image_preprocessing={deep_scaling: percentiles}."
+            )
+        detail = f"images of 16 bits that use fewer ({listing})"
+        findings.append(Finding("few-bits", "warning" if unlike else "info", len(few), few, advice, detail))
+    return findings
+
+
 def exact_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
     """Find files with equal content, by SHA-256.
 
@@ -117,7 +153,7 @@ def duplicates(
         Warnings: ``exact-duplicates``, ``near-duplicates`` and ``conflicting-labels``, where there are any.
     """
     findings = []
-    advice = "Keep one of each, or give copies the same value in the group column: then no split separates them."
+    advice = "A split that is made keeps copies together; in given splits, keep them on one side yourself."
     for name, groups, detail in (
         ("exact-duplicates", exact, "files with the same content as another"),
         ("near-duplicates", near, "images that look like another, re-saved or re-scaled"),

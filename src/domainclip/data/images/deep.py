@@ -8,10 +8,8 @@ the lower eight.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -114,6 +112,8 @@ def _as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0102, 0x0106, 0x0153
+NO_DATA = 42113
+"""GDAL_NODATA: what stands for pixels that were not measured."""
 
 
 def is_deep_grey(image: Image.Image) -> bool:
@@ -149,30 +149,51 @@ def grey_numbers(image: Image.Image) -> np.ndarray:
             values = values.astype(np.uint16)
     elif image.mode != "F":
         values = values.astype(np.uint16)
+    values = without_no_data(values, tags.get(NO_DATA))
     return negative(values, 16) if tags.get(_PHOTOMETRIC) == 0 else values
 
 
-def grey_bytes(values: np.ndarray) -> np.ndarray:
-    """Deep grey as bytes.
+def without_no_data(values: np.ndarray, declared: object) -> np.ndarray:
+    """Pixels that were not measured, as dark as the darkest that was: no range is spent on what stands for them.
 
     Args:
-        values: Numbers of any type and shape.
+        values: ``[h, w]`` or ``[h, w, c]``. Bytes, which have one range for all images, stay as they are.
+        declared: GDAL's tag, a number as text; None where there is none.
 
     Returns:
-        uint8 of the same shape: 16 bits over their whole range (as they are where all fit a byte), all else over the
-        image's own.
+        The same type and shape. A pixel is none where all of its channels say so.
     """
-    if values.dtype.kind == "f":
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        return np.nan_to_num((values - low) / (high - low or 1.0) * 255).clip(0, 255).astype(np.uint8)
-    low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    if low >= 0 and high < 2**16:
-        low, high = 0.0, 65535.0 if high > 255 else 255.0
-    else:
-        low, high = float(values.min()), float(values.max())
-    scaled = (values.astype(np.float32) - low) * (255.0 / (high - low or 1.0))
-    return scaled.round().clip(0, 255).astype(np.uint8)
+    if not isinstance(declared, str) or values.dtype.itemsize == 1:
+        return values
+    try:
+        number = float(declared.strip().strip("\x00"))
+        mark = values.dtype.type(number if values.dtype.kind == "f" else int(number))
+    except (ValueError, OverflowError):  # a number that no pixel of this type can be
+        return values
+    layers = values if values.ndim == 3 else values[..., None]
+    missing = (layers == mark).all(axis=2)
+    if not missing.any() or missing.all():
+        return values
+    filled = layers.copy()
+    filled[missing] = layers[~missing].min(axis=0)
+    return filled.reshape(values.shape)
+
+
+_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that detectors have. Files keep those of 10, 12 and 14 bits in 16, and seldom say so."""
+
+
+def bits_used(values: np.ndarray) -> int:
+    """The depth of the detector that whole numbers without a sign are probably from.
+
+    Args:
+        values: Numbers of an unsigned type.
+
+    Returns:
+        The fewest of 8, 10, 12, 14 and 16 bits that hold the largest; all of the type's where these do not.
+    """
+    largest = int(values.max(initial=0))
+    return next((bits for bits in _DEPTHS if largest < 2**bits), 8 * values.dtype.itemsize)
 
 
 def _first(tags: Mapping[int, Any], tag: int) -> int:
@@ -186,7 +207,6 @@ _GREY_ALPHA, _RGB, _RGBA = 4, 2, 6
 """Colour types of PNG (W3C PNG specification, 11.2.1)."""
 _RAW_MODES = {_GREY_ALPHA: ["RGBA"], _RGB: ["RGB;16B", "RGB;16L"], _RGBA: ["RGBA;16B", "RGBA;16L"]}
 """Grey and alpha have four bytes a pixel in all, which is what Pillow's RGBA holds."""
-_ORIENTATION = 0x0112
 
 
 def is_deep_png(data: bytes) -> bool:
@@ -201,11 +221,12 @@ def is_deep_png(data: bytes) -> bool:
     return data[:8] == _SIGNATURE and data[12:16] == b"IHDR" and data[24] == 16 and data[25] in _RAW_MODES
 
 
-def read_deep_png(data: bytes) -> np.ndarray:
+def read_deep_png(file: BinaryIO, orientation: int) -> np.ndarray:
     """Read a PNG at all its 16 bits, upright; what is transparent is laid on white.
 
     Args:
-        data: The whole file, for which ``is_deep_png`` holds.
+        file: The file, for which ``is_deep_png`` holds.
+        orientation: As its EXIF has it.
 
     Returns:
         uint16 ``[h, w, 3]``, or ``[h, w]`` of grey and alpha.
@@ -213,17 +234,16 @@ def read_deep_png(data: bytes) -> np.ndarray:
     Raises:
         Exception: The bytes are damaged; what Pillow raises then (``pages.DECODE_ERRORS`` and its own).
     """
-    kind = data[25]
+    file.seek(0)
+    kind = file.read(26)[25]
     passes = []
     for mode in _RAW_MODES[kind]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-        with image:
+        file.seek(0)
+        with Image.open(file) as image:
             tile: Any = (*image.tile[0][:3], mode)
             image.tile = [tile]
             passes.append(np.asarray(image).astype(np.uint16))
-            transparent, orientation = image.info.get("transparency"), image.getexif().get(_ORIENTATION, 1)
+            transparent = image.info.get("transparency")
     if kind == _GREY_ALPHA:
         values = passes[0][..., 0::2] << 8 | passes[0][..., 1::2]
     else:

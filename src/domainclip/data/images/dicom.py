@@ -7,21 +7,25 @@ Empty elements, which many devices write, say nothing.
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from scipy.special import expit
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.data.images.pages import DECODE_ERRORS, chosen_page
+from domainclip.data.images.pages import DECODE_ERRORS, ImageSize, chosen_page
 from domainclip.errors import ImageError, MissingExtraError
+
+_META, _DEFLATED = 2**12, b"1.2.840.10008.1.2.1.99"
+"""Bytes in which a file says its transfer syntax, and that of one which is compressed as a whole (PS3.5, A.5)."""
+_MOST_DEFLATED = 2**30
+"""Bytes of a data set that is compressed as a whole, pixels included."""
 
 
 def is_dicom(start: bytes) -> bool:
@@ -36,29 +40,31 @@ def is_dicom(start: bytes) -> bool:
     return start[128:132] == b"DICM"
 
 
-def dicom_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
+def dicom_size(file: BinaryIO, path: Path) -> ImageSize:
     """What a DICOM file says of its image, without decoding it.
 
     Args:
-        source: The file's bytes or where it is.
-        path: The file, for messages.
+        file: The file.
+        path: Its path, for messages.
 
     Returns:
-        Width, height, frames and photometric interpretation.
+        Its size, with the photometric interpretation for a mode.
 
     Raises:
         ImageError: The file has no image or is damaged.
         MissingExtraError: pydicom is missing.
     """
     with _errors_in_plain_words(path):
-        dataset = _read(source, stop_before_pixels=True)
+        dataset = _read(file, path, stop_before_pixels=True)
         if "Rows" not in dataset or "Columns" not in dataset:
             raise ImageError(f"{path}: a DICOM file without an image ({dataset.get('Modality', 'no modality')})")
         frames = int(dataset.get("NumberOfFrames") or 1)
-        return int(dataset.Columns), int(dataset.Rows), frames, str(dataset.get("PhotometricInterpretation", ""))
+        stored = int(dataset.get("BitsAllocated") or 8) // 8 * int(dataset.get("SamplesPerPixel") or 1)
+        kind = str(dataset.get("PhotometricInterpretation", ""))
+        return ImageSize(int(dataset.Columns), int(dataset.Rows), frames, kind, max(1, stored))
 
 
-def read_dicom(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarray:
+def read_dicom(file: BinaryIO, path: Path, settings: ImagePreprocessing) -> np.ndarray:
     """The chosen frame.
 
     Grey is uint8 where a window says what is black and white, or where the file keeps at most 8 bits without a unit
@@ -67,8 +73,8 @@ def read_dicom(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndar
     the first one's window.
 
     Args:
-        data: The whole file.
-        path: The file, for messages.
+        file: The file.
+        path: Its path, for messages.
         settings: ``page``, ``dicom_window``, ``window_center`` and ``window_width`` are heeded.
 
     Returns:
@@ -81,7 +87,7 @@ def read_dicom(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndar
     with _errors_in_plain_words(path):
         from pydicom.pixels import pixel_array
 
-        dataset = _read(io.BytesIO(data))
+        dataset = _read(file, path)
         frames = int(dataset.get("NumberOfFrames") or 1)
         kind = str(dataset.get("PhotometricInterpretation", ""))
         padding_value = number_in(dataset, "PixelPaddingValue")
@@ -154,25 +160,41 @@ def _through_table(values: np.ndarray, tables: Any, dataset: Any) -> np.ndarray:
     return apply_voi(np.rint(values).astype(np.int64), dataset) / float(2 ** int(tables[0].LUTDescriptor[2]) - 1)
 
 
-def _read(source: Any, **options: Any) -> Any:
+def _read(file: BinaryIO, path: Path, **options: Any) -> Any:
     try:
         import pydicom
     except ImportError:
         raise MissingExtraError("pydicom", "dicom", "Reading DICOM files") from None
-    return pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, **options)
+    file.seek(0)
+    start = file.read(_META)
+    if _DEFLATED in start and start[132:138] == b"\x02\x00\x00\x00UL":
+        file.seek(144 + int.from_bytes(start[140:144], "little"))  # behind the meta information, whose length it says
+        _refuse_bomb(file, path)
+    file.seek(0)
+    return pydicom.dcmread(file, **options)
+
+
+def _refuse_bomb(file: BinaryIO, path: Path) -> None:
+    """Count what a deflated data set comes to, piece by piece: pydicom undoes the compression of all at once."""
+    undo, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while (piece := undo.unconsumed_tail or file.read(2**16)) and not undo.eof:
+        total += len(undo.decompress(piece, 2**20))
+        if total > _MOST_DEFLATED:
+            raise ImageError(
+                f"{path}: this DICOM file is compressed as a whole, to more than {_MOST_DEFLATED:,} bytes: write it "
+                "anew without that (dcmconv +te), or shrink the image"
+            )
 
 
 @contextmanager
 def _errors_in_plain_words(path: Path) -> Iterator[None]:
-    """pydicom's many errors on damaged or uncommon files, as one sentence; its warnings are not the user's business."""
+    """pydicom's many errors on damaged or uncommon files, as one sentence."""
     try:
         from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError:
         raise MissingExtraError("pydicom", "dicom", f"Reading the DICOM file {path}") from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except ImageError:
         raise
     except (InvalidDicomError, BytesLengthException, AttributeError, *DECODE_ERRORS) as error:

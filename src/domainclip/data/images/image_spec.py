@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from domainclip.errors import ModelLoadError
+from domainclip.errors import ImageError, ModelLoadError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -21,6 +21,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LONGEST = 128
 """Of an image longer than this many times its width, only the middle is resized: the central square lies far inside
 it, and a hair of 1 × 100,000,000 pixels would otherwise be blown up to terabytes."""
+
+_OVERSHOOT = 26.0
+"""Levels by which a bicubic resize of fractions may leave 0…255."""
 
 _TORCH_MODES = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
 
@@ -163,6 +166,29 @@ class ImageSpec:
         # Into the copy itself: the kernel zeroes every page of a second buffer, which took longer than the sum.
         values = pixels.to(torch.float32, copy=True)
         return torch.addcmul(shift, values, scale, out=values)
+
+    def bytes_of(self, values: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+        """The way back from ``normalise``, for numbers that a transform of the user's own has made.
+
+        Args:
+            values: One image ``[3, h, w]``, normalised by the model's mean and deviation.
+
+        Returns:
+            uint8 of the same shape: exactly the bytes that were normalised, where there were any.
+
+        Raises:
+            ImageError: The numbers cannot have been normalised like that.
+        """
+        scale, shift = _scale_and_shift(tuple(self.mean), tuple(self.std), values.device)
+        levels = (values.float() - shift) / scale
+        low, high = float(levels.min()), float(levels.max())
+        if not (low > -_OVERSHOOT and high < 255 + _OVERSHOOT):
+            raise ImageError(
+                f"The image has numbers from {float(values.min()):.3g} to {float(values.max()):.3g}, which no image "
+                f"has after it is normalised with the model's mean {self.mean} and deviation {self.std}: normalise "
+                "with those, or give the image as a picture and leave its preparation to the package"
+            )
+        return levels.round().clamp(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,48 @@ from domainclip.errors import ImageError
 DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, LookupError, RuntimeError, SyntaxError)
 DECODE_ERRORS += (EOFError, ArithmeticError, struct.error)
 """What decoders raise on damaged bytes (found by damaging images of every format at random)."""
+
+
+MOST_BYTES = 4
+"""A decoded image may take so many bytes for each of the pixels that are allowed: 8 bits of four channels, or 16 of
+two. Deeper ones have to have fewer pixels."""
+
+
+class ImageSize(NamedTuple):
+    """What a file says of an image before it is decoded; ``pages`` counts frames, too, and ``mode`` is free text."""
+
+    width: int
+    height: int
+    pages: int
+    mode: str
+    bytes_per_pixel: int
+
+
+def refuse_above(max_pixels: int, width: int, height: int, path: Path, bytes_per_pixel: int = 1) -> None:
+    """Refuse an image that is too large, before it is decoded.
+
+    Args:
+        max_pixels: Pixels that are allowed.
+        width: Of the image, in pixels.
+        height: Of the image, in pixels.
+        path: The file, for messages.
+        bytes_per_pixel: Of all channels, decoded.
+
+    Raises:
+        ImageError: It has more pixels, or would take more memory than ``MOST_BYTES`` for each that is allowed.
+    """
+    pixels = width * height
+    if pixels > max_pixels:
+        raise ImageError(
+            f"{path}: {width}×{height} is {pixels:,} pixels, above max_image_pixels={max_pixels:,}; "
+            "shrink the image first"
+        )
+    if pixels * bytes_per_pixel > MOST_BYTES * max_pixels:
+        raise ImageError(
+            f"{path}: {width}×{height} pixels of {bytes_per_pixel} bytes take {pixels * bytes_per_pixel:,} bytes, "
+            f"above {MOST_BYTES} for each of max_image_pixels={max_pixels:,}; shrink the image first, or cut it into "
+            "tiles"
+        )
 
 
 def chosen_page(read: Callable[[int], np.ndarray], count: int, settings: ImagePreprocessing, path: Path) -> np.ndarray:

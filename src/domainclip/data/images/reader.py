@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.data.images.deep import grey_bytes, grey_numbers, is_deep_grey, is_deep_png, read_deep_png, turned
+from domainclip.data.images.deep import grey_numbers, is_deep_grey, is_deep_png, read_deep_png, turned
 from domainclip.data.images.dicom import dicom_size, is_dicom, read_dicom
-from domainclip.data.images.pages import DECODE_ERRORS, chosen_page
+from domainclip.data.images.image_file import SILENCE, image_file, unopened
+from domainclip.data.images.kinds import START, is_never_read, kind_of
+from domainclip.data.images.pages import DECODE_ERRORS, chosen_page, refuse_above
 from domainclip.data.images.steps import to_levels
 from domainclip.data.images.tiff import TiffPage, is_tiff, page_indices, pages_for_pillow, read_tiff, tiff_size
-from domainclip.errors import ImageError, MissingImageError
+from domainclip.errors import ImageError
 from domainclip.registry import Registry
 
 MAX_PIXELS = 178_956_970
@@ -52,6 +54,17 @@ IMAGE_FORMATS: Registry[Callable[[Path], np.ndarray]] = Registry("image format")
 the image at its own depth, ``[h, w]`` or ``[h, w, channels]``, and raises ``ImageError`` where it cannot."""
 
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+_DNG_VERSION = 50706
 _DEFAULT = ImagePreprocessing()
 
 _NO_PREAMBLE = (
@@ -61,6 +74,13 @@ _NO_PREAMBLE = (
 
 _DECODE_ERRORS: tuple[type[Exception], ...] = (*DECODE_ERRORS, Image.DecompressionBombError)
 _OPENED_ERRORS: tuple[type[Exception], ...] = (*_DECODE_ERRORS, AttributeError)  # of a file that was closed
+
+try:  # Pillow then opens HEIC as any other format
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
 
 
 @dataclass(frozen=True)
@@ -74,44 +94,38 @@ class ImageHeader:
     frames: int
 
 
-def _open(path: Path, source: io.BytesIO | Path, max_pixels: int) -> Image.Image:
+def _open(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source)
-    except FileNotFoundError:
-        raise MissingImageError(f"{path}: no such file") from None
+        image = Image.open(file)
     except Image.DecompressionBombError:
-        raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels; shrink the image first") from None
+        raise ImageError(f"{path}: more than {2 * MAX_PIXELS:,} pixels; shrink the image first") from None
     except UnidentifiedImageError:
-        hint = _NO_PREAMBLE if path.suffix.lower() in {".dcm", ".dicom"} else ""
-        raise ImageError(f"{path}: not an image, or its first bytes are damaged{hint}") from None
+        raise ImageError(f"{path}: {_what_it_is(_start(file), path)}") from None
     except _DECODE_ERRORS as error:
         raise ImageError(f"{path}: cannot be opened ({error})") from None
-    _refuse_above(max_pixels, image.width, image.height, path)
+    refuse_above(max_pixels, image.width, image.height, path, _bytes_per_pixel(image))
     return image
 
 
-def _refuse_above(max_pixels: int, width: int, height: int, path: Path) -> None:
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{path}: {width}×{height} is {width * height:,} pixels, above max_image_pixels={max_pixels:,}; "
-            "shrink the image first"
-        )
+def _what_it_is(start: bytes, path: Path) -> str:
+    kind = kind_of(start, path)
+    if kind is not None:
+        return f"this is {kind.name}: {kind.advice}"
+    hint = _NO_PREAMBLE if path.suffix.lower() in {".dcm", ".dicom"} else ""
+    return f"not an image, or its first bytes are damaged{hint}"
 
 
-def _start(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as handle:
-            return handle.read(132)
-    except OSError as error:
-        raise _unopened(path, error) from None
+def _bytes_per_pixel(image: Image.Image) -> int:
+    if image.mode in {"I", "F"}:
+        return 4
+    return 2 if image.mode.startswith("I;16") else len(image.getbands())
 
 
-def _unopened(path: Path, error: OSError) -> ImageError:
-    if isinstance(error, FileNotFoundError):
-        return MissingImageError(f"{path}: no such file")
-    return ImageError(f"{path}: {error.strerror or error}")
+def _start(file: BinaryIO) -> bytes:
+    file.seek(0)
+    start = file.read(START)
+    file.seek(0)
+    return start
 
 
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
@@ -132,18 +146,28 @@ def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     if path.suffix.lower() in IMAGE_FORMATS:
         own = _read_own(path, max_pixels)
         return ImageHeader(own.shape[1], own.shape[0], path.suffix[1:].upper(), str(own.dtype), 1)
-    start = _start(path)
-    if is_dicom(start) or (is_tiff(start) and _pillow_pages(path, path, _DEFAULT) is None):
-        kind, size_of = ("DICOM", dicom_size) if is_dicom(start) else ("TIFF", tiff_size)
-        width, height, count, mode = size_of(path, path)
-        _refuse_above(max_pixels, width, height, path)
-        return ImageHeader(width, height, kind, mode, count)
-    with _open(path, Path(path), max_pixels) as image:
-        try:
-            frames = getattr(image, "n_frames", 1)
-        except _DECODE_ERRORS as error:
-            raise ImageError(f"{path}: damaged image ({error})") from None
-        return ImageHeader(image.width, image.height, image.format or "", image.mode, frames)
+    with image_file(path, whole=False) as file, SILENCE:
+        start = _checked_start(file, path)
+        if is_dicom(start) or (is_tiff(start) and _pillow_pages(path, file, _DEFAULT) is None):
+            kind, size_of = ("DICOM", dicom_size) if is_dicom(start) else ("TIFF", tiff_size)
+            file.seek(0)
+            size = size_of(file, path)
+            refuse_above(max_pixels, size.width, size.height, path, size.bytes_per_pixel)
+            return ImageHeader(size.width, size.height, kind, size.mode, size.pages)
+        with _open(path, file, max_pixels) as image:
+            try:
+                frames = getattr(image, "n_frames", 1)
+            except _DECODE_ERRORS as error:
+                raise ImageError(f"{path}: damaged image ({error})") from None
+            return ImageHeader(image.width, image.height, image.format or "", image.mode, frames)
+
+
+def _checked_start(file: BinaryIO, path: Path) -> bytes:
+    """The file's first bytes, if they are of no kind of which a decoder would give a preview or a label."""
+    start = _start(file)
+    if is_never_read(kind_of(start, path)):
+        raise ImageError(f"{path}: {_what_it_is(start, path)}")
+    return start
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -153,11 +177,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image: The image; of an animation the frame it stands at, 0 when just opened.
 
     Returns:
-        RGB: 16-bit grey is scaled to its full range, other deep grey to the image's own; transparency is laid on white.
+        RGB: deep grey is scaled as ``read_image`` does; transparency is laid on white.
     """
     if is_deep_grey(image):  # Pillow would clip it
-        return Image.fromarray(grey_bytes(grey_numbers(image))).convert("RGB")
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        return Image.fromarray(_bytes_of(grey_numbers(image)))
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layer).convert("RGB")
@@ -180,7 +204,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, at_least: int | None = 
         ImageError: The file is missing, truncated, oversized or cannot be decoded.
         MissingExtraError: The library for its format is missing.
     """
-    return _read(Path(path), max_pixels, _DEFAULT, at_least, _as_rgb)
+    return _bytes_of(read_array(path, max_pixels, _DEFAULT, at_least))
 
 
 def read_array(
@@ -204,52 +228,56 @@ def read_array(
         ImageError: The file is missing, truncated, oversized or cannot be decoded.
         MissingExtraError: The library for its format is missing.
     """
-    return _read(path, max_pixels, settings, at_least, array_of)
+    if isinstance(path, ImageBytes):
+        if not path.content:
+            raise ImageError(f"{path.name}: the file is empty")
+        return _read(Path(path.name), io.BytesIO(path.content), max_pixels, settings, at_least)
+    path = Path(path)
+    if path.suffix.lower() in IMAGE_FORMATS:
+        return _read_own(path, max_pixels)
+    with image_file(path) as file:
+        return _read(path, file, max_pixels, settings, at_least)
 
 
 def _read(
-    source: Path | ImageBytes,
-    max_pixels: int,
-    settings: ImagePreprocessing,
-    at_least: int | None,
-    convert: Callable[[Image.Image], np.ndarray],
+    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None
 ) -> np.ndarray:
-    path = Path(source.name if isinstance(source, ImageBytes) else source)
-    if isinstance(source, ImageBytes):
-        data = source.content
-    elif path.suffix.lower() in IMAGE_FORMATS:
-        own = _read_own(path, max_pixels)
-        return own if convert is array_of else _bytes_of(own)
-    else:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise _unopened(path, error) from None
-    if not data:
-        raise ImageError(f"{path}: the file is empty")
-    if is_dicom(data[:132]):
-        width, height, _, _ = dicom_size(data, path)
-        _refuse_above(max_pixels, width, height, path)
-        found = read_dicom(data, path, settings)
-        return found if convert is array_of else _bytes_of(found)
+    try:
+        with SILENCE:
+            return _decoded(path, file, max_pixels, settings, at_least)
+    except MemoryError:
+        raise ImageError(f"{path}: there is not enough memory to decode it; shrink the image first") from None
+
+
+def _decoded(
+    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None
+) -> np.ndarray:
+    start = _checked_start(file, path)
+    if is_dicom(start):
+        size = dicom_size(file, path)
+        refuse_above(max_pixels, size.width, size.height, path, size.bytes_per_pixel)
+        return read_dicom(file, path, settings)
     pages = [0]
-    if is_tiff(data[:4]):
-        found_pages = _pillow_pages(path, io.BytesIO(data), settings)
+    if is_tiff(start):
+        found_pages = _pillow_pages(path, file, settings)
         if found_pages is None:
-            width, height, _, _ = tiff_size(data, path)
-            _refuse_above(max_pixels, width, height, path)
-            found = read_tiff(data, path, settings)
-            return found if convert is array_of else _bytes_of(found)
+            file.seek(0)
+            size = tiff_size(file, path)
+            refuse_above(max_pixels, size.width, size.height, path, size.bytes_per_pixel)
+            return read_tiff(file, path, settings, max_pixels)
         pages = page_indices(found_pages, settings, path)
-    with _open(path, io.BytesIO(data), max_pixels) as image:
+    file.seek(0)
+    with _open(path, file, max_pixels) as image:
 
         def page(number: int) -> np.ndarray:
             if number:
                 image.seek(pages[number])
-                _refuse_above(max_pixels, image.width, image.height, path)
-            return _page_of(image, data, at_least, convert)
+                refuse_above(max_pixels, image.width, image.height, path, _bytes_per_pixel(image))
+            return _page_of(image, file, path, max_pixels, at_least)
 
         try:
+            if _DNG_VERSION in getattr(image, "tag_v2", {}):
+                raise ImageError(f"{path}: {_what_it_is(start, path.with_suffix('.dng'))}")
             return chosen_page(page, len(pages), settings, path)
         except ImageError:
             raise
@@ -263,36 +291,51 @@ def _read_own(path: Path, max_pixels: int) -> np.ndarray:
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise _unopened(path, error) from None
+        raise unopened(path, error) from None
     except _DECODE_ERRORS as error:
         raise ImageError(f"{path}: damaged image ({error})") from None
     if found.ndim not in (2, 3) or 0 in found.shape:
         raise ImageError(f"{path}: its reader gave an array of shape {found.shape}, which is no image")
-    _refuse_above(max_pixels, found.shape[1], found.shape[0], path)
+    refuse_above(max_pixels, found.shape[1], found.shape[0], path)
     return found
 
 
-def _page_of(
-    image: Image.Image, data: bytes, at_least: int | None, convert: Callable[[Image.Image], np.ndarray]
-) -> np.ndarray:
-    """The page that ``image`` stands at. ``data``: the whole file."""
-    if is_deep_png(data) and getattr(image, "n_frames", 1) == 1:
-        deep = read_deep_png(data)
-        return deep if convert is array_of else _bytes_of(deep)
+def _page_of(image: Image.Image, file: BinaryIO, path: Path, max_pixels: int, at_least: int | None) -> np.ndarray:
+    """The page that ``image`` stands at. ``file``: from which it was opened."""
+    if is_deep_png(_start(file)) and getattr(image, "n_frames", 1) == 1:
+        refuse_above(max_pixels, image.width, image.height, path, 2 * len(image.getbands()))
+        return read_deep_png(file, orientation_of(image))
+    file.seek(0)
     if is_deep_grey(image):
-        return convert(image)
-    orientation = image.getexif().get(_ORIENTATION, 1)
+        return _numbers(image)
+    orientation = orientation_of(image)
     if image.width * image.height <= LARGE_IMAGE:
         at_least = None
     if image.format == "JPEG" and image.mode in {"RGB", "L"}:
-        if orientation in {0, 1}:
-            return _decode_jpeg(data, image.mode == "L", image.size, at_least)
+        if orientation == 1:
+            return _decode_jpeg(file.read(), image.mode == "L", image.size, at_least)
         if at_least:  # Pillow's own way to a smaller decoding
             image.draft(image.mode, _smallest(image.size, at_least))
     upright = _upright(image)
     if at_least and upright.mode in {"L", "RGB"} and "transparency" not in upright.info:
         upright = upright.reduce(max(1, min(upright.size) // at_least))
-    return convert(upright)
+    return np.asarray(to_rgb(upright))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """How an image is to be turned; a broken EXIF says nothing.
+
+    Args:
+        image: The image.
+
+    Returns:
+        1 … 8, as EXIF has it.
+    """
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except _DECODE_ERRORS:
+        return 1
+    return found if found in _TURNS else 1
 
 
 def array_of(image: Image.Image) -> np.ndarray:
@@ -304,32 +347,34 @@ def array_of(image: Image.Image) -> np.ndarray:
 
     Returns:
         Grey of more than 8 bits as it is, ``[h, w]`` (``deep.grey_numbers``); everything else as uint8 ``[h, w, 3]``.
+
+    Raises:
+        ImageError: Its pixels cannot be read.
     """
-    return _opened(image, _array_of)
-
-
-def _array_of(image: Image.Image) -> np.ndarray:
-    return _deep_upright(image) if is_deep_grey(image) else np.asarray(to_rgb(_upright(image)))
-
-
-def _opened(image: Image.Image, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Pillow reads the pixels only now: what is wrong with the file, or that it was closed, shows here."""
     try:
-        return convert(image)
+        with SILENCE:
+            return _numbers(image)
     except ImageError:
         raise
-    except _OPENED_ERRORS as error:
+    except _OPENED_ERRORS as error:  # Pillow reads the pixels only now
         name = getattr(image, "filename", "") or "The PIL image"
         raise ImageError(f"{name}: its pixels cannot be read ({error}). Was its file closed? Give the path") from None
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    if is_deep_grey(image):
+        numbers = grey_numbers(image)
+        return turned(numbers, orientation_of(image))  # only now, as in _upright
+    return np.asarray(to_rgb(_upright(image)))
 
 
 def rgb_of(image: ImageLike, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> np.ndarray:
     """An image as it can be shown, from wherever it comes.
 
     Args:
-        image: A path, an opened image, or an array of any depth, ``[h, w]`` or ``[h, w, channels]``.
-        max_pixels: As for ``read_image``, of a path.
-        at_least: As for ``read_image``, of a path.
+        image: A path, a file's content, an opened image, or an array of any depth, ``[h, w]`` or ``[h, w, channels]``.
+        max_pixels: As for ``read_image``, of a file.
+        at_least: As for ``read_image``, of a file.
 
     Returns:
         uint8 ``[height, width, 3]``, upright.
@@ -341,38 +386,31 @@ def rgb_of(image: ImageLike, max_pixels: int = MAX_PIXELS, at_least: int | None 
     if isinstance(image, np.ndarray):
         return _bytes_of(image)
     if isinstance(image, Image.Image):
-        return _opened(image, _as_rgb)
-    source = image if isinstance(image, ImageBytes) else Path(image)
-    return _read(source, max_pixels, _DEFAULT, at_least, _as_rgb)
+        return _bytes_of(array_of(image))
+    return _bytes_of(
+        read_array(image if isinstance(image, ImageBytes) else Path(image), max_pixels, _DEFAULT, at_least)
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()  # newer versions of Pillow turn a TIFF themselves as they load it, and then say 1
-    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) not in {0, 1} else image
-
-
-def _deep_upright(image: Image.Image) -> np.ndarray:
-    numbers = grey_numbers(image)
-    return turned(numbers, image.getexif().get(_ORIENTATION, 1))  # only now, as above
-
-
-def _as_rgb(image: Image.Image) -> np.ndarray:
-    if is_deep_grey(image):
-        return np.repeat(grey_bytes(_deep_upright(image))[..., None], 3, axis=2)
-    return np.asarray(to_rgb(_upright(image)))
+    turn = _TURNS.get(orientation_of(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:
     """uint8 RGB of an array of any depth and number of channels."""
+    if values.dtype == np.uint8 and values.ndim == 3 and values.shape[2] == 3:
+        return values
     levels = (to_levels(values, _DEFAULT) * 255).round().astype(np.uint8)
     return np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels
 
 
-def _pillow_pages(path: Path, source: io.BytesIO | Path, settings: ImagePreprocessing) -> list[TiffPage] | None:
+def _pillow_pages(path: Path, file: BinaryIO, settings: ImagePreprocessing) -> list[TiffPage] | None:
     """The pages of a TIFF that Pillow reads as they are meant; None for those that it does not, or cannot open."""
     try:
-        with warnings.catch_warnings(), _open(path, source, MAX_PIXELS) as image:
-            warnings.simplefilter("ignore")
+        file.seek(0)
+        with _open(path, file, MAX_PIXELS) as image:
             return pages_for_pillow(image, settings)
     except _DECODE_ERRORS:  # a ImageError is a ValueError
         return None

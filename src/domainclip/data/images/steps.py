@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.data.images.deep import bits_used
 from domainclip.errors import ImageError, MissingExtraError
 
 Levels = Float32[np.ndarray, "h w c"]
@@ -30,9 +31,9 @@ _BORDER_SPECKS = 0.02
 def to_levels(values: np.ndarray, settings: ImagePreprocessing) -> Levels:
     """Grey levels of an image of any depth.
 
-    Bytes are divided by 255. More bits, and fractions, are scaled as ``deep_scaling`` says; 16-bit files whose values
-    all fit a byte are taken for bytes, as elsewhere. Two channels become red and green; of more than three the first
-    three are shown.
+    Bytes are divided by 255. More bits, and fractions, are scaled as ``deep_scaling`` says; of the full range of more
+    bits, as many count as the image uses (``bits_used``: cameras of 12 bits fill a sixteenth of 16). Two channels
+    become red and green; of more than three the first three are shown.
 
     Args:
         values: ``[h, w]`` or ``[h, w, channels]``.
@@ -77,7 +78,7 @@ def _full_range(values: np.ndarray) -> tuple[float, float]:
     if values.dtype == np.uint8:
         return 0.0, 255.0
     if np.issubdtype(values.dtype, np.unsignedinteger):
-        return 0.0, 255.0 if values.max() <= 255 else float(np.iinfo(values.dtype).max)
+        return 0.0, float(2 ** bits_used(values) - 1)
     return float(values.min()), float(values.max())
 
 

@@ -4,20 +4,27 @@ tifffile (stacks, channels as pages, 16-bit colour), with what their tags say of
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.data.images.deep import from_inks, negative, on_white, through_palette, turned
-from domainclip.data.images.pages import DECODE_ERRORS, chosen_page, refuse_unlike
+from domainclip.data.images.deep import (
+    NO_DATA,
+    from_inks,
+    negative,
+    on_white,
+    through_palette,
+    turned,
+    without_no_data,
+)
+from domainclip.data.images.pages import DECODE_ERRORS, MOST_BYTES, ImageSize, chosen_page, refuse_above, refuse_unlike
 from domainclip.errors import ImageError, MissingExtraError
 
 _SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -39,28 +46,28 @@ def is_tiff(start: bytes) -> bool:
     return start[:4] in _SIGNATURES
 
 
-def tiff_size(source: bytes | Path, path: Path) -> tuple[int, int, int, str]:
+def tiff_size(file: BinaryIO, path: Path) -> ImageSize:
     """What a TIFF says of its first series, without decoding it.
 
     Args:
-        source: The file's bytes or where it is.
-        path: The file, for messages.
+        file: The file.
+        path: Its path, for messages.
 
     Returns:
-        Width, height, pages and, for a mode, type and number of channels ("uint16×3").
+        Its size; for a mode, type and number of channels ("uint16×3").
 
     Raises:
         ImageError: The file is damaged or has no plane of pixels.
         MissingExtraError: tifffile is missing.
     """
-    with _opened(source, path) as file:
-        series = _series(file, path)
+    with _opened(file, path) as opened:
+        series = _series(opened, path)
         sizes = _sizes(series)
         mode = f"{series.dtype}×{_channels(sizes)}"
-        return sizes["X"], sizes["Y"], _pages(sizes), mode
+        return ImageSize(sizes["X"], sizes["Y"], _pages(sizes), mode, series.dtype.itemsize * _channels(sizes))
 
 
-def read_tiff(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarray:
+def read_tiff(file: BinaryIO, path: Path, settings: ImagePreprocessing, max_pixels: int) -> np.ndarray:
     """The chosen page at its own depth, upright.
 
     Axes are taken as the file's metadata (OME, ImageJ, shape) name them: C and S are channels, every other axis beside
@@ -68,9 +75,10 @@ def read_tiff(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarr
     labels and smaller copies), ``error`` and ``mean`` look at all.
 
     Args:
-        data: The whole file.
-        path: The file, for messages.
+        file: The file.
+        path: Its path, for messages.
         settings: ``page`` is heeded.
+        max_pixels: Of a page; the file is refused where all of its pages have to be decoded and have many more.
 
     Returns:
         ``[h, w]`` or ``[h, w, channels]``.
@@ -79,11 +87,11 @@ def read_tiff(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarr
         ImageError: The file has too many channels, cannot be decoded, or its pages are refused (``chosen_page``).
         MissingExtraError: tifffile is missing.
     """
-    with _opened(data, path) as file:
-        first = _series(file, path)
+    with _opened(file, path) as opened:
+        first = _series(opened, path)
         all_series = [first]
         if settings.page in {"error", "mean"}:
-            all_series += [one for one in file.series[1:] if not (one.keyframe.is_reduced or one.keyframe.is_mask)]
+            all_series += [one for one in opened.series[1:] if not (one.keyframe.is_reduced or one.keyframe.is_mask)]
         pages = [(series, index) for series in all_series for index in range(_pages(_sizes(series)))]
         whole: dict[int, np.ndarray] = {}
 
@@ -91,12 +99,12 @@ def read_tiff(data: bytes, path: Path, settings: ImagePreprocessing) -> np.ndarr
             series, index = pages[number]
             # Before decoding: only the first series' size was held against the limit.
             refuse_unlike(number, _kind(series), _kind(first), path)
-            return _page(series, index, whole, path)
+            return _page(series, index, whole, path, max_pixels)
 
         return chosen_page(page, len(pages), settings, path)
 
 
-def _page(series: Any, index: int, whole: dict[int, np.ndarray], path: Path) -> np.ndarray:
+def _page(series: Any, index: int, whole: dict[int, np.ndarray], path: Path, max_pixels: int) -> np.ndarray:
     axes, sizes = series.axes, _sizes(series)
     if _channels(sizes) > _MOST_CHANNELS:
         raise ImageError(f"{path}: {_channels(sizes)} channels, of which at most {_MOST_CHANNELS} are read")
@@ -104,14 +112,15 @@ def _page(series: Any, index: int, whole: dict[int, np.ndarray], path: Path) -> 
     kept = "".join(axis for axis in axes if axis in "YXCS")
     counts = [sizes[axis] for axis in page_axes]
     place = dict(zip(page_axes, np.unravel_index(index, counts) if counts else (), strict=True))
-    values = _channels_last(_one_page(series, axes, series.shape, place, kept, whole), kept)
+    values = _channels_last(_one_page(series, place, kept, whole, path, max_pixels), kept)
     return meant_by_tags(values, series.keyframe, stacked=sizes.get("C", 1) > 1, path=path)
 
 
 def _one_page(
-    series: Any, axes: str, shape: tuple[int, ...], place: dict[str, Any], kept: str, whole: dict[int, np.ndarray]
+    series: Any, place: dict[str, Any], kept: str, whole: dict[int, np.ndarray], path: Path, max_pixels: int
 ) -> np.ndarray:
     """The axes ``kept`` at ``place``: read alone where the file's own pages allow it, else cut out of all."""
+    axes, shape = series.axes, series.shape
     inside = "".join(axis for axis in axes if axis in "YXS")
     per_page = math.prod(size for axis, size in zip(axes, shape, strict=True) if axis in inside)
     outside = [(axis, size) for axis, size in zip(axes, shape, strict=True) if axis not in inside]
@@ -127,6 +136,7 @@ def _one_page(
         layers = [layer.reshape(inner_shape) for layer in layers]
         return np.stack(layers) if channel else layers[0]
     if id(series) not in whole:
+        refuse_above(max_pixels, 1, 1, path, MOST_BYTES * math.prod(shape) * series.dtype.itemsize // 8)
         whole[id(series)] = series.asarray().reshape(shape)
     selection = tuple(int(place[axis]) if axis in place else slice(None) for axis in axes)
     return whole[id(series)][selection]
@@ -168,15 +178,16 @@ def _series(file: Any, path: Path) -> Any:
 
 
 @contextmanager
-def _opened(source: bytes | Path, path: Path) -> Iterator[Any]:
+def _opened(file: BinaryIO, path: Path) -> Iterator[Any]:
     try:
         import tifffile
     except ImportError:
         purpose = f"Reading {path} (several pages, or 16-bit colour)"
         raise MissingExtraError("tifffile", "tiff", purpose) from None
     try:
-        with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            yield file
+        file.seek(0)
+        with tifffile.TiffFile(file) as opened:
+            yield opened
     except (ImageError, MissingExtraError):
         raise
     except (tifffile.TiffFileError, AttributeError, *DECODE_ERRORS) as error:
@@ -302,6 +313,8 @@ def meant_by_tags(values: np.ndarray, page: Any, stacked: bool, path: Path) -> n
     Raises:
         ImageError: The colours are of a kind that is not converted.
     """
+    if NO_DATA in page.tags:
+        values = without_no_data(values, page.tags[NO_DATA].value)
     kind = int(page.photometric) if _PHOTOMETRIC in page.tags else -1
     if kind in _LAB or (kind == _INKS and not stacked and not _four_inks(values, page)):
         raise ImageError(f"{path}: deep colours kept as {page.photometric.name} are not converted: export it as RGB")

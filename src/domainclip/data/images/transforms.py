@@ -1,10 +1,9 @@
-"""From an image to what the model takes, with or without augmentation; and the same for captions."""
+"""From an image to what the model takes, with or without augmentation."""
 
 from __future__ import annotations
 
 import math
 import random
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +15,14 @@ from torch import Tensor
 
 from domainclip.config import DataSettings
 from domainclip.config.image_preprocessing import ImagePreprocessing
+from domainclip.data.images.given import GivenImage, image_list, is_one_image
 from domainclip.data.images.image_spec import ImageSpec, resize
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation, model_views
-from domainclip.data.images.reader import array_of
+from domainclip.data.images.reader import MAX_PIXELS, ImageBytes, array_of
 from domainclip.data.images.views import random_view
 from domainclip.domains.recipes import image_steps
-from domainclip.errors import DataError
+from domainclip.errors import DataError, InputTypeError
 
 _ASPECT = (3 / 4, 4 / 3)
 """Range of a random crop's proportions (Szegedy et al. 2015, and every CLIP recipe since)."""
@@ -81,7 +81,7 @@ class ImageTransform:
         # A copy: it may be a view of the decoded image, which would be held with it.
         return self.base(image)[None].clone(memory_format=torch.contiguous_format)
 
-    def read(self, path: Path, max_pixels: int) -> np.ndarray:
+    def read(self, path: Path | ImageBytes, max_pixels: int) -> np.ndarray:
         """Read a file as ``base`` wants it.
 
         Args:
@@ -252,11 +252,16 @@ class ImageTransform:
         mean = float(values.mean())
         return values.mul_(contrast).add_(mean * (1 - contrast) + brightness).clamp_(0, 255).round_().byte()
 
-    def __call__(
-        self, image: Image.Image | np.ndarray, rng: random.Random | None = None
-    ) -> Float[Tensor, "3 size size"]:
-        array = array_of(image) if isinstance(image, Image.Image) else image
-        pixels = self.finish(self.base(array), rng or random.Random())
+    def __call__(self, image: GivenImage, rng: random.Random | None = None) -> Float[Tensor, "3 size size"]:
+        if not is_one_image(image):
+            raise InputTypeError(f"One image at a time is transformed, not a {type(image).__name__}")
+        [given] = image_list(image)
+        if isinstance(given, Image.Image):
+            given = array_of(given)
+        if not isinstance(given, np.ndarray):
+            source = given if isinstance(given, ImageBytes) else Path(given)
+            given = self.read(source, MAX_PIXELS)
+        pixels = self.finish(self.base(given), rng or random.Random())
         return self.spec.normalise(pixels[None])[0]
 
 
@@ -296,19 +301,12 @@ class MultiResolutionImageTransform:
         }
 
     def __call__(
-        self, image: Image.Image | np.ndarray, resolution: int | None = None, rng: random.Random | None = None
+        self, image: GivenImage, resolution: int | None = None, rng: random.Random | None = None
     ) -> Float[Tensor, "3 size size"]:
         resolution = self.resolutions[0] if resolution is None else resolution
         if resolution not in self._transforms:
             raise DataError(f"Resolution {resolution} is not one of {self.resolutions}")
         return self._transforms[resolution](image, rng)
-
-
-class TextTransform:
-    """Unicode composed (NFC), white space folded to single spaces: what a tokenizer would stumble over."""
-
-    def __call__(self, caption: str) -> str:
-        return " ".join(unicodedata.normalize("NFC", caption).split())
 
 
 def view_rng(seed: int, epoch: int, index: int) -> random.Random:

@@ -6,12 +6,13 @@ import hashlib
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domainclip.data.records import DISCIPLINE_COL, Columns, PairList
-from domainclip.data.sources.directories import caption_from_label
-from domainclip.data.sources.pair_builder import PairBuilder, missing_field, resolve_image_field
+from domainclip.data.records import Columns, PairList
+from domainclip.data.sources.pair_builder import PairBuilder
+from domainclip.data.sources.row_cells import RowReader
 from domainclip.errors import DataError, MissingExtraError
 
 PREFIX = "hf:"
@@ -149,28 +150,23 @@ def pairs_from_dataset(dataset: Any, source: str, names: Columns, image_root: Pa
     """
     import datasets
 
-    columns = dataset.column_names
-    caption_col, label_col, group_col = names.caption_col, names.label_col, names.group_col
-    image_col = resolve_image_field(names.image_col, columns)
-    if image_col not in columns:
-        raise missing_field("column", image_col, source, columns, "image_col")
-    templated = names.caption_template if caption_col not in columns and label_col in columns else None
-    if caption_col not in columns and templated is None:
-        raise missing_field("column", caption_col, source, columns, "caption_col")
-    wanted = {image_col, caption_col, label_col, group_col, DISCIPLINE_COL}
-    dataset = dataset.select_columns([name for name in columns if name in wanted])
-    if isinstance(dataset.features[image_col], datasets.Image):
-        dataset = dataset.cast_column(image_col, datasets.Image(decode=False))
-    classes = getattr(dataset.features.get(label_col), "names", None)
+    reader = RowReader(names, source)
+    features = dataset.features
+    classes = {name: known for name, feature in features.items() if (known := _class_names(feature))}
+    found = reader.use(dataset.column_names, classes)
+    dataset = dataset.select_columns([name for name in dataset.column_names if name in found.wanted])
+    if isinstance(features[found.image], datasets.Image):
+        dataset = dataset.cast_column(found.image, datasets.Image(decode=False))
     builder = PairBuilder(source, image_root, names.strict)
     for number, row in enumerate(dataset, start=1):
-        label = row.get(label_col)
-        if classes and label is not None:
-            # A negative number is the library's mark for "not labelled".
-            label = classes[label] if label >= 0 else None
-        caption = row.get(caption_col)
-        if templated is not None and label is not None:
-            caption = caption_from_label(templated, str(label))
-        image = image_reference(row[image_col], cache_dir)
-        builder.add(f"row {number}", image, caption, label, row.get(group_col), row.get(DISCIPLINE_COL))
-    return builder.finish()
+        values = reader.read(row)
+        assert not isinstance(values, str)  # all rows have the columns
+        builder.add(f"row {number}", replace(values, image=image_reference(values.image, cache_dir)))
+    for note in reader.notes:
+        builder.note(note)
+    return builder.finish(reader.split_column)
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Of a class label, or of a list of them."""
+    return getattr(getattr(feature, "feature", feature), "names", None)

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from domainclip.data.records import DISCIPLINE_COL, ColumnOptions, Columns, PairList
+from torch.utils.data import DataLoader
+
+from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.images.tar_files import TAR
+from domainclip.data.records import ColumnOptions, Columns, PairList
 from domainclip.data.sources import huggingface
-from domainclip.data.sources.directories import CAPTIONS_FILE, caption_from_label, pairs_from_directory
-from domainclip.data.sources.pair_builder import PairBuilder, missing_field, resolve_image_field
-from domainclip.data.sources.tables import SOURCES, Table, source_of
+from domainclip.data.sources.captions_file import add_captions
+from domainclip.data.sources.columns import USUAL, is_named, names_an_image
+from domainclip.data.sources.directories import CAPTIONS_FILE, pairs_from_directory
+from domainclip.data.sources.folder_contents import FolderContents
+from domainclip.data.sources.pair_builder import PairBuilder
+from domainclip.data.sources.row_cells import RowReader
+from domainclip.data.sources.rows import NoTableError, Table
+from domainclip.data.sources.tables import SOURCES, source_of
+from domainclip.data.sources.torch_datasets import RowsByNumber, pairs_from_torch
+from domainclip.data.sources.webdataset import shards_of
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 
 META_FILE = "meta.csv"
 """A table of this name describes the images (``group``, ``discipline``) and is no data set of its own."""
 
+_CAPTION_SUFFIXES = {".txt", ".token"}
+_SPREADSHEETS = {".xlsx", ".xls", ".xlsm", ".ods", ".numbers"}
+
 
 class DatasetLoader:
     """Static methods, one a format; each returns a ``PairList`` of ``(Path, str)`` pairs with label, group
-    and, where there is a column of that name, discipline.
+    and, where there is a column of that name, discipline and split.
 
     Common to all: a relative image path is resolved against the table's own folder, or ``image_root``; only
     the existence of an image is tested, not its content; captions lose leading and trailing space; an empty
     label is None. A row whose image is missing or whose caption is empty goes to ``.skipped``,
-    or raises with ``strict=True``. ``caption_template`` ("a photo of a {label}") writes captions from the
-    label where a table has no caption column.
+    or raises with ``strict=True``. Where a table has no caption column, captions are written from the label by
+    ``caption_template`` ("a photo of a {label}"). What was guessed is in ``.notes``.
 
     Raises ``DataError``: no such file, not UTF-8, malformed, a column or key missing, no valid pair.
     """
@@ -193,6 +208,39 @@ class DatasetLoader:
         )
 
     @staticmethod
+    def from_torch(
+        data: DataLoader | RowsByNumber,
+        cache_dir: Path | str | None = None,
+        spec: ImageSpec | None = None,
+        strict: bool = False,
+    ) -> PairList:
+        """A torch ``Dataset`` of your own, or a ``DataLoader`` of one.
+
+        An item is ``(image, caption)``, ``(image, caption, label)``, or a dict with ``image`` (or ``pixel_values``,
+        ``image_path``), ``caption`` (or ``text``) and, where there is one, ``label``. An image is a path, a PIL image,
+        an array, or a tensor ``[3, h, w]`` of bytes, of fractions in 0…1, or normalised as the model wants it.
+
+        Each item is read once; what its image is then is kept as a file, so a random view is one view. A loader's own
+        order, batches and ``collate_fn`` are not used.
+
+        Args:
+            data: The data set or the loader.
+            cache_dir: Where images are kept; ``$DOMAINCLIP_CACHE`` or ``~/.cache/domainclip``, in its folder
+                ``images``, if left out.
+            spec: The model's normalisation, needed for tensors that were normalised.
+            strict: Whether the first image that cannot be read is an error.
+
+        Returns:
+            The pairs; items whose image cannot be read are in ``.skipped``.
+
+        Raises:
+            DataError: An item is of another shape (then also a ``TypeError``), there is none, or the loader has a
+                sampler of its own.
+        """
+        cache = Path(cache_dir) if cache_dir else huggingface.default_image_cache()
+        return pairs_from_torch(data, cache, spec, strict)
+
+    @staticmethod
     def load(
         path: Path | str,
         image_col: str = "image_path",
@@ -221,34 +269,58 @@ class DatasetLoader:
             ConfigurationError: ``image_root`` is no directory.
         """
         folder, columns = Path(path), Columns(image_col, caption_col, **options)
+        if shards := shards_of(path):
+            return PairList.joined([_pairs(shard, SOURCES[TAR], columns) for shard in shards])
         if str(path).startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
             if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
                 # One split saved alone keeps its own name, whatever the folder is called.
                 split = next(iter(huggingface.open_splits(folder)))
             return DatasetLoader.from_huggingface(path, split, image_col, caption_col, **options)
         if folder.is_dir():
-            table = only_table(folder)
+            table, notes = only_table(folder, columns.image_col)
             if table is None:
-                return DatasetLoader.from_directory(folder, columns.caption_template, columns.strict)
-            folder = table
-        elif folder.name == CAPTIONS_FILE:
-            return DatasetLoader.from_directory(folder.parent, columns.caption_template, columns.strict)
+                _require_no_columns(folder, columns)
+                pairs = DatasetLoader.from_directory(
+                    folder, columns.caption_template or columns.domain_template, columns.strict
+                )
+                pairs.notes += notes
+                return pairs
+            read = source_of(table)
+            assert read is not None  # as only_table has found
+            pairs = _pairs(table, read, columns)
+            pairs.notes += notes
+            return pairs
+        if folder.name == CAPTIONS_FILE:
+            _require_no_columns(folder, columns)
+            return DatasetLoader.from_directory(
+                folder.parent, columns.caption_template or columns.domain_template, columns.strict
+            )
         read = source_of(folder)
+        if read is None and folder.suffix.lower() in _CAPTION_SUFFIXES and folder.is_file():
+            _require_no_columns(folder, columns)
+            builder = PairBuilder(folder, _root(folder, columns.image_root), columns.strict)
+            add_captions(builder, folder)
+            return builder.finish()
         if read is None:
             if not folder.exists():
                 raise MissingFileError(f"Data not found: {path}; a Hugging Face data set is named hf:OWNER/NAME")
-            raise DataError(f"Invalid data file {path}: known formats are {', '.join(SOURCES)}")
+            hint = ""
+            if folder.suffix.lower() in _SPREADSHEETS:
+                hint = ". It is a spreadsheet: save its table as CSV (UTF-8)"
+            raise DataError(f"Invalid data file {path}: known formats are {', '.join(SOURCES)}{hint}")
         return _pairs(folder, read, columns)
 
 
-def only_table(folder: Path) -> Path | None:
-    """Find the one table of a folder; ``meta.csv`` does not count.
+def only_table(folder: Path, image_col: str = "image_path") -> tuple[Path | None, list[str]]:
+    """Find the one table of a folder; ``meta.csv`` does not count, nor a stray file without images in it where others
+    have them, or where the folder holds images.
 
     Args:
         folder: Looked at without its folders.
+        image_col: The column of images that is asked for.
 
     Returns:
-        The table's path, None where there is none.
+        The table's path, None where there is none; and a sentence on each file that does not count.
 
     Raises:
         DataError: There are several.
@@ -261,12 +333,33 @@ def only_table(folder: Path) -> Path | None:
         and not entry.name.startswith(".")
         and entry.is_file()
     )
+    notes: list[str] = []
+    holds_images = bool(found) and bool(FolderContents.of(folder).images)
+    if len(found) > 1 or holds_images:
+        useful = [entry for entry in found if _names_images(entry, image_col)]
+        if useful or holds_images:
+            notes = [f"{entry.name} is not read: it has no column of images" for entry in found if entry not in useful]
+            found = useful
     if len(found) > 1:
         raise DataError(
             f"{folder} holds several tables ({', '.join(entry.name for entry in found)}): name one, or "
             "call one train.csv for the training split"
         )
-    return found[0] if found else None
+    return (found[0] if found else None), notes
+
+
+def _names_images(path: Path, image_col: str) -> bool:
+    """Whether a table has a column of images; one that is damaged is taken for one that should have."""
+    read = source_of(path)
+    assert read is not None  # as asked for in only_table
+    try:
+        table = read(path, ())
+        columns = table.columns or {key for row in table.rows for key in row.values}
+    except NoTableError:
+        return False
+    except DataError:
+        return True
+    return names_an_image(columns, (image_col,))
 
 
 def _root(path: Path, image_root: Path | str | None) -> Path:
@@ -277,42 +370,49 @@ def _root(path: Path, image_root: Path | str | None) -> Path:
     return Path(image_root)
 
 
-def _checked(columns: Columns, found: Collection[str], source: str, kind: str) -> str:
-    """The name of the image column (key). Raises ``DataError`` for a missing one."""
-    image = resolve_image_field(columns.image_col, found)
-    if image not in found:
-        raise missing_field(kind, image, source, found, "image_col")
-    if columns.caption_col not in found and (columns.caption_template is None or columns.label_col not in found):
-        error = missing_field(kind, columns.caption_col, source, found, "caption_col")
-        if columns.label_col in found:
-            error = DataError(
-                f"{error}, or write captions from the label with caption_template='a photo of a {{label}}'"
+def meta_columns(folder: Path) -> list[str]:
+    """The columns of the ``meta.csv`` in a folder.
+
+    Args:
+        folder: It need not hold one.
+
+    Returns:
+        Their names; none without the file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    meta = folder / META_FILE
+    return (SOURCES[".csv"](meta, ()).columns or []) if meta.is_file() else []
+
+
+def _require_no_columns(path: Path, names: Columns) -> None:
+    """Raise ``DataError`` where a column is named for data that have none, a group of ``meta.csv`` excepted."""
+    folder = path if path.is_dir() else path.parent
+    for option in USUAL:
+        column = getattr(names, option)
+        if is_named(names, option) and not (option == "group_col" and column in meta_columns(folder)):
+            raise DataError(
+                f"Missing {column!r} column in {path}: it holds no table, so there is no column to name with "
+                f"{option}={column}"
             )
-        raise error
-    return image
 
 
 def _pairs(
-    path: Path, read: Callable[[Path, Collection[str]], Table], columns: Columns, cache_dir: Path | str | None = None
+    path: Path, read: Callable[[Path, Collection[str]], Table], names: Columns, cache_dir: Path | str | None = None
 ) -> PairList:
-    names = (columns.caption_col, columns.label_col, columns.group_col)
-    table = read(path, {columns.image_col, "image", "image_path", *names, DISCIPLINE_COL})
-    image_col = None if table.columns is None else _checked(columns, table.columns, str(path), "column")
-    builder = PairBuilder(path, _root(path, columns.image_root), columns.strict)
+    reader = RowReader(names, str(path), meta_columns(path.parent) if path.parent.is_dir() else [])
+    table = reader.open(lambda wanted: read(path, wanted))
+    builder = PairBuilder(path, _root(path, names.image_root), names.strict)
     cache = Path(cache_dir) if cache_dir else huggingface.default_image_cache()
     for row in table.rows:
-        values = row.values
-        label = values.get(columns.label_col)
-        # Entries with keys of their own are looked at one by one; a label that is null writes no caption.
-        found = [key for key in values if key != columns.label_col or label is not None]
-        image_key = image_col or _checked(columns, found, f"{path}, {row.where}", "key")
-        image = values.get(image_key)
-        if row.problem is not None:
-            builder.skip(row.where, str(image or ""), row.problem)
-            continue
-        caption = values.get(columns.caption_col)
-        if columns.caption_col not in values and columns.caption_template is not None and label:
-            caption = caption_from_label(columns.caption_template, str(label).strip())
-        image = huggingface.image_reference(image, cache)
-        builder.add(row.where, image, caption, label, values.get(columns.group_col), values.get(DISCIPLINE_COL))
-    return builder.finish()
+        values = reader.read(row.values)
+        if isinstance(values, str):
+            builder.skip(row.where, "", values)
+        elif row.problem is not None:
+            builder.skip(row.where, str(values.image or ""), row.problem)
+        else:
+            builder.add(row.where, replace(values, image=huggingface.image_reference(values.image, cache)))
+    for note in [*table.notes, *reader.notes]:
+        builder.note(note)
+    return builder.finish(reader.split_column)

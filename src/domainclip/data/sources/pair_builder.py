@@ -2,69 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from domainclip.data.records import ImageTextPair, PairList, SkippedRow
+from domainclip.data.sources.cells import captions_in_cell, is_missing, labels_in_cell, text_or_none
 from domainclip.data.sources.image_folders import ImageFolders
+from domainclip.data.sources.split_names import SPLIT_NAMES, split_of
 from domainclip.errors import DataError
-from domainclip.registry import nearest
 
 MISSING_IMAGE = "missing image"
 EMPTY_CAPTION = "empty caption"
 MALFORMED_ROW = "malformed row"
 
-
-def missing_field(kind: str, name: str, source: str, found: Iterable[str], option: str) -> DataError:
-    """Make the error for a table without a column, or an entry without a key, that is needed.
-
-    Args:
-        kind: ``column`` or ``key``.
-        name: The one that is missing.
-        source: What the message calls the table.
-        found: Those that are there; the one most like ``name`` is suggested.
-        option: The setting that names another.
-
-    Returns:
-        The error, for the caller to raise.
-    """
-    found = list(found)
-    guess = nearest(name, found)
-    hint = f" (did you mean {guess!r}?)" if guess else ""
-    listing = ", ".join(found) if found else "none"
-    return DataError(f"Missing {name!r} {kind} in {source}: found {kind}s {listing}{hint}; name it with {option}=…")
+_NOT_UNICODE = "is no Unicode text (a byte that is no UTF-8, or half a character)"
 
 
-def resolve_image_field(wanted: str, found: Iterable[str]) -> str:
-    """Choose the image column: ``image`` and ``image_path`` stand for each other, other names for themselves.
-
-    Args:
-        wanted: The name asked for.
-        found: Columns that are there.
-
-    Returns:
-        The name to use; ``wanted`` itself where neither is there.
-    """
-    found = set(found)
-    if wanted not in found and wanted in {"image", "image_path"}:
-        other = "image_path" if wanted == "image" else "image"
-        return other if other in found else wanted
-    return wanted
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: names of folders and escapes of JSON may hold what cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def text_or_none(value: Any) -> str | None:
-    """A label or group as text.
+@dataclass(frozen=True)
+class RowValues:
+    """The cells of a row as they stand, null where there is none."""
 
-    Args:
-        value: A cell of a table.
+    image: Any
+    captions: tuple[Any, ...] = ()
+    label: Any = None
+    group: Any = None
+    discipline: Any = None
+    split: Any = None
+    proposed: tuple[tuple[str, Any], ...] = ()
 
-    Returns:
-        The text without space around it; None for null, NaN and blank.
-    """
-    if value is None or value != value:  # NaN is the only value that differs from itself
-        return None
-    return str(value).strip() or None
+
+def _is_empty(text: Any) -> bool:
+    return text is None or text != text or (isinstance(text, str) and not text.strip())
 
 
 class PairBuilder:
@@ -82,6 +62,11 @@ class PairBuilder:
         self.strict = strict
         self._folders = ImageFolders(root)
         self._pairs = PairList(source=self.source)
+        self._missing: dict[str, Counter[str]] = defaultdict(Counter)
+        self._lists = 0
+        self._proposed: dict[str, set[str]] = defaultdict(set)
+        self._rows = 0
+        self._unsplit: list[tuple[str, str]] = []
 
     def skip(self, where: str, image: str, reason: str, kind: str = MALFORMED_ROW) -> None:
         """Skip a row that cannot be used.
@@ -100,52 +85,124 @@ class PairBuilder:
             raise DataError(f"{row}. Mend the row, or load with strict=False to skip such rows")
         self._pairs.skipped.append(row)
 
-    def add(
-        self, where: str, image: Any, caption: Any, label: Any = None, group: Any = None, discipline: Any = None
-    ) -> None:
+    def leave_out(self, name: str, reason: str, kind: str, harmless: bool = False) -> None:
+        """Count a file that lies among the images and is none that is read.
+
+        Args:
+            name: Its path within the folder.
+            reason: Why it is left out.
+            kind: The reason in a fixed phrase, for counting.
+            harmless: Whether nobody can have meant it for an image.
+
+        Raises:
+            DataError: In strict mode, unless it is harmless.
+        """
+        if harmless:
+            self._pairs.skipped.append(SkippedRow(f"{self.name} {name}", name, reason, kind))
+        else:
+            self.skip(name, name, reason, kind)
+
+    def add(self, where: str, row: RowValues) -> None:
         """Add a row, or skip it where it cannot be used.
 
         Args:
             where: The row's name, such as "row 12".
-            image: A path, relative to the root or absolute.
-            caption: A text, or a list of texts that gives one pair each.
-            label: The class; null, NaN and blank are None, here and below.
-            group: What no split may separate.
-            discipline: The part of the domain.
+            row: Its cells. The image is a path, relative to the root or absolute. A cell of captions or labels may
+                hold a list; what is null, NaN, blank or a word for that is missing.
 
         Raises:
             DataError: In strict mode, for a row that cannot be used.
         """
-        image = text_or_none(image) if isinstance(image, str | Path) else None
+        image = text_or_none(row.image) if isinstance(row.image, str | Path) else None
         if image is None:
             self.skip(where, "", "names no image file")
             return
         path = self._folders.find(image)
         if path is None:
-            self.skip(where, image, f"image {image} is not there", MISSING_IMAGE)
+            self.skip(where, image, self._folders.reason(image), MISSING_IMAGE)
             return
-        captions = list(caption) if isinstance(caption, list | tuple) else [caption]
-        if not captions:
-            self.skip(where, image, "the list of captions is empty", EMPTY_CAPTION)
-        label, group, discipline = text_or_none(label), text_or_none(group), text_or_none(discipline)
-        for text in captions:
-            if text is None or text != text or (isinstance(text, str) and not text.strip()):
+        labels = [label for label in labels_in_cell(row.label) if not self._is_missing("label", label)]
+        group, discipline = text_or_none(row.group), text_or_none(row.discipline)
+        if group is not None and self._is_missing("group", group, loosely=True):
+            group = None
+        split = text_or_none(row.split)
+        if split is None or is_missing(split, loosely=True):
+            split = None
+            self._unsplit.append((where, image))
+        for what, cell in (("label", row.label), ("group", row.group), ("discipline", row.discipline)):
+            if isinstance(cell, float) and math.isinf(cell):
+                self.skip(where, image, f"the {what} is an infinite number")
+                return
+        names = [*(("label", each) for each in labels), ("group", group), ("discipline", discipline), ("split", split)]
+        for what, name in names:
+            if name is not None and not _is_unicode(name):
+                self.skip(where, image, f"the {what} {name!r:.40} {_NOT_UNICODE}")
+                return
+        self._propose(row)
+        label = labels[0] if len(labels) == 1 else None
+        several = tuple(labels) if len(labels) > 1 else None
+        for text in self._captions(row.captions):
+            if _is_empty(text):
                 self.skip(where, image, "the caption is empty", EMPTY_CAPTION)
             elif not isinstance(text, str):
                 self.skip(where, image, f"the caption is {type(text).__name__} {text!r:.40}, not text")
+            elif not _is_unicode(text):
+                self.skip(where, image, f"the caption {text!r:.40} {_NOT_UNICODE}")
+            elif is_missing(text.strip(), loosely=True):
+                self.skip(where, image, f"the caption is {text.strip()!r}, a word for a missing one", EMPTY_CAPTION)
             else:
-                self._pairs.append(ImageTextPair(path, text.strip(), label, group, discipline))
+                self._pairs.append(ImageTextPair(path, text.strip(), label, group, discipline, split, several))
 
-    def finish(self) -> PairList:
+    def _captions(self, cells: tuple[Any, ...]) -> list[Any]:
+        """The captions of a row's cells, None for a cell without any. Of several columns, some may be empty."""
+        found: list[Any] = []
+        for cell in cells:
+            captions = captions_in_cell(cell)
+            self._lists += isinstance(cell, str) and captions != [cell]
+            found += captions or [None]
+        return ([text for text in found if not _is_empty(text)] or [None]) if len(cells) > 1 else found
+
+    def note(self, sentence: str) -> None:
+        """Add what was guessed.
+
+        Args:
+            sentence: It, without a stop.
+        """
+        if sentence not in self._pairs.notes:
+            self._pairs.notes.append(sentence)
+
+    def _is_missing(self, what: str, text: str, loosely: bool = False) -> bool:
+        if not is_missing(text, loosely):
+            return False
+        self._missing[what][text] += 1
+        return True
+
+    def _propose(self, row: RowValues) -> None:
+        self._rows += 1
+        for column, cell in row.proposed:
+            value = text_or_none(cell)
+            if value is not None and not is_missing(value, loosely=True):
+                self._proposed[column].add(value)
+
+    def finish(self, split_column: tuple[str, bool] | None = None) -> PairList:
         """End the collection.
+
+        Args:
+            split_column: The column that the rows' splits are from, and whether it is surely one.
 
         Returns:
             The pairs, with the rows that were skipped.
 
         Raises:
-            DataError: There is no pair; the first skipped rows are quoted.
+            DataError: There is no pair, and the first skipped rows are quoted; or the column of splits has values that
+                name none.
         """
+        if self._folders.contested:
+            self._drop_contested()
+        if split_column is not None and self._pairs:
+            self._name_splits(*split_column)
         if self._pairs:
+            self._tell()
             return self._pairs
         skipped = self._pairs.skipped
         if not skipped:
@@ -156,3 +213,50 @@ class PairBuilder:
             f"{'; …' if len(skipped) > 3 else ''}). Relative image paths are looked up in "
             f"{self._folders.root or '.'}; name another folder with image_root=…"
         )
+
+    def _drop_contested(self) -> None:
+        contested = self._folders.contested
+        for pair in self._pairs:
+            if pair.image_path in contested:
+                reason = f"{pair.image_path} is there for several rows that name other folders: which one is meant?"
+                self.skip("row", str(pair.image_path), reason, MISSING_IMAGE)
+        self._pairs[:] = [pair for pair in self._pairs if pair.image_path not in contested]
+
+    def _name_splits(self, column: str, sure: bool) -> None:
+        """Give each pair its split's name; where the column is none of splits after all, give it none."""
+        pairs = self._pairs
+        words = Counter(pair.split for pair in pairs if pair.split is not None)
+        known = {word: split for word in words if (split := split_of(word)) is not None}
+        if len(known) < len(words) and (known or sure):
+            wrong = [word for word in words if word not in known]
+            listing = ", ".join(f"{word!r} ({words[word]} rows)" for word in wrong[:5]) + ", …" * (len(wrong) > 5)
+            raise DataError(
+                f"The column {column!r} of {self.source} has values that name no split: {listing}. Write train, val or "
+                "test in each row, or do not use the column, with split_col=null"
+            )
+        if known:
+            for where, image in self._unsplit:
+                self.skip(where, image, f"the column {column!r} says no split for it")
+            pairs[:] = [pair for pair in pairs if pair.split is not None]
+        elif words:
+            listing = ", ".join(repr(word) for word in sorted(words)[:5])
+            self.note(f"column {column!r} is not used to divide the rows: its values ({listing}) name no split")
+        for pair in pairs:
+            pair.split = known.get(pair.split) if pair.split is not None else None
+        if known:
+            counts = Counter(pair.split for pair in pairs)
+            listing = ", ".join(f"{split} {counts[split]}" for split in SPLIT_NAMES if counts[split])
+            self.note(f"column {column!r} says the split of each row: {listing}")
+
+    def _tell(self) -> None:
+        pairs = self._pairs
+        if respelled := self._folders.respelled:
+            listing = ", ".join(f"{difference}: {count}" for difference, count in respelled.most_common())
+            self.note(f"{respelled.total()} images were found under a name that is spelled otherwise ({listing})")
+        for what, words in self._missing.items():
+            listing = ", ".join(f"{word!r} ({count} rows)" for word, count in words.most_common())
+            self.note(f"as a {what}, {listing} is read as missing")
+        if self._lists:
+            self.note(f"{self._lists} cells hold lists of captions, each of which is a caption of its own")
+        # A value for each row would keep nothing together.
+        pairs.proposed = {column: len(found) for column, found in self._proposed.items() if 0 < len(found) < self._rows}

@@ -1,43 +1,18 @@
-"""Reading tables (CSV, TSV, JSON, JSON lines, Parquet) into rows, with errors that name file and line."""
+"""What reads a data file, by its suffix; and Parquet."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from domainclip.data.sources.delimited import read_delimited
+from domainclip.data.sources.json_tables import read_json, read_json_lines
+from domainclip.data.sources.rows import Row, Table
+from domainclip.data.sources.webdataset import read_tar
 from domainclip.errors import DataError, MissingExtraError, MissingFileError
 from domainclip.registry import Registry
-
-
-@dataclass
-class Row:
-    """``where`` is "row 12" (the line of the file, from 1) or "entry 3" (of a JSON list, from 1).
-
-    ``problem`` says why the row cannot be trusted, None where it can.
-    """
-
-    where: str
-    values: dict[str, Any]
-    problem: str | None = None
-
-
-@dataclass
-class Table:
-    """What a data file holds.
-
-    Attributes:
-        rows: Its rows, in their order.
-        columns: The names of its columns; None where each row has keys of its own.
-    """
-
-    rows: Iterable[Row]
-    columns: list[str] | None = None
-
 
 SOURCES: Registry[Callable[[Path, Collection[str]], Table]] = Registry("data file format")
 """What reads a data file, by its suffix in small letters with the dot: ``read(path, wanted)``, where ``wanted`` are the
@@ -59,181 +34,65 @@ def source_of(path: Path) -> Callable[[Path, Collection[str]], Table] | None:
     return SOURCES[suffix]
 
 
-def read_text(path: Path) -> str:
-    """Read a file as UTF-8; a byte-order mark is dropped.
+def read_parquet(path: Path, wanted: Collection[str]) -> Table:
+    """Rows of a Parquet file, numbered from 1.
+
+    Where the data set's hub has written the names of classes into the schema, they come along.
 
     Args:
         path: The file.
+        wanted: Columns to read.
 
     Returns:
-        Its text, which is more than blanks.
-
-    Raises:
-        DataError: The file is not there, cannot be read, is not UTF-8, or is empty.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise MissingFileError(f"Data file not found: {path}") from None
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}") from None
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path} is not UTF-8 (its first bytes say UTF-16): save it as UTF-8")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} in line {line}; save it as UTF-8"
-        ) from None
-    if not text.strip():
-        raise DataError(f"{path} is empty: no valid image-text pairs in it")
-    return text
-
-
-def read_delimited(path: Path, delimiter: str) -> tuple[list[str], Iterator[Row]]:
-    """Header and rows of a CSV or TSV file whose first line names the columns; blank lines are skipped.
-
-    Args:
-        path: The file.
-        delimiter: One character.
-
-    Returns:
-        The columns' names, and the rows as they are read. A row with too many fields has a ``problem``.
-
-    Raises:
-        DataError: The file cannot be read, names a column twice, or (while rows are read) is malformed.
-    """
-    # strict: an unclosed quote is an error; otherwise it would swallow the rows that follow into one caption.
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
-    records = _records(reader, path)
-    header = [name.strip() for name in next(records)[1]]
-    repeated = {name for name in header if name and header.count(name) > 1}
-    if repeated:
-        raise DataError(f"{path} names the column {sorted(repeated)[0]!r} twice: rename one of them")
-
-    def rows() -> Iterator[Row]:
-        for line, fields in records:
-            problem = None
-            if len(fields) > len(header) and any(field.strip() for field in fields[len(header) :]):
-                problem = (
-                    f"{len(fields)} fields where the header names {len(header)}: "
-                    "put quotation marks around a caption that holds the separator"
-                )
-            fields += [""] * (len(header) - len(fields))
-            yield Row(f"row {line}", dict(zip(header, fields, strict=False)), problem)
-
-    return header, rows()
-
-
-def _records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Non-blank records with the line each begins on."""
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"Malformed table {path}, line {line}: {error}. A field with a quotation mark is written in "
-                'quotation marks, with those inside doubled: "a 5"" pipe"'
-            ) from None
-        if any(field.strip() for field in fields):
-            yield line, fields
-
-
-def read_json(path: Path) -> Iterator[Row]:
-    """Entries of a JSON list, or of the list under ``"data"``.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Rows, named by their place in the list from 1.
-
-    Raises:
-        DataError: The file cannot be read, holds no list, or (while rows are read) an entry is no object.
-    """
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = " (one object a line? name the file .jsonl)" if error.msg == "Extra data" else ""
-        raise DataError(
-            f"Malformed JSON in {path}, line {error.lineno}, column {error.colno}: {error.msg}{hint}"
-        ) from None
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = content["data"]
-    if not isinstance(content, list):
-        found = f"an object with keys {', '.join(content)}" if isinstance(content, dict) else type(content).__name__
-        raise DataError(f'{path} must hold a list of {{"image": …, "caption": …}} or {{"data": [...]}}, not {found}')
-    return (_entry(path, f"entry {number}", value) for number, value in enumerate(content, start=1))
-
-
-def read_json_lines(path: Path) -> Iterator[Row]:
-    """One JSON object a line; blank lines are skipped.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Rows, named by their line from 1.
-
-    Raises:
-        DataError: While rows are read: the file cannot be read, or a line is no JSON object.
-    """
-    # Split at line feeds alone: str.splitlines also splits at U+2028, which JSON allows inside a string.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"Malformed JSON in {path}, line {number}, column {error.colno}: {error.msg}") from None
-            yield _entry(path, f"row {number}", value)
-
-
-def _entry(path: Path, where: str, value: Any) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{path}, {where}: must be an object with 'image' and 'caption', not {type(value).__name__}")
-    return Row(where, value)
-
-
-def parquet_columns(path: Path) -> list[str]:
-    """Names of a Parquet file's columns.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The names, in the file's order.
+        The table, whose rows are read 4,096 at a time.
 
     Raises:
         MissingExtraError: ``pyarrow`` is not installed.
         DataError: The file is not there, is empty, or is no Parquet.
     """
-    return list(_parquet_file(path).schema_arrow.names)
+    file = _parquet_file(path)
+    schema = file.schema_arrow
+    columns = list(schema.names)
+    classes = _classes(schema.metadata or {})
+    return Table(_batches(path, file, [name for name in columns if name in wanted]), columns, [], classes)
 
 
-def read_parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
-    """Rows of a Parquet file, numbered from 1.
+def _batches(path: Path, file: Any, columns: list[str]) -> Iterator[Row]:
+    from pyarrow import ArrowException
 
-    Args:
-        path: The file.
-        columns: Those to read.
-
-    Returns:
-        Rows, read 4,096 at a time.
-
-    Raises:
-        MissingExtraError: While rows are read: ``pyarrow`` is not installed.
-        DataError: While rows are read: the file is not there, is empty, or is no Parquet.
-    """
     number = 0
-    for batch in _parquet_file(path).iter_batches(columns=list(columns), batch_size=4096):
-        for values in batch.to_pylist():
+    batches = file.iter_batches(columns=columns, batch_size=4096)
+    while True:
+        try:
+            rows = next(batches).to_pylist()
+        except StopIteration:
+            return
+        except (ArrowException, OSError, ValueError) as error:  # damaged inside, or text that is not UTF-8
+            raise DataError(f"{path} cannot be read after row {number}: {error}") from None
+        for values in rows:
             number += 1
             yield Row(f"row {number}", values)
+
+
+def _classes(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of classes, by column, as the ``datasets`` library writes them into a schema."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        found = {column: _names(feature) for column, feature in features.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):  # of another library, or of none
+        return {}
+    return {column: names for column, names in found.items() if names}
+
+
+def _names(feature: Any) -> list[str]:
+    """Of a class label, or of a list of them."""
+    if isinstance(feature, list):
+        return _names(feature[0]) if feature else []
+    if not isinstance(feature, dict):
+        return []
+    if feature.get("_type") == "ClassLabel":
+        return [str(name) for name in feature.get("names") or []]
+    return _names(feature.get("feature"))
 
 
 def _parquet_file(path: Path) -> Any:
@@ -242,8 +101,10 @@ def _parquet_file(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError:
         raise MissingExtraError("pyarrow", "parquet", f"Reading {path}") from None
-    if not path.is_file():
+    if not path.exists():
         raise MissingFileError(f"Data file not found: {path}")
+    if not path.is_file():
+        raise DataError(f"Cannot read {path}: it is a folder, a pipe or a device, not a file")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: no valid image-text pairs in it")
     try:
@@ -254,28 +115,24 @@ def _parquet_file(path: Path) -> Any:
 
 @SOURCES.register(".csv")
 def _csv(path: Path, wanted: Collection[str]) -> Table:
-    columns, rows = read_delimited(path, ",")
-    return Table(rows, columns)
+    return read_delimited(path, ",", wanted)
 
 
 @SOURCES.register(".tsv")
 def _tsv(path: Path, wanted: Collection[str]) -> Table:
-    columns, rows = read_delimited(path, "\t")
-    return Table(rows, columns)
+    return read_delimited(path, "\t", wanted)
 
 
 @SOURCES.register(".json")
 def _json(path: Path, wanted: Collection[str]) -> Table:
-    return Table(read_json(path))
+    return read_json(path)
 
 
 @SOURCES.register(".ndjson")
 @SOURCES.register(".jsonl")
 def _json_lines(path: Path, wanted: Collection[str]) -> Table:
-    return Table(read_json_lines(path))
+    return read_json_lines(path)
 
 
-@SOURCES.register(".parquet")
-def _parquet(path: Path, wanted: Collection[str]) -> Table:
-    columns = parquet_columns(path)
-    return Table(read_parquet(path, [name for name in columns if name in wanted]), columns)
+SOURCES.register(".parquet")(read_parquet)
+SOURCES.register(".tar")(read_tar)

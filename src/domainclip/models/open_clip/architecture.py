@@ -12,8 +12,12 @@ from torch import Tensor
 from transformers import AutoConfig, BertConfig, CLIPConfig, CLIPVisionConfig, PretrainedConfig, ViTConfig
 
 from domainclip.errors import ModelLoadError
+from domainclip.models.library import first_line
 from domainclip.models.open_clip.processing import special_tokens
 from domainclip.models.open_clip.projected_dual_encoder import ProjectedDualEncoderConfig
+from domainclip.models.source.files import read_json_object
+from domainclip.models.source.name import on_hub
+from domainclip.models.source.values import check_config_values
 
 SUPPORTED = (
     "Supported: OpenCLIP's own ViT with its own text transformer or a text tower from Hugging Face (BERT, RoBERTa, "
@@ -274,9 +278,9 @@ def _foreign_text_config(cfg: Mapping[str, Any], weights: Mapping[str, Tensor], 
     name = cfg["hf_model_name"]
     for place in (folder / name, Path(name).expanduser()):
         if (place / "config.json").is_file():
-            return _encoder_config(AutoConfig.from_pretrained(str(place)), folder)
+            return _encoder_config(_config_in(place), folder)
     if (folder / "config.json").is_file():
-        beside = AutoConfig.from_pretrained(str(folder))
+        beside = _config_in(folder)
         if isinstance(beside, ProjectedDualEncoderConfig):
             return _encoder_config(beside.text_config, folder)
     try:
@@ -285,13 +289,22 @@ def _foreign_text_config(cfg: Mapping[str, Any], weights: Mapping[str, Tensor], 
         if (config := _bert_config(weights)) is not None:
             return config
     try:
-        return _encoder_config(AutoConfig.from_pretrained(name), folder)
-    except (OSError, ValueError) as error:
+        return _encoder_config(AutoConfig.from_pretrained(on_hub(name)), folder)
+    except (OSError, ValueError, ModelLoadError) as error:
         raise ModelLoadError(
             f"The text tower of the OpenCLIP model in {folder} is {name!r}, whose config is needed and cannot be had "
             f"from the hub ({str(error).splitlines()[0][:200]}). Download its config.json into a folder and name that "
             f"in open_clip_config.json: model_cfg.text_cfg.hf_model_name"
         ) from error
+
+
+def _config_in(place: Path) -> PretrainedConfig:
+    path = place / "config.json"
+    check_config_values(read_json_object(path), path)
+    try:
+        return AutoConfig.from_pretrained(str(place), trust_remote_code=False)
+    except Exception as error:  # of transformers, for a file that somebody else has made
+        raise ModelLoadError(f"{path} cannot be read as a config: {first_line(error)}") from error
 
 
 def _encoder_config(config: PretrainedConfig, folder: Path) -> PretrainedConfig:

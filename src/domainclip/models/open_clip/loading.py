@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PretrainedConfig, PreTrainedModel
 
 from domainclip.errors import ModelLoadError
+from domainclip.models.belonging import check_finite, check_processor
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.io import first_line, hub_error
+from domainclip.models.library import first_line, hub_error
 from domainclip.models.open_clip.architecture import transformers_config
 from domainclip.models.open_clip.processing import image_processor, tokenizer
 from domainclip.models.open_clip.projected_dual_encoder import ProjectedDualEncoderModel
@@ -28,9 +26,10 @@ from domainclip.models.open_clip.weights import (
     weight_names,
 )
 from domainclip.models.processor import EncoderProcessor, position_limit
-
-HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
-"""As open_clip itself tells a repository of the hub and a local directory from its own names."""
+from domainclip.models.source.files import read_json_object
+from domainclip.models.source.kinds import named
+from domainclip.models.source.name import FOLDER_PREFIX, HUB_PREFIX
+from domainclip.models.source.values import check_open_clip_values
 
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json")
@@ -96,12 +95,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         ModelLoadError: For one that is damaged or lacks model_cfg.
     """
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelLoadError(f"Cannot read {path}: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
-        raise ModelLoadError(f"{path} has no model_cfg: it is not the config of an OpenCLIP checkpoint")
+    config = read_json_object(path)
+    check_open_clip_values(config, path)
     return config
 
 
@@ -124,11 +119,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if not pickled.is_file():
             raise ModelLoadError(f"{folder} has neither {SAFE_WEIGHTS} nor {PICKLED_WEIGHTS}")
         weights = torch.load(pickled, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except ModelLoadError:
+        raise
+    except Exception as error:  # torch.load has many for a file that is none of its own
         raise ModelLoadError(
             f"Cannot read the weights of the OpenCLIP model in {folder}: {first_line(error)}"
         ) from error
-    weights = weights.get("state_dict", weights)  # a training checkpoint
+    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights  # a training checkpoint
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ModelLoadError(f"{pickled} holds something else than weights by their names")
     return {name.removeprefix("module."): value for name, value in weights.items()}  # of several processes
 
 
@@ -162,18 +161,29 @@ def load_model_config(folder: Path) -> PretrainedConfig:
 def _load_model(folder: Path) -> PreTrainedModel:
     model_cfg, weights = read_config(folder)["model_cfg"], read_weights(folder)
     wanted = transformers_config(model_cfg, weights, folder)
-    with torch.random.fork_rng(devices=[]):
-        model = CLIPModel(wanted) if isinstance(wanted, CLIPConfig) else ProjectedDualEncoderModel(wanted)
     custom_text = any(name.startswith(TEXT_PREFIX) for name in weights)
-    found = to_here(weight_names(wanted, model.state_dict(), custom_text), weights, str(folder))
-    try:
-        model.load_state_dict(found)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n")[1:3]).strip()[:300]
+    with torch.device("meta"):  # sizes of another model are refused before memory is taken for them
+        shapes = {name: value.shape for name, value in _built(wanted, folder).state_dict().items()}
+    found = to_here(weight_names(wanted, shapes, custom_text), weights, str(folder))
+    wrong = [name for name, value in found.items() if value.shape != shapes[name]]
+    if wrong:
+        there, here = (tuple(each) for each in (found[wrong[0]].shape, shapes[wrong[0]]))
         raise ModelLoadError(
-            f"The weights in {folder} do not fit their {CONFIG}: {reason}. The config belongs to another model"
-        ) from error
+            f"The weights in {folder} do not fit their {CONFIG}: {len(wrong)} have another shape ({named(wrong)}; the "
+            f"first is {there}, and by the config {here}). The config belongs to another model"
+        )
+    with torch.random.fork_rng(devices=[]):
+        model = _built(wanted, folder)
+    model.load_state_dict(found)
+    check_finite(model, str(folder))
     return model.eval()
+
+
+def _built(wanted: PretrainedConfig, folder: Path) -> PreTrainedModel:
+    try:
+        return CLIPModel(wanted) if isinstance(wanted, CLIPConfig) else ProjectedDualEncoderModel(wanted)
+    except Exception as error:  # of transformers, for sizes that do not go together
+        raise ModelLoadError(f"{folder / CONFIG} describes no model that can be built: {first_line(error)}") from error
 
 
 def load_open_clip_processor(folder: Path, model_config: PretrainedConfig) -> EncoderProcessor:
@@ -201,7 +211,9 @@ def load_open_clip_processor(folder: Path, model_config: PretrainedConfig) -> En
     words.model_max_length = min(position_limit(text), words.model_max_length)
     resolution = int(model_config.vision_config.image_size)
     images = image_processor(config.get("preprocess_cfg") or {}, resolution, str(folder))
-    return EncoderProcessor(words, images, "masked" if foreign else "causal", words.model_max_length)
+    processor = EncoderProcessor(words, images, "masked" if foreign else "causal", words.model_max_length)
+    check_processor(processor, model_config, str(folder))
+    return processor
 
 
 def load_open_clip(folder: Path, name: str) -> DualEncoder:

@@ -19,6 +19,9 @@ from transformers import (
 )
 
 from domainclip.errors import ModelLoadError
+from domainclip.models.belonging import read_tokenizer
+from domainclip.models.library import first_line
+from domainclip.models.source.name import on_hub
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -147,8 +150,8 @@ def _load(text_cfg: Mapping[str, Any], folder: Path) -> PreTrainedTokenizerBase:
                 return clip_tokenizer(place)
     source = name or CLIP_TOKENIZER
     try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return AutoTokenizer.from_pretrained(on_hub(source))
+    except (OSError, ValueError, KeyError, ImportError, ModelLoadError) as error:
         bare = "" if name else f", or CLIP's {VOCABULARY} (pip install 'domainclip[open_clip]' brings it, too),"
         remedy = f"tokenizer.json and tokenizer_config.json{bare}"
         raise ModelLoadError(
@@ -158,12 +161,16 @@ def _load(text_cfg: Mapping[str, Any], folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _from_files(folder: Path) -> PreTrainedTokenizerBase:
+    read_tokenizer(folder / "tokenizer.json")  # says what is wrong with it better than transformers does
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        if (folder / "tokenizer.json").is_file():  # its class is not named
-            return PreTrainedTokenizerFast.from_pretrained(str(folder))
-        raise ModelLoadError(f"Cannot load the tokenizer from {folder}: {str(error).splitlines()[0][:200]}") from error
+        try:
+            return AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError, KeyError, AttributeError):
+            if not (folder / "tokenizer.json").is_file():
+                raise
+            return PreTrainedTokenizerFast.from_pretrained(str(folder))  # its class is not named
+    except Exception as error:  # tokenizers raises nothing more special for a damaged file
+        raise ModelLoadError(f"Cannot load the tokenizer from {folder}: {first_line(error)}") from error
 
 
 def _installed_vocabulary() -> Path | None:

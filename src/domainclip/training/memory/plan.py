@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,14 +25,15 @@ from transformers import (
 from domainclip.config import DataSettings, MemorySettings, OptimizerSettings
 from domainclip.devices.memory import MemoryManager
 from domainclip.devices.precision import AUTOCAST_DTYPES, PrecisionDecision
-from domainclip.errors import ConfigurationError, MemoryConstraintError, ModelLoadError
+from domainclip.errors import ConfigurationError, MemoryConstraintError
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.models.attention import AttentionDecision, decide_attention
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
-from domainclip.models.io import quiet_transformers
-from domainclip.models.loading import TINY, check_usable, load_config, load_processor
+from domainclip.models.library import quiet_transformers
+from domainclip.models.loading import check_usable, load_config, load_processor
 from domainclip.models.lora import attach_lora
 from domainclip.models.processor import TextPadding
+from domainclip.models.source.name import TINY, short_name
 from domainclip.models.tiny import make_tiny_clip
 from domainclip.training.memory.model import MemoryBudget, StepMemory, largest_micro_batch, trace_towers
 from domainclip.training.memory.trace import TowerMemory
@@ -65,7 +67,7 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     "vit-l-14-336": lambda: _clip(1024, 24, 16, 14, 336, 768),
     "siglip-b-16": SiglipConfig,
 }
-"""Shapes that can be planned without a file of the model."""
+"""Shapes that can be planned without a file of the model, by the short names of models."""
 
 
 MICRO_BATCH = 32
@@ -93,22 +95,19 @@ class ModelShape:
         Raises:
             ModelLoadError: For a name that is none of them, or no dual encoder.
         """
-        if name.lower() in ARCHITECTURES:
-            config = ARCHITECTURES[name.lower()]()
+        if (short := short_name(name)) is not None and not Path(name).exists():
+            config = ARCHITECTURES[short]()
             resolution = config.vision_config.image_size
             kind = SiglipImageProcessorPil if config.model_type == "siglip" else CLIPImageProcessorPil
             size = {"height": resolution, "width": resolution}
             images = kind(size=size, crop_size=size)
             padding: TextPadding = "fixed" if config.model_type == "siglip" else "causal"
             length = config.text_config.max_position_embeddings
-            return cls(name.lower(), config, EncoderProcessor(None, images, padding, length))
+            return cls(short, config, EncoderProcessor(None, images, padding, length))
         if name == TINY:
             encoder = make_tiny_clip()
             return cls(name, encoder.model.config, encoder.processor)
-        try:
-            return cls(name, load_config(name), load_processor(name))
-        except ModelLoadError as error:
-            raise ModelLoadError(f"{error}. Shapes known by name: {', '.join(ARCHITECTURES)}, {TINY}") from error
+        return cls(name, load_config(name), load_processor(name))
 
     def build(self) -> DualEncoder:
         """An encoder of that shape on the ``meta`` device: no numbers, no memory.

@@ -1,0 +1,147 @@
+"""What lies in a folder and the folders in it: images, and files that might be images and are not read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from domainclip.data.images.kinds import START, is_image_start, kind_of
+from domainclip.data.images.reader import IMAGE_FORMATS
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif"}
+    | {".jp2", ".j2k", ".jpx", ".jpf", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".mpo", ".dcm", ".dicom", ".ima"}
+)
+_COMPANIONS = frozenset(
+    {".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".md"}
+    | {".rst", ".html", ".htm", ".css", ".js", ".py", ".ipynb", ".sh", ".log", ".parquet", ".arrow", ".xlsx", ".xls"}
+    | {".ods", ".docx", ".pptx", ".doc", ".db", ".sqlite", ".pkl", ".tex", ".bib", ".url", ".names", ".data", ".sha256"}
+    | {".md5", ".lock", ".tmp", ".bak", ".part", ".caption", ".token", ".license", ".gitignore", ".gitattributes"}
+)
+"""Of files that stand beside images and are none: tables, texts, programs."""
+_JUNK_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+_JUNK_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+)
+"""What systems and programs put into folders, in small letters."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file is visible and has an image's suffix (macOS leaves ``._name.jpg`` shadows that are no images).
+
+    Args:
+        name: Of a file, without its folder.
+
+    Returns:
+        True for an image; the suffix may be in capitals.
+    """
+    suffix = os.path.splitext(name)[1].lower()
+    if name.startswith("."):
+        return False
+    return (
+        suffix in IMAGE_SUFFIXES or suffix in IMAGE_FORMATS or (suffix in {".heic", ".heif", ".hif"} and reads_heic())
+    )
+
+
+def reads_heic() -> bool:
+    """Whether the extra is installed that reads HEIC.
+
+    Returns:
+        True where Pillow has been taught the format.
+    """
+    return "HEIF" in Image.OPEN
+
+
+def is_visible_folder(name: str) -> bool:
+    """Whether a folder is one of the user's.
+
+    Args:
+        name: Without the folders that it is in.
+
+    Returns:
+        False for hidden ones, and those that systems make.
+    """
+    return not name.startswith(".") and name.lower() not in _JUNK_FOLDERS
+
+
+@dataclass
+class FolderContents:
+    """``images`` in the order of their names; ``left_out`` are other files that somebody may have meant for images, and
+    folders that cannot be read, each with the reason."""
+
+    images: list[Path] = field(default_factory=list)
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, folder: Path) -> FolderContents:
+        """Look through a folder and all folders in it, links to folders included.
+
+        Args:
+            folder: An existing one.
+
+        Returns:
+            Its contents.
+        """
+        contents = cls()
+        for parent, names in _walk(folder, (), contents.left_out):
+            for name in names:
+                contents._add(Path(parent, name))
+        return contents
+
+    def _add(self, path: Path) -> None:
+        if is_image_name(path.name):
+            self.images.append(path)
+            return
+        if path.name.startswith(".") or path.name.lower() in _JUNK_FILES or path.suffix.lower() in _COMPANIONS:
+            return
+        try:
+            if not path.is_file():
+                return
+            with open(path, "rb") as file:
+                start = file.read(START)
+        except OSError as error:
+            self.left_out.append((path, f"this file cannot be read ({error.strerror or error})"))
+            return
+        kind = kind_of(start, path)
+        if kind is None and is_image_start(start):
+            self.images.append(path)
+        elif kind is not None and kind.name == "a text file" and not path.suffix:
+            if target := _link_as_text(path, start):
+                self.left_out.append((path, f"this is a link to {target}, kept as text: copy what it leads to"))
+        elif kind is not None:
+            self.left_out.append((path, f"this is {kind.name}: {kind.advice}"))
+        elif kind is None:
+            suffix = f"a file named {path.suffix}" if path.suffix else "a file without a suffix"
+            self.left_out.append((path, f"{suffix} is no image that is read"))
+
+
+def _link_as_text(path: Path, start: bytes) -> str | None:
+    """Where a symbolic link led that git or a cloud drive has written as a file; None for any other text."""
+    text = start.decode(errors="replace").strip()
+    return text if len(start) < START and "\n" not in text and ("/" in text) and (path.parent / text).exists() else None
+
+
+def _walk(
+    folder: str | Path, above: tuple[tuple[int, int], ...], left_out: list[tuple[Path, str]]
+) -> Iterator[tuple[str, list[str]]]:
+    """Each folder with its files' names, in the order of names. ``above``: the folders that this one lies in, to which
+    a link back would lead round for ever."""
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        left_out.append((Path(folder), f"this folder cannot be read ({error.strerror or error})"))
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        left_out.append((Path(folder), "this link leads back to a folder that it lies in"))
+        return
+    yield os.fspath(folder), [entry.name for entry in found if not entry.is_dir()]
+    for entry in found:
+        if entry.is_dir() and is_visible_folder(entry.name):
+            yield from _walk(entry.path, (*above, here), left_out)

@@ -1,0 +1,29 @@
+"""The names that splits go by, in columns, files and folders."""
+
+from __future__ import annotations
+
+import re
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "validation", "valid", "validate", "dev", "development"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout"),
+}
+"""The names under which each split of a data set is looked for, as a file's stem or as a folder."""
+
+_IN_COLUMNS = {"trn": "train", "tr": "train", "restval": "train", "tst": "test", "te": "test", "dev": "validation"}
+"""Further words of columns; "restval" is what Karpathy's splits call further rows to train on."""
+
+
+def split_of(word: str) -> str | None:
+    """The split that a word names.
+
+    Args:
+        word: A cell of a column, or a key; case, blanks and a year after it do not matter ("Train", "val2017").
+
+    Returns:
+        ``train``, ``validation`` or ``test``; None where it names none.
+    """
+    plain = re.sub(r"[-_ ]?((19|20)\d\d|set|split)$", "", word.strip().casefold())
+    found = next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
+    return found or _IN_COLUMNS.get(plain)
