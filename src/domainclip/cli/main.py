@@ -245,7 +245,10 @@ def data_check(
     path: Annotated[str, typer.Argument(help="A table, a directory, or hf:NAME.")],
     overrides: Overrides = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Count tokens with this model's tokenizer.")
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Count tokens, and look for captions it does not know, with this model's tokenizer."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -260,17 +263,20 @@ def data_check(
 
     load_plugins(config.plugins)  # which may read the data
     captions = CaptionPipeline(caption_steps(config))
-    count_tokens, limit = None, config.max_sequence_length
+    count_tokens, vocabulary, limit = None, None, config.max_sequence_length
     if model is not None:
         from domainclip.models.loading import load_processor
+        from domainclip.models.vocabulary import Vocabulary
 
         processor = load_processor(model)
+        vocabulary = Vocabulary(processor.tokenizer)
         count_tokens, limit = processor.count_tokens, min(limit, processor.max_length)
     report = check_data(
         path,
         batch_size=config.batch_size,
         max_tokens=limit,
         count_tokens=count_tokens,
+        vocabulary=vocabulary,
         image_col=config.image_col,
         caption_col=config.caption_col,
         label_col=config.label_col,
