@@ -29,7 +29,7 @@ from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
 from domainclip.domains.recipes import recorded_recipe, write_domain
-from domainclip.errors import CheckpointError, DamagedFileError
+from domainclip.errors import CheckpointError, DamagedFileError, InputTypeError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
@@ -114,6 +114,8 @@ def run_training(
         Interrupted: SIGINT or SIGTERM has stopped the run, which was saved.
     """
     refuse_within_a_reader()
+    if not isinstance(config, CLIPFinetuningConfig):
+        raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
     started = time.monotonic()
     folder = RunFolder(config.output_dir)
     with _processes(config) as processes, ExitStack() as held:
