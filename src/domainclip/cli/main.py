@@ -67,11 +67,14 @@ def train(
     domain: Domain = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="With --resume: go on although rows or images have changed.")
+    ] = False,
 ) -> None:
     """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
     `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
-    error_analysis=true, and `--data` where the data have moved.
+    error_analysis=true, `--data` where the data have moved, and num_epochs for more epochs.
     """
     if resume and not recipe:
         output = output_folder(output, overrides)
@@ -88,7 +91,7 @@ def train(
         check_model(config)
     from domainclip.pipelines import run_training
 
-    run_training(config, resume=resume, overwrite=overwrite)
+    run_training(config, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
 
 
 def _require_whole(*files: Path) -> None:
