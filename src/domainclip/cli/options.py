@@ -106,7 +106,9 @@ Recipe = Annotated[
     str | None, typer.Option("--recipe", "-r", help="A shipped recipe (default, debug, medical, …) or a YAML file.")
 ]
 Data = Annotated[str | None, typer.Option("--data", "-d", help="A table, a directory, or hf:NAME.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub name or local directory of the model.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Hub name, short name (vit-b-32) or directory of the model.")
+]
 Domain = Annotated[str | None, typer.Option(help="general, medical, industrial, scientific, or a YAML file.")]
 SPLITS = ("train", "val", "test", "all")
 

@@ -118,6 +118,8 @@ class Settings(BaseModel):
     def _can_be_a_name(cls, value: Any) -> Any:
         if isinstance(value, str) and "\0" in value:
             raise ValueError(f"{shown(value)} holds a NUL character, which no path, column or name can have")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{value!a} is not UTF-8: rename the file or folder, or make a link to it")
         return value
 
     @field_validator("*", mode="after")

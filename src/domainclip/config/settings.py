@@ -7,8 +7,6 @@ the user left unset by what the model, the data and the device say, and gives th
 
 from __future__ import annotations
 
-import os
-from pathlib import PurePath
 from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -51,8 +49,8 @@ class ModelSettings(SeedSettings):
     model_name: str = key(
         "openai/clip-vit-base-patch32",
         "model",
-        "Hub name or local directory of the model to start from (an OpenCLIP checkpoint: hf-hub:NAME, or "
-        "a directory); 'tiny' makes a random one.",
+        "Hub name, short name (vit-b-32) or local directory of the model to start from (an OpenCLIP checkpoint: "
+        "hf-hub:NAME, or a directory); 'tiny' makes a random one.",
         min_length=1,
         one_run=True,
         path="read",
@@ -73,13 +71,6 @@ class ModelSettings(SeedSettings):
     freeze_batch_norm: bool | None = key(
         None, "training", "Keep the stored batch-norm statistics in training; null: only where micro-batches need it."
     )
-
-    @field_validator("model_name", "vision_model_name", "text_model_name", mode="before")
-    @classmethod
-    def _path_as_text(cls, value: Any) -> Any:
-        """A path may be a ``Path``, and ``~`` is the home directory: what is kept is what everybody after reads."""
-        text = str(value) if isinstance(value, PurePath) else value
-        return os.path.expanduser(text) if isinstance(text, str) else text
 
 
 class DataSettings(SeedSettings):
