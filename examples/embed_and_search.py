@@ -3,14 +3,19 @@
 import tempfile
 from pathlib import Path
 
-from domainclip import ModelSession
-from domainclip.data import DatasetLoader
-from domainclip.demo.images import build_demo_data
+from domainclip import DatasetLoader, ImageTextRetrieval, ModelSession
+from domainclip.demo.drawn import draw_demo_data
 
-pairs = DatasetLoader.from_csv(build_demo_data(Path(tempfile.mkdtemp()) / "data") / "train.csv")[:8]
-captions = sorted({caption for _, caption in pairs})
 
-model = ModelSession.load("tiny")  # or a folder that a run saved
-similarity = model.similarity([path for path, _ in pairs], captions)
-for (path, _), row in zip(pairs, similarity, strict=True):
-    print(f"{path.name}: {captions[int(row.argmax())]!r} ({float(row.max()):.3f})")
+def main() -> None:
+    pairs = DatasetLoader.from_csv(draw_demo_data(Path(tempfile.mkdtemp()) / "data") / "train.csv")[:8]
+    captions = sorted({caption for _, caption in pairs})
+    model = ModelSession.load("tiny")  # or a folder that a run saved
+    search = ImageTextRetrieval(model)
+    for path, _ in pairs:
+        for text, score in search.retrieve_text(path, captions, top_k=1):
+            print(f"{path.name}: {text!r} ({score:.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from domainclip import CLIPFinetuningConfig, run_training
 from domainclip.config import LossSettings
-from domainclip.demo.images import build_demo_data
+from domainclip.demo.drawn import draw_demo_data
 from domainclip.losses import LOSSES, CLIPContrastiveLoss, MultiPositiveContrastiveLoss
 
 
@@ -22,12 +22,17 @@ def build(settings: LossSettings) -> CLIPContrastiveLoss:
     return ImageToTextOnly.from_settings(settings)
 
 
-folder = Path(tempfile.mkdtemp())
-config = CLIPFinetuningConfig(
-    model_name="tiny",
-    data_path=str(build_demo_data(folder / "data")),
-    output_dir=str(folder / "run"),
-    loss_type="image_to_text_only",
-    max_steps=4,
-)
-print("training loss", run_training(config).report.training.train_loss)
+def main() -> None:
+    folder = Path(tempfile.mkdtemp())
+    config = CLIPFinetuningConfig(
+        model_name="tiny",
+        data_path=draw_demo_data(folder / "data"),
+        output_dir=folder / "run",
+        loss_type="image_to_text_only",
+        max_steps=4,
+    )
+    print("training loss", run_training(config).report.training.train_loss)
+
+
+if __name__ == "__main__":
+    main()

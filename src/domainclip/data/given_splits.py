@@ -15,6 +15,7 @@ from domainclip.data.sources.cells import is_missing, text_or_none
 from domainclip.data.sources.loaders import META_FILE, DatasetLoader, only_table
 from domainclip.data.sources.split_folders import MASK, masks_beside, split_folders
 from domainclip.data.sources.split_names import SPLIT_NAMES
+from domainclip.data.sources.webdataset import shards_by_split, shards_of
 from domainclip.errors import DataError
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -56,6 +57,8 @@ def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
                 raise DataError(f"Data set {path} has no split 'train': it has {', '.join(available)}")
             chosen = {"train": next(iter(available))}
         return {name: part(f"{path} [{key}]", path, None, key) for name, key in chosen.items()}
+    if tars := shards_of(path):
+        return {name: _joined(files, columns) for name, files in shards_by_split(tars).items()}
     if not folder.is_dir():
         return {"train": part(folder.name, folder, folder.parent)}
     shards = _shards(folder) or _shards(folder / "data")
@@ -123,11 +126,7 @@ def _shards(folder: Path) -> dict[str, list[Path]]:
 def _joined(files: list[Path], columns: Columns) -> GivenSplit:
     def load() -> PairList:
         parts = [DatasetLoader.load(file, **asdict(columns)) for file in files]
-        joined = PairList([pair for part in parts for pair in part], parts[0].source)
-        joined.skipped = [row for part in parts for row in part.skipped]
-        joined.notes = list(dict.fromkeys(note for part in parts for note in part.notes))
-        joined.proposed = {name: count for part in parts for name, count in part.proposed.items()}
-        return joined
+        return PairList.joined(parts)
 
     name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
     return GivenSplit(name, files[0].parent, load)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from domainclip.data.captions.from_labels import CLASS_CAPTION
+from domainclip.data.images.tar_files import is_member
 from domainclip.errors import DataError, InputTypeError, MissingFileError
 
 DISCIPLINE_COL = "discipline"
@@ -183,6 +184,22 @@ class PairList(list[ImageTextPair]):
         self.notes: list[str] = []
         self.proposed: dict[str, int] = {}
 
+    @classmethod
+    def joined(cls, parts: Sequence[PairList]) -> PairList:
+        """The rows of several files as those of one.
+
+        Args:
+            parts: One at least.
+
+        Returns:
+            All rows in order, with what was skipped and noted.
+        """
+        joined = cls([pair for part in parts for pair in part], parts[0].source)
+        joined.skipped = [row for part in parts for row in part.skipped]
+        joined.notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+        joined.proposed = {name: count for part in parts for name, count in part.proposed.items()}
+        return joined
+
 
 def usable_rows(pairs: Sequence[ImageTextPair], strict: bool) -> tuple[list[int], list[SkippedRow]]:
     """Which rows have a caption and an image that is there.
@@ -203,7 +220,7 @@ def usable_rows(pairs: Sequence[ImageTextPair], strict: bool) -> tuple[list[int]
     for row, pair in enumerate(pairs):
         path = pair.image_path
         if path not in there:
-            there[path] = os.path.exists(path)
+            there[path] = os.path.exists(path) or is_member(path)
         if there[path] and pair.caption.strip():
             usable.append(row)
             continue

@@ -36,6 +36,7 @@ from domainclip.pipelines.assemble import (
 from domainclip.pipelines.auto_resolution import AutoResolution
 from domainclip.pipelines.reference_sets import ReferenceSets
 from domainclip.pipelines.run_folder import RunFolder
+from domainclip.pipelines.validation_loss import ValidationLoss
 from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evaluator_of
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference, ResolvedRun, resolve
@@ -181,7 +182,10 @@ def fine_tune(
     loss = training_loss(encoder, run, loader, device)
     engine = engine or session.engine()
     engine.expect([pair.image_path for pair in val])
-    validate = validation_by(evaluator, engine, evaluated) if evaluator is not None else None
+    validate = None
+    if evaluator is not None:
+        own_loss = ValidationLoss.of(loss, encoder, run, val, engine.text_transform)
+        validate = validation_by(evaluator, engine, evaluated, own_loss)
     emitter = Emitter()
     metrics = MetricsFile(folder.metrics, emitter.warn) if processes.is_first else None
     if metrics is not None:

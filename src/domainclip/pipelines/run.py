@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
+from domainclip.data.checks.captions import unknown_captions
 from domainclip.data.images.reader import image_header
 from domainclip.data.readers import refuse_within_a_reader
 from domainclip.data.records import PairList
@@ -36,6 +37,7 @@ from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.events import Event, Listener, RunStarted
 from domainclip.files import read_checked, read_record, with_checksum, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
+from domainclip.models.vocabulary import Vocabulary
 from domainclip.pipelines.assemble import announce_images, training_data
 from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.data_record import DataRecord
@@ -129,6 +131,7 @@ def run_training(
             train, most = splits.train, config.max_image_pixels
             require_images(train, lambda row: image_header(train[row].image_path, most))
         session = load_for_training(inference, console)
+        splits = replace(splits, notes=[*splits.notes, *_unknown_captions(session, splits)])
         _show_machine(session, processes, splits, console)
         evaluated = len(splits.val) + len(splits.test)
         resume_from = folder.path if resume else None
@@ -181,6 +184,13 @@ def _processes(config: CLIPFinetuningConfig) -> Iterator[Processes]:
         if not group.is_first:
             logging.getLogger("domainclip").setLevel(logging.ERROR)
         yield group
+
+
+def _unknown_captions(session: ModelSession, splits: DataSplits) -> list[str]:
+    """Captions that say nothing to the model's tokenizer, in sentences with an example."""
+    captions = [pair.caption for part in (splits.train, splits.val, splits.test) for pair in part]
+    found = unknown_captions(captions, Vocabulary(session.processor.tokenizer))
+    return [f"Warning: {finding.detail} (such as {finding.examples[0]!r}). {finding.advice}" for finding in found]
 
 
 def _show_machine(session: ModelSession, processes: Processes, splits: DataSplits, console: Console) -> None:

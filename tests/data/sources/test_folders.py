@@ -172,6 +172,7 @@ def test_what_is_not_taken_is_counted_by_kind(tmp_path: Path) -> None:
         "not an image that is read (.xyz)": 1,
     }
     assert any("pip install 'domainclip[heic]'" in row.reason for row in pairs.skipped)
+    assert any("6 rows skipped (not an image that is read (.heic): 3" in note for note in load_splits(tmp_path).notes)
     found = check_data(tmp_path).named("files-not-read")
     assert {finding.count for finding in found} == {1, 3}
     assert any(".heic" in finding.detail for finding in found)

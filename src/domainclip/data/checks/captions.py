@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from domainclip.data.checks.findings import Finding, Severity
 from domainclip.data.labels import all_labels
@@ -91,6 +92,60 @@ def caption_length(
     seen = "Only the whole sentences that fit are seen" if by_sentence else "The rest is not seen"
     advice = f"{seen}: put what matters first, shorten, or split into several captions." if rows else "Nothing to do."
     return Finding("captions-cut", "warning" if rows else "info", rows, examples, advice, detail)
+
+
+class KnownWords(Protocol):
+    """What a tokenizer knows (``models.vocabulary``)."""
+
+    def unknown(self, texts: Sequence[str], /) -> list[bool]:
+        """Which texts are mostly unknown."""
+        ...
+
+    def special_tokens_in(self, text: str, /) -> list[str]:
+        """The tokenizer's own marks in a text."""
+        ...
+
+
+def unknown_captions(captions: Sequence[str], vocabulary: KnownWords) -> list[Finding]:
+    """Captions that say nothing to the model: of another language or of signs that its tokenizer does not know, or with
+    the tokenizer's own marks in them.
+
+    Args:
+        captions: One a row.
+        vocabulary: What the tokenizer knows.
+
+    Returns:
+        ``unknown-captions`` and ``special-tokens``, warnings whose counts are of rows; none where there are no such.
+    """
+    distinct = Counter(captions)
+    texts = list(distinct)
+    unknown: list[str] = []
+    for start in range(0, len(texts), _COUNT_BATCH):
+        batch = texts[start : start + _COUNT_BATCH]
+        unknown += [text for text, found in zip(batch, vocabulary.unknown(batch), strict=True) if found]
+    marked = [text for text in texts if vocabulary.special_tokens_in(text)]
+    findings = []
+    for name, found, what, advice in (
+        (
+            "unknown-captions",
+            unknown,
+            "are of a language or of signs that the model's tokenizer does not know: it spells them in pieces without "
+            "meaning",
+            "Translate them, or start from a model with a multilingual text tower.",
+        ),
+        (
+            "special-tokens",
+            marked,
+            "hold marks of the tokenizer itself, which end or blank a text",
+            "Remove the marks from the captions.",
+        ),
+    ):
+        if found:
+            rows = sum(distinct[text] for text in found)
+            detail = f"{rows} of {len(captions)} captions ({rows / len(captions):.1%}) {what}"
+            examples = [text[:60] + "…" * (len(text) > 60) for text in found]
+            findings.append(Finding(name, "warning", rows, examples, advice, detail))
+    return findings
 
 
 def caption_repetition(captions: Sequence[str], batch_size: int, assumed: bool) -> list[Finding]:

@@ -8,7 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from domainclip.data.checks.captions import caption_length, caption_repetition, class_balance
+from domainclip.data.checks.captions import (
+    KnownWords,
+    caption_length,
+    caption_repetition,
+    class_balance,
+    unknown_captions,
+)
 from domainclip.data.checks.findings import DataCheckReport, Finding, Severity
 from domainclip.data.checks.image_facts import inspect_images
 from domainclip.data.checks.images import (
@@ -26,6 +32,7 @@ from domainclip.data.labels import all_labels, doubtful_names, unify_labels
 from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList, SkippedRow
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, MALFORMED_ROW, MISSING_IMAGE
 from domainclip.data.sources.split_folders import MASK
+from domainclip.data.sources.webdataset import shards_of
 from domainclip.data.splits import group_names, proposed_groups
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 from domainclip.resolve.schedule import automatic_batch
@@ -43,6 +50,7 @@ def check_data(
     batch_size: int | None = None,
     max_tokens: int = 77,
     count_tokens: Callable[[list[str]], list[int]] | None = None,
+    vocabulary: KnownWords | None = None,
     image_col: str = "image_path",
     caption_col: str = "caption",
     max_pixels: int = MAX_PIXELS,
@@ -63,6 +71,7 @@ def check_data(
         batch_size: Rows that meet in a batch; None: what an automatic run would take.
         max_tokens: The longest caption that is not cut, start and end tokens included.
         count_tokens: Gives the length of each text in tokens, start and end included; without it lengths are estimated.
+        vocabulary: What the model's tokenizer knows; without it captions of other languages are not looked for.
         image_col: Column of the images.
         caption_col: Column of the captions.
         max_pixels: Images of more pixels are oversized.
@@ -83,7 +92,7 @@ def check_data(
         raise ConfigurationError(f"Batch size must be positive, not {batch_size}")
     columns = Columns(image_col, caption_col, **options)
     given = given_splits(path, columns)
-    if not str(path).startswith("hf:") and not Path(path).exists():
+    if not str(path).startswith("hf:") and not Path(path).exists() and not shards_of(path):
         raise MissingFileError(f"Data not found: {path}")
     findings: list[Finding] = []
     splits: dict[str, PairList] = {}
@@ -127,6 +136,8 @@ def check_data(
     if every:
         texts = [pair.caption if text_transform is None else text_transform(pair.caption) for pair in every]
         findings.append(caption_length(texts, max_tokens, count_tokens, cut_by_sentence))
+        if vocabulary is not None:
+            findings += unknown_captions(texts, vocabulary)
     base = Path(path) if Path(path).is_dir() else Path(path).parent
     for finding in findings:
         finding.examples = [example.replace(f"{base}{os.sep}", "") for example in finding.examples]

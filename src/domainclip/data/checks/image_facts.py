@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from domainclip.data.checks.duplicates import fingerprint
 from domainclip.data.images.deep import bits_used
+from domainclip.data.images.image_file import image_file
 from domainclip.data.images.reader import MAX_PIXELS, image_header, read_array, rgb_of
 from domainclip.errors import ImageError
-from domainclip.files import sha256_of
 
 _CHUNK = 64
 BLANK = 3
@@ -54,7 +56,8 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """
     facts = ImageFacts(path)
     try:
-        facts.sha256 = sha256_of(path)
+        with image_file(path, whole=False) as file:
+            facts.sha256 = _digest(file)
         header = image_header(path, max_pixels)
         facts.width, facts.height, facts.frames = header.width, header.height, header.frames
         values = read_array(path, max_pixels)
@@ -69,6 +72,13 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
         facts.problem = str(error)
         facts.oversized = " pixels" in facts.problem.removeprefix(str(path))
     return facts
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def inspect_images(

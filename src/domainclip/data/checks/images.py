@@ -79,7 +79,7 @@ def pixel_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
     """
     good = [fact for fact in facts if fact.problem is None]
     findings = []
-    if blank := [str(fact.path) for fact in good if fact.blank]:
+    if blank := [str(fact.path) for fact in good if fact.blank and min(fact.width, fact.height) >= TINY_SIDE]:
         advice = "Remove them: they show nothing, and their captions teach the model something wrong."
         detail = f"{len(blank)} of {len(good)} images are of one colour"
         findings.append(Finding("blank-images", "warning", len(blank), blank, advice, detail))

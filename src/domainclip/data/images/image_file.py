@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from domainclip.data.images.tar_files import read_member, tar_of
 from domainclip.errors import ImageError, MissingImageError
 
 IN_MEMORY = 2**26
@@ -53,6 +54,12 @@ def image_file(path: Path, whole: bool = True) -> Iterator[BinaryIO]:
         if not status.st_size:
             raise ImageError(f"{path}: the file is empty")
         handle = open(path, "rb")  # noqa: SIM115  # closed below: an error of the decoder's is none of opening
+    except (NotADirectoryError, FileNotFoundError) as error:
+        inside = tar_of(path)
+        if inside is None:
+            raise unopened(path, error) from None
+        yield read_member(*inside)
+        return
     except OSError as error:
         raise unopened(path, error) from None
     except ValueError as error:

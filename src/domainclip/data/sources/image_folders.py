@@ -7,11 +7,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from domainclip.data.images.tar_files import members_of, tar_of
 from domainclip.data.sources.folder_contents import is_image_name
+from domainclip.errors import ImageError
 from domainclip.registry import nearest
 
 _HINTS = 20
@@ -167,8 +170,21 @@ class _Folder:
             self.is_there = True
         except PermissionError:
             self._listed, self.is_there = False, os.path.isdir(path)
+        except NotADirectoryError:
+            self._look_into_tar()
         except (OSError, ValueError):
             pass  # no such folder, or a NUL in its name
+
+    def _look_into_tar(self) -> None:
+        inside = tar_of(Path(self.path) / "x")
+        if inside is None:
+            return
+        tar, name = inside
+        front = name.removesuffix("x")
+        with suppress(ImageError):  # told when it is read
+            rest = [each.removeprefix(front) for each in members_of(tar) if each.startswith(front)]
+            self.files = {each for each in rest if "/" not in each}
+            self.is_there = bool(rest)
 
     def _add(self, entry: os.DirEntry[str]) -> None:
         if entry.is_file():

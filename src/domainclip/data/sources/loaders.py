@@ -10,6 +10,7 @@ from typing import Unpack
 from torch.utils.data import DataLoader
 
 from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.images.tar_files import TAR
 from domainclip.data.records import ColumnOptions, Columns, PairList
 from domainclip.data.sources import huggingface
 from domainclip.data.sources.captions_file import add_captions
@@ -21,6 +22,7 @@ from domainclip.data.sources.row_cells import RowReader
 from domainclip.data.sources.rows import NoTableError, Table
 from domainclip.data.sources.tables import SOURCES, source_of
 from domainclip.data.sources.torch_datasets import RowsByNumber, pairs_from_torch
+from domainclip.data.sources.webdataset import shards_of
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 
 META_FILE = "meta.csv"
@@ -267,6 +269,8 @@ class DatasetLoader:
             ConfigurationError: ``image_root`` is no directory.
         """
         folder, columns = Path(path), Columns(image_col, caption_col, **options)
+        if shards := shards_of(path):
+            return PairList.joined([_pairs(shard, SOURCES[TAR], columns) for shard in shards])
         if str(path).startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
             if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
                 # One split saved alone keeps its own name, whatever the folder is called.

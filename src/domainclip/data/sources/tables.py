@@ -10,6 +10,7 @@ from typing import Any
 from domainclip.data.sources.delimited import read_delimited
 from domainclip.data.sources.json_tables import read_json, read_json_lines
 from domainclip.data.sources.rows import Row, Table
+from domainclip.data.sources.webdataset import read_tar
 from domainclip.errors import DataError, MissingExtraError, MissingFileError
 from domainclip.registry import Registry
 
@@ -134,3 +135,4 @@ def _json_lines(path: Path, wanted: Collection[str]) -> Table:
 
 
 SOURCES.register(".parquet")(read_parquet)
+SOURCES.register(".tar")(read_tar)
