@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from domainclip.config.key_facts import KeyFacts
+from domainclip.config.key_facts import KeyFacts, key_meant
 from domainclip.errors import ConfigurationError
-from domainclip.registry import nearest
 
 Group = TypeVar("Group", bound="Settings")
 
@@ -53,7 +52,7 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
     key = str(error["loc"][0]) if error["loc"] else ""
     value, kind, context = error["input"], error["type"], error.get("ctx", {})
     if kind in {"extra_forbidden", "no_such_attribute"}:
-        guess = nearest(key, fields)
+        guess = key_meant(fields, key)
         hint = f": did you mean {guess!r}?" if guess else ". `domainclip config show` lists the known ones"
         return f"Unknown key {key!r}{hint}"
     if not key or kind == "value_error":  # our own validators speak plainly already

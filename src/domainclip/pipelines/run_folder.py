@@ -159,6 +159,7 @@ class RunFolder(OutputFolder):
         "recipe.yaml",
         DOMAIN_FILE,
         "run.json",
+        "data.json",
         "before.json",
         "reference_before.json",
         "alignment_before.safetensors",
@@ -180,6 +181,8 @@ class RunFolder(OutputFolder):
         """The resolved recipe, which repeats the run."""
         self.facts = self.path / "run.json"
         """Command, environment and decisions."""
+        self.data = self.path / "data.json"
+        """The rows of all splits, and digests of their images."""
         self.before = self.path / "before.json"
         """The evaluation of the untrained weights."""
         self.references_before = self.path / "reference_before.json"

@@ -41,6 +41,7 @@ class TrainingParts:
         probe_first: Trains the projections before the first step.
         probe_last: Trains them after the last step.
         find_hard_negatives: Finds for each training row those hardest to tell from it, ``[rows, k]``.
+        accept_changed_data: Whether a run may go on with other training rows.
     """
 
     evaluate: Evaluate | None = None
@@ -48,6 +49,7 @@ class TrainingParts:
     probe_first: Probe | None = None
     probe_last: Probe | None = None
     find_hard_negatives: Callable[[], Tensor] | None = None
+    accept_changed_data: bool = False
 
 
 def build_trainer(
@@ -138,8 +140,9 @@ def build_trainer(
         {"memory": memory, "step": step.adaptive},  # the former may freeze batch norm
         seed=run.record.seed,
         device=device,
-        total_steps=plan.total_steps,
+        plan=plan,
         model_name=encoder.name,
+        accept_changed_data=parts.accept_changed_data,
     )
     best = BestWeights(context, encoder, loss, store)
     validator = None

@@ -16,7 +16,7 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.readers import refuse_within_a_reader
 from domainclip.data.splits import DataSplits, load_splits_of
-from domainclip.errors import ConfigurationError, DataError, Interrupted
+from domainclip.errors import ConfigurationError, DataError, InputTypeError, Interrupted
 from domainclip.events import Validated
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.run_folder import OutputFolder, paths_read
@@ -85,6 +85,8 @@ def run_tuning(
             after SIGINT or SIGTERM.
     """
     refuse_within_a_reader()
+    if not isinstance(config, CLIPFinetuningConfig):
+        raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
     studies.require_optuna()
     console = console or Console(stderr=True)
     folder = Path(config.output_dir)
