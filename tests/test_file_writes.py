@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from domainclip.errors import ConfigurationError
-from domainclip.files import replaced_directory, require_writable, write_bytes, write_json, write_text
+from domainclip.files import remove_leftovers, replaced_directory, require_writable, write_bytes, write_json, write_text
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
 Write = Callable[[Path], None]
@@ -111,3 +111,17 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
         write_json(tmp_path / "figures.json", {})
     with pytest.raises(ConfigurationError, match="is a directory: give the name of a file"):
         require_writable(tmp_path / "figures.json", "--output", is_file=True)
+
+
+def test_what_killed_processes_left_is_put_in_order(tmp_path: Path) -> None:
+    for name in (".model.0123abcd.tmp", ".model.0123abcd.old", ".best.0123abcd.old", "best", ".alignment-x1", "plots"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    for name in (".report.md.89abcdef.tmp", "notes.tmp", ".mine.tmp", ".git", "report.md"):
+        (tmp_path / name).write_text(name)
+    remove_leftovers(tmp_path)
+    left = [".git", ".mine.tmp", "best", "model", "notes.tmp", "plots", "report.md"]
+    assert sorted(os.listdir(tmp_path)) == left
+    assert (tmp_path / "model" / "file").read_text() == ".model.0123abcd.old", "the only whole version"
+    assert (tmp_path / "best" / "file").read_text() == "best"
+    remove_leftovers(tmp_path / "not there")

@@ -22,6 +22,8 @@ from typing import Any
 from domainclip.errors import ConfigurationError, DamagedFileError
 
 _DESCRIPTOR = re.compile(r"/dev/(?P<name>stdin|stdout|stderr)|(/dev/fd|/proc/self/fd)/(?P<number>\d+)")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)")
+ALIGNMENT_PREFIX = ".alignment-"
 CHECKSUM = "sha256"
 _HEADER = "# SHA-256 of the lines below, as the run wrote them: "
 
@@ -294,6 +296,25 @@ def replaced_directory(target: Path, former: Path | None = None) -> Iterator[Pat
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Put in order what a killed process left in a folder: temporary files and folders of ``write_bytes``,
+    ``replaced_directory`` and the alignment report. Killed between the two renames that exchange a folder, the only
+    whole version is the one moved aside: it goes back to its place.
+
+    Args:
+        folder: Where this process alone writes; it need not be there.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        found = _LEFTOVER.fullmatch(path.name)
+        if found is not None and found["kind"] == "old" and not (folder / found["name"]).exists():
+            path.rename(folder / found["name"])
+        elif found is not None or path.name.startswith(ALIGNMENT_PREFIX):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -81,3 +82,32 @@ def test_looking_whether_a_place_can_be_written_leaves_nothing_behind(tmp_path: 
     assert os.listdir(tmp_path) == []
     with pytest.raises(ConfigurationError, match=r"--output .* is a directory: give the name of a file"):
         require_writable(tmp_path, "--output", is_file=True)
+
+
+def test_a_finished_run_keeps_one_checkpoint_and_says_its_size(tiny_data: TinyData, tmp_path: Path) -> None:
+    said = io.StringIO()
+    values = {
+        "model_name": "tiny",
+        "data_path": str(tiny_data.folder),
+        "output_dir": str(tmp_path / "run"),
+        "batch_size": 6,
+        "num_epochs": 2,
+        "num_workers": 0,
+        "mixed_precision": False,
+        "save_steps": 1,
+        "early_stopping_patience": 0,
+    }
+    run_training(CLIPFinetuningConfig(**values), console=Console(file=said, width=300))
+    folder = RunFolder(tmp_path / "run")
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000006"]
+    weights = folder.model / "model.safetensors"
+    assert (folder.best / "model.safetensors").samefile(weights), "the same bytes are on the disk once"
+    files = {path.stat().st_ino: path.stat().st_size for path in folder.path.rglob("*") if path.is_file()}
+    size = float(said.getvalue().split("Folder: ")[1].split(" MB")[0].replace(",", ""))
+    assert abs(size - sum(files.values()) / 1e6) < 0.1
+    first = weights.read_bytes()
+    again = run_training(CLIPFinetuningConfig(**values), resume=True, console=Console(quiet=True))
+    assert weights.read_bytes() == first
+    assert again.report.training.steps == 6
+    longer = run_training(CLIPFinetuningConfig(**{**values, "num_epochs": 3}), resume=True, console=Console(quiet=True))
+    assert longer.report.training.steps == 9

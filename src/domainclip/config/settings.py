@@ -506,7 +506,12 @@ class RunSettings(SeedSettings):
         also=("save_every", "save_frequency"),
     )
     keep_checkpoints: int = key(
-        2, "run", "Checkpoints kept besides the best one.", gt=0, changes_weights=False, one_run=True
+        2,
+        "run",
+        "Checkpoints kept while a run goes on, besides the best one; a finished run keeps the last.",
+        gt=0,
+        changes_weights=False,
+        one_run=True,
     )
     logging_steps: int = key(
         100,

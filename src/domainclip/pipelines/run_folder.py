@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,7 +15,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.key_facts import facts_by_key
 from domainclip.domains.files import DOMAIN_FILE
 from domainclip.errors import ConfigurationError
-from domainclip.files import require_writable, write_json
+from domainclip.files import digests_of, remove_leftovers, require_writable, sha256_of, write_json
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.reports.alignment_report import remove_report
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
@@ -95,8 +96,10 @@ class OutputFolder:
         return any((self.path / name).exists() for name in self._written()["names"])
 
     def begin(self) -> None:
-        """Write down that files of these names are ours from here on."""
+        """Write down that files of these names are ours from here on, and remove what a killed process left."""
         self._note(None)
+        for folder in (self.path, *(self.path / name for name in self.names)):
+            remove_leftovers(folder)
 
     def end(self) -> None:
         """Write down which files were written: what is added to their folders later is the user's."""
@@ -205,15 +208,53 @@ class RunFolder(OutputFolder):
         """Whether there is a run to go on with: one that had begun."""
         return self.is_trained or super().holds_one
 
+    def begin(self) -> None:
+        """Write down that files of these names are ours from here on, and remove what a killed process left."""
+        super().begin()
+        for folder in (self.alignment, self.alignment / "plots"):
+            remove_leftovers(folder)
+
     def clear(self) -> None:
         """Delete what an earlier run wrote here, and nothing else."""
         super().clear()
         remove_report(self.alignment)
 
+    def tidy(self) -> tuple[int, int]:
+        """Remove what only a run that goes on needs: all checkpoints but the last. The best weights are mostly the
+        model's own files, which are then kept once on the disk.
+
+        Returns:
+            Bytes of the folder, and how many of them are there only to lengthen the run.
+        """
+        CheckpointStore(self.checkpoints).finish()
+        for name, digest in digests_of(self.best).items() if self.best.is_dir() else ():
+            twin = self.model / name
+            if twin.is_file() and not twin.samefile(self.best / name) and sha256_of(twin) == digest:
+                link = self.best / f".{name}.tmp"
+                with suppress(OSError):  # not every file system has hard links
+                    link.unlink(missing_ok=True)
+                    os.link(twin, link)
+                    os.replace(link, self.best / name)
+        needed = _bytes_of(path for path in self.path.rglob("*") if not self._is_to_go_on(path))
+        return _bytes_of(self.path.rglob("*")), _bytes_of(self.path.rglob("*")) - needed
+
+    def _is_to_go_on(self, path: Path) -> bool:
+        return path.is_relative_to(self.checkpoints) or path.is_relative_to(self.best)
+
     @property
     def is_trained(self) -> bool:
         """Whether there is a checkpoint to go on from."""
         return bool(CheckpointStore(self.checkpoints).all())
+
+
+def _bytes_of(paths: Iterable[Path]) -> int:
+    """Of files, each counted once however often it is linked."""
+    sizes = {}
+    for path in paths:
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode):
+            sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
 
 
 def paths_read(config: CLIPFinetuningConfig) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ from domainclip.evaluation.alignment import (
     query_order,
 )
 from domainclip.evaluation.comparison import empty_recalls
-from domainclip.files import csv_text, require_writable, write_json, write_text
+from domainclip.files import ALIGNMENT_PREFIX, csv_text, require_writable, write_json, write_text
 from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import paired_change
 from domainclip.reports.plots.alignment import COMPARED, IMAGE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
@@ -137,7 +137,7 @@ def write_alignment(
     embedded = [model] if compared is None else [model, compared]
     found = [measure(rows, each, metric, seed) for each in embedded]
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".alignment-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=ALIGNMENT_PREFIX) as temporary:
         made = draw(Path(temporary), rows, list(zip(embedded, found, strict=True)), metric, top_k, seed)
         content = {"schema_version": "1.0", **_content(rows, found, metric, seed, top_k), **about, "plots": made}
         report = AlignmentReport.from_values(content)

@@ -204,6 +204,13 @@ class CheckpointStore:
             shutil.rmtree(old.path, ignore_errors=True)
         return target
 
+    def finish(self) -> None:
+        """Keep of a finished run's checkpoints the newest alone, from which it can be lengthened."""
+        self._sweep()
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.is_dir() and path not in [checkpoint.path for checkpoint in self.all()[-1:]]:
+                shutil.rmtree(path, ignore_errors=True)
+
     def _sweep(self) -> None:
         """Remove what a killed run left half-written."""
         if self.folder.is_dir():
