@@ -162,7 +162,7 @@ class DatasetLoader:
         Raises:
             DataError: There is no such directory, it holds splits, or no pair is valid.
         """
-        return pairs_from_directory(Path(path), caption_template, strict)
+        return pairs_from_directory(Path(path).expanduser(), caption_template, strict)
 
     @staticmethod
     def from_huggingface(
@@ -268,7 +268,7 @@ class DatasetLoader:
             DataError: There is nothing, the format is unknown, a directory holds several tables, or no pair is valid.
             ConfigurationError: ``image_root`` is no directory.
         """
-        folder, columns = Path(path), Columns(image_col, caption_col, **options)
+        folder, columns = Path(path).expanduser(), Columns(image_col, caption_col, **options)
         if shards := shards_of(path):
             return PairList.joined([_pairs(shard, SOURCES[TAR], columns) for shard in shards])
         if str(path).startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
@@ -401,6 +401,7 @@ def _require_no_columns(path: Path, names: Columns) -> None:
 def _pairs(
     path: Path, read: Callable[[Path, Collection[str]], Table], names: Columns, cache_dir: Path | str | None = None
 ) -> PairList:
+    path = path.expanduser()
     reader = RowReader(names, str(path), meta_columns(path.parent) if path.parent.is_dir() else [])
     table = reader.open(lambda wanted: read(path, wanted))
     builder = PairBuilder(path, _root(path, names.image_root), names.strict)
