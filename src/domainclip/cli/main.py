@@ -39,6 +39,8 @@ from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 from domainclip.files import require_writable
+from domainclip.signals import StopSignals
+from domainclip.streams import keep_streams
 
 app = typer.Typer(
     name="domainclip",
@@ -338,12 +340,14 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point: turns the package's errors into one line and exit code 2, signals into 130 and 143."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    """Entry point: turns the package's errors into one line and exit code 2, signals into 130, 143 and 129."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that no encoding has
         sys.stdout.reconfigure(errors="backslashreplace")
+    keep_streams()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        app()
+        with StopSignals(at_once=True).watch():
+            app()
     except Interrupted as stop:
         typer.secho(as_typed(str(stop)), err=True)
         sys.exit(stop.exit_code)

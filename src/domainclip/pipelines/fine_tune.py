@@ -41,13 +41,13 @@ from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evalu
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference, ResolvedRun, resolve
 from domainclip.resolve.facts import data_facts
+from domainclip.signals import StopSignals
 from domainclip.similarity import BilinearSimilarity
 from domainclip.tracking import ConsoleListener, MetricsFile
 from domainclip.training import TrainContext, TrainingParts, TrainingResult, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
-from domainclip.training.signals import StopSignals
 from domainclip.training.validation import load_best
 
 Processes = ProcessGroup | OneProcess
@@ -202,7 +202,7 @@ def fine_tune(
             _tell_references(context, evaluated, 0, "val")
         session.as_loaded = False
         try:
-            result = _train(session, run, loss, loader, context, parts, StopSignals(console), resume)
+            result = _train(session, run, loss, loader, context, parts, StopSignals(console.print), resume)
         finally:
             # The optimizer and the decoded images: gone now, not whenever Python next looks for cycles, so that many
             # runs in one process need the memory of one.

@@ -30,7 +30,7 @@ from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
 from domainclip.domains.recipes import recorded_recipe, write_domain
-from domainclip.errors import CheckpointError, DamagedFileError
+from domainclip.errors import CheckpointError, DamagedFileError, InputTypeError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
@@ -55,6 +55,7 @@ from domainclip.reports.run_report import before_after_table, write_report
 from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
+from domainclip.signals import StopSignals
 from domainclip.tracking import read_metrics
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 from domainclip.training.identity import LENGTH_KEYS, NEUTRAL_KEYS
@@ -115,12 +116,14 @@ def run_training(
 
     Raises:
         CLIPFinetuningError: One of the package's errors, for bad input before work starts.
-        Interrupted: SIGINT or SIGTERM has stopped the run, which was saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP has stopped the run, which was saved.
     """
     refuse_within_a_reader()
+    if not isinstance(config, CLIPFinetuningConfig):
+        raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
     started = time.monotonic()
-    folder = RunFolder(config.output_dir)
-    with _processes(config) as processes, ExitStack() as held:
+    folder, stop = RunFolder(config.output_dir), StopSignals(at_once=True)
+    with stop.watch(), _processes(config) as processes, ExitStack() as held:
         console = (console or Console(stderr=True)) if processes.is_first else Console(quiet=True)
         inference = resolve_for_inference(config)
         if processes.is_first:
@@ -152,6 +155,7 @@ def run_training(
             folder.begin()
             held.callback(folder.end)
             first.record(resume)
+            stop.advice = ". What was saved is whole: go on with --resume"
             first.evaluate_before()
         val = processes.broadcast_object(first.rows.val if first is not None else None)
         result = fine_tune(

@@ -136,6 +136,12 @@ class RunIdentity:
         """
         return self.recipe, self.data, step, self.start, self.rehearsal
 
+    @property
+    def digest(self) -> str:
+        """One SHA-256 of all but the settings, which the recipe's digest stands for."""
+        facts = [self.recipe, self.data, self.start, self.rehearsal, self.domain]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it.
 
