@@ -39,6 +39,8 @@ from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 from domainclip.files import require_writable
+from domainclip.signals import StopSignals
+from domainclip.streams import keep_streams
 
 app = typer.Typer(
     name="domainclip",
@@ -87,11 +89,14 @@ def train(
     domain: Domain = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="With --resume: go on although rows or images have changed.")
+    ] = False,
 ) -> None:
     """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
     `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
-    error_analysis=true, and `--data` where the data have moved.
+    error_analysis=true, `--data` where the data have moved, and num_epochs for more epochs.
     """
     if resume and not recipe:
         output = output_folder(output, overrides)
@@ -109,7 +114,7 @@ def train(
         check_start(config)
     from domainclip.pipelines import run_training
 
-    run_training(config, resume=resume, overwrite=overwrite)
+    run_training(config, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
 
 
 def _require_whole(*files: Path) -> None:
@@ -335,12 +340,14 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point: turns the package's errors into one line and exit code 2, signals into 130 and 143."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    """Entry point: turns the package's errors into one line and exit code 2, signals into 130, 143 and 129."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that no encoding has
         sys.stdout.reconfigure(errors="backslashreplace")
+    keep_streams()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        app()
+        with StopSignals(at_once=True).watch():
+            app()
     except Interrupted as stop:
         typer.secho(as_typed(str(stop)), err=True)
         sys.exit(stop.exit_code)

@@ -457,7 +457,13 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         search=SAME_FOR_ALL,
     )
     # The probe reads features in such batches, too, and sums over another batch round otherwise.
-    eval_batch_size: int = key(64, "evaluation", "Images embedded at once in evaluation.", gt=0, search=SAME_FOR_ALL)
+    eval_batch_size: int = key(
+        64,
+        "evaluation",
+        "Images embedded at once in evaluation; another number rounds the probe's sums otherwise, too.",
+        gt=0,
+        search=SAME_FOR_ALL,
+    )
     retrieval_top_k: int = key(5, "evaluation", "Results shown per query.", gt=0, changes_weights=False)
     calibrate_temperature: bool = key(
         False,
