@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,7 +128,9 @@ def load_splits(
         notes += [f"{part.name}: {note}" for note in pairs.notes]
         notes += [f"{part.name}: {note}" for note in proposed_groups(pairs)]
         if pairs.skipped:
-            notes.append(f"{part.name}: {_count(len(pairs.skipped), 'row')} skipped, first {pairs.skipped[0]}")
+            kinds = ", ".join(f"{kind}: {n}" for kind, n in Counter(row.kind for row in pairs.skipped).most_common())
+            skipped = _count(len(pairs.skipped), "row")
+            notes.append(f"{part.name}: {skipped} skipped ({kinds}), first {pairs.skipped[0]}")
     loaded = by_split_column(loaded)
     notes += unify_labels(loaded.values())
     notes += doubtful_sentences(label for pairs in loaded.values() for pair in pairs for label in all_labels(pair))

@@ -34,7 +34,7 @@ class MetricFacts:
         name: The short name, as code, files and command lines have it.
         title: The name as a reader meets it.
         section: The part of a report: ``classification``, ``retrieval``, ``domain``, ``label`` (of one class by
-            itself), ``hierarchy``, ``documents``, ``terminology``, ``reference``, or ``own``.
+            itself), ``hierarchy``, ``documents``, ``terminology``, ``reference``, ``loss``, or ``own``.
         unit: What the value counts.
         greater_is_better: Whether more is better.
         decimal: Whether the field writes this fraction as 0.912 rather than 91.2 %.
@@ -245,6 +245,7 @@ METRICS.add(
     MetricFacts("macro_f1", "macro F1", "classification", "fraction", decimal=True, also=("f1_score",)),
     *_all("classification", {"n_classified": "classified images", "n_classes": "classes"}, "count"),
     *_all("retrieval", {"n_images": "images", "n_texts": "different captions"}, "count"),
+    MetricFacts("loss", "loss (nats)", "loss", "nats", greater_is_better=False),
     MetricFacts("mean_R@1", "mean of i2t and t2i R@1", "retrieval", "fraction"),
     MetricFacts("reference_mean", "mean over the reference sets", "reference", "fraction"),
     *_all(

@@ -26,6 +26,7 @@ from domainclip.domains.domain import DomainConfig
 from domainclip.domains.recipes import write_domain
 from domainclip.errors import CheckpointError
 from domainclip.evaluation.evaluators import DomainEvaluator
+from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.files import replaced_directory
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.prompts import class_prompts
@@ -37,6 +38,7 @@ from domainclip.models.checkpoint_blocks import checkpoint_blocks
 from domainclip.models.io import save_encoder
 from domainclip.models.lora import attach_lora
 from domainclip.pipelines.reference_sets import ReferenceSets
+from domainclip.pipelines.validation_loss import LOSS, ValidationLoss
 from domainclip.resolve import ResolvedInference, ResolvedRun, contrastive_batch
 from domainclip.retrieval import hard_negatives
 from domainclip.training import TrainingParts, Validation
@@ -400,7 +402,10 @@ def hard_negative_finder(data: CLIPDataset, settings: DataSettings, engine: Embe
 
 
 def validation_by(
-    evaluator: DomainEvaluator, engine: EmbeddingEngine, reference_sets: ReferenceSets | None = None
+    evaluator: DomainEvaluator,
+    engine: EmbeddingEngine,
+    reference_sets: ReferenceSets | None = None,
+    loss: ValidationLoss | None = None,
 ) -> Callable[[], Validation]:
     """How ``Trainer`` validates.
 
@@ -408,14 +413,18 @@ def validation_by(
         evaluator: Evaluates the validation rows.
         engine: Embeds them.
         reference_sets: Adds what is left of the general knowledge, which chooses no checkpoint.
+        loss: Measures the training's own loss on the validation rows.
 
     Returns:
         A callable for ``Trainer`` that validates the present weights.
     """
 
     def validate() -> Validation:
-        result = evaluator.evaluate(engine)
+        embed = SharedEmbedder(engine)
+        result = evaluator.evaluate(embed)
         metrics, primary = result.metrics, evaluator.primary_metric
+        if loss is not None and engine.text_map is None:  # a learned comparison would be applied twice
+            metrics = metrics | {LOSS: loss(embed)}
         if reference_sets is not None:
             metrics = metrics | reference_sets.during()
         return Validation(metrics, primary, evaluator.greater_is_better, result.records[primary].standard_error)

@@ -275,8 +275,8 @@ def _write_plots(
     names = shown_metrics(before.metrics, after.metrics)
     shown = {name: value for name, value in after.metrics.items() if name in names}
     made = {
-        "loss": plot_loss(history, folder / "loss.png"),
-        "metrics": plot_metrics(history, folder / "metrics.png"),
+        "loss": plot_loss(history, folder / "loss.png", facts.training.best_step),
+        "metrics": plot_metrics(history, folder / "metrics.png", facts.training.best_step),
         "pareto": facts.trade_off is not None and plot_trade_off(facts.trade_off, folder / "pareto.png"),
         "before_after": plot_before_after(before.metrics, shown, folder / "before_after.png"),
     }

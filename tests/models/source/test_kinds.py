@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -223,3 +224,24 @@ def test_config_and_processor_are_enough_to_plan(model: Path) -> None:
     assert find_model(str(model), weights=False) == str(model)
     assert load_config(str(model)).model_type == "clip"
     assert load_processor(str(model)).resolution == 32
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_links_to_nowhere_and_pipes(model: Path, name: str) -> None:
+    (model / name).unlink()
+    (model / name).symlink_to("../blobs/gone")  # a cache of the hub whose files were cleared
+    assert f"{model / name} is a link to ../blobs/gone, which is not there" in message(model)
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    assert f"{model / name} is no regular file" in message(model)
+    assert "a pipe or a device" in message(model / name)
+
+
+def test_a_sentence_transformers_text_model(zoo: dict[str, Path], tmp_path: Path) -> None:
+    folder = files(tmp_path / "st", modules__json="[]")
+    shutil.copytree(zoo["parts"] / "bert", folder / "0_Transformer")
+    assert f"give {folder / '0_Transformer'} as text_model_name" in message(folder)
+    flat = Path(shutil.copytree(zoo["parts"] / "bert", tmp_path / "flat"))
+    files(flat, modules__json="[]", config_sentence_transformers__json="{}")
+    assert find_model(str(flat), "text tower") == str(flat)
+    assert "is a text model (BertModel)" in message(flat)

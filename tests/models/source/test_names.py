@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.errors import ModelLoadError
+from domainclip.errors import ConfigurationError, ModelLoadError
 from domainclip.models.source import find_model, name
 from domainclip.models.source.name import SHORT_NAMES, short_name
 from domainclip.training.memory.plan import ARCHITECTURES
@@ -120,3 +120,8 @@ def test_an_earlier_download_is_taken_where_there_is_no_network(
     found = {"config.json": str(zoo["clip"] / "config.json")}
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda _, file: found.get(file))
     assert find_model("vit-b-32") == str(zoo["clip"])
+
+
+def test_a_path_that_is_no_text() -> None:
+    with pytest.raises(ConfigurationError, match=r"is not UTF-8: rename the file or folder"):
+        CLIPFinetuningConfig(model_name="models/\udcff")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,28 @@ def lfs_error(path: Path) -> ModelLoadError:
     )
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file: reading a pipe would wait for ever.
+
+    Args:
+        path: Which is there, if only as a link.
+
+    Raises:
+        ModelLoadError: It is a folder, a link to nowhere, a pipe or a device.
+    """
+    remedy = "Copy the file again from where the model came from"
+    try:
+        if path.is_file():
+            return
+        if path.is_dir():
+            raise ModelLoadError(f"{path} is a folder, where a file is needed. {remedy}")
+        if path.is_symlink() and not path.exists():
+            raise ModelLoadError(f"{path} is a link to {os.readlink(path)}, which is not there. {remedy}")
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
+    raise ModelLoadError(f"{path} is no regular file, but a pipe or a device. {remedy}")
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The content of a JSON file that has to hold an object.
 
@@ -81,8 +104,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ModelLoadError: It is none, with the reason in a sentence.
     """
     remedy = "Copy the file again from where the model came from"
-    if path.is_dir():
-        raise ModelLoadError(f"{path} is a folder, where a JSON file is needed. {remedy}")
+    check_regular(path)
     try:
         size = path.stat().st_size
         raw = path.read_bytes() if size <= _LARGEST_JSON else b""
@@ -167,8 +189,7 @@ def check_weights(path: Path) -> None:
     Raises:
         ModelLoadError: It is a folder, empty, a pointer, or damaged.
     """
-    if path.is_dir():
-        raise ModelLoadError(f"{path} is a folder, where a file of weights is needed")
+    check_regular(path)
     try:
         size = path.stat().st_size
         with open(path, "rb") as handle:

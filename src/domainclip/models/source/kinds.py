@@ -16,6 +16,7 @@ from domainclip.models.source.files import (
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
     WEIGHTS,
+    check_regular,
     check_weights,
     has_tokenizer,
     is_lfs_pointer,
@@ -97,6 +98,8 @@ def file_problem(path: Path) -> ModelLoadError:
     Returns:
         The error to raise.
     """
+    if not path.is_file():
+        return ModelLoadError(f"{path} is a pipe or a device. A model is {WANTED}")
     if is_lfs_pointer(path):
         return lfs_error(path)
     folder = path.parent
@@ -139,6 +142,7 @@ def check_folder(folder: Path, role: Role = "model", weights: bool = True) -> No
         return
     read = [name for name in names if name in JSON_FILES or Path(name).suffix in _READ]
     for path in (folder / name for name in read):
+        check_regular(path)
         if is_lfs_pointer(path):
             raise lfs_error(path)
     contents = {name: read_json_object(folder / name) for name in JSON_FILES if name in names}
@@ -225,11 +229,12 @@ def _adapter(folder: Path, names: list[str]) -> str:
 
 def _sentence_transformers(folder: Path, names: list[str]) -> str:
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_model(path)]
-    if inner:
-        return f"{folder} is a sentence-transformers model: the dual encoder in it is {inner[0]}. Give that"
+    dual = [path for path in inner if _is_dual_encoder(read_json_object(path / CONFIG))]
+    if dual:
+        return f"{folder} is a sentence-transformers model: the dual encoder in it is {dual[0]}. Give that"
     return (
         f"{folder} is a sentence-transformers model without a CLIP model in it. A text model can be one of two towers: "
-        "give it as text_model_name, together with vision_model_name"
+        f"give {inner[0] if inner else 'it'} as text_model_name, together with vision_model_name"
     )
 
 
@@ -308,10 +313,14 @@ def _without_weights(folder: Path, names: list[str]) -> ModelLoadError:
     )
 
 
+def _is_dual_encoder(config: dict[str, Any]) -> bool:
+    return any(part in config for part in _DUAL_ENCODERS) or config.get("model_type") in ("clip", "siglip", "siglip2")
+
+
 def _check_role(config: dict[str, Any], folder: Path, role: Role) -> None:
     """From the config alone, so that it is said before anything is loaded. What cannot be told here, the loaded model
     tells."""
-    if any(part in config for part in _DUAL_ENCODERS) or config["model_type"] in ("clip", "siglip", "siglip2"):
+    if _is_dual_encoder(config):
         return
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else config["model_type"]

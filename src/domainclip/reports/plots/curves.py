@@ -12,11 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from domainclip.metrics.separation import separation
-from domainclip.reports.plots.style import BLUE, GREY, LINES, ORANGE, SERIES, heading, save, short_label, tidy
+from domainclip.reports.plots.style import BLUE, GREY, ORANGE, curve_style, heading, save, short_label, tidy
 
 _FEW_PAIRS = 30  # up to which each pair gets a mark of its own: a histogram of them would be a guess
 _MOST_MARKERS = 25
-_MARKERS = "os^DvPX"
 _DIRECTIONS = {"i2t": "image → text", "t2i": "text → image"}
 _ROUND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
@@ -102,13 +101,7 @@ def draw_recall_curves(
     axes = figure.add_axes((0, 0, 0.46, 1)), figure.add_axes((0.54, 0, 0.46, 1))
     names = ("image → text", "text → image")
     styles: list[dict[str, Any]] = [
-        {
-            "color": SERIES[index % len(SERIES)],
-            "linestyle": LINES[index % len(LINES)],
-            "marker": _MARKERS[index % len(_MARKERS)] if max(map(len, chance)) <= _MOST_MARKERS else None,
-            "markersize": 4.5,
-            "linewidth": 1.7,
-        }
+        curve_style(index) | ({} if max(map(len, chance)) <= _MOST_MARKERS else {"marker": None})
         for index in range(len(curves))
     ]
     by_chance: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.6}
@@ -158,12 +151,8 @@ def draw_measured_recalls(curves: Mapping[str, np.ndarray], ks: Sequence[int], t
         axis.plot(
             ks,
             values,
-            color=SERIES[index % len(SERIES)],
-            linestyle=LINES[index % len(LINES)],
-            marker=_MARKERS[index % len(_MARKERS)],
-            markersize=4.5,
-            linewidth=1.7,
             label=short_label(_DIRECTIONS.get(name, name), 84, 42),
+            **curve_style(index),
         )
     if len(ks) > 1:
         axis.set_xscale("log")

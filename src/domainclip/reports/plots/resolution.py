@@ -19,7 +19,7 @@ from rich.table import Table
 from domainclip.evaluation.robustness import Agreement, Robustness
 from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import wilson_interval
-from domainclip.reports.plots.style import GREY, LINES, SERIES, heading, save, tidy
+from domainclip.reports.plots.style import GREY, SERIES, curve_style, heading, legend_beside, one_plot, save, tidy
 from domainclip.reports.schema.resolutions import AtResolution, ResolutionsReport
 
 DRAWN = ("acc1", "mean_per_class_recall", "i2t_R@1", "t2i_R@1")
@@ -32,8 +32,6 @@ AGREEMENTS = {
 }
 
 _SHORT = {"acc1": "acc1", "mean_per_class_recall": "recall", "i2t_R@1": "i2t R@1", "t2i_R@1": "t2i R@1"}
-
-_MARKERS = ("o", "s", "^", "D")
 
 Figures = Mapping[str, float]
 
@@ -56,12 +54,15 @@ def plot_resolutions(rows: Sequence[AtResolution], path: Path, title: str, machi
     highest = _metric_curves(above, places, [row.metrics for row in rows])
     above.set(title=heading(title), ylabel="fraction (more is better)")
     _percent(above, highest)
-    above.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(above, fontsize=9)
     rates = [row.images_per_second for row in rows]
     below.plot(places, rates, color=GREY, marker="o", linewidth=1.6)
     for place, rate in zip(places, rates, strict=True):
         below.annotate(_count(rate), (place, rate), xytext=(4, 5), textcoords="offset points", fontsize=8)
-    below.set(ylabel="images a second", xlabel=f"resolution of the image in pixels{scale} (speed on {machine})")
+    below.set(
+        ylabel="images a second",
+        xlabel=heading(f"resolution of the image in pixels{scale} (speed on {machine})", width=60),
+    )
     below.set_ylim(0, max(rates) * 1.2)
     _mark_resolutions([above, below], places, rows)
     tidy([above, below])
@@ -80,18 +81,16 @@ def plot_agreement(rows: Sequence[AtResolution], path: Path, title: str) -> Path
         ``path``.
     """
     places, scale = _places(rows)
-    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for index, (name, label) in enumerate(AGREEMENTS.items()):
-        values = [getattr(row.agreement, name) for row in rows]
-        if None not in values:
-            _curve(axis, places, values, index, label)
-    label = "agreement with the own resolution\n(1: nothing changes)"
-    axis.set(title=heading(title), xlabel=f"resolution of the image in pixels{scale}", ylabel=label)
-    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _mark_resolutions([axis], places, rows)
-    tidy([axis])
-    return save(figure, path)
+    with one_plot(path, 7.5, 3.8) as axis:
+        for index, (name, label) in enumerate(AGREEMENTS.items()):
+            values = [getattr(row.agreement, name) for row in rows]
+            if None not in values:
+                axis.plot(places, values, label=label, **curve_style(index))
+        label = "agreement with the own resolution\n(1: nothing changes)"
+        axis.set(title=heading(title), xlabel=f"resolution of the image in pixels{scale}", ylabel=label)
+        legend_beside(axis, fontsize=9)
+        _mark_resolutions([axis], places, rows)
+    return path
 
 
 def plot_robustness(robustness: Robustness, path: Path, title: str) -> Path:
@@ -142,26 +141,13 @@ def _metric_curves(axis: Axes, places: Sequence[float], metrics: Sequence[Figure
             ends = [_interval(found, name) for found in metrics]
             lows, highs = zip(*ends, strict=True)
             axis.fill_between(places, lows, highs, color=SERIES[0], alpha=0.13, linewidth=0)
-        _curve(axis, places, values, index, label)
+        axis.plot(places, values, label=label, **curve_style(index))
     return max([*(found[name] for found in metrics for name in names), *(high for _, high in ends)])
 
 
 def _interval(metrics: Figures, name: str) -> tuple[float, float]:
     trials = int(metrics["n_classified" if name == "acc1" else "n_images"])
     return wilson_interval(round(metrics[name] * trials), trials).ends
-
-
-def _curve(axis: Axes, places: Sequence[float], values: Sequence[float], number: int, label: str) -> None:
-    axis.plot(
-        places,
-        values,
-        label=label,
-        linewidth=1.6,
-        markersize=5,
-        color=SERIES[number % len(SERIES)],
-        marker=_MARKERS[number % len(_MARKERS)],
-        linestyle=LINES[number % len(LINES)],
-    )
 
 
 def _percent(axis: Axes, highest: float) -> None:

@@ -8,17 +8,29 @@ to dark, which also survives grey printing.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from domainclip.errors import ShapeError
 from domainclip.metrics.metric import METRICS, OWN_SECTION
-from domainclip.reports.plots.style import BLUE, GREY, MARKERS, SERIES, save, short_label, tidy
+from domainclip.reports.plots.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    curve_style,
+    legend_beside,
+    one_plot,
+    save,
+    short_label,
+    tidy,
+)
 
 BEFORE, AFTER = GREY, BLUE
 
@@ -29,13 +41,14 @@ _MAIN = ("acc1", "mean_per_class_recall", "macro_f1", "i2t_R@1", "t2i_R@1", "i2t
 _VALIDATION_PREFIXES = ("validation/", "validation_", "val/", "val_", "eval/", "eval_")
 
 
-def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Training and validation loss over the steps, and the learning rate below.
+def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path, kept_step: int | None = None) -> bool:
+    """Training and validation loss over the steps, the step that was kept, and the learning rate below.
 
     Args:
         rows: Those of ``metrics.jsonl``: ``step`` with ``loss`` (or ``train_loss``), ``val_loss`` and ``lr`` (or
             ``learning_rate``) where they were measured; keys that begin with ``lr`` are one curve each.
         path: The PNG to write.
+        kept_step: The step whose weights were kept, None where nobody chose.
 
     Returns:
         Whether any row has a loss.
@@ -52,89 +65,74 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     axes = figure.subplots(2 if rates else 1, 1, sharex=True, squeeze=False, height_ratios=[2.6, 1] if rates else None)[
         :, 0
     ]
-    for (name, (steps, values)), colour in zip(curves.items(), SERIES, strict=False):
+    for index, (name, (steps, values)) in enumerate(curves.items()):
         if len(steps):
-            validation = name == "validation"
-            axes[0].plot(
-                steps,
-                values,
-                color=colour,
-                label=name,
-                linewidth=1.6,
-                marker="o" if validation or len(steps) < 3 else None,
-                markersize=4,
-            )
-            axes[0].annotate(
-                f"{values[-1]:.3g}",
-                (steps[-1], values[-1]),
-                xytext=(5, 0),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-                va="center",
-            )
+            points = index == 1 or len(steps) < 3  # of training there are too many to mark
+            style = curve_style(index) | ({} if points else {"marker": None})
+            axes[0].plot(steps, values, label=f"{name} ({values[-1]:.3g})", **style)
+    for number, axis in enumerate(axes):
+        _mark_kept(axis, kept_step, named=not number)
     axes[0].set(title="Loss during training", ylabel="loss (nats)")
-    axes[0].legend(frameon=False)
+    legend_beside(axes[0], title="last value in brackets", title_fontsize=8)
+    for index, (name, (steps, values)) in enumerate(rates.items()):
+        style = curve_style(index) | ({"marker": None} if len(steps) > 2 else {})
+        axes[1].plot(steps, values, label=name, **style)
     if rates:
-        for (name, (steps, values)), colour in zip(rates.items(), SERIES * len(rates), strict=False):
-            axes[1].plot(steps, values, color=colour, label=name, linewidth=1.4, marker=None if len(steps) > 2 else "o")
         axes[1].set(ylabel="learning rate")
+        axes[1].set_ylim(bottom=0)
         axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        if len(rates) > 1:
-            axes[1].legend(frameon=False, fontsize=8)
+    if len(rates) > 1:
+        legend_beside(axes[1])
     tidy(axes)
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[-1].set_xlabel("optimizer steps")
+    _whole_steps(axes[-1])
     save(figure, path)
     return True
 
 
-def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Validation metrics (those in 0…1, as acc1 and R@1) over the steps.
+def plot_metrics(rows: Sequence[Mapping[str, Any]], path: Path, kept_step: int | None = None) -> bool:
+    """Validation metrics (those in 0…1, as acc1 and R@1) over the steps, and the step that was kept.
 
     Args:
         rows: Those of ``metrics.jsonl``.
         path: The PNG to write.
+        kept_step: The step whose weights were kept, None where nobody chose.
 
     Returns:
         Whether any row has one.
     """
     keys = dict.fromkeys(key for row in rows for key in row if METRICS[_without_prefix(key)].is_score)
     found = {_without_prefix(key): _series(rows, (key,)) for key in keys if _drawn(_without_prefix(key))}
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    for name, curve in found.items():  # accuracy and recall of classes of one size are one curve
-        rounded = (curve[0], [round(value, 6) for value in curve[1]])
-        if len(curve[0]) and rounded not in curves.values():
-            curves[name] = rounded
-    if not curves:
+    named: dict[tuple[tuple[float, ...], ...], list[str]] = {}
+    for name, (steps, values) in found.items():  # accuracy and recall of classes of one size are one curve
+        if steps:
+            named.setdefault((tuple(steps), tuple(round(value, 6) for value in values)), []).append(name)
+    if not named:
         return False
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axis = figure.subplots()
-    for index, (name, (steps, values)) in enumerate(curves.items()):
-        axis.plot(
-            steps,
-            values,
-            label=f"{METRICS[name].title} ({values[-1]:.1%})",
-            linewidth=1.6,
-            markersize=5,
-            color=SERIES[index % len(SERIES)],
-            marker=MARKERS[index % len(MARKERS)],
-        )
-    axis.set(title="Validation metrics during training", xlabel="optimizer steps", ylabel="fraction (more is better)")
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_ylim(0, 1.02)
-    axis.legend(
-        frameon=False,
-        fontsize=8,
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        title="last value in brackets",
-        title_fontsize=8,
-    )
-    tidy([axis])
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    save(figure, path)
+    with one_plot(path, 7.5, max(4.2, 0.5 + 0.36 * len(found))) as axis:
+        for index, ((places, levels), names) in enumerate(named.items()):
+            label = " = ".join(METRICS[name].title for name in names) + f" ({levels[-1]:.1%})"
+            axis.plot(places, levels, label=textwrap.fill(label, 44), **curve_style(index))
+        _mark_kept(axis, kept_step)
+        axis.set(title="Validation metrics during training", ylabel="fraction (more is better)")
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_ylim(0, 1.02)
+        legend_beside(axis, title="last value in brackets", title_fontsize=8)
+        _whole_steps(axis)
     return True
+
+
+def _mark_kept(axis: Axes, step: int | None, *, named: bool = True) -> None:
+    if step is not None:
+        label = f"kept: step {step:,}" if named else None
+        axis.axvline(step, color=BLACK, linewidth=1.1, linestyle=(0, (1, 2)), label=label, zorder=1)
+
+
+def _whole_steps(axis: Axes) -> None:
+    axis.set_xlabel("optimizer steps")
+    low, high = axis.get_xlim()
+    if high - low < 2:  # a single step, or two: ticks between them would be no steps
+        axis.set_xlim(math.floor(low) - 0.5, math.ceil(high) + 0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def plot_confusion(
@@ -221,23 +219,20 @@ def plot_before_after(before: Mapping[str, Any], after: Mapping[str, Any], path:
     names = [name for name in after if _drawn(name) and _finite(after[name]) and _finite(before.get(name))]
     if not names:
         return False
-    figure = Figure(figsize=(7.5, 1.3 + 0.55 * len(names)), layout="constrained")
-    axis = figure.subplots()
     places = np.arange(len(names))
-    for values, offset, colour, label in ((before, -0.19, BEFORE, "before"), (after, 0.19, AFTER, "after")):
-        widths = [float(values[name]) for name in names]
-        bars = axis.barh(places + offset, widths, height=0.36, color=colour, label=label)
-        axis.bar_label(bars, labels=[f"{width:.1%}" for width in widths], padding=3, fontsize=8)
-    axis.set_yticks(places, [METRICS[name].title for name in names], fontsize=9)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.1)
-    axis.set_xticks(np.arange(0, 1.01, 0.2))
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set(title="Before and after fine-tuning", xlabel="fraction (more is better)")
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    tidy([axis])
-    axis.grid(axis="y", visible=False)
-    save(figure, path)
+    with one_plot(path, 7.5, 1.3 + 0.55 * len(names)) as axis:
+        for values, offset, colour, label in ((before, -0.19, BEFORE, "before"), (after, 0.19, AFTER, "after")):
+            widths = [float(values[name]) for name in names]
+            bars = axis.barh(places + offset, widths, height=0.36, color=colour, label=label)
+            axis.bar_label(bars, labels=[f"{width:.1%}" for width in widths], padding=3, fontsize=8)
+        axis.set_yticks(places, [textwrap.fill(METRICS[name].title, 34) for name in names], fontsize=9)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1.1)
+        axis.set_xticks(np.arange(0, 1.01, 0.2))
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set(title="Before and after fine-tuning", xlabel="fraction (more is better)")
+        legend_beside(axis, fontsize=10)
+        axis.grid(axis="y", visible=False)
     return True
 
 

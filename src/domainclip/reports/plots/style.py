@@ -8,11 +8,15 @@ never take room from the data. The colours are Okabe and Ito's, which colour-bli
 from __future__ import annotations
 
 import io
+import logging
 import math
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import font_manager
@@ -22,6 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from domainclip.files import write_bytes
+
+log = logging.getLogger(__name__)
 
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#000000"
 SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
@@ -145,6 +151,54 @@ def tidy(axes: Iterable[Axes]) -> None:
         axis.set_axisbelow(True)
 
 
+@contextmanager
+def one_plot(path: Path, width: float, height: float) -> Iterator[Axes]:
+    """Tidy axes to draw in; the file is written in the end.
+
+    Args:
+        path: The PNG to write.
+        width: In inches.
+        height: In inches.
+
+    Yields:
+        The axes.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    tidy([axis])
+    yield axis
+    save(figure, path)
+
+
+def curve_style(index: int) -> dict[str, Any]:
+    """Colour, line and marker of one of several curves: no two of the first 21 have all three alike, and no two of the
+    first seven any colour or marker.
+
+    Args:
+        index: Of the curve.
+
+    Returns:
+        Keywords of ``Axes.plot``.
+    """
+    return {
+        "color": SERIES[index % len(SERIES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index % len(LINES)],
+        "linewidth": 1.6,
+        "markersize": 5,
+    }
+
+
+def legend_beside(axis: Axes, **options: Any) -> None:
+    """The legend to the right of the data, where it hides none of them.
+
+    Args:
+        axis: Axes of matplotlib.
+        **options: More of ``Axes.legend``.
+    """
+    axis.legend(**{"frameon": False, "fontsize": 8, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)} | options)
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG whole or not at all.
 
@@ -161,6 +215,18 @@ def save(figure: Figure, path: Path) -> Path:
         text.set_fontfamily(families)
         text.set_parse_math(False)  # a dollar sign in a caption starts no formula
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
+    glyphs = [each for each in found if "missing from font" in str(each.message)]  # one for each letter
+    if glyphs:
+        log.warning(
+            "%s shows boxes in place of letters that no installed font has: install one that has them, such as Noto "
+            "Sans CJK",
+            path.name,
+        )
+    for each in found:
+        if each not in glyphs:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     write_bytes(path, buffer.getvalue())
     return path

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 
 from domainclip.reports.plots.run import AFTER, BEFORE
-from domainclip.reports.plots.style import GREEN, ORANGE, save, tidy
+from domainclip.reports.plots.style import GREEN, ORANGE, legend_beside, one_plot
 from domainclip.reports.schema.run import TradeOff, TradeOffPoint
 from domainclip.reports.text import title
 
@@ -32,40 +31,36 @@ def plot_trade_off(trade_off: TradeOff, path: Path) -> bool:
         return False
     ends = {point.alpha: point for point in points}
     front = [point for point in points if point.on_front]
-    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
-    axis = figure.subplots()
-    by_alpha = sorted(points, key=lambda point: point.alpha)
-    axis.plot(
-        [p.domain for p in by_alpha], [p.reference for p in by_alpha], color=BEFORE, linewidth=1, alpha=0.7, zorder=1
-    )
-    for group, colour, marker, label in (
-        ([p for p in points if p not in front], BEFORE, "o", "beaten by another one"),
-        (front, AFTER, "o", "Pareto front"),
-        ([p for p in points if p.alpha == trade_off.chosen_alpha], ORANGE, "*", "chosen"),
-    ):
-        if group:
-            axis.scatter(
-                [p.domain for p in group],
-                [p.reference for p in group],
-                color=colour,
-                marker=marker,
-                s=220 if marker == "*" else 32,
-                label=label,
-                zorder=3 if marker == "*" else 2,
-            )
-    _limits(axis, trade_off, ends)
-    _name_points(axis, by_alpha, trade_off.chosen_alpha)
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.margins(x=0.1, y=0.12)
-    axis.set(
-        title="What is gained in the domain and what is kept outside it (validation rows)",
-        xlabel=f"domain: {title(trade_off.domain_metric or 'score')}",
-        ylabel=f"reference sets: mean over {len(points[0].sets)} data set{'s' if len(points[0].sets) != 1 else ''}",
-    )
-    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    tidy([axis])
-    save(figure, path)
+    with one_plot(path, 7.5, 5.0) as axis:
+        by_alpha = sorted(points, key=lambda point: point.alpha)
+        line = [(p.domain, p.reference) for p in by_alpha]
+        axis.plot(*zip(*line, strict=True), color=BEFORE, linewidth=1, alpha=0.7, zorder=1)
+        for group, colour, marker, label in (
+            ([p for p in points if p not in front], BEFORE, "o", "beaten by another one"),
+            (front, AFTER, "o", "Pareto front"),
+            ([p for p in points if p.alpha == trade_off.chosen_alpha], ORANGE, "*", "chosen"),
+        ):
+            if group:
+                axis.scatter(
+                    [p.domain for p in group],
+                    [p.reference for p in group],
+                    color=colour,
+                    marker=marker,
+                    s=220 if marker == "*" else 32,
+                    label=label,
+                    zorder=3 if marker == "*" else 2,
+                )
+        _limits(axis, trade_off, ends)
+        _name_points(axis, by_alpha, trade_off.chosen_alpha)
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.margins(x=0.1, y=0.12)
+        axis.set(
+            title="What is gained in the domain and what is kept outside it (validation rows)",
+            xlabel=f"domain: {title(trade_off.domain_metric or 'score')}",
+            ylabel=f"reference sets: mean over {len(points[0].sets)} data set{'s' if len(points[0].sets) != 1 else ''}",
+        )
+        legend_beside(axis, fontsize=9)
     return True
 
 

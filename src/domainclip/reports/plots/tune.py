@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from domainclip.metrics.metric import METRICS
-from domainclip.reports.plots.style import BLACK, BLUE, GREY, ORANGE, save, tidy
+from domainclip.reports.plots.style import BLACK, BLUE, GREY, ORANGE, legend_beside, one_plot, save, tidy
 from domainclip.reports.schema.tuning import TrialRecord
 
 _NO_VALUE = ("diverged", "out_of_memory")
@@ -59,50 +59,47 @@ def plot_history(trials: Sequence[TrialRecord], metric: str, greater_is_better: 
     if not complete:
         return False
     pruned = [r for r in trials if r.outcome == "pruned" and r.value is not None]
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axis = figure.subplots()
-    default = next((r for r in complete if r.default), None)
-    if default is not None and default.value is not None:
-        error = default.standard_error or 0.0
-        axis.axhspan(default.value - error, default.value + error, color=GREY, alpha=0.2, linewidth=0)
-        axis.axhline(default.value, color=GREY, linewidth=1.2, label="default recipe ± standard error")
-    best = np.maximum if greater_is_better else np.minimum
-    numbers, values = [r.number for r in complete], [float(r.value or 0.0) for r in complete]
-    so_far = best.accumulate(values)
-    axis.step(
-        [*numbers, max(r.number for r in trials)],
-        [*so_far, so_far[-1]],
-        where="post",
-        color=BLUE,
-        linewidth=1.6,
-        label="best so far",
-    )
-    axis.plot(numbers, values, "o", color=BLUE, markersize=5, label="complete")
-    if pruned:
-        axis.plot(
-            [r.number for r in pruned],
-            [float(r.value or 0.0) for r in pruned],
-            "x",
-            color=ORANGE,
-            markersize=6,
-            label="pruned (last validation)",
+    with one_plot(path, 7.5, 4.2) as axis:
+        default = next((r for r in complete if r.default), None)
+        if default is not None and default.value is not None:
+            error = default.standard_error or 0.0
+            axis.axhspan(default.value - error, default.value + error, color=GREY, alpha=0.2, linewidth=0)
+            axis.axhline(default.value, color=GREY, linewidth=1.2, label="default recipe ± standard error")
+        best = np.maximum if greater_is_better else np.minimum
+        numbers, values = [r.number for r in complete], [float(r.value or 0.0) for r in complete]
+        so_far = best.accumulate(values)
+        axis.step(
+            [*numbers, max(r.number for r in trials)],
+            [*so_far, so_far[-1]],
+            where="post",
+            color=BLUE,
+            linewidth=1.6,
+            label="best so far",
         )
-    lost = [r.number for r in trials if r.outcome in _NO_VALUE]
-    if lost:  # at the foot of the figure: they have no value
-        axis.plot(
-            lost,
-            [0.02] * len(lost),
-            "v",
-            color=BLACK,
-            markersize=6,
-            transform=axis.get_xaxis_transform(),
-            label="diverged or out of memory",
-        )
-    axis.set(title="Trials in the order they ran", xlabel="trial", ylabel=f"validation {METRICS[metric].title}")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    tidy([axis])
-    save(figure, path)
+        axis.plot(numbers, values, "o", color=BLUE, markersize=5, label="complete")
+        if pruned:
+            axis.plot(
+                [r.number for r in pruned],
+                [float(r.value or 0.0) for r in pruned],
+                "x",
+                color=ORANGE,
+                markersize=6,
+                label="pruned (last validation)",
+            )
+        lost = [r.number for r in trials if r.outcome in _NO_VALUE]
+        if lost:  # at the foot of the figure: they have no value
+            axis.plot(
+                lost,
+                [0.02] * len(lost),
+                "v",
+                color=BLACK,
+                markersize=6,
+                transform=axis.get_xaxis_transform(),
+                label="diverged or out of memory",
+            )
+        axis.set(title="Trials in the order they ran", xlabel="trial", ylabel=f"validation {METRICS[metric].title}")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend_beside(axis)
     return True
 
 
@@ -120,16 +117,13 @@ def plot_importances(importances: Mapping[str, float], path: Path) -> bool:
         path.unlink(missing_ok=True)
         return False
     names = sorted(importances, key=lambda name: importances[name])
-    figure = Figure(figsize=(7.5, 1.2 + 0.36 * len(names)), layout="constrained")
-    axis = figure.subplots()
-    bars = axis.barh(names, [importances[name] for name in names], height=0.6, color=BLUE)
-    axis.bar_label(bars, labels=[f"{importances[name]:.0%}" for name in names], padding=3, fontsize=8)
-    axis.set(title="What sets the better trials apart", xlabel="fraction of importance (PED-ANOVA)")
-    axis.set_xlim(0, max(importances.values()) * 1.15 or 1)
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    tidy([axis])
-    axis.grid(axis="y", visible=False)
-    save(figure, path)
+    with one_plot(path, 7.5, 1.2 + 0.36 * len(names)) as axis:
+        bars = axis.barh(names, [importances[name] for name in names], height=0.6, color=BLUE)
+        axis.bar_label(bars, labels=[f"{importances[name]:.0%}" for name in names], padding=3, fontsize=8)
+        axis.set(title="What sets the better trials apart", xlabel="fraction of importance (PED-ANOVA)")
+        axis.set_xlim(0, max(importances.values()) * 1.15 or 1)
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.grid(axis="y", visible=False)
     return True
 
 
