@@ -23,7 +23,7 @@ from domainclip.errors import ConfigurationError, DamagedFileError
 
 _DESCRIPTOR = re.compile(r"/dev/(?P<name>stdin|stdout|stderr)|(/dev/fd|/proc/self/fd)/(?P<number>\d+)")
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)")
-ALIGNMENT_PREFIX = ".alignment-"
+_ALIGNMENT = ".alignment-"
 CHECKSUM = "sha256"
 _HEADER = "# SHA-256 of the lines below, as the run wrote them: "
 
@@ -310,7 +310,7 @@ def remove_leftovers(folder: Path) -> None:
         found = _LEFTOVER.fullmatch(path.name)
         if found is not None and found["kind"] == "old" and not (folder / found["name"]).exists():
             path.rename(folder / found["name"])
-        elif found is not None or path.name.startswith(ALIGNMENT_PREFIX):
+        elif found is not None or path.name.startswith(_ALIGNMENT):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -393,7 +393,7 @@ class _FirstProcess:
         if alignment is not None:
             if self.goes_on and not folder.alignment_before.exists():
                 self._require_initial_weights("The rows have to be embedded as they were before the training")
-            self._kept(lambda goes_on: alignment.remember_before(untrained, goes_on))
+            self._kept(lambda goes_on: alignment.remember_before(untrained, goes_on, rows))
         if references is not None:
             self.references_before = self._kept(lambda goes_on: references.before(folder.references_before, goes_on))
         spent = self.earlier_s + time.monotonic() - self.started

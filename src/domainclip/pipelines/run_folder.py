@@ -24,6 +24,7 @@ from domainclip.reports.run_report import REPORT
 from domainclip.training.checkpoint import CheckpointStore
 
 RECORD = ".domainclip.json"
+"""Names that ``files`` gives to what is not written to its end yet."""
 
 
 class _Written(TypedDict):
@@ -96,10 +97,14 @@ class OutputFolder:
         return any((self.path / name).exists() for name in self._written()["names"])
 
     def begin(self) -> None:
-        """Write down that files of these names are ours from here on, and remove what a killed process left."""
+        """Write down that files of these names are ours from here on, and remove what killed writes have left of them:
+        the folder is locked, so that nobody is writing any more."""
         self._note(None)
-        for folder in (self.path, *(self.path / name for name in self.names)):
-            remove_leftovers(folder)
+        remove_leftovers(self.path)
+        for place in (self.path / name for name in self.names):
+            if place.is_dir() and not place.is_symlink():
+                for folder in [place, *(path for path in place.rglob("*") if path.is_dir())]:
+                    remove_leftovers(folder)
 
     def end(self) -> None:
         """Write down which files were written: what is added to their folders later is the user's."""
