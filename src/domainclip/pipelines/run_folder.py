@@ -24,7 +24,6 @@ from domainclip.reports.run_report import REPORT
 from domainclip.training.checkpoint import CheckpointStore
 
 RECORD = ".domainclip.json"
-"""Names that ``files`` gives to what is not written to its end yet."""
 
 
 class _Written(TypedDict):
