@@ -315,7 +315,7 @@ class DatasetLoader:
 def _given(path: object) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise InputTypeError(f"Data are found by a path, not by a {type(path).__name__}: {path!r:.60}")
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def only_table(folder: Path, image_col: str = "image_path") -> tuple[Path | None, list[str]]:
