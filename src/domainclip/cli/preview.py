@@ -29,6 +29,7 @@ def preview(
         check_model(config, weights=False)
     from domainclip.files import require_writable
     from domainclip.pipelines.preview import preview as make
+    from domainclip.reports.text import counted
 
     require_writable(output, "--output", is_file=True)
     made = make(config, split, images)
@@ -37,4 +38,4 @@ def preview(
         typer.echo(f"Left out: {problem}", err=True)
     if len(made.skipped) > 5:
         typer.echo(f"… and {len(made.skipped) - 5} more", err=True)
-    typer.echo(f"Written: {output} ({made.images} images)")
+    typer.echo(f"Written: {output} ({counted(made.images, 'image')})")
