@@ -7,8 +7,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from typing import Any
 
 from domainclip.errors import ConfigurationError, DamagedFileError
 
+_DESCRIPTOR = re.compile(r"/dev/(?P<name>stdin|stdout|stderr)|(/dev/fd|/proc/self/fd)/(?P<number>\d+)")
 CHECKSUM = "sha256"
 _HEADER = "# SHA-256 of the lines below, as the run wrote them: "
 
@@ -39,6 +42,40 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_replaceable(path: Path) -> bool:
+    """Ask whether a path is, or would be, a file that can be replaced by another one.
+
+    Args:
+        path: A path that need not be there.
+
+    Returns:
+        False for a pipe, a device, a socket and a number of an open file (``/dev/stdout``, ``/dev/fd/3``).
+    """
+    if _DESCRIPTOR.fullmatch(str(path)):
+        return False
+    return not path.exists() or path.is_file() or path.is_dir()
+
+
+def _target_of(path: Path) -> Path:
+    """Where a symbolic link leads to, be it there or not."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _write_in_place(path: Path, content: bytes) -> None:
+    found = _DESCRIPTOR.fullmatch(str(path))
+    if found is None:
+        with open(path, "wb") as handle:
+            handle.write(content)
+        return
+    # Opened anew it would be cut to nothing, and what was printed before and after would stand in one place.
+    number = int(found["number"] or ("stdin", "stdout", "stderr").index(found["name"]))
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    with open(number, "wb", closefd=False) as handle:
+        handle.write(content)
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -79,6 +116,9 @@ def read_limited(path: Path, limit: int) -> bytes:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` whole or not at all: temporary file beside it, fsync, rename.
 
+    The file that a symbolic link leads to is replaced, not the link. What is no file (a pipe, a terminal,
+    ``/dev/stdout``) is written to as it is.
+
     Args:
         path: The file; folders above it are made.
         content: All of it.
@@ -87,6 +127,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         OSError: It cannot be written. The earlier file is as it was.
     """
     path = Path(path)
+    if not is_replaceable(path):
+        _write_in_place(path, content)
+        return
+    path = _target_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder is where a file has to be written: move it away", str(path))
@@ -118,6 +162,11 @@ def require_writable(path: Path, what: str, *, is_file: bool = False) -> None:
     path = Path(path)
     if is_file and path.is_dir():
         raise ConfigurationError(f"{what} {path} is a directory: give the name of a file")
+    if is_file and not is_replaceable(path):
+        if not os.access(path, os.W_OK):
+            raise ConfigurationError(f"{what} {path} cannot be written. Give another one")
+        return
+    path = _target_of(path)
     place = path.absolute().parent if is_file else path.absolute()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     try:
@@ -223,7 +272,7 @@ def replaced_directory(target: Path, former: Path | None = None) -> Iterator[Pat
     Raises:
         OSError: It cannot be written.
     """
-    target = Path(target)
+    target = _target_of(Path(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     temporary = target.with_name(f".{target.name}.{mark}.tmp")

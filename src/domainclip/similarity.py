@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from domainclip.errors import ShapeError
+from domainclip.errors import InputTypeError, ShapeError
 from domainclip.registry import Registry
 
 Embeddings = Tensor | np.ndarray
@@ -50,8 +50,11 @@ def check_embeddings(a: Tensor, b: Tensor) -> None:
 
     Raises:
         ShapeError: One is not 2D, or their dimensions differ.
+        InputTypeError: One is no tensor.
     """
     for embeddings in (a, b):
+        if not isinstance(embeddings, Tensor):
+            raise InputTypeError(f"Expected 2D embeddings as tensors, got a {type(embeddings).__name__}")
         if embeddings.ndim != 2:
             raise ShapeError(f"Expected 2D embeddings [n, dim], got shape {tuple(embeddings.shape)}")
     if a.shape[1] != b.shape[1]:
@@ -200,8 +203,32 @@ def as_embeddings(embeds: Embeddings) -> Tensor:
 
     Returns:
         A tensor of float32, or of float64 if it is that already, without gradient. It may share the memory.
+
+    Raises:
+        InputTypeError: They are no numbers.
     """
     if isinstance(embeds, np.ndarray) and not (embeds.flags.writeable and embeds.flags.forc):
         embeds = embeds.copy()  # torch cannot share memory that is read-only or runs backwards
-    tensor = torch.as_tensor(embeds).detach()
+    tensor = as_numbers(embeds).detach()
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def as_numbers(values: object) -> Tensor:
+    """Bring numbers to a tensor.
+
+    Args:
+        values: A tensor, an array, or lists of numbers.
+
+    Returns:
+        The tensor, which may share the memory.
+
+    Raises:
+        InputTypeError: They are no numbers.
+    """
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputTypeError(
+            f"Expected a tensor or an array of numbers, got a {type(values).__name__}: {reason:.120}"
+        ) from None

@@ -29,6 +29,7 @@ RUN_FILES = {
     "recipe.yaml",
     "domain.yaml",
     "run.json",
+    "data.json",
     "before.json",
     "metrics.jsonl",
     "memory.json",

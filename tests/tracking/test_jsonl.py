@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,5 +93,32 @@ def test_a_disk_with_space_again_is_written_to_again(tmp_path: Path, monkeypatch
         for step in (1, 2):
             listener(Milestone(name="test", step=step, values={"loss": 1.0}))
     listener(Milestone(name="test", step=3, values={"loss": 1.0}))
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 3, "loss": 1.0}]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert len(warned) == 1 and "No space left" in warned[0]
+
+
+def test_rows_of_a_full_disk_are_written_once_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    said: list[str] = []
+    path = tmp_path / "metrics.jsonl"
+    listener = MetricsFile(path, said.append)
+    row = {"loss": 1.0}
+    listener(Milestone(name="a", step=1, values=row))
+    real = builtins.open
+
+    def full(name: Any, *given: Any, **named: Any) -> Any:
+        if str(name).startswith(str(tmp_path)):
+            with real(path, "a") as handle:
+                handle.write('{"step": 2, "lo')  # what fitted
+            raise OSError(28, "No space left on device")
+        return real(name, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", full)
+        for step in (2, 3):
+            listener(Milestone(name="a", step=step, values=row))
+    listener(Milestone(name="a", step=4, values=row))
+    assert len(said) == 1
+    assert [each["step"] for each in read_metrics(path)] == [1, 2, 3, 4]
+    assert listener.state_dict() == read_metrics(path)

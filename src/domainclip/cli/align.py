@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Data, Model, Recipe, Split, check_model, config_of, print_json, recipe_keys
+from domainclip.cli.options import (
+    AsJson,
+    Data,
+    Domain,
+    KeyCommand,
+    Model,
+    Recipe,
+    Split,
+    check_model,
+    check_start,
+    config_of,
+    print_json,
+    recipe_keys,
+)
+from domainclip.files import require_writable
 
 align_app = typer.Typer(no_args_is_help=True, help="See whether images and texts agree.")
 
@@ -17,12 +31,13 @@ def _group() -> None:
     """See whether images and texts agree."""
 
 
-@align_app.command("report")
+@align_app.command("report", cls=KeyCommand)
 def align_report(
     overrides: Annotated[list[str] | None, recipe_keys("such as similarity_metric=euclidean")] = None,
     data: Data = None,
     model: Model = None,
     recipe: Recipe = None,
+    domain: Domain = None,
     split: Split = "test",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("outputs/alignment"),
     compare: Annotated[
@@ -38,8 +53,10 @@ def align_report(
 
     Files of an earlier report in the folder are replaced; nothing else in there is touched.
     """
-    config = config_of(recipe, overrides, data_path=data, model_name=model)
+    config = config_of(recipe, overrides, data_path=data, model_name=model, domain=domain)
     check_model(config)
+    check_start(config)
+    require_writable(output, "--output")
     if compare is not None:
         check_model(config_of(None, None, model_name=compare))
     from domainclip.pipelines.align import run_alignment

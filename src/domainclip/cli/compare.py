@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Recipe, Split, check_model, config_of, print_json, recipe_keys, warn
+from domainclip.cli.options import (
+    AsJson,
+    Domain,
+    Recipe,
+    Split,
+    check_data,
+    check_model,
+    config_of,
+    print_json,
+    recipe_keys,
+    warn,
+)
 from domainclip.errors import ConfigurationError
 
 
@@ -36,6 +47,7 @@ def compare(
         typer.Option("--output", "-o", help="Folder for compare.json, compare.md, compare.html and matrix.png."),
     ] = None,
     recipe: Recipe = None,
+    domain: Domain = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first image, data set or model that cannot be used.")
     ] = False,
@@ -45,11 +57,13 @@ def compare(
 
     A data set that cannot be evaluated leaves its reason in the matrix and the rest goes on.
     """
-    config = config_of(recipe, overrides)
+    config = config_of(recipe, overrides, domain=domain)
     models, sets = named(model or [], "model"), named(data or [], "data")
     for name in models if strict else [reference or next(iter(models))]:  # the others leave a reason in the matrix
         if name in models:
             check_model(config.updated(model_name=models[name]))
+    for path in sets.values() if strict or len(sets) == 1 else ():
+        check_data(path)
     from domainclip.pipelines.compare import comparison_folder, run_compare
     from domainclip.pipelines.output_lock import locked_output
 

@@ -22,12 +22,14 @@ from domainclip.cli.options import (
     Device,
     Domain,
     HomeGroup,
+    KeyCommand,
     Model,
     Overrides,
     Recipe,
     Split,
     as_typed,
     check_model,
+    check_start,
     config_of,
     output_folder,
     print_json,
@@ -37,17 +39,37 @@ from domainclip.cli.preview import preview
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 from domainclip.files import require_writable
+from domainclip.signals import StopSignals
+from domainclip.streams import keep_streams
 
 app = typer.Typer(
     name="domainclip",
     cls=HomeGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Fine-tune CLIP for a specialised domain, on the machine you have.",
     epilog="First result: domainclip demo. With your own images: domainclip data check FILE, then "
     "domainclip train --data FILE.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"domainclip {installed('domainclip')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 config_app = typer.Typer(no_args_is_help=True, help="Show and check recipes.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on them.")
 app.add_typer(config_app, name="config")
@@ -57,7 +79,7 @@ app.add_typer(domain_app, name="domain")
 app.add_typer(memory_app, name="memory")
 
 
-@app.command()
+@app.command(cls=KeyCommand)
 def train(
     overrides: Overrides = None,
     data: Data = None,
@@ -67,11 +89,14 @@ def train(
     domain: Domain = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="With --resume: go on although rows or images have changed.")
+    ] = False,
 ) -> None:
     """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
     `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
-    error_analysis=true, and `--data` where the data have moved.
+    error_analysis=true, `--data` where the data have moved, and num_epochs for more epochs.
     """
     if resume and not recipe:
         output = output_folder(output, overrides)
@@ -86,9 +111,10 @@ def train(
     if not resume:  # a run that goes on says first whether there is one
         require_writable(Path(config.output_dir), "The output directory")
         check_model(config)
+        check_start(config)
     from domainclip.pipelines import run_training
 
-    run_training(config, resume=resume, overwrite=overwrite)
+    run_training(config, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
 
 
 def _require_whole(*files: Path) -> None:
@@ -105,12 +131,13 @@ def _require_whole(*files: Path) -> None:
                 ) from None
 
 
-@app.command()
+@app.command(cls=KeyCommand)
 def evaluate(
     overrides: Overrides = None,
     data: Data = None,
     model: Model = None,
     recipe: Recipe = None,
+    domain: Domain = None,
     split: Split = "test",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures to this JSON file.")
@@ -135,8 +162,9 @@ def evaluate(
     """Classification and retrieval of a model on a data set; also at several resolutions."""
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
-    config = config_of(recipe, overrides, data_path=data, model_name=model)
+    config = config_of(recipe, overrides, data_path=data, model_name=model, domain=domain)
     check_model(config)
+    check_start(config)
     from domainclip.files import write_json, writing
 
     if robustness is not None and resolutions is None:
@@ -181,12 +209,12 @@ def _evaluate_resolutions(  # type: ignore[no-untyped-def]
         typer.echo("\n".join(f"Written: {path}" for path in written), err=as_json)
 
 
-app.command("compare")(compare)
-data_app.command("preview")(preview)
-app.command("tune")(tune)
+app.command("compare", cls=KeyCommand)(compare)
+data_app.command("preview", cls=KeyCommand)(preview)
+app.command("tune", cls=KeyCommand)(tune)
 
 
-@app.command()
+@app.command(cls=KeyCommand)
 def demo(
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the demonstration.")] = Path(
@@ -213,12 +241,14 @@ def doctor(as_json: AsJson = False, device: Device = None) -> None:
     raise typer.Exit(report.exit_code)
 
 
-@config_app.command("show")
-def config_show(overrides: Overrides = None, recipe: Recipe = None, as_json: AsJson = False) -> None:
+@config_app.command("show", cls=KeyCommand)
+def config_show(
+    overrides: Overrides = None, recipe: Recipe = None, domain: Domain = None, as_json: AsJson = False
+) -> None:
     """Every key with its value, where the value comes from, and what the key means."""
     from domainclip.cli.config_table import recipe_rows, recipe_table
 
-    config = config_of(recipe, overrides)
+    config = config_of(recipe, overrides, domain=domain)
     if as_json:
         print_json(recipe_rows(config))
     else:
@@ -227,7 +257,7 @@ def config_show(overrides: Overrides = None, recipe: Recipe = None, as_json: AsJ
         Console().print(recipe_table(config))
 
 
-@config_app.command("validate")
+@config_app.command("validate", cls=KeyCommand)
 def config_validate(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")], overrides: Overrides = None
 ) -> None:
@@ -240,7 +270,7 @@ def config_validate(
     typer.echo(f"{recipe}: valid; sets {names}")
 
 
-@data_app.command("check")
+@data_app.command("check", cls=KeyCommand)
 def data_check(
     path: Annotated[str, typer.Argument(help="A table, a directory, or hf:NAME.")],
     overrides: Overrides = None,
@@ -250,12 +280,16 @@ def data_check(
             "--model", "-m", help="Count tokens, and look for captions it does not know, with this model's tokenizer."
         ),
     ] = None,
+    recipe: Recipe = None,
+    domain: Domain = None,
     as_json: AsJson = False,
 ) -> None:
     """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
-    config = config_of(None, overrides, model_name=model)
+    config = config_of(recipe, overrides, data_path=path, model_name=model, domain=domain)
     if model is not None:
         check_model(config, weights=False)
+    if model is not None or not os.path.isfile(path):  # what is wrong with a file is a finding
+        check_start(config)
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps
@@ -306,12 +340,14 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point: turns the package's errors into one line and exit code 2, signals into 130 and 143."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    """Entry point: turns the package's errors into one line and exit code 2, signals into 130, 143 and 129."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that no encoding has
         sys.stdout.reconfigure(errors="backslashreplace")
+    keep_streams()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        app()
+        with StopSignals(at_once=True).watch():
+            app()
     except Interrupted as stop:
         typer.secho(as_typed(str(stop)), err=True)
         sys.exit(stop.exit_code)

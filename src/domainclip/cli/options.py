@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+from domainclip.errors import ConfigurationError, DataError, MissingExtraError, MissingFileError
+from domainclip.registry import nearest
 
 if TYPE_CHECKING:
     from domainclip.config import CLIPFinetuningConfig
@@ -33,6 +37,58 @@ def _with_home(found: re.Match[str]) -> str:
     return found[1] + os.path.expanduser("~")
 
 
+class KeyCommand(TyperCommand):
+    """A command that takes recipe keys, which some will write as options: it answers with the right spelling."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Take the arguments.
+
+        Args:
+            ctx: Of the command.
+            args: All of them.
+
+        Returns:
+            What is left.
+
+        Raises:
+            ConfigurationError: There is no such option.
+        """
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # typer brings its own copy of click or not, by its version: the error has no class to import.
+            if type(error).__name__ != "NoSuchOption":
+                raise
+            options = [option for param in self.params for option in (*param.opts, *param.secondary_opts)]
+            raise _no_such_option(str(getattr(error, "option_name", "")), given, options, ctx.command_path) from None
+
+
+def _no_such_option(name: str, args: list[str], options: list[str], command: str) -> ConfigurationError:
+    from domainclip.config import CLIPFinetuningConfig
+    from domainclip.config.key_facts import facts_of, key_meant
+
+    place = next((index for index, each in enumerate(args) if each.partition("=")[0] == name), len(args))
+    after = args[place + 1] if place + 1 < len(args) else ""
+    _, inline, value = args[place].partition("=") if place < len(args) else ("", "", "")
+    value = value if inline else ("VALUE" if not after or after.startswith("-") or "=" in after else after)
+    known = [option for option in options if option.startswith("--")]
+    key = key_meant(CLIPFinetuningConfig.model_fields, name, guess=False)
+    option = nearest(name, known) or next((each for each in known if each.startswith(name) and len(name) > 3), None)
+    if key is None and option is None:
+        key = key_meant(CLIPFinetuningConfig.model_fields, name)
+    if key is not None:  # --out for --output, which is the key output_dir
+        names = facts_of(CLIPFinetuningConfig, key).also
+        option = next((each for each in known if each[2:] in names), None)
+    if key is not None and option is None:
+        hint = f"recipe keys have no dashes: write {key}={value}"
+    elif option is not None:
+        hint = f"did you mean {option}?"
+    else:
+        hint = f"`{command} --help` lists them; recipe keys are written key=value, without dashes"
+    return ConfigurationError(f"There is no option {name}: {hint}")
+
+
 def recipe_keys(hint: str) -> Any:
     """The argument for recipe keys.
 
@@ -54,8 +110,26 @@ Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Hub name, short name (vit-b-32) or directory of the model.")
 ]
 Domain = Annotated[str | None, typer.Option(help="general, medical, industrial, scientific, or a YAML file.")]
-Split = Annotated[str, typer.Option(help="train, val or test; all for every row.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; left out, the one that would be chosen.")]
+SPLITS = ("train", "val", "test", "all")
+
+
+def _known_split(split: str) -> str:
+    if split not in SPLITS:
+        raise ConfigurationError(f"Invalid split {split!r}: choose one of {', '.join(SPLITS)}")
+    return split
+
+
+def _known_device(device: str | None) -> str | None:
+    if device not in (None, "cpu", "cuda", "mps"):
+        raise ConfigurationError(f"Invalid device {device!r}: choose cpu, cuda or mps")
+    return device
+
+
+Split = Annotated[str, typer.Option(help="train, val or test; all for every row.", callback=_known_split)]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda or mps; left out, the one that would be chosen.", callback=_known_device),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -106,6 +180,50 @@ def warn(text: str) -> None:
         text: The sentence.
     """
     typer.echo(f"WARNING: {text}", err=True)
+
+
+def check_start(config: CLIPFinetuningConfig) -> None:
+    """Answer at once what needs no torch: data and reference sets that are not there, packages that are not installed.
+
+    Args:
+        config: The recipe of a command that reads its data.
+
+    Raises:
+        DataError: There are no data at a path.
+        MissingExtraError: A package is missing that the recipe needs.
+    """
+    for path in (config.data_path, *(config.retention_data or ())):
+        check_data(path)
+    if config.lora_r is not None and find_spec("peft") is None:
+        raise MissingExtraError("peft", "lora", "lora_r (training with LoRA adapters)")
+
+
+def check_data(path: str) -> None:
+    """Answer at once where there are no data at a path.
+
+    Args:
+        path: A table, a folder, or ``hf:NAME``.
+
+    Raises:
+        DataError: There is nothing, or nothing that could be read.
+        MissingExtraError: Reading it needs a package that is not installed.
+    """
+    if path.startswith("hf:"):
+        if find_spec("datasets") is None:
+            raise MissingExtraError("datasets", "datasets", f"Reading the data set {path}")
+        return
+    here = os.path.expanduser(path)
+    if os.path.isfile(here):
+        if os.path.getsize(here) == 0:
+            raise DataError(f"{path} is empty: no valid image-text pairs in it")
+        if here.lower().endswith(".parquet") and find_spec("pyarrow") is None:
+            raise MissingExtraError("pyarrow", "parquet", f"Reading {path}")
+    elif not os.path.lexists(here) and not re.search(r"[*?{\[]", path):  # a pattern of several files
+        folder, name = os.path.split(here)
+        beside = sorted(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else []
+        guess = nearest(name, beside) if len(name) < 256 else None
+        hint = f" (did you mean {os.path.join(folder, guess)}?)" if guess else ""
+        raise MissingFileError(f"Data not found: {path:.500}{hint}; a Hugging Face data set is named hf:OWNER/NAME")
 
 
 def check_model(config: CLIPFinetuningConfig, weights: bool = True) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import Data, Domain, Recipe, Split, check_model, config_of, recipe_keys
+from domainclip.cli.options import Data, Domain, Recipe, Split, check_model, check_start, config_of, recipe_keys
 from domainclip.errors import ConfigurationError
+from domainclip.files import require_writable
 
 
 def preview(
@@ -27,11 +28,11 @@ def preview(
     config = config_of(recipe, overrides, data_path=data, domain=domain, model_name=model)
     if config.is_set("model_name"):
         check_model(config, weights=False)
-    from domainclip.files import require_writable
+    check_start(config)
+    require_writable(output, "--output", is_file=True)
     from domainclip.pipelines.preview import preview as make
     from domainclip.reports.text import counted
 
-    require_writable(output, "--output", is_file=True)
     made = make(config, split, images)
     made.write(output)
     for problem in made.skipped[:5]:

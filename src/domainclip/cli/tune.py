@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import Data, Model, Recipe, check_model, config_of, output_folder, recipe_keys
-from domainclip.errors import ConfigurationError
+from domainclip.cli.options import (
+    Data,
+    Domain,
+    Model,
+    Recipe,
+    check_model,
+    check_start,
+    config_of,
+    output_folder,
+    recipe_keys,
+)
+from domainclip.errors import ConfigurationError, MissingExtraError
 
 
 def tune(
@@ -17,6 +28,7 @@ def tune(
     model: Model = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the study.")] = None,
     recipe: Recipe = None,
+    domain: Domain = None,
     trials: Annotated[
         int | None,
         typer.Option(help="Trials there shall be in the end; left out, 20, or those of a resumed study.", min=1),
@@ -45,9 +57,12 @@ def tune(
         if not saved.is_file():
             raise ConfigurationError(f"There is no study in {output} to resume: leave --resume out, or name its folder")
         recipe = str(saved)
-    config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output)
+    config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     if not resume:
         check_model(config)
+        check_start(config)
+    if find_spec("optuna") is None:
+        raise MissingExtraError("optuna", "tune", "Tuning a recipe")
     from domainclip.config import parse_overrides
     from domainclip.tune.run import run_tuning
     from domainclip.tune.space import Space

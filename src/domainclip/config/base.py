@@ -7,14 +7,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from domainclip.config.key_facts import KeyFacts
+from domainclip.config.key_facts import KeyFacts, key_meant
 from domainclip.errors import ConfigurationError
-from domainclip.registry import nearest
 
 Group = TypeVar("Group", bound="Settings")
 
@@ -53,8 +52,11 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
     key = str(error["loc"][0]) if error["loc"] else ""
     value, kind, context = error["input"], error["type"], error.get("ctx", {})
     if kind in {"extra_forbidden", "no_such_attribute"}:
-        guess = nearest(key, fields)
-        hint = f": did you mean {guess!r}?" if guess else ". `domainclip config show` lists the known ones"
+        guess = key_meant(fields, key)
+        listing = (
+            f". Known: {', '.join(fields)}" if len(fields) <= 20 else ". `domainclip config show` lists the known ones"
+        )
+        hint = f": did you mean {guess!r}?" if guess else listing
         return f"Unknown key {key!r}{hint}"
     if not key or kind == "value_error":  # our own validators speak plainly already
         return str(context.get("error", error["msg"]))
@@ -76,6 +78,10 @@ def plain_message(error: ErrorDetails, fields: dict[str, Any]) -> str:
         return f"{title} has too few values {named}"
     message = re.sub(r"^\w+ should ", "", error["msg"])  # "Input should be …", "String should have …"
     return f"{title} must {message} {named}"
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_bool(each) for each in get_args(annotation))
 
 
 def _value_path(error: ErrorDetails) -> tuple[str | int, ...]:
@@ -116,18 +122,21 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _can_be_a_name(cls, value: Any) -> Any:
+    def _can_be_a_value(cls, value: Any, info: ValidationInfo) -> Any:
+        key = str(info.field_name)
         if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{shown(value)} holds a NUL character, which no path, column or name can have")
+            raise ValueError(f"{key}={shown(value)} holds a NUL character, which no path, column or name can have")
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{value!a} is not UTF-8: rename the file or folder, or make a link to it")
+            raise ValueError(f"{key}={value!a} is not UTF-8: rename the file or folder, or make a link to it")
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[key].annotation):
+            raise ValueError(f"{key} takes no truth value, but it is {str(value).lower()}")  # Python counts true as 1
         return value
 
     @field_validator("*", mode="after")
     @classmethod
-    def _can_be_counted(cls, value: Any) -> Any:
+    def _can_be_counted(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, int) and abs(value) >= 2**63:
-            raise ValueError(f"{shown(value)} is larger than any number that a computer counts with")
+            raise ValueError(f"{info.field_name}={shown(value)} is larger than any number that a computer counts with")
         return value
 
     _frozen_group: bool = PrivateAttr(default=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
+
+from domainclip.registry import nearest
 
 Section = Literal[
     "model", "data", "images", "texts", "augmentation", "loss", "training", "prompts", "evaluation", "machine", "run"
@@ -59,6 +62,7 @@ class KeyFacts:
         search: how it is varied in a search, or in words why it cannot be.
         common: whether it is among the first that somebody changes.
         path: whether a value may be the path of something that is read, or of something that is written.
+        also: what other programs call it, for the answer to somebody who does.
     """
 
     section: Section
@@ -67,6 +71,7 @@ class KeyFacts:
     search: Search | str = Search()
     common: bool = False
     path: Literal["read", "written"] | None = None
+    also: tuple[str, ...] = ()
 
 
 def key(
@@ -79,6 +84,7 @@ def key(
     search: Search | str | None = None,
     common: bool = False,
     path: Literal["read", "written"] | None = None,
+    also: tuple[str, ...] = (),
     **limits: Any,
 ) -> Any:
     """Declare a key of a recipe.
@@ -91,7 +97,7 @@ def key(
         one_run: True for what no domain may set.
         search: left out, the user says between what; a key that changes no weight cannot be searched.
         common: True for what is shown first.
-        path: see ``KeyFacts``. A leading ``~`` in such a value stands for the home folder.
+        path: see ``KeyFacts``, as for ``also``. A leading ``~`` in such a value stands for the home folder.
         limits: the range (``gt``, ``ge``, ``lt``, ``le``, ``min_length``) and the ``title`` that messages use.
 
     Returns:
@@ -100,7 +106,7 @@ def key(
     field = Field(default, description=description, **limits)
     if search is None:
         search = Search() if changes_weights else _IDLE
-    field.metadata.append(KeyFacts(section, changes_weights, one_run, search, common, path))
+    field.metadata.append(KeyFacts(section, changes_weights, one_run, search, common, path, also))
     return field
 
 
@@ -134,3 +140,23 @@ def facts_by_key(model: type[BaseModel]) -> Iterator[tuple[str, KeyFacts]]:
     """
     for name in model.model_fields:
         yield name, facts_of(model, name)
+
+
+def key_meant(fields: Mapping[str, FieldInfo], name: str, guess: bool = True) -> str | None:
+    """The key that somebody means by another name.
+
+    Args:
+        fields: of a recipe, or of a group of its settings, by key.
+        name: what they wrote: an option, a name of another program, or misspelt.
+        guess: whether the nearest spelling counts, too.
+
+    Returns:
+        The key; None where none is meant for sure.
+    """
+    plain = name.strip("-–—−").replace("-", "_").casefold()
+    if plain in fields:
+        return plain
+    for key_name, field in fields.items():
+        if any(isinstance(each, KeyFacts) and plain in each.also for each in field.metadata):
+            return key_name
+    return nearest(plain, fields) if guess else None

@@ -35,6 +35,10 @@ class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSe
         Raises:
             ConfigurationError: an unknown key or a bad value.
         """
+        if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+            raise ConfigurationError(
+                f"A recipe is made of values by key, such as {{'batch_size': 32}}, not of {values!r:.80}"
+            )
         return cls(**dict(values))
 
     def to_dict(self, *, only_set: bool = False) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from domainclip.config.key_facts import key_meant
 from domainclip.config.located_yaml import yaml_value
 from domainclip.config.recipe import CLIPFinetuningConfig, checked_recipe
 from domainclip.config.recipe_files import recipe_values
 from domainclip.errors import ConfigurationError
-from domainclip.registry import nearest
 
 ENVIRONMENT_PREFIX = "DOMAINCLIP_"
 _NOT_KEYS = {"DOMAINCLIP_DATA", "DOMAINCLIP_CACHE"}
@@ -45,19 +45,32 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key, separator, text = override.partition("=")
         key = key.strip().replace("-", "_")
         if not separator or not key:
-            raise ConfigurationError(f"{override!r} is not key=value")
+            raise ConfigurationError(_not_a_pair(override))
         if key in values:  # a shell makes two words of key={a,b}
             raise ConfigurationError(
                 f"{key} is given twice, the second time as {override!r}. A value with braces or brackets needs quotes "
                 f"in a shell: '{key}={{…}}'"
             )
         try:
-            values[key] = yaml_value(text)
+            values[key] = None if text.strip() == "None" else yaml_value(text)  # as Python writes it
         except (yaml.YAMLError, ValueError, RecursionError):
             values[key] = text
         if _holds_text(key) and not isinstance(values[key], str | None):
             values[key] = text  # "data_path=yes", "output_dir=2024-01-01" and "caption_col=a: b" are text there
     return values
+
+
+def _not_a_pair(override: str) -> str:
+    key = key_meant(CLIPFinetuningConfig.model_fields, override.strip(" :=").partition(":")[0], guess=False)
+    if override[:1] in "–—−" and override.strip("-–—−"):
+        hint = f": it begins with a long dash, as text programs make of two hyphens. Write --{override.strip('-–—−')}"
+    elif key is not None:
+        hint = f": write {key}=VALUE, without blanks around the sign"
+    elif override.startswith("=") or override.endswith("="):
+        hint = ": write key=value without blanks around the sign"
+    else:
+        hint = ". Data, model and output are given with --data, --model and --output"
+    return f"{override!r:.200} is not key=value{hint}"
 
 
 def environment_values(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -78,7 +91,7 @@ def environment_values(environment: Mapping[str, str] | None = None) -> dict[str
             continue
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
         if key not in CLIPFinetuningConfig.model_fields:
-            guess = nearest(key, CLIPFinetuningConfig.model_fields)
+            guess = key_meant(CLIPFinetuningConfig.model_fields, key)
             hint = f": did you mean {ENVIRONMENT_PREFIX}{guess.upper()}?" if guess else ""
             raise ConfigurationError(f"Unknown key {key!r} in the environment variable {name}{hint}")
         values.update(parse_overrides([f"{key}={text}"]))

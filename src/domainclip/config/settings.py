@@ -40,7 +40,9 @@ def _of_the_rows(default: Any, description: str, **limits: Any) -> Any:
 
 
 class SeedSettings(Settings):
-    seed: int = _of_the_rows(42, "Seed of every random choice: splits, order, augmentation, dropout.", ge=0, lt=2**32)
+    seed: int = _of_the_rows(
+        42, "Seed of every random choice: splits, order, augmentation, dropout.", ge=0, lt=2**32, also=("random_seed",)
+    )
 
 
 class ModelSettings(SeedSettings):
@@ -52,6 +54,7 @@ class ModelSettings(SeedSettings):
         min_length=1,
         one_run=True,
         path="read",
+        also=("model", "pretrained", "model_name_or_path", "model_path"),
     )
     vision_model_name: str | None = key(
         None, "model", "Image backbone to join with text_model_name.", one_run=True, path="read"
@@ -88,10 +91,20 @@ class DataSettings(SeedSettings):
         changes_weights=False,
         one_run=True,
         path="read",
+        also=("data", "dataset", "data_dir", "train_data"),
     )
-    image_col: str = _of_the_rows("image_path", "Column (key) with the image's path.", min_length=1)
-    caption_col: str = _of_the_rows("caption", "Column (key) with the caption.", min_length=1)
-    label_col: str = _of_the_rows("label", "Column (key) with the class, if there is one.", min_length=1)
+    image_col: str = _of_the_rows(
+        "image_path", "Column (key) with the image's path.", min_length=1, also=("image_column", "img_col")
+    )
+    caption_col: str = _of_the_rows(
+        "caption",
+        "Column (key) with the caption.",
+        min_length=1,
+        also=("caption_column", "text_col", "text_column", "csv_caption_key"),
+    )
+    label_col: str = _of_the_rows(
+        "label", "Column (key) with the class, if there is one.", min_length=1, also=("label_column",)
+    )
     group_col: str = _of_the_rows("group", "Column whose values never straddle splits (patient…).", min_length=1)
     split_col: str | None = _of_the_rows(
         "split", "Column that says the split of each row; null: none is looked for.", min_length=1
@@ -124,6 +137,7 @@ class DataSettings(SeedSettings):
         le=128,
         changes_weights=False,
         one_run=True,
+        also=("workers", "dataloader_num_workers"),
     )
     image_cache_mb: int = key(
         2048,
@@ -135,7 +149,12 @@ class DataSettings(SeedSettings):
     )
     shuffle: bool = key(True, "training", "Draw the training rows in a new order each epoch.")
     image_resolution: int = key(
-        224, "training", "Resolution of the image given to the model, in pixels.", ge=16, le=4096
+        224,
+        "training",
+        "Resolution of the image given to the model, in pixels.",
+        ge=16,
+        le=4096,
+        also=("resolution", "image_size", "img_size"),
     )
     auto_resolution: bool = key(
         False, "training", "Choose image_resolution from the images' sizes, the memory and wanted_throughput."
@@ -143,7 +162,14 @@ class DataSettings(SeedSettings):
     wanted_throughput: float | None = key(
         None, "training", "Images a second in training that auto_resolution keeps to; null: as many as it gets.", gt=0
     )
-    max_sequence_length: int = key(77, "training", "Longest caption in tokens; longer ones are cut.", ge=4, le=8192)
+    max_sequence_length: int = key(
+        77,
+        "training",
+        "Longest caption in tokens; longer ones are cut.",
+        ge=4,
+        le=8192,
+        also=("max_length", "context_length", "max_seq_length"),
+    )
     positives: Literal["auto", "caption", "statement", "label"] = key(
         "auto",
         "training",
@@ -157,7 +183,10 @@ class DataSettings(SeedSettings):
         None, "texts", "Steps before the tokenizer (spelling, abbreviations, length); null: the domain's."
     )
     augment_images: bool = key(
-        True, "augmentation", "Random crops, flips where harmless, and light jitter in training."
+        True,
+        "augmentation",
+        "Random crops, flips where harmless, and light jitter in training.",
+        also=("augment", "augmentation"),
     )
     augment_text: bool = key(False, "augmentation", "Also show the label as a prompt in place of some captions.")
     crop_scale: float = key(
@@ -221,6 +250,7 @@ class AdapterSettings(Settings):
         "Rank of LoRA adapters, trained in place of the towers' weights (8 suits small data).",
         gt=0,
         common=True,
+        also=("lora_rank", "rank"),
     )
     lora_alpha: float = key(
         16.0, "training", "An adapter's update is scaled by this over lora_r: another rank needs no other rate.", gt=0
@@ -251,6 +281,7 @@ class OptimizerSettings(AdapterSettings):
         gt=0,
         search=Search(0.1, 10, log=True, relative=True),
         common=True,
+        also=("lr",),
     )
     image_learning_rate: float | None = key(
         None, "training", "Peak rate of the image tower (of its adapters, where it has any).", gt=0
@@ -262,12 +293,30 @@ class OptimizerSettings(AdapterSettings):
         None, "training", "Hold the towers' lower layers back, decay more, stop early; null: with under 1,000 pairs."
     )
     num_epochs: int = key(
-        10, "training", "Passes over the training rows.", gt=0, title="Number of epochs", search=BUDGET, common=True
+        10,
+        "training",
+        "Passes over the training rows.",
+        gt=0,
+        title="Number of epochs",
+        search=BUDGET,
+        common=True,
+        also=("epochs", "epoch", "n_epochs", "max_epochs", "num_train_epochs"),
     )
     max_steps: int | None = key(
-        None, "training", "Stop after this many optimizer steps, if that comes first.", gt=0, search=BUDGET
+        None,
+        "training",
+        "Stop after this many optimizer steps, if that comes first.",
+        gt=0,
+        search=BUDGET,
+        also=("steps", "num_steps"),
     )
-    warmup_steps: int = key(500, "training", "Steps over which the rate rises linearly from zero.", ge=0)
+    warmup_steps: int = key(
+        500,
+        "training",
+        "Steps over which the rate rises linearly from zero.",
+        ge=0,
+        also=("warmup", "num_warmup_steps"),
+    )
     min_learning_rate_ratio: float = key(
         0.0, "training", "Where the cosine ends, as a fraction of the peak.", ge=0, le=1
     )
@@ -278,11 +327,18 @@ class OptimizerSettings(AdapterSettings):
         ge=0,
         search=Search(1e-3, 0.3, log=True),
         common=True,
+        also=("wd", "decay"),
     )
     adam_beta1: float = key(0.9, "training", "AdamW's decay of the gradient's mean.", ge=0, lt=1)
     adam_beta2: float = key(0.98, "training", "AdamW's decay of the gradient's square.", ge=0, lt=1)
     adam_epsilon: float = key(1e-6, "training", "AdamW's epsilon.", gt=0)
-    max_grad_norm: float = key(1.0, "training", "Gradients are scaled down to this global norm.", gt=0)
+    max_grad_norm: float = key(
+        1.0,
+        "training",
+        "Gradients are scaled down to this global norm.",
+        gt=0,
+        also=("grad_clip", "grad_clip_norm", "clip_grad_norm", "gradient_clip_val"),
+    )
     ema_fraction: float = key(
         0.1,
         "training",
@@ -293,8 +349,10 @@ class OptimizerSettings(AdapterSettings):
     layer_decay: float = key(
         1.0, "training", "Each layer nearer the input learns this much slower.", gt=0, le=1, common=True
     )
-    lock_image: bool = key(False, "training", "Do not train the image tower.", common=True)
-    lock_text: bool = key(False, "training", "Do not train the text tower.", common=True)
+    lock_image: bool = key(
+        False, "training", "Do not train the image tower.", common=True, also=("freeze_image", "freeze_vision")
+    )
+    lock_text: bool = key(False, "training", "Do not train the text tower.", common=True, also=("freeze_text",))
 
     @model_validator(mode="after")
     def _something_learns(self) -> Self:
@@ -304,9 +362,19 @@ class OptimizerSettings(AdapterSettings):
 
 
 class MemorySettings(Settings):
-    batch_size: int | None = key(None, "training", "Pairs a device step; null: from the rows, at most 256.", gt=0)
+    batch_size: int | None = key(
+        None,
+        "training",
+        "Pairs a device step; null: from the rows, at most 256.",
+        gt=0,
+        also=("bs", "batch", "train_batch_size", "per_device_train_batch_size"),
+    )
     gradient_accumulation_steps: int = key(
-        1, "training", "The contrastive batch is batch_size times this (GradCache: one loss over all of it).", gt=0
+        1,
+        "training",
+        "The contrastive batch is batch_size times this (GradCache: one loss over all of it).",
+        gt=0,
+        also=("accum_freq", "grad_accum", "accumulate_grad_batches"),
     )
     mini_batch_size: int | None = key(
         None, "training", "Pairs of a micro-batch (GradCache); null: as many as memory holds.", gt=0
@@ -321,12 +389,15 @@ class MemorySettings(Settings):
         one_run=True,
     )
     mixed_precision: bool = key(True, "training", "Let the device's policy choose; false means float32.")
-    precision: Literal["fp32", "bf16", "fp16"] | None = key(None, "training", "Precision of the towers.")
+    precision: Literal["fp32", "bf16", "fp16"] | None = key(
+        None, "training", "Precision of the towers.", also=("dtype", "amp", "fp16", "bf16")
+    )
     gradient_checkpointing: bool | None = key(
         None,
         "training",
         "Compute each block again backward instead of keeping its activations; null: only where one pair "
         "would not fit otherwise.",
+        also=("grad_checkpointing",),
     )
     attention: Literal["auto", "sdpa", "sliced", "eager"] = key(
         "auto",
@@ -353,7 +424,9 @@ class MemorySettings(Settings):
 
 
 class EvaluationSettings(DomainMetricSettings, SemanticSettings):
-    eval_steps: int = key(500, "training", "Steps between validations.", gt=0, search=SAME_FOR_ALL)
+    eval_steps: int = key(
+        500, "training", "Steps between validations.", gt=0, search=SAME_FOR_ALL, also=("eval_every", "val_frequency")
+    )
     early_stopping_patience: int | None = key(
         None,
         "training",
@@ -361,6 +434,7 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         ge=0,
         search=BUDGET,
         common=True,
+        also=("patience",),
     )
     evaluators: list[str] = key(
         [],
@@ -383,7 +457,13 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         search=SAME_FOR_ALL,
     )
     # The probe reads features in such batches, too, and sums over another batch round otherwise.
-    eval_batch_size: int = key(64, "evaluation", "Images embedded at once in evaluation.", gt=0, search=SAME_FOR_ALL)
+    eval_batch_size: int = key(
+        64,
+        "evaluation",
+        "Images embedded at once in evaluation; another number rounds the probe's sums otherwise, too.",
+        gt=0,
+        search=SAME_FOR_ALL,
+    )
     retrieval_top_k: int = key(5, "evaluation", "Results shown per query.", gt=0, changes_weights=False)
     calibrate_temperature: bool = key(
         False,
@@ -421,12 +501,27 @@ class RunSettings(SeedSettings):
         changes_weights=False,
         one_run=True,
         path="written",
+        also=("output", "out", "out_dir", "save_dir", "run_dir"),
     )
-    save_steps: int = key(1000, "training", "Steps between checkpoints.", gt=0, changes_weights=False)
+    save_steps: int = key(
+        1000,
+        "training",
+        "Steps between checkpoints.",
+        gt=0,
+        changes_weights=False,
+        also=("save_every", "save_frequency"),
+    )
     keep_checkpoints: int = key(
         2, "run", "Checkpoints kept besides the best one.", gt=0, changes_weights=False, one_run=True
     )
-    logging_steps: int = key(100, "training", "Steps between lines of metrics.jsonl.", gt=0, changes_weights=False)
+    logging_steps: int = key(
+        100,
+        "training",
+        "Steps between lines of metrics.jsonl.",
+        gt=0,
+        changes_weights=False,
+        also=("log_every", "log_every_n_steps"),
+    )
 
 
 class TrainingSettings(

@@ -214,6 +214,8 @@ def create_dataloader(
         DataError: The data set is empty.
         ConfigurationError: The batch size is below 1, or the number of workers below 0.
     """
+    if not isinstance(config, DataSettings):
+        raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
     size = batch_size if batch_size is not None else config.batch_size or 32
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ConfigurationError(f"Batch size must be positive, and a whole number (batch_size={size!r})")

@@ -10,6 +10,7 @@ from domainclip.data.records import ImageTextPair
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _CODE = re.compile(r"\d+[.\-_: ]+\D")
+_BETWEEN = re.compile(r"\s*[,+&/]\s*")
 _TRUTH = {"true", "false", "yes", "no", "t", "f", "y", "n"}
 
 
@@ -83,7 +84,8 @@ def doubtful_names(labels: Iterable[str]) -> dict[str, tuple[list[str], str]]:
         labels: The classes.
 
     Returns:
-        For each kind that occurs the labels and what to do: ``numbers``, ``true and false``, ``codes``, ``alike``.
+        For each kind that occurs the labels and what to do: ``numbers``, ``true and false``, ``codes``,
+        ``several in one, perhaps``, ``alike``.
     """
     names = sorted(set(labels))
     if not names:
@@ -99,6 +101,10 @@ def doubtful_names(labels: Iterable[str]) -> dict[str, tuple[list[str], str]]:
     codes = [name for name in names if _CODE.match(name)]
     if codes:
         found["codes"] = (codes, "leave the code before the name out of the labels: prompts repeat it")
+    joined = _joined(names)
+    if joined:
+        bar = "where an image has several labels, write | between them; where the sign is part of a name, all is well"
+        found["several in one, perhaps"] = (joined, bar)
     bare: dict[str, list[str]] = defaultdict(list)
     for name in names:
         bare[re.sub(r"[\W_]+", "", name.casefold())].append(name)
@@ -106,6 +112,17 @@ def doubtful_names(labels: Iterable[str]) -> dict[str, tuple[list[str], str]]:
     if alike:
         found["alike"] = (alike, "give one class one spelling: they are counted as different classes")
     return found
+
+
+def _joined(names: Sequence[str]) -> list[str]:
+    """Names that are probably several: of their parts between commas and the like one stands alone elsewhere, or at
+    another place. "Tomato, healthy" beside "Tomato, leaf spot" is none."""
+    parts = {name: [spoken(part) for part in _BETWEEN.split(name)] for name in names}
+    places: dict[str, set[int]] = defaultdict(set)
+    for found in parts.values():
+        for place, part in enumerate(found):
+            places[part].add(place if len(found) > 1 else -1)
+    return [name for name, found in parts.items() if len(found) > 1 and any(len(places[part]) > 1 for part in found)]
 
 
 def doubtful_sentences(labels: Iterable[str]) -> list[str]:
@@ -121,6 +138,7 @@ def doubtful_sentences(labels: Iterable[str]) -> list[str]:
         "numbers": "labels are numbers",
         "true and false": "labels are true and false",
         "codes": "labels begin with a code",
+        "several in one, perhaps": "labels hold other labels",
         "alike": "labels differ in their signs alone",
     }
     return [

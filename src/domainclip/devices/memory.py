@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from domainclip.devices import cgroup
+from domainclip.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,10 @@ class MemoryManager:
         parameters: int = CLIP_VIT_B32_PARAMETERS,
         activation_bytes_per_pair: int = CLIP_VIT_B32_BYTES_PER_PAIR,
     ) -> None:
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except (RuntimeError, TypeError):
+            raise DeviceError(f"Invalid device {device!r}: give cpu, cuda, cuda:1 or mps") from None
         self.parameters = parameters
         self.activation_bytes_per_pair = activation_bytes_per_pair
 

@@ -22,6 +22,7 @@ from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation, model_views
 from domainclip.data.images.reader import ImageBytes, ImageLike, array_of
 from domainclip.data.images.store import ImageStore
+from domainclip.devices.out_of_memory import ShrinkingBatches
 from domainclip.models import DualEncoder
 
 
@@ -60,6 +61,8 @@ class EmbeddingEngine:
         self.text_map: Callable[[Tensor], Tensor] | None = None
         """Applied to text embeddings before they are normalised: a learned metric that is not yet in the weights."""
         self.images = images or ImageStore(512 * 2**20)
+        self._image_batches = ShrinkingBatches("images", self.device)
+        self._text_batches = ShrinkingBatches("texts", self.device)
 
     def release(self) -> None:
         """Let go of the model, whose memory another one needs. ``encoder`` must be set before the next use."""
@@ -164,11 +167,12 @@ class EmbeddingEngine:
         return torch.cat(rows)
 
     def _encode(self, pixels: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
-        parts = []
-        for part in pixels.split(self.batch_size):  # more than one where images are cut into tiles
-            embeds = self.encoder.encode_image(self.spec.normalise(part.to(self.device)))
-            parts.append(F.normalize(embeds.float(), dim=-1).cpu())
-        return torch.cat(parts)
+        def embed(rows: slice) -> Tensor:
+            embeds = self.encoder.encode_image(self.spec.normalise(pixels[rows].to(self.device)))
+            return F.normalize(embeds.float(), dim=-1).cpu()
+
+        # More than one batch where images are cut into tiles, or memory has run out.
+        return torch.cat(self._image_batches(len(pixels), self.batch_size, embed))
 
     def encode_texts(self, texts: GivenTexts) -> Float[Tensor, "n dim"]:
         """Embed texts; equal texts are encoded once.
@@ -188,15 +192,18 @@ class EmbeddingEngine:
         processor = self.encoder.processor
         ids = processor.token_ids(distinct, self.max_length)
         order = sorted(range(len(distinct)), key=lambda index: -len(ids[index]))
-        embeds: list[Tensor | None] = [None] * len(distinct)
+
+        def embed(rows: slice) -> Tensor:
+            part = order[rows]
+            length = processor.max_length if processor.text_padding == "fixed" else len(ids[part[0]])
+            input_ids, mask = processor.pad([ids[index] for index in part], length)
+            output = self.encoder.encode_text(input_ids.to(self.device), mask.to(self.device))
+            output = output.float() if self.text_map is None else self.text_map(output.float())
+            return F.normalize(output, dim=-1).cpu()
+
         with self._inference():
-            for start in range(0, len(order), self.batch_size):
-                part = order[start : start + self.batch_size]
-                length = processor.max_length if processor.text_padding == "fixed" else len(ids[part[0]])
-                input_ids, mask = processor.pad([ids[index] for index in part], length)
-                output = self.encoder.encode_text(input_ids.to(self.device), mask.to(self.device))
-                output = output.float() if self.text_map is None else self.text_map(output.float())
-                for index, row in zip(part, F.normalize(output, dim=-1).cpu(), strict=True):
-                    embeds[index] = row
+            made = torch.cat(self._text_batches(len(order), self.batch_size, embed))
+        embeds = torch.empty_like(made)
+        embeds[torch.tensor(order)] = made
         index_of = {text: index for index, text in enumerate(distinct)}
-        return torch.stack([embeds[index_of[text]] for text in cleaned])  # type: ignore[misc]
+        return embeds[torch.tensor([index_of[text] for text in cleaned])]

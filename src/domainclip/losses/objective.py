@@ -13,6 +13,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
@@ -157,8 +158,7 @@ class ContrastiveObjective(nn.Module):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigurationError(f"Temperature must be positive (temperature={temperature!r})")
+        _check_temperature(temperature)
         if chunk_size is not None and chunk_size < 1:
             raise ConfigurationError(f"chunk_size must be at least 1 (chunk_size={chunk_size!r})")
         self.learnable_temp = learnable_temp
@@ -178,9 +178,8 @@ class ContrastiveObjective(nn.Module):
 
     @temperature.setter
     def temperature(self, value: float | Tensor) -> None:
+        _check_temperature(value)
         value = float(value)
-        if not value > 0:
-            raise ConfigurationError(f"Temperature must be positive (temperature={value!r})")
         with torch.no_grad():
             self.log_scale.fill_(math.log(1 / value))
 
@@ -347,6 +346,12 @@ class ContrastiveObjective(nn.Module):
         return size if size <= WHOLE_MATRIX else max(1, CHUNK_ENTRIES // size)
 
 
+def _check_temperature(value: object) -> None:
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, Real) or not 0 < float(number) < math.inf:
+        raise ConfigurationError(f"Temperature must be positive, and a number (temperature={value!r})")
+
+
 def _plain(value: object) -> str:
     if isinstance(value, Tensor):
         numbers = [f"{number:.4f}" for number in value.detach().flatten().tolist()]
@@ -395,6 +400,11 @@ def check_batch(image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | N
     size = image_embeds.shape[0]
     if size != text_embeds.shape[0]:
         raise ShapeError(f"Batch size mismatch: {size} image and {text_embeds.shape[0]} text embeddings")
+    if image_embeds.device != text_embeds.device:
+        raise ShapeError(
+            f"The image embeddings are on {image_embeds.device} and the text embeddings on {text_embeds.device}: bring "
+            "both to one device"
+        )
     if size == 0:
         raise ShapeError("Expected 2D embeddings [n, dim] with n >= 1, got none")
     if group_ids is not None and group_ids.shape != (size,):

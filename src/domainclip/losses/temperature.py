@@ -77,8 +77,12 @@ class TemperatureScheduler:
         schedule_type: str = "warmup",
         decay_rate: float = 0.95,
     ) -> None:
+        numbers = {"warmup_steps": warmup_steps, "total_steps": total_steps, "decay_rate": decay_rate}
+        for name, number in numbers.items():
+            if number is not None and not isinstance(number, int | float):
+                raise ConfigurationError(f"{name} must be a number ({name}={number!r})")
         for name, value in (("initial_temp", initial_temp), ("min_temp", min_temp), ("max_temp", max_temp)):
-            if not 0 < value < math.inf:
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ConfigurationError(f"Temperature must be positive ({name}={value!r})")
         if min_temp > max_temp:
             raise ConfigurationError(f"min_temp={min_temp:g} is above max_temp={max_temp:g}")
@@ -88,7 +92,7 @@ class TemperatureScheduler:
                 "begins within its bounds. Start from another temperature or widen them"
             )
         if schedule_type not in SCHEDULES:
-            guess = nearest(schedule_type, SCHEDULES)
+            guess = nearest(str(schedule_type), SCHEDULES)
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise ConfigurationError(
                 f"Invalid temperature schedule {schedule_type!r}.{hint} Known: {', '.join(sorted(SCHEDULES))}"

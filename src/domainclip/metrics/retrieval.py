@@ -24,6 +24,7 @@ from torch import Tensor
 
 from domainclip.errors import ShapeError
 from domainclip.metrics.distinct import distinct_rows, spread
+from domainclip.similarity import as_numbers
 
 K_VALUES = (1, 5, 10)
 
@@ -366,7 +367,7 @@ def _matrix_ranks(matrix: Tensor, relevant: Tensor, chunk: int = 1024) -> tuple[
 def _matrix_and_targets(
     similarity: Matrix, targets: Matrix | None, image_groups: Groups | None, text_groups: Groups | None
 ) -> tuple[Tensor, Tensor]:
-    matrix = torch.as_tensor(similarity).detach()
+    matrix = as_numbers(similarity).detach()
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ShapeError(f"Expected a 2D similarity matrix [n_images, n_texts], got shape {tuple(matrix.shape)}")
     matrix = _floating(matrix)

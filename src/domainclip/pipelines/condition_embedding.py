@@ -22,10 +22,10 @@ from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation
 from domainclip.data.images.reader import MAX_PIXELS
 from domainclip.data.images.store import ImageStore
-from domainclip.errors import ImageError, MemoryConstraintError
+from domainclip.devices.out_of_memory import ShrinkingBatches
+from domainclip.errors import ImageError
 from domainclip.evaluation.robustness import Condition, corrupt
 from domainclip.models import DualEncoder
-from domainclip.training.step.adaptive_step import is_out_of_memory
 
 BUFFER_BYTES = 256 * 2**20
 """Of resized images held at once, over all conditions."""
@@ -62,6 +62,7 @@ class ConditionEmbedder:
         self.preparation = Preparation(key, pipeline, target, partial(self._views_of, pipeline, target))
         # Each image is asked for once, in all its views: none of them is kept.
         self.images = ImageStore(0, max_pixels)
+        self._batches = ShrinkingBatches("images", self.device)
 
     @property
     def images_per_batch(self) -> int:
@@ -80,19 +81,15 @@ class ConditionEmbedder:
             One row an image.
 
         Raises:
-            MemoryConstraintError: Where the batch does not fit.
+            MemoryConstraintError: Where not even one image fits.
         """
-        resolution = pixels.shape[-1]
-        try:
-            embeds = self.encoder.encode_image(self.specs[resolution].normalise(pixels.to(self.device)))
+        normalise = self.specs[pixels.shape[-1]].normalise
+
+        def embed(rows: slice) -> Tensor:
+            embeds = self.encoder.encode_image(normalise(pixels[rows].to(self.device)))
             return F.normalize(embeds.float(), dim=-1).cpu()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryConstraintError(
-                f"{len(pixels)} images of {resolution} pixels do not fit into the memory of {self.device.type}: set "
-                f"eval_batch_size lower (it is {self.batch_size}), or leave {resolution} out of the resolutions"
-            ) from error
+
+        return torch.cat(self._batches(len(pixels), len(pixels), embed))
 
     def embed(
         self, paths: Sequence[Path], console: Console | None = None

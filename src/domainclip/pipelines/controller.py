@@ -58,6 +58,10 @@ class CLIPFinetuningController:
         console: Console | None = None,
         processes: Processes | None = None,
     ) -> None:
+        if config is not None and not isinstance(config, CLIPFinetuningConfig | ResolvedInference):
+            raise InputTypeError(
+                f"config is a {type(config).__name__}: give a CLIPFinetuningConfig, which from_dict and from_yaml make"
+            )
         self.processes = processes or OneProcess()
         self._resolved = config if isinstance(config, ResolvedInference) else None
         self.config = (config.recipe if isinstance(config, ResolvedInference) else config) or CLIPFinetuningConfig()
@@ -384,6 +388,8 @@ class CLIPFinetuningController:
             ConfigurationError: A name is asked for that these rows do not give ("Invalid metric").
             DataError: The rows allow no evaluation.
         """
+        if isinstance(domain_metrics, str):
+            domain_metrics = [domain_metrics]
         pairs = self._rows(test_dataset)
         evaluator = build_evaluator(self.session, pairs, domain_metrics=True, intervals=False)
         metrics = METRICS.with_other_names(evaluator.evaluate(self.engine()).metrics)

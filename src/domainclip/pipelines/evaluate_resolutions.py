@@ -12,7 +12,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError
 from domainclip.evaluation.build import build_evaluator, plain_evaluator
 from domainclip.evaluation.robustness import CORRUPTIONS, Condition, ConditionEvaluator
-from domainclip.files import write_json, writing
+from domainclip.files import is_replaceable, write_json, writing
 from domainclip.inference import ModelSession
 from domainclip.models import DualEncoder
 from domainclip.pipelines.condition_embedding import ConditionEmbedder
@@ -60,6 +60,9 @@ class Resolutions:
         on = f"{Path(found.model).name} on {Path(found.data).name}, {counted(found.n_images, 'image')}"
         made = [path]
         with writing(f"The output {path}"):
+            if not is_replaceable(path):  # a pipe has no neighbours
+                write_json(path, found.to_dict())
+                return made
             for place in places.values():
                 place.unlink(missing_ok=True)
             write_json(path, found.to_dict())

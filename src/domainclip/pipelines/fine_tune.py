@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,13 @@ from domainclip.pipelines.wise_ft import apply_trade_off, check_trade_off, evalu
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference, ResolvedRun, resolve
 from domainclip.resolve.facts import data_facts
+from domainclip.signals import StopSignals
 from domainclip.similarity import BilinearSimilarity
 from domainclip.tracking import ConsoleListener, MetricsFile
 from domainclip.training import TrainContext, TrainingParts, TrainingResult, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
-from domainclip.training.signals import StopSignals
 from domainclip.training.validation import load_best
 
 Processes = ProcessGroup | OneProcess
@@ -137,6 +137,7 @@ def fine_tune(
     reference_sets: ReferenceSets | None = None,
     processes: Processes | None = None,
     console: Console | None = None,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Train, keep the weights of the best validation, and save them, or with ``wise_ft`` weights between those and the
     initial ones, to ``folder/model``.
@@ -153,6 +154,7 @@ def fine_tune(
         reference_sets: The sets of ``retention_data``. The first process evaluates them, all rehearse their rows.
         processes: Those that train together.
         console: Where the course is shown.
+        accept_changed_data: Whether a run may go on with other training rows.
 
     Returns:
         ``train_loss`` (mean over the steps), ``training_time`` (seconds), ``steps``, ``samples_per_second``, ``best``,
@@ -194,12 +196,13 @@ def fine_tune(
     context = TrainContext(folder.path, processes=processes, emitter=emitter, metrics=metrics)
     with _learned_metric(loss, engine, *([evaluated.engine] if evaluated else ())) as metric:
         parts = training_parts(session, run, data, val, loss, start, validate, reference_sets, engine.text_map)
+        parts = replace(parts, accept_changed_data=accept_changed_data)
         torch.manual_seed(recipe.seed + processes.rank)  # their own dropout
         if evaluated is not None and not (resume and folder.is_trained):
             _tell_references(context, evaluated, 0, "val")
         session.as_loaded = False
         try:
-            result = _train(session, run, loss, loader, context, parts, StopSignals(console), resume)
+            result = _train(session, run, loss, loader, context, parts, StopSignals(console.print), resume)
         finally:
             # The optimizer and the decoded images: gone now, not whenever Python next looks for cycles, so that many
             # runs in one process need the memory of one.

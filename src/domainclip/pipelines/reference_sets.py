@@ -26,6 +26,7 @@ from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
 from domainclip.files import read_record, write_record
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
+from domainclip.pipelines.data_record import DataRecord
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import Decision, ResolvedRun
 from domainclip.training.regularization.initial_weights import weights_digest
@@ -40,7 +41,8 @@ class ReferenceSet:
     """One data set. ``validation``: rows of its training side, on which trade-offs are chosen; ``during``: some of
     them. ``test``: its test split, only reported, or the validation rows where there is none (``test_split``).
     ``spare``: rows of its training side that share no image and no group with any of those. ``rehearsed``: such of
-    them as training is shown. ``skipped``: rows that cannot be used, as ``skipped.json`` lists them."""
+    them as training is shown. ``skipped``: rows that cannot be used, as ``skipped.json`` lists them.
+    ``test_digest``: of the rows of ``test`` with their images."""
 
     name: str
     validation: DomainEvaluator
@@ -50,6 +52,7 @@ class ReferenceSet:
     spare: list[ImageTextPair]
     rehearsed: list[ImageTextPair]
     skipped: list[dict]
+    test_digest: str
 
     @property
     def metric(self) -> str:
@@ -176,7 +179,7 @@ class ReferenceSets:
         content = read_record(kept) if resumed and kept.exists() else {}
         known, missing = dict(content.get("sets", {})), []
         for part in self.sets:
-            rows = {"split": part.test_split, "rows": part.test.n_rows}
+            rows = {"split": part.test_split, "rows": part.test.n_rows, "digest": part.test_digest}
             if any(known.get(part.name, {}).get(key) != value for key, value in rows.items()):
                 missing.append((part, rows))
         if missing:
@@ -351,7 +354,8 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
     validation = evaluator(drawn)
     during = evaluator(stratified_rows(drawn, ROWS_DURING_TRAINING, config.seed))
     on_test = (evaluator(test), "test") if test else (validation, "validation")
-    return ReferenceSet(name, validation, during, *on_test, spare, readable(shown), skipped)
+    digest = DataRecord.of({name: test or drawn}).digest_of(name)
+    return ReferenceSet(name, validation, during, *on_test, spare, readable(shown), skipped, digest)
 
 
 def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from rich.console import Console
 
@@ -29,16 +30,17 @@ from domainclip.data.skipped import readable_pairs, require_images, skipped_rows
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
 from domainclip.domains.recipes import recorded_recipe, write_domain
-from domainclip.errors import CheckpointError, DamagedFileError
+from domainclip.errors import CheckpointError, DamagedFileError, InputTypeError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
-from domainclip.events import Emitter, Listener, PhaseProgress
+from domainclip.events import Emitter, Event, Listener, PhaseProgress, RunStarted
 from domainclip.files import read_checked, read_record, with_checksum, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models.vocabulary import Vocabulary
 from domainclip.pipelines.assemble import announce_images, training_data
 from domainclip.pipelines.calibrate import calibrate
+from domainclip.pipelines.data_record import DataRecord
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
 from domainclip.pipelines.output_lock import locked_output
@@ -53,9 +55,10 @@ from domainclip.reports.run_report import before_after_table, write_report
 from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
+from domainclip.signals import StopSignals
 from domainclip.tracking import read_metrics
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
-from domainclip.training.identity import NEUTRAL_KEYS
+from domainclip.training.identity import LENGTH_KEYS, NEUTRAL_KEYS
 from domainclip.training.regularization.initial_weights import weights_digest
 
 T = TypeVar("T")
@@ -90,6 +93,7 @@ def run_training(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    accept_changed_data: bool = False,
     console: Console | None = None,
     splits: DataSplits | None = None,
     listeners: Sequence[Listener] = (),
@@ -102,6 +106,7 @@ def run_training(
         config: The recipe.
         resume: Go on with the run in the folder.
         overwrite: Replace the run in the folder, once everything that can be wrong with this one has been looked at.
+        accept_changed_data: Go on with a run whose rows or images have changed since it began.
         console: Where the course is shown; standard error, if left out.
         splits: The rows; those of ``config.data_path``, if left out.
         listeners: Called with each event of the training (see ``domainclip.events``).
@@ -111,12 +116,14 @@ def run_training(
 
     Raises:
         CLIPFinetuningError: One of the package's errors, for bad input before work starts.
-        Interrupted: SIGINT or SIGTERM has stopped the run, which was saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP has stopped the run, which was saved.
     """
     refuse_within_a_reader()
+    if not isinstance(config, CLIPFinetuningConfig):
+        raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
     started = time.monotonic()
-    folder = RunFolder(config.output_dir)
-    with _processes(config) as processes, ExitStack() as held:
+    folder, stop = RunFolder(config.output_dir), StopSignals(at_once=True)
+    with stop.watch(), _processes(config) as processes, ExitStack() as held:
         console = (console or Console(stderr=True)) if processes.is_first else Console(quiet=True)
         inference = resolve_for_inference(config)
         if processes.is_first:
@@ -142,11 +149,13 @@ def run_training(
             require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
             check_start(session, rows.val, rows.test)
             first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started, listeners)
+            first.look_at_data(resume, accept_changed_data)
             if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
                 folder.clear()
             folder.begin()
             held.callback(folder.end)
             first.record(resume)
+            stop.advice = ". What was saved is whole: go on with --resume"
             first.evaluate_before()
         val = processes.broadcast_object(first.rows.val if first is not None else None)
         result = fine_tune(
@@ -157,10 +166,11 @@ def run_training(
             folder,
             resume=resume,
             engine=engine,
-            listeners=listeners,
+            listeners=[*([first] if first is not None else []), *listeners],
             reference_sets=references,
             processes=processes,
             console=console,
+            accept_changed_data=accept_changed_data,
         )
         return RunOutcome(folder.path, first.finish(result) if first is not None else None)
 
@@ -264,6 +274,33 @@ class _FirstProcess:
         self.decisions: list[dict[str, Any]] = []
         self.before: EvaluationResult | None = None
         self.references_before: dict[str, dict[str, float]] = {}
+        self.data = DataRecord({}, {})
+        self.threads = torch.get_num_threads()  # of the run's first start
+
+    def __call__(self, event: Event) -> None:
+        """Take an event of the training: once it has begun, the resumption was not refused."""
+        if isinstance(event, RunStarted) and self.goes_on:
+            self._record_changes()
+
+    def look_at_data(self, resume: bool, accept_changed_data: bool) -> None:
+        """Compare rows and images with those that the run began with, before anything is written."""
+        rows = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
+        earlier, kept = None, self.folder.data
+        if resume and kept.exists():
+            try:
+                earlier = DataRecord.read(kept)
+            except DamagedFileError as error:
+                self._note(f"{error}. It is not known whether the data have changed since the run began")
+        self.data = DataRecord.of(rows, earlier)
+        changes = self.data.changes_since(earlier) if earlier is not None else []
+        if changes and not accept_changed_data:
+            raise CheckpointError(
+                f"The data have changed since the run in {self.folder.path} began. {'; '.join(changes)}. Put them back "
+                "as they were, begin anew in another output directory, or go on with them as they are now "
+                "(accept_changed_data=True)"
+            )
+        if changes:
+            self._note(f"The run has gone on with data that had changed since it began. {'; '.join(changes)}")
 
     def record(self, resume: bool) -> None:
         """Write ``recipe.yaml``, ``domain.yaml`` and ``run.json``. What a checkpoint was trained with stays on record:
@@ -280,7 +317,8 @@ class _FirstProcess:
             self._require_initial_weights("No checkpoint was written yet")
         if not self.goes_on:
             write_domain(self.run.domain, folder.path)
-            write_text(folder.recipe, with_checksum(yaml_text(self._recipe(), sort_keys=True)))
+            self._write_recipe(self._recipe())
+        self.data.write(folder.data)
         facts = {
             "command": sys.argv,
             "environment": environment(),
@@ -290,6 +328,7 @@ class _FirstProcess:
             "notes": self.splits.notes,
             "before_training_s": self.earlier_s,
             "initial_weights": self.initial_weights,
+            "threads": self.threads,
         }
         write_record(folder.facts, jsonable(facts))
 
@@ -310,7 +349,7 @@ class _FirstProcess:
                     f"{error}. Delete it to go on: the report then has no reasons of the decisions that were made "
                     "when the run began"
                 ) from error
-            self.initial_weights = earlier["initial_weights"]
+            self.initial_weights, self.threads = earlier["initial_weights"], earlier.get("threads", self.threads)
             if self.goes_on:
                 self.decisions, self.earlier_s = earlier["decisions"], earlier["before_training_s"]
             elif self.recorded is not None:  # from the recipe on record nothing is left to decide
@@ -340,14 +379,17 @@ class _FirstProcess:
         """Evaluate the untrained weights; a resumed run reads what the first start found."""
         folder, untrained = self.folder, SharedEmbedder(self.engine)
         alignment, references = self.alignment, self.references
+        rows = self.data.digest_of(self.rows.split)
 
         def before(goes_on: bool) -> EvaluationResult:
             if goes_on and folder.before.exists() and not self._evaluated_otherwise():
-                return EvaluationResult.from_dict(read_record(folder.before))
+                content = read_record(folder.before)
+                if content.get("rows") == rows:
+                    return EvaluationResult.from_dict(content)
             if self.goes_on:
                 self._require_initial_weights("The model has to be evaluated once more as it was before the training")
             found = self._evaluate(untrained, "evaluation_before")
-            write_record(folder.before, jsonable(asdict(found)))
+            write_record(folder.before, jsonable({**asdict(found), "rows": rows}))
             return found
 
         if len(self.rows.shown):
@@ -355,7 +397,7 @@ class _FirstProcess:
         if alignment is not None:
             if self.goes_on and not folder.alignment_before.exists():
                 self._require_initial_weights("The rows have to be embedded as they were before the training")
-            self._kept(lambda goes_on: alignment.remember_before(untrained, goes_on))
+            self._kept(lambda goes_on: alignment.remember_before(untrained, goes_on, rows))
         if references is not None:
             self.references_before = self._kept(lambda goes_on: references.before(folder.references_before, goes_on))
         spent = self.earlier_s + time.monotonic() - self.started
@@ -448,12 +490,20 @@ class _FirstProcess:
             write_domain(self.run.domain, folder.path)
             before, changed = {}, saved
         else:
-            changed = {key: saved[key] for key in NEUTRAL_KEYS & saved.keys() if before.get(key) != saved[key]}
+            may_change = NEUTRAL_KEYS.union(LENGTH_KEYS) & saved.keys()
+            changed = {key: saved[key] for key in may_change if before.get(key) != saved[key]}
         if changed:
-            write_text(folder.recipe, with_checksum(yaml_text(before | changed, sort_keys=True)))
+            self._write_recipe(before | changed)
+            self.recorded = before | changed
         if before and changed:
             self.decisions = [each for each in self.decisions if each["key"] not in changed]
             write_record(folder.facts, read_record(folder.facts) | {"decisions": self.decisions})
+
+    def _write_recipe(self, values: dict[str, Any]) -> None:
+        note = ""
+        if self.session.device.type == "cpu":
+            note = f"# Trained by {self.threads} threads (OMP_NUM_THREADS): another number rounds sums otherwise.\n"
+        write_text(self.folder.recipe, with_checksum(note + yaml_text(values, sort_keys=True)))
 
     def _alignment(self) -> tuple[RunAlignment | None, list[str]]:
         """The alignment report that is asked for, or why it cannot be made of these rows."""

@@ -66,18 +66,19 @@ class RunAlignment:
         inside = report.is_relative_to(self.run_folder)
         return str(report.relative_to(self.run_folder) if inside else report.resolve())
 
-    def remember_before(self, model: Embedder, resume: bool) -> None:
+    def remember_before(self, model: Embedder, resume: bool, rows: str = "") -> None:
         """Embed the rows with the untrained model, or read what the first start of this run kept.
 
         Args:
             model: Embeds with the untrained weights.
             resume: Whether kept embeddings are read, if they are of the same rows.
+            rows: A digest of these with the bytes of their images.
 
         Raises:
             DamagedFileError: The kept file is damaged.
         """
         kept = RunFolder(self.run_folder).alignment_before
-        digest = self._digest()
+        digest = self._digest(rows)
         if resume and kept.exists():
             try:
                 with safe_open(kept, "pt") as file:
@@ -124,9 +125,9 @@ class RunAlignment:
             },
         )
 
-    def _digest(self) -> str:
+    def _digest(self, rows: str) -> str:
         """SHA-256 of images and captions in their order: embeddings of other rows must not pass for these."""
-        content = json.dumps([[str(path) for path in self.rows.paths], self.rows.captions])
+        content = json.dumps([[str(path) for path in self.rows.paths], self.rows.captions, rows])
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 

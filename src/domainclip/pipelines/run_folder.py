@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from domainclip.reports.run_report import REPORT
 from domainclip.training.checkpoint import CheckpointStore
 
 RECORD = ".domainclip.json"
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""Names that ``files`` gives to what is not written to its end yet."""
 
 
 class _Written(TypedDict):
@@ -95,8 +98,19 @@ class OutputFolder:
         return any((self.path / name).exists() for name in self._written()["names"])
 
     def begin(self) -> None:
-        """Write down that files of these names are ours from here on."""
+        """Write down that files of these names are ours from here on, and remove what killed writes have left of them:
+        the folder is locked, so that nobody is writing any more."""
         self._note(None)
+        for name in self.names:
+            place = self.path / name
+            inside = place.rglob(".*.tmp") if place.is_dir() and not place.is_symlink() else ()
+            for path in [*self.path.glob(f".{name}.*.tmp"), *inside]:
+                if not _UNFINISHED.fullmatch(path.name):
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def end(self) -> None:
         """Write down which files were written: what is added to their folders later is the user's."""
@@ -159,6 +173,7 @@ class RunFolder(OutputFolder):
         "recipe.yaml",
         DOMAIN_FILE,
         "run.json",
+        "data.json",
         "before.json",
         "reference_before.json",
         "alignment_before.safetensors",
@@ -180,6 +195,8 @@ class RunFolder(OutputFolder):
         """The resolved recipe, which repeats the run."""
         self.facts = self.path / "run.json"
         """Command, environment and decisions."""
+        self.data = self.path / "data.json"
+        """The rows of all splits, and digests of their images."""
         self.before = self.path / "before.json"
         """The evaluation of the untrained weights."""
         self.references_before = self.path / "reference_before.json"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.markup import escape
 from rich.table import Table
 
@@ -33,6 +35,7 @@ from domainclip.reports.schema import AlignmentReport
 from domainclip.reports.text import MINUS, NOTHING, percent, points, signed, title
 
 _TITLE = "# Alignment report"
+_UNFINISHED = ".alignment-"
 _FIRST_COLUMN = "wrong_beats_right_by"
 _WORST = 10
 _MOST_CONFUSED = 10
@@ -83,6 +86,14 @@ def prepare_folder(folder: Path) -> None:
         raise ConfigurationError(
             f"The folder {folder} cannot be read: {error.strerror or error}. Give another one"
         ) from None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Take away what processes that were killed have left: their number is in the name."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        number = path.name.removeprefix(_UNFINISHED).partition("-")[0]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_report(folder: Path) -> None:
@@ -137,7 +148,8 @@ def write_alignment(
     embedded = [model] if compared is None else [model, compared]
     found = [measure(rows, each, metric, seed) for each in embedded]
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".alignment-") as temporary:
+    _remove_leftovers(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_UNFINISHED}{os.getpid()}-") as temporary:
         made = draw(Path(temporary), rows, list(zip(embedded, found, strict=True)), metric, top_k, seed)
         content = {"schema_version": "1.0", **_content(rows, found, metric, seed, top_k), **about, "plots": made}
         report = AlignmentReport.from_values(content)

@@ -62,6 +62,7 @@ class MetricsFile:
         self._last_step = 0
         self._known: set[tuple[int, frozenset[str]]] = set()
         self._restored: list[Row] | None = None
+        self._missed: list[Row] = []  # which could not be written so far
 
     def state_dict(self) -> list[Row]:
         """What a checkpoint keeps of it.
@@ -70,9 +71,9 @@ class MetricsFile:
             All rows so far.
         """
         try:
-            return read_metrics(self.path)
+            return [*read_metrics(self.path), *self._missed]
         except OSError:
-            return []
+            return list(self._missed)
 
     def load_state_dict(self, rows: list[Row] | None) -> None:
         """Write the file as it was at a checkpoint, whatever has become of it since.
@@ -115,13 +116,20 @@ class MetricsFile:
         step, keys = row["step"], frozenset(row)
         if not self._known:  # a row before or after a training that this listener has not seen
             self._remember(read_metrics(self.path))
-        if (step, keys) in self._known or step < self._last_step:
-            rows = [other for other in read_metrics(self.path) if other["step"] != step or frozenset(other) != keys]
-            self._write_all(sorted([*rows, row], key=lambda each: each["step"]))
-        else:
-            with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row) + "\n")
+        again = (step, keys) in self._known or step < self._last_step
         self._remember([row])
+        try:
+            if again or self._missed:  # half a line may stand at the end: what could not be written is written whole
+                found = [*read_metrics(self.path), *self._missed]
+                rows = [other for other in found if other["step"] != step or frozenset(other) != keys]
+                self._write_all(sorted([*rows, row], key=lambda each: each["step"]))
+                self._missed = []
+            else:
+                with open(self.path, "a", encoding="utf-8") as handle:
+                    handle.write(json.dumps(row) + "\n")
+        except OSError:
+            self._missed.append(row)
+            raise
 
     def _write_all(self, rows: Iterable[Row]) -> None:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -15,6 +15,7 @@ from domainclip.data.sampler import EpochBatchSampler
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.resolve import ResolvedRun
+from domainclip.signals import StopSignals
 from domainclip.training.checkpoint import CheckpointStore
 from domainclip.training.checkpointer import Checkpointer, TrainedWeights
 from domainclip.training.guards import FiniteCheck
@@ -22,7 +23,8 @@ from domainclip.training.identity import RunIdentity
 from domainclip.training.memory.run import RunMemory
 from domainclip.training.observer import StepObserver
 from domainclip.training.probe.probe import Probe, ProbeStages
-from domainclip.training.signals import StopSignals
+from domainclip.training.probe.progress import ProbeProgress
+from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.state import Stateful, TrainContext
 from domainclip.training.step.train_step import FurtherTerms, TrainStep
 from domainclip.training.trainer import Trainer
@@ -39,6 +41,7 @@ class TrainingParts:
         probe_first: Trains the projections before the first step.
         probe_last: Trains them after the last step.
         find_hard_negatives: Finds for each training row those hardest to tell from it, ``[rows, k]``.
+        accept_changed_data: Whether a run may go on with other training rows.
     """
 
     evaluate: Evaluate | None = None
@@ -46,6 +49,7 @@ class TrainingParts:
     probe_first: Probe | None = None
     probe_last: Probe | None = None
     find_hard_negatives: Callable[[], Tensor] | None = None
+    accept_changed_data: bool = False
 
 
 def build_trainer(
@@ -121,22 +125,24 @@ def build_trainer(
         "sampler": sampler,
         "state": state,
     }
+    identity = RunIdentity.of(
+        run.recipe.to_dict(),
+        data,
+        terms.start.digest if terms.start is not None else None,
+        terms.rehearsal.digest if terms.rehearsal is not None else None,
+        run.domain.digest(),
+    )
     checkpointer = Checkpointer(
         context,
         store,
-        RunIdentity.of(
-            run.recipe.to_dict(),
-            data,
-            terms.start.digest if terms.start is not None else None,
-            terms.rehearsal.digest if terms.rehearsal is not None else None,
-            run.domain.digest(),
-        ),
+        identity,
         shared,
         {"memory": memory, "step": step.adaptive},  # the former may freeze batch norm
         seed=run.record.seed,
         device=device,
-        total_steps=plan.total_steps,
+        plan=plan,
         model_name=encoder.name,
+        accept_changed_data=parts.accept_changed_data,
     )
     best = BestWeights(context, encoder, loss, store)
     validator = None
@@ -152,7 +158,12 @@ def build_trainer(
             run.optim.learning_rate,
             plan.total_steps,
         )
-    probes = ProbeStages(context, encoder, parts.probe_first, parts.probe_last, parts.evaluate, best)
+    stop = stop or StopSignals(Console(stderr=True).print)
+
+    def progress(stage: str) -> ProbeProgress:
+        return ProbeProgress(store.folder / stage, f"{identity.digest} {weights_digest(encoder)}", stop)
+
+    probes = ProbeStages(context, encoder, parts.probe_first, parts.probe_last, parts.evaluate, best, progress)
     return Trainer(
         context,
         run.record,
@@ -166,5 +177,5 @@ def build_trainer(
         probes,
         validator,
         parts.find_hard_negatives,
-        stop or StopSignals(Console(stderr=True)),
+        stop,
     )

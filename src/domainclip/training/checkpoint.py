@@ -83,6 +83,51 @@ def recover_directory(target: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def write_state(folder: Path, state: dict[str, Any], **facts: object) -> None:
+    """Replace a folder by one with ``state.pt`` and a manifest of its SHA-256, whole or not at all.
+
+    Args:
+        folder: Which.
+        state: Plain values and tensors.
+        facts: Plain values for the manifest.
+
+    Raises:
+        OSError: It cannot be written; or a RuntimeError, which is how torch reports a full disk.
+    """
+    with replaced_directory(folder) as temporary:
+        torch.save(state, temporary / "state.pt")
+        write_json(temporary / MANIFEST, {"best": None, **facts, "files": digests_of(temporary)})
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read what ``write_state`` wrote.
+
+    Args:
+        folder: Which.
+
+    Returns:
+        The state, with tensors on the CPU.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or not what the manifest says.
+    """
+    try:
+        if problem := damage_of(folder, _manifest(folder)[0]):
+            raise CheckpointError(problem)
+        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+
+
+def _manifest(folder: Path) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Digests of a folder's files, and of the best weights that a checkpoint knows."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    files = manifest["files"]
+    return {"state.pt": files["state.pt"], **files}, manifest["best"]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint's folder, and the step it is of."""
@@ -145,10 +190,7 @@ class CheckpointStore:
         target = self.folder / f"step-{step:08d}"
         try:
             self._sweep()
-            with replaced_directory(target) as temporary:
-                torch.save(state, temporary / "state.pt")
-                manifest = {"step": step, "files": digests_of(temporary), "best": None if best is None else dict(best)}
-                write_json(temporary / MANIFEST, manifest)
+            write_state(target, state, step=step, best=None if best is None else dict(best))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise CheckpointError(
                 f"Checkpoint at step {step} could not be written to {self.folder}: {error}. What was saved before is "
@@ -181,22 +223,11 @@ class CheckpointStore:
         Raises:
             CheckpointError: A file is missing, damaged or not what the manifest says.
         """
-        try:
-            files, best = self._manifest(checkpoint)
-            problem = damage_of(checkpoint.path, files) or (self._find_best(best)[1] if best is not None else "")
-            if problem:
-                raise CheckpointError(problem)
-            return torch.load(checkpoint.path / "state.pt", map_location="cpu", weights_only=True)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{checkpoint.path} cannot be read: {error}") from error
-
-    def _manifest(self, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str] | None]:
-        """Digests of a checkpoint's files, and of the best weights it knows."""
-        manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
-        files, best = manifest["files"], manifest["best"]
-        return {"state.pt": files["state.pt"], **files}, best
+        state = read_state(checkpoint.path)
+        best = _manifest(checkpoint.path)[1]
+        if best is not None and (problem := self._find_best(best)[1]):
+            raise CheckpointError(problem)
+        return state
 
     def _find_best(self, digests: Mapping[str, str]) -> tuple[Path | None, str]:
         """Where these best weights are, or what is wrong with them."""
@@ -220,7 +251,7 @@ class CheckpointStore:
         """
         present = self.all()
         try:
-            needed = bool(present) and digests is not None and self._manifest(present[-1])[1] == dict(digests)
+            needed = bool(present) and digests is not None and _manifest(present[-1].path)[1] == dict(digests)
         except (OSError, ValueError, KeyError, TypeError):  # of no use any more
             return None
         return present[-1].path / BEST if needed else None
@@ -235,7 +266,7 @@ class CheckpointStore:
             CheckpointError: The folder cannot be moved.
         """
         try:
-            _, best = self._manifest(checkpoint)
+            _, best = _manifest(checkpoint.path)
             found = self._find_best(best)[0] if best is not None else None
             if found is not None and found != self.best:
                 shutil.rmtree(self.best, ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from domainclip.data.step_plan import StepPlan
 from domainclip.errors import CheckpointError
 from domainclip.events import CheckpointSaved, Milestone
 from domainclip.models.dual_encoder import DualEncoder
@@ -54,7 +55,8 @@ class Checkpointer:
         own: Parts by name that each process has for itself, besides its random numbers.
         seed: From which a process draws new random numbers, where the checkpoint is of another number of processes.
         device: Whose random numbers are saved.
-        total_steps: Of the run.
+        plan: Of the steps of the run.
+        accept_changed_data: Whether a checkpoint of other training rows is taken.
         model_name: For messages.
     """
 
@@ -68,11 +70,13 @@ class Checkpointer:
         *,
         seed: int,
         device: torch.device,
-        total_steps: int,
+        plan: StepPlan,
         model_name: str,
+        accept_changed_data: bool = False,
     ) -> None:
         self.context, self.store, self.identity, self.shared, self.own = context, store, identity, shared, own
-        self.seed, self.device, self.total_steps, self.model_name = seed, device, total_steps, model_name
+        self.seed, self.device, self.plan, self.model_name = seed, device, plan, model_name
+        self.accept_changed_data, self.threads = accept_changed_data, torch.get_num_threads()
 
     def check_processes(self) -> None:
         """Have all processes compare what they train, and from which step on.
@@ -97,6 +101,7 @@ class Checkpointer:
         own = {name: part.state_dict() for name, part in self.own.items()} | {"random": random_state(self.device)}
         content = {
             "identity": self.identity.state_dict(),
+            "threads": self.threads,
             **{name: part.state_dict() for name, part in self.shared.items()},
             "processes": context.processes.gather_objects(own),
             "metrics": context.metrics.state_dict() if context.metrics is not None else None,
@@ -130,7 +135,9 @@ class Checkpointer:
             self._report(0, f"No checkpoint in {self.store.folder}: starting at the first step")
             return 0
         content, checkpoint, problems = found
-        self.identity.check(content["identity"], context.folder, self.model_name)
+        known = content["identity"]
+        self.identity.check(known, context.folder, self.model_name, self.accept_changed_data)
+        lengthened = self._check_length(known, checkpoint.step)
         processes.gather_objects(checkpoint.step)  # all have read where the best weights are
         processes.on_first(lambda: self.store.put_back_best(checkpoint))
         as_before = len(content["processes"]) == processes.world_size
@@ -138,8 +145,21 @@ class Checkpointer:
         for name, part in self.own.items():
             if own[name] is not None:
                 part.load_state_dict(own[name])
+        other_rows = known["data"] != self.identity.data
         for name, part in self.shared.items():
-            part.load_state_dict(content[name])
+            if not (other_rows and name == "sampler"):  # its hard negatives are rows of before
+                part.load_state_dict(content[name])
+        if other_rows:  # an epoch may have another number of batches now
+            context.state.epoch, context.state.batch = self.plan.batch_schedule.position(checkpoint.step)
+        if lengthened:
+            context.warn(lengthened)
+            context.state.without_gain = 0  # who wants more steps does not want them ended by those before
+        if self.device.type == "cpu" and content.get("threads", self.threads) != self.threads:
+            context.warn(
+                f"The run was trained by {content['threads']} threads until step {checkpoint.step}, and by "
+                f"{self.threads} from there on: sums over another number of threads are rounded otherwise, so that it "
+                "does not end with the very weights of an undisturbed run (OMP_NUM_THREADS sets their number)"
+            )
         if context.metrics is not None:
             context.metrics.load_state_dict(content["metrics"])
         if as_before:
@@ -152,8 +172,25 @@ class Checkpointer:
             )
         for problem in problems:
             context.warn(f"{problem}; used {checkpoint.path.name} instead")
-        self._report(checkpoint.step, f"Resumed at step {checkpoint.step} of {self.total_steps}")
+        self._report(checkpoint.step, f"Resumed at step {checkpoint.step} of {self.plan.total_steps}")
         return checkpoint.step
+
+    def _check_length(self, known: dict[str, Any], step: int) -> str:
+        """What there is to say of a run that has another length now; empty where it has the same."""
+        changed = self.identity.lengthened(known)
+        if not changed:
+            return ""
+        now = ", ".join(f"{key}={self.identity.settings.get(key)}" for key in changed)
+        before = ", ".join(f"{key}={known['settings'].get(key)}" for key in changed)
+        if self.plan.total_steps < step:
+            raise CheckpointError(
+                f"{now} asks for {self.plan.total_steps} steps, and the run in {self.context.folder} has made {step} "
+                f"already: ask for more, or leave {' and '.join(changed)} out"
+            )
+        return (
+            f"The run goes on with {now} in place of {before}. From step {step} on its rates follow the schedule of "
+            f"{self.plan.total_steps} steps, so that it ends elsewhere than a run that was planned so from its start"
+        )
 
     def _report(self, step: int, text: str) -> None:
         self.context.emitter.emit(Milestone(name="resumed", step=step, text=text))

@@ -19,6 +19,10 @@ NEUTRAL_KEYS = frozenset(name for name, facts in facts_by_key(CLIPFinetuningConf
 """Keys that may differ between a run and its resumption: by themselves they change nothing that is learned."""
 
 
+LENGTH_KEYS = ("num_epochs", "max_steps")
+"""Keys that may differ as well, where what is done already is not undone by it: the run then has another schedule."""
+
+
 def recipe_digest(recipe: dict[str, Any], domain: str | None = None) -> str:
     """SHA-256 of a recipe's values, without ``NEUTRAL_KEYS``. ``domain``: the digest of the domain's content, which
     counts in place of its name or path: the file may move.
@@ -132,6 +136,12 @@ class RunIdentity:
         """
         return self.recipe, self.data, step, self.start, self.rehearsal
 
+    @property
+    def digest(self) -> str:
+        """One SHA-256 of all but the settings, which the recipe's digest stands for."""
+        facts = [self.recipe, self.data, self.start, self.rehearsal, self.domain]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it.
 
@@ -140,13 +150,25 @@ class RunIdentity:
         """
         return asdict(self)
 
-    def check(self, saved: dict[str, Any], folder: Path, model_name: str) -> None:
+    def lengthened(self, saved: dict[str, Any]) -> list[str]:
+        """The keys by which this run has another length than the one that it goes on with.
+
+        Args:
+            saved: ``state_dict()`` of the run that saved a checkpoint.
+
+        Returns:
+            Their names.
+        """
+        return [key for key in LENGTH_KEYS if saved["settings"].get(key) != self.settings.get(key)]
+
+    def check(self, saved: dict[str, Any], folder: Path, model_name: str, accept_changed_data: bool = False) -> None:
         """Refuse a checkpoint of another run.
 
         Args:
             saved: ``state_dict()`` of the run that saved it.
             folder: Of the run.
             model_name: Of the model that this run begins with.
+            accept_changed_data: Whether the training rows may be others.
 
         Raises:
             CheckpointError: It is of another recipe, of other rows or of other initial weights.
@@ -157,14 +179,16 @@ class RunIdentity:
             changed = [key for key in now if key not in NEUTRAL_KEYS | {"domain"} and before.get(key) != now[key]]
             if saved["domain"] != self.domain:
                 changed.append("domain")
-            raise CheckpointError(
-                f"The checkpoint in {checkpoints} is of another recipe (different: {', '.join(changed)}). Resume "
-                "with the recipe.yaml of the run, or use another output_dir"
-            )
-        if saved["data"] != self.data:
+            if not {*changed} <= {*LENGTH_KEYS}:
+                raise CheckpointError(
+                    f"The checkpoint in {checkpoints} is of another recipe (different: {', '.join(changed)}). Resume "
+                    "with the recipe.yaml of the run, or use another output_dir"
+                )
+        if saved["data"] != self.data and not accept_changed_data:
             raise CheckpointError(
                 f"The checkpoint in {checkpoints} was trained on other rows (images, captions, groups or their "
-                "order have changed since). Resume with the data of the run, or use another output_dir"
+                "order have changed since). Resume with the data of the run, go on with these "
+                "(accept_changed_data=True), or use another output_dir"
             )
         if saved["rehearsal"] != self.rehearsal:
             raise CheckpointError(

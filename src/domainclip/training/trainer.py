@@ -15,11 +15,11 @@ from domainclip.data.batches import Batch, PrefetchDataLoader
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.errors import DataError, Interrupted
 from domainclip.events import ImageSkipped, Milestone, PhaseProgress, RunFinished, RunStarted
+from domainclip.signals import StopSignals
 from domainclip.training.checkpointer import Checkpointer
 from domainclip.training.memory.run import RunMemory
 from domainclip.training.observer import StepObserver, peak_memory_mb
 from domainclip.training.probe.probe import ProbeStages
-from domainclip.training.signals import StopSignals
 from domainclip.training.state import RunState, TrainContext, TrainingResult
 from domainclip.training.step.train_step import TrainStep
 from domainclip.training.validation import Validator
@@ -101,10 +101,13 @@ class Trainer:
         earlier_time = state.elapsed
         began = time.monotonic() - earlier_time
         emitter.emit(RunStarted(folder=str(context.folder), step=state.step, total_steps=self.total_steps))
-        if not resumed_from and self.probes.first is not None:
+        if not state.step and state.probe_first is None and self.probes.first is not None:
             self.step.set_temperature()
-            if self.probes.begin() and self.validator is not None:
+            with self.stop.watch():
+                probed = self.probes.begin()
+            if probed and self.validator is not None:
                 self.validator()
+            self._save_probe()
         stopped_early = state.stops_early(self.evaluation, self.probe)
         self.encoder.train()
         with self.stop.watch(), self.memory.monitor, emitter.phase("training", self.total_steps, state.step):
@@ -163,9 +166,18 @@ class Trainer:
                 f"({len(state.skipped_images)} skipped, such as: {next(iter(state.skipped_images.values()), '')})"
             )
         self.step.average.apply()
-        self.probes.end()
+        with self.stop.watch():
+            self.probes.end()
         state.elapsed = time.monotonic() - began
         return self._result(resumed_from, stopped_early, earlier_time)
+
+    def _save_probe(self) -> None:
+        """A probe that took long becomes a checkpoint of step 0, in place of its own progress."""
+        progress = self.probes.begun
+        if self.context.processes.largest(int(progress is not None and progress.is_saved)):
+            self.checkpointer.save(must_succeed=False)
+            if progress is not None and self.checkpointer.store.last_step() is not None:
+                progress.clear()
 
     def _result(self, resumed_from: int, stopped_early: bool, earlier_time: float) -> TrainingResult:
         state = self.state

@@ -16,7 +16,7 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.readers import refuse_within_a_reader
 from domainclip.data.splits import DataSplits, load_splits_of
-from domainclip.errors import ConfigurationError, DataError, Interrupted
+from domainclip.errors import ConfigurationError, DataError, InputTypeError, Interrupted
 from domainclip.events import Validated
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.run_folder import OutputFolder, paths_read
@@ -85,6 +85,8 @@ def run_tuning(
             after SIGINT or SIGTERM.
     """
     refuse_within_a_reader()
+    if not isinstance(config, CLIPFinetuningConfig):
+        raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
     studies.require_optuna()
     console = console or Console(stderr=True)
     folder = Path(config.output_dir)
@@ -99,12 +101,13 @@ def run_tuning(
         )
     signals, output = StudySignals(console), OutputFolder(folder, PARTS, "study")
     lock = locked_output(folder, "The output directory", console.print)
-    with lock, signals.watch(), _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
+    with lock, _optuna_speaks_of_errors_only(), _storage_failures_are_reported(folder):
         output.claim(resume, overwrite, paths_read(inference.recipe))
         work = prepare(inference, space, steps, fixed, splits, output, resume, overwrite, console)
         trials = studies.asked_trials(work.study, trials)
         try:
-            _run_trials(work, trials, signals, console)
+            with signals.watch():
+                _run_trials(work, trials, signals, console)
         except Interrupted as stop:
             summary = work.summary(trials)
             done = sum(record.finished for record in summary.trials)

@@ -11,18 +11,18 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from domainclip.errors import Interrupted
-from domainclip.training.signals import StopSignals
+from domainclip.signals import SIGNALS, StopSignals
 
 
 class StudySignals(StopSignals):
-    """Remembers the first SIGINT or SIGTERM, also one that the training loop has taken and found no use for.
+    """Remembers the first SIGINT, SIGTERM or SIGHUP, also one that the training loop has taken and found no use for.
 
     The loop's own handler replaces this one while it trains, and it does not stop for a signal that comes in its last
     step or before a trial is pruned. Python's wake-up socket gets every signal's number, whoever handles it.
     """
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console)
+        super().__init__(console.print)
         self._inbox: socket.socket | None = None
 
     @contextmanager
@@ -59,6 +59,6 @@ class StudySignals(StopSignals):
                 numbers = self._inbox.recv(64)
             except BlockingIOError:
                 numbers = b""
-            self.received = next((n for n in numbers if n in (signal.SIGINT, signal.SIGTERM)), None)
+            self.received = next((n for n in numbers if n in SIGNALS), None)
         if self.received:
             raise Interrupted(self.received, f"Stopped by {signal.Signals(self.received).name}")

@@ -365,3 +365,15 @@ def test_real_sets(shared_data: Path) -> None:
         assert report.images == len(images)
         copies = len(images) - len(set(images))
         assert sum(finding.count for finding in report.named("exact-duplicates")) == copies
+
+
+def test_a_table_of_test_rows_alone_is_said_to_train_nothing(clean: Path) -> None:
+    table = clean / "train.csv"
+    header, *lines = table.read_text(encoding="utf-8").splitlines()
+    table.unlink()
+    for other in clean.glob("*.csv"):
+        other.unlink()
+    rows = "\n".join([f"{header},split", *(f"{line},test" for line in lines)])
+    (clean / "rows.csv").write_text(rows, encoding="utf-8")
+    found = only(check_data(clean / "rows.csv"), "no-training-rows")
+    assert (found.severity, found.count) == ("warning", len(lines))

@@ -184,7 +184,7 @@ def test_a_folder_without_any_image_says_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "rust").mkdir()
     for index in range(3):
         (tmp_path / "rust" / f"{index}.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
-    with pytest.raises(DataError, match=r"no images in it.*3 of which each: this is a HEIC image"):
+    with pytest.raises(DataError, match=r"no images in it.*this is a HEIC image[^;]*\(3\)"):
         DatasetLoader.load(tmp_path)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from domainclip.data.labels import doubtful_names
 from domainclip.data.records import PairList
 from domainclip.data.sources.cells import captions_in_cell, labels_in_cell, text_or_none
 from domainclip.data.sources.loaders import DatasetLoader
@@ -224,3 +225,36 @@ def test_captions_of_an_unknown_name_are_not_lost_for_labels(folder: Path) -> No
     with pytest.raises(DataError, match=r"Missing 'caption' column .*caption_col=words.*caption_template"):
         loaded(folder, "t.csv", text)
     assert loaded(folder, "t.csv", text, caption_template="one {label}")[0].caption == "one disc"
+
+
+def test_what_is_no_split_after_all_is_not_said_to_be_one(folder: Path) -> None:
+    pairs = loaded(folder, "t.csv", "image,caption,fold\n0.png,a,1\n1.png,b,2\n")
+    assert "'fold' is not used" in said(pairs)
+    assert "is read as the split" not in said(pairs)
+
+
+@pytest.mark.parametrize("column", ["url", "image_url", "URL", "Link"])
+def test_addresses_on_the_web_are_no_files(folder: Path, column: str) -> None:
+    with pytest.raises(DataError, match=rf"column '{column}' probably holds addresses on the web: download"):
+        loaded(folder, "t.csv", f"{column},caption\nhttps://a.org/1.jpg,a\n")
+
+
+def test_where_images_are_looked_for_is_said_where_one_is_missing_alone(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"image_root=…"):
+        loaded(folder, "t.csv", "image,caption\nnone.png,a\n")
+    with pytest.raises(DataError) as found:
+        loaded(folder, "t.csv", "image,caption\n0.png,\n1.png,\n")
+    assert "image_root" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "joined"),
+    [
+        (["red", "green, round", "round, blue"], ["green, round", "round, blue"]),
+        (["red", "red + round", "blue"], ["red + round"]),
+        (["Tomato, healthy", "Tomato, leaf spot", "Potato, healthy"], []),
+        (["X-ray", "T1/T2", "CT"], []),
+    ],
+)
+def test_labels_that_are_probably_several(labels: list[str], joined: list[str]) -> None:
+    assert doubtful_names(labels).get("several in one, perhaps", ([], ""))[0] == joined

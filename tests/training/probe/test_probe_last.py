@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_costs_the_projections_alone(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    def then_full() -> dict[str, Any]:
+    def then_full(progress: object = None) -> dict[str, Any]:
         monkeypatch.setattr("domainclip.training.validation.save_encoder", full)
         return begin()
 
@@ -123,7 +123,7 @@ def test_a_run_killed_while_the_projections_learn_ends_as_a_whole_one(tiny_data:
     expected = whole.train()
     broken = with_probe(tiny_data, tmp_path / "b", scores)
 
-    def killed() -> dict[str, Any]:
+    def killed(progress: object = None) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     killed.trained_parameters = broken.probes.last.trained_parameters  # type: ignore

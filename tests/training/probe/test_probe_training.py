@@ -124,7 +124,7 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     calls: list[int] = []
     train_probe = again.probes.first
 
-    def counted() -> Probed:
+    def counted(progress: object = None) -> Probed:
         calls.append(1)
         return train_probe()
 
@@ -200,7 +200,7 @@ def test_a_run_goes_on_where_projections_are_left_out(tiny_data: TinyData, tmp_p
     trainer = make_trainer(
         tiny_data.pairs(), tmp_path, num_epochs=1, validate=lambda: Validation({"acc": 0.5}, "acc", True, 0.1)
     )
-    trainer.probes.first = lambda: Probed({"skipped": "for a test"}, {})  # type: ignore[assignment, return-value]
+    trainer.probes.first = lambda progress: Probed({"skipped": "for a test"}, {})  # type: ignore[assignment, return-value]
     result = trainer.train()
     assert result.best is not None and result.best["step"] == 3
     assert result.probe_first == {"skipped": "for a test"}
@@ -210,6 +210,8 @@ def test_only_the_first_process_trains_the_projections(tiny_data: TinyData, tmp_
     class Beside:
         """The second of two processes, as far as the projections are concerned: the first one's result, and its
         weights."""
+
+        is_first = False
 
         def __init__(self) -> None:
             self.shared: list[Any] = []

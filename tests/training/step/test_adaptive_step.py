@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from domainclip.config import CLIPFinetuningConfig
+from domainclip.devices.out_of_memory import is_out_of_memory
 from domainclip.losses import CLIPContrastiveLoss, build_loss
-from domainclip.training.step.adaptive_step import is_out_of_memory
 from out_of_memory_cases import OTHERS, OUT_OF_MEMORY, ROWS, STEPS, Run, assert_same_run
 
 pytestmark = pytest.mark.usefixtures("quick_collections")

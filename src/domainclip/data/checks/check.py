@@ -126,6 +126,11 @@ def check_data(
     findings += _leakage(splits, exact, near)
 
     train = splits.get("train", PairList())
+    if every and not train:
+        advice = "Nothing can be trained on these data: name training rows. They do for evaluate."
+        findings.append(
+            Finding("no-training-rows", "warning", len(every), [], advice, "no row is in the training split")
+        )
     if train:
         findings += _size(train, batch_size)
         size = batch_size or automatic_batch(len(train))
@@ -193,7 +198,7 @@ def _skipped(rows: Sequence[SkippedRow], usable: int) -> list[Finding]:
             advice, detail = "Nothing has to be done.", f"{count} masks lie among the images and are left out"
             findings.append(Finding("masks", "info", count, these, advice, detail))
         else:
-            advice, detail = "Convert them, or move them elsewhere; training skips them.", f"{count} files: {kind}"
+            advice, detail = "Convert them, or move them elsewhere; training skips them.", f"{kind}: {count}"
             severity = skipped_severity(count, usable + len(rows))
             findings.append(Finding("files-not-read", severity, count, these, advice, detail))
     return findings

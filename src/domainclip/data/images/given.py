@@ -30,6 +30,7 @@ GivenTexts: TypeAlias = str | Iterable[str]
 
 _FORMS = "a path, a PIL image, an array, a tensor, bytes, or a file opened in binary mode"
 _CHANNELS = (1, 3, 4)
+_LONGEST_PATH = 4096
 
 
 def is_one_image(images: object) -> bool:
@@ -118,6 +119,8 @@ def _path(text: str | bytes, which: str) -> Path:
         text = os.fsdecode(text)
     if "\0" in text or not text.strip():
         raise ImageError(f"{which} is the path {text!r}, which no file can have")
+    if len(text) > _LONGEST_PATH:
+        raise ImageError(f"{which} is a path of {len(text):,} characters ({text[:60]}…), longer than any system takes")
     if text.lower().startswith(("http://", "https://")):
         raise ImageError(f"{which} is an address ({text:.120}): download it first, and give the file's path")
     return Path(text).expanduser()
@@ -138,6 +141,8 @@ def _read(file: _Readable, which: str) -> ImageBytes:
 
 def _hwc(image: Tensor, which: str) -> np.ndarray:
     """Tensors have their channels first, as torchvision makes them; ones that plainly have them last are left so."""
+    if image.device.type == "meta":
+        raise ImageError(f"{which} is a tensor on the device meta, which holds no numbers")
     values = image.detach().cpu()
     if values.is_complex() or values.is_sparse or values.is_quantized:
         raise ImageError(f"{which} is a {values.dtype} tensor, which is no image")

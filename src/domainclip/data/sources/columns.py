@@ -33,6 +33,7 @@ _LABEL = (
     *("label", "labels", "class", "classname", "classlabel", "labelname", "category", "categoryname", "target"),
     *("diagnosis", "findinglabels"),
 )
+_ADDRESS = {"url", "urls", "imageurl", "imageurls", "imgurl", "link", "imagelink", "href"}
 _GROUP = ("group", "groups", "groupid", "groupname")
 _SPLIT = ("split", "splits", "splitname", "datasplit", "subset", "partition", "set", "fold", "phase", "usage")
 USUAL = {"image_col": _IMAGE, "caption_col": _CAPTION, "label_col": _LABEL, "group_col": _GROUP, "split_col": _SPLIT}
@@ -189,6 +190,12 @@ def find_columns(
 
     image = column("image_col", "image")
     if image is None:
+        addresses = next((name for name in found if _plain(name) in _ADDRESS), None)
+        if addresses is not None:
+            raise DataError(
+                f"{source} has no column of images, and its column {addresses!r} probably holds addresses on the web: "
+                "download the images first, for instance with img2dataset, and name the files in a column image_path"
+            )
         raise missing_column(kind, names.image_col, source, found, "image_col")
     label = column("label_col", "label")
     captions = _captions(names, found, label, source, kind, notes)

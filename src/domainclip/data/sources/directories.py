@@ -50,7 +50,7 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
     contents = FolderContents.of(folder)
     if not contents.images:
         kinds = Counter(reason for _, reason in contents.left_out)
-        listing = "; ".join(f"{count} of which each: {reason}" for reason, count in kinds.most_common(4))
+        listing = "; ".join(f"{reason} ({count})" for reason, count in kinds.most_common(4))
         raise DataError(
             f"No valid image-text pairs in {folder}: no images in it or its folders{listing and f' ({listing})'}. A "
             "directory holds captions.txt, or images with a .txt beside each, or one folder of images per class"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from domainclip.data.sources.rows import NoTableError, Table
 from domainclip.data.sources.tables import SOURCES, source_of
 from domainclip.data.sources.torch_datasets import RowsByNumber, pairs_from_torch
 from domainclip.data.sources.webdataset import shards_of
-from domainclip.errors import ConfigurationError, DataError, MissingFileError
+from domainclip.errors import ConfigurationError, DataError, InputTypeError, MissingFileError
 
 META_FILE = "meta.csv"
 """A table of this name describes the images (``group``, ``discipline``) and is no data set of its own."""
@@ -64,8 +65,8 @@ class DatasetLoader:
             DataError: The file cannot be read, a column is missing, or no pair is valid.
             ConfigurationError: ``image_root`` is no directory.
         """
-        read = SOURCES[".tsv" if Path(path).suffix.lower() == ".tsv" else ".csv"]
-        return _pairs(Path(path), read, Columns(image_col, caption_col, **options))
+        read = SOURCES[".tsv" if _given(path).suffix.lower() == ".tsv" else ".csv"]
+        return _pairs(_given(path), read, Columns(image_col, caption_col, **options))
 
     @staticmethod
     def from_json(
@@ -89,8 +90,8 @@ class DatasetLoader:
             DataError: The file cannot be read, an entry lacks a key, or no pair is valid.
             ConfigurationError: ``image_root`` is no directory.
         """
-        read = SOURCES[".jsonl" if Path(path).suffix.lower() in {".jsonl", ".ndjson"} else ".json"]
-        return _pairs(Path(path), read, Columns(image_col, caption_col, **options))
+        read = SOURCES[".jsonl" if _given(path).suffix.lower() in {".jsonl", ".ndjson"} else ".json"]
+        return _pairs(_given(path), read, Columns(image_col, caption_col, **options))
 
     @staticmethod
     def from_jsonl(
@@ -111,7 +112,7 @@ class DatasetLoader:
             DataError: The suffix is another, or as for ``from_json``.
             ConfigurationError: ``image_root`` is no directory.
         """
-        if Path(path).suffix.lower() not in {".jsonl", ".ndjson"}:
+        if _given(path).suffix.lower() not in {".jsonl", ".ndjson"}:
             raise DataError(f"{path} does not end in .jsonl or .ndjson: rename it, or use from_json")
         return DatasetLoader.from_json(path, image_col, caption_col, **options)
 
@@ -140,7 +141,7 @@ class DatasetLoader:
             DataError: The file cannot be read, a column is missing, or no pair is valid.
             ConfigurationError: ``image_root`` is no directory.
         """
-        return _pairs(Path(path), SOURCES[".parquet"], Columns(image_col, caption_col, **options), cache_dir)
+        return _pairs(_given(path), SOURCES[".parquet"], Columns(image_col, caption_col, **options), cache_dir)
 
     @staticmethod
     def from_directory(path: Path | str, caption_template: str | None = None, strict: bool = False) -> PairList:
@@ -162,7 +163,7 @@ class DatasetLoader:
         Raises:
             DataError: There is no such directory, it holds splits, or no pair is valid.
         """
-        return pairs_from_directory(Path(path), caption_template, strict)
+        return pairs_from_directory(_given(path), caption_template, strict)
 
     @staticmethod
     def from_huggingface(
@@ -268,7 +269,7 @@ class DatasetLoader:
             DataError: There is nothing, the format is unknown, a directory holds several tables, or no pair is valid.
             ConfigurationError: ``image_root`` is no directory.
         """
-        folder, columns = Path(path), Columns(image_col, caption_col, **options)
+        folder, columns = _given(path), Columns(image_col, caption_col, **options)
         if shards := shards_of(path):
             return PairList.joined([_pairs(shard, SOURCES[TAR], columns) for shard in shards])
         if str(path).startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
@@ -309,6 +310,12 @@ class DatasetLoader:
                 hint = ". It is a spreadsheet: save its table as CSV (UTF-8)"
             raise DataError(f"Invalid data file {path}: known formats are {', '.join(SOURCES)}{hint}")
         return _pairs(folder, read, columns)
+
+
+def _given(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise InputTypeError(f"Data are found by a path, not by a {type(path).__name__}: {path!r:.60}")
+    return Path(path).expanduser()
 
 
 def only_table(folder: Path, image_col: str = "image_path") -> tuple[Path | None, list[str]]:

@@ -208,10 +208,15 @@ class PairBuilder:
         if not skipped:
             raise DataError(f"No valid image-text pairs in {self.source}: it holds no rows")
         examples = "; ".join(str(row) for row in skipped[:3])
+        advice = ""
+        if any(row.kind == MISSING_IMAGE for row in skipped):
+            advice = (
+                f". Relative image paths are looked up in {self._folders.root or '.'}; name another folder with "
+                "image_root=…"
+            )
         raise DataError(
             f"No valid image-text pairs in {self.source}: all {len(skipped)} rows were skipped ({examples}"
-            f"{'; …' if len(skipped) > 3 else ''}). Relative image paths are looked up in "
-            f"{self._folders.root or '.'}; name another folder with image_root=…"
+            f"{'; …' if len(skipped) > 3 else ''}){advice}"
         )
 
     def _drop_contested(self) -> None:
@@ -239,6 +244,7 @@ class PairBuilder:
                 self.skip(where, image, f"the column {column!r} says no split for it")
             pairs[:] = [pair for pair in pairs if pair.split is not None]
         elif words:
+            self._pairs.notes = [note for note in self._pairs.notes if f"(split_col={column})" not in note]
             listing = ", ".join(repr(word) for word in sorted(words)[:5])
             self.note(f"column {column!r} is not used to divide the rows: its values ({listing}) name no split")
         for pair in pairs:

@@ -15,6 +15,7 @@ from torch import nn
 from domainclip.config import MemorySettings, OptimizerSettings
 from domainclip.devices.memory import GB
 from domainclip.devices.optimization import spare_memory
+from domainclip.devices.out_of_memory import release_memory
 from domainclip.errors import MemoryConstraintError
 from domainclip.files import write_json
 from domainclip.models.batch_norm import has_live_batch_norm
@@ -23,7 +24,7 @@ from domainclip.models.dual_encoder import DualEncoder
 from domainclip.training.memory.model import EFFICIENT_MICRO_BATCH, GAPS, MARGIN, MemoryBudget, StepMemory, trace_towers
 from domainclip.training.memory.monitor import MemoryMonitor
 from domainclip.training.memory.trace import SIZES
-from domainclip.training.step.adaptive_step import BeforeStep, release_memory
+from domainclip.training.step.adaptive_step import BeforeStep
 from domainclip.training.step.gradcache import ContrastiveStep
 
 log = logging.getLogger(__name__)

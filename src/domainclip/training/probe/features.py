@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from domainclip.data.dataset import CLIPDataset
+from domainclip.devices.out_of_memory import ShrinkingBatches
 from domainclip.errors import ImageError
 from domainclip.models.dual_encoder import DualEncoder
-from domainclip.models.projections import ProjectionInputs, join_inputs, projection_inputs, tower_projection
+from domainclip.models.projections import (
+    ProjectionInputs,
+    TowerProjection,
+    join_inputs,
+    projection_inputs,
+    tower_projection,
+)
+from domainclip.training.probe.progress import SAVE_SECONDS, ProbeProgress
 
 
 @dataclass
@@ -46,6 +56,31 @@ class FeatureReader:
         batch_size: int,
     ) -> None:
         self.encoder, self.device, self.autocast, self.batch_size = encoder, device, autocast, batch_size
+        self._image_batches = ShrinkingBatches("images", device)
+        self._text_batches = ShrinkingBatches("texts", device)
+        self.progress: ProbeProgress | None = None
+        self._parts = 0
+
+    def begin(self, progress: ProbeProgress | None) -> None:
+        """Read from the start: what was read before a kill comes from ``progress``, in the same order of calls.
+
+        Args:
+            progress: Where it is kept, if it is.
+        """
+        self.progress, self._parts = progress, 0
+
+    def _restored(self) -> tuple[str, dict[str, Any]]:
+        """The name of the next part, and what was saved of it."""
+        name, self._parts = f"features-{self._parts}", self._parts + 1
+        return name, (self.progress.load(name) if self.progress is not None else None) or {}
+
+    def _keep(self, name: str, done: int, total: int, part: Callable[[], dict[str, Any]], began: float) -> None:
+        """Save a part where that is due. One that is complete and took long is saved too: the next one begins."""
+        if self.progress is None or not done:
+            return
+        finished = done >= total and time.monotonic() - began >= SAVE_SECONDS / 10
+        if finished or self.progress.is_due():
+            self.progress.save(name, {"done": done, **part()})
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -71,7 +106,8 @@ class FeatureReader:
         Raises:
             ImageError: An image cannot be read, and the data set is ``strict``.
         """
-        projection, skipped = tower_projection(self.encoder, "image"), {}
+        projection = tower_projection(self.encoder, "image")
+        skipped: dict[str, str] = {}
         transform = data.image_transform
         views = views if transform.augment else 0
 
@@ -84,9 +120,19 @@ class FeatureReader:
                 return error
 
         parts: list[list[ProjectionInputs]] = [[] for _ in range(views + 1)]
-        kept: list[int] = []
+        name, saved = self._restored()
+        kept: list[int] = saved.get("rows", [])
+        skipped |= saved.get("skipped", {})
+        for view, content in enumerate(saved.get("views", ())):
+            parts[view] = [_inputs(projection, content, self.device)]
+
+        def so_far() -> dict[str, Any]:
+            views = [_content(join_inputs(part)) for part in parts if part]
+            return {"rows": list(kept), "skipped": dict(skipped), "views": views}
+
+        done, began = saved.get("done", 0), time.monotonic()
         with ThreadPoolExecutor() as pool, self._frozen():
-            for start in range(0, len(rows), self.batch_size):
+            for start in range(done, len(rows), self.batch_size):
                 part = rows[start : start + self.batch_size]
                 found = list(pool.map(read, part))
                 good = [images for images in found if not isinstance(images, ImageError)]
@@ -98,7 +144,14 @@ class FeatureReader:
                 for view in range(views + 1) if good else ():
                     pixels = torch.stack([images[view] for images in good]).to(self.device)
                     pixel_values = transform.spec.normalise(pixels).to(self.encoder.dtype)
-                    parts[view].append(projection_inputs(projection, self.encoder.encode_image, pixel_values))
+                    parts[view] += self._image_batches(
+                        len(pixel_values),
+                        self.batch_size,
+                        lambda some, values=pixel_values: projection_inputs(  # type: ignore[misc]
+                            projection, self.encoder.encode_image, values[some]
+                        ),
+                    )
+                self._keep(name, start + len(part), len(rows), so_far, began)
         if not kept:
             return ImageFeatures(ProjectionInputs(projection, torch.empty(0, 0), None), [], views + 1, skipped)
         return ImageFeatures(join_inputs([part for view in parts for part in view]), kept, views + 1, skipped)
@@ -116,22 +169,41 @@ class FeatureReader:
         if not token_ids:
             return ProjectionInputs(projection, torch.empty(0, 0), None)
         order = sorted(range(len(token_ids)), key=lambda number: -len(token_ids[number]))  # little padding
-        parts = []
+        name, saved = self._restored()
+        parts = [_inputs(projection, saved["texts"], self.device)] if saved else []
+        done, began = saved.get("done", 0), time.monotonic()
+
+        def so_far() -> dict[str, Any]:
+            return {"texts": _content(join_inputs(parts))}
+
         with self._frozen():
-            for start in range(0, len(order), self.batch_size):
+            for start in range(done, len(order), self.batch_size):
                 part = [list(token_ids[number]) for number in order[start : start + self.batch_size]]
                 length = processor.max_length
                 if processor.text_padding != "fixed":  # on MPS a few lengths only: it keeps memory for each shape
                     multiple = 16 if self.device.type == "mps" else 1
                     length = min(length, -(-len(part[0]) // multiple) * multiple)
                 input_ids, mask = processor.pad(part, length)
-                parts.append(
-                    projection_inputs(
-                        projection, self.encoder.encode_text, input_ids.to(self.device), mask.to(self.device)
-                    )
+                parts += self._text_batches(
+                    len(part),
+                    self.batch_size,
+                    lambda some, ids=input_ids, mask=mask: projection_inputs(  # type: ignore[misc]
+                        projection, self.encoder.encode_text, ids[some].to(self.device), mask[some].to(self.device)
+                    ),
                 )
+                self._keep(name, start + len(part), len(order), so_far, began)
         joined = join_inputs(parts)
         back = torch.empty(len(order), dtype=torch.long)
         back[order] = torch.arange(len(order))
         residual = None if joined.residual is None else joined.residual[back]
         return ProjectionInputs(projection, joined.features[back], residual)
+
+
+def _content(inputs: ProjectionInputs) -> dict[str, Tensor | None]:
+    return {"features": inputs.features, "residual": inputs.residual}
+
+
+def _inputs(projection: TowerProjection, content: dict[str, Tensor | None], device: torch.device) -> ProjectionInputs:
+    features, residual = content["features"], content["residual"]
+    assert features is not None
+    return ProjectionInputs(projection, features.to(device), None if residual is None else residual.to(device))

@@ -33,6 +33,7 @@ from domainclip.models.projections import tower_projection
 from domainclip.training.optim.optimizer import rate_factor
 from domainclip.training.probe.draws import ClassPrompts, Draw, PairDraws
 from domainclip.training.probe.features import FeatureReader
+from domainclip.training.probe.progress import ProbeProgress
 from domainclip.training.regularization.regularizers import distillation_penalty
 from domainclip.training.regularization.rehearsal import Rehearsal
 from domainclip.training.state import ProbeOutcome, TrainContext
@@ -117,9 +118,12 @@ class Probe:
             if parameter.requires_grad and (id(parameter) in projections or name in scalars)
         ]
 
-    def __call__(self) -> Probed:
+    def __call__(self, progress: ProbeProgress | None = None) -> Probed:
         """Train them in place. The same numbers for the same seed, whatever the state of the global generators, which
         stays as it is.
+
+        Args:
+            progress: Where the work is saved from time to time, and taken up again.
 
         Returns:
             The outcome, and the images that were skipped.
@@ -128,6 +132,7 @@ class Probe:
         parameters = self.trained_parameters()
         if not any(tower_projection(self.encoder, tower).trained for tower in ("image", "text")):
             return Probed({"skipped": "both projections are locked"}, {})
+        self.reader.begin(progress)
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(self.data), generator=generator)[:MAX_ROWS].sort().values.tolist()
         classes = ClassPrompts.read(self.reader, self.class_prompts, self.data) if self.class_prompts else None
@@ -145,7 +150,7 @@ class Probe:
         self.encoder.eval()  # an adapter's dropout
         try:
             with torch.enable_grad():
-                outcome = self._train(parameters, draws, classes, validation_rows, generator)
+                outcome = self._train(parameters, draws, classes, validation_rows, generator, progress)
         finally:
             self.encoder.train(training)
         seconds = time.monotonic() - started
@@ -158,6 +163,7 @@ class Probe:
         classes: ClassPrompts | None,
         validation_rows: PairDraws | None,
         generator: torch.Generator,
+        progress: ProbeProgress | None,
     ) -> ProbeOutcome:
         settings, total = self.settings, self.settings.probe_steps
         objective = copy.deepcopy(self.objective).train().requires_grad_(False)
@@ -168,8 +174,32 @@ class Probe:
         every = max(1, total // _CHECKS)
         kept: tuple[float, int, list[Tensor]] | None = None
         before: float | None = None
-        top, step = -1.0, 0
-        for step in range(total + 1):
+        top, step, first = -1.0, 0, 0
+        if progress is not None and (saved := progress.load("training")) is not None:
+            with torch.no_grad():
+                for (_, parameter), value_then in zip(parameters, saved["parameters"], strict=True):
+                    parameter.copy_(value_then)
+            optimizer.load_state_dict(saved["optimizer"])
+            objective.load_state_dict(saved["objective"])
+            generator.set_state(saved["generator"])
+            first, before, top = saved["step"], saved["before"], saved["top"]
+            if saved["kept"] is not None:
+                kept = saved["kept"][0], saved["kept"][1], [each.to(self.device) for each in saved["kept"][2]]
+        for step in range(first, total + 1):
+            if progress is not None and progress.is_due():
+                progress.save(
+                    "training",
+                    {
+                        "step": step,
+                        "parameters": [parameter.detach() for _, parameter in parameters],
+                        "optimizer": optimizer.state_dict(),
+                        "objective": objective.state_dict(),
+                        "generator": generator.get_state(),
+                        "kept": kept,
+                        "before": before,
+                        "top": top,
+                    },
+                )
             # Before the step's own forward pass: the weights that step 0 starts from are a candidate, too.
             if validation_rows is not None and (step % every == 0 or step == total):
                 value, fraction = self._validate(validation_rows, classes)
@@ -310,6 +340,7 @@ class ProbeStages:
         last: Trains them after the last step, or None.
         evaluate: Validates the present weights; without it nothing is done after the last step.
         best: Where the weights go that the run ends with.
+        progress: Makes, for a stage, the place where its work is saved.
     """
 
     def __init__(
@@ -320,9 +351,12 @@ class ProbeStages:
         last: Probe | None,
         evaluate: Evaluate | None,
         best: BestWeights,
+        progress: Callable[[str], ProbeProgress],
     ) -> None:
         self.context, self.encoder, self.first, self.last = context, encoder, first, last
-        self.evaluate, self.best = evaluate, best
+        self.evaluate, self.best, self.progress = evaluate, best, progress
+        self.begun: ProbeProgress | None = None
+        """Of the probe before the first step, in the process that has made it."""
 
     def begin(self) -> bool:
         """Train the projections before the first step. A run that goes on from a checkpoint has it behind it.
@@ -335,8 +369,10 @@ class ProbeStages:
         context = self.context
         if self.first is None:
             return False
+        probe = self.first
+        self.begun = self.progress("probe_first") if context.processes.is_first else None
         with context.emitter.phase("probe_first"):
-            probed = context.processes.on_first(self.first)
+            probed = context.processes.on_first(lambda: probe(self.begun))
         context.processes.broadcast_state(self.encoder)
         outcome = probed.outcome
         context.state.skipped_images |= probed.skipped_images
@@ -378,7 +414,7 @@ class ProbeStages:
         state = self.context.state
         parameters = [parameter for _, parameter in probe.trained_parameters()]
         before = [parameter.detach().clone() for parameter in parameters]
-        probed = probe()
+        probed = probe(self.progress("probe_last"))
         outcome = probed.outcome
         state.skipped_images |= probed.skipped_images
         state.probe_last = outcome

@@ -9,9 +9,6 @@ micro-batch draws its own numbers.
 from __future__ import annotations
 
 import copy
-import ctypes
-import gc
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +16,7 @@ import torch
 from torch import nn
 
 from domainclip.data.batches import Batch
+from domainclip.devices.out_of_memory import attempt, is_out_of_memory, release_memory
 from domainclip.errors import CLIPFinetuningError, MemoryConstraintError
 from domainclip.models.batch_norm import has_live_batch_norm
 from domainclip.training.checkpoint import random_state, restore_random_state
@@ -29,35 +27,6 @@ MicroBatchReport = Callable[[int, int, int, str], None]
 
 PATIENCE = 32
 """Steps that must go well before a larger micro-batch is tried: a failed try costs at most one step more in so many."""
-
-_OUT_OF_MEMORY_WORDS = (
-    "out of memory",  # CUDA's and MPS' allocators, CUDA's own error, Metal's command buffers ("… OutOfMemory")
-    "outofmemory",
-    "can't allocate memory",  # DefaultCPUAllocator
-    "not enough memory",  # DefaultCPUAllocator on Windows
-    "cannot allocate memory",  # the operating system's ENOMEM
-    "_status_alloc_failed",  # cuBLAS, cuDNN, cuSPARSE
-    "std::bad_alloc",
-    "insufficient memory",  # Metal
-    "invalid buffer size",  # MPS: a single tensor beyond what Metal gives in one piece
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out. Torch has a class for it on CUDA; elsewhere only the text tells.
-
-    Args:
-        error: Any. This package's own errors are never meant: whoever raised them has said what to do already.
-
-    Returns:
-        True where memory ran out.
-    """
-    if isinstance(error, CLIPFinetuningError):
-        return False
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_WORDS)
 
 
 class AdaptiveStep:
@@ -130,11 +99,11 @@ class AdaptiveStep:
         size = len(batch["pixels"])
         before = BeforeStep(self.encoder, self.loss, self.step.device)
         self._try_larger(size)
-        output, reason = self._attempt(batch)
+        output, reason = attempt(lambda: self.step(batch))
         while output is None:
             before.restore()
             self._shrink(size, reason)
-            output, reason = self._attempt(batch)
+            output, reason = attempt(lambda: self.step(batch))
         self.steps += 1
         self._went_well += 1
         return output
@@ -151,15 +120,6 @@ class AdaptiveStep:
                 f"wait for a repeat: set mini_batch_size below {self.step.micro_batch_of(size)}, or start more "
                 f"processes"
             ) from error
-
-    def _attempt(self, batch: Batch) -> tuple[dict[str, Any] | None, str]:
-        # The error must be gone when this returns: its traceback holds every tensor of the failed attempt.
-        try:
-            return self.step(batch), ""
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None, (str(error) or type(error).__name__).strip().split("\n")[0][:200]
 
     def _try_larger(self, size: int) -> None:
         old = self.step.micro_batch_of(size)
@@ -281,20 +241,3 @@ class BeforeStep:
         for module, state in self.extra_states:
             module.set_extra_state(copy.deepcopy(state))
         restore_random_state(self.random, self.device)
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what nobody holds: reference cycles, then what the allocators have kept for later.
-
-    Args:
-        device: Whose allocator is asked besides the C library's.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
-        if trim is not None:
-            trim(0)

@@ -1,0 +1,150 @@
+"""What is wrong with a command is said at once, with the right spelling, before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+CHILD = """
+import contextlib, io, json, sys
+from domainclip.cli import main
+
+found = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["domainclip", *arguments]
+    err, code = io.StringIO(), 0
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+    heavy = [name for name in ("torch", "transformers", "numpy", "sklearn") if name in sys.modules]
+    found.append([code or 0, err.getvalue(), heavy])
+print(json.dumps(found))
+"""
+
+WRONG = [
+    ("tran",),
+    ("train", "learning_rat=1"),
+    ("train", "learning_rate=-1"),
+    ("train", "learning_rate"),
+    ("train", "--epochs", "3"),
+    ("train", "--data", "nowhere", "--model", "tiny"),
+    ("train", "--data", "nowhere.csv"),
+    ("train", "--data", "empty.csv"),
+    ("train", "--data", "table.csv", "--model", "nowhere/at/all"),
+    ("train", "--data", "table.csv", "--model", "./nowhere"),
+    ("train", "--recipe", "gone.yaml"),
+    ("train", "--recipe", "defalt"),
+    ("train", "--domain", "medcal"),
+    ("train", "--data", "table.csv", "--model", "tiny", "retention_data=[nowhere.csv]"),
+    ("train", "--data", "table.csv", "--model", "tiny", "--output", "table.csv"),
+    ("train", "--resume", "--output", "nowhere"),
+    ("evaluate", "--data", "nowhere", "--model", "tiny"),
+    ("evaluate", "--data", "table.csv", "--model", "tiny", "--split", "tset"),
+    ("evaluate", "--data", "table.csv", "--model", "tiny", "--output", "."),
+    ("compare", "--model", "tiny", "--data", "nowhere"),
+    ("align", "report", "--data", "nowhere", "--model", "tiny"),
+    ("tune", "--data", "nowhere", "--model", "tiny"),
+    ("data", "check", "nowhere"),
+    ("data", "preview", "--data", "nowhere"),
+    ("data", "preview", "--data", "table.csv", "--output", "sheet.jpg"),
+    ("doctor", "--device", "tpu"),
+    ("memory", "plan", "--device", "tpu"),
+    ("config", "show", "epoch=3"),
+    ("config", "validate", "gone.yaml"),
+    ("domain", "show", "medcal"),
+    ("domain", "glossary", "gone.yaml"),
+]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[tuple[str, ...], tuple[int, str, list[str]]]:
+    """The answers of a fresh process to all of them."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "table.csv").write_text("image_path,caption\na.png,a\n")
+    (folder / "empty.csv").write_text("")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DOMAINCLIP_")}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(WRONG)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {arguments: tuple(found) for arguments, found in zip(WRONG, json.loads(done.stdout), strict=True)}
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_an_error_needs_no_torch(arguments, answers) -> None:
+    code, err, heavy = answers[arguments]
+    assert code == 2, err
+    assert err.strip()
+    assert "Traceback" not in err
+    assert heavy == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "--epochs", "3"), "write num_epochs=3"),
+        (("train", "--epochs=3"), "write num_epochs=3"),
+        (("train", "--batch-size", "8"), "write batch_size=8"),
+        (("train", "--batch_size", "8"), "write batch_size=8"),
+        (("train", "--lr", "1e-4"), "write learning_rate=1e-4"),
+        (("train", "--learning_rate", "1e-4"), "write learning_rate=1e-4"),
+        (("train", "--learning-rat", "1e-4"), "write learning_rate=1e-4"),
+        (("tune", "--weight-decay"), "write weight_decay=VALUE"),
+        (("compare", "--seed", "3"), "write seed=3"),
+        (("train", "--out", "x"), "did you mean --output?"),
+        (("train", "--dataset", "x"), "did you mean --data?"),
+        (("evaluate", "--modle", "x"), "did you mean --model?"),
+        (("data", "check", "x", "--patience", "3"), "write early_stopping_patience=3"),
+        (("train", "--frobnicate"), "train --help"),
+        (("train", "epoch=3"), "did you mean 'num_epochs'?"),
+        (("train", "lr=3"), "did you mean 'learning_rate'?"),
+        (("train", "output=x"), "did you mean 'output_dir'?"),
+        (("train", "learning_rate", "=", "1e-5"), "write learning_rate=VALUE, without blanks"),
+        (("train", "—resume"), "Write --resume"),
+        (("train", "–output", "x"), "Write --output"),
+        (("train", "data.csv"), "--data"),
+        (("train", "--data", "DATA/trian.csv"), "did you mean DATA/train.csv?"),
+        (("evaluate", "--split", "tests"), "Invalid split 'tests'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_the_right_spelling_is_named(arguments, words, domainclip, tiny_data) -> None:
+    data = str(tiny_data.folder)
+    result = domainclip(*(each.replace("DATA", data) for each in arguments))
+    assert result.exit_code == 2
+    assert words.replace("DATA", data) in " ".join(result.err.split())
+
+
+def test_the_version(domainclip) -> None:
+    result = domainclip("--version")
+    assert result.exit_code == 0
+    assert result.out.startswith("domainclip ")
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "compare", "tune", "align report", "data check", "config show"]
+)
+def test_every_command_takes_a_domain(command, domainclip) -> None:
+    result = domainclip(*command.split(), "--domain", "medcal", *(["x"] if command == "data check" else []))
+    assert result.exit_code == 2
+    assert "did you mean 'medical'?" in result.err
+
+
+def test_other_names_of_keys_are_no_keys() -> None:
+    from domainclip.config import CLIPFinetuningConfig
+    from domainclip.config.key_facts import facts_by_key
+
+    also = [name for _, facts in facts_by_key(CLIPFinetuningConfig) for name in facts.also]
+    assert len(also) == len(set(also))
+    assert not set(also) & set(CLIPFinetuningConfig.model_fields)
