@@ -355,3 +355,11 @@ def test_building_a_config_has_no_side_effects(tmp_path):
 def test_a_key_given_twice_is_what_a_shell_makes_of_braces():
     with pytest.raises(ConfigurationError, match=r"batch_size_schedule is given twice.*quotes in a shell"):
         parse_overrides(["batch_size_schedule=0:8", "batch_size_schedule=4:24"])
+
+
+def test_the_training_fraction_is_what_the_others_leave() -> None:
+    assert CLIPFinetuningConfig(val_split=0).train_split == pytest.approx(0.9)
+    assert CLIPFinetuningConfig(val_split=0, test_split=0).train_split == 1
+    assert CLIPFinetuningConfig(test_split=0.3).train_split == pytest.approx(0.6)
+    with pytest.raises(ConfigurationError, match="must sum to 1"):
+        CLIPFinetuningConfig(val_split=0.6, test_split=0.6)

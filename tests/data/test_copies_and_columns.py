@@ -54,16 +54,16 @@ def test_a_column_says_the_split(folder: Path, column: str, words: tuple[str, st
 
 
 def test_validation_is_made_where_the_column_has_none(folder: Path) -> None:
-    splits = load_splits(table(folder, ["train"] * 9 + ["test"] * 3))
+    splits = load_splits(table(folder, ["train"] * 9 + ["test"] * 3), train_split=0.7, val_split=0.2, test_split=0.1)
     assert {pair.image_path.stem for pair in splits.test} == {"9", "10", "11"}
-    assert len(splits.val) == 1 and any("cut from t.csv" in note for note in splits.notes)
+    assert len(splits.val) == 2 and any("cut from t.csv" in note for note in splits.notes)
     assert len(load_splits(table(folder, ["test"] * 12)).test) == 12
 
 
 def test_values_that_name_no_split(folder: Path) -> None:
     with pytest.raises(DataError, match=r"column 'split' .* 'trian' \(2 rows\).*split_col=null"):
         load_splits(table(folder, ["trian"] * 2 + ["train"] * 10))
-    assert len(load_splits(table(folder, ["trian"] * 2 + ["train"] * 10), split_col=None).train) == 10
+    assert len(load_splits(table(folder, ["trian"] * 2 + ["train"] * 10), split_col=None).train) == 12
     splits = load_splits(table(folder, ["0", "1", "2"] * 4, "fold"))
     assert any("'fold' is not used" in note for note in splits.notes)
     splits = load_splits(table(folder, ["train"] * 8 + ["test"] * 2 + ["", "nan"]))
@@ -147,3 +147,12 @@ def test_a_chain_of_images_that_look_alike_is_no_group(tmp_path: Path) -> None:
     found = find_copies(pairs)
     assert found.of == {} and "30 images look alike" in found.notes[0]
     assert image_key(pairs[0]) not in found.of
+
+
+def test_a_split_of_one_image_is_trained_on(folder: Path) -> None:
+    splits = load_splits(table(folder, [""] * 12))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (12, 0, 0)
+    assert sum("would have one image" in note for note in splits.notes) == 2
+    splits = load_splits(table(folder, ["train"] * 9 + ["test"] * 3))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (9, 0, 3)
+    assert any(note.startswith("validation would have one image") for note in splits.notes)

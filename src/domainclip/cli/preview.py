@@ -22,7 +22,10 @@ def preview(
     split: Split = "train",
     images: Annotated[int, typer.Option("--images", "-n", min=1, max=100, help="How many images.")] = 6,
 ) -> None:
-    """A sheet of what the model is shown: images as stored, after the domain's steps, and as training varies them."""
+    """A sheet of what the model is shown: images as stored, after the domain's steps, and as training varies them.
+
+    Example: domainclip data preview --data images.csv --domain medical
+    """
     if output.suffix.lower() != ".png" or output.is_dir():  # said before the work, not after it
         raise ConfigurationError(f"--output {output} is not the name of a PNG file: let it end in .png")
     config = config_of(recipe, overrides, data_path=data, domain=domain, model_name=model)

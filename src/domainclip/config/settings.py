@@ -115,7 +115,9 @@ class DataSettings(SeedSettings):
     caption_template: str | None = _of_the_rows(
         None, "How captions are written from labels where there are none ('a photo of a {label}'); null: the domain's."
     )
-    train_split: float = _of_the_rows(0.8, "Fraction of rows for training where no split is given.", gt=0, le=1)
+    train_split: float = _of_the_rows(
+        0.8, "Fraction of rows for training where no split is given; left out: what the two others leave.", gt=0, le=1
+    )
     val_split: float = _of_the_rows(0.1, "Fraction for validation (chooses the checkpoint).", ge=0, lt=1)
     test_split: float = _of_the_rows(0.1, "Fraction for the test (only reported).", ge=0, lt=1)
     strict: bool = key(
@@ -215,6 +217,9 @@ class DataSettings(SeedSettings):
 
     @model_validator(mode="after")
     def _splits_make_a_whole(self) -> Self:
+        if "train_split" not in self.model_fields_set and self.val_split + self.test_split < 1:
+            # What is left of the others: val_split=0 alone means that its rows are trained on.
+            self.__dict__["train_split"] = round(1 - self.val_split - self.test_split, 9)
         total = self.train_split + self.val_split + self.test_split
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"train_split, val_split and test_split must sum to 1 (they sum to {total:g})")

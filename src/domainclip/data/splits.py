@@ -189,7 +189,9 @@ def _completed(
             loaded["train"], loaded[missing], _ = split_pairs(
                 loaded["train"], 1 - fraction, fraction, 0.0, seed, copies
             )
-            note = (
+            single: list[str] = []
+            loaded["train"], loaded[missing] = _unless_single(loaded["train"], loaded[missing], missing, single)
+            note = next(iter(single), "") or (
                 f"{missing}: {_rows_and_groups(loaded[missing])} cut from {file_names['train']}, which keeps "
                 f"{_rows_and_groups(loaded['train'])}; no group is in both"
             )
@@ -214,7 +216,22 @@ def _divide(
     for split, part in (("validation", val), ("test", test)):
         if not part and ratios[split] > 0:
             notes.append(f"{split} is empty: {name} has too few {what}s to divide ({_rows_and_groups(pairs)})")
+    train, val = _unless_single(train, val, "validation", notes)
+    train, test = _unless_single(train, test, "test", notes)
     return DataSplits(train, val, test, notes, copies)
+
+
+def _unless_single(train: PairList, part: PairList, name: str, notes: list[str]) -> tuple[PairList, PairList]:
+    """Training rows and a split that was cut from them; one of a single image goes back, since no figure can be made
+    of it."""
+    if len({image_key(pair) for pair in part}) != 1:
+        return train, part
+    notes.append(
+        f"{name} would have one image, on which nothing can be evaluated: it is trained on instead, and {name} is empty"
+    )
+    joined = PairList([*train, *part], train.source)
+    joined.skipped, joined.notes, joined.proposed = train.skipped, train.notes, train.proposed
+    return joined, PairList(source=part.source)
 
 
 def leakage_notes(splits: DataSplits, copies: Copies | None = None) -> list[str]:

@@ -232,7 +232,11 @@ def evaluator_of(
     try:
         return build_evaluator(session, pairs, domain_metrics=domain_metrics)
     except DataError as error:
-        raise DataError(f"{split} split: {error}") from None
+        none = {"validation": "val_split=0", "test": "test_split=0"}.get(split)
+        remedy = (
+            f". Give it more rows; where it is cut from the training rows, {none} trains on all of them" if none else ""
+        )
+        raise DataError(f"{split} split: {error}{remedy}") from None
 
 
 def initial_weights_of(recipe: CLIPFinetuningConfig, start: InitialWeights) -> Mapping[str, Tensor]:
