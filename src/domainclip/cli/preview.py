@@ -34,6 +34,7 @@ def preview(
     check_start(config)
     require_writable(output, "--output", is_file=True)
     from domainclip.pipelines.preview import preview as make
+    from domainclip.reports.text import counted
 
     made = make(config, split, images)
     made.write(output)
@@ -41,4 +42,4 @@ def preview(
         typer.echo(f"Left out: {problem}", err=True)
     if len(made.skipped) > 5:
         typer.echo(f"… and {len(made.skipped) - 5} more", err=True)
-    typer.echo(f"Written: {output} ({made.images} images)")
+    typer.echo(f"Written: {output} ({counted(made.images, 'image')})")
