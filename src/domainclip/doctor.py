@@ -201,7 +201,8 @@ def _check_extras() -> list[Check]:
         wanted = [Requirement(line) for line in importlib.metadata.requires("domainclip") or []]
     except importlib.metadata.PackageNotFoundError:
         return []
-    there, missing = [], []
+    there: list[str] = []
+    missing: list[str] = []
     for extra in sorted(set(package.get_all("Provides-Extra") or []) - {"dev"}):
         marked = [(each.name, each.marker) for each in wanted if each.marker is not None]
         own = [name for name, mark in marked if mark.evaluate({"extra": extra}) and not mark.evaluate({"extra": ""})]
