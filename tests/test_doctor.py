@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -340,3 +341,24 @@ def test_a_real_nvidia_gpu_agrees_with_the_cpu() -> None:
 def test_a_real_mac_agrees_with_the_cpu_in_float32() -> None:
     found = doctor.compare_tiny(torch.device("mps"), precisions=("fp32",))
     assert [item for item in found if not item.ok] == []
+
+
+def test_missing_parts_and_little_shared_memory_are_named(monkeypatch):
+    installed = importlib.metadata.version
+    absent = {"pydicom"}
+
+    def version(name):
+        if name in absent:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    (parts,) = doctor._check_extras()
+    assert parts.status == "ok"
+    assert "not installed: " in parts.detail
+    assert "dicom" in parts.detail.partition("not installed: ")[2]
+    assert "domainclip[" in parts.advice
+    monkeypatch.setattr(doctor.os.path, "isdir", lambda path: True)
+    monkeypatch.setattr(doctor.psutil, "disk_usage", lambda path: SimpleNamespace(free=64e6))
+    (shared,) = doctor._check_shared_memory()
+    assert (shared.status, "num_workers=0" in shared.advice, "--shm-size" in shared.advice) == ("warn", True, True)

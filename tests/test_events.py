@@ -115,7 +115,8 @@ def test_a_phase_ends_however_it_ends() -> None:
 
 
 def test_a_training_tells_everything(tiny_data: TinyData, tmp_path: Path) -> None:
-    pairs = [*tiny_data.pairs(), ImageTextPair(tmp_path / "missing.png", "a missing one", "sky")]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    pairs = [*tiny_data.pairs(), ImageTextPair(tmp_path / "broken.png", "a broken one", "sky")]
     heard: list[Event] = []
     trainer = make_trainer(
         pairs, tmp_path / "run", validate=lambda: Validation({"acc": 0.5, "other": 1.0}, "acc", True, 0.1), num_epochs=4
@@ -143,9 +144,7 @@ def test_a_training_tells_everything(tiny_data: TinyData, tmp_path: Path) -> Non
     assert all(Path(event.path).parent.name == "checkpoints" for event in of[CheckpointSaved])  # type: ignore[union-attr]
     assert [event.done for event in of[PhaseProgress]] == list(range(1, 13))  # type: ignore[union-attr]
     (skipped,) = of[ImageSkipped]
-    assert (
-        isinstance(skipped, ImageSkipped) and skipped.path.endswith("missing.png") and "missing.png" in skipped.reason
-    )
+    assert isinstance(skipped, ImageSkipped) and skipped.path.endswith("broken.png") and "broken.png" in skipped.reason
     assert [event.name for event in of[Milestone] if event.values] == ["probe_first"]  # type: ignore[union-attr]
     phases = [event.name for event in of[PhaseStarted]]  # type: ignore[union-attr]
     assert phases == ["probe_first", "validation", "training", *["validation"] * 4]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import psutil
 import torch
 from packaging.requirements import Requirement
 from rich import box
@@ -36,6 +37,7 @@ __all__ = ["Check", "Comparison", "DoctorReport", "compare_with_cpu", "diagnose"
 Status = Literal["ok", "warn", "fail", "skip"]
 
 # Below this a training state of CLIP ViT-B/32 (16 bytes for each of 151 million weights) does not fit.
+_LEAST_SHARED_MEMORY_GB = 0.5
 _LEAST_MEMORY_GB = 2.5
 
 _STYLES: dict[str, str] = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
@@ -130,8 +132,10 @@ def diagnose(device: str | None = None) -> DoctorReport:
     report = DoctorReport()
     report.checks.append(_check_platform())
     _check_versions(report)
+    report.checks += _check_extras()
     manager = _choose_device(report, device)
     report.checks.append(_check_memory(report, manager))
+    report.checks += _check_shared_memory()
     decision = choose_precision(manager.device)
     report.checks.append(Check("precision", "ok", f"{decision.name}: {decision.reason}"))
     report.device |= {
@@ -188,6 +192,47 @@ def _check_versions(report: DoctorReport) -> None:
         return
     names = ("python", "torch", "transformers", "domainclip")
     report.checks.append(Check("versions", "ok", ", ".join(f"{name} {report.versions[name]}" for name in names)))
+
+
+def _check_extras() -> list[Check]:
+    """Which optional parts are installed; nothing where the package itself is not."""
+    try:
+        package = importlib.metadata.metadata("domainclip")
+        wanted = [Requirement(line) for line in importlib.metadata.requires("domainclip") or []]
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    there: list[str] = []
+    missing: list[str] = []
+    for extra in sorted(set(package.get_all("Provides-Extra") or []) - {"dev"}):
+        marked = [(each.name, each.marker) for each in wanted if each.marker is not None]
+        own = [name for name, mark in marked if mark.evaluate({"extra": extra}) and not mark.evaluate({"extra": ""})]
+        (there if all(map(_is_installed, own)) else missing).append(extra)
+    detail = f"installed: {', '.join(there) or 'none'}"
+    advice = ""
+    if missing:
+        detail += f"; not installed: {', '.join(missing)}"
+        advice = f"Where you need one: pip install 'domainclip[{missing[0]}]'"
+    return [Check("optional parts", "ok", detail, advice)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _check_shared_memory() -> list[Check]:
+    """Where Linux keeps what the processes that read images hand over."""
+    if not os.path.isdir("/dev/shm"):
+        return []
+    free = psutil.disk_usage("/dev/shm").free / 1e9
+    detail = f"{free:.1f} GB free in /dev/shm, by which processes that read images hand them over"
+    if free < _LEAST_SHARED_MEMORY_GB:
+        advice = "Set num_workers=0, or give the container more (docker run --shm-size=2g)"
+        return [Check("shared memory", "warn", detail, advice)]
+    return [Check("shared memory", "ok", detail)]
 
 
 def _choose_device(report: DoctorReport, asked: str | None) -> DeviceManager:

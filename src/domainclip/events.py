@@ -32,7 +32,8 @@ class RunStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseStarted:
-    """A stretch of work begins: ``training``, ``validation``, ``probe_first``, ``probe_last``, ``hard_negatives``."""
+    """A stretch of work begins: ``training``, ``validation``, ``probe_first``, ``probe_last``,
+    ``hard_negatives``; and before and after all of them ``evaluation_before`` and ``evaluation_after``."""
 
     name: str
     total: int | None = None
@@ -42,7 +43,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseProgress:
-    """A phase has got so far. Sent after every training step."""
+    """A phase has got so far. Sent after every training step, and as an evaluation embeds its images."""
 
     name: str
     done: int

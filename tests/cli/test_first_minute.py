@@ -148,3 +148,48 @@ def test_other_names_of_keys_are_no_keys() -> None:
     also = [name for _, facts in facts_by_key(CLIPFinetuningConfig) for name in facts.also]
     assert len(also) == len(set(also))
     assert not set(also) & set(CLIPFinetuningConfig.model_fields)
+
+
+COMMANDS = [
+    *("", "train", "evaluate", "compare", "tune", "demo", "doctor", "version", "config", "config show"),
+    *("config validate", "data", "data check", "data preview", "align", "align report", "domain", "domain list"),
+    *("domain show", "domain glossary", "domain new", "memory", "memory plan"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_narrow_terminal_and_has_an_example(command, domainclip, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = domainclip(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert max(map(len, result.out.splitlines())) <= 80
+    if command not in ("config", "data", "align", "domain", "memory"):  # groups of commands
+        assert "domainclip " + command in " ".join(result.out.replace("│", " ").split())
+
+
+def test_a_key_is_explained_with_type_range_and_default(domainclip) -> None:
+    result = domainclip("config", "show", "lr", "precision", "machine", "learning_rate=1e-4")
+    assert result.exit_code == 0
+    text = " ".join(result.out.split())
+    for words in ("learning_rate: Peak rate", "a number above 0", "default 5e-05", "here 0.0001 (set)"):
+        assert words in text
+    assert "one of fp32, bf16, fp16, or null" in text
+    assert "num_workers" in text
+    assert "weight_decay" not in text
+    wrong = domainclip("config", "show", "learning_rat")
+    assert wrong.exit_code == 2
+    assert "did you mean 'learning_rate'?" in wrong.err
+
+
+def test_a_check_of_data_ends_with_the_next_command(domainclip, tiny_data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = f"a table with a name that is longer than a terminal is wide, {'x' * 60}.csv"
+    (tmp_path / name).write_text("image_path,caption\n" + "".join(f"{tmp_path}/{n}.png,{n}\n" for n in range(3)))
+    bad = domainclip("data", "check", tmp_path / name, "seed=3")
+    assert bad.exit_code == 1
+    assert name in bad.out
+    assert bad.out.splitlines()[-1].startswith("Next: mend the errors")
+    good = domainclip("data", "check", tiny_data.folder, "--domain", "medical", "seed=3")
+    assert good.exit_code == 0
+    following = f"domainclip train --data {tiny_data.folder} --model vit-b-32 --domain medical seed=3"
+    assert good.out.splitlines()[-1] == f"Next: {following}"

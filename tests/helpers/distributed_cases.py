@@ -239,7 +239,6 @@ def _calls(processes: ProcessGroup) -> dict[str, Any]:
         "summed": [parameter.grad for parameter in parameters],
         "broadcast": module.state_dict(),
         "numbers": (processes.largest(3 - rank), processes.total(3 - rank)),
-        "any": (processes.any_true(rank == 1), processes.any_true(False)),
         "objects": (processes.broadcast_object({"from": rank}), processes.gather_objects([rank])),
         "on_first": processes.on_first(lambda: did.append(rank) or ("result", rank)),
         "did": did,

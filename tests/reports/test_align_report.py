@@ -232,6 +232,7 @@ def compared(tiny_data, tmp_path_factory):
     (folder / "notes.txt").write_text("the user's own")
     (folder / "plots" / "mine.png").write_text("the user's own")
     (folder / "plots" / "distribution_compared.png").write_text("of an earlier report")
+    (folder / "alignment.json").write_text("{}")  # says that the plots are of one
     return folder
 
 

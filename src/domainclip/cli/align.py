@@ -52,6 +52,8 @@ def align_report(
     """Which images find their captions and the reverse: figures, plots, examples, and the rows that look mislabelled.
 
     Files of an earlier report in the folder are replaced; nothing else in there is touched.
+
+    Example: domainclip align report --data images.csv --model outputs/mine/model
     """
     config = config_of(recipe, overrides, data_path=data, model_name=model, domain=domain)
     check_model(config)

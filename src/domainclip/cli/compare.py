@@ -56,6 +56,8 @@ def compare(
     """Every model on every data set: intervals, paired tests against the reference, a verdict in each cell.
 
     A data set that cannot be evaluated leaves its reason in the matrix and the rest goes on.
+
+    Example: domainclip compare -m vit-b-32 -m mine=outputs/mine/model -d images.csv
     """
     config = config_of(recipe, overrides, domain=domain)
     models, sets = named(model or [], "model"), named(data or [], "data")

@@ -16,7 +16,10 @@ domain_app = typer.Typer(no_args_is_help=True, help="List, show and write domain
 
 @domain_app.command("list")
 def domain_list(as_json: AsJson = False) -> None:
-    """The shipped domains."""
+    """The shipped domains.
+
+    Example: domainclip domain list
+    """
     from domainclip.domains.files import load_domain, shipped_domains
 
     rows = [{"name": name, "description": load_domain(name).description} for name in shipped_domains()]
@@ -39,7 +42,10 @@ def domain_show(
     domain: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A shipped domain, or a YAML file.")],
     as_json: AsJson = False,
 ) -> None:
-    """Everything a domain chooses, with its reason and the file it stands in, what it inherits included."""
+    """Everything a domain chooses, with its reason and the file it stands in, what it inherits included.
+
+    Example: domainclip domain show medical
+    """
     from domainclip.domains.files import load_domain
 
     found = load_domain(domain)
@@ -77,7 +83,10 @@ def domain_show(
 def domain_glossary(
     glossary: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A shipped glossary, or a YAML file.")],
 ) -> None:
-    """Print a shipped glossary, to be copied and changed, or check one of your own."""
+    """Print a shipped glossary, to be copied and changed, or check one of your own.
+
+    Example: domainclip domain glossary medical
+    """
     from domainclip.config.glossary import glossary_text, load_glossary, shipped_glossaries
 
     found = load_glossary(glossary)
@@ -100,7 +109,10 @@ def domain_new(
         Path | None, typer.Option("--output", "-o", help="The file to write; left out, NAME.yaml here.")
     ] = None,
 ) -> None:
-    """Write a YAML file to edit: every key with its meaning, and what is inherited with its reason."""
+    """Write a YAML file to edit: every key with its meaning, and what is inherited with its reason.
+
+    Example: domainclip domain new mine --extends medical
+    """
     import os
 
     from domainclip.config.domain_name import is_domain_path

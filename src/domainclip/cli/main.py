@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -97,6 +98,8 @@ def train(
 
     `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
     error_analysis=true, `--data` where the data have moved, and num_epochs for more epochs.
+
+    Example: domainclip train --data images.csv --model vit-b-32 --output outputs/mine
     """
     if resume and not recipe:
         output = output_folder(output, overrides)
@@ -159,7 +162,10 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classification and retrieval of a model on a data set; also at several resolutions."""
+    """Classification and retrieval of a model on a data set; also at several resolutions.
+
+    Example: domainclip evaluate --data images.csv --model outputs/mine/model
+    """
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = config_of(recipe, overrides, data_path=data, model_name=model, domain=domain)
@@ -221,7 +227,10 @@ def demo(
         "outputs/demo"
     ),
 ) -> None:
-    """Train a small CLIP from scratch on bundled images: no network, a few minutes."""
+    """Train a small CLIP from scratch on bundled images: no network, a few minutes.
+
+    Example: domainclip demo --output outputs/demo
+    """
     from domainclip.config import parse_overrides
     from domainclip.demo import run_demo
 
@@ -230,7 +239,10 @@ def demo(
 
 @app.command()
 def doctor(as_json: AsJson = False, device: Device = None) -> None:
-    """Check this machine: device, versions, precision, and whether its numbers agree with the CPU's."""
+    """Check this machine: device, versions, precision, and whether its numbers agree with the CPU's.
+
+    Example: domainclip doctor
+    """
     from domainclip.doctor import diagnose
 
     report = diagnose(device)
@@ -243,25 +255,47 @@ def doctor(as_json: AsJson = False, device: Device = None) -> None:
 
 @config_app.command("show", cls=KeyCommand)
 def config_show(
-    overrides: Overrides = None, recipe: Recipe = None, domain: Domain = None, as_json: AsJson = False
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY|SECTION|KEY=VALUE", help="Keys or sections to explain; values to set."),
+    ] = None,
+    recipe: Recipe = None,
+    domain: Domain = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Every key with its value, where the value comes from, and what the key means."""
-    from domainclip.cli.config_table import recipe_rows, recipe_table
+    """Every key with its value, where the value comes from, and what the key means.
 
-    config = config_of(recipe, overrides, domain=domain)
+    With the name of a key all that is known about it, with that of a section the keys of this section.
+
+    Example: domainclip config show batch_size
+    """
+    from domainclip.cli.config_table import explanation, named_keys, recipe_rows, recipe_table
+
+    names, values = [each for each in words or [] if "=" not in each], [each for each in words or [] if "=" in each]
+    config = config_of(recipe, values, domain=domain)
+    keys, sections = named_keys(names)
+    rows = [row for row in recipe_rows(config) if not names or row["key"] in keys or row["section"] in sections]
     if as_json:
-        print_json(recipe_rows(config))
-    else:
-        from rich.console import Console
+        print_json(rows)
+        return
+    from rich.console import Console
 
-        Console().print(recipe_table(config))
+    console = Console()
+    for row in rows if keys else ():
+        if row["key"] in keys:
+            console.print(f"{explanation(row)}\n", markup=False, highlight=False)
+    if sections or not names:
+        console.print(recipe_table([row for row in rows if row["key"] not in keys]))
 
 
 @config_app.command("validate", cls=KeyCommand)
 def config_validate(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")], overrides: Overrides = None
 ) -> None:
-    """Check a recipe; exit code 2 and the file's line when something is wrong."""
+    """Check a recipe; exit code 2 and the file's line when something is wrong.
+
+    Example: domainclip config validate mine.yaml
+    """
     from domainclip.domains import load_domain
 
     config = config_of(recipe, overrides)
@@ -284,7 +318,10 @@ def data_check(
     domain: Domain = None,
     as_json: AsJson = False,
 ) -> None:
-    """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run."""
+    """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run.
+
+    Example: domainclip data check images.csv --model vit-b-32
+    """
     config = config_of(recipe, overrides, data_path=path, model_name=model, domain=domain)
     if model is not None:
         check_model(config, weights=False)
@@ -327,13 +364,23 @@ def data_check(
     else:
         from rich.console import Console
 
-        Console().print(report.render())
+        console = Console()
+        console.print(report.render(min(console.width, 100)), soft_wrap=True, highlight=False)
+        given = [*(["--model", model or "vit-b-32"]), *(["--domain", domain] if domain else []), *(overrides or [])]
+        following = shlex.join(["domainclip", "train", "--data", path, *given])
+        again = f"mend the errors and check again, or train without what they name: {following}"
+        console.print(
+            f"Next: {again if report.exit_code else following}", soft_wrap=True, markup=False, highlight=False
+        )
     raise typer.Exit(report.exit_code)
 
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    Example: domainclip version
+    """
     from importlib.metadata import version as installed
 
     typer.echo(installed("domainclip"))

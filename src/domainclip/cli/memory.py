@@ -49,6 +49,8 @@ def memory_plan(
     """What fits into a budget, micro-batch by precision, checkpointing and LoRA, and the recipe to take.
 
     Nothing is trained, and no weights are loaded. Exit code 1 where nothing fits.
+
+    Example: domainclip memory plan --model vit-l-14-336 --budget 16GB
     """
     from domainclip.models.source.name import find_model, short_name
 

@@ -98,7 +98,7 @@ def recipe_keys(hint: str) -> Any:
     Returns:
         What ``Annotated`` takes to make a typer argument of it.
     """
-    return typer.Argument(metavar="[KEY=VALUE]...", help=f"Recipe keys, {hint}.")
+    return typer.Argument(metavar="KEY=VALUE", help=f"Recipe keys, {hint}.")
 
 
 Overrides = Annotated[list[str] | None, recipe_keys("such as learning_rate=1e-5")]

@@ -22,7 +22,10 @@ def preview(
     split: Split = "train",
     images: Annotated[int, typer.Option("--images", "-n", min=1, max=100, help="How many images.")] = 6,
 ) -> None:
-    """A sheet of what the model is shown: images as stored, after the domain's steps, and as training varies them."""
+    """A sheet of what the model is shown: images as stored, after the domain's steps, and as training varies them.
+
+    Example: domainclip data preview --data images.csv --domain medical
+    """
     if output.suffix.lower() != ".png" or output.is_dir():  # said before the work, not after it
         raise ConfigurationError(f"--output {output} is not the name of a PNG file: let it end in .png")
     config = config_of(recipe, overrides, data_path=data, domain=domain, model_name=model)
@@ -31,6 +34,7 @@ def preview(
     check_start(config)
     require_writable(output, "--output", is_file=True)
     from domainclip.pipelines.preview import preview as make
+    from domainclip.reports.text import counted
 
     made = make(config, split, images)
     made.write(output)
@@ -38,4 +42,4 @@ def preview(
         typer.echo(f"Left out: {problem}", err=True)
     if len(made.skipped) > 5:
         typer.echo(f"… and {len(made.skipped) - 5} more", err=True)
-    typer.echo(f"Written: {output} ({made.images} images)")
+    typer.echo(f"Written: {output} ({counted(made.images, 'image')})")

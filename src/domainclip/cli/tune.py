@@ -50,6 +50,8 @@ def tune(
 
     Without `--space` and `--search` the learning rate, the temperature, the objective and its own keys are searched.
     `--output DIR --resume` with nothing else goes on with the study in DIR.
+
+    Example: domainclip tune --data images.csv --model vit-b-32 --output outputs/tuned
     """
     if resume and not recipe:
         output = output_folder(output, overrides)

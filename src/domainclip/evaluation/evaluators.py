@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from domainclip.errors import ConfigurationError, DataError
@@ -72,15 +73,15 @@ class DomainEvaluator(CallableEvaluator):
         elif n_classes >= 2:
             self.zero_shot = ZeroShotEvaluator(pairs, templates, class_names, prompts, names_of)
         else:
-            self.notes.append(f"No classification: the rows have {n_classes} classes, and it takes two")
+            self.notes.append(f"No classification: it takes two classes, and the rows have {n_classes}")
         n_captions = len({caption_key(pair.caption, text_transform) for pair in pairs})
         n_images = len({pair.image_path for pair in pairs})
         if min(n_captions, n_images) >= 2:
             self.retrieval = RetrievalEvaluator(pairs, chunk, text_transform)
         else:
             self.notes.append(
-                f"No retrieval: the rows have {n_images} different images and {n_captions} different "
-                "captions, and it takes two of each"
+                "No retrieval: it takes two different images and two different captions, and the rows have "
+                f"{n_images} and {n_captions}"
             )
         self.parts: list[Evaluator] = [part for part in (self.zero_shot, several, self.retrieval) if part is not None]
         if not self.parts:
@@ -107,6 +108,11 @@ class DomainEvaluator(CallableEvaluator):
         return found
 
     @property
+    def paths(self) -> list[Path]:
+        """The images of all parts, each once."""
+        return list(dict.fromkeys(path for part in self.parts for path in getattr(part, "paths", ())))
+
+    @property
     def greater_is_better(self) -> bool:
         """In which direction the primary metric is better."""
         return METRICS[self.primary_metric].greater_is_better
@@ -126,9 +132,8 @@ class DomainEvaluator(CallableEvaluator):
             ConfigurationError: No part gives the metric that was chosen as the primary one.
         """
         shared = SharedEmbedder.over(embed, self.parts)
-        paths = dict.fromkeys(path for part in self.parts for path in getattr(part, "paths", ()))
         records: dict[str, Metric] = {}
-        details: dict[str, Any] = {"n_rows": self.n_rows, "n_images": len(paths), "notes": self.notes}
+        details: dict[str, Any] = {"n_rows": self.n_rows, "n_images": len(self.paths), "notes": self.notes}
         semantic: dict[str, EvaluationResult] = {}
         result = EvaluationResult(records, details)
         for part in self.parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def run_facts(
             "own_code": session.encoder.has_own_code,
             "seed": recipe.seed,  # so that the intervals are those of a comparison with this recipe
             "warnings": [*found, *warnings],
-            "next": [f"domainclip evaluate --model {folder / 'model'} --data YOUR_DATA"],
+            "next": [f"domainclip evaluate --model {shlex.quote(str(folder / 'model'))} --data YOUR_DATA"],
             "trade_off": result["trade_off"],
             **parts,
         }

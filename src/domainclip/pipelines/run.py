@@ -34,7 +34,7 @@ from domainclip.errors import CheckpointError, DamagedFileError, InputTypeError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
-from domainclip.events import Event, Listener, RunStarted
+from domainclip.events import Emitter, Event, Listener, PhaseProgress, RunStarted
 from domainclip.files import read_checked, read_record, with_checksum, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models.vocabulary import Vocabulary
@@ -148,7 +148,7 @@ def run_training(
             rows = _EvaluatedRows.of(splits, run, engine)
             require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
             check_start(session, rows.val, rows.test)
-            first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started)
+            first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started, listeners)
             first.look_at_data(resume, accept_changed_data)
             if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
                 folder.clear()
@@ -257,7 +257,11 @@ class _FirstProcess:
         references: ReferenceSets | None,
         console: Console,
         started: float,
+        listeners: Sequence[Listener],
     ) -> None:
+        self.emitter = Emitter()  # of what is not the training, which has its own
+        for listener in listeners:
+            self.emitter.add(listener)
         self.started = started  # by time.monotonic
         self.folder, self.session, self.run, self.splits = folder, session, run, splits
         self.rows, self.engine, self.references, self.console = rows, engine, references, console
@@ -384,7 +388,7 @@ class _FirstProcess:
                     return EvaluationResult.from_dict(content)
             if self.goes_on:
                 self._require_initial_weights("The model has to be evaluated once more as it was before the training")
-            found = self._evaluate(untrained)
+            found = self._evaluate(untrained, "evaluation_before")
             write_record(folder.before, jsonable({**asdict(found), "rows": rows}))
             return found
 
@@ -423,7 +427,7 @@ class _FirstProcess:
         if skipped:
             write_json(folder.skipped, skipped)
         embed = SharedEmbedder(self.engine)
-        after = self._evaluate(embed) if len(rows.shown) else None
+        after = self._evaluate(embed, "evaluation_after") if len(rows.shown) else None
         calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path)
         warnings = [*self.notes, *self.undrawn]
         parts = dict[str, Any](decisions=self.decisions, calibration=calibration)
@@ -462,8 +466,15 @@ class _FirstProcess:
         """An image as the model sees it."""
         return self.engine.pixels([path])[0].permute(1, 2, 0).numpy()
 
-    def _evaluate(self, embed: SharedEmbedder) -> EvaluationResult:
-        return build_evaluator(self.session, self.rows.shown, domain_metrics=True).evaluate(embed)
+    def _evaluate(self, embed: SharedEmbedder, name: str) -> EvaluationResult:
+        """Evaluate the present weights as a phase of this name, which listeners can follow."""
+        evaluator = build_evaluator(self.session, self.rows.shown, domain_metrics=True)
+        paths, chunk = evaluator.paths, 4 * self.run.evaluation.eval_batch_size  # whole batches: the same figures
+        with self.emitter.phase(name, len(paths)):
+            for start in range(0, len(paths), chunk):
+                embed.encode_images(paths[start : start + chunk])
+                self.emitter.emit(PhaseProgress(name=name, done=min(start + chunk, len(paths)), total=len(paths)))
+            return evaluator.evaluate(embed)
 
     def _recipe(self) -> dict[str, Any]:
         return recorded_recipe(self.run.recipe.to_dict())

@@ -64,7 +64,7 @@ def _environment(markdown: bool) -> Environment:
         lstrip_blocks=True,
     )
     found.globals["figure_names"] = _figure_names
-    found.filters |= _FILTERS | ({"target": _target} if markdown else {"breakable": _breakable})
+    found.filters |= _FILTERS | ({"target": _target, "code": _code} if markdown else {"breakable": _breakable})
     return found
 
 
@@ -84,6 +84,15 @@ def _figure_names(parts: Sequence[tuple[str, DomainFigures | SemanticFigures]]) 
 def _target(path: str) -> Markup:
     """A path as the target of a link."""
     return Markup(quote(path, safe="/:.,~+@=-_", errors="surrogateescape"))
+
+
+def _code(words: str) -> Markup:
+    """Words as they are to be typed. Markdown leaves what stands between backticks alone; a tag is broken all the same,
+    for renderers that do not."""
+    if "<" in words or "\n" in words:
+        return Markup(plain(words))
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", words)), default=0))
+    return Markup(f"{fence} {words} {fence}" if "`" in words else f"`{words}`")
 
 
 def _breakable(name: str) -> Markup:

@@ -226,17 +226,6 @@ class ProcessGroup:
         """
         return int(self._reduced(value, dist.ReduceOp.SUM))
 
-    def any_true(self, flag: bool) -> bool:
-        """Ask whether something is so in any process.
-
-        Args:
-            flag: Whether it is in this one.
-
-        Returns:
-            Whether it is anywhere.
-        """
-        return bool(self.largest(int(flag)))
-
     def _reduced(self, value: int, operation: Any) -> int:
         number = torch.tensor(value, dtype=torch.int64)
         with _in_touch():

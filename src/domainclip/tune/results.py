@@ -18,6 +18,7 @@ from domainclip.reports.render import plain
 from domainclip.reports.schema.skipped import SkippedRow, skipped_counts
 from domainclip.reports.schema.tuning import TrialRecord, TuningReport
 from domainclip.reports.sections import skipped_lines
+from domainclip.reports.text import counted
 from domainclip.tune.space import Space
 from domainclip.tune.study import STUDY_FILE
 
@@ -193,8 +194,9 @@ def _markdown(tuning: Tuning, plots: Sequence[str]) -> str:
     lines = [
         f"# Tuning: {METRICS[tuning.metric].title}, validation split",
         "",
-        f"- Model `{tuning.config.model_name}`, data `{tuning.config.data_path}`: {tuning.counts['train']} rows for "
-        f"training, {tuning.counts['validation']} for validation. The test split was not looked at.",
+        f"- Model `{tuning.config.model_name}`, data `{tuning.config.data_path}`: "
+        f"{counted(tuning.counts['train'], 'row')} for training, "
+        f"{tuning.counts['validation']} for validation. The test split was not looked at.",
         f"- {_finished(tuning.trials)} of {tuning.asked} trials are finished ("
         + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         + f"), each of at most {tuning.steps} steps (the whole run has {tuning.full_steps}).",

@@ -298,7 +298,7 @@ def test_report_for_programs_and_people(clean: Path) -> None:
         (f["severity"] for f in loaded["findings"]), key=("error", "warning", "info").index
     )
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.render())
+    console.print(report.render(), soft_wrap=True)
     text = console.export_text()
     assert "missing-images" in text
     assert "[red]x.jpg" in text

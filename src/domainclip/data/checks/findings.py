@@ -1,17 +1,22 @@
-"""What a check of the data found, for people (a table) and for programs (a dictionary)."""
+"""What a check of the data found, for people (a text) and for programs (a dictionary)."""
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 MAX_EXAMPLES = 5
+_INDENTED: dict[str, Any] = {
+    "initial_indent": "  ",
+    "subsequent_indent": "  ",
+    "break_long_words": False,
+    "break_on_hyphens": False,
+}
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
@@ -76,27 +81,26 @@ class DataCheckReport:
             "findings": [asdict(finding) for finding in self.findings],
         }
 
-    def render(self) -> RenderableType:
+    def render(self, width: int = 80) -> Text:
         """The report for people.
 
+        Args:
+            width: Columns for sentences; names of files are never cut, and go beyond them.
+
         Returns:
-            A table to print with ``rich``.
+            What to print with ``rich`` and ``soft_wrap=True``.
         """
         parts = ", ".join(f"{name} {count:,}" for name, count in self.rows.items()) or "none"
         counts = {severity: sum(f.severity == severity for f in self.findings) for severity in SEVERITIES}
         # Text, not markup: captions and paths may hold square brackets.
-        head = Text(f"{self.path}: rows {parts}; {self.images:,} images")
-        table = Table(show_lines=True)
-        for column in ("", "finding", "count", "what", "advice"):
-            table.add_column(column, justify="right" if column == "count" else "left")
+        text = Text(f"{self.path}: rows {parts}; {self.images:,} images\n")
         for finding in self.findings:
-            what = "\n".join(filter(None, [finding.detail, *(f"· {example}" for example in finding.examples)]))
-            table.add_row(
-                Text(finding.severity, style=_STYLES[finding.severity]),
-                Text(finding.name),
-                Text(f"{finding.count:,}"),
-                Text(what),
-                Text(finding.advice),
-            )
-        total = Text(", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items()))
-        return Group(head, table, total) if self.findings else Group(head, total)
+            text.append(f"\n{finding.severity}", style=_STYLES[finding.severity])
+            text.append(f"  {finding.name} ({finding.count:,})\n", style="bold")
+            if finding.detail:
+                text.append(textwrap.fill(finding.detail, width, **_INDENTED) + "\n")
+            for example in finding.examples:
+                text.append(f"    · {example}\n")
+            text.append(textwrap.fill(f"→ {finding.advice}", width, **_INDENTED | {"subsequent_indent": "    "}) + "\n")
+        total = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items())
+        return text.append(f"\n{total}")

@@ -31,6 +31,7 @@ from domainclip.reports.plots.style import (
     short_label,
     tidy,
 )
+from domainclip.reports.text import counted
 
 BEFORE, AFTER = GREY, BLUE
 
@@ -177,7 +178,7 @@ def plot_confusion(
     axis.set_xlabel("predicted class", fontsize=heading - 1)
     axis.set_ylabel("true class (images)", fontsize=heading - 1)
     right = int(counts.diagonal().sum())
-    axis.set_title(f"{title}\n{right} of {int(counts.sum())} images right", fontsize=heading)
+    axis.set_title(f"{title}\n{right} of {counted(int(counts.sum()), 'image')} right", fontsize=heading)
     axis.tick_params(length=0)
     if n <= _MOST_CLASS_LABELS:
         axis.set_xticks(np.arange(n + 1) - 0.5, minor=True)
