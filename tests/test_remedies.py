@@ -21,7 +21,16 @@ FLAG = re.compile(r"(?<![\w\-])--[a-z][a-z\-]+")
 COMMAND = re.compile(r"`domainclip ((?:[a-z]+ ?)+)")
 
 PYTHON = {
-    *("strict", "overwrite", "resume", "force", "fps", "use_mps", "device"),  # arguments of functions
+    *(
+        "strict",
+        "overwrite",
+        "resume",
+        "accept_changed_data",
+        "force",
+        "fps",
+        "use_mps",
+        "device",
+    ),  # arguments of functions
     *("min_temp", "max_temp", "initial_temp", "total_steps", "warmup_steps", "decay_rate", "step", "fused"),
     *("chunk_size", "objectives", "scales", "trials", "steps", "space", "level", "resamples", "bins", "count"),
     *("model_temperature", "temperature", "per_section", "batch", "tokens", "heads", "memory_bytes", "slice_size"),

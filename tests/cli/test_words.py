@@ -12,6 +12,7 @@ import domainclip
 from domainclip import CLIPFinetuningConfig, run_training
 from domainclip.cli.options import as_typed
 from domainclip.errors import ConfigurationError
+from domainclip.pipelines.run_folder import RunFolder
 from tiny_data import TinyData
 
 OPTIONS = re.compile(r"--(resume|overwrite|accept-changed-data|steps)\b")
@@ -40,8 +41,10 @@ def test_no_message_of_the_package_names_an_option() -> None:
 
 
 def test_both_faces_of_one_message(tiny_data: TinyData, tmp_path: Path, domainclip) -> None:
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "recipe.yaml").write_text("seed: 1\n")
+    folder = RunFolder(tmp_path / "run")
+    folder.begin()
+    folder.checkpoints.mkdir()
+    folder.recipe.write_text("seed: 1\n")
     config = CLIPFinetuningConfig(
         model_name="tiny", data_path=tiny_data.folder, output_dir=tmp_path / "run", device="cpu"
     )

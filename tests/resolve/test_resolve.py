@@ -175,11 +175,11 @@ def test_all_images_that_are_kept_decide_where_they_are_read():
     few = replace(PLAIN, train_rows=100, cores=3)
     assert decided(CLIPFinetuningConfig(), data=replace(few, evaluated_rows=1_000_000))[0].num_workers == 2
     # 100 augmented training images take 18.7 MiB; as evaluation shows them, for mining, 14.4 MiB more.
-    values = {"image_cache_mb": 20, "augment_images": True}
+    values = {"image_cache_mb": 20, "augment_images": True, "probe_first": False, "probe_last": False}
     assert decided(CLIPFinetuningConfig(**values), data=few)[0].num_workers == 0
     assert decided(CLIPFinetuningConfig(**values), data=replace(few, evaluated_rows=10))[0].num_workers == 2
-    mined = CLIPFinetuningConfig(**values, hard_negative_batch_fraction=0.5)
-    assert decided(mined, data=few)[0].num_workers == 2
+    for again in ({"hard_negative_batch_fraction": 0.5}, {"probe_first": True}, {"probe_last": True}):
+        assert decided(CLIPFinetuningConfig(**{**values, **again}), data=few)[0].num_workers == 2
 
 
 def test_domain_preset_lies_between_defaults_and_what_is_set():

@@ -155,7 +155,7 @@ def run_training(
             folder.begin()
             held.callback(folder.end)
             first.record(resume)
-            stop.advice = ". What was saved is whole: go on with --resume"
+            stop.advice = ". What was saved is whole: go on with resume=True"
             first.evaluate_before()
         val = processes.broadcast_object(first.rows.val if first is not None else None)
         result = fine_tune(
@@ -456,7 +456,8 @@ class _FirstProcess:
         size, spare = folder.tidy()
         console.print(
             f"Folder: {size / 1e6:,.1f} MB, of which {spare / 1e6:,.1f} MB (checkpoints/, best/) are kept only so that "
-            "the run can go on, such as for more epochs (--resume num_epochs=N): delete the two if it never shall",
+            f"the run can go on, such as for more epochs (`domainclip train --output {folder.path} --resume num_epochs=N`): "
+            "delete the two if it never shall",
             markup=False,
             highlight=False,
         )

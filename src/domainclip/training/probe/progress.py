@@ -84,7 +84,7 @@ class ProbeProgress:
         if self.stop is not None and self.stop.received is not None:
             raise Interrupted(
                 self.stop.received,
-                f"Stopped by {signal.Signals(self.stop.received).name} in the probe; saved. Resume with --resume",
+                f"Stopped by {signal.Signals(self.stop.received).name} in the probe; saved. Resume with resume=True",
             )
 
     @property
