@@ -456,8 +456,8 @@ class _FirstProcess:
         size, spare = folder.tidy()
         console.print(
             f"Folder: {size / 1e6:,.1f} MB, of which {spare / 1e6:,.1f} MB (checkpoints/, best/) are kept only so that "
-            f"the run can go on, such as for more epochs (`domainclip train --output {folder.path} --resume num_epochs=N`): "
-            "delete the two if it never shall",
+            "the run can go on, such as for more epochs "
+            f"(`domainclip train --output {folder.path} --resume num_epochs=N`): delete the two if it never shall",
             markup=False,
             highlight=False,
         )
