@@ -25,7 +25,7 @@ from domainclip.errors import (
     Interrupted,
     MissingExtraError,
 )
-from domainclip.tune import Space
+from domainclip.tune import Space, study
 from tiny_data import TinyData
 from tune_cases import recipe, search
 
@@ -244,3 +244,31 @@ def test_a_study_that_cannot_be_written_is_told(tiny_data, tmp_path: Path, monke
     monkeypatch.setattr(RDBStorage, "set_trial_intermediate_value", full)
     with pytest.raises(ConfigurationError, match=r"study\.db cannot be written: .*No space left.*resume=True"):
         search(recipe(tiny_data, tmp_path / "study"))
+
+
+def outcome_of(folder: Path) -> Any:
+    try:
+        return study.records(study.open_study(folder, True))
+    except CheckpointError as error:
+        return str(error)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_damaged_study_is_the_same_study_or_refused(tiny_data: TinyData, tmp_path: Path, scripted: Any) -> None:
+    scripted(lambda config: [0.5 + config.learning_rate])
+    search(recipe(tiny_data, tmp_path), trials=4)
+    expected = study.records(study.open_study(tmp_path, True))
+    assert len(expected) == 4
+    content = (tmp_path / "study.db").read_bytes()
+    places = [place for place in range(0, len(content), 61) if content[place]]  # where something is written
+    refused = 0
+    for index, place in enumerate(places[:: max(1, len(places) // 60)]):
+        folder = tmp_path / f"damaged-{index}"
+        folder.mkdir()
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        (folder / "study.db").write_bytes(bytes(damaged))
+        said = outcome_of(folder)
+        refused += "study.db cannot be read as a study" in str(said)
+        assert said == expected or "study.db cannot be read as a study" in str(said), place
+    assert refused >= 3

@@ -162,6 +162,7 @@ def _run_trials(work: Work, trials: int, signals: StudySignals, console: Console
             again = not isinstance(error, ConfigurationError)  # these values would fail again
             studies.fail(study, trial, "error", str(error), again=again)
             raise
+        studies.seal(study)
         summary = work.summary(trials)
         draw = time.monotonic() - drawn > REDRAW_SECONDS
         write_results(work.runner.folder, summary, plots=draw)

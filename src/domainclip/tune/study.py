@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,24 +54,41 @@ def open_study(folder: Path, greater_is_better: bool) -> Study:
     """
     import optuna
     from sqlalchemy.engine import URL
-    from sqlalchemy.exc import SQLAlchemyError
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / STUDY_FILE
     url = URL.create("sqlite", database=str(path.resolve())).render_as_string()
     try:
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=storage,
             study_name="domainclip",
             load_if_exists=True,
             direction="maximize" if greater_is_better else "minimize",
         )
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+        sealed = study.user_attrs.get("checksums", {})
+        damaged = [r.number for r in records(study) if sealed.get(str(r.number)) not in (None, _checksum_of(r))]
+        if damaged:
+            raise ValueError(f"trial {damaged[0]} is not as it was written")
+        return study
+    except Exception as error:  # in a damaged file Optuna stumbles in whatever way
         reason = str(error).split("\n")[0]
         raise CheckpointError(
             f"{path} cannot be read as a study: {reason}. Start again with overwrite=True or another output directory"
         ) from error
+
+
+def seal(study: Study) -> None:
+    """Note a checksum of each trial that is over: SQLite has none, and a flipped bit would change what is found.
+
+    Args:
+        study: Optuna's.
+    """
+    study.set_user_attr("checksums", {str(r.number): _checksum_of(r) for r in records(study) if r.outcome != "running"})
+
+
+def _checksum_of(record: TrialRecord) -> str:
+    return hashlib.sha256(json.dumps(asdict(record), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def check_identity(study: Study, identity: Mapping[str, Any]) -> None:
