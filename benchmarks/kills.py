@@ -188,6 +188,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--from-call", type=int, default=1, help="the first of the calls that are looked at")
     parser.add_argument("--folder", type=Path, help="kept; a temporary one by default")
     options = parser.parse_args()
     base = options.folder or Path(tempfile.mkdtemp(prefix="kills-"))
@@ -206,8 +207,8 @@ def main() -> int:
         return 1
     seconds, calls = time.monotonic() - began, int((base / "calls").read_text())
     expected, chance = result_of(base / "whole"), random.Random(options.seed)
-    wanted = max(1, options.kills // 2)
-    for number in sorted({1 + index * (calls - 1) // max(1, wanted - 1) for index in range(wanted)}):
+    wanted, first = max(1, options.kills // 2), min(options.from_call, calls)
+    for number in sorted({first + index * (calls - first) // max(1, wanted - 1) for index in range(wanted)}):
         kills.inside_call(expected, number)
         print(f"call {number} of {calls}: {len(kills.problems)} problems", flush=True)
     while kills.kills < options.kills:

@@ -325,3 +325,19 @@ def test_errors_through_the_command(domainclip, tiny_data, tmp_path):
     (tmp_path / "out" / "report.md").write_text("# My thesis")
     assert "is not of an alignment report" in fails(*usual)
     assert (tmp_path / "out" / "report.md").read_text() == "# My thesis"
+
+
+def test_a_report_cut_off_by_a_kill_is_known_as_ours(domainclip, tiny_data, tiny_engine, tmp_path, monkeypatch):
+    import domainclip.reports.alignment_report as written
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    options = ["align", "report", "-d", tiny_data.folder, "-m", "tiny", "-o", tmp_path / "report", "device=cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(written, "write_text", killed)  # the plots are in their place, and nothing of text
+        domainclip(*options)
+    assert (tmp_path / "report" / "plots").is_dir()
+    assert not (tmp_path / "report" / "report.md").exists()
+    result = domainclip(*options)
+    assert result.exit_code == 0, result.err

@@ -155,6 +155,7 @@ def write_alignment(
         report = AlignmentReport.from_values(content)
         text, table = alignment_markdown(report), _pairs_csv(rows, found)
         (folder / "plots").mkdir(exist_ok=True)
+        write_json(folder / "alignment.json", report.to_dict())  # first: by it the next start knows the rest as ours
         for name in PLOT_FILES:
             if name in made:
                 os.replace(Path(temporary) / name, folder / name)
@@ -162,7 +163,6 @@ def write_alignment(
                 (folder / name).unlink(missing_ok=True)
     write_text(folder / "pairs.csv", table)
     write_text(folder / "report.md", text)
-    write_json(folder / "alignment.json", report.to_dict())
     return report
 
 
