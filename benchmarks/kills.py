@@ -140,6 +140,7 @@ class Kills:
         self.context.set_forkserver_preload(["domainclip.pipelines"])
         self.problems: list[str] = []
         self.kills = self.compared = 0
+        self.seconds = float("inf")  # of the shortest run to its end
 
     def start(self, folder: Path, kill_at: int | None = None, count: Path | None = None) -> Any:
         process = self.context.Process(target=child, args=(self.base, folder, kill_at, count))
@@ -147,8 +148,9 @@ class Kills:
         return process
 
     def finish(self, folder: Path, expected: dict[str, Any], what: str) -> None:
-        process = self.start(folder)
+        began, process = time.monotonic(), self.start(folder)
         process.join()
+        self.seconds = min(self.seconds, time.monotonic() - began)
         self.compared += 1
         if process.exitcode != 0:
             log = folder.parent / f"{folder.name}.log"
@@ -170,12 +172,12 @@ class Kills:
             self.kills += 1
         self.finish(folder, expected, f"killed inside call {number}")
 
-    def at_random(self, expected: dict[str, Any], chance: random.Random, seconds: float, kills: int) -> None:
+    def at_random(self, expected: dict[str, Any], chance: random.Random, kills: int) -> None:
         folder = self.base / f"random-{self.kills}"
         moments = []
         for _ in range(kills):
             process = self.start(folder)
-            moments.append(round(chance.uniform(0.05, 0.8) * seconds, 2))
+            moments.append(round(chance.uniform(0.05, 0.9) * self.seconds, 2))
             process.join(moments[-1])
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
@@ -205,14 +207,14 @@ def main() -> int:
     if whole.exitcode != 0:
         print((base / "whole.log").read_text()[-2000:])
         return 1
-    seconds, calls = time.monotonic() - began, int((base / "calls").read_text())
+    calls = int((base / "calls").read_text())
     expected, chance = result_of(base / "whole"), random.Random(options.seed)
     wanted, first = max(1, options.kills // 2), min(options.from_call, calls)
     for number in sorted({first + index * (calls - first) // max(1, wanted - 1) for index in range(wanted)}):
         kills.inside_call(expected, number)
         print(f"call {number} of {calls}: {len(kills.problems)} problems", flush=True)
     while kills.kills < options.kills:
-        kills.at_random(expected, chance, seconds, min(4, options.kills - kills.kills))
+        kills.at_random(expected, chance, min(4, options.kills - kills.kills))
         print(f"{kills.kills} kills: {len(kills.problems)} problems", flush=True)
     for problem in kills.problems:
         print(problem)
