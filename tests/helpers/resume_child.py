@@ -35,6 +35,7 @@ def train(values: dict[str, Any], kill: tuple[str, int] | None = None) -> None:
     from domainclip import files
     from domainclip.config import CLIPFinetuningConfig
     from domainclip.pipelines import run_training
+    from domainclip.pipelines.run_folder import RECORD
 
     torch.set_num_threads(1)
     if kill is not None:
@@ -46,4 +47,5 @@ def train(values: dict[str, Any], kill: tuple[str, int] | None = None) -> None:
     folder = Path(values["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}.log", "a", encoding="utf-8") as log:
-        run_training(CLIPFinetuningConfig(**values), resume=True, console=Console(file=log))
+        begun = (folder / RECORD).exists()
+        run_training(CLIPFinetuningConfig(**values), resume=begun, console=Console(file=log))

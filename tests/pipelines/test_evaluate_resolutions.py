@@ -133,7 +133,7 @@ def test_too_little_memory_is_said_with_the_remedy(error: Exception, monkeypatch
         raise error
 
     monkeypatch.setattr(embedder.encoder, "encode_image", full)
-    with pytest.raises(MemoryConstraintError, match=r"3 images of 48 pixels.*eval_batch_size lower \(it is 7\)"):
+    with pytest.raises(MemoryConstraintError, match=r"Not even one of the images.*smaller image_resolution"):
         embedder.embed_pixels(torch.zeros(3, 3, 48, 48, dtype=torch.uint8))
     error.args = ("mat1 and mat2 shapes cannot be multiplied",)
     if type(error) is RuntimeError:
@@ -255,10 +255,11 @@ def test_the_command(tiny_data, tmp_path: Path, domainclip) -> None:
 def test_without_robustness_and_over_an_earlier_evaluation(tiny_data, tmp_path: Path, domainclip) -> None:
     output = tmp_path / "figures.json"
     earlier = tmp_path / "figures_robustness.png"
-    earlier.write_bytes(b"of an earlier evaluation")
     (tmp_path / "other.png").write_bytes(b"not ours")
-    options = ["evaluate", "-m", "tiny", "-d", tiny_data.folder, "--resolutions", "16,16", "--no-robustness"]
-    result = domainclip(*options, "--output", output)
+    options = ["evaluate", "-m", "tiny", "-d", tiny_data.folder, "--resolutions", "16,16", "--output", output]
+    assert domainclip(*options).exit_code == 0
+    assert earlier.exists()
+    result = domainclip(*options, "--no-robustness")
     assert result.exit_code == 0, result.err
     assert not earlier.exists()
     assert (tmp_path / "other.png").exists()

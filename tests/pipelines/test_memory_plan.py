@@ -212,7 +212,7 @@ def test_json_and_exit_codes(domainclip: Callable[..., Any]) -> None:
     ("arguments", "words"),
     [
         (("--budget", "lots"), "Invalid size 'lots'"),
-        (("--model", "no/such/model", "--budget", "1GB"), "vit-b-32"),
+        (("--model", "no/such/model", "--budget", "1GB"), "does not exist"),
         (("--resolutions", "big"), "--resolutions 'big'"),
         (("--device", "tpu"), "Invalid device"),
         (("--resolutions", "33", "--budget", "1GB"), "33"),

@@ -144,8 +144,13 @@ def test_a_damaged_record_deletes_nothing(tmp_path: Path) -> None:
 
 def test_what_killed_writes_have_left_is_removed_by_the_next_start(tmp_path: Path) -> None:
     folder = finished(tmp_path)
-    left = [".run.json.0a1b2c3d.tmp", ".best.0a1b2c3d.tmp/config.json", "plots/.loss.png.0a1b2c3d.tmp"]
-    own = [".notes.0a1b2c3d.tmp", ".best.mine.tmp"]
+    left = [
+        ".run.json.0a1b2c3d.tmp",
+        ".notes.0a1b2c3d.tmp",
+        ".best.0a1b2c3d.tmp/config.json",
+        "plots/.loss.png.0a1b2c3d.tmp",
+    ]
+    own = [".notes.mine.tmp", ".best.mine.tmp"]
     for name in [*left, *own]:
         write(tmp_path / name)
     folder.begin()

@@ -158,7 +158,7 @@ def test_the_schedule_sets_the_models_temperature(tiny_data, tmp_path: Path) -> 
     trainer = trainer_for("scheduled", tiny_data, tmp_path, temperature=0.07, min_temp=0.02)
     trainer.train()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    expected = TemperatureScheduler(0.07, 0.02, 0.1, 1, 6, "cosine")
+    expected = TemperatureScheduler(0.07, 0.02, 0.1, 0, 6, "cosine")
     for position, row in enumerate(rows):
         assert row["temperature"] == pytest.approx(expected.step(position), rel=1e-5)
     assert not trainer.encoder.logit_scale.requires_grad
