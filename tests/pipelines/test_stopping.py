@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ PHASES = (
     ("report", signal.SIGTERM),
     ("error analysis", signal.SIGHUP),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hang_up_is_heard() -> Iterator[None]:
+    """Processes inherit what is ignored, as where the tests themselves are started by nohup."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
 
 
 @pytest.fixture(scope="module")
