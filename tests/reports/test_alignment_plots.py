@@ -22,7 +22,6 @@ from domainclip.errors import ConfigurationError, DataError, ImageError, ShapeEr
 from domainclip.metrics.modality_gap import modality_gap
 from domainclip.metrics.separation import chance_recall, separation
 from domainclip.reports.plots import curves as plots_curves
-from domainclip.reports.plots import style as plot_style
 from domainclip.reports.plots.map import project
 from domainclip.reports.plots.style import short_label
 from domainclip.reports.plots.visualizer import AlignmentVisualizer
@@ -38,20 +37,6 @@ def unit(n: int, dim: int = 16, seed: int = 0) -> Tensor:
 
 def long_label(number: int) -> str:
     return f"Röntgenbild, $5 & $10, x_1^2 {{}} \\alpha – 80 Zeichen und mehr, почти одно и то же, Nr. {number}"
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, in order."""
-    figures: list[Figure] = []
-    real = plot_style.FigureCanvasAgg
-
-    def keep(figure: Figure) -> object:
-        figures.append(figure)
-        return real(figure)
-
-    monkeypatch.setattr(plot_style, "FigureCanvasAgg", keep)
-    return figures
 
 
 def message(figure: Figure) -> str:

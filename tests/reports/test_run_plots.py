@@ -14,20 +14,6 @@ from domainclip.reports.plots.run import plot_confusion, plot_loss, plot_metrics
 from domainclip.reports.plots.style import curve_style
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, in order."""
-    figures: list[Figure] = []
-    real = plot_style.FigureCanvasAgg
-
-    def keep(figure: Figure) -> object:
-        figures.append(figure)
-        return real(figure)
-
-    monkeypatch.setattr(plot_style, "FigureCanvasAgg", keep)
-    return figures
-
-
 def labels(figure: Figure, axis: int = 0) -> list[str]:
     legend = figure.axes[axis].get_legend()
     assert legend is not None

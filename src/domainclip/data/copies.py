@@ -14,7 +14,7 @@ from pathlib import Path
 
 from domainclip.data.checks.image_facts import inspect_images
 from domainclip.data.checks.images import exact_groups, near_groups, pixel_findings
-from domainclip.data.group_split import image_key
+from domainclip.data.group_split import image_key, path_key
 from domainclip.data.records import ImageTextPair
 from domainclip.files import sha256_of
 
@@ -99,19 +99,15 @@ def find_copies(pairs: Iterable[ImageTextPair]) -> Copies:
         )
     of: dict[str, str] = {}
     for group in exact:
-        name = min(map(_key, group))
-        of |= dict.fromkeys(map(_key, group), name)
+        name = min(map(path_key, group))
+        of |= dict.fromkeys(map(path_key, group), name)
     for group in near:  # of equal files, one stands for all
-        names = {of.get(key, key) for key in map(_key, group)}
+        names = {of.get(key, key) for key in map(path_key, group)}
         merged = dict.fromkeys(names, min(names))
         of |= {key: merged[name] for key, name in of.items() if name in merged} | {
-            key: merged[of.get(key, key)] for key in map(_key, group)
+            key: merged[of.get(key, key)] for key in map(path_key, group)
         }
     return Copies(of, exact, near, notes, pixels)
-
-
-def _key(path: Path) -> str:
-    return image_key(ImageTextPair(path, ""))
 
 
 def _equal_files(sizes: Mapping[Path, int]) -> list[list[Path]]:

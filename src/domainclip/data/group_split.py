@@ -21,6 +21,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -41,7 +42,19 @@ def image_key(pair: ImageTextPair) -> str:
     Returns:
         The image's path with ``..`` and doubled separators resolved.
     """
-    return os.path.normpath(os.fspath(pair.image_path))
+    return path_key(pair.image_path)
+
+
+def path_key(path: Path) -> str:
+    """One key for one file, however its path is written.
+
+    Args:
+        path: Of the image.
+
+    Returns:
+        The path with ``..`` and doubled separators resolved.
+    """
+    return os.path.normpath(os.fspath(path))
 
 
 @dataclass

@@ -12,7 +12,7 @@ from domainclip.config.settings import DataSettings
 from domainclip.data.captions.from_labels import template_of
 from domainclip.data.copies import Copies, find_copies
 from domainclip.data.given_splits import by_split_column, given_splits, join_groups
-from domainclip.data.group_split import assign, find_units, image_key
+from domainclip.data.group_split import assign, find_units, image_key, path_key
 from domainclip.data.labels import all_labels, doubtful_sentences, unify_labels
 from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList
 from domainclip.errors import ConfigurationError
@@ -245,12 +245,7 @@ def leakage_notes(splits: DataSplits, copies: Copies | None = None) -> list[str]
         A warning for each two that share groups, for each two that share images, and for each two that share copies.
     """
     copies = copies or Copies()
-    equal = {
-        key: min(keys)
-        for group in copies.exact
-        for keys in [[image_key(ImageTextPair(path, "")) for path in group]]
-        for key in keys
-    }
+    equal = {key: min(keys) for group in copies.exact for keys in [[path_key(path) for path in group]] for key in keys}
     named = (("train", splits.train), ("validation", splits.val), ("test", splits.test))
     notes = []
     for index, (name, pairs) in enumerate(named):

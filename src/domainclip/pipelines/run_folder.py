@@ -240,7 +240,8 @@ class RunFolder(OutputFolder):
                     os.link(twin, link)
                     os.replace(link, self.best / name)
         needed = _bytes_of(path for path in self.path.rglob("*") if not self._is_to_go_on(path))
-        return _bytes_of(self.path.rglob("*")), _bytes_of(self.path.rglob("*")) - needed
+        size = _bytes_of(self.path.rglob("*"))
+        return size, size - needed
 
     def _is_to_go_on(self, path: Path) -> bool:
         return path.is_relative_to(self.checkpoints) or path.is_relative_to(self.best)

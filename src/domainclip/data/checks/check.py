@@ -26,7 +26,7 @@ from domainclip.data.checks.images import (
     skipped_severity,
 )
 from domainclip.data.given_splits import by_split_column, given_splits, join_groups
-from domainclip.data.group_split import image_key
+from domainclip.data.group_split import image_key, path_key
 from domainclip.data.images.reader import MAX_PIXELS
 from domainclip.data.labels import all_labels, doubtful_names, unify_labels
 from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairList, SkippedRow
@@ -122,7 +122,7 @@ def check_data(
     pairs_of: dict[str, list[ImageTextPair]] = defaultdict(list)
     for pair in every:
         pairs_of[image_key(pair)].append(pair)
-    findings += duplicates(exact, near, {path: pairs_of[_key(path)] for path in paths})
+    findings += duplicates(exact, near, {path: pairs_of[path_key(path)] for path in paths})
     findings += _leakage(splits, exact, near)
 
     train = splits.get("train", PairList())
@@ -147,10 +147,6 @@ def check_data(
     for finding in findings:
         finding.examples = [example.replace(f"{base}{os.sep}", "") for example in finding.examples]
     return DataCheckReport(str(path), {name: len(pairs) for name, pairs in splits.items()}, len(paths), findings)
-
-
-def _key(path: Path) -> str:
-    return image_key(ImageTextPair(path, ""))
 
 
 def _reading(pairs: PairList, name: str) -> list[Finding]:
@@ -230,8 +226,8 @@ def _unseen_classes(splits: Mapping[str, PairList]) -> list[Finding]:
 def _leakage(splits: Mapping[str, PairList], exact: list[list[Path]], near: list[list[Path]]) -> list[Finding]:
     """Groups and images that occur in two given splits."""
     # Images with equal content get one name, and so do those that look alike.
-    same = {_key(path): _key(group[0]) for group in exact for path in group}
-    alike = {_key(path): _key(group[0]) for group in near for path in group}
+    same = {path_key(path): path_key(group[0]) for group in exact for path in group}
+    alike = {path_key(path): path_key(group[0]) for group in near for path in group}
     findings = []
     names = list(splits)
     for index, first in enumerate(names):

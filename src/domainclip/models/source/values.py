@@ -70,6 +70,15 @@ def _is_number(value: object, smallest: float, largest: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and smallest <= value <= largest
 
 
+def _check_kind(
+    values: Mapping[str, Any], key: str, kinds: type | tuple[type, ...], path: Path, wanted: str, prefix: str = ""
+) -> None:
+    """A value that may be left out or null, but is else of a kind."""
+    value = values.get(key)
+    if value is not None and not isinstance(value, kinds):
+        raise _problem(path, f"{prefix}{key}", value, wanted)
+
+
 def check_tower_values(values: Mapping[str, Any], path: Path, prefix: str = "") -> None:
     """Check the keys of a config, or of a part of one, that sizes and numbers are built from.
 
@@ -128,8 +137,7 @@ def check_config_values(config: Mapping[str, Any], path: Path) -> None:
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise _problem(path, "architectures", names, "a list of names of classes")
     for key, kind, wanted in _OTHER_VALUES:
-        if config.get(key) is not None and not isinstance(config[key], kind):
-            raise _problem(path, key, config[key], wanted)
+        _check_kind(config, key, kind, path, wanted)
     for key in ("dtype", "torch_dtype"):
         if config.get(key) is not None and config[key] not in _DTYPES:
             raise _problem(path, key, config[key], f"one of {', '.join(_DTYPES)}")
@@ -160,26 +168,22 @@ def check_open_clip_values(config: Mapping[str, Any], path: Path) -> None:
         if isinstance(model.get(part), dict):
             check_tower_values(model[part], path, f"model_cfg.{part}.")
             _check_open_clip_tower(model[part], path, f"model_cfg.{part}.")
-    images = config.get("preprocess_cfg")
-    if images is not None and not isinstance(images, dict):
-        raise _problem(path, "preprocess_cfg", images, "an object in braces")
+    _check_kind(config, "preprocess_cfg", dict, path, "an object in braces")
+    images = config.get("preprocess_cfg") or {}
     for key, check in (("mean", _is_mean), ("std", _is_std)):
-        value = (images or {}).get(key)
+        value = images.get(key)
         if value is not None and not check(value):
             raise _problem(path, f"preprocess_cfg.{key}", value, _CHANNELS[f"image_{key}"])
     for key in ("interpolation", "resize_mode"):
-        value = (images or {}).get(key)
-        if value is not None and not isinstance(value, str):
-            raise _problem(path, f"preprocess_cfg.{key}", value, "a text")
+        _check_kind(images, key, str, path, "a text", "preprocess_cfg.")
 
 
 def _check_open_clip_tower(values: Mapping[str, Any], path: Path, prefix: str) -> None:
-    for key, value in values.items():
+    for key in values:
         if key.endswith("_kwargs"):
-            if value is not None and not isinstance(value, dict):
-                raise _problem(path, f"{prefix}{key}", value, "an object in braces")
-        elif key in _OPEN_CLIP_TEXTS and value is not None and not isinstance(value, str):
-            raise _problem(path, f"{prefix}{key}", value, "a text")
+            _check_kind(values, key, dict, path, "an object in braces", prefix)
+        elif key in _OPEN_CLIP_TEXTS:
+            _check_kind(values, key, str, path, "a text", prefix)
     layers = values.get("layers")
     if isinstance(layers, list) and prefix.endswith("text_cfg."):
         raise _problem(path, f"{prefix}layers", layers, "a whole number")
@@ -275,7 +279,5 @@ def check_tokenizer_values(values: Mapping[str, Any], path: Path) -> None:
         ("added_tokens_decoder", (dict,), "an object of tokens by their numbers"),
         ("extra_special_tokens", (dict, list), "a list of tokens"),
     ):
-        if values.get(key) is not None and not isinstance(values[key], kinds):
-            raise _problem(path, key, values[key], wanted)
-    if not isinstance(values.get("tokenizer_class", ""), str | None):
-        raise _problem(path, "tokenizer_class", values["tokenizer_class"], "the name of a class")
+        _check_kind(values, key, kinds, path, wanted)
+    _check_kind(values, "tokenizer_class", str, path, "the name of a class")
