@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from domainclip.config import CLIPFinetuningConfig, DataSettings
-from domainclip.data.captions.statements import statement_key
+from domainclip.data.captions.statements import positive_groups
 from domainclip.data.captions.text_transform import (
     TextImageProcessor,
     check_processor,
@@ -147,7 +147,9 @@ class CLIPDataset(Dataset):
         self.fixed_length = getattr(processor, "text_padding", "causal") == "fixed"
         self.text_length = text_length(processor, config)
         self._build_texts(processor, text_transform or plain_text, caption_views, class_names)
-        self.group_ids = self._groups()
+        row_texts = [[self.texts[text] for text in texts] for texts in self._row_texts]
+        groups = positive_groups([pair.label for pair in self.pairs], row_texts, self.config.positives)
+        self.group_ids = torch.tensor(groups)
         self.images = images or ImageStore(config.image_cache_mb * 2**20, config.max_image_pixels)
         self._kept = self.image_transform.preparation()
         if self._own_transform is None:
@@ -217,20 +219,6 @@ class CLIPDataset(Dataset):
         found = token_ids(processor, missing, self.text_length) if missing else []
         tokens |= {text: torch.tensor(ids) for text, ids in zip(missing, found, strict=True)}
         self.tokens = [tokens[text] for text in self.texts]
-
-    def _groups(self) -> Tensor:
-        by_label = self.config.positives == "label"
-        statements = [statement_key(text) if self.config.positives == "statement" else text for text in self.texts]
-        keys: dict[tuple[str, str | frozenset[str]], int] = {}
-        ids = []
-        for pair, texts in zip(self.pairs, self._row_texts, strict=True):
-            key = (
-                ("label", pair.label)
-                if by_label and pair.label
-                else ("texts", frozenset(statements[text] for text in texts))
-            )
-            ids.append(keys.setdefault(key, len(keys)))
-        return torch.tensor(ids)
 
     def _bytes_of_an_image(self) -> int | None:
         """Bytes that the store keeps of an image, about; None where only the image tells."""

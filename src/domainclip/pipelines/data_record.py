@@ -14,12 +14,13 @@ from typing import Self
 
 from domainclip.data.records import ImageTextPair
 from domainclip.files import read_record, write_record
+from domainclip.reports.text import counted
 
 _NAMED = 3
 
 
 @dataclass(frozen=True)
-class ImageFacts:
+class FileFacts:
     """An image's file. Size and time are looked at first: only where they differ is the content read once more. Its
     digest has to be taken at the first start, by reading every file; the training then finds them in memory.
     """
@@ -39,7 +40,7 @@ class DataRecord:
     """
 
     splits: dict[str, list[tuple[str, str]]]
-    images: dict[str, ImageFacts]
+    images: dict[str, FileFacts]
 
     @classmethod
     def of(cls, splits: Mapping[str, Sequence[ImageTextPair]], earlier: DataRecord | None = None) -> Self:
@@ -78,7 +79,7 @@ class DataRecord:
         content = read_record(path)
         return cls(
             {split: [(name, digest) for name, digest in rows] for split, rows in content["splits"].items()},
-            {name: ImageFacts(*facts) for name, facts in content["images"].items()},
+            {name: FileFacts(*facts) for name, facts in content["images"].items()},
         )
 
     def write(self, path: Path) -> None:
@@ -122,23 +123,19 @@ class DataRecord:
             lost, added = _without(lost, other), _without(added, other)
             for names, what in ((added, "added"), (lost, "gone"), (other, "with another caption, label or group")):
                 if names:
-                    found.append(f"{split}: {_counted(names, 'row')} {what} ({_some(names)})")
+                    found.append(f"{split}: {counted(len(names), 'row')} {what} ({_some(names)})")
             if not (gone or new) and before != now:
                 found.append(f"{split}: the rows are in another order")
             shared = dict.fromkeys(name for name, _ in now if name in {each for each, _ in before})
             bytes_now = [name for name in shared if _digest(self, name) != _digest(earlier, name)]
             if bytes_now:
-                found.append(f"{split}: {_counted(bytes_now, 'image')} with other bytes ({_some(bytes_now)})")
+                found.append(f"{split}: {counted(len(bytes_now), 'image')} with other bytes ({_some(bytes_now)})")
         return found
 
 
 def _digest(record: DataRecord, name: str) -> str | None:
     facts = record.images.get(name)
     return facts.digest if facts is not None else None
-
-
-def _counted(names: Sequence[str], what: str) -> str:
-    return f"{len(names):,} {what}{'s' * (len(names) > 1)}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -162,13 +159,13 @@ def _row_digest(pair: ImageTextPair) -> str:
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
-def _facts(path: Path, known: ImageFacts | None) -> ImageFacts | None:
+def _facts(path: Path, known: FileFacts | None) -> FileFacts | None:
     try:
         status = path.stat()
         if known is not None and (known.size, known.modified) == (status.st_size, status.st_mtime_ns):
             return known
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # twice as fast as SHA-256
-        return ImageFacts(status.st_size, status.st_mtime_ns, digest.hexdigest())
+        return FileFacts(status.st_size, status.st_mtime_ns, digest.hexdigest())
     except OSError:
         return None

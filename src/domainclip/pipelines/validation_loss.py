@@ -8,7 +8,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from domainclip.data.captions.statements import statement_key
+from domainclip.data.captions.statements import positive_groups
 from domainclip.data.records import ImageTextPair
 from domainclip.evaluation.protocols import Embedder
 from domainclip.losses import call_objective
@@ -47,7 +47,9 @@ class ValidationLoss:
         rows = {caption: row for row, caption in enumerate(dict.fromkeys(pair.caption for pair in pairs))}
         self.captions = list(rows)
         self.texts = torch.tensor([rows[pair.caption] for pair in pairs])
-        self.groups = torch.tensor(_groups(pairs, run.recipe.positives, text_transform))
+        texts = [[text_transform(pair.caption)] for pair in pairs]
+        groups = positive_groups([pair.label for pair in pairs], texts, run.recipe.positives)
+        self.groups = torch.tensor(groups)
         # The last rows join the batch before them: a batch of one has nothing to be told from.
         self.batches = order.split(batch) if len(order) <= batch else order.tensor_split(len(order) // batch)
 
@@ -101,17 +103,3 @@ class ValidationLoss:
             )
             total += float(output["loss"]) * len(rows)
         return total / sum(map(len, self.batches))
-
-
-def _groups(pairs: Sequence[ImageTextPair], positives: str, text_transform: Callable[[str], str]) -> list[int]:
-    """Rows that are each other's positives have one number, as in ``CLIPDataset``."""
-    keys: dict[tuple[str, str], int] = {}
-    found = []
-    for pair in pairs:
-        if positives == "label" and pair.label:
-            key = ("label", pair.label)
-        else:
-            text = text_transform(pair.caption)
-            key = ("text", statement_key(text) if positives == "statement" else text)
-        found.append(keys.setdefault(key, len(keys)))
-    return found
