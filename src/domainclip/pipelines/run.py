@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import logging
-import platform
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.config.key_facts import facts_by_key
-from domainclip.config.located_yaml import yaml_text
-from domainclip.config.recipe_files import parse_recipe
 from domainclip.data.checks.captions import unknown_captions
 from domainclip.data.images.reader import image_header
 from domainclip.data.readers import refuse_within_a_reader
@@ -29,18 +22,16 @@ from domainclip.data.records import PairList
 from domainclip.data.skipped import readable_pairs, require_images, skipped_rows, unreadable_rows
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
-from domainclip.domains.recipes import recorded_recipe, write_domain
-from domainclip.errors import CheckpointError, DamagedFileError, InputTypeError
+from domainclip.errors import InputTypeError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
-from domainclip.events import Emitter, Event, Listener, PhaseProgress, RunStarted
-from domainclip.files import read_checked, read_record, with_checksum, write_json, write_record, write_text
+from domainclip.events import Emitter, Listener, PhaseProgress
+from domainclip.files import read_record, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models.vocabulary import Vocabulary
 from domainclip.pipelines.assemble import announce_images, training_data
 from domainclip.pipelines.calibrate import calibrate
-from domainclip.pipelines.data_record import DataRecord
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
 from domainclip.pipelines.output_lock import locked_output
@@ -48,6 +39,7 @@ from domainclip.pipelines.reference_sets import ReferenceSets, with_reference_se
 from domainclip.pipelines.report_facts import run_facts
 from domainclip.pipelines.run_alignment import RunAlignment
 from domainclip.pipelines.run_folder import RunFolder, paths_read
+from domainclip.pipelines.run_record import RunRecord
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card
@@ -58,8 +50,6 @@ from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
 from domainclip.tracking import read_metrics
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
-from domainclip.training.identity import LENGTH_KEYS, NEUTRAL_KEYS
-from domainclip.training.regularization.initial_weights import weights_digest
 
 T = TypeVar("T")
 
@@ -149,12 +139,12 @@ def run_training(
             require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
             check_start(session, rows.val, rows.test)
             first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started, listeners)
-            first.look_at_data(resume, accept_changed_data)
+            first.record.look_at_data(resume, accept_changed_data)
             if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
                 folder.clear()
             folder.begin()
             held.callback(folder.end)
-            first.record(resume)
+            first.record.begin(resume)
             stop.advice = ". What was saved is whole: go on with resume=True"
             first.evaluate_before()
         val = processes.broadcast_object(first.rows.val if first is not None else None)
@@ -166,7 +156,7 @@ def run_training(
             folder,
             resume=resume,
             engine=engine,
-            listeners=[*([first] if first is not None else []), *listeners],
+            listeners=[*([first.record] if first is not None else []), *listeners],
             reference_sets=references,
             processes=processes,
             console=console,
@@ -244,7 +234,7 @@ class _EvaluatedRows:
 
 
 class _FirstProcess:
-    """What the first process does beside the training: it keeps the record, evaluates before and after, and reports."""
+    """What the first process does beside the training: it evaluates before and after, and reports."""
 
     def __init__(
         self,
@@ -266,151 +256,36 @@ class _FirstProcess:
         self.folder, self.session, self.run, self.splits = folder, session, run, splits
         self.rows, self.engine, self.references, self.console = rows, engine, references, console
         self.alignment, self.undrawn = self._alignment()
-        self.goes_on = False
-        self.notes: list[str] = []  # what the report says of files that were damaged
-        self.recorded: dict[str, Any] | None = None  # the recipe on record, if the run goes on and it is whole
-        self.initial_weights: str | None = None  # their digest at the run's first start
-        self.earlier_s = 0.0  # what earlier starts took before they trained
-        self.decisions: list[dict[str, Any]] = []
+        self.record = RunRecord(folder, session, run, splits, console)
         self.before: EvaluationResult | None = None
         self.references_before: dict[str, dict[str, float]] = {}
-        self.data = DataRecord({}, {})
-        self.threads = torch.get_num_threads()  # of the run's first start
-
-    def __call__(self, event: Event) -> None:
-        """Take an event of the training: once it has begun, the resumption was not refused."""
-        if isinstance(event, RunStarted) and self.goes_on:
-            self._record_changes()
-
-    def look_at_data(self, resume: bool, accept_changed_data: bool) -> None:
-        """Compare rows and images with those that the run began with, before anything is written."""
-        rows = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
-        earlier, kept = None, self.folder.data
-        if resume and kept.exists():
-            try:
-                earlier = DataRecord.read(kept)
-            except DamagedFileError as error:
-                self._note(f"{error}. It is not known whether the data have changed since the run began")
-        self.data = DataRecord.of(rows, earlier)
-        changes = self.data.changes_since(earlier) if earlier is not None else []
-        if changes and not accept_changed_data:
-            raise CheckpointError(
-                f"The data have changed since the run in {self.folder.path} began. {'; '.join(changes)}. Put them back "
-                "as they were, begin anew in another output directory, or go on with them as they are now "
-                "(accept_changed_data=True)"
-            )
-        if changes:
-            self._note(f"The run has gone on with data that had changed since it began. {'; '.join(changes)}")
-
-    def record(self, resume: bool) -> None:
-        """Write ``recipe.yaml``, ``domain.yaml`` and ``run.json``. What a checkpoint was trained with stays on record:
-        should this resumption be refused, it is what repeats the run."""
-        folder, session = self.folder, self.session
-        self.goes_on = resume and folder.is_trained
-        if resume:
-            self._read_earlier()
-        else:
-            self.decisions = [decision.to_dict() for decision in self.run.decisions]
-        if self.initial_weights is None:
-            self.initial_weights = weights_digest(session.encoder)
-        elif not self.goes_on:
-            self._require_initial_weights("No checkpoint was written yet")
-        if not self.goes_on:
-            write_domain(self.run.domain, folder.path)
-            self._write_recipe(self._recipe())
-        self.data.write(folder.data)
-        facts = {
-            "command": sys.argv,
-            "environment": environment(),
-            "decisions": self.decisions,
-            "device": {"type": session.device.type, "name": session.device_manager.name},
-            "precision": session.precision.name,
-            "notes": self.splits.notes,
-            "before_training_s": self.earlier_s,
-            "initial_weights": self.initial_weights,
-            "threads": self.threads,
-        }
-        write_record(folder.facts, jsonable(facts))
-
-    def _read_earlier(self) -> None:
-        """Take over what earlier starts of the run have on record."""
-        folder, own = self.folder, [decision.to_dict() for decision in self.run.decisions]
-        self.decisions = own
-        if folder.recipe.exists():
-            try:
-                self.recorded, _ = parse_recipe(read_checked(folder.recipe), "recipe.yaml")
-            except DamagedFileError as error:
-                self._note(f"{error}. It is written anew from the recipe that was given now")
-        if folder.facts.exists():
-            try:
-                earlier = read_record(folder.facts)
-            except DamagedFileError as error:
-                raise DamagedFileError(
-                    f"{error}. Delete it to go on: the report then has no reasons of the decisions that were made "
-                    "when the run began"
-                ) from error
-            self.initial_weights, self.threads = earlier["initial_weights"], earlier.get("threads", self.threads)
-            if self.goes_on:
-                self.decisions, self.earlier_s = earlier["decisions"], earlier["before_training_s"]
-            elif self.recorded is not None:  # from the recipe on record nothing is left to decide
-                now, decided = self._recipe(), {each["key"] for each in own}
-                same = [
-                    each
-                    for each in earlier["decisions"]
-                    if each["key"] not in decided and self.recorded.get(each["key"]) == now.get(each["key"])
-                ]
-                self.decisions = same + own
-        elif self.goes_on and not own:
-            self._note(f"{folder.facts} is gone, and with it the reasons of what was decided when the run began")
-
-    def _note(self, text: str) -> None:
-        self.notes.append(text)
-        self.console.print(f"Note: {text}.", markup=False, highlight=False)
-
-    def _require_initial_weights(self, why: str) -> None:
-        """Refuse to measure, or to train, other weights than those that the run began with."""
-        if self.initial_weights not in (None, weights_digest(self.session.encoder)):
-            raise CheckpointError(
-                f"{why}, and {self.run.recipe.model_name} has other weights now than when the run in "
-                f"{self.folder.path} began. Put those weights back, or begin anew with overwrite=True"
-            )
 
     def evaluate_before(self) -> None:
         """Evaluate the untrained weights; a resumed run reads what the first start found."""
         folder, untrained = self.folder, SharedEmbedder(self.engine)
-        alignment, references = self.alignment, self.references
-        rows = self.data.digest_of(self.rows.split)
+        record, alignment, references = self.record, self.alignment, self.references
+        rows = record.data.digest_of(self.rows.split)
 
         def before(goes_on: bool) -> EvaluationResult:
-            if goes_on and folder.before.exists() and not self._evaluated_otherwise():
+            if goes_on and folder.before.exists() and not record.evaluated_otherwise():
                 content = read_record(folder.before)
                 if content.get("rows") == rows:
                     return EvaluationResult.from_dict(content)
-            if self.goes_on:
-                self._require_initial_weights("The model has to be evaluated once more as it was before the training")
+            if record.goes_on:
+                record.require_initial_weights("The model has to be evaluated once more as it was before the training")
             found = self._evaluate(untrained, "evaluation_before")
             write_record(folder.before, jsonable({**asdict(found), "rows": rows}))
             return found
 
         if len(self.rows.shown):
-            self.before = self._kept(before)
+            self.before = record.kept(before)
         if alignment is not None:
-            if self.goes_on and not folder.alignment_before.exists():
-                self._require_initial_weights("The rows have to be embedded as they were before the training")
-            self._kept(lambda goes_on: alignment.remember_before(untrained, goes_on, rows))
+            if record.goes_on and not folder.alignment_before.exists():
+                record.require_initial_weights("The rows have to be embedded as they were before the training")
+            record.kept(lambda goes_on: alignment.remember_before(untrained, goes_on, rows))
         if references is not None:
-            self.references_before = self._kept(lambda goes_on: references.before(folder.references_before, goes_on))
-        spent = self.earlier_s + time.monotonic() - self.started
-        write_record(folder.facts, read_record(folder.facts) | {"before_training_s": spent})
-
-    def _kept(self, measure: Callable[[bool], T]) -> T:
-        """What was measured before the training: read, and measured again where the file is damaged."""
-        try:
-            return measure(self.goes_on)
-        except DamagedFileError as error:
-            self._require_initial_weights(str(error))
-            self._note(f"{error}. What it held is measured again")
-            return measure(False)
+            self.references_before = record.kept(lambda goes_on: references.before(folder.references_before, goes_on))
+        record.took(time.monotonic() - self.started)
 
     def finish(self, result: dict[str, Any]) -> RunReport:
         """Evaluate the saved model and write the report, whose content is returned.
@@ -419,8 +294,8 @@ class _FirstProcess:
             result: What the training came to.
         """
         folder, rows, references, console = self.folder, self.rows, self.references, self.console
-        if self.goes_on:
-            self._record_changes()
+        if self.record.goes_on:
+            self.record.record_changes()
         skipped = rows.skipped
         skipped += unreadable_rows(self.splits.train, "train", result["skipped_images"])
         skipped += references.skipped if references is not None else []
@@ -429,8 +304,8 @@ class _FirstProcess:
         embed = SharedEmbedder(self.engine)
         after = self._evaluate(embed, "evaluation_after") if len(rows.shown) else None
         calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path)
-        warnings = [*self.notes, *self.undrawn]
-        parts = dict[str, Any](decisions=self.decisions, calibration=calibration)
+        warnings = [*self.record.notes, *self.undrawn]
+        parts = dict[str, Any](decisions=self.record.decisions, calibration=calibration)
         if references is not None:
             parts["reference_sets"] = references.report(self.references_before, references.on_test())
             warnings = [*references.warnings, *warnings]
@@ -438,7 +313,7 @@ class _FirstProcess:
             parts["error_analysis"] = ERROR_ANALYSIS
         if self.alignment is not None:
             parts["alignment"] = self.alignment.link
-        run_time = self.earlier_s + result["earlier_time"] + time.monotonic() - self.started
+        run_time = self.record.earlier_s + result["earlier_time"] + time.monotonic() - self.started
         facts = run_facts(
             self.session, self.splits, rows.split, result, skipped, folder.path, run_time, warnings=warnings, **parts
         )
@@ -477,42 +352,6 @@ class _FirstProcess:
                 self.emitter.emit(PhaseProgress(name=name, done=min(start + chunk, len(paths)), total=len(paths)))
             return evaluator.evaluate(embed)
 
-    def _recipe(self) -> dict[str, Any]:
-        return recorded_recipe(self.run.recipe.to_dict())
-
-    def _evaluated_otherwise(self) -> bool:
-        """Whether a resumption has changed how the model is evaluated, so that what was measured before the training
-        has to be measured again, on the initial weights."""
-        now, before = self._recipe(), self.recorded
-        if before is None:
-            return True
-        asked = [name for name, facts in facts_by_key(CLIPFinetuningConfig) if facts.section == "evaluation"]
-        return any(before.get(name) != now.get(name) for name in asked)
-
-    def _record_changes(self) -> None:
-        """Write down what a resumption, now that it was not refused, has changed of the keys that it may change; the
-        decisions about others still hold."""
-        folder, saved = self.folder, self._recipe()
-        before = self.recorded
-        if before is None:  # gone or damaged, and the checkpoint was of the recipe that is given now
-            write_domain(self.run.domain, folder.path)
-            before, changed = {}, saved
-        else:
-            may_change = NEUTRAL_KEYS.union(LENGTH_KEYS) & saved.keys()
-            changed = {key: saved[key] for key in may_change if before.get(key) != saved[key]}
-        if changed:
-            self._write_recipe(before | changed)
-            self.recorded = before | changed
-        if before and changed:
-            self.decisions = [each for each in self.decisions if each["key"] not in changed]
-            write_record(folder.facts, read_record(folder.facts) | {"decisions": self.decisions})
-
-    def _write_recipe(self, values: dict[str, Any]) -> None:
-        note = ""
-        if self.session.device.type == "cpu":
-            note = f"# Trained by {self.threads} threads (OMP_NUM_THREADS): another number rounds sums otherwise.\n"
-        write_text(self.folder.recipe, with_checksum(note + yaml_text(values, sort_keys=True)))
-
     def _alignment(self) -> tuple[RunAlignment | None, list[str]]:
         """The alignment report that is asked for, or why it cannot be made of these rows."""
         if not self.run.recipe.alignment_visualization:
@@ -522,18 +361,3 @@ class _FirstProcess:
             reasons = evaluator.notes if evaluator is not None else ["There are no rows to evaluate the model on"]
             return None, [f"alignment_visualization had nothing to draw. {'. '.join(reasons)}"]
         return RunAlignment(self.run, self.rows.shown, self.rows.split, self.folder.path), []
-
-
-def environment() -> dict[str, Any]:
-    """Versions a run depends on.
-
-    Returns:
-        ``python``, ``platform``, and ``packages``: a version by name, None for a package that is not installed.
-    """
-    packages: dict[str, str | None] = {}
-    for name in ("domainclip", "torch", "transformers", "numpy", "pillow", "simplejpeg", "safetensors"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
