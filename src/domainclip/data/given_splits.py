@@ -14,7 +14,7 @@ from domainclip.data.sources import huggingface, tables
 from domainclip.data.sources.cells import is_missing, text_or_none
 from domainclip.data.sources.loaders import META_FILE, DatasetLoader, only_table
 from domainclip.data.sources.split_folders import MASK, masks_beside, split_folders
-from domainclip.data.sources.split_names import SPLIT_NAMES
+from domainclip.data.sources.split_names import SPLIT_NAMES, only_one
 from domainclip.data.sources.webdataset import shards_by_split, shards_of
 from domainclip.errors import DataError
 
@@ -78,13 +78,9 @@ def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
     result = {}
     for name, stems in SPLIT_NAMES.items():
         found = [entry for entry in files if entry.stem.lower() in stems]
-        if len(found) > 1:
-            raise DataError(
-                f"{folder} has {' and '.join(entry.name for entry in found)}, which both name the {name} "
-                "split: remove or rename one"
-            )
         if found:
-            result[name] = part(found[0].name, found[0], found[0].parent)
+            file = only_one(folder, found, name)
+            result[name] = part(file.name, file, file.parent)
     return result
 
 

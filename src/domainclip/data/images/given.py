@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from domainclip.data.images.image_file import LONGEST_PATH
 from domainclip.data.images.reader import ImageBytes, ImageLike
 from domainclip.errors import DataError, ImageError, InputTypeError
 
@@ -30,7 +31,6 @@ GivenTexts: TypeAlias = str | Iterable[str]
 
 _FORMS = "a path, a PIL image, an array, a tensor, bytes, or a file opened in binary mode"
 _CHANNELS = (1, 3, 4)
-_LONGEST_PATH = 4096
 
 
 def is_one_image(images: object) -> bool:
@@ -119,7 +119,7 @@ def _path(text: str | bytes, which: str) -> Path:
         text = os.fsdecode(text)
     if "\0" in text or not text.strip():
         raise ImageError(f"{which} is the path {text!r}, which no file can have")
-    if len(text) > _LONGEST_PATH:
+    if len(text) > LONGEST_PATH:
         raise ImageError(f"{which} is a path of {len(text):,} characters ({text[:60]}…), longer than any system takes")
     if text.lower().startswith(("http://", "https://")):
         raise ImageError(f"{which} is an address ({text:.120}): download it first, and give the file's path")

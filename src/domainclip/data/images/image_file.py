@@ -20,6 +20,9 @@ IN_MEMORY = 2**26
 """A file of up to so many bytes is read at once. Of a larger one a decoder reads what it needs, once its header is
 known to be of an image that is not too large."""
 
+LONGEST_PATH = 4096
+"""Characters: no system takes more."""
+
 _DECODERS = r"(PIL|tifffile|pydicom|pillow_heif)(\.|$)"
 
 _NO_FILES = (

@@ -114,7 +114,7 @@ class FolderContents:
                 self.left_out.append((path, f"this is a link to {target}, kept as text: copy what it leads to"))
         elif kind is not None:
             self.left_out.append((path, f"this is {kind.name}: {kind.advice}"))
-        elif kind is None:
+        else:
             suffix = f"a file named {path.suffix}" if path.suffix else "a file without a suffix"
             self.left_out.append((path, f"{suffix} is no image that is read"))
 

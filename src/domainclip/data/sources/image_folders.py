@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from domainclip.data.images.image_file import LONGEST_PATH
 from domainclip.data.images.tar_files import members_of, tar_of
 from domainclip.data.sources.folder_contents import is_image_name
 from domainclip.errors import ImageError
@@ -19,8 +20,6 @@ from domainclip.registry import nearest
 
 _HINTS = 20
 """Names that are not there for which the nearest one is sought: it takes a while among very many files."""
-_LONGEST = 4096
-"""Characters of a path: no system takes more."""
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 
 
@@ -57,7 +56,7 @@ class ImageFolders:
         Returns:
             The path of an existing file, or None.
         """
-        if len(image_path) > _LONGEST:
+        if len(image_path) > LONGEST_PATH:
             return None
         full = os.path.join(self.root, image_path)
         if self._exists(full):
@@ -78,7 +77,7 @@ class ImageFolders:
         Returns:
             A clause that names the nearest file, where there is one.
         """
-        if len(image_path) > _LONGEST:
+        if len(image_path) > LONGEST_PATH:
             return f"image {image_path[:60]}… is not there: no path is that long"
         name = image_path.strip()
         if re.match(r"(https?|s3|gs|ftp)://", name, re.IGNORECASE):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainclip.data.sources.folder_contents import FolderContents, is_visible_folder
-from domainclip.data.sources.split_names import SPLIT_NAMES, split_of
+from domainclip.data.sources.split_names import SPLIT_NAMES, only_one, split_of
 from domainclip.errors import DataError
 
 _MASKS = frozenset({"ground_truth", "groundtruth", "masks", "segmentations", "segmentation_masks", "annotations"})
@@ -82,13 +82,8 @@ def split_folders(folder: Path) -> dict[str, Path]:
             f"images of all classes into folders within the splits, or move {_listed(others)} elsewhere. If "
             f"{_listed(named)} should be a class, rename it, or give a table with a column of labels"
         )
-    for split, paths in found.items():
-        if len(paths) > 1:
-            raise DataError(
-                f"{folder} has {' and '.join(path.name for path in paths)}, which both name the {split} split: remove "
-                "or rename one"
-            )
-    return {split: found[split][0] for split in SPLIT_NAMES if split in found}
+    one = {split: only_one(folder, paths, split) for split, paths in found.items()}
+    return {split: one[split] for split in SPLIT_NAMES if split in one}
 
 
 def without_masks(folder: Path, images: Sequence[Path]) -> tuple[list[Path], list[Path]]:

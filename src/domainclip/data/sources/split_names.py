@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from domainclip.errors import DataError
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -27,3 +31,25 @@ def split_of(word: str) -> str | None:
     plain = re.sub(r"[-_ ]?((19|20)\d\d|set|split)$", "", word.strip().casefold())
     found = next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
     return found or _IN_COLUMNS.get(plain)
+
+
+def only_one(folder: Path, found: Sequence[Path], split: str) -> Path:
+    """The one file or folder that names a split.
+
+    Args:
+        folder: In which they lie.
+        found: All that name it, at least one.
+        split: Its name.
+
+    Returns:
+        That one.
+
+    Raises:
+        DataError: There are several.
+    """
+    if len(found) > 1:
+        raise DataError(
+            f"{folder} has {' and '.join(path.name for path in found)}, which both name the {split} split: remove or "
+            "rename one"
+        )
+    return found[0]
