@@ -6,12 +6,12 @@ import csv
 import gc
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commands import CommandResult
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.events import Validated
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
@@ -67,13 +67,6 @@ def quick_collections() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     return write_tiny_data(tmp_path_factory.mktemp("tiny_data"))
-
-
-@dataclass(frozen=True)
-class CommandResult:
-    exit_code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

@@ -73,3 +73,15 @@ def test_files_stay_readable() -> None:
     }
     assert long == {}
     assert not list((ROOT / "src").rglob("utils.py"))
+
+
+def test_no_test_imports_a_conftest() -> None:
+    """Every folder's file has that one name: which of them an import finds depends on the order of collection."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and node.module == "conftest")
+        or (isinstance(node, ast.Import) and any(alias.name == "conftest" for alias in node.names))
+    ]
+    assert not found, f"Move what these share into tests/helpers: {found}"

@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from transformers import AutoImageProcessor, AutoModel
 
-from conftest import CommandResult, TinyData
+from commands import CommandResult
 from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import DataError, MemoryConstraintError
@@ -35,6 +35,7 @@ from domainclip.training.memory import plan as memory_plan
 from domainclip.training.memory.model import MARGIN, SMALLEST_EFFICIENT
 from domainclip.training.memory.plan import ModelShape, plan_step
 from model_zoo import save_vision_text
+from tiny_data import TinyData
 
 pytestmark = pytest.mark.slow
 

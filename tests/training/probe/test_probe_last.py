@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import CommandResult, TinyData
+from commands import CommandResult
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError, ShapeError
 from domainclip.models import make_tiny_clip
@@ -18,6 +18,7 @@ from domainclip.resolve import DataFacts, ModelFacts, resolve
 from domainclip.tracking import read_metrics
 from domainclip.training import Trainer, Validation
 from probe_cases import make_probe
+from tiny_data import TinyData
 from training_setup import make_trainer, same, train_until, weights
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import CommandResult, TinyData
+from commands import CommandResult
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
@@ -25,6 +25,7 @@ from domainclip.training.probe.draws import ClassPrompts, PairDraws
 from domainclip.training.probe.features import FeatureReader
 from domainclip.training.probe.probe import Probed, ProbeRestraint
 from probe_cases import CPU, dataset, make_probe
+from tiny_data import TinyData
 from training_setup import make_trainer, same, train_until, weights
 
 pytestmark = pytest.mark.slow
