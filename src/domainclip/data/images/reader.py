@@ -212,6 +212,7 @@ def read_array(
     max_pixels: int = MAX_PIXELS,
     settings: ImagePreprocessing = _DEFAULT,
     at_least: int | None = None,
+    large: int | None = None,
 ) -> np.ndarray:
     """Read a file at its own depth, its EXIF orientation applied.
 
@@ -220,6 +221,7 @@ def read_array(
         max_pixels: Larger images are refused.
         settings: Says which page, and which window of a DICOM.
         at_least: As for ``read_image``.
+        large: An image of more pixels comes smaller; ``LARGE_IMAGE``, if left out.
 
     Returns:
         uint8, uint16, float32 …: grey ``[height, width]``, or with channels last.
@@ -231,26 +233,26 @@ def read_array(
     if isinstance(path, ImageBytes):
         if not path.content:
             raise ImageError(f"{path.name}: the file is empty")
-        return _read(Path(path.name), io.BytesIO(path.content), max_pixels, settings, at_least)
+        return _read(Path(path.name), io.BytesIO(path.content), max_pixels, settings, at_least, large)
     path = Path(path)
     if path.suffix.lower() in IMAGE_FORMATS:
         return _read_own(path, max_pixels)
     with image_file(path) as file:
-        return _read(path, file, max_pixels, settings, at_least)
+        return _read(path, file, max_pixels, settings, at_least, large)
 
 
 def _read(
-    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None
+    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None, large: int | None
 ) -> np.ndarray:
     try:
         with SILENCE:
-            return _decoded(path, file, max_pixels, settings, at_least)
+            return _decoded(path, file, max_pixels, settings, at_least, large)
     except MemoryError:
         raise ImageError(f"{path}: there is not enough memory to decode it; shrink the image first") from None
 
 
 def _decoded(
-    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None
+    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None, large: int | None
 ) -> np.ndarray:
     start = _checked_start(file, path)
     if is_dicom(start):
@@ -273,7 +275,8 @@ def _decoded(
             if number:
                 image.seek(pages[number])
                 refuse_above(max_pixels, image.width, image.height, path, _bytes_per_pixel(image))
-            return _page_of(image, file, path, max_pixels, at_least)
+            smaller = image.width * image.height > (LARGE_IMAGE if large is None else large)
+            return _page_of(image, file, path, max_pixels, at_least if smaller else None)
 
         try:
             if _DNG_VERSION in getattr(image, "tag_v2", {}):
@@ -309,8 +312,6 @@ def _page_of(image: Image.Image, file: BinaryIO, path: Path, max_pixels: int, at
     if is_deep_grey(image):
         return _numbers(image)
     orientation = orientation_of(image)
-    if image.width * image.height <= LARGE_IMAGE:
-        at_least = None
     if image.format == "JPEG" and image.mode in {"RGB", "L"}:
         if orientation == 1:
             return _decode_jpeg(file.read(), image.mode == "L", image.size, at_least)
