@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from commands import CommandResult
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
@@ -113,6 +114,13 @@ def open_clip_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 @pytest.fixture(scope="session")
 def processor() -> EncoderProcessor:
     return make_tiny_clip().processor
+
+
+@pytest.fixture
+def without_heic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow as it is where the extra ``heic`` is not installed."""
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
 
 
 @pytest.fixture

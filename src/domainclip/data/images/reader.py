@@ -102,13 +102,20 @@ def _open(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError(f"{path}: {_what_it_is(_start(file), path)}") from None
     except _DECODE_ERRORS as error:
-        raise ImageError(f"{path}: cannot be opened ({error})") from None
+        raise ImageError(f"{path}: cannot be opened ({_said(error)})") from None
     refuse_above(max_pixels, image.width, image.height, path, _bytes_per_pixel(image))
     return image
 
 
+def _said(error: Exception) -> str:
+    """What a decoder says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _what_it_is(start: bytes, path: Path) -> str:
     kind = kind_of(start, path)
+    if kind is not None and kind.is_read:
+        return f"this is {kind.name}, and it is damaged"
     if kind is not None:
         return f"this is {kind.name}: {kind.advice}"
     hint = _NO_PREAMBLE if path.suffix.lower() in {".dcm", ".dicom"} else ""
@@ -158,7 +165,7 @@ def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
             try:
                 frames = getattr(image, "n_frames", 1)
             except _DECODE_ERRORS as error:
-                raise ImageError(f"{path}: damaged image ({error})") from None
+                raise ImageError(f"{path}: damaged image ({_said(error)})") from None
             return ImageHeader(image.width, image.height, image.format or "", image.mode, frames)
 
 
@@ -285,7 +292,7 @@ def _decoded(
         except ImageError:
             raise
         except _DECODE_ERRORS as error:
-            raise ImageError(f"{path}: damaged image ({error})") from None
+            raise ImageError(f"{path}: damaged image ({_said(error)})") from None
 
 
 def _read_own(path: Path, max_pixels: int) -> np.ndarray:
@@ -296,7 +303,7 @@ def _read_own(path: Path, max_pixels: int) -> np.ndarray:
     except FileNotFoundError as error:
         raise unopened(path, error) from None
     except _DECODE_ERRORS as error:
-        raise ImageError(f"{path}: damaged image ({error})") from None
+        raise ImageError(f"{path}: damaged image ({_said(error)})") from None
     if found.ndim not in (2, 3) or 0 in found.shape:
         raise ImageError(f"{path}: its reader gave an array of shape {found.shape}, which is no image")
     refuse_above(max_pixels, found.shape[1], found.shape[0], path)
@@ -359,7 +366,9 @@ def array_of(image: Image.Image) -> np.ndarray:
         raise
     except _OPENED_ERRORS as error:  # Pillow reads the pixels only now
         name = getattr(image, "filename", "") or "The PIL image"
-        raise ImageError(f"{name}: its pixels cannot be read ({error}). Was its file closed? Give the path") from None
+        raise ImageError(
+            f"{name}: its pixels cannot be read ({_said(error)}). Was its file closed? Give the path"
+        ) from None
 
 
 def _numbers(image: Image.Image) -> np.ndarray:
