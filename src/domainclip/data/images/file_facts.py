@@ -11,6 +11,8 @@ from domainclip.data.images.image_file import image_file
 from domainclip.data.images.tar_files import members_of, tar_of
 from domainclip.errors import MissingImageError
 
+_BLOCK = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
@@ -39,8 +41,9 @@ class FileFacts:
                 if facts is not None and (facts.size, facts.modified) == (size, modified):
                     return facts
             with image_file(path, whole=False) as file:
-                # Twice as fast as SHA-256, where the processor has no instructions for that.
-                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+                digest = hashlib.blake2b(digest_size=16)  # twice as fast as SHA-256 without instructions for that
+                while block := file.read(_BLOCK):
+                    digest.update(block)
             return cls(size, modified, digest.hexdigest())
         except (OSError, ValueError):  # an ImageError is a ValueError; a NUL in the name
             return None
