@@ -25,10 +25,10 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
         choices: Names that there are.
 
     Returns:
-        The choice most like it, from a ``difflib`` ratio of 0.6 on; else None.
+        The choice most like it, from a ``difflib`` ratio of 0.6 on, the first by name of several; else None.
     """
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
-    return found[0] if found else None
+    found = difflib.get_close_matches(name, list(choices), n=5, cutoff=0.6)
+    return max(sorted(found), key=lambda choice: difflib.SequenceMatcher(None, choice, name).ratio(), default=None)
 
 
 class Registry(Generic[T]):

@@ -60,6 +60,35 @@ WRONG = [
     ("domain", "show", "medcal"),
     ("domain", "glossary", "gone.yaml"),
 ]
+COMMANDS_WITH_KEYS = [
+    ("train", "--data", "table.csv", "--model", "tiny"),
+    ("tune", "--data", "table.csv", "--model", "tiny"),
+    ("evaluate", "--data", "table.csv", "--model", "tiny"),
+    ("compare", "--data", "table.csv", "--model", "tiny"),
+    ("align", "report", "--data", "table.csv", "--model", "tiny"),
+    ("data", "check", "table.csv"),
+    ("data", "preview", "--data", "table.csv"),
+    ("demo",),
+]
+KEYS = {
+    "evaluators=[retrieval,clasification]": "did you mean 'classification'?",
+    "evaluators=[mine]": "choose one of classification, retrieval",
+    "primary_metric=acc": "did you mean 'acc1'?",
+    "primary_metric=mAP1": "did you mean 'mAP'?",
+    "loss_type=contrastve": "did you mean 'contrastive'?",
+    "objectives=sigmod:1": "did you mean 'sigmoid'?",
+    "class_hierarchy=tabel.csv": "did you mean table.csv?",
+    "plugins=[mine.py]": "there is no file",
+    "plugins=[no_such_module_here]": "there is no module 'no_such_module_here'",
+    "image_root=picturs": "did you mean pictures?",
+    "domain=mine.yaml": "there is no such file",
+    "text_preprocessing={glossary: medcal}": "Did you mean 'medical'?",
+    "text_preprocessing={glossary: mine.yaml}": "Glossary mine.yaml does not exist",
+    "precision=fp8": "choose 'fp32', 'bf16' or 'fp16'",
+    **({} if sys.platform == "darwin" else {"device=mps": "not a Mac"}),
+}
+WRONG += [(*command, key) for command in COMMANDS_WITH_KEYS for key in KEYS]
+WRONG.append(("compare", "--data", "table.csv", "--model", "tiny", "--metric", "acc"))
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +97,7 @@ def answers(tmp_path_factory) -> dict[tuple[str, ...], tuple[int, str, list[str]
     folder = tmp_path_factory.mktemp("first")
     (folder / "table.csv").write_text("image_path,caption\na.png,a\n")
     (folder / "empty.csv").write_text("")
+    (folder / "pictures").mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DOMAINCLIP_")}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -88,6 +118,36 @@ def test_an_error_needs_no_torch(arguments, answers) -> None:
     assert err.strip()
     assert "Traceback" not in err
     assert heavy == []
+    for key, words in KEYS.items():
+        if key in arguments:
+            assert words in err
+
+
+def test_the_names_that_a_key_knows_are_those_that_there_are() -> None:
+    from domainclip.config import CLIPFinetuningConfig
+    from domainclip.config.key_facts import facts_of
+    from domainclip.evaluation.build import EVALUATORS
+    from domainclip.losses import LOSSES
+
+    for key, registry in (("evaluators", EVALUATORS), ("loss_type", LOSSES), ("objectives", LOSSES)):
+        own = {name for name, entry in registry.entries.items() if entry.__module__.startswith("domainclip.")}
+        assert set(facts_of(CLIPFinetuningConfig, key).names) == own
+
+
+@pytest.mark.parametrize("device", ["cuda", None])
+def test_a_build_for_the_cpu_only_is_known_without_torch(device, monkeypatch) -> None:
+    from domainclip.cli import start_checks
+    from domainclip.config import CLIPFinetuningConfig
+    from domainclip.errors import ConfigurationError, DeviceError
+
+    config = CLIPFinetuningConfig(device=device, precision="fp16")
+    monkeypatch.setattr(start_checks.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(start_checks, "version", lambda package: "2.13.0+cpu")
+    error, words = (DeviceError, "built for the CPU") if device else (ConfigurationError, "precision=fp16 on cpu")
+    with pytest.raises(error, match=words):
+        start_checks.check_recipe(config)
+    monkeypatch.setattr(start_checks, "version", lambda package: "2.13.0+cu128")  # whether there is a card is tried
+    start_checks.check_recipe(config)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,11 @@ from domainclip.cli.options import (
     Model,
     Recipe,
     Split,
-    check_model,
-    check_start,
     config_of,
     print_json,
     recipe_keys,
 )
+from domainclip.cli.start_checks import check_model, check_start
 from domainclip.files import require_writable
 
 align_app = typer.Typer(no_args_is_help=True, help="See whether images and texts agree.")

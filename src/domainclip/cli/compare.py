@@ -14,13 +14,12 @@ from domainclip.cli.options import (
     Domain,
     Recipe,
     Split,
-    check_data,
-    check_model,
     config_of,
     print_json,
     recipe_keys,
     warn,
 )
+from domainclip.cli.start_checks import check_data, check_metric, check_model, check_recipe
 from domainclip.errors import ConfigurationError
 
 
@@ -60,6 +59,9 @@ def compare(
     Example: domainclip compare -m vit-b-32 -m mine=outputs/mine/model -d images.csv
     """
     config = config_of(recipe, overrides, domain=domain)
+    check_recipe(config)
+    if not config.plugins:
+        check_metric(metric, "--metric")
     models, sets = named(model or [], "model"), named(data or [], "data")
     for name in models if strict else [reference or next(iter(models))]:  # the others leave a reason in the matrix
         if name in models:

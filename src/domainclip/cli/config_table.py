@@ -114,7 +114,9 @@ def explanation(row: dict[str, Any]) -> str:
         f"  here     {_written(row['value'])} ({row['source']})",
         f"  scope    {whose}; {'changes' if facts.changes_weights else 'does not change'} what is trained",
     ]
-    if isinstance(facts.search, Search) and facts.search.choices:
+    if facts.names:
+        lines.insert(2, f"  names    {', '.join(facts.names)}; or those of a plugin")
+    elif isinstance(facts.search, Search) and facts.search.choices:
         lines.insert(2, f"  such as  {', '.join(map(str, facts.search.choices))}")
     return "\n".join(lines)
 

@@ -29,14 +29,13 @@ from domainclip.cli.options import (
     Recipe,
     Split,
     as_typed,
-    check_model,
-    check_start,
     config_of,
     output_folder,
     print_json,
     warn,
 )
 from domainclip.cli.preview import preview
+from domainclip.cli.start_checks import check_model, check_recipe, check_start
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 from domainclip.files import require_writable
@@ -111,9 +110,10 @@ def train(
         if recipe is None and not (Path(output) / "checkpoints").is_dir():  # of a run that was started from Python
             raise ConfigurationError(f"There is no run in {output} to resume: leave --resume out, or name its folder")
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
-    if not resume:  # a run that goes on says first whether there is one
+    if not resume:
         require_writable(Path(config.output_dir), "The output directory")
         check_model(config)
+    if recipe is not None or not resume:  # a run that was started from Python says itself what is missing
         check_start(config)
     from domainclip.pipelines import run_training
 
@@ -236,6 +236,7 @@ def demo(
 
     Example: domainclip demo --output outputs/demo
     """
+    check_recipe(config_of(None, overrides))
     from domainclip.config import parse_overrides
     from domainclip.demo import run_demo
 
@@ -332,6 +333,8 @@ def data_check(
         check_model(config, weights=False)
     if model is not None or not os.path.isfile(path):  # what is wrong with a file is a finding
         check_start(config)
+    else:
+        check_recipe(config)
     from domainclip.data.captions.pipeline import CaptionPipeline
     from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps

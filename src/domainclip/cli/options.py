@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from domainclip.errors import ConfigurationError, DataError, MissingExtraError, MissingFileError
+from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
 
 if TYPE_CHECKING:
@@ -180,76 +179,6 @@ def warn(text: str) -> None:
         text: The sentence.
     """
     typer.echo(f"WARNING: {text}", err=True)
-
-
-def check_start(config: CLIPFinetuningConfig) -> None:
-    """Answer at once what needs no torch: data and reference sets that are not there, packages that are not installed.
-
-    Args:
-        config: The recipe of a command that reads its data.
-
-    Raises:
-        DataError: There are no data at a path.
-        MissingExtraError: A package is missing that the recipe needs.
-    """
-    for path in (config.data_path, *(config.retention_data or ())):
-        check_data(path)
-    if config.lora_r is not None and find_spec("peft") is None:
-        raise MissingExtraError("peft", "lora", "lora_r (training with LoRA adapters)")
-
-
-def check_data(path: str) -> None:
-    """Answer at once where there are no data at a path.
-
-    Args:
-        path: A table, a folder, or ``hf:NAME``.
-
-    Raises:
-        DataError: There is nothing, or nothing that could be read.
-        MissingExtraError: Reading it needs a package that is not installed.
-    """
-    if path.startswith("hf:"):
-        if find_spec("datasets") is None:
-            raise MissingExtraError("datasets", "datasets", f"Reading the data set {path}")
-        return
-    here = os.path.expanduser(path)
-    if os.path.isfile(here):
-        if os.path.getsize(here) == 0:
-            raise DataError(f"{path} is empty: no valid image-text pairs in it")
-        if here.lower().endswith(".parquet") and find_spec("pyarrow") is None:
-            raise MissingExtraError("pyarrow", "parquet", f"Reading {path}")
-    elif not os.path.lexists(here) and not re.search(r"[*?{\[]", path):  # a pattern of several files
-        folder, name = os.path.split(here)
-        beside = sorted(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else []
-        guess = nearest(name, beside) if len(name) < 256 else None
-        hint = f" (did you mean {os.path.join(folder, guess)}?)" if guess else ""
-        raise MissingFileError(f"Data not found: {path:.500}{hint}; a Hugging Face data set is named hf:OWNER/NAME")
-
-
-def check_model(config: CLIPFinetuningConfig, weights: bool = True) -> None:
-    """Answer a wrong name or folder of a model at once: before torch is imported and anything is read.
-
-    Where no model is named and the data are not there, the command says the latter.
-
-    Args:
-        config: The recipe of a command that loads its model.
-        weights: Whether it needs them, and not the tokenizer and image processor alone.
-
-    Raises:
-        ModelLoadError: The model cannot be had, or is none.
-    """
-    from domainclip.models.source import find_model
-
-    data = os.path.expanduser(config.data_path)
-    if not config.is_set("model_name") and not data.startswith("hf:") and not os.path.lexists(data):
-        return
-    if config.vision_model_name or config.text_model_name:
-        if config.vision_model_name:
-            find_model(config.vision_model_name, "image tower")
-        if config.text_model_name:
-            find_model(config.text_model_name, "text tower")
-    else:
-        find_model(config.model_name, weights=weights)
 
 
 def print_json(value: object) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import Data, Domain, Recipe, Split, check_model, check_start, config_of, recipe_keys, warn
+from domainclip.cli.options import Data, Domain, Recipe, Split, config_of, recipe_keys, warn
+from domainclip.cli.start_checks import check_model, check_start
 from domainclip.errors import ConfigurationError
 from domainclip.files import require_writable
 

@@ -13,12 +13,11 @@ from domainclip.cli.options import (
     Domain,
     Model,
     Recipe,
-    check_model,
-    check_start,
     config_of,
     output_folder,
     recipe_keys,
 )
+from domainclip.cli.start_checks import check_model, check_start
 from domainclip.errors import ConfigurationError, MissingExtraError
 
 
@@ -62,7 +61,7 @@ def tune(
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
     if not resume:
         check_model(config)
-        check_start(config)
+    check_start(config)
     if find_spec("optuna") is None:
         raise MissingExtraError("optuna", "tune", "Tuning a recipe")
     from domainclip.config import parse_overrides

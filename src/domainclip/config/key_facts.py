@@ -63,6 +63,7 @@ class KeyFacts:
         common: whether it is among the first that somebody changes.
         path: whether a value may be the path of something that is read, or of something that is written.
         also: what other programs call it, for the answer to somebody who does.
+        names: what the package itself has by the name that this key, or each entry of it, is; a plugin may add others.
     """
 
     section: Section
@@ -72,6 +73,7 @@ class KeyFacts:
     common: bool = False
     path: Literal["read", "written"] | None = None
     also: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def key(
@@ -85,6 +87,7 @@ def key(
     common: bool = False,
     path: Literal["read", "written"] | None = None,
     also: tuple[str, ...] = (),
+    names: tuple[str, ...] = (),
     **limits: Any,
 ) -> Any:
     """Declare a key of a recipe.
@@ -97,7 +100,7 @@ def key(
         one_run: True for what no domain may set.
         search: left out, the user says between what; a key that changes no weight cannot be searched.
         common: True for what is shown first.
-        path: see ``KeyFacts``, as for ``also``. A leading ``~`` in such a value stands for the home folder.
+        path: see ``KeyFacts``, as for ``also`` and ``names``. A leading ``~`` in it stands for the home folder.
         limits: the range (``gt``, ``ge``, ``lt``, ``le``, ``min_length``) and the ``title`` that messages use.
 
     Returns:
@@ -106,7 +109,7 @@ def key(
     field = Field(default, description=description, **limits)
     if search is None:
         search = Search() if changes_weights else _IDLE
-    field.metadata.append(KeyFacts(section, changes_weights, one_run, search, common, path, also))
+    field.metadata.append(KeyFacts(section, changes_weights, one_run, search, common, path, also, names))
     return field
 
 

@@ -14,6 +14,11 @@ from domainclip.config.domain_name import Domain
 from domainclip.config.key_facts import Search, key
 
 METRICS = ("cosine", "dot", "euclidean", "bilinear")
+_OBJECTIVES = (
+    *("contrastive", "multi_positive", "sigmoid", "hard_negative", "domain_specific", "multi_scale"),
+    *("multi_resolution", "combined"),
+)
+"""What the package registers; ``losses`` imports torch, and this module must not."""
 
 
 class TemperatureSettings(Settings):
@@ -63,12 +68,16 @@ class LossSettings(TemperatureSettings):
         "loss",
         "Name of the training objective.",
         min_length=1,
+        names=_OBJECTIVES,
         search=Search(
             choices=("contrastive", "multi_positive", "hard_negative", "sigmoid", "domain_specific"), steers=True
         ),
     )
     objectives: dict[str, float] = key(
-        {}, "loss", "For loss_type combined: the objectives of the weighted sum, each with its weight."
+        {},
+        "loss",
+        "For loss_type combined: the objectives of the weighted sum, each with its weight.",
+        names=_OBJECTIVES,
     )
     loss_balancing: Literal["fixed", "uncertainty", "gradient_norm"] = key(
         "fixed", "loss", "How the weights of a weighted sum change during training.", title="Loss balancing"

@@ -110,7 +110,7 @@ class DataSettings(SeedSettings):
         "split", "Column that says the split of each row; null: none is looked for.", min_length=1
     )
     image_root: str | None = _of_the_rows(
-        None, "Folder that relative image paths start from; null: the table's own.", min_length=1
+        None, "Folder that relative image paths start from; null: the table's own.", min_length=1, path="read"
     )
     caption_template: str | None = _of_the_rows(
         None, "How captions are written from labels where there are none ('a photo of a {label}'); null: the domain's."
@@ -446,6 +446,7 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
         "evaluation",
         "Evaluators that every validation has too: those of plugins, or of the package where it has them.",
         changes_weights=False,
+        names=("classification", "retrieval", "domain_metrics", "class_hierarchy", "documents", "terminology"),
     )
     primary_metric: str | None = key(
         None,

@@ -67,11 +67,11 @@ def cuda_obstacle(device: torch.device) -> str | None:
         return "Macs have no CUDA"
     if not platform.cuda_is_built():
         remedy = (
-            " An NVIDIA driver is present: install a CUDA build, see https://pytorch.org/get-started/locally"
+            ". An NVIDIA driver is present: install a CUDA build, see https://pytorch.org/get-started/locally"
             if platform.nvidia_driver_present()
             else ""
         )
-        return f"torch {torch.__version__} is built for the CPU only.{remedy}"
+        return f"torch {torch.__version__} is built for the CPU only{remedy}"
     if not platform.cuda_is_available():
         return "no NVIDIA GPU is visible. Check `nvidia-smi`, the driver's version and CUDA_VISIBLE_DEVICES"
     count = platform.cuda_device_count()

@@ -16,20 +16,10 @@ from domainclip.evaluation.shared import encode_images
 from domainclip.evaluation.zero_shot import of_images
 from domainclip.inference.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.metrics.classification import zero_shot_logits
-from domainclip.metrics.metric import METRICS, MetricFacts
 from domainclip.metrics.threshold_curves import threshold_figures
 
 MOST_SHOWN = 20
 """Labels up to which each one's figures stand beside the means; of more, they are in the details."""
-
-METRICS.add(
-    MetricFacts("mAP", "average precision, mean over labels (mAP)", "classification", "fraction", decimal=True),
-    MetricFacts("mean_auroc", "AUROC, mean over labels", "classification", "fraction", decimal=True),
-    MetricFacts("n_labels", "labels", "classification", "count"),
-)
-METRICS.add_family(
-    r"(AP|AUROC) of (.+)", lambda found: MetricFacts(found[0], found[0], "classification", "fraction", decimal=True)
-)
 
 
 class MultiLabelEvaluator(CallableEvaluator):

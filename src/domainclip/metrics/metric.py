@@ -202,7 +202,15 @@ class MetricTable:
         return MetricFacts(name, name, greater_is_better=not name.endswith("loss"))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.canonical(name) in self._facts
+        return isinstance(name, str) and (
+            self.canonical(name) in self._facts or any(pattern.fullmatch(name) for pattern, _ in self._families)
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The names of figures that say how well a model does on all rows, the better known first."""
+        own = [name for name, facts in self._facts.items() if not facts.is_count and facts.section != "label"]
+        return [*own, *self._canonical]
 
     def canonical(self, name: str) -> str:
         """The one name of a figure that the public API also knows by another, such as ``accuracy``.
@@ -243,7 +251,11 @@ METRICS.add(
         "mean_per_class_recall", "mean per-class recall", "classification", "fraction", also=("balanced_accuracy",)
     ),
     MetricFacts("macro_f1", "macro F1", "classification", "fraction", decimal=True, also=("f1_score",)),
-    *_all("classification", {"n_classified": "classified images", "n_classes": "classes"}, "count"),
+    MetricFacts("mAP", "average precision, mean over labels (mAP)", "classification", "fraction", decimal=True),
+    MetricFacts("mean_auroc", "AUROC, mean over labels", "classification", "fraction", decimal=True),
+    *_all(
+        "classification", {"n_classified": "classified images", "n_classes": "classes", "n_labels": "labels"}, "count"
+    ),
     *_all("retrieval", {"n_images": "images", "n_texts": "different captions"}, "count"),
     MetricFacts("loss", "loss (nats)", "loss", "nats", greater_is_better=False),
     MetricFacts("mean_R@1", "mean of i2t and t2i R@1", "retrieval", "fraction"),
@@ -328,6 +340,9 @@ for _direction, _words in _DIRECTIONS.items():
         MetricFacts(f"{_direction}_MRR", f"{_words} MRR", "retrieval", "fraction", decimal=True),
         MetricFacts(f"{_direction}_median_rank", f"{_words} median rank", "retrieval", "rank", greater_is_better=False),
     )
+METRICS.add_family(
+    r"(AP|AUROC) of (.+)", lambda found: MetricFacts(found[0], found[0], "classification", "fraction", decimal=True)
+)
 METRICS.add_family(
     r"(i2t|t2i)_(R@\d+)",
     lambda found: MetricFacts(found[0], f"{_DIRECTIONS[found[1]]} {found[2]}", "retrieval", "fraction"),

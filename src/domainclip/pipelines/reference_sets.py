@@ -355,7 +355,7 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
     validation = evaluator(drawn)
     during = evaluator(stratified_rows(drawn, ROWS_DURING_TRAINING, config.seed))
     on_test = (evaluator(test), "test") if test else (validation, "validation")
-    digest = DataRecord.of({name: test or drawn}).digest_of(name)
+    digest = DataRecord.of({name: test or drawn}, files=splits.copies.files).digest_of(name)
     return ReferenceSet(name, validation, during, *on_test, spare, readable(shown), skipped, digest)
 
 

@@ -18,6 +18,8 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif"}
     | {".jp2", ".j2k", ".jpx", ".jpf", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".mpo", ".dcm", ".dicom", ".ima"}
 )
+_HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+"""Read where the extra ``heic`` is installed, which teaches Pillow the format."""
 _COMPANIONS = frozenset(
     {".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".md"}
     | {".rst", ".html", ".htm", ".css", ".js", ".py", ".ipynb", ".sh", ".log", ".parquet", ".arrow", ".xlsx", ".xls"}
@@ -44,18 +46,7 @@ def is_image_name(name: str) -> bool:
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         return False
-    return (
-        suffix in IMAGE_SUFFIXES or suffix in IMAGE_FORMATS or (suffix in {".heic", ".heif", ".hif"} and reads_heic())
-    )
-
-
-def reads_heic() -> bool:
-    """Whether the extra is installed that reads HEIC.
-
-    Returns:
-        True where Pillow has been taught the format.
-    """
-    return "HEIF" in Image.OPEN
+    return suffix in IMAGE_SUFFIXES or suffix in IMAGE_FORMATS or (suffix in _HEIC_SUFFIXES and "HEIF" in Image.OPEN)
 
 
 def is_visible_folder(name: str) -> bool:
@@ -213,7 +204,7 @@ class FolderContents:
             self.left_out.append((path, f"this file cannot be read ({error.strerror or error})"))
             return
         kind = kind_of(start, path)
-        if kind is None and is_image_start(start):
+        if (kind is None and is_image_start(start)) or (kind is not None and kind.is_read):
             self.images.append(path)
         elif kind is not None and kind.name == "a text file" and not path.suffix:
             if target := _link_as_text(path, start):
