@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from commands import CommandResult
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
@@ -23,6 +24,21 @@ from machines import machine, metal_memory  # noqa: F401
 from model_zoo import save_siglip, save_vision_text
 from open_clip_zoo import KINDS
 from tiny_data import TinyData, write_tiny_data
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The collector of garbage leaves out what the imports make, which stays: hundreds of thousands of objects.
+
+    It would take nearly half of the time of the imports, and each of the searches that end a training half a second.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -53,15 +69,6 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def build(zoo: dict[str, Path]) -> Callable[[str], DualEncoder]:
     """Loads a kind of ``zoo``, in ``eval()`` mode."""
     return lambda kind: load_encoder(ModelSettings(model_name=str(zoo[kind])))
-
-
-@pytest.fixture(scope="module")
-def quick_collections() -> Iterator[None]:
-    """Repeats that look for garbage do not look among the hundred thousands of objects that the imports have made."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +120,13 @@ def open_clip_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 @pytest.fixture(scope="session")
 def processor() -> EncoderProcessor:
     return make_tiny_clip().processor
+
+
+@pytest.fixture
+def without_heic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow as it is where the extra ``heic`` is not installed."""
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
 
 
 @pytest.fixture

@@ -182,7 +182,12 @@ def evaluate(
         require_writable(output, "--output", is_file=True)
     from domainclip.pipelines.run_folder import output_file, paths_read
 
-    with output_file(output, paths_read(config), warn):
+    beside: list[str] = []
+    if output is not None and resolutions is not None:
+        from domainclip.pipelines.evaluate_resolutions import plot_places
+
+        beside = [place.name for place in plot_places(output).values()]
+    with output_file(output, paths_read(config), warn, beside):
         if resolutions is not None:
             _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
             return

@@ -15,8 +15,6 @@ import out_of_memory_child
 from domainclip.errors import CLIPFinetuningError, MemoryConstraintError
 from out_of_memory_cases import OTHERS, OUT_OF_MEMORY, Run, assert_same_run, batch_of
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def test_frozen_batch_norm_goes_in_micro_batches_and_live_batch_norm_is_told() -> None:
     undisturbed, disturbed = Run(batch_norm=True), Run(batch_norm=True)

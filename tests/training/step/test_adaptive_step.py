@@ -15,8 +15,6 @@ from domainclip.devices.out_of_memory import is_out_of_memory
 from domainclip.losses import CLIPContrastiveLoss, build_loss
 from out_of_memory_cases import OTHERS, OUT_OF_MEMORY, ROWS, STEPS, Run, assert_same_run
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:40])
 def test_out_of_memory_is_recognised(error: Exception) -> None:
