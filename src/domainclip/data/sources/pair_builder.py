@@ -167,9 +167,9 @@ class PairBuilder:
         """Add what was guessed.
 
         Args:
-            sentence: It, without a stop.
+            sentence: It, without a stop; nothing is added where it is empty.
         """
-        if sentence not in self._pairs.notes:
+        if sentence and sentence not in self._pairs.notes:
             self._pairs.notes.append(sentence)
 
     def _is_missing(self, what: str, text: str, loosely: bool = False) -> bool:
