@@ -153,6 +153,13 @@ def processor() -> EncoderProcessor:
 
 
 @pytest.fixture
+def without_heic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow as it is where the extra ``heic`` is not installed."""
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+
+
+@pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images take most of the time of trials this short; one test looks at them."""
     for name in ("plot_history", "plot_importances", "plot_slices"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from domainclip.data.group_split import image_key
 from domainclip.data.records import ImageTextPair
 from domainclip.data.splits import load_splits, split_pairs
 from domainclip.errors import DataError
+from domainclip.pipelines.data_record import DataRecord
 
 
 def drawn(path: Path, seed: int) -> None:
@@ -156,3 +160,33 @@ def test_a_split_of_one_image_is_trained_on(folder: Path) -> None:
     splits = load_splits(table(folder, ["train"] * 9 + ["test"] * 3))
     assert (len(splits.train), len(splits.val), len(splits.test)) == (9, 0, 3)
     assert any(note.startswith("validation would have one image") for note in splits.notes)
+
+
+def test_copies_in_tars_are_found(folder: Path) -> None:
+    for name, images in (("00000.tar", [0, 1, 2, 3]), ("00001.tar", [4, 5, 2, 3])):
+        with tarfile.open(folder / name, "w") as tar:
+            for place, image in enumerate(images):
+                tar.add(folder / f"{image}.png", f"{place}.png")
+    pairs = [ImageTextPair(folder / name / f"{i}.png", "a") for name in ("00000.tar", "00001.tar") for i in range(4)]
+    found = find_copies(pairs)
+    assert [{path.name for path in group} for group in found.exact] == [{"2.png"}, {"3.png"}]
+    assert len(found.files) == 8
+
+
+def test_a_file_is_digested_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [ImageTextPair(folder / f"{i}.png", f"caption {i}") for i in range(12)]
+    read: list[str] = []
+    digest = hashlib.blake2b
+
+    def counting(*content: bytes, digest_size: int = 64) -> Any:
+        if digest_size == 16:  # of files
+            read.append("x")
+        return digest(*content, digest_size=digest_size)
+
+    monkeypatch.setattr(hashlib, "blake2b", counting)
+    copies = find_copies(pairs)
+    record = DataRecord.of({"train": pairs}, files=copies.files)
+    assert len(read) == 12 and len(record.images) == 12
+    drawn(folder / "3.png", 99)  # what has changed since is looked at again
+    assert DataRecord.of({"train": pairs}, files=copies.files).images["3.png"] != record.images["3.png"]
+    assert len(read) == 13

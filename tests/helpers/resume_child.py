@@ -34,8 +34,8 @@ def train(values: dict[str, Any], kill: tuple[str, int] | None = None) -> None:
 
     from domainclip import files
     from domainclip.config import CLIPFinetuningConfig
+    from domainclip.output_record import RECORD
     from domainclip.pipelines import run_training
-    from domainclip.pipelines.run_folder import RECORD
 
     torch.set_num_threads(1)
     if kill is not None:

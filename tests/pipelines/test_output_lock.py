@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from domainclip.errors import ConfigurationError
+from domainclip.output_record import LOCK_FILE
 from domainclip.pipelines import output_lock
-from domainclip.pipelines.output_lock import LOCK_FILE, locked_output
+from domainclip.pipelines.output_lock import locked_output
 
 HOLD = """
 import sys, time

@@ -12,8 +12,9 @@ from rich.console import Console
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError
 from domainclip.files import require_writable
+from domainclip.output_record import RECORD
 from domainclip.pipelines import fine_tune, run_training
-from domainclip.pipelines.run_folder import RECORD, RunFolder
+from domainclip.pipelines.run_folder import RunFolder
 from tiny_data import TinyData
 
 pytestmark = pytest.mark.slow

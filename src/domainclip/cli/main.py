@@ -84,7 +84,7 @@ def train(
     overrides: Overrides = None,
     data: Data = None,
     model: Model = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the run.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the run; left out, outputs.")] = None,
     recipe: Recipe = None,
     domain: Domain = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
@@ -95,8 +95,9 @@ def train(
 ) -> None:
     """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
-    `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
-    error_analysis=true, `--data` where the data have moved, and num_epochs for more epochs.
+    `--output DIR --resume` goes on with the recipe in DIR. With it may be given
+    keys that change no weight, such as error_analysis=true, `--data` where the
+    data have moved, and num_epochs for more epochs.
 
     Example: domainclip train --data images.csv --model vit-b-32 --output outputs/mine
     """
@@ -181,7 +182,12 @@ def evaluate(
         require_writable(output, "--output", is_file=True)
     from domainclip.pipelines.run_folder import output_file, paths_read
 
-    with output_file(output, paths_read(config), warn):
+    beside: list[str] = []
+    if output is not None and resolutions is not None:
+        from domainclip.pipelines.evaluate_resolutions import plot_places
+
+        beside = [place.name for place in plot_places(output).values()]
+    with output_file(output, paths_read(config), warn, beside):
         if resolutions is not None:
             _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
             return

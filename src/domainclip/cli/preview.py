@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import Data, Domain, Recipe, Split, config_of, recipe_keys
+from domainclip.cli.options import Data, Domain, Recipe, Split, config_of, recipe_keys, warn
 from domainclip.cli.start_checks import check_model, check_start
 from domainclip.errors import ConfigurationError
 from domainclip.files import require_writable
@@ -35,10 +35,12 @@ def preview(
     check_start(config)
     require_writable(output, "--output", is_file=True)
     from domainclip.pipelines.preview import preview as make
+    from domainclip.pipelines.run_folder import output_file, paths_read
     from domainclip.reports.text import counted
 
-    made = make(config, split, images)
-    made.write(output)
+    with output_file(output, paths_read(config), warn):
+        made = make(config, split, images)
+        made.write(output)
     for problem in made.skipped[:5]:
         typer.echo(f"Left out: {problem}", err=True)
     if len(made.skipped) > 5:

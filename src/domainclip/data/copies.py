@@ -7,6 +7,7 @@ which is done up to ``NEAR_IMAGES`` and ``NEAR_BYTES`` (a minute at most on two 
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,11 @@ from pathlib import Path
 from domainclip.data.checks.image_facts import inspect_images
 from domainclip.data.checks.images import exact_groups, near_groups, pixel_findings
 from domainclip.data.group_split import image_key, path_key
+from domainclip.data.images.file_facts import FileFacts, file_status
+from domainclip.data.images.image_file import image_file
 from domainclip.data.records import ImageTextPair
-from domainclip.files import sha256_of
+from domainclip.errors import ImageError
+from domainclip.waiting import said_while_waiting
 
 NEAR_IMAGES = 20_000
 NEAR_BYTES = 2**30
@@ -37,6 +41,7 @@ class Copies:
         near: Groups of images that look alike, of at most ``LARGEST_NEAR_GROUP``.
         notes: What was not looked at, or found and not used.
         pixels: What else was seen when the images were looked at: blank ones, and more channels than are shown.
+        files: What was found of the files that were read whole, by their paths.
     """
 
     of: Mapping[str, str] = field(default_factory=dict)
@@ -44,6 +49,7 @@ class Copies:
     near: Sequence[Sequence[Path]] = ()
     notes: Sequence[str] = ()
     pixels: Sequence[str] = ()
+    files: Mapping[Path, FileFacts] = field(default_factory=dict)
 
     def sentence(self) -> str | None:
         """What was found.
@@ -52,7 +58,10 @@ class Copies:
             A sentence without a stop; None where there are no copies.
         """
         parts = []
-        for groups, what in ((self.exact, "equal to the byte"), (self.near, "alike (saved again, or scaled)")):
+        for groups, what in (
+            (self.exact, "equal to the byte"),
+            (self.near, "alike (saved again, scaled, or of one thing twice)"),
+        ):
             if groups:
                 images = sum(map(len, groups))
                 parts.append(f"{images} images in {len(groups)} group{'s' * (len(groups) != 1)} are {what}")
@@ -71,13 +80,15 @@ def find_copies(pairs: Iterable[ImageTextPair]) -> Copies:
     sizes: dict[Path, int] = {}
     for path in {image_key(pair): pair.image_path for pair in pairs}.values():
         try:
-            sizes[path] = path.stat().st_size
+            sizes[path] = file_status(path)[0]
         except (OSError, ValueError):
             continue  # told where the image is wanted
     paths, notes, pixels = list(sizes), list[str](), list[str]()
     near: list[list[Path]] = []
+    files: dict[Path, FileFacts] = {}
     if len(paths) <= NEAR_IMAGES and sum(sizes.values()) <= NEAR_BYTES:
         facts = list(inspect_images(paths))
+        files = {fact.path: fact.file for fact in facts if fact.file is not None}
         pixels = [
             f"{found.detail}, first {found.examples[0]}. {found.advice.rstrip('.')}"
             for found in pixel_findings(facts)
@@ -89,13 +100,13 @@ def find_copies(pairs: Iterable[ImageTextPair]) -> Copies:
         if large:
             notes.append(
                 f"{sum(map(len, large))} images look alike in {len(large)} groups of more than {LARGEST_NEAR_GROUP}, "
-                "which are not kept together: where they show one thing, give them a group column"
+                "which are taken for different ones: where they show one thing, give them a group column"
             )
     else:
-        exact = _equal_files(sizes)
+        exact = _equal_files(sizes, files)
         notes.append(
             f"{len(paths)} images of {sum(sizes.values()) / 2**30:.1f} GiB are too many to look for near copies here "
-            "(only equal files are kept together): `domainclip data check` looks for them"
+            "(equal files are found): `domainclip data check` looks for them"
         )
     of: dict[str, str] = {}
     for group in exact:
@@ -107,32 +118,38 @@ def find_copies(pairs: Iterable[ImageTextPair]) -> Copies:
         of |= {key: merged[name] for key, name in of.items() if name in merged} | {
             key: merged[of.get(key, key)] for key in map(path_key, group)
         }
-    return Copies(of, exact, near, notes, pixels)
+    return Copies(of, exact, near, notes, pixels, files)
 
 
-def _equal_files(sizes: Mapping[Path, int]) -> list[list[Path]]:
-    """Groups of files with equal content; a file is read as far as another one still looks the same."""
+def _equal_files(sizes: Mapping[Path, int], files: dict[Path, FileFacts]) -> list[list[Path]]:
+    """Groups of files with equal content; a file is read as far as another one still looks the same. What is found of
+    those read whole is added to ``files``."""
+
+    def ends(path: Path) -> object:
+        with image_file(path, whole=False) as file:
+            found = hashlib.blake2b(file.read(_ENDS))
+            file.seek(max(0, sizes[path] - _ENDS))
+            found.update(file.read(_ENDS))
+        return found.digest()
+
+    def digest(path: Path) -> object:
+        found = FileFacts.of(path)
+        if found is None:
+            return path  # like no other
+        files[path] = found
+        return found.digest
+
     groups = _parted([list(sizes)], lambda path: sizes[path])
-    for value in (_ends, sha256_of):
-        groups = _parted(groups, value)
-    return groups
+    return _parted(_parted(groups, ends), digest)
 
 
-def _ends(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        first = file.read(_ENDS)
-        file.seek(max(0, path.stat().st_size - _ENDS))
-        return first + file.read(_ENDS)
-
-
-def _parted(groups: Iterable[Sequence[Path]], value: Callable[[Path], object]) -> list[list[Path]]:
-    result: list[list[Path]] = []
-    for group in groups:
-        alike: dict[object, list[Path]] = defaultdict(list)
-        for path in group:
-            try:
-                alike[value(path)].append(path)
-            except OSError:
-                continue  # told where the image is wanted
-        result += [found for found in alike.values() if len(found) > 1]
-    return result
+def _parted(groups: Sequence[Sequence[Path]], value: Callable[[Path], object]) -> list[list[Path]]:
+    """Those of each group that have a value in common."""
+    alike: dict[tuple[int, object], list[Path]] = defaultdict(list)
+    paths = ((number, path) for number, group in enumerate(groups) for path in group)
+    for number, path in said_while_waiting(paths, sum(map(len, groups)), "Looking for equal images"):
+        try:
+            alike[number, value(path)].append(path)
+        except (OSError, ImageError):
+            continue  # told where the image is wanted
+    return [found for found in alike.values() if len(found) > 1]

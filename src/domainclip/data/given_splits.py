@@ -12,6 +12,7 @@ from domainclip.data.group_split import image_key
 from domainclip.data.records import DISCIPLINE_COL, Columns, PairList, SkippedRow
 from domainclip.data.sources import huggingface, tables
 from domainclip.data.sources.cells import is_missing, text_or_none
+from domainclip.data.sources.folder_contents import outputs_left_out, outputs_of, written_here
 from domainclip.data.sources.loaders import META_FILE, DatasetLoader, only_table
 from domainclip.data.sources.split_folders import MASK, masks_beside, split_folders
 from domainclip.data.sources.split_names import SPLIT_NAMES, only_one
@@ -64,16 +65,17 @@ def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
     shards = _shards(folder) or _shards(folder / "data")
     if shards:
         return {name: _joined(files, columns) for name, files in shards.items()}
-    entries = {entry.name: entry for entry in sorted(folder.iterdir())}
+    names, ours = _every_name(), written_here(folder)
     files = [
         entry
-        for entry in entries.values()
-        if entry.suffix.lower() in tables.SOURCES and entry.stem.lower() in _every_name() and entry.is_file()
+        for entry in sorted(folder.iterdir())
+        if entry.suffix.lower() in tables.SOURCES and entry.stem.lower() in names and entry.name not in ours
+        if entry.is_file()
     ]
     if not any(entry.stem.lower() in SPLIT_NAMES["train"] for entry in files):
         if only_table(folder, columns.image_col)[0] is None and (splits := split_folders(folder)):
             parts = {name: part(place.name, place, place.parent) for name, place in splits.items()}
-            return _with_masks(parts, folder)
+            return _with_left_out(parts, folder)
         return {"train": part(folder.name or str(folder), folder, folder)}
     result = {}
     for name, stems in SPLIT_NAMES.items():
@@ -84,10 +86,11 @@ def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
     return result
 
 
-def _with_masks(parts: dict[str, GivenSplit], folder: Path) -> dict[str, GivenSplit]:
-    """The splits, the last of which tells of the masks that lie beside them: defects are there, not in train."""
-    masks = masks_beside(folder)
-    if not masks:
+def _with_left_out(parts: dict[str, GivenSplit], folder: Path) -> dict[str, GivenSplit]:
+    """The splits, the last of which tells of what lies beside them: masks (defects are there, not in train), and what
+    commands of ours have written."""
+    masks, note = masks_beside(folder), outputs_left_out(folder, outputs_of(folder))
+    if not masks and not note:
         return parts
     name, last = list(parts.items())[-1]
 
@@ -96,6 +99,7 @@ def _with_masks(parts: dict[str, GivenSplit], folder: Path) -> dict[str, GivenSp
         for path in masks:
             relative = str(path.relative_to(folder))
             pairs.skipped.append(SkippedRow(f"{folder.name} {relative}", relative, "a mask, no image", MASK))
+        pairs.notes += [note] if note else []
         return pairs
 
     return parts | {name: GivenSplit(last.name, last.folder, load)}

@@ -196,7 +196,7 @@ def _completed(
                 f"{_rows_and_groups(loaded['train'])}; no group is in both"
             )
         notes.append(note)
-    notes += [f"copies: {sentence}" for sentence in [copies.sentence()] if sentence is not None]
+    notes += [f"copies: {sentence}" for sentence in [copies.sentence(), *copies.notes] if sentence is not None]
     return DataSplits(loaded["train"], loaded["validation"], loaded["test"], notes, copies)
 
 

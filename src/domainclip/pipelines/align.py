@@ -14,6 +14,7 @@ from domainclip.models.source import find_model
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.run_alignment import model_source
+from domainclip.pipelines.run_folder import paths_read, refuse_among_data
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
 from domainclip.reports.schema import AlignmentReport
 from domainclip.resolve import resolve_for_inference
@@ -53,6 +54,7 @@ def _write_report(
     config: CLIPFinetuningConfig, split: str, output: Path, compare: str | None, top_k: int | None
 ) -> AlignmentReport:
     resolved = resolve_for_inference(config)
+    refuse_among_data(output, paths_read(config))
     pairs, skipped, notes = rows_of_split(resolved, split)
     AlignmentRows(pairs)  # too few to compare is said before a model is loaded
     prepare_folder(output)

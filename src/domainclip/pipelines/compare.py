@@ -19,6 +19,7 @@ from domainclip.evaluation.build import build_evaluator, plain_evaluator
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.files import write_json, write_text, writing
 from domainclip.inference import ModelSession
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.sums import COMPARED_METRICS, check_metric, unit_sums
 from domainclip.models.source import find_model
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
@@ -127,7 +128,8 @@ def run_compare(
         data: Name → path, as the command reads them.
         reference: Name of the model that the others are tested against; the first, if left out.
         split: ``train``, ``val``, ``test``, or ``all`` for every row.
-        metric: One of ``metric_sums.METRICS`` for all data sets; each one's own primary metric, if left out.
+        metric: One of ``COMPARED_METRICS``, or another name of it, for all data sets; left out, each one's own primary
+            metric.
         strict: Whether a cell that cannot be had ends the comparison, instead of keeping its reason.
         console: Where the course is shown; standard error, if left out.
 
@@ -146,6 +148,7 @@ def run_compare(
         find_model(models[name])
     load_plugins(config.plugins)  # they may know the metric
     if metric is not None:
+        metric = METRICS.canonical(metric)
         check_metric(metric)
     console = console or Console(stderr=True)
     # A strict comparison takes no unreadable image either.

@@ -12,22 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from domainclip.data.images.file_facts import FileFacts
 from domainclip.data.records import ImageTextPair
 from domainclip.files import read_record, write_record
 from domainclip.reports.text import counted
+from domainclip.waiting import said_while_waiting
 
 _NAMED = 3
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """An image's file. Size and time are looked at first: only where they differ is the content read once more. Its
-    digest has to be taken at the first start, by reading every file; the training then finds them in memory.
-    """
-
-    size: int
-    modified: int  # nanoseconds
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -43,21 +34,28 @@ class DataRecord:
     images: dict[str, FileFacts]
 
     @classmethod
-    def of(cls, splits: Mapping[str, Sequence[ImageTextPair]], earlier: DataRecord | None = None) -> Self:
+    def of(
+        cls,
+        splits: Mapping[str, Sequence[ImageTextPair]],
+        earlier: DataRecord | None = None,
+        files: Mapping[Path, FileFacts] | None = None,
+    ) -> Self:
         """Look at rows and images as they are now.
 
         Args:
             splits: The rows by the name of their split.
             earlier: A record, whose digests hold where a file's size and time are still the same.
+            files: What is known already of files; it holds likewise.
 
         Returns:
             The record. Images that are no readable file are not in it.
         """
         paths = list(dict.fromkeys(pair.image_path for rows in splits.values() for pair in rows))
         names = _names(paths)
-        known = earlier.images if earlier is not None else {}
+        known, files = earlier.images if earlier is not None else {}, files or {}
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
-            found = pool.map(lambda path: _facts(path, known.get(names[path])), paths)
+            facts = pool.map(lambda path: FileFacts.of(path, known.get(names[path]), files.get(path)), paths)
+            found = list(said_while_waiting(facts, len(paths), "Looking whether images have changed"))
         rows = {
             split: [(names[pair.image_path], _row_digest(pair)) for pair in pairs] for split, pairs in splits.items()
         }
@@ -157,15 +155,3 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
 def _row_digest(pair: ImageTextPair) -> str:
     content = json.dumps([pair.caption, pair.label, pair.labels, pair.group, pair.discipline], default=str)
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-
-
-def _facts(path: Path, known: FileFacts | None) -> FileFacts | None:
-    try:
-        status = path.stat()
-        if known is not None and (known.size, known.modified) == (status.st_size, status.st_mtime_ns):
-            return known
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # twice as fast as SHA-256
-        return FileFacts(status.st_size, status.st_mtime_ns, digest.hexdigest())
-    except OSError:
-        return None

@@ -56,7 +56,7 @@ class Resolutions:
             ConfigurationError: The place cannot be written.
         """
         path, found = Path(path), self.report
-        places = {name: path.with_name(f"{path.stem}_{name}.png") for name in _PLOTS}
+        places = plot_places(path)
         on = f"{Path(found.model).name} on {Path(found.data).name}, {counted(found.n_images, 'image')}"
         made = [path]
         with writing(f"The output {path}"):
@@ -94,6 +94,18 @@ class Resolutions:
             console.print(line, markup=False)
 
 
+def plot_places(path: Path) -> dict[str, Path]:
+    """Where the plots beside a JSON file go.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        Their files by what they show.
+    """
+    return {name: path.with_name(f"{path.stem}_{name}.png") for name in _PLOTS}
+
+
 def check_places(path: Path) -> None:
     """Make sure that the plots beside a JSON file replace nothing but those of an earlier evaluation of that name.
 
@@ -103,7 +115,7 @@ def check_places(path: Path) -> None:
     Raises:
         ConfigurationError: They would.
     """
-    there = [place for name in _PLOTS if (place := path.with_name(f"{path.stem}_{name}.png")).exists()]
+    there = [place for place in plot_places(path).values() if place.exists()]
     if there and not path.exists():
         raise ConfigurationError(
             f"{there[0]} would be replaced by a plot, and is of no evaluation in {path}: give --output another name"

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from domainclip.errors import ConfigurationError
 from domainclip.files import require_writable
+from domainclip.output_record import LOCK_FILE
 
 if sys.platform != "win32":
     import fcntl
-
-LOCK_FILE = ".domainclip.lock"
 
 _held: set[int] = set()
 """Descriptors of the locks of this process."""

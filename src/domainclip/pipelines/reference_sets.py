@@ -17,6 +17,7 @@ from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.data.skipped import readable_pairs, skipped_rows
 from domainclip.data.sources import huggingface
+from domainclip.data.sources.folder_contents import written_here
 from domainclip.data.sources.loaders import META_FILE
 from domainclip.data.sources.split_folders import split_folders
 from domainclip.data.sources.tables import source_of
@@ -354,7 +355,7 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
     validation = evaluator(drawn)
     during = evaluator(stratified_rows(drawn, ROWS_DURING_TRAINING, config.seed))
     on_test = (evaluator(test), "test") if test else (validation, "validation")
-    digest = DataRecord.of({name: test or drawn}).digest_of(name)
+    digest = DataRecord.of({name: test or drawn}, files=splits.copies.files).digest_of(name)
     return ReferenceSet(name, validation, during, *on_test, spare, readable(shown), skipped, digest)
 
 
@@ -368,7 +369,10 @@ def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
         names |= {name for part in huggingface.open_splits(path).values() for name in part.column_names}
     else:
         places = [folder, *(split_folders(folder).values() if folder.is_dir() else ())]
+        ours = written_here(folder) if folder.is_dir() else frozenset()
         for file in [file for place in places if place.is_dir() for file in place.iterdir()] or [folder]:
+            if file.parent == folder and file.name in ours:
+                continue
             (of_meta if file.name == META_FILE else names).update(_header(file))
     found = {"image_col": names, "caption_col": names, "label_col": names, "group_col": names | of_meta}
     usual = {key: CLIPFinetuningConfig.model_fields[key].default for key in found}

@@ -19,7 +19,7 @@ from domainclip.evaluation.alignment import AlignmentRows, Embedded, embed
 from domainclip.evaluation.protocols import Embedder
 from domainclip.files import write_bytes
 from domainclip.inference.session import caption_pipeline
-from domainclip.pipelines.run_folder import RunFolder
+from domainclip.pipelines.run_folder import RunFolder, paths_read, refuse_among_data
 from domainclip.reports.alignment_report import prepare_folder, write_alignment
 from domainclip.reports.schema import AlignmentReport
 from domainclip.resolve import ResolvedInference
@@ -55,6 +55,7 @@ class RunAlignment:
                 "write a report.md: give another, or leave it unset"
             )
         self.rows = AlignmentRows(pairs, caption_pipeline(resolved))
+        refuse_among_data(self.folder, paths_read(config))
         prepare_folder(self.folder)
         self._before: Embedded | None = None
 

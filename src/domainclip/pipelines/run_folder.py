@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypedDict
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.key_facts import facts_by_key
+from domainclip.data.sources.folder_contents import FolderContents
 from domainclip.domains.files import DOMAIN_FILE
 from domainclip.errors import ConfigurationError
-from domainclip.files import digests_of, remove_leftovers, require_writable, sha256_of, write_json
+from domainclip.files import digests_of, remove_leftovers, require_writable, sha256_of
+from domainclip.output_record import SINGLE_FILES, Written, read_record_of, remove_record_of, write_record_of
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.reports.alignment_report import remove_report
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.run_report import FILES as REPORT_FILES
 from domainclip.reports.run_report import REPORT
 from domainclip.training.checkpoint import CheckpointStore
-
-RECORD = ".domainclip.json"
-
-
-class _Written(TypedDict):
-    names: list[str]  # that are written, now or later
-    files: list[str] | None  # that were there at the end; None while the work goes on, and where it was killed
 
 
 class OutputFolder:
@@ -67,6 +60,7 @@ class OutputFolder:
             return
         present = [name for name in self.names if os.path.lexists(self.path / name)]
         written = self._written()
+        refuse_among_data(self.path, inputs)
         if overwrite:
             for key, path in inputs:
                 if name := next((name for name in present if _lies_in(Path(path), self.path / name)), None):
@@ -98,7 +92,7 @@ class OutputFolder:
     def begin(self) -> None:
         """Write down that files of these names are ours from here on, and remove what killed writes have left of them:
         the folder is locked, so that nobody is writing any more."""
-        self._note(None)
+        write_record_of(self.path, self.what, self.names)
         remove_leftovers(self.path)
         for place in (self.path / name for name in self.names):
             if place.is_dir() and not place.is_symlink():
@@ -108,7 +102,7 @@ class OutputFolder:
     def end(self) -> None:
         """Write down which files were written: what is added to their folders later is the user's."""
         if self._written()["names"]:
-            self._note(sorted(self._files()))
+            write_record_of(self.path, self.what, self.names, sorted(self._files()))
 
     def clear(self) -> None:
         """Delete what was written here, and nothing else."""
@@ -118,34 +112,10 @@ class OutputFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        if others := {what: each for what, each in self._record().items() if what != self.what}:
-            write_json(self.path / RECORD, others)
-        else:
-            (self.path / RECORD).unlink(missing_ok=True)
+        remove_record_of(self.path, self.what)
 
-    def _note(self, files: list[str] | None) -> None:
-        written = _Written(names=list(self.names), files=files)
-        write_json(self.path / RECORD, self._record() | {self.what: written})
-
-    def _written(self) -> _Written:
-        return self._record().get(self.what, _Written(names=[], files=None))
-
-    def _record(self) -> dict[str, _Written]:
-        """By what left the files: a folder may hold a run and a study."""
-        path = self.path / RECORD
-        if not path.exists():
-            return {}
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return {
-                what: _Written(names=[*map(str, each["names"])], files=each["files"] and [*map(str, each["files"])])
-                for what, each in found.items()
-            }
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigurationError(
-                f"{path} cannot be read ({error}), so that it is not known what may be replaced beside it: give "
-                "another output directory, or delete the file with the run that it is of"
-            ) from None
+    def _written(self) -> Written:
+        return read_record_of(self.path).get(self.what, Written(names=[], files=None))
 
     def _files(self) -> Iterator[str]:
         for name in self.names:
@@ -280,14 +250,41 @@ def paths_read(config: CLIPFinetuningConfig) -> list[tuple[str, str]]:
     return found
 
 
+def refuse_among_data(folder: Path, inputs: Sequence[tuple[str, str]]) -> None:
+    """See to it that an output folder holds none of the data that it lies in: what we write is left out of them.
+
+    Args:
+        folder: It need not be there yet.
+        inputs: Key and path of each thing that is read.
+
+    Raises:
+        ConfigurationError: It holds images of the data, and nothing of ours.
+    """
+    for key, path in inputs:
+        inside = Path(path).is_dir() and _lies_in(folder, Path(path)) and folder.resolve() != Path(path).resolve()
+        new = inside and folder.is_dir() and not read_record_of(folder)
+        if new and (images := FolderContents.of(folder).images):
+            raise ConfigurationError(
+                f"{folder} holds images of {key}={path} ({images[0].name}), and nothing beside what a command writes "
+                "there would be read as data any more: give an output directory of its own"
+            )
+
+
 @contextmanager
-def output_file(path: Path | None, inputs: Sequence[tuple[str, str]], warn: Callable[[str], object]) -> Iterator[None]:
-    """Within it a command works whose figures go to a file: no other writes it, and it is nothing that is read.
+def output_file(
+    path: Path | None,
+    inputs: Sequence[tuple[str, str]],
+    warn: Callable[[str], object],
+    beside: Sequence[str] = (),
+) -> Iterator[None]:
+    """Within it a command works whose result goes to a file: no other writes it, and it is nothing that is read. Where
+    it lies among the data, it is noted down as ours, so that it is not read as one of them the next time.
 
     Args:
         path: The file; None where there is none.
         inputs: Key and path of each thing that is read.
         warn: Takes a sentence, where the file system knows no locks.
+        beside: Names of further files that are written beside it.
 
     Yields:
         Nothing.
@@ -299,11 +296,17 @@ def output_file(path: Path | None, inputs: Sequence[tuple[str, str]], warn: Call
     if path is None:
         yield
         return
-    if os.path.lexists(path):
-        for key, each in inputs:
-            if _lies_in(path, Path(each)):
-                raise ConfigurationError(f"--output {path} would replace a file of {key}={each}: give another name")
+    within = [(key, each) for key, each in inputs if _lies_in(path, Path(each))]
+    ours = read_record_of(path.parent).get(SINGLE_FILES, Written(names=[], files=None))["names"] if within else []
+    for name in (path.name, *beside):
+        if within and os.path.lexists(path.with_name(name)) and name not in ours:
+            key, each = within[0]
+            raise ConfigurationError(
+                f"--output {path} would replace {path.with_name(name)}, a file of {key}={each}: give another name"
+            )
     with locked_output(path, "--output", warn, is_file=True):
+        if within:
+            write_record_of(path.parent, SINGLE_FILES, sorted({*ours, path.name, *beside}))
         yield
 
 

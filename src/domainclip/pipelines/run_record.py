@@ -81,7 +81,7 @@ class RunRecord:
                 earlier = DataRecord.read(kept)
             except DamagedFileError as error:
                 self._note(f"{error}. It is not known whether the data have changed since the run began")
-        self.data = DataRecord.of(rows, earlier)
+        self.data = DataRecord.of(rows, earlier, self.splits.copies.files)
         changes = self.data.changes_since(earlier) if earlier is not None else []
         if changes and not accept_changed_data:
             raise CheckpointError(

@@ -29,11 +29,13 @@ from domainclip.evaluation.comparison import empty_recalls
 from domainclip.files import csv_text, require_writable, write_json, write_text
 from domainclip.metrics.metric import METRICS
 from domainclip.metrics.significance import paired_change
+from domainclip.output_record import remove_record_of, write_record_of
 from domainclip.reports.plots.alignment import COMPARED, IMAGE_QUERIES, PLOT_FILES, TEXT_QUERIES, draw, shown_queries
 from domainclip.reports.render import render
 from domainclip.reports.schema import AlignmentReport
 from domainclip.reports.text import MINUS, NOTHING, percent, points, signed, title
 
+_WHAT = "alignment report"
 _TITLE = "# Alignment report"
 _UNFINISHED = ".alignment-"
 _FIRST_COLUMN = "wrong_beats_right_by"
@@ -106,6 +108,7 @@ def remove_report(folder: Path) -> None:
         return
     for name in ("alignment.json", *PLOT_FILES, "pairs.csv", "report.md"):
         (folder / name).unlink(missing_ok=True)
+    remove_record_of(folder, _WHAT)
     for place in (folder / "plots", folder):
         with suppress(OSError):  # a folder that holds other things stays
             place.rmdir()
@@ -148,6 +151,7 @@ def write_alignment(
     embedded = [model] if compared is None else [model, compared]
     found = [measure(rows, each, metric, seed) for each in embedded]
     folder.mkdir(parents=True, exist_ok=True)
+    write_record_of(folder, _WHAT, ("alignment.json", "plots", "pairs.csv", "report.md"))
     _remove_leftovers(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_UNFINISHED}{os.getpid()}-") as temporary:
         made = draw(Path(temporary), rows, list(zip(embedded, found, strict=True)), metric, top_k, seed)

@@ -21,9 +21,8 @@ from domainclip.errors import Interrupted, MemoryConstraintError, ShapeError, Tr
 from domainclip.events import Event, StepLogged, StopRun, Validated
 from domainclip.inference import EmbeddingEngine
 from domainclip.models.library import first_line
+from domainclip.output_record import LOCK_FILE, RECORD
 from domainclip.pipelines.controller import CLIPFinetuningController
-from domainclip.pipelines.output_lock import LOCK_FILE
-from domainclip.pipelines.run_folder import RECORD
 from domainclip.tune.study import Outcome
 
 log = logging.getLogger(__name__)

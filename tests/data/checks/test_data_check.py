@@ -18,6 +18,7 @@ from rich.console import Console
 from domainclip.data.checks.captions import estimate_tokens, expected_equal_captions
 from domainclip.data.checks.check import check_data
 from domainclip.data.checks.duplicates import (
+    CELL_DISTANCE,
     GREY_DISTANCE,
     HASH_DISTANCE,
     difference_hashes,
@@ -324,7 +325,8 @@ def test_near_duplicates_equal_the_slow_search() -> None:
         (i, j)
         for i, j in itertools.combinations(range(len(prints)), 2)
         if (hashes[i] ^ hashes[j]).bit_count() <= HASH_DISTANCE
-        and np.abs(prints[i].astype(int) - prints[j].astype(int)).mean() <= GREY_DISTANCE
+        and (apart := np.abs(prints[i].astype(int) - prints[j].astype(int))).mean() <= GREY_DISTANCE
+        and apart.max() <= CELL_DISTANCE
     }
     bands = [[(hashes[i] ^ hashes[j]) >> shift & 0xFFFF for shift in (0, 16, 32, 48)] for i, j in edges]
     assert any(all(band) for band in bands), "no pair that differs in every band: the test would be too easy"

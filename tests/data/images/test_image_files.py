@@ -61,7 +61,9 @@ def jpeg_bytes(**options: object) -> bytes:
         ("a.jpg", b"\x89HDF\r\n\x1a\n\0", "HDF5"),
     ],
 )
-def test_what_is_no_image_is_told_by_what_it_is(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+def test_what_is_no_image_is_told_by_what_it_is(
+    tmp_path: Path, name: str, content: bytes, says: str, without_heic: None
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     for function in (read_image, read_array, image_header):

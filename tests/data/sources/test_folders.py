@@ -151,7 +151,7 @@ def test_a_link_that_git_wrote_as_text_is_told(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_not_taken_is_counted_by_kind(tmp_path: Path) -> None:
+def test_what_is_not_taken_is_counted_by_kind(tmp_path: Path, without_heic: None) -> None:
     for label in ("rust", "weld"):
         images(tmp_path / label, 5)
     for index in range(3):
@@ -180,7 +180,7 @@ def test_what_is_not_taken_is_counted_by_kind(tmp_path: Path) -> None:
         DatasetLoader.load(tmp_path, strict=True)
 
 
-def test_a_folder_without_any_image_says_what_is_in_it(tmp_path: Path) -> None:
+def test_a_folder_without_any_image_says_what_is_in_it(tmp_path: Path, without_heic: None) -> None:
     (tmp_path / "rust").mkdir()
     for index in range(3):
         (tmp_path / "rust" / f"{index}.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)

@@ -104,7 +104,7 @@ def pixel_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
 
 
 def exact_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
-    """Find files with equal content, by SHA-256.
+    """Find files with equal content, by their digests.
 
     Args:
         facts: Of all images; those with a problem are left out.
@@ -114,8 +114,8 @@ def exact_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
     """
     by_content: dict[str, list[Path]] = defaultdict(list)
     for fact in facts:
-        if fact.problem is None and fact.sha256 is not None:
-            by_content[fact.sha256].append(fact.path)
+        if fact.problem is None and fact.file is not None:
+            by_content[fact.file.digest].append(fact.path)
     return [paths for paths in by_content.values() if len(paths) > 1]
 
 
@@ -130,8 +130,8 @@ def near_groups(facts: Iterable[ImageFacts]) -> list[list[Path]]:
     """
     first: dict[str, ImageFacts] = {}
     for fact in facts:
-        if fact.fingerprint is not None and fact.sha256 is not None:
-            first.setdefault(fact.sha256, fact)
+        if fact.fingerprint is not None and fact.file is not None:
+            first.setdefault(fact.file.digest, fact)
     kept = list(first.values())
     if not kept:
         return []
@@ -156,7 +156,7 @@ def duplicates(
     advice = "A split that is made keeps copies together; in given splits, keep them on one side yourself."
     for name, groups, detail in (
         ("exact-duplicates", exact, "files with the same content as another"),
-        ("near-duplicates", near, "images that look like another, re-saved or re-scaled"),
+        ("near-duplicates", near, "images that look like another: saved again, scaled, or of one thing twice"),
     ):
         if groups:
             extra = sum(len(group) - 1 for group in groups)

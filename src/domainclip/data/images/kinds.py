@@ -6,16 +6,25 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 START = 1024
 """Bytes at a file's beginning that tell what it is."""
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """``name`` completes "this is …"; ``advice`` is what to do about it, a clause without a stop."""
+    """``name`` completes "this is …"; ``advice`` is what to do about it, a clause without a stop. ``decoder`` is what
+    Pillow calls the format, where it may read it by a plug-in."""
 
     name: str
     advice: str
+    decoder: str = ""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether Pillow reads the format here."""
+        return self.decoder in Image.OPEN
 
 
 def _video(name: str) -> FileKind:
@@ -26,9 +35,9 @@ def _volume(name: str, library: str) -> FileKind:
     return FileKind(name, f"export its slices as PNG or TIFF (by {library}, for one)")
 
 
-_HEIC = FileKind("a HEIC image", "pip install 'domainclip[heic]' reads it")
-_AVIF = FileKind("an AVIF image", "a newer Pillow reads it: pip install -U pillow")
-_JXL = FileKind("a JPEG XL image", "convert it, as by djxl FILE FILE.png")
+_HEIC = FileKind("a HEIC image", "pip install 'domainclip[heic]' reads it", "HEIF")
+_AVIF = FileKind("an AVIF image", "a newer Pillow reads it: pip install -U pillow", "AVIF")
+_JXL = FileKind("a JPEG XL image", "convert it, as by djxl FILE FILE.png", "JXL")
 _RAW = FileKind("a camera's raw file", "develop it to TIFF, PNG or JPEG (by rawpy, darktable or the camera's program)")
 _NPY = FileKind("a NumPy array", "save it as PNG or TIFF, or give it from Python as an array")
 _SVG = FileKind("an SVG drawing", "render it to PNG")

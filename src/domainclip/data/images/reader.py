@@ -102,13 +102,20 @@ def _open(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError(f"{path}: {_what_it_is(_start(file), path)}") from None
     except _DECODE_ERRORS as error:
-        raise ImageError(f"{path}: cannot be opened ({error})") from None
+        raise ImageError(f"{path}: cannot be opened ({_said(error)})") from None
     refuse_above(max_pixels, image.width, image.height, path, _bytes_per_pixel(image))
     return image
 
 
+def _said(error: Exception) -> str:
+    """What a decoder says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _what_it_is(start: bytes, path: Path) -> str:
     kind = kind_of(start, path)
+    if kind is not None and kind.is_read:
+        return f"this is {kind.name}, and it is damaged"
     if kind is not None:
         return f"this is {kind.name}: {kind.advice}"
     hint = _NO_PREAMBLE if path.suffix.lower() in {".dcm", ".dicom"} else ""
@@ -158,7 +165,7 @@ def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
             try:
                 frames = getattr(image, "n_frames", 1)
             except _DECODE_ERRORS as error:
-                raise ImageError(f"{path}: damaged image ({error})") from None
+                raise ImageError(f"{path}: damaged image ({_said(error)})") from None
             return ImageHeader(image.width, image.height, image.format or "", image.mode, frames)
 
 
@@ -212,6 +219,7 @@ def read_array(
     max_pixels: int = MAX_PIXELS,
     settings: ImagePreprocessing = _DEFAULT,
     at_least: int | None = None,
+    large: int | None = None,
 ) -> np.ndarray:
     """Read a file at its own depth, its EXIF orientation applied.
 
@@ -220,6 +228,7 @@ def read_array(
         max_pixels: Larger images are refused.
         settings: Says which page, and which window of a DICOM.
         at_least: As for ``read_image``.
+        large: An image of more pixels comes smaller; ``LARGE_IMAGE``, if left out.
 
     Returns:
         uint8, uint16, float32 …: grey ``[height, width]``, or with channels last.
@@ -231,26 +240,26 @@ def read_array(
     if isinstance(path, ImageBytes):
         if not path.content:
             raise ImageError(f"{path.name}: the file is empty")
-        return _read(Path(path.name), io.BytesIO(path.content), max_pixels, settings, at_least)
+        return _read(Path(path.name), io.BytesIO(path.content), max_pixels, settings, at_least, large)
     path = Path(path)
     if path.suffix.lower() in IMAGE_FORMATS:
         return _read_own(path, max_pixels)
     with image_file(path) as file:
-        return _read(path, file, max_pixels, settings, at_least)
+        return _read(path, file, max_pixels, settings, at_least, large)
 
 
 def _read(
-    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None
+    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None, large: int | None
 ) -> np.ndarray:
     try:
         with SILENCE:
-            return _decoded(path, file, max_pixels, settings, at_least)
+            return _decoded(path, file, max_pixels, settings, at_least, large)
     except MemoryError:
         raise ImageError(f"{path}: there is not enough memory to decode it; shrink the image first") from None
 
 
 def _decoded(
-    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None
+    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None, large: int | None
 ) -> np.ndarray:
     start = _checked_start(file, path)
     if is_dicom(start):
@@ -273,7 +282,8 @@ def _decoded(
             if number:
                 image.seek(pages[number])
                 refuse_above(max_pixels, image.width, image.height, path, _bytes_per_pixel(image))
-            return _page_of(image, file, path, max_pixels, at_least)
+            smaller = image.width * image.height > (LARGE_IMAGE if large is None else large)
+            return _page_of(image, file, path, max_pixels, at_least if smaller else None)
 
         try:
             if _DNG_VERSION in getattr(image, "tag_v2", {}):
@@ -282,7 +292,7 @@ def _decoded(
         except ImageError:
             raise
         except _DECODE_ERRORS as error:
-            raise ImageError(f"{path}: damaged image ({error})") from None
+            raise ImageError(f"{path}: damaged image ({_said(error)})") from None
 
 
 def _read_own(path: Path, max_pixels: int) -> np.ndarray:
@@ -293,7 +303,7 @@ def _read_own(path: Path, max_pixels: int) -> np.ndarray:
     except FileNotFoundError as error:
         raise unopened(path, error) from None
     except _DECODE_ERRORS as error:
-        raise ImageError(f"{path}: damaged image ({error})") from None
+        raise ImageError(f"{path}: damaged image ({_said(error)})") from None
     if found.ndim not in (2, 3) or 0 in found.shape:
         raise ImageError(f"{path}: its reader gave an array of shape {found.shape}, which is no image")
     refuse_above(max_pixels, found.shape[1], found.shape[0], path)
@@ -309,8 +319,6 @@ def _page_of(image: Image.Image, file: BinaryIO, path: Path, max_pixels: int, at
     if is_deep_grey(image):
         return _numbers(image)
     orientation = orientation_of(image)
-    if image.width * image.height <= LARGE_IMAGE:
-        at_least = None
     if image.format == "JPEG" and image.mode in {"RGB", "L"}:
         if orientation == 1:
             return _decode_jpeg(file.read(), image.mode == "L", image.size, at_least)
@@ -358,7 +366,9 @@ def array_of(image: Image.Image) -> np.ndarray:
         raise
     except _OPENED_ERRORS as error:  # Pillow reads the pixels only now
         name = getattr(image, "filename", "") or "The PIL image"
-        raise ImageError(f"{name}: its pixels cannot be read ({error}). Was its file closed? Give the path") from None
+        raise ImageError(
+            f"{name}: its pixels cannot be read ({_said(error)}). Was its file closed? Give the path"
+        ) from None
 
 
 def _numbers(image: Image.Image) -> np.ndarray:

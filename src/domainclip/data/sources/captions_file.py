@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from domainclip.data.sources.folder_contents import is_image_name
+from domainclip.data.sources.folder_contents import is_image_name, visible_folders
 from domainclip.data.sources.pair_builder import PairBuilder, RowValues
 from domainclip.data.sources.rows import read_text
 
@@ -59,7 +59,7 @@ class _Folders:
     """Finds the folder that holds an image: many keep the images one level down while the file does not say so."""
 
     def __init__(self, folder: Path) -> None:
-        inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        inner = visible_folders(folder)
         inner.sort(key=lambda entry: entry.name.lower() != "images")
         self._root, self._names = folder, [entry.name for entry in inner]
 

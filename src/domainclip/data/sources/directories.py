@@ -11,7 +11,7 @@ from pathlib import Path
 from domainclip.data.captions.from_labels import CLASS_CAPTION, caption_from_label
 from domainclip.data.records import PairList
 from domainclip.data.sources.captions_file import add_captions
-from domainclip.data.sources.folder_contents import FolderContents
+from domainclip.data.sources.folder_contents import FolderContents, outputs_left_out
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, PairBuilder, RowValues
 from domainclip.data.sources.rows import read_text
 from domainclip.data.sources.split_folders import MASK, split_folders, without_masks
@@ -50,6 +50,7 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
     contents = FolderContents.of(folder)
     if not contents.images:
         kinds = Counter(reason for _, reason in contents.left_out)
+        kinds.update("this was written by domainclip" for _ in contents.outputs)
         listing = "; ".join(f"{reason} ({count})" for reason, count in kinds.most_common(4))
         raise DataError(
             f"No valid image-text pairs in {folder}: no images in it or its folders{listing and f' ({listing})'}. A "
@@ -64,6 +65,7 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
     for path, reason in contents.left_out:
         name = str(path.relative_to(folder))
         builder.leave_out(name, reason, f"not an image that is read ({path.suffix.lower() or 'no suffix'})")
+    builder.note(outputs_left_out(folder, contents.outputs))
     for path in masks:
         builder.leave_out(str(path.relative_to(folder)), "a mask, no image", MASK, harmless=True)
     return builder.finish()

@@ -17,7 +17,7 @@ from domainclip.data.sources import huggingface
 from domainclip.data.sources.captions_file import add_captions
 from domainclip.data.sources.columns import USUAL, is_named, names_an_image
 from domainclip.data.sources.directories import CAPTIONS_FILE, pairs_from_directory
-from domainclip.data.sources.folder_contents import FolderContents
+from domainclip.data.sources.folder_contents import FolderContents, written_here
 from domainclip.data.sources.pair_builder import PairBuilder
 from domainclip.data.sources.row_cells import RowReader
 from domainclip.data.sources.rows import NoTableError, Table
@@ -332,10 +332,12 @@ def only_table(folder: Path, image_col: str = "image_path") -> tuple[Path | None
     Raises:
         DataError: There are several.
     """
+    ours = written_here(folder)
     found = sorted(
         entry
         for entry in folder.iterdir()
         if source_of(entry) is not None
+        and entry.name not in ours
         and entry.name != META_FILE
         and not entry.name.startswith(".")
         and entry.is_file()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainclip.data.sources.folder_contents import FolderContents, is_visible_folder
+from domainclip.data.sources.folder_contents import FolderContents, visible_folders
 from domainclip.data.sources.split_names import SPLIT_NAMES, only_one, split_of
 from domainclip.errors import DataError
 
@@ -16,18 +16,6 @@ _IMAGES = frozenset({"image", "images", "img", "imgs"})
 
 MASK = "mask"
 """Why a file is left out, for counting."""
-
-
-def visible_folders(folder: Path) -> list[Path]:
-    """List a folder's folders, those left out that are hidden or made by the system.
-
-    Args:
-        folder: An existing one.
-
-    Returns:
-        Their paths, sorted.
-    """
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and is_visible_folder(entry.name))
 
 
 def mask_folders(folders: Sequence[Path]) -> list[Path]:

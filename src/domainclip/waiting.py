@@ -1,0 +1,49 @@
+"""Work that takes long says how far it is."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+FIRST_SECONDS = 2.0
+"""Work that is done sooner says nothing."""
+_ON_TERMINAL, _IN_FILE = 0.2, 30.0  # seconds between two lines
+
+
+def said_while_waiting(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Hand items on, and say on standard error how many there were, once that takes longer than a moment.
+
+    On a terminal one line is written over again and removed at the end; elsewhere a line is written every half minute.
+    Nothing is said where the level of the logger ``domainclip`` is above warnings.
+
+    Args:
+        items: Each is made as it is asked for.
+        total: How many there are.
+        what: What is being done.
+
+    Returns:
+        The items.
+    """
+    due, shown = time.monotonic() + FIRST_SECONDS, False
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        for done, item in enumerate(items):
+            if (
+                time.monotonic() >= due
+                and sys.stderr is not None
+                and logging.getLogger(__name__).isEnabledFor(logging.WARNING)
+            ):
+                line = f"{what}: {done:,} of {total:,}"
+                sys.stderr.write(f"\r{line}\x1b[K" if terminal else f"{line}\n")
+                sys.stderr.flush()
+                due, shown = time.monotonic() + (_ON_TERMINAL if terminal else _IN_FILE), True
+            yield item
+    finally:
+        if shown and terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
