@@ -31,7 +31,7 @@ from domainclip.reports.plots.style import (
     short_label,
     tidy,
 )
-from domainclip.reports.text import counted
+from domainclip.words import counted
 
 BEFORE, AFTER = GREY, BLUE
 
