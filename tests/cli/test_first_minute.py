@@ -241,6 +241,20 @@ def test_a_key_is_explained_with_type_range_and_default(domainclip) -> None:
     assert "did you mean 'learning_rate'?" in wrong.err
 
 
+def test_tables_of_keys_and_domains_cut_no_word_at_80_columns(domainclip, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("config show", "domain show medical"):
+        shown = domainclip(*command.split()).out
+        assert "…" not in shown.replace("(patient…)", "").replace("medical, …", "")
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_memory_of_known_shapes_needs_no_network(domainclip, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for model in ((), ("--model", "openai/clip-vit-base-patch32")):
+        assert domainclip("memory", "plan", *model, "--budget", "16GB", "--device", "cpu").exit_code == 0
+
+
 def test_a_check_of_data_ends_with_the_next_command(domainclip, tiny_data, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     name = f"a table with a name that is longer than a terminal is wide, {'x' * 60}.csv"

@@ -27,11 +27,11 @@ def compare(
     overrides: Annotated[list[str] | None, recipe_keys("the same for all models and data sets")] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", metavar="[NAME=]MODEL", help="Hub name or local directory; give it repeatedly."),
+        typer.Option("--model", "-m", metavar="[NAME=]MODEL", help="As for train; give it once for each model."),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", "-d", metavar="[NAME=]DATA", help="A table, a directory, or hf:NAME; repeatedly."),
+        typer.Option("--data", "-d", metavar="[NAME=]DATA", help="As for train; once for each data set."),
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Name of the model the others are tested against; left out, the first.")

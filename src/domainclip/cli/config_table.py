@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, get_args
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -51,16 +52,21 @@ def recipe_table(rows: list[dict[str, Any]]) -> Table:
     Returns:
         What ``domainclip config show`` prints.
     """
-    table = Table(caption="default: decided at the start of a run where data, model or device know better")
-    for column in ("key", "value", "source", "meaning"):
-        table.add_column(column, no_wrap=column == "key")
+    table = Table(
+        caption="Values that nobody set are decided at the start of a run where data, model or device know better.",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column, width in (("key", None), ("value", 18), ("meaning", None)):
+        table.add_column(column, no_wrap=column == "key", overflow="fold", max_width=width)
     for section in get_args(Section):
         of_section = [row for row in rows if row["section"] == section]
         if of_section:
             table.add_section()
             table.add_row(f"[bold]{section}[/bold]")
         for row in of_section:
-            table.add_row(row["key"], escape(str(row["value"])), row["source"], escape(row["meaning"]))
+            source = "" if row["source"] == "default" else f" ({row['source']})"
+            table.add_row(row["key"], escape(f"{_written(row['value'])}{source}"), escape(row["meaning"]))
     return table
 
 

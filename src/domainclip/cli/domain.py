@@ -61,22 +61,21 @@ def domain_show(
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.padding import Padding
 
-    console = Console()
+    console = Console(highlight=False)
     console.print(f"[bold]{escape(found.name)}[/bold]: {escape(found.description)}")
     inherits = f"; extends {', '.join(found.extends)}" if found.extends else ""
     console.print(f"Family: {found.family}{inherits}", markup=False)
     if not found.choices():
         console.print("It makes no choice of its own.")
         return
-    table = Table(caption="What is not named here is off, or decided at the start of a run.")
-    for column in ("choice", "value", "because", "from"):
-        table.add_column(column, no_wrap=column == "choice", ratio={"because": 3, "value": 1}.get(column))
     for choice in found.choices():
-        written = json.dumps(choice.value, ensure_ascii=False)
-        table.add_row(choice.key, escape(written), escape(choice.because or ""), escape(choice.place or ""))
-    console.print(table)
+        written, place = json.dumps(choice.value, ensure_ascii=False), f"  [{choice.place}]" if choice.place else ""
+        console.print(f"\n[bold]{escape(choice.key)}[/bold]: {escape(written)}[dim]{escape(place)}[/dim]")
+        if choice.because:
+            console.print(Padding(escape(choice.because), (0, 0, 0, 2)))
+    console.print("\nWhat is not named here is off, or decided at the start of a run.")
 
 
 @domain_app.command("glossary")

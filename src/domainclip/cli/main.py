@@ -84,7 +84,7 @@ def train(
     overrides: Overrides = None,
     data: Data = None,
     model: Model = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the run.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the run; left out, outputs.")] = None,
     recipe: Recipe = None,
     domain: Domain = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
@@ -95,8 +95,9 @@ def train(
 ) -> None:
     """Fine-tune a model on images with captions; evaluates before and after and writes a report.
 
-    `--output DIR --resume` goes on with the recipe in DIR. Keys that change no weight may be given with it, such as
-    error_analysis=true, `--data` where the data have moved, and num_epochs for more epochs.
+    `--output DIR --resume` goes on with the recipe in DIR. With it may be given
+    keys that change no weight, such as error_analysis=true, `--data` where the
+    data have moved, and num_epochs for more epochs.
 
     Example: domainclip train --data images.csv --model vit-b-32 --output outputs/mine
     """

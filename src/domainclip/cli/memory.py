@@ -25,7 +25,7 @@ def _group() -> None:
 def memory_plan(
     model: Annotated[
         str, typer.Option("--model", "-m", help="Hub name, local directory, or a shape such as vit-b-32, vit-l-14-336.")
-    ] = "openai/clip-vit-base-patch32",
+    ] = "vit-b-32",
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help="Memory allowed: 16GB, 12GiB, 500MB; left out, what is free.")
     ] = None,

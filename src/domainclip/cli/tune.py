@@ -25,7 +25,9 @@ def tune(
     overrides: Annotated[list[str] | None, recipe_keys("the same for all trials")] = None,
     data: Data = None,
     model: Model = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for the study.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder for the study; left out, outputs.")
+    ] = None,
     recipe: Recipe = None,
     domain: Domain = None,
     trials: Annotated[

@@ -73,7 +73,7 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
     millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     console.print(
         f"A CLIP of {millions:.1f} M parameters with random weights, trained from scratch. With weights from a hub "
-        "(--model openai/clip-vit-base-patch32) the same steps fine-tune."
+        "(--model vit-b-32) the same steps fine-tune."
     )
     config = CLIPFinetuningConfig(
         **{
@@ -88,6 +88,6 @@ def run_demo(folder: Path, overrides: Mapping[str, Any] | None = None, console: 
     console.print(
         "Next, with your own images (a CSV with the columns image_path and caption, or a folder per class):\n"
         "  domainclip data check YOUR_DATA\n"
-        "  domainclip train --data YOUR_DATA --model openai/clip-vit-base-patch32 --output outputs/mine"
+        "  domainclip train --data YOUR_DATA --model vit-b-32 --output outputs/mine"
     )
     return outcome

@@ -19,6 +19,8 @@ from domainclip.evaluation.build import build_evaluator, plain_evaluator
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.files import write_json, write_text, writing
 from domainclip.inference import ModelSession
+from domainclip.metrics.label_rankings import LABEL_METRICS
+from domainclip.metrics.metric import METRICS
 from domainclip.metrics.sums import COMPARED_METRICS, check_metric, unit_sums
 from domainclip.models.source import find_model
 from domainclip.pipelines.evaluate import readable_rows, rows_of_split
@@ -127,7 +129,8 @@ def run_compare(
         data: Name → path, as the command reads them.
         reference: Name of the model that the others are tested against; the first, if left out.
         split: ``train``, ``val``, ``test``, or ``all`` for every row.
-        metric: One of ``metric_sums.METRICS`` for all data sets; each one's own primary metric, if left out.
+        metric: One of ``COMPARED_METRICS``, or another name of it, for all data sets; left out, each one's own primary
+            metric.
         strict: Whether a cell that cannot be had ends the comparison, instead of keeping its reason.
         console: Where the course is shown; standard error, if left out.
 
@@ -146,6 +149,7 @@ def run_compare(
         find_model(models[name])
     load_plugins(config.plugins)  # they may know the metric
     if metric is not None:
+        metric = METRICS.canonical(metric)
         check_metric(metric)
     console = console or Console(stderr=True)
     # A strict comparison takes no unreadable image either.
@@ -278,6 +282,8 @@ def _score(session: ModelSession, asked: ResolvedInference, found: _DataSet, spl
     result = evaluator.evaluate(engine)
     if found.metric in COMPARED_METRICS:
         return ModelOnSet(unit_sums(found.metric, result.details), result.metrics)
+    if found.metric not in result.metrics and found.metric in LABEL_METRICS:
+        raise DataError(f"No {found.metric} here: it is of images with several labels each")
     if found.metric not in result.metrics:
         raise DataError(f"No evaluator of these rows gives {found.metric}: name it in evaluators")
     return ModelOnSet(result.sums.get(found.metric), result.metrics)

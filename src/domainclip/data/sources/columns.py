@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from domainclip.data.records import DISCIPLINE_COL, Columns
+from domainclip.data.sources.label_columns import unused_note
 from domainclip.errors import DataError
 from domainclip.registry import nearest
 
@@ -53,6 +54,29 @@ _PROPOSED = frozenset(
 """Columns whose rows probably belong together, without a final "id" or "number". They are proposed, not used: only the
 user knows."""
 
+_NO_LABELS = frozenset(
+    (
+        *(
+            "",
+            "id",
+            "ids",
+            "index",
+            "idx",
+            "unnamed0",
+            "number",
+            "no",
+            "age",
+            "sex",
+            "gender",
+            "width",
+            "height",
+            "size",
+        ),
+        *("valid", "isvalid", "istrain", "istest", "isval", "followup", "score", "weight", "duplicate", "checked"),
+    )
+)
+"""Columns that may hold 0 and 1 and are no labels."""
+
 _OF_A_NAME = re.compile(r"(instanceuid|uid|id|ids|number|no|nr|name|code)$")
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?|descriptions?|comments?)(\d+)")
 
@@ -68,6 +92,8 @@ class FoundColumns:
         group: What no split may separate.
         split: The split that a row belongs to.
         split_is_named: Whether the split's column is surely one, by the user's word or by its name.
+        flags: Columns that say of one label each whether it applies; labels are read from them where there is no
+            column of labels and none of captions.
         proposed: Columns that look like groups and are not used, where there is no group.
         others: Where there are no captions, the columns that are nothing of this.
         notes: What was guessed, in sentences.
@@ -79,6 +105,7 @@ class FoundColumns:
     group: str | None
     split: str | None
     split_is_named: bool
+    flags: tuple[str, ...]
     proposed: tuple[str, ...]
     others: tuple[str, ...]
     notes: tuple[str, ...]
@@ -87,7 +114,8 @@ class FoundColumns:
     def wanted(self) -> set[str]:
         """All columns that are read."""
         one = (self.image, self.label, self.group, self.split, DISCIPLINE_COL)
-        return {name for name in (*one, *self.captions, *self.proposed, *self.others) if name is not None}
+        several = (*self.captions, *self.flags, *self.proposed, *self.others)
+        return {name for name in (*one, *several) if name is not None}
 
 
 def is_named(names: Columns, option: str) -> bool:
@@ -117,6 +145,31 @@ def likely_columns(names: Columns) -> set[str]:
     """
     named = {getattr(names, option) for option in USUAL} - {None}
     return {*named, "image", "image_path", *(name for usual in USUAL.values() for name in usual), DISCIPLINE_COL}
+
+
+def may_be_flags(names: Columns, columns: Iterable[str]) -> list[str]:
+    """The columns that may each say of one label whether it applies, as far as names tell.
+
+    Args:
+        names: The names that the user gives.
+        columns: Those of the table.
+
+    Returns:
+        Those that are nothing else; none where there is a column of labels.
+    """
+    columns = list(columns)
+    if is_named(names, "label_col") or names.label_col in columns or _guess("label_col", columns) is not None:
+        return []
+    named = {getattr(names, option) for option in USUAL} | {DISCIPLINE_COL}
+    usual = {name for each in USUAL.values() for name in each} | _ADDRESS | _NO_LABELS
+    return [
+        name
+        for name in columns
+        if name not in named
+        and _plain(name) not in usual
+        and _OF_A_NAME.sub("", _plain(name)) not in _PROPOSED
+        and not _NUMBERED.fullmatch(_plain(name))
+    ]
 
 
 def names_an_image(columns: Iterable[str], names: Collection[str]) -> bool:
@@ -155,7 +208,12 @@ def missing_column(kind: str, name: str, source: str, found: Iterable[str], opti
 
 
 def find_columns(
-    names: Columns, found: Sequence[str], source: str, kind: str = "column", elsewhere: Collection[str] = ()
+    names: Columns,
+    found: Sequence[str],
+    source: str,
+    kind: str = "column",
+    elsewhere: Collection[str] = (),
+    flags: Sequence[str] = (),
 ) -> FoundColumns:
     """Find what each column of a table is.
 
@@ -165,6 +223,7 @@ def find_columns(
         source: What errors call the table.
         kind: ``column``, or ``key`` of JSON.
         elsewhere: Columns of a ``meta.csv`` beside the table, or keys of other entries, where an optional one may be.
+        flags: Columns whose cells say of one label each whether it applies.
 
     Returns:
         The columns, with what was guessed.
@@ -198,7 +257,11 @@ def find_columns(
             )
         raise missing_column(kind, names.image_col, source, found, "image_col")
     label = column("label_col", "label")
-    captions = _captions(names, found, label, source, kind, notes)
+    flags = tuple(name for name in flags if name in found)
+    captions = _captions(names, found, flags[0] if flags and label is None else label, source, kind, notes)
+    if flags and captions:
+        notes.append(unused_note(flags))
+        flags = ()
     group = column("group_col", "group")
     split = column("split_col", "split")
     proposed = [
@@ -209,9 +272,10 @@ def find_columns(
     if group is not None or names.group_col in elsewhere:
         proposed = []
     sure = split is not None and (is_named(names, "split_col") or "split" in _plain(split))
-    known = (image, label, group, split, DISCIPLINE_COL)
+    known = (image, label, group, split, DISCIPLINE_COL, *flags)
     others = [] if captions else [name for name in found if name not in known]
-    return FoundColumns(image, captions, label, group, split, sure, tuple(proposed), tuple(others), tuple(notes))
+    several = (tuple(flags), tuple(proposed), tuple(others), tuple(notes))
+    return FoundColumns(image, captions, label, group, split, sure, *several)
 
 
 def _captions(

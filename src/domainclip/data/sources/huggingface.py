@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from domainclip.data.records import Columns, PairList
+from domainclip.data.sources.columns import may_be_flags
+from domainclip.data.sources.label_columns import find_label_columns
 from domainclip.data.sources.pair_builder import PairBuilder
 from domainclip.data.sources.row_cells import RowReader
 from domainclip.errors import DataError, MissingExtraError
@@ -27,6 +29,7 @@ _MAGIC = {
     b"II*\x00": ".tif",
     b"MM\x00*": ".tif",
 }
+_DTYPES_OF_FLAGS = {"bool", "int8", "int16", "int32", "int64", "uint8", "float32", "float64", "string"}
 
 
 def default_image_cache() -> Path:
@@ -153,7 +156,10 @@ def pairs_from_dataset(dataset: Any, source: str, names: Columns, image_root: Pa
     reader = RowReader(names, source)
     features = dataset.features
     classes = {name: known for name, feature in features.items() if (known := _class_names(feature))}
-    found = reader.use(dataset.column_names, classes)
+    flags = may_be_flags(names, dataset.column_names)
+    flags = [name for name in flags if getattr(features[name], "dtype", "") in _DTYPES_OF_FLAGS]
+    labels = find_label_columns(dataset.select_columns(flags), flags) if len(flags) > 1 else ()
+    found = reader.use(dataset.column_names, classes, labels)
     dataset = dataset.select_columns([name for name in dataset.column_names if name in found.wanted])
     if isinstance(features[found.image], datasets.Image):
         dataset = dataset.cast_column(found.image, datasets.Image(decode=False))

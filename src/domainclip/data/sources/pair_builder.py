@@ -32,7 +32,7 @@ def _is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True)
 class RowValues:
-    """The cells of a row as they stand, null where there is none."""
+    """The cells of a row as they stand, null where there is none; ``without_caption`` says why a caption is missing."""
 
     image: Any
     captions: tuple[Any, ...] = ()
@@ -41,6 +41,7 @@ class RowValues:
     discipline: Any = None
     split: Any = None
     proposed: tuple[tuple[str, Any], ...] = ()
+    without_caption: str = "the caption is empty"
 
 
 def _is_empty(text: Any) -> bool:
@@ -143,7 +144,7 @@ class PairBuilder:
         several = tuple(labels) if len(labels) > 1 else None
         for text in self._captions(row.captions):
             if _is_empty(text):
-                self.skip(where, image, "the caption is empty", EMPTY_CAPTION)
+                self.skip(where, image, row.without_caption, EMPTY_CAPTION)
             elif not isinstance(text, str):
                 self.skip(where, image, f"the caption is {type(text).__name__} {text!r:.40}, not text")
             elif not _is_unicode(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from domainclip.data.sources.columns import (
     find_columns,
     is_named,
     likely_columns,
+    may_be_flags,
     missing_column,
 )
+from domainclip.data.sources.label_columns import find_label_columns, label_notes, labels_of
 from domainclip.data.sources.pair_builder import RowValues
 from domainclip.data.sources.rows import Table
 from domainclip.errors import DataError
@@ -40,6 +43,8 @@ class RowReader:
         self._classes: Mapping[str, Sequence[str]] = {}
         self._template = names.caption_template or names.domain_template
         self._templated = 0
+        self._flags: tuple[str, ...] = ()
+        self._flag_counts: Counter[str] = Counter()
 
     def open(self, read: Callable[[Collection[str]], Table]) -> Table:
         """Read a table and find its columns.
@@ -56,10 +61,13 @@ class RowReader:
         wanted = likely_columns(self._names)
         table = read(wanted)
         if table.columns is not None:
-            found = self.use(table.columns, table.classes)
+            flags = may_be_flags(self._names, table.columns)
+            rows_of = (row.values for row in read(flags).rows) if len(flags) > 1 else ()
+            found = self.use(table.columns, table.classes, find_label_columns(rows_of, flags))
             return table if found.wanted <= wanted else read(found.wanted)
         table.rows = rows = list(table.rows)
         every = dict.fromkeys(key for row in rows for key in row.values)
+        self._flags = find_label_columns((row.values for row in rows), may_be_flags(self._names, every))
         for option in USUAL.keys() - set(NEEDED):
             name = getattr(self._names, option)
             if rows and is_named(self._names, option) and name not in (*every, *self._elsewhere):
@@ -70,7 +78,12 @@ class RowReader:
             if keys not in self._of_keys:
                 try:
                     self._of_keys[keys] = find_columns(
-                        self._names, keys, f"{self._source}, {row.where}", "key", {*every, *self._elsewhere}
+                        self._names,
+                        keys,
+                        f"{self._source}, {row.where}",
+                        "key",
+                        {*every, *self._elsewhere},
+                        self._flags,
                     )
                 except DataError as error:
                     self._of_keys[keys] = str(error)
@@ -79,12 +92,15 @@ class RowReader:
             raise errors[0]
         return table
 
-    def use(self, columns: Sequence[str], classes: Mapping[str, Sequence[str]]) -> FoundColumns:
+    def use(
+        self, columns: Sequence[str], classes: Mapping[str, Sequence[str]], flags: Sequence[str] = ()
+    ) -> FoundColumns:
         """Take the columns of a table that is read elsewhere.
 
         Args:
             columns: Their names.
             classes: For a column of numbers the names that they stand for.
+            flags: Columns whose cells say of one label each whether it applies.
 
         Returns:
             What each of them is.
@@ -92,8 +108,8 @@ class RowReader:
         Raises:
             DataError: A column is missing.
         """
-        self._classes = classes
-        self._found = find_columns(self._names, columns, self._source, "column", self._elsewhere)
+        self._classes, self._flags = classes, tuple(flags)
+        self._found = find_columns(self._names, columns, self._source, "column", self._elsewhere, flags)
         return self._found
 
     def read(self, values: Mapping[str, Any]) -> RowValues | str:
@@ -112,6 +128,8 @@ class RowReader:
         if isinstance(found, str):
             return found
         label = self._named(found.label, values.get(found.label)) if found.label is not None else None
+        if found.flags and label is None:
+            label = labels_of(values, found.flags, self._flag_counts)
         captions = tuple(values.get(name) for name in found.captions)
         if not captions:
             self._require_no_text(found, values)
@@ -127,6 +145,7 @@ class RowReader:
             values.get(DISCIPLINE_COL),
             values.get(found.split) if found.split is not None else None,
             tuple((name, values.get(name)) for name in found.proposed),
+            "the caption is empty" if found.captions else "it has no label to write a caption from",
         )
 
     def _require_no_text(self, found: FoundColumns, values: Mapping[str, Any]) -> None:
@@ -158,6 +177,8 @@ class RowReader:
         """What was guessed, in sentences."""
         found = [each for each in (self._found, *self._of_keys.values()) if isinstance(each, FoundColumns)]
         notes = list(dict.fromkeys(note for each in found for note in each.notes))
+        if any(each.flags for each in found):
+            notes += label_notes(self._flags, self._flag_counts)
         if self._templated:
             notes.append(
                 f"it has no captions: those of {self._templated} rows are written from the labels "

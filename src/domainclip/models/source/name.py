@@ -43,7 +43,8 @@ _HUB_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def short_name(name: str) -> str | None:
-    """The short name that is meant, however it is spelt (``ViT-B/32``, ``vit_b_32``, ``ViT-L/14@336px``).
+    """The short name that is meant, however it is spelt (``ViT-B/32``, ``vit_b_32``, ``ViT-L/14@336px``), or that of a
+    name on the hub.
 
     Args:
         name: As it was typed.
@@ -52,7 +53,7 @@ def short_name(name: str) -> str | None:
         A key of ``SHORT_NAMES``; None for another name.
     """
     spelt = re.sub(r"[/_@ ]+", "-", name.strip().lower()).removesuffix("px")
-    return spelt if spelt in SHORT_NAMES else None
+    return spelt if spelt in SHORT_NAMES else next((key for key, hub in SHORT_NAMES.items() if hub == name), None)
 
 
 def find_model(name: str, role: Role = "model", weights: bool = True) -> str:
