@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import gc
+import io
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from commands import CommandResult
@@ -39,6 +41,34 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """No test cuts the power, which alone loses what was written and not synced; waiting for the disk is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which fails for what is no open file as well
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unrendered(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Figures are made, but their files hold one pixel: rendering is a third of a short run.
+
+    A file whose tests look at them is marked ``figures``; in ``tests/reports`` all do.
+    """
+    if request.node.get_closest_marker("figures"):
+        yield
+        return
+    pixel = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(pixel, "PNG")
+
+    def save(figure: Figure, file: IO[bytes], **options: Any) -> None:
+        file.write(pixel.getvalue())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
 
 
 @pytest.fixture(scope="session")

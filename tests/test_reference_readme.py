@@ -19,6 +19,8 @@ from domainclip import CLIPFinetuningConfig
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import save_encoder
 
+pytestmark = pytest.mark.figures
+
 HUB_NAME = "openai/clip-vit-base-patch32"
 MODULES = {
     "config": "domainclip",

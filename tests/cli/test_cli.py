@@ -22,7 +22,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.reports.schema import RunReport
 from report_cases import pages
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.figures]
 
 RUN_FILES = {
     ".domainclip.json",

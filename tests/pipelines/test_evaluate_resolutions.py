@@ -40,7 +40,7 @@ from domainclip.reports.schema.resolutions import AtResolution, ResolutionsRepor
 from domainclip.training.memory import monitor as memory_monitor
 from model_zoo import save_vision_text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.figures]
 
 CPU = torch.device("cpu")
 CONDITIONS = [Condition(16), Condition(32), Condition(32, "blur", 2), Condition(32, "noise", 4), Condition(48)]

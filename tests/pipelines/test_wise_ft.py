@@ -32,6 +32,8 @@ from model_zoo import save_vision_text
 from report_cases import pages, write_run
 from wise_ft_cases import embeddings, move
 
+pytestmark = pytest.mark.figures
+
 
 def point(alpha: float, domain: float, reference: float) -> TradeOffPoint:
     return TradeOffPoint(alpha, domain, reference, {"a": reference + 0.1, "b": reference - 0.1})

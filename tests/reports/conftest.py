@@ -8,6 +8,11 @@ from matplotlib.figure import Figure
 from domainclip.reports.plots import style as plot_style
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unrendered() -> None:
+    """Here figures are looked at, and rendered."""
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were saved, in order."""

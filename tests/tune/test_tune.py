@@ -29,7 +29,7 @@ from domainclip.tune.prepare import default_steps
 from tiny_data import TinyData
 from tune_cases import recipe, search
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.figures]
 
 # --- the space ---
 
