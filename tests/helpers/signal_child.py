@@ -35,11 +35,17 @@ def _owner(path: str) -> Any:
 
 
 def command(
-    arguments: Sequence[str], log: Path, place: str | None, number: int = 0, call: int = 1, second: int = 0
+    arguments: Sequence[str],
+    log: Path,
+    place: str | None,
+    number: int = 0,
+    call: int = 1,
+    second: int = 0,
+    late: bool = False,
 ) -> None:
     """Run ``domainclip`` with ``arguments``, its standard error in ``log``; the ``call``-th time that ``place`` is
     reached, this process gets signal ``number``, and ``second`` where the first has led to: on the way out, or in the
-    step that is being finished."""
+    step that is being finished; with ``late`` when it is said what has stopped."""
     import torch
 
     from domainclip.cli.main import main
@@ -60,9 +66,13 @@ def command(
                 os.kill(os.getpid(), number)
                 return original(*given, **named)
             finally:
-                if second:
+                if second and not late:
                     os.kill(os.getpid(), second)
 
         setattr(owner, name, watched)
+    if late:
+        import typer
+
+        typer.secho = lambda *given, **named: os.kill(os.getpid(), second)
     sys.argv = ["domainclip", *arguments]
     main()

@@ -107,9 +107,9 @@ def test_a_second_signal_leaves_at_once_in_every_phase(
     last signal, and what was saved goes on to the same end."""
     log, folder = tmp_path / "log", tmp_path / "stopped"
 
-    def run(folder: Path, *more: str, place: str | None = None, number: int = 0, second: int = 0) -> int:
+    def run(folder: Path, *more: str, place: str = "", number: int = 0, second: int = 0, late: bool = False) -> int:
         given = [*arguments(tiny_data, model, folder), *more]
-        child = context.Process(target=signal_child.command, args=(given, log, place, number, 1, second))
+        child = context.Process(target=signal_child.command, args=(given, log, place or None, number, 1, second, late))
         child.start()
         child.join(300)
         return int(child.exitcode)
@@ -119,7 +119,9 @@ def test_a_second_signal_leaves_at_once_in_every_phase(
         log.unlink(missing_ok=True)
         first, second = [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)][index % 2]
         again = ["--resume"] if (folder / "recipe.yaml").is_file() else []
-        assert run(folder, *again, place=place, number=first, second=second) == 128 + second, (place, log.read_text())
+        late = index % 4 > 1
+        code = run(folder, *again, place=place, number=first, second=second, late=late)
+        assert code == 128 + second, (place, log.read_text())
         assert "Traceback" not in log.read_text() and "ignored" not in log.read_text(), (place, log.read_text())
     assert run(folder, "--resume") == 0, log.read_text()
     assert result_of(folder)[:2] == result_of(tmp_path / "whole")[:2]
