@@ -100,6 +100,34 @@ def test_a_run_stopped_in_every_phase_ends_alike(
     assert not [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".old"))]
 
 
+def test_a_second_signal_leaves_at_once_in_every_phase(
+    context: Any, tiny_data: TinyData, model: Path, tmp_path: Path
+) -> None:
+    """In the step that is being finished, or while files are closed and locks released: the exit code is that of the
+    last signal, and what was saved goes on to the same end."""
+    log, folder = tmp_path / "log", tmp_path / "stopped"
+
+    def run(folder: Path, *more: str, place: str = "", number: int = 0, second: int = 0, late: bool = False) -> int:
+        given = [*arguments(tiny_data, model, folder), *more]
+        child = context.Process(target=signal_child.command, args=(given, log, place or None, number, 1, second, late))
+        child.start()
+        child.join(300)
+        return int(child.exitcode)
+
+    assert run(tmp_path / "whole") == 0, log.read_text()
+    for index, (place, _) in enumerate(PHASES):
+        log.unlink(missing_ok=True)
+        first, second = [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)][index % 2]
+        again = ["--resume"] if (folder / "recipe.yaml").is_file() else []
+        late = index % 4 > 1
+        code = run(folder, *again, place=place, number=first, second=second, late=late)
+        assert code == 128 + second, (place, log.read_text())
+        assert "Traceback" not in log.read_text() and "ignored" not in log.read_text(), (place, log.read_text())
+    assert run(folder, "--resume") == 0, log.read_text()
+    assert result_of(folder)[:2] == result_of(tmp_path / "whole")[:2]
+    assert not [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".old", ".lock"))]
+
+
 def test_other_commands_end_as_a_shell_expects(context: Any, tiny_data: TinyData, model: Path, tmp_path: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         log = tmp_path / number.name

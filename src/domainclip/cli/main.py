@@ -39,7 +39,7 @@ from domainclip.cli.start_checks import check_model, check_recipe, check_start
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 from domainclip.files import require_writable
-from domainclip.signals import StopSignals
+from domainclip.signals import StopSignals, leave_at_the_next
 from domainclip.streams import keep_streams
 
 app = typer.Typer(
@@ -409,6 +409,7 @@ def main() -> None:
         with StopSignals(at_once=True).watch():
             app()
     except Interrupted as stop:
+        leave_at_the_next()
         typer.secho(as_typed(str(stop)), err=True)
         sys.exit(stop.exit_code)
     except CLIPFinetuningError as error:

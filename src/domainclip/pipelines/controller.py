@@ -37,6 +37,7 @@ from domainclip.pipelines.run_folder import RunFolder, paths_read
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
 from domainclip.training.distributed import OneProcess
 from domainclip.training.memory.plan import StepCounter, batch_that_fits
+from domainclip.words import counted
 
 Pairs = Sequence[ImageTextPair | tuple[str | Path, str]] | CLIPDataset | DataLoader | RowsByNumber
 """Rows: pairs, a ``CLIPDataset``, or a torch data set or loader of one's own (see ``DatasetLoader.from_torch``)."""
@@ -427,5 +428,7 @@ class CLIPFinetuningController:
             return []
         usable, skipped = usable_rows(pairs, self.config.strict)
         if skipped:
-            self.console.print(f"Data: {len(skipped)} rows are skipped, the first: {skipped[0]}", markup=False)
+            self.console.print(
+                f"Data: {counted(len(skipped), 'row', 'are')} skipped, the first: {skipped[0]}", markup=False
+            )
         return [pairs[row] for row in usable]

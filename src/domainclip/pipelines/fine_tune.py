@@ -134,6 +134,7 @@ def fine_tune(
     resume: bool = False,
     engine: EmbeddingEngine | None = None,
     listeners: Sequence[Listener] = (),
+    emitter: Emitter | None = None,
     reference_sets: ReferenceSets | None = None,
     processes: Processes | None = None,
     console: Console | None = None,
@@ -151,6 +152,7 @@ def fine_tune(
         resume: Go on from the newest checkpoint in the folder.
         engine: Embeds the validation rows; a new one, if left out.
         listeners: Called with each event of the training, in the first of several processes.
+        emitter: That of the run which the training is of, with listeners that are there already.
         reference_sets: The sets of ``retention_data``. The first process evaluates them, all rehearse their rows.
         processes: Those that train together.
         console: Where the course is shown.
@@ -186,11 +188,12 @@ def fine_tune(
     if evaluator is not None:
         own_loss = ValidationLoss.of(loss, encoder, run, val, engine.text_transform)
         validate = validation_by(evaluator, engine, evaluated, own_loss)
-    emitter = Emitter()
+    if emitter is None:
+        emitter = Emitter()
+        emitter.add(ConsoleListener(console))
     metrics = MetricsFile(folder.metrics, emitter.warn) if processes.is_first else None
     if metrics is not None:
-        emitter.add(metrics)
-        emitter.add(ConsoleListener(console))
+        emitter.add(metrics, first=True)
         for listener in listeners:
             emitter.add(listener)
     context = TrainContext(folder.path, processes=processes, emitter=emitter, metrics=metrics)

@@ -36,6 +36,7 @@ from domainclip.data.sources.webdataset import shards_of
 from domainclip.data.splits import group_names, proposed_groups
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 from domainclip.resolve.schedule import automatic_batch
+from domainclip.words import some_of
 
 _SKIPPED_ADVICE = {
     MISSING_IMAGE: ("missing-images", "Check the paths, or name the images' folder with image_root=…"),
@@ -188,7 +189,7 @@ def _skipped(rows: Sequence[SkippedRow], usable: int, severity: Severity) -> lis
         these = [str(row) for row in rows if row.kind == kind]
         if these:
             total = usable + len(rows)
-            detail = f"{len(these)} of {total} rows ({len(these) / total:.1%}) are skipped"
+            detail = f"skipped: {some_of(len(these), total, 'row')} ({len(these) / total:.1%})"
             findings.append(Finding(name, severity, len(these), these, advice, detail))
     for kind, count in Counter(row.kind for row in rows if row.kind not in _SKIPPED_ADVICE).items():
         these = [str(row) for row in rows if row.kind == kind]

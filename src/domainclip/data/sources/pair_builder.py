@@ -13,6 +13,7 @@ from domainclip.data.sources.cells import captions_in_cell, is_missing, labels_i
 from domainclip.data.sources.image_folders import ImageFolders
 from domainclip.data.sources.split_names import SPLIT_NAMES, split_of
 from domainclip.errors import DataError
+from domainclip.words import counted
 
 MISSING_IMAGE = "missing image"
 EMPTY_CAPTION = "empty caption"
@@ -223,7 +224,8 @@ class PairBuilder:
                 "name another folder with image_root=…" if place is None else f"there is one in image_root={place}"
             )
         raise DataError(
-            f"No valid image-text pairs in {self.source}: all {len(skipped)} rows were skipped ({examples}"
+            f"No valid image-text pairs in {self.source}: {counted(len(skipped), 'row', 'were')} skipped, and "
+            f"none is left ({examples}"
             f"{'; …' if len(skipped) > 3 else ''}){advice}"
         )
 
@@ -253,7 +255,9 @@ class PairBuilder:
         known = {word: split for word in words if (split := split_of(word)) is not None}
         if len(known) < len(words) and (known or sure):
             wrong = [word for word in words if word not in known]
-            listing = ", ".join(f"{word!r} ({words[word]} rows)" for word in wrong[:5]) + ", …" * (len(wrong) > 5)
+            listing = ", ".join(f"{word!r} ({counted(words[word], 'row')})" for word in wrong[:5]) + ", …" * (
+                len(wrong) > 5
+            )
             raise DataError(
                 f"The column {column!r} of {self.source} has values that name no split: {listing}. Write train, val or "
                 "test in each row, or do not use the column, with split_col=null"
@@ -277,11 +281,16 @@ class PairBuilder:
         pairs = self._pairs
         if respelled := self._folders.respelled:
             listing = ", ".join(f"{difference}: {count}" for difference, count in respelled.most_common())
-            self.note(f"{respelled.total()} images were found under a name that is spelled otherwise ({listing})")
+            self.note(
+                f"{counted(respelled.total(), 'image', 'were')} found under a name that is spelled otherwise "
+                f"({listing})"
+            )
         for what, words in self._missing.items():
-            listing = ", ".join(f"{word!r} ({count} rows)" for word, count in words.most_common())
+            listing = ", ".join(f"{word!r} ({counted(count, 'row')})" for word, count in words.most_common())
             self.note(f"as a {what}, {listing} is read as missing")
         if self._lists:
-            self.note(f"{self._lists} cells hold lists of captions, each of which is a caption of its own")
+            self.note(
+                f"{counted(self._lists, 'cell', 'hold')} a list of captions, each of which is a caption of its own"
+            )
         # A value for each row would keep nothing together.
         pairs.proposed = {column: len(found) for column, found in self._proposed.items() if 0 < len(found) < self._rows}
