@@ -325,7 +325,10 @@ def data_check(
     domain: Domain = None,
     as_json: AsJson = False,
 ) -> None:
-    """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run.
+    """Broken images, duplicates, leakage, cut captions, class balance.
+
+    Exit code 0 where `train` would take the data, whatever it would skip or warn of; 1 where it would refuse them, and
+    2 for wrong arguments. With strict=true a row or image that would be skipped is an error, as it is to `train`.
 
     Example: domainclip data check images.csv --model vit-b-32
     """
@@ -364,6 +367,7 @@ def data_check(
         split_col=config.split_col,
         image_root=config.image_root,
         caption_template=config.caption_template,
+        strict=config.strict,
         max_pixels=config.max_image_pixels,
         text_transform=captions.rewritten,
         cut_by_sentence=captions.settings.truncation == "sentences",

@@ -26,7 +26,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 class Finding:
     """One thing found: ``count`` of the images, rows, captions or classes that ``detail`` names.
 
-    ``error``: it would spoil a run or its figures; ``warning``: worth a look; ``info``: worth knowing.
+    ``error``: training refuses such data; ``warning``: a run or its figures may be spoiled; ``info``: worth knowing.
     """
 
     name: str
@@ -55,7 +55,7 @@ class DataCheckReport:
 
     @property
     def exit_code(self) -> int:
-        """1 where any finding is an error, else 0."""
+        """1 where any finding is an error, so that ``train`` would refuse the data, else 0."""
         return int(any(finding.severity == "error" for finding in self.findings))
 
     def named(self, name: str) -> list[Finding]:

@@ -18,29 +18,13 @@ SHOWN_CHANNELS = 3
 TINY_SIDE = 16
 """An image with a side below this, in pixels, shows next to nothing at any model's resolution."""
 
-SKIPPED_FRACTION = 0.01
-"""From this fraction on, unusable images are an error: a few are skipped, many mean that something is
-wrong."""
 
-
-def skipped_severity(count: int, total: int) -> Severity:
-    """How bad it is that so many images or rows are skipped.
-
-    Args:
-        count: Those skipped.
-        total: All, skipped ones included.
-
-    Returns:
-        ``error`` from ``SKIPPED_FRACTION`` of the total on, else ``warning``.
-    """
-    return "error" if total == 0 or count / total >= SKIPPED_FRACTION else "warning"
-
-
-def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
+def skipped_image_findings(facts: Sequence[ImageFacts], skipped: Severity = "warning") -> list[Finding]:
     """Broken, oversized, tiny and animated images.
 
     Args:
         facts: Of all images.
+        skipped: How bad it is that images are skipped.
 
     Returns:
         A finding for each kind that occurs.
@@ -52,9 +36,8 @@ def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
     ):
         bad = [fact.problem for fact in facts if fact.problem is not None and fact.oversized == oversized]
         if bad:
-            severity = skipped_severity(len(bad), len(facts))
             detail = f"{some_of(len(bad), len(facts), 'image')} ({len(bad) / len(facts):.1%}) cannot be used"
-            findings.append(Finding(name, severity, len(bad), bad, advice, detail))
+            findings.append(Finding(name, skipped, len(bad), bad, advice, detail))
     good = [fact for fact in facts if fact.problem is None]
     tiny = [f"{fact.path} ({fact.width}x{fact.height})" for fact in good if min(fact.width, fact.height) < TINY_SIDE]
     if tiny:

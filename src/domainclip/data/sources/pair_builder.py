@@ -69,6 +69,7 @@ class PairBuilder:
         self._proposed: dict[str, set[str]] = defaultdict(set)
         self._rows = 0
         self._unsplit: list[tuple[str, str]] = []
+        self._suffixes: list[tuple[ImageTextPair, str, str]] = []
 
     def skip(self, where: str, image: str, reason: str, kind: str = MALFORMED_ROW) -> None:
         """Skip a row that cannot be used.
@@ -153,7 +154,10 @@ class PairBuilder:
             elif is_missing(text.strip(), loosely=True):
                 self.skip(where, image, f"the caption is {text.strip()!r}, a word for a missing one", EMPTY_CAPTION)
             else:
-                self._pairs.append(ImageTextPair(path, text.strip(), label, group, discipline, split, several))
+                pair = ImageTextPair(path, text.strip(), label, group, discipline, split, several)
+                self._pairs.append(pair)
+                if image in self._folders.guessed.get(path, ()):
+                    self._suffixes.append((pair, where, image))
 
     def _captions(self, cells: tuple[Any, ...]) -> list[Any]:
         """The captions of a row's cells, None for a cell without any. Of several columns, some may be empty."""
@@ -201,6 +205,8 @@ class PairBuilder:
         """
         if self._folders.contested:
             self._drop_contested()
+        if self._suffixes:
+            self._drop_guesses()
         if split_column is not None and self._pairs:
             self._name_splits(*split_column)
         if self._pairs:
@@ -230,6 +236,17 @@ class PairBuilder:
                 reason = f"{pair.image_path} is there for several rows that name other folders: which one is meant?"
                 self.skip("row", str(pair.image_path), reason, MISSING_IMAGE)
         self._pairs[:] = [pair for pair in self._pairs if pair.image_path not in contested]
+
+    def _drop_guesses(self) -> None:
+        """Leave out rows for whose image that of another row was taken, which differs in its suffix."""
+        dropped, guesses = set[int](), {id(pair) for pair, _, _ in self._suffixes}
+        certain = {pair.image_path for pair in self._pairs if id(pair) not in guesses}
+        for pair, where, image in self._suffixes:
+            if pair.image_path in certain or len(self._folders.guessed[pair.image_path]) > 1:
+                reason = f"image {image} is not there ({pair.image_path.name}, the nearest name, is another row's)"
+                self.skip(where, image, reason, MISSING_IMAGE)
+                dropped.add(id(pair))
+        self._pairs[:] = [pair for pair in self._pairs if id(pair) not in dropped]
 
     def _name_splits(self, column: str, sure: bool) -> None:
         """Give each pair its split's name; where the column is none of splits after all, give it none."""
