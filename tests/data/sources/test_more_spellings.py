@@ -164,3 +164,33 @@ def test_files_beside_images_of_classes_that_are_no_captions(tmp_path: Path, str
         for label in ("cat", "dog"):
             (tmp_path / label / f"{index}.txt").write_text(f"caption {index}", encoding="utf-8")
     assert len({pair.caption for pair in DatasetLoader.load(tmp_path)}) == 3
+
+
+def test_the_splits_of_a_saved_data_set(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    images(tmp_path, *(f"{i}.png" for i in range(10)))
+    rows = [{"image": str(tmp_path / f"{i}.png"), "caption": f"caption {i}"} for i in range(10)]
+    parts = {"train": rows[:6], "test": rows[6:9], "unsupervised": rows[9:]}
+    saved = datasets.DatasetDict({name: datasets.Dataset.from_list(part) for name, part in parts.items()})
+    saved.save_to_disk(tmp_path / "saved")
+    splits = load_splits(tmp_path / "saved", train_split=0.5, val_split=0.5, test_split=0)
+    assert [pair.caption for pair in splits.test] == ["caption 6", "caption 7", "caption 8"]
+    assert len(splits.train) + len(splits.val) == 6
+    assert any("further splits unsupervised are not used" in note for note in splits.notes)
+
+
+def test_a_text_named_after_the_whole_name_of_its_image(tmp_path: Path) -> None:
+    images(tmp_path, "0.png", "1.png")
+    for index in range(2):
+        (tmp_path / f"{index}.png.txt").write_text(f"caption {index}", encoding="utf-8")
+    assert [pair.caption for pair in DatasetLoader.load(tmp_path)] == ["caption 0", "caption 1"]
+
+
+def test_many_strays_are_counted(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        images(tmp_path / label)
+    for index in range(7):
+        (tmp_path / f"{index}_stats.json").write_text('{"count": 5}', encoding="utf-8")
+    notes = DatasetLoader.load(tmp_path).notes
+    assert sum("no column of images" in note for note in notes) == 3
+    assert any("nor are 4 further files" in note for note in notes)

@@ -95,7 +95,9 @@ def _from_captions_file(folder: Path, strict: bool) -> PairList:
 
 def _sidecar(image: Path) -> Path | None:
     """The file beside an image that holds its caption: a text, or what img2dataset writes."""
-    return next((path for suffix in _SIDECARS if (path := image.with_suffix(suffix)).is_file()), None)
+    names = [image.with_suffix(suffix) for suffix in _SIDECARS]
+    names += [image.with_name(f"{image.name}{suffix}") for suffix in _SIDECARS]
+    return next((path for path in names if path.is_file()), None)
 
 
 def _hold_boxes(sidecars: list[Path]) -> bool:

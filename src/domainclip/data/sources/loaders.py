@@ -31,6 +31,7 @@ from domainclip.words import counted
 META_FILE = "meta.csv"
 """A table of this name describes the images (``group``, ``discipline``) and is no data set of its own."""
 
+_NAMED = 3
 _CAPTION_SUFFIXES = {".txt", ".token"}
 _SPREADSHEETS = {".xlsx", ".xls", ".xlsm", ".ods", ".numbers"}
 _PICKLES = {".pkl", ".pickle", ".pk", ".joblib"}
@@ -365,7 +366,10 @@ def only_table(folder: Path, image_col: str = "image_path") -> tuple[Path | None
     if len(found) > 1 or holds_images:
         useful = [entry for entry in found if _names_images(entry, image_col)]
         if useful or holds_images:
-            notes = [f"{entry.name} is not read: it has no column of images" for entry in found if entry not in useful]
+            others = [entry.name for entry in found if entry not in useful]
+            notes = [f"{name} is not read: it has no column of images" for name in others[:_NAMED]]
+            if len(others) > _NAMED:
+                notes.append(f"nor are {counted(len(others) - _NAMED, 'further file')} for the same reason")
             found = useful
     if len(found) > 1:
         raise DataError(
