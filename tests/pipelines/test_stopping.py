@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 import signal_child
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import save_encoder
+from forked import forking
 from tiny_data import TinyData
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")]
@@ -51,13 +51,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["domainclip.pipelines", "domainclip.cli.main"])
-    return context
-
-
 def arguments(data: TinyData, model: Path, folder: Path) -> list[str]:
     keys = "batch_size=6 num_epochs=3 num_workers=0 mixed_precision=false device=cpu learning_rate=1e-3 eval_steps=2 "
     keys += "save_steps=2 logging_steps=1 early_stopping_patience=0 probe_steps=40 error_analysis=true"
@@ -70,13 +63,11 @@ def result_of(folder: Path) -> tuple[bytes, Any, list[Any]]:
     return (folder / "model" / "model.safetensors").read_bytes(), (report["before"], report["after"]), decisions
 
 
-def test_a_run_stopped_in_every_phase_ends_alike(
-    context: Any, tiny_data: TinyData, model: Path, tmp_path: Path
-) -> None:
+def test_a_run_stopped_in_every_phase_ends_alike(tiny_data: TinyData, model: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
 
     def run(folder: Path, *more: str, place: str | None = None, number: int = 0) -> int:
-        child = context.Process(
+        child = forking().Process(
             target=signal_child.command, args=([*arguments(tiny_data, model, folder), *more], log, place, number)
         )
         child.start()
@@ -100,11 +91,11 @@ def test_a_run_stopped_in_every_phase_ends_alike(
     assert not [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".old"))]
 
 
-def test_other_commands_end_as_a_shell_expects(context: Any, tiny_data: TinyData, model: Path, tmp_path: Path) -> None:
+def test_other_commands_end_as_a_shell_expects(tiny_data: TinyData, model: Path, tmp_path: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         log = tmp_path / number.name
         given = ["evaluate", "--data", str(tiny_data.folder), "--model", str(model)]
-        child = context.Process(target=signal_child.command, args=(given, log, "evaluate", number))
+        child = forking().Process(target=signal_child.command, args=(given, log, "evaluate", number))
         child.start()
         child.join(120)
         assert child.exitcode == 128 + number
