@@ -41,7 +41,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     from transformers.models.clip.modeling_clip import CLIPEncoder
 
     from domainclip.models.attention import AttentionDecision
-    from domainclip.training.observer import peak_memory_mb
+    from domainclip.devices.memory import peak_memory_mb
 
     torch.manual_seed(0)
     tokens, batch = spec["tokens"], spec["batch"]

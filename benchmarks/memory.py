@@ -122,7 +122,7 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
     from domainclip.models.attention import decide_attention
     from domainclip.models.checkpoint_blocks import checkpoint_blocks
     from domainclip.models.lora import attach_lora
-    from domainclip.training.observer import peak_memory_mb
+    from domainclip.devices.memory import peak_memory_mb
     from domainclip.training.optim.optimizer import build_optimizer
     from domainclip.training.step.gradcache import ContrastiveStep
     from domainclip.training.step.views import ImageViews

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,11 @@ from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.multi_label import MultiLabelEvaluator
+from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.inference.prompts import class_prompts
+from domainclip.reports.run_report import write_report
+from domainclip.reports.schema import RunFacts
+from domainclip.reports.schema.base import jsonable
 
 LABELS = ("edema", "effusion", "mass")
 ROWS = [("edema", "effusion"), ("edema",), ("effusion",), ("mass", "edema"), ()]
@@ -65,3 +71,39 @@ def test_classes_of_equal_prompts_are_an_error() -> None:
     with pytest.raises(ConfigurationError, match=r"'Red Disc' and 'red_disc' have the same prompts"):
         class_prompts(["Red Disc", "bar", "red_disc"])
     assert len(class_prompts(["red disc", "red-disc"])) == 2
+
+
+class Noisy:
+    """Embeds an image as the sum of its labels and noise of a strength."""
+
+    def __init__(self, labels: list[tuple[str, ...]], noise: float) -> None:
+        rng = torch.Generator().manual_seed(0)
+        rows = torch.tensor([[float(label in each) for label in LABELS] for each in labels])
+        self.images = rows + noise * torch.randn(rows.shape, generator=rng)
+
+    def encode_images(self, paths: list[Path]) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.images[[int(path.stem) for path in paths]], dim=1)
+
+    def encode_texts(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[float(label in text) for label in LABELS] for text in texts]) + 1e-3
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_report_tests_the_means_over_labels_before_and_after(tmp_path, grouped) -> None:
+    labels = [ROWS[i % 4] for i in range(48)]
+    rows = [
+        ImageTextPair(f"{i}.png", f"caption {i}", labels=each, group=f"g{i // 3}" if grouped else None)
+        for i, each in enumerate(labels)
+    ]
+    evaluator = DomainEvaluator(rows, resamples=100)
+    before, after = (evaluator.evaluate(Noisy(labels, noise)) for noise in (5.0, 0.1))
+    assert before.records["mAP"].has_interval and before.records["mAP"].n_units == (16 if grouped else 48)
+    kept = EvaluationResult.from_dict(json.loads(json.dumps(jsonable({**asdict(before), "sums": None}))))
+    report = write_report(tmp_path, RunFacts(evaluated_on="test"), kept, after)
+    change = report.comparison["mAP"]
+    assert report.verdict.metric == "mAP" and report.verdict.outcome == "better"
+    assert change.n == 48 and change.n_units == (16 if grouped else None) and change.low > 0 and change.gained is None
+    page, details = ((tmp_path / name).read_text() for name in ("report.md", "report_details.md"))
+    assert f"exchange test{' over 16 groups' if grouped else ''}, p below 0.001" in page and "48 images;" in page
+    assert f"mean over labels (mAP) (bootstrap over {'16 groups' if grouped else '48 images'})" in details
+    assert "label_scores" not in (tmp_path / "report.json").read_text()

@@ -1,4 +1,4 @@
-"""Processes of their own that are forked from one that has imported the package: each of them would need seconds for it.
+"""Processes of their own, forked from one that has imported the package: each of them would need seconds for that.
 
 For whole runs that are killed, limited or compared. What is said of the import itself needs a new interpreter.
 """
@@ -32,7 +32,7 @@ def forking() -> ForkServerContext:
 
 
 def start_python(code: str, *arguments: str, output: Path) -> BaseProcess:
-    """As ``python -c CODE ARGUMENTS``, with one thread; what it prints is in ``output``, its errors beside as ``.err``."""
+    """As ``python -c CODE ARGUMENTS``, with one thread; prints into ``output``, errors beside it into ``.err``."""
     process = forking().Process(target=_execute, args=(code, arguments, output, dict(os.environ), os.getcwd()))
     process.start()
     return process

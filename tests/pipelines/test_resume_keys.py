@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
+from checkpoints import best_weights
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.key_facts import facts_by_key
 from domainclip.data.dataset import CLIPDataset
@@ -124,7 +125,7 @@ def fine_tune(config: CLIPFinetuningConfig, data: TinyData, folder: Path, **opti
 
 def learned(folder: Path) -> dict[str, torch.Tensor]:
     """What training came to, before anything is done with it."""
-    return load_file(folder / "best" / "model.safetensors")
+    return load_file(best_weights(folder) / "model.safetensors")
 
 
 def stop_at(step: int) -> Callable[[Event], None]:

@@ -102,7 +102,7 @@ def test_a_finished_run_keeps_one_checkpoint_and_says_its_size(tiny_data: TinyDa
     folder = RunFolder(tmp_path / "run")
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000006"]
     weights = folder.model / "model.safetensors"
-    assert (folder.best / "model.safetensors").samefile(weights), "the same bytes are on the disk once"
+    assert not folder.best.exists()
     files = {path.stat().st_ino: path.stat().st_size for path in folder.path.rglob("*") if path.is_file()}
     size = float(said.getvalue().split("Folder: ")[1].split(" MB")[0].replace(",", ""))
     assert abs(size - sum(files.values()) / 1e6) < 0.1

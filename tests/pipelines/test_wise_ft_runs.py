@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from checkpoints import best_weights
 from domainclip.config import CLIPFinetuningConfig, ModelSettings
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
@@ -103,7 +104,7 @@ def test_a_run_chooses_saves_and_tells(swept: tuple[Path, dict]) -> None:
     assert (run / "plots" / "pareto.png").is_file() and "plots/pareto.png" in pages(run)
     assert "WiSE-FT" in pages(run)
     saved = load_encoder(ModelSettings(model_name=str(run / "model")))
-    ends = [load_encoder(ModelSettings(model_name=str(place))) for place in (folder / "joined", run / "best")]
+    ends = [load_encoder(ModelSettings(model_name=str(place))) for place in (folder / "joined", best_weights(run))]
     alpha = reported["chosen_alpha"]
     for name, value in weights_of(saved).items():
         if value.is_floating_point() and "running" not in name:

@@ -20,6 +20,7 @@ from domainclip.errors import (
     DeviceError,
     MissingExtraError,
     MissingFileError,
+    MissingRecipeError,
     MPSCompatibilityError,
 )
 from domainclip.registry import nearest
@@ -145,7 +146,7 @@ def _check_files(config: CLIPFinetuningConfig) -> None:
         raise ConfigurationError(f"image_root {config.image_root} is not a directory{_meant(config.image_root)}")
     tree = config.class_hierarchy
     if isinstance(tree, str) and not os.path.isfile(tree):
-        raise ConfigurationError(f"class_hierarchy: there is no file {tree}{_meant(tree)}")
+        raise MissingRecipeError(f"Class hierarchy {tree} does not exist{_meant(tree)}")
     if is_domain_path(config.domain):
         from domainclip.domains import load_domain
 

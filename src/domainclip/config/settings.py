@@ -520,8 +520,8 @@ class RunSettings(SeedSettings):
     keep_checkpoints: int = key(
         2,
         "run",
-        "Checkpoints kept while a run goes on, besides the best one; a finished run keeps the last.",
-        gt=0,
+        "Checkpoints kept while a run goes on, one at least; a finished run keeps the last, and none with 0.",
+        ge=0,
         changes_weights=False,
         one_run=True,
     )

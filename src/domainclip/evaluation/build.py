@@ -56,15 +56,16 @@ def build_evaluator(
         ConfigurationError: Settings do not fit the classes, or an evaluator is unknown.
     """
     resolved = asked or session.resolved
-    evaluator = plain_evaluator(resolved, pairs, session if asked is None else None)
     settings = resolved.evaluation
+    resamples = settings.bootstrap_resamples if domain_metrics and intervals else 0
+    evaluator = plain_evaluator(resolved, pairs, session if asked is None else None, resamples)
     context = EvaluationContext(
         pairs,
         resolved,
         session,
         evaluator.zero_shot,
         evaluator.retrieval,
-        settings.bootstrap_resamples if domain_metrics and intervals else 0,
+        resamples,
     )
     own = METRICS[settings.primary_metric].section if settings.primary_metric is not None else ""
     wanted = [
@@ -85,7 +86,10 @@ def build_evaluator(
 
 
 def plain_evaluator(
-    resolved: ResolvedInference, pairs: Sequence[ImageTextPair], session: ModelSession | None = None
+    resolved: ResolvedInference,
+    pairs: Sequence[ImageTextPair],
+    session: ModelSession | None = None,
+    resamples: int = 0,
 ) -> DomainEvaluator:
     """Classification and retrieval with the recipe's or the domain's prompts and class names. Captions that the domain
     makes equal are one caption.
@@ -94,6 +98,7 @@ def plain_evaluator(
         resolved: The recipe and its domain.
         pairs: The rows.
         session: The model, whose text length captions are cut to; None where the rows alone are looked at.
+        resamples: Behind the intervals of labels of which an image has several; 0 for none.
 
     Returns:
         An evaluator whose primary metric is the recipe's.
@@ -106,6 +111,8 @@ def plain_evaluator(
         resolved.evaluation.prompt_templates,
         names_of=resolved.domain.prompts.names_of,
         text_transform=caption_pipeline(resolved, session.processor if session is not None else None),
+        resamples=resamples,
+        seed=resolved.data.seed,
     )
     if resolved.evaluation.primary_metric is not None:
         evaluator.primary_metric = METRICS.canonical(resolved.evaluation.primary_metric)

@@ -15,9 +15,16 @@ import numpy as np
 from pydantic import ConfigDict
 
 from domainclip.errors import ConfigurationError
-from domainclip.metrics.bootstrap import FEW_UNITS, Sums
+from domainclip.metrics.bootstrap import FEW_UNITS
 from domainclip.metrics.metric import METRICS
-from domainclip.metrics.significance import RESAMPLES, holm, metric_interval, paired_difference, resampled
+from domainclip.metrics.significance import (
+    RESAMPLES,
+    UnitFigure,
+    holm,
+    metric_interval,
+    paired_difference,
+    resampled,
+)
 
 ALPHA = 0.05
 Verdict = Literal["better", "no difference", "worse", "reference", "not tested", "not evaluated"]
@@ -40,7 +47,7 @@ class ModelOnSet:
     """What one model scored on one data set: ``sums`` of the compared metric and all flat ``metrics``; or, where it
     could not be evaluated, the ``reason``."""
 
-    sums: Sums | None = None
+    sums: UnitFigure | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
 
@@ -191,14 +198,15 @@ def compare_matrix(models: Mapping[str, str], sets: Sequence[SetScores], referen
 
 def _tested(found: SetScores, name: str, reference: str) -> bool:
     sums = [found.scores[key].sums for key in (reference, name)]
-    return name != reference and all(part is not None and len(part.added) > 1 for part in sums)
+    return name != reference and all(part is not None and part.n_units > 1 for part in sums)
 
 
 def _cells(found: SetScores, models: Mapping[str, str], reference: str, resamples: int, seed: int) -> list[Cell]:
     sums = {name: part for name in models if (part := found.scores[name].sums) is not None}
     draws: dict[str, np.ndarray] = {}
     if sums:
-        draws = dict(zip(sums, resampled(list(sums.values()), resamples, seed), strict=True))
+        most = min(part.affordable(resamples) for part in sums.values())
+        draws = dict(zip(sums, resampled(list(sums.values()), most, seed), strict=True))
     cells = []
     for name in models:
         score = found.scores[name]
@@ -217,7 +225,9 @@ def _cells(found: SetScores, models: Mapping[str, str], reference: str, resample
     return cells
 
 
-def _against(reference: str, cell: Cell, sums: Mapping[str, Sums], draws: Mapping[str, np.ndarray], seed: int) -> None:
+def _against(
+    reference: str, cell: Cell, sums: Mapping[str, UnitFigure], draws: Mapping[str, np.ndarray], seed: int
+) -> None:
     """Set a cell's change against the reference and its p value, or why there is no test."""
     name = cell.model
     if name == reference:
@@ -233,7 +243,7 @@ def _against(reference: str, cell: Cell, sums: Mapping[str, Sums], draws: Mappin
 
 
 def _column(found: SetScores) -> ComparedData:
-    sizes = [len(score.sums.added) for score in found.scores.values() if score.sums is not None]
+    sizes = [score.sums.n_units for score in found.scores.values() if score.sums is not None]
     units = sizes[0] if sizes else None
     notes = list(found.notes)
     if units is not None and 1 < units < FEW_UNITS:  # a single one has no interval to speak of

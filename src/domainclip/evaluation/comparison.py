@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from domainclip.evaluation.evaluators import EvaluationResult
+from domainclip.metrics.label_rankings import LABEL_METRICS, LabelRanking
 from domainclip.metrics.metric import METRICS, Interval
 from domainclip.metrics.significance import (
+    RESAMPLES,
     PairedChange,
     metric_interval,
     paired_change,
@@ -32,9 +34,17 @@ class GroupedChange(PairedChange):
     n_units: int
 
 
+@dataclass(frozen=True)
+class RankedChange(PairedChange):
+    """A change of a mean over rankings of images: interval and p value as of ``GroupedChange``. ``n_units``: groups,
+    None where each image is a unit by itself."""
+
+    n_units: int | None
+
+
 def paired_changes(before: EvaluationResult, after: EvaluationResult, seed: int = 0) -> dict[str, PairedChange]:
-    """The change of ``acc1``, ``i2t_R@1`` and ``t2i_R@1`` over the same items, where both have them; by whole groups
-    where any has several images.
+    """The change of ``acc1``, the means over labels, ``i2t_R@1`` and ``t2i_R@1`` over the same items, where both have
+    them; by whole groups where any has several images.
 
     Args:
         before: Of the first model.
@@ -53,7 +63,19 @@ def paired_changes(before: EvaluationResult, after: EvaluationResult, seed: int 
         for name in names:
             plain = paired_change(_right(name, old), _right(name, new))
             changes[name] = _by_group(plain, name, part, (old, new), seed) if has_groups(new) else plain
+    old, new = (result.details.get("multi_label", {}) for result in (before, after))
+    if old.get("label_scores") and all(old[key] == new.get(key) for key in ("image_paths", "label_truth")):
+        changes |= {name: _of_rankings(name, old, new, seed) for name in LABEL_METRICS}
     return changes
+
+
+def _of_rankings(name: str, old: Mapping[str, Any], new: Mapping[str, Any], seed: int) -> RankedChange:
+    models = [LabelRanking.of_details(name, found) for found in (old, new)]
+    draws = resampled(models, models[0].affordable(RESAMPLES), seed)
+    difference = paired_difference(models[0], models[1], draws[0], draws[1], seed)
+    low, high, p_value = (difference.low, difference.high, difference.p_value) if difference else (np.nan,) * 3
+    change, n = models[1].value - models[0].value, len(new["image_paths"])
+    return RankedChange(change, low, high, None, None, p_value, n, models[1].n_units if has_groups(new) else None)
 
 
 def with_groups(found: Mapping[str, Any], other: Mapping[str, Any] | None) -> Mapping[str, Any]:

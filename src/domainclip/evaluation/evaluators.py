@@ -38,6 +38,8 @@ class DomainEvaluator(CallableEvaluator):
         domain_metrics: The metrics of a domain.
         names_of: The names that describe a class in its label's place.
         text_transform: What the model is shown of a caption.
+        resamples: Behind the intervals of labels of which an image has several; 0 for none.
+        seed: Of these resamples.
 
     Raises:
         DataError: Neither is possible.
@@ -56,6 +58,8 @@ class DomainEvaluator(CallableEvaluator):
         domain_metrics: DomainMetrics | None = None,
         names_of: Callable[[str], Sequence[str]] | None = None,
         text_transform: Callable[[str], str] | None = None,
+        resamples: int = 0,
+        seed: int = 0,
     ) -> None:
         if not pairs:
             raise DataError("No rows to evaluate on: the split is empty")
@@ -67,7 +71,7 @@ class DomainEvaluator(CallableEvaluator):
         n_classes = len(prompts or class_names or known_labels(pairs))
         several: MultiLabelEvaluator | None = None
         if any(labels_of(pair) for pair in pairs):
-            several = self._multi_label(pairs, templates, names_of)
+            several = self._multi_label(pairs, templates, names_of, resamples, seed)
         elif all(pair.label is None for pair in pairs):
             self.notes.append("No classification: no row has a label")
         elif n_classes >= 2:
@@ -95,9 +99,11 @@ class DomainEvaluator(CallableEvaluator):
         pairs: Sequence[LabelledPair],
         templates: Sequence[str],
         names_of: Callable[[str], Sequence[str]] | None,
+        resamples: int,
+        seed: int,
     ) -> MultiLabelEvaluator | None:
         try:
-            found = MultiLabelEvaluator(pairs, templates, names_of)
+            found = MultiLabelEvaluator(pairs, templates, names_of, resamples, seed)
         except DataError as error:
             self.notes.append(f"No figures of labels: {error}")
             return None

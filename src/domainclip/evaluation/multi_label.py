@@ -15,8 +15,11 @@ from domainclip.evaluation.protocols import CallableEvaluator, Embedder, Evaluat
 from domainclip.evaluation.shared import encode_images
 from domainclip.evaluation.zero_shot import of_images
 from domainclip.inference.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
+from domainclip.metrics.bootstrap import affordable_resamples, intervals_of
 from domainclip.metrics.classification import zero_shot_logits
-from domainclip.metrics.threshold_curves import threshold_figures
+from domainclip.metrics.label_rankings import LABEL_METRICS, LabelRanking, label_panel
+from domainclip.metrics.metric import Metric
+from domainclip.metrics.significance import UnitFigure
 
 MOST_SHOWN = 20
 """Labels up to which each one's figures stand beside the means; of more, they are in the details."""
@@ -33,6 +36,8 @@ class MultiLabelEvaluator(CallableEvaluator):
         pairs: The rows, with ``labels``.
         templates: The sentences that describe a label.
         names_of: The names that describe a label in its place.
+        resamples: Behind the intervals of the means; 0 for none.
+        seed: Of the resamples.
 
     Raises:
         DataError: No label is had by some images and not by others.
@@ -47,7 +52,10 @@ class MultiLabelEvaluator(CallableEvaluator):
         pairs: Sequence[LabelledPair],
         templates: Sequence[str] = DEFAULT_TEMPLATES,
         names_of: Callable[[str], Sequence[str]] | None = None,
+        resamples: int = 0,
+        seed: int = 0,
     ) -> None:
+        self.resamples, self.seed = resamples, seed
         of_image: dict[Path, set[str]] = {}
         for pair in pairs:
             if labels := labels_of(pair):
@@ -74,19 +82,19 @@ class MultiLabelEvaluator(CallableEvaluator):
         """
         weights = classifier_weights(embed.encode_texts, self.prompts)
         scores: NDArray[Any] = zero_shot_logits(encode_images(embed, self.paths), weights).numpy()
+        panel = label_panel(scores, self.truth, self.labels)
         found: dict[str, dict[str, float]] = {}
-        for number, label in enumerate(self.labels):
-            positive = self.truth[:, number]
-            if 0 < positive.sum() < len(positive):
-                figures = threshold_figures(scores[:, number], positive)
-                found[label] = {"AP": figures["ap"], "AUROC": figures["auroc"]}
-        values = {
-            "mAP": float(np.mean([each["AP"] for each in found.values()])),
-            "mean_auroc": float(np.mean([each["AUROC"] for each in found.values()])),
-        }
+        for (name, label), value in panel.values.items():
+            if label is not None:
+                found.setdefault(label, {})[name] = value
+        resamples = affordable_resamples(scores.size, self.resamples) if self.resamples else 0
+        intervals = intervals_of(panel, self.groups, len(scores), resamples, self.seed)
+        n = len(self.paths)
+        means = {name: Metric.of(name, panel.values[name, None], intervals.get(name), n) for name in LABEL_METRICS}
+        values = {}
         if len(found) <= MOST_SHOWN:
-            values |= {f"{name} of {label}": each[name] for label, each in found.items() for name in each}
-        records = EvaluationResult.of(values, n_units=len(self.paths)).records
+            values = {f"{name} of {label}": each[name] for label, each in found.items() for name in each}
+        records = means | EvaluationResult.of(values, n_units=n).records
         records |= EvaluationResult.of({"n_classified": len(self.paths), "n_labels": len(self.labels)}).records
         details = {
             "labels": {
@@ -95,8 +103,16 @@ class MultiLabelEvaluator(CallableEvaluator):
             },
             "without_figures": [label for label in self.labels if label not in found],
             "n_unlabelled": self.n_unlabelled,
+            "means": means,
+            "image_paths": [str(path) for path in self.paths],
+            "groups": self.groups,
+            "label_scores": scores.tolist(),
+            "label_truth": self.truth.tolist(),
         }
-        return EvaluationResult(records, details)
+        sums: dict[str, UnitFigure] = {
+            name: LabelRanking(name, scores.astype(np.float64), self.truth, self.groups) for name in LABEL_METRICS
+        }
+        return EvaluationResult(records, details, sums)
 
 
 def labels_of(pair: LabelledPair) -> tuple[str, ...]:

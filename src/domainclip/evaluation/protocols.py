@@ -11,8 +11,8 @@ from jaxtyping import Float
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from domainclip.metrics.bootstrap import Sums
 from domainclip.metrics.metric import Metric
+from domainclip.metrics.significance import UnitFigure
 
 _RECORDS = TypeAdapter(dict[str, Metric])
 
@@ -62,12 +62,12 @@ class EvaluationResult:
     Args:
         records: Each figure with its interval, by name, in the order to show.
         details: What they were computed from, ready for a report.
-        sums: Figures as sums over single images or groups, by name: a comparison of models tests those it has here.
+        sums: Figures that can be resampled by single images or groups, by name: a comparison of models tests these.
     """
 
     records: dict[str, Metric]
     details: dict[str, Any] = field(default_factory=dict)
-    sums: dict[str, Sums] = field(default_factory=dict)
+    sums: dict[str, UnitFigure] = field(default_factory=dict)
 
     @classmethod
     def of(

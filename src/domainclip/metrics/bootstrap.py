@@ -31,6 +31,7 @@ FEW_UNITS = 20
 """With fewer independent units than this a percentile interval is too narrow to be taken at its word."""
 
 _BLOCK = 4_000_000  # counts held at once, 32 MB
+_ROUNDING = 1e-12
 
 Key: TypeAlias = tuple[str, str | None]
 """A metric, and the class that it is of; None for a figure of the whole set."""
@@ -167,6 +168,59 @@ class Sums:
         rows = np.arange(len(unit_of_row))
         added = csr_array((np.ones(len(rows)), (unit_of_row, rows))) @ self.added
         return Sums(added if isinstance(added, np.ndarray) else added.toarray(), self.figures, self.cost)
+
+    @property
+    def n_units(self) -> int:
+        """How many rows there are: a row is a unit here."""
+        return len(self.added)
+
+    def affordable(self, wanted: int) -> int:
+        """As many resamples as wanted: each costs one matrix product.
+
+        Args:
+            wanted: How many.
+
+        Returns:
+            The same.
+        """
+        return wanted
+
+    def drawn(self, counts: Float[np.ndarray, "resamples units"]) -> Float[np.ndarray, " resamples"]:
+        """The first figure in each resample.
+
+        Args:
+            counts: How often each unit is in each resample.
+
+        Returns:
+            Its values.
+        """
+        return self.metric(counts @ self.added)
+
+    def differing(self, other: Sums) -> Bool[np.ndarray, " units"]:
+        """The units to which the two models' answers differ.
+
+        Args:
+            other: Of the same units.
+
+        Returns:
+            Whether each is one.
+        """
+        return (np.abs(self.added - other.added) > _ROUNDING).any(axis=1)
+
+    def exchanged(
+        self, other: Sums, swapped: Bool[np.ndarray, "exchanges units"]
+    ) -> tuple[Float[np.ndarray, " exchanges"], Float[np.ndarray, " exchanges"]]:
+        """Both models' figures after an exchange of their answers.
+
+        Args:
+            other: Of the same units.
+            swapped: Whether each of the differing units is exchanged.
+
+        Returns:
+            This model's, and the other's.
+        """
+        passed = swapped.astype(np.float64) @ (self.added - other.added)[self.differing(other)]
+        return self.metric(self.added.sum(axis=0) - passed), other.metric(other.added.sum(axis=0) + passed)
 
     def metric(self, totals: Float[np.ndarray, "... sums"]) -> Float[np.ndarray, ...]:
         """The first figure's values; the only one's, where there is one.

@@ -10,19 +10,78 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
 from domainclip.errors import ShapeError
-from domainclip.metrics.bootstrap import Resampling, Sums, percentile_interval
+from domainclip.metrics.bootstrap import Resampling, percentile_interval
 from domainclip.metrics.metric import Interval
 
 RESAMPLES = 10_000
 """More than an interval needs: with many tests, Holm's correction asks for p values of 1 in 1,000 and less."""
 _ROUNDING = 1e-12
 _BLOCK = 4_000_000  # choices held at once, 32 MB
+
+
+class UnitFigure(Protocol):
+    """A figure of one model that can be resampled by units, and whose answers another model's can be exchanged for:
+    ``Sums`` of one figure, or a ``LabelRanking``. ``value`` is that of all units, each once."""
+
+    @property
+    def n_units(self) -> int: ...
+
+    @property
+    def value(self) -> float: ...
+
+    def affordable(self, wanted: int, /) -> int:
+        """As many resamples and exchanges as take seconds.
+
+        Args:
+            wanted: At most.
+
+        Returns:
+            How many.
+        """
+        ...
+
+    def drawn(self, counts: Float[np.ndarray, "resamples units"], /) -> Float[np.ndarray, " resamples"]:
+        """The figure in each resample.
+
+        Args:
+            counts: How often each unit is in each resample.
+
+        Returns:
+            Its values.
+        """
+        ...
+
+    def differing(self, other: Self, /) -> Bool[np.ndarray, " units"]:
+        """The units to which the two models' answers differ.
+
+        Args:
+            other: Of the same units.
+
+        Returns:
+            Whether each is one.
+        """
+        ...
+
+    def exchanged(
+        self, other: Self, swapped: Bool[np.ndarray, "exchanges units"], /
+    ) -> tuple[Float[np.ndarray, " exchanges"], Float[np.ndarray, " exchanges"]]:
+        """Both models' figures after an exchange of their answers.
+
+        Args:
+            other: Of the same units.
+            swapped: Whether each of the differing units is exchanged.
+
+        Returns:
+            This model's, and the other's.
+        """
+        ...
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
@@ -51,14 +110,15 @@ class PairedChange:
     """A difference of two fractions measured on the same items.
 
     ``change``, ``low`` and ``high`` (95 % interval) are in -1…1; ``gained`` items were wrong before and right
-    after, ``lost`` the reverse; ``p_value`` is McNemar's exact two-sided one.
+    after, ``lost`` the reverse, None where no single answer is right or wrong; ``p_value`` is McNemar's exact two-sided
+    one.
     """
 
     change: float
     low: float
     high: float
-    gained: int
-    lost: int
+    gained: int | None
+    lost: int | None
     p_value: float
     n: int
 
@@ -119,12 +179,12 @@ class Difference:
 
 
 def resampled(
-    models: Sequence[Sums], resamples: int = RESAMPLES, seed: int = 0
+    models: Sequence[UnitFigure], resamples: int = RESAMPLES, seed: int = 0
 ) -> Float[np.ndarray, "models resamples"]:
     """Each model's metric on the same resamples of the units, drawn with replacement.
 
     Args:
-        models: A row for each unit, the same units in all.
+        models: On the same units.
         resamples: How many.
         seed: What the draws follow from.
 
@@ -134,30 +194,30 @@ def resampled(
     Raises:
         ShapeError: The models were not evaluated on the same number of units.
     """
-    sizes = {len(model.added) for model in models}
+    sizes = {model.n_units for model in models}
     if len(sizes) != 1:
         raise ShapeError(f"Batch size mismatch: a paired comparison needs the same units for all, got {sorted(sizes)}")
 
     def metrics(counts: np.ndarray) -> dict[int, np.ndarray]:
-        return {index: model.metric(counts @ model.added) for index, model in enumerate(models)}
+        return {index: model.drawn(counts) for index, model in enumerate(models)}
 
     return np.stack(list(Resampling(sizes.pop(), None, resamples, seed).distributions(metrics).values()))
 
 
-def metric_interval(model: Sums, draws: Float[np.ndarray, " resamples"]) -> Interval | None:
+def metric_interval(model: UnitFigure, draws: Float[np.ndarray, " resamples"]) -> Interval | None:
     """95 % percentile interval (Efron 1979) of a model's metric.
 
     Where all resamples agree on 0 or 1 the percentile interval has no width, however few units there are: Wilson's,
     a unit a trial, stands in.
 
     Args:
-        model: A row for each unit.
+        model: The model.
         draws: Its metric in each resample.
 
     Returns:
         The interval; None with a single unit, which says nothing of others.
     """
-    units = len(model.added)
+    units = model.n_units
     if units < 2:
         return None
     value = model.value
@@ -167,8 +227,8 @@ def metric_interval(model: Sums, draws: Float[np.ndarray, " resamples"]) -> Inte
 
 
 def paired_difference(
-    reference: Sums,
-    model: Sums,
+    reference: UnitFigure,
+    model: UnitFigure,
     reference_draws: Float[np.ndarray, " resamples"],
     model_draws: Float[np.ndarray, " resamples"],
     seed: int = 0,
@@ -176,8 +236,8 @@ def paired_difference(
     """How a model differs from the reference.
 
     Args:
-        reference: A row for each unit.
-        model: The same units.
+        reference: The model to be tested against.
+        model: On the same units.
         reference_draws: The reference's metric in each resample.
         model_draws: The model's in the same ones.
         seed: What the exchanges follow from.
@@ -185,16 +245,16 @@ def paired_difference(
     Returns:
         The change with its interval from the resamples, and p from as many exchanges; None with a single unit.
     """
-    if len(model.added) < 2:
+    if model.n_units < 2:
         return None
     differences = model_draws - reference_draws
-    low, high = np.quantile(differences, [0.025, 0.975])
+    low, high = np.nanquantile(differences, [0.025, 0.975])  # NaN: a resample without any label's two sides
     p_value = exchange_p_value(reference, model, len(differences), seed)
-    n_differing = int(_differs(reference, model).sum())
+    n_differing = int(model.differing(reference).sum())
     return Difference(model.value - reference.value, float(low), float(high), p_value, n_differing)
 
 
-def exchange_p_value(reference: Sums, model: Sums, exchanges: int = RESAMPLES, seed: int = 0) -> float:
+def exchange_p_value(reference: UnitFigure, model: UnitFigure, exchanges: int = RESAMPLES, seed: int = 0) -> float:
     """Two-sided p of a random exchange (Fisher 1935; of language models' scores Noreen 1989, Yeh 2000):
 
         p = (1 + #{|d*| ≥ |d|}) / (1 + exchanges)
@@ -205,8 +265,8 @@ def exchange_p_value(reference: Sums, model: Sums, exchanges: int = RESAMPLES, s
     once, and p is exact.
 
     Args:
-        reference: A row for each unit.
-        model: The same units.
+        reference: The model to be tested against.
+        model: On the same units.
         exchanges: How many are drawn.
         seed: What the draws follow from.
 
@@ -214,26 +274,19 @@ def exchange_p_value(reference: Sums, model: Sums, exchanges: int = RESAMPLES, s
         The p value.
     """
     # A unit that both models answer alike is the same either way: only the others are worth a coin.
-    moved = (model.added - reference.added)[_differs(reference, model)]
-    n = len(moved)
+    n = int(model.differing(reference).sum())
     least = abs(model.value - reference.value) - _ROUNDING
-    totals, other_totals = model.added.sum(axis=0), reference.added.sum(axis=0)
 
     def reached(swapped: np.ndarray) -> int:
-        passed = swapped.astype(np.float64) @ moved
-        found = model.metric(totals - passed) - reference.metric(other_totals + passed)
-        return int((np.abs(found) >= least).sum())
+        found, other = model.exchanged(reference, swapped)
+        return int((np.abs(found - other) >= least).sum())
 
     if 2**n <= exchanges:
-        return reached((np.arange(2**n)[:, None] >> np.arange(n)) & 1) / 2**n
+        return reached((np.arange(2**n)[:, None] >> np.arange(n)) & 1 == 1) / 2**n
     rng = np.random.default_rng(seed)
     at_once = max(1, _BLOCK // n)
     sizes = [min(at_once, exchanges - start) for start in range(0, exchanges, at_once)]
     return (1 + sum(reached(rng.random((size, n)) < 0.5) for size in sizes)) / (1 + exchanges)
-
-
-def _differs(reference: Sums, model: Sums) -> Bool[np.ndarray, " units"]:
-    return (np.abs(model.added - reference.added) > _ROUNDING).any(axis=1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

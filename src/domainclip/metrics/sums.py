@@ -14,6 +14,7 @@ from domainclip.errors import ConfigurationError, DataError, ShapeError
 from domainclip.metrics.bootstrap import Draws, Sums, divided, mean_draws, numbered
 from domainclip.metrics.calibration import BINS, confidence_bins
 from domainclip.metrics.class_scores import ClassScores
+from domainclip.metrics.label_rankings import LABEL_METRICS
 from domainclip.metrics.metric import METRICS, OWN_SECTION
 
 CLASSIFICATION_METRICS = ("acc1", "mean_per_class_recall", "macro_f1")
@@ -198,12 +199,13 @@ def check_metric(name: str) -> None:
         name: The metric.
 
     Raises:
-        ConfigurationError: It is no function of sums over images, nor a plugin's.
+        ConfigurationError: It is no function of sums over images, none of labels' rankings, nor a plugin's.
     """
-    if name not in COMPARED_METRICS and not (name in METRICS and METRICS[name].section == OWN_SECTION):
+    known = (*COMPARED_METRICS, *LABEL_METRICS)
+    if name not in known and not (name in METRICS and METRICS[name].section == OWN_SECTION):
         raise ConfigurationError(
-            f"Invalid metric {name!r} for a comparison: choose one of {', '.join(COMPARED_METRICS)}, or leave it out "
-            "for acc1, and mean_R@1 where there are no classes"
+            f"Invalid metric {name!r} for a comparison: choose one of {', '.join(known)}, or leave it out for acc1, "
+            "mAP where images have several labels, and mean_R@1 where there are no classes"
         )
 
 

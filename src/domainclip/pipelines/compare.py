@@ -19,6 +19,7 @@ from domainclip.evaluation.build import build_evaluator, plain_evaluator
 from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.files import write_json, write_text, writing
 from domainclip.inference import ModelSession
+from domainclip.metrics.label_rankings import LABEL_METRICS
 from domainclip.metrics.metric import METRICS
 from domainclip.metrics.sums import COMPARED_METRICS, check_metric, unit_sums
 from domainclip.models.source import find_model
@@ -281,6 +282,8 @@ def _score(session: ModelSession, asked: ResolvedInference, found: _DataSet, spl
     result = evaluator.evaluate(engine)
     if found.metric in COMPARED_METRICS:
         return ModelOnSet(unit_sums(found.metric, result.details), result.metrics)
+    if found.metric not in result.metrics and found.metric in LABEL_METRICS:
+        raise DataError(f"No {found.metric} here: it is of images with several labels each")
     if found.metric not in result.metrics:
         raise DataError(f"No evaluator of these rows gives {found.metric}: name it in evaluators")
     return ModelOnSet(result.sums.get(found.metric), result.metrics)

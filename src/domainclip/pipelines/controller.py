@@ -354,6 +354,8 @@ class CLIPFinetuningController:
             processes=self.processes,
             console=self.console,
         )
+        if self.processes.is_first:
+            folder.tidy(self.run.recipe.keep_checkpoints)
         self._status = "trained"
         return result
 

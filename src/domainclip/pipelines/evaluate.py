@@ -73,10 +73,17 @@ class EvaluationReport:
         table = Table(title=escape(f"{self.model} on {self.data}, split {self.split}"))
         table.add_column("metric")
         table.add_column("value", justify="right")
-        for name, value in self.result.metrics.items():
-            if METRICS[name].section == "domain" or METRICS[name].is_semantic:
-                continue
-            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        shown = {
+            name: record
+            for name, record in self.result.records.items()
+            if METRICS[name].section != "domain" and not METRICS[name].is_semantic
+        }
+        if any(record.has_interval for record in shown.values()):
+            table.add_column("95 % interval", justify="right")
+        for name, record in shown.items():
+            value = f"{record.value:.4f}" if isinstance(record.value, float) else str(record.value)
+            ends = [f"{record.low:.4f} to {record.high:.4f}"] if record.has_interval else []
+            table.add_row(name, value, *ends)
         console.print(table)
         self._print_domain_metrics(console)
         self._print_semantics(console)

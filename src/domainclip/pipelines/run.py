@@ -328,14 +328,16 @@ class _FirstProcess:
             write_error_analysis_of(self.session, rows.shown, self.engine, embed, folder.path, title)
         console.print(before_after_table(report))
         console.print(f"Report: {folder.report}\nModel:  {folder.model}", markup=False)
-        size, spare = folder.tidy()
-        console.print(
-            f"Folder: {size / 1e6:,.1f} MB, of which {spare / 1e6:,.1f} MB (checkpoints/, best/) are kept only so that "
-            "the run can go on, such as for more epochs "
-            f"(`domainclip train --output {folder.path} --resume num_epochs=N`): delete the two if it never shall",
-            markup=False,
-            highlight=False,
-        )
+        keep = self.run.recipe.keep_checkpoints
+        size, spare = folder.tidy(keep)
+        rest = "; no checkpoint is kept (keep_checkpoints=0), so that the run cannot go on"
+        if keep:
+            rest = (
+                f", of which {spare / 1e6:,.1f} MB (checkpoints/) are kept only so that the run can go on, such as for "
+                f"more epochs (`domainclip train --output {folder.path} --resume num_epochs=N`). Delete checkpoints/ "
+                "if it never shall; with keep_checkpoints=0 a run keeps none"
+            )
+        console.print(f"Folder: {size / 1e6:,.1f} MB{rest}", markup=False, highlight=False)
         return report
 
     def _shown(self, path: Path) -> UInt8[np.ndarray, "size size 3"]:

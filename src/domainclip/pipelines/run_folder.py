@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from domainclip.config import CLIPFinetuningConfig
@@ -14,7 +14,7 @@ from domainclip.config.key_facts import facts_by_key
 from domainclip.data.sources.folder_contents import FolderContents
 from domainclip.domains.files import DOMAIN_FILE
 from domainclip.errors import ConfigurationError
-from domainclip.files import digests_of, remove_leftovers, require_writable, sha256_of
+from domainclip.files import remove_leftovers, require_writable
 from domainclip.output_record import SINGLE_FILES, Written, read_record_of, remove_record_of, write_record_of
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.reports.alignment_report import remove_report
@@ -193,28 +193,42 @@ class RunFolder(OutputFolder):
         super().clear()
         remove_report(self.alignment)
 
-    def tidy(self) -> tuple[int, int]:
-        """Remove what only a run that goes on needs: all checkpoints but the last. The best weights are mostly the
-        model's own files, which are then kept once on the disk.
+    def claim(self, resume: bool = False, overwrite: bool = False, inputs: Sequence[tuple[str, str]] = ()) -> None:
+        """See ``OutputFolder.claim``.
+
+        Args:
+            resume: What is in the folder is to go on.
+            overwrite: What is in the folder is to be replaced.
+            inputs: Key and path of each thing that is read.
+
+        Raises:
+            ConfigurationError: As there; or the run is finished, and its checkpoint was not kept.
+        """
+        super().claim(resume, overwrite, inputs)
+        if resume and self.model.is_dir() and not self.is_trained:
+            remove_leftovers(self.path)
+            raise ConfigurationError(
+                f"The run in {self.path} is finished, and no checkpoint of it was kept (keep_checkpoints=0), so that "
+                f"it cannot go on. Its result is {self.model}: train on from that (model_name={self.model}) in "
+                "another output directory, or start again with overwrite=True"
+            )
+
+    def tidy(self, keep_checkpoints: int) -> tuple[int, int]:
+        """Remove what a finished run has no use for, be it lengthened or not.
+
+        Args:
+            keep_checkpoints: With 0, it is never lengthened.
 
         Returns:
             Bytes of the folder, and how many of them are there only to lengthen the run.
+
+        Raises:
+            OSError: A folder cannot be moved.
         """
-        CheckpointStore(self.checkpoints).finish()
-        for name, digest in digests_of(self.best).items() if self.best.is_dir() else ():
-            twin = self.model / name
-            if twin.is_file() and not twin.samefile(self.best / name) and sha256_of(twin) == digest:
-                link = self.best / f".{name}.tmp"
-                with suppress(OSError):  # not every file system has hard links
-                    link.unlink(missing_ok=True)
-                    os.link(twin, link)
-                    os.replace(link, self.best / name)
-        needed = _bytes_of(path for path in self.path.rglob("*") if not self._is_to_go_on(path))
+        CheckpointStore(self.checkpoints).finish(keep_checkpoints > 0)
+        needed = _bytes_of(path for path in self.path.rglob("*") if not path.is_relative_to(self.checkpoints))
         size = _bytes_of(self.path.rglob("*"))
         return size, size - needed
-
-    def _is_to_go_on(self, path: Path) -> bool:
-        return path.is_relative_to(self.checkpoints) or path.is_relative_to(self.best)
 
     @property
     def is_trained(self) -> bool:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from domainclip.evaluation.comparison import (
     GroupedChange,
+    RankedChange,
     accuracy_interval,
     confused_pairs,
     paired_changes,
@@ -24,7 +25,8 @@ from domainclip.evaluation.verdict import verdict
 from domainclip.files import csv_text, write_json, write_text
 from domainclip.metrics.bootstrap import FEW_UNITS
 from domainclip.metrics.calibration import calibration_in_words
-from domainclip.metrics.metric import METRICS
+from domainclip.metrics.label_rankings import LABEL_METRICS
+from domainclip.metrics.metric import METRICS, Metric
 from domainclip.metrics.significance import PairedChange, wilson_interval
 from domainclip.metrics.sums import has_groups
 from domainclip.reports.model_card import loading_code, using_code
@@ -42,7 +44,11 @@ _PLOTS = ("loss", "metrics", "before_after", "confusion_before", "confusion_afte
 FILES = (JSON_FILE, REPORT, DETAILS, PREDICTIONS, *(f"plots/{name}.png" for name in _PLOTS))
 
 # One entry per image or caption: too long for a file that people open to read numbers.
-_PER_ITEM = ("image_paths", "targets", "predictions", "captions", "i2t_ranks", "t2i_ranks", "groups", "hits")
+_PER_ITEM = (
+    *("image_paths", "targets", "predictions", "captions", "i2t_ranks", "t2i_ranks", "groups", "hits"),
+    *("label_scores", "label_truth"),
+)
+_WITH_ITEMS = ("classification", "retrieval", "multi_label")
 _FEW_CLASSES, _FEW_WARNINGS, _FEW_LINES = 10, 8, 6
 
 
@@ -160,6 +166,10 @@ def details_markdown(report: RunReport) -> str:
         confused=confused_pairs(classes.labels, classes.confusion) if classes else [],
         probabilities=calibration_in_words(calibration.to_dict() if calibration else {}),
         intervals=_accuracy_intervals(report),
+        label_means=[
+            (name, [(when, mean) for when, part in _parts(report) if (mean := _mean_of_labels(part, name))])
+            for name in LABEL_METRICS
+        ],
         group_sizes=sorted({found.n_units for found in report.comparison.values() if found.n_units is not None}),
         few_units=FEW_UNITS,
         code=code,
@@ -257,9 +267,16 @@ def _accuracy_intervals(report: RunReport) -> list[tuple[str, tuple[float, float
     return [] if ends.groups and shown_there >= {when for when, _, _ in found} else found
 
 
+def _mean_of_labels(part: EvaluationDetails, name: str) -> Metric | None:
+    found = part.multi_label.means.get(name) if part.multi_label else None
+    return found if found is not None and found.has_interval else None
+
+
 def _test_of(change: PairedChange) -> str | None:
     if isinstance(change, GroupedChange):
         return "exchange of whole groups" if change.n_units > 1 else None
+    if isinstance(change, RankedChange):
+        return None if math.isnan(change.p_value) else f"exchange of {'whole groups' if change.n_units else 'images'}"
     return "McNemar"
 
 
@@ -293,7 +310,7 @@ def _write_plots(
 
 def _without_items(details: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _without_items(value) if isinstance(value, Mapping) and key in ("classification", "retrieval") else value
+        key: _without_items(value) if isinstance(value, Mapping) and key in _WITH_ITEMS else value
         for key, value in details.items()
         if key not in _PER_ITEM
     }

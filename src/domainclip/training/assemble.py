@@ -88,7 +88,7 @@ def build_trainer(
     sampler: EpochBatchSampler = loader.batch_sampler  # type: ignore[assignment]
     assert sampler.plan is not None
     plan, state, terms = sampler.plan, context.state, parts.terms
-    store = CheckpointStore(context.folder / "checkpoints", run.record.keep_checkpoints)
+    store = CheckpointStore(context.folder / "checkpoints", max(1, run.record.keep_checkpoints))
     step = TrainStep(
         encoder,
         loss,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,10 @@ def _manifest(folder: Path) -> tuple[dict[str, str], dict[str, str] | None]:
     return {"state.pt": files["state.pt"], **files}, manifest["best"]
 
 
+def _is_whole(file: Path, digest: str) -> bool:
+    return not damage_of(file.parent, {file.name: digest})
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint's folder, and the step it is of."""
@@ -141,7 +147,8 @@ class CheckpointStore:
 
     A checkpoint is written beside its final place, fsynced and renamed: it is there whole or not at all. The best
     weights, which a run ends with, lie in ``best/`` beside ``folder``; once better ones take their place, those that
-    the newest checkpoint knows stay in its ``best/``, for a run that goes on from there.
+    the newest checkpoint knows stay in its ``best/``, for a run that goes on from there. Files of theirs that are in
+    ``model/`` as well, the result of a finished run, are not kept twice.
 
     Args:
         folder: Where they are.
@@ -152,6 +159,7 @@ class CheckpointStore:
         self.folder = Path(folder)
         self.keep = keep
         self.best = self.folder.parent / BEST
+        self.model = self.folder.parent / "model"
 
     def all(self) -> list[Checkpoint]:
         """List the checkpoints.
@@ -204,12 +212,45 @@ class CheckpointStore:
             shutil.rmtree(old.path, ignore_errors=True)
         return target
 
-    def finish(self) -> None:
-        """Keep of a finished run's checkpoints the newest alone, from which it can be lengthened."""
+    def finish(self, keep: bool) -> None:
+        """Keep of a finished run what lengthens it: the newest checkpoint, and with it those files of the best weights
+        that ``model/`` does not have anyhow. At every moment, a kill leaves either a run that goes on or none.
+
+        Args:
+            keep: Whether anything is kept at all.
+
+        Raises:
+            OSError: A folder cannot be moved.
+        """
         self._sweep()
+        newest = next(reversed(self.all()), None)
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.is_dir() and path not in [checkpoint.path for checkpoint in self.all()[-1:]]:
+            if path.is_dir() and (newest is None or path != newest.path):
                 shutil.rmtree(path, ignore_errors=True)
+        if newest is not None:
+            self._keep_best_with(newest)
+        if not keep and self.folder.is_dir():  # in one step: a run without its best weights could not go on
+            aside = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+            self.folder.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _keep_best_with(self, checkpoint: Checkpoint) -> None:
+        """Move the best weights into a checkpoint's folder, and remove from there what is in ``model/`` as well."""
+        kept = checkpoint.path / BEST
+        try:
+            digests = _manifest(checkpoint.path)[1] or {}
+            if self.best.is_dir() and digests and not damage_of(self.best, digests):
+                shutil.rmtree(kept, ignore_errors=True)
+                self.best.rename(kept)
+            else:  # those of a probe after the checkpoint, which a run that goes on trains again
+                self._find_best(digests, [kept, self.model])
+                shutil.rmtree(self.best, ignore_errors=True)
+        except (CheckpointError, OSError, ValueError, KeyError, TypeError) as error:  # whoever goes on is told
+            log.debug("%s keeps its best weights where they are: %s", checkpoint.path, error)
+            return
+        for name, digest in digests.items():
+            if _is_whole(self.model / name, digest):
+                (kept / name).unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Remove what a killed run left half-written."""
@@ -232,20 +273,33 @@ class CheckpointStore:
         """
         state = read_state(checkpoint.path)
         best = _manifest(checkpoint.path)[1]
-        if best is not None and (problem := self._find_best(best)[1]):
-            raise CheckpointError(problem)
+        if best is not None:
+            self._find_best(best)
         return state
 
-    def _find_best(self, digests: Mapping[str, str]) -> tuple[Path | None, str]:
-        """Where these best weights are, or what is wrong with them."""
-        problems = []
-        for folder in (self.best, *(checkpoint.path / BEST for checkpoint in reversed(self.all()))):
-            if folder.is_dir():
-                problem = damage_of(folder, digests)
-                if not problem:
-                    return folder, ""
-                problems.append(problem)
-        return None, problems[0] if problems else f"{self.best} is not there"
+    def _find_best(self, digests: Mapping[str, str], within: Sequence[Path] | None = None) -> dict[str, Path]:
+        """Where each file of these best weights is; ``within`` these folders, or wherever they may be.
+
+        Raises:
+            CheckpointError: One is nowhere, or damaged.
+        """
+        folders = within or [
+            self.best,
+            *(checkpoint.path / BEST for checkpoint in reversed(self.all())),
+            self.model,
+        ]
+        found = {}
+        for name, digest in digests.items():
+            places = [folder / name for folder in folders if os.path.lexists(folder / name)]
+            whole = next((place for place in places if _is_whole(place, digest)), None)
+            if whole is None and places:
+                raise CheckpointError(damage_of(places[0].parent, {places[0].name: digest}))
+            if whole is None:
+                raise CheckpointError(
+                    f"{name} of the best weights is neither in {folders[0]} nor in {self.model} (put it back)"
+                )
+            found[name] = whole
+        return found
 
     def home_of(self, digests: Mapping[str, str] | None) -> Path | None:
         """Ask where best weights belong once better ones take their place.
@@ -270,14 +324,19 @@ class CheckpointStore:
             checkpoint: One that ``load`` found whole.
 
         Raises:
-            CheckpointError: The folder cannot be moved.
+            CheckpointError: The folder cannot be written.
         """
         try:
-            _, best = _manifest(checkpoint.path)
-            found = self._find_best(best)[0] if best is not None else None
-            if found is not None and found != self.best:
-                shutil.rmtree(self.best, ignore_errors=True)
-                found.rename(self.best)
+            best = _manifest(checkpoint.path)[1]
+            if best is not None and damage_of(self.best, best):
+                kept = checkpoint.path / BEST / "best.json"
+                with replaced_directory(self.best) as temporary:
+                    for name, path in {
+                        **({kept.name: kept} if kept.is_file() else {}),
+                        **self._find_best(best),
+                    }.items():
+                        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(path, temporary / name)
             shutil.rmtree(checkpoint.path / BEST, ignore_errors=True)  # which ``best/`` is now, or was all along
         except OSError as error:
             raise CheckpointError(f"{self.best} cannot be put back as it was at {checkpoint.path}: {error}") from error

@@ -3,6 +3,7 @@ class."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from domainclip.data.captions.from_labels import CLASS_CAPTION, caption_from_label
 from domainclip.data.records import PairList
+from domainclip.data.sources.boxes import is_yolo, refuse_boxes
 from domainclip.data.sources.captions_file import add_captions
 from domainclip.data.sources.folder_contents import FolderContents, outputs_left_out
 from domainclip.data.sources.pair_builder import EMPTY_CAPTION, PairBuilder, RowValues
@@ -21,6 +23,10 @@ CAPTIONS_FILE = "captions.txt"
 MOST_CAPTION_BYTES = 1_000_000
 """Of the caption beside an image: what is larger is something else."""
 _SIDECARS = (".txt", ".caption", ".json")
+_LOOKED_AT = 20
+_LAYOUTS = "A directory holds captions.txt, or images with a .txt beside each, or one folder of images per class"
+_WRAPPERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "pictures", "photos", "data"})
+"""Names of folders, in small letters, that say of no class."""
 
 
 def pairs_from_directory(folder: Path, caption_template: str | None = None, strict: bool = False) -> PairList:
@@ -53,22 +59,28 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
         kinds.update("this was written by domainclip" for _ in contents.outputs)
         listing = "; ".join(f"{reason} ({count})" for reason, count in kinds.most_common(4))
         raise DataError(
-            f"No valid image-text pairs in {folder}: no images in it or its folders{listing and f' ({listing})'}. A "
-            "directory holds captions.txt, or images with a .txt beside each, or one folder of images per class"
+            f"No valid image-text pairs in {folder}: no images in it or its folders{listing and f' ({listing})'}. "
+            f"{_LAYOUTS}"
         )
     images, masks = without_masks(folder, contents.images)
     builder = PairBuilder(folder, folder, strict)
-    if any(_sidecar(path) is not None for path in images):
-        _add_with_sidecars(builder, folder, images)
+    sidecars = [path for path in map(_sidecar, images) if path is not None]
+    if sidecars and not _hold_boxes(sidecars):
+        found = _add_with_sidecars(builder, folder, images)
     else:
-        _add_by_class(builder, folder, images, caption_template or CLASS_CAPTION)
+        found = _add_by_class(builder, folder, images, caption_template or CLASS_CAPTION)
+    if found < 2:
+        refuse_boxes(folder)
     for path, reason in contents.left_out:
         name = str(path.relative_to(folder))
         builder.leave_out(name, reason, f"not an image that is read ({path.suffix.lower() or 'no suffix'})")
     builder.note(outputs_left_out(folder, contents.outputs))
     for path in masks:
         builder.leave_out(str(path.relative_to(folder)), "a mask, no image", MASK, harmless=True)
-    return builder.finish()
+    try:
+        return builder.finish()
+    except DataError as error:
+        raise DataError(f"{error}. {_LAYOUTS}") from None
 
 
 def _from_captions_file(folder: Path, strict: bool) -> PairList:
@@ -82,7 +94,25 @@ def _sidecar(image: Path) -> Path | None:
     return next((path for suffix in _SIDECARS if (path := image.with_suffix(suffix)).is_file()), None)
 
 
-def _add_with_sidecars(builder: PairBuilder, folder: Path, images: list[Path]) -> None:
+def _hold_boxes(sidecars: list[Path]) -> bool:
+    """Whether what lies beside images is a detector's labels: its first texts, empty ones apart, are nothing else."""
+    found = 0
+    for path in sidecars:
+        if path.suffix != ".txt" or found == _LOOKED_AT:
+            break
+        try:
+            text = read_text(path, limit=MOST_CAPTION_BYTES)
+        except DataError:  # an image without objects has an empty file; others are told where captions are read
+            continue
+        if not is_yolo(text):
+            return False
+        found += 1
+    return found > 0
+
+
+def _add_with_sidecars(builder: PairBuilder, folder: Path, images: list[Path]) -> int:
+    """Add the captions beside images, and count them."""
+    found = 0
     for image in images:
         name = str(image.relative_to(folder))
         sidecar = _sidecar(image)
@@ -101,6 +131,8 @@ def _add_with_sidecars(builder: PairBuilder, folder: Path, images: list[Path]) -
                 builder.skip(name, name, f"{sidecar.name} beside it has no caption", EMPTY_CAPTION)
             else:
                 builder.add(name, RowValues(name, (caption,)))
+                found += 1
+    return found
 
 
 def _caption_in(text: str) -> str | None:
@@ -112,11 +144,29 @@ def _caption_in(text: str) -> str | None:
     return next((value for value in values if isinstance(value, str) and value.strip()), None)
 
 
-def _add_by_class(builder: PairBuilder, folder: Path, images: list[Path], template: str) -> None:
+def _add_by_class(builder: PairBuilder, folder: Path, images: list[Path], template: str) -> int:
+    """Add images with their folders as classes, and count these."""
+    top, classes = _folder_of_classes(folder, images), set[str]()
+    if top != folder:
+        builder.note(f"the folders in {top.relative_to(folder).as_posix()}/ are read as classes")
     for image in images:
-        relative = image.relative_to(folder)
-        if len(relative.parts) == 1:
+        relative, below = image.relative_to(folder), image.relative_to(top)
+        if len(below.parts) == 1:
             builder.skip(str(relative), str(relative), "lies in no class folder and has no caption", EMPTY_CAPTION)
             continue
-        label = relative.parts[0].replace("_", " ").strip()
+        label = below.parts[0].replace("_", " ").strip()
+        classes.add(label)
         builder.add(str(relative), RowValues(str(relative), (caption_from_label(template, label),), label))
+    return len(classes)
+
+
+def _folder_of_classes(folder: Path, images: list[Path]) -> Path:
+    """The folder whose folders are classes: of a set that is wrapped into one more folder, that one. A single class is
+    not taken for such a folder, unless by a name such as ``images``."""
+    parts = [image.relative_to(folder).parts for image in images]
+    first, last = min(parts)[:-1], max(parts)[:-1]  # of sorted paths these differ earliest
+    shared = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    if all(len(each) > len(shared) + 1 for each in parts):  # folders, each of them a class, are all that lies there
+        return folder.joinpath(*shared)
+    wrappers = itertools.takewhile(lambda name: name.lower() in _WRAPPERS, shared)
+    return folder.joinpath(*wrappers)

@@ -20,6 +20,8 @@ from domainclip.registry import nearest
 
 _HINTS = 20
 """Names that are not there for which the nearest one is sought: it takes a while among very many files."""
+_PLACES = 100
+"""Folders beside the root that are looked through for an image."""
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 
 
@@ -98,6 +100,30 @@ class ImageFolders:
             if guess is not None:
                 return f"image {image_path} is not there (the nearest name is {stems[guess]})"
         return f"image {image_path} is not there"
+
+    def found_near(self, image_path: str) -> Path | None:
+        """Look for an image's file in the folders beside the root and in it.
+
+        Args:
+            image_path: A name for which ``find`` gives None.
+
+        Returns:
+            The folder against which the name is one of a file; None where there is none.
+        """
+        root = Path(self.root)
+        places = [root.absolute().parent]
+        with suppress(OSError):
+            places += [
+                path for above in (root.absolute(), places[0]) for path in sorted(above.iterdir()) if path.is_dir()
+            ]
+        name = image_path.strip()
+        if not name or len(name) > LONGEST_PATH or "\0" in name or os.path.isabs(name):
+            return None
+        for place in places[:_PLACES]:
+            with suppress(OSError):
+                if (place / name).is_file():
+                    return place
+        return None
 
     def _exists(self, full: str) -> bool:
         folder, name = os.path.split(full)

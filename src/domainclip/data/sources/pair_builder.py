@@ -210,10 +210,11 @@ class PairBuilder:
             raise DataError(f"No valid image-text pairs in {self.source}: it holds no rows")
         examples = "; ".join(str(row) for row in skipped[:3])
         advice = ""
-        if any(row.kind == MISSING_IMAGE for row in skipped):
-            advice = (
-                f". Relative image paths are looked up in {self._folders.root or '.'}; name another folder with "
-                "image_root=…"
+        missing = next((row.image_path for row in skipped if row.kind == MISSING_IMAGE), None)
+        if missing is not None:
+            place = self._folders.found_near(missing)
+            advice = f". Relative image paths are looked up in {self._folders.root or '.'}; " + (
+                "name another folder with image_root=…" if place is None else f"there is one in image_root={place}"
             )
         raise DataError(
             f"No valid image-text pairs in {self.source}: all {len(skipped)} rows were skipped ({examples}"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from domainclip.data.sources.boxes import refuse_boxes
 from domainclip.data.sources.folder_contents import FolderContents, visible_folders
 from domainclip.data.sources.split_names import SPLIT_NAMES, only_one, split_of
 from domainclip.errors import DataError
@@ -57,6 +58,9 @@ def split_folders(folder: Path) -> dict[str, Path]:
     others = [path for path in rest if path not in named]
     if not named:
         if rest and all(_holds_splits(path) for path in rest):
+            for path in rest:
+                if path.name.lower() in _IMAGES:
+                    refuse_boxes(folder)
             raise DataError(
                 f"{folder} holds {_listed(rest)}, {'a data set with its own splits' if len(rest) == 1 else 'data sets'}"
                 f"{'' if len(rest) == 1 else ' with splits of their own'}: name one of them, such as {rest[0]}"

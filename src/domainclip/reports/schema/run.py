@@ -151,6 +151,15 @@ class SemanticFigures(Content):
     terminology: TerminologyFacts | None = None
 
 
+class MultiLabel(Content):
+    """Labels of which an image has several: ``labels`` gives the figures of each and how many images have it."""
+
+    labels: dict[str, dict[str, int | float]]
+    without_figures: list[str]
+    n_unlabelled: int
+    means: dict[str, Metric] = {}
+
+
 class EvaluationDetails(Content):
     """What the figures of an evaluation were computed from. An evaluator of a plugin adds a part under its name."""
 
@@ -161,6 +170,7 @@ class EvaluationDetails(Content):
     n_images: int | None = None
     notes: list[str] = []
     classification: Classification | None = None
+    multi_label: MultiLabel | None = None
     retrieval: Retrieval | None = None
     domain_metrics: DomainFigures | None = None
     semantics: SemanticFigures | None = None
@@ -175,13 +185,14 @@ class BothDetails(Content):
 
 class Change(Content):
     """A difference of two fractions of the same items, with its 95 % interval; ``gained`` items are right only after,
-    ``lost`` only before. ``n_units``: whole groups that were resampled, None where each item counts by itself."""
+    ``lost`` only before, None where no single answer is right or wrong. ``n_units``: whole groups that were resampled,
+    None where each item counts by itself."""
 
     change: float
     low: float | None
     high: float | None
-    gained: int
-    lost: int
+    gained: int | None
+    lost: int | None
     p_value: float | None
     n: int
     n_units: int | None = None
