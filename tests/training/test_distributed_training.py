@@ -22,9 +22,9 @@ from domainclip.models import make_tiny_clip
 from domainclip.resolve import resolve
 from domainclip.training import Trainer, Validation
 from domainclip.training.distributed import ProcessGroup
+from forked import forking
 from resolve_cases import PLAIN as PLAIN_DATA
 from resolve_cases import STARTER
-from forked import forking
 from tiny_data import TinyData
 from training_setup import make_trainer, one_of_two, same, weights
 

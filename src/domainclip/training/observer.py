@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from domainclip.devices.memory import peak_memory_mb
 from domainclip.events import StepLogged
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
 from domainclip.training.guards import CollapseGuard

@@ -21,8 +21,8 @@ from domainclip.training import ContrastiveStep, Trainer
 from domainclip.training.distributed import ProcessGroup
 from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.regularization.regularizers import L2SP, FeatureDistillation
-from gradcache_cases import assert_equal, batch_of, gradients
 from forked import forking
+from gradcache_cases import assert_equal, batch_of, gradients
 from tiny_data import TinyData
 from training_setup import make_trainer, one_of_two, same, train_until, weights
 
