@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from domainclip import events
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
+from domainclip.errors import InputTypeError
 from domainclip.events import (
     CheckpointSaved,
     Emitter,
     Event,
     ImageSkipped,
+    Listener,
     Milestone,
     PhaseFinished,
     PhaseProgress,
@@ -26,7 +30,9 @@ from domainclip.events import (
     Validated,
     Warned,
 )
+from domainclip.pipelines import run_training
 from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.reports.schema import RunReport
 from domainclip.tracking import read_metrics
 from domainclip.training import Validation
 from probe_cases import make_probe
@@ -70,6 +76,97 @@ def test_listeners_that_fail_at_the_warning_are_switched_off_too() -> None:
     assert len(emitter.warnings) == 3
     emitter.emit(STEP)
     assert len(emitter.warnings) == 3
+
+
+def test_of_two_listeners_that_are_equal_the_one_that_failed_is_switched_off() -> None:
+    @dataclass
+    class Counter:
+        limit: int
+        heard: list[Event] = field(default_factory=list, compare=False)
+
+        def __call__(self, event: Event) -> None:
+            self.heard.append(event)
+            if len(self.heard) > self.limit - (self is second) * 2:
+                raise ValueError("full")
+
+    first, second = Counter(3), Counter(3)
+    emitter = Emitter()
+    for each in (first, second):
+        emitter.add(each)
+    for _ in range(2):
+        emitter.emit(STEP)
+    assert first.heard.count(STEP) == 2 and second.heard.count(STEP) == 2
+    assert len(emitter.warnings) == 1 and f"{Path(__file__).name}, line " in emitter.warnings[0]
+    emitter.emit(STEP)
+    assert first.heard.count(STEP) == 2 + 1 and second.heard.count(STEP) == 2
+
+
+def test_what_cannot_be_called_is_no_listener() -> None:
+    async def later(event: Event) -> None: ...
+
+    class Later:
+        async def __call__(self, event: Event) -> None: ...
+
+    for listener, what in ((later, "is asynchronous"), (Later(), "is asynchronous"), ("events.log", "is a str")):
+        with pytest.raises(InputTypeError, match=what):
+            Emitter().add(listener)  # type: ignore[arg-type]
+
+
+EVENTS = (
+    RunStarted,
+    PhaseStarted,
+    PhaseProgress,
+    PhaseFinished,
+    StepLogged,
+    Validated,
+    CheckpointSaved,
+    Milestone,
+    Warned,
+    RunFinished,
+)
+
+
+def test_a_listener_that_fails_at_any_event_of_a_run_is_heard_of_once(tiny_data: TinyData, tmp_path: Path) -> None:
+    """Switched off from there on, in the evaluation before, the training and the evaluation after; it is named on the
+    console's log and in the report, and the run comes to what it comes to without."""
+
+    def run(name: str, *listeners: Listener) -> tuple[bytes, RunReport]:
+        config = CLIPFinetuningConfig(
+            model_name="tiny",
+            data_path=str(tiny_data.folder),
+            output_dir=str(tmp_path / name),
+            batch_size=6,
+            num_epochs=1,
+            num_workers=0,
+            mixed_precision=False,
+            device="cpu",
+            logging_steps=1,
+        )
+        report = run_training(config, console=Console(quiet=True), listeners=listeners).report
+        return (tmp_path / name / "model" / "model.safetensors").read_bytes(), report
+
+    plain, expected = run("plain")
+    phases = ("evaluation_before", "evaluation_after", "training", "validation")
+    cases = [(kind, "") for kind in EVENTS] + [(PhaseStarted, phase) for phase in phases]
+    for kind, phase in cases:
+        calls: list[Event] = []
+
+        def broken(event: Event, calls: list[Event] = calls, kind: type = kind, phase: str = phase) -> None:
+            if isinstance(event, kind) and getattr(event, "name", phase) == (phase or getattr(event, "name", "")):
+                calls.append(event)
+                raise ValueError("no such page")
+
+        def warning(event: Event, calls: list[Event] = calls) -> None:  # so that there is one to hear
+            if isinstance(event, StepLogged):
+                raise OSError("gone")
+
+        name = f"{kind.__name__}{phase}"
+        weights_found, report = run(name, *([warning] if kind is Warned else []), broken)
+        assert weights_found == plain, name
+        assert report.after == expected.after, name
+        assert len(calls) == 1, name
+        told = [text for text in report.warnings if "broken failed" in text]
+        assert len(told) == 1 and f"at {kind.__name__} (ValueError: no such page)" in told[0], name
 
 
 def test_a_wish_to_stop_passes_once_all_have_heard() -> None:

@@ -6,11 +6,15 @@ trackers and the pruning of a search are listeners: callables that take an event
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from domainclip.errors import InputTypeError
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +197,8 @@ class StopRun(Exception):
 class Emitter:
     """Hands events to listeners, in the order in which these were added.
 
-    A listener that raises is switched off for the rest of the run, with one warning. One that is slow stays, and the
+    A listener that raises is switched off for the rest of the run, evaluations before and after the training included,
+    with one warning. One that is slow stays, and the
     user is told once.
     """
 
@@ -203,13 +208,21 @@ class Emitter:
         self.warnings: list[str] = []
         """What was said of listeners, for the report."""
 
-    def add(self, listener: Listener) -> None:
+    def add(self, listener: Listener, first: bool = False) -> None:
         """Send ``listener`` every event from now on.
 
         Args:
             listener: A callable that takes an event and leaves those alone that it does not know.
+            first: It has each event before the others.
+
+        Raises:
+            InputTypeError: It cannot be called, or only awaited.
         """
-        self._listeners.append(listener)
+        calls = (listener, type(listener).__dict__.get("__call__"))
+        if not callable(listener) or any(map(inspect.iscoroutinefunction, calls)):
+            what = "is asynchronous" if callable(listener) else f"is a {type(listener).__name__}"
+            raise InputTypeError(f"The listener {_name_of(listener)} {what}: give a callable that takes an event")
+        self._listeners.insert(0 if first else len(self._listeners), listener)
 
     def emit(self, event: Event) -> None:
         """Send an event to all listeners.
@@ -222,7 +235,7 @@ class Emitter:
         """
         stop: StopRun | None = None
         for listener in list(self._listeners):
-            if listener not in self._listeners:  # it has failed at a warning about one before it
+            if not any(each is listener for each in self._listeners):  # it has failed at a warning about another
                 continue
             started = time.monotonic()
             try:
@@ -230,11 +243,11 @@ class Emitter:
             except StopRun as request:
                 stop = stop or request
             except Exception as error:
-                self._listeners.remove(listener)
+                self._listeners = [each for each in self._listeners if each is not listener]
                 log.debug("A listener failed", exc_info=True)
                 self.warn(
                     f"The listener {_name_of(listener)} failed at {type(event).__name__} "
-                    f"({type(error).__name__}: {error}). It is switched off, and the run goes on"
+                    f"({type(error).__name__}: {error}){_place_of(error)}. It is switched off, and the run goes on"
                 )
                 continue
             seconds = time.monotonic() - started
@@ -279,5 +292,11 @@ class Emitter:
         self.emit(Warned(text=text))
 
 
-def _name_of(listener: Listener) -> str:
+def _place_of(error: Exception) -> str:
+    """The innermost line, where it is the user's to mend."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f", in {frames[-1].filename}, line {frames[-1].lineno}" if len(frames) > 1 else ""
+
+
+def _name_of(listener: object) -> str:
     return getattr(listener, "__qualname__", None) or type(listener).__qualname__

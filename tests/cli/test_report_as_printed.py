@@ -12,7 +12,7 @@ import pytest
 
 from domainclip.events import Event, PhaseFinished, PhaseProgress, PhaseStarted
 from domainclip.reports.schema import EvaluationFile, ResolutionsReport
-from domainclip.reports.text import counted
+from domainclip.words import counted
 from forked import run_python
 
 pytestmark = pytest.mark.slow

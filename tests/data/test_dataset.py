@@ -151,7 +151,7 @@ def test_rows_of_one_image_are_gathered(tiny_data, processor):
     assert len(data) == len(pairs)
     assert {data[epoch, 0]["caption"] for epoch in range(30)} == {pairs[0].caption, "second"}
     assert data.pairs[0].label == pairs[0].label
-    with pytest.raises(DataError, match="No caption for 1 images"):
+    with pytest.raises(DataError, match="No caption for 1 image,"):
         MultiCaptionCLIPDataset({pairs[0].image_path: []}, processor, config())
 
 

@@ -131,7 +131,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     one = [ImageTextPair(f"{n}.png", f"text {n}", group="A") for n in range(3)]
     with pytest.raises(DataError, match="two documents or more, found 1 in 3 rows"):
         DocumentRetrievalEvaluator(one)
-    with pytest.raises(DataError, match="found 0 in 1 rows"):
+    with pytest.raises(DataError, match="found 0 in 1 row"):
         DocumentRetrievalEvaluator([ImageTextPair("a.png", "a")])
     same_text = [ImageTextPair(f"{n}.png", "boilerplate", group=f"paper {n}") for n in range(3)]
     with pytest.raises(DataError, match="nothing to tell apart"):

@@ -34,9 +34,18 @@ def _owner(path: str) -> Any:
         return getattr(importlib.import_module(module), name)
 
 
-def command(arguments: Sequence[str], log: Path, place: str | None, number: int = 0, call: int = 1) -> None:
+def command(
+    arguments: Sequence[str],
+    log: Path,
+    place: str | None,
+    number: int = 0,
+    call: int = 1,
+    second: int = 0,
+    late: bool = False,
+) -> None:
     """Run ``domainclip`` with ``arguments``, its standard error in ``log``; the ``call``-th time that ``place`` is
-    reached, this process gets signal ``number``."""
+    reached, this process gets signal ``number``, and ``second`` where the first has led to: on the way out, or in the
+    step that is being finished; with ``late`` when it is said what has stopped."""
     import torch
 
     from domainclip.cli.main import main
@@ -51,10 +60,19 @@ def command(arguments: Sequence[str], log: Path, place: str | None, number: int 
 
         def watched(*given: Any, **named: Any) -> Any:
             calls.append(1)
-            if len(calls) == call:
+            if len(calls) != call:
+                return original(*given, **named)
+            try:
                 os.kill(os.getpid(), number)
-            return original(*given, **named)
+                return original(*given, **named)
+            finally:
+                if second and not late:
+                    os.kill(os.getpid(), second)
 
         setattr(owner, name, watched)
+    if late:
+        import typer
+
+        typer.secho = lambda *given, **named: os.kill(os.getpid(), second)
     sys.argv = ["domainclip", *arguments]
     main()

@@ -161,10 +161,10 @@ def test_the_check_counts_captions_that_would_be_cut(tmp_path: Path, domainclip:
     table = tmp_path / "rows.csv"
     table.write_text("image_path,caption\n" + "".join(f"{a},{b}\n" for a, b in rows), encoding="utf-8")
     plain = domainclip("data", "check", table, "max_sequence_length=50")
-    assert "1 of 2 captions (50.0%) exceed 50" in plain.out
+    assert "more than 50 tokens: 1 of 2 captions (50.0%), cut" in plain.out
     steps = "text_preprocessing={glossary: medical, expand_abbreviations: true, truncation: sentences}"
     written = domainclip("data", "check", table, "max_sequence_length=50", steps)
-    assert "2 of 2 captions (100.0%) exceed 50" in written.out
+    assert "more than 50 tokens: 2 of 2 captions (100.0%), cut" in written.out
     assert "whole sentences" in written.out
 
 

@@ -63,7 +63,18 @@ def result_of(folder: Path) -> tuple[bytes, Any, list[Any]]:
     return (folder / "model" / "model.safetensors").read_bytes(), (report["before"], report["after"]), decisions
 
 
-def test_a_run_stopped_in_every_phase_ends_alike(tiny_data: TinyData, model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tiny_data: TinyData, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Any, list[Any]]:
+    """What a run came to that nothing stopped."""
+    folder, log = tmp_path_factory.mktemp("whole") / "run", tmp_path_factory.mktemp("log") / "log"
+    child = forking().Process(target=signal_child.command, args=(arguments(tiny_data, model, folder), log, None))
+    child.start()
+    child.join(300)
+    assert child.exitcode == 0, log.read_text()
+    return result_of(folder)
+
+
+def test_a_run_stopped_in_every_phase_ends_alike(tiny_data: TinyData, model: Path, tmp_path: Path, whole: Any) -> None:
     log = tmp_path / "log"
 
     def run(folder: Path, *more: str, place: str | None = None, number: int = 0) -> int:
@@ -74,21 +85,49 @@ def test_a_run_stopped_in_every_phase_ends_alike(tiny_data: TinyData, model: Pat
         child.join(300)
         return int(child.exitcode)
 
-    assert run(tmp_path / "whole") == 0, log.read_text()
     folder = tmp_path / "stopped"
     for place, number in PHASES:
-        log.unlink()
+        log.unlink(missing_ok=True)
         again = ["--resume"] if (folder / "recipe.yaml").is_file() else []
         assert run(folder, *again, place=place, number=number) == 128 + number, (place, log.read_text())
         said = log.read_text()
         assert f"Stopped by {number.name}" in said, (place, said)
         assert "Traceback" not in said, (place, said)
     assert run(folder, "--resume") == 0, log.read_text()
-    whole, stopped = result_of(tmp_path / "whole"), result_of(folder)
+    stopped = result_of(folder)
     assert stopped[0] == whole[0]
     assert stopped[1] == whole[1]
     assert {key for key, _ in stopped[2]} == {key for key, _ in whole[2]}
     assert not [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+
+
+def test_a_second_signal_leaves_at_once_in_every_phase(
+    tiny_data: TinyData, model: Path, tmp_path: Path, whole: Any
+) -> None:
+    """In the step that is being finished, or while files are closed and locks released: the exit code is that of the
+    last signal, and what was saved goes on to the same end."""
+    log, folder = tmp_path / "log", tmp_path / "stopped"
+
+    def run(folder: Path, *more: str, place: str = "", number: int = 0, second: int = 0, late: bool = False) -> int:
+        given = [*arguments(tiny_data, model, folder), *more]
+        child = forking().Process(
+            target=signal_child.command, args=(given, log, place or None, number, 1, second, late)
+        )
+        child.start()
+        child.join(300)
+        return int(child.exitcode)
+
+    for index, (place, _) in enumerate(PHASES):
+        log.unlink(missing_ok=True)
+        first, second = [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)][index % 2]
+        again = ["--resume"] if (folder / "recipe.yaml").is_file() else []
+        late = index % 4 > 1
+        code = run(folder, *again, place=place, number=first, second=second, late=late)
+        assert code == 128 + second, (place, log.read_text())
+        assert "Traceback" not in log.read_text() and "ignored" not in log.read_text(), (place, log.read_text())
+    assert run(folder, "--resume") == 0, log.read_text()
+    assert result_of(folder)[:2] == whole[:2]
+    assert not [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".old", ".lock"))]
 
 
 def test_other_commands_end_as_a_shell_expects(tiny_data: TinyData, model: Path, tmp_path: Path) -> None:

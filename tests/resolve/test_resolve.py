@@ -207,7 +207,7 @@ def test_saved_recipe_repeats_the_run(name, model):
 def test_few_rows_are_shown_more_often(rows, epochs):
     recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
     assert recipe.num_epochs == epochs
-    assert f"{rows} rows" in reasons["num_epochs"]
+    assert f"{rows:,} rows" in reasons["num_epochs"]
     assert decided(CLIPFinetuningConfig(num_epochs=3), data=replace(PLAIN, train_rows=rows))[0].num_epochs == 3
 
 

@@ -10,6 +10,7 @@ import typer
 
 from domainclip.cli.options import AsJson, print_json
 from domainclip.errors import ConfigurationError
+from domainclip.words import counted
 
 domain_app = typer.Typer(no_args_is_help=True, help="List, show and write domains: what is particular to a domain.")
 
@@ -93,8 +94,10 @@ def domain_glossary(
         typer.echo(glossary_text(glossary), nl=False)
         return
     typer.echo(
-        f"{glossary} is right: {len(found.abbreviations)} abbreviations, {len(found.synonyms)} groups of synonyms, "
-        f"{len(found.negation_pairs)} negation pairs.\nNext: texts: {{glossary: {glossary}}} in a domain's file"
+        f"{glossary} is right: {counted(len(found.abbreviations), 'abbreviation')}, "
+        f"{counted(len(found.synonyms), 'group')} of synonyms, "
+        f"{counted(len(found.negation_pairs), 'negation pair')}.\nNext: texts: {{glossary: {glossary}}} in a "
+        "domain's file"
     )
 
 

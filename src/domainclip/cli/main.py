@@ -39,7 +39,7 @@ from domainclip.cli.start_checks import check_model, check_recipe, check_start
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 from domainclip.files import require_writable
-from domainclip.signals import StopSignals
+from domainclip.signals import StopSignals, leave_at_the_next
 from domainclip.streams import keep_streams
 
 app = typer.Typer(
@@ -325,7 +325,10 @@ def data_check(
     domain: Domain = None,
     as_json: AsJson = False,
 ) -> None:
-    """Broken images, duplicates, leakage, cut captions, class balance. Exit code 1 for what would spoil a run.
+    """Broken images, duplicates, leakage, cut captions, class balance.
+
+    Exit code 0 where `train` would take the data, whatever it would skip or warn of; 1 where it would refuse them, and
+    2 for wrong arguments. With strict=true a row or image that would be skipped is an error, as it is to `train`.
 
     Example: domainclip data check images.csv --model vit-b-32
     """
@@ -364,6 +367,7 @@ def data_check(
         split_col=config.split_col,
         image_root=config.image_root,
         caption_template=config.caption_template,
+        strict=config.strict,
         max_pixels=config.max_image_pixels,
         text_transform=captions.rewritten,
         cut_by_sentence=captions.settings.truncation == "sentences",
@@ -405,6 +409,7 @@ def main() -> None:
         with StopSignals(at_once=True).watch():
             app()
     except Interrupted as stop:
+        leave_at_the_next()
         typer.secho(as_typed(str(stop)), err=True)
         sys.exit(stop.exit_code)
     except CLIPFinetuningError as error:

@@ -36,7 +36,7 @@ def preview(
     require_writable(output, "--output", is_file=True)
     from domainclip.pipelines.preview import preview as make
     from domainclip.pipelines.run_folder import output_file, paths_read
-    from domainclip.reports.text import counted
+    from domainclip.words import counted
 
     with output_file(output, paths_read(config), warn):
         made = make(config, split, images)

@@ -21,6 +21,7 @@ from domainclip.data.images.image_file import image_file
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ImageError
 from domainclip.waiting import said_while_waiting
+from domainclip.words import counted
 
 NEAR_IMAGES = 20_000
 NEAR_BYTES = 2**30
@@ -64,7 +65,7 @@ class Copies:
         ):
             if groups:
                 images = sum(map(len, groups))
-                parts.append(f"{images} images in {len(groups)} group{'s' * (len(groups) != 1)} are {what}")
+                parts.append(f"{counted(images, 'image')} in {counted(len(groups), 'group')} are {what}")
         return ", ".join(parts) if parts else None
 
 

@@ -34,6 +34,7 @@ from domainclip.data.records import ImageTextPair, SkippedRow, usable_rows
 from domainclip.data.step_plan import ViewKey
 from domainclip.errors import DataError, ImageError, InputTypeError, ShapeError
 from domainclip.registry import load_plugins
+from domainclip.words import counted
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -431,7 +432,7 @@ class MultiCaptionCLIPDataset(CLIPDataset):
                 raise InputTypeError(f"Row {row} is {item!r:.80}: give (image path, list of captions)")
         empty = [str(path) for path, captions in rows if not captions]
         if empty:
-            raise DataError(f"No caption for {len(empty)} images, the first is {empty[0]}")
+            raise DataError(f"No caption for {counted(len(empty), 'image')}, the first is {empty[0]}")
         self._captions = [list(captions) for _, captions in rows]
         labels = labels or {}
         pairs = [ImageTextPair(Path(path), captions[0], labels.get(path)) for path, captions in rows]

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from domainclip.data.records import ImageTextPair
+from domainclip.words import some_of
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _CODE = re.compile(r"\d+[.\-_: ]+\D")
@@ -47,7 +48,8 @@ def unify_labels(parts: Iterable[Sequence[ImageTextPair]]) -> list[str]:
             pair.labels, pair.label = tuple(all_labels(pair)) or None, None
         names = {label for pair in rows for label in all_labels(pair)}
         notes.append(
-            f"{multiple} of {len(rows)} rows have several labels: each of the {len(names)} labels is evaluated for "
+            f"{some_of(multiple, len(rows), 'row', 'have')} several labels: each of the {len(names)} labels is "
+            "evaluated for "
             "itself, present or absent, and none of them is a class that excludes the others"
         )
     return notes

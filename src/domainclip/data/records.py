@@ -11,6 +11,7 @@ from typing import TypedDict
 from domainclip.data.captions.from_labels import CLASS_CAPTION
 from domainclip.data.images.tar_files import is_member
 from domainclip.errors import DataError, InputTypeError, MissingFileError
+from domainclip.words import counted
 
 DISCIPLINE_COL = "discipline"
 """Column (key) with the field of study that a row is from, where a data set spans several."""
@@ -232,6 +233,10 @@ def usable_rows(pairs: Sequence[ImageTextPair], strict: bool) -> tuple[list[int]
             kind_of_error = DataError if there[path] else MissingFileError
             raise kind_of_error(f"{skipped[0]}. Mend the row, or set strict=False to skip such rows")
     if not usable:
-        why = f"{len(skipped)} rows cannot be used, the first: {skipped[0]}" if skipped else "the data set is empty"
+        why = (
+            f"{counted(len(skipped), 'row')} cannot be used, the first: {skipped[0]}"
+            if skipped
+            else "the data set is empty"
+        )
         raise DataError(f"No valid image-text pairs: {why}")
     return usable, skipped

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from domainclip.data.records import ImageTextPair, PairList
 from domainclip.errors import DataError, ImageError
+from domainclip.words import some_of
 
 Problems = Callable[[Sequence[Path]], Sequence[str]]
 """Tells for each image what is wrong with it, or an empty text (``EmbeddingEngine.readable``)."""
@@ -103,6 +104,6 @@ def require_images(pairs: Sequence[ImageTextPair], read: Callable[[int], object]
             return
     if first:  # too few rows to begin with is told elsewhere
         raise DataError(
-            f"No valid image-text pairs to train on: {found} of {len(pairs)} images can be read, 2 are needed; "
+            f"No valid image-text pairs to train on: {some_of(found, len(pairs), 'image')} can be read, 2 are needed; "
             f"first problem: {first}"
         )

@@ -18,6 +18,7 @@ from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairL
 from domainclip.errors import ConfigurationError
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference
+from domainclip.words import counted
 
 
 @dataclass
@@ -129,7 +130,7 @@ def load_splits(
         notes += [f"{part.name}: {note}" for note in proposed_groups(pairs)]
         if pairs.skipped:
             kinds = ", ".join(f"{kind}: {n}" for kind, n in Counter(row.kind for row in pairs.skipped).most_common())
-            skipped = _count(len(pairs.skipped), "row")
+            skipped = counted(len(pairs.skipped), "row")
             notes.append(f"{part.name}: {skipped} skipped ({kinds}), first {pairs.skipped[0]}")
     loaded = by_split_column(loaded)
     notes += unify_labels(loaded.values())
@@ -160,7 +161,8 @@ def proposed_groups(pairs: PairList) -> list[str]:
     column, count = next(iter(pairs.proposed.items()))
     others = f" (or {', '.join(list(pairs.proposed)[1:])})" if len(pairs.proposed) > 1 else ""
     return [
-        f"column {column!r} has {count} values in {len(pairs)} rows and is not used: where rows of one {column} belong "
+        f"column {column!r} has {counted(count, 'value')} in {counted(len(pairs), 'row')} and is not used: where "
+        f"rows of one {column} belong "
         f"together, keep them in one split with group_col={column}{others}"
     ]
 
@@ -259,13 +261,14 @@ def leakage_notes(splits: DataSplits, copies: Copies | None = None) -> list[str]
             ):
                 if shared:
                     notes.append(
-                        f"Warning: {_count(len(shared), what)} {both} (such as {min(shared)}): results on {other_name} "
+                        f"Warning: {counted(len(shared), what)} {both} (such as {min(shared)}): results on "
+                        f"{other_name} "
                         "will look better than they are"
                     )
             alike = (_copied(pairs, copies.of) & _copied(other, copies.of)) - {copies.of[key] for key in copied}
             if alike:
                 notes.append(
-                    f"{_count(len(alike), 'image')} {both} look alike though their files differ (such as "
+                    f"{counted(len(alike), 'image')} {both} look alike though their files differ (such as "
                     f"{min(alike)}): where they are copies, results on {other_name} will look better than they are"
                 )
     return notes
@@ -289,11 +292,7 @@ def group_names(pairs: Sequence[ImageTextPair]) -> set[str]:
 
 def _rows_and_groups(pairs: PairList) -> str:
     groups = group_names(pairs)
-    return _count(len(pairs), "row") + (f" in {_count(len(groups), 'group')}" if groups else "")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return counted(len(pairs), "row") + (f" in {counted(len(groups), 'group')}" if groups else "")
 
 
 def load_splits_of(resolved: ResolvedInference) -> DataSplits:

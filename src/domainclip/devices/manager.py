@@ -106,6 +106,9 @@ class DeviceManager:
         self._undo: list[Undo] = []
         self.device, self.reason = self._choose(use_mps) if device is None else self._as_asked(device, use_mps)
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_undo": []}  # what was changed in this process is not undone in another
+
     def _choose(self, use_mps: bool) -> tuple[torch.device, str]:
         obstacle = mps_obstacle() if use_mps else "switched off by use_mps=false"
         if obstacle is None:

@@ -25,6 +25,7 @@ from domainclip.metrics.significance import (
     paired_difference,
     resampled,
 )
+from domainclip.words import counted
 
 ALPHA = 0.05
 Verdict = Literal["better", "no difference", "worse", "reference", "not tested", "not evaluated"]
@@ -247,7 +248,9 @@ def _column(found: SetScores) -> ComparedData:
     units = sizes[0] if sizes else None
     notes = list(found.notes)
     if units is not None and 1 < units < FEW_UNITS:  # a single one has no interval to speak of
-        notes.append(f"Only {units} {found.unit}s to resample: the true uncertainty is larger than the intervals say")
+        notes.append(
+            f"Only {counted(units, found.unit)} to resample: the true uncertainty is larger than the intervals say"
+        )
     return ComparedData(
         found.name,
         found.path,

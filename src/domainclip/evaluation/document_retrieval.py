@@ -25,6 +25,7 @@ from domainclip.evaluation.shared import rows_for
 from domainclip.metrics.bootstrap import Sums, intervals_of, mean_of
 from domainclip.metrics.metric import Interval, Metric
 from domainclip.metrics.retrieval import K_VALUES, chunked_ranks
+from domainclip.words import counted
 
 
 class DocumentPair(Protocol):
@@ -83,7 +84,8 @@ class DocumentRetrievalEvaluator(CallableEvaluator):
             texts.setdefault(" ".join(pair.caption.split()).casefold(), (pair.caption, set()))[1].add(number)
         if len(numbers) < 2:
             raise DataError(
-                f"Retrieval by document needs rows of two documents or more, found {len(numbers)} in {len(pairs)} rows "
+                f"Retrieval by document needs rows of two documents or more, found {len(numbers)} in "
+                f"{counted(len(pairs), 'row')} "
                 f"({self.n_without_document} name none): check document_col"
             )
         self.n_documents = len(numbers)
@@ -175,7 +177,8 @@ def _from_recipe(context: EvaluationContext) -> DocumentRetrievalEvaluator | Non
         return None
     if all(pair.group is None for pair in context.pairs):
         raise ConfigurationError(
-            f"document_col={column!r} names no document in any of {len(context.pairs)} rows: check the name of the "
+            f"document_col={column!r} names no document in any of {counted(len(context.pairs), 'row')}: check "
+            "the name of the "
             "column"
         )
     return DocumentRetrievalEvaluator(context.pairs, resamples=context.resamples)

@@ -21,6 +21,7 @@ from domainclip.evaluation.comparison import accuracy_interval
 from domainclip.evaluation.evaluators import DomainEvaluator, RetrievalEvaluator, ZeroShotEvaluator
 from domainclip.evaluation.protocols import Embedder, LabelledPair
 from domainclip.metrics.classification import predicted_classes
+from domainclip.words import counted
 
 _GUESSES = 3
 _CHUNK = 1024
@@ -268,7 +269,7 @@ def _class_figures(cases: list[Case], zero_shot: ZeroShotEvaluator, seed: int) -
         "predictions": [case.predicted for case in cases],
     }
     interval, units = accuracy_interval(found, seed)
-    of = "" if units == n else f" of {units} groups"
+    of = "" if units == n else f" of {counted(units, 'group')}"
     its_interval = (
         "no interval: a single group"
         if interval is None

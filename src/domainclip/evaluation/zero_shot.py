@@ -15,6 +15,7 @@ from domainclip.evaluation.protocols import CallableEvaluator, Embedder, Evaluat
 from domainclip.evaluation.shared import encode_images
 from domainclip.inference.prompts import DEFAULT_TEMPLATES, class_prompts, classifier_weights
 from domainclip.metrics.classification import classification_metrics, zero_shot_logits
+from domainclip.words import counted
 
 
 class ZeroShotEvaluator(CallableEvaluator):
@@ -57,7 +58,7 @@ class ZeroShotEvaluator(CallableEvaluator):
         items = dict.fromkeys((pair.image_path, pair.label) for pair in pairs if pair.label in index_of)
         if not items:
             raise DataError(
-                f"None of {len(pairs)} rows has a label among the classes {', '.join(self.labels[:10])}: "
+                f"None of {counted(len(pairs), 'row')} has a label among the classes {', '.join(self.labels[:10])}: "
                 "check the label column and the class names"
             )
         self.paths = [path for path, _ in items]

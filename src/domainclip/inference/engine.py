@@ -73,12 +73,10 @@ class EmbeddingEngine:
         training = self.encoder.training
         self.encoder.eval()
         try:
-            with torch.no_grad():
-                if self.autocast is None:
-                    yield
-                else:
-                    with self.autocast():
-                        yield
+            # A context of the caller's, such as an autocast of its own training, is none of the engine's.
+            own = self.autocast() if self.autocast is not None else torch.autocast(self.device.type, enabled=False)
+            with torch.no_grad(), own:
+                yield
         finally:
             self.encoder.train(training)
 

@@ -58,6 +58,9 @@ class ModelSession:
         self.images = images or ImageStore(self.config.image_cache_mb * 2**20, self.config.max_image_pixels)
         self.as_loaded = True
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config.model_name!r}, domain={self.domain.name!r}, device={self.device})"
+
     @classmethod
     def load(
         cls,

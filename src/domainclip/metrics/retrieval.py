@@ -25,6 +25,7 @@ from torch import Tensor
 from domainclip.errors import ShapeError
 from domainclip.metrics.distinct import distinct_rows, spread
 from domainclip.similarity import as_numbers
+from domainclip.words import some_of
 
 K_VALUES = (1, 5, 10)
 
@@ -64,7 +65,7 @@ def ranks_of_best_hit(
     without = ~relevant.any(dim=1)
     if without.any():
         raise ShapeError(
-            f"{int(without.sum())} of {len(relevant)} queries have no relevant candidate "
+            f"{some_of(int(without.sum()), len(relevant), 'query', 'have')} no relevant candidate "
             f"(first: row {int(without.nonzero()[0])}): leave them out or give them a target"
         )
     best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)

@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix
 from domainclip.metrics.class_scores import ClassScores
 from domainclip.metrics.domain_part import DomainPart
 from domainclip.metrics.sums import sums_of_scores
+from domainclip.words import some_of
 
 _SEPARATORS = ("/", ":")
 
@@ -29,10 +30,10 @@ def scientific_part(scores: ClassScores) -> DomainPart:
     notes = []
     absent = int((scores.support == 0).sum())
     if absent:
-        notes.append(f"{absent} of {len(scores.labels)} classes have no image and do not count in the means")
+        notes.append(f"{some_of(absent, len(scores.labels), 'class', 'have')} no image; the means are of the others")
     matrix = cross_discipline_matrix(scores) or {}
     if matrix and (left_out := len(scores.targets) - sum(matrix["images"])):
-        notes.append(f"{left_out} of {len(scores.targets)} images name no discipline and are left out of the matrix")
+        notes.append(f"left out of the matrix: {some_of(left_out, len(scores.targets), 'image')}, without a discipline")
     return DomainPart(names, [sums_of_scores(scores, [*names, "recall"])], ("recall",), notes, matrix)
 
 

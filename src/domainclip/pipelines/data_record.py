@@ -15,8 +15,8 @@ from typing import Self
 from domainclip.data.images.file_facts import FileFacts
 from domainclip.data.records import ImageTextPair
 from domainclip.files import read_record, write_record
-from domainclip.reports.text import counted
 from domainclip.waiting import said_while_waiting
+from domainclip.words import counted
 
 _NAMED = 3
 

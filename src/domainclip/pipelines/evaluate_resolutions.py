@@ -29,8 +29,8 @@ from domainclip.reports.plots.resolution import (
 from domainclip.reports.schema.resolutions import AtResolution, ResolutionsReport
 from domainclip.reports.schema.skipped import SkippedRow, skipped_counts
 from domainclip.reports.sections import skipped_lines
-from domainclip.reports.text import counted
 from domainclip.resolve import resolve_for_inference
+from domainclip.words import counted
 
 _PLOTS = ("resolutions", "agreement", "robustness")
 _WHOLE = "Large images were shown whole: what is compared here has no tiles"

@@ -49,6 +49,7 @@ from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.validation import load_best
+from domainclip.words import counted
 
 Processes = ProcessGroup | OneProcess
 
@@ -107,7 +108,9 @@ def resolve_run(
         ConfigurationError: A value does not fit the model or the rows.
     """
     if len(pairs) < 2:
-        raise DataError(f"No valid image-text pairs to contrast: {len(pairs)} row for training, 2 are needed")
+        raise DataError(
+            f"No valid image-text pairs to contrast: {counted(len(pairs), 'row')} for training, 2 are needed"
+        )
     where = (session.device, session.precision)
     chooser = auto_resolution or AutoResolution()
     choose = chooser.chooser(config, session.encoder, pairs, *where, resume_from)
@@ -134,6 +137,7 @@ def fine_tune(
     resume: bool = False,
     engine: EmbeddingEngine | None = None,
     listeners: Sequence[Listener] = (),
+    emitter: Emitter | None = None,
     reference_sets: ReferenceSets | None = None,
     processes: Processes | None = None,
     console: Console | None = None,
@@ -151,6 +155,7 @@ def fine_tune(
         resume: Go on from the newest checkpoint in the folder.
         engine: Embeds the validation rows; a new one, if left out.
         listeners: Called with each event of the training, in the first of several processes.
+        emitter: That of the run which the training is of, with listeners that are there already.
         reference_sets: The sets of ``retention_data``. The first process evaluates them, all rehearse their rows.
         processes: Those that train together.
         console: Where the course is shown.
@@ -186,11 +191,12 @@ def fine_tune(
     if evaluator is not None:
         own_loss = ValidationLoss.of(loss, encoder, run, val, engine.text_transform)
         validate = validation_by(evaluator, engine, evaluated, own_loss)
-    emitter = Emitter()
+    if emitter is None:
+        emitter = Emitter()
+        emitter.add(ConsoleListener(console))
     metrics = MetricsFile(folder.metrics, emitter.warn) if processes.is_first else None
     if metrics is not None:
-        emitter.add(metrics)
-        emitter.add(ConsoleListener(console))
+        emitter.add(metrics, first=True)
         for listener in listeners:
             emitter.add(listener)
     context = TrainContext(folder.path, processes=processes, emitter=emitter, metrics=metrics)

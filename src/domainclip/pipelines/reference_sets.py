@@ -32,6 +32,7 @@ from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import Decision, ResolvedRun
 from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.regularization.rehearsal import Rehearsal
+from domainclip.words import counted
 
 ROWS_DURING_TRAINING = 100
 """Rows of each set at a validation in the middle of training: these figures show a course and decide nothing."""
@@ -267,7 +268,8 @@ def load_reference_sets(session: ModelSession) -> ReferenceSets | None:
         found = _load(config, path, _name(path, {part.name for part in sets}), engine)
         sets.append(found)
         notes.append(
-            f"reference set {found.name}: {found.validation.n_rows} rows for validation, {found.test.n_rows} of the "
+            f"reference set {found.name}: {counted(found.validation.n_rows, 'row')} for validation, "
+            f"{found.test.n_rows} of the "
             f"{found.test_split} split are reported ({found.metric})"
             + (f", {len(found.rehearsed)} are rehearsed" if config.rehearsal_strength else "")
             + (f"; {found.validation.notes[0]}" if found.metric != "acc1" else "")

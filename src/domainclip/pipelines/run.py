@@ -48,7 +48,7 @@ from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
-from domainclip.tracking import read_metrics
+from domainclip.tracking import ConsoleListener, read_metrics
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def run_training(
         accept_changed_data: Go on with a run whose rows or images have changed since it began.
         console: Where the course is shown; standard error, if left out.
         splits: The rows; those of ``config.data_path``, if left out.
-        listeners: Called with each event of the training (see ``domainclip.events``).
+        listeners: Called with each event of the run (see ``domainclip.events``), in the first of several processes.
 
     Returns:
         The folder and the report.
@@ -112,9 +112,13 @@ def run_training(
     if not isinstance(config, CLIPFinetuningConfig):
         raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
     started = time.monotonic()
+    emitter = Emitter()
+    for listener in listeners:
+        emitter.add(listener)
     folder, stop = RunFolder(config.output_dir), StopSignals(at_once=True)
     with stop.watch(), _processes(config) as processes, ExitStack() as held:
         console = (console or Console(stderr=True)) if processes.is_first else Console(quiet=True)
+        emitter.add(ConsoleListener(console), first=True)
         inference = resolve_for_inference(config)
         if processes.is_first:
             held.enter_context(locked_output(folder.path, "The output directory", console.print))
@@ -138,7 +142,7 @@ def run_training(
             rows = _EvaluatedRows.of(splits, run, engine)
             require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
             check_start(session, rows.val, rows.test)
-            first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started, listeners)
+            first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started, emitter)
             first.record.look_at_data(resume, accept_changed_data)
             if overwrite and not resume:  # only now: everything that a user can have got wrong has been looked at
                 folder.clear()
@@ -156,7 +160,8 @@ def run_training(
             folder,
             resume=resume,
             engine=engine,
-            listeners=[*([first.record] if first is not None else []), *listeners],
+            listeners=[first.record] if first is not None else [],
+            emitter=emitter if first is not None else None,
             reference_sets=references,
             processes=processes,
             console=console,
@@ -247,11 +252,9 @@ class _FirstProcess:
         references: ReferenceSets | None,
         console: Console,
         started: float,
-        listeners: Sequence[Listener],
+        emitter: Emitter,
     ) -> None:
-        self.emitter = Emitter()  # of what is not the training, which has its own
-        for listener in listeners:
-            self.emitter.add(listener)
+        self.emitter = emitter
         self.started = started  # by time.monotonic
         self.folder, self.session, self.run, self.splits = folder, session, run, splits
         self.rows, self.engine, self.references, self.console = rows, engine, references, console
@@ -304,7 +307,8 @@ class _FirstProcess:
         embed = SharedEmbedder(self.engine)
         after = self._evaluate(embed, "evaluation_after") if len(rows.shown) else None
         calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path)
-        warnings = [*self.record.notes, *self.undrawn]
+        of_listeners = [text for text in self.emitter.warnings if text not in result["warnings"]]  # since the training
+        warnings = [*self.record.notes, *self.undrawn, *of_listeners]
         parts = dict[str, Any](decisions=self.record.decisions, calibration=calibration)
         if references is not None:
             parts["reference_sets"] = references.report(self.references_before, references.on_test())

@@ -34,6 +34,7 @@ from domainclip.reports.plots.alignment import COMPARED, IMAGE_QUERIES, PLOT_FIL
 from domainclip.reports.render import render
 from domainclip.reports.schema import AlignmentReport
 from domainclip.reports.text import MINUS, NOTHING, percent, points, signed, title
+from domainclip.words import counted
 
 _WHAT = "alignment report"
 _TITLE = "# Alignment report"
@@ -310,7 +311,7 @@ def summary_table(report: AlignmentReport) -> Table:
         The table.
     """
     counts = report.counts
-    table = Table(title=f"{counts.n_images:,} images against {counts.n_texts:,} captions")
+    table = Table(title=f"{counted(counts.n_images, 'image')} against {counted(counts.n_texts, 'caption')}")
     table.add_column("metric")
     for _, name in report.roles:
         table.add_column(escape(name), justify="right")

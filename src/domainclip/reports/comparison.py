@@ -16,6 +16,7 @@ from domainclip.reports.render import render
 from domainclip.reports.schema.comparison import ComparisonReport
 from domainclip.reports.sections import shown_metrics
 from domainclip.reports.text import p_text, percent, points, title
+from domainclip.words import counted
 
 SIGNS = {BETTER: "▲", SAME: "=", WORSE: "▼", REFERENCE: "●", UNTESTED: "–", FAILED: "✕"}
 _STYLES = {BETTER: "bold green", WORSE: "bold red", FAILED: "yellow"}  # of the terminal, whose theme sets the shades
@@ -182,7 +183,7 @@ def comparison_title(report: ComparisonReport) -> str:
         "Comparison of 3 models on 2 data sets".
     """
     counts = [(len(report.models), "model"), (len(report.data), "data set")]
-    return "Comparison of " + " on ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
+    return "Comparison of " + " on ".join(counted(n, word) for n, word in counts)
 
 
 def data_facts(column: ComparedData) -> str:
@@ -196,9 +197,9 @@ def data_facts(column: ComparedData) -> str:
     """
     if column.n_images is None:
         return ""
-    text = f"{column.n_images:,} image{'' if column.n_images == 1 else 's'}"
+    text = counted(column.n_images, "image")
     if column.unit == "group" and column.n_units not in (None, column.n_images):
-        text += f" in {column.n_units:,} group{'' if column.n_units == 1 else 's'}"
+        text += f" in {counted(column.n_units, 'group')}"
     return text
 
 
@@ -255,7 +256,7 @@ def notes(report: ComparisonReport) -> list[str]:
     """
     lines = [f"{column.name}: {note}" for column in report.data for note in column.notes]
     return lines + [
-        f"{column.name}: {column.n_skipped} row{'' if column.n_skipped == 1 else 's'} skipped, the same for all models"
+        f"{column.name}: {counted(column.n_skipped, 'row')} skipped, the same for all models"
         for column in report.data
         if column.n_skipped
     ]

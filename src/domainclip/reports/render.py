@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from domainclip.reports import text
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
+from domainclip.words import counted
 
 # A tag or an entity would be lost, a pair of stars or backticks would vanish, an image would be fetched. An underscore
 # inside a word, "<" before a number and "&" between words are text to Markdown too, and stay readable as they are.
@@ -113,6 +114,6 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "p": text.p_text,
     "inline": text.inline,
     "few": text.few,
-    "counted": text.counted,
+    "counted": counted,
     "file_name": lambda path: PurePath(path).name,
 }

@@ -12,7 +12,8 @@ from domainclip.metrics.bootstrap import FEW_UNITS
 from domainclip.metrics.metric import METRICS, Metric
 from domainclip.reports.schema.run import DomainFigures, SemanticFigures
 from domainclip.reports.schema.skipped import SkippedCount
-from domainclip.reports.text import counted, figure_text, percent, title
+from domainclip.reports.text import figure_text, percent, title
+from domainclip.words import counted
 
 
 def shown_metrics(
@@ -138,21 +139,25 @@ def semantic_notes(found: SemanticFigures) -> list[str]:
     if documents:
         first = documents.chance.get("document_i2t_Hits@1")
         lines.append(
-            f"Documents: {documents.n_documents}, {documents.n_images} images, {documents.n_texts} texts"
+            f"Documents: {documents.n_documents}, {counted(documents.n_images, 'image')}, "
+            f"{counted(documents.n_texts, 'text')}"
             + (f"; a random order would have Hits@1 of {first:.1%} for images" if first is not None else "")
-            + (f"; {documents.n_without_document} rows name none" if documents.n_without_document else "")
+            + (f"; {counted(documents.n_without_document, 'row', 'name')} none" if documents.n_without_document else "")
         )
     if terms and terms.spelling is not None:
         lines.append(
-            f"Terminology: {terms.n_asked} terms of the glossary, each among {terms.n_terms - 1} others. Hits@1 "
+            f"Terminology: {counted(terms.n_asked or 0, 'term')} of the glossary, each among {terms.n_terms - 1} "
+            "others. Hits@1 "
             f"by chance is {percent(terms.chance_hits_at_1)}, by comparing letters "
             f"{percent(terms.spelling['term_Hits@1'])}"
         )
     if terms and terms.negations is not None:
-        lines.append(f"Negation: {terms.n_negation_pairs} pairs of the glossary; a coin gives an accuracy of 50 %")
+        lines.append(
+            f"Negation: {counted(terms.n_negation_pairs, 'pair')} of the glossary; a coin gives an accuracy of 50 %"
+        )
     if terms and terms.image_negations is not None:
         lines.append(
-            f"Negation on images: {len(terms.image_negations)} classes; a model deaf to the word has 50 %. "
+            f"Negation on images: {counted(len(terms.image_negations), 'class')}; a model deaf to the word has 50 %. "
             "These figures have no interval"
         )
     return [*lines, *_interval_notes(found), *found.notes]

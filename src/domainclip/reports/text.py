@@ -160,19 +160,6 @@ def inline(value: JsonValue) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def counted(n: int, noun: str) -> str:
-    """A number with its noun.
-
-    Args:
-        n: How many.
-        noun: The noun in the singular, whose plural ends in "s" ("es" after "ss").
-
-    Returns:
-        "1 image" or "1,200 images".
-    """
-    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('ss') else 's'}"
-
-
 def few(items: Sequence[str], most: int) -> str:
     """Some names and how many more there are.
 

@@ -12,6 +12,7 @@ from domainclip.errors import ConfigurationError
 from domainclip.resolve.draft import Draft
 from domainclip.resolve.facts import DataFacts
 from domainclip.resolve.resolution import ResolutionRule
+from domainclip.words import counted
 
 LARGEST_BATCH = 256
 SMALLEST_BATCH = 32
@@ -51,7 +52,11 @@ def resolve_length(draft: Draft, rows: int) -> None:
     if "num_epochs" in draft.given:
         return
     epochs = max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(IMAGES / rows)))
-    draft.decide("num_epochs", epochs, f"about {IMAGES} images of {rows} rows, {FEWEST_EPOCHS} to {MOST_EPOCHS} passes")
+    draft.decide(
+        "num_epochs",
+        epochs,
+        f"about {IMAGES} images of {counted(rows, 'row')}, {FEWEST_EPOCHS} to {MOST_EPOCHS} passes",
+    )
 
 
 def resolve_small_data(draft: Draft, rows: int, image_tower_kind: str) -> None:
@@ -69,7 +74,9 @@ def resolve_small_data(draft: Draft, rows: int, image_tower_kind: str) -> None:
         values["small_data"] = small
         if small:
             draft.decide(
-                "small_data", True, f"{rows} pairs, fewer than {SMALL_DATA}: what follows keeps from learning by heart"
+                "small_data",
+                True,
+                f"{counted(rows, 'pair')}, fewer than {SMALL_DATA}: what follows keeps from learning by heart",
             )
     if not values["small_data"]:
         return
@@ -181,7 +188,7 @@ def resolve_batch_schedule(draft: Draft, rows: int) -> None:
     largest, parts = max(values["batch_size_schedule"].values()), values["gradient_accumulation_steps"]
     if largest > rows:
         raise ConfigurationError(
-            f"batch_size_schedule goes up to {largest} pairs, and there are {rows} rows for training: stay below"
+            f"batch_size_schedule goes up to {largest} pairs, and training has {counted(rows, 'row')}: stay below"
         )
     if "batch_size" in draft.set_keys:
         if values["batch_size"] * parts != largest:
@@ -242,7 +249,7 @@ def resolved_steps(values: dict[str, Any] | CLIPFinetuningConfig, rows: int) -> 
     for key, first in ends.items():
         if first >= total:
             raise ConfigurationError(
-                f"{key}: what holds from step {first} on never comes, for the training has {total} steps "
+                f"{key}: what holds from step {first} on never comes, for the training has {counted(total, 'step')} "
                 "(num_epochs, max_steps). Begin it earlier or train longer"
             )
     return total
@@ -296,7 +303,8 @@ def resolve_batch(draft: Draft, data: DataFacts) -> None:
             )
         return
     size = automatic_batch(data.train_rows)
-    reason = f"contrastive batch of {size}: {max(1, data.train_rows // size)} steps a pass of {data.train_rows} rows"
+    reason = f"contrastive batch of {size}: {counted(max(1, data.train_rows // size), 'step')} a pass of "
+    f"{counted(data.train_rows, 'row')}"
     draft.decide("batch_size", max(1, size // parts), reason + (f"; in {parts} steps" if parts > 1 else ""))
 
 
@@ -320,11 +328,11 @@ def resolve_steps(draft: Draft, data: DataFacts) -> None:
         "exponential",
     )
     if warms and soft is not None and soft > total:
-        raise ConfigurationError(f"temp_warmup_steps={soft} is more than the {total} steps of the whole training")
+        raise ConfigurationError(f"temp_warmup_steps={soft} is more than the steps of the whole training ({total})")
     if "warmup_steps" not in draft.given:
-        draft.decide("warmup_steps", min(500, math.ceil(total / 10)), f"min(500, 10 % of {total} steps)")
+        draft.decide("warmup_steps", min(500, math.ceil(total / 10)), f"min(500, 10 % of {counted(total, 'step')})")
     for key in ("eval_steps", "save_steps"):
         if key not in draft.given and values[key] > epoch:
-            draft.decide(key, epoch, f"once an epoch ({epoch} steps)")
+            draft.decide(key, epoch, f"once an epoch ({counted(epoch, 'step')})")
     if "logging_steps" not in draft.given:
         draft.decide("logging_steps", max(1, min(100, epoch // 5)), "at least five lines an epoch")

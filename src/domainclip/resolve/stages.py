@@ -7,6 +7,7 @@ from typing import Any
 from domainclip.errors import ConfigurationError
 from domainclip.resolve.draft import Draft
 from domainclip.resolve.facts import DataFacts
+from domainclip.words import counted
 
 
 def resolve_batch_norm(draft: Draft, image_tower_kind: str, processes: int) -> None:
@@ -84,11 +85,15 @@ def resolve_probe(draft: Draft, data: DataFacts, fresh_projections: bool) -> Non
             )
         elif rows < FEW_ROWS:
             draft.decide(
-                "probe_first", True, f"{rows} rows, fewer than {FEW_ROWS}: towers learn best from projections that fit"
+                "probe_first",
+                True,
+                f"{counted(rows, 'row')}, fewer than {FEW_ROWS}: towers learn best from projections that fit",
             )
         else:
             draft.decide(
-                "probe_first", False, f"{rows} rows, {FEW_ROWS} or more, and projections that are trained already"
+                "probe_first",
+                False,
+                f"{counted(rows, 'row')}, {FEW_ROWS} or more, and projections that are trained already",
             )
     _resolve_probe_last(draft)
     steps = max(LEAST_STEPS, rows // 2)
@@ -97,14 +102,15 @@ def resolve_probe(draft: Draft, data: DataFacts, fresh_projections: bool) -> Non
         and "probe_steps" not in draft.given
         and steps < values["probe_steps"]
     ):
-        draft.decide("probe_steps", steps, f"{rows} rows: more steps would learn them by heart")
+        draft.decide("probe_steps", steps, f"{counted(rows, 'row')}: more steps would learn them by heart")
     _refuse_what_is_not_read(values, data)
     if values["classification_weight"] is None:
         labelled = data.classes > 1 and data.labelled_fraction > 0.5
         values["classification_weight"] = 0.0
         if labelled:
             reason = (
-                f"{data.classes} classes: their frequency, too, is learned, which a contrast of captions leaves out"
+                f"{counted(data.classes, 'class')}: their frequency, too, is learned, which a contrast of "
+                "captions leaves out"
             )
             draft.decide("classification_weight", 1.0, reason)
     if values["class_balance"] is None:

@@ -24,6 +24,7 @@ from domainclip.training.probe.probe import ProbeStages
 from domainclip.training.state import RunState, TrainContext, TrainingResult
 from domainclip.training.step.train_step import TrainStep
 from domainclip.training.validation import Validator
+from domainclip.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +241,7 @@ class Trainer:
     def _micro_batch_changed(self, _: int, old: int, new: int, reason: str) -> None:
         step = self.state.step + 1
         self.memory.note_change(step, old, new, reason)
-        text = f"step {step}: {new} pairs at once instead of {old}: {reason}"
+        text = f"step {step}: {counted(new, 'pair')} at once instead of {old}: {reason}"
         if new < old:
             self.context.warn(text)
         else:

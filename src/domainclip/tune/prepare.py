@@ -36,6 +36,7 @@ from domainclip.tune.default_space import default_space
 from domainclip.tune.results import TUNING_DOMAIN, Tuning
 from domainclip.tune.space import Space
 from domainclip.tune.trial import TrialRunner
+from domainclip.words import counted
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -190,7 +191,8 @@ def prepare(
     write_text(folder / "space.yaml", yaml_text(space.to_dict()))
     fraction = f"{steps / full:.0%} of the whole run's {full}"
     console.print(
-        f"Each trial: {steps} steps ({fraction}), a validation every {runner.eval_steps} and after each epoch"
+        f"Each trial: {counted(steps, 'step')} ({fraction}), a validation every {runner.eval_steps} and after "
+        "each epoch"
     )
     console.print("Searched: " + "  ".join(map(str, space.dimensions)), markup=False, highlight=False)
     counts = {"train": len(splits.train), "validation": len(val)}

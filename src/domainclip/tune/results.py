@@ -18,9 +18,9 @@ from domainclip.reports.render import plain
 from domainclip.reports.schema.skipped import SkippedRow, skipped_counts
 from domainclip.reports.schema.tuning import TrialRecord, TuningReport
 from domainclip.reports.sections import skipped_lines
-from domainclip.reports.text import counted
 from domainclip.tune.space import Space
 from domainclip.tune.study import STUDY_FILE
+from domainclip.words import counted
 
 TUNING_DOMAIN = "tuning_domain.yaml"
 """The domain of all trials, which the recipes beside it name."""
@@ -138,7 +138,7 @@ def best_recipe(tuning: Tuning) -> str:
     against = "" if gain is None else f", {gain:+.4f} against the default recipe (standard error {tuning.noise:.4f})"
     head = (
         f"# Trial {tuning.best.number}, the best of {_finished(tuning.trials)}: validation {tuning.metric} "
-        f"{tuning.best.value:.4f} after {tuning.best.steps} steps{against}.\n"
+        f"{tuning.best.value:.4f} after {counted(tuning.best.steps, 'step')}{against}.\n"
     )
     return head + yaml_text(recorded_recipe(values, TUNING_DOMAIN), sort_keys=True)
 
@@ -197,9 +197,9 @@ def _markdown(tuning: Tuning, plots: Sequence[str]) -> str:
         f"- Model `{tuning.config.model_name}`, data `{tuning.config.data_path}`: "
         f"{counted(tuning.counts['train'], 'row')} for training, "
         f"{tuning.counts['validation']} for validation. The test split was not looked at.",
-        f"- {_finished(tuning.trials)} of {tuning.asked} trials are finished ("
+        f"- {_finished(tuning.trials)} of {counted(tuning.asked, 'trial')} are finished ("
         + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-        + f"), each of at most {tuning.steps} steps (the whole run has {tuning.full_steps}).",
+        + f"), each of at most {counted(tuning.steps, 'step')} (the whole run has {tuning.full_steps}).",
     ]
     lines += [f"- {plain(line)}" for line in skipped_lines(skipped_counts(tuning.skipped))]
     lines += ["", "## Best against default", "", *_verdict(tuning)]
@@ -278,7 +278,8 @@ def _verdict(tuning: Tuning) -> list[str]:
         weak = ": a hint, no more" if gain < 2 * tuning.noise else ""
         lines.append(f"The difference is {gain / tuning.noise:.1f} standard errors of the metric{weak}.")
     lines.append(
-        f"The best of {_finished(tuning.trials)} trials on the same rows looks better than it is: some of the "
+        f"The best of {counted(_finished(tuning.trials), 'trial')} on the same rows looks better than it is: "
+        "some of the "
         "difference is luck. Train both recipes in full and compare them on the test split."
     )
     if tuning.steps < tuning.full_steps:

@@ -28,6 +28,7 @@ from domainclip.tune.prepare import Work, prepare
 from domainclip.tune.results import PARTS, trial_line, write_results
 from domainclip.tune.space import Space
 from domainclip.tune.stopping import StudySignals
+from domainclip.words import some_of
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -114,7 +115,7 @@ def run_tuning(
             write_results(folder, summary, plots=True)
             output.end()
             raise Interrupted(
-                stop.exit_code - 128, f"Stopped; {done} of {trials} trials are finished. Go on with resume=True"
+                stop.exit_code - 128, f"Stopped; finished: {some_of(done, trials, 'trial')}. Go on with resume=True"
             ) from None
         summary = work.summary(trials)
         write_results(folder, summary, plots=True)

@@ -244,3 +244,43 @@ def test_metadata_of_a_hugging_face_image_folder(tmp_path: Path, kind: str, part
     assert len(splits.train) + len(splits.val) + len(splits.test) == 5 * max(1, len(parts))
     if parts:
         assert len(splits.test) == 5
+
+
+def test_numbered_folders_in_the_classes_are_groups(tmp_path: Path) -> None:
+    for patient in range(12):
+        images(tmp_path / ("benign" if patient % 2 else "malignant") / f"patient_{patient:03}", 3)
+    splits = load_splits(tmp_path, seed=0)
+    assert labels(splits)["train"] == {"benign", "malignant"}
+    patients = {
+        name: {pair.image_path.parent.name for pair in getattr(splits, name)} for name in ("train", "val", "test")
+    }
+    assert not patients["train"] & patients["test"] and not patients["train"] & patients["val"]
+    assert any("12 folders in the classes' folders (patient_000, " in note for note in splits.notes)
+
+
+@pytest.mark.parametrize("names", [("poodle", "husky"), ("images",), ("batch1",)])
+def test_named_folders_in_the_classes_and_single_ones_are_no_groups(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for label in ("dog", "cat"):
+        for name in names:
+            images(tmp_path / label / name, 6)
+    pairs = DatasetLoader.from_directory(tmp_path)
+    assert {pair.group for pair in pairs} == {None} and {pair.label for pair in pairs} == {"dog", "cat"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("photos.zip", b"PK\x03\x04", "an archive: unpack it"),
+        ("photos.tar.gz", b"\x1f\x8b\x08", "an archive: unpack it"),
+        ("pairs.pkl", b"\x80\x04", "a pickle, which runs code"),
+        ("pairs.xlsx", b"PK\x03\x04", "a spreadsheet: save"),
+        ("one.png", b"\x89PNG\r\n\x1a\n", "one image: give the folder"),
+        ("arrays.npz", b"PK\x03\x04", "Invalid data file"),
+        ("notes.docx2", b"words", "known formats are .csv"),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"Invalid data file") as caught:
+        DatasetLoader.load(tmp_path / name)
+    assert said in str(caught.value)

@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from domainclip.data.sources.image_folders import ImageFolders
 from domainclip.data.sources.loaders import DatasetLoader
@@ -110,3 +111,27 @@ def test_files_are_listed_and_not_asked_for(root: Path, monkeypatch: pytest.Monk
             folders.find(name)
     assert not calls
     assert len(listed) < 15
+
+
+@pytest.mark.parametrize("name", ["scan_1.jpg", "SCAN_1.JPEG", "scan_1.tiff", "  scan_1.jpg ", "./scan_1.bmp"])
+def test_another_suffix_is_found_where_one_file_can_be_meant(tmp_path: Path, name: str) -> None:
+    for index in range(3):
+        Image.new("RGB", (9, 9), (index, 0, 0)).save(tmp_path / f"scan_{index}.png")
+    (tmp_path / "t.csv").write_text(f"image,caption\n{name},b\nscan_0.png,a\n")
+    pairs = DatasetLoader.load(tmp_path / "t.csv")
+    assert [(pair.image_path.name, pair.caption) for pair in pairs] == [("scan_1.png", "b"), ("scan_0.png", "a")]
+    assert any("another suffix: 1" in note for note in pairs.notes)
+
+
+def test_another_suffix_is_no_guess(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "b.webp", "c.png", "d.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    (tmp_path / "a.txt").write_text("no image")
+    rows = ["b.jpg,which?", "c.jpg,another that is gone", "c.png,own", "d.jpg,one", "d.bmp,two", "a.json,no suffix"]
+    (tmp_path / "t.csv").write_text("image,caption\n" + "\n".join(rows) + "\n")
+    pairs = DatasetLoader.load(tmp_path / "t.csv")
+    assert [pair.caption for pair in pairs] == ["own"]
+    reasons = {row.image_path: row.reason for row in pairs.skipped}
+    assert set(reasons) == {"b.jpg", "c.jpg", "d.jpg", "d.bmp", "a.json"}
+    assert "may be b.png or b.webp" in reasons["b.jpg"]
+    assert "c.png, the nearest name, is another row's" in reasons["c.jpg"]

@@ -54,7 +54,7 @@ def test_uncertain_and_blank_cells_are_counted(folder: Path) -> None:
     assert [pair.label for pair in pairs] == ["No Finding", "Edema", "Fracture"]
     (note,) = [note for note in pairs.notes if "read as labels" in note]
     assert "3 cells of -1 (uncertain) and 3 cells without an entry (not mentioned) are read as no" in note
-    assert note.endswith("1 rows have none of the labels")
+    assert note.endswith("1 row has none of the labels")
     assert [row.reason for row in pairs.skipped] == ["it has no label to write a caption from"]
     assert any("read as labels" in note for note in load_splits(folder / "t.csv").notes)
     assert any("uncertain" in example for each in check_data(folder / "t.csv").findings for example in each.examples)

@@ -217,7 +217,7 @@ def test_captions_from_labels(folder: Path) -> None:
     table = write(folder / "t.csv", "image_path,label\nimages/a.jpg,cat\nimages/b.jpg,\n")
     pairs = DatasetLoader.from_csv(table)
     assert facts(pairs) == [("a.jpg", "a photo of a cat", "cat", None)]
-    assert "it has no captions: those of 1 rows are written from the labels" in pairs.notes[0]
+    assert "it has no captions: those of 1 row are written from the labels" in pairs.notes[0]
     pairs = DatasetLoader.from_csv(table, caption_template="an X-ray of a {label}")
     assert facts(pairs) == [("a.jpg", "an X-ray of a cat", "cat", None)]
     assert pairs.skipped[0].kind == "empty caption"

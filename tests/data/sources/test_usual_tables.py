@@ -119,8 +119,8 @@ def test_equal_numbers_are_equal_and_missing_is_missing(folder: Path) -> None:
     pairs = loaded(folder, "t.csv", "image_path,caption,label,group\n" + lines)
     assert [p.group for p in pairs] == [None, None, None, None, "2", "2"]
     assert [p.label for p in pairs] == [None, None, "x", "-", "3", "3"]
-    assert "as a group, 'nan' (1 rows)" in said(pairs)
-    assert "as a label, 'N/A' (1 rows), 'None' (1 rows)" in said(pairs)
+    assert "as a group, 'nan' (1 row)" in said(pairs)
+    assert "as a label, 'N/A' (1 row), 'None' (1 row)" in said(pairs)
     pairs = loaded(folder, "t.csv", "image_path,caption\n0.png,NULL\n1.png,-\n2.png,a disc\n")
     assert [row.kind for row in pairs.skipped] == ["empty caption"] * 2
 

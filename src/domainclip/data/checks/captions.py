@@ -10,6 +10,7 @@ from typing import Protocol
 from domainclip.data.checks.findings import Finding, Severity
 from domainclip.data.labels import all_labels
 from domainclip.data.records import ImageTextPair
+from domainclip.words import counted, some_of
 
 IMBALANCE = 10.0
 """Largest class over smallest from which balance is worth a warning."""
@@ -86,8 +87,8 @@ def caption_length(
     longest = max(lengths, default=0)
     examples = [f"{length} tokens: {text[:60]}{'…' if len(text) > 60 else ''}" for length, text in cut]
     detail = (
-        f"{rows} of {len(captions)} captions ({rows / max(1, len(captions)):.1%}) exceed {max_tokens} "
-        f"tokens{' and are cut' if rows else ''}; the longest has {longest}{how}"
+        f"more than {max_tokens} tokens: {some_of(rows, len(captions), 'caption')} ({rows / max(1, len(captions)):.1%})"
+        f"{', cut' if rows else ''}; the longest has {longest}{how}"
     )
     seen = "Only the whole sentences that fit are seen" if by_sentence else "The rest is not seen"
     advice = f"{seen}: put what matters first, shorten, or split into several captions." if rows else "Nothing to do."
@@ -125,24 +126,26 @@ def unknown_captions(captions: Sequence[str], vocabulary: KnownWords) -> list[Fi
         unknown += [text for text, found in zip(batch, vocabulary.unknown(batch), strict=True) if found]
     marked = [text for text in texts if vocabulary.special_tokens_in(text)]
     findings = []
-    for name, found, what, advice in (
+    for name, found, what, verb, advice in (
         (
             "unknown-captions",
             unknown,
-            "are of a language or of signs that the model's tokenizer does not know: it spells them in pieces without "
+            "of a language or of signs that the model's tokenizer does not know: it spells them in pieces without "
             "meaning",
+            "are",
             "Translate them, or start from a model with a multilingual text tower.",
         ),
         (
             "special-tokens",
             marked,
-            "hold marks of the tokenizer itself, which end or blank a text",
+            "marks of the tokenizer itself, which end or blank a text",
+            "hold",
             "Remove the marks from the captions.",
         ),
     ):
         if found:
             rows = sum(distinct[text] for text in found)
-            detail = f"{rows} of {len(captions)} captions ({rows / len(captions):.1%}) {what}"
+            detail = f"{some_of(rows, len(captions), 'caption', verb)} {what}"
             examples = [text[:60] + "…" * (len(text) > 60) for text in found]
             findings.append(Finding(name, "warning", rows, examples, advice, detail))
     return findings
@@ -172,7 +175,7 @@ def caption_repetition(captions: Sequence[str], batch_size: int, assumed: bool) 
         return []
     equal = expected_equal_captions(captions, batch_size)
     matches = "Equal captions count as matches of each other in losses and retrieval figures."
-    share = f"{repeated} of {len(captions)} rows ({repeated / len(captions):.1%}) share their caption"
+    share = f"{some_of(repeated, len(captions), 'row')} ({repeated / len(captions):.1%}) share their caption"
     advice = "Keep the multi-positive targets on (they are by default), or vary the captions."
     detail = (
         f"at batch size {batch_size}{' (assumed)' if assumed else ''} a row meets {equal:.2f} others with its own "
@@ -206,7 +209,7 @@ def class_balance(pairs: Sequence[ImageTextPair]) -> list[Finding]:
         most, least = max(counts.values()), min(counts.values())
         ranked = [f"{label}: {count}" for label, count in counts.most_common()]
         ranked = ranked if len(ranked) <= 5 else [*ranked[:2], "…", *ranked[-2:]]
-        detail = f"{len(counts)} classes of {least} to {most} images (ratio {most / least:.1f})"
+        detail = f"{counted(len(counts), 'class')} of {least} to {most} images (ratio {most / least:.1f})"
         severity: Severity = "warning" if most / least >= IMBALANCE else "info"
         advice = "Read mean_per_class_recall beside accuracy; sample small classes more often."
         advice = advice if severity == "warning" else "Nothing to do."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -23,7 +24,6 @@ from domainclip.data.checks.images import (
     near_groups,
     pixel_findings,
     skipped_image_findings,
-    skipped_severity,
 )
 from domainclip.data.given_splits import by_split_column, given_splits, join_groups
 from domainclip.data.group_split import image_key, path_key
@@ -36,6 +36,7 @@ from domainclip.data.sources.webdataset import shards_of
 from domainclip.data.splits import group_names, proposed_groups
 from domainclip.errors import ConfigurationError, DataError, MissingFileError
 from domainclip.resolve.schedule import automatic_batch
+from domainclip.words import some_of
 
 _SKIPPED_ADVICE = {
     MISSING_IMAGE: ("missing-images", "Check the paths, or name the images' folder with image_root=…"),
@@ -62,9 +63,9 @@ def check_data(
 ) -> DataCheckReport:
     """Read every row and decode every image of a data set.
 
-    Errors (exit code 1) are what spoils a run or its figures: a table that cannot be read; missing, broken or
-    oversized images and unusable rows from 1 % of their number on (fewer are warnings: training skips
-    them); an image or a group in two given splits; captions all equal; fewer than two rows.
+    Errors (exit code 1) are what training refuses: a table that cannot be read; no training rows, or fewer than two of
+    them with images that can be read; captions all equal; with ``strict`` each row and image that would else be
+    skipped. What spoils a run or its figures and does not end it is a warning.
 
     Args:
         path: A file, a folder, or ``hf:owner/name``.
@@ -90,7 +91,9 @@ def check_data(
     """
     if batch_size is not None and batch_size < 1:
         raise ConfigurationError(f"Batch size must be positive, not {batch_size}")
-    columns = Columns(image_col, caption_col, **options)
+    skipped: Severity = "error" if options.get("strict") else "warning"
+    # All rows are looked at: where skipping is not allowed, each of those is told, and not the first alone.
+    columns = replace(Columns(image_col, caption_col, **options), strict=False)
     given = given_splits(path, columns)
     if not str(path).startswith("hf:") and not Path(path).exists() and not shards_of(path):
         raise MissingFileError(f"Data not found: {path}")
@@ -111,11 +114,11 @@ def check_data(
     splits = by_split_column(splits)
     every = [pair for pairs in splits.values() for pair in pairs]
     findings += _labels(splits, every)
-    findings += _skipped([row for pairs in splits.values() for row in pairs.skipped], len(every))
+    findings += _skipped([row for pairs in splits.values() for row in pairs.skipped], len(every), skipped)
 
     paths = list({image_key(pair): pair.image_path for pair in every}.values())
     facts = list(inspect_images(paths, max_pixels, workers))
-    findings += skipped_image_findings(facts)
+    findings += skipped_image_findings(facts, skipped)
     findings += pixel_findings(facts)
     exact = exact_groups(facts)
     near = near_groups(facts) if near_duplicates else []
@@ -128,11 +131,11 @@ def check_data(
     train = splits.get("train", PairList())
     if every and not train:
         advice = "Nothing can be trained on these data: name training rows. They do for evaluate."
-        findings.append(
-            Finding("no-training-rows", "warning", len(every), [], advice, "no row is in the training split")
-        )
+        findings.append(Finding("no-training-rows", "error", len(every), [], advice, "no row is in the training split"))
     if train:
-        findings += _size(train, batch_size)
+        unreadable = {path_key(fact.path) for fact in facts if fact.problem is not None}
+        readable = sum(image_key(pair) not in unreadable for pair in train)
+        findings += _size(readable, batch_size)
         size = batch_size or automatic_batch(len(train))
         captions = [pair.caption for pair in train]
         findings += caption_repetition(captions, size, assumed=batch_size is None)
@@ -180,14 +183,14 @@ def _labels(splits: Mapping[str, PairList], every: Sequence[ImageTextPair]) -> l
     return findings
 
 
-def _skipped(rows: Sequence[SkippedRow], usable: int) -> list[Finding]:
+def _skipped(rows: Sequence[SkippedRow], usable: int, severity: Severity) -> list[Finding]:
     findings = []
     for kind, (name, advice) in _SKIPPED_ADVICE.items():
         these = [str(row) for row in rows if row.kind == kind]
         if these:
             total = usable + len(rows)
-            detail = f"{len(these)} of {total} rows ({len(these) / total:.1%}) are skipped"
-            findings.append(Finding(name, skipped_severity(len(these), total), len(these), these, advice, detail))
+            detail = f"skipped: {some_of(len(these), total, 'row')} ({len(these) / total:.1%})"
+            findings.append(Finding(name, severity, len(these), these, advice, detail))
     for kind, count in Counter(row.kind for row in rows if row.kind not in _SKIPPED_ADVICE).items():
         these = [str(row) for row in rows if row.kind == kind]
         if kind == MASK:
@@ -195,13 +198,12 @@ def _skipped(rows: Sequence[SkippedRow], usable: int) -> list[Finding]:
             findings.append(Finding("masks", "info", count, these, advice, detail))
         else:
             advice, detail = "Convert them, or move them elsewhere; training skips them.", f"{kind}: {count}"
-            severity = skipped_severity(count, usable + len(rows))
             findings.append(Finding("files-not-read", severity, count, these, advice, detail))
     return findings
 
 
-def _size(train: PairList, batch_size: int | None) -> list[Finding]:
-    rows = len(train)
+def _size(rows: int, batch_size: int | None) -> list[Finding]:
+    """``rows``: of the training split, with images that can be read."""
     if rows < 2:
         advice = "Contrastive training compares rows: it needs at least two, and many more to learn anything."
         return [Finding("too-few-rows", "error", rows, [], advice, f"{rows} usable row in the training split")]
@@ -243,8 +245,8 @@ def _leakage(splits: Mapping[str, PairList], exact: list[list[Path]], near: list
             move = f"Move each group whole into one split: {too_good}"
             look = f"Look at them: if they are copies, remove them from {first}."
             kinds: tuple[tuple[str, Severity, set[str], str, str], ...] = (
-                ("shared-images", "error", shared, "images", f"Remove them from {first}: {too_good}"),
-                ("shared-groups", "error", groups[0] & groups[1], "groups", move),
+                ("shared-images", "warning", shared, "images", f"Remove them from {first}: {too_good}"),
+                ("shared-groups", "warning", groups[0] & groups[1], "groups", move),
                 ("shared-near-duplicates", "warning", alike_only, "near duplicates", look),
             )
             for name, severity, found, what, advice in kinds:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from rich.text import Text
 
+from domainclip.words import counted
+
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 MAX_EXAMPLES = 5
@@ -24,7 +26,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 class Finding:
     """One thing found: ``count`` of the images, rows, captions or classes that ``detail`` names.
 
-    ``error``: it would spoil a run or its figures; ``warning``: worth a look; ``info``: worth knowing.
+    ``error``: training refuses such data; ``warning``: a run or its figures may be spoiled; ``info``: worth knowing.
     """
 
     name: str
@@ -53,7 +55,7 @@ class DataCheckReport:
 
     @property
     def exit_code(self) -> int:
-        """1 where any finding is an error, else 0."""
+        """1 where any finding is an error, so that ``train`` would refuse the data, else 0."""
         return int(any(finding.severity == "error" for finding in self.findings))
 
     def named(self, name: str) -> list[Finding]:
@@ -93,7 +95,7 @@ class DataCheckReport:
         parts = ", ".join(f"{name} {count:,}" for name, count in self.rows.items()) or "none"
         counts = {severity: sum(f.severity == severity for f in self.findings) for severity in SEVERITIES}
         # Text, not markup: captions and paths may hold square brackets.
-        text = Text(f"{self.path}: rows {parts}; {self.images:,} images\n")
+        text = Text(f"{self.path}: rows {parts}; {counted(self.images, 'image')}\n")
         for finding in self.findings:
             text.append(f"\n{finding.severity}", style=_STYLES[finding.severity])
             text.append(f"  {finding.name} ({finding.count:,})\n", style="bold")
@@ -102,5 +104,5 @@ class DataCheckReport:
             for example in finding.examples:
                 text.append(f"    · {example}\n")
             text.append(textwrap.fill(f"→ {finding.advice}", width, **_INDENTED | {"subsequent_indent": "    "}) + "\n")
-        total = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items())
+        total = ", ".join(counted(count, severity) for severity, count in counts.items())
         return text.append(f"\n{total}")

@@ -12,34 +12,19 @@ from domainclip.data.checks.duplicates import near_duplicate_groups
 from domainclip.data.checks.findings import Finding, Severity
 from domainclip.data.checks.image_facts import ImageFacts
 from domainclip.data.records import ImageTextPair
+from domainclip.words import counted, some_of
 
 SHOWN_CHANNELS = 3
 TINY_SIDE = 16
 """An image with a side below this, in pixels, shows next to nothing at any model's resolution."""
 
-SKIPPED_FRACTION = 0.01
-"""From this fraction on, unusable images are an error: a few are skipped, many mean that something is
-wrong."""
 
-
-def skipped_severity(count: int, total: int) -> Severity:
-    """How bad it is that so many images or rows are skipped.
-
-    Args:
-        count: Those skipped.
-        total: All, skipped ones included.
-
-    Returns:
-        ``error`` from ``SKIPPED_FRACTION`` of the total on, else ``warning``.
-    """
-    return "error" if total == 0 or count / total >= SKIPPED_FRACTION else "warning"
-
-
-def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
+def skipped_image_findings(facts: Sequence[ImageFacts], skipped: Severity = "warning") -> list[Finding]:
     """Broken, oversized, tiny and animated images.
 
     Args:
         facts: Of all images.
+        skipped: How bad it is that images are skipped.
 
     Returns:
         A finding for each kind that occurs.
@@ -51,9 +36,8 @@ def skipped_image_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
     ):
         bad = [fact.problem for fact in facts if fact.problem is not None and fact.oversized == oversized]
         if bad:
-            severity = skipped_severity(len(bad), len(facts))
-            detail = f"{len(bad)} of {len(facts)} images ({len(bad) / len(facts):.1%}) cannot be used"
-            findings.append(Finding(name, severity, len(bad), bad, advice, detail))
+            detail = f"{some_of(len(bad), len(facts), 'image')} ({len(bad) / len(facts):.1%}) cannot be used"
+            findings.append(Finding(name, skipped, len(bad), bad, advice, detail))
     good = [fact for fact in facts if fact.problem is None]
     tiny = [f"{fact.path} ({fact.width}x{fact.height})" for fact in good if min(fact.width, fact.height) < TINY_SIDE]
     if tiny:
@@ -81,11 +65,11 @@ def pixel_findings(facts: Sequence[ImageFacts]) -> list[Finding]:
     findings = []
     if blank := [str(fact.path) for fact in good if fact.blank and min(fact.width, fact.height) >= TINY_SIDE]:
         advice = "Remove them: they show nothing, and their captions teach the model something wrong."
-        detail = f"{len(blank)} of {len(good)} images are of one colour"
+        detail = f"{some_of(len(blank), len(good), 'image', 'are')} of one colour"
         findings.append(Finding("blank-images", "warning", len(blank), blank, advice, detail))
     if bands := [f"{fact.path} ({fact.channels} channels)" for fact in good if fact.channels > SHOWN_CHANNELS]:
         advice = "Export the three that matter as RGB, if these are not the first three."
-        detail = f"only the first {SHOWN_CHANNELS} channels of {len(bands)} images are shown"
+        detail = f"only the first {SHOWN_CHANNELS} channels of {counted(len(bands), 'image')} are shown"
         findings.append(Finding("many-channels", "warning", len(bands), bands, advice, detail))
     depths = Counter(fact.bits for fact in good if fact.bits)
     few = [f"{fact.path} ({fact.bits} bits)" for fact in good if 8 < fact.bits < 16]

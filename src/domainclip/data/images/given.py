@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
 
@@ -31,6 +31,7 @@ GivenTexts: TypeAlias = str | Iterable[str]
 
 _FORMS = "a path, a PIL image, an array, a tensor, bytes, or a file opened in binary mode"
 _CHANNELS = (1, 3, 4)
+_OVERSHOOT = 1.1
 
 
 def is_one_image(images: object) -> bool:
@@ -42,6 +43,8 @@ def is_one_image(images: object) -> bool:
     Returns:
         True for each of the forms of an image.
     """
+    if isinstance(images, np.ndarray) and images.dtype.kind in "UO":  # paths or images, not numbers
+        return False
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, str | os.PathLike | Image.Image | bytes | bytearray | memoryview | _Readable)
@@ -65,7 +68,10 @@ def image_list(images: GivenImages) -> list[ImageLike]:
     if is_one_image(images):
         return [_image(images, "The image")]
     if isinstance(images, Mapping) or not isinstance(images, Iterable):
-        raise InputTypeError(f"Images are given as one image or a list of them, not as {_named(images)}: give {_FORMS}")
+        raise InputTypeError(f"Images are given as one image or a list of them, not as {named(images)}: give {_FORMS}")
+    _check_order("Images", images)
+    if isinstance(images, np.ndarray) and images.dtype.kind in "UO":
+        images = images.ravel().tolist()
     found = [_image(image, f"Image {index}") for index, image in enumerate(images)]
     if not found:
         raise DataError("No images given: give at least one")
@@ -86,16 +92,27 @@ def text_list(texts: GivenTexts) -> list[str]:
         DataError: There are no texts.
     """
     if isinstance(texts, str):
-        return [str(texts)]
+        texts = [texts]
     if isinstance(texts, Mapping | bytes) or not isinstance(texts, Iterable):
-        raise InputTypeError(f"Texts are given as one string or a list of strings, not as {_named(texts)}")
+        raise InputTypeError(f"Texts are given as one string or a list of strings, not as {named(texts)}")
+    _check_order("Texts", texts)
     found = list(texts)
     if not found:
         raise DataError("No texts given: give at least one")
     for index, text in enumerate(found):
         if not isinstance(text, str):
-            raise InputTypeError(f"Text {index} is {_named(text)}, not a string: {text!r:.80}")
+            raise InputTypeError(f"Text {index} is {named(text)}, not a string: {text!r:.80}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"Text {index} holds half of a character, which no encoding has: {text!a:.80}")
     return [str(text) for text in found]
+
+
+def _check_order(what: str, items: object) -> None:
+    """Refuse what is no list: the answers come in the order of what was given, and these have none, or other items."""
+    if isinstance(items, Set):
+        raise InputTypeError(f"{what} are given as a {type(items).__name__}, which has no order: give a list")
+    if hasattr(items, "columns") and hasattr(items, "iloc"):  # pandas, which is not imported for this
+        raise InputTypeError(f"{what} are given as a whole table: give one column of it, such as table['path']")
 
 
 def _image(image: object, which: str) -> ImageLike:
@@ -111,7 +128,7 @@ def _image(image: object, which: str) -> ImageLike:
         return ImageBytes(bytes(image), which)
     if isinstance(image, _Readable):
         return _read(image, which)
-    raise InputTypeError(f"{which} is {_named(image)}, which is no image: give {_FORMS}")
+    raise InputTypeError(f"{which} is {named(image)}, which is no image: give {_FORMS}")
 
 
 def _path(text: str | bytes, which: str) -> Path:
@@ -166,7 +183,7 @@ def _checked(values: np.ndarray, which: str) -> np.ndarray:
             "image.transpose(1, 2, 0)"
         )
     if values.dtype.kind != "f":
-        return values
+        return _bytes_again(values)
     if not np.isfinite(values).any():
         raise ImageError(f"{which} holds no finite number")
     if np.isnan(values).any():
@@ -177,10 +194,35 @@ def _checked(values: np.ndarray, which: str) -> np.ndarray:
             f"{which} has colours from {low:.3g} to {high:.3g}: it seems to be normalised already. Give it before "
             "normalisation, as fractions in 0…1 or as bytes"
         )
-    return (values * 255).round().astype(np.uint8) if low >= 0 and high <= 1 else values
+    # A resize of fractions with bicubic weights, or rounding, goes a little above 1.
+    if low >= 0 and high <= (_OVERSHOOT if values.ndim == 3 and values.shape[2] > 1 else 1):
+        return (values.clip(0, 1) * 255).round().astype(np.uint8)
+    return _bytes_again(values)
 
 
-def _named(value: object) -> str:
+def _bytes_again(values: np.ndarray) -> np.ndarray:
+    """Bytes that arithmetic has left in a wider type: ``np.array(image).astype(np.float32)``.
+
+    Of colours these are all numbers in 0…255. Of grey values they are whole ones; those of 16 bits stay, since
+    detectors give such levels, which are stretched as those of files are.
+    """
+    if values.dtype == np.uint8 or values.dtype.kind == "b" or not 2 <= values.max() <= 255 or values.min() < 0:
+        return values
+    grey = values.ndim == 2 or values.shape[2] == 1
+    if grey and (values.dtype.itemsize == 2 or (values != np.round(values)).any()):
+        return values
+    return values.round().astype(np.uint8)
+
+
+def named(value: object) -> str:
+    """What somebody gave, for a message.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        "None", or the name of its type with an article.
+    """
     if value is None:
         return "None"
     return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"

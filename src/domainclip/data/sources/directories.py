@@ -149,6 +149,13 @@ def _add_by_class(builder: PairBuilder, folder: Path, images: list[Path], templa
     top, classes = _folder_of_classes(folder, images), set[str]()
     if top != folder:
         builder.note(f"the folders in {top.relative_to(folder).as_posix()}/ are read as classes")
+    groups = _folders_of_groups([image.relative_to(top).parts for image in images])
+    if groups:
+        some = ", ".join(sorted(groups)[:3])
+        builder.note(
+            f"the {len(groups)} folders in the classes' folders ({some} …) are read as groups, such as "
+            "patients or parts: one is never divided between training and test"
+        )
     for image in images:
         relative, below = image.relative_to(folder), image.relative_to(top)
         if len(below.parts) == 1:
@@ -156,8 +163,18 @@ def _add_by_class(builder: PairBuilder, folder: Path, images: list[Path], templa
             continue
         label = below.parts[0].replace("_", " ").strip()
         classes.add(label)
-        builder.add(str(relative), RowValues(str(relative), (caption_from_label(template, label),), label))
+        group = below.parts[1] if groups else None
+        builder.add(str(relative), RowValues(str(relative), (caption_from_label(template, label),), label, group))
     return len(classes)
+
+
+def _folders_of_groups(below: list[tuple[str, ...]]) -> set[str]:
+    """The folders within the folders of classes, where they are numbered as patients, parts and specimens are; none
+    where the images lie in the classes' own folders, or those within them are kinds with names."""
+    groups = {parts[1] for parts in below if len(parts) > 2}
+    classes = {parts[0] for parts in below if len(parts) > 1}
+    nested = all(len(parts) > 2 for parts in below) and all(any(map(str.isdigit, name)) for name in groups)
+    return groups if nested and len({parts[:2] for parts in below}) >= 2 * len(classes) else set()
 
 
 def _folder_of_classes(folder: Path, images: list[Path]) -> Path:

@@ -34,12 +34,14 @@ class ImageFolders:
     Attributes:
         respelled: How many names were found in another spelling than the table's, by what was different.
         contested: Files that were found for several names with unlike folders in front: which is meant is not known.
+        guessed: For files that were found for names of another suffix, these names.
     """
 
     def __init__(self, root: Path | str) -> None:
         self.root = os.fspath(root)
         self.respelled: Counter[str] = Counter()
         self.contested: set[Path] = set()
+        self.guessed: dict[Path, set[str]] = {}
         self._folders: dict[str, _Folder] = {}
         self._resolved: dict[str, str | None] = {}
         self._fronts: dict[str, str] = {}
@@ -50,7 +52,8 @@ class ImageFolders:
 
         Besides the name as it is, that one is tried without quotation marks, blanks and ``file://`` around it, with
         ``%20`` undone, ``\\`` for ``/``, upper and lower case and the forms of accents not told apart, without a
-        suffix, and without the folders in front of it that are another machine's. What is found has to be the only one.
+        suffix, with the suffix of another format, and without the folders in front of it that are another machine's.
+        What is found has to be the only one.
 
         Args:
             image_path: Relative to the root, or absolute.
@@ -67,6 +70,12 @@ class ImageFolders:
             found = self._look(os.path.join(self.root, os.path.expanduser(name)))
             if found is not None:
                 self.respelled[difference or "case, accents or suffix"] += 1
+                return Path(found)
+        for name, _ in _spellings(image_path):
+            found = self._look(os.path.join(self.root, os.path.expanduser(name)), any_suffix=True)
+            if found is not None:
+                self.respelled["another suffix"] += 1
+                self.guessed.setdefault(Path(found), set()).add(image_path)
                 return Path(found)
         return self._without_front(image_path)
 
@@ -88,7 +97,7 @@ class ImageFolders:
         full = os.path.join(self.root, name)
         folder = self._folder(os.path.dirname(full))
         base = os.path.basename(full)
-        alike = folder.alike(base)
+        alike = folder.alike(base) or folder.other_suffix(base)
         if len(alike) > 1:
             return f"image {image_path} is not there, and may be {' or '.join(alike[:3])}"
         if base in folder.others:
@@ -134,7 +143,7 @@ class ImageFolders:
             self._folders[path] = _Folder(path)
         return self._folders[path]
 
-    def _look(self, full: str) -> str | None:
+    def _look(self, full: str, any_suffix: bool = False) -> str | None:
         """The one file that a name can mean: each part of it exact, or else as the only one that is alike."""
         folder, name = os.path.split(full)
         place = self._resolve(folder)
@@ -142,7 +151,7 @@ class ImageFolders:
             return None
         if self._folder(place).holds(name):
             return os.path.join(place, name)
-        alike = self._folder(place).alike(name)
+        alike = self._folder(place).other_suffix(name) if any_suffix else self._folder(place).alike(name)
         return os.path.join(place, alike[0]) if len(alike) == 1 else None
 
     def _resolve(self, folder: str) -> str | None:
@@ -245,6 +254,10 @@ class _Folder:
         """Files whose name differs in case, in the form of accents, or by a suffix that ``name`` lacks."""
         folded = _folded(name)
         return self._alike.get(folded) or self._stems.get(folded, [])
+
+    def other_suffix(self, name: str) -> list[str]:
+        """Images whose name differs in its suffix, where ``name`` is an image's."""
+        return self._stems.get(_folded(os.path.splitext(name)[0]), []) if is_image_name(name) else []
 
     def folders_alike(self, name: str) -> list[str]:
         """Folders whose name differs in case or in the form of accents."""

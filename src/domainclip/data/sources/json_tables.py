@@ -13,6 +13,7 @@ from domainclip.data.sources.folder_contents import is_image_name
 from domainclip.data.sources.rows import NoTableError, Row, Table, read_text
 from domainclip.data.sources.split_names import split_of
 from domainclip.errors import DataError
+from domainclip.words import counted
 
 Entry = Mapping[str, Any]
 
@@ -145,9 +146,9 @@ def _coco(path: Path, content: Mapping[str, Any], notes: list[str]) -> list[dict
     ids = Counter(image.get("id") for image in content["images"])
     strays = sum(len(found) for each in (captions, labels) for image, found in each.items() if image not in ids)
     if strays:
-        notes.append(f"{strays} annotations name an image_id that is no image's and are left out")
+        notes.append(f"left out: {counted(strays, 'annotation')} with an image_id that is no image's")
     what = "captions" if captions else "the categories of each image's objects as labels"
-    notes.append(f"it is read as COCO: {len(content['images'])} images with {what}")
+    notes.append(f"it is read as COCO: {counted(len(content['images']), 'image')} with {what}")
     entries: Sequence[dict[str, Any]] = content["images"]
     return [
         {

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from domainclip.data.sources.cells import is_missing
+from domainclip.words import counted
 
 _YES = frozenset({"1", "1.0", "true", "yes", "t", "y"})
 _NO = frozenset({"0", "0.0", "false", "no", "f", "n"})
@@ -67,14 +68,14 @@ def label_notes(columns: Sequence[str], counts: Counter[str]) -> list[str]:
         "an image may have several (a column that is none is to be taken out of the table)"
     )
     absent = [
-        f"{counts[answer]} cells {what}"
+        f"{counted(counts[answer], 'cell')} {what}"
         for answer, what in (("uncertain", "of -1 (uncertain)"), ("blank", "without an entry (not mentioned)"))
         if counts[answer]
     ]
     if absent:
         note += f"; {' and '.join(absent)} are read as no"
     if counts["none"]:
-        note += f"; {counts['none']} rows have none of the labels"
+        note += f"; {counted(counts['none'], 'row', 'have')} none of the labels"
     return [note]
 
 

@@ -11,6 +11,7 @@ from typing import Unpack
 from torch.utils.data import DataLoader
 
 from domainclip.data.images.image_spec import ImageSpec
+from domainclip.data.images.kinds import START, is_image_start, kind_of
 from domainclip.data.images.tar_files import TAR
 from domainclip.data.records import ColumnOptions, Columns, PairList
 from domainclip.data.sources import huggingface
@@ -31,6 +32,7 @@ META_FILE = "meta.csv"
 
 _CAPTION_SUFFIXES = {".txt", ".token"}
 _SPREADSHEETS = {".xlsx", ".xls", ".xlsm", ".ods", ".numbers"}
+_PICKLES = {".pkl", ".pickle", ".pk", ".joblib"}
 
 
 class DatasetLoader:
@@ -305,11 +307,26 @@ class DatasetLoader:
         if read is None:
             if not folder.exists():
                 raise MissingFileError(f"Data not found: {path}; a Hugging Face data set is named hf:OWNER/NAME")
-            hint = ""
-            if folder.suffix.lower() in _SPREADSHEETS:
-                hint = ". It is a spreadsheet: save its table as CSV (UTF-8)"
-            raise DataError(f"Invalid data file {path}: known formats are {', '.join(SOURCES)}{hint}")
+            raise DataError(f"Invalid data file {path}: known formats are {', '.join(SOURCES)}{_what_it_is(folder)}")
         return _pairs(folder, read, columns)
+
+
+def _what_it_is(path: Path) -> str:
+    """What a file is that no reader takes as data, and what to do about it."""
+    suffix = path.suffix.lower()
+    if suffix in _SPREADSHEETS:
+        return ". It is a spreadsheet: save its table as CSV (UTF-8)"
+    if suffix in _PICKLES:
+        return ". It is a pickle, which runs code when it is read: save its table as CSV or Parquet"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(START)
+    except OSError:  # a pipe or a device
+        return ""
+    if is_image_start(start):
+        return ". It is one image: give the folder of all, or the table that names them"
+    kind = kind_of(start, path)
+    return f". It is {kind.name}: {kind.advice}" if kind is not None and kind.name != "a text file" else ""
 
 
 def _given(path: object) -> Path:

@@ -13,6 +13,7 @@ from domainclip.data.sources.cells import captions_in_cell, is_missing, labels_i
 from domainclip.data.sources.image_folders import ImageFolders
 from domainclip.data.sources.split_names import SPLIT_NAMES, split_of
 from domainclip.errors import DataError
+from domainclip.words import counted
 
 MISSING_IMAGE = "missing image"
 EMPTY_CAPTION = "empty caption"
@@ -68,6 +69,7 @@ class PairBuilder:
         self._proposed: dict[str, set[str]] = defaultdict(set)
         self._rows = 0
         self._unsplit: list[tuple[str, str]] = []
+        self._suffixes: list[tuple[ImageTextPair, str, str]] = []
 
     def skip(self, where: str, image: str, reason: str, kind: str = MALFORMED_ROW) -> None:
         """Skip a row that cannot be used.
@@ -152,7 +154,10 @@ class PairBuilder:
             elif is_missing(text.strip(), loosely=True):
                 self.skip(where, image, f"the caption is {text.strip()!r}, a word for a missing one", EMPTY_CAPTION)
             else:
-                self._pairs.append(ImageTextPair(path, text.strip(), label, group, discipline, split, several))
+                pair = ImageTextPair(path, text.strip(), label, group, discipline, split, several)
+                self._pairs.append(pair)
+                if image in self._folders.guessed.get(path, ()):
+                    self._suffixes.append((pair, where, image))
 
     def _captions(self, cells: tuple[Any, ...]) -> list[Any]:
         """The captions of a row's cells, None for a cell without any. Of several columns, some may be empty."""
@@ -200,6 +205,8 @@ class PairBuilder:
         """
         if self._folders.contested:
             self._drop_contested()
+        if self._suffixes:
+            self._drop_guesses()
         if split_column is not None and self._pairs:
             self._name_splits(*split_column)
         if self._pairs:
@@ -217,7 +224,8 @@ class PairBuilder:
                 "name another folder with image_root=…" if place is None else f"there is one in image_root={place}"
             )
         raise DataError(
-            f"No valid image-text pairs in {self.source}: all {len(skipped)} rows were skipped ({examples}"
+            f"No valid image-text pairs in {self.source}: {counted(len(skipped), 'row', 'were')} skipped, and "
+            f"none is left ({examples}"
             f"{'; …' if len(skipped) > 3 else ''}){advice}"
         )
 
@@ -229,6 +237,17 @@ class PairBuilder:
                 self.skip("row", str(pair.image_path), reason, MISSING_IMAGE)
         self._pairs[:] = [pair for pair in self._pairs if pair.image_path not in contested]
 
+    def _drop_guesses(self) -> None:
+        """Leave out rows for whose image that of another row was taken, which differs in its suffix."""
+        dropped, guesses = set[int](), {id(pair) for pair, _, _ in self._suffixes}
+        certain = {pair.image_path for pair in self._pairs if id(pair) not in guesses}
+        for pair, where, image in self._suffixes:
+            if pair.image_path in certain or len(self._folders.guessed[pair.image_path]) > 1:
+                reason = f"image {image} is not there ({pair.image_path.name}, the nearest name, is another row's)"
+                self.skip(where, image, reason, MISSING_IMAGE)
+                dropped.add(id(pair))
+        self._pairs[:] = [pair for pair in self._pairs if id(pair) not in dropped]
+
     def _name_splits(self, column: str, sure: bool) -> None:
         """Give each pair its split's name; where the column is none of splits after all, give it none."""
         pairs = self._pairs
@@ -236,7 +255,9 @@ class PairBuilder:
         known = {word: split for word in words if (split := split_of(word)) is not None}
         if len(known) < len(words) and (known or sure):
             wrong = [word for word in words if word not in known]
-            listing = ", ".join(f"{word!r} ({words[word]} rows)" for word in wrong[:5]) + ", …" * (len(wrong) > 5)
+            listing = ", ".join(f"{word!r} ({counted(words[word], 'row')})" for word in wrong[:5]) + ", …" * (
+                len(wrong) > 5
+            )
             raise DataError(
                 f"The column {column!r} of {self.source} has values that name no split: {listing}. Write train, val or "
                 "test in each row, or do not use the column, with split_col=null"
@@ -260,11 +281,16 @@ class PairBuilder:
         pairs = self._pairs
         if respelled := self._folders.respelled:
             listing = ", ".join(f"{difference}: {count}" for difference, count in respelled.most_common())
-            self.note(f"{respelled.total()} images were found under a name that is spelled otherwise ({listing})")
+            self.note(
+                f"{counted(respelled.total(), 'image', 'were')} found under a name that is spelled otherwise "
+                f"({listing})"
+            )
         for what, words in self._missing.items():
-            listing = ", ".join(f"{word!r} ({count} rows)" for word, count in words.most_common())
+            listing = ", ".join(f"{word!r} ({counted(count, 'row')})" for word, count in words.most_common())
             self.note(f"as a {what}, {listing} is read as missing")
         if self._lists:
-            self.note(f"{self._lists} cells hold lists of captions, each of which is a caption of its own")
+            self.note(
+                f"{counted(self._lists, 'cell', 'hold')} a list of captions, each of which is a caption of its own"
+            )
         # A value for each row would keep nothing together.
         pairs.proposed = {column: len(found) for column, found in self._proposed.items() if 0 < len(found) < self._rows}

@@ -23,6 +23,7 @@ from domainclip.data.sources.label_columns import find_label_columns, label_note
 from domainclip.data.sources.pair_builder import RowValues
 from domainclip.data.sources.rows import Table
 from domainclip.errors import DataError
+from domainclip.words import counted
 
 _WORDS_OF_A_CAPTION = 3
 
@@ -181,7 +182,7 @@ class RowReader:
             notes += label_notes(self._flags, self._flag_counts)
         if self._templated:
             notes.append(
-                f"it has no captions: those of {self._templated} rows are written from the labels "
+                f"it has no captions: those of {counted(self._templated, 'row')} are written from the labels "
                 f"(caption_template={self._template!r})"
             )
         return notes

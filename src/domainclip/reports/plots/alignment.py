@@ -18,6 +18,7 @@ from domainclip.metrics.retrieval import recall_from_ranks
 from domainclip.metrics.separation import chance_recall
 from domainclip.reports.plots.visualizer import AlignmentVisualizer
 from domainclip.retrieval import RetrievalHit
+from domainclip.words import counted
 
 COMPARED = "_compared"
 """Ends the name of a plot of the other model."""
@@ -135,7 +136,8 @@ class _Plots:
         # Classes side by side, so that what is mixed up within a class and between classes shows as blocks.
         images, texts = _by_class(images, rows.labels), _by_class(texts, rows.caption_labels)
         part = len(images) < len(rows.paths) or len(texts) < len(rows.captions)
-        drawn = f", {len(images)} images and {len(texts)} captions drawn by seed {self.seed}" if part else ""
+        shown = f"{counted(len(images), 'image')} and {counted(len(texts), 'caption')}"
+        drawn = f", {shown} drawn by seed {self.seed}" if part else ""
         return self.visualizer.plot_similarity_matrix(
             self.metric.matrix(self.model.images[images], self.model.texts[texts]),
             [rows.paths[image].name for image in images],

@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 
 from domainclip.metrics.separation import separation
 from domainclip.reports.plots.style import BLUE, GREY, ORANGE, curve_style, heading, save, short_label, tidy
+from domainclip.words import counted
 
 _FEW_PAIRS = 30  # up to which each pair gets a mark of its own: a histogram of them would be a guess
 _MOST_MARKERS = 25
@@ -50,7 +51,7 @@ def draw_alignment_distribution(hits: np.ndarray, misses: np.ndarray, title: str
             color=colour,
             linestyle=line,
             linewidth=1.6,
-            label=f"{name}: {values.size:,} pairs, mean {values.mean():.3f}",
+            label=f"{name}: {counted(values.size, 'pair')}, mean {values.mean():.3f}",
         )
         axis.axvline(values.mean(), color=colour, linestyle=":", linewidth=1.4)
         if values.size <= _FEW_PAIRS:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from domainclip.errors import ImageError
 from domainclip.reports.plots.style import ORANGE, save, short_label
@@ -92,7 +93,7 @@ def plot_errors(examples: list[ErrorExample], read: Reader, path: Path) -> bool:
         return False
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(2.5 * columns, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(2.5 * columns, 3.2 * rows), layout=ConstrainedLayoutEngine(h_pad=0.12))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (example, pixels) in zip(axes, shown, strict=False):
         axis.imshow(pixels, interpolation="nearest" if max(pixels.shape[:2]) < 100 else "antialiased")

@@ -31,13 +31,16 @@ from domainclip.reports.plots.style import (
     short_label,
     tidy,
 )
-from domainclip.reports.text import counted
+from domainclip.words import counted
 
 BEFORE, AFTER = GREY, BLUE
 
 _MOST_VALUE_LABELS = 16  # classes up to which every cell of a matrix can hold a readable number
 _MOST_CLASS_LABELS = 120  # classes up to which every row can be named
-_MAIN = ("acc1", "mean_per_class_recall", "macro_f1", "i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR", "reference_mean")
+_MAIN = (
+    *("acc1", "mean_per_class_recall", "macro_f1", "mAP", "mean_auroc"),
+    *("i2t_R@1", "t2i_R@1", "i2t_MRR", "t2i_MRR", "reference_mean"),
+)
 """Figures that are drawn: R@5, R@10 and means of two say little more, and would crowd a plot. So are a plugin's own."""
 _VALIDATION_PREFIXES = ("validation/", "validation_", "val/", "val_", "eval/", "eval_")
 

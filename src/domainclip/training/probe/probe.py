@@ -38,6 +38,7 @@ from domainclip.training.regularization.regularizers import distillation_penalty
 from domainclip.training.regularization.rehearsal import Rehearsal
 from domainclip.training.state import ProbeOutcome, TrainContext
 from domainclip.training.validation import BestWeights, Evaluate
+from domainclip.words import counted
 
 MAX_ROWS = 20_000
 """More rows than that are not read: projections have learned what they can, and features of all would fill memory."""
@@ -385,7 +386,8 @@ class ProbeStages:
             change = f", validation loss {outcome['loss_before']:.3f} → {outcome['loss']:.3f}"
         self._report(
             "probe_first",
-            f"Probe first: {outcome['rows']} rows, step {outcome['kept_step']} of {outcome['steps']} kept{change}, "
+            f"Probe first: {counted(outcome['rows'], 'row')}, step {outcome['kept_step']} of {outcome['steps']} "
+            f"kept{change}, "
             f"{outcome['seconds']:.1f} s",
             _figures("probe", outcome),
         )
@@ -438,7 +440,8 @@ class ProbeStages:
                     parameter.copy_(value)
         self._report(
             "probe_last",
-            f"Probe last: {outcome['rows']} rows, {change}{', kept' if kept else ': the weights before stay'}, "
+            f"Probe last: {counted(outcome['rows'], 'row')}, "
+            f"{change}{', kept' if kept else ': the weights before stay'}, "
             f"{outcome['seconds']:.1f} s",
             _figures("probe_last", outcome),
         )

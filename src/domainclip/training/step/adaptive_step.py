@@ -21,6 +21,7 @@ from domainclip.errors import CLIPFinetuningError, MemoryConstraintError
 from domainclip.models.batch_norm import has_live_batch_norm
 from domainclip.training.checkpoint import random_state, restore_random_state
 from domainclip.training.step.gradcache import ContrastiveStep
+from domainclip.words import counted
 
 MicroBatchReport = Callable[[int, int, int, str], None]
 """``(step, old_micro_batch, new_micro_batch, reason)``: the step's number from 1, micro-batches in rows."""
@@ -128,7 +129,9 @@ class AdaptiveStep:
         self.step.micro_batch, self.step.kept_micro_batches = self._larger.pop()
         self._grown = True
         self._report(
-            old, self.step.micro_batch_of(size), f"{self._went_well} steps in a row went well: trying the larger one"
+            old,
+            self.step.micro_batch_of(size),
+            f"{counted(self._went_well, 'step')} in a row went well: trying the larger one",
         )
         self._went_well = 0
 
