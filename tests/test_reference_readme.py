@@ -79,7 +79,22 @@ CLAIMS: dict[str, Callable[[dict[str, Any]], object]] = {
     "state =": lambda v: v["state"]["device_type"] in ("cpu", "cuda", "mps") and not v["state"]["is_apple_silicon"],
     "text_features =": lambda v: close_to(2, 32)(v["text_features"]),
     "image_features =": lambda v: close_to(2, 32)(v["image_features"]),
-    "similarity =": lambda v: close_to(2, 2)(v["similarity"]) and v["similarity"].abs().max() <= 1.0001,
+    "similarity =": lambda v: (
+        close_to(2, 2)(v["similarity"])
+        and torch.allclose(
+            v["similarity"],
+            cosines(
+                v["controller"].encode_image([Image.open("scan1.jpg"), Image.open("scan2.jpg")]),
+                v["controller"].encode_text(["a medical scan", "a healthy tissue"]),
+            ),
+            atol=1e-5,
+        )
+    ),
+    "config = CLIPFinetuningConfig(": lambda v: (
+        v["config"].domain == "medical" and v["config"].learning_rate == 5e-5 and v["config"].use_mps
+    ),
+    "controller.setup": lambda v: v["controller"].get_model_state()["status"] != "not_initialized",
+    "image_transform =": lambda v: close_to(3, 224, 224)(v["image_transform"](v["image"])),
     "config = CLIPFinetuningConfig.from_dict": lambda v: v["config"].to_dict()["num_epochs"] == 10,
     "pairs =": lambda v: all(isinstance(path, Path) and isinstance(text, str) for path, text in v["pairs"]),
     "dataset =": lambda v: len(v["dataset"]) == 40 and close_to(3, 224, 224)(v["dataset"][0]["pixel_values"]),
@@ -94,12 +109,19 @@ CLAIMS: dict[str, Callable[[dict[str, Any]], object]] = {
     "train_loader, val_loader =": lambda v: (len(v["train_loader"]), len(v["val_loader"])) == (2, 1),
     "image_embeds =": lambda v: close_to(5, 32)(v["image_embeds"]),
     "text_embeds =": lambda v: close_to(5, 32)(v["text_embeds"]),
-    "loss =": lambda v: v["loss"].ndim == 0 and float(v["loss"]) > 0,
+    "output =": lambda v: {"loss", "image_to_text_loss", "text_to_image_loss", "temperature"} <= v["output"].keys(),
+    "loss =": lambda v: (
+        v["loss"].ndim == 0
+        and float(v["loss"]) > 0
+        and (type(v["loss_fn"]).__name__ != "CLIPContrastiveLoss" or torch.isclose(v["loss"], plain_loss(v), atol=1e-4))
+    ),
     "i2t_loss =": lambda v: torch.isclose(v["output"]["loss"], (v["i2t_loss"] + v["output"]["text_to_image_loss"]) / 2),
     "t2i_loss =": lambda v: v["t2i_loss"].ndim == 0,
     "hard_neg_count =": lambda v: int(v["hard_neg_count"]) >= 0,
     "hard_neg_ratio =": lambda v: 0 <= float(v["hard_neg_ratio"]) <= 0.7,  # half, rounded up row by row
-    "scale_losses =": lambda v: len(v["scale_losses"]) == 3,
+    "scale_losses =": lambda v: torch.isclose(  # the weights are normalised: 4/9, 3/9, 2/9
+        v["output"]["loss"], torch.stack(list(v["scale_losses"])) @ torch.tensor([4 / 9, 3 / 9, 2 / 9])
+    ),
     "temperatures =": lambda v: torch.allclose(v["temperatures"], torch.tensor([0.07, 0.0525, 0.035])),
     "scheduler =": lambda v: v["scheduler"].get_temperature() == 0.07,
     "for step in": lambda v: 0.01 <= float(v["loss_fn"].temperature) <= 0.1,
@@ -109,12 +131,39 @@ CLAIMS: dict[str, Callable[[dict[str, Any]], object]] = {
         and torch.equal(v["top_k_values"], v["similarity_matrix"].sort(dim=1, descending=True).values)
     ),
     "all_metrics =": lambda v: {"i2t_R@1", "t2i_R@10", "i2t_MRR", "t2i_median_rank"} <= v["all_metrics"].keys(),
+    "recall_at_5 =": lambda v: v["recall_at_5"] == {"i2t_R@5": 1, "t2i_R@5": 1},  # the first five of five
+    "mrr =": lambda v: (
+        v["mrr"] == pytest.approx({f"{side}_MRR": float((1 / ranks).mean()) for side, ranks in plain_ranks(v).items()})
+    ),
+    "median =": lambda v: v["median"] == {f"{side}_median_rank": np.median(r) for side, r in plain_ranks(v).items()},
     "alignment_score =": lambda v: v["alignment_score"] == pytest.approx(float(v["similarity_matrix"].diag().mean())),
     "visualizer.plot_similarity_matrix": lambda v: is_png("outputs/similarity_heatmap.png"),
     "visualizer.plot_retrieval_results": lambda v: is_png("outputs/retrieval_results.png"),
     "visualizer.plot_alignment_distribution": lambda v: is_png("outputs/alignment_distribution.png"),
     "visualizer.plot_recall_curves": lambda v: is_png("outputs/recall_curves.png"),
 }
+
+
+def cosines(images: Tensor, texts: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(images, dim=1) @ torch.nn.functional.normalize(texts, dim=1).T
+
+
+def plain_loss(v: dict[str, Any]) -> Tensor:
+    """CLIP's loss in a plain loop: each image among all texts, each text among all images."""
+    logits = cosines(v["image_embeds"], v["text_embeds"]) / 0.07
+    rows = [
+        torch.nn.functional.cross_entropy(side[i], torch.tensor(i)) for side in (logits, logits.T) for i in range(5)
+    ]
+    return torch.stack(rows).mean()
+
+
+def plain_ranks(v: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The place of each image's own text and of each text's own image, a tie counting against it."""
+    matrix = v["similarity_matrix"]
+    return {
+        side: np.array([int((scores[i] >= scores[i, i]).sum()) for i in range(len(scores))], dtype=float)
+        for side, scores in (("i2t", matrix), ("t2i", matrix.T))
+    }
 
 
 def answers(v: dict[str, Any]) -> bool:
@@ -127,6 +176,16 @@ def answers(v: dict[str, Any]) -> bool:
         )
     kind = str if isinstance(found[0][0], str) else int
     scores = [score for _, score in found]
+    controller = v["controller"]
+    if kind is str:
+        query, candidates = controller.encode_image([v["query_image"]]), controller.encode_text(v["candidate_texts"])
+        names: list[Any] = v["candidate_texts"]
+    else:
+        query, candidates = controller.encode_text([v["query_text"]]), controller.encode_image(v["candidate_images"])
+        names = list(range(3))
+    wanted = dict(zip(names, cosines(query, candidates)[0].tolist(), strict=True))
+    if {name: pytest.approx(score, abs=1e-5) for name, score in found} != wanted:
+        return False
     return all(isinstance(hit, tuple) and type(hit[0]) is kind for hit in found) and scores == sorted(scores)[::-1]
 
 
@@ -178,6 +237,26 @@ def test_every_statement_runs(readme: str, place: Path, monkeypatch: pytest.Monk
     assert not failures, f"{len(failures)} of {done} statements:\n" + "\n".join(failures)
     assert done > STATEMENTS
     assert claimed == set(CLAIMS)
+
+
+def test_every_choice_that_a_comment_names_is_taken(readme: str) -> None:
+    """``mining_strategy="semi-hard",  # semi-hard, hard, or weighted``."""
+    import domainclip.alignment as alignment
+    import domainclip.losses as losses
+
+    tried = 0
+    for block in re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL):
+        for key, comment in re.findall(r'^ +(\w+)="[\w-]+",  # (.+)$', block, re.MULTILINE):
+            for call in (node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)):
+                named = {word.arg: word.value for word in call.keywords}
+                if key not in named or not isinstance(call.func, ast.Name):
+                    continue
+                made = getattr(losses, call.func.id, None) or getattr(alignment, call.func.id)
+                given = {str(name): ast.literal_eval(value) for name, value in named.items()}
+                for choice in re.split(r", (?:or )?", comment):
+                    made(**{**given, key: choice})
+                    tried += 1
+    assert tried >= 15
 
 
 def test_every_key_has_the_default_that_the_readme_says(readme: str, place: Path) -> None:

@@ -58,6 +58,7 @@ OTHER: dict[str, Any] = {
     "loss_type": "contrastive",
     "max_image_pixels": 10_000_000,
     "max_sequence_length": 16,
+    "memory_fraction": 0.0001,
     "min_temp": 0.02,
     "multi_scale_scales": [1.0, 0.5, 0.25],
     "multi_scale_weights": [1.0, 0.5, 0.25],

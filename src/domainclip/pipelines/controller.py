@@ -34,6 +34,7 @@ from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_traini
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.pipelines.reference_sets import with_reference_sets
 from domainclip.pipelines.run_folder import RunFolder, paths_read
+from domainclip.registry import nearest
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
 from domainclip.training.distributed import OneProcess
 from domainclip.training.memory.plan import StepCounter, batch_that_fits
@@ -400,7 +401,9 @@ class CLIPFinetuningController:
             return metrics
         unknown = [name for name in domain_metrics if name not in metrics]
         if unknown:
-            raise ConfigurationError(f"Invalid metric {unknown[0]!r}: these rows give {', '.join(sorted(metrics))}")
+            guess = nearest(unknown[0], metrics)
+            hint = f"did you mean {guess!r}? These" if guess else "these"
+            raise ConfigurationError(f"Invalid metric {unknown[0]!r}: {hint} rows give {', '.join(sorted(metrics))}")
         return {name: metrics[name] for name in domain_metrics}
 
     def _rows(self, dataset: Pairs | None) -> list[ImageTextPair]:
@@ -420,7 +423,8 @@ class CLIPFinetuningController:
             found = DatasetLoader.from_torch(cast(RowsByNumber, dataset), spec=spec, strict=self.config.strict)
             if found.skipped:
                 self.console.print(
-                    f"Data: {len(found.skipped)} items of {found.source} are skipped, the first: {found.skipped[0]}",
+                    f"Data: {counted(len(found.skipped), 'item')} of {found.source} skipped, the first: "
+                    f"{found.skipped[0]}",
                     markup=False,
                 )
             pairs = list(found)

@@ -49,6 +49,7 @@ from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.validation import load_best
+from domainclip.words import counted
 
 Processes = ProcessGroup | OneProcess
 
@@ -107,7 +108,9 @@ def resolve_run(
         ConfigurationError: A value does not fit the model or the rows.
     """
     if len(pairs) < 2:
-        raise DataError(f"No valid image-text pairs to contrast: {len(pairs)} row for training, 2 are needed")
+        raise DataError(
+            f"No valid image-text pairs to contrast: {counted(len(pairs), 'row')} for training, 2 are needed"
+        )
     where = (session.device, session.precision)
     chooser = auto_resolution or AutoResolution()
     choose = chooser.chooser(config, session.encoder, pairs, *where, resume_from)

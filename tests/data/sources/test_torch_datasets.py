@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -82,9 +83,9 @@ def test_paths_labels_and_deep_grey(tmp_path: Path, tiny_data: TinyData) -> None
         ([{"image": BYTES}], "is a dict of image: an item is"),
         ([{"pixel_values": TENSOR, "input_ids": torch.zeros(77)}], "is a dict of pixel_values, input_ids"),
         ([(BYTES, torch.zeros(77))], "the caption is a Tensor, not a text.*Token ids"),
-        ([(BYTES, 3)], "the caption is a int"),
-        ([(None, "x")], "the image is a NoneType"),
-        ([(3, "x")], "the image is a int"),
+        ([(BYTES, 3)], "the caption is an int"),
+        ([(None, "x")], "the image is None"),
+        ([(3, "x")], "the image is an int"),
         ([("gone.png", "x")], "No valid image-text pairs in Items.*no such file"),
         ([(TENSOR * torch.nan, "x")], "NaN|no finite"),
         ([(np.zeros((2, 0, 3), np.uint8), "x")], "shape"),
@@ -156,3 +157,35 @@ def test_rows_of_a_controller_are_checked(tiny_data: TinyData, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
     plain = [(str(pair.image_path), pair.caption) for pair in tiny_data.pairs()]  # tuples and text paths will do
     assert controller.fine_tune(plain, output_path=tmp_path / "run")["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "one", "several"),
+    [
+        (torch.tensor([0, 1, 0]), "1", None),
+        (torch.tensor([1.0, 0.0, 1.0]), None, ("0", "2")),
+        (np.array([False, True, True]), None, ("1", "2")),
+        (["edema", "mass"], None, ("edema", "mass")),
+        (("edema",), "edema", None),
+        (float("nan"), None, None),
+        (np.float64("nan"), None, None),
+        (2.0, "2", None),
+        (np.int64(2), "2", None),
+        (torch.tensor([2]), "2", None),
+        (None, None, None),
+    ],
+    ids=repr,
+)
+def test_no_label_is_lost(label, one, several) -> None:
+    rows = [(np.full((24, 24, 3), 9 * n, np.uint8), f"caption {n}", label) for n in range(2)]
+    pairs = DatasetLoader.from_torch(Items(rows))
+    assert [pair.label for pair in pairs] == [one] * 2
+    assert [pair.labels for pair in pairs] == [several] * 2
+
+
+def test_what_is_no_label_and_what_is_no_data_set_is_said() -> None:
+    image = np.zeros((24, 24, 3), np.uint8)
+    with pytest.raises(TypeError, match=r"the label is an array of shape \(3,\): give a class, or a vector"):
+        DatasetLoader.from_torch(Items([(image, "a", np.array([0.2, 0.5, 0.3]))]))
+    with pytest.raises(TypeError, match="Rows are given as a pandas table: give pairs"):
+        DatasetLoader.from_torch(pd.DataFrame({"image_path": ["a.png"], "caption": ["a"]}))

@@ -161,9 +161,7 @@ def _reading(pairs: PairList, name: str) -> list[Finding]:
     for sentence in proposed_groups(pairs):
         column = next(iter(pairs.proposed))
         advice = f"Set group_col={column}, unless its rows may well be in two splits."
-        findings.append(
-            Finding("group-column", "warning", pairs.proposed[column], [sentence], advice, f"{name} names no group")
-        )
+        findings.append(Finding("group-column", "warning", pairs.proposed[column], [], advice, f"{name}: {sentence}"))
     return findings
 
 

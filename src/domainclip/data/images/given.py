@@ -68,7 +68,7 @@ def image_list(images: GivenImages) -> list[ImageLike]:
     if is_one_image(images):
         return [_image(images, "The image")]
     if isinstance(images, Mapping) or not isinstance(images, Iterable):
-        raise InputTypeError(f"Images are given as one image or a list of them, not as {_named(images)}: give {_FORMS}")
+        raise InputTypeError(f"Images are given as one image or a list of them, not as {named(images)}: give {_FORMS}")
     _check_order("Images", images)
     if isinstance(images, np.ndarray) and images.dtype.kind in "UO":
         images = images.ravel().tolist()
@@ -94,14 +94,14 @@ def text_list(texts: GivenTexts) -> list[str]:
     if isinstance(texts, str):
         texts = [texts]
     if isinstance(texts, Mapping | bytes) or not isinstance(texts, Iterable):
-        raise InputTypeError(f"Texts are given as one string or a list of strings, not as {_named(texts)}")
+        raise InputTypeError(f"Texts are given as one string or a list of strings, not as {named(texts)}")
     _check_order("Texts", texts)
     found = list(texts)
     if not found:
         raise DataError("No texts given: give at least one")
     for index, text in enumerate(found):
         if not isinstance(text, str):
-            raise InputTypeError(f"Text {index} is {_named(text)}, not a string: {text!r:.80}")
+            raise InputTypeError(f"Text {index} is {named(text)}, not a string: {text!r:.80}")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise DataError(f"Text {index} holds half of a character, which no encoding has: {text!a:.80}")
     return [str(text) for text in found]
@@ -128,7 +128,7 @@ def _image(image: object, which: str) -> ImageLike:
         return ImageBytes(bytes(image), which)
     if isinstance(image, _Readable):
         return _read(image, which)
-    raise InputTypeError(f"{which} is {_named(image)}, which is no image: give {_FORMS}")
+    raise InputTypeError(f"{which} is {named(image)}, which is no image: give {_FORMS}")
 
 
 def _path(text: str | bytes, which: str) -> Path:
@@ -214,7 +214,15 @@ def _bytes_again(values: np.ndarray) -> np.ndarray:
     return values.round().astype(np.uint8)
 
 
-def _named(value: object) -> str:
+def named(value: object) -> str:
+    """What somebody gave, for a message.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        "None", or the name of its type with an article.
+    """
     if value is None:
         return "None"
     return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from domainclip.data.images.given import image_list, is_one_image
+from domainclip.data.images.given import image_list, is_one_image, named
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.reader import ImageBytes, array_of
+from domainclip.data.labels import unify_labels
 from domainclip.data.records import ImageTextPair, PairList, SkippedRow
 from domainclip.data.sources.huggingface import store_image
 from domainclip.errors import DataError, ImageError, InputTypeError
@@ -51,6 +52,10 @@ def rows_of(data: DataLoader | RowsByNumber) -> RowsByNumber:
         DataError: The loader draws its rows by a sampler of the user's own, which training would not keep to.
     """
     rows: object = data.dataset if isinstance(data, DataLoader) else data
+    if hasattr(rows, "iloc"):  # a table of pandas, whose columns are its items
+        raise InputTypeError(
+            "Rows are given as a pandas table: give pairs, such as list(zip(table['image_path'], table['caption']))"
+        )
     if isinstance(rows, IterableDataset) or not isinstance(rows, RowsByNumber):
         raise InputTypeError(
             f"{type(rows).__name__} has no length and no rows by number (__len__, __getitem__), which training needs: "
@@ -92,7 +97,7 @@ def pairs_from_torch(
         image, caption, label = _parts(rows[row], f"{source} item {row}")
         if not isinstance(caption, str):
             raise InputTypeError(
-                f"{source} item {row}: the caption is a {type(caption).__name__}, not a text: {_SHAPES}. Token ids "
+                f"{source} item {row}: the caption is {named(caption)}, not a text: {_SHAPES}. Token ids "
                 "alone do not tell which captions are equal"
             )
         try:
@@ -102,10 +107,13 @@ def pairs_from_torch(
                 raise ImageError(f"{source} item {row}: {error}") from None
             pairs.skipped.append(SkippedRow(f"{source} item {row}", "", str(error), "unreadable image"))
             continue
-        pairs.append(ImageTextPair(path, caption, None if label is None else str(label)))
+        labels = _labels(label, f"{source} item {row}")
+        several = labels if len(labels) > 1 else None
+        pairs.append(ImageTextPair(path, caption, labels[0] if len(labels) == 1 else None, labels=several))
     if not pairs:
         why = f"the first: {pairs.skipped[0]}" if pairs.skipped else "it is empty"
         raise DataError(f"No valid image-text pairs in {source}: {why}")
+    pairs.notes += unify_labels([pairs])
     return pairs
 
 
@@ -119,15 +127,33 @@ def _parts(item: object, which: str) -> tuple[object, object, object]:
     elif isinstance(item, Sequence) and not isinstance(item, str | bytes) and 2 <= len(item) <= 3:
         image, caption, label = (*item, None)[:3]
     else:
-        raise InputTypeError(f"{which} is a {type(item).__name__}: {_SHAPES}")
-    if isinstance(label, Tensor | np.ndarray | np.generic):
-        label = label.item() if len(label.reshape(-1)) == 1 else None
+        raise InputTypeError(f"{which} is {named(item)}: {_SHAPES}")
     return image, caption, label
+
+
+def _labels(label: object, which: str) -> tuple[str, ...]:
+    """The classes of an item: of a vector of zeros and ones the numbers of its ones, of a list all of its entries."""
+    if isinstance(label, Tensor | np.ndarray | np.generic):
+        values = np.asarray(label.detach().cpu() if isinstance(label, Tensor) else label)
+        if values.size > 1 and values.dtype.kind in "buif":
+            if values.ndim != 1 or not np.isin(values, (0, 1)).all():
+                raise InputTypeError(
+                    f"{which}: the label is an array of shape {values.shape}: give a class, or a vector of zeros and "
+                    "ones that says which classes the image has"
+                )
+            return tuple(str(number) for number in np.flatnonzero(values))
+        label = values.reshape(-1).tolist()
+    if isinstance(label, list | tuple | Set):
+        return tuple(dict.fromkeys(name for each in label for name in _labels(each, which)))
+    if label is None or label != label:  # NaN, as pandas has it for nothing
+        return ()
+    whole = isinstance(label, float) and label.is_integer()
+    return (str(int(label) if isinstance(label, float) and whole else label),)
 
 
 def _path_of(image: object, cache_dir: Path, spec: ImageSpec | None) -> Path:
     if not is_one_image(image):
-        raise InputTypeError(f"the image is a {type(image).__name__}: {_SHAPES}")
+        raise InputTypeError(f"the image is {named(image)}: {_SHAPES}")
     if isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point() and float(image.min()) < 0:
         if spec is None:
             raise ImageError("its numbers are normalised already: give the image before normalisation")
