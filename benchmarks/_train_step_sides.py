@@ -178,7 +178,7 @@ def _plain_step(spec: dict[str, Any]) -> tuple[Step, Any, list[str]]:
 
 
 def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
-    from domainclip.training.observer import peak_memory_mb
+    from domainclip.devices.memory import peak_memory_mb
 
     folder = tempfile.TemporaryDirectory()
     if spec["side"] == "ours":

@@ -25,7 +25,7 @@ from _record import machine_facts, median, write_record
 from _worker import Handler, Worker, measurement_parser, parse_or_serve
 
 TOKENS = (50, 197, 577, 1025, 1600)
-QUICK_TOKENS = (20, 50)
+QUICK_TOKENS = (50,)
 KINDS = ("sdpa", "eager", "sliced")
 WIDTH, HEADS = 768, 12
 MATRICES_HELD = 4
@@ -40,8 +40,8 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     from transformers import CLIPVisionConfig
     from transformers.models.clip.modeling_clip import CLIPEncoder
 
+    from domainclip.devices.memory import peak_memory_mb
     from domainclip.models.attention import AttentionDecision
-    from domainclip.training.observer import peak_memory_mb
 
     torch.manual_seed(0)
     tokens, batch = spec["tokens"], spec["batch"]

@@ -61,9 +61,9 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     import torch
 
     from domainclip.devices import DeviceManager
+    from domainclip.devices.memory import peak_memory_mb
     from domainclip.losses import CLIPContrastiveLoss
     from domainclip.training import ContrastiveStep
-    from domainclip.training.observer import peak_memory_mb
 
     manager = DeviceManager(device="cpu")
     settings = [f"{what}: {reason}" for what, reason in manager.optimize_for_device()]

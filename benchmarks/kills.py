@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import json
 import multiprocessing
 import os
@@ -82,6 +83,7 @@ def child(base: Path, folder: Path, kill_at: int | None, count: Path | None) -> 
     from domainclip.training.probe import features, progress
 
     torch.set_num_threads(1)
+    gc.freeze()  # the searches for garbage need not go through what was imported before the fork
     progress.SAVE_SECONDS = features.SAVE_SECONDS = 0.05  # a probe this short is not saved otherwise
     calls = [0]
 

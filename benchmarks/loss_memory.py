@@ -41,9 +41,9 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     import torch
 
     from domainclip.config import CLIPFinetuningConfig
+    from domainclip.devices.memory import peak_memory_mb
     from domainclip.losses import build_loss
     from domainclip.losses.objective import CHUNK_ENTRIES
-    from domainclip.training.observer import peak_memory_mb
 
     cpu = torch.device("cpu")
     size, dim = spec["size"], spec["dim"]

@@ -115,6 +115,7 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
 
     from domainclip.data.images.image_spec import ImageSpec
     from domainclip.devices import DeviceManager
+    from domainclip.devices.memory import peak_memory_mb
     from domainclip.devices.optimization import spare_memory
     from domainclip.devices.precision import choose_precision
     from domainclip.losses import build_loss
@@ -122,7 +123,6 @@ def _measure(spec: dict[str, Any], shape: Any, recipe: Any, side: int, length: i
     from domainclip.models.attention import decide_attention
     from domainclip.models.checkpoint_blocks import checkpoint_blocks
     from domainclip.models.lora import attach_lora
-    from domainclip.training.observer import peak_memory_mb
     from domainclip.training.optim.optimizer import build_optimizer
     from domainclip.training.step.gradcache import ContrastiveStep
     from domainclip.training.step.views import ImageViews

@@ -77,7 +77,7 @@ def test_attention_runs_and_all_kinds_agree(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = only_record(tmp_path, "attention")
     assert record["quick"] is True
-    assert list(record["results"]) == ["20", "50"]
+    assert list(record["results"]) == ["50"]
     for tokens, cells in record["results"].items():
         assert cells["sdpa"]["gradient_difference"] is None
         for kind in ("eager", "sliced"):  # sums in another order: close, and not one and the same computation

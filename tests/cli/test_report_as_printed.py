@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from domainclip.events import Event, PhaseFinished, PhaseProgress, PhaseStarted
 from domainclip.reports.schema import EvaluationFile, ResolutionsReport
 from domainclip.words import counted
+from forked import run_python
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +28,13 @@ def run(domainclip, tiny_data, tmp_path: Path) -> Path:  # type: ignore[no-untyp
     return folder
 
 
-def test_the_lines_of_python_and_the_next_command_run(run: Path, domainclip, tiny_data) -> None:  # type: ignore[no-untyped-def]
+def test_the_lines_of_python_and_the_next_command_run(run: Path, domainclip, tiny_data, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     page = (run / "report.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```\n", page, re.S)
     image = run.parent / "image.jpg"
     image.write_bytes(next(path for path in tiny_data.folder.rglob("*.jpg")).read_bytes())
-    done = subprocess.run([sys.executable, "-c", code], cwd=run.parent, capture_output=True, text=True, timeout=120)
+    monkeypatch.chdir(run.parent)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr
     assert "grass" in done.stdout
     (command,) = re.findall(r"^- (`+) ?(domainclip evaluate.*?) ?\1$", page, re.M)

@@ -16,8 +16,6 @@ import json
 import math
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +27,7 @@ from safetensors.torch import load_file
 
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import save_encoder
+from forked import run_python
 from model_zoo import save_siglip, save_vision_text
 from tiny_data import write_tiny_data
 
@@ -36,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 EXPECTED = Path(__file__).with_name("expected.json")
 RECORD = bool(os.environ.get("RECORD_GOLDEN"))
-CHILD = Path(__file__).with_name("golden_child.py")
+CHILD = Path(__file__).with_name("golden_child.py").read_text(encoding="utf-8")
 VOLATILE = ("seconds", "time", "per_s", "memory", "per_second")
 """Parts of the names of figures that say how fast the machine was, not what was learned."""
 
@@ -114,16 +113,6 @@ def observed(folder: Path) -> dict[str, Any]:
     return {"weights": weights_digest(folder), "metrics": dict(figures(lines)), "report": dict(figures(report))}
 
 
-def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("golden")
@@ -147,7 +136,7 @@ def finished(folder: Path) -> Callable[[str], Path]:
     def run(recipe: str) -> Path:
         output = folder / "runs" / recipe
         if not output.exists():
-            done = run_process(str(CHILD), values_of(folder, recipe, f"runs/{recipe}"))
+            done = run_python(CHILD, values_of(folder, recipe, f"runs/{recipe}"))
             assert done.returncode == 0, done.stderr
         return output
 
@@ -177,10 +166,10 @@ def test_a_run_ends_where_it_was_recorded_to_end(recipe: str, finished: Callable
 
 def test_a_killed_and_resumed_run_is_the_undisturbed_one(folder: Path, finished: Callable[[str], Path]) -> None:
     values = values_of(folder, "clip", "runs/killed")
-    killed = run_process(str(CHILD), values, "40")
+    killed = run_python(CHILD, values, "40")
     assert killed.returncode == -9, killed.stderr
     assert (folder / "runs" / "killed" / "checkpoints").is_dir()
-    resumed = run_process(str(CHILD), values)
+    resumed = run_python(CHILD, values)
     assert resumed.returncode == 0, resumed.stderr
     found, whole = observed(folder / "runs" / "killed"), observed(finished("clip"))
     assert found["weights"] == whole["weights"]
@@ -191,6 +180,8 @@ def test_a_comparison_says_what_it_was_recorded_to_say(folder: Path, finished: C
     runs = [f"before={folder / 'models' / 'clip'}", *(f"{name}={finished(name) / 'model'}" for name in RECIPES)]
     sets = [f"own={folder / 'data'}", f"other={folder / 'models' / 'other'}"]
     options = [word for run in runs for word in ("--model", run)] + [word for name in sets for word in ("--data", name)]
-    done = run_process("-m", "domainclip", "compare", *options, "--json", "device=cpu", "mixed_precision=false")
+    done = run_python(
+        "from domainclip.cli import main; main()", "compare", *options, "--json", "device=cpu", "mixed_precision=false"
+    )
     assert done.returncode == 0, done.stderr
     check("compare", {"figures": dict(figures(json.loads(done.stdout)))})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from domainclip.evaluation.compare_matrix import ModelOnSet, SetScores, compare_matrix
 from domainclip.metrics.bootstrap import Resampling, intervals_of
 from domainclip.metrics.label_rankings import LABEL_METRICS, LabelRanking, label_panel
 from domainclip.metrics.significance import exchange_p_value, metric_interval, paired_difference, resampled
@@ -86,3 +87,14 @@ def test_a_model_is_no_better_than_itself_on_another_scale_and_worse_than_a_bett
     draws = resampled([first, better], 500)
     found = paired_difference(first, better, draws[0], draws[1])
     assert found is not None and found.p_value < 0.01 and found.low > 0
+
+
+def test_a_comparison_says_where_it_resamples_less(monkeypatch) -> None:
+    truth, weak, strong = drawn_labels(30)
+    rankings = {name: LabelRanking("mAP", s, truth, [None] * 30) for name, s in (("a", weak), ("b", strong))}
+    scores = {name: ModelOnSet(ranking, {"mAP": ranking.value}) for name, ranking in rankings.items()}
+    whole = compare_matrix({"a": "a", "b": "b"}, [SetScores("set", "set", "mAP", scores)], "a")
+    assert whole.cells[1].low is not None and whole.cells[1].p_value is not None and not whole.data[0].notes
+    monkeypatch.setattr(LabelRanking, "affordable", lambda self, wanted: 200)
+    less = compare_matrix({"a": "a", "b": "b"}, [SetScores("set", "set", "mAP", scores)], "a")
+    assert less.data[0].notes == ["Intervals and tests come from 200 resamples here, since each ranks all images anew"]

@@ -6,9 +6,9 @@ import errno
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import time
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -17,14 +17,15 @@ from domainclip.errors import ConfigurationError
 from domainclip.output_record import LOCK_FILE
 from domainclip.pipelines import output_lock
 from domainclip.pipelines.output_lock import locked_output
+from forked import start_python
 
 HOLD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
+os.setsid()
 from domainclip.pipelines.output_lock import locked_output
 with locked_output(Path(sys.argv[1]), "--output", print, is_file=sys.argv[2] == "file"):
     if sys.argv[3] == "fork":
-        import os
         if not os.fork():
             time.sleep(60)
     print("held", flush=True)
@@ -32,18 +33,19 @@ with locked_output(Path(sys.argv[1]), "--output", print, is_file=sys.argv[2] == 
 """
 
 
-def holder(path: Path, kind: str = "folder", how: str = "plain") -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path), kind, how], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
+def holder(path: Path, kind: str, how: str, output: Path) -> BaseProcess:
+    process = start_python(HOLD, str(path), kind, how, output=output)
+    while not (output.is_file() and output.read_text() == "held\n"):
+        assert process.is_alive()
+        time.sleep(0.005)
     return process
 
 
 @pytest.mark.parametrize(("kind", "how"), [("folder", "plain"), ("file", "plain"), ("folder", "fork")])
 def test_the_second_is_told_whose_it_is_and_a_kill_lets_go(tmp_path: Path, kind: str, how: str) -> None:
     path, is_file = tmp_path / "out", kind == "file"
-    process = holder(path, kind, how)
+    process = holder(path, kind, how, tmp_path.with_suffix(".said"))
+    assert process.pid is not None
     try:
         with (
             pytest.raises(ConfigurationError, match=rf"another process \(process {process.pid} on .*, since \d{{4}}-"),
@@ -51,7 +53,7 @@ def test_the_second_is_told_whose_it_is_and_a_kill_lets_go(tmp_path: Path, kind:
         ):
             pass
         os.kill(process.pid, signal.SIGKILL)  # a process that it had forked lives on
-        process.wait()
+        process.join()
         with locked_output(path, "--output", print, is_file=is_file):
             pass
         assert not [name for name in os.listdir(tmp_path) if "lock" in name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 import signal_child
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import save_encoder
+from forked import forking
 from tiny_data import TinyData
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")]
@@ -51,13 +51,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["domainclip.pipelines", "domainclip.cli.main"])
-    return context
-
-
 def arguments(data: TinyData, model: Path, folder: Path) -> list[str]:
     keys = "batch_size=6 num_epochs=3 num_workers=0 mixed_precision=false device=cpu learning_rate=1e-3 eval_steps=2 "
     keys += "save_steps=2 logging_steps=1 early_stopping_patience=0 probe_steps=40 error_analysis=true"
@@ -70,30 +63,38 @@ def result_of(folder: Path) -> tuple[bytes, Any, list[Any]]:
     return (folder / "model" / "model.safetensors").read_bytes(), (report["before"], report["after"]), decisions
 
 
-def test_a_run_stopped_in_every_phase_ends_alike(
-    context: Any, tiny_data: TinyData, model: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def whole(tiny_data: TinyData, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Any, list[Any]]:
+    """What a run came to that nothing stopped."""
+    folder, log = tmp_path_factory.mktemp("whole") / "run", tmp_path_factory.mktemp("log") / "log"
+    child = forking().Process(target=signal_child.command, args=(arguments(tiny_data, model, folder), log, None))
+    child.start()
+    child.join(300)
+    assert child.exitcode == 0, log.read_text()
+    return result_of(folder)
+
+
+def test_a_run_stopped_in_every_phase_ends_alike(tiny_data: TinyData, model: Path, tmp_path: Path, whole: Any) -> None:
     log = tmp_path / "log"
 
     def run(folder: Path, *more: str, place: str | None = None, number: int = 0) -> int:
-        child = context.Process(
+        child = forking().Process(
             target=signal_child.command, args=([*arguments(tiny_data, model, folder), *more], log, place, number)
         )
         child.start()
         child.join(300)
         return int(child.exitcode)
 
-    assert run(tmp_path / "whole") == 0, log.read_text()
     folder = tmp_path / "stopped"
     for place, number in PHASES:
-        log.unlink()
+        log.unlink(missing_ok=True)
         again = ["--resume"] if (folder / "recipe.yaml").is_file() else []
         assert run(folder, *again, place=place, number=number) == 128 + number, (place, log.read_text())
         said = log.read_text()
         assert f"Stopped by {number.name}" in said, (place, said)
         assert "Traceback" not in said, (place, said)
     assert run(folder, "--resume") == 0, log.read_text()
-    whole, stopped = result_of(tmp_path / "whole"), result_of(folder)
+    stopped = result_of(folder)
     assert stopped[0] == whole[0]
     assert stopped[1] == whole[1]
     assert {key for key, _ in stopped[2]} == {key for key, _ in whole[2]}
@@ -101,7 +102,7 @@ def test_a_run_stopped_in_every_phase_ends_alike(
 
 
 def test_a_second_signal_leaves_at_once_in_every_phase(
-    context: Any, tiny_data: TinyData, model: Path, tmp_path: Path
+    tiny_data: TinyData, model: Path, tmp_path: Path, whole: Any
 ) -> None:
     """In the step that is being finished, or while files are closed and locks released: the exit code is that of the
     last signal, and what was saved goes on to the same end."""
@@ -109,12 +110,13 @@ def test_a_second_signal_leaves_at_once_in_every_phase(
 
     def run(folder: Path, *more: str, place: str = "", number: int = 0, second: int = 0, late: bool = False) -> int:
         given = [*arguments(tiny_data, model, folder), *more]
-        child = context.Process(target=signal_child.command, args=(given, log, place or None, number, 1, second, late))
+        child = forking().Process(
+            target=signal_child.command, args=(given, log, place or None, number, 1, second, late)
+        )
         child.start()
         child.join(300)
         return int(child.exitcode)
 
-    assert run(tmp_path / "whole") == 0, log.read_text()
     for index, (place, _) in enumerate(PHASES):
         log.unlink(missing_ok=True)
         first, second = [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)][index % 2]
@@ -124,15 +126,15 @@ def test_a_second_signal_leaves_at_once_in_every_phase(
         assert code == 128 + second, (place, log.read_text())
         assert "Traceback" not in log.read_text() and "ignored" not in log.read_text(), (place, log.read_text())
     assert run(folder, "--resume") == 0, log.read_text()
-    assert result_of(folder)[:2] == result_of(tmp_path / "whole")[:2]
+    assert result_of(folder)[:2] == whole[:2]
     assert not [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".old", ".lock"))]
 
 
-def test_other_commands_end_as_a_shell_expects(context: Any, tiny_data: TinyData, model: Path, tmp_path: Path) -> None:
+def test_other_commands_end_as_a_shell_expects(tiny_data: TinyData, model: Path, tmp_path: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         log = tmp_path / number.name
         given = ["evaluate", "--data", str(tiny_data.folder), "--model", str(model)]
-        child = context.Process(target=signal_child.command, args=(given, log, "evaluate", number))
+        child = forking().Process(target=signal_child.command, args=(given, log, "evaluate", number))
         child.start()
         child.join(120)
         assert child.exitcode == 128 + number

@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from domainclip.files import sha256_of
 from domainclip.models import DualEncoder
 from domainclip.training import CheckpointStore, Validation, validation
 from domainclip.training.checkpoint import MANIFEST, random_state, recover_directory, restore_random_state
+from forked import run_python
 from tiny_data import TinyData
 from training_setup import make_trainer, same, weights
 
@@ -223,11 +223,10 @@ def test_the_best_is_what_could_be_written(
 LIMITED = """
 import resource, sys, csv
 from pathlib import Path
-sys.path[:0] = [sys.argv[1]]
 from training_setup import make_trainer
 from domainclip.data.records import ImageTextPair
 from domainclip.training import Validation
-data, folder = Path(sys.argv[2]), Path(sys.argv[3])
+data, folder = Path(sys.argv[1]), Path(sys.argv[2])
 rows = csv.DictReader(open(data / "train.csv"))
 pairs = [ImageTextPair(data / row["image_path"], row["caption"], row["label"]) for row in rows]
 trainer = make_trainer(pairs, folder, save_steps=1, eval_steps=1, validate=lambda: Validation({"acc": 1.0}, "acc"))
@@ -247,14 +246,7 @@ print(len([w for w in result.warnings if "could not be written" in w]), result.s
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")
 def test_a_disk_that_is_really_full(tiny_data: TinyData, tmp_path: Path) -> None:
     """Neither torch's nor safetensors' own writers may end the run; afterwards it saves again."""
-    here = str(Path(__file__).parents[1] / "helpers")
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, here, str(tiny_data.folder), str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python(LIMITED, str(tiny_data.folder), str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["6", "6", "6"]  # steps 3, 4, 5: the best weights and the checkpoint each
     store = CheckpointStore(tmp_path / "run" / "checkpoints")

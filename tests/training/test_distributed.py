@@ -31,6 +31,7 @@ from distributed_cases import (
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DeviceError
 from domainclip.training import distributed
 from domainclip.training.distributed import ProcessGroup, claim_local_gpu, shard_of, world_size
+from forked import forking
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,8 @@ pytestmark = pytest.mark.slow
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
     stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(2)]
-    mp.spawn(_process, ((stores[0].port, stores[1].port), str(folder)), nprocs=2)
+    forking()
+    mp.start_processes(_process, ((stores[0].port, stores[1].port), str(folder)), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -22,6 +22,7 @@ from domainclip.models import make_tiny_clip
 from domainclip.resolve import resolve
 from domainclip.training import Trainer, Validation
 from domainclip.training.distributed import ProcessGroup
+from forked import forking
 from resolve_cases import PLAIN as PLAIN_DATA
 from resolve_cases import STARTER
 from tiny_data import TinyData
@@ -169,7 +170,8 @@ def _other_recipes(processes: ProcessGroup, data: TinyData, folder: Path) -> str
 def runs(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("runs")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    mp.spawn(_process, (store.port, tiny_data, folder), nprocs=2)
+    forking()
+    mp.start_processes(_process, (store.port, tiny_data, folder), nprocs=2, start_method="forkserver")
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

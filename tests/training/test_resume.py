@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ import resume_child
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import save_encoder
 from domainclip.training import Validation
+from forked import forking, run_python, start_python
 from tiny_data import TinyData
 from training_setup import make_trainer, same, train_until, weights
 
@@ -86,16 +85,6 @@ def test_a_finished_run_resumed_is_the_same_run(tiny_data: TinyData, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def context() -> Any:
-    """New processes are forked from one that has only imported the package: quick, and without inherited threads."""
-    if sys.platform == "win32":
-        pytest.skip("POSIX signals")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["domainclip.pipelines"])
-    return context
-
-
-@pytest.fixture(scope="module")
 def values(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = tmp_path_factory.mktemp("model")
     save_encoder(make_tiny_clip(attention_dropout=0.1), model)
@@ -121,9 +110,9 @@ Start = Callable[..., BaseProcess]
 
 
 @pytest.fixture(scope="module")
-def start(context: Any, values: dict[str, Any]) -> Start:
+def start(values: dict[str, Any]) -> Start:
     def start(folder: Path, kill: tuple[str, int] | None = None, **changed: Any) -> BaseProcess:
-        process = context.Process(
+        process = forking().Process(
             target=resume_child.train, args=({**values, "output_dir": str(folder), **changed}, kill)
         )
         process.start()
@@ -227,23 +216,24 @@ def test_signals_save_and_exit_as_a_shell_expects(values: dict[str, Any], undist
     folder = tmp_path / "run"
     # null stays unset, as for the other runs
     keys = [f"{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in values.items()]
-    command = [sys.executable, "-c", "from domainclip.cli import main; main()", "train", *keys, f"output_dir={folder}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["from domainclip.cli import main; main()", "train", *keys, f"output_dir={folder}"]
+    output, errors = tmp_path / "said", tmp_path / "said.err"
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         again = ["--resume"] if folder.exists() else []
-        process = subprocess.Popen([*command, *again], stderr=subprocess.PIPE, text=True, env=environment)
+        process = start_python(*command, *again, output=output)
         goal, began = last_step(folder) + 2, time.monotonic()
-        while last_step(folder) < goal and process.poll() is None:
+        while last_step(folder) < goal and process.is_alive():
             time.sleep(0.005)
             assert time.monotonic() - began < 120
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == code, errors
-        assert "saved. Go on with" in errors
-        assert "Traceback" not in errors
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        process.join(120)
+        assert process.exitcode == code, errors.read_text()
+        assert "saved. Go on with" in errors.read_text()
+        assert "Traceback" not in errors.read_text()
         newest = max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
         assert newest == last_step(folder)  # the step that was under way is on the disk
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=300)
+    done = run_python(*command, "--resume")
     assert done.returncode == 0, done.stderr
     assert_same_run(folder, undisturbed)
 

@@ -6,7 +6,6 @@ import importlib
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from domainclip.errors import (
     MissingExtraError,
 )
 from domainclip.tune import Space, study
+from forked import start_python
 from tiny_data import TinyData
 from tune_cases import recipe, search
 
@@ -125,7 +125,7 @@ def test_a_signal_closes_the_trial_and_it_is_tried_again(tiny_data: TinyData, tm
 
     handlers = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
     scripted(interrupted)
-    with pytest.raises(Interrupted, match=r"1 of 3 trials are finished.*resume=True") as stop:
+    with pytest.raises(Interrupted, match=r"finished: 1 of 3 trials.*resume=True") as stop:
         search(recipe(tiny_data, tmp_path), trials=3)
     assert stop.value.exit_code == 143
     assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == handlers
@@ -168,17 +168,14 @@ run_tuning(config, space, trials=3, steps=3, console=Console(file=sys.stderr))
 def test_killed_in_the_middle_of_a_trial(tiny_data: TinyData, tmp_path: Path) -> None:
     config = recipe(tiny_data, tmp_path / "out")
     values = config.to_dict(only_set=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD.format(values=values)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_python(CHILD.format(values=values), output=tmp_path / "said")
     began = time.monotonic()
-    while process.poll() is None and not (tmp_path / "out" / "trials" / "0001" / "metrics.jsonl").exists():
+    while process.is_alive() and not (tmp_path / "out" / "trials" / "0001" / "metrics.jsonl").exists():
         time.sleep(0.002)
         assert time.monotonic() - began < 120
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     outcome = search(config, trials=3, steps=3, resume=True)
     assert [record.outcome for record in outcome.trials] == ["complete", "killed", "complete", "complete"]
     assert outcome.trials[2].params == outcome.trials[1].params

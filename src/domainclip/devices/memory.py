@@ -101,6 +101,27 @@ def read_memory(device: torch.device) -> MemoryInfo:
     return info
 
 
+def peak_memory_mb(device: torch.device) -> float:
+    """Ask for the most memory this process has held so far.
+
+    Args:
+        device: On CUDA its GPU's memory is meant, elsewhere that of the whole process.
+
+    Returns:
+        MiB.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**20
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 class MemoryManager:
     """Memory of one device, and the largest contrastive micro-batch it should be asked to hold.
 

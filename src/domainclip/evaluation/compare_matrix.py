@@ -187,7 +187,7 @@ def compare_matrix(models: Mapping[str, str], sets: Sequence[SetScores], referen
     return Matrix(
         reference,
         [ComparedModel(name, path) for name, path in models.items()],
-        [_column(found) for found in sets],
+        [_column(found, resamples) for found in sets],
         cells,
         [
             {"model": name, **{verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}}
@@ -243,10 +243,13 @@ def _against(
         cell.change = sums[name].value - sums[reference].value
 
 
-def _column(found: SetScores) -> ComparedData:
+def _column(found: SetScores, resamples: int) -> ComparedData:
     sizes = [score.sums.n_units for score in found.scores.values() if score.sums is not None]
     units = sizes[0] if sizes else None
     notes = list(found.notes)
+    made = min((score.sums.affordable(resamples) for score in found.scores.values() if score.sums), default=resamples)
+    if made < resamples:
+        notes.append(f"Intervals and tests come from {made:,} resamples here, since each ranks all images anew")
     if units is not None and 1 < units < FEW_UNITS:  # a single one has no interval to speak of
         notes.append(
             f"Only {counted(units, found.unit)} to resample: the true uncertainty is larger than the intervals say"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from domainclip.devices.memory import peak_memory_mb
 from domainclip.events import StepLogged
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
 from domainclip.training.guards import CollapseGuard
@@ -114,26 +114,3 @@ def logged_metrics(output: Mapping[str, Any], prefix: str = "") -> dict[str, flo
         elif isinstance(value, Tensor) and value.ndim == 0:
             numbers[prefix + name] = float(value)
     return numbers
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Ask for the most memory this process has held so far.
-
-    Args:
-        device: On CUDA its GPU's memory is meant, elsewhere that of the whole process.
-
-    Returns:
-        MiB.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory() / 2**20
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset / 2**20
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

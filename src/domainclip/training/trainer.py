@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 from domainclip.config import EvaluationSettings, ProbeSettings, RunSettings
 from domainclip.data.batches import Batch, PrefetchDataLoader
 from domainclip.data.sampler import EpochBatchSampler
+from domainclip.devices.memory import peak_memory_mb
 from domainclip.errors import DataError, Interrupted
 from domainclip.events import ImageSkipped, Milestone, PhaseProgress, RunFinished, RunStarted
 from domainclip.signals import StopSignals
 from domainclip.training.checkpointer import Checkpointer
 from domainclip.training.memory.run import RunMemory
-from domainclip.training.observer import StepObserver, peak_memory_mb
+from domainclip.training.observer import StepObserver
 from domainclip.training.probe.probe import ProbeStages
 from domainclip.training.state import RunState, TrainContext, TrainingResult
 from domainclip.training.step.train_step import TrainStep

@@ -21,6 +21,7 @@ from domainclip.training import ContrastiveStep, Trainer
 from domainclip.training.distributed import ProcessGroup
 from domainclip.training.regularization.initial_weights import initial_weights
 from domainclip.training.regularization.regularizers import L2SP, FeatureDistillation
+from forked import forking
 from gradcache_cases import assert_equal, batch_of, gradients
 from tiny_data import TinyData
 from training_setup import make_trainer, one_of_two, same, train_until, weights
@@ -221,7 +222,8 @@ def _process(rank: int, port: int, data: TinyData, folder: Path) -> None:
 
 def test_two_processes_are_held_as_one_is(tiny_data: TinyData, tmp_path: Path) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    mp.start_processes(_process, (store.port, tiny_data, tmp_path), nprocs=2, start_method="spawn")
+    forking()
+    mp.start_processes(_process, (store.port, tiny_data, tmp_path), nprocs=2, start_method="forkserver")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert same(found[0]["weights"], found[1]["weights"])
     encoder = make_tiny_clip(0)
