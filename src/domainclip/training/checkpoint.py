@@ -214,7 +214,7 @@ class CheckpointStore:
 
     def finish(self, keep: bool) -> None:
         """Keep of a finished run what lengthens it: the newest checkpoint, and with it the best weights, which take no
-        room of their own where ``model/`` is the same. A kill at any moment leaves a run that goes on, or a finished one.
+        room of their own where ``model/`` is the same. Killed at any moment, the run goes on or is finished.
 
         Args:
             keep: Whether anything is kept at all.
