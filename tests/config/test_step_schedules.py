@@ -166,7 +166,7 @@ def test_batch_size_follows_its_schedule():
             "resolution_schedule: what holds from step 32 on never comes, for the training has 5 steps",
         ),
         ({}, {"batch_size_schedule": {0: 64, 10**9: 96}}, "batch_size_schedule: what holds from step 1000000000 on"),
-        ({}, {"batch_size_schedule": {0: 64, 9: 1001}}, "goes up to 1001 pairs, and there are 1000 rows"),
+        ({}, {"batch_size_schedule": {0: 64, 9: 1001}}, "goes up to 1001 pairs, and training has 1,000 rows"),
         ({}, {"batch_size_schedule": {0: 64, 9: 128}, "batch_size": 64}, "batch_size=64 times .*=1 is 64"),
         (
             {},

@@ -57,7 +57,7 @@ def test_uncertain_and_blank_cells_are_counted(folder: Path) -> None:
     assert note.endswith("1 row has none of the labels")
     assert [row.reason for row in pairs.skipped] == ["it has no label to write a caption from"]
     assert any("read as labels" in note for note in load_splits(folder / "t.csv").notes)
-    assert any("uncertain" in example for each in check_data(folder / "t.csv").findings for example in each.examples)
+    assert any("uncertain" in each.detail for each in check_data(folder / "t.csv").findings)
 
 
 def test_keys_of_json_and_columns_of_parquet(folder: Path) -> None:
