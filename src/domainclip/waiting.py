@@ -35,7 +35,7 @@ def said_while_waiting(items: Iterable[T], total: int, what: str, each: int = 1)
     inner, _saying = _saying, True
     due, shown = time.monotonic() + FIRST_SECONDS, False
     # Where a progress bar has taken the terminal over, standard error is another object.
-    terminal = sys.stderr is not None and sys.stderr is sys.__stderr__ and sys.stderr.isatty()
+    terminal = sys.__stderr__ is not None and sys.stderr is sys.__stderr__ and sys.__stderr__.isatty()
     try:
         for done, item in enumerate(items):
             if (
