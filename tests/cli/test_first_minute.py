@@ -88,6 +88,19 @@ KEYS = {
     **({} if sys.platform == "darwin" else {"device=mps": "not a Mac"}),
 }
 WRONG += [(*command, key) for command in COMMANDS_WITH_KEYS for key in KEYS]
+WRONG += [
+    ("tune", "--data", "table.csv", "--model", "tiny", "--space", "gone.yaml"),
+    ("tune", "--data", "table.csv", "--model", "tiny", "--search", "learning_rat=1..2"),
+    ("tune", "--data", "table.csv", "--model", "tiny", "--search", "loss_type=contrastve,sigmoid"),
+    ("evaluate", "--data", "table.csv", "--model", "tiny", "--resolutions", "abc"),
+    ("evaluate", "--data", "table.csv", "--model", "tiny", "--error-analysis", "table.csv"),
+    ("compare", "--data", "table.csv", "--model", "tiny", "--reference", "other"),
+    ("memory", "plan", "--precision", "fp8"),
+    ("memory", "plan", "--optimizer", "adm"),
+    ("memory", "plan", "--resolutions", "a"),
+    ("demo", "--output", "table.csv"),
+    ("config", "validate", "default", "evaluators=[mine]"),
+]
 WRONG.append(("compare", "--data", "table.csv", "--model", "tiny", "--metric", "acc"))
 
 

@@ -66,7 +66,7 @@ def test_images_without_a_discipline_are_left_out_of_the_matrix_and_counted() ->
         "unknown": [0, 0],
     }
     _, shown = flat_of("scientific", scores, bootstrap_resamples=0)
-    assert "1 of 5 images name no discipline and are left out of the matrix" in shown["notes"]
+    assert "left out of the matrix: 1 of 5 images, without a discipline" in shown["notes"]
 
 
 def test_answers_without_a_discipline_have_a_column_of_their_own(tmp_path: Path) -> None:

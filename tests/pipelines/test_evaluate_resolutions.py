@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from domainclip.cli.options import parse_resolutions
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.reader import read_image
@@ -34,7 +35,7 @@ from domainclip.models import position_embeddings as positions_module
 from domainclip.pipelines import condition_embedding, embedding_cost
 from domainclip.pipelines.condition_embedding import ConditionEmbedder
 from domainclip.pipelines.embedding_cost import TIMED_ROUNDS, embedding_costs
-from domainclip.pipelines.evaluate_resolutions import parse_resolutions, run_resolutions
+from domainclip.pipelines.evaluate_resolutions import run_resolutions
 from domainclip.reports.plots.resolution import agreement_table, plot_agreement, plot_resolutions, plot_robustness
 from domainclip.reports.schema.resolutions import AtResolution, ResolutionsReport
 from domainclip.training.memory import monitor as memory_monitor

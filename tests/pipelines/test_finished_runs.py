@@ -92,8 +92,8 @@ def test_a_finished_run_goes_on_from_its_checkpoint(
     assert "keep_checkpoints=0" in said and "(checkpoints/) are kept only so that the run can go on" in said
     assert not (folder / "best").exists()
     [checkpoint] = (folder / "checkpoints").iterdir()
-    kept = {name for name in files_of(checkpoint / "best") if name.endswith(".safetensors")}
-    assert kept == ({"model.safetensors"} if calibrated else set()), "what the model has is not kept twice"
+    weights = [place / "model.safetensors" for place in (folder / "model", checkpoint / "best")]
+    assert weights[0].samefile(weights[1]) != calibrated, "what the model has is not kept twice"
     first = result(folder)
     train(folder, resume=True, calibrate_temperature=calibrated)
     assert result(folder) == first
@@ -123,14 +123,39 @@ def test_the_checkpoint_of_a_finished_run_can_be_dropped_later(train: Train, tmp
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_model_that_was_taken_away_is_named(train: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_a_model_that_was_taken_away(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Where the file system knows no links, nothing but the model has the best weights."""
+
+    def no_links(*arguments: Any) -> None:
+        raise PermissionError("no links here")
+
+    folder = tmp_path / "run"
+    if not links:
+        monkeypatch.setattr("domainclip.training.checkpoint.os.link", no_links)
+    train(folder)
+    first = result(folder)
+    (folder / "model").rename(tmp_path / "elsewhere")
+    if links:
+        train(folder, resume=True)
+        assert result(folder) == first
+    else:
+        with pytest.raises(CheckpointError, match=r"config\.json of the best weights is neither in .* \(put it back\)"):
+            train(folder, resume=True)
+
+
+def test_a_folder_where_a_file_has_to_be_is_said_before_the_work(train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(folder)
-    (folder / "model").rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        CheckpointError, match=r"config\.json of the best weights is neither in .* nor in .*model \(put it back\)"
-    ):
-        train(folder, resume=True)
+    for name in ("plots/loss.png", "report.json", "memory.json"):
+        (folder / name).rename(tmp_path / "aside")
+        (folder / name).mkdir()
+        with pytest.raises(ConfigurationError, match="is a folder, where a file has to be: move it away"):
+            train(folder, resume=True)
+        (folder / name).rmdir()
+        (tmp_path / "aside").rename(folder / name)
 
 
 @pytest.mark.parametrize("keep", [1, 0])

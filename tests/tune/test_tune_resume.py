@@ -125,7 +125,7 @@ def test_a_signal_closes_the_trial_and_it_is_tried_again(tiny_data: TinyData, tm
 
     handlers = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
     scripted(interrupted)
-    with pytest.raises(Interrupted, match=r"1 of 3 trials are finished.*resume=True") as stop:
+    with pytest.raises(Interrupted, match=r"finished: 1 of 3 trials.*resume=True") as stop:
         search(recipe(tiny_data, tmp_path), trials=3)
     assert stop.value.exit_code == 143
     assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == handlers

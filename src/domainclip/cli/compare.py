@@ -63,6 +63,8 @@ def compare(
     if not config.plugins:
         check_metric(metric, "--metric")
     models, sets = named(model or [], "model"), named(data or [], "data")
+    if reference is not None and reference not in models:
+        raise ConfigurationError(f"The reference {reference!r} is no model: choose one of {', '.join(models)}")
     for name in models if strict else [reference or next(iter(models))]:  # the others leave a reason in the matrix
         if name in models:
             check_model(config.updated(model_name=models[name]))

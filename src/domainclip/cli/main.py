@@ -31,6 +31,7 @@ from domainclip.cli.options import (
     as_typed,
     config_of,
     output_folder,
+    parse_resolutions,
     print_json,
     warn,
 )
@@ -170,6 +171,9 @@ def evaluate(
     if resolutions is not None and error_analysis is not None:
         raise ConfigurationError("--error-analysis shows one model at its own resolution: leave --resolutions out")
     config = config_of(recipe, overrides, data_path=data, model_name=model, domain=domain)
+    wanted = None if resolutions is None else parse_resolutions(resolutions)
+    if error_analysis is not None:
+        require_writable(error_analysis, "--error-analysis")
     check_model(config)
     check_start(config)
     from domainclip.files import write_json, writing
@@ -188,8 +192,8 @@ def evaluate(
 
         beside = [place.name for place in plot_places(output).values()]
     with output_file(output, paths_read(config), warn, beside):
-        if resolutions is not None:
-            _evaluate_resolutions(config, resolutions, split, robustness is not False, output, as_json)
+        if wanted is not None:
+            _evaluate_resolutions(config, wanted, split, robustness is not False, output, as_json)
             return
         from domainclip.pipelines.evaluate import run_evaluation
 
@@ -204,11 +208,10 @@ def evaluate(
 
 
 def _evaluate_resolutions(  # type: ignore[no-untyped-def]
-    config, resolutions: str, split: str, robustness: bool, output: Path | None, as_json: bool
+    config, wanted: list[int], split: str, robustness: bool, output: Path | None, as_json: bool
 ) -> None:
-    from domainclip.pipelines.evaluate_resolutions import check_places, parse_resolutions, run_resolutions
+    from domainclip.pipelines.evaluate_resolutions import check_places, run_resolutions
 
-    wanted = parse_resolutions(resolutions)
     if output is not None:
         check_places(output)
     report = run_resolutions(config, wanted, split, robustness=robustness)
@@ -238,6 +241,7 @@ def demo(
     Example: domainclip demo --output outputs/demo
     """
     check_recipe(config_of(None, overrides))
+    require_writable(output, "--output")
     from domainclip.config import parse_overrides
     from domainclip.demo import run_demo
 
@@ -307,6 +311,7 @@ def config_validate(
 
     config = config_of(recipe, overrides)
     load_domain(config.domain)
+    check_recipe(config, here=False)
     names = ", ".join(sorted(config.to_dict(only_set=True))) or "nothing"
     typer.echo(f"{recipe}: valid; sets {names}")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Device, print_json
+from domainclip.cli.options import AsJson, Device, config_of, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,6 +52,10 @@ def memory_plan(
 
     Example: domainclip memory plan --model vit-l-14-336 --budget 16GB
     """
+    sizes = None if resolutions is None else _whole_numbers(resolutions)
+    for name in precision.split(",") if precision else ():
+        config_of(None, None, precision=name.strip())
+    config_of(None, None, optimizer=optimizer)
     from domainclip.models.source.name import find_model, short_name
 
     if short_name(model) is None:  # the shape of a short name is known
@@ -65,7 +69,6 @@ def memory_plan(
     if device is not None and device not in ("cpu", "cuda", "mps"):
         raise ConfigurationError(f"Invalid device {device!r}: choose cpu, cuda or mps")
     allowed = None if budget is None else parse_size(budget)
-    sizes = None if resolutions is None else _whole_numbers(resolutions)
     if device is None or allowed is None:
         chosen = DeviceManager(device=device).device
         preferred = choose_precision(chosen).name

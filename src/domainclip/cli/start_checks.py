@@ -13,7 +13,7 @@ from pathlib import Path
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.domain_name import is_domain_path
-from domainclip.config.key_facts import facts_by_key
+from domainclip.config.key_facts import facts_by_key, facts_of
 from domainclip.errors import (
     ConfigurationError,
     DataError,
@@ -40,13 +40,14 @@ def check_start(config: CLIPFinetuningConfig) -> None:
     check_recipe(config)
 
 
-def check_recipe(config: CLIPFinetuningConfig) -> None:
+def check_recipe(config: CLIPFinetuningConfig, here: bool = True) -> None:
     """Answer at once where what a recipe names is not there: evaluators, objectives, metrics, files, a device.
 
     What a plugin adds is known once it is imported; with one, names are looked up then.
 
     Args:
         config: The recipe.
+        here: Whether it is to run on this machine, with its device.
 
     Raises:
         CLIPFinetuningError: The first of them that is not there, with what is nearest.
@@ -54,6 +55,8 @@ def check_recipe(config: CLIPFinetuningConfig) -> None:
     _check_files(config)
     if not config.plugins:
         _check_names(config)
+    if not here:
+        return
     _check_device(config)
     if config.lora_r is not None and find_spec("peft") is None:
         raise MissingExtraError("peft", "lora", "lora_r (training with LoRA adapters)")
@@ -127,12 +130,26 @@ def check_metric(name: str | None, what: str) -> None:
         raise ConfigurationError(f"Invalid {what} {name!r}: {_named(name, METRICS.names)}")
 
 
+def check_name(key: str, name: object) -> None:
+    """Answer at once where a key's value is the name of something that the package has not.
+
+    Args:
+        key: Of a recipe.
+        name: Its value, or one entry of it.
+
+    Raises:
+        ConfigurationError: There is no such thing.
+    """
+    known = facts_of(CLIPFinetuningConfig, key).names
+    if known and isinstance(name, str) and name not in known:
+        raise ConfigurationError(f"Invalid {key} {name!r}: {_named(name, known)}")
+
+
 def _check_names(config: CLIPFinetuningConfig) -> None:
     for key, facts in facts_by_key(CLIPFinetuningConfig):
         value = getattr(config, key)
         for name in [value] if isinstance(value, str) else list(value or ()) if facts.names else ():
-            if facts.names and name not in facts.names:
-                raise ConfigurationError(f"Invalid {key} {name!r}: {_named(name, facts.names)}")
+            check_name(key, name)
     check_metric(config.primary_metric, "primary_metric")
 
 

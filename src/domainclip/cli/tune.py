@@ -17,7 +17,7 @@ from domainclip.cli.options import (
     output_folder,
     recipe_keys,
 )
-from domainclip.cli.start_checks import check_model, check_start
+from domainclip.cli.start_checks import check_model, check_name, check_start
 from domainclip.errors import ConfigurationError, MissingExtraError
 
 
@@ -67,12 +67,16 @@ def tune(
     if find_spec("optuna") is None:
         raise MissingExtraError("optuna", "tune", "Tuning a recipe")
     from domainclip.config import parse_overrides
-    from domainclip.tune.run import run_tuning
     from domainclip.tune.space import Space
 
     wanted = Space.from_file(space) if space is not None else None
     if search:
         wanted = (wanted or Space(())).merged(Space.from_options(search))
+    for dimension in wanted.dimensions if wanted is not None and not config.plugins else ():
+        for choice in dimension.choices or ():
+            check_name(dimension.key, choice)
+    from domainclip.tune.run import run_tuning
+
     run_tuning(
         config,
         wanted,

@@ -50,14 +50,15 @@ def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
         return GivenSplit(name, folder, lambda: DatasetLoader.load(where, split=split, **asdict(columns)))
 
     folder = Path(path)
-    if str(path).startswith(huggingface.PREFIX):
+    if str(path).startswith(huggingface.PREFIX) or (folder.is_dir() and huggingface.is_saved_dataset(folder)):
         available = huggingface.open_splits(path)
         chosen = {name: key for name, keys in SPLIT_NAMES.items() for key in keys[::-1] if key in available}
         if "train" not in chosen:
             if len(available) > 1:
                 raise DataError(f"Data set {path} has no split 'train': it has {', '.join(available)}")
             chosen = {"train": next(iter(available))}
-        return {name: part(f"{path} [{key}]", path, None, key) for name, key in chosen.items()}
+        parts = {name: part(f"{path} [{key}]", path, None, key) for name, key in chosen.items()}
+        return _with_unused(parts, [key for key in available if key not in chosen.values()])
     if tars := shards_of(path):
         return {name: _joined(files, columns) for name, files in shards_by_split(tars).items()}
     if not folder.is_dir():
@@ -84,6 +85,20 @@ def given_splits(path: Path | str, columns: Columns) -> dict[str, GivenSplit]:
             file = only_one(folder, found, name)
             result[name] = part(file.name, file, file.parent)
     return result
+
+
+def _with_unused(parts: dict[str, GivenSplit], unused: list[str]) -> dict[str, GivenSplit]:
+    """The splits of a hub's data set, the first of which tells of those that are not used."""
+    if not unused:
+        return parts
+    name, first = next(iter(parts.items()))
+
+    def load() -> PairList:
+        pairs = first.load()
+        pairs.notes.append(f"its further splits {', '.join(unused)} are not used: their names do not say what for")
+        return pairs
+
+    return parts | {name: GivenSplit(first.name, first.folder, load)}
 
 
 def _with_left_out(parts: dict[str, GivenSplit], folder: Path) -> dict[str, GivenSplit]:

@@ -122,29 +122,6 @@ def check_places(path: Path) -> None:
         )
 
 
-def parse_resolutions(text: str) -> list[int]:
-    """Read resolutions from the text of an option.
-
-    Args:
-        text: Pixels with commas between them, such as "96,128,160".
-
-    Returns:
-        Resolutions, ascending, each once.
-
-    Raises:
-        ConfigurationError: A part is no positive whole number.
-    """
-    resolutions = set()
-    for part in text.split(","):
-        if not (part.strip().isascii() and part.strip().isdecimal()) or int(part) < 1:
-            raise ConfigurationError(
-                f"Invalid resolution {part.strip()!r} in the resolutions {text!r}: give resolutions in pixels, such as "
-                f"96,160"
-            )
-        resolutions.add(int(part))
-    return sorted(resolutions)
-
-
 def check_resolutions(encoder: DualEncoder, resolutions: Sequence[int]) -> None:
     """Check that the image tower takes every resolution.
 

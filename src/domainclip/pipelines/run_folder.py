@@ -57,6 +57,9 @@ class OutputFolder:
         if resume:
             if not self.holds_one:
                 raise ConfigurationError(f"There is no {self.what} in {self.path} to resume: leave resume=True out")
+            for each in self._written()["files"] or self.names:  # now, not when the file is written, hours later
+                if Path(each).suffix and (self.path / each).is_dir():
+                    raise ConfigurationError(f"{self.path / each} is a folder, where a file has to be: move it away")
             return
         present = [name for name in self.names if os.path.lexists(self.path / name)]
         written = self._written()

@@ -148,7 +148,7 @@ class CheckpointStore:
     A checkpoint is written beside its final place, fsynced and renamed: it is there whole or not at all. The best
     weights, which a run ends with, lie in ``best/`` beside ``folder``; once better ones take their place, those that
     the newest checkpoint knows stay in its ``best/``, for a run that goes on from there. Files of theirs that are in
-    ``model/`` as well, the result of a finished run, are not kept twice.
+    ``model/`` as well, the result of a finished run, are on the disk once.
 
     Args:
         folder: Where they are.
@@ -213,8 +213,8 @@ class CheckpointStore:
         return target
 
     def finish(self, keep: bool) -> None:
-        """Keep of a finished run what lengthens it: the newest checkpoint, and with it those files of the best weights
-        that ``model/`` does not have anyhow. At every moment, a kill leaves either a run that goes on or none.
+        """Keep of a finished run what lengthens it: the newest checkpoint, and with it the best weights, which take no
+        room of their own where ``model/`` is the same. Killed at any moment, the run goes on or is finished.
 
         Args:
             keep: Whether anything is kept at all.
@@ -235,7 +235,7 @@ class CheckpointStore:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _keep_best_with(self, checkpoint: Checkpoint) -> None:
-        """Move the best weights into a checkpoint's folder, and remove from there what is in ``model/`` as well."""
+        """Move the best weights into a checkpoint's folder; what is in ``model/`` as well is kept once on the disk."""
         kept = checkpoint.path / BEST
         try:
             digests = _manifest(checkpoint.path)[1] or {}
@@ -250,7 +250,19 @@ class CheckpointStore:
             return
         for name, digest in digests.items():
             if _is_whole(self.model / name, digest):
-                (kept / name).unlink(missing_ok=True)
+                self._keep_once(name, kept)
+
+    def _keep_once(self, name: str, kept: Path) -> None:
+        """Have a file of ``model/`` stand in ``kept`` as the same one, or where links are not known, not at all."""
+        linked = kept / f".{name}.tmp"
+        try:
+            kept.mkdir(exist_ok=True)
+            linked.unlink(missing_ok=True)
+            os.link(self.model / name, linked)
+            os.replace(linked, kept / name)
+            linked.unlink(missing_ok=True)  # it was the same one already: then the rename does nothing
+        except OSError:
+            (kept / name).unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Remove what a killed run left half-written."""

@@ -63,3 +63,16 @@ def test_groups_over_splits_of_a_column(tmp_path: Path) -> None:
     assert report.rows == {"train": 2, "test": 2}
     (finding,) = report.named("shared-groups")
     assert (finding.count, finding.examples) == (1, ["2"])
+
+
+def test_sentences_wrap_and_file_names_do_not(tmp_path: Path) -> None:
+    name = f"an image with a name that is longer than a line is wide {'x' * 60}.png"
+    (tmp_path / "t.csv").write_text(
+        "filename;title;patient_id\n" + "".join(f"{n}.png;caption {n};p{n % 3}\n" for n in range(8)) + f"{name};c;p1\n"
+    )
+    for n in range(8):
+        Image.new("RGB", (32, 32), (n * 20, 0, 9)).save(tmp_path / f"{n}.png")
+    shown = check_data(tmp_path / "t.csv").render(80).plain.splitlines()
+    assert any(name in line for line in shown)
+    assert max(len(line) for line in shown if name not in line and str(tmp_path) not in line) <= 80
+    assert any("patient_id" in line for line in shown)

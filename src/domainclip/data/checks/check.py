@@ -157,7 +157,9 @@ def _reading(pairs: PairList, name: str) -> list[Finding]:
     findings = []
     if pairs.notes:
         advice = "Check that this is what you mean."
-        findings.append(Finding("how-it-is-read", "info", len(pairs.notes), pairs.notes, advice, name))
+        findings.append(
+            Finding("how-it-is-read", "info", len(pairs.notes), [], advice, f"{name}: {'; '.join(pairs.notes)}")
+        )
     for sentence in proposed_groups(pairs):
         column = next(iter(pairs.proposed))
         advice = f"Set group_col={column}, unless its rows may well be in two splits."

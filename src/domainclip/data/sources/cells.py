@@ -24,6 +24,13 @@ _MISSING_LOOSELY = frozenset(
 )
 """In small letters, what besides stands for no group and no caption. One "unknown" for all is no patient."""
 
+_NAME_KEYS = ("name", "label", "class", "class_name", "category")
+"""Keys of a label that is an object."""
+_ARRAY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^()]*)?\)", re.DOTALL)
+"""A list as numpy shows it, and pandas writes it into CSV."""
+_BRACES = re.compile(r"\{([^{}:'\"]*)\}")
+"""A list as PostgreSQL writes it."""
+
 _WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0*|[+-]?\d+(\.\d+)?[eE]\+\d{1,2}")
 """A whole number as pandas writes it where a column has missing values: 2.0, 1e+16."""
 
@@ -76,7 +83,12 @@ def list_in_cell(value: Any, of: tuple[type, ...] = (str,)) -> list[Any] | None:
     if not isinstance(value, str):
         return None
     text = value.strip()
-    if not (text.startswith(("[", "(")) and text.endswith(("]", ")")) and len(text) <= 1_000_000):
+    if array := _ARRAY.fullmatch(text):
+        text = array[1]
+    if text in ("[]", "()", "set()"):
+        return []
+    is_set = text.startswith(("{'", '{"')) and text.endswith(("'}", '"}'))
+    if not (is_set or (text.startswith(("[", "(")) and text.endswith(("]", ")")))) or len(text) > 1_000_000:
         return None
     # numpy writes no commas between its elements, and Python would join "'a' 'b'" to one text.
     spaced = re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)
@@ -85,6 +97,8 @@ def list_in_cell(value: Any, of: tuple[type, ...] = (str,)) -> list[Any] | None:
             found = read(spaced)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue  # it is no list in this notation, which is no fault: a caption may stand in brackets
+        if isinstance(found, set):
+            found = sorted(found, key=text.find)  # as they were written
         if isinstance(found, list | tuple) and found and all(each is None or isinstance(each, of) for each in found):
             return list(found)
     return None
@@ -107,6 +121,19 @@ def captions_in_cell(value: Any) -> list[Any]:
     return [each.get("raw", each.get("caption", each)) if isinstance(each, Mapping) else each for each in found]
 
 
+def is_place_per_class(value: Any) -> bool:
+    """Whether a cell of labels holds 0 or 1 for each class, in their order, instead of names.
+
+    Args:
+        value: A cell.
+
+    Returns:
+        True for a list of these two numbers alone, in which one of them repeats.
+    """
+    found = list_in_cell(value, (int, float)) if isinstance(value, str | list | tuple) else None
+    return found is not None and len(found) > len(set(found)) and set(found) <= {0, 1}
+
+
 def labels_in_cell(value: Any) -> list[str]:
     """The labels of a cell: of a list, or of a text with ``|`` or ``;`` between them.
 
@@ -116,6 +143,10 @@ def labels_in_cell(value: Any) -> list[str]:
     Returns:
         Each label once, in its order; none where the cell is missing.
     """
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in _NAME_KEYS if key in value), value)
+    if isinstance(value, str) and (array := _BRACES.fullmatch(value.strip())):
+        value = array[1].replace(",", "|")
     found = list_in_cell(value, (str, int, float))
     if found is None:
         text = text_or_none(value)

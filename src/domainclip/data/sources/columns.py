@@ -36,7 +36,17 @@ _LABEL = (
 )
 _ADDRESS = {"url", "urls", "imageurl", "imageurls", "imgurl", "link", "imagelink", "href"}
 _GROUP = ("group", "groups", "groupid", "groupname")
-_SPLIT = ("split", "splits", "splitname", "datasplit", "subset", "partition", "set", "fold", "phase", "usage")
+_SPLIT = (
+    *("split", "splits", "splitname", "datasplit", "trainvaltest", "traintest", "trainval", "subset", "partition"),
+    *("set", "fold", "phase", "usage", "settype", "datasettype", "dataset", "stage", "mode"),
+)
+_NAMES_OF_LABELS = ("classname", "labelname", "labeltext")
+SPLIT_FLAGS = {
+    **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("train", "test")),
+    **dict.fromkeys(("istest", "istestset"), ("test", "train")),
+    **dict.fromkeys(("isval", "isvalid", "isvalidation"), ("validation", "train")),
+}
+"""Columns that say yes or no, and the splits that these mean."""
 USUAL = {"image_col": _IMAGE, "caption_col": _CAPTION, "label_col": _LABEL, "group_col": _GROUP, "split_col": _SPLIT}
 """For each option that names a column, the names that it usually has, the surest first, in small letters without blanks
 and signs."""
@@ -47,6 +57,7 @@ NEEDED = ("image_col", "caption_col")
 _PROPOSED = frozenset(
     (
         *("patient", "subject", "participant", "person", "individual", "donor", "animal", "mrn", "case", "study"),
+        *("lesion", "accession", "exam", "examination", "visit", "encounter", "session", "user", "pid", "p"),
         *("series", "specimen", "slide", "lot", "batch", "board", "wafer", "panel", "serial", "plate", "video"),
         *("scene", "sequence"),
     )
@@ -161,14 +172,14 @@ def may_be_flags(names: Columns, columns: Iterable[str]) -> list[str]:
     if is_named(names, "label_col") or names.label_col in columns or _guess("label_col", columns) is not None:
         return []
     named = {getattr(names, option) for option in USUAL} | {DISCIPLINE_COL}
-    usual = {name for each in USUAL.values() for name in each} | _ADDRESS | _NO_LABELS
+    usual = {name for each in USUAL.values() for name in each} | _ADDRESS | _NO_LABELS | SPLIT_FLAGS.keys()
     return [
         name
         for name in columns
         if name not in named
-        and _plain(name) not in usual
-        and _OF_A_NAME.sub("", _plain(name)) not in _PROPOSED
-        and not _NUMBERED.fullmatch(_plain(name))
+        and plain(name) not in usual
+        and _OF_A_NAME.sub("", plain(name)) not in _PROPOSED
+        and not _NUMBERED.fullmatch(plain(name))
     ]
 
 
@@ -182,7 +193,7 @@ def names_an_image(columns: Iterable[str], names: Collection[str]) -> bool:
     Returns:
         True where one of them is there, or one of the usual names.
     """
-    return any(column in names or _plain(column) in _IMAGE for column in columns)
+    return any(column in names or plain(column) in _IMAGE for column in columns)
 
 
 def missing_column(kind: str, name: str, source: str, found: Iterable[str], option: str) -> DataError:
@@ -199,8 +210,8 @@ def missing_column(kind: str, name: str, source: str, found: Iterable[str], opti
         The error, for the caller to raise.
     """
     found = list(found)
-    plain = {_plain(column): column for column in reversed(found)}
-    guess = plain.get(_plain(name)) or nearest(name, found)
+    by_name = {plain(column): column for column in reversed(found)}
+    guess = by_name.get(plain(name)) or nearest(name, found)
     hint = f" (did you mean {guess!r}?)" if guess else ""
     listing = ", ".join(map(repr, found) if any(set(" ,;|\t") & set(c) for c in found) else found) or "none"
     keys = f"{option}=…" + " (or document_col=…, where that names it)" * (option == "group_col")
@@ -236,6 +247,12 @@ def find_columns(
 
     def column(option: str, what: str) -> str | None:
         wanted = getattr(names, option)
+        if option == "label_col" and not is_named(names, option) and wanted in found:
+            # Of a number and its name, the name is what prompts are made of.
+            named = next((name for name in found if plain(name) in _NAMES_OF_LABELS), None)
+            if named is not None:
+                notes.append(f"{kind} {named!r} is read as the {what}, not {wanted!r} ({option}={named})")
+                return named
         if wanted is None or wanted in found:
             return wanted
         if is_named(names, option):
@@ -243,13 +260,15 @@ def find_columns(
                 return None
             raise missing_column(kind, wanted, source, found, option)
         guess = _guess(option, found)
+        if option == "split_col" and guess is None:
+            guess = next((name for name in found if plain(name) in SPLIT_FLAGS), None)
         if guess is not None and not (option == "image_col" and guess in ("image", "image_path")):
             notes.append(f"{kind} {guess!r} is read as the {what} ({option}={guess})")
         return guess
 
     image = column("image_col", "image")
     if image is None:
-        addresses = next((name for name in found if _plain(name) in _ADDRESS), None)
+        addresses = next((name for name in found if plain(name) in _ADDRESS), None)
         if addresses is not None:
             raise DataError(
                 f"{source} has no column of images, and its column {addresses!r} probably holds addresses on the web: "
@@ -267,11 +286,11 @@ def find_columns(
     proposed = [
         name
         for name in found
-        if _OF_A_NAME.sub("", _plain(name)) in _PROPOSED and name not in (image, label, split, *captions)
+        if _OF_A_NAME.sub("", plain(name)) in _PROPOSED and name not in (image, label, split, *captions)
     ]
     if group is not None or names.group_col in elsewhere:
         proposed = []
-    sure = split is not None and (is_named(names, "split_col") or "split" in _plain(split))
+    sure = split is not None and (is_named(names, "split_col") or "split" in plain(split))
     known = (image, label, group, split, DISCIPLINE_COL, *flags)
     others = [] if captions else [name for name in found if name not in known]
     several = (tuple(flags), tuple(proposed), tuple(others), tuple(notes))
@@ -285,7 +304,7 @@ def _captions(
         if names.caption_col not in found:
             raise missing_column(kind, names.caption_col, source, found, "caption_col")
         return (names.caption_col,)
-    numbered = [name for name in found if _NUMBERED.fullmatch(_plain(name))]
+    numbered = [name for name in found if _NUMBERED.fullmatch(plain(name))]
     numbered.sort(key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
     single = names.caption_col if names.caption_col in found else _guess("caption_col", found)
     captions = tuple(dict.fromkeys(([single] if single is not None else []) + numbered))
@@ -302,9 +321,17 @@ def _captions(
 
 
 def _guess(option: str, found: Sequence[str]) -> str | None:
-    plain = {_plain(column): column for column in reversed(found)}
-    return next((plain[name] for name in USUAL[option] if name in plain), None)
+    by_name = {plain(column): column for column in reversed(found)}
+    return next((by_name[name] for name in USUAL[option] if name in by_name), None)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A column's name in small letters, without blanks and signs.
+
+    Args:
+        name: As the table has it.
+
+    Returns:
+        What ``USUAL`` holds.
+    """
     return re.sub(r"[\W_]+", "", name.casefold())

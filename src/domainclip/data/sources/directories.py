@@ -18,6 +18,7 @@ from domainclip.data.sources.pair_builder import EMPTY_CAPTION, PairBuilder, Row
 from domainclip.data.sources.rows import read_text
 from domainclip.data.sources.split_folders import MASK, split_folders, without_masks
 from domainclip.errors import DataError, MissingFileError
+from domainclip.words import counted
 
 CAPTIONS_FILE = "captions.txt"
 MOST_CAPTION_BYTES = 1_000_000
@@ -65,7 +66,10 @@ def pairs_from_directory(folder: Path, caption_template: str | None = None, stri
     images, masks = without_masks(folder, contents.images)
     builder = PairBuilder(folder, folder, strict)
     sidecars = [path for path in map(_sidecar, images) if path is not None]
-    if sidecars and not _hold_boxes(sidecars):
+    strays = bool(sidecars) and _are_strays(folder, images, sidecars)
+    if strays:
+        builder.note(f"{counted(len(sidecars), 'file')} beside images, such as {sidecars[0].name}, are no captions")
+    if sidecars and not strays and not _hold_boxes(sidecars):
         found = _add_with_sidecars(builder, folder, images)
     else:
         found = _add_by_class(builder, folder, images, caption_template or CLASS_CAPTION)
@@ -91,7 +95,9 @@ def _from_captions_file(folder: Path, strict: bool) -> PairList:
 
 def _sidecar(image: Path) -> Path | None:
     """The file beside an image that holds its caption: a text, or what img2dataset writes."""
-    return next((path for suffix in _SIDECARS if (path := image.with_suffix(suffix)).is_file()), None)
+    names = [image.with_suffix(suffix) for suffix in _SIDECARS]
+    names += [image.with_name(f"{image.name}{suffix}") for suffix in _SIDECARS]
+    return next((path for path in names if path.is_file()), None)
 
 
 def _hold_boxes(sidecars: list[Path]) -> bool:
@@ -108,6 +114,25 @@ def _hold_boxes(sidecars: list[Path]) -> bool:
             return False
         found += 1
     return found > 0
+
+
+def _are_strays(folder: Path, images: list[Path], sidecars: list[Path]) -> bool:
+    """Whether the images are in folders of classes, and what lies beside some of them is something else: few texts, or
+    JSON without captions."""
+    classes = {image.relative_to(folder).parts[0] for image in images if image.parent != folder}
+    if len(classes) < 2 or any(image.parent == folder for image in images):
+        return False
+    if 2 * len(sidecars) < len(images):
+        return True
+    shown = [path for path in sidecars if path.suffix == ".json"][:_LOOKED_AT]
+    return len(shown) == min(len(sidecars), _LOOKED_AT) and not any(map(_has_caption, shown))
+
+
+def _has_caption(path: Path) -> bool:
+    try:
+        return _caption_in(read_text(path, limit=MOST_CAPTION_BYTES)) is not None
+    except DataError:
+        return False
 
 
 def _add_with_sidecars(builder: PairBuilder, folder: Path, images: list[Path]) -> int:
@@ -149,6 +174,11 @@ def _add_by_class(builder: PairBuilder, folder: Path, images: list[Path], templa
     top, classes = _folder_of_classes(folder, images), set[str]()
     if top != folder:
         builder.note(f"the folders in {top.relative_to(folder).as_posix()}/ are read as classes")
+    if inner := _same_inside(top, images):
+        builder.note(
+            f"each class holds the same folders ({', '.join(inner[:4])}{', …' * (len(inner) > 4)}): where these are "
+            "the classes, put all images of one into one folder"
+        )
     groups = _folders_of_groups([image.relative_to(top).parts for image in images])
     if groups:
         some = ", ".join(sorted(groups)[:3])
@@ -175,6 +205,18 @@ def _folders_of_groups(below: list[tuple[str, ...]]) -> set[str]:
     classes = {parts[0] for parts in below if len(parts) > 1}
     nested = all(len(parts) > 2 for parts in below) and all(any(map(str.isdigit, name)) for name in groups)
     return groups if nested and len({parts[:2] for parts in below}) >= 2 * len(classes) else set()
+
+
+def _same_inside(top: Path, images: list[Path]) -> list[str]:
+    """The folders, two at least, that all classes have in common where no image lies outside of such; else none."""
+    inside: dict[str, set[str]] = {}
+    for image in images:
+        parts = image.relative_to(top).parts
+        if len(parts) < 3:
+            return []
+        inside.setdefault(parts[0], set()).add(parts[1])
+    first, *others = inside.values()
+    return sorted(first) if others and len(first) > 1 and all(other == first for other in others) else []
 
 
 def _folder_of_classes(folder: Path, images: list[Path]) -> Path:

@@ -197,6 +197,8 @@ class FolderContents:
             return
         try:
             if not path.is_file():
+                if path.is_symlink() and not path.exists():
+                    self.left_out.append((path, f"this is a link to {os.readlink(path)}, which is not there"))
                 return
             with open(path, "rb") as file:
                 start = file.read(START)

@@ -35,6 +35,18 @@ def find_label_columns(rows: Iterable[Mapping[str, Any]], candidates: Sequence[s
     return found if len(found) > 1 else ()
 
 
+def says_yes(cell: Any) -> bool | None:
+    """Whether a cell says yes.
+
+    Args:
+        cell: Of a table.
+
+    Returns:
+        False for no; None for what is neither.
+    """
+    return {"yes": True, "no": False}.get(_answer(cell) or "")
+
+
 def labels_of(row: Mapping[str, Any], columns: Sequence[str], counts: Counter[str]) -> list[str]:
     """The labels that apply to a row.
 

@@ -26,10 +26,12 @@ from domainclip.data.sources.tables import SOURCES, source_of
 from domainclip.data.sources.torch_datasets import RowsByNumber, pairs_from_torch
 from domainclip.data.sources.webdataset import shards_of
 from domainclip.errors import ConfigurationError, DataError, InputTypeError, MissingFileError
+from domainclip.words import counted
 
 META_FILE = "meta.csv"
 """A table of this name describes the images (``group``, ``discipline``) and is no data set of its own."""
 
+_NAMED = 3
 _CAPTION_SUFFIXES = {".txt", ".token"}
 _SPREADSHEETS = {".xlsx", ".xls", ".xlsm", ".ods", ".numbers"}
 _PICKLES = {".pkl", ".pickle", ".pk", ".joblib"}
@@ -291,7 +293,7 @@ class DatasetLoader:
             read = source_of(table)
             assert read is not None  # as only_table has found
             pairs = _pairs(table, read, columns)
-            pairs.notes += notes
+            pairs.notes += [*notes, *_unnamed(folder, table, pairs)]
             return pairs
         if folder.name == CAPTIONS_FILE:
             _require_no_columns(folder, columns)
@@ -364,7 +366,10 @@ def only_table(folder: Path, image_col: str = "image_path") -> tuple[Path | None
     if len(found) > 1 or holds_images:
         useful = [entry for entry in found if _names_images(entry, image_col)]
         if useful or holds_images:
-            notes = [f"{entry.name} is not read: it has no column of images" for entry in found if entry not in useful]
+            others = [entry.name for entry in found if entry not in useful]
+            notes = [f"{name} is not read: it has no column of images" for name in others[:_NAMED]]
+            if len(others) > _NAMED:
+                notes.append(f"nor are {counted(len(others) - _NAMED, 'further file')} for the same reason")
             found = useful
     if len(found) > 1:
         raise DataError(
@@ -372,6 +377,19 @@ def only_table(folder: Path, image_col: str = "image_path") -> tuple[Path | None
             "call one train.csv for the training split"
         )
     return (found[0] if found else None), notes
+
+
+def _unnamed(folder: Path, table: Path, pairs: PairList) -> list[str]:
+    """What there is to say of images that lie in a folder and that its table does not name."""
+    named = {os.path.normpath(pair.image_path) for pair in pairs}
+    named |= {os.path.normpath(folder / row.image_path) for row in pairs.skipped}
+    rest = [path for path in FolderContents.of(folder).images if os.path.normpath(path) not in named]
+    if not rest:
+        return []
+    return [
+        f"no row of {table.name} names {counted(len(rest), 'image')} in its folder (such as "
+        f"{rest[0].relative_to(folder)}), not used therefore"
+    ]
 
 
 def _names_images(path: Path, image_col: str) -> bool:

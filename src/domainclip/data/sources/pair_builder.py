@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from domainclip.data.records import ImageTextPair, PairList, SkippedRow
-from domainclip.data.sources.cells import captions_in_cell, is_missing, labels_in_cell, text_or_none
+from domainclip.data.sources.cells import captions_in_cell, is_missing, is_place_per_class, labels_in_cell, text_or_none
 from domainclip.data.sources.image_folders import ImageFolders
 from domainclip.data.sources.split_names import SPLIT_NAMES, split_of
 from domainclip.errors import DataError
@@ -123,6 +123,10 @@ class PairBuilder:
         path = self._folders.find(image)
         if path is None:
             self.skip(where, image, self._folders.reason(image), MISSING_IMAGE)
+            return
+        if is_place_per_class(row.label):
+            reason = f"the label {row.label!s:.40} holds 0 or 1 for each class: write the names of those that apply"
+            self.skip(where, image, reason)
             return
         labels = [label for label in labels_in_cell(row.label) if not self._is_missing("label", label)]
         group, discipline = text_or_none(row.group), text_or_none(row.discipline)

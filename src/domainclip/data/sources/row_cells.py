@@ -11,6 +11,7 @@ from domainclip.data.records import DISCIPLINE_COL, Columns
 from domainclip.data.sources.cells import is_missing, labels_in_cell
 from domainclip.data.sources.columns import (
     NEEDED,
+    SPLIT_FLAGS,
     USUAL,
     FoundColumns,
     find_columns,
@@ -18,8 +19,9 @@ from domainclip.data.sources.columns import (
     likely_columns,
     may_be_flags,
     missing_column,
+    plain,
 )
-from domainclip.data.sources.label_columns import find_label_columns, label_notes, labels_of
+from domainclip.data.sources.label_columns import find_label_columns, label_notes, labels_of, says_yes
 from domainclip.data.sources.pair_builder import RowValues
 from domainclip.data.sources.rows import Table
 from domainclip.errors import DataError
@@ -144,7 +146,7 @@ class RowReader:
             label,
             values.get(found.group) if found.group is not None else None,
             values.get(DISCIPLINE_COL),
-            values.get(found.split) if found.split is not None else None,
+            _split_in(found.split, values.get(found.split)) if found.split is not None else None,
             tuple((name, values.get(name)) for name in found.proposed),
             "the caption is empty" if found.captions else "it has no label to write a caption from",
         )
@@ -192,3 +194,9 @@ class RowReader:
         """The column of splits, and whether it is surely one; None where there is none."""
         found = [each for each in (self._found, *self._of_keys.values()) if isinstance(each, FoundColumns)]
         return next(((each.split, each.split_is_named) for each in found if each.split is not None), None)
+
+
+def _split_in(column: str, cell: Any) -> Any:
+    """What a cell says of its row's split; of a column such as ``is_test`` the split that yes or no stands for."""
+    flags, answer = SPLIT_FLAGS.get(plain(column)), says_yes(cell)
+    return cell if flags is None or answer is None else flags[0 if answer else 1]

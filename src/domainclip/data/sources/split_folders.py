@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from domainclip.errors import DataError
 _MASKS = frozenset({"ground_truth", "groundtruth", "masks", "segmentations", "segmentation_masks", "annotations"})
 _MASKS_BESIDE_IMAGES = frozenset({"mask", "gt", "label", "labels", "annotation", "segmentation"})
 _IMAGES = frozenset({"image", "images", "img", "imgs"})
+
+_MASK_NAME = re.compile(
+    r"(.+)[-_](?:masks?|seg|segmentation|groundtruth|gt)(?:[-_]?\d{1,3})?", re.IGNORECASE | re.DOTALL
+)
+"""What a mask is called beside ``x.png``: ``x_mask.png``, ``x_mask_1.png``, ``x_segmentation.png``."""
 
 MASK = "mask"
 """Why a file is left out, for counting."""
@@ -74,8 +80,15 @@ def split_folders(folder: Path) -> dict[str, Path]:
             f"images of all classes into folders within the splits, or move {_listed(others)} elsewhere. If "
             f"{_listed(named)} should be a class, rename it, or give a table with a column of labels"
         )
-    one = {split: only_one(folder, paths, split) for split, paths in found.items()}
+    one = {split: _innermost(only_one(folder, paths, split), split) for split, paths in found.items()}
     return {split: one[split] for split in SPLIT_NAMES if split in one}
+
+
+def _innermost(folder: Path, split: str) -> Path:
+    """A split's folder, or the folder of the same name that is all it holds (``seg_train/seg_train``)."""
+    while len(inside := visible_folders(folder)) == 1 and split_of(inside[0].name) == split:
+        folder = inside[0]
+    return folder
 
 
 def without_masks(folder: Path, images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -93,7 +106,8 @@ def without_masks(folder: Path, images: Sequence[Path]) -> tuple[list[Path], lis
 
     def is_mask(path: Path) -> bool:
         stem = os.path.splitext(path)[0]
-        if stem.lower().endswith("_mask") and stem[: -len("_mask")] in stems:
+        beside = _MASK_NAME.fullmatch(stem)
+        if beside is not None and beside[1] in stems:
             return True
         for part in path.relative_to(folder).parents:
             place = folder / part

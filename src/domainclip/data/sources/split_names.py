@@ -23,12 +23,14 @@ def split_of(word: str) -> str | None:
     """The split that a word names.
 
     Args:
-        word: A cell of a column, or a key; case, blanks and a year after it do not matter ("Train", "val2017").
+        word: A cell of a column, or a key; case, blanks and a year after it do not matter ("Train", "val2017",
+            "seg_train", "test_images").
 
     Returns:
         ``train``, ``validation`` or ``test``; None where it names none.
     """
-    plain = re.sub(r"[-_ ]?((19|20)\d\d|set|split)$", "", word.strip().casefold())
+    plain = re.sub(r"^(seg|cls|images?|imgs?|set)[-_ ]", "", word.strip().casefold())
+    plain = re.sub(r"([-_ ]?((19|20)\d\d|set|split)|[-_ ](images?|imgs?|data))$", "", plain)
     found = next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
     return found or _IN_COLUMNS.get(plain)
 
