@@ -237,11 +237,14 @@ def row(name: str, asked: dict[str, Any], record: dict[str, Any]) -> dict[str, A
                 return {**asked, **result, "measured_gib": None}
             spec |= {key: plan["recommended"].get(key) for key in RECIPE_KEYS}
             spec["chunk"] = plan["recommended"].get("mini_batch_size")
+        else:
+            result |= worker.ask("predict")
     settings = {key: spec.get(key) for key in ("batch", "chunk", *RECIPE_KEYS)}
     result |= {"model": asked["model"], **settings, "precision": settings["precision"] or "fp32"}
-    # A process of its own, so that what the plan's search has left behind is not in the figure.
-    with Worker(script, spec) as worker:
-        result |= worker.ask("predict")
+    if "budget_gib" in spec:
+        # A process of its own, so that what the plan's search has left behind is not in the figure.
+        with Worker(script, spec) as worker:
+            result |= worker.ask("predict")
     available = psutil.virtual_memory().available / GIB
     if result["predicted_gib"] > available:
         return {**result, "measured_gib": None, "available_gib": round(available, 1)}

@@ -24,6 +24,7 @@ from domainclip.data.images.reader import ImageBytes, ImageLike, array_of
 from domainclip.data.images.store import ImageStore
 from domainclip.devices.out_of_memory import ShrinkingBatches
 from domainclip.models import DualEncoder
+from domainclip.waiting import said_while_waiting
 
 
 class EmbeddingEngine:
@@ -122,7 +123,8 @@ class EmbeddingEngine:
         self.expect(images)
         preparation = self.preparation
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda image: self.images.problem(Path(image), preparation), images))
+            found = pool.map(lambda image: self.images.problem(Path(image), preparation), images)
+            return list(said_while_waiting(found, len(images), "Reading images"))
 
     def pixels(self, images: GivenImages) -> UInt8[Tensor, "views 3 size size"]:
         """What the model is shown of these images, before ``spec.normalise``.
@@ -154,7 +156,8 @@ class EmbeddingEngine:
         """
         found, rows, read = image_list(images), [], self._reader()
         with ThreadPoolExecutor() as pool, self._inference():
-            for start in range(0, len(found), self.batch_size):
+            starts = range(0, len(found), self.batch_size)
+            for start in said_while_waiting(starts, len(found), "Embedding images", self.batch_size):
                 views = list(pool.map(read, found[start : start + self.batch_size]))
                 embeds = self._encode(torch.cat(views))
                 counts = [len(view) for view in views]

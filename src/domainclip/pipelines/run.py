@@ -50,6 +50,7 @@ from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
 from domainclip.tracking import ConsoleListener, read_metrics
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
+from domainclip.waiting import said_while_waiting
 
 T = TypeVar("T")
 
@@ -353,7 +354,7 @@ class _FirstProcess:
         evaluator = build_evaluator(self.session, self.rows.shown, domain_metrics=True)
         paths, chunk = evaluator.paths, 4 * self.run.evaluation.eval_batch_size  # whole batches: the same figures
         with self.emitter.phase(name, len(paths)):
-            for start in range(0, len(paths), chunk):
+            for start in said_while_waiting(range(0, len(paths), chunk), len(paths), "Embedding images", chunk):
                 embed.encode_images(paths[start : start + chunk])
                 self.emitter.emit(PhaseProgress(name=name, done=min(start + chunk, len(paths)), total=len(paths)))
             return evaluator.evaluate(embed)

@@ -24,6 +24,7 @@ from domainclip.models.projections import (
     tower_projection,
 )
 from domainclip.training.probe.progress import SAVE_SECONDS, ProbeProgress
+from domainclip.waiting import said_while_waiting
 
 
 @dataclass
@@ -132,7 +133,8 @@ class FeatureReader:
 
         done, began = saved.get("done", 0), time.monotonic()
         with ThreadPoolExecutor() as pool, self._frozen():
-            for start in range(done, len(rows), self.batch_size):
+            starts = range(done, len(rows), self.batch_size)
+            for start in said_while_waiting(starts, len(rows) - done, "Reading features of images", self.batch_size):
                 part = rows[start : start + self.batch_size]
                 found = list(pool.map(read, part))
                 good = [images for images in found if not isinstance(images, ImageError)]
