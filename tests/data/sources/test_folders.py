@@ -284,3 +284,11 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path, name: str, content: by
     with pytest.raises(DataError, match=r"Invalid data file") as caught:
         DatasetLoader.load(tmp_path / name)
     assert said in str(caught.value)
+
+
+def test_images_that_captions_txt_does_not_name_are_counted(tmp_path: Path) -> None:
+    images(tmp_path / "images", 5)
+    (tmp_path / "captions.txt").write_text("000.png\ta red thing\n001.png\ta blue thing\n")
+    pairs = DatasetLoader.load(tmp_path)
+    assert len(pairs) == 2
+    assert [note for note in pairs.notes if "no row of captions.txt names 3 images" in note]

@@ -288,7 +288,8 @@ class DatasetLoader:
                 pairs = DatasetLoader.from_directory(
                     folder, columns.caption_template or columns.domain_template, columns.strict
                 )
-                pairs.notes += notes
+                captions = folder / CAPTIONS_FILE
+                pairs.notes += [*notes, *(_unnamed(folder, captions, pairs) if captions.is_file() else [])]
                 return pairs
             read = source_of(table)
             assert read is not None  # as only_table has found
