@@ -18,6 +18,7 @@ from functools import lru_cache
 from multiprocessing import process
 from pathlib import Path
 
+from domainclip.data.reader_files import hold_reader_files
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, MemoryConstraintError
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def reader_processes(wanted: int, carried: Iterable[object]) -> int:
     """
     reason = _obstacle(list(carried)) if wanted > 0 and start_method() != "fork" else None
     if reason is None:
+        if wanted > 0:
+            hold_reader_files()
         return wanted
     _LOG.warning("Images are read in this process, not in %d of their own: %s", wanted, reason)
     return 0
