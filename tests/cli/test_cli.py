@@ -34,7 +34,6 @@ RUN_FILES = {
     "metrics.jsonl",
     "memory.json",
     "checkpoints",
-    "best",
     "model",
     "report.md",
     "report_details.md",

@@ -116,7 +116,7 @@ def test_figures_do_not_replace_what_they_are_of(
     target = tmp_path / targets[what]
     before = target.read_bytes()
     done = domainclip("evaluate", "-d", tmp_path / "data", "-m", tmp_path / "model", "-o", target)
-    assert done.exit_code == 2 and "would replace a file of" in done.err
+    assert done.exit_code == 2 and f"would replace {target}, a file of" in done.err
     assert target.read_bytes() == before
 
 

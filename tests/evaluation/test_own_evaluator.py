@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints import best_weights
 from domainclip.evaluation import EVALUATORS
 from domainclip.metrics.metric import METRICS
 
@@ -50,7 +51,7 @@ def test_training_validates_chooses_and_reports_by_it(domainclip, tiny_data, tmp
     assert "pair_accuracy" in done.out + done.err  # each validation's line
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     values = [line["val_pair_accuracy"] for line in lines if "val_pair_accuracy" in line]
-    best = json.loads((folder / "best" / "best.json").read_text(encoding="utf-8"))
+    best = json.loads((best_weights(folder) / "best.json").read_text(encoding="utf-8"))
     assert best["metric"] == "pair_accuracy" and best["value"] in values
     # It stops at the first validation that is no better than the best one before it.
     assert all(later > max(values[: at + 1]) for at, later in enumerate(values[1:-1]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from multiprocessing import forkserver
@@ -54,6 +55,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def _execute(code: str, arguments: tuple[str, ...], output: Path, environment: dict[str, str], folder: str) -> None:
     import torch
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that were started with nohup ignore it
     torch.set_num_threads(1)
     for descriptor, path in ((1, output), (2, output.with_suffix(".err"))):
         with open(path, "wb") as file:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
+from checkpoints import best_weights
 from domainclip import CLIPFinetuningConfig, CLIPFinetuningController, run_training
 from domainclip.data.records import ImageTextPair
 from domainclip.domains import load_domain
@@ -285,8 +286,9 @@ def test_what_cannot_be_calibrated_is_said(tiny_data: TinyData, tmp_path: Path) 
 
 
 def test_a_run_reports_its_probabilities(tiny_data: TinyData, tmp_path: Path) -> None:
+    values = {**VALUES, "probe_last": False}  # the weights before the calibration are then those of the last checkpoint
     config = CLIPFinetuningConfig(
-        **VALUES, data_path=str(tiny_data.folder), output_dir=str(tmp_path / "run"), calibrate_temperature=True
+        **values, data_path=str(tiny_data.folder), output_dir=str(tmp_path / "run"), calibrate_temperature=True
     )
     report = run_training(config, console=Console(quiet=True)).report
     found = report.to_dict()["calibration"]
@@ -296,8 +298,8 @@ def test_a_run_reports_its_probabilities(tiny_data: TinyData, tmp_path: Path) ->
     assert f"off by {found['ece_before']:.1%}" in section
     assert "fewer than 100 rows" in section
     scales = {
-        name: load_file(tmp_path / "run" / name / "model.safetensors")["logit_scale"].item()
-        for name in ("best", "model")
+        name: load_file(folder / "model.safetensors")["logit_scale"].item()
+        for name, folder in {"best": best_weights(tmp_path / "run"), "model": tmp_path / "run" / "model"}.items()
     }
     assert math.exp(-scales["best"]) == pytest.approx(found["model_temperature"], rel=1e-5)
     saved = found["fitted_temperature"] if found["saved"] == "fitted" else found["model_temperature"]

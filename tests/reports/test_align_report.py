@@ -245,6 +245,7 @@ def test_report_and_compare_by_the_command(domainclip, tiny_data, tiny_engine, c
     assert {f"plots/{path.name}" for path in (compared / "plots").iterdir()} == ONE_MODEL | {"plots/mine.png"}
     assert set(content["plots"]) == ONE_MODEL
     assert {path.name for path in compared.iterdir()} == {
+        ".domainclip.json",
         "report.md",
         "alignment.json",
         "pairs.csv",

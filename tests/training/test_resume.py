@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 import resume_child
+from checkpoints import best_weights
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import save_encoder
 from domainclip.training import Validation
@@ -157,7 +158,7 @@ def assert_same_run(folder: Path, undisturbed: Path) -> None:
     mine, other = ((path / "model" / "model.safetensors").read_bytes() for path in (folder, undisturbed))
     assert mine == other
     assert losses(folder) == losses(undisturbed)
-    best = [json.loads((path / "best" / "best.json").read_text()) for path in (folder, undisturbed)]
+    best = [json.loads((best_weights(path) / "best.json").read_text()) for path in (folder, undisturbed)]
     assert best[0] == best[1]
     reports = [json.loads((path / "report.json").read_text()) for path in (folder, undisturbed)]
     for part in ("before", "after"):

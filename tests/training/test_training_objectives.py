@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from checkpoints import best_weights
 from domainclip.config import CLIPFinetuningConfig, parse_overrides
 from domainclip.errors import ConfigurationError
 from domainclip.events import Validated
@@ -185,12 +186,13 @@ def test_a_learned_metric_ends_up_in_the_weights(tiny_data, tmp_path: Path) -> N
     kept = next(v for v in reversed(seen) if isinstance(v, Validated) and v.value == result["best"]["value"])
     assert controller.evaluate(tiny_data.pairs("val")).metrics == kept.metrics
 
-    state = torch.load(tmp_path / "best" / "loss.pt", weights_only=True)
+    best = best_weights(tmp_path)
+    state = torch.load(best / "loss.pt", weights_only=True)
     learned = state["similarity.weight"]
     assert not torch.allclose(learned, torch.eye(len(learned)))
     from safetensors.torch import load_file
 
-    before = load_file(tmp_path / "best" / "model.safetensors")["text_projection.weight"]
+    before = load_file(best / "model.safetensors")["text_projection.weight"]
     after = load_file(tmp_path / "model" / "model.safetensors")["text_projection.weight"]
     torch.testing.assert_close(after, learned @ before)
 
@@ -231,7 +233,7 @@ def test_a_schedule_excludes_a_learned_temperature() -> None:
     recipe = resolve(CLIPFinetuningConfig(temperature_scheduling=True), model, data).recipe
     assert not recipe.learnable_temp
     assert recipe.temperature == recipe.max_temp  # the model's .2 is above it
-    with pytest.raises(ConfigurationError, match=r"temp_warmup_steps=999 is more than the 90 steps"):
+    with pytest.raises(ConfigurationError, match=r"temp_warmup_steps=999 is more than the steps .* \(90\)"):
         resolve(CLIPFinetuningConfig(temperature_scheduling=True, temp_warmup_steps=999), model, data)
     with pytest.raises(ConfigurationError, match=r"temperature=0.5 is outside min_temp=0.01 … max_temp=0.1"):
         resolve(CLIPFinetuningConfig(temperature_scheduling=True, temperature=0.5), model, data)

@@ -155,7 +155,7 @@ def _check_names(config: CLIPFinetuningConfig) -> None:
 
 def _named(name: str, known: Iterable[str]) -> str:
     guess = nearest(name, known)
-    return f"did you mean {guess!r}? Known: {', '.join(known)}" if guess else f"choose one of {', '.join(known)}"
+    return f"did you mean {guess!r}?" if guess else f"choose one of {', '.join(known)}"
 
 
 def _check_files(config: CLIPFinetuningConfig) -> None:
