@@ -85,3 +85,15 @@ def test_no_test_imports_a_conftest() -> None:
         or (isinstance(node, ast.Import) and any(alias.name == "conftest" for alias in node.names))
     ]
     assert not found, f"Move what these share into tests/helpers: {found}"
+
+
+def test_no_sentence_is_cut_off() -> None:
+    """An f-string that stands alone was meant to go on with the one in the line above."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for room in ("src", "benchmarks", "examples")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.JoinedStr)
+    ]
+    assert not found

@@ -23,7 +23,7 @@ def decided(config: CLIPFinetuningConfig, model: ModelFacts = CLIP, data: DataFa
     assert len(reasons) == len(decisions), "a key is decided once"
     for decision in decisions:
         assert getattr(recipe, decision.key) == decision.value
-        assert len(decision.reason) > 5
+        assert len(decision.reason) > 5 and decision.reason == decision.reason.strip()
     return recipe, reasons
 
 
@@ -57,7 +57,7 @@ def test_longer_text_than_the_tower_takes_is_refused():
 def test_contrastive_batch_makes_sixteen_steps_an_epoch_or_has_32_pairs(rows, size):
     recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
     assert contrastive_batch(recipe) == size
-    assert str(size) in reasons["batch_size"]
+    assert f"contrastive batch of {size}: " in reasons["batch_size"] and f" {rows:,} rows" in reasons["batch_size"]
 
 
 def test_accumulation_divides_the_contrastive_batch():

@@ -303,8 +303,10 @@ def resolve_batch(draft: Draft, data: DataFacts) -> None:
             )
         return
     size = automatic_batch(data.train_rows)
-    reason = f"contrastive batch of {size}: {counted(max(1, data.train_rows // size), 'step')} a pass of "
-    f"{counted(data.train_rows, 'row')}"
+    reason = (
+        f"contrastive batch of {size}: {counted(max(1, data.train_rows // size), 'step')} a pass of "
+        f"{counted(data.train_rows, 'row')}"
+    )
     draft.decide("batch_size", max(1, size // parts), reason + (f"; in {parts} steps" if parts > 1 else ""))
 
 
