@@ -372,7 +372,7 @@ def damage_of(folder: Path, digests: Mapping[str, str]) -> str:
 
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON that ``read_record`` knows to be whole: with a checksum of its content under ``sha256``.
+    """Write JSON that ``read_record`` knows to be whole: with a checksum of its name and content under ``sha256``.
 
     Args:
         path: The file; folders above it are made.
@@ -383,7 +383,7 @@ def write_record(path: Path, content: Mapping[str, Any]) -> None:
         ValueError: A number is NaN or infinite.
         TypeError: A value is none that JSON has.
     """
-    write_json(path, {**content, CHECKSUM: _checksum_of(content)})
+    write_json(path, {**content, CHECKSUM: _checksum_of(path.name, content)})
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -400,7 +400,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and content.pop(CHECKSUM, None) == _checksum_of(content):
+        if isinstance(content, dict) and content.pop(CHECKSUM, None) == _checksum_of(path.name, content):
             return content
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -409,8 +409,8 @@ def read_record(path: Path) -> dict[str, Any]:
     raise DamagedFileError(f"{path} is damaged or was changed: its content has another checksum than it names")
 
 
-def _checksum_of(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, allow_nan=False)
+def _checksum_of(name: str, content: Mapping[str, Any]) -> str:
+    text = json.dumps([name, content], sort_keys=True, allow_nan=False)  # another record in its place is no record
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 

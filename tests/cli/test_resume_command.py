@@ -129,3 +129,10 @@ def test_a_comparison_replaces_only_a_comparison(domainclip: Any, tiny_data: Tin
         done = domainclip(*words, tmp_path / "out")
         assert done.exit_code == 0, done.err
     assert (tmp_path / "matrix.png").read_text() == "mine"
+
+
+def test_a_run_without_its_recipe_is_said(domainclip: Any, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for more in ((), ("num_epochs=3",)):
+        done = domainclip("train", "--output", tmp_path / "run", "--resume", *more)
+        assert done.exit_code == 2 and "no recipe.yaml" in done.err and "--recipe FILE" in done.err

@@ -77,6 +77,13 @@ def test_a_damaged_record_is_told_from_a_whole_one(tmp_path: Path, way: str) -> 
         read_record(path)
 
 
+def test_a_record_in_anothers_place_is_told_from_it(tmp_path: Path) -> None:
+    write_record(tmp_path / "data.json", {"splits": {}})
+    (tmp_path / "data.json").rename(tmp_path / "run.json")
+    with pytest.raises(DamagedFileError, match=r"run\.json"):
+        read_record(tmp_path / "run.json")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_damaged_recipe_is_told_from_a_whole_one(tmp_path: Path, way: str) -> None:
     path, text = tmp_path / "recipe.yaml", "domain: general\nnum_epochs: 3\nprompt_templates:\n- ein {} für alle\n"

@@ -112,6 +112,11 @@ def train(
         if recipe is None and not (Path(output) / "checkpoints").is_dir():  # of a run that was started from Python
             raise ConfigurationError(f"There is no run in {output} to resume: leave --resume out, or name its folder")
     config = config_of(recipe, overrides, data_path=data, model_name=model, output_dir=output, domain=domain)
+    if resume and recipe is None and not config.is_set("data_path"):
+        raise ConfigurationError(
+            f"{output} holds checkpoints and no recipe.yaml of the run that they are of: put it back, or give the "
+            "recipe with --recipe FILE"
+        )
     if not resume:
         require_writable(Path(config.output_dir), "The output directory")
         check_model(config)

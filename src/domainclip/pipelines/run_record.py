@@ -16,6 +16,7 @@ from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_text
 from domainclip.config.recipe_files import parse_recipe
 from domainclip.data.splits import DataSplits
+from domainclip.domains.files import DOMAIN_FILE
 from domainclip.domains.recipes import recorded_recipe, write_domain
 from domainclip.errors import CheckpointError, DamagedFileError
 from domainclip.events import Event, RunStarted
@@ -220,8 +221,9 @@ class RunRecord:
         decisions about others still hold."""
         folder, saved = self.folder, self._recipe()
         before = self.recorded
-        if before is None:  # gone or damaged, and the checkpoint was of the recipe that is given now
+        if before is None or not (folder.path / DOMAIN_FILE).exists():  # the checkpoint was of what is given now
             write_domain(self.run.domain, folder.path)
+        if before is None:
             before, changed = {}, saved
         else:
             may_change = NEUTRAL_KEYS.union(LENGTH_KEYS) & saved.keys()
