@@ -254,7 +254,9 @@ def notes(report: ComparisonReport) -> list[str]:
     Returns:
         Sentences, each with the name of its data set.
     """
-    lines = [f"{column.name}: {note}" for column in report.data for note in column.notes]
+    lines = [
+        f"{column.name}: {note.removeprefix(f'{column.name}: ')}" for column in report.data for note in column.notes
+    ]
     return lines + [
         f"{column.name}: {counted(column.n_skipped, 'row')} skipped, the same for all models"
         for column in report.data
