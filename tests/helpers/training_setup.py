@@ -30,6 +30,20 @@ from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.regularization.initial_weights import InitialWeights
 from domainclip.training.step.train_step import FurtherTerms
 
+SHORT_RUN: dict[str, Any] = {
+    "device": "cpu",
+    "mixed_precision": False,
+    "batch_size": 6,
+    "num_epochs": 2,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "learning_rate": 1e-3,
+    "early_stopping_patience": 0,
+    "num_workers": 0,
+}
+"""Keys of a whole run that is short, and validates, logs and saves all the way."""
+
 DEFAULTS: dict[str, Any] = {
     "model_name": "tiny",
     "loss_type": "multi_positive",

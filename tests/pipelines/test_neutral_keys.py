@@ -18,6 +18,7 @@ from domainclip.tracking import read_metrics
 from domainclip.training import CheckpointStore
 from domainclip.training.identity import NEUTRAL_KEYS
 from tiny_data import TinyData
+from training_setup import SHORT_RUN
 
 pytestmark = pytest.mark.slow
 
@@ -81,16 +82,7 @@ def learned(model: str, data: TinyData, folder: Path, **changed: Any) -> tuple[d
     if "retention_data" in changed:
         changed["retention_data"] = [str(data.table(name)) for name in changed["retention_data"]]
     values = {
-        "device": "cpu",
-        "mixed_precision": False,
-        "batch_size": 6,
-        "num_epochs": 2,
-        "eval_steps": 2,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "early_stopping_patience": 0,
-        "num_workers": 0,
+        **SHORT_RUN,
         "augment_images": True,
         "hard_negative_batch_fraction": 0.5,
         "probe_steps": 20,

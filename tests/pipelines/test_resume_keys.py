@@ -25,24 +25,12 @@ from domainclip.models.io import save_encoder
 from domainclip.pipelines import CLIPFinetuningController
 from domainclip.training.identity import LENGTH_KEYS, NEUTRAL_KEYS, RunIdentity
 from tiny_data import TinyData, write_tiny_data
+from training_setup import SHORT_RUN
 
 pytestmark = pytest.mark.slow
 
 FACTS = dict(facts_by_key(CLIPFinetuningConfig))
 CHANGING = sorted(name for name in FACTS if name not in NEUTRAL_KEYS and name not in LENGTH_KEYS)
-
-BASE: dict[str, Any] = {
-    "device": "cpu",
-    "mixed_precision": False,
-    "batch_size": 6,
-    "num_epochs": 2,
-    "eval_steps": 2,
-    "save_steps": 2,
-    "logging_steps": 1,
-    "learning_rate": 1e-3,
-    "early_stopping_patience": 0,
-    "num_workers": 0,
-}
 
 OTHER: dict[str, Any] = {
     "attention_slice_size": 4,
@@ -142,7 +130,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model: str) -> tuple[TinyData
     """The data, a finished run, the same one broken off half way, and its resolved recipe."""
     base = tmp_path_factory.mktemp("runs")
     data = write_tiny_data(base / "data")
-    config = CLIPFinetuningConfig(**BASE, model_name=model, data_path=str(data.folder), output_dir=str(base / "whole"))
+    config = CLIPFinetuningConfig(
+        **SHORT_RUN, model_name=model, data_path=str(data.folder), output_dir=str(base / "whole")
+    )
     controller = fine_tune(config, data, base / "whole")
     assert controller.recipe is not None
     with pytest.raises(StopRun):
@@ -199,7 +189,7 @@ def test_a_key_that_changes_no_weight_is_the_same_run(name: str, runs, processor
 def test_the_command_goes_on_with_a_key_beside_it(domainclip, tiny_data, model, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """What was changed is written down, and figures of before the training are those of the new settings."""
     folder = tmp_path / "out"
-    given = [f"{key}={json.dumps(value)}" for key, value in BASE.items()]
+    given = [f"{key}={json.dumps(value)}" for key, value in SHORT_RUN.items()]
     done = domainclip("train", "-d", tiny_data.folder, "-m", model, "-o", folder, *given, "bootstrap_resamples=0")
     assert done.exit_code == 0, done.err
     weights = learned(folder)

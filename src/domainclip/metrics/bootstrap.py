@@ -208,18 +208,19 @@ class Sums:
         return (np.abs(self.added - other.added) > _ROUNDING).any(axis=1)
 
     def exchanged(
-        self, other: Sums, swapped: Bool[np.ndarray, "exchanges units"]
+        self, other: Sums, differing: Bool[np.ndarray, " units"], swapped: Bool[np.ndarray, "exchanges differing"]
     ) -> tuple[Float[np.ndarray, " exchanges"], Float[np.ndarray, " exchanges"]]:
         """Both models' figures after an exchange of their answers.
 
         Args:
             other: Of the same units.
-            swapped: Whether each of the differing units is exchanged.
+            differing: Those to which the answers differ, as ``differing`` gives them.
+            swapped: Whether each of these is exchanged.
 
         Returns:
             This model's, and the other's.
         """
-        passed = swapped.astype(np.float64) @ (self.added - other.added)[self.differing(other)]
+        passed = swapped.astype(np.float64) @ (self.added - other.added)[differing]
         return self.metric(self.added.sum(axis=0) - passed), other.metric(other.added.sum(axis=0) + passed)
 
     def metric(self, totals: Float[np.ndarray, "... sums"]) -> Float[np.ndarray, ...]:

@@ -7,7 +7,7 @@ have no common scale (Venkatraman and Begg 1996).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,10 @@ _BLOCK = 1_000_000  # images of exchanges held at once
 
 
 def label_panel(
-    scores: Float[np.ndarray, "images labels"], truth: Bool[np.ndarray, "images labels"], labels: Sequence[str]
+    scores: Float[np.ndarray, "images labels"],
+    truth: Bool[np.ndarray, "images labels"],
+    labels: Sequence[str],
+    names: Iterable[str] = LABEL_METRICS,
 ) -> ThresholdPanel:
     """The figures of all labels that some images have and others lack, and their means.
 
@@ -35,12 +38,14 @@ def label_panel(
         scores: Higher is more likely to have the label.
         truth: Whether the image has it.
         labels: The labels' names.
+        names: The means that are wanted.
 
     Returns:
         What has values, and resamples of them.
     """
     questions = {labels[k]: (scores[:, k], truth[:, k]) for k in known_labels_of(truth)}
-    return ThresholdPanel(questions, {"ap": "AP", "auroc": "AUROC"}, {own: name for name, own in LABEL_METRICS.items()})
+    means = {LABEL_METRICS[name]: name for name in names}
+    return ThresholdPanel(questions, {figure: figure.upper() for figure in means}, means)
 
 
 def known_labels_of(truth: Bool[np.ndarray, "images labels"]) -> list[int]:
@@ -91,11 +96,15 @@ class LabelRanking:
 
     @cached_property
     def _panel(self) -> ThresholdPanel:
-        return label_panel(self.scores, self.truth, [str(k) for k in range(self.truth.shape[1])])
+        return label_panel(self.scores, self.truth, [str(k) for k in range(self.truth.shape[1])], [self.name])
+
+    @cached_property
+    def _known(self) -> list[int]:
+        return known_labels_of(self.truth)
 
     @cached_property
     def _ranks(self) -> Float[np.ndarray, "labels images"]:
-        return rankdata(self.scores[:, known_labels_of(self.truth)], axis=0).T
+        return rankdata(self.scores[:, self._known], axis=0).T
 
     @property
     def n_units(self) -> int:
@@ -147,19 +156,23 @@ class LabelRanking:
         return np.bincount(self._units, moved, self.n_units) > 0
 
     def exchanged(
-        self, other: LabelRanking, swapped: Bool[np.ndarray, "exchanges units"]
+        self,
+        other: LabelRanking,
+        differing: Bool[np.ndarray, " units"],
+        swapped: Bool[np.ndarray, "exchanges differing"],
     ) -> tuple[Float[np.ndarray, " exchanges"], Float[np.ndarray, " exchanges"]]:
         """Both models' means after an exchange of their answers.
 
         Args:
             other: Of the same images.
-            swapped: Whether each of the differing units is exchanged.
+            differing: The units that are ranked otherwise, as ``differing`` gives them.
+            swapped: Whether each of these is exchanged.
 
         Returns:
             This model's, and the other's.
         """
         chosen = np.zeros((len(swapped), self.n_units), dtype=bool)
-        chosen[:, self.differing(other)] = swapped
+        chosen[:, differing] = swapped
         at_once = max(1, _BLOCK // len(self._units))
         blocks = [chosen[start : start + at_once, self._units] for start in range(0, len(chosen), at_once)]
         return (
@@ -170,7 +183,7 @@ class LabelRanking:
     def _mean(self, own: np.ndarray, its: np.ndarray, rows: np.ndarray) -> np.ndarray:
         of_labels = [
             _figure(self.name, np.where(rows, b, a), self.truth[:, k])
-            for a, b, k in zip(own, its, known_labels_of(self.truth), strict=True)
+            for a, b, k in zip(own, its, self._known, strict=True)
         ]
         return np.mean(of_labels, axis=0)
 

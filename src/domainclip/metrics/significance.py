@@ -70,13 +70,14 @@ class UnitFigure(Protocol):
         ...
 
     def exchanged(
-        self, other: Self, swapped: Bool[np.ndarray, "exchanges units"], /
+        self, other: Self, differing: Bool[np.ndarray, " units"], swapped: Bool[np.ndarray, "exchanges differing"], /
     ) -> tuple[Float[np.ndarray, " exchanges"], Float[np.ndarray, " exchanges"]]:
         """Both models' figures after an exchange of their answers.
 
         Args:
             other: Of the same units.
-            swapped: Whether each of the differing units is exchanged.
+            differing: Those to which the answers differ, as ``differing`` gives them.
+            swapped: Whether each of these is exchanged.
 
         Returns:
             This model's, and the other's.
@@ -274,11 +275,12 @@ def exchange_p_value(reference: UnitFigure, model: UnitFigure, exchanges: int = 
         The p value.
     """
     # A unit that both models answer alike is the same either way: only the others are worth a coin.
-    n = int(model.differing(reference).sum())
+    differing = model.differing(reference)
+    n = int(differing.sum())
     least = abs(model.value - reference.value) - _ROUNDING
 
     def reached(swapped: np.ndarray) -> int:
-        found, other = model.exchanged(reference, swapped)
+        found, other = model.exchanged(reference, differing, swapped)
         return int((np.abs(found - other) >= least).sum())
 
     if 2**n <= exchanges:

@@ -67,26 +67,12 @@ user knows."""
 
 _NO_LABELS = frozenset(
     (
-        *(
-            "",
-            "id",
-            "ids",
-            "index",
-            "idx",
-            "unnamed0",
-            "number",
-            "no",
-            "age",
-            "sex",
-            "gender",
-            "width",
-            "height",
-            "size",
-        ),
-        *("valid", "isvalid", "istrain", "istest", "isval", "followup", "score", "weight", "duplicate", "checked"),
+        *("", "id", "ids", "index", "idx", "unnamed0", "number", "no"),
+        *("age", "sex", "gender", "width", "height", "size"),
+        *("valid", "followup", "score", "weight", "duplicate", "checked"),
     )
 )
-"""Columns that may hold 0 and 1 and are no labels."""
+"""Columns that may hold 0 and 1 and are no labels, beside those of ``SPLIT_FLAGS``."""
 
 _OF_A_NAME = re.compile(r"(instanceuid|uid|id|ids|number|no|nr|name|code)$")
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?|descriptions?|comments?)(\d+)")
