@@ -154,7 +154,11 @@ def test_batch_size_follows_its_schedule():
         ({"resolutions": None}, {"training_resolutions": [224]}, "training_resolutions .* takes 224 pixels only"),
         ({}, {"resolution_schedule": {0: 100, 0.5: 224}}, "resolution_schedule: 100 does not fit.*96 or 128"),
         ({}, {"training_resolutions": [100, 224]}, "training_resolutions: 100 does not fit.*96 or 128"),
-        ({}, {"resolution_schedule": {0: 96}, "image_resolution": 224}, "ends at 96 pixels and image_resolution=224"),
+        (
+            {},
+            {"resolution_schedule": {0: 96}, "image_resolution": 224, "probe_last": False},
+            "ends at 96 pixels and image_resolution=224",
+        ),
         (
             {},
             {"resolution_schedule": {0: 96, 20: 224}, "resolution_schedule_by": "epoch", "num_epochs": 20},

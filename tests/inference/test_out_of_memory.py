@@ -91,9 +91,9 @@ def test_features_of_the_probe_are_read_in_smaller_batches(
     data = dataset(tiny_data.pairs(), encoder)
     reader = FeatureReader(encoder, torch.device("cpu"), contextlib.nullcontext, 8)
     ids = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10]]
-    expected = reader.images(data, range(18), 1), reader.texts(ids)
+    expected = reader.images(data, range(18)), reader.texts(ids)
     limit(encoder, monkeypatch, 3, RuntimeError)
-    found = reader.images(data, range(18), 1), reader.texts(ids)
+    found = reader.images(data, range(18)), reader.texts(ids)
     assert found[0].rows == expected[0].rows
     torch.testing.assert_close(found[0].inputs.features, expected[0].inputs.features)
     torch.testing.assert_close(found[1].features, expected[1].features)

@@ -160,6 +160,10 @@ def test_flips():
     recipe, _ = decided(CLIPFinetuningConfig(domain="industrial"), data=heights)
     assert (recipe.horizontal_flip, recipe.rotate90, recipe.vertical_flip) == (True, False, False)
     assert decided(CLIPFinetuningConfig(horizontal_flip=True), data=left_right)[0].horizontal_flip is True
+    # Where a row of the same label is as good a match, sides are not told apart, and the preset stands.
+    by_label = CLIPFinetuningConfig(domain="industrial", positives="label")
+    recipe, _ = decided(by_label, data=replace(left_right, names_heights=True, labelled_fraction=1.0, classes=3))
+    assert (recipe.horizontal_flip, recipe.rotate90, recipe.vertical_flip) == (True, True, True)
 
 
 def test_reading():
@@ -173,11 +177,11 @@ def test_reading():
 
 def test_all_images_that_are_kept_decide_where_they_are_read():
     few = replace(PLAIN, train_rows=100, cores=3)
-    assert decided(CLIPFinetuningConfig(), data=replace(few, evaluated_rows=1_000_000))[0].num_workers == 2
+    assert decided(CLIPFinetuningConfig(), data=replace(few, validation_rows=1_000_000))[0].num_workers == 2
     # 100 augmented training images take 18.7 MiB; as evaluation shows them, for mining, 14.4 MiB more.
     values = {"image_cache_mb": 20, "augment_images": True, "probe_first": False, "probe_last": False}
     assert decided(CLIPFinetuningConfig(**values), data=few)[0].num_workers == 0
-    assert decided(CLIPFinetuningConfig(**values), data=replace(few, evaluated_rows=10))[0].num_workers == 2
+    assert decided(CLIPFinetuningConfig(**values), data=replace(few, validation_rows=10))[0].num_workers == 2
     for again in ({"hard_negative_batch_fraction": 0.5}, {"probe_first": True}, {"probe_last": True}):
         assert decided(CLIPFinetuningConfig(**{**values, **again}), data=few)[0].num_workers == 2
 
@@ -203,7 +207,7 @@ def test_saved_recipe_repeats_the_run(name, model):
     assert later == {}
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(100, 30), (666, 27), (1000, 18), (1800, 10), (100_000, 10)])
+@pytest.mark.parametrize(("rows", "epochs"), [(100, 30), (500, 24), (1000, 12), (1200, 10), (100_000, 10)])
 def test_few_rows_are_shown_more_often(rows, epochs):
     recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
     assert recipe.num_epochs == epochs
@@ -215,7 +219,7 @@ def test_small_data_holds_the_training_back():
     few = replace(PLAIN, train_rows=999)
     recipe, reasons = decided(CLIPFinetuningConfig(), data=few)
     assert "999 pairs" in reasons["small_data"]
-    assert (recipe.layer_decay, recipe.weight_decay, recipe.early_stopping_patience) == (0.75, 0.05, 9)
+    assert (recipe.layer_decay, recipe.weight_decay) == (0.75, 0.05)
     assert decided(CLIPFinetuningConfig(), STARTER, few)[0].layer_decay == 0.9
     # What is set stays, and adapters hold all layers back already.
     recipe, _ = decided(CLIPFinetuningConfig(weight_decay=0.2, lora_r=8), data=few)
@@ -225,27 +229,6 @@ def test_small_data_holds_the_training_back():
         assert (recipe.small_data, recipe.layer_decay, recipe.weight_decay) == (False, 1.0, 0.01)
         assert "small_data" not in reasons
     assert decided(CLIPFinetuningConfig(small_data=True))[0].layer_decay == 0.75
-
-
-@pytest.mark.parametrize(
-    ("values", "rows", "key"),
-    [
-        ({}, 999, "early_stopping_patience"),
-        ({}, 1500, "probe_patience"),
-        ({"probe_first": False}, 1500, None),
-        ({"probe_first": False}, 999, "early_stopping_patience"),
-        ({}, 9000, None),
-    ],
-)
-def test_few_rows_may_end_the_training_early(values, rows, key):
-    both = ("early_stopping_patience", "probe_patience")
-    recipe, reasons = decided(CLIPFinetuningConfig(**values), data=replace(PLAIN, train_rows=rows))
-    assert [name for name in both if getattr(recipe, name) is not None] == ([key] if key else [])
-    assert [name for name in both if "half of the training" in reasons.get(name, "")] == ([key] if key else [])
-    for patience in (0, 3):
-        given = dict.fromkeys(both, patience)
-        recipe, reasons = decided(CLIPFinetuningConfig(**given, **values), data=replace(PLAIN, train_rows=rows))
-        assert {name: getattr(recipe, name) for name in given} == given and not set(both) & set(reasons)
 
 
 def test_batch_norm_keeps_its_statistics_where_the_projections_come_first():
@@ -270,13 +253,29 @@ def test_classes_have_a_term_where_most_rows_have_one():
         assert decided(CLIPFinetuningConfig(), data=data)[0].classification_weight == 0.0
 
 
-@pytest.mark.parametrize(("rows", "steps"), [(40, 60), (300, 150), (600, 300), (4000, 300)])
-def test_few_rows_get_fewer_steps_of_the_projections(rows, steps):
-    recipe, reasons = decided(CLIPFinetuningConfig(), data=replace(PLAIN, train_rows=rows))
-    assert recipe.probe_steps == steps
-    assert ("probe_steps" in reasons) == (steps < 300)
-    set_by_hand = CLIPFinetuningConfig(probe_steps=500)
-    assert decided(set_by_hand, data=replace(PLAIN, train_rows=rows))[0].probe_steps == 500
+@pytest.mark.parametrize(
+    ("values", "facts", "expected", "reason"),
+    [
+        ({}, {}, True, "of the model they have chosen"),
+        ({}, {"test_rows": 0}, False, "no test split"),
+        ({}, {"validation_rows": 0}, False, None),
+        ({"probe_last": False}, {}, False, None),
+        ({"probe_first": False}, {}, False, None),
+        ({"wise_ft": True, "retention_data": ["data"]}, {}, False, "wise_ft chooses"),
+        ({"calibrate_temperature": True}, {}, False, "calibrate_temperature fits"),
+        ({"fit_validation_rows": False}, {}, False, None),
+        ({}, {"train_rows": 5000}, False, None),
+    ],
+)
+def test_validation_rows_are_learned_from_where_nothing_else_needs_them(values, facts, expected, reason):
+    data = replace(PLAIN, **{"train_rows": 300, "validation_rows": 30, "test_rows": 30, **facts})
+    recipe, reasons = decided(CLIPFinetuningConfig(**values), data=data)
+    assert recipe.fit_validation_rows is expected
+    assert ("fit_validation_rows" in reasons) == (reason is not None)
+    assert reason is None or reason in reasons["fit_validation_rows"]
+    if reason is not None and not expected:
+        with pytest.raises(ConfigurationError, match=f"fit_validation_rows=true does not go.*{reason}"):
+            decided(CLIPFinetuningConfig(fit_validation_rows=True, **values), data=data)
 
 
 def test_a_resolution_is_chosen_for_the_recipe_as_the_run_has_it_and_counts_as_set():

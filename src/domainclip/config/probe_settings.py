@@ -1,4 +1,4 @@
-"""The settings that say how classes are learned: by the projections before the towers, and by the towers."""
+"""The settings that say how classes are learned: by the projections before and after the towers, and by the towers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ class ProbeSettings(Settings):
     probe_last: bool | None = key(
         None,
         "training",
-        "Train the projections once more on the trained towers, kept where validation rows are no "
-        "worse; null: as probe_first.",
+        "Train the projections once more on the trained towers; the result is whichever model validation rows "
+        "favour. null: as probe_first.",
     )
-    probe_steps: int = key(300, "training", "Steps of it, at most: validation rows say which one to keep.", gt=0)
-    probe_learning_rate: float = key(1e-3, "training", "Peak rate of the projections in it (AdamW).", gt=0)
-    probe_views: int = key(2, "training", "Augmented views of each image in it, beside itself.", ge=0, le=64)
-    probe_weight_decay: float = key(0.1, "training", "Decay of the projections' matrices in it.", ge=0)
-    probe_patience: int | None = key(
+    probe_steps: int | None = key(
+        None, "training", "Steps of it, of 256 rows each; null: chosen by cross-validation.", gt=0
+    )
+    probe_learning_rate: float | None = key(
+        None, "training", "Peak rate of the projections in it (AdamW); null: chosen by cross-validation.", gt=0
+    )
+    fit_validation_rows: bool | None = key(
         None,
         "training",
-        "Validations without a gain that end a training whose best model is still the probe's; "
-        "0: never; null: half of all.",
-        ge=0,
+        "Fit the projections of the chosen model to training and validation rows together in the end; null: where "
+        "there is a test split and nothing else is chosen by validation rows.",
     )
     classification_weight: float | None = key(
         None, "training", "Weight of telling the classes apart by their prompts; null: 1 where rows have labels.", ge=0
     )
     class_balance: bool | None = key(
-        None, "training", "Draw every class equally often in it, for a mean recall of classes; null: every row."
+        None,
+        "training",
+        "Weight rare classes up in it, by one over the root of their rows; null: where cross-validation recalls more "
+        "of the classes and gets no fewer rows right.",
     )

@@ -435,7 +435,7 @@ class EvaluationSettings(DomainMetricSettings, SemanticSettings):
     early_stopping_patience: int | None = key(
         None,
         "training",
-        "Stop after this many validations without a better primary metric; 0: never; null: with few rows.",
+        "Stop after this many validations without a better primary metric; 0 or null: never.",
         ge=0,
         search=BUDGET,
         common=True,

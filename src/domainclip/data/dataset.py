@@ -269,7 +269,7 @@ class CLIPDataset(Dataset):
         return self._view(key, self.images.get(self.pairs[row].image_path, self._kept)[0][0])
 
     def expect_clean(self) -> None:
-        """Announce that ``clean_and_augmented`` will be asked for, so that its clean image is kept, too."""
+        """Announce that ``clean`` will be asked for, so that its image is kept, too."""
         if self.image_transform.augment:
             paths = [pair.image_path for pair in self.pairs]
             bytes_each = 3 * self.image_transform.largest_resolution**2
@@ -296,25 +296,23 @@ class CLIPDataset(Dataset):
             )
         return values if values.dtype == torch.uint8 else self.image_transform.spec.bytes_of(values)
 
-    def clean_and_augmented(self, row: int, keys: Sequence[RowKey]) -> list[Tensor]:
-        """The image of a row as evaluation shows it (tiles apart), and as ``pixels`` gives it for each of ``keys``; the
-        file is read once.
+    def clean(self, row: int) -> Tensor:
+        """The image of a row as evaluation shows it (tiles apart), whatever the data set makes of it for training.
 
         Args:
             row: The row.
-            keys: Keys of the same row.
 
         Returns:
-            uint8 ``[3, R, R]`` each, the clean one first.
+            uint8 ``[3, R, R]``.
 
         Raises:
             ImageError: The image cannot be read.
         """
         if not self.image_transform.augment:
-            return [self.pixels(key) for key in (row, *keys)]
-        whole, base = self.images.get(self.pairs[row].image_path, self._clean.preparation(), self._kept)
-        first = self._clean.finish(whole[0], view_rng(self.seed, 0, row))  # which it does not draw from
-        return [first, *(self._view(key, base[0]) for key in keys)]
+            return self.pixels(row)
+        # Both forms at once: the file is read once.
+        whole, _ = self.images.get(self.pairs[row].image_path, self._clean.preparation(), self._kept)
+        return self._clean.finish(whole[0], view_rng(self.seed, 0, row))  # which it does not draw from
 
     @cached_property
     def _clean(self) -> ImageTransform:

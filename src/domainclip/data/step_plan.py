@@ -70,8 +70,8 @@ class StepPlan:
             The plan.
 
         Raises:
-            ConfigurationError: A schedule is still to be resolved (``auto``), or does not end at ``batch_size`` pairs
-                or ``full_resolution``.
+            ConfigurationError: A schedule is still to be resolved (``auto``), or ends at other than ``batch_size``
+                pairs or above ``full_resolution``.
         """
         sizes, resolutions = batch.batch_size_schedule, resolution.resolution_schedule
         if resolutions == "auto":
@@ -85,7 +85,7 @@ class StepPlan:
         phases = (
             resolution_phases(resolutions, resolution.resolution_schedule_by, batches, total) if resolutions else ()
         )
-        if phases and phases[-1][1] != full_resolution:
+        if phases and phases[-1][1] > full_resolution:
             raise ConfigurationError(
                 f"resolution_schedule ends at {phases[-1][1]} pixels, but the data set's transform makes images of "
                 f"{full_resolution}: give both one resolution (image_resolution)"
@@ -191,7 +191,7 @@ class StepPlan:
         Returns:
             A factor in (0, 1]; 1 outside progressive training.
         """
-        return min(1.0, self.resolution(step) / self.full_resolution) if self.phases else 1.0
+        return self.resolution(step) / self.resolutions[-1] if self.phases else 1.0
 
     def _phase(self, step: int) -> int:
         return bisect.bisect_right(self.phases, step, key=lambda phase: phase[0]) - 1

@@ -116,12 +116,12 @@ def announce_images(
         engine.expect([pair.image_path for pair in data.pairs], shared=run.data.num_workers > 0)
     if run.probe.probe_first or run.probe.probe_last:
         data.expect_clean()
-        view = _probe_validation_view(run, session.processor)
+        view = _evaluated_view(run, session.processor)
         bytes_each = 3 * view.resolution**2
         session.images.expect([pair.image_path for pair in validation], view.preparation(), bytes_each)
 
 
-def _probe_validation_view(run: ResolvedRun, processor: EncoderProcessor) -> ImageTransform:
+def _evaluated_view(run: ResolvedRun, processor: EncoderProcessor) -> ImageTransform:
     spec = ImageSpec.from_processor(processor.image_processor)
     return ImageTransform(run.recipe, False, spec, steps=run.domain.images)
 
@@ -271,69 +271,57 @@ def training_parts(
     rehearsal = (
         reference_sets.rehearsed(encoder, run.references, run.data, autocast) if reference_sets is not None else None
     )
-    probe = build_probe(encoder, run, loss, data, val, *where, rehearsal)
+    probe = build_probe(session, run, loss, data, val, rehearsal)
     return TrainingParts(
         evaluate=validate,
         terms=FurtherTerms(start, classification_of(encoder, run, data, *where), rehearsal),
-        probe_first=probe if run.probe.probe_first else None,
-        probe_last=probe if run.probe.probe_last else None,
+        probe=probe,
         find_hard_negatives=find_hard_negatives,
     )
 
 
 def build_probe(
-    encoder: DualEncoder,
-    resolved: ResolvedRun,
+    session: ModelSession,
+    run: ResolvedRun,
     loss: nn.Module,
     data: CLIPDataset,
     validation: Sequence[ImageTextPair],
-    device: torch.device,
-    precision: PrecisionDecision,
     rehearsal: Rehearsal | None = None,
 ) -> Probe | None:
-    """What ``probe_first`` and ``probe_last`` train with. Classes are described as in the evaluation.
+    """What ``probe_first`` and ``probe_last`` fit the projections with. Classes are described as in the evaluation.
 
     Args:
-        encoder: The dual encoder.
-        resolved: The resolved recipe.
+        session: The loaded model, made ready for the recipe.
+        run: The resolved recipe.
         loss: The objective.
         data: The training rows.
-        validation: Rows that the probe is validated on; fewer than two are not used.
-        device: Where the model is.
-        precision: What training computes in.
+        validation: Rows that the models are compared on.
         rehearsal: Rows of reference sets that are rehearsed.
 
     Returns:
         The probe, or None where the recipe wants neither.
     """
-    recipe, settings = resolved.recipe, resolved.probe
+    settings, encoder, processor = run.probe, session.encoder, session.processor
     if not (settings.probe_first or settings.probe_last):
         return None
-    validation_rows = None
-    if len(validation) > 1:
-        captions = training_captions(resolved, encoder.processor)
-        validation_rows = CLIPDataset(
-            validation,
-            encoder.processor,
-            recipe,
-            _probe_validation_view(resolved, encoder.processor),
-            captions["text_transform"],
-            images=data.images,
-        )
+    held_out = None
+    if len(validation):
+        view, captions = _evaluated_view(run, processor), training_captions(run, processor)["text_transform"]
+        held_out = CLIPDataset(validation, processor, run.recipe, view, captions, images=data.images)
     return Probe(
         encoder,
         loss,
         data,
+        held_out,
         settings,
-        resolved.data.seed,
-        device,
-        lambda: precision.autocast(device),
-        resolved.evaluation.eval_batch_size,
-        validation_rows,
-        _sentences(resolved, data, caption_pipeline(resolved, encoder.processor)),
+        run.data.seed,
+        session.device,
+        partial(session.precision.autocast, session.device),
+        run.evaluation.eval_batch_size,
+        _sentences(run, data, caption_pipeline(run, encoder.processor)),
         rehearsal,
-        resolved.references.l2sp_strength,
-        resolved.references.distillation_strength,
+        run.references.l2sp_strength,
+        run.references.distillation_strength,
     )
 
 

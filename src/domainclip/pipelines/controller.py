@@ -259,14 +259,14 @@ class CLIPFinetuningController:
     # --- training and evaluating ---
 
     def prepare(
-        self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None, evaluated_rows: int = 0
+        self, train_pairs: Sequence[ImageTextPair], resume_from: Path | None = None, validation_rows: int = 0
     ) -> FrozenConfig:
         """Resolve the recipe for this model and these rows; ``run`` is then the resolved run.
 
         Args:
             train_pairs: The training rows.
             resume_from: The folder of a run that goes on, where ``auto_resolution`` finds what it chose at first.
-            evaluated_rows: Rows of validation and test.
+            validation_rows: Rows of the validation split.
 
         Returns:
             The resolved recipe.
@@ -276,7 +276,7 @@ class CLIPFinetuningController:
             ConfigurationError: A value does not fit the model or the rows.
         """
         asked = (self.config, self.session, train_pairs, self.processes)
-        self.run = resolve_run(*asked, resume_from, self._auto_resolution, evaluated_rows)
+        self.run = resolve_run(*asked, resume_from, self._auto_resolution, validation_rows)
         return self.run.recipe
 
     def fine_tune(

@@ -87,7 +87,8 @@ def resolve_run(
     processes: Processes,
     resume_from: Path | None = None,
     auto_resolution: AutoResolution | None = None,
-    evaluated_rows: int = 0,
+    validation_rows: int = 0,
+    test_rows: int = 0,
 ) -> ResolvedRun:
     """Resolve the recipe for a model and training rows; from then on the session prepares images and texts by it.
 
@@ -98,7 +99,8 @@ def resolve_run(
         processes: Those that train together: the first one's choices hold.
         resume_from: The folder of a run that goes on, where ``auto_resolution`` finds what it chose at first.
         auto_resolution: Remembers a choice for whoever resolves several times.
-        evaluated_rows: Rows of validation and test.
+        validation_rows: Rows of the validation split.
+        test_rows: Rows of the test split.
 
     Returns:
         The resolved run.
@@ -114,7 +116,7 @@ def resolve_run(
     where = (session.device, session.precision)
     chooser = auto_resolution or AutoResolution()
     choose = chooser.chooser(config, session.encoder, pairs, *where, resume_from)
-    facts = model_facts(session.encoder), data_facts(pairs, processes.world_size, evaluated_rows)
+    facts = model_facts(session.encoder), data_facts(pairs, processes.world_size, validation_rows, test_rows)
     # What was measured may have come out differently in another process.
     run = processes.broadcast_object(resolve(config, *facts, domain=session.domain, choose_resolution=choose))
     by_label = run.recipe.positives == "label"

@@ -131,9 +131,9 @@ def run_training(
         session = load_for_training(inference, console)
         splits = replace(splits, notes=[*splits.notes, *_unknown_captions(session, splits)])
         _show_machine(session, processes, splits, console)
-        evaluated = len(splits.val) + len(splits.test)
         resume_from = folder.path if resume else None
-        run = resolve_run(config, session, splits.train, processes, resume_from, evaluated_rows=evaluated)
+        evaluated = {"validation_rows": len(splits.val), "test_rows": len(splits.test)}
+        run = resolve_run(config, session, splits.train, processes, resume_from, None, **evaluated)
         run, references = with_reference_sets(session, run, processes.is_first)
         _show_decisions(run, references, console)
         engine, data = session.engine(), training_data(splits.train, run, session)
@@ -141,7 +141,7 @@ def run_training(
         if processes.is_first:
             announce_images(run, session, engine, data, splits.val)
             rows = _EvaluatedRows.of(splits, run, engine)
-            require_images(data.pairs, lambda row: data.clean_and_augmented(row, [row]))  # whichever is asked for next
+            require_images(data.pairs, data.clean)
             check_start(session, rows.val, rows.test)
             first = _FirstProcess(folder, session, run, splits, rows, engine, references, console, started, emitter)
             first.record.look_at_data(resume, accept_changed_data)

@@ -79,7 +79,8 @@ class DataFacts:
         names_heights: whether some caption says upper, lower, top or bottom.
         processes: that one batch is spread over.
         class_imbalance: rows of the largest class for one of the smallest.
-        evaluated_rows: of validation and test, whose images are kept beside those of the training rows.
+        validation_rows: whose images are kept beside those of the training rows.
+        test_rows: the same of the test split; 0 where the model is reported on the validation rows.
     """
 
     train_rows: int
@@ -91,7 +92,8 @@ class DataFacts:
     names_heights: bool = False
     processes: int = 1
     class_imbalance: float = 1.0
-    evaluated_rows: int = 0
+    validation_rows: int = 0
+    test_rows: int = 0
 
 
 class Row(Protocol):
@@ -106,13 +108,14 @@ class Row(Protocol):
         """Its class, where there is one."""
 
 
-def data_facts(pairs: Sequence[Row], processes: int = 1, evaluated_rows: int = 0) -> DataFacts:
+def data_facts(pairs: Sequence[Row], processes: int = 1, validation_rows: int = 0, test_rows: int = 0) -> DataFacts:
     """The facts about the training rows.
 
     Args:
         pairs: the rows.
         processes: that train together on this machine.
-        evaluated_rows: of validation and test.
+        validation_rows: of the validation split.
+        test_rows: of the test split.
 
     Returns:
         Counts and fractions of them.
@@ -131,5 +134,6 @@ def data_facts(pairs: Sequence[Row], processes: int = 1, evaluated_rows: int = 0
         cores=max(1, (os.cpu_count() or 1) // processes),
         processes=processes,
         class_imbalance=max(sizes) / min(sizes) if sizes else 1.0,
-        evaluated_rows=evaluated_rows,
+        validation_rows=validation_rows,
+        test_rows=test_rows,
     )

@@ -19,15 +19,12 @@ from domainclip.resolve.run import ResolvedRun
 from domainclip.resolve.schedule import (
     resolve_batch,
     resolve_batch_schedule,
-    resolve_early_end,
     resolve_length,
     resolve_resolutions,
     resolve_small_data,
     resolve_steps,
-    resolved_steps,
-    steps_per_epoch,
 )
-from domainclip.resolve.stages import resolve_batch_norm, resolve_probe, resolve_reference_sets
+from domainclip.resolve.stages import resolve_batch_norm, resolve_last_fit, resolve_probe, resolve_reference_sets
 
 
 def resolve(
@@ -64,24 +61,21 @@ def resolve(
     schedule = values["resolution_schedule"]
     _resolve_inputs(draft, config, model)
     _check_resolution(values["image_resolution"], model, rule)
+    resolve_probe(draft, data, model.fresh_projections)
     resolve_resolutions(draft, rule)
     if values["batch_size_schedule"] is not None:
         resolve_batch_schedule(draft, data.train_rows)
     else:
         resolve_batch(draft, data)
-    resolve_probe(draft, data, model.fresh_projections)
     resolve_batch_norm(draft, model.image_tower_kind, data.processes)
     resolve_objective(draft, model, data, domain.family)
     check_adapters(values, model)
     resolve_reference_sets(draft, model.fresh_projections)
+    resolve_last_fit(draft, data)
     resolve_length(draft, data.train_rows)
     resolve_rates(draft, model)
     resolve_steps(draft, data)
-    validations = resolved_steps(values, data.train_rows) // min(
-        values["eval_steps"], steps_per_epoch(values, data.train_rows)
-    )
     resolve_small_data(draft, data.train_rows, model.image_tower_kind)
-    resolve_early_end(draft, validations)
     _resolve_augmentation(draft, data, with_own_steps.images.allowed_turns)
     if choose_resolution is not None:
         draft.choose(choose_resolution(CLIPFinetuningConfig(**values).frozen()))
@@ -134,20 +128,24 @@ def _check_resolution(resolution: int, model: ModelFacts, rule: ResolutionRule) 
 
 
 def _resolve_augmentation(draft: Draft, data: DataFacts, allowed: Sequence[str] | None) -> None:
-    """What the captions say overrules the domain's preset (mirrored, they would be wrong), but not the user."""
+    """What the captions say overrules the domain's preset (mirrored, they would be wrong), but not the user. Where rows
+    of one label are each other's positives, sides are not told apart anyway."""
     values = draft.values
     if not values["augment_images"]:
         return
+    by_caption = values["positives"] != "label"
+    left_right, heights = by_caption and data.names_left_right, by_caption and data.names_heights
     reasons = {
-        "horizontal_flip": "captions say left or right" if data.names_left_right else None,
-        "vertical_flip": "captions say upper, lower, top or bottom" if data.names_heights else None,
+        "horizontal_flip": "captions say left or right" if left_right else None,
+        "vertical_flip": "captions say upper, lower, top or bottom" if heights else None,
     }
     reasons["rotate90"] = reasons["horizontal_flip"] or reasons["vertical_flip"]
     for key, reason in reasons.items():
         if reason and key not in draft.set_keys and (values[key] or key not in draft.given):
             draft.decide(key, False, reason)
-    if "horizontal_flip" not in draft.given and not data.names_left_right:
-        draft.decide("horizontal_flip", True, "no caption says left or right")
+    if "horizontal_flip" not in draft.given and not left_right:
+        why = "no caption says left or right" if by_caption else "rows of one label are matches, whatever their sides"
+        draft.decide("horizontal_flip", True, why)
     if allowed is None:
         return
     turns = {"horizontal_flip": "horizontal", "vertical_flip": "vertical", "rotate90": "quarter_turns"}
@@ -170,7 +168,7 @@ def _resolve_reading(draft: Draft, data: DataFacts) -> None:
     augmented = values["augment_images"]
     # As evaluation shows them: those of validation and test, and of the training rows where they are mined or probed.
     again = values["hard_negative_batch_fraction"] or values["probe_first"] or values["probe_last"]
-    plain = data.evaluated_rows + (data.train_rows if augmented and again else 0)
+    plain = data.validation_rows + data.test_rows + (data.train_rows if augmented and again else 0)
     kept = 3 * resolution**2 * (data.train_rows * (1.3 if augmented else 1.0) + plain)
     if kept <= values["image_cache_mb"] * 2**20:
         draft.decide("num_workers", 0, "all decoded images fit into image_cache_mb: later epochs read memory")

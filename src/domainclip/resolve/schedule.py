@@ -19,7 +19,7 @@ SMALLEST_BATCH = 32
 STEPS_AN_EPOCH = 16
 """So many steps an epoch has at least, where its batches need not be smaller than ``SMALLEST_BATCH`` for it."""
 
-IMAGES = 18_000
+IMAGES = 12_000
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 30
 """Few rows are shown more often: about ``IMAGES`` images in all, within these bounds."""
 
@@ -88,25 +88,6 @@ def resolve_small_data(draft: Draft, rows: int, image_tower_kind: str) -> None:
         draft.decide("weight_decay", 0.05, f"{why}: five times the usual decay")
 
 
-def resolve_early_end(draft: Draft, validations: int) -> None:
-    """``early_stopping_patience`` and ``probe_patience``, where few rows make it likely that nothing more is gained.
-
-    Args:
-        draft: what was decided so far.
-        validations: how many there will be, nearly.
-    """
-    values = draft.values
-    half = max(5, validations // 2)
-    if values["small_data"]:
-        key, why = "early_stopping_patience", "small_data: half of the training without a better validation ends it"
-    elif values["probe_first"]:
-        key, why = "probe_patience", "half of the training in which the towers do not get past the probe ends it"
-    else:
-        return
-    if key not in draft.given:
-        draft.decide(key, half, why)
-
-
 AUTO_RESOLUTIONS = {0.0: 0.8, 0.6: 1.0}
 """``resolution_schedule=auto``: from which fraction of the training on which fraction of the whole resolution holds.
 The last steps are at the resolution that is validated and saved, as a tower wants them (Touvron et al. 2019). Beginning
@@ -141,10 +122,11 @@ def resolve_resolutions(draft: Draft, rule: ResolutionRule) -> None:
         last = schedule[max(schedule)]
         if "image_resolution" not in draft.set_keys:
             draft.decide("image_resolution", last, "where resolution_schedule ends")
-        elif values["image_resolution"] != last:
+        elif values["image_resolution"] != last and not (values["probe_last"] and values["image_resolution"] > last):
             raise ConfigurationError(
                 f"resolution_schedule ends at {last} pixels and image_resolution={values['image_resolution']}, the "
-                "resolution that is validated and saved: end the schedule there, or leave image_resolution out"
+                "resolution that is validated and saved: end the schedule there, or leave image_resolution out. It may "
+                "end lower where probe_last fits the projections at image_resolution afterwards"
             )
     for resolution in values["training_resolutions"] or {}:
         _check_resolution("training_resolutions", resolution, rule)

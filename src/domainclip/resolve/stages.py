@@ -58,15 +58,10 @@ def resolve_batch_norm(draft: Draft, image_tower_kind: str, processes: int) -> N
 
 FEW_ROWS = 5000
 """Below it reading all features takes seconds, and fine-tuning alone may end below a linear probe."""
-LEAST_STEPS = 60
-"""The projections take half as many steps as there are rows, and at least so many. 300 cost 2 to 5 points on 100 to 340
-rows, and brought 3 on 580 (docs/log.md)."""
-UNEQUAL = 20.0
-"""From this many rows of the largest class to one of the smallest on, the user is told what is drawn."""
 
 
 def resolve_probe(draft: Draft, data: DataFacts, fresh_projections: bool) -> None:
-    """``probe_first`` and its steps, ``classification_weight`` and ``class_balance``, where they were left unset.
+    """``probe_first``, ``probe_last`` and ``classification_weight``, where they were left unset.
 
     Args:
         draft: what was decided so far.
@@ -95,14 +90,7 @@ def resolve_probe(draft: Draft, data: DataFacts, fresh_projections: bool) -> Non
                 False,
                 f"{counted(rows, 'row')}, {FEW_ROWS} or more, and projections that are trained already",
             )
-    _resolve_probe_last(draft)
-    steps = max(LEAST_STEPS, rows // 2)
-    if (
-        (values["probe_first"] or values["probe_last"])
-        and "probe_steps" not in draft.given
-        and steps < values["probe_steps"]
-    ):
-        draft.decide("probe_steps", steps, f"{counted(rows, 'row')}: more steps would learn them by heart")
+    _resolve_probe_last(draft, rows)
     _refuse_what_is_not_read(values, data)
     if values["classification_weight"] is None:
         labelled = data.classes > 1 and data.labelled_fraction > 0.5
@@ -113,18 +101,9 @@ def resolve_probe(draft: Draft, data: DataFacts, fresh_projections: bool) -> Non
                 "captions leaves out"
             )
             draft.decide("classification_weight", 1.0, reason)
-    if values["class_balance"] is None:
-        values["class_balance"] = False
-        if values["probe_first"] and data.class_imbalance >= UNEQUAL:
-            draft.decide(
-                "class_balance",
-                False,
-                f"the largest class has {data.class_imbalance:.0f} times the rows of the smallest, but accuracy counts "
-                "every row alike; set it to true where every class should count alike",
-            )
 
 
-def _resolve_probe_last(draft: Draft) -> None:
+def _resolve_probe_last(draft: Draft, rows: int) -> None:
     values = draft.values
     held = [key for key in ("l2sp_strength", "distillation_strength") if values[key]]
     if values["probe_last"] and held:
@@ -139,10 +118,40 @@ def _resolve_probe_last(draft: Draft) -> None:
         draft.decide(
             "probe_last", False, f"{held[0]} holds the projections near the model that the training began with"
         )
-    elif values["probe_first"]:
+    elif values["probe_first"] and rows < FEW_ROWS:
         draft.decide(
-            "probe_last", True, "the towers move on from the projections, which are fitted once more in the end"
+            "probe_last", True, "the towers move on from the projections; which model is better, validation rows say"
         )
+
+
+def resolve_last_fit(draft: Draft, data: DataFacts) -> None:
+    """``fit_validation_rows``. Comes after ``wise_ft`` was decided.
+
+    Args:
+        draft: what was decided so far.
+        data: facts of the rows.
+
+    Raises:
+        ConfigurationError: validation rows are to be learned from, and are needed for something else.
+    """
+    values = draft.values
+    reason = ""
+    if not (values["probe_first"] and values["probe_last"]):
+        reason = "the projections are fitted to training rows alone without probe_first and probe_last"
+    elif not data.test_rows:
+        reason = "there is no test split, and the model is reported on the validation rows"
+    elif values["wise_ft"]:
+        reason = "wise_ft chooses its weights by the validation rows afterwards"
+    elif values["calibrate_temperature"]:
+        reason = "calibrate_temperature fits the temperature to the validation rows afterwards"
+    if values["fit_validation_rows"] and reason:
+        raise ConfigurationError(f"fit_validation_rows=true does not go with this run: {reason}. Leave the key out")
+    if values["fit_validation_rows"] is not None:
+        return
+    values["fit_validation_rows"] = False
+    if values["probe_first"] and values["probe_last"] and data.validation_rows:
+        why = "of the model they have chosen, the projections learn from them, too"
+        draft.decide("fit_validation_rows", not reason, reason or why)
 
 
 def _refuse_what_is_not_read(values: dict[str, Any], data: DataFacts) -> None:

@@ -22,8 +22,9 @@ from domainclip.training.guards import FiniteCheck
 from domainclip.training.identity import RunIdentity
 from domainclip.training.memory.run import RunMemory
 from domainclip.training.observer import StepObserver
-from domainclip.training.probe.probe import Probe, ProbeStages
+from domainclip.training.probe.probe import Probe
 from domainclip.training.probe.progress import ProbeProgress
+from domainclip.training.probe.stages import ProbeStages
 from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.state import Stateful, TrainContext
 from domainclip.training.step.train_step import FurtherTerms, TrainStep
@@ -38,16 +39,14 @@ class TrainingParts:
     Attributes:
         evaluate: Validates the present weights.
         terms: Of the loss, beside the objective.
-        probe_first: Trains the projections before the first step.
-        probe_last: Trains them after the last step.
+        probe: Fits the projections, before the first step or after the last.
         find_hard_negatives: Finds for each training row those hardest to tell from it, ``[rows, k]``.
         accept_changed_data: Whether a run may go on with other training rows.
     """
 
     evaluate: Evaluate | None = None
     terms: FurtherTerms = field(default_factory=FurtherTerms)
-    probe_first: Probe | None = None
-    probe_last: Probe | None = None
+    probe: Probe | None = None
     find_hard_negatives: Callable[[], Tensor] | None = None
     accept_changed_data: bool = False
 
@@ -145,6 +144,12 @@ def build_trainer(
         accept_changed_data=parts.accept_changed_data,
     )
     best = BestWeights(context, encoder, loss, store)
+    stop = stop or StopSignals(Console(stderr=True).print)
+
+    def progress(stage: str) -> ProbeProgress:
+        return ProbeProgress(store.folder / stage, f"{identity.digest} {weights_digest(encoder)}", stop)
+
+    probes = ProbeStages(context, encoder, parts.probe, run.probe, parts.evaluate, best, progress)
     validator = None
     if parts.evaluate is not None:
         validator = Validator(
@@ -154,21 +159,13 @@ def build_trainer(
             step.average,
             best,
             run.evaluation,
-            run.probe,
             run.optim.learning_rate,
-            plan.total_steps,
+            chosen_later=probes.choose,
         )
-    stop = stop or StopSignals(Console(stderr=True).print)
-
-    def progress(stage: str) -> ProbeProgress:
-        return ProbeProgress(store.folder / stage, f"{identity.digest} {weights_digest(encoder)}", stop)
-
-    probes = ProbeStages(context, encoder, parts.probe_first, parts.probe_last, parts.evaluate, best, progress)
     return Trainer(
         context,
         run.record,
         run.evaluation,
-        run.probe,
         loader,
         step,
         StepObserver(context, step, run.optim.warmup_steps, run.record.logging_steps, memory.monitor),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-from domainclip.config import EvaluationSettings, ProbeSettings
+from domainclip.config import EvaluationSettings
 from domainclip.events import Emitter, Warned
 from domainclip.training.distributed import OneProcess, ProcessGroup
 
@@ -45,13 +45,15 @@ class ProbeOutcome(TypedDict, total=False):
     """What training the projections alone came to."""
 
     skipped: str  # why nothing was done; the rest is missing then
-    rows: int
-    steps: int
-    kept_step: int
-    loss_before: float | None  # of the validation rows, in nats; None without any
-    loss: float | None
+    rows: int  # of training, that it was fitted to
+    effort: dict[str, Any]  # steps, learning_rate, balanced
+    folds: int  # of the cross-validation that chose these; 0 where nothing was to be chosen
+    surprise: float | None  # nats an answer in the rows that the folds held out
+    accuracy: float | None  # the fraction of right answers there
     seconds: float
     validation: float  # the primary metric of the validation that followed
+    fraction: float  # of the way from the initial towers to the trained ones, that was chosen after the last step
+    fitted_rows: int  # of training and validation, that the result's projections are fitted to
     kept: bool  # of the projections after the last step: whether they are in the result
 
 
@@ -66,9 +68,8 @@ class RunState:
     best_files: dict[str, str] | None = None  # its files' SHA-256 by name
     top: float | None = None  # the best value seen, at whichever step
     without_gain: int = 0
-    previous: float | None = None  # the value of the last validation
-    confirmed: float | None = None  # as top, of the values that count (see ``Validator``)
     probe_first: ProbeOutcome | None = None
+    probe_surprise: list[float] | None = None  # of each validation answer, by the probe before the first step
     probe_last: ProbeOutcome | None = None
     steps_skipped: int = 0  # batches with fewer than two readable images
     loss_sum: float = 0.0
@@ -94,22 +95,16 @@ class RunState:
         if self.batch == batches:
             self.epoch, self.batch = self.epoch + 1, 0
 
-    def stops_early(self, evaluation: EvaluationSettings, probe: ProbeSettings) -> bool:
+    def stops_early(self, evaluation: EvaluationSettings) -> bool:
         """Whether early stopping is due. Also true for a run resumed after it has stopped early.
-
-        Towers that are kept in place of the probe have their whole schedule: at its end they gain what a few hundred
-        validation rows cannot show (docs/log.md).
 
         Args:
             evaluation: Says how many validations without a gain end the run.
-            probe: The same, where the towers have not got past the probe.
 
         Returns:
             True where validations have gone by without a gain for as long as the settings allow.
         """
-        only_probe = self.probe_first is not None and self.best is not None and not self.best["step"]
-        patience = (evaluation.early_stopping_patience, probe.probe_patience if only_probe else None)
-        return any(0 < most <= self.without_gain for most in patience if most is not None)
+        return 0 < (evaluation.early_stopping_patience or 0) <= self.without_gain
 
     def parts(self, *names: str) -> dict[str, Any]:
         """What one process tells the others.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from domainclip.config import EvaluationSettings, ProbeSettings, RunSettings
+from domainclip.config import EvaluationSettings, RunSettings
 from domainclip.data.batches import Batch, PrefetchDataLoader
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.devices.memory import peak_memory_mb
@@ -20,7 +20,7 @@ from domainclip.signals import StopSignals
 from domainclip.training.checkpointer import Checkpointer
 from domainclip.training.memory.run import RunMemory
 from domainclip.training.observer import StepObserver
-from domainclip.training.probe.probe import ProbeStages
+from domainclip.training.probe.stages import ProbeStages
 from domainclip.training.state import RunState, TrainContext, TrainingResult
 from domainclip.training.step.train_step import TrainStep
 from domainclip.training.validation import Validator
@@ -36,7 +36,6 @@ class Trainer:
         context: State, processes, folder and listeners, which all parts share.
         record: How often is saved.
         evaluation: How often is validated, and when it is time to stop.
-        probe: When it is time to stop where only the probe has gained.
         loader: See ``data.batches.create_training_loader``.
         step: Makes an optimizer step.
         observer: Reads the figures of a step.
@@ -54,7 +53,6 @@ class Trainer:
         context: TrainContext,
         record: RunSettings,
         evaluation: EvaluationSettings,
-        probe: ProbeSettings,
         loader: DataLoader,
         step: TrainStep,
         observer: StepObserver,
@@ -65,7 +63,7 @@ class Trainer:
         find_hard_negatives: Callable[[], Tensor] | None,
         stop: StopSignals,
     ) -> None:
-        self.context, self.record, self.evaluation, self.probe = context, record, evaluation, probe
+        self.context, self.record, self.evaluation = context, record, evaluation
         self.step, self.observer, self.memory = step, observer, memory
         self.checkpointer, self.probes, self.validator = checkpointer, probes, validator
         self.find_hard_negatives, self.stop = find_hard_negatives, stop
@@ -103,14 +101,14 @@ class Trainer:
         earlier_time = state.elapsed
         began = time.monotonic() - earlier_time
         emitter.emit(RunStarted(folder=str(context.folder), step=state.step, total_steps=self.total_steps))
-        if not state.step and state.probe_first is None and self.probes.first is not None:
+        if not state.step and state.probe_first is None and self.probes.first:
             self.step.set_temperature()
             with self.stop.watch():
-                probed = self.probes.begin()
-            if probed and self.validator is not None:
-                self.validator()
+                if self.probes.begin() and self.validator is not None:
+                    self.validator()
+                    self.probes.keep_first()
             self._save_probe()
-        stopped_early = state.stops_early(self.evaluation, self.probe)
+        stopped_early = state.stops_early(self.evaluation)
         self.encoder.train()
         with self.stop.watch(), self.memory.monitor, emitter.phase("training", self.total_steps, state.step):
             while state.step < self.total_steps and not stopped_early:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from domainclip.config import EvaluationSettings, ProbeSettings
+from domainclip.config import EvaluationSettings
 from domainclip.errors import CheckpointError, ShapeError, TrainingDivergedError
 from domainclip.events import Validated
 from domainclip.files import damage_of, digests_of, replaced_directory, write_json
@@ -44,6 +44,17 @@ class Validation:
         """1 where a greater value is better, −1 where a smaller one is."""
         return 1 if self.greater_is_better else -1
 
+    def at(self, step: int) -> Best:
+        """What is remembered of the weights that were validated.
+
+        Args:
+            step: Which they are of.
+
+        Returns:
+            Their step and their scores.
+        """
+        return Best(step=step, metric=self.primary, value=self.value, all=self.metrics)
+
 
 Evaluate = Callable[[], Validation]
 """Validates the weights that are in the encoder."""
@@ -62,17 +73,16 @@ class BestWeights:
     def __init__(self, context: TrainContext, encoder: DualEncoder, loss: nn.Module, store: CheckpointStore) -> None:
         self.context, self.encoder, self.loss, self.store = context, encoder, loss, store
 
-    def keep(self, result: Validation) -> bool:
+    def keep(self, best: Best) -> bool:
         """Write the present weights and what they scored.
 
         Args:
-            result: Their validation.
+            best: Their step and their validation.
 
         Returns:
             False where they could not be written; the former best then stays, and a warning says so.
         """
         state = self.context.state
-        best = Best(step=state.step, metric=result.primary, value=result.value, all=result.metrics)
         try:
             with replaced_directory(self.store.best, self.store.home_of(state.best_files)) as temporary:
                 save_encoder(self.encoder, temporary, open_clip=False)  # for these runs alone, not for the user
@@ -121,9 +131,9 @@ class Validator:
         average: Whose mean is validated in place of the latest weights.
         best: Where the best weights go.
         evaluation: When it is time to stop.
-        probe: When it is time to stop where only the probe has gained.
         learning_rate: For advice.
-        total_steps: Of the run.
+        chosen_later: Whether the weights after the last step are compared with those of step 0 in another way, so that
+            no validation between them replaces those: of many on few rows, one is good by chance.
     """
 
     def __init__(
@@ -134,13 +144,12 @@ class Validator:
         average: WeightAverage,
         best: BestWeights,
         evaluation: EvaluationSettings,
-        probe: ProbeSettings,
         learning_rate: float,
-        total_steps: int,
+        chosen_later: bool,
     ) -> None:
         self.context, self.evaluate, self.encoder, self.average = context, evaluate, encoder, average
-        self.best, self.evaluation, self.probe = best, evaluation, probe
-        self.learning_rate, self.total_steps = learning_rate, total_steps
+        self.best, self.evaluation = best, evaluation
+        self.learning_rate, self.chosen_later = learning_rate, chosen_later
 
     def __call__(self) -> bool:
         """Validate once.
@@ -156,12 +165,10 @@ class Validator:
         def validate() -> dict[str, Any]:
             with self.context.emitter.phase("validation"), self.average.in_place():
                 self._validate()
-            return state.parts(
-                "best", "best_files", "top", "without_gain", "previous", "confirmed", "probe_first", "warnings"
-            )
+            return state.parts("best", "best_files", "top", "without_gain", "warnings")
 
         state.load_state_dict(self.context.processes.on_first(validate))
-        return state.stops_early(self.evaluation, self.probe)
+        return state.stops_early(self.evaluation)
 
     def _validate(self) -> None:
         state = self.context.state
@@ -180,7 +187,10 @@ class Validator:
             state.top, state.without_gain = result.value, 0
         else:
             state.without_gain += 1
-        kept = self._is_confirmed(result) and self.best.keep(result)
+        # The later weights, unless they are worse than the best by more than chance: the best of many validations is
+        # mostly the luckiest (docs/log.md).
+        near = sign * result.value >= sign * state.top - result.standard_error
+        kept = near and not (state.step and self.chosen_later) and self.best.keep(result.at(state.step))
         self.context.emitter.emit(
             Validated(
                 step=state.step,
@@ -193,22 +203,3 @@ class Validator:
                 kept=kept,
             )
         )
-
-    def _is_confirmed(self, result: Validation) -> bool:
-        """Whether the weights count as the best so far."""
-        state, sign, value = self.context.state, result.sign, result.value
-        probed = state.probe_first.get("validation") if state.step and state.probe_first is not None else None
-        early = probed is not None and 2 * state.step < self.total_steps
-        if early and state.previous is not None:
-            # In the first half the rate is high and one epoch of many validates well by chance, so a value counts only
-            # as far as the one before it bears it out: neither to be kept nor to bar what comes later (docs/log.md).
-            value = sign * min(sign * value, sign * state.previous)
-        if state.confirmed is None or sign * value > sign * state.confirmed:
-            state.confirmed = value
-        kept = sign * value >= sign * state.confirmed - result.standard_error
-        if not state.step and state.probe_first is not None:
-            state.probe_first["validation"] = result.value
-        elif probed is not None:  # trained towers must do as well as the probe; in the first half clearly better
-            kept = kept and sign * value >= sign * probed + (result.standard_error if early else 0.0)
-        state.previous = result.value
-        return kept

@@ -20,10 +20,10 @@ from domainclip.data.dataset import CLIPDataset
 from domainclip.data.records import ImageTextPair
 from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, load_encoder, make_tiny_clip
-from domainclip.training.probe.draws import ClassPrompts
 from domainclip.training.probe.features import FeatureReader
+from domainclip.training.probe.rows import ClassPrompts
 from model_zoo import save_siglip, save_vision_text
-from probe_cases import CPU, dataset, make_probe
+from probe_cases import CPU, dataset, fitted, make_probe, read, surprise
 from tiny_data import TinyData
 from training_setup import same
 
@@ -62,15 +62,15 @@ def test_features_and_projection_make_the_encoders_embeddings(
     encoder.train()
     encoder.frozen_batch_norm = False
     plain, augmented = (dataset(tiny_data.pairs(), encoder, augment) for augment in (False, True))
+    augmented.expect_clean()
     reader = FeatureReader(encoder, CPU, contextlib.nullcontext, 5)
     rows = list(range(18))
-    found = reader.images(augmented, rows, views=2)
+    found = reader.images(augmented, rows)
     texts = reader.texts([ids.tolist() for ids in augmented.tokens])
     assert encoder.training and same(before, dict(encoder.state_dict()))  # batch norm's statistics among them
-    assert (found.views, found.rows, len(found.inputs)) == (3, rows, 54)
-    by_itself = [embed_rows(encoder, plain, rows)]
-    by_itself += [embed_rows(encoder, augmented, [(-1 - view, row) for row in rows]) for view in range(2)]
-    torch.testing.assert_close(found.inputs.embed().detach(), torch.cat(by_itself), rtol=1e-4, atol=1e-5)
+    assert (found.rows, len(found.inputs)) == (rows, 18)
+    by_itself = embed_rows(encoder, plain, rows)
+    torch.testing.assert_close(found.inputs.embed().detach(), by_itself, rtol=1e-4, atol=1e-5)
     tokens = encoder.processor.tokenize(augmented.texts)
     with torch.no_grad():
         expected = encoder.encode_text(**tokens)
@@ -82,11 +82,10 @@ def test_images_that_cannot_be_read_are_left_out(tiny_data: TinyData, tmp_path: 
     broken.write_bytes(b"no image")
     pairs = tiny_data.pairs()
     pairs[2] = ImageTextPair(broken, "a texture of brick", "brick")
-    first = make_probe(make_tiny_clip(), pairs)
-    probed = first()
-    assert probed.outcome["rows"] == 17 and list(probed.skipped_images) == [str(broken)]
+    rows = read(make_probe(make_tiny_clip(), pairs)).rows
+    assert len(rows) == 17 and list(rows.skipped) == [str(broken)]
     unreadable = [ImageTextPair(broken, text, None) for text in ("one", "two")]
-    assert make_probe(make_tiny_clip(), unreadable)().outcome["skipped"] == "fewer than two images can be read"
+    assert make_probe(make_tiny_clip(), unreadable).read() == "fewer than two images can be read"
 
 
 # --- what is learned ---
@@ -98,7 +97,7 @@ def test_only_projections_and_scale_move_and_the_encoder_has_them(
 ) -> None:
     encoder = encoder_of(kind, zoo)
     before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
-    reported = make_probe(encoder, tiny_data.pairs())().outcome
+    fitted(make_probe(encoder, tiny_data.pairs()))
     after = encoder.model.state_dict()
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     projections = ("visual_projection.", "text_projection.")
@@ -106,7 +105,6 @@ def test_only_projections_and_scale_move_and_the_encoder_has_them(
         projections = ("vision_model.head.mlp.fc2.", "text_model.head.")
     assert all(any(name.startswith(projection) for name in moved) for projection in projections)
     assert all(name.startswith((*projections, "logit_")) for name in moved)
-    assert (reported["rows"], reported["steps"], reported["kept_step"], reported["loss"]) == (18, 30, 30, None)
     assert all(p.grad is None for p in encoder.parameters())
     # The features were taken of towers that have not moved: old features through new projections are the new
     # embeddings.
@@ -124,7 +122,7 @@ def test_it_tells_apart_what_a_logistic_regression_does(tiny_data: TinyData) -> 
     train, test = (inputs.features.numpy() for inputs in read)
     probe = LogisticRegression(max_iter=5000).fit(train, [pair.label for pair in pairs])
     wanted = [pair.label for pair in held_out]
-    make_probe(encoder, pairs, tiny_data.pairs("val"), probe_steps=200)()
+    fitted(make_probe(encoder, pairs, tiny_data.pairs("val"), probe_steps=200))
     prompts = class_prompts(sorted(set(wanted)))
     with torch.no_grad():
         made = classifier_weights(lambda texts: encoder.encode_text(**encoder.processor.tokenize(texts)), prompts)
@@ -157,47 +155,11 @@ def test_class_loss_is_what_the_evaluator_and_scikit_learn_say(tiny_data: TinyDa
 
 
 def test_without_labels_the_captions_teach(tiny_data: TinyData) -> None:
-    def bare(split: str) -> list[ImageTextPair]:
-        return [ImageTextPair(pair.image_path, pair.caption, None) for pair in tiny_data.pairs(split)]
-
-    encoder = make_tiny_clip()
-    reported = make_probe(encoder, bare("train"), bare("val"))().outcome
-    assert reported["loss"] < reported["loss_before"]
-    assert make_probe(make_tiny_clip(), bare("train"))().outcome["kept_step"] == 30  # nothing says to stop
-
-
-def test_it_stops_where_validation_gets_worse(tiny_data: TinyData) -> None:
-    """Validation rows with the captions of others: learning only hurts, and the start is kept."""
-    train, pairs = (
-        [ImageTextPair(p.image_path, p.caption) for p in tiny_data.pairs(name)] for name in ("train", "val")
-    )
-    wrong = [ImageTextPair(p.image_path, other.caption) for p, other in zip(pairs, pairs[1:] + pairs[:1], strict=True)]
-    encoder = make_tiny_clip()
-    make_probe(encoder, train, pairs, probe_steps=60)()
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    reported = make_probe(encoder, train, wrong, probe_steps=60, probe_learning_rate=1e-3)().outcome
-    assert reported["kept_step"] == 0 and reported["steps"] < 60
-    assert same(before, dict(encoder.state_dict()))
-
-
-@pytest.mark.parametrize(
-    ("fractions", "kept"), [([0.4, 0.9, 0.7, 0.6], 2), ([0.4, 0.8, 0.3, 0.9], 3), ([0.9, 0.2, 0.3, 0.4], 0)]
-)
-def test_the_latest_step_near_the_best_is_kept(
-    tiny_data: TinyData, monkeypatch: pytest.MonkeyPatch, fractions: list[float], kept: int
-) -> None:
-    """Of six rows .9 has a standard error of .12: .7 is as good, .6 is not. The loss, which rises, has no say."""
-    pairs = tiny_data.pairs("val")
-    assert len(pairs) == 6
-    values = iter(enumerate(fractions))
-
-    def validate(*_: Any) -> tuple[float, float]:
-        number, fraction = next(values)
-        return 1.0 + number, fraction
-
-    trained = make_probe(make_tiny_clip(), tiny_data.pairs(), pairs, probe_steps=3)
-    monkeypatch.setattr(trained, "_validate", validate)
-    assert trained().outcome["kept_step"] == kept and next(values, None) is None
+    pairs = [ImageTextPair(pair.image_path, pair.caption, None) for pair in tiny_data.pairs()]
+    reading = read(make_probe(make_tiny_clip(), pairs))
+    before = surprise(reading)
+    reading.fit(reading.training, reading.choose().effort)
+    assert surprise(reading) < before
 
 
 @pytest.mark.parametrize("loss_type", ["contrastive", "sigmoid", "hard_negative", "multi_resolution", "combined"])
@@ -207,8 +169,10 @@ def test_every_kind_of_objective_goes_with_it(loss_type: str, tiny_data: TinyDat
         values |= {"objectives": {"contrastive": 1, "sigmoid": 0.5}, "loss_balancing": "uncertainty"}
     first = make_probe(make_tiny_clip(), tiny_data.pairs(), tiny_data.pairs("val"), **values)
     before = copy.deepcopy(first.objective.state_dict())
-    reported = first().outcome
-    assert reported["loss"] < reported["loss_before"]
+    reading = read(first)
+    unfitted = surprise(reading)
+    reading.fit(reading.training, reading.choose().effort)
+    assert surprise(reading) < unfitted
     after = first.objective.state_dict()
     assert all(
         torch.equal(value, after[name]) if isinstance(value, torch.Tensor) else value == after[name]

@@ -17,13 +17,17 @@ from domainclip.models.io import load_weights
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 from domainclip.tracking import read_metrics
 from domainclip.training import Trainer, Validation
-from probe_cases import make_probe
+from domainclip.training.probe import stages
+from domainclip.training.probe.fit import Effort
+from domainclip.training.probe.held_out import calibrated_surprise
+from probe_cases import fitted, make_probe, read
 from tiny_data import TinyData
 from training_setup import make_trainer, same, train_until, weights
 
 pytestmark = pytest.mark.slow
 
 STEPS = 6
+EFFORT: dict[str, Any] = {"probe_steps": 10, "probe_learning_rate": 1e-2}
 
 
 def scored(values: Iterable[float]) -> Callable[[], Validation]:
@@ -44,7 +48,8 @@ def with_probe(tiny_data: TinyData, folder: Path, scores: Iterable[float] | None
     pairs = tiny_data.pairs()
     validate = scored(scores) if scores is not None else None
     trainer = make_trainer(pairs, folder, validate=validate, eval_steps=1, save_steps=1, **values)
-    trainer.probes.last = make_probe(trainer.encoder, pairs, (), probe_steps=10)
+    trainer.probes.probe = make_probe(trainer.encoder, pairs, (), **EFFORT)
+    trainer.probes.last = scores is not None
     return trainer
 
 
@@ -55,8 +60,8 @@ def plain(tiny_data: TinyData, folder: Path, **values: Any) -> Trainer:
 
 
 def of_projections(trainer: Trainer) -> set[str]:
-    assert trainer.probes.last is not None
-    return {f"model.{name}" for name, _ in trainer.probes.last.trained_parameters()}
+    assert trainer.probes.probe is not None
+    return {f"model.{name}" for name, _ in trainer.probes.probe.trained_parameters()}
 
 
 def kept_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -74,14 +79,71 @@ def test_the_towers_stay_and_the_projections_are_what_they_become_on_them(
     before = plain(tiny_data, tmp_path / "b", ema_fraction=ema_fraction)
     found, was = weights(trainer), weights(before)
     assert {name for name in found if not torch.equal(found[name], was[name])} == of_projections(trainer)
-    # The same by hand, on the model that the plain training ended with.
-    assert make_probe(before.encoder, tiny_data.pairs(), (), probe_steps=10)().outcome["steps"] == 10
+    # The same by hand, on the model that the plain training ended with, from the projections that it began with.
+    assert trainer.probes.probe is not None
+    by_hand = make_probe(before.encoder, tiny_data.pairs(), (), **EFFORT)
+    by_hand.initial = trainer.probes.probe.initial
+    fitted(by_hand)
     assert same(weights(before), found) and same(kept_in(tmp_path / "a"), found)
     assert result.best == {"step": STEPS, "metric": "acc", "value": 0.5, "all": {"acc": 0.5}}
     reported = result.probe_last
     assert reported is not None and (reported["kept"], reported["validation"], reported["rows"]) == (True, 0.5, 18)
     rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
     assert [row["probe_last_kept"] for row in rows if "probe_last_kept" in row] == [True]
+
+
+@pytest.mark.parametrize("fit_validation_rows", [False, True])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_the_result_is_what_was_chosen_of_frozen_half_way_and_trained_towers(
+    tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fraction: float, fit_validation_rows: bool
+) -> None:
+    """Projections before and after; by hand: towers of that fraction, and a fit to the same rows from the start."""
+    asked: list[dict[float, list[float]]] = []
+
+    def choose(surprises: dict[float, list[float]]) -> tuple[float, str]:
+        asked.append(surprises)
+        return fraction, "by a test"
+
+    monkeypatch.setattr(stages, "chosen_fraction", choose)
+    train, val = tiny_data.pairs(), tiny_data.pairs("val")
+    trainer = make_trainer(train, tmp_path / "a", validate=scored([0.5] * 8), eval_steps=1, save_steps=1)
+    start = {name: value.clone() for name, value in trainer.encoder.model.state_dict().items()}
+    both = {"probe_first": True, "probe_last": True}
+    trainer.probes.probe = make_probe(trainer.encoder, train, val, **EFFORT, **both)
+    trainer.probes.first = trainer.probes.last = trainer.validator.chosen_later = True  # type: ignore[union-attr]
+    trainer.probes.fit_validation_rows = fit_validation_rows
+    ends: list[dict[str, torch.Tensor]] = []
+    average = trainer.step.average.apply
+
+    def then_remembered() -> None:
+        average()
+        ends.append({name: value.clone() for name, value in trainer.encoder.model.state_dict().items()})
+
+    monkeypatch.setattr(trainer.step.average, "apply", then_remembered)
+    result = trainer.train()
+    by_hand = make_tiny_clip(attention_dropout=0.1)
+    (end,) = ends
+    by_hand.model.load_state_dict(
+        {n: (1 - fraction) * v + fraction * end[n] if v.is_floating_point() else v for n, v in start.items()}
+    )
+    probe = make_probe(by_hand, train, val, **EFFORT)
+    probe.initial = trainer.probes.probe.initial
+    reading = read(probe)
+    rows = torch.arange(24) if fit_validation_rows else reading.training
+    reading.fit(rows, Effort(10, 1e-2))
+    found, expected = kept_in(tmp_path / "a"), by_hand.state_dict()
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+    assert result.best is not None and result.best["step"] == (STEPS if fraction else 0)
+    assert result.probe_last is not None and result.probe_last["fraction"] == fraction
+    assert result.probe_last.get("fitted_rows") == (None if not fraction else 24 if fit_validation_rows else 18)
+    # The three are compared on the same six rows, each by projections fitted to the training rows alone.
+    (surprises,) = asked
+    assert list(surprises) == [0.0, 0.5, 1.0] and {len(nats) for nats in surprises.values()} == {6}
+    reading.fit(reading.training, Effort(10, 1e-2))
+    held = reading.fit_projections.held_out(torch.arange(18, 24))
+    torch.testing.assert_close(
+        torch.tensor(surprises[fraction]), calibrated_surprise([held]).float(), atol=2e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("last", [0.79, float("nan")])
@@ -101,17 +163,16 @@ def test_a_disk_that_is_full_costs_the_projections_alone(
     tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = with_probe(tiny_data, tmp_path / "a", [0.5] * 6 + [0.9])
-    begin: Any = trainer.probes.last
+    read: Any = trainer.probes.probe.read  # type: ignore[union-attr]
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    def then_full(progress: object = None) -> dict[str, Any]:
+    def then_full(progress: object = None) -> Any:
         monkeypatch.setattr("domainclip.training.validation.save_encoder", full)
-        return begin()
+        return read()
 
-    then_full.trained_parameters = begin.trained_parameters  # type: ignore[attr-defined]
-    trainer.probes.last = then_full  # type: ignore[assignment]
+    trainer.probes.probe.read = then_full  # type: ignore
     result = trainer.train()
     assert any("No space left" in warning for warning in result.warnings)
     assert same(weights(trainer), weights(plain(tiny_data, tmp_path / "b")))
@@ -127,8 +188,7 @@ def test_a_run_killed_while_the_projections_learn_ends_as_a_whole_one(tiny_data:
     def killed(progress: object = None) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    killed.trained_parameters = broken.probes.last.trained_parameters  # type: ignore
-    broken.probes.last = killed  # type: ignore[assignment]
+    broken.probes.probe.read = killed  # type: ignore
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     for _ in range(2):  # and once more after it has ended
@@ -173,7 +233,7 @@ def test_the_other_processes_take_what_the_first_has_found(tiny_data: TinyData, 
 @pytest.mark.parametrize(
     ("values", "expected", "message"),
     [
-        ({}, True, "fitted once more"),
+        ({}, True, "which model is better"),
         ({"probe_first": False}, False, None),
         ({"probe_first": False, "probe_last": True}, True, None),
         ({"probe_last": False}, False, None),
@@ -216,7 +276,7 @@ def test_a_run_tells_and_saves_it(
     )
     assert result.exit_code == 0, result.err
     message = result.out + result.err
-    assert "Probe last: 18 rows, validation acc1" in message and "Probe first" not in message
+    assert "Probe last: 18 rows, trained towers, validation acc1" in message and "Probe first" not in message
     rows = read_metrics(folder / "metrics.jsonl")
     (reported,) = [row for row in rows if "probe_last_kept" in row]
     last = [row["val_acc1"] for row in rows if "val_acc1" in row][-1]

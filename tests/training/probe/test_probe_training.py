@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,14 @@ from commands import CommandResult
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.records import ImageTextPair
 from domainclip.errors import ConfigurationError
-from domainclip.inference.prompts import class_prompts
 from domainclip.models import make_tiny_clip
 from domainclip.models.lora import attach_lora
 from domainclip.resolve import DataFacts, ModelFacts, resolve
 from domainclip.tracking import read_metrics
 from domainclip.training import Validation
-from domainclip.training.probe.draws import ClassPrompts, PairDraws
-from domainclip.training.probe.features import FeatureReader
-from domainclip.training.probe.probe import Probed, ProbeRestraint
-from probe_cases import CPU, dataset, make_probe
+from domainclip.training.probe.fit import ProbeRestraint
+from domainclip.training.probe.stages import HALF_WAY, chosen_fraction
+from probe_cases import fitted, make_probe, read, surprise
 from tiny_data import TinyData
 from training_setup import make_trainer, same, train_until, weights
 
@@ -39,10 +35,10 @@ def test_a_locked_tower_keeps_its_projection(tiny_data: TinyData) -> None:
     before = encoder.model.text_projection.weight.clone()
     first = make_probe(encoder, tiny_data.pairs(), tiny_data.pairs("val"))
     assert {name for name, _ in first.trained_parameters()} == {"logit_scale", "visual_projection.weight"}
-    first()
+    fitted(first)
     assert torch.equal(encoder.model.text_projection.weight, before)
     encoder.lock("image")
-    assert make_probe(encoder, tiny_data.pairs())() == Probed({"skipped": "both projections are locked"}, {})
+    assert make_probe(encoder, tiny_data.pairs()).read() == "both projections are locked"
 
 
 @pytest.mark.parametrize("targets", [None, ["q_proj", "visual_projection"]])
@@ -58,10 +54,12 @@ def test_adapters_of_towers_stay_and_those_of_projections_learn(targets: list[st
         adapters = {f"visual_projection.lora_{part}.default.weight" for part in "AB"}
         assert names == {"logit_scale", "text_projection.weight", *adapters}
     before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
-    reported = first().outcome
+    reading = read(first)
+    unfitted = surprise(reading)
+    reading.fit(reading.training, reading.choose().effort)
     after = encoder.model.state_dict()
     assert {name for name in after if not torch.equal(after[name], before[name])} <= names
-    assert reported["loss"] < reported["loss_before"]
+    assert surprise(reading) < unfitted
 
 
 # --- chance ---
@@ -72,7 +70,7 @@ def test_it_depends_on_the_seed_alone(tiny_data: TinyData) -> None:
         torch.manual_seed(state)
         encoder = make_tiny_clip(attention_dropout=0.1)
         random = torch.get_rng_state()
-        make_probe(encoder, tiny_data.pairs(), seed=seed, probe_steps=5)()
+        fitted(make_probe(encoder, tiny_data.pairs(), seed=seed, probe_steps=5))
         assert torch.equal(torch.get_rng_state(), random)
         return dict(encoder.state_dict())
 
@@ -80,24 +78,15 @@ def test_it_depends_on_the_seed_alone(tiny_data: TinyData) -> None:
     assert not same(once(1, 42), once(1, 43))
 
 
-def test_classes_are_drawn_equally_often_where_that_is_asked(tiny_data: TinyData) -> None:
-    encoder = make_tiny_clip()
-    pairs = [pair for pair in tiny_data.pairs() if pair.label == "brick"][:1]
-    pairs += [pair for pair in tiny_data.pairs() if pair.label != "brick"]
-    data = dataset(pairs, encoder)
-    reader = FeatureReader(encoder, CPU, contextlib.nullcontext, 64)
-    classes = ClassPrompts.read(reader, class_prompts(["brick", "grass", "sky"]), data)
-    draws = PairDraws.read(reader, data, range(len(pairs)), 1, classes)
-    generator = torch.Generator().manual_seed(0)
-    seen: Counter[int] = Counter()
-    for _ in range(300):
-        seen.update(draws.draw(13, True, generator).classes.tolist())
-    assert all(abs(seen[label] / 3900 - 1 / 3) < 0.04 for label in range(3))
-    plain = draws.draw(13, False, generator)
-    assert Counter(plain.classes.tolist()) == {0: 1, 1: 6, 2: 6}
-    assert sorted((plain.images % 13).tolist()) == list(range(13))
-    shown = {data.texts[text] for text in data.shown_texts(0)}
-    assert shown == {pairs[0].caption}
+def test_a_pass_shows_every_row_once(tiny_data: TinyData) -> None:
+    rows = read(make_probe(make_tiny_clip(), tiny_data.pairs())).rows
+    some = torch.tensor([3, 5, 7, 9, 11, 13, 15])
+    draws = list(rows.batches(some, 3, 4, torch.Generator().manual_seed(0)))
+    assert [len(draw.images) for draw in draws] == [3] * 4
+    first, second = (torch.cat([draw.images for draw in part]) for part in (draws[:2], draws[2:]))
+    assert len(set(first.tolist())) == 6 and set(first.tolist()) | set(second.tolist()) <= set(some.tolist())
+    assert all(torch.equal(draw.classes, rows.classes[draw.images]) for draw in draws)
+    assert all(torch.equal(draw.texts, rows.first_texts[draw.images]) for draw in draws)
 
 
 # --- in a training ---
@@ -105,7 +94,7 @@ def test_classes_are_drawn_equally_often_where_that_is_asked(tiny_data: TinyData
 
 def with_probe(pairs: Sequence[ImageTextPair], val: Sequence[ImageTextPair], folder: Path, **values: Any) -> Any:
     trainer = make_trainer(pairs, folder, save_steps=1, **values)
-    trainer.probes.first = make_probe(trainer.encoder, pairs, val, probe_steps=6)
+    trainer.probes.probe, trainer.probes.first = make_probe(trainer.encoder, pairs, val, probe_steps=6), True
     return trainer
 
 
@@ -123,13 +112,13 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     torch.manual_seed(999)
     again = with_probe(pairs, val, tmp_path / "broken")
     calls: list[int] = []
-    train_probe = again.probes.first
+    read_rows = again.probes.probe.read
 
-    def counted(progress: object = None) -> Probed:
+    def counted(progress: object = None) -> object:
         calls.append(1)
-        return train_probe()
+        return read_rows()
 
-    again.probes.first = counted
+    again.probes.probe.read = counted
     result = again.train(resume=True)
     assert result.resumed_from == stop_at and len(calls) == (stop_at == 0)
     assert same(weights(again), weights(whole))
@@ -138,70 +127,31 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     assert {**result.probe_first, "seconds": 0} == {**whole.state.probe_first, "seconds": 0}
 
 
-@pytest.mark.parametrize(
-    ("later", "kept"),
-    [
-        ([0.74, 0.7, 0.6], 0),
-        ([0.82, 0.7, 0.7], 0),
-        ([0.91, 0.7, 0.7], 0),  # one good epoch early on
-        ([0.91, 0.92, 0.7, 0.7, 0.7, 0.7], 2),
-        ([0.89, 0.95, 0.91, 0.7, 0.7, 0.7], 3),
-        ([0.7, 0.7, 0.91, 0.89, 0.7, 0.7], 4),  # from the middle on each speaks for itself
-        ([0.99, 0.7, 0.81, 0.82, 0.81, 0.82], 6),  # one good epoch early on does not bar what is better than the probe
-        ([0.7, 0.79, 0.79], 0),
-        ([0.7, 0.8, 0.79], 2),
-        ([0.95, 0.86, 0.79], 2),
-        ([0.81, 0.9, 0.86], 3),
-    ],
-)
-def test_trained_towers_must_do_as_well_as_the_projections(
-    tiny_data: TinyData, tmp_path: Path, later: list[float], kept: int
+@pytest.mark.parametrize(("last", "kept"), [(False, 2), (True, 0)])
+def test_towers_replace_the_probe_by_validations_only_where_nothing_else_chooses(
+    tiny_data: TinyData, tmp_path: Path, last: bool, kept: int
 ) -> None:
-    """The probe's model has .80; every validation has a standard error of .1. In the first half of the training the
-    towers must be better by that, twice in a row, later as good."""
-    values = iter([0.8, *later])
-
-    def validate() -> Validation:
-        return Validation({"acc": next(values)}, "acc", True, 0.1)
-
-    trainer = with_probe(tiny_data.pairs(), (), tmp_path, validate=validate, eval_steps=1, max_steps=len(later))
+    """Every validation has a standard error of .1: the latest that is within one of the best is kept."""
+    values = iter([0.8, 0.95, 0.86, 0.79])
+    trainer = with_probe(
+        tiny_data.pairs(),
+        (),
+        tmp_path,
+        validate=lambda: Validation({"acc": next(values)}, "acc", True, 0.1),
+        eval_steps=1,
+        max_steps=3,
+    )
+    trainer.validator.chosen_later = last
     result = trainer.train()
-    assert result.steps == len(later) and next(values, None) is None
+    assert result.steps == 3 and next(values, None) is None
     assert result.best["step"] == kept
-    assert result.probe_first["validation"] == 0.8
-
-
-@pytest.mark.parametrize(
-    ("scores", "patience", "steps"),
-    [
-        ([0.8, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7], 2, 2),  # never past the probe
-        ([0.8, 0.7, 0.81, 0.7, 0.7, 0.7, 0.7], 2, 4),  # a little better, but not kept in the first half
-        ([0.8, 0.95, 0.7, 0.7, 0.7, 0.7, 0.7], 2, 3),  # one good epoch
-        ([0.8, 0.92, 0.95, 0.7, 0.7, 0.7, 0.7], 2, 6),  # kept in place of the probe: the schedule's end is waited for
-        ([0.8, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7], 0, 6),
-    ],
-)
-def test_a_training_that_does_not_get_past_the_projections_ends(
-    tiny_data: TinyData, tmp_path: Path, scores: list[float], patience: int, steps: int
-) -> None:
-    values = iter(scores)
-
-    def validate() -> Validation:
-        return Validation({"acc": next(values)}, "acc", True, 0.1)
-
-    options = {"validate": validate, "eval_steps": 1, "max_steps": 6, "num_epochs": 2, "probe_patience": patience}
-    result = with_probe(tiny_data.pairs(), (), tmp_path, **options).train()
-    assert (result.steps, result.stopped_early) == (steps, steps < 6)
-    # Resumed where it has ended: it stays ended.
-    values = iter([0.99] * 6)
-    assert with_probe(tiny_data.pairs(), (), tmp_path, **options).train(resume=True).steps == steps
 
 
 def test_a_run_goes_on_where_projections_are_left_out(tiny_data: TinyData, tmp_path: Path) -> None:
-    trainer = make_trainer(
-        tiny_data.pairs(), tmp_path, num_epochs=1, validate=lambda: Validation({"acc": 0.5}, "acc", True, 0.1)
+    trainer = with_probe(
+        tiny_data.pairs(), (), tmp_path, num_epochs=1, validate=lambda: Validation({"acc": 0.5}, "acc", True, 0.1)
     )
-    trainer.probes.first = lambda progress: Probed({"skipped": "for a test"}, {})  # type: ignore[assignment, return-value]
+    trainer.probes.probe.read = lambda progress: "for a test"
     result = trainer.train()
     assert result.best is not None and result.best["step"] == 3
     assert result.probe_first == {"skipped": "for a test"}
@@ -217,8 +167,8 @@ def test_only_the_first_process_trains_the_projections(tiny_data: TinyData, tmp_
         def __init__(self) -> None:
             self.shared: list[Any] = []
 
-        def on_first(self, work: Callable[[], Any]) -> Probed:
-            return Probed({"skipped": "by the first"}, {})
+        def on_first(self, work: Callable[[], Any]) -> dict[str, Any]:
+            return {"probe_first": {"skipped": "by the first"}}
 
         def broadcast_state(self, *modules: Any) -> None:
             self.shared += modules
@@ -226,9 +176,31 @@ def test_only_the_first_process_trains_the_projections(tiny_data: TinyData, tmp_
     trainer = with_probe(tiny_data.pairs(), (), tmp_path)
     trainer.context.processes = Beside()
     before = weights(trainer)
-    trainer.probes.begin()
+    assert not trainer.probes.begin()
     assert trainer.context.processes.shared == [trainer.encoder]
     assert same(before, weights(trainer))
+
+
+# --- which towers ---
+
+
+@pytest.mark.parametrize(
+    ("frozen", "trained", "expected"),
+    [
+        ([0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], HALF_WAY),
+        ([0.1, 0.1, 0.1, -0.1], [0.3, 0.3, 0.3, 0.3], 1.0),  # both clearly, the latter more
+        ([-0.1, -0.2, -0.1, -0.2], [0.5, -0.4, 0.3, -0.3], HALF_WAY),  # by less than its standard error
+        ([0.3, 0.2, 0.3, 0.2], [-0.5, -0.4, -0.3, -0.3], 0.0),
+    ],
+)
+def test_half_way_is_left_for_a_clear_gain_alone(frozen: list[float], trained: list[float], expected: float) -> None:
+    middle = [1.0, 0.5, 0.7, 0.2]
+    surprises = {
+        fraction: [value - gain for value, gain in zip(middle, gains, strict=True)]
+        for fraction, gains in ((0.0, frozen), (HALF_WAY, [0.0] * 4), (1.0, trained))
+    }
+    found, why = chosen_fraction(surprises)
+    assert found == expected and "4 held-out answers" in why
 
 
 # --- what holds it near the start ---
@@ -241,10 +213,10 @@ def test_what_holds_the_towers_holds_the_projections(tiny_data: TinyData, held: 
         encoder = make_tiny_clip(3)
         train = make_probe(encoder, tiny_data.pairs(), **values)
         weight = encoder.model.visual_projection.weight.detach().clone()
-        images = torch.stack([train.data.pixels(row) for row in range(18)]).float()
+        images = torch.stack([train.data.clean(row) for row in range(18)]).float()
         with torch.no_grad():
             start = encoder.eval().encode_image(images)
-            train()
+            fitted(train)
             end = encoder.eval().encode_image(images)
         distance = (encoder.model.visual_projection.weight.detach() - weight).norm() / weight.norm()
         return float(distance), float(1 - torch.nn.functional.cosine_similarity(start, end).mean())
@@ -258,16 +230,16 @@ def test_what_holds_the_towers_holds_the_projections(tiny_data: TinyData, held: 
 def test_the_two_terms_are_their_definitions(tiny_data: TinyData) -> None:
     encoder = make_tiny_clip(3)
     train = make_probe(encoder, tiny_data.pairs())
-    draws = PairDraws.read(train.reader, train.data, range(18), 1, None)
+    rows = read(train).rows
     parameters = train.trained_parameters()
-    restraint = ProbeRestraint(parameters, draws, l2sp=3.0, distillation=5.0)
-    batch = draws.draw(7, False, torch.Generator().manual_seed(0))
-    start = draws.images.embed(batch.images).detach(), draws.texts.embed(batch.texts).detach()
+    restraint = ProbeRestraint(parameters, rows, l2sp=3.0, distillation=5.0)
+    (batch,) = rows.batches(torch.arange(18), 7, 1, torch.Generator().manual_seed(0))
+    start = rows.images.embed(batch.images).detach(), rows.texts.embed(batch.texts).detach()
     before = {name: parameter.detach().clone() for name, parameter in parameters}
     with torch.no_grad():
         for _, parameter in parameters:
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 10)
-    now = draws.images.embed(batch.images), draws.texts.embed(batch.texts)
+    now = rows.images.embed(batch.images), rows.texts.embed(batch.texts)
     squares = sum(
         float((moved - before[name]).detach().square().sum()) for name, moved in parameters if name != "logit_scale"
     )
@@ -295,25 +267,22 @@ def test_keys_that_nothing_would_read_are_refused(values: dict[str, Any], classe
 
 
 @pytest.mark.parametrize(
-    ("rows", "fresh", "imbalance", "expected"),
+    ("rows", "fresh", "expected"),
     [
-        (300, False, 1.0, (True, False)),
-        (4999, False, 40.0, (True, False)),
-        (5000, False, 40.0, (False, False)),
-        (90_000, True, 3.0, (True, False)),
+        (300, False, (True, True)),
+        (4999, False, (True, True)),
+        (5000, False, (False, False)),
+        (300, True, (True, True)),
+        (90_000, True, (True, False)),
     ],
 )
-def test_what_is_left_unset_is_decided_with_a_reason(
-    rows: int, fresh: bool, imbalance: float, expected: tuple[bool, bool]
-) -> None:
+def test_what_is_left_unset_is_decided_with_a_reason(rows: int, fresh: bool, expected: tuple[bool, bool]) -> None:
     model = ModelFacts(32, 77, False, "transformer", "transformer", 0.07, fresh_projections=fresh)
-    data = DataFacts(rows, 0.5, 1.0, 3, False, 2, class_imbalance=imbalance)
+    data = DataFacts(rows, 0.5, 1.0, 3, False, 2)
     run = resolve(CLIPFinetuningConfig(), model, data)
     recipe, decisions = run.recipe, list(run.decisions)
-    assert (recipe.probe_first, recipe.class_balance) == expected
-    reasons = {decision.key: decision.reason for decision in decisions}
-    assert reasons["probe_first"]
-    assert ("class_balance" in reasons) == (recipe.probe_first and imbalance > 20)
+    assert (recipe.probe_first, recipe.probe_last) == expected
+    assert {decision.key: decision.reason for decision in decisions}["probe_first"]
     assert not resolve(CLIPFinetuningConfig(probe_first=False), model, data).recipe.probe_first
 
 
@@ -335,4 +304,4 @@ def test_a_run_says_what_the_projections_came_to(
     assert result.exit_code == 0, result.err
     assert "Probe first: 18 rows" in result.out + result.err
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["step"] == 0]
-    assert any("probe_loss" in row for row in rows) and any("val_acc1" in row for row in rows)
+    assert any("probe_surprise" in row for row in rows) and any("val_acc1" in row for row in rows)

@@ -23,18 +23,18 @@ from domainclip.models.projections import (
     projection_inputs,
     tower_projection,
 )
+from domainclip.models.towers import TowerName
 from domainclip.training.probe.progress import SAVE_SECONDS, ProbeProgress
 from domainclip.waiting import said_while_waiting
 
 
 @dataclass
 class ImageFeatures:
-    """``inputs``: rows in order, one block of them for each view, the clean one first. ``rows``: their numbers in the
-    data set. ``skipped``: images that cannot be read, with the reason."""
+    """``inputs``: rows in order. ``rows``: their numbers in the data set. ``skipped``: images that cannot be read, with
+    the reason."""
 
     inputs: ProjectionInputs
     rows: list[int]
-    views: int
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -93,13 +93,12 @@ class FeatureReader:
         finally:
             self.encoder.train(training)
 
-    def images(self, data: CLIPDataset, rows: Sequence[int], views: int = 0) -> ImageFeatures:
-        """Features of the clean view of each row's image, and of augmented ones if the data set augments.
+    def images(self, data: CLIPDataset, rows: Sequence[int]) -> ImageFeatures:
+        """Features of the images of rows, as evaluation shows them.
 
         Args:
             data: The data set.
             rows: Which of its rows.
-            views: How many augmented views of each. They are none that an epoch of training shows.
 
         Returns:
             Features of the images that can be read.
@@ -107,46 +106,40 @@ class FeatureReader:
         Raises:
             ImageError: An image cannot be read, and the data set is ``strict``.
         """
-        projection = tower_projection(self.encoder, "image")
-        skipped: dict[str, str] = {}
-        transform = data.image_transform
-        views = views if transform.augment else 0
+        projection, spec = tower_projection(self.encoder, "image"), data.image_transform.spec
 
-        def read(row: int) -> list[Tensor] | ImageError:
+        def read(row: int) -> Tensor | ImageError:
             try:
-                return data.clean_and_augmented(row, [(-1 - view, row) for view in range(views)])
+                return data.clean(row)
             except ImageError as error:
                 if data.config.strict:
                     raise
                 return error
 
-        parts: list[list[ProjectionInputs]] = [[] for _ in range(views + 1)]
         name, saved = self._restored()
         kept: list[int] = saved.get("rows", [])
-        skipped |= saved.get("skipped", {})
-        for view, content in enumerate(saved.get("views", ())):
-            parts[view] = [_inputs(projection, content, self.device)]
+        skipped: dict[str, str] = dict(saved.get("skipped", {}))
+        parts = [_inputs(projection, saved["images"], self.device)] if saved.get("images") else []
 
         def so_far() -> dict[str, Any]:
-            views = [_content(join_inputs(part)) for part in parts if part]
-            return {"rows": list(kept), "skipped": dict(skipped), "views": views}
+            content = _content(join_inputs(parts)) if parts else None
+            return {"rows": list(kept), "skipped": dict(skipped), "images": content}
 
         done, began = saved.get("done", 0), time.monotonic()
         with ThreadPoolExecutor() as pool, self._frozen():
             starts = range(done, len(rows), self.batch_size)
             for start in said_while_waiting(starts, len(rows) - done, "Reading features of images", self.batch_size):
                 part = rows[start : start + self.batch_size]
-                found = list(pool.map(read, part))
-                good = [images for images in found if not isinstance(images, ImageError)]
-                for row, images in zip(part, found, strict=True):
-                    if isinstance(images, ImageError):
-                        skipped[str(data.pairs[row].image_path)] = str(images)
+                good = []
+                for row, found in zip(part, pool.map(read, part), strict=True):
+                    if isinstance(found, ImageError):
+                        skipped[str(data.pairs[row].image_path)] = str(found)
                     else:
                         kept.append(row)
-                for view in range(views + 1) if good else ():
-                    pixels = torch.stack([images[view] for images in good]).to(self.device)
-                    pixel_values = transform.spec.normalise(pixels).to(self.encoder.dtype)
-                    parts[view] += self._image_batches(
+                        good.append(found)
+                if good:
+                    pixel_values = spec.normalise(torch.stack(good).to(self.device)).to(self.encoder.dtype)
+                    parts += self._image_batches(
                         len(pixel_values),
                         self.batch_size,
                         lambda some, values=pixel_values: projection_inputs(  # type: ignore[misc]
@@ -154,9 +147,18 @@ class FeatureReader:
                         ),
                     )
                 self._keep(name, start + len(part), len(rows), so_far, began)
-        if not kept:
-            return ImageFeatures(ProjectionInputs(projection, torch.empty(0, 0), None), [], views + 1, skipped)
-        return ImageFeatures(join_inputs([part for view in parts for part in view]), kept, views + 1, skipped)
+        return ImageFeatures(join_inputs(parts) if parts else self.nothing("image"), kept, skipped)
+
+    def nothing(self, tower: TowerName) -> ProjectionInputs:
+        """The features of no rows.
+
+        Args:
+            tower: ``image`` or ``text``.
+
+        Returns:
+            No rows.
+        """
+        return ProjectionInputs(tower_projection(self.encoder, tower), torch.empty(0, 0), None)
 
     def texts(self, token_ids: Sequence[Sequence[int]]) -> ProjectionInputs:
         """Features of texts.
@@ -169,7 +171,7 @@ class FeatureReader:
         """
         projection, processor = tower_projection(self.encoder, "text"), self.encoder.processor
         if not token_ids:
-            return ProjectionInputs(projection, torch.empty(0, 0), None)
+            return self.nothing("text")
         order = sorted(range(len(token_ids)), key=lambda number: -len(token_ids[number]))  # little padding
         name, saved = self._restored()
         parts = [_inputs(projection, saved["texts"], self.device)] if saved else []

@@ -20,7 +20,7 @@ SAVE_SECONDS = 60.0
 
 
 class ProbeProgress:
-    """The parts of a probe's work by name (features that are read, the weights after so many steps), in a folder.
+    """The parts of a probe's work by name (features that are read, the effort that was chosen), in a folder.
 
     Args:
         folder: Where they are kept.
@@ -81,6 +81,14 @@ class ProbeProgress:
                 self._failed = True
                 log.warning("The probe's progress cannot be saved in %s: %s. The run goes on", self.folder, error)
         self._saved = time.monotonic()
+        self.check()
+
+    def check(self) -> None:
+        """Let a signal stop the run: what is worth saving is saved, and the rest takes seconds to make again.
+
+        Raises:
+            Interrupted: A signal has come.
+        """
         if self.stop is not None and self.stop.received is not None:
             raise Interrupted(
                 self.stop.received,
