@@ -284,7 +284,7 @@ def test_a_resolution_is_chosen_for_the_recipe_as_the_run_has_it_and_counts_as_s
     def choose(resolution):
         def chosen(recipe):
             asked.append(recipe)
-            return Decision("image_resolution", resolution, "it is enough")
+            return [Decision("image_resolution", resolution, "it is enough")]
 
         return chosen
 

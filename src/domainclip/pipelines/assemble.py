@@ -116,12 +116,21 @@ def announce_images(
         engine.expect([pair.image_path for pair in data.pairs], shared=run.data.num_workers > 0)
     if run.probe.probe_first or run.probe.probe_last:
         data.expect_clean()
-        view = _evaluated_view(run, session.processor)
+        view = evaluated_view(run, session.processor)
         bytes_each = 3 * view.resolution**2
         session.images.expect([pair.image_path for pair in validation], view.preparation(), bytes_each)
 
 
-def _evaluated_view(run: ResolvedRun, processor: EncoderProcessor) -> ImageTransform:
+def evaluated_view(run: ResolvedRun, processor: EncoderProcessor) -> ImageTransform:
+    """How evaluation shows images.
+
+    Args:
+        run: The resolved recipe.
+        processor: Of the model.
+
+    Returns:
+        The transform, without augmentation.
+    """
     spec = ImageSpec.from_processor(processor.image_processor)
     return ImageTransform(run.recipe, False, spec, steps=run.domain.images)
 
@@ -306,7 +315,7 @@ def build_probe(
         return None
     held_out = None
     if len(validation):
-        view, captions = _evaluated_view(run, processor), training_captions(run, processor)["text_transform"]
+        view, captions = evaluated_view(run, processor), training_captions(run, processor)["text_transform"]
         held_out = CLIPDataset(validation, processor, run.recipe, view, captions, images=data.images)
     return Probe(
         encoder,

@@ -20,7 +20,9 @@ from domainclip.data.records import ImageTextPair
 from domainclip.devices.memory import GB
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.errors import DataError, ImageError, MemoryConstraintError
+from domainclip.inference import ModelSession
 from domainclip.models import DualEncoder
+from domainclip.pipelines.probe_resolution import at_larger, larger_resolution, may_be_larger
 from domainclip.resolve import Decision, contrastive_batch
 from domainclip.resolve.resolution import ShortSides, choose_resolution
 from domainclip.training.checkpoint import CheckpointStore
@@ -42,43 +44,48 @@ class AutoResolution:
 
     def __init__(self) -> None:
         self._asked: Any = None
-        self._decision: Decision | None = None
+        self._decisions: list[Decision] = []
 
     def chooser(
         self,
         config: CLIPFinetuningConfig,
-        encoder: DualEncoder,
+        session: ModelSession,
         pairs: Sequence[ImageTextPair],
-        device: torch.device,
-        precision: PrecisionDecision,
         resume_from: Path | None = None,
-    ) -> Callable[[FrozenConfig], Decision] | None:
+    ) -> Callable[[FrozenConfig], Sequence[Decision]] | None:
         """What ``resolve`` asks for the resolution.
 
         Args:
             config: The user's recipe.
-            encoder: The dual encoder.
+            session: The loaded model.
             pairs: Rows of the training part.
-            device: Where the work runs.
-            precision: That of the run.
             resume_from: The folder of a run to go on with, whose resolution is taken.
 
         Returns:
-            See ``decide_resolution``, which it calls; None without ``auto_resolution``.
+            See ``decide_resolution`` (with ``auto_resolution``) and ``larger_resolution``, which it calls; None where
+            there is nothing to decide.
         """
-        if not config.auto_resolution:
+        if not config.auto_resolution and not may_be_larger(config, session):
             return None
+        native = session.encoder.native_resolution
 
-        def choose(recipe: FrozenConfig) -> Decision:
+        def decide(recipe: FrozenConfig) -> list[Decision]:
+            if config.auto_resolution:
+                where = session.device, session.precision
+                return [decide_resolution(config, recipe, session.encoder, pairs, *where)]
+            return larger_resolution(recipe, session, pairs)
+
+        def choose(recipe: FrozenConfig) -> list[Decision]:
             if resume_from is not None and (resolution := recorded_resolution(resume_from)) is not None:
-                return Decision("image_resolution", resolution, "chosen when this run was first started")
-            asked = (config.to_dict(), device, precision.name, hash(tuple(pair.image_path for pair in pairs)))
-            if self._decision is None or asked != self._asked:
-                self._decision, self._asked = (
-                    decide_resolution(config, recipe, encoder, pairs, device, precision),
-                    asked,
-                )
-            return self._decision
+                why = "chosen when this run was first started"
+                if not config.auto_resolution and resolution > native:
+                    return at_larger(resolution, native, why)
+                return [Decision("image_resolution", resolution, why)]
+            where = session.device, session.precision.name
+            asked = (config.to_dict(), *where, hash(tuple(pair.image_path for pair in pairs)))
+            if asked != self._asked:
+                self._decisions, self._asked = decide(recipe), asked
+            return self._decisions
 
         return choose
 

@@ -113,9 +113,7 @@ def resolve_run(
         raise DataError(
             f"No valid image-text pairs to contrast: {counted(len(pairs), 'row')} for training, 2 are needed"
         )
-    where = (session.device, session.precision)
-    chooser = auto_resolution or AutoResolution()
-    choose = chooser.chooser(config, session.encoder, pairs, *where, resume_from)
+    choose = (auto_resolution or AutoResolution()).chooser(config, session, pairs, resume_from)
     facts = model_facts(session.encoder), data_facts(pairs, processes.world_size, validation_rows, test_rows)
     # What was measured may have come out differently in another process.
     run = processes.broadcast_object(resolve(config, *facts, domain=session.domain, choose_resolution=choose))

@@ -33,7 +33,7 @@ def resolve(
     data: DataFacts,
     *,
     domain: DomainConfig | None = None,
-    choose_resolution: Callable[[FrozenConfig], Decision] | None = None,
+    choose_resolution: Callable[[FrozenConfig], Sequence[Decision]] | None = None,
 ) -> ResolvedRun:
     """Decide what the user left unset.
 
@@ -42,8 +42,9 @@ def resolve(
         model: what the model says of itself.
         data: what the training rows say of themselves.
         domain: the domain that ``config`` names, where it has been read already.
-        choose_resolution: decides ``image_resolution`` for the recipe as it is without what depends on that: batch,
-            precision and the rest as the run will have them, and the model's own resolution.
+        choose_resolution: decides ``image_resolution``, with ``resolution_schedule`` or without, for the recipe as it
+            is without what depends on that: batch, precision and the rest as the run will have them, and the model's
+            own resolution.
 
     Returns:
         The run: a frozen recipe without unset values, the decisions that made it, and the domain's content.
@@ -78,9 +79,11 @@ def resolve(
     resolve_small_data(draft, data.train_rows, model.image_tower_kind)
     _resolve_augmentation(draft, data, with_own_steps.images.allowed_turns)
     if choose_resolution is not None:
-        draft.choose(choose_resolution(CLIPFinetuningConfig(**values).frozen()))
-        _check_resolution(values["image_resolution"], model, rule)
+        chosen = choose_resolution(CLIPFinetuningConfig(**values).frozen())
         values["resolution_schedule"] = schedule  # of the domain, now for the resolution that was chosen
+        for decision in reversed(chosen):  # each goes before all others
+            draft.choose(decision)
+        _check_resolution(values["image_resolution"], model, rule)
         resolve_resolutions(draft, rule)
     _resolve_reading(draft, data)
     return ResolvedRun(

@@ -26,6 +26,7 @@ from domainclip.models import DualEncoder
 from domainclip.models.facts import model_facts
 from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
+from domainclip.pipelines.probe_resolution import may_be_larger
 from domainclip.pipelines.run_folder import OutputFolder
 from domainclip.resolve import DataFacts, ModelFacts, ResolvedInference, ResolvedRun, resolve, resolved_steps
 from domainclip.resolve.facts import data_facts
@@ -131,8 +132,13 @@ def prepare(
     recipe = controller.prepare(splits.train)
     run = controller.run
     assert run is not None
-    if config.auto_resolution:  # chosen once, for all trials
+    # Chosen once, for all trials.
+    if config.auto_resolution:
         config = with_resolution(config, recipe.image_resolution)
+    elif may_be_larger(config, session):
+        config = config.updated(
+            image_resolution=recipe.image_resolution, resolution_schedule=recipe.resolution_schedule
+        )
     engine = session.engine()
     skipped = skipped_rows({"train": splits.train, "val": splits.val})
     val = readable_pairs(splits.val, engine.readable, "val", config.strict, skipped)

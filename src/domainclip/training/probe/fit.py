@@ -84,13 +84,14 @@ class ProjectionFit:
     ) -> None:
         self.encoder, self.objective, self.rows, self.classes = encoder, objective, rows, classes
         self.parameters, self.initial, self.seed = parameters, initial, seed
-        self._set(initial)
+        self.reset()
         self.restraint = ProbeRestraint(parameters, rows, l2sp, distillation)
 
-    def _set(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            for (_, parameter), value in zip(self.parameters, values, strict=True):
-                parameter.copy_(value)
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put the initial values back."""
+        for (_, parameter), value in zip(self.parameters, self.initial, strict=True):
+            parameter.copy_(value)
 
     def __call__(
         self,
@@ -108,7 +109,7 @@ class ProjectionFit:
             rehearse: A further term.
             check: Called at every step: it may raise, to stop.
         """
-        self._set(self.initial)
+        self.reset()
         objective = copy.deepcopy(self.objective).train().requires_grad_(False)
         optimizer = self._optimizer(effort.learning_rate)
         weights = self._class_weights(rows) if effort.balanced else None
