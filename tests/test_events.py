@@ -218,7 +218,8 @@ def test_a_training_tells_everything(tiny_data: TinyData, tmp_path: Path) -> Non
     trainer = make_trainer(
         pairs, tmp_path / "run", validate=lambda: Validation({"acc": 0.5, "other": 1.0}, "acc", True, 0.1), num_epochs=4
     )
-    trainer.probes.first = make_probe(trainer.encoder, tiny_data.pairs(), (), probe_steps=2)
+    trainer.probes.probe = make_probe(trainer.encoder, tiny_data.pairs(), (), probe_steps=2)
+    trainer.probes.first = True
     trainer.context.emitter.add(heard.append)
     result = trainer.train()
     kinds = [type(event) for event in heard]

@@ -13,7 +13,7 @@ PLACES = {
     "reading": ("domainclip.pipelines.run", "load_splits_of"),
     "loading the model": ("domainclip.pipelines.run", "load_for_training"),
     "evaluation before": ("domainclip.pipelines.run._FirstProcess", "evaluate_before"),
-    "probe": ("domainclip.training.probe.probe.Probe", "_train"),
+    "probe": ("domainclip.training.probe.fit.ProjectionFit", "__call__"),
     "validation": ("domainclip.training.validation.Validator", "_validate"),
     "training": ("domainclip.training.step.train_step.TrainStep", "update"),
     "best weights": ("domainclip.pipelines.fine_tune", "load_best"),

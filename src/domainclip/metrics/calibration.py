@@ -159,17 +159,18 @@ def fit_temperature(
 
 
 def calibration_summary(
-    validation: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor] | None, model_temperature: float
+    validation: tuple[Tensor, Tensor] | None, test: tuple[Tensor, Tensor] | None, model_temperature: float
 ) -> dict[str, Any]:
     """What a report says of the probabilities, as plain values.
 
     ``validation`` and ``test`` are similarities ``[images, classes]`` and true class numbers, of the same classes;
     the temperature is fitted on the first alone, and ``ece_…``/``nll_…`` ``before`` and ``after`` are of the second.
-    Without ``test`` they are of the rows it was fitted on, and ``same_rows`` is true.
+    Without ``test`` they are of the rows it was fitted on, and ``same_rows`` is true; without ``validation`` none is
+    fitted, and what it would give is None.
 
     Args:
-        validation: What is fitted on.
-        test: What is reported on, None for the same rows.
+        validation: What is fitted on; None where the model has learned from these rows.
+        test: What is reported on, None for the same rows; one of the two is there.
         model_temperature: That of the model as it is.
 
     Returns:
@@ -179,23 +180,28 @@ def calibration_summary(
         ShapeError: Validation and test have different classes, or as for ``fit_temperature``.
         ConfigurationError: ``model_temperature`` is not positive and finite.
     """
-    fitted = fit_temperature(*validation, model_temperature)
-    if test is not None and test[0].shape[1] != validation[0].shape[1]:
+    fitted = fit_temperature(*validation, model_temperature) if validation is not None else None
+    if test is not None and validation is not None and test[0].shape[1] != validation[0].shape[1]:
         raise ShapeError(
             f"The validation split is scored against {validation[0].shape[1]} classes and the test split against "
             f"{test[0].shape[1]}: use the same classes, since each takes its part of the probability"
         )
-    similarities, targets = _checked(*(validation if test is None else test))
+    shown = validation if test is None else test
+    assert shown is not None
+    similarities, targets = _checked(*shown)
     summary: dict[str, Any] = {
         "model_temperature": model_temperature,
-        "fitted_temperature": fitted.temperature,
+        "fitted_temperature": fitted.temperature if fitted is not None else None,
         "n_classes": similarities.shape[1],
-        "n_validation": fitted.n,
+        "n_validation": fitted.n if fitted is not None else 0,
         "n_test": len(targets),
         "same_rows": test is None,
-        "problem": fitted.problem,
+        "problem": fitted.problem if fitted is not None else None,
+        "ece_after": None,
+        "nll_after": None,
     }
-    for when, temperature in (("before", model_temperature), ("after", fitted.temperature)):
+    temperatures = {"before": model_temperature} | ({"after": fitted.temperature} if fitted is not None else {})
+    for when, temperature in temperatures.items():
         probabilities = F.softmax(similarities / temperature, dim=1)
         summary[f"ece_{when}"] = expected_calibration_error(probabilities, targets)
         summary[f"nll_{when}"] = negative_log_likelihood(similarities, targets, temperature)
@@ -216,18 +222,28 @@ def calibration_in_words(found: Mapping[str, Any]) -> list[str]:
         return []
     if found.get("skipped"):
         return [f"Not calibrated: {found['skipped']}."]
-    own, fitted = f"{found['model_temperature']:.4g}", f"{found['fitted_temperature']:.4g}"
-    n, n_fit = found["n_test"], found["n_validation"]
+    own, n, n_fit = f"{found['model_temperature']:.4g}", found["n_test"], found["n_validation"]
     rows = f"the {n} validation rows" if found["same_rows"] else f"{n} test rows"
     before, after = found["ece_before"], found["ece_after"]
     lines = [
         f"How sure the model is of its first choice, against how often that is right, on {rows}: with its own "
         f"temperature {own} it is off by {before:.1%} on average (expected calibration error, 15 bins; negative "
-        f"log-likelihood {found['nll_before']:.3f} nats).",
+        f"log-likelihood {found['nll_before']:.3f} nats)."
+    ]
+    if found["fitted_temperature"] is None:
+        lines.append(
+            "No other temperature was tried: in the end the model has learned from the validation rows, too. With "
+            "calibrate_temperature=true they are left out, and a temperature is fitted to them."
+        )
+        if n < FEW_ROWS:
+            lines.append(f"Warning: with fewer than {FEW_ROWS} rows these figures are mostly chance.")
+        return lines
+    fitted = f"{found['fitted_temperature']:.4g}"
+    lines.append(
         f"With the temperature {fitted}, fitted on {'the same' if found['same_rows'] else n_fit} validation rows, it "
         f"is off by {after:.1%} ({found['nll_after']:.3f} nats)."
-        + (" That is no better: keep the model's own." if found["nll_after"] >= found["nll_before"] else ""),
-    ]
+        + (" That is no better: keep the model's own." if found["nll_after"] >= found["nll_before"] else "")
+    )
     if found["same_rows"]:
         lines.append(
             "There is no labelled test split: the fitted temperature is evaluated on the rows it was fitted on."

@@ -20,6 +20,7 @@ def calibrate(
     session: ModelSession, val: Sequence[ImageTextPair], test: Sequence[ImageTextPair], embed: Embedder, folder: Path
 ) -> dict[str, Any] | None:
     """Fit a temperature on ``val``, and report calibration on ``test``, or on ``val`` too where there is no test split.
+    With ``fit_validation_rows`` none is fitted: the model has learned from ``val``.
 
     With the recipe's ``calibrate_temperature`` the model in ``folder / "model"`` gets the fitted temperature, unless
     the rows do not determine one; ``best/`` and the checkpoints keep the trained one.
@@ -66,7 +67,8 @@ def calibrate(
         return evaluator.similarities(embed)
 
     own = float((-encoder.logit_scale.detach().double()).exp())
-    found = calibration_summary(scored(val), scored(test) if len(test) else None, own)
+    fresh = None if recipe.fit_validation_rows else scored(val)
+    found = calibration_summary(fresh, scored(test) if len(test) else None, own)
     found["saved"] = "fitted" if wanted and found["problem"] is None else "own"
     if found["saved"] == "fitted":
         encoder.set_temperature(found["fitted_temperature"], trainable=encoder.logit_scale.requires_grad)

@@ -264,20 +264,20 @@ class TradeOff(Content):
 
 
 class Calibrated(Content):
-    """How true the probabilities are, with the model's own temperature and with the fitted one. ``saved``: which of
-    the two the model in the folder has."""
+    """How true the probabilities are, with the model's own temperature and with the fitted one, where one is fitted.
+    ``saved``: which of the two the model in the folder has."""
 
     model_temperature: float
-    fitted_temperature: float
+    fitted_temperature: float | None
     n_classes: int
     n_validation: int
     n_test: int
     same_rows: bool
     problem: str | None
     ece_before: float
-    ece_after: float
+    ece_after: float | None
     nll_before: float
-    nll_after: float
+    nll_after: float | None
     saved: Literal["own", "fitted"]
 
 

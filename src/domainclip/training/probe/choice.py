@@ -75,7 +75,8 @@ def candidates(settings: ProbeSettings) -> list[Effort]:
 def choose(
     fit: ProjectionFit, rows: ProbeRows, settings: ProbeSettings, seed: int, check: Callable[[], None] | None = None
 ) -> Choice:
-    """Choose by grouped, stratified cross-validation: the least surprise at rows that were held out.
+    """Choose by grouped, stratified cross-validation: from the loosest fit on, until a closer one is more surprised by
+    rows that were held out.
 
     Args:
         fit: Fits the projections.
@@ -105,7 +106,12 @@ def choose(
         surprise = float(calibrated_surprise(parts).mean())
         return _Tried(effort, surprise, float(correct.mean()), _mean_recall(answers) if unequal else 0.0)
 
-    best = min((tried(effort) for effort in open_ones), key=lambda one: one.surprise)
+    best = tried(open_ones[0])
+    for effort in open_ones[1:]:
+        closer = tried(effort)
+        if closer.surprise >= best.surprise:  # what fits too closely already does not gain by fitting more closely
+            break
+        best = closer
     if unequal:
         balanced = tried(replace(best.effort, balanced=True))
         if balanced.recall > best.recall and balanced.accuracy >= best.accuracy:
