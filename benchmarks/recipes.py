@@ -5,11 +5,12 @@
     python benchmarks/recipes.py --data DIR [DIR …] --model M --ways linear_probe plain
 
 Ways: ``domainclip`` is ``domainclip train`` with the domain of the set (the beginning of its name: med, ind, sci) and
-no other key set (``--set key=value`` adds some); ``linear_probe`` a logistic regression on the frozen image tower;
-``plain`` a plain loop with several positives; ``transformers`` the same loop with the model's own loss, and
-``sentence_transformers`` that package's trainer: all with our rows, batches and steps (the ``domainclip`` run of the
-same seed comes first), and the rates of our towers without the probe first. All are evaluated alike, by
-classification of the test rows with the domain's prompts; only the probe has classes of its own.
+no other key set (``--set key=value`` adds some); ``linear_probe`` a logistic regression on the frozen image tower, and
+``linear_probe_larger`` the same of images read 1.4 times larger; ``plain`` a plain loop with several positives;
+``transformers`` the same loop with the model's own loss, and ``sentence_transformers`` that package's trainer: with our
+batches and steps (the ``domainclip`` run of the same seed comes first), and the rates of our towers without the probe
+first. None of them needs validation rows, so that all train on these, too. All are evaluated alike, by classification
+of the test rows with the domain's prompts; only the probe has classes of its own.
 
 A run that is in today's record already is not repeated.
 """
@@ -29,6 +30,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _record import RESULTS, machine_facts, runs_so_far, write_record
 
+LARGER = {"starter": 224}
+"""What ``linear_probe_larger`` reads images at, by the model's name: 1.4 times its own resolution."""
 METRICS = ("acc1", "mean_per_class_recall", "i2t_R@1", "t2i_R@1", "n_classified", "n_classes", "n_texts")
 DATA = (
     "med_blood_cells",
@@ -40,7 +43,7 @@ DATA = (
 )
 DOMAINS = {"med": "medical", "ind": "industrial", "sci": "scientific"}
 OURS = "domainclip"
-WAYS = (OURS, "linear_probe", "plain", "transformers", "sentence_transformers")
+WAYS = (OURS, "linear_probe", "linear_probe_larger", "plain", "transformers", "sentence_transformers")
 
 
 def our_run(data: Path, model: str, seed: int, overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -68,6 +71,7 @@ def our_run(data: Path, model: str, seed: int, overrides: dict[str, Any], folder
         "steps": report["training"]["steps"],
         "batch": recipe["batch_size"],
         "kept_step": report["training"]["best_step"],
+        "resolution": recipe["image_resolution"],
         "samples_per_s": report["training"]["samples_per_s"],
         "peak_memory_mb": report["training"]["peak_memory_mb"],
         "device": report["device"],
@@ -83,30 +87,32 @@ def other_run(
 
     from _recipe_peers import linear_probe, plain_loop, sentence_transformers_loop
     from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
+    from domainclip.data.records import PairList
     from domainclip.data.splits import load_splits
 
     domain = DOMAINS.get(data.name.split("_")[0], "general")
     # Rates for towers whose batch norm learns along, as in these loops; our own, after the probe, are lower.
     config = CLIPFinetuningConfig(data_path=str(data), model_name=model, seed=seed, domain=domain, probe_first=False)
+    if way == "linear_probe_larger":
+        config = config.updated(image_resolution=LARGER[Path(model).name])
     controller = CLIPFinetuningController(config, Console(quiet=True))
     controller.setup()
     torch.manual_seed(seed)
     splits = load_splits(data, seed=seed)
     started = time.monotonic()
-    if way == "linear_probe":  # which needs no validation rows
-        found = linear_probe(controller, [*splits.train, *splits.val], splits.test)
+    rows = PairList.joined([splits.train, splits.val])
+    if way.startswith("linear_probe"):
+        found = linear_probe(controller, rows, splits.test)
         return {"after": found, "run_s": time.monotonic() - started}
-    recipe = controller.prepare(splits.train)
+    recipe = controller.prepare(rows)
     if ours is None:
         print(f"{data.name}, seed {seed}: {way} is given as many steps as {OURS}, which has not run: left out")
         return None
     reported = {"steps": ours["steps"], "batch": ours["batch"]}
     if way != "sentence_transformers":
-        plain_loop(controller, splits.train, recipe, **reported, seed=seed, multi_positive=way == "plain")
+        plain_loop(controller, rows, recipe, **reported, seed=seed, multi_positive=way == "plain")
     else:
-        reported = sentence_transformers_loop(
-            controller, splits.train, recipe, ours["steps"], ours["batch"], seed, folder
-        )
+        reported = sentence_transformers_loop(controller, rows, recipe, ours["steps"], ours["batch"], seed, folder)
     seconds = time.monotonic() - started
     metrics = controller.evaluate(splits.test).metrics
     return {
