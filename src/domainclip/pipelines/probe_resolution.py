@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig, FrozenConfig
+from domainclip.config.resolution_settings import ResolutionSettings
 from domainclip.data.dataset import CLIPDataset
 from domainclip.data.images.store import ImageStore
 from domainclip.data.records import ImageTextPair
@@ -32,7 +33,6 @@ SCALE = 1.4
 ROWS = 500
 """Rows that are looked at; a second or two for each hundred on a CPU."""
 EFFORT = Effort(300, 3e-4)
-_KEYS = ("image_resolution", "resolution_schedule", "training_resolutions")
 
 
 def may_be_larger(config: CLIPFinetuningConfig, session: ModelSession) -> bool:
@@ -47,9 +47,10 @@ def may_be_larger(config: CLIPFinetuningConfig, session: ModelSession) -> bool:
         False where the model's own resolution stays.
     """
     facts = model_facts(session.encoder)
-    open_ = not any(config.is_set(key) or key in session.domain.recipe_values() for key in _KEYS)
+    given = {"image_resolution", *ResolutionSettings.model_fields}
+    asked = any(config.is_set(key) or key in session.domain.recipe_values() for key in given)
     rule = facts.resolutions
-    return open_ and facts.image_tower_kind == "convolutional" and rule is not None and rule.multiple is not None
+    return not asked and facts.image_tower_kind == "convolutional" and rule is not None and rule.multiple is not None
 
 
 def larger_resolution(recipe: FrozenConfig, session: ModelSession, pairs: Sequence[ImageTextPair]) -> list[Decision]:

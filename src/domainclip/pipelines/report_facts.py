@@ -75,6 +75,7 @@ def run_facts(
             "text_padding": "max_length" if fixed else None,
             "own_code": session.encoder.has_own_code,
             "seed": recipe.seed,  # so that the intervals are those of a comparison with this recipe
+            "choices": [outcome["said"] for key in ("probe_first", "probe_last") if (outcome := result[key])],
             "warnings": [*found, *warnings],
             "next": [f"domainclip evaluate --model {shlex.quote(str(folder / 'model'))} --data YOUR_DATA"],
             "trade_off": result["trade_off"],

@@ -45,6 +45,7 @@ class ProbeOutcome(TypedDict, total=False):
     """What training the projections alone came to."""
 
     skipped: str  # why nothing was done; the rest is missing then
+    said: str  # what came of it, in words
     rows: int  # of training, that it was fitted to
     effort: dict[str, Any]  # steps, learning_rate, balanced
     folds: int  # of the cross-validation that chose these; 0 where nothing was to be chosen

@@ -154,7 +154,7 @@ def test_a_run_goes_on_where_projections_are_left_out(tiny_data: TinyData, tmp_p
     trainer.probes.probe.read = lambda progress: "for a test"
     result = trainer.train()
     assert result.best is not None and result.best["step"] == 3
-    assert result.probe_first == {"skipped": "for a test"}
+    assert result.probe_first == {"skipped": "for a test", "said": "Probe first: left out (for a test)"}
 
 
 def test_only_the_first_process_trains_the_projections(tiny_data: TinyData, tmp_path: Path) -> None:
@@ -200,7 +200,10 @@ def test_half_way_is_left_for_a_clear_gain_alone(frozen: list[float], trained: l
         for fraction, gains in ((0.0, frozen), (HALF_WAY, [0.0] * 4), (1.0, trained))
     }
     found, why = chosen_fraction(surprises)
-    assert found == expected and "4 held-out answers" in why
+    assert found == expected and "4 held-out answers" in why and "frozen" in why
+    # Answers of other rows are not compared with these.
+    found, why = chosen_fraction({**surprises, 0.0: [0.0] * 3})
+    assert found == (1.0 if min(trained) > 0 else HALF_WAY) and "frozen" not in why
 
 
 # --- what holds it near the start ---

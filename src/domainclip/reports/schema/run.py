@@ -341,6 +341,7 @@ class RunFacts(Content):
         text_padding: ``max_length`` for a text tower of fixed length.
         own_code: Whether the saved model's folder holds its class.
         seed: Of the resamples, as ``compare`` takes it from the recipe.
+        choices: How the saved model was chosen, and on which rows: sentences.
         warnings: Sentences.
         next: Sentences or commands: what to do next.
         alignment: Where the alignment report is, seen from the run's folder.
@@ -362,6 +363,7 @@ class RunFacts(Content):
     text_padding: Literal["max_length"] | None = None
     own_code: bool = False
     seed: int = 0
+    choices: list[str] = []
     warnings: list[str] = []
     next: list[str] = []
     alignment: str | None = None

@@ -24,7 +24,7 @@ from domainclip.training.probe.fit import Effort
 from domainclip.training.probe.held_out import Difference, calibrated_surprise
 from domainclip.training.probe.probe import Probe, ProbeReading
 from domainclip.training.probe.progress import ProbeProgress
-from domainclip.training.state import ProbeOutcome, TrainContext
+from domainclip.training.state import Best, ProbeOutcome, TrainContext
 from domainclip.training.validation import BestWeights, Evaluate
 from domainclip.words import counted
 
@@ -104,7 +104,7 @@ class ProbeStages:
         reading = probe.read(self.begun)
         if isinstance(reading, str):
             state.probe_first = {"skipped": reading}
-            self._report("probe_first", f"Probe first: left out ({reading})")
+            self._report("probe_first", state.probe_first, f"Probe first: left out ({reading})")
             return
         state.skipped_images |= reading.rows.skipped
         choice = reading.choose()
@@ -126,22 +126,27 @@ class ProbeStages:
             )
         self._report(
             "probe_first",
-            f"Probe first: {counted(len(reading.training), 'row')}, {_said(choice.effort)}{why}, "
-            f"{time.monotonic() - started:.1f} s",
-            _figures("probe", state.probe_first),
+            state.probe_first,
+            f"Probe first: {counted(len(reading.training), 'row')}, {_said(choice.effort)}{why}",
         )
 
     def keep_first(self) -> None:
         """Once the probe is validated: make the model that the run ends with if the towers gain nothing."""
         reading, self._reading = self._reading, None
         state = self.context.state
-        if reading is None or state.best is None or not self._fits_more(reading):
-            return
-        assert state.probe_first is not None
+
+        def keep() -> dict[str, object]:
+            if reading is not None and state.best is not None and self._fits_more(reading):
+                self._keep_fitted_to_all(reading, state.best)
+            return state.parts("best_files", "warnings")
+
+        state.load_state_dict(self.context.processes.on_first(keep))
+
+    def _keep_fitted_to_all(self, reading: ProbeReading, best: Best) -> None:
         parameters = [parameter for _, parameter in reading.fit_projections.parameters]
         to_training_rows = [parameter.detach().clone() for parameter in parameters]
-        reading.fit(torch.arange(len(reading.rows)), _effort(state.probe_first))
-        self.best.keep(state.best)
+        reading.fit(torch.arange(len(reading.rows)), _effort(self.context.state.probe_first))
+        self.best.keep(best)
         with torch.no_grad():
             for parameter, value in zip(parameters, to_training_rows, strict=True):
                 parameter.copy_(value)
@@ -181,15 +186,16 @@ class ProbeStages:
             progress = self.progress(f"probe_last_{fraction:g}")
             reading = probe.read(progress)
             if isinstance(reading, str):
+                probe.set_towers(trained, END)
                 state.probe_last = {"skipped": reading}
-                self._report("probe_last", f"Probe last: left out ({reading})")
+                self._report("probe_last", state.probe_last, f"Probe last: left out ({reading})")
                 return
             effort = effort or reading.choose().effort
             reading.fit(reading.training, effort)
             progress.clear()
             readings[fraction], surprises[fraction] = reading, self._surprise(reading)
             state.skipped_images |= reading.rows.skipped
-        best, why = chosen_fraction(surprises) if chosen else (END, "trained towers")
+        best, why = chosen_fraction(surprises) if surprises.get(HALF_WAY) else (END, "trained towers")
         outcome = ProbeOutcome(rows=len(readings[END].training), fraction=best, kept=False)
         if best and effort is not None:
             why += ", " + self._keep(probe, readings[best], trained, effort, evaluate, outcome)
@@ -200,11 +206,7 @@ class ProbeStages:
             with torch.no_grad():
                 for (_, parameter), value in zip(probe.trained_parameters(), projections, strict=True):
                     parameter.copy_(value)
-        self._report(
-            "probe_last",
-            f"Probe last: {counted(outcome['rows'], 'row')}, {why}, {outcome['seconds']:.1f} s",
-            _figures("probe_last", outcome),
-        )
+        self._report("probe_last", outcome, f"Probe last: {counted(outcome['rows'], 'row')}, {why}")
 
     def _keep(
         self,
@@ -243,10 +245,16 @@ class ProbeStages:
         held = reading.fit_projections.held_out(reading.validation)
         return calibrated_surprise([held]).tolist() if len(held.logits) > 1 else None
 
-    def _report(self, name: str, text: str, values: Mapping[str, Number] | None = None) -> None:
-        self.context.emitter.emit(
-            Milestone(name=name, step=self.context.state.step, text=text, values=dict(values or {}))
-        )
+    def _report(self, stage: str, outcome: ProbeOutcome, text: str) -> None:
+        outcome["said"] = text
+        values: dict[str, Number] = {}
+        if "skipped" not in outcome:
+            prefix = "probe" if stage == "probe_first" else stage
+            flat = {**outcome.get("effort", {}), **outcome}
+            numbers = {key: value for key, value in flat.items() if value is None or isinstance(value, int | float)}
+            values = {f"{prefix}_{key}": value for key, value in numbers.items()}
+            text += f", {outcome['seconds']:.1f} s"
+        self.context.emitter.emit(Milestone(name=stage, step=self.context.state.step, text=text, values=values))
 
 
 def chosen_fraction(surprises: Mapping[float, list[float] | None]) -> tuple[float, str]:
@@ -263,12 +271,14 @@ def chosen_fraction(surprises: Mapping[float, list[float] | None]) -> tuple[floa
     """
     found = {fraction: torch.tensor(values) for fraction, values in surprises.items() if values is not None}
     middle, gains = found[HALF_WAY], {}
-    for fraction in (START, END):
+    # Of a run that goes on with other validation rows the answers before have no partners.
+    others = [each for each in (START, END) if each in found and len(found[each]) == len(middle)]
+    for fraction in others:
         gain = Difference.of(middle, found[fraction])
         if gain.mean > gain.standard_error:
             gains[fraction] = gain.mean
     best = max(gains, key=lambda fraction: gains[fraction]) if gains else HALF_WAY
-    means = ", ".join(f"{_NAMES[fraction]} {float(found[fraction].mean()):.3f}" for fraction in (START, HALF_WAY, END))
+    means = ", ".join(f"{_NAMES[each]} {float(found[each].mean()):.3f}" for each in sorted([*others, HALF_WAY]))
     return best, f"{_NAMES[best]} towers by {counted(len(middle), 'held-out answer')} (nats of surprise: {means})"
 
 
@@ -280,8 +290,3 @@ def _effort(outcome: ProbeOutcome | None) -> Effort:
 def _said(effort: Effort) -> str:
     balanced = ", rare classes weighted up" if effort.balanced else ""
     return f"{counted(effort.steps, 'step')} at {effort.learning_rate:g}{balanced}"
-
-
-def _figures(name: str, outcome: ProbeOutcome) -> dict[str, Number]:
-    flat = {**outcome.get("effort", {}), **outcome}
-    return {f"{name}_{key}": value for key, value in flat.items() if value is None or isinstance(value, int | float)}

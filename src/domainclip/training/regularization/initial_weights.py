@@ -31,13 +31,16 @@ class InitialWeights:
         return sum(p.nbytes for p in self.encoder.parameters()) if self.encoder is not None else 0
 
 
-def initial_weights(encoder: DualEncoder, settings: ReferenceSettings, as_loaded: bool = True) -> InitialWeights | None:
+def initial_weights(
+    encoder: DualEncoder, settings: ReferenceSettings, as_loaded: bool = True, compared: bool = False
+) -> InitialWeights | None:
     """Remember of the model what the recipe needs.
 
     Args:
         encoder: As it begins, without adapters.
         settings: What holds the training near its start.
         as_loaded: Whether its weights are those that the recipe's model names, and can be loaded again.
+        compared: Whether the run ends by comparing what it has trained with them.
 
     Returns:
         None where the recipe needs nothing.
@@ -45,7 +48,7 @@ def initial_weights(encoder: DualEncoder, settings: ReferenceSettings, as_loaded
     Raises:
         ConfigurationError: There are no embeddings yet that could be kept.
     """
-    if not (settings.wise_ft or settings.l2sp_strength > 0 or settings.distillation_strength > 0):
+    if not (compared or settings.wise_ft or settings.l2sp_strength > 0 or settings.distillation_strength > 0):
         return None
     frozen = None
     if settings.distillation_strength > 0:
