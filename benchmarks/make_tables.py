@@ -12,7 +12,7 @@ import argparse
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from _memory_tables import gradcache_table, memory_table
 from _progressive_tables import progressive_resolutions_table, progressive_table
 from _record import RESULTS
 from _table_cells import look_up, newest, number, ratio, table
+from derived_sets import SETS as DERIVED
 from domainclip.files import write_text
 
 _MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end table -->)", re.DOTALL)
@@ -118,6 +119,11 @@ def input_pipeline_table(results: Path) -> str:
     return table(header, rows)
 
 
+def mean(values: Iterable[float]) -> str:
+    found = list(values)
+    return number(statistics.fmean(found) if found else None, ".3f")
+
+
 RECIPE_DATA = (
     "med_blood_cells",
     "med_modalities6",
@@ -125,12 +131,13 @@ RECIPE_DATA = (
     "ind_solar_cells",
     "sci_pollen",
     "sci_rock_thin_sections",
+    *DERIVED,
 )
-RECIPE_WAYS = ("linear_probe", "plain", "transformers", "sentence_transformers")
+RECIPE_WAYS = ("linear_probe", "linear_probe_larger", "plain", "transformers", "sentence_transformers")
 
 
 def recipes_table(results: Path) -> str:
-    """Our seeds' mean, with the lowest and the highest of several, beside the first seed of each other way."""
+    """The seeds' mean of each way, with the lowest and the highest of several for ours."""
     runs = look_up(newest("recipes", results), "runs") or []
     rows = []
     for data in RECIPE_DATA:
@@ -139,12 +146,11 @@ def recipes_table(results: Path) -> str:
             for way in ("domainclip", *RECIPE_WAYS)
         }
         ours, first = of["domainclip"], next(iter(of["domainclip"]), None)
-        others = [number(look_up(next(iter(of[way]), None), "after.acc1"), ".3f") for way in RECIPE_WAYS]
         found = [run["after"]["acc1"] for run in ours]
-        after = number(statistics.fmean(found) if found else None, ".3f")
+        others = [mean(run["after"]["acc1"] for run in of[way]) for way in RECIPE_WAYS]
+        after = mean(found)
         if len(found) > 1:
             after += f" ({min(found):.3f}–{max(found):.3f})"
-        recall = [run["after"]["mean_per_class_recall"] for run in ours]
         rows.append(
             [
                 data,
@@ -152,7 +158,7 @@ def recipes_table(results: Path) -> str:
                 *others,
                 after,
                 str(len(ours) or ""),
-                number(statistics.fmean(recall) if recall else None, ".3f"),
+                mean(run["after"]["mean_per_class_recall"] for run in ours),
                 number(look_up(first, "run_s"), ".0f"),
             ]
         )
@@ -160,6 +166,7 @@ def recipes_table(results: Path) -> str:
         "data",
         "before",
         "linear probe",
+        "linear probe, 224 pixels",
         "plain loop",
         "`transformers`",
         "sentence-transformers",

@@ -69,14 +69,15 @@ def test_recipes_table_puts_the_ways_side_by_side(make_tables: ModuleType, tmp_p
         run("domainclip", 0, 0.5, before={"acc1": 0.25}, run_s=61.4),
         run("domainclip", 1, 0.7),
         run("linear_probe", 0, 0.625),
+        run("linear_probe", 1, 0.875),
         {**run("domainclip", 2, 0.9), "settings": {"ema_fraction": 0}},
         {**run("plain", 0, 0.375), "data": "another"},
     ]
     (tmp_path / "recipes-2030-01-01.json").write_text(json.dumps({"runs": runs}))
     rows = cells_of(make_tables.fill("<!-- table: recipes -->\n<!-- end table -->", tmp_path))[2:]
-    assert len(rows) == 6
+    assert len(rows) == 10
     assert [row for row in rows if any(row[1:])] == [
-        ["sci_pollen", "0.250", "0.625", "", "", "", "0.600 (0.500–0.700)", "2", "0.500", "61"]
+        ["sci_pollen", "0.250", "0.750", "", "", "", "", "0.600 (0.500–0.700)", "2", "0.500", "61"]
     ]
 
 

@@ -24,7 +24,7 @@ BATCH = 256
 """Rows of a step. Batches of 1,024 took four times as long and were 0 to 4 points worse (docs/log.md)."""
 WEIGHT_DECAY = 0.1
 """Of the projections' matrices. Ten times more or less makes no difference (docs/log.md)."""
-_LARGEST_SCORED = 4096
+_LARGEST_SCORED = 2048
 """Rows among which captions are looked for, where there are no classes."""
 
 
