@@ -1,7 +1,7 @@
 """What each part of a domain's preset, and of how the towers are trained, is worth: one run without it.
 
-    python benchmarks/ablation.py                          # two sets of DATA in DOMAINCLIP_DATA, one seed
-    python benchmarks/ablation.py --parts all head_first   # some rows of the table
+    python benchmarks/ablation.py                               # the sets of DATA in DOMAINCLIP_DATA, one seed
+    python benchmarks/ablation.py --parts nothing probe --seeds 0 1 2 3 4
     python benchmarks/ablation.py --quick                  # four steps each: does it run?
 
 Parts of the preset are put back to what the general domain has, one at a time (``all``: the domain is general); parts
@@ -11,6 +11,7 @@ of the training are turned off. A run that is in today's record already is not r
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -21,16 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _record import RESULTS, machine_facts, runs_so_far, write_record
 from recipes import our_run
 
-DATA = ("ind_solar_cells", "sci_rock_thin_sections")
+DATA = ("ind_solar_cells", "sci_pollen", "sci_rock_thin_sections", "ind_pcb_defects")
 NOTHING = "nothing"
 PRESET = ("all", "images", "texts", "prompts", "augmentation", "training")
+NATIVE = {"starter": 160}
+"""The resolution of a model's own, by its name."""
 TRAINING: dict[str, dict[str, Any]] = {
-    "head_first": {"probe_first": False},
-    "head_last": {"probe_last": False},
+    "probe": {"probe_first": False, "probe_last": False},
+    "probe_last": {"probe_last": False},
+    "validation_rows": {"fit_validation_rows": False},
+    "larger": {"image_resolution": NATIVE["starter"]},
     "classification": {"classification_weight": 0.0},
     "averaging": {"ema_fraction": 0.0},
     "small_data": {"small_data": False},
-    "all of these": {"probe_first": False, "classification_weight": 0.0, "ema_fraction": 0.0, "small_data": False},
 }
 
 
@@ -61,7 +65,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="+", choices=(NOTHING, *PRESET, *TRAINING), default=[NOTHING, *PRESET, *TRAINING]
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--go-on", action="store_true", help="begin with the runs of the newest record, of any day")
@@ -72,13 +76,13 @@ def main() -> None:
         if not data.is_dir():
             print(f"{data} is not here: left out")
             continue
-        for part in arguments.parts:
-            key = {"data": data.name, "without": part, "seed": arguments.seed}
+        for seed, part in itertools.product(arguments.seeds, arguments.parts):
+            key = {"data": data.name, "without": part, "seed": seed}
             if any(key.items() <= run.items() for run in runs):
                 continue
             more: dict[str, Any] = {"max_steps": 4} if arguments.quick else {}
             with tempfile.TemporaryDirectory() as folder:
-                found = our_run(data, arguments.model, arguments.seed, {**without(part), **more}, Path(folder))
+                found = our_run(data, arguments.model, seed, {**without(part), **more}, Path(folder))
             runs.append({**key, **found})
             content = {"machine": facts, "quick": arguments.quick, "runs": runs}
             # After every run: what was measured stays, whatever happens to the next.

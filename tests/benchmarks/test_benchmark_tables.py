@@ -298,3 +298,19 @@ def test_check_fails_where_a_table_is_out_of_date(tmp_path: Path) -> None:
     assert run_script("make_tables.py", *arguments).returncode == 0
     assert "| benchmark |" in document.read_text()
     assert run_script("make_tables.py", "--check", *arguments).returncode == 0
+
+
+def test_ablation_table_says_what_is_lost_with_its_error(make_tables: ModuleType, tmp_path: Path) -> None:
+    def run(without: str, seed: int, acc1: float) -> dict[str, Any]:
+        return {"data": "sci_pollen", "without": without, "seed": seed, "after": {"acc1": acc1}}
+
+    runs = [run("nothing", 0, 0.90), run("nothing", 1, 0.92), run("nothing", 2, 0.94)]
+    runs += [run("probe", 0, 0.86), run("probe", 1, 0.90), run("larger", 1, 0.925), run("averaging", 5, 0.1)]
+    (tmp_path / "ablation-2030-01-01.json").write_text(json.dumps({"runs": runs}))
+    rows = cells_of(make_tables.fill("<!-- table: ablation -->\n<!-- end table -->", tmp_path))[2:]
+    filled = {row[0]: row[2] for row in rows if row[2]}
+    assert filled == {
+        "nothing: the defaults": "0.920",
+        "the probe, first and last": "-3.0 ± 1.0",
+        "larger images": "+0.5",  # of one seed
+    }
