@@ -23,7 +23,7 @@ from domainclip.losses import build_loss
 from domainclip.models.facts import model_facts
 from domainclip.pipelines.assemble import build_probe, evaluated_view, training_captions
 from domainclip.resolve import Decision, ResolvedRun
-from domainclip.training.probe.choice import FOLDS
+from domainclip.training.probe.choice import FOLDS, cross_validated
 from domainclip.training.probe.fit import Effort
 from domainclip.training.probe.held_out import Difference, calibrated_surprise
 from domainclip.words import counted
@@ -116,9 +116,6 @@ def _surprise_at(
     reading = probe.read() if probe is not None else ""
     if isinstance(reading, str) or not (folds := reading.rows.folds(FOLDS, recipe.seed)):
         return None
-    parts = []
-    for fitted, held in folds:
-        reading.fit(fitted, EFFORT)
-        parts.append(reading.fit_projections.held_out(held))
+    parts = cross_validated(reading.fit_projections, folds, EFFORT)
     reading.fit_projections.reset()
     return calibrated_surprise(parts)

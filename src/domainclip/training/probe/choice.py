@@ -10,7 +10,7 @@ from torch import Tensor
 
 from domainclip.config.probe_settings import ProbeSettings
 from domainclip.training.probe.fit import Effort, ProjectionFit
-from domainclip.training.probe.held_out import calibrated_surprise
+from domainclip.training.probe.held_out import HeldOut, calibrated_surprise
 from domainclip.training.probe.rows import ProbeRows
 
 FOLDS = 3
@@ -97,14 +97,10 @@ def choose(
         return Choice(USUAL if USUAL in open_ones else open_ones[0])
 
     def tried(effort: Effort) -> _Tried:
-        parts, answers = [], []
-        for fitted, held in folds:
-            fit(fitted, effort, check=check)
-            parts.append(fit.held_out(held))
-            answers.append((parts[-1].correct, parts[-1].right))
+        parts = cross_validated(fit, folds, effort, check)
         correct = torch.cat([part.correct for part in parts]).double()
         surprise = float(calibrated_surprise(parts).mean())
-        return _Tried(effort, surprise, float(correct.mean()), _mean_recall(answers) if unequal else 0.0)
+        return _Tried(effort, surprise, float(correct.mean()), _mean_recall(parts) if unequal else 0.0)
 
     best = tried(open_ones[0])
     for effort in open_ones[1:]:
@@ -119,14 +115,37 @@ def choose(
     return Choice(best.effort, best.surprise, best.accuracy, len(folds))
 
 
+def cross_validated(
+    fit: ProjectionFit,
+    folds: Sequence[tuple[Tensor, Tensor]],
+    effort: Effort,
+    check: Callable[[], None] | None = None,
+) -> list[HeldOut]:
+    """What fits to all folds but one say of that one.
+
+    Args:
+        fit: Fits the projections, which are left as the last fit made them.
+        folds: See ``ProbeRows.folds``.
+        effort: Of each fit.
+        check: Called at every step: it may raise, to stop.
+
+    Returns:
+        One part for each fold.
+    """
+    parts = []
+    for fitted, held in folds:
+        fit(fitted, effort, check=check)
+        parts.append(fit.held_out(held))
+    return parts
+
+
 def _imbalance(classes: Tensor) -> float:
     sizes = torch.bincount(classes[classes >= 0])
     sizes = sizes[sizes > 0]
     return float(sizes.max() / sizes.min()) if len(sizes) else 1.0
 
 
-def _mean_recall(answers: Sequence[tuple[Tensor, Tensor]]) -> float:
-    correct, classes = (
-        torch.cat(parts) for parts in zip(*((one, right.long().argmax(1)) for one, right in answers), strict=True)
-    )
-    return float(torch.stack([correct[classes == label].double().mean() for label in classes.unique()]).mean())
+def _mean_recall(parts: Sequence[HeldOut]) -> float:
+    correct = torch.cat([part.correct for part in parts]).double()
+    classes = torch.cat([part.right.long().argmax(1) for part in parts])
+    return float(torch.stack([correct[classes == label].mean() for label in classes.unique()]).mean())
