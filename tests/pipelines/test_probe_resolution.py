@@ -35,6 +35,11 @@ def ready(model: str | Path, **values: Any) -> CLIPFinetuningController:
     return controller
 
 
+@pytest.fixture(autouse=True)
+def however_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_resolution, "FEWEST_ROWS", 0)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

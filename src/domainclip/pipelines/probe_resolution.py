@@ -23,7 +23,7 @@ from domainclip.losses import build_loss
 from domainclip.models.facts import model_facts
 from domainclip.pipelines.assemble import build_probe, evaluated_view, training_captions
 from domainclip.resolve import Decision, ResolvedRun
-from domainclip.training.probe.choice import FOLDS, cross_validated
+from domainclip.training.probe.choice import FEWEST_ROWS, FOLDS, cross_validated
 from domainclip.training.probe.fit import Effort
 from domainclip.training.probe.held_out import Difference, calibrated_surprise
 from domainclip.words import counted
@@ -62,11 +62,11 @@ def larger_resolution(recipe: FrozenConfig, session: ModelSession, pairs: Sequen
         pairs: The training rows.
 
     Returns:
-        The decisions; none where projections are not fitted once more in the end, or the rows cannot be divided.
+        The decisions; none where projections are not fitted once more in the end, or folds would say nothing.
     """
     native, multiple = session.encoder.native_resolution, session.encoder.resolution_step
     larger = round(native * SCALE / multiple) * multiple
-    if not (recipe.probe_first and recipe.probe_last) or larger <= native:
+    if not (recipe.probe_first and recipe.probe_last) or larger <= native or len(pairs) < FEWEST_ROWS:
         return []
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(recipe.seed))[:ROWS].sort().values
     some = [pairs[row] for row in order.tolist()]

@@ -22,6 +22,11 @@ from probe_cases import make_probe, read
 from tiny_data import TinyData
 
 
+@pytest.fixture(autouse=True)
+def however_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "FEWEST_ROWS", 0)
+
+
 def questions(seed: int, scale: float = 1.0) -> tuple[HeldOut, np.ndarray]:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(40, 5, generator=generator) * 3
@@ -95,6 +100,12 @@ def test_a_group_is_on_one_side_and_every_class_in_every_fold(tiny_data: TinyDat
 def test_rows_of_one_group_are_not_divided(tiny_data: TinyData) -> None:
     reading = read(make_probe(make_tiny_clip(), grouped(tiny_data, 18), probe_steps=None, probe_learning_rate=None))
     assert reading.rows.folds(3, 0) == []
+    assert reading.choose() == choice.Choice(USUAL)
+
+
+def test_very_few_rows_are_not_divided(tiny_data: TinyData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "FEWEST_ROWS", 19)
+    reading = read(make_probe(make_tiny_clip(), tiny_data.pairs(), probe_steps=None, probe_learning_rate=None))
     assert reading.choose() == choice.Choice(USUAL)
 
 
