@@ -37,3 +37,8 @@ class ProbeSettings(Settings):
         "Weight rare classes up in it, by one over the root of their rows; null: where cross-validation recalls more "
         "of the classes and gets no fewer rows right.",
     )
+
+    @property
+    def compares_towers(self) -> bool:
+        """Whether the run ends by comparing the towers it has trained with those it began with."""
+        return bool(self.probe_first and self.probe_last)

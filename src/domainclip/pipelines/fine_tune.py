@@ -178,7 +178,7 @@ def fine_tune(
     evaluator = evaluator_of(session, val, "validation") if val else None
     evaluated = reference_sets if processes.is_first else None  # the others rehearse, and validate nothing
     encoder.remove_adapters()  # of a run that did not end
-    compared = bool(run.probe.probe_first and run.probe.probe_last and len(val))
+    compared = run.probe.compares_towers and len(val) > 0
     start = initial_weights(encoder, run.references, session.as_loaded, compared)
     if start is not None and start.encoder is not None:
         console.print(f"distillation_strength: a frozen copy is kept, {start.copy_bytes / 2**20:.0f} MiB")

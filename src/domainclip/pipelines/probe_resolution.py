@@ -66,7 +66,7 @@ def larger_resolution(recipe: FrozenConfig, session: ModelSession, pairs: Sequen
     """
     native, multiple = session.encoder.native_resolution, session.encoder.resolution_step
     larger = round(native * SCALE / multiple) * multiple
-    if not (recipe.probe_first and recipe.probe_last) or larger <= native or len(pairs) < FEWEST_ROWS:
+    if not recipe.compares_towers or larger <= native or len(pairs) < FEWEST_ROWS:
         return []
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(recipe.seed))[:ROWS].sort().values
     some = [pairs[row] for row in order.tolist()]

@@ -78,7 +78,6 @@ class DataFacts:
         cores: that this process may use.
         names_heights: whether some caption says upper, lower, top or bottom.
         processes: that one batch is spread over.
-        class_imbalance: rows of the largest class for one of the smallest.
         validation_rows: whose images are kept beside those of the training rows.
         test_rows: the same of the test split; 0 where the model is reported on the validation rows.
     """
@@ -91,7 +90,6 @@ class DataFacts:
     cores: int
     names_heights: bool = False
     processes: int = 1
-    class_imbalance: float = 1.0
     validation_rows: int = 0
     test_rows: int = 0
 
@@ -123,7 +121,6 @@ def data_facts(pairs: Sequence[Row], processes: int = 1, validation_rows: int = 
     captions = Counter(" ".join(pair.caption.split()) for pair in pairs)
     repeated = sum(count for count in captions.values() if count > 1)
     labels = [pair.label for pair in pairs if pair.label is not None]
-    sizes = Counter(labels).values()
     return DataFacts(
         train_rows=len(pairs),
         repeated_caption_fraction=repeated / max(1, len(pairs)),
@@ -133,7 +130,6 @@ def data_facts(pairs: Sequence[Row], processes: int = 1, validation_rows: int = 
         names_heights=any(_HEIGHTS.search(caption) for caption in captions),
         cores=max(1, (os.cpu_count() or 1) // processes),
         processes=processes,
-        class_imbalance=max(sizes) / min(sizes) if sizes else 1.0,
         validation_rows=validation_rows,
         test_rows=test_rows,
     )

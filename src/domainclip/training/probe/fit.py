@@ -87,11 +87,27 @@ class ProjectionFit:
         self.reset()
         self.restraint = ProbeRestraint(parameters, rows, l2sp, distillation)
 
-    @torch.no_grad()
     def reset(self) -> None:
         """Put the initial values back."""
-        for (_, parameter), value in zip(self.parameters, self.initial, strict=True):
+        self.put(self.initial)
+
+    @torch.no_grad()
+    def put(self, values: list[Tensor]) -> None:
+        """Put values into what is fitted.
+
+        Args:
+            values: As ``values`` gave them.
+        """
+        for (_, parameter), value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
+
+    def values(self) -> list[Tensor]:
+        """Copy what is fitted.
+
+        Returns:
+            The values, in the order of ``parameters``.
+        """
+        return [parameter.detach().clone() for _, parameter in self.parameters]
 
     def __call__(
         self,

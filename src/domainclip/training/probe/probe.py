@@ -72,7 +72,7 @@ class Probe:
         self.distillation_strength = distillation_strength
         self.reader = FeatureReader(encoder, device, autocast, batch_size)
         self.initial = [parameter.detach().clone() for _, parameter in self.trained_parameters()]
-        compared = settings.probe_first and settings.probe_last and validation is not None
+        compared = settings.compares_towers and validation is not None
         self.initial_towers = self.towers() if compared else {}
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:

@@ -143,13 +143,10 @@ class ProbeStages:
         state.load_state_dict(self.context.processes.on_first(keep))
 
     def _keep_fitted_to_all(self, reading: ProbeReading, best: Best) -> None:
-        parameters = [parameter for _, parameter in reading.fit_projections.parameters]
-        to_training_rows = [parameter.detach().clone() for parameter in parameters]
+        to_training_rows = reading.fit_projections.values()
         reading.fit(torch.arange(len(reading.rows)), _effort(self.context.state.probe_first))
         self.best.keep(best)
-        with torch.no_grad():
-            for parameter, value in zip(parameters, to_training_rows, strict=True):
-                parameter.copy_(value)
+        reading.fit_projections.put(to_training_rows)
 
     def _fits_more(self, reading: ProbeReading) -> bool:
         return self.fit_validation_rows and self.choose and len(reading.validation) > 0
@@ -181,6 +178,7 @@ class ProbeStages:
         effort = _effort(state.probe_first) if chosen else None
         surprises = {START: state.probe_surprise}
         readings: dict[float, ProbeReading] = {}
+        fits: dict[float, list[Tensor]] = {}
         for fraction in (HALF_WAY, END) if chosen else (END,):
             probe.set_towers(trained, fraction)
             progress = self.progress(f"probe_last_{fraction:g}")
@@ -193,34 +191,26 @@ class ProbeStages:
             effort = effort or reading.choose().effort
             reading.fit(reading.training, effort)
             progress.clear()
-            readings[fraction], surprises[fraction] = reading, self._surprise(reading)
+            readings[fraction], fits[fraction] = reading, reading.fit_projections.values()
+            surprises[fraction] = self._surprise(reading)
             state.skipped_images |= reading.rows.skipped
         best, why = chosen_fraction(surprises) if surprises.get(HALF_WAY) else (END, "trained towers")
         outcome = ProbeOutcome(rows=len(readings[END].training), fraction=best, kept=False)
         if best and effort is not None:
-            why += ", " + self._keep(probe, readings[best], trained, effort, evaluate, outcome)
+            probe.set_towers(trained, best)
+            readings[best].fit_projections.put(fits[best])
+            why += ", " + self._keep(readings[best], effort, evaluate, outcome)
         outcome["seconds"] = time.monotonic() - started
         state.probe_last = outcome
         if not outcome["kept"]:
             probe.set_towers(trained, END)
-            with torch.no_grad():
-                for (_, parameter), value in zip(probe.trained_parameters(), projections, strict=True):
-                    parameter.copy_(value)
+            readings[END].fit_projections.put(projections)
         self._report("probe_last", outcome, f"Probe last: {counted(outcome['rows'], 'row')}, {why}")
 
-    def _keep(
-        self,
-        probe: Probe,
-        reading: ProbeReading,
-        trained: Mapping[str, Tensor],
-        effort: Effort,
-        evaluate: Evaluate,
-        outcome: ProbeOutcome,
-    ) -> str:
-        """Make the model of the towers that were chosen the result, if it validates; what came of it, in words."""
+    def _keep(self, reading: ProbeReading, effort: Effort, evaluate: Evaluate, outcome: ProbeOutcome) -> str:
+        """Make the present weights, of the towers that were chosen, the result, if they validate; what came of it, in
+        words."""
         state = self.context.state
-        probe.set_towers(trained, outcome["fraction"])
-        reading.fit(reading.training, effort)
         try:
             result = evaluate()
         except ShapeError:  # "… contain NaN": what was trained before stays
