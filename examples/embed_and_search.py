@@ -10,7 +10,7 @@ from domainclip.demo.drawn import draw_demo_data
 def main() -> None:
     pairs = DatasetLoader.from_csv(draw_demo_data(Path(tempfile.mkdtemp()) / "data") / "train.csv")[:8]
     captions = sorted({caption for _, caption in pairs})
-    model = ModelSession.load("tiny")  # or a folder that a run saved
+    model = ModelSession.from_pretrained("tiny")  # or a folder that a run saved
     search = ImageTextRetrieval(model)
     for path, _ in pairs:
         for text, score in search.retrieve_text(path, captions, top_k=1):

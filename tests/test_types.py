@@ -30,7 +30,7 @@ reveal_type(domainclip.run_training(config))
 reveal_type(domainclip.load_encoder(config))
 reveal_type(domainclip.DatasetLoader.from_csv(Path("data.csv")))
 reveal_type(domainclip.CLIPFinetuningController(config).encode_text(["a crack"]))
-reveal_type(domainclip.ModelSession.load("model").classify(["image.jpg"], ["a crack"]))
+reveal_type(domainclip.ModelSession.from_pretrained("model").predict(["image.jpg"], ["a crack"]))
 reveal_type(domainclip.DeviceManager().device)
 reveal_type(domainclip.MemoryManager("cpu").optimal_batch_size)
 """

@@ -29,7 +29,7 @@ from domainclip import CLIPFinetuningConfig, CLIPDataset, DatasetLoader, ModelSe
 from domainclip.data import create_dataloader
 config = CLIPFinetuningConfig(model_name="tiny", device="cpu")
 pairs = DatasetLoader.from_csv({data!r} + "/train.csv")
-data = CLIPDataset(pairs, ModelSession.load("tiny").processor, config)
+data = CLIPDataset(pairs, ModelSession.from_pretrained("tiny").processor, config)
 batches = list(create_dataloader(data, config, batch_size=4, num_workers=1))
 print("ended", len(batches))
 """

@@ -12,7 +12,7 @@ from domainclip import ModelSession
 
 @pytest.fixture(scope="module")
 def tiny_session() -> ModelSession:
-    return ModelSession.load("tiny")
+    return ModelSession.from_pretrained("tiny")
 
 
 def _picture() -> np.ndarray:

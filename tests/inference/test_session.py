@@ -31,7 +31,7 @@ Load = Callable[..., ModelSession]
 def load() -> Load:
     def made(**values: object) -> ModelSession:
         given = {"model_name": "tiny", "mixed_precision": False, "device": "cpu", **values}
-        return ModelSession.load(resolve_for_inference(CLIPFinetuningConfig(**given)), Console(quiet=True))
+        return ModelSession.from_pretrained(resolve_for_inference(CLIPFinetuningConfig(**given)), Console(quiet=True))
 
     return made
 
@@ -60,7 +60,7 @@ def test_what_is_no_image_or_no_text_is_refused(load: Load, tmp_path: Path) -> N
     with pytest.raises(TypeError):
         session.encode_texts(["a text", 3])
     with pytest.raises(DataError):
-        session.classify([np.zeros((8, 8, 3), np.uint8)], [])
+        session.predict([np.zeros((8, 8, 3), np.uint8)], [])
 
 
 def test_a_class_is_what_its_prompts_say(load: Load, tiny_data: TinyData) -> None:
@@ -74,8 +74,9 @@ def test_a_class_is_what_its_prompts_say(load: Load, tiny_data: TinyData) -> Non
     ]
     logits = session.encode_images(paths) @ torch.stack(means).T / session.temperature
     expected = torch.softmax(logits.double(), dim=1)
-    found = session.classify(paths, labels)
-    for row, wanted in zip(found, expected, strict=True):
+    for prediction, wanted in zip(session.predict(paths, labels), expected, strict=True):
+        row = prediction.probabilities
+        assert (prediction.label, prediction.probability) == next(iter(row.items()))
         assert list(row.values()) == sorted(row.values(), reverse=True)
         assert sum(row.values()) == pytest.approx(1)
         assert [row[label] for label in labels] == pytest.approx(wanted.tolist(), rel=1e-5)
@@ -85,8 +86,8 @@ def test_a_domains_names_describe_its_classes(load: Load, tiny_data: TinyData, t
     (tmp_path / "own.yaml").write_text("name: own\nprompts:\n  templates: ['{}']\n  class_names:\n    a: [blue sky]\n")
     own, plain = load(domain=str(tmp_path / "own.yaml")), load(prompt_templates=["{}"])
     path = tiny_data.pairs("test")[0].image_path
-    row, other = own.classify([path], ["a", "brick"])[0], plain.classify([path], ["blue sky", "brick"])[0]
-    assert row["a"] == pytest.approx(other["blue sky"])
+    found, other = own.predict(path, ["a", "brick"]), plain.predict(path, ["blue sky", "brick"])
+    assert found.probabilities["a"] == pytest.approx(other.probabilities["blue sky"])
 
 
 def test_a_sigmoid_model_gives_each_class_a_probability_of_its_own(load: Load, zoo: dict, tiny_data: TinyData) -> None:
@@ -129,11 +130,11 @@ def test_a_folder_is_enough_to_load_a_model(tiny_data: TinyData, tmp_path: Path)
     controller = CLIPFinetuningController(CLIPFinetuningConfig(model_name="tiny", device="cpu", domain="industrial"))
     controller.setup()
     assert controller.model is not None
-    write_model(controller.model, tmp_path, controller.session.domain)
+    write_model(controller.session, tmp_path)
     image = tiny_data.pairs("test")[0].image_path
-    expected = controller.session.classify([image], ["brick", "sky"])
+    expected = controller.session.predict(image, ["brick", "sky"])
     for folder in (tmp_path / "model", str(tmp_path / "model")):
-        session = domainclip.ModelSession.load(folder, Console(quiet=True))
+        session = domainclip.ModelSession.from_pretrained(folder, Console(quiet=True))
         assert session.domain.name == "industrial"
-        found = session.classify([image], ["brick", "sky"])
-        assert found[0] == pytest.approx(expected[0], abs=1e-5)
+        found = session.predict(image, ["brick", "sky"])
+        assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)

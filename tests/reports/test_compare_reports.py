@@ -173,7 +173,7 @@ def test_all_models_are_asked_with_the_same_prompts(tmp_path: Path, two_models: 
 
 def test_one_model_is_in_memory_at_a_time(tiny_data, two_models, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     loaded: list[weakref.ref] = []
-    load = ModelSession.load
+    load = ModelSession.from_pretrained
 
     def watched(*given: Any, **more: Any) -> ModelSession:
         assert all(encoder() is None for encoder in loaded)
@@ -181,7 +181,7 @@ def test_one_model_is_in_memory_at_a_time(tiny_data, two_models, monkeypatch) ->
         loaded.append(weakref.ref(session.encoder))
         return session
 
-    monkeypatch.setattr(ModelSession, "load", watched)
+    monkeypatch.setattr(ModelSession, "from_pretrained", watched)
     models = {str(index): str(folder) for index, folder in enumerate(two_models)}
     found = run_compare(CLIPFinetuningConfig(device="cpu"), models, {"tiny": str(tiny_data.folder)})
     assert len(loaded) == 2 and len(found.report.cells) == 2

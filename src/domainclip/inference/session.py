@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -14,15 +15,22 @@ from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.data.captions.pipeline import CaptionPipeline
-from domainclip.data.images.given import GivenImages, GivenTexts, text_list
+from domainclip.data.images.given import GivenImage, GivenImages, GivenTexts, is_one_image, text_list
 from domainclip.data.images.store import ImageStore
 from domainclip.data.readers import refuse_within_a_reader
 from domainclip.devices import DeviceManager
 from domainclip.devices.precision import PrecisionDecision, choose_precision
 from domainclip.domains.domain import DomainConfig
+from domainclip.domains.recipes import write_domain
+from domainclip.errors import ConfigurationError
+from domainclip.files import replaced_directory
+from domainclip.inference.classifier import Classifier, Prediction
 from domainclip.inference.engine import EmbeddingEngine
+from domainclip.inference.model_record import ModelRecord
 from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
+from domainclip.models.io import save_encoder
+from domainclip.models.source.files import CONFIG
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference, resolve_for_inference
 from domainclip.similarity import make_similarity
@@ -39,6 +47,7 @@ class ModelSession:
         device_manager: The device and why it was chosen.
         precision: What training computes in. Embeddings are in float32 unless an engine is asked for otherwise.
         images: Where decoded images of files are kept; a store as large as the recipe says, if left out.
+        record: The classes and the temperature of the run that the model is from.
 
     Attributes:
         resolved: A run puts its own here, so that what is encoded later is prepared as in training.
@@ -52,8 +61,10 @@ class ModelSession:
         device_manager: DeviceManager,
         precision: PrecisionDecision,
         images: ImageStore | None = None,
+        record: ModelRecord | None = None,
     ) -> None:
         self.encoder, self.resolved = encoder, resolved
+        self.record = record or ModelRecord()
         self.device_manager, self.precision = device_manager, precision
         self.images = images or ImageStore(self.config.image_cache_mb * 2**20, self.config.max_image_pixels)
         self.as_loaded = True
@@ -62,7 +73,7 @@ class ModelSession:
         return f"{type(self).__name__}({self.config.model_name!r}, domain={self.domain.name!r}, device={self.device})"
 
     @classmethod
-    def load(
+    def from_pretrained(
         cls,
         model: str | Path | ResolvedInference,
         console: Console | None = None,
@@ -83,7 +94,7 @@ class ModelSession:
 
         Raises:
             DeviceError: The device cannot be used.
-            ModelLoadError: The model cannot be had, or is no dual encoder.
+            ModelLoadError: The model cannot be had, is no dual encoder, or its record of the run is damaged.
             ConfigurationError: A plugin fails, the precision is refused, or the domain's file is wrong.
         """
         refuse_within_a_reader()
@@ -102,7 +113,7 @@ class ModelSession:
         encoder.optimize_layout(manager.device)
         if manager.device.type == "mps" and precision.name != "fp32":
             encoder.avoid_fused_text_attention()
-        return cls(encoder, resolved, manager, precision, images)
+        return cls(encoder, resolved, manager, precision, images, ModelRecord.read(Path(config.model_name)))
 
     @property
     def config(self) -> CLIPFinetuningConfig:
@@ -205,29 +216,114 @@ class ModelSession:
         metric = "cosine" if self.config.similarity_metric == "bilinear" else self.config.similarity_metric
         return make_similarity(metric)(self.encode_images(images), self.encode_texts(texts))
 
-    def classify(self, images: GivenImages, labels: GivenTexts) -> list[dict[str, float]]:
-        """Say which of the labels each image shows, by the prompts of the domain.
+    def encode_image(self, images: GivenImages) -> Float[Tensor, "images dim"]:
+        """As ``encode_images``, which is what evaluators and retrieval ask for.
+
+        Args:
+            images: As there.
+
+        Returns:
+            Embeddings of unit length, float32 on the CPU.
+
+        Raises:
+            ImageError: An image cannot be read, or an array is no image.
+            DataError: There are no images.
+        """
+        return self.encode_images(images)
+
+    def encode_text(self, texts: GivenTexts) -> Float[Tensor, "texts dim"]:
+        """As ``encode_texts``, which is what evaluators and retrieval ask for.
+
+        Args:
+            texts: As there.
+
+        Returns:
+            Embeddings of unit length, float32 on the CPU.
+
+        Raises:
+            DataError: There are no texts, or one is no string.
+        """
+        return self.encode_texts(texts)
+
+    def classifier(self, labels: GivenTexts | None = None) -> Classifier:
+        """Describe classes by the prompts of the domain, for any number of images.
+
+        Args:
+            labels: Names of classes, each counted once. Those that the domain knows are described by its names for
+                them. Left out, the classes of the run that the model is from.
+
+        Returns:
+            What classifies embeddings.
+
+        Raises:
+            ConfigurationError: A label is empty, or none is given and the model brings none.
+            DataError: There are no labels, or one is of a wrong type (then also a ``TypeError``).
+        """
+        if labels is None and not self.record.classes:
+            raise ConfigurationError(
+                f"{self.config.model_name} says nothing of classes: name those to choose from (labels), such as "
+                "crack, dent"
+            )
+        names = text_list(self.record.classes if labels is None else labels)
+        templates = self.resolved.evaluation.prompt_templates
+        prompts = class_prompts(names, templates, names_of=self.domain.prompts.names_of)
+        weights = classifier_weights(self.encode_texts, prompts)
+        return Classifier(tuple(prompts), weights, self._probabilities)
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+        self, images: GivenImage, labels: GivenTexts | None = None, *, top_k: int | None = None, threshold: float = 0.0
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self,
+        images: Iterable[GivenImage],
+        labels: GivenTexts | None = None,
+        *,
+        top_k: int | None = None,
+        threshold: float = 0.0,
+    ) -> list[Prediction]: ...
+    def predict(
+        self, images: GivenImages, labels: GivenTexts | None = None, *, top_k: int | None = None, threshold: float = 0.0
+    ) -> Prediction | list[Prediction]:
+        """Say which class each image shows, by the prompts of the domain.
 
         Args:
             images: As for ``encode_images``.
-            labels: Names of classes, each counted once. Those that the domain knows are described by its names for
-                them.
+            labels: As for ``classifier``.
+            top_k: How many classes are named for each image, the likeliest first; all, if left out.
+            threshold: In 0…1. An image whose likeliest class is less probable has no ``label``.
 
         Returns:
-            For each image its probability of each label, the largest first. Of a CLIP model they sum to 1; a SigLIP
-            model gives each label a probability of its own.
+            One prediction for one image, a list for several.
 
         Raises:
             ImageError: An image cannot be read.
-            ConfigurationError: A label is empty.
+            ConfigurationError: As for ``classifier``; or ``top_k`` or ``threshold`` is out of range.
             DataError: There are no images or no labels, or one is of a wrong type (then also a ``TypeError``).
         """
-        templates = self.resolved.evaluation.prompt_templates
-        prompts = class_prompts(text_list(labels), templates, names_of=self.domain.prompts.names_of)
-        engine = self.engine()
-        cosines = self.encode_images(images) @ classifier_weights(engine.encode_texts, prompts).T
-        rows = (dict(zip(prompts, row, strict=True)) for row in self.probabilities(cosines).tolist())
-        return [dict(sorted(row.items(), key=lambda each: -each[1])) for row in rows]
+        single = is_one_image(images)
+        classifier = self.classifier(labels)
+        found = classifier(self.encode_images(images), top_k, threshold)
+        return found[0] if single else found
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model with its domain and classes, as a run does: plain ``transformers`` loads it, too.
+
+        Args:
+            folder: Made where it is not there; a model in it is replaced.
+
+        Raises:
+            ConfigurationError: It holds something else than a model.
+            OSError: It cannot be written; what was there is as it was.
+        """
+        path = Path(folder).expanduser()
+        if path.exists() and not (path / CONFIG).is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigurationError(f"{path} holds something else than a model: give another folder")
+        with replaced_directory(path) as temporary:
+            save_encoder(self.encoder, temporary)
+            write_domain(self.domain, temporary)
+            self.record.write(temporary)
 
     @property
     def temperature(self) -> float:
@@ -235,7 +331,7 @@ class ModelSession:
         return math.exp(-float(self.encoder.logit_scale.detach()))
 
     def probabilities(self, cosines: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
-        """Turn cosines into the model's probabilities, in float64.
+        """Turn cosines into the model's own probabilities, in float64.
 
         Args:
             cosines: Of images (rows) and classes.
@@ -243,7 +339,12 @@ class ModelSession:
         Returns:
             A softmax over the classes at the model's temperature, or for SigLIP a sigmoid of each class by itself.
         """
+        return self._probabilities(cosines, calibrated=False)
+
+    def _probabilities(self, cosines: Tensor, calibrated: bool = True) -> Tensor:
         encoder = self.encoder
+        if calibrated and self.record.temperature is not None and not encoder.is_siglip:
+            return torch.softmax(cosines.double() / self.record.temperature, dim=1)
         logits = cosines.double() * encoder.logit_scale.detach().double().exp().cpu()
         if not encoder.is_siglip:
             return torch.softmax(logits, dim=1)

@@ -159,19 +159,24 @@ def fit_temperature(
 
 
 def calibration_summary(
-    validation: tuple[Tensor, Tensor] | None, test: tuple[Tensor, Tensor] | None, model_temperature: float
+    validation: tuple[Tensor, Tensor] | None,
+    test: tuple[Tensor, Tensor] | None,
+    model_temperature: float,
+    held_out: tuple[float, int] | None = None,
 ) -> dict[str, Any]:
     """What a report says of the probabilities, as plain values.
 
     ``validation`` and ``test`` are similarities ``[images, classes]`` and true class numbers, of the same classes;
     the temperature is fitted on the first alone, and ``ece_…``/``nll_…`` ``before`` and ``after`` are of the second.
-    Without ``test`` they are of the rows it was fitted on, and ``same_rows`` is true; without ``validation`` none is
-    fitted, and what it would give is None.
+    Without ``test`` they are of the rows it was fitted on, and ``same_rows`` is true; without ``validation`` and
+    ``held_out`` there is none, and what it would give is None.
 
     Args:
         validation: What is fitted on; None where the model has learned from these rows.
         test: What is reported on, None for the same rows; one of the two is there.
         model_temperature: That of the model as it is.
+        held_out: Instead of ``validation`` the temperature that was fitted on it while it was still unknown to the
+            model, and its number of rows.
 
     Returns:
         Plain values by name.
@@ -181,6 +186,9 @@ def calibration_summary(
         ConfigurationError: ``model_temperature`` is not positive and finite.
     """
     fitted = fit_temperature(*validation, model_temperature) if validation is not None else None
+    temperature, n_fit = held_out or (None, 0)
+    if fitted is not None:
+        temperature, n_fit = fitted.temperature, fitted.n
     if test is not None and validation is not None and test[0].shape[1] != validation[0].shape[1]:
         raise ShapeError(
             f"The validation split is scored against {validation[0].shape[1]} classes and the test split against "
@@ -191,20 +199,21 @@ def calibration_summary(
     similarities, targets = _checked(*shown)
     summary: dict[str, Any] = {
         "model_temperature": model_temperature,
-        "fitted_temperature": fitted.temperature if fitted is not None else None,
+        "fitted_temperature": temperature,
         "n_classes": similarities.shape[1],
-        "n_validation": fitted.n if fitted is not None else 0,
+        "n_validation": n_fit,
         "n_test": len(targets),
         "same_rows": test is None,
         "problem": fitted.problem if fitted is not None else None,
+        "held_out": held_out is not None,
         "ece_after": None,
         "nll_after": None,
     }
-    temperatures = {"before": model_temperature} | ({"after": fitted.temperature} if fitted is not None else {})
-    for when, temperature in temperatures.items():
-        probabilities = F.softmax(similarities / temperature, dim=1)
-        summary[f"ece_{when}"] = expected_calibration_error(probabilities, targets)
-        summary[f"nll_{when}"] = negative_log_likelihood(similarities, targets, temperature)
+    for when, each in (("before", model_temperature), ("after", temperature)):
+        if each is not None:
+            probabilities = F.softmax(similarities / each, dim=1)
+            summary[f"ece_{when}"] = expected_calibration_error(probabilities, targets)
+            summary[f"nll_{when}"] = negative_log_likelihood(similarities, targets, each)
     return summary
 
 
@@ -239,9 +248,10 @@ def calibration_in_words(found: Mapping[str, Any]) -> list[str]:
             lines.append(f"Warning: with fewer than {FEW_ROWS} rows these figures are mostly chance.")
         return lines
     fitted = f"{found['fitted_temperature']:.4g}"
+    on = f"{'the same' if found['same_rows'] else n_fit} validation rows"
+    on += " before the model learned from them, too" if found["held_out"] else ""
     lines.append(
-        f"With the temperature {fitted}, fitted on {'the same' if found['same_rows'] else n_fit} validation rows, it "
-        f"is off by {after:.1%} ({found['nll_after']:.3f} nats)."
+        f"With the temperature {fitted}, fitted on {on}, it is off by {after:.1%} ({found['nll_after']:.3f} nats)."
         + (" That is no better: keep the model's own." if found["nll_after"] >= found["nll_before"] else "")
     )
     if found["same_rows"]:

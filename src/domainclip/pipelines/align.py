@@ -60,7 +60,7 @@ def _write_report(
     prepare_folder(output)
     if compare is not None:
         find_model(compare)  # a slip in its name shows now, not after the first model's work
-    session = ModelSession.load(resolved)
+    session = ModelSession.from_pretrained(resolved)
     engine = session.engine()
     pairs = readable_rows(pairs, engine.readable, config, split, skipped)
     rows = AlignmentRows(pairs, caption_pipeline(resolved))
@@ -122,4 +122,4 @@ def short_names(model: str, compare: str | None) -> tuple[str, str]:
 
 
 def _embed_with(config: CLIPFinetuningConfig, rows: AlignmentRows, name: str) -> Embedded:
-    return embed(rows, ModelSession.load(resolve_for_inference(config)).engine(), name)
+    return embed(rows, ModelSession.from_pretrained(resolve_for_inference(config)).engine(), name)

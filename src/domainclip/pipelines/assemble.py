@@ -22,12 +22,9 @@ from domainclip.data.records import ImageTextPair
 from domainclip.data.step_plan import StepPlan
 from domainclip.devices.memory import GB, read_memory
 from domainclip.devices.precision import PrecisionDecision
-from domainclip.domains.domain import DomainConfig
-from domainclip.domains.recipes import write_domain
 from domainclip.errors import CheckpointError
-from domainclip.evaluation.evaluators import DomainEvaluator
+from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
 from domainclip.evaluation.shared import SharedEmbedder
-from domainclip.files import replaced_directory
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.prompts import class_prompts
 from domainclip.inference.session import caption_pipeline
@@ -35,7 +32,6 @@ from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, EncoderProcessor
 from domainclip.models.attention import decide_attention
 from domainclip.models.checkpoint_blocks import checkpoint_blocks
-from domainclip.models.io import save_encoder
 from domainclip.models.lora import attach_lora
 from domainclip.pipelines.reference_sets import ReferenceSets
 from domainclip.pipelines.validation_loss import LOSS, ValidationLoss
@@ -429,22 +425,31 @@ def validation_by(
     return validate
 
 
-def write_model(encoder: DualEncoder, folder: Path, domain: DomainConfig) -> None:
-    """Write ``folder/model`` with its domain, whole or as it was.
+def classes_of(rows: Sequence[ImageTextPair]) -> tuple[str, ...]:
+    """The classes that a model is to tell apart, as it saves them for its users.
 
     Args:
-        encoder: The trained model.
+        rows: Of all splits.
+
+    Returns:
+        Their names in order; none where rows have no label or several each.
+    """
+    return () if any(row.labels for row in rows) else tuple(known_labels(rows))
+
+
+def write_model(session: ModelSession, folder: Path) -> None:
+    """Write ``folder/model`` with its domain and classes, whole or as it was.
+
+    Args:
+        session: The trained model.
         folder: Of the run.
-        domain: Written beside the weights.
 
     Raises:
         CheckpointError: The model cannot be written.
     """
     recover_directory(folder / "model")
     try:
-        with replaced_directory(folder / "model") as temporary:
-            save_encoder(encoder, temporary)
-            write_domain(domain, temporary)
+        session.save(folder / "model")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"The trained model could not be written to {folder / 'model'}: {error}. Its last checkpoint is in "

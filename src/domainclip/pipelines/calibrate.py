@@ -17,10 +17,15 @@ from domainclip.pipelines.assemble import write_model
 
 
 def calibrate(
-    session: ModelSession, val: Sequence[ImageTextPair], test: Sequence[ImageTextPair], embed: Embedder, folder: Path
+    session: ModelSession,
+    val: Sequence[ImageTextPair],
+    test: Sequence[ImageTextPair],
+    embed: Embedder,
+    folder: Path,
+    confidence: float | None = None,
 ) -> dict[str, Any] | None:
     """Fit a temperature on ``val``, and report calibration on ``test``, or on ``val`` too where there is no test split.
-    With ``fit_validation_rows`` none is fitted: the model has learned from ``val``.
+    With ``fit_validation_rows`` the model has learned from ``val``: then it is the one that fitted before it did.
 
     With the recipe's ``calibrate_temperature`` the model in ``folder / "model"`` gets the fitted temperature, unless
     the rows do not determine one; ``best/`` and the checkpoints keep the trained one.
@@ -31,6 +36,8 @@ def calibrate(
         test: The test rows.
         embed: Embeds both.
         folder: Of the run.
+        confidence: What the logits of the model before its last fit are to be multiplied by, so that ``val`` surprises
+            it least.
 
     Returns:
         ``calibration`` of a run's report, or ``skipped`` with the reason; None where no row has a label and nobody
@@ -67,10 +74,14 @@ def calibrate(
         return evaluator.similarities(embed)
 
     own = float((-encoder.logit_scale.detach().double()).exp())
-    fresh = None if recipe.fit_validation_rows else scored(val)
-    found = calibration_summary(fresh, scored(test) if len(test) else None, own)
+    shown = scored(test) if len(test) else None
+    if recipe.fit_validation_rows:
+        held_out = (own / confidence, len(val)) if confidence is not None else None
+        found = calibration_summary(None, shown, own, held_out)
+    else:
+        found = calibration_summary(scored(val), shown, own)
     found["saved"] = "fitted" if wanted and found["problem"] is None else "own"
     if found["saved"] == "fitted":
         encoder.set_temperature(found["fitted_temperature"], trainable=encoder.logit_scale.requires_grad)
-        write_model(encoder, folder, session.domain)
+        write_model(session, folder)
     return found

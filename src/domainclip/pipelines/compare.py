@@ -242,7 +242,7 @@ def _evaluate(
 ) -> None:
     """The model of ``config`` on all data sets, with the prompts of ``asked``; it is gone from memory afterwards."""
     try:
-        session = ModelSession.load(resolve_for_inference(config), console, images=images)
+        session = ModelSession.from_pretrained(resolve_for_inference(config), console, images=images)
     except (Interrupted, ConfigurationError):
         raise
     except CLIPFinetuningError as error:

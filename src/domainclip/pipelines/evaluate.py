@@ -216,7 +216,7 @@ def run_evaluation(
         check_place(error_analysis)
     resolved = resolve_for_inference(config)
     rows, skipped, notes = rows_of_split(resolved, split)
-    session = ModelSession.load(resolved)
+    session = ModelSession.from_pretrained(resolved)
     engine = session.engine()
     if error_analysis is not None:
         expect_shown(engine, rows)

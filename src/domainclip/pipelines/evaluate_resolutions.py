@@ -162,7 +162,7 @@ def run_resolutions(
     resolved = resolve_for_inference(config)
     rows, skipped, notes = rows_of_split(resolved, split)
     plain_evaluator(resolved, rows)  # an error now, not after the work
-    session, console = ModelSession.load(resolved), Console(stderr=True)
+    session, console = ModelSession.from_pretrained(resolved), Console(stderr=True)
     encoder = session.encoder
     native = encoder.native_resolution
     robustness_resolution = config.image_resolution if config.is_set("image_resolution") else native

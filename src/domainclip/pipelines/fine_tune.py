@@ -21,12 +21,14 @@ from domainclip.devices import DeviceManager
 from domainclip.errors import DataError
 from domainclip.events import Emitter, Listener, Milestone
 from domainclip.inference import EmbeddingEngine, ModelSession
+from domainclip.inference.model_record import ModelRecord
 from domainclip.losses import build_loss
 from domainclip.models.facts import model_facts
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.assemble import (
     apply_attention,
     apply_recipe,
+    classes_of,
     training_loader,
     training_loss,
     training_parts,
@@ -77,7 +79,7 @@ def load_for_training(resolved: ResolvedInference, console: Console) -> ModelSes
         require_peft()
     manager = DeviceManager(recipe.use_mps, recipe.device)
     check_optimizer(recipe.optimizer, manager.device)
-    return ModelSession.load(resolved, console, manager)
+    return ModelSession.from_pretrained(resolved, console, manager)
 
 
 def resolve_run(
@@ -223,7 +225,8 @@ def fine_tune(
     trade_off = processes.on_first(lambda: apply_trade_off(session, start, data.pairs, val, engine, evaluated, console))
     if evaluated is not None:
         _tell_references(context, evaluated, result.steps, "saved")
-    processes.on_first(lambda: write_model(encoder, folder.path, run.domain))
+    session.record = ModelRecord(classes_of([*data.pairs, *val]))
+    processes.on_first(lambda: write_model(session, folder.path))
     encoder.eval()
     skipped = {row.image_path: row.reason for row in data.skipped} | result.skipped_images
     return asdict(result) | {"model_path": str(folder.model), "trade_off": trade_off, "skipped_images": skipped}

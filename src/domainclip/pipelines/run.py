@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,8 +29,9 @@ from domainclip.evaluation.shared import SharedEmbedder
 from domainclip.events import Emitter, Listener, PhaseProgress
 from domainclip.files import read_record, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
+from domainclip.inference.model_record import ModelRecord
 from domainclip.models.vocabulary import Vocabulary
-from domainclip.pipelines.assemble import announce_images, training_data
+from domainclip.pipelines.assemble import announce_images, classes_of, training_data
 from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
@@ -307,7 +308,8 @@ class _FirstProcess:
             write_json(folder.skipped, skipped)
         embed = SharedEmbedder(self.engine)
         after = self._evaluate(embed, "evaluation_after") if len(rows.shown) else None
-        calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path)
+        calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path, _confidence(result))
+        self._record_for_users(calibration)
         of_listeners = [text for text in self.emitter.warnings if text not in result["warnings"]]  # since the training
         warnings = [*self.record.notes, *self.undrawn, *of_listeners]
         parts = dict[str, Any](decisions=self.record.decisions, calibration=calibration)
@@ -345,6 +347,15 @@ class _FirstProcess:
         console.print(f"Folder: {size / 1e6:,.1f} MB{rest}", markup=False, highlight=False)
         return report
 
+    def _record_for_users(self, calibration: dict[str, Any] | None) -> None:
+        """Tell those who will use the model the classes of all rows, and the temperature that makes its probabilities
+        true of images that it has not seen."""
+        found = calibration or {}
+        fitted = found.get("fitted_temperature") if not found.get("problem") else None
+        rows = [*self.splits.train, *self.rows.val, *self.rows.test]
+        self.session.record = ModelRecord(classes_of(rows), fitted)
+        self.session.record.write(self.folder.model)
+
     def _shown(self, path: Path) -> UInt8[np.ndarray, "size size 3"]:
         """An image as the model sees it."""
         return self.engine.pixels([path])[0].permute(1, 2, 0).numpy()
@@ -368,3 +379,9 @@ class _FirstProcess:
             reasons = evaluator.notes if evaluator is not None else ["There are no rows to evaluate the model on"]
             return None, [f"alignment_visualization had nothing to draw. {'. '.join(reasons)}"]
         return RunAlignment(self.run, self.rows.shown, self.rows.split, self.folder.path), []
+
+
+def _confidence(result: Mapping[str, Any]) -> float | None:
+    """How sure of itself the model may be that the projections were fitted for, by rows that it had not seen."""
+    last, first = result["probe_last"] or {}, result["probe_first"] or {}
+    return (last if last.get("kept") else first).get("confidence")

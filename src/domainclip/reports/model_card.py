@@ -16,21 +16,20 @@ from domainclip.reports.text import title
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def using_code(folder: str, labels: Sequence[str]) -> str:
+def using_code(folder: str, classes: bool) -> str:
     """Python that classifies an image with a saved model, or compares it with captions where there are no classes.
 
     Args:
         folder: The model's folder.
-        labels: The classes.
+        classes: Whether the model knows its classes.
 
     Returns:
         Three lines.
     """
-    asked = ", ".join(_quoted(label) for label in labels)
-    use = f'classify(["image.jpg"], [{asked}])' if asked else 'similarity(["image.jpg"], ["one caption", "another"])'
+    use = 'predict("image.jpg")' if classes else 'similarity("image.jpg", ["one caption", "another"])'
     return f"""\
 from domainclip import ModelSession
-model = ModelSession.load({_quoted(folder)})
+model = ModelSession.from_pretrained({_quoted(folder)})
 print(model.{use})"""
 
 

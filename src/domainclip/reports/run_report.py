@@ -122,7 +122,6 @@ def report_markdown(report: RunReport) -> str:
         The page, which is short however many classes there are.
     """
     classes = _classes(report)
-    asked = classes.labels[:_FEW_CLASSES] if classes else []
     return render(
         "report.md.j2",
         report=report,
@@ -133,7 +132,7 @@ def report_markdown(report: RunReport) -> str:
         few_lines=_FEW_LINES,
         warnings=report.warnings[:_FEW_WARNINGS],
         majority=_majority_not_passed(report),
-        code=using_code(report.checkpoint, asked) if report.checkpoint else None,
+        code=using_code(report.checkpoint, bool(classes)) if report.checkpoint else None,
     )
 
 

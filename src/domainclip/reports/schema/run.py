@@ -265,7 +265,8 @@ class TradeOff(Content):
 
 class Calibrated(Content):
     """How true the probabilities are, with the model's own temperature and with the fitted one, where one is fitted.
-    ``saved``: which of the two the model in the folder has."""
+    ``held_out``: it was fitted before the model learned from the validation rows, too. ``saved``: which of the two the
+    model in the folder has."""
 
     model_temperature: float
     fitted_temperature: float | None
@@ -274,6 +275,7 @@ class Calibrated(Content):
     n_test: int
     same_rows: bool
     problem: str | None
+    held_out: bool = False
     ece_before: float
     ece_after: float | None
     nll_before: float

@@ -41,6 +41,24 @@ class HeldOut:
         return logits.logsumexp(1) - logits.masked_fill(~self.right, -math.inf).logsumexp(1)
 
 
+def calibrating_scale(parts: Sequence[HeldOut]) -> float:
+    """What the logits must be multiplied by to be least surprised (Guo et al. 2017): below 1 where the model is too
+    sure of itself.
+
+    Args:
+        parts: One for each set of answers, such as a fold.
+
+    Returns:
+        The factor, positive.
+    """
+
+    def total(log_scale: float) -> float:
+        return float(sum(part.surprise(math.exp(log_scale)).sum() for part in parts))
+
+    best = minimize_scalar(total, bounds=_SCALES, method="bounded", options={"xatol": 1e-3})
+    return math.exp(best.x)
+
+
 def calibrated_surprise(parts: Sequence[HeldOut]) -> Float[Tensor, " questions"]:
     """The surprise of every question, under the one temperature that makes their sum least. How sure a model is has
     then no say in how good it is: a fit that goes on grows surer than it should be long before it errs more often.
@@ -51,12 +69,8 @@ def calibrated_surprise(parts: Sequence[HeldOut]) -> Float[Tensor, " questions"]
     Returns:
         Nats, in float64, in their order.
     """
-
-    def total(log_scale: float) -> float:
-        return float(sum(part.surprise(math.exp(log_scale)).sum() for part in parts))
-
-    best = minimize_scalar(total, bounds=_SCALES, method="bounded", options={"xatol": 1e-3})
-    return torch.cat([part.surprise(math.exp(best.x)) for part in parts])
+    scale = calibrating_scale(parts)
+    return torch.cat([part.surprise(scale) for part in parts])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from domainclip.errors import ShapeError
 from domainclip.events import Milestone, Number
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.training.probe.fit import Effort
-from domainclip.training.probe.held_out import Difference, calibrated_surprise
+from domainclip.training.probe.held_out import Difference, calibrated_surprise, calibrating_scale
 from domainclip.training.probe.probe import Probe, ProbeReading
 from domainclip.training.probe.progress import ProbeProgress
 from domainclip.training.state import Best, ProbeOutcome, TrainContext
@@ -109,15 +109,15 @@ class ProbeStages:
         state.skipped_images |= reading.rows.skipped
         choice = reading.choose()
         reading.fit(reading.training, choice.effort)
-        state.probe_surprise = self._surprise(reading)
         state.probe_first = ProbeOutcome(
             rows=len(reading.training),
             effort=choice.effort.to_dict(),
             folds=choice.folds,
             surprise=choice.surprise,
             accuracy=choice.accuracy,
-            seconds=time.monotonic() - started,
         )
+        state.probe_surprise = self._ask(reading, state.probe_first)
+        state.probe_first["seconds"] = time.monotonic() - started
         self._reading = reading
         why = ""
         if choice.surprise is not None:
@@ -179,6 +179,7 @@ class ProbeStages:
         surprises = {START: state.probe_surprise}
         readings: dict[float, ProbeReading] = {}
         fits: dict[float, list[Tensor]] = {}
+        outcomes: dict[float, ProbeOutcome] = {}
         for fraction in (HALF_WAY, END) if chosen else (END,):
             probe.set_towers(trained, fraction)
             progress = self.progress(f"probe_last_{fraction:g}")
@@ -192,10 +193,11 @@ class ProbeStages:
             reading.fit(reading.training, effort)
             progress.clear()
             readings[fraction], fits[fraction] = reading, reading.fit_projections.values()
-            surprises[fraction] = self._surprise(reading)
+            outcomes[fraction] = ProbeOutcome(rows=len(reading.training), fraction=fraction, kept=False)
+            surprises[fraction] = self._ask(reading, outcomes[fraction])
             state.skipped_images |= reading.rows.skipped
         best, why = chosen_fraction(surprises) if surprises.get(HALF_WAY) else (END, "trained towers")
-        outcome = ProbeOutcome(rows=len(readings[END].training), fraction=best, kept=False)
+        outcome = outcomes.get(best, ProbeOutcome(rows=len(readings[END].training), fraction=best, kept=False))
         if best and effort is not None:
             probe.set_towers(trained, best)
             readings[best].fit_projections.put(fits[best])
@@ -229,11 +231,15 @@ class ProbeStages:
         return f"{said}, kept" if outcome["kept"] else f"{said}: the weights before stay"
 
     @staticmethod
-    def _surprise(reading: ProbeReading) -> list[float] | None:
+    def _ask(reading: ProbeReading, outcome: ProbeOutcome) -> list[float] | None:
+        """The surprise at each validation answer; ``outcome`` learns how sure of itself the model may be."""
         if len(reading.validation) < 2:
             return None
         held = reading.fit_projections.held_out(reading.validation)
-        return calibrated_surprise([held]).tolist() if len(held.logits) > 1 else None
+        if len(held.logits) < 2:
+            return None
+        outcome["confidence"] = calibrating_scale([held])
+        return calibrated_surprise([held]).tolist()
 
     def _report(self, stage: str, outcome: ProbeOutcome, text: str) -> None:
         outcome["said"] = text
