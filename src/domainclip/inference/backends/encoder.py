@@ -5,6 +5,7 @@ Arrays are NumPy's, so that a text is embedded without torch where a graph does 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -94,10 +95,14 @@ class Backend(Protocol):
 
     Attributes:
         extra: The extra of this package that installs what it needs.
+        graphs: The precisions it has, each with that of the graph it computes by: several may share one.
     """
 
     @property
     def extra(self) -> str: ...
+
+    @property
+    def graphs(self) -> Mapping[Precision, Precision]: ...
 
     def missing(self) -> str | None:
         """What it needs and is not installed.
@@ -115,27 +120,13 @@ class Backend(Protocol):
         """
         ...
 
-    def stored_as(self, precision: Precision) -> Precision:
-        """Which graph serves a precision: several may share one.
-
-        Args:
-            precision: Wanted.
-
-        Returns:
-            The precision that the graph is converted for.
-
-        Raises:
-            BackendError: The back end has no such precision.
-        """
-        ...
-
     def convert(self, towers: Towers, folder: Path, precision: Precision) -> None:
         """Write the graphs of a model.
 
         Args:
             towers: The model.
             folder: Empty.
-            precision: One that ``stored_as`` gives.
+            precision: Of the graph.
 
         Raises:
             Exception: Whatever the library says of a model that it cannot convert.

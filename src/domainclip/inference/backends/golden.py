@@ -28,7 +28,8 @@ GOLDEN_TEXTS = (
     "a photo of a cat.",
     "left",
     "An image of a small red object on a dark, evenly lit background, seen from above.",
-    "No acute abnormality; the surface is intact, without a crack, a scratch or a stain in the upper right corner. " * 4,
+    "No acute abnormality; the surface is intact, without a crack, a scratch or a stain in the upper right corner. "
+    * 4,
     "0.5 mm",
     "Ein Bild von grünem Gras – 草の写真",
 )
@@ -162,8 +163,8 @@ def check_cosine(tower: str, cosine: float, precision: Precision) -> None:
     wanted = MINIMUM_COSINE[precision]
     if not cosine >= wanted:
         raise BackendError(
-            f"its {tower} tower gives other embeddings than float32: the least cosine on the golden batch is "
-            f"{cosine:.5f}, and {precision} takes {wanted:g}"
+            f"the least cosine of its {tower}s to float32 is {cosine:.5f} on the golden batch, and at least {wanted:g} "
+            "is asked for"
         )
 
 

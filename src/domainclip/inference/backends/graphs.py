@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from domainclip.config import ModelSettings
 from domainclip.errors import BackendError, DamagedFileError
 from domainclip.files import read_record, replaced_directory, sha256_of, write_record
 from domainclip.inference.backends.encoder import Precision
 from domainclip.inference.backends.golden import GoldenBatch
+from domainclip.models.source.name import FOLDER_PREFIX
 
 FOLDER = "backends"
 """Of a model's folder, for what its back ends have converted."""
@@ -36,6 +39,21 @@ def model_files(folder: Path) -> list[Path]:
         In the order of their names.
     """
     return sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+def model_folder(settings: ModelSettings) -> Path | None:
+    """Where the files of a recipe's model lie, if it is a folder of the user's.
+
+    Args:
+        settings: Of the model.
+
+    Returns:
+        The folder; None for a model on the hub, one joined from two, or ``tiny``.
+    """
+    if settings.vision_model_name or settings.text_model_name:
+        return None
+    folder = Path(settings.model_name.removeprefix(FOLDER_PREFIX)).expanduser()
+    return folder if folder.is_dir() and model_files(folder) else None
 
 
 def fingerprint_of(folder: Path) -> str:
@@ -153,10 +171,8 @@ class StoredGraph:
             return True
         if record.fingerprint != self.fingerprint:
             return False
-        try:  # a copy of the folder
+        with suppress(OSError):  # a copy of the folder, or one whose files were written again as they were
             _write_record(folder, replace(record, stamps=stamps))
-        except OSError:
-            pass
         return True
 
     def write(

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from domainclip.errors import BackendError, MissingExtraError
+from domainclip.errors import MissingExtraError
 from domainclip.inference.backends.encoder import BACKENDS, IMAGE_INPUT, TEXT_INPUTS, Precision, Towers
 
 EXTRA = "onnx"
@@ -82,6 +83,7 @@ class OnnxBackend:
     """See ``Backend``."""
 
     extra = EXTRA
+    graphs: Mapping[Precision, Precision] = MappingProxyType({"fp32": "fp32"})
 
     def missing(self) -> str | None:
         """See ``Backend``.
@@ -98,22 +100,6 @@ class OnnxBackend:
             Float32 alone.
         """
         return ("fp32",)
-
-    def stored_as(self, precision: Precision) -> Precision:
-        """See ``Backend``.
-
-        Args:
-            precision: ``fp32``.
-
-        Returns:
-            The same.
-
-        Raises:
-            BackendError: For any other.
-        """
-        if precision != "fp32":
-            raise BackendError(f"The back end onnx computes in fp32 only, not in {precision}: take openvino for others")
-        return precision
 
     def convert(self, towers: Towers, folder: Path, precision: Precision) -> None:
         """See ``Backend``.
@@ -164,7 +150,7 @@ def _export(tower: Any, shapes: Mapping[str, tuple[int, ...]], dtype: str, axes:
                 opset_version=OPSET,
                 input_names=list(shapes),
                 output_names=["embeddings"],
-                dynamic_axes={name: axes for name in (*shapes, "embeddings")} | {"embeddings": {0: "batch"}},
+                dynamic_axes=dict.fromkeys((*shapes, "embeddings"), axes) | {"embeddings": {0: "batch"}},
             )
     finally:
         logging.disable(level)

@@ -7,13 +7,16 @@ beforehand they cost the direction of its embeddings ten times as much.
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -124,6 +127,7 @@ class OpenVinoBackend:
     """See ``Backend``."""
 
     extra = EXTRA
+    graphs: Mapping[Precision, Precision] = MappingProxyType({"fp32": "fp32", "bf16": "fp32", "int8": "int8"})
 
     def missing(self) -> str | None:
         """See ``Backend``.
@@ -140,17 +144,6 @@ class OpenVinoBackend:
             bfloat16 first, where the processor multiplies it.
         """
         return ("bf16", "fp32") if has_bfloat16(load_openvino().Core()) else ("fp32",)
-
-    def stored_as(self, precision: Precision) -> Precision:
-        """See ``Backend``.
-
-        Args:
-            precision: Any.
-
-        Returns:
-            ``int8`` for itself, else ``fp32``.
-        """
-        return "int8" if precision == "int8" else "fp32"
 
     def convert(self, towers: Towers, folder: Path, precision: Precision) -> None:
         """See ``Backend``.
@@ -211,13 +204,12 @@ def _quantized(image: Any, text: Any, towers: Towers) -> tuple[Any, Any]:
         import nncf
     except ImportError as error:
         raise MissingExtraError("nncf", EXTRA, "Converting to openvino:int8") from error
-    import logging
-
-    logging.getLogger("nncf").setLevel(logging.ERROR)
+    nncf.set_log_level(logging.ERROR)
     calibration = nncf.Dataset([row[None] for row in towers.calibration])
     kind = nncf.ModelType.TRANSFORMER if towers.transformer else None
-    quantized = nncf.quantize(image, calibration, model_type=kind, subset_size=len(towers.calibration))
-    return quantized, nncf.compress_weights(text, mode=nncf.CompressWeightsMode.INT8_SYM)
+    with redirect_stdout(io.StringIO()):  # bars of each of its steps
+        quantized = nncf.quantize(image, calibration, model_type=kind, subset_size=len(towers.calibration))
+        return quantized, nncf.compress_weights(text, mode=nncf.CompressWeightsMode.INT8_SYM)
 
 
 BACKENDS.register("openvino")(OpenVinoBackend())

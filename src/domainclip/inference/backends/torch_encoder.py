@@ -153,6 +153,9 @@ def fingerprint_of_weights(encoder: DualEncoder) -> str:
 
 
 class _ImageTower(nn.Module):
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, encoder: DualEncoder, spec: ImageSpec) -> None:
         super().__init__()
         self.encoder = encoder
