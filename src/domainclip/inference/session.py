@@ -73,7 +73,7 @@ class ModelSession:
         self.device_manager, self.precision = device_manager, precision
         self.images = images or ImageStore(self.config.image_cache_mb * 2**20, self.config.max_image_pixels)
         self.as_loaded = True
-        self.console = Console(stderr=True)
+        self.console: Console | None = None
         self._chosen: tuple[ResolvedInference, FixedShapes] | None = None
 
     def __repr__(self) -> str:
@@ -121,7 +121,7 @@ class ModelSession:
         if manager.device.type == "mps" and precision.name != "fp32":
             encoder.avoid_fused_text_attention()
         session = cls(encoder, resolved, manager, precision, images, ModelRecord.read(Path(config.model_name)))
-        session.console = console or session.console
+        session.console = console
         return session
 
     @property
@@ -165,7 +165,10 @@ class ModelSession:
         return choice.shapes
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        (self.console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "console": None, "_chosen": None}  # another process chooses for itself
 
     def engine(
         self,
