@@ -135,14 +135,21 @@ class ModelGraphs:
             pad_token_id=processor.pad_token_id,
             made_with=_versions(),
         )
-        found = self._stored(name, precision).write(record, self.golden, _tokenizer_of(processor), convert)
+        found = self._stored(name, precision).write(record, self.golden, stored_tokenizer(processor), convert)
         self._say(f"Converted in {time.perf_counter() - start:.1f} seconds, into {found[0]}")
         return found
 
 
-def _tokenizer_of(processor: EncoderProcessor) -> str | None:
-    """The tokenizer with the truncation that ``EncoderProcessor.token_ids`` asks for, as a text; None where it is none
-    of the library ``tokenizers``."""
+def stored_tokenizer(processor: EncoderProcessor) -> str | None:
+    """A model's tokenizer for those who do without torch, with the truncation that ``EncoderProcessor.token_ids`` asks
+    for.
+
+    Args:
+        processor: The model's.
+
+    Returns:
+        As the library ``tokenizers`` writes it; None for a tokenizer that is none of its own.
+    """
     inner = getattr(processor.tokenizer, "backend_tokenizer", None)
     if inner is None:
         return None
