@@ -26,8 +26,8 @@ _SENTENCES = (
     "{}",
     "a photo of a {}.",
     "a close-up of a {} on a white table, lit from the left, with a few scratches and a long shadow behind it.",
-    "The {} is seen from above. There is no sign of damage, and nothing else is in the image; its colours are dull, "
-    "and the right edge is out of focus, so that small details, such as letters, stains or cracks, cannot be told apart.",
+    "The {} is seen from above. There is no sign of damage, and nothing else is in it; its colours are dull, and "
+    "its right edge is out of focus, so that small details, such as letters, stains or cracks, cannot be told apart.",
 )
 """Texts of each length that calibration needs: activations differ with it."""
 
