@@ -26,10 +26,11 @@ from domainclip.errors import ConfigurationError
 from domainclip.files import replaced_directory
 from domainclip.inference.classifier import Classifier, Prediction
 from domainclip.inference.engine import EmbeddingEngine
+from domainclip.inference.fingerprint import fingerprint_of, space_fingerprint
 from domainclip.inference.model_record import ModelRecord
 from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
-from domainclip.models.io import save_encoder
+from domainclip.models.io import save_encoder, weights_digest
 from domainclip.models.source.files import CONFIG
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference, resolve_for_inference
@@ -324,6 +325,19 @@ class ModelSession:
             save_encoder(self.encoder, temporary)
             write_domain(self.domain, temporary)
             self.record.write(temporary)
+
+    def fingerprint(self) -> str:
+        """Digest the model and the way to it: embeddings of one fingerprint may be compared with each other.
+
+        Returns:
+            SHA-256 in hexadecimal digits.
+
+        Raises:
+            OSError: A file of the model cannot be read.
+        """
+        folder = Path(self.config.model_name).expanduser()
+        of_files = self.as_loaded and (folder / CONFIG).is_file()
+        return space_fingerprint(self.resolved, fingerprint_of(folder) if of_files else weights_digest(self.encoder))
 
     @property
     def temperature(self) -> float:
