@@ -151,10 +151,10 @@ class Plan:
             The next state.
         """
         moved = len(self.rows) - self.added
-        reused = sum(1 for each in self.rows if each.source is not None)
-        without = sum(shard.errors for shard in new)
-        encoded = len(self.rows) - reused - without
-        return Generation(before.number + 1, (*self.kept, *new), self.added, self.removed, encoded, reused - moved)
+        reused = sum(1 for each in self.rows if each.source is not None) - moved
+        to_encode = sum(1 for each in self.rows if each.source is None and not each.row.error)
+        failed = sum(shard.errors for shard in new) - sum(1 for each in self.rows if each.row.error)
+        return Generation(before.number + 1, (*self.kept, *new), self.added, self.removed, to_encode - failed, reused)
 
 
 def data_digest(rows: Iterable[StoredRow]) -> str:

@@ -148,8 +148,9 @@ class EmbeddingStore:
                 raise ConfigurationError(
                     f"{folder} holds {', '.join(foreign)}, which `embed` has not written: give another folder"
                 )
-            (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             write_record_of(folder, OUTPUT, (MANIFEST, SHARDS, LEASES))  # so that it is never read as data
+            (folder / SHARDS).mkdir(exist_ok=True)
             _append(folder / MANIFEST, {"format": FORMAT, "space": asdict(space)})
         store = cls.open(folder)
         store.require(space.fingerprint, space.model)

@@ -22,7 +22,7 @@ Encode = Callable[[Sequence[Path]], Iterator[tuple[np.ndarray, Sequence[str], Se
 """From files to batches of them in order: embeddings ``[readable, dim]``, SHA-256 of each file, and why each could not
 be read or an empty text."""
 _POLL_SECONDS = 0.2
-_PLANNING, _ENDING = "planning", "ending"
+_PLANNING = "planning"  # and ending: whoever has it, alone says what is to be done and what counts
 
 
 class EmbeddingWork:
@@ -164,7 +164,7 @@ class EmbeddingWork:
 
     def _end(self, plan: Plan) -> None:
         """Make the plan's shards the present state; the first worker to come does it."""
-        with self.leases.held(_ENDING) as lease:
+        with self.leases.held(_PLANNING) as lease:
             if self._has_ended(plan) or not lease.is_held:
                 return
             new = [self._entry(name) for name in plan.files]
@@ -192,6 +192,7 @@ class EmbeddingWork:
             if path.name not in counts:
                 path.unlink(missing_ok=True)
         remove_leftovers(folder)
+        remove_leftovers(self.store.folder)
 
     def _path(self, name: str) -> Path:
         return self.store.folder / SHARDS / name
