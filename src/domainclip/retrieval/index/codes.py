@@ -1,0 +1,340 @@
+"""Vectors as int8 codes, and what the codes say for certain of a score.
+
+A row x is compared by its distance from the mean, h = Pᵀ(x − μ), in the directions P that hold nearly all variance. P also
+turns them at random, so that no component is an outlier, and s·c with c = round(h/s), s = max|h|/127, is near h. What is
+lost is e = h − s·c, and t = (x − μ) − P h beyond these directions. A query q has its own codes q̂ with g = Pᵀq ≈ σ·q̂. Then
+
+    <q, x> = <q, μ> + σ·s·<q̂, c> + <g − σ·q̂, s·c> + <g, e> + <q − P g, t>
+
+where the first two terms are known from the codes, and the others are, by Cauchy and Schwarz, at most
+
+    s·( |g − σ·q̂|·|c| + |g|·|e|/s ) + |q − P g|·|t|
+
+So with the largest |c| and |e|/s of all rows, s and |t| of each row and four numbers of the query there is an upper bound
+that no score exceeds. (Norms are taken in float64; ``_ROUNDING`` covers what float32 does to the sum.)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int8, Int64
+
+_LARGEST = 127
+_KEPT_VARIANCE = 0.99
+_MULTIPLE = 64
+"""Codes are as long as a multiple of a cache line."""
+_SAMPLE = 32_768
+"""Rows that the mean and the directions are taken from."""
+_ROUNDING = 2.0**-20
+"""Four roundings to float32 of a term that is at most a few times |q|·|x|, each 2⁻²⁴ of it."""
+_SMALLEST_STEP = 1e-6
+"""Of a query's codes, as a fraction of its length: a query that lies outside of P would need infinitely small ones."""
+
+
+class Codes(NamedTuple):
+    """Rows as codes."""
+
+    codes: Int8[np.ndarray, "rows head"]
+    steps: Float32[np.ndarray, " rows"]
+    tails: Float32[np.ndarray, " rows"]
+
+    def take(self, chosen: slice | np.ndarray) -> Codes:
+        """Choose rows.
+
+        Args:
+            chosen: A slice, or row numbers.
+
+        Returns:
+            The codes of these rows.
+        """
+        return Codes(self.codes[chosen], self.steps[chosen], self.tails[chosen])
+
+
+@dataclass
+class Losses:
+    """The largest of all rows coded so far.
+
+    Args:
+        code_norm: Of |c|.
+        error_per_step: Of |e|/s.
+        distance: Of |x − μ|.
+    """
+
+    code_norm: float = 0.0
+    error_per_step: float = 0.0
+    distance: float = 0.0
+
+
+@dataclass(frozen=True)
+class CodedQueries:
+    """Queries as codes, and what their bounds need.
+
+    Args:
+        codes: Numbers from -127 to 127.
+        added: (|g − σ·q̂|·|c| + |g|·|e|/s) / σ.
+        outside: |q − P g| / σ.
+        step: σ.
+        base: <q, μ>, and the allowance for rounding.
+    """
+
+    codes: Int8[np.ndarray, "queries head"]
+    added: Float32[np.ndarray, "queries 1"]
+    outside: Float32[np.ndarray, "queries 1"]
+    step: Float64[np.ndarray, " queries"]
+    base: Float64[np.ndarray, " queries"]
+
+    def least(self, scores: Float[np.ndarray, " queries"]) -> Float32[np.ndarray, "queries 1"]:
+        """The smallest bound, in units of a query's steps, that a row of at least a score has.
+
+        Args:
+            scores: For each query.
+
+        Returns:
+            Bounds, as ``Product.bounds`` gives them.
+        """
+        return ((scores - self.base) / self.step).astype(np.float32)[:, None]
+
+    def scores(self, query: int, bounds: Float32[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """What scores no row can exceed.
+
+        Args:
+            query: Which one.
+            bounds: Of ``Product.bounds``.
+
+        Returns:
+            Scores.
+        """
+        return self.base[query] + self.step[query] * bounds.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Coder:
+    """Turns rows and queries into codes.
+
+    Args:
+        mean: μ.
+        directions: P, whose columns are orthonormal.
+    """
+
+    mean: Float64[np.ndarray, " dim"]
+    directions: Float64[np.ndarray, "dim head"]
+
+    @classmethod
+    def fit(cls, vectors: Float[np.ndarray, "rows dim"]) -> Coder:
+        """Find the directions that hold 99 % of the variance. Fewer bytes are read then: embeddings have much less
+        variance than dimensions. Where they do not, all directions are kept.
+
+        Args:
+            vectors: All rows; evenly spaced ones are looked at.
+
+        Returns:
+            The coder.
+        """
+        dim = vectors.shape[1]
+        sample = vectors[:: -(-len(vectors) // _SAMPLE)].astype(np.float64)
+        mean = sample.mean(axis=0)
+        variances, axes = np.linalg.eigh(np.cov((sample - mean).astype(np.float32), rowvar=False, bias=True).reshape(dim, dim))
+        kept = np.cumsum(variances[::-1].clip(0)) / max(variances.clip(0).sum(), np.finfo(np.float64).tiny)
+        head = min(dim, -(-(int(np.searchsorted(kept, _KEPT_VARIANCE)) + 1) // _MULTIPLE) * _MULTIPLE)
+        turn = np.linalg.qr(np.random.default_rng(0).standard_normal((head, head)))[0]
+        return cls(mean, np.linalg.qr(axes[:, ::-1][:, :head].astype(np.float64) @ turn)[0])
+
+    def code_rows(self, vectors: Float[np.ndarray, "rows dim"], losses: Losses) -> Codes:
+        """Code some rows.
+
+        Args:
+            vectors: The rows.
+            losses: Brought up to date.
+
+        Returns:
+            Their codes.
+        """
+        centred = vectors.astype(np.float64) - self.mean
+        head = centred @ self.directions
+        steps = (np.abs(head).max(axis=1) / _LARGEST).astype(np.float32)
+        divisors = np.where(steps > 0, steps, 1).astype(np.float64)[:, None]
+        codes = np.rint(head / divisors).clip(-_LARGEST, _LARGEST)
+        squares = np.einsum("rd,rd->r", centred, centred)
+        tails = np.sqrt((squares - np.einsum("rd,rd->r", head, head)).clip(0)).astype(np.float32)
+        errors = np.linalg.norm(head - codes * divisors, axis=1) / divisors[:, 0]
+        losses.code_norm = max(losses.code_norm, float(np.linalg.norm(codes, axis=1).max()))
+        losses.error_per_step = max(losses.error_per_step, float(errors[steps > 0].max(initial=0)))
+        losses.distance = max(losses.distance, float(np.sqrt(squares.max())))
+        return Codes(codes.astype(np.int8), steps, np.nextafter(tails, np.float32(np.inf)))
+
+    def code_queries(self, queries: Float32[np.ndarray, "queries dim"], losses: Losses) -> CodedQueries:
+        """Code queries.
+
+        Args:
+            queries: One a row.
+            losses: Of all rows.
+
+        Returns:
+            Their codes.
+        """
+        exact = queries.astype(np.float64)
+        lengths = np.linalg.norm(exact, axis=1)
+        inside = exact @ self.directions
+        outside = np.linalg.norm(exact - inside @ self.directions.T, axis=1)
+        steps = np.maximum(np.abs(inside).max(axis=1) / _LARGEST, _SMALLEST_STEP * lengths)
+        steps[steps == 0] = 1
+        codes = np.rint(inside / steps[:, None])
+        lost = np.linalg.norm(inside - codes * steps[:, None], axis=1)
+        added = (lost * losses.code_norm + np.linalg.norm(inside, axis=1) * losses.error_per_step) / steps
+        rounding = _ROUNDING * lengths * (losses.distance + np.linalg.norm(self.mean))
+        return CodedQueries(
+            codes.astype(np.int8),
+            added.astype(np.float32)[:, None],
+            (outside / steps).astype(np.float32)[:, None],
+            steps,
+            exact @ self.mean + rounding,
+        )
+
+
+class NumpyProduct:
+    """Products of codes by BLAS: of whole numbers below 2²⁴, which float32 adds up exactly.
+
+    Args:
+        queries: What is searched for.
+    """
+
+    def __init__(self, queries: CodedQueries) -> None:
+        self.queries, self._codes = queries, queries.codes.astype(np.float32)
+
+    def bounds(self, rows: Codes) -> Any:
+        """Upper bounds of all scores.
+
+        Args:
+            rows: Some rows.
+
+        Returns:
+            ``[queries, rows]``, in units of each query's steps.
+        """
+        bounds = self._codes @ rows.codes.astype(np.float32).T
+        bounds += self.queries.added
+        bounds *= rows.steps
+        bounds += self.queries.outside * rows.tails
+        return bounds
+
+    def largest(self, bounds: Any, count: int) -> Int64[np.ndarray, "queries count"]:
+        """The rows of the largest bounds.
+
+        Args:
+            bounds: Of ``bounds``.
+            count: How many for each query, at most as many as there are.
+
+        Returns:
+            Their indices, in no order.
+        """
+        return np.argpartition(bounds, bounds.shape[1] - count, axis=1)[:, -count:]
+
+    def at_least(
+        self, bounds: Any, least: Float32[np.ndarray, "queries 1"]
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+        """The rows whose bounds are large enough.
+
+        Args:
+            bounds: Of ``bounds``.
+            least: How large, for each query.
+
+        Returns:
+            Queries in ascending order, rows, and their bounds.
+        """
+        found = np.nonzero(bounds >= least)
+        return *found, bounds[found]
+
+
+class TorchProduct:
+    """The same by torch's product of int8 matrices, on all its threads.
+
+    Args:
+        queries: What is searched for.
+    """
+
+    def __init__(self, queries: CodedQueries) -> None:
+        import torch
+
+        self._torch, self.queries = torch, queries
+        self._codes, self._added, self._outside = map(torch.from_numpy, (queries.codes, queries.added, queries.outside))
+
+    def bounds(self, rows: Codes) -> Any:
+        """Upper bounds of all scores.
+
+        Args:
+            rows: Some rows.
+
+        Returns:
+            ``[queries, rows]``, in units of each query's steps.
+        """
+        codes, steps, tails = map(self._torch.from_numpy, rows)
+        bounds = self._torch._int_mm(self._codes, codes.T) + self._added
+        return bounds.mul_(steps).addcmul_(self._outside, tails)
+
+    def largest(self, bounds: Any, count: int) -> Int64[np.ndarray, "queries count"]:
+        """The rows of the largest bounds.
+
+        Args:
+            bounds: Of ``bounds``.
+            count: How many for each query, at most as many as there are.
+
+        Returns:
+            Their indices, in no order.
+        """
+        return bounds.topk(count, dim=1, sorted=False).indices.numpy()
+
+    def at_least(
+        self, bounds: Any, least: Float32[np.ndarray, "queries 1"]
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+        """The rows whose bounds are large enough.
+
+        Args:
+            bounds: Of ``bounds``.
+            least: How large, for each query.
+
+        Returns:
+            Queries in ascending order, rows, and their bounds.
+        """
+        queries, rows = (bounds >= self._torch.from_numpy(least)).nonzero(as_tuple=True)
+        return queries.numpy(), rows.numpy(), bounds[queries, rows].numpy()
+
+
+Product = NumpyProduct | TorchProduct
+
+
+def product_of(queries: CodedQueries) -> Product:
+    """The faster product, which torch's is only where the processor has instructions for it. torch is not imported for it.
+
+    Args:
+        queries: What is searched for.
+
+    Returns:
+        The product.
+    """
+    return TorchProduct(queries) if "torch" in sys.modules and _torch_is_faster() else NumpyProduct(queries)
+
+
+@cache
+def _torch_is_faster() -> bool:
+    """Both give the same numbers, so it does not matter when a busy machine decides it wrongly."""
+    draw = np.random.default_rng(0)
+    codes = draw.integers(-_LARGEST, _LARGEST, (8192, 256), np.int8)
+    rows = Codes(codes, np.ones(len(codes), np.float32), np.ones(len(codes), np.float32))
+    one = np.ones((1, 1), np.float32)
+    queries = CodedQueries(codes[:1], one, one, np.ones(1), np.ones(1))
+
+    def seconds(make: Callable[[CodedQueries], Product]) -> float:
+        took = []
+        for _ in range(4):  # the first is slower
+            started = time.perf_counter()
+            make(queries).bounds(rows)
+            took.append(time.perf_counter() - started)
+        return min(took)
+
+    return seconds(TorchProduct) < seconds(NumpyProduct)
