@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 
 from domainclip.errors import DamagedFileError, MissingFileError
 from domainclip.files import damage_of, digests_of, read_record, replaced_directory, write_record
-from domainclip.retrieval.index.codes import Coder, Codes, Losses, Product, product_of
+from domainclip.retrieval.index.codes import CodedQueries, Coder, Codes, Losses, largest, upper_bounds
 from domainclip.retrieval.index.protocol import SearchResult, checked_k, checked_mask, checked_queries
 from domainclip.retrieval.index.ranking import Hits, Waiting
 from domainclip.retrieval.index.scan import AllRows, Scanned, scanned
@@ -156,7 +156,7 @@ class ExactIndex:
         k = min(k, rows.count)
         hits = [Hits(self.vectors, query, k) for query in queries]
         for batch in pieces(len(queries) if k else 0, _QUERIES_AT_ONCE):
-            self._find(self._product(queries[batch]), hits[batch], rows, k)
+            self._find(self._coded(queries[batch]), hits[batch], rows, k)
         return SearchResult(
             np.array([each.rows for each in hits], np.int64).reshape(len(hits), k),
             np.array([each.scores for each in hits], np.float32).reshape(len(hits), k),
@@ -182,31 +182,31 @@ class ExactIndex:
         queries, rows = checked_queries(queries, self.dim), AllRows(self._codes, first)
         answers = []
         for batch in pieces(len(queries), _QUERIES_AT_ONCE):
-            product, waiting = self._product(queries[batch]), Waiting()
-            for part in rows.survivors(product, np.full(batch.stop - batch.start, float(np.float32(threshold)))):
+            coded, waiting = self._coded(queries[batch]), Waiting()
+            for part in rows.survivors(coded, np.full(batch.stop - batch.start, float(np.float32(threshold)))):
                 waiting.add(*part)
-            for query, (found, _) in zip(queries[batch], waiting.take(product.queries), strict=True):
+            for query, (found, _) in zip(queries[batch], waiting.take(coded), strict=True):
                 scores = exact_scores(self.vectors, found, query.astype(np.float64))
                 near = scores >= np.float32(threshold)
                 answers.append((found[near], scores[near]))
         return answers
 
-    def _product(self, queries: Float32[np.ndarray, "queries dim"]) -> Product:
-        return product_of(self._coder.code_queries(queries, self._losses))
+    def _coded(self, queries: Float32[np.ndarray, "queries dim"]) -> CodedQueries:
+        return self._coder.code_queries(queries, self._losses)
 
-    def _find(self, product: Product, hits: list[Hits], rows: Scanned, k: int) -> None:
+    def _find(self, coded: CodedQueries, hits: list[Hits], rows: Scanned, k: int) -> None:
         seeds, codes = rows.seeds
         least, waiting = np.full(len(hits), -np.inf), Waiting()
         if len(seeds) >= k:  # k rows have at least their least score, so the k best have
-            for index, chosen in enumerate(product.largest(product.bounds(codes), k)):
+            for index, chosen in enumerate(largest(upper_bounds(coded, codes), k)):
                 least[index] = hits[index].score(seeds[chosen]).min()
 
         def rank() -> None:
-            for index, found in enumerate(waiting.take(product.queries)):
+            for index, found in enumerate(waiting.take(coded)):
                 hits[index].consider(*found)
                 least[index] = max(least[index], hits[index].least)
 
-        for part in rows.survivors(product, least):
+        for part in rows.survivors(coded, least):
             waiting.add(*part)
             if waiting.count > _WAITING_AT_MOST:  # rows that are nearly alike, or a large k
                 rank()

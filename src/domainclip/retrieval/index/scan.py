@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from domainclip.retrieval.index.codes import Codes, Product
+from domainclip.retrieval.index.codes import CodedQueries, Codes, at_least, upper_bounds
 from domainclip.retrieval.index.vectors import pieces
 
 _BOUNDS_AT_ONCE = 2_097_152
@@ -45,20 +45,20 @@ class AllRows:
         rows = self._first + rows[rows < self.count]
         return rows, self._codes.take(rows)
 
-    def survivors(self, product: Product, least: Float64[np.ndarray, " queries"]) -> Iterator[Survivors]:
+    def survivors(self, coded: CodedQueries, least: Float64[np.ndarray, " queries"]) -> Iterator[Survivors]:
         """Scan the rows.
 
         Args:
-            product: Of the queries' codes.
+            coded: The queries.
             least: The score that a row must be able to have, for each query; looked at anew for each part.
 
         Yields:
             Part by part, the rows that may have it.
         """
-        for piece in pieces(self.count, max(1024, _BOUNDS_AT_ONCE // len(least))):
+        for piece in _parts(self.count, len(least)):
             start = self._first + piece.start
-            part = self._codes.take(slice(start, self._first + piece.stop))
-            queries, found, bounds = product.at_least(product.bounds(part), product.queries.least(least))
+            part = self._codes.part(slice(start, self._first + piece.stop))
+            queries, found, bounds = at_least(upper_bounds(coded, part), coded.least(least))
             yield queries, start + found, bounds
 
 
@@ -80,17 +80,17 @@ class MostRows:
         chosen = np.flatnonzero(self._allowed[rows])
         return rows[chosen], codes.take(chosen)
 
-    def survivors(self, product: Product, least: Float64[np.ndarray, " queries"]) -> Iterator[Survivors]:
+    def survivors(self, coded: CodedQueries, least: Float64[np.ndarray, " queries"]) -> Iterator[Survivors]:
         """Scan the rows.
 
         Args:
-            product: Of the queries' codes.
+            coded: The queries.
             least: The score that a row must be able to have, for each query; looked at anew for each part.
 
         Yields:
             Part by part, the rows that may have it.
         """
-        for queries, rows, bounds in self._rows.survivors(product, least):
+        for queries, rows, bounds in self._rows.survivors(coded, least):
             chosen = self._allowed[rows]
             yield queries[chosen], rows[chosen], bounds[chosen]
 
@@ -112,20 +112,20 @@ class FewRows:
         rows = self._chosen[:: max(1, -(-self.count // _SEEDS))]
         return rows, self._codes.take(rows)
 
-    def survivors(self, product: Product, least: Float64[np.ndarray, " queries"]) -> Iterator[Survivors]:
+    def survivors(self, coded: CodedQueries, least: Float64[np.ndarray, " queries"]) -> Iterator[Survivors]:
         """Scan the rows.
 
         Args:
-            product: Of the queries' codes.
+            coded: The queries.
             least: The score that a row must be able to have, for each query; looked at anew for each part.
 
         Yields:
             Part by part, the rows that may have it.
         """
-        for piece in pieces(self.count, max(1024, _BOUNDS_AT_ONCE // len(least))):
+        for piece in _parts(self.count, len(least)):
             rows = self._chosen[piece]
-            part = self.seeds[1].take(piece) if self.count <= _SEEDS else self._codes.take(rows)
-            queries, found, bounds = product.at_least(product.bounds(part), product.queries.least(least))
+            part = self.seeds[1].part(piece) if self.count <= _SEEDS else self._codes.take(rows)
+            queries, found, bounds = at_least(upper_bounds(coded, part), coded.least(least))
             yield queries, rows[found], bounds
 
 
@@ -147,3 +147,7 @@ def scanned(all_rows: AllRows, codes: Codes, allowed: Bool[np.ndarray, " rows"] 
         return all_rows
     rows = np.flatnonzero(allowed)
     return FewRows(codes, rows) if len(rows) < _GATHERED * len(allowed) else MostRows(all_rows, allowed)
+
+
+def _parts(rows: int, queries: int) -> Iterator[slice]:
+    return pieces(rows, max(1024, _BOUNDS_AT_ONCE // queries))

@@ -68,7 +68,7 @@ def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         found = path.stat().st_size
         if found == expected:
             # Copy-on-write and not read-only: torch takes no array that it could not write to without a warning.
-            return np.memmap(path, dtype, "c", shape=shape)
+            return np.asarray(np.memmap(path, dtype, "c", shape=shape))
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read: {error.strerror or error}. Build the index anew") from error
     raise DamagedFileError(f"{path} is damaged: it has {found:,} bytes instead of {expected:,}. Build the index anew")
@@ -92,7 +92,7 @@ def exact_scores(
     """
     scores = np.empty(len(chosen), np.float32)
     for start in range(0, len(chosen), _AT_ONCE):
-        rows = np.asarray(vectors[chosen[start : start + _AT_ONCE]], np.float64)
+        rows = vectors.take(chosen[start : start + _AT_ONCE], axis=0).astype(np.float64)
         scores[start : start + len(rows)] = np.einsum("rd,d->r", rows, query)
     return scores
 
