@@ -16,9 +16,9 @@ that no score exceeds. (Norms are taken in float64; ``_ROUNDING`` covers what fl
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -38,7 +38,7 @@ _SMALLEST_STEP = 1e-6
 """Of a query's codes, as a fraction of its length: a query that lies outside of P would need infinitely small ones."""
 _RUNS_PER_HIT = 16
 _TRIALS = 8
-"""Of each product, in turn: the fastest counts, as other work on the machine slows some of them."""
+"""Of each product: the fastest counts, as other work on the machine slows some of them."""
 
 
 class Codes(NamedTuple):
@@ -195,8 +195,8 @@ class Coder:
         """
         exact = queries.astype(np.float64)
         lengths = np.linalg.norm(exact, axis=1)
-        inside = exact @ self.directions
-        outside = np.linalg.norm(exact - inside @ self.directions.T, axis=1)
+        inside = _matmul(exact, self.directions)
+        outside = np.linalg.norm(exact - _matmul(inside, self.directions.T), axis=1)
         steps = np.maximum(np.abs(inside).max(axis=1) / _LARGEST, _SMALLEST_STEP * lengths)
         steps[steps == 0] = 1
         codes = np.rint(inside / steps[:, None])
@@ -232,23 +232,35 @@ def _torch_bounds(queries: CodedQueries, rows: Codes) -> Float32[np.ndarray, "qu
     return bounds.addcmul_(torch.from_numpy(queries.outside), tails).numpy()
 
 
-_WAYS = (_torch_bounds, _numpy_bounds)
+def _matmul(a: Float64[np.ndarray, "n k"], b: Float64[np.ndarray, "k m"]) -> Float64[np.ndarray, "n m"]:
+    """By torch where the scan is: numpy's threads would go on waiting beside torch's, and halve their speed."""
+    if not _by_torch():
+        return a @ b
+    import torch
+
+    return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+
+
+def _by_torch() -> bool:
+    return "torch" in sys.modules and _torch_is_faster()
 
 
 @cache
 def _torch_is_faster() -> bool:
     """It is where the processor has instructions for int8. Both give the same answers, so a wrong choice does no harm."""
-    draw = np.random.default_rng(0)
-    codes = draw.integers(-_LARGEST, _LARGEST, (8192, 256), np.int8)
-    rows = Codes(codes, np.ones(len(codes), np.float32), np.ones(len(codes), np.float32))
-    one = np.ones((1, 1), np.float32)
-    queries = CodedQueries(codes[:1], one, one, np.ones(1), np.ones(1))
-    took = dict.fromkeys(_WAYS, math.inf)
-    for way in _WAYS * _TRIALS:
-        started = time.perf_counter()
-        way(queries, rows)
-        took[way] = min(took[way], time.perf_counter() - started)
-    return took[_torch_bounds] < took[_numpy_bounds]
+    codes = np.random.default_rng(0).integers(-_LARGEST, _LARGEST, (16_384, 256), np.int8)
+    rows, ones = Codes(codes, *np.ones((2, len(codes)), np.float32)), np.ones((8, 1), np.float32)
+    queries = CodedQueries(codes[:8], ones, ones, np.ones(8), np.ones(8))
+
+    def seconds(way: Callable[[CodedQueries, Codes], object]) -> float:
+        took = []
+        for _ in range(_TRIALS):
+            started = time.perf_counter()
+            way(queries, rows)
+            took.append(time.perf_counter() - started)
+        return min(took)
+
+    return seconds(_torch_bounds) < seconds(_numpy_bounds)
 
 
 def upper_bounds(queries: CodedQueries, rows: Codes) -> Float32[np.ndarray, "queries rows"]:
@@ -261,7 +273,7 @@ def upper_bounds(queries: CodedQueries, rows: Codes) -> Float32[np.ndarray, "que
     Returns:
         Bounds in units of each query's steps: see ``CodedQueries.least`` and ``scores``.
     """
-    return (_torch_bounds if "torch" in sys.modules and _torch_is_faster() else _numpy_bounds)(queries, rows)
+    return (_torch_bounds if _by_torch() else _numpy_bounds)(queries, rows)
 
 
 def largest(bounds: Float32[np.ndarray, "queries rows"], count: int) -> Int64[np.ndarray, "queries count"]:
