@@ -154,7 +154,9 @@ class Coder:
         dim = vectors.shape[1]
         sample = vectors[:: -(-len(vectors) // _SAMPLE)].astype(np.float64)
         mean = sample.mean(axis=0)
-        variances, axes = np.linalg.eigh(np.cov((sample - mean).astype(np.float32), rowvar=False, bias=True).reshape(dim, dim))
+        variances, axes = np.linalg.eigh(
+            np.cov((sample - mean).astype(np.float32), rowvar=False, bias=True).reshape(dim, dim)
+        )
         kept = np.cumsum(variances[::-1].clip(0)) / max(variances.clip(0).sum(), np.finfo(np.float64).tiny)
         head = min(dim, -(-(int(np.searchsorted(kept, _KEPT_VARIANCE)) + 1) // _MULTIPLE) * _MULTIPLE)
         turn = np.linalg.qr(np.random.default_rng(0).standard_normal((head, head)))[0]

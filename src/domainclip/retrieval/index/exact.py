@@ -13,13 +13,19 @@ from domainclip.errors import DamagedFileError, MissingFileError
 from domainclip.files import damage_of, digests_of, read_record, replaced_directory, write_record
 from domainclip.retrieval.index.codes import CodedQueries, Coder, Codes, Losses, largest, upper_bounds
 from domainclip.retrieval.index.protocol import SearchResult, checked_k, checked_mask, checked_queries
-from domainclip.retrieval.index.ranking import Hits, Waiting
+from domainclip.retrieval.index.ranking import Hits, Waiting, result_of
 from domainclip.retrieval.index.scan import AllRows, Scanned, scanned
 from domainclip.retrieval.index.vectors import exact_scores, mapped, pieces, write_vectors
 
 RECORD = "index.json"
 _VERSION = 1
-_FILES = {"vectors": "vectors.bin", "codes": "codes.bin", "steps": "steps.bin", "tails": "tails.bin", "coder": "coder.npz"}
+_FILES = {
+    "vectors": "vectors.bin",
+    "codes": "codes.bin",
+    "steps": "steps.bin",
+    "tails": "tails.bin",
+    "coder": "coder.npz",
+}
 _CODED_AT_ONCE = 16_384
 _QUERIES_AT_ONCE = 64
 _WAITING_AT_MOST = 4_194_304
@@ -79,9 +85,15 @@ class ExactIndex:
             vectors = mapped(paths["vectors"], dtype, (rows, dim))
             coder, losses = Coder.fit(vectors), Losses()
             np.savez(paths["coder"], mean=coder.mean, directions=coder.directions)
-            with open(paths["codes"], "wb") as codes, open(paths["steps"], "wb") as steps, open(paths["tails"], "wb") as tails:
+            with (
+                open(paths["codes"], "wb") as codes,
+                open(paths["steps"], "wb") as steps,
+                open(paths["tails"], "wb") as tails,
+            ):
                 for piece in pieces(rows, _CODED_AT_ONCE):
-                    for handle, values in zip((codes, steps, tails), coder.code_rows(vectors[piece], losses), strict=True):
+                    for handle, values in zip(
+                        (codes, steps, tails), coder.code_rows(vectors[piece], losses), strict=True
+                    ):
                         handle.write(values.tobytes())
             shape = {"rows": rows, "dim": dim, "dtype": dtype, "head": coder.directions.shape[1]}
             record = {"version": _VERSION, **shape, "losses": asdict(losses), "digests": digests_of(temporary)}
@@ -157,11 +169,7 @@ class ExactIndex:
         hits = [Hits(self.vectors, query, k) for query in queries]
         for batch in pieces(len(queries) if k else 0, _QUERIES_AT_ONCE):
             self._find(self._coded(queries[batch]), hits[batch], rows, k)
-        return SearchResult(
-            np.array([each.rows for each in hits], np.int64).reshape(len(hits), k),
-            np.array([each.scores for each in hits], np.float32).reshape(len(hits), k),
-            np.array([each.reranked for each in hits], np.int64),
-        )
+        return result_of(hits, k)
 
     def above(
         self, queries: Float[np.ndarray, "queries dim"], threshold: float, first: int = 0

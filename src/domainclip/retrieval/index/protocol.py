@@ -106,7 +106,9 @@ def checked_queries(queries: np.ndarray, dim: int) -> Float32[np.ndarray, "queri
     """
     queries = np.asarray(queries)
     if queries.ndim != 2 or queries.shape[1] != dim:
-        raise ShapeError(f"Expected queries of shape [queries, {dim}], as the index has {dim} dimensions, got {queries.shape}")
+        raise ShapeError(
+            f"Expected queries of shape [queries, {dim}], as the index has {dim} dimensions, got {queries.shape}"
+        )
     queries = queries.astype(np.float32)
     if not np.isfinite(queries).all():
         row = int(np.isfinite(queries).all(axis=1).argmin())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
 from domainclip.retrieval.index.codes import CodedQueries
+from domainclip.retrieval.index.protocol import SearchResult
 from domainclip.retrieval.index.vectors import best_first, exact_scores
 
 _FIRST = 64
@@ -59,6 +62,23 @@ class Hits:
             best = best_first(scores, found, self._k)
             self.rows, self.scores = found[best], scores[best]
             done, size = stop, max(_LATER, self._k)
+
+
+def result_of(hits: Sequence[Hits], k: int) -> SearchResult:
+    """Put the hits of all queries together.
+
+    Args:
+        hits: Of each query.
+        k: How many each has.
+
+    Returns:
+        The answer of a search.
+    """
+    return SearchResult(
+        np.array([each.rows for each in hits], np.int64).reshape(len(hits), k),
+        np.array([each.scores for each in hits], np.float32).reshape(len(hits), k),
+        np.array([each.reranked for each in hits], np.int64),
+    )
 
 
 class Waiting:
