@@ -1,10 +1,10 @@
-"""Approximate search that knows its recall: an engine proposes rows, their vectors rank them, and an exact index beside it
-says how often the engine is right."""
+"""Approximate search that knows its recall: an engine proposes rows, their vectors rank them, and an exact index beside
+it says how often the engine is right."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -34,11 +34,12 @@ class Engine(ABC):
 
     @classmethod
     @abstractmethod
-    def write(cls, vectors: Float[np.ndarray, "rows dim"], path: Path) -> None:
+    def write(cls, vectors: Float[np.ndarray, "rows dim"], mean: Float[np.ndarray, " dim"], path: Path) -> None:
         """Make the engine's file.
 
         Args:
             vectors: All rows.
+            mean: Of the rows.
             path: The file.
 
         Raises:
@@ -74,8 +75,8 @@ class Engine(ABC):
 
 
 class ApproximateIndex(ABC):
-    """An engine and an exact index of the same rows; ``open`` or ``build`` one. Filtered searches are exact: filters ruin what
-    engines find.
+    """An engine and an exact index of the same rows; ``open`` or ``build`` one. Filtered searches are exact: filters
+    ruin what engines find.
 
     Args:
         exact: The exact index.
@@ -101,8 +102,8 @@ class ApproximateIndex(ABC):
     ) -> Self:
         """Write an index, whole or not at all, and measure its recall.
 
-        Text queries lie elsewhere than images (the modality gap), and an engine that finds images by images may not find
-        them by texts: give some of the texts that users search for.
+        Text queries lie elsewhere than images (the modality gap), and an engine that finds images by images may not
+        find them by texts: give some of the texts that users search for.
 
         Args:
             chunks: The rows in their order, some at a time; the first chunk's type (float16 or float32) is the
@@ -126,7 +127,7 @@ class ApproximateIndex(ABC):
         with replaced_directory(Path(folder)) as temporary:
             exact = ExactIndex.build(chunks, temporary / _EXACT)
             path = temporary / _ENGINE
-            cls.engine_type.write(exact.vectors, path)
+            cls.engine_type.write(exact.vectors, exact.mean, path)
             index, own = cls(exact, cls.engine_type.load(path), {}), None
             if image_queries is None:
                 own = np.unique(np.linspace(0, len(exact) - 1, _SAMPLED).astype(np.int64))
@@ -168,9 +169,9 @@ class ApproximateIndex(ABC):
         for kind, recall in record["recalls"].items():
             if recall is not None and recall < least_recall:
                 raise IndexNotReadyError(
-                    f"The index in {folder} is not ready: of the {record['recall_at']} nearest rows of {kind} queries it "
-                    f"finds {recall:.1%}, less than the {least_recall:.1%} asked for. Search exactly, or ask for less "
-                    "with least_recall"
+                    f"The index in {folder} is not ready: of the {record['recall_at']} nearest rows of {kind} queries "
+                    f"it finds {recall:.1%}, less than the {least_recall:.1%} asked for. Search exactly, or ask for "
+                    "less with least_recall"
                 )
         if damage := damage_of(folder, {_ENGINE: record["engine"]["sha256"]}):
             raise DamagedFileError(f"{damage}. Build the index anew")
@@ -234,13 +235,18 @@ class ApproximateIndex(ABC):
         return float(np.mean(recalls))
 
 
-def float_chunks(vectors: Float[np.ndarray, "rows dim"]) -> Iterable[Float32[np.ndarray, "chunk dim"]]:
-    """Rows for an engine.
+def centred_chunks(
+    vectors: Float[np.ndarray, "rows dim"], mean: Float[np.ndarray, " dim"]
+) -> Iterator[Float32[np.ndarray, "chunk dim"]]:
+    """Rows for an engine. Without their mean each score is less by the same amount, so the order is as it was, and what an
+    engine rounds is only what rows differ in: much less, as embeddings lie in a cone.
 
     Args:
         vectors: All rows.
+        mean: Of the rows.
 
-    Returns:
-        Them in float32, some at a time.
+    Yields:
+        Rows in float32, some at a time.
     """
-    return (np.ascontiguousarray(vectors[piece], np.float32) for piece in pieces(len(vectors), _ADDED_AT_ONCE))
+    for piece in pieces(len(vectors), _ADDED_AT_ONCE):
+        yield np.ascontiguousarray(vectors[piece] - mean, np.float32)

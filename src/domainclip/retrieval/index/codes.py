@@ -1,8 +1,9 @@
 """Vectors as int8 codes, and what the codes say for certain of a score.
 
-A row x is compared by its distance from the mean, h = Pᵀ(x − μ), in the directions P that hold nearly all variance. P also
-turns them at random, so that no component is an outlier, and s·c with c = round(h/s), s = max|h|/127, is near h. What is
-lost is e = h − s·c, and t = (x − μ) − P h beyond these directions. A query q has its own codes q̂ with g = Pᵀq ≈ σ·q̂. Then
+A row x is seen by its distance from the mean in the directions P that hold nearly all variance, h = Pᵀ(x − μ). P also
+turns them at random, so that no component is an outlier. With s = max|h| / 127 and c = round(h / s), s·c is near h.
+What is lost is e = h − s·c, and t = (x − μ) − P h beyond these directions. A query q has codes of its own: g = Pᵀq is
+near σ·q̂. Then
 
     <q, x> = <q, μ> + σ·s·<q̂, c> + <g − σ·q̂, s·c> + <g, e> + <q − P g, t>
 
@@ -10,8 +11,8 @@ where the first two terms are known from the codes, and the others are, by Cauch
 
     s·( |g − σ·q̂|·|c| + |g|·|e|/s ) + |q − P g|·|t|
 
-So with the largest |c| and |e|/s of all rows, s and |t| of each row and four numbers of the query there is an upper bound
-that no score exceeds. (Norms are taken in float64; ``_ROUNDING`` covers what float32 does to the sum.)
+So with the largest |c| and |e|/s of all rows, s and |t| of each row, and four numbers of the query there is an upper
+bound that no score exceeds. Norms are taken in float64; ``_ROUNDING`` covers what float32 does to the sum.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int8, Int64
 
+from domainclip.retrieval.index.vectors import pieces
+
 _LARGEST = 127
 _KEPT_VARIANCE = 0.99
 _MULTIPLE = 64
-"""Codes are as long as a multiple of a cache line."""
+"""Codes fill cache lines. (And torch's product of matrices that have one column is wrong.)"""
 _SAMPLE = 32_768
 """Rows that the mean and the directions are taken from."""
 _ROUNDING = 2.0**-20
@@ -134,7 +137,7 @@ class Coder:
 
     Args:
         mean: μ.
-        directions: P, whose columns are orthonormal.
+        directions: P, whose columns are orthonormal, and zeros where there are fewer than fill the codes.
     """
 
     mean: Float64[np.ndarray, " dim"]
@@ -158,9 +161,10 @@ class Coder:
             np.cov((sample - mean).astype(np.float32), rowvar=False, bias=True).reshape(dim, dim)
         )
         kept = np.cumsum(variances[::-1].clip(0)) / max(variances.clip(0).sum(), np.finfo(np.float64).tiny)
-        head = min(dim, -(-(int(np.searchsorted(kept, _KEPT_VARIANCE)) + 1) // _MULTIPLE) * _MULTIPLE)
+        head = min(dim, _padded(int(np.searchsorted(kept, _KEPT_VARIANCE)) + 1))
         turn = np.linalg.qr(np.random.default_rng(0).standard_normal((head, head)))[0]
-        return cls(mean, np.linalg.qr(axes[:, ::-1][:, :head].astype(np.float64) @ turn)[0])
+        directions = np.linalg.qr(axes[:, ::-1][:, :head].astype(np.float64) @ turn)[0]
+        return cls(mean, np.pad(directions, ((0, 0), (0, _padded(head) - head))))
 
     def code_rows(self, vectors: Float[np.ndarray, "rows dim"], losses: Losses) -> Codes:
         """Code some rows.
@@ -214,9 +218,15 @@ class Coder:
         )
 
 
+def _padded(length: int) -> int:
+    return -(-length // _MULTIPLE) * _MULTIPLE
+
+
 def _numpy_bounds(queries: CodedQueries, rows: Codes) -> Float32[np.ndarray, "queries rows"]:
-    """By BLAS: sums of whole numbers below 2²⁴ are exact in float32."""
-    bounds = queries.codes.astype(np.float32) @ rows.codes.astype(np.float32).T
+    """By BLAS: float32 adds up whole numbers exactly as long as they stay below 2²⁴."""
+    bounds = np.zeros((len(queries.codes), len(rows.codes)), np.float32)
+    for part in pieces(rows.codes.shape[1], 2**24 // _LARGEST**2):
+        bounds += queries.codes[:, part].astype(np.float32) @ rows.codes[:, part].astype(np.float32).T
     bounds += queries.added
     bounds *= rows.steps
     bounds += queries.outside * rows.tails
@@ -249,7 +259,7 @@ def _by_torch() -> bool:
 
 @cache
 def _torch_is_faster() -> bool:
-    """It is where the processor has instructions for int8. Both give the same answers, so a wrong choice does no harm."""
+    """It is where the processor has instructions for int8. Answers are the same, so a wrong choice does no harm."""
     codes = np.random.default_rng(0).integers(-_LARGEST, _LARGEST, (16_384, 256), np.int8)
     rows, ones = Codes(codes, *np.ones((2, len(codes)), np.float32)), np.ones((8, 1), np.float32)
     queries = CodedQueries(codes[:8], ones, ones, np.ones(8), np.ones(8))

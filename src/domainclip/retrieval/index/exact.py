@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from domainclip.errors import DamagedFileError, MissingFileError
 from domainclip.files import damage_of, digests_of, read_record, replaced_directory, write_record
@@ -34,9 +34,9 @@ _WAITING_AT_MOST = 4_194_304
 class ExactIndex:
     """Finds the k nearest rows, all of them, in their order; ``open`` or ``build`` one.
 
-    Each row has an upper bound of its score (``codes.py``). Rows are ranked by their scores of float64, the one with the
-    highest bound first, until the k-th score exceeds every bound left: what was not looked at cannot be among the k.
-    Where bounds say little (vectors without structure) more rows are looked at, and the answer is the same.
+    Each row has an upper bound of its score (``codes.py``). Rows are scored by their vectors, the one with the highest
+    bound first, until the k-th score exceeds every bound left: what was not looked at cannot be among the k. Where
+    bounds say little (rows that are nearly alike) more of them are looked at, and the answer is the same.
 
     Args:
         folder: Where its files lie.
@@ -60,6 +60,11 @@ class ExactIndex:
     def dim(self) -> int:
         """Dimensions of a row."""
         return int(self.vectors.shape[1])
+
+    @property
+    def mean(self) -> Float64[np.ndarray, " dim"]:
+        """Of the rows, or of enough of them."""
+        return self._coder.mean
 
     @classmethod
     def build(cls, chunks: Iterable[Float[np.ndarray, "chunk dim"]], folder: Path) -> ExactIndex:

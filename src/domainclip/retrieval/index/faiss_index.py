@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from domainclip.errors import MissingExtraError
-from domainclip.retrieval.index.approximate import ApproximateIndex, Engine, float_chunks
+from domainclip.retrieval.index.approximate import ApproximateIndex, Engine, centred_chunks
 
 _GRAPH_AT_MOST = 10_000_000
 """Rows. A graph of more takes too long to make."""
@@ -31,11 +31,12 @@ class FaissEngine(Engine):
         self._index = index
 
     @classmethod
-    def write(cls, vectors: Float[np.ndarray, "rows dim"], path: Path) -> None:
+    def write(cls, vectors: Float[np.ndarray, "rows dim"], mean: Float[np.ndarray, " dim"], path: Path) -> None:
         """Make the engine's file.
 
         Args:
             vectors: All rows.
+            mean: Of the rows.
             path: The file.
 
         Raises:
@@ -45,8 +46,9 @@ class FaissEngine(Engine):
         lists = int(4 * rows**0.5)
         kind = f"HNSW{_LINKS}_SQ8" if rows <= _GRAPH_AT_MOST else f"IVF{lists},SQ8"
         index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
-        index.train(np.ascontiguousarray(vectors[:: -(-rows // (_TRAINED_PER_LIST * lists))], np.float32))
-        for chunk in float_chunks(vectors):
+        sample = vectors[:: -(-rows // (_TRAINED_PER_LIST * lists))]
+        index.train(np.ascontiguousarray(sample - mean, np.float32))
+        for chunk in centred_chunks(vectors, mean):
             index.add(chunk)
         faiss.write_index(index, str(path))
 

@@ -19,8 +19,8 @@ _QUERIES_AT_ONCE = 4096
 def near_duplicates(
     index: ExactIndex, threshold: float = 0.98
 ) -> Iterator[tuple[Int64[np.ndarray, "pairs 2"], Float32[np.ndarray, " pairs"]]]:
-    """All pairs of rows that are at least as similar as ``threshold``, some rows at a time. The time grows with the square
-    of the rows, the memory does not.
+    """All pairs of rows that are at least as similar as ``threshold``, some rows at a time. The time grows with the
+    square of the rows, the memory does not.
 
     Args:
         index: Whose rows are compared with each other.
@@ -43,8 +43,9 @@ def most_unlike(
 ) -> tuple[Int64[np.ndarray, " count"], Float32[np.ndarray, " count"]]:
     """The vectors that are least like what an index holds: those whose k-th nearest row is farthest.
 
-    This is the out-of-distribution score of Sun et al. 2022 ("Out-of-Distribution Detection with Deep Nearest Neighbors",
-    ICML), who take the distance to the k-th neighbour among training features of length 1: the order is that of the cosine.
+    This is the out-of-distribution score of Sun et al. 2022 ("Out-of-Distribution Detection with Deep Nearest
+    Neighbors", ICML), who take the distance to the k-th neighbour among training features of length 1: the order is
+    that of the cosine.
 
     Args:
         reference: Of the training images, for example.

@@ -31,7 +31,7 @@ class SearchResult:
 
 
 class VectorIndex(Protocol):
-    """Vectors on a disk, row after row, that are searched by the inner product: the cosine, as embeddings have length 1."""
+    """Vectors on a disk, row after row, searched by the inner product: the cosine, as embeddings have length 1."""
 
     @classmethod
     def build(cls, chunks: Iterable[Float[np.ndarray, "chunk dim"]], folder: Path) -> Self:
@@ -149,6 +149,7 @@ def checked_mask(allowed: np.ndarray, rows: int) -> Bool[np.ndarray, " rows"]:
     allowed = np.asarray(allowed)
     if allowed.dtype != np.bool_ or allowed.shape != (rows,):
         raise ShapeError(
-            f"Expected allowed as one truth value for each of the {rows} rows, got {allowed.dtype} of shape {allowed.shape}"
+            f"Expected allowed as one truth value for each of the {rows} rows, got {allowed.dtype} of shape "
+            f"{allowed.shape}"
         )
     return allowed

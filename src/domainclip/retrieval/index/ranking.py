@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
@@ -14,6 +15,7 @@ from domainclip.retrieval.index.vectors import best_first, exact_scores
 _FIRST = 64
 _LATER = 4096
 """Rows that are scored before bounds are compared again."""
+_NONE = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 class Hits:
@@ -85,8 +87,7 @@ class Waiting:
     """Rows that a scan could not rule out, collected for all queries."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self.count = 0
+        self._parts, self.count = [_NONE], 0
 
     def add(
         self, queries: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"], bounds: Float32[np.ndarray, " n"]
@@ -113,6 +114,6 @@ class Waiting:
         queries, rows, bounds = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
         order = np.argsort(queries, kind="stable")
         ends = np.searchsorted(queries[order], np.arange(len(coded.step) + 1))
-        self._parts, self.count = [], 0
-        each = [order[start:stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+        self._parts, self.count = [_NONE], 0
+        each = [order[start:stop] for start, stop in pairwise(ends)]
         return [(rows[chosen], coded.scores(index, bounds[chosen])) for index, chosen in enumerate(each)]

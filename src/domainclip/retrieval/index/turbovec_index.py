@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from domainclip.errors import MissingExtraError
-from domainclip.retrieval.index.approximate import ApproximateIndex, Engine, float_chunks
+from domainclip.retrieval.index.approximate import ApproximateIndex, Engine, centred_chunks
 
 _BITS = 4
 _MULTIPLE = 8
@@ -28,18 +28,19 @@ class TurbovecEngine(Engine):
         self._index = index
 
     @classmethod
-    def write(cls, vectors: Float[np.ndarray, "rows dim"], path: Path) -> None:
+    def write(cls, vectors: Float[np.ndarray, "rows dim"], mean: Float[np.ndarray, " dim"], path: Path) -> None:
         """Make the engine's file.
 
         Args:
             vectors: All rows.
+            mean: Of the rows.
             path: The file.
 
         Raises:
             MissingExtraError: turbovec is not installed.
         """
         index = _turbovec().TurboQuantIndex(dim=-(-vectors.shape[1] // _MULTIPLE) * _MULTIPLE, bit_width=_BITS)
-        for chunk in float_chunks(vectors):
+        for chunk in centred_chunks(vectors, mean):
             index.add(_padded(chunk))
         index.write(str(path))
 

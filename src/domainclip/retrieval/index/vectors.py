@@ -28,25 +28,25 @@ def write_vectors(chunks: Iterable[np.ndarray], path: Path) -> tuple[int, int, s
         DataError: There are no rows, or one has NaN or infinity.
         ShapeError: A chunk is not 2D, or has another dimension than the first.
     """
-    rows, dim, dtype = 0, 0, np.dtype(np.float32)
+    rows, dim, dtype = 0, 0, "float32"
     with open(path, "wb") as handle:
         for chunk in map(np.asarray, chunks):
             if chunk.ndim != 2 or chunk.shape[1] == 0 or (dim and chunk.shape[1] != dim):
                 raise ShapeError(f"Expected vectors [rows, {dim or 'dim'}], got {chunk.shape} after {rows} rows")
             if not dim:
-                dim, dtype = chunk.shape[1], np.dtype(np.float16 if chunk.dtype == np.float16 else np.float32)
+                dim, dtype = chunk.shape[1], "float16" if chunk.dtype == np.float16 else "float32"
             stored = chunk.astype(dtype)
             finite = np.isfinite(stored).all(axis=1)
             if not finite.all():
                 raise DataError(
-                    f"Row {rows + int(finite.argmin())} contains NaN or infinity in {dtype}: leave it out of the index, "
-                    "or give zeros and do not allow it in searches"
+                    f"Row {rows + int(finite.argmin())} contains NaN or infinity in {dtype}: leave it out of the "
+                    "index, or give zeros and do not allow it in searches"
                 )
             handle.write(stored.tobytes())
             rows += len(stored)
     if not rows:
         raise DataError("There are no vectors to build an index of")
-    return rows, dim, dtype.name
+    return rows, dim, dtype
 
 
 def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
