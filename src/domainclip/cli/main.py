@@ -38,6 +38,7 @@ from domainclip.cli.options import (
 )
 from domainclip.cli.predict import predict
 from domainclip.cli.preview import preview
+from domainclip.cli.search import search
 from domainclip.cli.start_checks import check_model, check_recipe, check_start
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
@@ -235,6 +236,7 @@ app.command("compare", cls=KeyCommand)(compare)
 data_app.command("preview", cls=KeyCommand)(preview)
 app.command("predict", cls=KeyCommand)(predict)
 app.command("embed", cls=KeyCommand)(embed)
+app.command("search", cls=KeyCommand)(search)
 app.command("tune", cls=KeyCommand)(tune)
 
 

@@ -23,6 +23,7 @@ from domainclip.pipelines.predict import columns_of
 from domainclip.resolve import resolve_for_inference
 from domainclip.retrieval.store.leases import LEASE_SECONDS
 from domainclip.retrieval.store.plan import NO_FILE, Plan, with_file_state
+from domainclip.retrieval.store.search import SearchableStore
 from domainclip.retrieval.store.shards import DType, StoredRow, require_pyarrow
 from domainclip.retrieval.store.store import SHARDS, EmbeddingStore, Generation, Space
 from domainclip.retrieval.store.work import EmbeddingWork, Encode
@@ -159,6 +160,8 @@ def run_embedding(
         else:
             encoded = _run_processes(config, store, plan, workers, lease_seconds)
     store = EmbeddingStore.open(store.folder)
+    if store.generation.rows > store.generation.errors:
+        SearchableStore.open(store.folder)  # makes the index: the first search shall not wait for it
     seconds = time.monotonic() - started
     bad = next((row for row in store.rows() if row.error), None) if store.generation.errors else None
     if bad is not None and (config.strict or store.generation.errors == store.generation.rows):

@@ -103,7 +103,7 @@ def read_rows(path: Path) -> list[StoredRow]:
         DamagedFileError: It cannot be read.
         MissingExtraError: ``pyarrow`` is not installed.
     """
-    table = _read(path, [PATH, DIGEST, LABEL, CAPTION, ERROR, SIZE, MODIFIED])
+    table = read_columns(path, [PATH, DIGEST, LABEL, CAPTION, ERROR, SIZE, MODIFIED])
     texts = [table.column(name).fill_null("").to_pylist() for name in (PATH, DIGEST, LABEL, CAPTION, ERROR)]
     numbers = [table.column(name).to_pylist() for name in (SIZE, MODIFIED)]
     return list(map(StoredRow, *texts, *numbers))
@@ -122,13 +122,26 @@ def read_embeddings(path: Path) -> np.ndarray:
         DamagedFileError: It cannot be read.
         MissingExtraError: ``pyarrow`` is not installed.
     """
-    column = _read(path, [EMBEDDING]).column(EMBEDDING).combine_chunks()
+    column = read_columns(path, [EMBEDDING]).column(EMBEDDING).combine_chunks()
     dim = column.type.list_size
     numbers = column.fill_null([0.0] * dim) if column.null_count else column
     return np.asarray(numbers.flatten()).reshape(-1, dim)
 
 
-def _read(path: Path, columns: list[str]) -> Any:
+def read_columns(path: Path, columns: list[str]) -> Any:
+    """Some columns of a shard.
+
+    Args:
+        path: A shard.
+        columns: Their names.
+
+    Returns:
+        A table of ``pyarrow``.
+
+    Raises:
+        DamagedFileError: It cannot be read.
+        MissingExtraError: ``pyarrow`` is not installed.
+    """
     pyarrow = require_pyarrow()
     try:
         return pyarrow.parquet.read_table(path, columns=columns)

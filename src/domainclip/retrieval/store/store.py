@@ -18,7 +18,7 @@ from domainclip.retrieval.store.shards import DType, StoredRow, read_embeddings,
 
 MANIFEST = "manifest.jsonl"
 """One line for each state of the store, the last of which counts; lines are only ever added."""
-SHARDS, LEASES = "shards", "leases"
+SHARDS, LEASES, INDEX = "shards", "leases", "index"
 OUTPUT = "embeddings"
 """What the record of outputs calls a store."""
 FORMAT = 1
@@ -149,7 +149,7 @@ class EmbeddingStore:
                     f"{folder} holds {', '.join(foreign)}, which `embed` has not written: give another folder"
                 )
             folder.mkdir(parents=True, exist_ok=True)
-            write_record_of(folder, OUTPUT, (MANIFEST, SHARDS, LEASES))  # so that it is never read as data
+            write_record_of(folder, OUTPUT, (MANIFEST, SHARDS, LEASES, INDEX))  # so that it is never read as data
             (folder / SHARDS).mkdir(exist_ok=True)
             _append(folder / MANIFEST, {"format": FORMAT, "space": asdict(space)})
         store = cls.open(folder)
