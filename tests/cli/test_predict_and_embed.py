@@ -1,4 +1,4 @@
-"""``domainclip predict`` and ``domainclip embed``: from a trained model to classes and embeddings."""
+"""``domainclip predict``, ``embed`` and ``search``: what a trained model is for."""
 
 from __future__ import annotations
 
@@ -159,3 +159,53 @@ def test_two_processes_write_what_one_writes(run: Path, tiny_data: TinyData, tmp
     for first, second in zip(one.store.paths, two.paths, strict=True):
         np.testing.assert_allclose(*(np.concatenate(list(s.embeddings())) for s in (one.store, two)), atol=1e-6)
         assert first.name == second.name
+
+
+def test_search_finds_what_the_session_says(domainclip, run: Path, tiny_data: TinyData, tmp_path: Path) -> None:
+    store, model = tmp_path / "store", run / "model"
+    assert domainclip("embed", tiny_data.folder, "--model", model, "--output", store).exit_code == 0
+    session = ModelSession.from_pretrained(model, Console(quiet=True))
+    paths = sorted((tiny_data.folder / "images").iterdir())
+    image = paths[7]
+    result = domainclip("search", "a texture of sky", image, "--index", store, "-k", 4, "--json")
+    assert result.exit_code == 0, result.err
+    text_answer, image_answer = json.loads(result.out)["queries"]
+    for answer, query in (
+        (text_answer, session.encode_text("a texture of sky")),
+        (image_answer, session.encode_image(image)),
+    ):
+        scores = (session.encode_images(paths) @ query[0]).tolist()
+        wanted = sorted(zip(scores, map(str, paths), strict=True), key=lambda each: -each[0])[:4]
+        assert [hit["score"] for hit in answer["hits"]] == pytest.approx([score for score, _ in wanted], abs=1e-5)
+    assert image_answer["hits"][0]["image"] == str(image)
+    sheet = tmp_path / "found.png"
+    shown = domainclip("search", image, "-i", store, "-k", 3, "--where", "label=grass", "--sheet", sheet)
+    assert shown.exit_code == 0, shown.err
+    assert shown.out.count("grass_") == 3
+    assert sheet.is_file()
+    pairs = domainclip("search", "-i", store, "--duplicates", 0.0, "--json")
+    assert len(json.loads(pairs.out)) > 0
+    unlike = domainclip("search", "-i", store, "--unlike", store, "-k", 2)
+    assert "Least like" in unlike.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a text"], "No index"),
+        (["-i", "nowhere"], "Give a query"),
+        (["a text", "-i", "nowhere"], "nowhere holds no embeddings"),
+        (["a text", "-i", "nowhere", "--duplicates", "0.9"], "one of the three"),
+        (["gone.png", "-i", "nowhere"], "no such file"),
+        (["", "-i", "nowhere"], "The query is empty"),
+        ([".", "-i", "nowhere"], "is a folder"),
+        (["a", "-i", "nowhere", "--sheet", "x.jpg"], "ends in .png"),
+    ],
+)
+def test_what_is_wrong_with_a_search_is_said(
+    domainclip, arguments: list[str], words: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = domainclip("search", *arguments)
+    assert result.exit_code == 2
+    assert words in result.err

@@ -24,10 +24,11 @@ _STATE, _ROWS = "state.json", "rows.npy"
 
 @dataclass(frozen=True)
 class StoreHit:
-    """One answer: a row of the store, and its score (a cosine)."""
+    """One answer: a row of the store, its score (a cosine), and its number among the rows that have an embedding."""
 
     row: StoredRow
     score: float
+    index: int
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,8 @@ class SearchableStore:
         found = self.index.search(queries, k, allowed)
         rows = self.rows(np.unique(found.rows))
         return [
-            StoreHits(
-                [StoreHit(rows[int(row)], float(score)) for row, score in zip(*each, strict=True)], int(looked_at)
-            )
-            for *each, looked_at in zip(found.rows, found.scores, found.reranked, strict=True)
+            StoreHits(_hits(rows, numbers, scores), int(looked_at))
+            for numbers, scores, looked_at in zip(found.rows, found.scores, found.reranked, strict=True)
         ]
 
     def _allowed(self, where: Sequence[Condition]) -> Bool[np.ndarray, " indexed"]:
@@ -169,8 +168,11 @@ class SearchableStore:
         reference.store.require(self.store.space.fingerprint, self.store.space.model)
         embeddings = np.concatenate(list(self.store.embeddings()))[self._rows]
         order, scores = most_unlike(reference.index, embeddings, k, k=min(10, len(reference)))
-        rows = self.rows(order)
-        return [StoreHit(rows[int(row)], float(score)) for row, score in zip(order, scores, strict=True)]
+        return _hits(self.rows(order), order, scores)
+
+
+def _hits(rows: dict[int, StoredRow], numbers: np.ndarray, scores: np.ndarray) -> list[StoreHit]:
+    return [StoreHit(rows[int(at)], float(score), int(at)) for at, score in zip(numbers, scores, strict=True)]
 
 
 def build_index(store: EmbeddingStore) -> None:
