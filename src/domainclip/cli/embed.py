@@ -55,3 +55,25 @@ def embed(
         print_json(found.to_dict())
     else:
         typer.echo("\n".join(found.lines()))
+
+
+def export_embeddings(
+    store: Annotated[Path, typer.Argument(metavar="EMBEDDINGS", help="What `embed` has written.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="A .npy file (NumPy), a .lance folder, or a .copy file (PostgreSQL with pgvector)."
+        ),
+    ],
+) -> None:
+    """Embeddings in the form that another program reads.
+
+    Example: domainclip export-embeddings embeddings --output embeddings.npy
+    """
+    from domainclip.files import writing
+    from domainclip.retrieval.store.export import export
+    from domainclip.retrieval.store.store import EmbeddingStore
+
+    require_writable(output, "--output", is_file=output.suffix.lower() != ".lance")
+    with writing(f"--output {output}"):
+        typer.echo("\n".join(export(EmbeddingStore.open(store), output)))

@@ -16,7 +16,7 @@ import typer
 from domainclip.cli.align import align_app
 from domainclip.cli.compare import compare
 from domainclip.cli.domain import domain_app
-from domainclip.cli.embed import embed
+from domainclip.cli.embed import embed, export_embeddings
 from domainclip.cli.memory import memory_app
 from domainclip.cli.options import (
     AsJson,
@@ -236,6 +236,7 @@ app.command("compare", cls=KeyCommand)(compare)
 data_app.command("preview", cls=KeyCommand)(preview)
 app.command("predict", cls=KeyCommand)(predict)
 app.command("embed", cls=KeyCommand)(embed)
+app.command("export-embeddings")(export_embeddings)
 app.command("search", cls=KeyCommand)(search)
 app.command("tune", cls=KeyCommand)(tune)
 
