@@ -22,6 +22,10 @@ def embed(
         bool, typer.Option("--float16", help="Half the size on disk, three digits of each number.")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that embed at the same time.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Work on a Ray cluster with these folders: auto, local, ray://…."),
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try unreadable files again that have not changed.")] = False,
     domain: Domain = None,
     recipe: Recipe = None,
@@ -49,7 +53,7 @@ def embed(
 
     refuse_among_data(output, [("DATA", each) for each in given])
     found = run_embedding(
-        config, given, output, dtype="float16" if float16 else "float32", workers=workers, retry=retry
+        config, given, output, dtype="float16" if float16 else "float32", workers=workers, ray=ray, retry=retry
     )
     if as_json:
         print_json(found.to_dict())

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from domainclip.data.images.store import ImageStore
 from domainclip.data.sources.images_given import ImageRow, ImageRows
 from domainclip.errors import ConfigurationError, DataError, ImageError
 from domainclip.inference import ModelSession
+from domainclip.pipelines.embed_on_ray import require_ray, run_on_ray
 from domainclip.pipelines.predict import columns_of
 from domainclip.resolve import resolve_for_inference
 from domainclip.retrieval.store.leases import LEASE_SECONDS
@@ -111,6 +113,7 @@ def run_embedding(
     *,
     dtype: DType = "float32",
     workers: int = 1,
+    ray: str | None = None,
     retry: bool = False,
     shard_rows: int = SHARD_ROWS,
     lease_seconds: float = LEASE_SECONDS,
@@ -124,7 +127,9 @@ def run_embedding(
         data: Images, folders, tables; see ``ImageRows.of``. The store will hold these and no others.
         folder: Of the store.
         dtype: Of the numbers on disk.
-        workers: Processes that embed at the same time.
+        workers: Processes that embed at the same time, or with ``ray`` actors.
+        ray: Address of a Ray cluster whose machines see the same folders (``auto``: the one that this machine is part
+            of; ``local``: one of this machine alone), which does the work in place of processes of this machine.
         retry: Whether rows that could not be read are tried again, though their files are the same.
         shard_rows: Rows of a new shard.
         lease_seconds: After which the work of a worker that is not heard of is another's.
@@ -137,9 +142,11 @@ def run_embedding(
         DataError: There is no image; with ``strict``, one cannot be read.
         DamagedFileError: A file of the store cannot be read.
         ModelLoadError: The model cannot be had.
-        MissingExtraError: ``pyarrow`` is not installed.
+        MissingExtraError: ``pyarrow`` or ``ray`` is not installed.
     """
     require_pyarrow()
+    if ray is not None:
+        require_ray()
     if workers < 1:
         raise ConfigurationError(f"workers must be positive (workers={workers})")
     found = ImageRows.of(data, columns_of(config))
@@ -152,7 +159,10 @@ def run_embedding(
     started = time.monotonic()
     encoded = 0
     if plan is not None:
-        if workers == 1:
+        if ray is not None:
+            encoded = run_on_ray(partial(StoreWorker, config, store.folder, lease_seconds), plan, workers, ray)
+            work.run(plan, embedder.encode)  # what an actor has left, and the end
+        elif workers == 1:
             to_do = sum(1 for each in plan.rows if each.source is None and not each.row.error)
             with Progress(to_do, "Embedding images") as progress:
                 work.run(plan, embedder.saying(progress))
@@ -167,6 +177,45 @@ def run_embedding(
     if bad is not None and (config.strict or store.generation.errors == store.generation.rows):
         raise DataError(f"{some_of(store.generation.errors, store.generation.rows, 'row')} cannot be read: {bad.error}")
     return EmbeddingReport(store, before, found.notes, bad.error if bad else "", seconds, encoded)
+
+
+class StoreWorker:
+    """One of several processes that carry a plan out, here or on another machine.
+
+    Args:
+        config: The recipe.
+        folder: Of the store.
+        lease_seconds: After which the work of a worker that is not heard of is another's.
+    """
+
+    def __init__(self, config: CLIPFinetuningConfig, folder: Path, lease_seconds: float) -> None:
+        self.embedder = _Embedder(config)
+        self.work = EmbeddingWork(EmbeddingStore.open(folder), lease_seconds)
+        self.plan = Plan.read(folder)
+
+    def run(self) -> int:
+        """Write shards until there are none left.
+
+        Returns:
+            How many images went through the model.
+        """
+        if self.plan is not None:
+            self.work.run(self.plan, self.embedder.encode)
+        return self.work.encoded
+
+    def write(self, index: int) -> int:
+        """Write one shard, unless somebody else does.
+
+        Args:
+            index: Of the plan's shards.
+
+        Returns:
+            How many images went through the model.
+        """
+        before = self.work.encoded
+        if self.plan is not None:
+            self.work.write(self.plan, index, self.embedder.encode)
+        return self.work.encoded - before
 
 
 class _Embedder:
@@ -237,12 +286,7 @@ def _run_processes(
 def _work(config: CLIPFinetuningConfig, folder: Path, lease_seconds: float, threads: int, counts: Any) -> None:
     """What one of several processes does."""
     torch.set_num_threads(threads)
-    embedder = _Embedder(config)
-    work = EmbeddingWork(EmbeddingStore.open(folder), lease_seconds)
-    plan = Plan.read(folder)
-    if plan is not None:
-        work.run(plan, embedder.encode)
-    counts.put(work.encoded)
+    counts.put(StoreWorker(config, folder, lease_seconds).run())
 
 
 def _stored(row: ImageRow) -> StoredRow:

@@ -92,10 +92,10 @@ class EmbeddingWork:
         while open_shards := [index for index, name in enumerate(plan.files) if not self._path(name).exists()]:
             if self._has_ended(plan):
                 return
-            done = [self._write(plan, index, encode) for index in self._in_turn(open_shards)]
+            done = [self.write(plan, index, encode) for index in self._in_turn(open_shards)]
             if not any(done):
                 time.sleep(_POLL_SECONDS)
-        self._end(plan)
+        self.end(plan)
 
     @staticmethod
     def _in_turn(indices: list[int]) -> list[int]:
@@ -103,8 +103,21 @@ class EmbeddingWork:
         start = os.getpid() % len(indices)
         return [*indices[start:], *indices[:start]] if len(indices) > 8 else indices
 
-    def _write(self, plan: Plan, index: int, encode: Encode) -> bool:
-        """Make one shard, if nobody else does; whether it was made here."""
+    def write(self, plan: Plan, index: int, encode: Encode) -> bool:
+        """Make one shard, if nobody else does.
+
+        Args:
+            plan: From ``plan``.
+            index: Of the plan's shards.
+            encode: Embeds files.
+
+        Returns:
+            Whether it was made here.
+
+        Raises:
+            OSError: It cannot be written.
+            DamagedFileError: A shard that lends embeddings cannot be read.
+        """
         name = plan.files[index]
         if self._path(name).exists() or (lease := self.leases.claim(name)) is None:
             return False
@@ -162,8 +175,15 @@ class EmbeddingWork:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _end(self, plan: Plan) -> None:
-        """Make the plan's shards the present state; the first worker to come does it."""
+    def end(self, plan: Plan) -> None:
+        """Make the plan's shards, which are all there, the present state; the first worker to come does it.
+
+        Args:
+            plan: From ``plan``.
+
+        Raises:
+            OSError: The manifest cannot be written.
+        """
         with self.leases.held(_PLANNING) as lease:
             if self._has_ended(plan) or not lease.is_held:
                 return
