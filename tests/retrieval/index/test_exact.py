@@ -22,7 +22,7 @@ PRODUCTS = ("torch", "numpy")
 
 @pytest.fixture(params=PRODUCTS)
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(codes, "_by_torch", lambda: request.param == "torch")
+    monkeypatch.setattr(codes, "by_torch", lambda: request.param == "torch")
     return str(request.param)
 
 
@@ -61,7 +61,7 @@ def test_the_nearest_rows_are_those_of_brute_force(
             patch.setattr(scan, "_SEED_RUN", 8)
             patch.setattr(exact, "_WAITING_AT_MOST", 40)
         for product in PRODUCTS:
-            patch.setattr(codes, "_by_torch", lambda product=product: product == "torch")
+            patch.setattr(codes, "by_torch", lambda product=product: product == "torch")
             found.append(assert_is_exact(ExactIndex.open(index.folder), queries_of(vectors, queries, seed), k, mask))
     np.testing.assert_array_equal(found[0].rows, found[1].rows)
     np.testing.assert_array_equal(found[0].scores, found[1].scores)
