@@ -3,9 +3,9 @@
     python benchmarks/search.py                # 200,000 and 1,000,000 rows of 512, writes benchmarks/results/
     python benchmarks/search.py --quick        # few rows, to see that it runs
 
-Vectors are like CLIP's: unit vectors in two cones (the modality gap; the cosine of the cones' axes is .3). Within a cone
-the variance falls with the square of the direction's number, so that 67 % of the directions hold 99 % of it (56 % for
-a small CLIP's embeddings of the images of seven data sets). Rows are of the images' cone, stored in float16; image
+Vectors are like CLIP's: unit vectors in two cones (the modality gap; the cosine of the cones' axes is .3). Within a
+cone the variance falls with the square of the direction's number, so that 67 % of the directions hold 99 % of it (56 %
+for a small CLIP's embeddings of the images of seven data sets). Rows are of the images' cone, stored in float16; image
 queries are further vectors of it, text queries of the other cone. Peers get the same numbers in float32.
 
 Each side is a process of its own, and they take turns, in turned order every second round: one query after another, a
