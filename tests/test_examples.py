@@ -1,4 +1,4 @@
-"""The examples, the notebook and the pages about Python run as they stand, after a plain installation and from anywhere."""
+"""The examples, the notebook and the pages about Python run as they stand, after a plain installation, anywhere."""
 
 from __future__ import annotations
 

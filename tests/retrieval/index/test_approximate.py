@@ -77,13 +77,13 @@ def test_below_its_recall_an_index_is_not_ready(tmp_path: Path) -> None:
         IndexNotReadyError, match=r"not ready: of the 10 nearest rows of text queries it finds \d\d\.\d%"
     ):
         EveryOtherIndex.build([vectors], tmp_path / "a", image_queries=seen(vectors[:9], 1), text_queries=texts)
-    with pytest.raises(IndexNotReadyError, match="98.0% asked for"):
+    with pytest.raises(IndexNotReadyError, match=r"98\.0% asked for"):
         EveryOtherIndex.open(tmp_path / "a")
     assert EveryOtherIndex.open(tmp_path / "a", 0.2).recalls["text"] < 0.98
 
 
 def test_a_sampled_row_does_not_count_as_its_own_neighbour(tmp_path: Path) -> None:
-    """Only even rows are found, for whatever is asked: half of what is nearest, not more because rows find themselves."""
+    """Only even rows are found, whatever is asked: half of what is nearest, and no more as rows find themselves."""
     vectors = seen(vectors_of("random", 4000, 12, 0), -1)
     index = EveryOtherIndex.build([unit(vectors).astype(np.float32)], tmp_path / "a", least_recall=0)
     assert 0.42 < index.recalls["image"] < 0.58

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from domainclip.errors import DamagedFileError, MissingFileError
+from domainclip.files import read_record, write_record
 from domainclip.retrieval.index import ExactIndex
 from forked import start_python
 from index_cases import build, vectors_of
@@ -39,9 +40,7 @@ def test_a_missing_file_is_said(folder: Path, file: str) -> None:
 @pytest.mark.parametrize("longer", [False, True])
 def test_another_size_is_said(folder: Path, file: str, longer: bool) -> None:
     content = (folder / file).read_bytes()
-    (folder / file).write_bytes(content + b"\0" if longer else content[:-2])
-    if longer and file == "index.json":
-        return  # JSON that ends in a NUL is refused below
+    (folder / file).write_bytes(content + b"00" if longer else content[:-2])
     with pytest.raises(DamagedFileError, match=file):
         ExactIndex.open(folder)
 
@@ -56,8 +55,6 @@ def test_a_changed_byte_is_said(folder: Path, file: str) -> None:
 
 
 def test_another_version_is_refused(folder: Path) -> None:
-    from domainclip.files import read_record, write_record
-
     write_record(folder / "index.json", {**read_record(folder / "index.json"), "version": 0})
     with pytest.raises(DamagedFileError, match="another version"):
         ExactIndex.open(folder)

@@ -238,8 +238,8 @@ class ApproximateIndex(ABC):
 def centred_chunks(
     vectors: Float[np.ndarray, "rows dim"], mean: Float[np.ndarray, " dim"]
 ) -> Iterator[Float32[np.ndarray, "chunk dim"]]:
-    """Rows for an engine. Without their mean each score is less by the same amount, so the order is as it was, and what an
-    engine rounds is only what rows differ in: much less, as embeddings lie in a cone.
+    """Rows for an engine. Without their mean each score is less by the same amount, so the order is as it was, and what
+    an engine rounds is only what rows differ in: much less, as embeddings lie in a cone.
 
     Args:
         vectors: All rows.

@@ -246,14 +246,19 @@ def _torch_bounds(queries: CodedQueries, rows: Codes) -> Float32[np.ndarray, "qu
 
 def _matmul(a: Float64[np.ndarray, "n k"], b: Float64[np.ndarray, "k m"]) -> Float64[np.ndarray, "n m"]:
     """By torch where the scan is: numpy's threads would go on waiting beside torch's, and halve their speed."""
-    if not _by_torch():
+    if not by_torch():
         return a @ b
     import torch
 
     return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
 
 
-def _by_torch() -> bool:
+def by_torch() -> bool:
+    """Ask how codes are multiplied: by torch where it is loaded and faster, which is tried once; else by numpy.
+
+    Returns:
+        Whether torch does it.
+    """
     return "torch" in sys.modules and _torch_is_faster()
 
 
@@ -285,7 +290,7 @@ def upper_bounds(queries: CodedQueries, rows: Codes) -> Float32[np.ndarray, "que
     Returns:
         Bounds in units of each query's steps: see ``CodedQueries.least`` and ``scores``.
     """
-    return (_torch_bounds if _by_torch() else _numpy_bounds)(queries, rows)
+    return (_torch_bounds if by_torch() else _numpy_bounds)(queries, rows)
 
 
 def largest(bounds: Float32[np.ndarray, "queries rows"], count: int) -> Int64[np.ndarray, "queries count"]:
