@@ -149,7 +149,7 @@ def digest_of(store: Path) -> str:
     return found.hexdigest()
 
 
-def rate_of(store: Path, started: float) -> float:
+def rate_of(store: Path) -> float:
     """Images a second between the end of the first shard and the last: without the start of the program."""
     times = sorted(path.stat().st_mtime for path in (store / "shards").glob("*.parquet"))
     return 1024 * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
@@ -214,7 +214,7 @@ def whole_command(images: Path, model: Path, base: Path) -> dict[str, Any]:
         line, environment = command(images, model, base / name, "--workers", str(workers), threads=threads)
         started = time.time()
         subprocess.run(line, env=environment, check=True, capture_output=True)
-        found[name] = {"seconds": time.time() - started, "images_per_s": rate_of(base / name, started)}
+        found[name] = {"seconds": time.time() - started, "images_per_s": rate_of(base / name)}
         print(name, found[name], flush=True)
     found["two_workers_times_one"] = found["two_workers"]["images_per_s"] / max(
         1e-9, found["one_worker_of_one_thread"]["images_per_s"]
@@ -227,13 +227,11 @@ def killed(images: Path, model: Path, base: Path, kills: int, whole: str) -> dic
     """SIGKILL at random times, then to the end: the same bytes?"""
     draw, store, times = random.Random(0), base / "killed", []
     line, environment = command(images, model, store, threads=1)
-    ended = 0
     while len(times) < kills:
         process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait = draw.uniform(8, 30)
         try:
             process.wait(wait)
-            ended += 1
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)

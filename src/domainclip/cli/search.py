@@ -27,6 +27,9 @@ def search(
             help="Only such rows: label=crack, path~line 3/, modified>=2026-01-31. May be repeated.",
         ),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="exact, or nearly so and sooner among millions: turbovec, faiss (extras search, faiss).")
+    ] = "exact",
     model: ModelFolder = None,
     sheet: Annotated[Path | None, typer.Option(help="The images found for the first query, a .png file.")] = None,
     duplicates: Annotated[
@@ -63,7 +66,7 @@ def search(
 
     found_queries = [Query.of(each) for each in queries]
     with output_file(sheet, [], warn):
-        found = run_search(config, found_queries, index, top_k, conditions)
+        found = run_search(config, found_queries, index, top_k, conditions, engine)
         if sheet is not None:
             with writing(f"--sheet {sheet}"):
                 found.write_sheet(sheet, config.max_image_pixels)

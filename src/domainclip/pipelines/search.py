@@ -21,7 +21,7 @@ from domainclip.files import write_bytes
 from domainclip.inference import ModelSession
 from domainclip.pipelines.predict import shortened_paths
 from domainclip.resolve import resolve_for_inference
-from domainclip.retrieval.store.search import SearchableStore, StoreHit, StoreHits
+from domainclip.retrieval.store.search import EXACT, SearchableStore, StoreHit, StoreHits
 from domainclip.retrieval.store.store import EmbeddingStore
 from domainclip.retrieval.store.where import Condition
 from domainclip.words import counted
@@ -159,6 +159,7 @@ def run_search(
     folder: str | Path,
     top_k: int = 10,
     where: Sequence[Condition] = (),
+    engine: str = EXACT,
 ) -> SearchReport:
     """Search a store.
 
@@ -168,6 +169,7 @@ def run_search(
         folder: Of the store.
         top_k: Hits for each query.
         where: What hits have to meet.
+        engine: See ``SearchableStore.open``.
 
     Returns:
         The answers.
@@ -177,13 +179,15 @@ def run_search(
         DamagedFileError: A file of the store is not as it was written.
         ImageError: The image of a query cannot be read.
         ModelLoadError: The model cannot be had.
+        IndexNotReadyError: The engine finds too few of the nearest rows.
+        MissingExtraError: The engine is not installed.
     """
-    found = SearchableStore.open(folder)
-    store = found.store
+    store = EmbeddingStore.open(folder)
     if not config.is_set("model_name"):
         config = config.updated(model_name=store.space.model)
     session = ModelSession.from_pretrained(resolve_for_inference(config), Console(quiet=True))
     store.require(session.fingerprint(), config.model_name)
+    found = SearchableStore.open(folder, engine, lambda texts: session.encode_text(texts).numpy())
     vectors = np.empty((len(queries), store.space.dim), np.float32)
     for kind, encode in ((TEXT, session.encode_text), (IMAGE, session.encode_image)):
         asked = [index for index, query in enumerate(queries) if query.kind == kind]

@@ -201,3 +201,25 @@ def test_a_gallery_is_encoded_once(photos: Path) -> None:
     assert search.retrieve_text(paths[0], own)[0][0] in ("first", "second")
     with pytest.raises(ShapeError):
         Gallery(paths, texts.embeddings)
+
+
+@pytest.mark.parametrize("engine", ["turbovec", "faiss"])
+def test_approximate_engines_know_their_recall(folder: Path, engine: str) -> None:
+    pytest.importorskip(engine, reason="an extra")
+    asked: list[str] = []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        asked.extend(texts)
+        return np.stack([vector_of(text.encode()) for text in texts]).astype(np.float32)
+
+    store = SearchableStore.open(folder, engine, encode)
+    assert {"crack", "dent"} < set(asked)
+    assert [path for path, _ in found_by(store, QUERY, 5)] == [path for path, _ in brute_force(folder, QUERY, 5)]
+    asked.clear()
+    SearchableStore.open(folder, engine, encode)
+    assert asked == []
+
+
+def test_an_unknown_engine_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="choose one of exact, turbovec, faiss"):
+        SearchableStore.open(folder, "annoy")

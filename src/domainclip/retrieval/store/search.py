@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,20 @@ from jaxtyping import Bool, Float, Int64
 
 from domainclip.errors import ConfigurationError
 from domainclip.files import replaced_directory, write_json
+from domainclip.retrieval.index.approximate import ApproximateIndex
 from domainclip.retrieval.index.exact import ExactIndex
+from domainclip.retrieval.index.faiss_index import FaissIndex
 from domainclip.retrieval.index.neighbours import most_unlike, near_duplicates
 from domainclip.retrieval.index.protocol import VectorIndex
+from domainclip.retrieval.index.turbovec_index import TurbovecIndex
 from domainclip.retrieval.store.shards import ERROR, StoredRow, read_columns, read_embeddings, read_rows
 from domainclip.retrieval.store.store import INDEX, EmbeddingStore
 from domainclip.retrieval.store.where import Condition
 
+EXACT = "exact"
+ENGINES: dict[str, type[ApproximateIndex]] = {"turbovec": TurbovecIndex, "faiss": FaissIndex}
+"""Approximate indexes, by the names of their packages."""
+_CHUNK, _QUERIES = 65_536, 256
 _STATE, _ROWS = "state.json", "rows.npy"
 
 
@@ -53,25 +60,43 @@ class SearchableStore:
         self._starts = np.cumsum([0, *(shard.rows for shard in store.generation.shards)])
 
     @classmethod
-    def open(cls, folder: str | Path) -> SearchableStore:
-        """Open a store for searching. Its exact index is made where it is missing, or of an earlier state.
+    def open(
+        cls, folder: str | Path, engine: str = EXACT, encode_texts: Callable[[list[str]], np.ndarray] | None = None
+    ) -> SearchableStore:
+        """Open a store for searching. Its index is made where it is missing, or of an earlier state.
 
         Args:
             folder: What ``domainclip embed`` has written.
+            engine: ``exact``, or of ``ENGINES`` one that finds nearly all of the nearest, sooner.
+            encode_texts: Encodes some of the store's captions and labels, with which the recall of such an engine for
+                texts is measured; without it that is not known.
 
         Returns:
             The store with its index.
 
         Raises:
-            ConfigurationError: There is no store, or nothing in it can be searched.
+            ConfigurationError: There is no store, nothing in it can be searched, or the engine is unknown.
+            IndexNotReadyError: The engine finds too few of the nearest rows.
+            MissingExtraError: The engine is not installed.
             DamagedFileError: A file is not as it was written.
             OSError: The index cannot be written.
         """
+        if engine not in (EXACT, *ENGINES):
+            raise ConfigurationError(f"Invalid engine {engine!r}: choose one of {', '.join((EXACT, *ENGINES))}")
         store = EmbeddingStore.open(folder)
         place = store.folder / INDEX
         if _state_of(place) != store.generation.number:
             build_index(store)
-        return cls(store, ExactIndex.open(place / "exact"), np.load(place / _ROWS, mmap_mode="r"))
+        exact = ExactIndex.open(place / EXACT)
+        index: VectorIndex = exact
+        if engine != EXACT:
+            if not (place / engine).is_dir():
+                texts = _texts_of(store)
+                found = encode_texts(texts) if encode_texts is not None and texts else None
+                chunks = (exact.vectors[at : at + _CHUNK] for at in range(0, len(exact), _CHUNK))
+                ENGINES[engine].build(chunks, place / engine, text_queries=found, least_recall=0.0)
+            index = ENGINES[engine].open(place / engine)
+        return cls(store, index, np.load(place / _ROWS, mmap_mode="r"))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -171,6 +196,15 @@ class SearchableStore:
         return _hits(self.rows(order), order, scores)
 
 
+def _texts_of(store: EmbeddingStore) -> list[str]:
+    """Some texts that say what images show: of every label and caption a few, at most ``_QUERIES``."""
+    found: dict[str, None] = {}
+    for row in store.rows():
+        found.update(dict.fromkeys(text for text in (row.caption, row.label) if text))
+    texts = list(found)
+    return texts[:: -(-len(texts) // _QUERIES)] if texts else []
+
+
 def _hits(rows: dict[int, StoredRow], numbers: np.ndarray, scores: np.ndarray) -> list[StoreHit]:
     return [StoreHit(rows[int(at)], float(score), int(at)) for at, score in zip(numbers, scores, strict=True)]
 
@@ -197,7 +231,7 @@ def build_index(store: EmbeddingStore) -> None:
                 yield read_embeddings(path)[~unreadable]
 
     with replaced_directory(store.folder / INDEX) as temporary:
-        ExactIndex.build(chunks(), temporary / "exact")
+        ExactIndex.build(chunks(), temporary / EXACT)
         np.save(temporary / _ROWS, rows)
         write_json(temporary / _STATE, {"generation": store.generation.number})
 
