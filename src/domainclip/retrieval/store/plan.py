@@ -168,7 +168,7 @@ def data_digest(rows: Iterable[StoredRow]) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(asdict(row)).encode())
+        digest.update(json.dumps(vars(row)).encode())
     return digest.hexdigest()
 
 
