@@ -52,6 +52,10 @@ class ModelNotInitializedError(CLIPFinetuningError, RuntimeError):
     """Something needs the model before ``setup()`` has loaded it."""
 
 
+class BackendError(CLIPFinetuningError):
+    """A back end cannot compute a model: its graph is missing or refused, or the model cannot be converted."""
+
+
 class DeviceError(CLIPFinetuningError, RuntimeError):
     """The device asked for is not there, or does not do what is asked of it."""
 

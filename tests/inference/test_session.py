@@ -118,7 +118,7 @@ def test_a_session_knows_no_training() -> None:
     import subprocess
     import sys
 
-    check = "import sys, domainclip.inference; print([m for m in sys.modules if m.startswith('domainclip.')])"
+    check = "import sys, domainclip.inference.session; print([m for m in sys.modules if m.startswith('domainclip.')])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert "domainclip.inference.session" in done.stdout
     for room in ("training", "losses", "evaluation", "pipelines", "reports"):

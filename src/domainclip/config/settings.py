@@ -417,6 +417,15 @@ class MemorySettings(Settings):
     device: Literal["mps", "cuda", "cpu"] | None = key(
         None, "machine", "Insist on a device.", one_run=True, search=SAME_FOR_ALL
     )
+    backend: str = key(
+        "torch",
+        "machine",
+        "What a model is used with once it is trained: torch, openvino or onnx, with a precision where one is wanted "
+        "(openvino:int8); auto tries what is there and takes the fastest.",
+        min_length=1,
+        changes_weights=False,
+        one_run=True,
+    )
 
     @model_validator(mode="after")
     def _slices_are_used(self) -> Self:

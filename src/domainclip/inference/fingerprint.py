@@ -4,33 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
-from domainclip.files import sha256_of
-from domainclip.models.source.files import CONFIG, IMAGE_PROCESSORS, TOKENIZER, weight_files
 from domainclip.resolve import ResolvedInference
-
-_OTHER_FILES = (CONFIG, TOKENIZER, "tokenizer_config.json", *IMAGE_PROCESSORS)
-
-
-def fingerprint_of(folder: Path) -> str:
-    """Digest the files that decide what a model computes.
-
-    Args:
-        folder: The model's.
-
-    Returns:
-        SHA-256 in hexadecimal digits.
-
-    Raises:
-        ModelLoadError: A file of weights is missing or damaged.
-        OSError: A file cannot be read.
-    """
-    digest = hashlib.sha256()
-    others = [folder / name for name in _OTHER_FILES if (folder / name).is_file()]
-    for path in [*weight_files(folder), *others]:
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def space_fingerprint(resolved: ResolvedInference, model: str) -> str:

@@ -14,7 +14,6 @@ from rich.console import Console
 from torch import Tensor
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.captions.pipeline import CaptionPipeline
 from domainclip.data.images.given import GivenImage, GivenImages, GivenTexts, is_one_image, text_list
 from domainclip.data.images.store import ImageStore
 from domainclip.data.readers import refuse_within_a_reader
@@ -24,9 +23,15 @@ from domainclip.domains.domain import DomainConfig
 from domainclip.domains.recipes import write_domain
 from domainclip.errors import ConfigurationError
 from domainclip.files import replaced_directory
+from domainclip.inference.backends.choice import choose_backend
+from domainclip.inference.backends.graphs import fingerprint_of, model_folder
+from domainclip.inference.backends.model_graphs import ModelGraphs
+from domainclip.inference.backends.shapes import FixedShapes
+from domainclip.inference.backends.torch_encoder import golden_batch
+from domainclip.inference.captions import caption_pipeline
 from domainclip.inference.classifier import Classifier, Prediction
 from domainclip.inference.engine import EmbeddingEngine
-from domainclip.inference.fingerprint import fingerprint_of, space_fingerprint
+from domainclip.inference.fingerprint import space_fingerprint
 from domainclip.inference.model_record import ModelRecord
 from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
@@ -69,6 +74,8 @@ class ModelSession:
         self.device_manager, self.precision = device_manager, precision
         self.images = images or ImageStore(self.config.image_cache_mb * 2**20, self.config.max_image_pixels)
         self.as_loaded = True
+        self.console: Console | None = None
+        self._chosen: tuple[ResolvedInference, FixedShapes] | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.config.model_name!r}, domain={self.domain.name!r}, device={self.device})"
@@ -114,7 +121,9 @@ class ModelSession:
         encoder.optimize_layout(manager.device)
         if manager.device.type == "mps" and precision.name != "fp32":
             encoder.avoid_fused_text_attention()
-        return cls(encoder, resolved, manager, precision, images, ModelRecord.read(Path(config.model_name)))
+        session = cls(encoder, resolved, manager, precision, images, ModelRecord.read(Path(config.model_name)))
+        session.console = console
+        return session
 
     @property
     def config(self) -> CLIPFinetuningConfig:
@@ -136,11 +145,38 @@ class ModelSession:
         """Where the model is."""
         return self.device_manager.device
 
+    @property
+    def backend(self) -> FixedShapes:
+        """What the session's own methods encode by, as the recipe's ``backend`` says; chosen at the first use.
+
+        Raises:
+            ConfigurationError: There is no such back end.
+            MissingExtraError: It is not installed.
+            BackendError: It is refused for this model.
+        """
+        if self.as_loaded and self._chosen is not None and self._chosen[0] is self.resolved:
+            return self._chosen[1]
+        graphs = ModelGraphs(self.encoder, self.resolved.model, self.engine().spec, self.device, self._say)
+        if not self.as_loaded:  # a graph would be that of the weights before the training
+            return graphs.torch()
+        choice = choose_backend(graphs, self.config.backend)
+        if self.config.is_set("backend"):
+            self._say(choice.reason)
+        self._chosen = self.resolved, choice.shapes
+        return choice.shapes
+
+    def _say(self, text: str) -> None:
+        (self.console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "console": None, "_chosen": None}  # another process chooses for itself
+
     def engine(
         self,
         batch_size: int | None = None,
         autocast: Callable[[], AbstractContextManager[object]] | None = None,
         images: ImageStore | None = None,
+        backend: FixedShapes | None = None,
     ) -> EmbeddingEngine:
         """An engine over the present weights.
 
@@ -149,9 +185,10 @@ class ModelSession:
             autocast: Makes the context to compute in. Without it everything is in float32, so that figures that are
                 reported do not depend on what the device rounds to.
             images: Another store of decoded images than the session's.
+            backend: What encodes in place of the model itself, such as the session's.
 
         Returns:
-            The engine. It sees weights that change later.
+            The engine. Without a back end it sees weights that change later.
         """
         config = self.config
         return EmbeddingEngine(
@@ -164,6 +201,7 @@ class ModelSession:
             autocast=autocast,
             preprocessing=self.domain.images,
             text_transform=caption_pipeline(self.resolved, self.processor),
+            backend=backend,
         )
 
     def encode_images(self, images: GivenImages) -> Float[Tensor, "images dim"]:
@@ -182,8 +220,8 @@ class ModelSession:
             ImageError: An image cannot be read, or an array is no image.
             DataError: There are no images.
         """
-        engine = self.engine(images=ImageStore(0, self.config.max_image_pixels))  # nothing is kept of what a user shows
-        return engine.encode_images(images)
+        nothing_kept = ImageStore(0, self.config.max_image_pixels)  # of what a user shows
+        return self.engine(images=nothing_kept, backend=self.backend).encode_images(images)
 
     def encode_texts(self, texts: GivenTexts) -> Float[Tensor, "texts dim"]:
         """Embed texts.
@@ -197,7 +235,7 @@ class ModelSession:
         Raises:
             DataError: There are no texts, or one is no string.
         """
-        return self.engine().encode_texts(texts)
+        return self.engine(backend=self.backend).encode_texts(texts)
 
     def similarity(self, images: GivenImages, texts: GivenTexts) -> Float[Tensor, "images texts"]:
         """Compare every image with every text by the recipe's ``similarity_metric``.
@@ -325,6 +363,7 @@ class ModelSession:
             save_encoder(self.encoder, temporary)
             write_domain(self.domain, temporary)
             self.record.write(temporary)
+            golden_batch(self.encoder, self.device, fingerprint_of(temporary)).write(temporary)
 
     def fingerprint(self) -> str:
         """Digest the model and the way to it: embeddings of one fingerprint may be compared with each other.
@@ -335,9 +374,8 @@ class ModelSession:
         Raises:
             OSError: A file of the model cannot be read.
         """
-        folder = Path(self.config.model_name).expanduser()
-        of_files = self.as_loaded and (folder / CONFIG).is_file()
-        return space_fingerprint(self.resolved, fingerprint_of(folder) if of_files else weights_digest(self.encoder))
+        folder = model_folder(self.resolved.model) if self.as_loaded else None
+        return space_fingerprint(self.resolved, fingerprint_of(folder) if folder else weights_digest(self.encoder))
 
     @property
     def temperature(self) -> float:
@@ -364,23 +402,3 @@ class ModelSession:
             return torch.softmax(logits, dim=1)
         bias = encoder.logit_bias.detach().double().cpu() if encoder.logit_bias is not None else torch.zeros(())
         return torch.sigmoid(logits + bias)
-
-
-def caption_pipeline(resolved: ResolvedInference, processor: EncoderProcessor | None = None) -> CaptionPipeline:
-    """What captions and prompts go through before the tokenizer.
-
-    Args:
-        resolved: The recipe with its domain, which says the steps.
-        processor: Whose tokenizer's limit is kept to; without one nothing is shortened.
-
-    Returns:
-        A callable from text to text.
-
-    Raises:
-        ConfigurationError: The domain's glossary is missing or wrong.
-    """
-    steps, data = resolved.domain.texts, resolved.data
-    if processor is None:
-        return CaptionPipeline(steps)
-    limit = data.max_sequence_length if data.is_set("max_sequence_length") else processor.max_length
-    return CaptionPipeline(steps, processor.count_tokens, min(limit, processor.max_length))

@@ -223,7 +223,8 @@ class _Embedder:
 
     def __init__(self, config: CLIPFinetuningConfig) -> None:
         self.session = ModelSession.from_pretrained(resolve_for_inference(config))
-        self.engine = self.session.engine(images=ImageStore(0, config.max_image_pixels))
+        nothing_kept = ImageStore(0, config.max_image_pixels)
+        self.engine = self.session.engine(images=nothing_kept, backend=self.session.backend)
 
     def space(self, dtype: DType) -> Space:
         """What the embeddings are of."""

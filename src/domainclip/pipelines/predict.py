@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from domainclip.inference import ModelSession
 from domainclip.inference.classifier import Prediction
 from domainclip.resolve import resolve_for_inference
 from domainclip.waiting import said_while_waiting
-from domainclip.words import counted, some_of
+from domainclip.words import counted, shortened_paths, some_of
 
 SHOWN_ROWS = 20
 """Predictions that the terminal shows; files have all."""
@@ -216,7 +215,7 @@ def run_prediction(
     classifier.check(top_k, threshold)
     there = [index for index, row in enumerate(found.rows) if not row.problem]
     rows = [ClassifiedRow(row, None, row.problem) for row in found.rows]
-    engine = session.engine(images=ImageStore(0, config.max_image_pixels))
+    engine = session.engine(images=ImageStore(0, config.max_image_pixels), backend=session.backend)
     batches = engine.encode_files([Path(found.rows[index].path) for index in there])
     at = 0
     for batch in said_while_waiting(batches, len(there), "Classifying images", engine.batch_size):
@@ -230,23 +229,6 @@ def run_prediction(
     if bad and (config.strict or len(bad) == len(rows)):
         raise DataError(f"{some_of(len(bad), len(rows), 'image')} cannot be read: {bad[0].problem}")
     return result
-
-
-def shortened_paths(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Paths as a table shows them.
-
-    Args:
-        paths: Of images.
-
-    Returns:
-        The folder that all lie in, or an empty text; and their paths within it.
-    """
-    folders = {os.path.dirname(path) for path in paths}
-    try:
-        folder = os.path.commonpath(folders)
-    except ValueError:  # relative and absolute ones, or other drives
-        folder = ""
-    return folder, [os.path.relpath(path, folder) if folder else path for path in paths]
 
 
 def columns_of(config: CLIPFinetuningConfig) -> Columns:

@@ -1,9 +1,12 @@
-"""What ``domainclip search`` does: the images of a store that fit a text or an image."""
+"""What ``domainclip search`` does: the images of a store that fit a text or an image.
+
+Without torch where the model has a stored graph and every query is a text: importing torch would take most of the time.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from domainclip.config import CLIPFinetuningConfig
-from domainclip.data.checks.contact_sheet import GridCell, image_grid
-from domainclip.data.sources.folder_contents import is_image_name
 from domainclip.errors import ConfigurationError, MissingImageError
 from domainclip.files import write_bytes
-from domainclip.inference import ModelSession
-from domainclip.pipelines.predict import shortened_paths
+from domainclip.inference.fingerprint import space_fingerprint
+from domainclip.inference.text_encoder import TextEncoder
 from domainclip.resolve import resolve_for_inference
 from domainclip.retrieval.store.search import EXACT, SearchableStore, StoreHit, StoreHits
 from domainclip.retrieval.store.store import EmbeddingStore
 from domainclip.retrieval.store.where import Condition
-from domainclip.words import counted
+from domainclip.words import counted, shortened_paths
 
 TEXT, IMAGE = "text", "image"
 
@@ -57,8 +58,11 @@ class Query:
             raise ConfigurationError(f"The query {given} is a folder: give one image of it, or a text")
         if len(given) < 4096 and os.path.lexists(path):
             return cls(str(path), IMAGE)
-        if is_image_name(path.name) and not any(character.isspace() for character in given):
-            raise MissingImageError(f"The query {given} is named like an image, and there is no such file")
+        if path.suffix and not any(character.isspace() for character in given):
+            from domainclip.data.sources.folder_contents import is_image_name  # with every reader of images
+
+            if is_image_name(path.name):
+                raise MissingImageError(f"The query {given} is named like an image, and there is no such file")
         return cls(given, TEXT)
 
 
@@ -111,6 +115,8 @@ class SearchReport:
         Raises:
             OSError: It cannot be written.
         """
+        from domainclip.data.checks.contact_sheet import GridCell, image_grid
+
         cells = [
             GridCell.of(hit.row.path, f"{hit.score:.3f} {hit.row.label}", max_pixels) for hit in self.answers[0].hits
         ]
@@ -185,12 +191,30 @@ def run_search(
     store = EmbeddingStore.open(folder)
     if not config.is_set("model_name"):
         config = config.updated(model_name=store.space.model)
-    session = ModelSession.from_pretrained(resolve_for_inference(config), Console(quiet=True))
-    store.require(session.fingerprint(), config.model_name)
-    found = SearchableStore.open(folder, engine, lambda texts: session.encode_text(texts).numpy())
+    encoder = _QueryEncoder(config, store, only_texts=all(query.kind == TEXT for query in queries))
+    found = SearchableStore.open(folder, engine, encoder.texts)
     vectors = np.empty((len(queries), store.space.dim), np.float32)
-    for kind, encode in ((TEXT, session.encode_text), (IMAGE, session.encode_image)):
+    for kind in {query.kind for query in queries}:
         asked = [index for index, query in enumerate(queries) if query.kind == kind]
-        if asked:
-            vectors[asked] = encode([queries[index].given for index in asked]).numpy()
+        encode = encoder.texts if kind == TEXT else encoder.images
+        vectors[asked] = encode([queries[index].given for index in asked])
     return SearchReport(store, list(queries), found.search(vectors, top_k, where))
+
+
+class _QueryEncoder:
+    """The store's model: its stored text tower where that is enough, else the whole."""
+
+    def __init__(self, config: CLIPFinetuningConfig, store: EmbeddingStore, only_texts: bool) -> None:
+        resolved = resolve_for_inference(config)
+        found = TextEncoder.find(resolved) if only_texts else None
+        if found is not None:
+            fingerprint = space_fingerprint(resolved, found.fingerprint)
+            self.texts: Callable[[list[str]], np.ndarray] = found.encode_texts
+        else:
+            from domainclip.inference import ModelSession
+
+            session = ModelSession.from_pretrained(resolved, Console(quiet=True))
+            fingerprint = session.fingerprint()
+            self.texts = lambda texts: session.encode_text(texts).numpy()
+            self.images: Callable[[list[str]], np.ndarray] = lambda images: session.encode_image(images).numpy()
+        store.require(fingerprint, config.model_name)

@@ -6,9 +6,9 @@ import random
 
 from domainclip.config.text_preprocessing import TextPreprocessing
 from domainclip.data.captions.abbreviations import AbbreviationExpander
+from domainclip.data.captions.given_texts import plain_text
 from domainclip.data.captions.negation import NegationCues
 from domainclip.data.captions.normalise import normalise_characters, normalise_units
-from domainclip.data.captions.text_transform import plain_text
 from domainclip.data.captions.truncation import CountTokens, SentenceTruncator
 from domainclip.data.captions.views import CaptionViews
 

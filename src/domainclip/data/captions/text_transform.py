@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from domainclip.config import DataSettings
-from domainclip.data.images.given import text_list
+from domainclip.data.captions.given_texts import plain_text, text_list
 from domainclip.errors import InputTypeError, ModelNotInitializedError
 
 if TYPE_CHECKING:
@@ -22,18 +21,6 @@ class TextImageProcessor(Protocol):
 
     tokenizer: PreTrainedTokenizerBase
     image_processor: BaseImageProcessor
-
-
-def plain_text(caption: str) -> str:
-    """Unicode composed (NFC), white space folded to single spaces: what a tokenizer would stumble over.
-
-    Args:
-        caption: Any text.
-
-    Returns:
-        The text, which is equal after a second time.
-    """
-    return " ".join(unicodedata.normalize("NFC", caption).split())
 
 
 def check_processor(processor: object) -> None:

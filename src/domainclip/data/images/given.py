@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
 
@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from domainclip.data.captions.given_texts import GivenTexts as GivenTexts
+from domainclip.data.captions.given_texts import check_order, named
+from domainclip.data.captions.given_texts import text_list as text_list
 from domainclip.data.images.image_file import LONGEST_PATH
 from domainclip.data.images.reader import ImageBytes, ImageLike
 from domainclip.errors import DataError, ImageError, InputTypeError
@@ -27,7 +30,6 @@ GivenImage: TypeAlias = ImageLike | os.PathLike[str] | bytes | bytearray | memor
 ``[h, w]``, the bytes of a file, or a file opened in binary mode."""
 GivenImages: TypeAlias = GivenImage | Iterable[GivenImage]
 """One image or any number of them; an array or a tensor of four axes holds one image for each index of the first."""
-GivenTexts: TypeAlias = str | Iterable[str]
 
 _FORMS = "a path, a PIL image, an array, a tensor, bytes, or a file opened in binary mode"
 _CHANNELS = (1, 3, 4)
@@ -69,50 +71,13 @@ def image_list(images: GivenImages) -> list[ImageLike]:
         return [_image(images, "The image")]
     if isinstance(images, Mapping) or not isinstance(images, Iterable):
         raise InputTypeError(f"Images are given as one image or a list of them, not as {named(images)}: give {_FORMS}")
-    _check_order("Images", images)
+    check_order("Images", images)
     if isinstance(images, np.ndarray) and images.dtype.kind in "UO":
         images = images.ravel().tolist()
     found = [_image(image, f"Image {index}") for index, image in enumerate(images)]
     if not found:
         raise DataError("No images given: give at least one")
     return found
-
-
-def text_list(texts: GivenTexts) -> list[str]:
-    """One text or many as a list.
-
-    Args:
-        texts: One text, or any iterable of texts, a generator included.
-
-    Returns:
-        The texts in order.
-
-    Raises:
-        InputTypeError: Something is no text.
-        DataError: There are no texts.
-    """
-    if isinstance(texts, str):
-        texts = [texts]
-    if isinstance(texts, Mapping | bytes) or not isinstance(texts, Iterable):
-        raise InputTypeError(f"Texts are given as one string or a list of strings, not as {named(texts)}")
-    _check_order("Texts", texts)
-    found = list(texts)
-    if not found:
-        raise DataError("No texts given: give at least one")
-    for index, text in enumerate(found):
-        if not isinstance(text, str):
-            raise InputTypeError(f"Text {index} is {named(text)}, not a string: {text!r:.80}")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"Text {index} holds half of a character, which no encoding has: {text!a:.80}")
-    return [str(text) for text in found]
-
-
-def _check_order(what: str, items: object) -> None:
-    """Refuse what is no list: the answers come in the order of what was given, and these have none, or other items."""
-    if isinstance(items, Set):
-        raise InputTypeError(f"{what} are given as a {type(items).__name__}, which has no order: give a list")
-    if hasattr(items, "columns") and hasattr(items, "iloc"):  # pandas, which is not imported for this
-        raise InputTypeError(f"{what} are given as a whole table: give one column of it, such as table['path']")
 
 
 def _image(image: object, which: str) -> ImageLike:
@@ -212,17 +177,3 @@ def _bytes_again(values: np.ndarray) -> np.ndarray:
     if grey and (values.dtype.itemsize == 2 or (values != np.round(values)).any()):
         return values
     return values.round().astype(np.uint8)
-
-
-def named(value: object) -> str:
-    """What somebody gave, for a message.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        "None", or the name of its type with an article.
-    """
-    if value is None:
-        return "None"
-    return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
