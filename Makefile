@@ -12,11 +12,12 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test test-quick check bench tables clean
+.PHONY: help demo test test-ray test-quick check bench tables clean
 
 help:
 	@echo "make demo    train a small CLIP on bundled images and report before and after"
 	@echo "make test    run the tests"
+	@echo "make test-ray    the tests of embedding on a Ray cluster, in an environment of their own"
 	@echo "make test-quick  the tests without the slow ones, for the inner loop"
 	@echo "make check   lint, formatting, types, and the direction of imports"
 	@echo "make bench   run the benchmarks in benchmarks/"
@@ -29,6 +30,13 @@ demo: $(READY)
 # one process per core, each with one thread: most tests are too small to gain from more
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# of embedding on a real Ray, which takes an environment of its own (80 MB of wheels)
+test-ray: $(READY)
+	$(PYTHON) -m venv .venv-ray --system-site-packages
+	echo "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")" > "$$(.venv-ray/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/domainclip.pth"
+	.venv-ray/bin/pip install -q "ray[data]>=2.40"
+	PYTHONPATH=src:tests/helpers OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/pipelines/test_embed_on_ray.py
 
 test-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"

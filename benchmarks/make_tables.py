@@ -19,6 +19,7 @@ from typing import Any
 from _memory_tables import gradcache_table, memory_table
 from _progressive_tables import progressive_resolutions_table, progressive_table
 from _record import RESULTS
+from _search_tables import search_table
 from _table_cells import look_up, newest, number, ratio, table
 from derived_sets import SETS as DERIVED
 from domainclip.files import write_text
@@ -419,6 +420,7 @@ MACHINES_OF = (
     "memory",
     "gradcache",
     "progressive",
+    "search",
 )
 
 
@@ -474,6 +476,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "gradcache": gradcache_table,
     "progressive": progressive_table,
     "progressive_resolutions": progressive_resolutions_table,
+    "search": search_table,
     "machines": machines_table,
 }
 

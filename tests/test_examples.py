@@ -1,4 +1,4 @@
-"""The examples, the notebook and docs/python.md run as they stand, after a plain installation and from anywhere."""
+"""The examples, the notebook and the pages about Python run as they stand, after a plain installation, anywhere."""
 
 from __future__ import annotations
 
@@ -79,6 +79,19 @@ def test_the_page_about_python_runs(
         exec(compile(block, "docs/python.md", "exec"), names)
     assert capsys.readouterr().out.strip().endswith("gone.png: no such file True")
     assert (tmp_path / "run" / "report.md").is_file() and (tmp_path / "plots" / "matrix.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_about_using_a_model_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "using-a-model.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/using-a-model.md", "exec"), names)
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert (tmp_path / "copy" / "domainclip.json").is_file() and (tmp_path / "embeddings" / "manifest.jsonl").is_file()
 
 
 def test_what_trains_in_the_readme_has_a_guard() -> None:

@@ -80,6 +80,10 @@ class DamagedFileError(CheckpointError):
     """A file that a run has written is not as it was written: changed, cut short, or no longer readable."""
 
 
+class IndexNotReadyError(CLIPFinetuningError, RuntimeError):
+    """An approximate index finds less of what is nearest than was asked for."""
+
+
 class MissingExtraError(CLIPFinetuningError, ImportError):
     """An optional dependency is needed and not installed."""
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 from domainclip.errors import ConfigurationError, DamagedFileError
 
@@ -65,11 +65,12 @@ def _target_of(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _write_in_place(path: Path, content: bytes) -> None:
+@contextmanager
+def _in_place(path: Path) -> Iterator[BinaryIO]:
     found = _DESCRIPTOR.fullmatch(str(path))
     if found is None:
         with open(path, "wb") as handle:
-            handle.write(content)
+            yield handle
         return
     # Opened anew it would be cut to nothing, and what was printed before and after would stand in one place.
     number = int(found["number"] or ("stdin", "stdout", "stderr").index(found["name"]))
@@ -77,7 +78,7 @@ def _write_in_place(path: Path, content: bytes) -> None:
         if stream is not None:
             stream.flush()
     with open(number, "wb", closefd=False) as handle:
-        handle.write(content)
+        yield handle
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -115,22 +116,27 @@ def read_limited(path: Path, limit: int) -> bytes:
     return content
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` whole or not at all: temporary file beside it, fsync, rename.
+@contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that becomes ``path`` when the block ends well, and vanishes when it does not: temporary file
+    beside it, fsync, rename.
 
     The file that a symbolic link leads to is replaced, not the link. What is no file (a pipe, a terminal,
     ``/dev/stdout``) is written to as it is.
 
     Args:
         path: The file; folders above it are made.
-        content: All of it.
+
+    Yields:
+        The open file, in binary mode.
 
     Raises:
         OSError: It cannot be written. The earlier file is as it was.
     """
     path = Path(path)
     if not is_replaceable(path):
-        _write_in_place(path, content)
+        with _in_place(path) as handle:
+            yield handle
         return
     path = _target_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +145,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as handle:
-            handle.write(content)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
@@ -148,6 +154,20 @@ def write_bytes(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` whole or not at all; see ``replaced_file``.
+
+    Args:
+        path: The file; folders above it are made.
+        content: All of it.
+
+    Raises:
+        OSError: It cannot be written. The earlier file is as it was.
+    """
+    with replaced_file(path) as handle:
+        handle.write(content)
 
 
 def require_writable(path: Path, what: str, *, is_file: bool = False) -> None:

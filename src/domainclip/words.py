@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 _SINGULAR = {"are": "is", "have": "has", "were": "was", "do": "does"}
 
 
@@ -44,3 +47,20 @@ def _agreeing(n: int, verb: str) -> str:
     if not verb:
         return ""
     return f" {verb}" if n != 1 else f" {_SINGULAR.get(verb, f'{verb}s')}"
+
+
+def shortened_paths(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Paths as a table shows them.
+
+    Args:
+        paths: Of images.
+
+    Returns:
+        The folder that all lie in, or an empty text; and their paths within it.
+    """
+    folders = {os.path.dirname(path) for path in paths}
+    try:
+        folder = os.path.commonpath(folders)
+    except ValueError:  # relative and absolute ones, or other drives
+        folder = ""
+    return folder, [os.path.relpath(path, folder) if folder else path for path in paths]

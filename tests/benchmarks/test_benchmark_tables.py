@@ -20,7 +20,7 @@ def make_tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     import make_tables
 
     yield make_tables
-    for name in ("make_tables", "_memory_tables", "_progressive_tables", "_record", "_table_cells"):
+    for name in ("make_tables", "_memory_tables", "_progressive_tables", "_search_tables", "_record", "_table_cells"):
         sys.modules.pop(name, None)
 
 

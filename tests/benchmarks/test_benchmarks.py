@@ -238,3 +238,21 @@ def test_progressive_needs_the_fixed_way(tmp_path: Path) -> None:
     done = run_script("progressive.py", "--ways", "progressive", "--output", str(tmp_path))
     assert done.returncode == 2
     assert "--ways needs 'fixed'" in done.stderr
+
+
+@pytest.mark.slow
+def test_search_runs_and_the_exact_index_finds_all(tmp_path: Path) -> None:
+    done = run_script("search.py", "--quick", "--rounds", "1", "--threads", "1", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    record = only_record(tmp_path, "search")
+    assert (record["quick"], record["threads"], record["k"]) == (True, 1, 10)
+    sides = record["results"]["3000"]["sides"]
+    assert {"exact index", "exact index without torch", "numpy float32", "torch float32"} <= sides.keys()
+    for kind in ("image", "text"):
+        assert (
+            sides["exact index"][kind]["recall_at_10"] == sides["exact index without torch"][kind]["recall_at_10"] == 1
+        )
+        assert not sides["exact index without torch"][kind]["by_torch"]
+        assert 10 < sides["exact index"][kind]["reranked_max"] < 3000
+        for side in sides.values():
+            assert side[kind]["single"]["ms_per_query"] > 0 and side[kind]["batch"]["times_ours"] > 0

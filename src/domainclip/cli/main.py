@@ -16,6 +16,7 @@ import typer
 from domainclip.cli.align import align_app
 from domainclip.cli.compare import compare
 from domainclip.cli.domain import domain_app
+from domainclip.cli.embed import embed, export_embeddings
 from domainclip.cli.memory import memory_app
 from domainclip.cli.options import (
     AsJson,
@@ -35,7 +36,9 @@ from domainclip.cli.options import (
     print_json,
     warn,
 )
+from domainclip.cli.predict import predict
 from domainclip.cli.preview import preview
+from domainclip.cli.search import search
 from domainclip.cli.start_checks import check_model, check_recipe, check_start
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
@@ -231,6 +234,10 @@ def _evaluate_resolutions(  # type: ignore[no-untyped-def]
 
 app.command("compare", cls=KeyCommand)(compare)
 data_app.command("preview", cls=KeyCommand)(preview)
+app.command("predict", cls=KeyCommand)(predict)
+app.command("embed", cls=KeyCommand)(embed)
+app.command("export-embeddings")(export_embeddings)
+app.command("search", cls=KeyCommand)(search)
 app.command("tune", cls=KeyCommand)(tune)
 
 

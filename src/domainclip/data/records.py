@@ -31,6 +31,7 @@ class Columns:
         strict: Whether a row that cannot be used is an error.
         caption_template: Writes captions from labels where there is no caption column.
         domain_template: Does so where none is given.
+        text_needed: Whether a row is only used with a caption or a label. Without, its caption is empty.
 
     A name that is not the default has to be there; for the others usual names are tried too (``sources.columns``).
     """
@@ -44,6 +45,7 @@ class Columns:
     caption_template: str | None = None
     split_col: str | None = "split"
     domain_template: str = CLASS_CAPTION
+    text_needed: bool = True
 
 
 class ColumnOptions(TypedDict, total=False):
@@ -56,6 +58,7 @@ class ColumnOptions(TypedDict, total=False):
     caption_template: str | None
     split_col: str | None
     domain_template: str
+    text_needed: bool
 
 
 class ImageTextPair(tuple[Path, str]):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +19,32 @@ from torch import Tensor
 from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.data.captions.text_transform import plain_text
 from domainclip.data.images.given import GivenImages, GivenTexts, image_list, text_list
+from domainclip.data.images.image_file import file_digest
 from domainclip.data.images.image_spec import ImageSpec
 from domainclip.data.images.pipeline import DomainImagePipeline
 from domainclip.data.images.preparation import Preparation, model_views
 from domainclip.data.images.reader import ImageBytes, ImageLike, array_of
 from domainclip.data.images.store import ImageStore
 from domainclip.devices.out_of_memory import ShrinkingBatches
+from domainclip.errors import ImageError, MissingExtraError
 from domainclip.inference.backends.shapes import FixedShapes
 from domainclip.models import DualEncoder
 from domainclip.waiting import said_while_waiting
+
+
+@dataclass(frozen=True)
+class EncodedFiles:
+    """A batch of files.
+
+    Attributes:
+        embeddings: Of unit length, float32 on the CPU; a row for each file that could be read.
+        digests: SHA-256 of each file's content; empty where it was not asked for, or the file cannot be opened.
+        problems: Why each file could not be read, or an empty text.
+    """
+
+    embeddings: Float[Tensor, "readable dim"]
+    digests: list[str]
+    problems: list[str]
 
 
 class EmbeddingEngine:
@@ -162,14 +181,46 @@ class EmbeddingEngine:
         with ThreadPoolExecutor() as pool, self._inference():
             starts = range(0, len(found), self.batch_size)
             for start in said_while_waiting(starts, len(found), "Embedding images", self.batch_size):
-                views = list(pool.map(read, found[start : start + self.batch_size]))
-                embeds = self._encode(torch.cat(views))
-                counts = [len(view) for view in views]
-                if max(counts) > 1:
-                    means = torch.stack([tiles.mean(dim=0) for tiles in embeds.split(counts)])
-                    embeds = F.normalize(means, dim=-1)
-                rows.append(embeds)
+                rows.append(self._embed(list(pool.map(read, found[start : start + self.batch_size]))))
         return torch.cat(rows)
+
+    def encode_files(self, paths: Sequence[Path], *, digests: bool = False) -> Iterator[EncodedFiles]:
+        """Embed any number of files, a batch at a time; those of the next batches are read meanwhile. A file that
+        cannot be read stops nothing.
+
+        Args:
+            paths: The files.
+            digests: Whether the content of each file is digested, too.
+
+        Yields:
+            ``batch_size`` files each, in order; the last batch may be smaller.
+        """
+        read = self._reader()
+
+        def load(path: Path) -> tuple[Tensor | None, str, str]:
+            digest = ""
+            try:
+                digest = file_digest(path) if digests else ""
+                return read(path), digest, ""
+            except (ImageError, MissingExtraError) as error:
+                return None, digest, str(error)
+
+        with ThreadPoolExecutor() as pool:
+            ahead = deque(pool.submit(load, path) for path in paths[: 2 * self.batch_size])
+            for start in range(0, len(paths), self.batch_size):
+                more = paths[start + len(ahead) : start + 3 * self.batch_size]
+                ahead.extend(pool.submit(load, path) for path in more)
+                found = [ahead.popleft().result() for _ in paths[start : start + self.batch_size]]
+                views = [each for each, _, _ in found if each is not None]
+                with self._inference():
+                    embeds = self._embed(views) if views else torch.empty(0, self.encoder.embedding_dim)
+                yield EncodedFiles(embeds, [digest for _, digest, _ in found], [problem for *_, problem in found])
+
+    def _embed(self, views: list[UInt8[Tensor, "tiles 3 size size"]]) -> Float[Tensor, "images dim"]:
+        embeds, counts = self._encode(torch.cat(views)), [len(view) for view in views]
+        if max(counts) == 1:
+            return embeds
+        return F.normalize(torch.stack([tiles.mean(dim=0) for tiles in embeds.split(counts)]), dim=-1)
 
     def _encode(self, pixels: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
         if self.backend is not None:

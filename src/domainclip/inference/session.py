@@ -24,17 +24,18 @@ from domainclip.domains.recipes import write_domain
 from domainclip.errors import ConfigurationError
 from domainclip.files import replaced_directory
 from domainclip.inference.backends.choice import choose_backend
-from domainclip.inference.backends.graphs import fingerprint_of
+from domainclip.inference.backends.graphs import fingerprint_of, model_folder
 from domainclip.inference.backends.model_graphs import ModelGraphs
 from domainclip.inference.backends.shapes import FixedShapes
 from domainclip.inference.backends.torch_encoder import golden_batch
 from domainclip.inference.captions import caption_pipeline
 from domainclip.inference.classifier import Classifier, Prediction
 from domainclip.inference.engine import EmbeddingEngine
+from domainclip.inference.fingerprint import space_fingerprint
 from domainclip.inference.model_record import ModelRecord
 from domainclip.inference.prompts import class_prompts, classifier_weights
 from domainclip.models import DualEncoder, EncoderProcessor, load_encoder
-from domainclip.models.io import save_encoder
+from domainclip.models.io import save_encoder, weights_digest
 from domainclip.models.source.files import CONFIG
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference, resolve_for_inference
@@ -363,6 +364,18 @@ class ModelSession:
             write_domain(self.domain, temporary)
             self.record.write(temporary)
             golden_batch(self.encoder, self.device, fingerprint_of(temporary)).write(temporary)
+
+    def fingerprint(self) -> str:
+        """Digest the model and the way to it: embeddings of one fingerprint may be compared with each other.
+
+        Returns:
+            SHA-256 in hexadecimal digits.
+
+        Raises:
+            OSError: A file of the model cannot be read.
+        """
+        folder = model_folder(self.resolved.model) if self.as_loaded else None
+        return space_fingerprint(self.resolved, fingerprint_of(folder) if folder else weights_digest(self.encoder))
 
     @property
     def temperature(self) -> float:

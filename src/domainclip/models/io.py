@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from domainclip.errors import CheckpointError
 from domainclip.models.belonging import load_weights_checked
@@ -99,3 +102,20 @@ def load_training_state(encoder: DualEncoder, state: dict[str, Any]) -> None:
             "Resume from the model that the run started from"
         )
     encoder.load_state_dict({**encoder.state_dict(), **state["trained"]})
+
+
+def weights_digest(encoder: DualEncoder) -> str:
+    """Name the weights.
+
+    Args:
+        encoder: Whose.
+
+    Returns:
+        SHA-256 of all weights and buffers, their names, types and shapes, whatever the memory layout.
+    """
+    digest = hashlib.sha256()
+    for name, value in encoder.model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        # Reshaped before it is read as bytes: in one logical order, whatever the memory layout.
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

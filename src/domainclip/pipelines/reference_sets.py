@@ -27,10 +27,10 @@ from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
 from domainclip.files import read_record, write_record
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder
+from domainclip.models.io import weights_digest
 from domainclip.pipelines.data_record import DataRecord
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import Decision, ResolvedRun
-from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.regularization.rehearsal import Rehearsal
 from domainclip.words import counted
 
@@ -361,7 +361,7 @@ def _load(config: CLIPFinetuningConfig, path: str, name: str, engine: EmbeddingE
     return ReferenceSet(name, validation, during, *on_test, spare, readable(shown), skipped, digest)
 
 
-def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, str]:
+def _columns(config: CLIPFinetuningConfig, path: str) -> dict[str, Any]:
     """The recipe's names of columns where the data have them, else the usual names: such data seldom come from where
     the domain's come from."""
     folder = Path(path)

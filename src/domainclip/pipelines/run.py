@@ -43,7 +43,7 @@ from domainclip.pipelines.run_folder import RunFolder, paths_read
 from domainclip.pipelines.run_record import RunRecord
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
-from domainclip.reports.model_card import model_card
+from domainclip.reports.model_card import model_card, using_code
 from domainclip.reports.run_report import before_after_table, write_report
 from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
@@ -335,6 +335,8 @@ class _FirstProcess:
             write_error_analysis_of(self.session, rows.shown, self.engine, embed, folder.path, title)
         console.print(before_after_table(report))
         console.print(f"Report: {folder.report}\nModel:  {folder.model}", markup=False)
+        code = using_code(str(folder.model), bool(self.session.record.classes))
+        console.print(f"To use it:\n{code}", markup=False, highlight=False, soft_wrap=True)
         keep = self.run.recipe.keep_checkpoints
         size, spare = folder.tidy(keep)
         rest = "; no checkpoint is kept (keep_checkpoints=0), so that the run cannot go on"

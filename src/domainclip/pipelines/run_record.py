@@ -22,12 +22,12 @@ from domainclip.errors import CheckpointError, DamagedFileError
 from domainclip.events import Event, RunStarted
 from domainclip.files import read_checked, read_record, with_checksum, write_record, write_text
 from domainclip.inference import ModelSession
+from domainclip.models.io import weights_digest
 from domainclip.pipelines.data_record import DataRecord
 from domainclip.pipelines.run_folder import RunFolder
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun
 from domainclip.training.identity import LENGTH_KEYS, NEUTRAL_KEYS
-from domainclip.training.regularization.initial_weights import weights_digest
 
 T = TypeVar("T")
 

@@ -30,8 +30,9 @@ from domainclip.evaluation.trade_off import (
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.models import DualEncoder, load_encoder
 from domainclip.models.batch_norm import recompute_statistics, statistics_differ
+from domainclip.models.io import weights_digest
 from domainclip.pipelines.reference_sets import ReferenceSets, check_kept, mean
-from domainclip.training.regularization.initial_weights import InitialWeights, weights_digest, weights_of
+from domainclip.training.regularization.initial_weights import InitialWeights, weights_of
 
 FIRST_ALPHAS = tuple(step / 8 for step in range(9))
 REFINEMENTS = 2

@@ -1,16 +1,38 @@
-"""Finding the texts that fit an image, the images that fit a text, and the rows that are hardest to tell apart."""
+"""Finding the texts that fit an image, the images that fit a text, and the rows that are hardest to tell apart.
 
-from domainclip.retrieval.mining import hard_negatives
-from domainclip.retrieval.retrieval import (
-    Encoder,
-    FileEncoder,
-    ImageHit,
-    ImageTextRetrieval,
-    MutualPair,
-    RetrievalHit,
-    TextHit,
-)
-from domainclip.retrieval.similarity_computer import SimilarityComputer, check_top_k, stable_top_k
+Names are loaded when they are first used: ``domainclip.retrieval.index`` searches without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from domainclip.retrieval.mining import hard_negatives
+    from domainclip.retrieval.retrieval import (
+        Encoder,
+        FileEncoder,
+        ImageHit,
+        ImageTextRetrieval,
+        MutualPair,
+        RetrievalHit,
+        TextHit,
+    )
+    from domainclip.retrieval.similarity_computer import SimilarityComputer, check_top_k, stable_top_k
+
+_HOME = {
+    "hard_negatives": "mining",
+    "Encoder": "retrieval",
+    "FileEncoder": "retrieval",
+    "ImageHit": "retrieval",
+    "ImageTextRetrieval": "retrieval",
+    "MutualPair": "retrieval",
+    "RetrievalHit": "retrieval",
+    "TextHit": "retrieval",
+    "SimilarityComputer": "similarity_computer",
+    "check_top_k": "similarity_computer",
+    "stable_top_k": "similarity_computer",
+}
 
 __all__ = [
     "Encoder",
@@ -25,3 +47,12 @@ __all__ = [
     "hard_negatives",
     "stable_top_k",
 ]
+
+if not TYPE_CHECKING:  # to a checker, a module with a __getattr__ has every name there is
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name in _HOME:
+            return getattr(import_module(f"domainclip.retrieval.{_HOME[name]}"), name)
+        raise AttributeError(f"module 'domainclip.retrieval' has no attribute {name!r}")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Generic, Literal, Protocol, Self, TypeAlias, TypeVar, cast, overload
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -15,12 +17,16 @@ from domainclip.data.images.given import GivenImage, GivenImages, GivenTexts, im
 from domainclip.data.images.reader import ImageLike, rgb_of
 from domainclip.errors import ConfigurationError, DataError, InputTypeError, ShapeError
 from domainclip.retrieval.similarity_computer import SimilarityComputer, check_top_k
+from domainclip.retrieval.store.search import SearchableStore
 
 Key = TypeVar("Key", bound=str | int)
 
 _TOP_K = 5
 _LONGEST_NAME = 1000  # what is longer is no path
 _IMAGES_PER_BATCH = 256  # decoded and held for one call of the encoder
+
+
+Item = TypeVar("Item", bound="str | ImageLike")
 
 
 class FileEncoder(Protocol):
@@ -137,6 +143,34 @@ class MutualPair(tuple[int, int, float]):
         return type(self), (self.image_index, self.text_index, self.image, self.text, self.score)
 
 
+@dataclass(frozen=True)
+class Gallery(Generic[Item]):
+    """Images or texts with their embeddings: encoded once, however often they are searched.
+
+    ``ImageTextRetrieval.embed_images`` and ``embed_texts`` make one; so does anybody who has embeddings already.
+
+    Attributes:
+        items: What hits name.
+        embeddings: One row each.
+
+    Raises:
+        ShapeError: There are not as many embeddings as items.
+    """
+
+    items: Sequence[Item]
+    embeddings: Float[Tensor, "items dim"]
+
+    def __post_init__(self) -> None:
+        _checked(self.embeddings, len(self.items), "the gallery", "items")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+ImageGallery: TypeAlias = GivenImages | Gallery[ImageLike] | SearchableStore
+"""What is searched for images."""
+
+
 class ImageTextRetrieval:
     """Retrieval by any encoder.
 
@@ -174,20 +208,20 @@ class ImageTextRetrieval:
 
     @overload
     def retrieve_text(  # type: ignore[overload-overlap]  # a string is a sequence of strings
-        self, images: GivenImage, texts: GivenTexts, top_k: int | None = None
+        self, images: GivenImage, texts: GivenTexts | Gallery[str], top_k: int | None = None
     ) -> list[TextHit]: ...
     @overload
     def retrieve_text(
-        self, images: Iterable[GivenImage], texts: GivenTexts, top_k: int | None = None
+        self, images: Iterable[GivenImage], texts: GivenTexts | Gallery[str], top_k: int | None = None
     ) -> list[list[TextHit]]: ...
     def retrieve_text(
-        self, images: GivenImages, texts: GivenTexts, top_k: int | None = None
+        self, images: GivenImages, texts: GivenTexts | Gallery[str], top_k: int | None = None
     ) -> list[TextHit] | list[list[TextHit]]:
         """Find the best texts of images.
 
         Args:
             images: One image, or many.
-            texts: The candidates.
+            texts: The candidates, or a gallery of them.
             top_k: How many for each image.
 
         Returns:
@@ -198,48 +232,95 @@ class ImageTextRetrieval:
             ImageError: An image cannot be read.
             ShapeError: "top_k must be in range": there are fewer texts; or a similarity is NaN.
         """
-        single, queries, candidates = is_one_image(images), image_list(images), text_list(texts)
-        k = _top_k(top_k, len(candidates))  # before the work, not after
-        found = self._ranked(self._embed_images(queries), self._embed_texts(candidates), k, "images")
+        single, queries = is_one_image(images), image_list(images)
+        items = texts.items if isinstance(texts, Gallery) else text_list(texts)
+        k = _top_k(top_k, len(items))  # before the work, not after
+        gallery = texts if isinstance(texts, Gallery) else self.embed_texts(items)
+        found = self._ranked(self._embed_images(queries), gallery.embeddings, k, "images")
         hits: list[list[TextHit]] = [
-            [RetrievalHit(index, candidates[index], score) for index, score in row] for row in found
+            [RetrievalHit(index, items[index], score) for index, score in row] for row in found
         ]
         return hits[0] if single else hits
 
     @overload
     def retrieve_image(  # type: ignore[overload-overlap]
-        self, texts: str, images: GivenImages, top_k: int | None = None
+        self, texts: str, images: ImageGallery, top_k: int | None = None
     ) -> list[ImageHit]: ...
     @overload
     def retrieve_image(
-        self, texts: Iterable[str], images: GivenImages, top_k: int | None = None
+        self, texts: Iterable[str], images: ImageGallery, top_k: int | None = None
     ) -> list[list[ImageHit]]: ...
     def retrieve_image(
-        self, texts: GivenTexts, images: GivenImages, top_k: int | None = None
+        self, texts: GivenTexts, images: ImageGallery, top_k: int | None = None
     ) -> list[ImageHit] | list[list[ImageHit]]:
         """Find the best images of texts.
 
         Args:
             texts: One text, or many.
-            images: The candidates.
+            images: The candidates, a gallery of them, or what ``domainclip embed`` has written (a ``SearchableStore``).
             top_k: How many for each text.
 
         Returns:
             ``(index, score)`` tuples, the best first: one list for a text, a list of lists for several. ``item`` of
-            each is the image.
+            each is the image; in a store ``index`` is its row among those with an embedding.
 
         Raises:
+            ConfigurationError: Embeddings of a store are compared by something else than the cosine.
             DataError: A list is empty, or an item of a wrong kind (then also a ``TypeError``).
             ImageError: An image cannot be read.
             ShapeError: "top_k must be in range": there are fewer images; or a similarity is NaN.
         """
-        queries, candidates = text_list(texts), image_list(images)
-        k = _top_k(top_k, len(candidates))
-        found = self._ranked(self._embed_images(candidates), self._embed_texts(queries), k, "texts")
-        hits: list[list[ImageHit]] = [
-            [RetrievalHit(index, candidates[index], score) for index, score in row] for row in found
-        ]
+        queries = text_list(texts)
+        if isinstance(images, SearchableStore):
+            hits = self._in_store(queries, images, _top_k(top_k, len(images)))
+            return hits[0] if isinstance(texts, str) else hits
+        items = images.items if isinstance(images, Gallery) else image_list(images)
+        k = _top_k(top_k, len(items))
+        gallery = images if isinstance(images, Gallery) else self.embed_images(items)
+        found = self._ranked(gallery.embeddings, self._embed_texts(queries), k, "texts")
+        hits = [[RetrievalHit(index, items[index], score) for index, score in row] for row in found]
         return hits[0] if isinstance(texts, str) else hits
+
+    def _in_store(self, queries: list[str], images: SearchableStore, k: int) -> list[list[ImageHit]]:
+        if self.similarity_computer.metric != "cosine":
+            raise ConfigurationError(
+                f"A store of embeddings is searched by the cosine, not by {self.similarity_computer.metric}: leave "
+                "similarity_computer out"
+            )
+        embeds = F.normalize(self._embed_texts(queries).float(), dim=-1)
+        found = images.search(embeds.numpy(), k)
+        return [[RetrievalHit(hit.index, Path(hit.row.path), hit.score) for hit in each.hits] for each in found]
+
+    def embed_images(self, images: GivenImages) -> Gallery[ImageLike]:
+        """Encode images that will be searched more than once.
+
+        Args:
+            images: One image, or many.
+
+        Returns:
+            What the other methods take in their place.
+
+        Raises:
+            DataError: There are no images, or one of a wrong kind (then also a ``TypeError``).
+            ImageError: An image cannot be read.
+        """
+        items = image_list(images)
+        return Gallery(items, self._embed_images(items))
+
+    def embed_texts(self, texts: GivenTexts) -> Gallery[str]:
+        """Encode texts that will be searched more than once.
+
+        Args:
+            texts: One text, or many.
+
+        Returns:
+            What the other methods take in their place.
+
+        Raises:
+            DataError: There are no texts, or one is no string (then also a ``TypeError``).
+        """
+        items = text_list(texts)
+        return Gallery(items, self._embed_texts(items))
 
     def batch_retrieve(
         self, queries: GivenImages | GivenTexts, candidates: GivenImages | GivenTexts, top_k: int | None = None

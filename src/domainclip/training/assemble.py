@@ -14,6 +14,7 @@ from domainclip.data.dataset import CLIPDataset
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.devices.precision import PrecisionDecision
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.io import weights_digest
 from domainclip.resolve import ResolvedRun
 from domainclip.signals import StopSignals
 from domainclip.training.checkpoint import CheckpointStore
@@ -25,7 +26,6 @@ from domainclip.training.observer import StepObserver
 from domainclip.training.probe.probe import Probe
 from domainclip.training.probe.progress import ProbeProgress
 from domainclip.training.probe.stages import ProbeStages
-from domainclip.training.regularization.initial_weights import weights_digest
 from domainclip.training.state import Stateful, TrainContext
 from domainclip.training.step.train_step import FurtherTerms, TrainStep
 from domainclip.training.trainer import Trainer

@@ -51,7 +51,7 @@ class ProbeOutcome(TypedDict, total=False):
     folds: int  # of the cross-validation that chose these; 0 where nothing was to be chosen
     surprise: float | None  # nats an answer in the rows that the folds held out
     accuracy: float | None  # the fraction of right answers there
-    confidence: float  # what its logits are to be multiplied by, so that validation rows surprise it least
+    confidence: float  # what its logits are multiplied by to be true of validation rows; 1 within the error
     seconds: float
     validation: float  # the primary metric of the validation that followed
     fraction: float  # of the way from the initial towers to the trained ones, that was chosen after the last step

@@ -10,7 +10,6 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 
 from domainclip.config.domain_name import is_domain_path
@@ -22,8 +21,8 @@ from domainclip.domains.recipes import recorded_recipe, write_domain
 from domainclip.errors import ConfigurationError, DataError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.files import write_text
-from domainclip.models import DualEncoder
 from domainclip.models.facts import model_facts
+from domainclip.models.io import weights_digest
 from domainclip.pipelines.auto_resolution import with_resolution
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.pipelines.probe_resolution import may_be_larger
@@ -165,7 +164,7 @@ def prepare(
         "recipe": {key: value for key, value in own.items() if key not in NEUTRAL_KEYS | {"model_name"}}
         | _domain_identity(run),
         "data": _rows_digest([*splits.train, *splits.val]),
-        "model": _model_digest(session.encoder),
+        "model": weights_digest(session.encoder),
         "space": space.to_dict(),
         "steps": steps,
         "metric": evaluator.primary_metric,
@@ -238,12 +237,3 @@ def _rows_digest(pairs: Sequence[ImageTextPair]) -> str:
         for path, pair in zip(paths, pairs, strict=True)
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _model_digest(encoder: DualEncoder) -> str:
-    """SHA-256 of the weights: a model is what it holds, wherever it lies."""
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode("utf-8", "surrogatepass"))
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from domainclip.data.images.reader import read_image
+from domainclip.errors import ImageError, MissingExtraError
+
 CELL = 200
 """Resolution of an image on the sheet, in pixels."""
+GRID_COLUMNS = 5
 _GAP, _LINE, _TITLE = 10, 19, 24
 _INK, _FAINT, _PAPER, _MAT, _GRID = "#1a1a1a", "#6b6b6b", "white", "#ececec", "#e8590c"
 
@@ -65,6 +70,62 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], title: str, 
         texts = [(row.caption, font, _INK), *([(f"→ {row.treated}", font, _INK)] if row.treated else [])]
         for position, (text, face, ink) in enumerate([*texts, (row.facts, small, _FAINT)]):
             draw.text((_GAP, y + CELL + 3 + position * _LINE), _cut(text, face, width - 2 * _GAP), fill=ink, font=face)
+    return _png(sheet)
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """An image with two lines beneath; None where it cannot be shown."""
+
+    image: np.ndarray | None
+    line: str
+    faint: str = ""
+
+    @classmethod
+    def of(cls, path: str, line: str, max_pixels: int) -> GridCell:
+        """The cell of a file.
+
+        Args:
+            path: An image.
+            line: Stands beneath, above the file's name.
+            max_pixels: Larger images are not shown.
+
+        Returns:
+            The cell, empty where the file cannot be read.
+        """
+        image = None
+        with suppress(ImageError, MissingExtraError):  # the line says so
+            image = read_image(Path(path), max_pixels, at_least=CELL)
+        return cls(image, line, Path(path).name)
+
+
+def image_grid(cells: Sequence[GridCell], title: str) -> bytes:
+    """Draw images in rows, as search results are shown.
+
+    Args:
+        cells: From left to right and from top to bottom.
+        title: Cut to the sheet's width.
+
+    Returns:
+        A PNG file.
+    """
+    columns = min(GRID_COLUMNS, max(2, len(cells)))
+    font, small, bold = _font(13), _font(12), _font(15, "-Bold")
+    width, top, height = _GAP + columns * (CELL + _GAP), _GAP + _TITLE + _GAP, CELL + 2 * _LINE + 2 * _GAP
+    sheet = Image.new("RGB", (width, top + -(-len(cells) // columns) * height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, _GAP), _cut(title, bold, width - 2 * _GAP), fill=_INK, font=bold)
+    for index, cell in enumerate(cells):
+        x, y = _GAP + index % columns * (CELL + _GAP), top + index // columns * height
+        draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=_MAT)
+        if cell.image is not None:
+            _place(sheet, draw, cell.image, x, y, ())
+        draw.text((x, y + CELL + 3), _cut(cell.line, font, CELL), fill=_INK, font=font)
+        draw.text((x, y + CELL + 3 + _LINE), _cut(cell.faint, small, CELL), fill=_FAINT, font=small)
+    return _png(sheet)
+
+
+def _png(sheet: Image.Image) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -127,3 +128,25 @@ class _Silence:
 
 
 SILENCE = _Silence()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of an image's file, or of its member of a tar.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    with image_file(path, whole=False) as file:
+        digest = hashlib.sha256()
+        try:
+            while part := file.read(2**20):
+                digest.update(part)
+        except OSError as error:
+            raise unopened(path, error) from None
+        return digest.hexdigest()

@@ -298,7 +298,7 @@ def _captions(
         notes.append(f"{kind}s {', '.join(captions)} are read as the captions of each image")
     elif captions and captions[0] != names.caption_col:
         notes.append(f"{kind} {captions[0]!r} is read as the caption (caption_col={captions[0]})")
-    elif not captions and label is None:
+    elif not captions and label is None and names.text_needed:
         raise DataError(
             f"{missing_column(kind, names.caption_col, source, found, 'caption_col')}, or name the class with "
             "label_col=…, from which captions are written"

@@ -163,7 +163,7 @@ def pairs_from_dataset(dataset: Any, source: str, names: Columns, image_root: Pa
     dataset = dataset.select_columns([name for name in dataset.column_names if name in found.wanted])
     if isinstance(features[found.image], datasets.Image):
         dataset = dataset.cast_column(found.image, datasets.Image(decode=False))
-    builder = PairBuilder(source, image_root, names.strict)
+    builder = PairBuilder(source, image_root, names.strict, names.text_needed)
     for number, row in enumerate(dataset, start=1):
         values = reader.read(row)
         assert not isinstance(values, str)  # all rows have the columns

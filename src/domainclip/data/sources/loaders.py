@@ -304,7 +304,7 @@ class DatasetLoader:
         read = source_of(folder)
         if read is None and folder.suffix.lower() in _CAPTION_SUFFIXES and folder.is_file():
             _require_no_columns(folder, columns)
-            builder = PairBuilder(folder, _root(folder, columns.image_root), columns.strict)
+            builder = PairBuilder(folder, _root(folder, columns.image_root), columns.strict, columns.text_needed)
             add_captions(builder, folder)
             return builder.finish()
         if read is None:
@@ -448,7 +448,7 @@ def _pairs(
 ) -> PairList:
     reader = RowReader(names, str(path), meta_columns(path.parent) if path.parent.is_dir() else [])
     table = reader.open(lambda wanted: read(path, wanted))
-    builder = PairBuilder(path, _root(path, names.image_root), names.strict)
+    builder = PairBuilder(path, _root(path, names.image_root), names.strict, names.text_needed)
     cache = Path(cache_dir) if cache_dir else huggingface.default_image_cache()
     for row in table.rows:
         values = reader.read(row.values)

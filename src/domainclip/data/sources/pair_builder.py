@@ -49,6 +49,10 @@ def _is_empty(text: Any) -> bool:
     return text is None or text != text or (isinstance(text, str) and not text.strip())
 
 
+def _says_nothing(text: Any) -> bool:
+    return _is_empty(text) or (isinstance(text, str) and is_missing(text.strip(), loosely=True))
+
+
 class PairBuilder:
     """Collects pairs of one source.
 
@@ -56,9 +60,11 @@ class PairBuilder:
         source: The path used in errors; row names use its last part ("train.csv row 12").
         root: Relative image paths are resolved against it.
         strict: Whether the first unusable row is an error; otherwise it is skipped with its reason.
+        text_needed: Whether a row without a caption is unusable; otherwise its caption is empty.
     """
 
-    def __init__(self, source: Path | str, root: Path | str, strict: bool = False) -> None:
+    def __init__(self, source: Path | str, root: Path | str, strict: bool = False, text_needed: bool = True) -> None:
+        self.text_needed = text_needed
         self.source = str(source)
         self.name = Path(source).name
         self.strict = strict
@@ -149,19 +155,24 @@ class PairBuilder:
         label = labels[0] if len(labels) == 1 else None
         several = tuple(labels) if len(labels) > 1 else None
         for text in self._captions(row.captions):
-            if _is_empty(text):
+            if not self.text_needed and _says_nothing(text):
+                text = ""
+            elif _is_empty(text):
                 self.skip(where, image, row.without_caption, EMPTY_CAPTION)
+                continue
             elif not isinstance(text, str):
                 self.skip(where, image, f"the caption is {type(text).__name__} {text!r:.40}, not text")
+                continue
             elif not _is_unicode(text):
                 self.skip(where, image, f"the caption {text!r:.40} {_NOT_UNICODE}")
+                continue
             elif is_missing(text.strip(), loosely=True):
                 self.skip(where, image, f"the caption is {text.strip()!r}, a word for a missing one", EMPTY_CAPTION)
-            else:
-                pair = ImageTextPair(path, text.strip(), label, group, discipline, split, several)
-                self._pairs.append(pair)
-                if image in self._folders.guessed.get(path, ()):
-                    self._suffixes.append((pair, where, image))
+                continue
+            pair = ImageTextPair(path, text.strip(), label, group, discipline, split, several)
+            self._pairs.append(pair)
+            if image in self._folders.guessed.get(path, ()):
+                self._suffixes.append((pair, where, image))
 
     def _captions(self, cells: tuple[Any, ...]) -> list[Any]:
         """The captions of a row's cells, None for a cell without any. Of several columns, some may be empty."""

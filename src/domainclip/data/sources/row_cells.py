@@ -134,7 +134,9 @@ class RowReader:
         if found.flags and label is None:
             label = labels_of(values, found.flags, self._flag_counts)
         captions = tuple(values.get(name) for name in found.captions)
-        if not captions:
+        if not captions and not self._names.text_needed:
+            captions = (None,)
+        elif not captions:
             self._require_no_text(found, values)
             labels = [each for each in labels_in_cell(label) if not is_missing(each)]
             spoken = " and ".join(labels)

@@ -19,8 +19,9 @@ from domainclip.inference.backends.encoder import BACKENDS, Precision
 from domainclip.inference.backends.golden import GoldenBatch
 from domainclip.inference.backends.graphs import FOLDER, GraphRecord, StoredGraph, fingerprint_of, model_folder
 from domainclip.inference.backends.shapes import FixedShapes
-from domainclip.inference.backends.torch_encoder import fingerprint_of_weights, fixed_shapes, golden_batch, towers_of
+from domainclip.inference.backends.torch_encoder import fixed_shapes, golden_batch, towers_of
 from domainclip.models import DualEncoder, EncoderProcessor
+from domainclip.models.io import weights_digest
 from domainclip.models.library import first_line, quiet_transformers
 
 _MADE_WITH = ("torch", "transformers", "openvino", "nncf", "onnx", "onnxruntime")
@@ -52,7 +53,7 @@ class ModelGraphs:
     @cached_property
     def fingerprint(self) -> str:
         """Of the model as it is now."""
-        return fingerprint_of(self.folder) if self.folder is not None else fingerprint_of_weights(self.encoder)
+        return fingerprint_of(self.folder) if self.folder is not None else weights_digest(self.encoder)
 
     @cached_property
     def golden(self) -> GoldenBatch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -143,22 +142,6 @@ def golden_batch(
     ids = encoder.processor.token_ids(GOLDEN_TEXTS)
     shapes = fixed_shapes(encoder, spec, device)
     return GoldenBatch(fingerprint, images, ids, shapes.encode_images(images), shapes.encode_tokens(ids))
-
-
-def fingerprint_of_weights(encoder: DualEncoder) -> str:
-    """Digest a model that has no files.
-
-    Args:
-        encoder: The model.
-
-    Returns:
-        SHA-256 of its weights and config, as hexadecimal digits.
-    """
-    digest = hashlib.sha256(repr(encoder.model.config.to_dict()).encode())
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class _ImageTower(nn.Module):

@@ -21,7 +21,7 @@ from domainclip.errors import ShapeError
 from domainclip.events import Milestone, Number
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.training.probe.fit import Effort
-from domainclip.training.probe.held_out import Difference, calibrated_surprise, calibrating_scale
+from domainclip.training.probe.held_out import Difference, calibrating_scale
 from domainclip.training.probe.probe import Probe, ProbeReading
 from domainclip.training.probe.progress import ProbeProgress
 from domainclip.training.state import Best, ProbeOutcome, TrainContext
@@ -238,8 +238,11 @@ class ProbeStages:
         held = reading.fit_projections.held_out(reading.validation)
         if len(held.logits) < 2:
             return None
-        outcome["confidence"] = calibrating_scale([held])
-        return calibrated_surprise([held]).tolist()
+        scale = calibrating_scale([held])
+        surprise = held.surprise(scale)
+        gain = Difference.of(held.surprise(), surprise)
+        outcome["confidence"] = scale if gain.mean > gain.standard_error else 1.0
+        return surprise.tolist()
 
     def _report(self, stage: str, outcome: ProbeOutcome, text: str) -> None:
         outcome["said"] = text

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from domainclip.config.reference_settings import ReferenceSettings
 from domainclip.errors import ConfigurationError
 from domainclip.models.dual_encoder import DualEncoder
+from domainclip.models.io import weights_digest
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,3 @@ def weights_of(encoder: DualEncoder) -> dict[str, Tensor]:
         Tensors on the CPU by name.
     """
     return {name: value.detach().to("cpu", copy=True) for name, value in encoder.model.state_dict().items()}
-
-
-def weights_digest(encoder: DualEncoder) -> str:
-    """Name the weights.
-
-    Args:
-        encoder: Whose.
-
-    Returns:
-        SHA-256 of all weights and buffers, their names, types and shapes, whatever the memory layout.
-    """
-    digest = hashlib.sha256()
-    for name, value in encoder.model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        # Reshaped before it is read as bytes: in one logical order, whatever the memory layout.
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
