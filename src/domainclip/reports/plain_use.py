@@ -27,7 +27,7 @@ class PlainUse:
         caption_steps: What it does to captions before the tokenizer.
         image_cosine: The mean cosine of an image's two embeddings; None where there was none.
         images: How many images that is the mean of.
-        not_taken: Images that Pillow does not open, or whose shape the model does not take as ``transformers`` makes it.
+        not_taken: Images that Pillow does not open, or that ``transformers`` brings to a shape the model does not take.
         caption_cosine: As for images.
         captions: How many captions that is the mean of.
     """
