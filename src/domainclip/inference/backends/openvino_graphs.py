@@ -210,7 +210,7 @@ def _quantized(image: Any, text: Any, towers: Towers) -> tuple[Any, Any]:
         import nncf
     except ImportError as error:
         raise MissingExtraError("nncf", EXTRA, "Converting to openvino:int8") from error
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function reaches other handlers as well
 
     def quantized(graph: Any, samples: Sequence[Any], transformer: bool) -> Any:
         return nncf.quantize(
