@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import os
 import tempfile
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace) -> Path:
                 "folder": folder,
                 "quick": arguments.quick,
                 "threads": arguments.threads,
+                "tokenizer": str(arguments.data_root / "clip_tokenizer"),
             }
             workers[library] = stack.enter_context(Worker(script, spec))
         sides = {side: worker for worker in workers.values() for side in worker.facts["sides"]}
@@ -145,12 +147,16 @@ def run(arguments: argparse.Namespace) -> Path:
 def main() -> None:
     parser = measurement_parser(__doc__, quick="a tiny model and two rounds")
     parser.add_argument("--rounds", type=int, default=9, help="times that each side has its turn")
+    default_data = Path(__file__).resolve().parents[1] / "../shared/data"
+    parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("DOMAINCLIP_DATA", default_data)))
     parser.add_argument("--wait", action="store_true", help="wait for Enter between conversion and measurement")
     arguments = parse_or_serve(parser, prepare)
     if arguments is None:
         return
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if not arguments.quick and not (arguments.data_root / "clip_tokenizer").is_dir():
+        parser.error(f"{arguments.data_root / 'clip_tokenizer'} is missing: give --data-root or set DOMAINCLIP_DATA")
     if arguments.quick:
         arguments.rounds = min(arguments.rounds, 2)
     print(run(arguments))
