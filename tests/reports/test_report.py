@@ -23,6 +23,7 @@ from domainclip.evaluation.evaluators import DomainEvaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.metrics.significance import paired_change, wilson_interval
 from domainclip.reports.model_card import loading_code, model_card
+from domainclip.reports.plain_use import PlainUse
 from domainclip.reports.plots import style as plot_style
 from domainclip.reports.plots.examples import chosen_errors
 from domainclip.reports.plots.run import plot_before_after, plot_confusion, plot_loss, plot_metrics
@@ -332,6 +333,18 @@ def test_model_card_front_matter_and_scores(tmp_path: Path) -> None:
     assert "somebody" not in local
     assert "# starter, fine-tuned" in local
     assert "Not evaluated." in local
+
+
+def test_model_card_says_what_plain_transformers_changes(tmp_path: Path) -> None:
+    report = write_run(tmp_path, full_run())
+    plain = PlainUse(("clahe_clip_limit = 0.01",), (), 0.98765, 12, 3, 1.0, 9)
+    card = model_card(report, plain)
+    assert "what only domainclip does: clahe_clip_limit = 0.01." in card
+    assert "12 images have a mean cosine of 0.9877 to domainclip's, those of 9 captions of 1.0000." in card
+    assert "Of 15 images 3 cannot be given to it" in card
+    assert "rewritten" not in card
+    assert "\n\n\n## Limits" not in card
+    assert "image processor" not in model_card(report)
 
 
 @pytest.mark.parametrize("padding", [None, "max_length"])

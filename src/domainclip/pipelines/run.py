@@ -36,6 +36,7 @@ from domainclip.pipelines.calibrate import calibrate
 from domainclip.pipelines.error_analysis import expect_shown, write_error_analysis_of
 from domainclip.pipelines.fine_tune import Processes, fine_tune, load_for_training, resolve_run
 from domainclip.pipelines.output_lock import locked_output
+from domainclip.pipelines.plain_use import plain_use
 from domainclip.pipelines.reference_sets import ReferenceSets, with_reference_sets
 from domainclip.pipelines.report_facts import run_facts
 from domainclip.pipelines.run_alignment import RunAlignment
@@ -325,7 +326,8 @@ class _FirstProcess:
             self.session, self.splits, rows.split, result, skipped, folder.path, run_time, warnings=warnings, **parts
         )
         report = write_report(folder.path, facts, self.before, after, read_metrics(folder.metrics), self._shown)
-        write_text(folder.model / "README.md", model_card(report))
+        plain = plain_use(self.session, self.engine, rows.shown)
+        write_text(folder.model / "README.md", model_card(report, plain))
         if self.alignment is not None:
             of_split = [row for row in skipped if row["split"] == rows.split]
             self.alignment.write(embed, of_split, self.run.recipe.retrieval_top_k)

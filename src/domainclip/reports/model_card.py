@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from domainclip.reports.plain_use import PlainUse
 from domainclip.reports.render import render
 from domainclip.reports.schema import RunReport
 from domainclip.reports.sections import shown_metrics
@@ -64,7 +65,7 @@ def _quoted(text: str) -> str:
     return repr(text).replace("<", "\\x3c")
 
 
-def model_card(report: RunReport) -> str:
+def model_card(report: RunReport, plain: PlainUse | None = None) -> str:
     """A model card in Markdown with YAML front matter, as the Hugging Face Hub reads it.
 
     The licence is said to be unknown, because it follows from the base model's and the data's, which nobody but the
@@ -73,6 +74,7 @@ def model_card(report: RunReport) -> str:
 
     Args:
         report: The run's report.
+        plain: What becomes of the model without this package, where that was measured.
 
     Returns:
         The text of ``README.md``.
@@ -105,6 +107,7 @@ def model_card(report: RunReport) -> str:
     page = render(
         "model_card.md.j2",
         report=report,
+        plain=plain,
         name=name,
         results=results,
         code=loading_code(".", report.text_padding, report.own_code),

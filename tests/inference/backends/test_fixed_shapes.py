@@ -55,6 +55,14 @@ def test_ten_thousand_requests_make_no_further_shape() -> None:
     assert encoder.seen == {(rows, 3, 1, 1) for rows in BATCHES} | {shape[1:] for shape in texts}
 
 
+def test_warming_goes_through_every_shape_and_no_other() -> None:
+    shapes = FixedShapes(Sums(), LENGTHS, pad_token_id=9)
+    shapes.warm(4)
+    assert shapes.shapes == {("image", rows) for rows in BATCHES} | {
+        ("text", rows, length) for rows in BATCHES for length in LENGTHS
+    }
+
+
 @given(st.integers(1, 2_000))
 def test_a_batch_is_padded_by_a_third_at_the_most(count: int) -> None:
     batches = list(batches_of(count))

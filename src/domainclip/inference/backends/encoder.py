@@ -5,7 +5,7 @@ Arrays are NumPy's, so that a text is embedded without torch where a graph does 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -74,7 +74,8 @@ class Towers:
         masked: Whether the text tower is told what is padding.
         transformer: Whether the image tower is a transformer.
         resolution: The size of an image, in pixels.
-        calibration: Images that stand for those the model will see, uint8 ``[n, 3, size, size]``.
+        images: Some that stand for those the model will see, uint8.
+        texts: Likewise, each with its inputs ``[1, length]``; of several lengths.
     """
 
     image: nn.Module
@@ -82,7 +83,8 @@ class Towers:
     masked: bool
     transformer: bool
     resolution: int
-    calibration: UInt8[np.ndarray, "n 3 size size"]
+    images: UInt8[np.ndarray, "n 3 size size"]
+    texts: Sequence[Sequence[Int64[np.ndarray, "1 length"]]]
 
     @property
     def text_inputs(self) -> tuple[str, ...]:

@@ -115,6 +115,17 @@ class FixedShapes:
         found[order] = embeds
         return found
 
+    def warm(self, resolution: int) -> None:
+        """Encode something in every shape, so that no later request waits while the back end gets ready for its own.
+
+        Args:
+            resolution: Of an image, in pixels.
+        """
+        for rows in BATCHES:
+            self.encode_images(np.zeros((rows, 3, resolution, resolution), np.uint8))
+            for length in self.lengths:
+                self.encode_tokens([[self.pad_token_id] * length] * rows)
+
     def _encode_length(self, input_ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         def encode(rows: np.ndarray, size: int) -> np.ndarray:
             self.shapes.add(("text", size, input_ids.shape[1]))

@@ -14,12 +14,21 @@ from domainclip.data.images.image_spec import ImageSpec
 from domainclip.devices.out_of_memory import ShrinkingBatches
 from domainclip.inference.backends.encoder import Precision, Towers
 from domainclip.inference.backends.golden import GOLDEN_IMAGES, GOLDEN_TEXTS, GoldenBatch, drawn_images
-from domainclip.inference.backends.shapes import FixedShapes, text_lengths
-from domainclip.models import DualEncoder
+from domainclip.inference.backends.shapes import FixedShapes, padded_ids, text_lengths
+from domainclip.models import DualEncoder, EncoderProcessor
 
 CALIBRATION_IMAGES = 32
 _CALIBRATION_SEED = 1
 """Other images than the golden ones, which are to say what calibration is worth."""
+_SUBJECTS = ("cat", "rusty bolt", "chest X-ray", "galaxy", "loaf of bread", "street at night", "leaf", "circuit board")
+_SENTENCES = (
+    "{}",
+    "a photo of a {}.",
+    "a close-up of a {} on a white table, lit from the left, with a few scratches and a long shadow behind it.",
+    "The {} is seen from above. There is no sign of damage, and nothing else is in it; its colours are dull, and "
+    "its right edge is out of focus, so that small details, such as letters, stains or cracks, cannot be told apart.",
+)
+"""Texts of each length that calibration needs: activations differ with it."""
 
 
 class TorchEncoder:
@@ -171,11 +180,23 @@ def towers_of(encoder: DualEncoder, spec: ImageSpec) -> Towers:
     """
     if next(encoder.parameters()).device.type != "cpu":
         encoder = copy.deepcopy(encoder).cpu()
+    masked = encoder.processor.text_padding != "fixed"
     return Towers(
-        _ImageTower(encoder, spec).eval(),
-        _TextTower(encoder).eval(),
-        encoder.processor.text_padding != "fixed",
-        encoder.image_tower_kind == "transformer",
-        spec.resolution,
-        drawn_images(CALIBRATION_IMAGES, spec.resolution, _CALIBRATION_SEED),
+        image=_ImageTower(encoder, spec).eval(),
+        text=_TextTower(encoder).eval(),
+        masked=masked,
+        transformer=encoder.image_tower_kind == "transformer",
+        resolution=spec.resolution,
+        images=drawn_images(CALIBRATION_IMAGES, spec.resolution, _CALIBRATION_SEED),
+        texts=_calibration_texts(encoder.processor, masked),
     )
+
+
+def _calibration_texts(processor: EncoderProcessor, masked: bool) -> list[list[np.ndarray]]:
+    texts = [sentence.format(subject) for sentence in _SENTENCES for subject in _SUBJECTS]
+    lengths = text_lengths(processor.max_length, processor.text_padding == "fixed")
+    found = []
+    for ids in processor.token_ids(texts):
+        length = next(length for length in lengths if length >= len(ids))
+        found.append(list(padded_ids([ids], length, processor.pad_token_id)[: 2 if masked else 1]))
+    return found
