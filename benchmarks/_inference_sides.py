@@ -20,17 +20,17 @@ REFERENCE = "transformers, SDPA, medium float32"
 GEMM_SIZE = 1536
 
 
-def vit_b_32(seed: int = 0) -> DualEncoder:
-    """A CLIP of ViT-B/32's shape with random weights."""
+def vit_b_32(tokenizer: Path, seed: int = 0) -> DualEncoder:
+    """A CLIP of ViT-B/32's shape with random weights and CLIP's own tokenizer, whose texts int8 is calibrated by."""
     import torch
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-    from domainclip.models import DualEncoder, EncoderProcessor, make_tiny_clip
+    from _clip_tokenizer import clip_tokenizer
+    from domainclip.models import DualEncoder, EncoderProcessor
 
     torch.manual_seed(seed)
     model = CLIPModel(CLIPConfig())
-    # Only its ids matter here, and these are any.
-    processor = EncoderProcessor(make_tiny_clip().processor.tokenizer, CLIPImageProcessorPil(), "causal", 77)
+    processor = EncoderProcessor(clip_tokenizer(tokenizer), CLIPImageProcessorPil(), "causal", 77)
     return DualEncoder(model.eval(), processor, name="ViT-B/32, random weights")
 
 
@@ -43,8 +43,8 @@ def given(case: dict[str, Any], resolution: int, words: int) -> dict[str, np.nda
     rows, tokens = case["rows"], case["tokens"]
     if case["tower"] == "image":
         return {"pixels": drawn_images(rows, resolution, seed=7)}
-    ids = np.random.default_rng(7).integers(3, words, (rows, tokens))
-    ids[:, -1] = words  # the end token has the largest id, where CLIP reads the embedding
+    ids = np.random.default_rng(7).integers(3, words - 1, (rows, tokens))
+    ids[:, 0], ids[:, -1] = words - 1, words  # CLIP's start, and its end, where the embedding is read
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
@@ -58,7 +58,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
 
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
-    encoder = make_tiny_clip() if spec["quick"] else vit_b_32()
+    encoder = make_tiny_clip() if spec["quick"] else vit_b_32(Path(spec["tokenizer"]))
     image_spec = ImageSpec.from_processor(encoder.processor.image_processor)
     words = encoder.model.config.text_config.vocab_size - 1
     makers = {"torch": torch_sides, "openvino": openvino_sides, "onnx": onnx_sides}
@@ -75,6 +75,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
         return time.perf_counter() - clock, rows
 
     def measure(side: str, case: dict[str, Any], repeats: int) -> dict[str, Any]:
+        once(side, case)  # the side before has filled the processor's caches with other weights
         return {"seconds": [once(side, case)[0] for _ in range(repeats)]}
 
     def embed(side: str, case: dict[str, Any]) -> dict[str, Any]:
