@@ -150,7 +150,7 @@ def test_chunks_may_be_of_any_size(tmp_path: Path) -> None:
     vectors = vectors_of("random", 250, 20, 0)
     one, many = build(tmp_path / "one", vectors, 250), build(tmp_path / "many", vectors, 3)
     assert len(one) == 250 and one.dim == 20 and one.vectors.dtype == np.float32
-    for file in ("vectors.bin", "codes.bin", "steps.bin", "tails.bin"):
+    for file in ("vectors.bin", "codes.bin", "steps.bin", "tails.bin", "along.bin"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "many" / file).read_bytes()
     empty_too = ExactIndex.build([vectors[:0], vectors], tmp_path / "empty")
     np.testing.assert_array_equal(empty_too.vectors, one.vectors)
