@@ -12,12 +12,12 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test test-ray test-quick check bench tables clean
+.PHONY: help demo test test-extras test-quick check bench tables clean
 
 help:
 	@echo "make demo    train a small CLIP on bundled images and report before and after"
 	@echo "make test    run the tests"
-	@echo "make test-ray    the tests of embedding on a Ray cluster, in an environment of their own"
+	@echo "make test-extras  the tests that need large extras (Ray, OpenVINO, ONNX, faiss, Lance)"
 	@echo "make test-quick  the tests without the slow ones, for the inner loop"
 	@echo "make check   lint, formatting, types, and the direction of imports"
 	@echo "make bench   run the benchmarks in benchmarks/"
@@ -31,12 +31,15 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# of embedding on a real Ray, which takes an environment of its own (80 MB of wheels)
-test-ray: $(READY)
-	$(PYTHON) -m venv .venv-ray --system-site-packages
-	echo "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")" > "$$(.venv-ray/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/domainclip.pth"
-	.venv-ray/bin/pip install -q "ray[data]>=2.40"
-	PYTHONPATH=src:tests/helpers OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/pipelines/test_embed_on_ray.py
+# what needs extras that are too large for everybody (Ray, OpenVINO, ONNX, faiss, Lance: 400 MB), in an environment of its own
+SITE := import sysconfig; print(sysconfig.get_path('purelib'))
+EXTRAS := .venv-extras
+test-extras: $(READY)
+	$(PYTHON) -m venv $(EXTRAS)
+	$(BIN)/python -c "$(SITE)" > "$$($(EXTRAS)/bin/python -c "$(SITE)")/domainclip.pth"
+	$(EXTRAS)/bin/pip install -q -c constraints.txt "ray[data]" openvino nncf onnxruntime onnx faiss-cpu pylance
+	PYTHONPATH=src:tests/helpers OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m pytest tests/pipelines/test_embed_on_ray.py \
+	  tests/inference tests/retrieval tests/cli/test_predict_and_embed.py
 
 test-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"

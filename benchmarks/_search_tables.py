@@ -22,7 +22,7 @@ _TIMES = ("single", "batch", "single_filtered", "batch_filtered")
 
 
 def search_table(results: Path) -> str:
-    """Milliseconds a query, of images and of texts; and how many times as long as the exact index a text takes."""
+    """Milliseconds a query, of image and text queries, and how many times as long as the exact index a text takes."""
     record = newest("search", results)
     rows = []
     for size in SEARCH_ROWS:

@@ -38,6 +38,8 @@ SIZES, DIM = (200_000, 1_000_000), 512
 QUICK_SIZES, QUICK_DIM = (3000,), 64
 QUERIES, BATCH, K, CHUNK = 64, 32, 10, 50_000
 ALLOWED = 0.01
+PAUSE = 0.2
+"""Seconds before a turn: threads of the side before go on spinning for a while."""
 OURS = "exact index"
 SIDES = {  # side: the package it needs
     OURS: "torch",
@@ -246,13 +248,15 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
     def timing(kind: str, mode: str, first: int, repeats: int) -> dict[str, Any]:
         allowed = data["allowed"] if mode.endswith("filtered") else None
         size = BATCH if mode.startswith("batch") else 1
+        time.sleep(PAUSE)
         took = []
-        for index in range(first, first + repeats):
+        for index in range(first, first + repeats + 1):
             start = index * size % QUERIES
             queries = data[kind][start : start + size]
             clock = time.perf_counter()
             search(queries, allowed)
             took.append(time.perf_counter() - clock)
+        del took[0]  # caches and threads of the side before
         return {"ms": 1000 * statistics.median(took) / size}
 
     facts = {"seconds_to_open_or_build": round(time.perf_counter() - started, 2)}
@@ -292,14 +296,13 @@ def measure(folder: Path, arguments: argparse.Namespace, rows: int, dim: int) ->
                 taking = [side for side in sides if side in FILTERED or not mode.endswith("filtered")]
                 took: dict[str, list[float]] = {side: [] for side in taking}
                 busy[f"{kind} {mode}"] = psutil.cpu_percent(interval=1)
-                for index in range(arguments.rounds + 1):
+                for index in range(arguments.rounds):
                     repeats = 1 if mode.startswith("batch") else arguments.repeats
                     for side in taking if index % 2 == 0 else reversed(taking):
                         answer = workers[side].ask(
                             "timing", kind=kind, mode=mode, first=index * repeats, repeats=repeats
                         )
-                        if index:  # the first round warms up
-                            took[side].append(answer["ms"])
+                        took[side].append(answer["ms"])
                 for side, values in took.items():
                     ratios = [value / ours for value, ours in zip(values, took[OURS], strict=True)]
                     results[side][kind][mode] = {
@@ -357,7 +360,7 @@ def run(arguments: argparse.Namespace) -> Path:
 def main() -> None:
     parser = measurement_parser(__doc__, quick="few rows of 64 numbers")
     parser.add_argument("--rows", nargs="+", type=int, default=list(SIZES), help="how many vectors")
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each side, beside one to warm up")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--repeats", type=int, default=5, help="single queries a turn")
     parser.add_argument("--work", type=Path, help="folder for 4 KiB a row, by default that for temporary files")
     parser.add_argument("--idle", type=float, default=0, help="seconds to wait for other work on the machine to end")

@@ -35,13 +35,13 @@ PYTHON = {
     *("chunk_size", "objectives", "scales", "trials", "steps", "space", "level", "resamples", "bins", "count"),
     *("model_temperature", "temperature", "per_section", "batch", "tokens", "heads", "memory_bytes", "slice_size"),
     *("set_to_none", "enforce_file_format", "padding", "truncation", "return_tensors", "images", "trust_remote_code"),
-    *("method", "largest_resolution", "domain_weight", "resolution"),
+    *("method", "largest_resolution", "domain_weight", "resolution", "workers"),
 }
 """Words before "=" that are arguments of Python functions or figures in a message, and no keys of a recipe."""
 OF_DOMAINS = {"page", "allowed_turns", "percentiles", "glossary", "deep_scaling"}
 """Settings inside the keys image_preprocessing and text_preprocessing."""
-OF_PATTERNS = {"key", "wise_ft"}
-"""What stands for any key, and a figure of a plot."""
+OF_PATTERNS = {"key", "wise_ft", "label"}
+"""What stands for any key, a figure of a plot, and a condition of a search."""
 OF_OTHERS = {"--upgrade", "--force-reinstall", "--nproc-per-node", "--local-dir", "--shm-size", "--from", "--index-url"}
 """Options of pip, torchrun, hf and docker, which messages also name."""
 

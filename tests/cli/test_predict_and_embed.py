@@ -209,3 +209,39 @@ def test_what_is_wrong_with_a_search_is_said(
     result = domainclip("search", *arguments)
     assert result.exit_code == 2
     assert words in result.err
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+def test_a_text_is_searched_without_torch(run: Path, tiny_data: TinyData, tmp_path: Path, backend: str) -> None:
+    """By the graph that the embedding has stored; the answers are those of the model itself."""
+    pytest.importorskip("onnxruntime" if backend == "onnx" else backend, reason="an extra")
+    model = Path(shutil.copytree(run / "model", tmp_path / "model"))
+    program = (
+        "import json, sys\n"
+        "from domainclip.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert not stop.code, stop.code\n"
+        "    print(json.dumps([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules]))\n"
+    )
+
+    def answer(*arguments: object) -> tuple[str, list[str]]:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        out, _, heavy = done.stdout.rstrip().rpartition("\n")
+        return out, json.loads(heavy)
+
+    store = tmp_path / "store"
+    assert "torch" in answer("embed", tiny_data.folder, "-m", model, "-o", store, f"backend={backend}:fp32")[1]
+    out, heavy = answer("search", "a texture of sky", "--index", store, "-k", 3, "--json")
+    assert heavy == []
+    _, heavy = answer("search", tiny_data.folder / "images" / "sky_0.jpg", "--index", store, "-k", 3, "--json")
+    assert "torch" in heavy
+    shutil.rmtree(model / "backends")
+    by_model, heavy = answer("search", "a texture of sky", "--index", store, "-k", 3, "--json")
+    assert "torch" in heavy
+    found, wanted = (json.loads(each)["queries"][0]["hits"] for each in (out, by_model))
+    assert [hit["image"] for hit in found] == [hit["image"] for hit in wanted]
+    assert [hit["score"] for hit in found] == pytest.approx([hit["score"] for hit in wanted], abs=1e-4)

@@ -18,7 +18,7 @@ from store_cases import SPACE, FakeEncoder, digest_of, embed, stored_rows
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip(
-    "ray", reason="needs the extra 'ray': make test-ray installs it into an environment of its own"
+    "ray", reason="needs the extra 'ray': make test-extras installs it"
 )
 pytest.importorskip("ray.data", reason="needs the extra 'ray'")
 

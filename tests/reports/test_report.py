@@ -256,6 +256,7 @@ def test_probabilities_have_their_section_where_they_were_looked_at(tmp_path: Pa
         "n_test": 60,
         "same_rows": False,
         "problem": None,
+        "held_out": False,
         "ece_before": 0.183,
         "ece_after": 0.041,
         "nll_before": 0.9,

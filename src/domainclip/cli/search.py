@@ -60,21 +60,19 @@ def search(
     config = config_of(recipe, None, model_name=model)
     if model is not None:
         check_model(config)
-    from domainclip.files import writing
-    from domainclip.pipelines.run_folder import output_file
     from domainclip.pipelines.search import Query, run_search
 
-    found_queries = [Query.of(each) for each in queries]
-    with output_file(sheet, [], warn):
-        found = run_search(config, found_queries, index, top_k, conditions, engine)
-        if sheet is not None:
-            with writing(f"--sheet {sheet}"):
-                found.write_sheet(sheet, config.max_image_pixels)
+    found = run_search(config, [Query.of(each) for each in queries], index, top_k, conditions, engine)
     if as_json:
         print_json(found.to_dict())
     else:
         found.print()
     if sheet is not None:
+        from domainclip.files import writing
+        from domainclip.pipelines.run_folder import output_file
+
+        with output_file(sheet, [], warn), writing(f"--sheet {sheet}"):
+            found.write_sheet(sheet, config.max_image_pixels)
         typer.echo(f"Written: {sheet}", err=as_json)
 
 

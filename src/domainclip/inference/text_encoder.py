@@ -107,8 +107,8 @@ class TextEncoder:
 
         Args:
             model: The folder of a saved model, or a recipe with its domain. What the recipe says of ``backend`` holds;
-                where it says nothing, any back end that is installed and has a graph is taken, the one of the fewest
-                bits first.
+                where it says nothing, any back end that is installed and has a graph is taken, in the most exact
+                precision: a single text takes little time in any.
 
         Returns:
             The encoder; None where there is none, so that the model itself has to be loaded (``ModelSession``).
@@ -150,12 +150,16 @@ class TextEncoder:
         return embeds[[index_of[text] for text in cleaned]]
 
 
+_BY_EXACTNESS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+
+
 def _wanted(backend: str) -> Iterator[tuple[str, Precision]]:
     name, precision = parse_backend(backend)
     if name == TORCH:
         return
     for each in in_order() if name == AUTO else (name,):
         if BACKENDS[each].missing() is None:
-            given = BACKENDS[each].precisions()
-            own = ("int8", *given) if "int8" in BACKENDS[each].graphs and name == AUTO else given
-            yield from ((each, wanted) for wanted in ((precision,) if precision else own))
+            given = (
+                sorted(BACKENDS[each].graphs, key=_BY_EXACTNESS.index) if name == AUTO else BACKENDS[each].precisions()
+            )
+            yield from ((each, wanted) for wanted in ((precision,) if precision else given))

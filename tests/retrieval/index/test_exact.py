@@ -99,6 +99,13 @@ def test_few_rows_are_looked_at_where_vectors_are_like_embeddings(product: str, 
     assert np.load(tmp_path / "index" / "coder.npz")["directions"].shape == (128, 64)
 
 
+def test_few_rows_are_looked_at_in_a_tight_cone(product: str, tmp_path: Path) -> None:
+    """All rows have a cosine of .999 with each other, as images of one kind may; the bounds are as much tighter."""
+    vectors = unit(vectors_of("random", 1, 64, 1) + 0.03 * vectors_of("random", 5000, 64, 0)).astype(np.float32)
+    found = assert_is_exact(build(tmp_path / "index", vectors, 5000), vectors[:5], 10)
+    assert found.reranked.max() < 500
+
+
 @pytest.mark.parametrize("allowed_fraction", [0.01, 0.2, 0.5, 1.0])
 def test_filters_are_exact(product: str, tmp_path: Path, allowed_fraction: float) -> None:
     vectors = vectors_of("cones", 6000, 64, 0).astype(np.float16)
@@ -150,7 +157,7 @@ def test_chunks_may_be_of_any_size(tmp_path: Path) -> None:
     vectors = vectors_of("random", 250, 20, 0)
     one, many = build(tmp_path / "one", vectors, 250), build(tmp_path / "many", vectors, 3)
     assert len(one) == 250 and one.dim == 20 and one.vectors.dtype == np.float32
-    for file in ("vectors.bin", "codes.bin", "steps.bin", "tails.bin"):
+    for file in ("vectors.bin", "codes.bin", "steps.bin", "tails.bin", "along.bin"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "many" / file).read_bytes()
     empty_too = ExactIndex.build([vectors[:0], vectors], tmp_path / "empty")
     np.testing.assert_array_equal(empty_too.vectors, one.vectors)

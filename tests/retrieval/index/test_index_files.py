@@ -15,7 +15,7 @@ from domainclip.retrieval.index import ExactIndex
 from forked import start_python
 from index_cases import build, vectors_of
 
-FILES = ("vectors.bin", "codes.bin", "steps.bin", "tails.bin", "coder.npz", "index.json")
+FILES = ("vectors.bin", "codes.bin", "steps.bin", "tails.bin", "along.bin", "coder.npz", "index.json")
 VECTORS = vectors_of("random", 200, 24, 0).astype(np.float16)
 
 

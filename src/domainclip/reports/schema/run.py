@@ -275,7 +275,7 @@ class Calibrated(Content):
     n_test: int
     same_rows: bool
     problem: str | None
-    held_out: bool = False
+    held_out: bool
     ece_before: float
     ece_after: float | None
     nll_before: float

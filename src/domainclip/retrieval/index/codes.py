@@ -1,18 +1,20 @@
 """Vectors as int8 codes, and what the codes say for certain of a score.
 
-A row x is seen by its distance from the mean in the directions P that hold nearly all variance, h = Pᵀ(x − μ). P also
-turns them at random, so that no component is an outlier. With s = max|h| / 127 and c = round(h / s), s·c is near h.
-What is lost is e = h − s·c, and t = (x − μ) − P h beyond these directions. A query q has codes of its own: g = Pᵀq is
-near σ·q̂. Then
+A row x is seen by its distance from the mean in the directions P that hold nearly all variance, h = Pᵀ(x − μ). P
+also turns them at random, so that no component is an outlier. With s = max|h| / 127 and c = round(h / s), s·c is
+near h. What is lost is e = h − s·c, and t = (x − μ) − P h beyond these directions. Of a query q the part along
+the mean is taken apart, as embeddings lie in a cone and so would most of q: with m = μ/|μ| and r = q − <q, m> m,
+the query has codes of its own: g = Pᵀr is near σ·q̂. Then
 
-    <q, x> = <q, μ> + σ·s·<q̂, c> + <g − σ·q̂, s·c> + <g, e> + <q − P g, t>
+    <q, x> = <q, μ> + <q, m>·<m, x − μ> + σ·s·<q̂, c> + <g − σ·q̂, s·c> + <g, e> + <r − P g, t>
 
-where the first two terms are known from the codes, and the others are, by Cauchy and Schwarz, at most
+where the first three terms are known, <m, x − μ> being kept for each row, and the others are, by Cauchy and
+Schwarz, at most
 
-    s·( |g − σ·q̂|·|c| + |g|·|e|/s ) + |q − P g|·|t|
+    s·( |g − σ·q̂|·|c| + |g|·|e|/s ) + |r − P g|·|t|
 
-So with the largest |c| and |e|/s of all rows, s and |t| of each row, and four numbers of the query there is an upper
-bound that no score exceeds. Norms are taken in float64; ``_ROUNDING`` covers what float32 does to the sum.
+So with the largest |c| and |e|/s of all rows, three numbers of each row and a few of the query there is an upper bound
+that no score exceeds. Norms are taken in float64; ``_ROUNDING`` covers what float32 does to the sum.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -35,21 +37,24 @@ _MULTIPLE = 64
 """Codes fill cache lines. (And torch's product of matrices that have one column is wrong.)"""
 _SAMPLE = 32_768
 """Rows that the mean and the directions are taken from."""
-_ROUNDING = 2.0**-20
-"""Four roundings to float32 of a term that is at most a few times |q|·|x|, each 2⁻²⁴ of it."""
+_ROUNDING = 2.0**-19
+"""Eight roundings to float32 of terms that are at most a few times |q|·|x|, each 2⁻²⁴ of it."""
 _SMALLEST_STEP = 1e-6
 """Of a query's codes, as a fraction of its length: a query that lies outside of P would need infinitely small ones."""
+_WIDENED = 1024
+"""Rows of codes that are float32 at once: few enough to stay in the cache."""
 _RUNS_PER_HIT = 16
 _TRIALS = 8
 """Of each product: the fastest counts, as other work on the machine slows some of them."""
 
 
 class Codes(NamedTuple):
-    """Rows as codes."""
+    """Rows as codes: c, s, |t| and <m, x − μ> of each."""
 
     codes: Int8[np.ndarray, "rows head"]
     steps: Float32[np.ndarray, " rows"]
     tails: Float32[np.ndarray, " rows"]
+    along: Float32[np.ndarray, " rows"]
 
     def part(self, rows: slice) -> Codes:
         """Some consecutive rows.
@@ -96,7 +101,8 @@ class CodedQueries:
     Args:
         codes: Numbers from -127 to 127.
         added: (|g − σ·q̂|·|c| + |g|·|e|/s) / σ.
-        outside: |q − P g| / σ.
+        outside: |r − P g| / σ.
+        along: <q, m> / σ.
         step: σ.
         base: <q, μ>, and the allowance for rounding.
     """
@@ -104,6 +110,7 @@ class CodedQueries:
     codes: Int8[np.ndarray, "queries head"]
     added: Float32[np.ndarray, "queries 1"]
     outside: Float32[np.ndarray, "queries 1"]
+    along: Float32[np.ndarray, "queries 1"]
     step: Float64[np.ndarray, " queries"]
     base: Float64[np.ndarray, " queries"]
 
@@ -142,6 +149,11 @@ class Coder:
 
     mean: Float64[np.ndarray, " dim"]
     directions: Float64[np.ndarray, "dim head"]
+
+    @cached_property
+    def _axis(self) -> Float64[np.ndarray, " dim"]:
+        """m, or zeros."""
+        return self.mean / max(float(np.linalg.norm(self.mean)), np.finfo(np.float64).tiny)
 
     @classmethod
     def fit(cls, vectors: Float[np.ndarray, "rows dim"]) -> Coder:
@@ -187,7 +199,8 @@ class Coder:
         losses.code_norm = max(losses.code_norm, float(np.linalg.norm(codes, axis=1).max()))
         losses.error_per_step = max(losses.error_per_step, float(errors[steps > 0].max(initial=0)))
         losses.distance = max(losses.distance, float(np.sqrt(squares.max())))
-        return Codes(codes.astype(np.int8), steps, np.nextafter(tails, np.float32(np.inf)))
+        along = (centred @ self._axis).astype(np.float32)
+        return Codes(codes.astype(np.int8), steps, np.nextafter(tails, np.float32(np.inf)), along)
 
     def code_queries(self, queries: Float32[np.ndarray, "queries dim"], losses: Losses) -> CodedQueries:
         """Code queries.
@@ -201,8 +214,10 @@ class Coder:
         """
         exact = queries.astype(np.float64)
         lengths = np.linalg.norm(exact, axis=1)
-        inside = _matmul(exact, self.directions)
-        outside = np.linalg.norm(exact - _matmul(inside, self.directions.T), axis=1)
+        along = exact @ self._axis
+        apart = exact - along[:, None] * self._axis
+        inside = _matmul(apart, self.directions)
+        outside = np.linalg.norm(apart - _matmul(inside, self.directions.T), axis=1)
         steps = np.maximum(np.abs(inside).max(axis=1) / _LARGEST, _SMALLEST_STEP * lengths)
         steps[steps == 0] = 1
         codes = np.rint(inside / steps[:, None])
@@ -213,6 +228,7 @@ class Coder:
             codes.astype(np.int8),
             added.astype(np.float32)[:, None],
             (outside / steps).astype(np.float32)[:, None],
+            (along / steps).astype(np.float32)[:, None],
             steps,
             exact @ self.mean + rounding,
         )
@@ -225,11 +241,15 @@ def _padded(length: int) -> int:
 def _numpy_bounds(queries: CodedQueries, rows: Codes) -> Float32[np.ndarray, "queries rows"]:
     """By BLAS: float32 adds up whole numbers exactly as long as they stay below 2²⁴."""
     bounds = np.zeros((len(queries.codes), len(rows.codes)), np.float32)
-    for part in pieces(rows.codes.shape[1], 2**24 // _LARGEST**2):
-        bounds += queries.codes[:, part].astype(np.float32) @ rows.codes[:, part].astype(np.float32).T
+    wanted = queries.codes.astype(np.float32)
+    for part in pieces(len(rows.codes), _WIDENED):
+        codes = rows.codes[part].astype(np.float32)
+        for columns in pieces(codes.shape[1], 2**24 // _LARGEST**2):
+            bounds[:, part] += wanted[:, columns] @ codes[:, columns].T
     bounds += queries.added
     bounds *= rows.steps
     bounds += queries.outside * rows.tails
+    bounds += queries.along * rows.along
     return bounds
 
 
@@ -237,11 +257,12 @@ def _torch_bounds(queries: CodedQueries, rows: Codes) -> Float32[np.ndarray, "qu
     """By torch's product of int8 matrices, on all its threads."""
     import torch
 
-    codes, steps, tails = map(torch.from_numpy, rows)
+    codes, steps, tails, along = map(torch.from_numpy, rows)
     products = torch._int_mm(torch.from_numpy(queries.codes), codes.T)
     # Widened first: added to float32 as they are, whole numbers take ten times as long.
     bounds = products.float().add_(torch.from_numpy(queries.added)).mul_(steps)
-    return bounds.addcmul_(torch.from_numpy(queries.outside), tails).numpy()
+    bounds.addcmul_(torch.from_numpy(queries.outside), tails)
+    return bounds.addcmul_(torch.from_numpy(queries.along), along).numpy()
 
 
 def _matmul(a: Float64[np.ndarray, "n k"], b: Float64[np.ndarray, "k m"]) -> Float64[np.ndarray, "n m"]:
@@ -266,8 +287,8 @@ def by_torch() -> bool:
 def _torch_is_faster() -> bool:
     """It is where the processor has instructions for int8. Answers are the same, so a wrong choice does no harm."""
     codes = np.random.default_rng(0).integers(-_LARGEST, _LARGEST, (16_384, 256), np.int8)
-    rows, ones = Codes(codes, *np.ones((2, len(codes)), np.float32)), np.ones((8, 1), np.float32)
-    queries = CodedQueries(codes[:8], ones, ones, np.ones(8), np.ones(8))
+    rows, ones = Codes(codes, *np.ones((3, len(codes)), np.float32)), np.ones((8, 1), np.float32)
+    queries = CodedQueries(codes[:8], ones, ones, ones, np.ones(8), np.ones(8))
 
     def seconds(way: Callable[[CodedQueries, Codes], object]) -> float:
         took = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,13 +20,7 @@ from domainclip.retrieval.index.vectors import exact_scores, mapped, pieces, wri
 
 RECORD = "index.json"
 _VERSION = 1
-_FILES = {
-    "vectors": "vectors.bin",
-    "codes": "codes.bin",
-    "steps": "steps.bin",
-    "tails": "tails.bin",
-    "coder": "coder.npz",
-}
+_FILES = {"vectors": "vectors.bin", "coder": "coder.npz", **{name: f"{name}.bin" for name in Codes._fields}}
 _CODED_AT_ONCE = 16_384
 _QUERIES_AT_ONCE = 64
 _WAITING_AT_MOST = 4_194_304
@@ -90,15 +85,10 @@ class ExactIndex:
             vectors = mapped(paths["vectors"], dtype, (rows, dim))
             coder, losses = Coder.fit(vectors), Losses()
             np.savez(paths["coder"], mean=coder.mean, directions=coder.directions)
-            with (
-                open(paths["codes"], "wb") as codes,
-                open(paths["steps"], "wb") as steps,
-                open(paths["tails"], "wb") as tails,
-            ):
+            with ExitStack() as stack:
+                handles = [stack.enter_context(open(paths[name], "wb")) for name in Codes._fields]
                 for piece in pieces(rows, _CODED_AT_ONCE):
-                    for handle, values in zip(
-                        (codes, steps, tails), coder.code_rows(vectors[piece], losses), strict=True
-                    ):
+                    for handle, values in zip(handles, coder.code_rows(vectors[piece], losses), strict=True):
                         handle.write(values.tobytes())
             shape = {"rows": rows, "dim": dim, "dtype": dtype, "head": coder.directions.shape[1]}
             record = {"version": _VERSION, **shape, "losses": asdict(losses), "digests": digests_of(temporary)}
@@ -128,11 +118,8 @@ class ExactIndex:
             raise DamagedFileError(f"The index in {folder} was written by another version of domainclip. Build it anew")
         rows, dim, head = record["rows"], record["dim"], record["head"]
         paths = {name: folder / file for name, file in _FILES.items()}
-        codes = Codes(
-            mapped(paths["codes"], "int8", (rows, head)),
-            mapped(paths["steps"], "float32", (rows,)),
-            mapped(paths["tails"], "float32", (rows,)),
-        )
+        numbers = (mapped(paths[name], "float32", (rows,)) for name in Codes._fields[1:])
+        codes = Codes(mapped(paths["codes"], "int8", (rows, head)), *numbers)
         vectors = mapped(paths["vectors"], record["dtype"], (rows, dim))
         if damage := damage_of(folder, {_FILES["coder"]: record["digests"][_FILES["coder"]]}):
             raise DamagedFileError(f"{damage}. Build the index anew")

@@ -104,7 +104,8 @@ def read_rows(path: Path) -> list[StoredRow]:
         MissingExtraError: ``pyarrow`` is not installed.
     """
     table = read_columns(path, [PATH, DIGEST, LABEL, CAPTION, ERROR, SIZE, MODIFIED])
-    texts = [table.column(name).fill_null("").to_pylist() for name in (PATH, DIGEST, LABEL, CAPTION, ERROR)]
+    # Not fill_null, which imports pandas.
+    texts = [[cell or "" for cell in table.column(each).to_pylist()] for each in (PATH, DIGEST, LABEL, CAPTION, ERROR)]
     numbers = [table.column(name).to_pylist() for name in (SIZE, MODIFIED)]
     return list(map(StoredRow, *texts, *numbers))
 
@@ -144,7 +145,8 @@ def read_columns(path: Path, columns: list[str]) -> Any:
     """
     pyarrow = require_pyarrow()
     try:
-        return pyarrow.parquet.read_table(path, columns=columns)
+        with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import pandas first
+            return file.read(columns=columns)
     except (OSError, pyarrow.ArrowException) as error:
         raise DamagedFileError(
             f"{path} cannot be read ({error}): the store has lost these rows. Delete the file; the next `embed` with "

@@ -241,7 +241,9 @@ class ProbeStages:
         scale = calibrating_scale([held])
         surprise = held.surprise(scale)
         gain = Difference.of(held.surprise(), surprise)
-        outcome["confidence"] = scale if gain.mean > gain.standard_error else 1.0
+        # Where every answer is right nothing says how sure it may be.
+        clear = gain.mean > gain.standard_error and not bool(held.correct.all())
+        outcome["confidence"] = scale if clear else 1.0
         return surprise.tolist()
 
     def _report(self, stage: str, outcome: ProbeOutcome, text: str) -> None:
