@@ -17,9 +17,7 @@ from ray_worker import Worker
 from store_cases import SPACE, FakeEncoder, digest_of, embed, stored_rows
 
 pytestmark = pytest.mark.slow
-ray = pytest.importorskip(
-    "ray", reason="needs the extra 'ray': make test-extras installs it"
-)
+ray = pytest.importorskip("ray", reason="needs the extra 'ray': make test-extras installs it")
 pytest.importorskip("ray.data", reason="needs the extra 'ray'")
 
 
