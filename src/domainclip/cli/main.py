@@ -434,7 +434,8 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
-            what = f"the disk is full ({error}). What was saved is whole: free some space, then --resume"
+            again = "--resume" if sys.argv[1:2] in (["train"], ["tune"]) else "give the same command again"
+            what = f"the disk is full ({error}). What was saved is whole: free some space, then {again}"
         elif error.filename:  # the machine refuses a path: no fault of the program, which a traceback would look like
             what = f"{os.fsdecode(error.filename):.500}: {error.strerror}. Give another path, or mend its permissions"
         else:

@@ -66,5 +66,7 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
         ImageRows.of([tmp_path / "empty"])
     with pytest.raises(DataError, match="There are no images to read"):
         ImageRows.of([])
-    long = ImageRows.of(["x" * 5000])
-    assert "longer than any path" in long.rows[0].problem
+    with pytest.raises(DataError, match=r"No image can be read of 1 row: x.* is longer than any path"):
+        ImageRows.of(["x" * 5000])
+    with pytest.raises(DataError, match=r"No image can be read of 2 rows: .*gone\.png is not there"):
+        ImageRows.of([tmp_path / "gone.png", tmp_path / "other.png"])

@@ -19,6 +19,7 @@ from domainclip.data.sources.pair_builder import MISSING_IMAGE
 from domainclip.data.sources.tables import source_of
 from domainclip.data.sources.webdataset import shards_of
 from domainclip.errors import DataError
+from domainclip.words import counted
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ImageRows:
             A row for each image and each row that names none.
 
         Raises:
-            DataError: A table cannot be read, or there is no image at all.
+            DataError: A table cannot be read, or there is no image at all, or not one that is there.
         """
         wanted = replace(columns or Columns(), text_needed=False)
         found = cls()
@@ -62,6 +63,8 @@ class ImageRows:
         if not found.rows:
             where = "; ".join(found.notes) or "nothing was given"
             raise DataError(f"There are no images to read ({where}): give images, folders or tables")
+        if all(row.problem for row in found.rows):
+            raise DataError(f"No image can be read of {counted(len(found.rows), 'row')}: {found.rows[0].problem}")
         return found
 
     def _add(self, given: str | Path, columns: Columns) -> None:
