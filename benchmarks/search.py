@@ -246,10 +246,10 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Handler]]:
             answer |= {"reranked_mean": round(statistics.fmean(reranked), 1), "reranked_max": max(reranked)}
         return answer
 
-    def timing(kind: str, mode: str, first: int, repeats: int) -> dict[str, Any]:
+    def timing(kind: str, mode: str, first: int, repeats: int, pause: float) -> dict[str, Any]:
         allowed = data["allowed"] if mode.endswith("filtered") else None
         size = BATCH if mode.startswith("batch") else 1
-        time.sleep(PAUSE)
+        time.sleep(pause)
         took, cpu = [], time.process_time()
         for index in range(first, first + repeats + 1):
             start = index * size % QUERIES
@@ -296,10 +296,17 @@ def measure(folder: Path, arguments: argparse.Namespace, rows: int, dim: int) ->
             for mode in MODES:
                 taking = [side for side in sides if side in FILTERED or not mode.endswith("filtered")]
                 took: dict[str, list[float]] = {side: [] for side in taking}
+                pause = 0 if arguments.quick else PAUSE
                 repeats = 1 if mode.startswith("batch") else arguments.repeats
                 for index in range(arguments.rounds):
                     for side in taking if index % 2 == 0 else reversed(taking):
-                        turn = {"kind": kind, "mode": mode, "first": index * repeats, "repeats": repeats}
+                        turn = {
+                            "kind": kind,
+                            "mode": mode,
+                            "first": index * repeats,
+                            "repeats": repeats,
+                            "pause": pause,
+                        }
                         answer, tries = undisturbed(workers[side], arguments.tries, **turn)
                         took[side].append(answer["ms"])
                         disturbed[f"{kind} {mode}"] += tries > arguments.tries
@@ -322,13 +329,14 @@ def undisturbed(worker: Worker, tries: int, **turn: Any) -> tuple[dict[str, Any]
     """A turn, repeated while other work takes more than a tenth of a processor: threads that wait for each other lose
     far more to it than it takes. Returns the last answer, and at which try it was undisturbed."""
     for attempt in range(1, tries + 1):
+        if attempt > 1:
+            time.sleep(1)
         before, started = psutil.cpu_times(), time.perf_counter()
         answer = worker.ask("timing", **turn)
         after, wall = psutil.cpu_times(), time.perf_counter() - started
         busy = sum(getattr(after, name) - getattr(before, name) for name in ("user", "nice", "system"))
         if busy - answer["cpu_seconds"] < 0.1 * wall + 0.02:
             return answer, attempt
-        time.sleep(1)
     return answer, tries + 1
 
 
@@ -341,6 +349,8 @@ def wait_until_idle(seconds: float) -> None:
 
 def run(arguments: argparse.Namespace) -> Path:
     sizes, dim = (QUICK_SIZES, QUICK_DIM) if arguments.quick else (arguments.rows, DIM)
+    if arguments.quick:
+        arguments.tries = 1
     packages = {}
     for name in PACKAGES.values():
         try:
