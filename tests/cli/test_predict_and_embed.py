@@ -80,17 +80,18 @@ def test_images_folders_and_paths_on_standard_input(
         (["photo.png", "--model", "MODEL", "--output", "found.txt"], "ends in .csv or .jsonl"),
         (["photo.png", "--model", "MODEL", "--labels", "a,,b"], "an empty class"),
         (["photo.png", "--model", "MODEL", "--labels", "[1]"], "something else than texts"),
-        (["photo.png", "--model", "MODEL", "--top-k", "9"], "top_k must be in range 1 to 3"),
+        (["IMAGE", "--model", "MODEL", "--top-k", "9"], "top_k must be in range 1 to 3"),
         (["photo.png", "--model", "MODEL"], "photo.png is not there"),
         (["photo.png", "--model", "nowhere/model"], "nowhere/model"),
         (["photo.png", "--model", "MODEL", "domian=medical"], "did you mean"),
     ],
 )
 def test_what_is_wrong_is_said(
-    domainclip, run: Path, arguments: list[str], words: str, tmp_path: Path, monkeypatch
+    domainclip, run: Path, tiny_data: TinyData, arguments: list[str], words: str, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = domainclip("predict", *[str(run / "model") if each == "MODEL" else each for each in arguments])
+    meant = {"MODEL": run / "model", "IMAGE": tiny_data.folder / "images" / "sky_0.jpg"}
+    result = domainclip("predict", *[meant.get(each, each) for each in arguments])
     assert result.exit_code == 2
     assert words in result.err
 

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 HIERARCHY = {"outside": {"grass": None, "sky": None}, "made": {"brick": None}}
 VALUES: dict[str, list[Any]] = {
     "alignment_visualization": [True],
+    "backend": ["auto"],
     "bootstrap_resamples": [0, 7, 3000],
     "calibrate_temperature": [True],
     "class_hierarchy": [HIERARCHY],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from PIL import Image
 from domainclip.data.records import Columns
 from domainclip.data.sources.images_given import ImageRows
 from domainclip.errors import DataError
-from tiny_data import TinyData
+from tiny_data import write_tiny_data
 
 
 @pytest.fixture
@@ -31,8 +30,8 @@ def test_images_and_folders_need_no_words(photos: Path) -> None:
     assert [note for note in found.notes if "notes.pdf" in note]
 
 
-def test_a_folder_knows_what_its_tables_say_and_has_all_images(tiny_data: TinyData, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tiny_data.folder, tmp_path / "data"))
+def test_a_folder_knows_what_its_tables_say_and_has_all_images(tmp_path: Path) -> None:
+    folder = write_tiny_data(tmp_path / "data").folder
     Image.new("RGB", (4, 4)).save(folder / "images" / "unnamed.png")
     with open(folder / "test.csv", "a") as table:
         table.write("images/gone.png,a caption,sky\n")
