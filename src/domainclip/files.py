@@ -337,6 +337,16 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def user_cache() -> Path:
+    """Where is kept for the user what can be made again.
+
+    Returns:
+        ``$DOMAINCLIP_CACHE`` or ``~/.cache/domainclip``; it need not be there yet.
+    """
+    root = os.environ.get("DOMAINCLIP_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "domainclip"
+
+
 def sha256_of(path: Path) -> str:
     """Digest a file, 1 MiB at a time.
 

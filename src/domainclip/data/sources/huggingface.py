@@ -16,6 +16,7 @@ from domainclip.data.sources.label_columns import find_label_columns
 from domainclip.data.sources.pair_builder import PairBuilder
 from domainclip.data.sources.row_cells import RowReader
 from domainclip.errors import DataError, MissingExtraError
+from domainclip.files import user_cache
 
 PREFIX = "hf:"
 """In front of a hub name where a path is expected: ``data_path=hf:owner/name``."""
@@ -38,8 +39,7 @@ def default_image_cache() -> Path:
     Returns:
         The folder ``images`` in ``$DOMAINCLIP_CACHE`` or ``~/.cache/domainclip``; it need not be there yet.
     """
-    root = os.environ.get("DOMAINCLIP_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "domainclip") / "images"
+    return user_cache() / "images"
 
 
 def store_image(content: bytes, cache_dir: Path) -> Path:

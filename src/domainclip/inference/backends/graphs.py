@@ -7,7 +7,6 @@ with it, so that the graph of another model, or of this one before it was change
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 
 from domainclip.config import ModelSettings
 from domainclip.errors import BackendError, DamagedFileError
-from domainclip.files import read_record, replaced_directory, sha256_of, write_record
+from domainclip.files import read_record, replaced_directory, sha256_of, user_cache, write_record
 from domainclip.inference.backends.encoder import Precision
 from domainclip.inference.backends.golden import GoldenBatch
 from domainclip.models.source.name import FOLDER_PREFIX
@@ -141,7 +140,7 @@ class StoredGraph:
         """Where it may lie: beside the model, and in the user's cache for one that cannot be written to."""
         if self.model is not None:
             yield self.model / FOLDER / self._name
-        yield _cache() / self.fingerprint[:32] / self._name  # only now are the model's files digested
+        yield user_cache() / FOLDER / self.fingerprint[:32] / self._name  # only now are the model's files digested
 
     def find(self) -> tuple[Path, GraphRecord] | None:
         """Look for a graph of the model as it is now.
@@ -215,8 +214,3 @@ class StoredGraph:
 def _write_record(folder: Path, record: GraphRecord) -> None:
     values: dict[str, Any] = {"version": _VERSION, **asdict(record)}
     write_record(folder / RECORD_FILE, {**values, "lengths": list(record.lengths)})
-
-
-def _cache() -> Path:
-    root = os.environ.get("DOMAINCLIP_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "domainclip") / FOLDER

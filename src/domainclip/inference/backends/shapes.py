@@ -87,11 +87,11 @@ class FixedShapes:
             One row an image, of any length.
         """
 
-        def encode(rows: np.ndarray, size: int) -> np.ndarray:
+        def encode(rows: slice, size: int) -> np.ndarray:
             self.shapes.add(("image", size))
             return self.encoder.encode_images(_padded(pixels[rows], size))
 
-        return _in_batches(np.arange(len(pixels)), encode)
+        return _in_batches(len(pixels), encode)
 
     def encode_tokens(self, ids: Sequence[Sequence[int]]) -> Float32[np.ndarray, "n dim"]:
         """Embed tokenized texts.
@@ -127,11 +127,11 @@ class FixedShapes:
                 self.encode_tokens([[self.pad_token_id] * length] * rows)
 
     def _encode_length(self, input_ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        def encode(rows: np.ndarray, size: int) -> np.ndarray:
+        def encode(rows: slice, size: int) -> np.ndarray:
             self.shapes.add(("text", size, input_ids.shape[1]))
             return self.encoder.encode_tokens(_padded(input_ids[rows], size), _padded(mask[rows], size))
 
-        return _in_batches(np.arange(len(input_ids)), encode)
+        return _in_batches(len(input_ids), encode)
 
 
 def padded_ids(ids: Sequence[Sequence[int]], length: int, pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,10 +153,10 @@ def padded_ids(ids: Sequence[Sequence[int]], length: int, pad_token_id: int) -> 
     return input_ids, mask
 
 
-def _in_batches(rows: np.ndarray, encode: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+def _in_batches(rows: int, encode: Callable[[slice, int], np.ndarray]) -> np.ndarray:
     done, parts = 0, []
-    for count, size in batches_of(len(rows)):
-        parts.append(encode(rows[done : done + count], size)[:count])
+    for count, size in batches_of(rows):
+        parts.append(encode(slice(done, done + count), size)[:count])
         done += count
     return np.concatenate(parts)
 

@@ -18,6 +18,7 @@ from domainclip.retrieval.index.faiss_index import FaissIndex
 from domainclip.retrieval.index.neighbours import most_unlike, near_duplicates
 from domainclip.retrieval.index.protocol import VectorIndex
 from domainclip.retrieval.index.turbovec_index import TurbovecIndex
+from domainclip.retrieval.index.vectors import pieces
 from domainclip.retrieval.store.shards import ERROR, StoredRow, read_columns, read_embeddings, read_rows
 from domainclip.retrieval.store.store import INDEX, EmbeddingStore
 from domainclip.retrieval.store.where import Condition
@@ -93,7 +94,7 @@ class SearchableStore:
             if not (place / engine).is_dir():
                 texts = _texts_of(store)
                 found = encode_texts(texts) if encode_texts is not None and texts else None
-                chunks = (exact.vectors[at : at + _CHUNK] for at in range(0, len(exact), _CHUNK))
+                chunks = (exact.vectors[piece] for piece in pieces(len(exact), _CHUNK))
                 ENGINES[engine].build(chunks, place / engine, text_queries=found, least_recall=0.0)
             index = ENGINES[engine].open(place / engine)
         return cls(store, index, np.load(place / _ROWS, mmap_mode="r"))
