@@ -5,8 +5,9 @@ Names are loaded when they are first used, so that what is done to captions need
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from domainclip.lazy import lazy_names
 
 if TYPE_CHECKING:
     from domainclip.data.batches import PrefetchDataLoader, collate_fn, create_dataloader, create_train_val_dataloaders
@@ -70,8 +71,4 @@ _HOME = {
     "split_pairs": "splits",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(import_module(f"domainclip.data.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'domainclip.data' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)

@@ -5,8 +5,9 @@ Names are loaded when they are first used, so that a text is embedded by a graph
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from domainclip.lazy import lazy_names
 
 if TYPE_CHECKING:
     from domainclip.inference.engine import EmbeddingEngine
@@ -17,8 +18,4 @@ __all__ = ["EmbeddingEngine", "ModelSession", "TextEncoder"]
 
 _HOME = {"EmbeddingEngine": "engine", "ModelSession": "session", "TextEncoder": "text_encoder"}
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(import_module(f"domainclip.inference.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'domainclip.inference' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)

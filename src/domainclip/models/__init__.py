@@ -5,8 +5,9 @@ Names are loaded when they are first used, so that ``models.source`` answers wit
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from domainclip.lazy import lazy_names
 
 if TYPE_CHECKING:
     from domainclip.models.dual_encoder import DualEncoder
@@ -23,8 +24,4 @@ _HOME = {
     "make_tiny_clip": "tiny",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(import_module(f"domainclip.models.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'domainclip.models' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from domainclip.lazy import lazy_names
+
 if TYPE_CHECKING:
     from domainclip.pipelines.controller import CLIPFinetuningController
     from domainclip.pipelines.run import RunOutcome, run_training
@@ -16,10 +18,4 @@ _HOME = {"CLIPFinetuningController": "controller", "RunOutcome": "run", "run_tra
 __all__ = ["CLIPFinetuningController", "RunOutcome", "run_training"]
 
 if not TYPE_CHECKING:  # to a checker, a module with a __getattr__ has every name there is
-
-    def __getattr__(name: str) -> object:
-        from importlib import import_module
-
-        if name in _HOME:
-            return getattr(import_module(f"domainclip.pipelines.{_HOME[name]}"), name)
-        raise AttributeError(f"module 'domainclip.pipelines' has no attribute {name!r}")
+    __getattr__ = lazy_names(__name__, _HOME)

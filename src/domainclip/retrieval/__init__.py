@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from domainclip.lazy import lazy_names
+
 if TYPE_CHECKING:
     from domainclip.retrieval.mining import hard_negatives
     from domainclip.retrieval.retrieval import (
@@ -49,10 +51,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # to a checker, a module with a __getattr__ has every name there is
-
-    def __getattr__(name: str) -> object:
-        from importlib import import_module
-
-        if name in _HOME:
-            return getattr(import_module(f"domainclip.retrieval.{_HOME[name]}"), name)
-        raise AttributeError(f"module 'domainclip.retrieval' has no attribute {name!r}")
+    __getattr__ = lazy_names(__name__, _HOME)
