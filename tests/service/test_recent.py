@@ -70,7 +70,7 @@ def test_the_window_slides(recent: RecentActivity, clock: Clock) -> None:
     at = history["at"]
     assert at == list(range(int(clock.now) - WINDOW_SECONDS, int(clock.now)))
     assert history["requests"] == [int((each - 1000) % 7 == 0) for each in at]
-    newest = recent.snapshot(history=False)["history"]
+    newest = recent.snapshot(seconds=1)["history"]
     assert newest == {name: values[-1:] for name, values in history.items()}
 
 

@@ -167,11 +167,11 @@ class RecentActivity:
         """
         self._model, self._hardware = dict(model), dict(hardware)
 
-    def snapshot(self, history: bool = True) -> Json:
+    def snapshot(self, seconds: int = WINDOW_SECONDS) -> Json:
         """What there is to show now.
 
         Args:
-            history: Whether the charts go back five minutes; otherwise they have the last whole second alone.
+            seconds: How far the charts go back, at most ``WINDOW_SECONDS``.
 
         Returns:
             What JSON has; seconds, bytes and fractions. A figure of which nothing is known is None.
@@ -180,7 +180,7 @@ class RecentActivity:
             now = self._second()
             minute = self._span(now.at, LATENCY_SECONDS)
             recent = self._span(now.at, RATE_SECONDS)
-            shown = self._span(now.at, WINDOW_SECONDS if history else 1)
+            shown = self._span(now.at, seconds)
             errors = list(self._errors)
         # Seconds that are over change no more, so requests need not wait while they are summed up.
         lookups = sum(second.hits + second.misses for second in minute)
