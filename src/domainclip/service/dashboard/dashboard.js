@@ -85,7 +85,7 @@ const TILES = [
 ];
 
 for (const tile of TILES) {
-  tile.value = element("span");
+  tile.value = element("span", {}, "–");
   tile.unit = element("span", { class: "unit" });
   tile.note = element("dd", { class: "note" });
   tile.box = element("div", { class: "tile" },
@@ -195,7 +195,7 @@ function makeChart(chart) {
   };
   chart.drawn = new uPlot({
     ...sizeOf(chart),
-    padding: [8, 4, 0, 0],
+    padding: [8, 20, 0, 0],
     legend: { show: false },
     cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
     scales: {
@@ -281,6 +281,7 @@ function showFacts(id, facts) {
 const LEVELS = { ready: "good", loading: "warn", warming: "warn", draining: "warn", unhealthy: "bad" };
 function showState(now) {
   setText(byId("state"), now.state);
+  byId("state").hidden = false;
   byId("state").dataset.level = LEVELS[now.state] ?? "unknown";
   setText(byId("model-name"), now.model.name ?? "");
   document.title = `${now.state === "ready" ? "" : `${now.state} · `}domainclip · dashboard`;
