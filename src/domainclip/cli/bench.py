@@ -192,13 +192,12 @@ def _of_search(capacity: Capacity, test: LoadTest) -> str:
 
 
 def _table(title: str, trials: list[Trial]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title)
-    table.add_column("Load", justify="right")
-    for name in ("p50 ms", "p95 ms", "p99 ms", "In time/s", "200", "429", "5xx", "Other"):
-        table.add_column(name, justify="right")
-    table.add_column("Kept")
+    table = Table(title=f"{title}; latencies in ms", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("Load", "p50", "p95", "p99", "In time/s", "200", "429", "5xx", "Other", "Kept"):
+        table.add_column(name, justify="right", no_wrap=True)
     for trial in trials:
         server = sum(n for status, n in trial.statuses.items() if status.startswith("5"))
         good, refused = (trial.statuses.get(status, 0) for status in ("200", "429"))
