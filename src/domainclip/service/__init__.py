@@ -1,1 +1,1 @@
-"""The HTTP service."""
+"""The HTTP service: a model that answers requests, and what keeps it up."""
