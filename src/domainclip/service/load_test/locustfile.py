@@ -54,7 +54,8 @@ class ServiceUser(FastHttpUser):
     def ask(self) -> None:
         """Send the next request; what was turned away (429) is counted apart from failures."""
         call = self.workload.call(next(_indices))
-        with self.client.post(call.path, data=call.body.decode(), headers=self.headers, catch_response=True) as response:
+        body = call.body.decode()
+        with self.client.post(call.path, data=body, headers=self.headers, catch_response=True) as response:
             if response.status_code == 429:
                 response.request_meta["name"] = f"{call.path} turned away"
                 response.success()
