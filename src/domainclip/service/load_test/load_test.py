@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from domainclip.client import ServiceError
 from domainclip.errors import ConfigurationError
@@ -18,6 +18,8 @@ from domainclip.service.load_test.null_server import null_server
 from domainclip.service.load_test.outcomes import Trial
 from domainclip.service.load_test.slo import Slo
 from domainclip.service.load_test.trial import TrialSettings, closed_loop, open_loop
+
+T = TypeVar("T")
 
 _INDICES_OF_A_TRIAL = 10_000_000
 _NULL_CLIENTS = 16
@@ -57,7 +59,7 @@ class LoadTest:
 
         place = f"http://{settings.target.host}:{settings.target.port}{call.path}"
         try:
-            status, body = _run(send())
+            status, body = run_in_loop(send())
         except TimeoutError:
             raise ServiceError(f"{place} has not answered within {settings.timeout:g} s") from None
         except (OSError, ConnectionLost) as error:
@@ -96,7 +98,7 @@ class LoadTest:
         if clients < 1:
             raise ConfigurationError(f"There must be at least one client, got {clients}")
         first = next(self._numbers) * _INDICES_OF_A_TRIAL
-        trial = _run(closed_loop(self.settings, clients, self.slos, first))
+        trial = run_in_loop(closed_loop(self.settings, clients, self.slos, first))
         self.say(trial)
         return trial
 
@@ -134,13 +136,20 @@ class LoadTest:
     def _trial(self, rate: float, stop_early: bool) -> Trial:
         number = next(self._numbers)
         settings = replace(self.settings, seed=self.settings.seed + number)
-        trial = _run(open_loop(settings, rate, self.slos, number * _INDICES_OF_A_TRIAL, stop_early=stop_early))
+        trial = run_in_loop(open_loop(settings, rate, self.slos, number * _INDICES_OF_A_TRIAL, stop_early=stop_early))
         self.say(trial)
         return trial
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """In uvloop's event loop where it is installed, which leaves more of the machine to the service."""
+def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run in uvloop's event loop where it is installed, which leaves more of the machine to the service.
+
+    Args:
+        work: Of asyncio.
+
+    Returns:
+        Its result.
+    """
     try:
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
     except ImportError:
