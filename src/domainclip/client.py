@@ -177,6 +177,7 @@ class Readiness:
 
     Attributes:
         status: "ready", "loading", "warming", "draining" or "unhealthy".
+        detail: Why, in words.
         model: Which model it serves.
         fingerprint: Of the model.
         backend: What computes.
@@ -185,6 +186,7 @@ class Readiness:
     """
 
     status: str
+    detail: str
     model: str | None
     fingerprint: str | None
     backend: str | None
@@ -272,7 +274,10 @@ class Client:
         """
         body = {"texts": list(texts), "images": [_sendable(image) for image in images]}
         content, common = self._post("/v1/similarity", body, strict)
-        return Similarity(**common, similarity=_numbers(content["similarity"]).reshape(len(images), len(texts)))
+        # JSON's null becomes NaN.
+        return Similarity(
+            **common, similarity=np.array(content["similarity"], np.float32).reshape(len(images), len(texts))
+        )
 
     def pairs(self, pairs: Sequence[tuple[ImageInput, str]], *, strict: bool = False) -> PairScores:
         """Compare each image with its own text.
@@ -290,7 +295,7 @@ class Client:
         """
         body = {"pairs": [{"image": _sendable(image), "text": text} for image, text in pairs]}
         content, common = self._post("/v1/pairs", body, strict)
-        return PairScores(**common, scores=_numbers(content["scores"]))
+        return PairScores(**common, scores=np.array(content["scores"], np.float32))
 
     def classify(
         self,
@@ -423,6 +428,7 @@ class Client:
             raise _error_of(response)
         return Readiness(
             status=str(content["status"]),
+            detail=str(content.get("detail") or ""),
             model=content.get("model"),
             fingerprint=content.get("fingerprint"),
             backend=content.get("backend"),
@@ -547,11 +553,6 @@ def _file_of(image: ImageInput) -> bytes:
     buffer = io.BytesIO()
     upright.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _numbers(values: Any) -> np.ndarray:
-    """JSON's null becomes NaN."""
-    return np.array(values, dtype=np.float32)
 
 
 def _json(response: httpx2.Response) -> dict[str, Any]:

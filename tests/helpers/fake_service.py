@@ -120,7 +120,9 @@ class FakeService:
         return {"predictions": [None if row is None else prediction for row in rows]}
 
     def _embeddings(self, body: Any, errors: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = self._vectors([item.get("image", item.get("text")) for item in body["input"]], "input", errors)
+        given = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        items = [item if isinstance(item, str) else item.get("image", item.get("text")) for item in given]
+        rows = self._vectors(items, "input", errors)
         data = [
             {
                 "object": "embedding",
