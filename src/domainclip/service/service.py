@@ -33,6 +33,7 @@ from domainclip.service.recent import RecentActivity
 from domainclip.service.schemas import Readiness
 from domainclip.service.served_model import Prepared, Run, ServedModel
 from domainclip.service.settings import ServeSettings
+from domainclip.service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Service:
             UrlFetcher(settings.url_hosts, settings.max_image_mb * 2**20),
             settings.max_text_characters,
         )
+        self.tracing = Tracing() if settings.traces else None
         self.model: ServedModel | None = None
         self.state: State = "loading"
         self.detail = ""
@@ -222,6 +224,8 @@ class Service:
             task.cancel()
         await asyncio.to_thread(self.worker.stop)
         self.embedder.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
     def _load(self, config: object, index: Path | None) -> ServedModel:
         first = self.model is None
