@@ -1,0 +1,1 @@
+"""The HTTP service: a model that answers for years (``domainclip serve``, extra ``serve``)."""
