@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from enum import StrEnum
@@ -48,9 +49,14 @@ deploy_app = typer.Typer(
     no_args_is_help=True,
     help="Serve a model for good, and exchange it without a request lost: domainclip deploy MODEL --to local.",
 )
-Name = Annotated[str, typer.Option("--name", help="Of the deployment.")]
 _DEFAULT = "server"
-_HOST, _PORT = "127.0.0.1", 8000
+Name = Annotated[str, typer.Option("--name", help="Of the deployment.")]
+Index = Annotated[Path | None, typer.Option("--index", "-i", help="What `embed` has written, for searches.")]
+Host = Annotated[str | None, typer.Option(help="The address to listen at; left out, this machine alone.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Left out, that of the deployment, or 8000.")]
+ServeOptions = Annotated[
+    list[str] | None, typer.Argument(metavar="[-- SERVE OPTIONS]", help="What else `serve` is given, after --.")
+]
 
 
 @deploy_app.callback()
@@ -61,54 +67,104 @@ def _group() -> None:
 @deploy_app.command("start")
 def start(
     model: Annotated[str, typer.Argument(help="The model's folder.")],
-    options: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- SERVE OPTIONS]", help="What else `serve` is given, after --."),
-    ] = None,
+    options: ServeOptions = None,
     to: Annotated[
         Target, typer.Option("--to", help="local: a process in the background; the others write what they need.")
     ] = Target.local,
     name: Name = _DEFAULT,
-    index: Annotated[Path | None, typer.Option("--index", "-i", help="What `embed` has written, for searches.")] = None,
-    host: Annotated[str | None, typer.Option(help=f"The address to listen at; left out, {_HOST}.")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help=f"Left out, that of the deployment, or {_PORT}.")
-    ] = None,
+    index: Index = None,
+    host: Host = None,
+    port: Port = None,
     watch: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="So long the new version is watched, and rolled back.")
+        float, typer.Option(min=0, metavar="SECONDS", help="So long it is watched; if it fails, it is rolled back.")
     ] = 30.0,
     ready_within: Annotated[
         float, typer.Option("--ready-within", min=1, metavar="SECONDS", help="So long it has to get ready.")
     ] = 600.0,
+    enable: Annotated[
+        bool, typer.Option("--enable", help="With systemd and launchd: also start what was written.")
+    ] = False,
+    run_as: Annotated[
+        str | None, typer.Option("--run-as", metavar="USER", help="With root's systemd: who the service runs as.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With container: the folder; left out, domainclip-NAME.")
+    ] = None,
+    build: Annotated[
+        bool, typer.Option("--build", help="With container: also build the image, by podman, docker or buildah.")
+    ] = False,
 ) -> None:
     """Start a version beside the one that runs, check it, switch over, watch it, and roll back by itself.
 
-    The word `start` may be left out. A name that is already deployed gets a new version at its address. Options of `serve`
-    follow after two dashes. Exit code 2 where the new version has failed and another one, or none, serves.
+    The word `start` may be left out. A name that is already deployed gets a new version at its address. Options of
+    `serve` follow after two dashes. Exit code 2 where the new version has failed, and an earlier one or none serves.
 
     Example: domainclip deploy outputs/mine/model --to local --port 8000 -- --api-keys keys.txt
     """
-    from domainclip.models.source.name import find_model
-
-    found = find_model(model)
-    if os.path.isdir(found):
-        found = os.path.abspath(found)
+    _only_with(to, {"--enable": enable, "--run-as": run_as}, Target.systemd, Target.launchd)
+    _only_with(to, {"--output": output, "--build": build}, Target.container)
+    found = _model(model)
     if index is not None and not index.is_dir():
         raise ConfigurationError(f"There is no index {index}: name what `domainclip embed` has written")
-    command = serve_command(found, index, options or [])
+    if to is Target.container:
+        _only_with(to, {"--host": host, "--port": port}, Target.local, Target.systemd, Target.launchd)
+        _write_container(output or Path(f"domainclip-{name}"), found, index, options or [], build)
+        return
     from domainclip.service.deploy.local import deploy
+    from domainclip.service.deploy.units import install
 
-    report = deploy(
-        name,
-        found,
-        command,
-        host=host,
-        port=port,
-        watch_s=watch,
-        ready_s=ready_within,
-        say=lambda text: typer.echo(text, err=True),
-    )
+    command = serve_command(found, index, options or [])
+    if to is Target.local:
+        report = deploy(name, found, command, host=host, port=port, watch_s=watch, ready_s=ready_within, say=_say)
+    else:
+        report = install(
+            "systemd" if to is Target.systemd else "launchd",
+            name,
+            found,
+            command,
+            host=host,
+            port=port,
+            user=run_as,
+            enable=enable,
+            watch_s=watch,
+            ready_s=ready_within,
+            say=_say,
+        )
     typer.echo(report)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _only_with(to: Target, given: dict[str, object], *targets: Target) -> None:
+    for option, value in given.items():
+        if value and to not in targets:
+            names = " or ".join(targets)
+            raise ConfigurationError(f"{option} goes with --to {names}, not with --to {to}: leave it out")
+
+
+def _model(name: str) -> str:
+    from domainclip.models.source.name import find_model
+
+    found = find_model(name)
+    return os.path.abspath(found) if os.path.isdir(found) else found
+
+
+def _write_container(folder: Path, model: str, index: Path | None, options: list[str], build: bool) -> None:
+    from domainclip.service.deploy.container import build_image, engine, write_container
+
+    if not os.path.isdir(model):
+        raise ConfigurationError(f"The model {model} is no folder, which alone can be mounted: download it first")
+    write_container(folder, Path(model), index, options)
+    typer.echo(f"Written: {folder}. Its .env holds the settings, and the password of Grafana")
+    if build:
+        build_image(folder)
+    tool = engine() or "docker"
+    typer.echo(
+        f"Start it with:\n  cd {shlex.quote(str(folder))} && {tool} compose up --detach\nDeploy another model with:\n"
+        f"  {tool} compose exec server domainclip deploy /models/NAME"
+    )
 
 
 def serve_command(model: str, index: Path | None, options: list[str]) -> tuple[str, ...]:
@@ -128,7 +184,14 @@ def serve_command(model: str, index: Path | None, options: list[str]) -> tuple[s
 
 @deploy_app.command("run")
 def run(
+    model: Annotated[
+        str | None, typer.Argument(help="What is served where nothing was deployed yet: the model's folder.")
+    ] = None,
+    options: ServeOptions = None,
     name: Name = _DEFAULT,
+    index: Index = None,
+    host: Host = None,
+    port: Port = None,
     log_file: Annotated[
         bool, typer.Option("--log-file", help="Log into the deployment's folder, not to the standard error.")
     ] = False,
@@ -137,8 +200,12 @@ def run(
 
     Example: domainclip deploy run --name server
     """
+    from domainclip.service.deploy.local import deployments, note_down
     from domainclip.service.deploy.run import run_supervisor
 
+    if model is not None and name not in deployments():
+        found = _model(model)
+        note_down(name, found, serve_command(found, index, options or []), host=host, port=port)
     run_supervisor(name, log_file=log_file)
 
 
@@ -181,8 +248,8 @@ def _status_text(found: dict[str, Any]) -> str:
     lines = [f"{found['name']}: {state}, at {url}"]
     if found["supervisor"] is not None:
         lines.append(
-            f"  supervisor {found['supervisor']} since {_time(found['since'])}, server {found['server'] or 'not running'}, "
-            f"{counted(found['restarts'], 'restart')}"
+            f"  supervisor {found['supervisor']} since {_time(found['since'])}, "
+            f"server {found['server'] or 'not running'}, {counted(found['restarts'], 'restart')}"
         )
     for each in reversed(found["versions"]):
         reason = each["reason"].splitlines()[0] if each["reason"] else ""

@@ -10,7 +10,7 @@ from typing import Any
 from domainclip.errors import ConfigurationError
 from domainclip.service.deploy.control import NotRunningError, Say, ask
 from domainclip.service.deploy.run import alone, start_detached
-from domainclip.service.deploy.state import DeploymentError, History, deployment_folder, state_root
+from domainclip.service.deploy.state import DeploymentError, History, Outcome, deployment_folder, state_root
 
 HOST, PORT = "127.0.0.1", 8000
 _STOP_S = 120.0  # a server that drains for too long is killed by its supervisor sooner
@@ -59,8 +59,8 @@ def deploy(
         found = ask(folder, {"command": "status"})
     if (host or found["host"], port or found["port"]) != (found["host"], found["port"]):
         raise ConfigurationError(
-            f"{name} already listens at port {found['port']} of {found['host']}: leave --host and --port out, give another "
-            f"--name, or stop it first with: domainclip deploy stop --name {name}"
+            f"{name} already listens at port {found['port']} of {found['host']}: leave --host and --port out, "
+            f"give another --name, or stop it first with: domainclip deploy stop --name {name}"
         )
     request = {
         "command": "deploy",
@@ -72,6 +72,36 @@ def deploy(
     }
     done = ask(folder, request, say)
     return f"Version {done['version']} of {name} serves {model} at http://{found['host']}:{found['port']}"
+
+
+def note_down(
+    name: str, model: str, command: tuple[str, ...], *, host: str | None = None, port: int | None = None
+) -> History:
+    """Make a model the version that a deployment serves when it is next started; nothing runs yet.
+
+    Args:
+        name: Of the deployment, which does not run.
+        model: For the record.
+        command: Starts its server.
+        host: Where to listen; None is where the deployment did, or else at this machine alone.
+        port: Where to listen; None is where the deployment did, or else 8000.
+
+    Returns:
+        The deployment.
+
+    Raises:
+        DeploymentError: The name is none, or the deployment is another user's.
+        OSError: It cannot be written.
+    """
+    history = _history(name) or History(deployment_folder(name, make=True), HOST, PORT)
+    history.host, history.port = host or history.host, history.port if port is None else port
+    current = history.current
+    version = history.add(model, command, os.getcwd())
+    outcomes: dict[int, Outcome] = {version.number: "in use"}
+    if current is not None:
+        outcomes[current.number] = "replaced"
+    history.mark(outcomes)
+    return history
 
 
 def _history(name: str) -> History | None:
@@ -92,6 +122,25 @@ def deployments() -> list[str]:
     return [name for name in names if _history(name) is not None]
 
 
+def is_running(name: str) -> bool:
+    """Whether a deployment has a supervisor.
+
+    Args:
+        name: Of the deployment, which need not be there.
+
+    Returns:
+        Whether one answers.
+
+    Raises:
+        DeploymentError: The name is none, or the deployment is another user's.
+    """
+    try:
+        ask(deployment_folder(name), {"command": "status"})
+    except NotRunningError:
+        return False
+    return True
+
+
 def status_of(name: str) -> dict[str, Any]:
     """How a deployment is.
 
@@ -99,8 +148,8 @@ def status_of(name: str) -> dict[str, Any]:
         name: Of the deployment.
 
     Returns:
-        ``name``, ``host``, ``port``, ``supervisor`` (its process; None where it does not run), ``since``, ``server`` (its
-        process), ``doing``, ``restarts``, ``health`` (what ``/health/ready`` says, with ``ready``), and ``versions``.
+        ``name``, ``host``, ``port``, ``supervisor`` (its process; None where it does not run), ``since``, ``server``
+        (its process), ``doing``, ``restarts``, ``health`` (what ``/health/ready`` says, with ``ready``), ``versions``.
 
     Raises:
         DeploymentError: There is no such deployment, or it is another user's.
