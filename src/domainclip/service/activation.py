@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +25,6 @@ PARENT_VARIABLE = "DOMAINCLIP_PARENT_FD"
 """Names the descriptor of a pipe that is at its end when the parent is no more."""
 
 _BACKLOG = 4096  # connections that wait while no server accepts; the system cuts it to its own limit
-_PATIENCE_S = 3.0  # servers whose supervisor was killed let go of the port within moments
 # LISTEN_PID can be known in the new process alone, and code between fork and exec is not safe in Python.
 _HAND_OVER = """\
 import os, sys
@@ -36,12 +37,13 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int, patience_s: float = 0.0) -> socket.socket:
     """Listen at an address. Connections wait in its queue until a process accepts them.
 
     Args:
         host: A name or an address; ``0.0.0.0`` and ``::`` are all of this machine.
         port: The port; 0 leaves it to the system.
+        patience_s: So long to wait for a port that is in use, in seconds.
 
     Returns:
         The socket.
@@ -49,7 +51,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     Raises:
         ConfigurationError: The address is not this machine's, or the port is in use or not allowed.
     """
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + patience_s
     while True:
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -119,19 +121,22 @@ def notify(state: str) -> None:
         sender.send(state.encode())
 
 
-def parent_pipe() -> int | None:
-    """What to watch for the end of the process that started this one.
-
-    Returns:
-        A descriptor that becomes readable, with nothing to read, when the parent is no more; None where it has not
-        asked for that.
+def follow_parent() -> None:
+    """End with the process that started this one, as by SIGTERM, if it has asked for that: nobody else would ever stop
+    this one, nor free its port. To be called at the start, so that a server that is still loading its model ends, too.
     """
     given = os.environ.pop(PARENT_VARIABLE, "")
     if not given.isdecimal():
-        return None
-    descriptor = int(given)
+        return
+    pipe = int(given)
     try:
-        os.set_inheritable(descriptor, False)
+        os.set_inheritable(pipe, False)
     except OSError:
-        return None
-    return descriptor
+        return
+
+    def wait() -> None:
+        with suppress(OSError):
+            os.read(pipe, 1)  # nothing is ever written: it returns at the end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()

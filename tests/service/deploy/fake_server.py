@@ -14,7 +14,7 @@ import socket
 import sys
 from contextlib import suppress
 
-from domainclip.service.activation import inherited_socket, notify, parent_pipe
+from domainclip.service.activation import follow_parent, inherited_socket, notify
 
 IDLE_S = 2.0  # a draining server closes a connection that has been silent for so long
 
@@ -58,9 +58,9 @@ class FakeServer:
         path = head.split()[1].decode()
         if path != "/health/ready":
             await asyncio.sleep(self.slow)
-        body = json.dumps(
-            {"status": "ready", "model": self.model, "fingerprint": f"fp-{self.model}", "pid": os.getpid()}
-        )
+        status = "unhealthy" if self.sick else "ready"
+        facts = {"status": status, "model": self.model, "fingerprint": f"fp-{self.model}", "pid": os.getpid()}
+        body = json.dumps(facts)
         code = "503 Service Unavailable" if path == "/health/ready" and self.sick else "200 OK"
         close = self.draining.is_set() or b"connection: close" in head.lower()
         writer.write(
@@ -86,11 +86,11 @@ async def main() -> int:
     server = FakeServer(given.model, given.slow)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.draining.set)
-    pipe = parent_pipe()
-    if pipe is not None:
-        loop.add_reader(pipe, server.draining.set)
+    follow_parent()
     notify("STATUS=loading the model")
-    await asyncio.sleep(given.start)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(server.draining.wait(), given.start)
+        return 0
     if given.refuse:
         print(f"Error: {given.model} fails its golden check: cosine 0.5", file=sys.stderr)
         return 2

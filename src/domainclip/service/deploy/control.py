@@ -25,7 +25,7 @@ _LONGEST_REQUEST = 2**20  # bytes
 
 
 class NotRunningError(DeploymentError):
-    """Nothing supervises the deployment at present."""
+    """Nothing supervises the deployment, at present or any more."""
 
 
 def ask(folder: Path, request: dict[str, Any], say: Say = lambda text: None) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def ask(folder: Path, request: dict[str, Any], say: Say = lambda text: None) -> 
         The result.
 
     Raises:
-        NotRunningError: There is no supervisor.
+        NotRunningError: There is no supervisor, or it ended before it had answered.
         DeploymentError: It has not done it.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -67,7 +67,7 @@ def ask(folder: Path, request: dict[str, Any], say: Say = lambda text: None) -> 
                     result: dict[str, Any] = message["result"]
                     return result
                 say(message["say"])
-    raise DeploymentError(
+    raise NotRunningError(
         f"The supervisor of {folder.name} ended before it had answered; {folder / LOG} or the journal may say why"
     )
 

@@ -1,4 +1,8 @@
-"""Runs a deployment's supervisor: in this process, or in one of its own that stays when the terminal closes."""
+"""Runs a deployment's supervisor: in this process, or in one of its own that stays when the terminal closes.
+
+``python -m domainclip.service.deploy.run NAME`` is ``domainclip deploy run --name NAME`` without the command line's
+imports: less memory for a process that stays for years.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import asyncio
 import logging
 import logging.handlers
 import os
+import socket
 import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from domainclip.errors import CLIPFinetuningError
 from domainclip.pipelines.output_lock import locked_output
 from domainclip.service.activation import handing_over, inherited_socket, listening_socket
 from domainclip.service.deploy.control import NotRunningError, ask
@@ -21,6 +27,8 @@ from domainclip.service.deploy.supervisor import Supervisor
 _LOG_BYTES, _LOG_FILES = 10 * 2**20, 3
 _ERRORS = "errors"  # what a detached supervisor prints outside its log: why it has not started
 _START_S = 60.0
+PATIENCE_S = 10.0
+"""Servers whose supervisor was killed let go of the port when they have heard of it, in seconds."""
 
 
 def run_supervisor(name: str, *, log_file: bool = False) -> None:
@@ -51,12 +59,16 @@ def run_supervisor(name: str, *, log_file: bool = False) -> None:
     log.propagate = False
     log.setLevel(logging.INFO)
     try:
-        with alone(folder), inherited_socket() or listening_socket(history.host, history.port) as listening:
+        with alone(folder), inherited_socket() or _bound(history) as listening:
             history = History.read(folder)
             asyncio.run(Supervisor(history, listening, log.info).run())
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+def _bound(history: History) -> socket.socket:
+    return listening_socket(history.host, history.port, PATIENCE_S)
 
 
 def alone(folder: Path) -> AbstractContextManager[None]:
@@ -79,6 +91,19 @@ def alone(folder: Path) -> AbstractContextManager[None]:
     raise DeploymentError(f"The deployment {folder.name} is already running, in process {answer['supervisor']}")
 
 
+def supervisor_command(name: str, *, log_file: bool) -> list[str]:
+    """What runs a supervisor in a process of its own, with the Python of this one.
+
+    Args:
+        name: Of the deployment.
+        log_file: Log into its folder, and not to the standard error.
+
+    Returns:
+        The command.
+    """
+    return [sys.executable, "-m", "domainclip.service.deploy.run", name, *(["--log-file"] if log_file else [])]
+
+
 def start_detached(name: str, host: str, port: int) -> None:
     """Start a supervisor in a process of its own, without a terminal, and wait until it can be asked.
 
@@ -92,18 +117,16 @@ def start_detached(name: str, host: str, port: int) -> None:
         ConfigurationError: The address cannot be listened at.
     """
     folder = deployment_folder(name, make=True)
-    with listening_socket(host, port) as listening:
-        try:
-            history = History.read(folder)
-        except DeploymentError:
-            history = History(folder, host, port)
+    try:
+        history, patience = History.read(folder), PATIENCE_S
+    except DeploymentError:
+        history, patience = History(folder, host, port), 0.0
+    with listening_socket(host, port, patience) as listening:
         history.host, history.port = host, listening.getsockname()[1]
         history.write()
-        command = [sys.executable, "-m", "domainclip", "deploy", "run", "--name", name, "--log-file"]
         with open(folder / _ERRORS, "wb") as errors:
             process = subprocess.Popen(
-                handing_over(listening, command),
-                cwd=folder,
+                handing_over(listening, supervisor_command(name, log_file=True)),
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
@@ -120,3 +143,10 @@ def start_detached(name: str, host: str, port: int) -> None:
     process.kill()
     why = (folder / _ERRORS).read_text(errors="replace").strip() or f"exit code {process.wait()}"
     raise DeploymentError(f"The supervisor of {name} has not started: {why}")
+
+
+if __name__ == "__main__":
+    try:
+        run_supervisor(sys.argv[1], log_file=sys.argv[2:] == ["--log-file"])
+    except CLIPFinetuningError as error:
+        sys.exit(f"Error: {error}")

@@ -10,7 +10,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +19,7 @@ from domainclip.errors import ConfigurationError
 from domainclip.files import write_bytes, write_text
 from domainclip.service.deploy.control import Say
 from domainclip.service.deploy.local import deploy, is_running, note_down, status_of
+from domainclip.service.deploy.run import supervisor_command
 from domainclip.service.deploy.state import DeploymentError, History
 
 _SYSTEM_UNITS = Path("/etc/systemd/system")
@@ -86,19 +86,6 @@ def install(
     return "\n".join([*lines, f"{name} serves {model} at http://{found['host']}:{found['port']}"])
 
 
-def supervisor_command(name: str, *options: str) -> list[str]:
-    """What starts a supervisor, with the Python of this process.
-
-    Args:
-        name: Of the deployment.
-        options: Further ones of ``domainclip deploy run``.
-
-    Returns:
-        The command.
-    """
-    return [sys.executable, "-m", "domainclip", "deploy", "run", "--name", name, *options]
-
-
 def _systemd_paths(name: str) -> list[Path]:
     home = os.environ.get("XDG_CONFIG_HOME")
     own = (Path(home) if home else Path.home() / ".config") / "systemd" / "user"
@@ -135,7 +122,7 @@ def write_systemd(history: History, user: str | None) -> list[list[str]]:
         "name": folder.name,
         "unit": unit,
         "user": user,
-        "command": " ".join(_escaped(each, dollars=True) for each in supervisor_command(folder.name)),
+        "command": " ".join(_escaped(each, dollars=True) for each in supervisor_command(folder.name, log_file=False)),
         "state": _escaped(f"DOMAINCLIP_STATE={folder.parent}"),
         "folder": _escaped(str(folder)),
         "address": _stream_address(history.host, history.port),
@@ -204,7 +191,7 @@ def write_launchd(history: History) -> list[list[str]]:
     path = _launchd_path(folder.name)
     agent = {
         "Label": path.stem,
-        "ProgramArguments": supervisor_command(folder.name, "--log-file"),
+        "ProgramArguments": supervisor_command(folder.name, log_file=True),
         "EnvironmentVariables": {"DOMAINCLIP_STATE": str(folder.parent)},
         "WorkingDirectory": str(folder),
         "StandardErrorPath": str(folder / "errors"),
