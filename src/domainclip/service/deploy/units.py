@@ -63,6 +63,8 @@ def install(
         OSError: A file cannot be written.
     """
     paths = _systemd_paths(name) if to == "systemd" else [_launchd_path(name)]
+    if to == "systemd":
+        _require_user(user)
     if is_running(name):
         if not all(path.exists() for path in paths):
             raise DeploymentError(
@@ -99,24 +101,21 @@ def write_systemd(history: History, user: str | None) -> list[list[str]]:
 
     Args:
         history: Of the deployment, whose folder is given to ``user``.
-        user: Who runs it; None is who runs this.
+        user: Who runs it, where this is root; otherwise None.
 
     Returns:
         The commands that start it.
 
     Raises:
-        ConfigurationError: The service would run as root, or there is no such user.
+        ConfigurationError: The host is not known.
         OSError: A file cannot be written.
     """
     folder, is_root = history.folder, os.geteuid() == 0
-    if is_root != (user is not None):
-        raise ConfigurationError(
-            "A server should not run as root: name the user that it runs as with --run-as"
-            if is_root
-            else "Only root can run a service as somebody else: leave --run-as out, or use sudo"
-        )
     if user is not None:
-        _give_to(folder, user)
+        owner = pwd.getpwnam(user)
+        for each in (folder, *folder.iterdir()):
+            shutil.chown(each, owner.pw_uid, owner.pw_gid)
+        folder.parent.chmod(0o755)  # the folder of each deployment is closed to others
     unit = f"domainclip-{folder.name}"
     values = {
         "name": folder.name,
@@ -135,16 +134,17 @@ def write_systemd(history: History, user: str | None) -> list[list[str]]:
     return commands if is_root else [*commands, ["loginctl", "enable-linger"]]
 
 
-def _give_to(folder: Path, user: str) -> None:
-    try:
-        found = pwd.getpwnam(user)
-    except KeyError:
-        raise ConfigurationError(f"There is no user {user!r} on this machine: give another --run-as") from None
-    if found.pw_uid == 0:
-        raise ConfigurationError("A server should not run as root: name another user with --run-as")
-    for each in (folder, *folder.iterdir()):
-        shutil.chown(each, found.pw_uid, found.pw_gid)
-    folder.parent.chmod(0o755)  # the folder of each deployment is closed to others
+def _require_user(user: str | None) -> None:
+    """Refuse to run a server as root, or as somebody who this process may not speak for."""
+    if os.geteuid() and user is not None:
+        raise ConfigurationError("Only root can run a service as somebody else: leave --run-as out, or use sudo")
+    if os.geteuid() == 0:
+        try:
+            found = pwd.getpwnam(user or "root")
+        except KeyError:
+            raise ConfigurationError(f"There is no user {user!r} on this machine: give another --run-as") from None
+        if found.pw_uid == 0:
+            raise ConfigurationError("A server should not run as root: name the user that it runs as with --run-as")
 
 
 def _render(name: str, values: dict[str, str | None]) -> str:
