@@ -40,6 +40,7 @@ from domainclip.cli.options import (
 from domainclip.cli.predict import predict
 from domainclip.cli.preview import preview
 from domainclip.cli.search import search
+from domainclip.cli.serve import serve
 from domainclip.cli.start_checks import check_model, check_recipe, check_start
 from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
@@ -240,6 +241,7 @@ app.command("predict", cls=KeyCommand)(predict)
 app.command("embed", cls=KeyCommand)(embed)
 app.command("export-embeddings")(export_embeddings)
 app.command("search", cls=KeyCommand)(search)
+app.command("serve", cls=KeyCommand)(serve)
 app.command("tune", cls=KeyCommand)(tune)
 
 

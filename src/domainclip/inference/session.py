@@ -24,6 +24,7 @@ from domainclip.domains.recipes import write_domain
 from domainclip.errors import ConfigurationError
 from domainclip.files import replaced_directory
 from domainclip.inference.backends.choice import choose_backend
+from domainclip.inference.backends.golden import GoldenBatch
 from domainclip.inference.backends.graphs import fingerprint_of, model_folder
 from domainclip.inference.backends.model_graphs import ModelGraphs
 from domainclip.inference.backends.shapes import FixedShapes
@@ -156,7 +157,7 @@ class ModelSession:
         """
         if self.as_loaded and self._chosen is not None and self._chosen[0] is self.resolved:
             return self._chosen[1]
-        graphs = ModelGraphs(self.encoder, self.resolved.model, self.engine().spec, self.device, self._say)
+        graphs = self._graphs()
         if not self.as_loaded:  # a graph would be that of the weights before the training
             return graphs.torch()
         choice = choose_backend(graphs, self.config.backend)
@@ -164,6 +165,17 @@ class ModelSession:
             self._say(choice.reason)
         self._chosen = self.resolved, choice.shapes
         return choice.shapes
+
+    def golden_batch(self) -> GoldenBatch:
+        """What every back end of the model must give.
+
+        Returns:
+            The batch saved beside the model, or a new one where that is missing or of other weights.
+        """
+        return self._graphs().golden
+
+    def _graphs(self) -> ModelGraphs:
+        return ModelGraphs(self.encoder, self.resolved.model, self.engine().spec, self.device, self._say)
 
     def _say(self, text: str) -> None:
         (self.console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
@@ -284,15 +296,14 @@ class ModelSession:
         """
         return self.encode_texts(texts)
 
-    def classifier(self, labels: GivenTexts | None = None) -> Classifier:
-        """Describe classes by the prompts of the domain, for any number of images.
+    def class_prompts(self, labels: GivenTexts | None = None) -> dict[str, list[str]]:
+        """The sentences that describe classes, by the prompts of the domain.
 
         Args:
-            labels: Names of classes, each counted once. Those that the domain knows are described by its names for
-                them. Left out, the classes of the run that the model is from.
+            labels: As for ``classifier``.
 
         Returns:
-            What classifies embeddings.
+            The sentences of each class.
 
         Raises:
             ConfigurationError: A label is empty, or none is given and the model brings none.
@@ -305,8 +316,27 @@ class ModelSession:
             )
         names = text_list(self.record.classes if labels is None else labels)
         templates = self.resolved.evaluation.prompt_templates
-        prompts = class_prompts(names, templates, names_of=self.domain.prompts.names_of)
-        weights = classifier_weights(self.encode_texts, prompts)
+        return class_prompts(names, templates, names_of=self.domain.prompts.names_of)
+
+    def classifier(
+        self, labels: GivenTexts | None = None, encode_texts: Callable[[list[str]], Tensor] | None = None
+    ) -> Classifier:
+        """Describe classes by the prompts of the domain, for any number of images.
+
+        Args:
+            labels: Names of classes, each counted once. Those that the domain knows are described by its names for
+                them. Left out, the classes of the run that the model is from.
+            encode_texts: Embeds the prompts; the session itself, if left out.
+
+        Returns:
+            What classifies embeddings.
+
+        Raises:
+            ConfigurationError: A label is empty, or none is given and the model brings none.
+            DataError: There are no labels, or one is of a wrong type (then also a ``TypeError``).
+        """
+        prompts = self.class_prompts(labels)
+        weights = classifier_weights(encode_texts or self.encode_texts, prompts)
         return Classifier(tuple(prompts), weights, self._probabilities)
 
     @overload

@@ -1,1 +1,1 @@
-"""The HTTP service: a model that answers for years (``domainclip serve``, extra ``serve``)."""
+"""The HTTP service: a model that answers requests, and what keeps it up."""

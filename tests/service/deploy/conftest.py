@@ -24,6 +24,7 @@ FAKE = Path(__file__).with_name("fake_server.py")
 class Deployment:
     """One deployment; ``say`` collects what was said meanwhile."""
 
+    state: Path
     name: str = "d"
     said: list[str] = field(default_factory=list)
 
@@ -74,10 +75,12 @@ def wait() -> Callable[..., None]:
 def deployment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
     if sys.platform == "win32":
         pytest.skip("deployments are for POSIX systems")
-    monkeypatch.setenv("DOMAINCLIP_STATE", str(tmp_path_factory.mktemp("s")))  # sockets have short paths
-    found = Deployment()
+    state = tmp_path_factory.mktemp("s")  # sockets have short paths
+    monkeypatch.setenv("DOMAINCLIP_STATE", str(state))
+    found = Deployment(state)
     yield found
     with suppress(CLIPFinetuningError):
+        monkeypatch.setenv("DOMAINCLIP_STATE", str(state))
         supervisor = found.status["supervisor"]
         try:
             local.stop(found.name)

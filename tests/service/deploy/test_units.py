@@ -39,7 +39,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 def history(home: Path, monkeypatch: pytest.MonkeyPatch) -> History:
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 0)
-        return note_down("parts", "/models/m", COMMAND, host="127.0.0.1", port=8010)
+        found = note_down("parts", "/models/m", COMMAND, host="127.0.0.1", port=8010)
+    if os.getuid() == 0:
+        os.chown(found.folder, os.geteuid(), -1)
+    return found
 
 
 def install(to: str, name: str = "parts", command: tuple[str, ...] = COMMAND, user: str | None = None) -> str:

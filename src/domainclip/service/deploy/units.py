@@ -117,11 +117,12 @@ def write_systemd(history: History, user: str | None) -> list[list[str]]:
             shutil.chown(each, owner.pw_uid, owner.pw_gid)
         folder.parent.chmod(0o755)  # the folder of each deployment is closed to others
     unit = f"domainclip-{folder.name}"
+    program, *arguments = supervisor_command(folder.name, log_file=False)
     values = {
         "name": folder.name,
         "unit": unit,
         "user": user,
-        "command": " ".join(_escaped(each, dollars=True) for each in supervisor_command(folder.name, log_file=False)),
+        "command": " ".join([_escaped(program), *(_escaped(each, dollars=True) for each in arguments)]),
         "state": _escaped(f"DOMAINCLIP_STATE={folder.parent}"),
         "folder": _escaped(str(folder)),
         "address": _stream_address(history.host, history.port),
@@ -156,7 +157,7 @@ def _render(name: str, values: dict[str, str | None]) -> str:
 
 
 def _escaped(word: str, *, dollars: bool = False) -> str:
-    """A word as a unit has it, where ``%`` begins a specifier and, in commands, ``$`` a variable."""
+    """A word as a unit has it, where ``%`` begins a specifier and, in a command's arguments, ``$`` a variable."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped.replace("$", "$$") if dollars else escaped}"'
 

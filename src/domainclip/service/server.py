@@ -1,0 +1,279 @@
+"""The process of the service: its socket, its signals, and an end that loses no request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from domainclip.errors import CLIPFinetuningError, ConfigurationError
+from domainclip.service.app import build_app
+from domainclip.service.service import Service
+from domainclip.service.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+_FIRST_INHERITED = 3
+PARENT_VARIABLE = "DOMAINCLIP_PARENT_FD"
+"""The number of a pipe that closes when the process that has started this one is gone; then this one ends, too."""
+_HEADERS_S, _HEADERS_BYTES = 10.0, 65_536
+"""How long a client may take for its headers, in seconds, and how large they may be."""
+_IDLE_S = 75.0
+"""An idle connection is kept so long: longer than proxies do (nginx: 60 s), so that it is they who close it."""
+_LINGER_S = 3.0
+"""At the end, open connections have so long to send one more request, which is answered with ``Connection: close``."""
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+def listening_socket(host: str, port: int) -> tuple[socket.socket, bool]:
+    """The socket that requests come by.
+
+    Args:
+        host: A name or an address of this machine.
+        port: 0 lets the system choose.
+
+    Returns:
+        A socket that listens, and whether it was handed down (systemd's protocol, ``sd_listen_fds(3)``).
+
+    Raises:
+        ConfigurationError: The address cannot be had.
+    """
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+            os.environ.pop(name, None)
+        os.set_inheritable(_FIRST_INHERITED, False)
+        return socket.socket(fileno=_FIRST_INHERITED), True
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(found[0], found[1])
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(found[4])
+        listening.listen(2048)
+    except (OSError, OverflowError) as error:
+        told = "choose another with --port, or stop what listens there" if port else "give an address of this machine"
+        raise ConfigurationError(f"Nothing can listen on {host} port {port}: {error}; {told}") from None
+    return listening, False
+
+
+def notify(state: str) -> None:
+    """Tell who has started this process, where it wants to know (``sd_notify(3)``).
+
+    Args:
+        state: Such as ``READY=1``.
+    """
+    place = os.environ.get("NOTIFY_SOCKET")
+    if place:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(state.encode(), "\0" + place[1:] if place.startswith("@") else place)
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 with an end for clients that never finish their headers."""
+
+    _reading_headers = True
+    _received = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(_HEADERS_S, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        before = self._reading_headers
+        if before and self._timer is None:
+            self._timer = self.loop.call_later(_HEADERS_S, self._too_slow)
+        super().data_received(data)
+        if before and self._reading_headers:
+            self._received += len(data)
+            if self._received > _HEADERS_BYTES and not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._reading_headers, self._received = False, 0
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._reading_headers = True
+        super().on_message_complete()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self._reading_headers and not self.transport.is_closing():
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to ``_Process``."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop_accepting(self) -> None:
+        for server in getattr(self, "servers", []):
+            server.close()
+
+
+class _Process:
+    """One run of the service."""
+
+    def __init__(self, settings: ServeSettings, listening: socket.socket) -> None:
+        self.settings = settings
+        self.service = Service(settings)
+        self.listening = listening
+        config = uvicorn.Config(
+            build_app(self.service),
+            http=GuardedProtocol,
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=int(_IDLE_S),
+            timeout_graceful_shutdown=int(settings.drain_s),
+            backlog=2048,
+        )
+        self.server = _Server(config)
+        self._ending = asyncio.Event()
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    async def run(self, at_once: bool) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
+        parent = os.environ.pop(PARENT_VARIABLE, "")
+        if parent.isdecimal():
+            loop.add_reader(int(parent), self._parent_gone, int(parent))
+        serving = asyncio.create_task(self.server.serve([self.listening])) if at_once else None
+        loading = asyncio.create_task(self.service.start())
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            await asyncio.wait((loading, ending), return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                await loading
+                serving = serving or asyncio.create_task(self.server.serve([self.listening]))
+                notify("READY=1\nSTATUS=Ready")
+                log.info("Ready")
+                await asyncio.wait((ending, serving), return_when=asyncio.FIRST_COMPLETED)
+            notify("STOPPING=1")
+            if not loading.done():  # nothing was accepted, and a model that is being loaded cannot be hurried
+                os._exit(0)
+            await self._drain()
+        finally:
+            self.server.should_exit = True
+            if serving is not None:
+                await serving
+            await self.service.stop()
+
+    def _end(self) -> None:
+        if self._ending.is_set():  # twice: at once
+            os._exit(128 + signal.SIGINT)
+        self._ending.set()
+
+    def _parent_gone(self, number: int) -> None:
+        asyncio.get_running_loop().remove_reader(number)
+        log.warning("The process that started this one is gone: ending")
+        self._ending.set()
+
+    def _reload(self) -> None:
+        async def reload() -> None:
+            with contextlib.suppress(CLIPFinetuningError):  # logged; the model before goes on
+                await self.service.reload()
+
+        task = asyncio.ensure_future(reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _drain(self) -> None:
+        """Take no new connection, answer what comes by the open ones, and close each after its answer."""
+        self.service.drain()
+        self.server.stop_accepting()
+        loop = asyncio.get_running_loop()
+        end, quiet_since = loop.time() + self.settings.drain_s, loop.time()
+        while self.server.server_state.connections and loop.time() < end:
+            if self.service.in_flight:
+                quiet_since = loop.time()
+            if loop.time() - quiet_since > _LINGER_S:
+                break
+            await asyncio.sleep(0.05)
+
+
+def run_service(settings: ServeSettings, host: str, port: int) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        settings: Limits and promises.
+        host: To listen on.
+        port: To listen on.
+
+    Raises:
+        CLIPFinetuningError: The address cannot be had, or the model not be served.
+    """
+    listening, inherited = listening_socket(host, port)
+    address, number = listening.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    place = f"http://{shown}:{number}"
+    name = settings.config.model_name
+    print(f"Serving {name} on {place} (dashboard: {place}/dashboard)", file=sys.stderr, flush=True)
+    if not settings.keys and not address.startswith(("127.", "::1")):
+        log.warning("Everybody who reaches %s may ask: --api-keys FILE lets in only those with a key", place)
+    notify("STATUS=Loading the model")
+    try:
+        import uvloop
+    except ImportError:  # Windows has none
+        loops = None
+    else:
+        loops = uvloop.new_event_loop
+
+    async def main() -> None:
+        await _Process(settings, listening).run(at_once=not inherited)
+
+    with asyncio.Runner(loop_factory=loops) as runner:
+        runner.run(main())
+
+
+def check_service(settings: ServeSettings) -> dict[str, Any]:
+    """Load a model as for serving, and check it.
+
+    Args:
+        settings: Which model and index.
+
+    Returns:
+        What would be served.
+
+    Raises:
+        CLIPFinetuningError: It could not be served.
+    """
+
+    async def main() -> dict[str, Any]:
+        service = Service(settings)
+        try:
+            await service.start()
+            found = service.describe(service.require_ready())
+        finally:
+            await service.stop()
+        return found
+
+    return asyncio.run(main())
