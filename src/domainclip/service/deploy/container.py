@@ -57,12 +57,12 @@ def write_container(folder: Path, model: Path, index: Path | None, options: list
         "GRAFANA_PASSWORD": secrets.token_urlsafe(12),
     }
     with replaced_directory(folder) as temporary:
-        for package, name in (("domainclip.service.deploy", "files"), ("domainclip.service", "monitoring")):
-            source = files(package).joinpath(name)
-            if source.is_dir():
-                with as_file(source) as found:
-                    target = temporary if name == "files" else temporary / name
-                    shutil.copytree(found, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "*.pyc"))
+        service = files("domainclip.service")
+        for source, target in (("deploy/files", temporary), ("monitoring", temporary / "monitoring")):
+            with as_file(service.joinpath(source)) as found:
+                shutil.copytree(found, target, dirs_exist_ok=True)
+        config = temporary / "monitoring" / "prometheus.yml"
+        write_text(config, _in_compose(config.read_text(encoding="utf-8")))
         (temporary / "wheels").mkdir()
         write_text(temporary / "wheels" / "README", _README)
         write_text(temporary / "constraints.txt", _constraints())
@@ -71,6 +71,14 @@ def write_container(folder: Path, model: Path, index: Path | None, options: list
         (temporary / "index").mkdir()
         if (project := _source_folder()) is not None:
             _build_wheel(project, temporary / "wheels")
+
+
+def _in_compose(config: str) -> str:
+    """Prometheus' configuration with the names that its neighbours have among containers."""
+    for here, there in (("127.0.0.1:8000", "server:8000"), ("127.0.0.1:9093", "alertmanager:9093")):
+        assert here in config
+        config = config.replace(here, there)
+    return config
 
 
 def _quoted(value: str) -> str:
