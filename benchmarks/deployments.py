@@ -4,9 +4,9 @@
     python benchmarks/deployments.py --quick               # two of them: does it run?
     python benchmarks/deployments.py --models A B          # two models of your own, by turns
 
-``domainclip deploy`` exchanges two models by turns while clients that keep their connections ask for embeddings of four
-texts. An answer is mixed where one of its vectors is not the one that the model it names gave before. Supervisor, server
-and clients share the machine, and a server that starts takes a core while it loads.
+``domainclip deploy`` exchanges two models by turns while clients that keep their connections ask for embeddings of
+four texts. An answer is mixed where one of its vectors is not the one that the model it names gave before. Supervisor,
+server and clients share the machine, and a server that starts takes a core while it loads.
 """
 
 from __future__ import annotations
