@@ -202,8 +202,7 @@ def pip_settings() -> tuple[str, list[str]]:
 def test_the_image_is_ready_as_its_own_user(zoo: dict[str, Path]) -> None:
     """Built and run where no engine runs: a base from Debian's packages, and Buildah in a chroot.
 
-    The user of the image is none of this machine, so the model lies where everybody may read. The root file system is not
-    read-only in a chroot; that nothing is written outside /tmp is seen from who owns it.
+    The user of the image is none of this machine, so the model lies where everybody may read.
     """
     if not os.environ.get("DOMAINCLIP_TEST_IMAGE"):
         pytest.skip("set DOMAINCLIP_TEST_IMAGE=1 to build an image, which takes ten minutes and 8 GB")
