@@ -1,4 +1,4 @@
-"""What the service answers, beside what the session itself gives, transformers, and clients that others have written."""
+"""What the service answers, beside what the session itself gives, and to a client that others have written."""
 
 from __future__ import annotations
 

@@ -23,18 +23,19 @@ M = TypeVar("M", Counter, Gauge, Histogram)
 
 OTHER = "other"
 """Stands for every value that a client could make up."""
-STAGES = ("admission", "decode", "queue", "batch", "encode", "respond")
+STAGES = ("admission", "decode", "queue", "encode", "respond")
 ENDPOINTS = ("similarity", "pairs", "classify", "embeddings", "search", OTHER)
-STATUSES = ("200", "400", "401", "404", "413", "415", "422", "429", "499", "500", "503", OTHER)
+STATUSES = ("200", "400", "401", "403", "404", "408", "413", "415", "422", "429", "499", "500", "503", OTHER)
 """499 is a client that left before its answer."""
 KINDS = ("image", "text")
 OUTCOMES = ("ok", "error", "cached", "joined", "cancelled")
 PRIORITIES = ("interactive", "bulk")
 ITEM_ERRORS = (
-    *("invalid_image", "invalid_text", "unsupported_format", "too_many_pixels", "too_many_bytes", "too_long"),
-    *("url_refused", "url_failed", "timeout", "cancelled", "internal", OTHER),
+    *("invalid_base64", "image_too_large", "too_many_pixels", "not_an_image", "damaged_image", "unsupported_format"),
+    *("url_not_allowed", "url_failed", "invalid_image", "invalid_text", "text_too_long", "invalid_tokens"),
+    *("not_computed", "deadline_exceeded", OTHER),
 )
-REJECTIONS = ("queue_full", "deadline", "not_ready", "draining", OTHER)
+REJECTIONS = ("queue_full", "deadline", OTHER)
 
 SLO_SECONDS = (0.1, 1.0)
 """The limits that the alerting rules hold requests to; each is the edge of a bucket."""
