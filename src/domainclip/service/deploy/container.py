@@ -60,7 +60,7 @@ def write_container(folder: Path, model: Path, index: Path | None, options: list
         service = files("domainclip.service")
         for source, target in (("deploy/files", temporary), ("monitoring", temporary / "monitoring")):
             with as_file(service.joinpath(source)) as found:
-                shutil.copytree(found, target, dirs_exist_ok=True)
+                shutil.copytree(found, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("domainclip.s*"))
         config = temporary / "monitoring" / "prometheus.yml"
         write_text(config, _in_compose(config.read_text(encoding="utf-8")))
         (temporary / "wheels").mkdir()

@@ -152,7 +152,7 @@ def _render(name: str, values: dict[str, str | None]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    text = files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
+    text = files(__package__).joinpath("files", name).read_text(encoding="utf-8")
     return environment.from_string(text).render(values)
 
 
