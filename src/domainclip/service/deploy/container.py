@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shlex
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution, distributions
+from importlib.metadata import distributions
 from importlib.resources import as_file, files
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from domainclip.errors import ConfigurationError
 from domainclip.files import replaced_directory, write_text
@@ -97,10 +95,9 @@ def _constraints() -> str:
 
 
 def _source_folder() -> Path | None:
-    """The folder that this package is installed from, where it lies in one and not in an index."""
-    origin = json.loads(distribution("domainclip").read_text("direct_url.json") or "{}")
-    url = urlparse(str(origin.get("url", "")))
-    return Path(unquote(url.path)) if "dir_info" in origin and url.scheme == "file" else None
+    """The project's folder, where this package is used from its sources and not installed from an index."""
+    project = Path(__file__).parents[4]
+    return project if (project / "pyproject.toml").is_file() else None
 
 
 def _build_wheel(project: Path, wheels: Path) -> None:
