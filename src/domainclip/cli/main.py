@@ -15,6 +15,7 @@ import typer
 
 from domainclip.cli.align import align_app
 from domainclip.cli.compare import compare
+from domainclip.cli.deploy import deploy_app
 from domainclip.cli.domain import domain_app
 from domainclip.cli.embed import embed, export_embeddings
 from domainclip.cli.memory import memory_app
@@ -80,6 +81,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data before training 
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(align_app, name="align", help="See whether images and texts agree.")
+app.add_typer(deploy_app, name="deploy")
 app.add_typer(domain_app, name="domain")
 app.add_typer(memory_app, name="memory")
 
