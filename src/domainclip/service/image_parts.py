@@ -148,6 +148,7 @@ _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b
 """Value representations whose length has four bytes (PS3.5, 7.1.2)."""
 _SYNTAX, _PIXELS, _ITEM, _SEQUENCE_END = (2, 0x10), (0x7FE0, 0x10), (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 _UNDEFINED = 0xFFFFFFFF
+_FRAGMENT_ERRORS: tuple[type[Exception], ...] = (*DECODE_ERRORS, Image.DecompressionBombError)
 
 
 def _dicom(content: bytes, name: str) -> None:
@@ -185,7 +186,7 @@ def refuse_large_fragments(content: bytes, pixels: int, max_pixels: int, name: s
                     refuse_above(min(max_pixels, 2 * pixels), image.width, image.height, Path(name))
     except ImageError:
         raise
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+    except _FRAGMENT_ERRORS as error:
         raise ImageError(f"{name}: its compressed pixels are damaged ({error})") from None
 
 

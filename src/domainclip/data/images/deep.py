@@ -236,13 +236,15 @@ def read_deep_png(file: BinaryIO, orientation: int) -> np.ndarray:
     """
     file.seek(0)
     kind = file.read(26)[25]
-    values = np.zeros((), np.uint16)
+    values: np.ndarray = np.zeros(1, np.uint16)
     for mode in _RAW_MODES[kind]:
         file.seek(0)
         with Image.open(file) as image:
             tile: Any = (*image.tile[0][:3], mode)
             image.tile = [tile]
-            values = values << 8 | np.asarray(image)
+            upper, values = values, np.asarray(image).astype(np.uint16)
+            upper <<= 8  # in place: a third copy of a large image is none of it
+            values |= upper
             transparent = image.info.get("transparency")
     if kind == _GREY_ALPHA:
         values = values[..., 0::2] << 8 | values[..., 1::2]
