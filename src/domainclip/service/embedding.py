@@ -88,6 +88,7 @@ class Embedder:
         """Let the threads end."""
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
+        self.fetcher.close()
         if self.disk is not None:
             self.disk.close()
 
@@ -160,7 +161,7 @@ class Embedder:
             with self.metrics.stage("decode"):
                 return model.image(decoded(content, model.preparation, self.limits))
 
-        return await self._embedding(call, model, IMAGE, b"image", content_digest(content), decode)
+        return await self._embedding(call, model, IMAGE, b"image", content_digest(content).encode(), decode)
 
     async def _text(self, call: Call, model: ServedModel, text: str) -> Vector:
         if len(text) > self.max_text_characters:

@@ -58,6 +58,7 @@ class Service:
         self.worker = DeviceWorker(self.batcher, self.latency, self.metrics, self.recent)
         self.admission = Admission(self.latency, self.metrics, settings.max_wait_s, settings.max_queue_rows)
         self.cache = VectorCache(settings.cache_mb * 2**20, self.metrics)
+        limits = ImageLimits(settings.max_image_mb * 2**20, settings.max_image_megapixels * 10**6)
         self.embedder = Embedder(
             self.batcher,
             self.admission,
@@ -65,8 +66,8 @@ class Service:
             self.recent,
             self.cache,
             DiskCache(settings.cache_file) if settings.cache_file is not None else None,
-            ImageLimits(max_bytes=settings.max_image_mb * 2**20, max_pixels=settings.max_image_megapixels * 10**6),
-            UrlFetcher(settings.url_hosts, settings.max_image_mb * 2**20),
+            limits,
+            UrlFetcher(settings.url_hosts, limits),
             settings.max_text_characters,
         )
         self.tracing = Tracing() if settings.traces else None
