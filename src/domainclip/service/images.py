@@ -227,4 +227,4 @@ def _opens(name: str, start: bytes) -> bool:
     """Whether a file is one for a decoder of Pillow's, by its first bytes alone."""
     Image.init()
     accept = Image.OPEN[name][1] if name in Image.OPEN else None
-    return accept is not None and accept(start[:16]) is True
+    return accept is not None and accept(start[:16].ljust(16, b"\0")) is True
