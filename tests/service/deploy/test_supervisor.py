@@ -298,6 +298,35 @@ def test_stopping_finishes_what_was_accepted(deployment, wait: Wait) -> None:  #
     assert deployment.port == port or deployment.port > 0
 
 
+def test_stopping_while_a_version_starts(deployment, wait: Wait) -> None:  # type: ignore[no-untyped-def]
+    deployment.deploy("a")
+    errors: list[str] = []
+
+    def deploy() -> None:
+        with pytest.raises(DeploymentError) as raised:
+            deployment.deploy("b", "--start", 60)
+        errors.append(str(raised.value))
+
+    thread = threading.Thread(target=deploy)
+    thread.start()
+    wait(lambda: deployment.outcomes == ["in use", "starting"])
+    local.stop("d")
+    thread.join()
+    assert errors == ["The supervisor is being stopped"]
+    assert deployment.outcomes == ["in use", "failed"]
+
+
+def test_an_address_of_ipv6(deployment) -> None:  # type: ignore[no-untyped-def]
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    command = deployment.command("a")
+    said = local.deploy("d", "a", command, host="::1", port=0, watch_s=0, ready_s=20, say=print)
+    assert said == f"Version 1 of d serves a at http://[::1]:{deployment.port}"
+    assert deployment.status["health"]["ready"] is True
+
+
 def test_a_port_in_use_is_said_at_once(deployment) -> None:  # type: ignore[no-untyped-def]
     deployment.deploy("a")
     with pytest.raises(ConfigurationError, match=r"cannot be used: another program listens there. Give another --port"):
