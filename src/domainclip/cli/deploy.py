@@ -160,9 +160,9 @@ def _write_container(folder: Path, model: str, index: Path | None, options: list
     typer.echo(f"Written: {folder}. Its .env holds the settings, and the password of Grafana")
     if build:
         build_image(folder)
-    tool = engine() or "docker"
+    tool = "podman" if engine() == "podman" else "docker"
     typer.echo(
-        f"Start it with:\n  cd {shlex.quote(str(folder))} && {tool} compose up --detach\nDeploy another model with:\n"
+        f"Start it with:\n  cd {shlex.quote(str(folder))} && {tool} compose up -d\nDeploy another model with:\n"
         f"  {tool} compose exec server domainclip deploy /models/NAME"
     )
 
@@ -234,9 +234,10 @@ def status(
 
 def _status_text(found: dict[str, Any]) -> str:
     """The status of one deployment for a reader."""
+    from domainclip.service.deploy.local import url_of
     from domainclip.words import counted
 
-    url = f"http://{found['host']}:{found['port']}"
+    url = url_of(found)
     health = found["health"]
     if found["supervisor"] is None:
         state = "not running"

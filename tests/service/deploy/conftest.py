@@ -80,7 +80,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     found = Deployment(state)
     yield found
     with suppress(CLIPFinetuningError):
-        monkeypatch.setenv("DOMAINCLIP_STATE", str(state))
+        monkeypatch.setenv("DOMAINCLIP_STATE", str(found.state))
         supervisor = found.status["supervisor"]
         try:
             local.stop(found.name)

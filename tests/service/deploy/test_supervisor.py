@@ -5,19 +5,25 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from domainclip.errors import ConfigurationError
 from domainclip.service.deploy import local
-from domainclip.service.deploy.run import start_detached
+from domainclip.service.deploy.control import ask
+from domainclip.service.deploy.run import start_detached, supervisor_command
 from domainclip.service.deploy.state import DeploymentError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="deployments are for POSIX systems")
@@ -292,6 +298,35 @@ def test_stopping_finishes_what_was_accepted(deployment, wait: Wait) -> None:  #
     assert deployment.port == port or deployment.port > 0
 
 
+def test_stopping_while_a_version_starts(deployment, wait: Wait) -> None:  # type: ignore[no-untyped-def]
+    deployment.deploy("a")
+    errors: list[str] = []
+
+    def deploy() -> None:
+        with pytest.raises(DeploymentError) as raised:
+            deployment.deploy("b", "--start", 60)
+        errors.append(str(raised.value))
+
+    thread = threading.Thread(target=deploy)
+    thread.start()
+    wait(lambda: deployment.outcomes == ["in use", "starting"])
+    local.stop("d")
+    thread.join()
+    assert errors == ["The supervisor is being stopped"]
+    assert deployment.outcomes == ["in use", "failed"]
+
+
+def test_an_address_of_ipv6(deployment) -> None:  # type: ignore[no-untyped-def]
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    command = deployment.command("a")
+    said = local.deploy("d", "a", command, host="::1", port=0, watch_s=0, ready_s=20, say=print)
+    assert said == f"Version 1 of d serves a at http://[::1]:{deployment.port}"
+    assert deployment.status["health"]["ready"] is True
+
+
 def test_a_port_in_use_is_said_at_once(deployment) -> None:  # type: ignore[no-untyped-def]
     deployment.deploy("a")
     with pytest.raises(ConfigurationError, match=r"cannot be used: another program listens there. Give another --port"):
@@ -305,3 +340,63 @@ def test_only_the_owner_may_ask(deployment) -> None:  # type: ignore[no-untyped-
     folder = local.deployment_folder("d")
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "control").stat().st_mode & 0o777 == 0o600
+
+
+def test_another_user_may_not(deployment, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """In a forked process, since somebody else may not be able to read the interpreter."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    deployment.state = Path(tempfile.mkdtemp(prefix="dc-"))  # pytest's folders are closed to others
+    deployment.state.chmod(0o711)
+    monkeypatch.setenv("DOMAINCLIP_STATE", str(deployment.state))
+    deployment.deploy("a")
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            said = []
+            for ask_anyway in (lambda: local.stop("d"), lambda: ask(deployment.state / "d", {"command": "stop"})):
+                try:
+                    ask_anyway()
+                    said.append("done")
+                except DeploymentError as error:
+                    said.append(str(error))
+            os.write(write_end, "\n".join(said).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write_end)
+    with open(read_end) as lines:
+        first, second = lines.read().splitlines()
+    assert first.startswith("The deployment d in ") and "is root's: ask them, or set DOMAINCLIP_STATE" in first
+    assert second.startswith("The supervisor of d cannot be asked") and second.endswith("Permission denied")
+    assert get(deployment.port)["model"] == "a"
+    local.stop("d")
+    shutil.rmtree(deployment.state)
+
+
+def test_a_socket_of_systemd_is_taken(deployment) -> None:  # type: ignore[no-untyped-def]
+    if shutil.which("systemd-socket-activate") is None:
+        pytest.skip("systemd-socket-activate is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    local.note_down("d", "a", deployment.command("a"), port=port)
+    command = supervisor_command("d", log_file=True)
+    environment = [f"--setenv={name}" for name in ("DOMAINCLIP_STATE", "PYTHONPATH") if name in os.environ]
+    with subprocess.Popen(
+        ["systemd-socket-activate", f"--listen=127.0.0.1:{port}", *environment, *command], stderr=subprocess.DEVNULL
+    ) as process:
+        while True:
+            try:
+                found = get(port)  # the first connection starts the supervisor, and waits for the server
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.02)
+        assert found["model"] == "a"
+        assert deployment.status["supervisor"] == process.pid and deployment.status["port"] == port
+        local.stop("d")
+        assert process.wait(10) == 0

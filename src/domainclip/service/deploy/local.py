@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -71,7 +72,7 @@ def deploy(
         "ready_s": ready_s,
     }
     done = ask(folder, request, say)
-    return f"Version {done['version']} of {name} serves {model} at http://{found['host']}:{found['port']}"
+    return f"Version {done['version']} of {name} serves {model} at {url_of(found)}"
 
 
 def note_down(
@@ -120,6 +121,19 @@ def deployments() -> list[str]:
     root = state_root()
     names = sorted(each.name for each in root.iterdir() if each.is_dir()) if root.is_dir() else []
     return [name for name in names if _history(name) is not None]
+
+
+def url_of(found: Mapping[str, Any]) -> str:
+    """Where a deployment is asked.
+
+    Args:
+        found: Its status.
+
+    Returns:
+        The URL.
+    """
+    host = found["host"]
+    return f"http://[{host}]:{found['port']}" if ":" in host else f"http://{host}:{found['port']}"
 
 
 def is_running(name: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Literal
 from domainclip.errors import ConfigurationError
 from domainclip.files import write_bytes, write_text
 from domainclip.service.deploy.control import Say
-from domainclip.service.deploy.local import deploy, is_running, note_down, status_of
+from domainclip.service.deploy.local import deploy, is_running, note_down, status_of, url_of
 from domainclip.service.deploy.run import supervisor_command
 from domainclip.service.deploy.state import DeploymentError, History
 
@@ -85,7 +85,7 @@ def install(
         if time.monotonic() > until:
             raise DeploymentError(f"{name} was not ready within {ready_s:g} s: domainclip deploy status says more")
         time.sleep(0.5)
-    return "\n".join([*lines, f"{name} serves {model} at http://{found['host']}:{found['port']}"])
+    return "\n".join([*lines, f"{name} serves {model} at {url_of(found)}"])
 
 
 def _systemd_paths(name: str) -> list[Path]:
