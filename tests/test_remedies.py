@@ -40,8 +40,8 @@ PYTHON = {
 """Words before "=" that are arguments of Python functions or figures in a message, and no keys of a recipe."""
 OF_DOMAINS = {"page", "allowed_turns", "percentiles", "glossary", "deep_scaling"}
 """Settings inside the keys image_preprocessing and text_preprocessing."""
-OF_PATTERNS = {"key", "wise_ft", "label"}
-"""What stands for any key, a figure of a plot, and a condition of a search."""
+OF_PATTERNS = {"key", "wise_ft", "label", "p95", "p99"}
+"""What stands for any key, a figure of a plot, a condition of a search, and an objective of latency."""
 OF_OTHERS = {"--upgrade", "--force-reinstall", "--nproc-per-node", "--local-dir", "--shm-size", "--from", "--index-url"}
 """Options of pip, torchrun, hf and docker, which messages also name."""
 
