@@ -36,6 +36,8 @@ class GuardedProtocol(HttpToolsProtocol):
     """HTTP/1.1 with an end for clients that never finish their headers."""
 
     _reading_headers = True
+    _complete = False
+    """Whether headers came to their end in the piece that is being read."""
     _received = 0
     _timer: asyncio.TimerHandle | None = None
 
@@ -51,15 +53,16 @@ class GuardedProtocol(HttpToolsProtocol):
         before = self._reading_headers
         if before and self._timer is None:
             self._timer = self.loop.call_later(_HEADERS_S, self._too_slow)
+        self._complete = False
         super().data_received(data)
-        if before and self._reading_headers:
+        if before and self._reading_headers and not self._complete:
             self._received += len(data)
             if self._received > _HEADERS_BYTES and not self.transport.is_closing():
                 self.transport.write(_TOO_LARGE)
                 self.transport.close()
 
     def on_headers_complete(self) -> None:
-        self._reading_headers, self._received = False, 0
+        self._reading_headers, self._received, self._complete = False, 0, True
         self._stop_timer()
         super().on_headers_complete()
 

@@ -31,7 +31,7 @@ from domainclip.service.latency import IMAGE, LatencyModel
 from domainclip.service.metrics import ServiceMetrics
 from domainclip.service.recent import RecentActivity
 from domainclip.service.schemas import Readiness
-from domainclip.service.served_model import Prepared, Run, ServedModel
+from domainclip.service.served_model import Prepared, Run, ServedModel, public_name
 from domainclip.service.settings import ServeSettings
 from domainclip.service.tracing import Tracing
 
@@ -187,7 +187,7 @@ class Service:
         return Readiness(
             status=state,
             detail=self.detail,
-            model=str(self._settings_of_model[0].model_name),
+            model=model.name if model else public_name(str(self._settings_of_model[0].model_name)),
             fingerprint=model.fingerprint if model else None,
             backend=model.backend if model else None,
             cosine=self._cosine,
