@@ -19,7 +19,9 @@ from domainclip.service.metrics import ENDPOINTS
 from domainclip.service.service import Service
 
 log = logging.getLogger("domainclip.requests")
-_OPEN = ("/health/live", "/health/ready")
+_EVENTS = "/dashboard/events"
+_OPEN = ("/health/live", "/health/ready", "/dashboard")
+"""Answered without a key, with what is below them: the dashboard's page holds no figure, and asks for a key itself."""
 _OFTEN = ("/health/", "/metrics", "/dashboard")
 """Asked for by machines every few seconds: in the log for who looks for errors only."""
 _ADMIN = "/admin/"
@@ -101,7 +103,11 @@ class Gateway:
             if role != "admin":
                 told = "This needs an API key that is marked admin in the file of --api-keys"
                 raise RequestFailure(403 if role or not keys else 401, "admin_key_needed", told)
-        elif keys and role is None and path not in _OPEN:
+        elif (
+            keys
+            and role is None
+            and (path == _EVENTS or not f"{path}/".startswith(tuple(f"{each}/" for each in _OPEN)))
+        ):
             raise RequestFailure(401, "invalid_api_key", "Send a known API key as: Authorization: Bearer KEY")
 
     async def _answer_while_there(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
