@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -227,4 +228,7 @@ def _opens(name: str, start: bytes) -> bool:
     """Whether a file is one for a decoder of Pillow's, by its first bytes alone."""
     Image.init()
     accept = Image.OPEN[name][1] if name in Image.OPEN else None
-    return accept is not None and accept(start[:16]) is True
+    try:
+        return accept is not None and accept(start[:16]) is True
+    except (struct.error, IndexError):  # fewer bytes than it looks at
+        return False
