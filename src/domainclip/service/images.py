@@ -75,8 +75,8 @@ class ImageLimits:
     def __post_init__(self) -> None:
         if self.max_bytes < 1 or not 1 <= self.max_pixels <= MAX_PIXELS:
             raise ConfigurationError(
-                f"The limits of an image are max_bytes={self.max_bytes:,} and max_pixels={self.max_pixels:,}: give at "
-                f"least 1 byte, and from 1 to {MAX_PIXELS:,} pixels"
+                f"The limits of an image are {self.max_bytes:,} bytes and {self.max_pixels:,} pixels: give at least 1 "
+                f"byte, and from 1 to {MAX_PIXELS:,} pixels"
             )
 
 
