@@ -23,8 +23,9 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.inference import ModelSession
 from domainclip.inference.model_record import ModelRecord
 from domainclip.resolve import resolve_for_inference
+from domainclip.service.activation import listening_socket
 from domainclip.service.app import build_app
-from domainclip.service.server import GuardedProtocol, listening_socket
+from domainclip.service.server import GuardedProtocol
 from domainclip.service.service import Service
 from domainclip.service.settings import ServeSettings
 
@@ -128,7 +129,7 @@ def running_service(model: Path, **settings: Any) -> Iterator[Running]:
         The service, ready.
     """
     config = settings.pop("config", CLIPFinetuningConfig(model_name=str(model), device="cpu"))
-    listening, _ = listening_socket("127.0.0.1", 0)
+    listening = listening_socket("127.0.0.1", 0)
     started: list[Running] = []
     failure: list[BaseException] = []
     done = threading.Event()

@@ -150,7 +150,10 @@ async def _form(request: Request, max_items: int) -> dict[str, Any]:
 
 def _invalid(error: ValidationError) -> RequestFailure:
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{_path(each['loc'])}: {each['msg'].removeprefix('Value error, ')}" for each in found[:_SHOWN_ERRORS]]
+    told = [
+        ": ".join(filter(None, (_path(each["loc"]), each["msg"].removeprefix("Value error, "))))
+        for each in found[:_SHOWN_ERRORS]
+    ]
     if len(found) > _SHOWN_ERRORS:
         told.append(f"and {len(found) - _SHOWN_ERRORS} more")
     return RequestFailure(422, "invalid_request", "; ".join(told), _path(found[0]["loc"]) or None)
