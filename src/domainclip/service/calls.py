@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from domainclip.service.batcher import Priority
 
-_ID = re.compile(r"[\w.:-]{1,64}")
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 @dataclass

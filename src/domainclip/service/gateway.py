@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from domainclip.service.batcher import Priority
-from domainclip.service.bodies import ClientGone, read_body, replay
+from domainclip.service.bodies import Bodies, ClientGone, discard, replay
 from domainclip.service.calls import Call
 from domainclip.service.failures import RequestFailure
 from domainclip.service.service import Service
@@ -22,6 +22,8 @@ _OPEN = ("/health/live", "/health/ready")
 _OFTEN = ("/health/", "/metrics", "/dashboard")
 """Asked for by machines every few seconds: in the log for who looks for errors only."""
 _ADMIN = "/admin/"
+_CLOSED_AFTER = (408, 413)
+"""The connection is closed after these: there may be more of the body on its way."""
 _GONE = 499
 """What the log says of a client that has left, as nginx does."""
 
@@ -36,6 +38,7 @@ class Gateway:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
+        self.bodies = Bodies(service.settings.max_body_mb * 2**20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. See ASGI.
@@ -58,7 +61,7 @@ class Gateway:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 more = [(b"x-request-id", call.id.encode()), (b"x-queue-ms", f"{1000 * call.queue_s:.1f}".encode())]
-                if service.state == "draining" or status in (408, 413):
+                if service.state == "draining" or status in _CLOSED_AFTER:
                     more.append((b"connection", b"close"))
                 message = {**message, "headers": [*message.get("headers", []), *more]}
             await send(message)
@@ -68,14 +71,14 @@ class Gateway:
         try:
             self._authorise(scope["path"], headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
-                body = await read_body(receive, headers, service.settings.max_body_mb * 2**20)
-                await self._answer_while_there(scope, body, receive, answer)
+                async with self.bodies.read(receive, headers) as body:
+                    await self._answer_while_there(scope, body, receive, answer)
             else:
                 await self.app(scope, receive, answer)
         except ClientGone:
             status = _GONE
         except RequestFailure as failure:
-            await send_failure(answer, failure)
+            await send_failure(answer, failure, receive if failure.status in _CLOSED_AFTER else None)
         except Exception:
             log.exception("Request %s to %s failed", call.id, call.endpoint)
             service.recent.error(call.id, "internal_error", "The service has failed: see its log")
@@ -143,15 +146,20 @@ class Gateway:
         )
 
 
-async def send_failure(send: Send, failure: RequestFailure) -> None:
+async def send_failure(send: Send, failure: RequestFailure, receive: Receive | None = None) -> None:
     """Answer with an error.
 
     Args:
         send: Of ASGI.
         failure: The error.
+        receive: What is left of a body, to be read before the connection is closed; None to leave it.
     """
     body = orjson.dumps(failure.to_dict())
     headers = {"content-type": "application/json", "content-length": str(len(body)), **failure.headers}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": failure.status, "headers": raw})
+    if receive is not None:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await discard(receive)
+        body = b""
     await send({"type": "http.response.body", "body": body})

@@ -185,8 +185,8 @@ class ServedModel:
         Returns:
             What ``encode`` takes.
         """
-        cleaned = [self._engine.text_transform(text) for text in texts]
         with self._tokenizing:  # a tokenizer's truncation is a state of its own, which two threads cannot set at once
+            cleaned = [self._engine.text_transform(text) for text in texts]  # counts tokens, too
             ids = self.session.processor.token_ids(cleaned, self._engine.max_length)
         return [self.tokens(each) for each in ids]
 
