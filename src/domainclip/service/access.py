@@ -64,8 +64,8 @@ class AccessKeys:
                     f"word {_ADMIN} after it, such as the output of: openssl rand -hex 24"
                 )
             digests[_digest(words[0])] = words[1:] == [_ADMIN]
-        if path is not None and not digests:
-            raise ConfigurationError(f"{path} holds no API key: write one a line, or leave --api-keys out")
+        if not digests and (path is not None or os.environ.get(KEYS_VARIABLE, "").strip()):
+            raise ConfigurationError(f"{source} holds no API key: write one a line, or leave it out")
         return cls(digests)
 
     def role(self, headers: Mapping[str, str]) -> str | None:

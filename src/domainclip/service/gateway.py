@@ -21,9 +21,10 @@ log = logging.getLogger("domainclip.requests")
 _OPEN = ("/health/live", "/health/ready")
 _OFTEN = ("/health/", "/metrics", "/dashboard")
 """Asked for by machines every few seconds: in the log for who looks for errors only."""
-_ADMIN = "/admin/"
+_ADMIN, _PAGE = "/admin/", "/dashboard"
 _CLOSED_AFTER = (408, 413)
 """The connection is closed after these: there may be more of the body on its way."""
+_SHOWN_PATH = 200
 _GONE = 499
 """What the log says of a client that has left, as nginx does."""
 
@@ -80,7 +81,7 @@ class Gateway:
         except RequestFailure as failure:
             await send_failure(answer, failure, receive if failure.status in _CLOSED_AFTER else None)
         except Exception:
-            log.exception("Request %s to %s failed", call.id, call.endpoint)
+            log.exception("Request %s to %r failed", call.id, call.endpoint)
             service.recent.error(call.id, "internal_error", "The service has failed: see its log")
             if status == _GONE:
                 told = f"The service has failed; its log says more at the request {call.id}"
@@ -95,10 +96,13 @@ class Gateway:
         role = keys.role(headers)
         if path.startswith(_ADMIN):
             if role != "admin":
-                told = "This needs an API key that is marked admin in the file of --api-keys"
+                told = "This needs an API key that is marked admin in the file of --api-keys."
                 raise RequestFailure(403 if role or not keys else 401, "admin_key_needed", told)
         elif keys and role is None and path not in _OPEN:
-            raise RequestFailure(401, "invalid_api_key", "Send a known API key as: Authorization: Bearer KEY")
+            failure = RequestFailure(401, "invalid_api_key", "Send a known API key as: Authorization: Bearer KEY.")
+            if path.startswith(_PAGE):
+                failure.challenge = 'Basic realm="domainclip", charset="UTF-8"'  # a browser asks for the key
+            raise failure
 
     async def _answer_while_there(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """A client that closes its connection ends the work for it."""
@@ -123,6 +127,8 @@ class Gateway:
 
     def _note(self, scope: Scope, call: Call, status: int) -> None:
         service, seconds = self.service, time.monotonic() - call.began
+        # As it came, in percent signs: nothing in it can end a line.
+        path = scope["raw_path"].decode("ascii", "backslashreplace")[:_SHOWN_PATH]
         if scope["path"].startswith("/v1/") and scope["method"] == "POST":
             service.metrics.request(call.endpoint, status, seconds, call.priority.name.lower())
             service.recent.request(status, seconds, call.priority is Priority.INTERACTIVE)
@@ -130,13 +136,13 @@ class Gateway:
             logging.DEBUG if scope["path"].startswith(_OFTEN) else logging.INFO,
             "%s %s %d %.1f ms",
             scope["method"],
-            scope["path"],
+            path,
             status,
             1000 * seconds,
             extra={
                 "request_id": call.id,
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": path,
                 "status": status,
                 "ms": round(1000 * seconds, 2),
                 "queue_ms": round(1000 * call.queue_s, 2),

@@ -257,7 +257,10 @@ class _Recent(Generic[T]):
         Returns:
             What was made for it, or None.
         """
-        return self._made.get(labels if labels is None else tuple(labels))
+        key = labels if labels is None else tuple(labels)
+        if key in self._made:
+            self._made.move_to_end(key)
+        return self._made.get(key)
 
     def put(self, labels: Sequence[str] | None, made: T) -> None:
         """Keep it.
