@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,7 +257,7 @@ def watched(url: str, rate: float, known: list[dict[str, Any]], load: dict[str, 
         content = json.loads(answer.body)
         expected = tables[content["model"]][index % Questions.count]
         is_right = np.abs(np.array(content["similarity"], float) - expected).max() < 1e-3
-        by_model[content["model"] if is_right else "mixed"] += 1
+        by_model[Path(content["model"]).name if is_right else "mixed"] += 1
 
     settings = settings_of(url, {**load, "workload": "questions"}, heard)
     trial = run_in_loop(open_loop(settings, rate, [SLO]))

@@ -58,7 +58,7 @@ def naive_side(model: Path) -> Side:
 
 def infinity_side(python: Path, model: Path) -> Side:
     """infinity with its defaults, apart from what it cannot find out: the device, and that nothing is downloaded."""
-    command = (str(python), "-m", "infinity_emb", "v2", "--model-id", str(model), "--port", "{port}")
+    command = (str(python.with_name("infinity_emb")), "v2", "--model-id", str(model), "--port", "{port}")
     options = ("--engine", "torch", "--device", "cpu", "--host", "127.0.0.1", "--served-model-name", "clip")
     return Side("infinity", (*command, *options), ready="/health")
 

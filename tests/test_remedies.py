@@ -40,9 +40,10 @@ PYTHON = {
 """Words before "=" that are arguments of Python functions or figures in a message, and no keys of a recipe."""
 OF_DOMAINS = {"page", "allowed_turns", "percentiles", "glossary", "deep_scaling"}
 """Settings inside the keys image_preprocessing and text_preprocessing."""
-OF_PATTERNS = {"key", "wise_ft", "label"}
-"""What stands for any key, a figure of a plot, and a condition of a search."""
+OF_PATTERNS = {"key", "wise_ft", "label", "p95", "p99", "journal_mode", "synchronous"}
+"""What stands for any key, a figure of a plot, a condition of a search, an objective of latency, and SQLite's own."""
 OF_OTHERS = {"--upgrade", "--force-reinstall", "--nproc-per-node", "--local-dir", "--shm-size", "--from", "--index-url"}
+OF_OTHERS |= {"--detach"}
 """Options of pip, torchrun, hf and docker, which messages also name."""
 
 

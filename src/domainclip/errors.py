@@ -28,6 +28,10 @@ class ImageError(DataError):
     """One image cannot be read. Outside ``strict`` mode its row is skipped, counted and reported."""
 
 
+class ImageTooLargeError(ImageError):
+    """An image has more pixels, or would take more memory, than is allowed."""
+
+
 class MissingFileError(DataError, FileNotFoundError):
     """A table, a folder or another file of the data is not there."""
 

@@ -23,7 +23,8 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.inference import ModelSession
 from domainclip.inference.model_record import ModelRecord
 from domainclip.resolve import resolve_for_inference
-from domainclip.service.server import listening_socket, server_config
+from domainclip.service.activation import listening_socket
+from domainclip.service.server import server_config
 from domainclip.service.service import Service
 from domainclip.service.settings import ServeSettings
 
@@ -127,7 +128,7 @@ def running_service(model: Path, **settings: Any) -> Iterator[Running]:
         The service, ready.
     """
     config = settings.pop("config", CLIPFinetuningConfig(model_name=str(model), device="cpu"))
-    listening, _ = listening_socket("127.0.0.1", 0)
+    listening = listening_socket("127.0.0.1", 0)
     started: list[Running] = []
     failure: list[BaseException] = []
     done = threading.Event()

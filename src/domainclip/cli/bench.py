@@ -45,7 +45,9 @@ def bench_serve(
     null: Annotated[
         bool, typer.Option("--null", help="Measure the generator alone, against a server that computes nothing.")
     ] = False,
-    duration: Annotated[float, typer.Option(help="Seconds of a trial that count.")] = 10.0,
+    duration: Annotated[
+        float, typer.Option(help="Seconds of a trial that count; up to ten times more at low rates of the search.")
+    ] = 10.0,
     warmup: Annotated[float, typer.Option(min=0, help="Seconds before these.")] = 2.0,
     start: Annotated[float, typer.Option(help="First rate of the search.")] = 4.0,
     tolerance: Annotated[float, typer.Option(help="How exactly the search ends, as a fraction.")] = 0.05,

@@ -14,7 +14,9 @@ from typing import Annotated
 import typer
 
 from domainclip.cli.align import align_app
+from domainclip.cli.bench import bench_app
 from domainclip.cli.compare import compare
+from domainclip.cli.deploy import deploy_app
 from domainclip.cli.domain import domain_app
 from domainclip.cli.embed import embed, export_embeddings
 from domainclip.cli.memory import memory_app
@@ -79,7 +81,9 @@ config_app = typer.Typer(no_args_is_help=True, help="Show and check recipes.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on them.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 app.add_typer(align_app, name="align", help="See whether images and texts agree.")
+app.add_typer(deploy_app, name="deploy")
 app.add_typer(domain_app, name="domain")
 app.add_typer(memory_app, name="memory")
 

@@ -45,6 +45,7 @@ def serve(
         typer.Option(help="File of one API key a line; `admin` after a key that may reload the model."),
     ] = None,
     log: Annotated[LogForm, typer.Option(help="How the log is written.")] = LogForm.TEXT,
+    traces: Annotated[bool, typer.Option("--traces", help="Send OpenTelemetry spans (extra traces).")] = False,
     check: Annotated[bool, typer.Option("--check", help="Load and check the model, say what it is, and end.")] = False,
     domain: Domain = None,
     device: Device = None,
@@ -85,6 +86,7 @@ def serve(
         cache_file=cache_file,
         url_hosts=tuple(allow_url or ()),
         keys=keys,
+        traces=traces,
     )
     begin_logging(log.value)
     if not check:

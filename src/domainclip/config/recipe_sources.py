@@ -19,7 +19,7 @@ from domainclip.config.recipe_files import recipe_values
 from domainclip.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "DOMAINCLIP_"
-_NOT_KEYS = {"DOMAINCLIP_DATA", "DOMAINCLIP_CACHE"}
+_NOT_KEYS = {f"DOMAINCLIP_{name}" for name in ("DATA", "CACHE", "API_KEYS", "STATE", "PARENT_FD")}
 """Where the tests find their data, and where images out of Hugging Face data sets are kept."""
 
 

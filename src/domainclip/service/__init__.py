@@ -1,1 +1,1 @@
-"""The HTTP service: a model that answers requests, and what keeps it up."""
+"""The HTTP service: a trained model behind a small API, safe by default, observable, and up while models change."""

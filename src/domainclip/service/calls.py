@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from domainclip.service.batcher import Priority
 
+GONE = 499
+"""The status of a request whose client has left before its answer, as nginx logs it."""
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -25,6 +27,7 @@ class Call:
         cached: How many of its images and texts were in the cache.
         rows: How many images and texts it is of.
         accepted: Whether it has passed the admission, which what comes from the cache need not.
+        status: Of the answer; 499 for a client that has left before it.
         began: In seconds of ``time.monotonic``.
     """
 
@@ -36,6 +39,7 @@ class Call:
     cached: int = 0
     rows: int = 0
     accepted: bool = False
+    status: int = GONE
     began: float = field(default_factory=time.monotonic)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import os
 import time
@@ -27,6 +28,8 @@ from domainclip.service.metrics import ServiceMetrics
 from domainclip.service.recent import RecentActivity
 from domainclip.service.schemas import Image, ImageUrl
 from domainclip.service.served_model import Prepared, ServedModel
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Result = Vector | ItemFailure
@@ -88,6 +91,7 @@ class Embedder:
         """Let the threads end."""
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
+        self.fetcher.close()
         if self.disk is not None:
             self.disk.close()
 
@@ -157,6 +161,9 @@ class Embedder:
             found = ItemFailure(error.code, str(error))
         except CLIPFinetuningError as error:
             found = ItemFailure(f"invalid_{kind}", str(error))
+        except Exception as error:  # of a decoder that nobody expected: the others go on, and the alert rules see it
+            log.exception("An %s of the request %s could not be embedded", kind, call.id)
+            found = ItemFailure("not_computed", f"It could not be computed: {type(error).__name__}")
         self.metrics.items_total.labels(kind, "error").inc()
         self.metrics.item_errors_total.labels(found.code).inc()
         self.recent.error(call.id, found.code, found.message)
@@ -176,7 +183,7 @@ class Embedder:
             with self.metrics.stage("decode"):
                 return model.image(decoded(content, model.preparation, self.limits))
 
-        return await self._embedding(call, model, IMAGE, b"image", content_digest(content), decode)
+        return await self._embedding(call, model, IMAGE, b"image", content_digest(content).encode(), decode)
 
     async def _text(self, call: Call, model: ServedModel, text: str) -> Vector:
         if len(text) > self.max_text_characters:
@@ -215,10 +222,15 @@ class Embedder:
             return found
 
         async def compute() -> Vector:
-            with self.admission.accepted(call, bucket):
-                async with self._ahead[call.priority]:
-                    prepared = await self._in_pool(call, prepare)
-                    vector = await self.queued(call, model, prepared)
+            try:
+                with self.admission.accepted(call, bucket):
+                    async with self._ahead[call.priority]:
+                        prepared = await self._in_pool(call, prepare)
+                        vector = await self.queued(call, model, prepared)
+            except asyncio.CancelledError:
+                self.metrics.cancelled_total.inc()
+                outcomes.labels(bucket.tower, "cancelled").inc()
+                raise
             self.cache.put(key, vector)
             if self.disk is not None:
                 self.disk.put(key, vector)
@@ -286,8 +298,6 @@ class Embedder:
             return await done
         except asyncio.CancelledError:
             work.cancelled = True
-            self.metrics.cancelled_total.inc(prepared.rows)
-            self.metrics.items_total.labels(prepared.bucket.tower, "cancelled").inc()
             raise
 
     async def _in_pool(self, call: Call, work: Callable[[], T]) -> T:

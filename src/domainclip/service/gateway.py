@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import orjson
 from starlette.datastructures import Headers
@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from domainclip.service.batcher import Priority
 from domainclip.service.bodies import Bodies, ClientGone, discard, replay
-from domainclip.service.calls import Call
+from domainclip.service.calls import GONE, Call
 from domainclip.service.failures import RequestFailure
+from domainclip.service.metrics import ENDPOINTS
 from domainclip.service.service import Service
 
 log = logging.getLogger("domainclip.requests")
@@ -25,8 +26,7 @@ _ADMIN, _PAGE = "/admin/", "/dashboard"
 _CLOSED_AFTER = (408, 413)
 """The connection is closed after these: there may be more of the body on its way."""
 _SHOWN_PATH = 200
-_GONE = 499
-"""What the log says of a client that has left, as nginx does."""
+_TRACED = tuple(f"/v1/{name}" for name in ENDPOINTS)
 
 
 class Gateway:
@@ -55,12 +55,10 @@ class Gateway:
         service, headers = self.service, Headers(scope=scope)
         call = Call.of(scope["path"], headers.get("x-request-id"))
         scope["state"] = {**scope.get("state", {}), "call": call}
-        status = _GONE
 
         async def answer(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                call.status = status = message["status"]
                 more = [(b"x-request-id", call.id.encode()), (b"x-queue-ms", f"{1000 * call.queue_s:.1f}".encode())]
                 if service.state == "draining" or status in _CLOSED_AFTER:
                     more.append((b"connection", b"close"))
@@ -69,6 +67,19 @@ class Gateway:
 
         service.in_flight += 1
         service.metrics.in_flight_requests.set(service.in_flight)
+        traced: AbstractContextManager[None] = nullcontext()
+        if service.tracing is not None and scope["path"].startswith(_TRACED):
+            traced = service.tracing.request(scope["method"], scope["path"], headers, call)
+        try:
+            with traced:
+                await self._answer(scope, headers, call, receive, answer)
+        finally:
+            service.in_flight -= 1
+            service.metrics.in_flight_requests.set(service.in_flight)
+            self._note(scope, call)
+
+    async def _answer(self, scope: Scope, headers: Headers, call: Call, receive: Receive, answer: Send) -> None:
+        service = self.service
         try:
             self._authorise(scope["path"], headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -77,19 +88,15 @@ class Gateway:
             else:
                 await self.app(scope, receive, answer)
         except ClientGone:
-            status = _GONE
+            call.status = GONE
         except RequestFailure as failure:
             await send_failure(answer, failure, receive if failure.status in _CLOSED_AFTER else None)
         except Exception:
             log.exception("Request %s to %r failed", call.id, call.endpoint)
             service.recent.error(call.id, "internal_error", "The service has failed: see its log")
-            if status == _GONE:
+            if call.status == GONE:
                 told = f"The service has failed; its log says more at the request {call.id}"
                 await send_failure(answer, RequestFailure(500, "internal_error", told))
-        finally:
-            service.in_flight -= 1
-            service.metrics.in_flight_requests.set(service.in_flight)
-            self._note(scope, call, status)
 
     def _authorise(self, path: str, headers: Headers) -> None:
         keys = self.service.settings.keys
@@ -125,8 +132,8 @@ class Gateway:
                     with suppress(asyncio.CancelledError):
                         await task
 
-    def _note(self, scope: Scope, call: Call, status: int) -> None:
-        service, seconds = self.service, time.monotonic() - call.began
+    def _note(self, scope: Scope, call: Call) -> None:
+        service, status, seconds = self.service, call.status, time.monotonic() - call.began
         # As it came, in percent signs: nothing in it can end a line.
         path = scope["raw_path"].decode("ascii", "backslashreplace")[:_SHOWN_PATH]
         if scope["path"].startswith("/v1/") and scope["method"] == "POST":

@@ -89,7 +89,7 @@ class ServiceMetrics:
         cache_hits_total: Counter, as are ``cache_misses_total`` and ``cache_evictions_total``.
         cache_bytes: Gauge.
         shapes_total: Counter of distinct shapes that the back end was given.
-        cancelled_total: Counter of rows that were dropped because their client had left.
+        cancelled_total: Counter of images and texts that were dropped because their client had left.
         rejected_total: Counter by reason, of requests that were refused at admission.
         device_out_of_memory_total: Counter by action (split, cpu).
         memory_bytes: Gauge by kind (rss, device); rss is read at each scrape, device is the caller's to set.
@@ -144,7 +144,7 @@ class ServiceMetrics:
         self.cache_evictions_total = counter("cache_evictions_total", "Embeddings that made room for others.")
         self.cache_bytes = gauge("cache_bytes", "Bytes that the cache in memory holds.")
         self.shapes_total = counter("shapes_total", "Distinct shapes that the back end was given.")
-        self.cancelled_total = counter("cancelled_total", "Rows dropped because their client had left.")
+        self.cancelled_total = counter("cancelled_total", "Images and texts dropped because their client had left.")
         self.rejected_total = Family(
             counter("rejected_total", "Requests refused at admission, by reason.", "reason"), REJECTIONS
         )

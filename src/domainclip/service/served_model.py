@@ -72,7 +72,7 @@ class ServedModel:
     ) -> None:
         self.session, self.shapes, self.golden, self.store = session, shapes, golden, store
         self.fingerprint = session.fingerprint()
-        self.name = str(session.config.model_name)
+        self.name = public_name(str(session.config.model_name))
         self.space = f"{self.fingerprint} {self.backend}"
         """What an embedding depends on besides its content."""
         self.device = session.device
@@ -240,6 +240,22 @@ class ServedModel:
                 copy = ModelSession.from_pretrained(resolve_for_inference(config), Console(quiet=True))
                 self._on_cpu = fixed_shapes(copy.encoder, self._engine.spec, copy.device)
         return self.encode([prepared], self._on_cpu)[0]
+
+
+def public_name(model: str) -> str:
+    """What clients are told of a model.
+
+    Args:
+        model: A folder, or a name of the hub.
+
+    Returns:
+        The last part of a folder's path, or of what holds it, if that is just ``model``: the rest is nobody's business.
+    """
+    path = Path(model)
+    if not path.is_dir():
+        return model
+    path = path.resolve()
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 class _Recent(Generic[T]):

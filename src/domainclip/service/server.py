@@ -17,7 +17,8 @@ import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from domainclip.errors import CLIPFinetuningError, ConfigurationError
+from domainclip.errors import CLIPFinetuningError
+from domainclip.service.activation import follow_parent, inherited_socket, listening_socket, notify
 from domainclip.service.app import build_app
 from domainclip.service.failures import RequestFailure
 from domainclip.service.service import Service
@@ -25,9 +26,6 @@ from domainclip.service.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
-_FIRST_INHERITED = 3
-PARENT_VARIABLE = "DOMAINCLIP_PARENT_FD"
-"""The number of a pipe that closes when the process that has started this one is gone; then this one ends, too."""
 _REQUEST_S, _HEADERS_BYTES = 10.0, 65_536
 """How long a client may take for its headers, or the rest of a body that nobody waits for; how large headers may be."""
 _UNREAD_S = 30.0
@@ -38,48 +36,6 @@ _LINGER_S = 3.0
 """At the end, open connections have so long to send one more request, which is answered with ``Connection: close``."""
 _TOO_LARGE = f"The headers may have {_HEADERS_BYTES:,} bytes together."
 _NO_UPGRADE = "A body cannot come with a change to another protocol: send plain HTTP/1.1."
-
-
-def listening_socket(host: str, port: int) -> tuple[socket.socket, bool]:
-    """The socket that requests come by.
-
-    Args:
-        host: A name or an address of this machine.
-        port: 0 lets the system choose.
-
-    Returns:
-        A socket that listens, and whether it was handed down (systemd's protocol, ``sd_listen_fds(3)``).
-
-    Raises:
-        ConfigurationError: The address cannot be had.
-    """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-            os.environ.pop(name, None)
-        os.set_inheritable(_FIRST_INHERITED, False)
-        return socket.socket(fileno=_FIRST_INHERITED), True
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(found[0], found[1])
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(found[4])
-        listening.listen(2048)
-    except (OSError, OverflowError) as error:
-        told = "choose another with --port, or stop what listens there" if port else "give an address of this machine"
-        raise ConfigurationError(f"Nothing can listen on {host} port {port}: {error}; {told}") from None
-    return listening, False
-
-
-def notify(state: str) -> None:
-    """Tell who has started this process, where it wants to know (``sd_notify(3)``).
-
-    Args:
-        state: Such as ``READY=1``.
-    """
-    place = os.environ.get("NOTIFY_SOCKET")
-    if place:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(state.encode(), "\0" + place[1:] if place.startswith("@") else place)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -220,9 +176,6 @@ class _Process:
             loop.add_signal_handler(number, self._end)
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, self._reload)
-        parent = os.environ.pop(PARENT_VARIABLE, "")
-        if parent.isdecimal():
-            loop.add_reader(int(parent), self._parent_gone, int(parent))
         serving = asyncio.create_task(self.server.serve([self.listening])) if at_once else None
         loading = asyncio.create_task(self.service.start())
         ending = asyncio.create_task(self._ending.wait())
@@ -247,11 +200,6 @@ class _Process:
     def _end(self) -> None:
         if self._ending.is_set():  # twice: at once
             os._exit(128 + signal.SIGINT)
-        self._ending.set()
-
-    def _parent_gone(self, number: int) -> None:
-        asyncio.get_running_loop().remove_reader(number)
-        log.warning("The process that started this one is gone: ending")
         self._ending.set()
 
     def _reload(self) -> None:
@@ -288,7 +236,8 @@ def run_service(settings: ServeSettings, host: str, port: int) -> None:
     Raises:
         CLIPFinetuningError: The address cannot be had, or the model not be served.
     """
-    listening, inherited = listening_socket(host, port)
+    inherited = inherited_socket()
+    listening = inherited or listening_socket(host, port)
     address, number = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     place = f"http://{shown}:{number}"
@@ -297,6 +246,7 @@ def run_service(settings: ServeSettings, host: str, port: int) -> None:
     if not settings.keys and not address.startswith(("127.", "::1")):
         log.warning("Everybody who reaches %s may ask: --api-keys FILE lets in only those with a key", place)
     notify("STATUS=Loading the model")
+    follow_parent()
     try:
         import uvloop
     except ImportError:  # Windows has none
@@ -305,7 +255,7 @@ def run_service(settings: ServeSettings, host: str, port: int) -> None:
         loops = uvloop.new_event_loop
 
     async def main() -> None:
-        await _Process(settings, listening).run(at_once=not inherited)
+        await _Process(settings, listening).run(at_once=inherited is None)
 
     with asyncio.Runner(loop_factory=loops) as runner:
         runner.run(main())

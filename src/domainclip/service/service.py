@@ -31,8 +31,9 @@ from domainclip.service.latency import IMAGE, LatencyModel
 from domainclip.service.metrics import ServiceMetrics
 from domainclip.service.recent import RecentActivity
 from domainclip.service.schemas import Readiness
-from domainclip.service.served_model import Prepared, Run, ServedModel
+from domainclip.service.served_model import Prepared, Run, ServedModel, public_name
 from domainclip.service.settings import ServeSettings
+from domainclip.service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Service:
         self.worker = DeviceWorker(self.batcher, self.latency, self.metrics, self.recent)
         self.admission = Admission(self.latency, self.metrics, settings.max_wait_s, settings.max_queue_rows)
         self.cache = VectorCache(settings.cache_mb * 2**20, self.metrics)
+        limits = ImageLimits(settings.max_image_mb * 2**20, settings.max_image_megapixels * 10**6)
         self.embedder = Embedder(
             self.batcher,
             self.admission,
@@ -64,10 +66,11 @@ class Service:
             self.recent,
             self.cache,
             DiskCache(settings.cache_file) if settings.cache_file is not None else None,
-            ImageLimits(max_bytes=settings.max_image_mb * 2**20, max_pixels=settings.max_image_megapixels * 10**6),
-            UrlFetcher(settings.url_hosts, settings.max_image_mb * 2**20),
+            limits,
+            UrlFetcher(settings.url_hosts, limits),
             settings.max_text_characters,
         )
+        self.tracing = Tracing() if settings.traces else None
         self.model: ServedModel | None = None
         self.state: State = "loading"
         self.detail = ""
@@ -184,7 +187,7 @@ class Service:
         return Readiness(
             status=state,
             detail=self.detail,
-            model=str(self._settings_of_model[0].model_name),
+            model=model.name if model else public_name(str(self._settings_of_model[0].model_name)),
             fingerprint=model.fingerprint if model else None,
             backend=model.backend if model else None,
             cosine=self._cosine,
@@ -222,6 +225,8 @@ class Service:
             task.cancel()
         await asyncio.to_thread(self.worker.stop)
         self.embedder.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
     def _load(self, config: object, index: Path | None) -> ServedModel:
         first = self.model is None

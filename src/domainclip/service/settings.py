@@ -29,6 +29,7 @@ class ServeSettings:
         cache_file: Embeddings kept on disk, too; None keeps none.
         url_hosts: Hosts that images may be fetched from; empty refuses every URL.
         keys: Who may ask; with none, everybody who reaches the port.
+        traces: Whether requests are traced by OpenTelemetry.
         drain_s: What was accepted has so long to finish at the end, in seconds.
     """
 
@@ -46,6 +47,7 @@ class ServeSettings:
     cache_file: Path | None = None
     url_hosts: tuple[str, ...] = ()
     keys: AccessKeys = field(default_factory=AccessKeys)
+    traces: bool = False
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:

@@ -157,6 +157,11 @@ def test_trials_of_one_test_repeat_nothing(trial_settings: TrialSettings, servic
         LoadTest(trial_settings).highest_rate(1)
 
 
+def test_trials_are_longer_where_requests_are_few(trial_settings: TrialSettings) -> None:
+    test = LoadTest(replace(trial_settings, seconds=4.0), [Slo.parse("p95=1s"), Slo.parse("p90=1s")])
+    assert [test.seconds_at(rate) for rate in (100, 10, 4, 0.1)] == [4, 4, pytest.approx(10), 40]
+
+
 def test_the_check_names_what_is_wrong(trial_settings: TrialSettings, service: FakeService) -> None:
     service.script = [(401, {}, {"error": {"message": "no such key", "code": "key"}})]
     with pytest.raises(ServiceError, match="status 401: no such key"):

@@ -236,18 +236,18 @@ def read_deep_png(file: BinaryIO, orientation: int) -> np.ndarray:
     """
     file.seek(0)
     kind = file.read(26)[25]
-    passes = []
+    values: np.ndarray = np.zeros(1, np.uint16)
     for mode in _RAW_MODES[kind]:
         file.seek(0)
         with Image.open(file) as image:
             tile: Any = (*image.tile[0][:3], mode)
             image.tile = [tile]
-            passes.append(np.asarray(image).astype(np.uint16))
+            upper, values = values, np.asarray(image).astype(np.uint16)
+            upper <<= 8  # in place: a third copy of a large image is none of it
+            values |= upper
             transparent = image.info.get("transparency")
     if kind == _GREY_ALPHA:
-        values = passes[0][..., 0::2] << 8 | passes[0][..., 1::2]
-    else:
-        values = passes[0] << 8 | passes[1]
+        values = values[..., 0::2] << 8 | values[..., 1::2]
     if kind == _RGB:
         if isinstance(transparent, tuple):  # one colour, of 16 bits
             values[(values == np.array(transparent)).all(axis=2)] = 65535

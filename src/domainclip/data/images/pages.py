@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
-from domainclip.errors import ImageError
+from domainclip.errors import ImageError, ImageTooLargeError
 
 DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, LookupError, RuntimeError, SyntaxError)
 DECODE_ERRORS += (EOFError, ArithmeticError, struct.error)
@@ -43,16 +43,16 @@ def refuse_above(max_pixels: int, width: int, height: int, path: Path, bytes_per
         bytes_per_pixel: Of all channels, decoded.
 
     Raises:
-        ImageError: It has more pixels, or would take more memory than ``MOST_BYTES`` for each that is allowed.
+        ImageTooLargeError: It has more pixels, or would take more memory than ``MOST_BYTES`` for each that is allowed.
     """
     pixels = width * height
     if pixels > max_pixels:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{path}: {width}×{height} is {pixels:,} pixels, above max_image_pixels={max_pixels:,}; "
             "shrink the image first"
         )
     if pixels * bytes_per_pixel > MOST_BYTES * max_pixels:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{path}: {width}×{height} pixels of {bytes_per_pixel} bytes take {pixels * bytes_per_pixel:,} bytes, "
             f"above {MOST_BYTES} for each of max_image_pixels={max_pixels:,}; shrink the image first, or cut it into "
             "tiles"

@@ -26,7 +26,7 @@ from domainclip.data.images.kinds import START, is_never_read, kind_of
 from domainclip.data.images.pages import DECODE_ERRORS, chosen_page, refuse_above
 from domainclip.data.images.steps import to_levels
 from domainclip.data.images.tiff import TiffPage, is_tiff, page_indices, pages_for_pillow, read_tiff, tiff_size
-from domainclip.errors import ImageError
+from domainclip.errors import ImageError, ImageTooLargeError
 from domainclip.registry import Registry
 
 MAX_PIXELS = 178_956_970
@@ -36,13 +36,18 @@ LARGE_IMAGE = 2**24
 """One of more pixels than this comes smaller where the caller needs no more (a JPEG is then decoded at some eighths of
 its size): one of 12,000 × 9,000 takes 324 MB whole, for the 160 × 160 that a model sees."""
 
+_BAND = 2**22
+"""Pixels that are converted at a time."""
+
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """The content of an image file, and what messages call it."""
+    """The content of an image file, and what messages call it. ``formats``: what Pillow may take it for, in Pillow's
+    words; None for all that it knows."""
 
     content: bytes
     name: str
+    formats: tuple[str, ...] | None = None
 
 
 ImageLike = Path | str | Image.Image | np.ndarray | ImageBytes
@@ -65,6 +70,7 @@ _TURNS = {
 }
 """What turns an image upright, by its EXIF orientation."""
 _DNG_VERSION = 50706
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _DEFAULT = ImagePreprocessing()
 
 _NO_PREAMBLE = (
@@ -94,17 +100,25 @@ class ImageHeader:
     frames: int
 
 
-def _open(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
+def _open(path: Path, file: BinaryIO, max_pixels: int, formats: tuple[str, ...] | None) -> Image.Image:
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=formats)
+        _refuse_large(image, max_pixels, path)
+    except ImageError:
+        raise
     except Image.DecompressionBombError:
-        raise ImageError(f"{path}: more than {2 * MAX_PIXELS:,} pixels; shrink the image first") from None
+        raise ImageTooLargeError(f"{path}: more than {2 * MAX_PIXELS:,} pixels; shrink the image first") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: {_what_it_is(_start(file), path)}") from None
     except _DECODE_ERRORS as error:
         raise ImageError(f"{path}: cannot be opened ({_said(error)})") from None
-    refuse_above(max_pixels, image.width, image.height, path, _bytes_per_pixel(image))
     return image
+
+
+def _refuse_large(image: Image.Image, max_pixels: int, path: Path) -> None:
+    refuse_above(max_pixels, image.width, image.height, path, _bytes_per_pixel(image))
+    tags = getattr(image, "tag_v2", {})  # a tile of a TIFF is decoded whole, however little of it the image is
+    refuse_above(max_pixels, int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), path)
 
 
 def _said(error: Exception) -> str:
@@ -135,12 +149,14 @@ def _start(file: BinaryIO) -> bytes:
     return start
 
 
-def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+def image_header(path: Path | ImageBytes, max_pixels: int = MAX_PIXELS, count_frames: bool = True) -> ImageHeader:
     """Size, format and mode of an image file.
 
     Args:
-        path: The file.
+        path: The file, or its content.
         max_pixels: Larger images are refused.
+        count_frames: Whether frames are counted where the whole file has to be walked through for it; they are 1
+            otherwise.
 
     Returns:
         The header.
@@ -149,11 +165,26 @@ def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
         ImageError: The file is missing, is no image, is damaged, or has too many pixels.
         MissingExtraError: The library for its format is missing.
     """
+    if isinstance(path, ImageBytes):
+        return _header(Path(path.name), _content_file(path), max_pixels, path.formats, count_frames)
     path = Path(path)
     if path.suffix.lower() in IMAGE_FORMATS:
         own = _read_own(path, max_pixels)
         return ImageHeader(own.shape[1], own.shape[0], path.suffix[1:].upper(), str(own.dtype), 1)
-    with image_file(path, whole=False) as file, SILENCE:
+    with image_file(path, whole=False) as file:
+        return _header(path, file, max_pixels, None, count_frames)
+
+
+def _content_file(image: ImageBytes) -> BinaryIO:
+    if not image.content:
+        raise ImageError(f"{image.name}: the file is empty")
+    return io.BytesIO(image.content)
+
+
+def _header(
+    path: Path, file: BinaryIO, max_pixels: int, formats: tuple[str, ...] | None, count_frames: bool
+) -> ImageHeader:
+    with SILENCE:
         start = _checked_start(file, path)
         if is_dicom(start) or (is_tiff(start) and _pillow_pages(path, file, _DEFAULT) is None):
             kind, size_of = ("DICOM", dicom_size) if is_dicom(start) else ("TIFF", tiff_size)
@@ -161,9 +192,9 @@ def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
             size = size_of(file, path)
             refuse_above(max_pixels, size.width, size.height, path, size.bytes_per_pixel)
             return ImageHeader(size.width, size.height, kind, size.mode, size.pages)
-        with _open(path, file, max_pixels) as image:
+        with _open(path, file, max_pixels, formats) as image:
             try:
-                frames = getattr(image, "n_frames", 1)
+                frames = getattr(image, "n_frames", 1) if count_frames else 1
             except _DECODE_ERRORS as error:
                 raise ImageError(f"{path}: damaged image ({_said(error)})") from None
             return ImageHeader(image.width, image.height, image.format or "", image.mode, frames)
@@ -238,9 +269,8 @@ def read_array(
         MissingExtraError: The library for its format is missing.
     """
     if isinstance(path, ImageBytes):
-        if not path.content:
-            raise ImageError(f"{path.name}: the file is empty")
-        return _read(Path(path.name), io.BytesIO(path.content), max_pixels, settings, at_least, large)
+        file = _content_file(path)
+        return _read(Path(path.name), file, max_pixels, settings, at_least, large, path.formats)
     path = Path(path)
     if path.suffix.lower() in IMAGE_FORMATS:
         return _read_own(path, max_pixels)
@@ -249,17 +279,29 @@ def read_array(
 
 
 def _read(
-    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None, large: int | None
+    path: Path,
+    file: BinaryIO,
+    max_pixels: int,
+    settings: ImagePreprocessing,
+    at_least: int | None,
+    large: int | None,
+    formats: tuple[str, ...] | None = None,
 ) -> np.ndarray:
     try:
         with SILENCE:
-            return _decoded(path, file, max_pixels, settings, at_least, large)
+            return _decoded(path, file, max_pixels, settings, at_least, large, formats)
     except MemoryError:
         raise ImageError(f"{path}: there is not enough memory to decode it; shrink the image first") from None
 
 
 def _decoded(
-    path: Path, file: BinaryIO, max_pixels: int, settings: ImagePreprocessing, at_least: int | None, large: int | None
+    path: Path,
+    file: BinaryIO,
+    max_pixels: int,
+    settings: ImagePreprocessing,
+    at_least: int | None,
+    large: int | None,
+    formats: tuple[str, ...] | None,
 ) -> np.ndarray:
     start = _checked_start(file, path)
     if is_dicom(start):
@@ -276,12 +318,12 @@ def _decoded(
             return read_tiff(file, path, settings, max_pixels)
         pages = page_indices(found_pages, settings, path)
     file.seek(0)
-    with _open(path, file, max_pixels) as image:
+    with _open(path, file, max_pixels, formats) as image:
 
         def page(number: int) -> np.ndarray:
             if number:
                 image.seek(pages[number])
-                refuse_above(max_pixels, image.width, image.height, path, _bytes_per_pixel(image))
+                _refuse_large(image, max_pixels, path)
             smaller = image.width * image.height > (LARGE_IMAGE if large is None else large)
             return _page_of(image, file, path, max_pixels, at_least if smaller else None)
 
@@ -327,7 +369,17 @@ def _page_of(image: Image.Image, file: BinaryIO, path: Path, max_pixels: int, at
     upright = _upright(image)
     if at_least and upright.mode in {"L", "RGB"} and "transparency" not in upright.info:
         upright = upright.reduce(max(1, min(upright.size) // at_least))
-    return np.asarray(to_rgb(upright))
+    return _rgb_array(upright)
+
+
+def _rgb_array(image: Image.Image) -> np.ndarray:
+    """``to_rgb`` in bands of rows: an image with transparency would take four times its memory at once."""
+    values = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        values[top:bottom] = np.asarray(to_rgb(image.crop((0, top, image.width, bottom))))
+    return values
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -420,7 +472,7 @@ def _pillow_pages(path: Path, file: BinaryIO, settings: ImagePreprocessing) -> l
     """The pages of a TIFF that Pillow reads as they are meant; None for those that it does not, or cannot open."""
     try:
         file.seek(0)
-        with _open(path, file, MAX_PIXELS) as image:
+        with _open(path, file, MAX_PIXELS, ("TIFF",)) as image:
             return pages_for_pillow(image, settings)
     except _DECODE_ERRORS:  # a ImageError is a ValueError
         return None

@@ -4,8 +4,10 @@ tifffile (stacks, channels as pages, 16-bit colour), with what their tags say of
 
 from __future__ import annotations
 
+import lzma
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from domainclip.data.images.deep import (
     without_no_data,
 )
 from domainclip.data.images.pages import DECODE_ERRORS, MOST_BYTES, ImageSize, chosen_page, refuse_above, refuse_unlike
-from domainclip.errors import ImageError, MissingExtraError
+from domainclip.errors import ImageError, ImageTooLargeError, MissingExtraError
 
 _SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """Little and big endian, classic and BigTIFF."""
@@ -131,15 +133,83 @@ def _one_page(
         for c in range(channel[0][1] if channel else 1):
             index = [int(place[axis]) if axis in place else c for axis, _ in outside]
             numbers.append(int(np.ravel_multi_index(index, [size for _, size in outside])) if outside else 0)
+        _refuse_bomb([series.pages[number] for number in numbers], path, max_pixels)
         layers = [series.pages[number].asarray() for number in numbers]
         inner_shape = [size for axis, size in zip(axes, shape, strict=True) if axis in inside]
         layers = [layer.reshape(inner_shape) for layer in layers]
         return np.stack(layers) if channel else layers[0]
     if id(series) not in whole:
         refuse_above(max_pixels, 1, 1, path, MOST_BYTES * math.prod(shape) * series.dtype.itemsize // 8)
+        _refuse_bomb(series.pages, path, max_pixels)
         whole[id(series)] = series.asarray().reshape(shape)
     selection = tuple(int(place[axis]) if axis in place else slice(None) for axis in axes)
     return whole[id(series)][selection]
+
+
+_PACK_BITS = 32773
+_MOST_LZMA = 2**26
+"""Bytes of memory for undoing LZMA, whose files say how much it needs."""
+_UNDONE_AT_ONCE: Mapping[int, Callable[[], Any]] = {
+    **dict.fromkeys((8, 32946), zlib.decompressobj),
+    34925: lambda: lzma.LZMADecompressor(memlimit=_MOST_LZMA),
+}
+"""Compressions (TIFF 6.0, tag 259) of which tifffile by itself undoes a strip or a tile whatever it comes to."""
+
+
+def _refuse_bomb(pages: Iterable[Any], path: Path, max_pixels: int) -> None:
+    """Count what strips and tiles come to, piece by piece, before they are undone at once."""
+    for page in pages:
+        if page is None:
+            continue
+        frame = page.keyframe
+        refuse_above(max_pixels, frame.tilewidth, frame.tilelength, path)
+        left = 2 * math.prod(frame.chunked) * math.prod(frame.chunks) * frame.dtype.itemsize + _SPARE
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+            if frame.compression != _PACK_BITS and frame.compression not in _UNDONE_AT_ONCE:
+                break
+            file = page.parent.filehandle
+            file.seek(offset)
+            left -= _size_undone(frame.compression, file.read(count), left)
+            if left < 0:
+                raise ImageTooLargeError(
+                    f"{path}: its compressed data come to more than its {frame.imagewidth}×{frame.imagelength} pixels: "
+                    "it is damaged, or was made to fill memory. Export it again"
+                )
+
+
+_SPARE = 2**16
+"""Bytes by which data may exceed an image: some programs pad strips."""
+
+
+def _size_undone(compression: int, data: bytes, most: int) -> int:
+    """Bytes that data come to; any number above ``most`` where there are more."""
+    if compression == _PACK_BITS:
+        return size_unpacked(data, most)
+    undo, total = _UNDONE_AT_ONCE[compression](), 0
+    piece = undo.decompress(data, min(2**20, most + 1))
+    while piece and total <= most:
+        total += len(piece)
+        rest = getattr(undo, "unconsumed_tail", b"")  # zlib leaves it to the caller, lzma keeps it
+        piece = b"" if undo.eof else undo.decompress(rest, 2**20)
+    return total
+
+
+def size_unpacked(data: bytes, most: int) -> int:
+    """What PackBits data come to (TIFF 6.0, section 9; DICOM's RLE is the same), without undoing them.
+
+    Args:
+        data: The packed bytes.
+        most: Where to stop counting.
+
+    Returns:
+        Bytes; any number above ``most`` where there are more.
+    """
+    at = total = 0
+    while at < len(data) and total <= most:
+        head = data[at]
+        total += head + 1 if head < 128 else 257 - head if head > 128 else 0
+        at += head + 2 if head < 128 else 2 if head > 128 else 1
+    return total
 
 
 def _channels_last(values: np.ndarray, kept: str) -> np.ndarray:

@@ -136,9 +136,25 @@ class LoadTest:
     def _trial(self, rate: float, stop_early: bool) -> Trial:
         number = next(self._numbers)
         settings = replace(self.settings, seed=self.settings.seed + number)
-        trial = run_in_loop(open_loop(settings, rate, self.slos, number * _INDICES_OF_A_TRIAL, stop_early=stop_early))
+        if stop_early:
+            settings = replace(settings, seconds=self.seconds_at(rate))
+        first = number * _INDICES_OF_A_TRIAL
+        trial = run_in_loop(open_loop(settings, rate, self.slos, first, stop_early=stop_early))
         self.say(trial)
         return trial
+
+    def seconds_at(self, rate: float) -> float:
+        """How long a trial of the search counts: until two requests beyond each percentile are expected.
+
+        Args:
+            rate: Requests a second.
+
+        Returns:
+            Seconds, from once to ten times those of the settings.
+        """
+        seconds = self.settings.seconds
+        needed = max((2 / (1 - slo.percent / 100) for slo in self.slos), default=0.0)
+        return min(max(seconds, needed / rate), 10 * seconds)
 
 
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
