@@ -24,8 +24,7 @@ from domainclip.inference import ModelSession
 from domainclip.inference.model_record import ModelRecord
 from domainclip.resolve import resolve_for_inference
 from domainclip.service.activation import listening_socket
-from domainclip.service.app import build_app
-from domainclip.service.server import GuardedProtocol
+from domainclip.service.server import server_config
 from domainclip.service.service import Service
 from domainclip.service.settings import ServeSettings
 
@@ -136,9 +135,7 @@ def running_service(model: Path, **settings: Any) -> Iterator[Running]:
 
     async def main() -> None:
         service = Service(ServeSettings(config=config, **settings))
-        server = uvicorn.Server(
-            uvicorn.Config(build_app(service), http=GuardedProtocol, lifespan="off", log_config=None, access_log=False)
-        )
+        server = uvicorn.Server(server_config(service))
         server.capture_signals = lambda: _nothing()  # type: ignore[method-assign]
         serving = asyncio.create_task(server.serve([listening]))
         try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ KEYS_VARIABLE = "DOMAINCLIP_API_KEYS"
 _ADMIN = "admin"
 _SHORTEST = 16
 _LARGEST_FILE = 2**20
+_COMMENT = re.compile(r"(^|\s)#.*")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class AccessKeys:
         """
         if path is not None:
             try:
-                text = read_limited(path, _LARGEST_FILE).decode("utf-8")
+                text = read_limited(path, _LARGEST_FILE).decode("utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigurationError(f"The API keys in {path} cannot be read: {error}") from None
             lines, source = text.splitlines(), str(path)
@@ -53,17 +54,18 @@ class AccessKeys:
             lines, source = os.environ.get(KEYS_VARIABLE, "").split(","), KEYS_VARIABLE
         digests: dict[bytes, bool] = {}
         for number, line in enumerate(lines, 1):
-            words = line.split("#")[0].split()
+            words = _COMMENT.sub("", line).split()
             if not words:
                 continue
-            if len(words[0]) < _SHORTEST or words[1:] not in ([], [_ADMIN]):
+            # Headers are of ASCII: another key could never be sent.
+            if len(words[0]) < _SHORTEST or not words[0].isascii() or words[1:] not in ([], [_ADMIN]):
                 raise ConfigurationError(
-                    f"{source}, line {number}: a key has at least {_SHORTEST} characters, with nothing but the word "
-                    f"{_ADMIN} after it, such as the output of: openssl rand -hex 24"
+                    f"{source}, line {number}: a key has at least {_SHORTEST} ASCII characters, with nothing but the "
+                    f"word {_ADMIN} after it, such as the output of: openssl rand -hex 24"
                 )
             digests[_digest(words[0])] = words[1:] == [_ADMIN]
-        if path is not None and not digests:
-            raise ConfigurationError(f"{path} holds no API key: write one a line, or leave --api-keys out")
+        if not digests and (path is not None or os.environ.get(KEYS_VARIABLE, "").strip()):
+            raise ConfigurationError(f"{source} holds no API key: write one a line, or leave it out")
         return cls(digests)
 
     def role(self, headers: Mapping[str, str]) -> str | None:
@@ -97,6 +99,6 @@ def _key_of(headers: Mapping[str, str]) -> str | None:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, or no text
             return None
     return headers.get("x-api-key")

@@ -64,6 +64,7 @@ def build_app(service: Service) -> ASGIApp:
         description="Similarity, classification, embeddings and search by one CLIP model.",
         docs_url=None,  # their pages load scripts from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # to wherever the header Host says
     )
     app.include_router(Routes(service).router)
     app.include_router(system_router(service))

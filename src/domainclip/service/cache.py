@@ -11,6 +11,7 @@ import os
 import queue
 import sqlite3
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
@@ -72,10 +73,14 @@ class VectorCache:
         size = len(key) + vector.nbytes + _OVERHEAD
         if size > self.limit:
             return
+        if vector.base is not None:  # a row of a batch, all of which it would keep
+            vector = vector.copy()
         with self._lock:
-            if key not in self._vectors:
-                self._bytes += size
+            before = self._vectors.pop(key, None)
+            if before is not None:
+                self._bytes -= len(key) + before.nbytes + _OVERHEAD
             self._vectors[key] = vector
+            self._bytes += size
             while self._bytes > self.limit:
                 old, gone = self._vectors.popitem(last=False)
                 self._bytes -= len(old) + gone.nbytes + _OVERHEAD
@@ -139,8 +144,9 @@ class DiskCache:
                 database = self._reading.database = self._open()
             for key in keys:
                 row = database.execute("SELECT vector FROM embeddings WHERE key = ?", (key,)).fetchone()
-                if row is not None:
-                    found[key] = np.frombuffer(row[0], np.float32)
+                vector = None if row is None else _checked(key, row[0])
+                if vector is not None:
+                    found[key] = vector
         except sqlite3.Error as error:
             log.warning("The cache %s cannot be read, and its embeddings are computed again: %s", self.path, error)
         return found
@@ -153,7 +159,8 @@ class DiskCache:
             vector: The embedding.
         """
         with suppress(queue.Full):  # the disk is slower than the model: it will be computed once more
-            self._entries.put_nowait((key, vector.tobytes()))
+            content = vector.tobytes()
+            self._entries.put_nowait((key, content + _checksum(key, content)))
 
     def close(self) -> None:
         """Write what waits, and end."""
@@ -161,17 +168,29 @@ class DiskCache:
         self._writer.join()
 
     def _write(self) -> None:
-        database = self._open()
         last = False
         while not last:
             entries = [self._entries.get()]
             while len(entries) < _TOGETHER and not self._entries.empty():
                 entries.append(self._entries.get())
             last = None in entries
+            rows = [entry for entry in entries if entry is not None]
             try:
-                rows = [entry for entry in entries if entry is not None]
-                database.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
-                database.commit()
-            except sqlite3.Error as error:  # a full disk
+                if rows:
+                    # Opened each time: after a failure (a full disk) nothing is left half done.
+                    with closing(self._open()) as database:
+                        database.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
+                        database.commit()
+            except sqlite3.Error as error:
                 log.warning("Embeddings cannot be written into the cache %s: %s", self.path, error)
-        database.close()
+
+
+def _checksum(key: bytes, content: bytes) -> bytes:
+    return zlib.crc32(content, zlib.crc32(key)).to_bytes(4, "little")
+
+
+def _checked(key: bytes, stored: object) -> Vector | None:
+    """What was stored, unless the file was damaged since: SQLite would not notice."""
+    if not isinstance(stored, bytes) or len(stored) % 4 or _checksum(key, stored[:-4]) != stored[-4:]:
+        return None
+    return np.frombuffer(stored[:-4], np.float32)

@@ -11,7 +11,7 @@ from domainclip.service.batcher import Priority
 
 GONE = 499
 """The status of a request whose client has left before its answer, as nginx logs it."""
-_ID = re.compile(r"[\w.:-]{1,64}")
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 @dataclass

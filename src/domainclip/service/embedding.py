@@ -133,6 +133,22 @@ class Embedder:
         first, second = len(images), len(images) + len(texts)
         return Embedded(found[:first], found[first:second], found[second:])
 
+    async def count_tokens(self, call: Call, model: ServedModel, texts: Sequence[str]) -> int:
+        """How many tokens texts have, cut to what the model takes.
+
+        Args:
+            call: The request.
+            model: Whose tokens.
+            texts: Of the request.
+
+        Returns:
+            Of all texts together.
+        """
+        if not texts:
+            return 0
+        # One after the other: other requests have their turn in between.
+        return await self._in_pool(call, lambda: sum(len(model.texts([text])[0].tokens) for text in texts))
+
     async def _settled(self, call: Call, kind: str, item: Coroutine[Any, Any, Vector]) -> Result:
         """One that fails leaves the others alone."""
         try:
@@ -224,6 +240,10 @@ class Embedder:
             waited, joined = self._flights.join((key, call.priority), compute)
             try:
                 vector = await waited
+            except RequestFailure:
+                if joined:  # another request began it, and was not accepted
+                    continue
+                raise
             except ItemFailure as failure:
                 # Another request began it, and had less time.
                 if joined and failure.code == DEADLINE and time.monotonic() < _deadline(call):

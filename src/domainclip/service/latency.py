@@ -94,7 +94,7 @@ class LatencyModel:
             From 1 to ``most``: one row is always computed, however long it takes.
         """
         fixed, slope = self.line(bucket)
-        return most if slope <= 0 else max(1, min(most, int((seconds - fixed) / slope)))
+        return most if slope <= 0 else int(max(1, min(most, (seconds - fixed) / slope)))
 
     def line(self, bucket: Bucket) -> tuple[float, float]:
         """The fit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -33,7 +34,10 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(values, default=str).decode()
+        try:
+            return orjson.dumps(values, default=str).decode()
+        except TypeError:  # half a surrogate pair, of a file's name; or an integer of more than 64 bits
+            return json.dumps(values, default=str)
 
 
 def begin_logging(form: Literal["json", "text"], level: str = "INFO") -> None:

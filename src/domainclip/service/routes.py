@@ -136,7 +136,10 @@ class Routes:
     async def embeddings(self, request: Request) -> Response:
         """Embed texts and images, as clients of OpenAI's interface ask for it."""
         asked, call = await self._asked(request, EmbeddingsRequest)
-        parts = _parts(asked)
+        parts, most = _parts(asked), self.service.settings.max_items
+        if len(parts) > most:
+            told = f"messages has {len(parts):,} parts, and {most:,} are accepted: send several requests."
+            raise RequestFailure(413, "too_many_items", told, "messages")
         images = [part for part in parts if part.kind == "image"]
         texts = [part for part in parts if part.kind == "text"]
         tokens = [part for part in parts if part.kind == "tokens"]
@@ -161,8 +164,11 @@ class Routes:
                 for index, result in enumerate(results)
                 if not isinstance(result, ItemFailure)
             ]
-            used = sum(len(part.tokens) for part in tokens) + sum(
-                len(each.tokens) for each in (model.texts([part.text for part in texts]) if texts else [])
+            computed = [
+                part.text for part, each in zip(texts, found.texts, strict=True) if not isinstance(each, ItemFailure)
+            ]
+            used = sum(len(part.tokens) for part in tokens) + await self.service.embedder.count_tokens(
+                call, model, computed
             )
             usage = {"prompt_tokens": used, "total_tokens": used}
             return self._answer({"object": "list", "model": model.name, "data": data, "usage": usage, "errors": errors})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 """A red image of one pixel."""
@@ -21,9 +21,21 @@ class ImageUrl(_Strict):
     url: str
 
 
+KIND = "<"
+"""Begins the names of kinds of a value, which stand in pydantic's errors beside the names of fields."""
+
+
+def _kind_of_image(given: object) -> str:
+    return "<url>" if isinstance(given, (dict, ImageUrl)) else "<text>"
+
+
 Image = Annotated[
-    str | ImageUrl, Field(description='Base64 of a file, a data URI, or `{"url": …}`.', examples=[EXAMPLE_IMAGE])
+    Annotated[str, Tag("<text>")] | Annotated[ImageUrl, Tag("<url>")],
+    Discriminator(_kind_of_image),
+    Field(description='Base64 of a file, a data URI, or `{"url": …}`.', examples=[EXAMPLE_IMAGE]),
 ]
+Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+Images = Annotated[list[Image], Field(min_length=1, fail_fast=True)]
 
 
 class ServiceRequest(_Strict):
@@ -41,8 +53,8 @@ class ServiceRequest(_Strict):
 class SimilarityRequest(ServiceRequest):
     """Images and texts, each to be compared with each."""
 
-    texts: list[str] = Field(min_length=1, examples=[["a cracked cell", "an intact cell"]])
-    images: list[Image] = Field(min_length=1, examples=[[EXAMPLE_IMAGE]])
+    texts: Texts = Field(examples=[["a cracked cell", "an intact cell"]])
+    images: Images = Field(examples=[[EXAMPLE_IMAGE]])
 
 
 class Pair(_Strict):
@@ -55,16 +67,17 @@ class Pair(_Strict):
 class PairsRequest(ServiceRequest):
     """Images, each with the text that it is compared with."""
 
-    pairs: list[Pair] = Field(min_length=1, examples=[[{"image": EXAMPLE_IMAGE, "text": "a cracked cell"}]])
+    pairs: list[Pair] = Field(
+        min_length=1, fail_fast=True, examples=[[{"image": EXAMPLE_IMAGE, "text": "a cracked cell"}]]
+    )
 
 
 class ClassifyRequest(ServiceRequest):
     """Images to be classified."""
 
-    images: list[Image] = Field(min_length=1, examples=[[EXAMPLE_IMAGE]])
-    labels: list[str] | None = Field(
+    images: Images = Field(examples=[[EXAMPLE_IMAGE]])
+    labels: Texts | None = Field(
         None,
-        min_length=1,
         description="Classes to choose from; left out, those of the model.",
         examples=[["crack", "ok"]],
     )
@@ -77,7 +90,7 @@ class ContentPart(_Strict):
 
     type: Literal["text", "image_url", "image"] | None = None
     text: str | None = None
-    image_url: ImageUrl | str | None = None
+    image_url: Image | None = None
     image: Image | None = None
 
     @model_validator(mode="after")
@@ -91,22 +104,48 @@ class Message(_Strict):
     """A message of a chat, as which some clients send images."""
 
     role: str = "user"
-    content: str | list[ContentPart]
+    content: Annotated[
+        Annotated[str, Tag("<text>")]
+        | Annotated[list[ContentPart], Field(min_length=1, fail_fast=True), Tag("<parts>")],
+        Discriminator(lambda given: "<parts>" if isinstance(given, list) else "<text>"),
+    ]
 
 
-TokenIds = Annotated[list[int], Field(min_length=1)]
+TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
+
+
+def _kind_of_input(given: object) -> str:
+    """What the first entry is, the others have to be."""
+    if not isinstance(given, list):
+        return "<text>" if given is not None else "<nothing>"
+    first = given[0] if given else ""
+    if isinstance(first, str):
+        return "<texts>"
+    if isinstance(first, (int, float)):
+        return "<ids>"
+    return "<lists of ids>" if isinstance(first, list) else "<parts>"
 
 
 class EmbeddingsRequest(ServiceRequest):
     """OpenAI's request for embeddings, with images."""
 
-    input: str | list[str] | TokenIds | list[TokenIds] | list[ContentPart] | None = Field(
+    input: Annotated[
+        Annotated[str, Tag("<text>")]
+        | Annotated[Texts, Tag("<texts>")]
+        | Annotated[TokenIds, Tag("<ids>")]
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True), Tag("<lists of ids>")]
+        | Annotated[list[ContentPart], Field(min_length=1, fail_fast=True), Tag("<parts>")]
+        | Annotated[None, Tag("<nothing>")],
+        Discriminator(_kind_of_input),
+    ] = Field(
         None,
         description="A text or a list of texts; of images with `modality: image`; of both as objects; or ids of tokens "
         "by the model's own tokenizer.",
         examples=[["a cracked cell", "an intact cell"]],
     )
-    messages: list[Message] | None = Field(None, min_length=1, description="Instead of `input`: one embedding a part.")
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = Field(
+        None, description="Instead of `input`: one embedding a part."
+    )
     modality: Literal["text", "image"] = Field("text", description="What the strings in `input` are.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Only the model's own number: others are refused.")
@@ -116,8 +155,6 @@ class EmbeddingsRequest(ServiceRequest):
     def _one(self) -> EmbeddingsRequest:
         if (self.input is None) == (self.messages is None):
             raise ValueError("give either input or messages")
-        if self.input is not None and not isinstance(self.input, str) and not self.input:
-            raise ValueError("input is empty: give at least one text or image")
         return self
 
 
@@ -127,7 +164,9 @@ class SearchRequest(ServiceRequest):
     text: str | None = Field(None, examples=["a cracked cell"])
     image: Image | None = None
     top_k: int = Field(10, ge=1, le=1000)
-    where: list[str] = Field([], description="Conditions such as `label=crack` or `path~line 3/`.")
+    where: list[Annotated[str, Field(max_length=1000)]] = Field(
+        [], max_length=16, fail_fast=True, description="Conditions such as `label=crack` or `path~line 3/`."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> SearchRequest:

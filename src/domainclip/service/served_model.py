@@ -185,8 +185,8 @@ class ServedModel:
         Returns:
             What ``encode`` takes.
         """
-        cleaned = [self._engine.text_transform(text) for text in texts]
         with self._tokenizing:  # a tokenizer's truncation is a state of its own, which two threads cannot set at once
+            cleaned = [self._engine.text_transform(text) for text in texts]  # counts tokens, too
             ids = self.session.processor.token_ids(cleaned, self._engine.max_length)
         return [self.tokens(each) for each in ids]
 
@@ -273,7 +273,10 @@ class _Recent(Generic[T]):
         Returns:
             What was made for it, or None.
         """
-        return self._made.get(labels if labels is None else tuple(labels))
+        key = labels if labels is None else tuple(labels)
+        if key in self._made:
+            self._made.move_to_end(key)
+        return self._made.get(key)
 
     def put(self, labels: Sequence[str] | None, made: T) -> None:
         """Keep it.

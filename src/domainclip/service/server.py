@@ -10,65 +10,108 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
+import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from domainclip.errors import CLIPFinetuningError
 from domainclip.service.activation import follow_parent, inherited_socket, listening_socket, notify
 from domainclip.service.app import build_app
+from domainclip.service.failures import RequestFailure
 from domainclip.service.service import Service
 from domainclip.service.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
-_HEADERS_S, _HEADERS_BYTES = 10.0, 65_536
-"""How long a client may take for its headers, in seconds, and how large they may be."""
+_REQUEST_S, _HEADERS_BYTES = 10.0, 65_536
+"""How long a client may take for its headers, or the rest of a body that nobody waits for; how large headers may be."""
+_UNREAD_S = 30.0
+"""A client that does not read its answer is cut off after so many seconds."""
 _IDLE_S = 75.0
 """An idle connection is kept so long: longer than proxies do (nginx: 60 s), so that it is they who close it."""
 _LINGER_S = 3.0
 """At the end, open connections have so long to send one more request, which is answered with ``Connection: close``."""
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_LARGE = f"The headers may have {_HEADERS_BYTES:,} bytes together."
+_NO_UPGRADE = "A body cannot come with a change to another protocol: send plain HTTP/1.1."
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with an end for clients that never finish their headers."""
+    """HTTP/1.1 with an end for clients that never finish a request, or never read an answer."""
 
     _reading_headers = True
-    _complete = False
-    """Whether headers came to their end in the piece that is being read."""
-    _received = 0
+    _unfinished = 0
+    """Bytes of headers that have not ended yet."""
+    _messages = 0
+    _fault: tuple[int, str] | None = None
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._timer = self.loop.call_later(_HEADERS_S, self._too_slow)
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        before = self._reading_headers
-        if before and self._timer is None:
-            self._timer = self.loop.call_later(_HEADERS_S, self._too_slow)
-        self._complete = False
+        if self._reading_headers and self._timer is None:
+            self._start_timer()
+        before = self._messages
         super().data_received(data)
-        if before and self._reading_headers and not self._complete:
-            self._received += len(data)
-            if self._received > _HEADERS_BYTES and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+        if self._reading_headers and self._messages == before:  # else there was a body among them
+            self._unfinished += len(data)
+            if self._unfinished > _HEADERS_BYTES and not self.transport.is_closing():
+                self._refuse(431, _TOO_LARGE)
 
     def on_headers_complete(self) -> None:
-        self._reading_headers, self._received, self._complete = False, 0, True
+        self._reading_headers, self._unfinished = False, 0
         self._stop_timer()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > _HEADERS_BYTES:
+            self._fault = 431, _TOO_LARGE
+        elif self.parser.should_upgrade() and {b"content-length", b"transfer-encoding"} & dict(self.headers).keys():
+            self._fault = 400, _NO_UPGRADE  # the parser would leave the body out
+        if self._fault is not None:
+            raise ValueError(self._fault[1])
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._reading_headers = True
+        self._messages += 1
+        self._stop_timer()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._reading_headers:  # answered before its body has come: the rest of it is read and forgotten
+            self._start_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(*(self._fault or (400, "This is no request of HTTP/1.1.")))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self._unread or self.loop.call_later(_UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer what is not even a request."""
+        body = orjson.dumps(RequestFailure(status, "invalid_http", message).to_dict())
+        head = f"{HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        self.transport.write(f"HTTP/1.1 {status} {head}\r\nconnection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(_REQUEST_S, self._too_slow)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -77,8 +120,31 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self._reading_headers and not self.transport.is_closing():
-            self.transport.close()
+        self.transport.close()
+
+
+def server_config(service: Service) -> uvicorn.Config:
+    """How a service is served.
+
+    Args:
+        service: Which.
+
+    Returns:
+        For uvicorn.
+    """
+    return uvicorn.Config(
+        build_app(service),
+        http=GuardedProtocol,
+        ws="none",
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(_IDLE_S),
+        timeout_graceful_shutdown=int(service.settings.drain_s),
+        backlog=2048,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -100,19 +166,7 @@ class _Process:
         self.settings = settings
         self.service = Service(settings)
         self.listening = listening
-        config = uvicorn.Config(
-            build_app(self.service),
-            http=GuardedProtocol,
-            loop="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=int(_IDLE_S),
-            timeout_graceful_shutdown=int(settings.drain_s),
-            backlog=2048,
-        )
-        self.server = _Server(config)
+        self.server = _Server(server_config(self.service))
         self._ending = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 
 from domainclip.data.captions.negation import NegationCues
 
@@ -37,7 +38,10 @@ class CutPositions:
         Returns:
             What is left by each cut, the longest first.
         """
-        return [self._left(start) for start, _ in reversed(self._boundaries) if self._allowed(start)]
+        # What is left hanging is cut off, too: hence twice as many words as can be kept.
+        end = max(self._words_end(2 * self._most_words), default=0)
+        within = [start for start, _ in self._boundaries if start <= end]
+        return [self._left(start) for start in reversed(within) if self._allowed(start)]
 
     def at_words(self, past_negations: bool) -> list[str]:
         """Cut after any word.
@@ -48,7 +52,7 @@ class CutPositions:
         Returns:
             What is left by each cut, the longest first.
         """
-        ends = [found.end() for found in re.finditer(r"\S+", self.text)][: self._most_words]
+        ends = self._words_end(self._most_words)
         allowed = [end for end in reversed(ends) if self._allowed(end)]
         return [self._left(end) for end in allowed if past_negations or not self._denying(end)]
 
@@ -65,6 +69,9 @@ class CutPositions:
         stop = last.end() + (end.end() if end else 0)
         starts = [found.start() for found in re.finditer(r"\S+", self.text[:stop])]
         return [_HANGING_FIRST.sub("", self.text[start:stop]) for start in starts]
+
+    def _words_end(self, most: int) -> list[int]:
+        return [found.end() for found in islice(re.finditer(r"\S+", self.text), most)]
 
     def _stop(self, place: int) -> int:
         """How far what takes back may stand: up to a semicolon, which a sentence that leans back reaches over."""

@@ -104,8 +104,8 @@ def _ends_a_sentence(text: str, start: int, found: re.Match[str]) -> bool:
         return True
     if _NUMBER_OF_A_LIST.fullmatch(text[start : found.start()].strip()):
         return False
-    word = re.search(r"(\S*)$", text[: found.start()])
-    last = word[1].lower().strip("(\"'[") if word else ""
-    if re.fullmatch(r"[^\W\d_]", last) and word and word[1].strip("(\"'[").isupper():
+    before = text[: found.start()]
+    word = before.rsplit(maxsplit=1)[-1].strip("(\"'[") if before and not before[-1].isspace() else ""
+    if re.fullmatch(r"[^\W\d_]", word.lower()) and word.isupper():
         return False  # an initial
-    return last not in _DOTTED
+    return word.lower() not in _DOTTED

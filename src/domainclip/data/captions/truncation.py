@@ -41,7 +41,10 @@ class SentenceTruncator:
         Returns:
             For each whether its tokens are more than ``limit``.
         """
-        return [length > self.limit for length in self.count_tokens(list(texts))] if texts else []
+        # A word is a token at least: of a text of pages most candidates need no tokenizer to be too long.
+        few_words = [text for text in texts if len(text.split(maxsplit=self.limit)) <= self.limit]
+        lengths = iter(self.count_tokens(few_words)) if few_words else iter(())
+        return [len(text.split(maxsplit=self.limit)) > self.limit or next(lengths) > self.limit for text in texts]
 
     def cut(self, text: str) -> str:
         """What is left of a text within the limit.
