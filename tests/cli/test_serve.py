@@ -86,7 +86,7 @@ def test_keys_that_are_none(domainclip: Command, model: Path, tmp_path: Path, co
         (["--index", "nowhere"], "nowhere"),
         (["--allow-url", "http://"], "http://"),
         (["backend=nonsense"], "nonsense"),
-        (["--max-image-megapixels", "9999"], "max_pixels"),
+        (["--max-image-megapixels", "9999"], "178"),
         (["learning_rat=1"], "learning_rate"),
     ],
 )
