@@ -252,7 +252,7 @@ class Service:
         self._cosine, self._checked_at = None, None
         encoder = model.shapes.encoder
         self.metrics.model(model.name, model.fingerprint, encoder.name, encoder.precision)
-        facts = {"model": model.name, "fingerprint": model.fingerprint[:12], "back end": model.backend}
+        facts = {"name": model.name, "fingerprint": model.fingerprint[:12], "back end": model.backend}
         self.recent.describe({**facts, "device": str(model.device)}, _hardware())
 
     def _set(self, state: State) -> None:
