@@ -19,7 +19,8 @@ from domainclip.service.metrics import ENDPOINTS
 from domainclip.service.service import Service
 
 log = logging.getLogger("domainclip.requests")
-_OPEN = ("/health/live", "/health/ready")
+OPEN_PATHS = ("/health/live", "/health/ready")
+"""Nobody needs a key for these."""
 _OFTEN = ("/health/", "/metrics", "/dashboard")
 """Asked for by machines every few seconds: in the log for who looks for errors only."""
 _ADMIN, _PAGE = "/admin/", "/dashboard"
@@ -68,7 +69,7 @@ class Gateway:
         service.in_flight += 1
         service.metrics.in_flight_requests.set(service.in_flight)
         traced: AbstractContextManager[None] = nullcontext()
-        if service.tracing is not None and scope["path"].startswith(_TRACED):
+        if service.tracing is not None and scope["path"] in _TRACED:
             traced = service.tracing.request(scope["method"], scope["path"], headers, call)
         try:
             with traced:
@@ -105,7 +106,7 @@ class Gateway:
             if role != "admin":
                 told = "This needs an API key that is marked admin in the file of --api-keys."
                 raise RequestFailure(403 if role or not keys else 401, "admin_key_needed", told)
-        elif keys and role is None and path not in _OPEN:
+        elif keys and role is None and path not in OPEN_PATHS:
             failure = RequestFailure(401, "invalid_api_key", "Send a known API key as: Authorization: Bearer KEY.")
             if path.startswith(_PAGE):
                 failure.challenge = 'Basic realm="domainclip", charset="UTF-8"'  # a browser asks for the key
