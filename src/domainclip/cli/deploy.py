@@ -200,13 +200,16 @@ def run(
 
     Example: domainclip deploy run --name server
     """
-    from domainclip.service.deploy.local import deployments, note_down
-    from domainclip.service.deploy.run import run_supervisor
+    from domainclip.service.deploy.local import deployments, note_down, status_of
+    from domainclip.service.deploy.run import supervisor_command
 
     if model is not None and name not in deployments():
         found = _model(model)
         note_down(name, found, serve_command(found, index, options or []), host=host, port=port)
-    run_supervisor(name, log_file=log_file)
+    status_of(name)  # refuses a name that is none, or somebody else's
+    # The supervisor takes the place of this process, without the command line's imports: it stays for years.
+    command = supervisor_command(name, log_file=log_file)
+    os.execv(command[0], command)
 
 
 @deploy_app.command("status")

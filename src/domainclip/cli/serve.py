@@ -33,7 +33,7 @@ def serve(
     ] = 2.0,
     max_items: Annotated[int, typer.Option(min=1, help="Images or texts of one request.")] = 2048,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Size of one request, in MiB.")] = 64,
-    max_image_megapixels: Annotated[int, typer.Option(min=1, help="Size of one image.")] = 64,
+    max_image_megapixels: Annotated[int, typer.Option(min=1, max=178, help="Size of one image.")] = 64,
     cache_mb: Annotated[int, typer.Option(min=0, help="Embeddings kept in memory, in MiB.")] = 256,
     cache_file: Annotated[Path | None, typer.Option(help="Embeddings kept on disk, too, in a SQLite file.")] = None,
     allow_url: Annotated[

@@ -41,14 +41,12 @@ class RequestFailure(CLIPFinetuningError):
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
         self.retry_after, self.errors = retry_after, list(errors)
-        self.challenge = "Bearer"
-        """How the key may be sent, where one is missing."""
 
     @property
     def headers(self) -> dict[str, str]:
         """What the answer says besides its body."""
         found = {} if self.retry_after is None else {"retry-after": str(max(1, math.ceil(self.retry_after)))}
-        return found | ({"www-authenticate": self.challenge} if self.status == 401 else {})
+        return found | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
     def to_dict(self) -> dict[str, Any]:
         """OpenAI's error object.

@@ -19,11 +19,12 @@ from domainclip.service.metrics import ENDPOINTS
 from domainclip.service.service import Service
 
 log = logging.getLogger("domainclip.requests")
-OPEN_PATHS = ("/health/live", "/health/ready")
-"""Nobody needs a key for these."""
+_EVENTS = "/dashboard/events"
+OPEN_PATHS = ("/health/live", "/health/ready", "/dashboard")
+"""Answered without a key, with what is below them: the dashboard's page holds no figure, and asks for a key itself."""
 _OFTEN = ("/health/", "/metrics", "/dashboard")
 """Asked for by machines every few seconds: in the log for who looks for errors only."""
-_ADMIN, _PAGE = "/admin/", "/dashboard"
+_ADMIN = "/admin/"
 _CLOSED_AFTER = (408, 413)
 """The connection is closed after these: there may be more of the body on its way."""
 _SHOWN_PATH = 200
@@ -106,11 +107,12 @@ class Gateway:
             if role != "admin":
                 told = "This needs an API key that is marked admin in the file of --api-keys."
                 raise RequestFailure(403 if role or not keys else 401, "admin_key_needed", told)
-        elif keys and role is None and path not in OPEN_PATHS:
-            failure = RequestFailure(401, "invalid_api_key", "Send a known API key as: Authorization: Bearer KEY.")
-            if path.startswith(_PAGE):
-                failure.challenge = 'Basic realm="domainclip", charset="UTF-8"'  # a browser asks for the key
-            raise failure
+        elif (
+            keys
+            and role is None
+            and (path == _EVENTS or not f"{path}/".startswith(tuple(f"{each}/" for each in OPEN_PATHS)))
+        ):
+            raise RequestFailure(401, "invalid_api_key", "Send a known API key as: Authorization: Bearer KEY.")
 
     async def _answer_while_there(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """A client that closes its connection ends the work for it."""

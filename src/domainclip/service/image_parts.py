@@ -45,7 +45,7 @@ def refuse_many_parts(content: bytes, kind: str, name: str) -> None:
         return
     try:
         check(content, name)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         return  # cut off: a decoder says where
 
 
@@ -133,12 +133,13 @@ def _tiff(content: bytes, name: str) -> None:
                 dtype = np.dtype(order + _WHOLE_NUMBERS[kind])
                 (outside,) = struct.unpack_from(order + pointer, content, at)
                 start = at if values * dtype.itemsize <= inline else outside
-                sizes = np.frombuffer(content[start : start + values * dtype.itemsize], dtype)
-                stored += int(sizes.clip(max=len(content)).sum(dtype=np.uint64))
+                inside = min(values, max(0, len(content) - start) // dtype.itemsize)
+                sizes = np.frombuffer(content, dtype, inside, start) if inside else np.zeros(0, dtype)
+                stored += int(sizes.astype(np.uint64).clip(max=len(content)).sum())
+                if stored > 2 * len(content):
+                    raise ImageError(f"{name}: its strips or tiles are the same bytes again and again: export it again")
             at += inline
         (at,) = struct.unpack_from(order + pointer, content, at)
-    if stored > 2 * len(content):
-        raise ImageError(f"{name}: its strips or tiles are the same bytes again and again: export it again")
 
 
 _META_END, _LITTLE_ENDIAN, _BIG_ENDIAN = 132, b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.2"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,8 +75,8 @@ class ImageLimits:
     def __post_init__(self) -> None:
         if self.max_bytes < 1 or not 1 <= self.max_pixels <= MAX_PIXELS:
             raise ConfigurationError(
-                f"The limits of an image are max_bytes={self.max_bytes:,} and max_pixels={self.max_pixels:,}: give at "
-                f"least 1 byte, and from 1 to {MAX_PIXELS:,} pixels"
+                f"The limits of an image are {self.max_bytes:,} bytes and {self.max_pixels:,} pixels: give at least 1 "
+                f"byte, and from 1 to {MAX_PIXELS:,} pixels"
             )
 
 
@@ -227,4 +228,7 @@ def _opens(name: str, start: bytes) -> bool:
     """Whether a file is one for a decoder of Pillow's, by its first bytes alone."""
     Image.init()
     accept = Image.OPEN[name][1] if name in Image.OPEN else None
-    return accept is not None and accept(start[:16].ljust(16, b"\0")) is True
+    try:
+        return accept is not None and accept(start[:16]) is True
+    except (struct.error, IndexError):  # fewer bytes than it looks at
+        return False

@@ -191,11 +191,12 @@ def test_an_image_without_an_engine_or_with_one_that_fails(
 def pip_settings() -> tuple[str, list[str]]:
     """What pip is told on this machine, as a file for the build, and the folders that are named in it."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    found = re.findall(r"^(?:global|:env:)\.(cert|find-links|index-url|extra-index-url)='(.*)'$", listed, re.MULTILINE)
-    named = [word.removeprefix("file://") for _, value in found for word in value.split()]
+    pattern = r"^(?:global|:env:)\.(cert|find-links|index-url|extra-index-url)='(.*)'$"
+    found = dict(re.findall(pattern, listed, re.MULTILINE))
+    named = [word.removeprefix("file://") for value in found.values() for word in value.split()]
     folders = [str(Path(word).parent if Path(word).is_file() else word) for word in named if Path(word).exists()]
     folders += [str(Path(each).parent) for each in folders if each.rstrip("/").endswith("/simple")]  # with its files
-    return "[global]\n" + "".join(f"{name} = {value}\n" for name, value in found), sorted(set(folders))
+    return "[global]\n" + "".join(f"{name} = {value}\n" for name, value in found.items()), sorted(set(folders))
 
 
 @pytest.mark.slow
@@ -217,8 +218,8 @@ def test_the_image_is_ready_as_its_own_user(zoo: dict[str, Path]) -> None:
         environment = {**os.environ, "CONTAINERS_STORAGE_CONF": str(storage), "BUILDAH_ISOLATION": "chroot"}
 
         def run(*words: object) -> str:
-            done = subprocess.run([*map(str, words)], env=environment, stdout=subprocess.PIPE, text=True)
-            assert done.returncode == 0, words
+            done = subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
             return done.stdout.strip()
 
         base = folder / "base.tar"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from commands import CommandResult
 from domainclip.cli import deploy as command
+from domainclip.service.deploy import local
 
 Run = Callable[..., CommandResult]
 
@@ -101,3 +104,18 @@ def test_what_is_started_is_serve_with_absolute_paths(tmp_path: Path, monkeypatc
     assert command.serve_command("/m", Path("index"), ["--slo", "50"])[1:] == (
         *("-m", "domainclip", "serve", "--model", "/m", "--index", str(tmp_path / "index"), "--slo", "50"),
     )
+
+
+def test_run_becomes_the_supervisor(deployment, zoo: dict[str, Path], monkeypatch: pytest.MonkeyPatch, wait) -> None:  # type: ignore[no-untyped-def]
+    """The same process, so that signals, and sockets that were handed over, reach it."""
+    local.note_down("d", "a", deployment.command("a"), port=0)
+    line = [sys.executable, "-m", "domainclip", "deploy", "run", "--name", "d"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        wait(lambda: deployment.status["health"].get("ready", False))
+        assert deployment.status["supervisor"] == process.pid
+        second = subprocess.run(line, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert second.stderr == f"Error: The deployment d is already running, in process {process.pid}\n"
+        process.terminate()
+        assert process.wait(20) == 0
+        assert process.stderr is not None and "[1] status: loading the model" in process.stderr.read()

@@ -398,5 +398,6 @@ def test_a_socket_of_systemd_is_taken(deployment) -> None:  # type: ignore[no-un
                 time.sleep(0.02)
         assert found["model"] == "a"
         assert deployment.status["supervisor"] == process.pid and deployment.status["port"] == port
+        assert deployment.status["versions"][0]["fingerprint"] == "fp-a"
         local.stop("d")
         assert process.wait(10) == 0

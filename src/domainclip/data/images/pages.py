@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ from domainclip.config.image_preprocessing import ImagePreprocessing
 from domainclip.errors import ImageError, ImageTooLargeError
 
 DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, LookupError, RuntimeError, SyntaxError)
-DECODE_ERRORS += (EOFError, ArithmeticError, struct.error)
+DECODE_ERRORS += (EOFError, ArithmeticError, struct.error, zlib.error, lzma.LZMAError)
 """What decoders raise on damaged bytes (found by damaging images of every format at random)."""
 
 

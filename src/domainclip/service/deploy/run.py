@@ -1,7 +1,6 @@
 """Runs a deployment's supervisor: in this process, or in one of its own that stays when the terminal closes.
 
-``python -m domainclip.service.deploy.run NAME`` is ``domainclip deploy run --name NAME`` without the command line's
-imports: less memory for a process that stays for years.
+``python -m domainclip.service.deploy.run NAME`` is what ``domainclip deploy run --name NAME`` becomes.
 """
 
 from __future__ import annotations
@@ -149,4 +148,5 @@ if __name__ == "__main__":
     try:
         run_supervisor(sys.argv[1], log_file=sys.argv[2:] == ["--log-file"])
     except CLIPFinetuningError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

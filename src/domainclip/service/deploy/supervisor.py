@@ -275,6 +275,7 @@ class Supervisor:
                     process = self._process = await self._start(version)
                     await process.until_ready(READY_S)
                     self._say_ready(version)
+                    await self._examine(version)
                 except (NeverReadyError, OSError) as error:
                     self._log(f"Version {version.number} does not start: {error}")
                     if process is not None:
@@ -298,9 +299,7 @@ class Supervisor:
             while True:
                 # Until the version before has ended, it may be the one that answers.
                 if not self._draining:
-                    health = await self._health()
-                    if fingerprint := health.get("fingerprint"):
-                        self.history.identify(process.version.number, str(fingerprint))
+                    health = await self._examine(process.version)
                     misses = 0 if health["ready"] else misses + 1
                     if misses == _MISSES:
                         return f"it was not ready any more ({health['status']})"
@@ -344,6 +343,13 @@ class Supervisor:
             )
         self._keep(previous, again)
         return f"Version {version.number} was rolled back: {failure}. Version {previous.number} is in use again"
+
+    async def _examine(self, version: Version) -> dict[str, Any]:
+        """The health of the only version that serves, whose model becomes known by it."""
+        health = await self._health()
+        if fingerprint := health.get("fingerprint"):
+            self.history.identify(version.number, str(fingerprint))
+        return health
 
     def _say_ready(self, version: Version) -> None:
         notify(f"READY=1\nSTATUS=Version {version.number} serves {version.model}")
