@@ -75,6 +75,27 @@ def drawn_image(seed: int, size: tuple[int, int] = (40, 30), kind: str = "PNG") 
     return file.getvalue()
 
 
+def indexed_images(model: Path, folder: Path, count: int = 5) -> Path:
+    """Embed a few drawn images, ``0.png`` and so on.
+
+    Args:
+        model: By which.
+        folder: Where the images and the index go.
+        count: How many.
+
+    Returns:
+        The folder of the index.
+    """
+    from domainclip.pipelines.embed import run_embedding
+
+    images, index = folder / "images", folder / "index"
+    images.mkdir()
+    for seed in range(count):
+        (images / f"{seed}.png").write_bytes(drawn_image(seed))
+    run_embedding(CLIPFinetuningConfig(model_name=str(model), device="cpu"), [str(images)], index)
+    return index
+
+
 def encoded(content: bytes) -> str:
     """Base64 of a file."""
     return base64.b64encode(content).decode()

@@ -20,12 +20,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import BackendError, ConfigurationError, ModelLoadError
 from domainclip.inference import ModelSession
 from domainclip.inference.backends.golden import GoldenBatch
 from domainclip.service.access import AccessKeys
-from running_service import drawn_image, encoded, running_service, save_tiny_model
+from running_service import drawn_image, encoded, indexed_images, running_service, save_tiny_model
 
 TEXT = {"input": "a red brick wall"}
 
@@ -111,16 +110,10 @@ def test_without_keys_nobody_reloads_over_http(models: tuple[Path, Path]) -> Non
 
 
 def test_an_index_of_another_model_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
-    from domainclip.pipelines.embed import run_embedding
-
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for seed in range(5):
-        (folder / f"{seed}.png").write_bytes(drawn_image(seed))
-    run_embedding(CLIPFinetuningConfig(model_name=str(models[0]), device="cpu"), [str(folder)], tmp_path / "index")
-    with pytest.raises(ConfigurationError), running_service(models[1], index=tmp_path / "index"):
+    index = indexed_images(models[0], tmp_path)
+    with pytest.raises(ConfigurationError), running_service(models[1], index=index):
         pass
-    with running_service(models[0], index=tmp_path / "index") as service:
+    with running_service(models[0], index=index) as service:
         found = service.post("/v1/search", {"image": encoded(drawn_image(2)), "top_k": 2}).json()
         assert Path(found["hits"][0]["image"]).name == "2.png" and found["hits"][0]["score"] > 0.9999
         found = service.post("/v1/search", {"text": "grass", "where": ["path~2.png"]}).json()

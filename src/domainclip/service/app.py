@@ -13,9 +13,10 @@ from starlette.types import ASGIApp
 
 from domainclip.service.dashboard.routes import dashboard_router
 from domainclip.service.failures import RequestFailure
-from domainclip.service.gateway import Gateway
+from domainclip.service.gateway import OPEN_PATHS, Gateway
 from domainclip.service.routes import Routes, json_response
 from domainclip.service.schemas import (
+    EXAMPLES,
     ClassifyRequest,
     EmbeddingsRequest,
     ErrorResponse,
@@ -34,6 +35,15 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v1/embeddings": EmbeddingsRequest,
     "/v1/search": SearchRequest,
     "/admin/reload": ReloadRequest,
+}
+_ADMIN_PATHS = ("/admin/reload",)
+_HEADERS = {
+    "X-Request-Id": ("string", "The request's own, or one that was made; the log knows it."),
+    "X-Queue-Ms": ("number", "How long its longest part waited for the device, in milliseconds."),
+}
+_HEADERS_OF = {
+    401: {"WWW-Authenticate": ("string", "How to send a key.")},
+    429: {"Retry-After": ("integer", "After so many seconds another try may succeed.")},
 }
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _ERRORS = {
@@ -85,7 +95,8 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    failure = RequestFailure(error.status_code, _CODES.get(error.status_code, "http_error"), str(error.detail))
+    told = f"{request.method} {request.url.path[:100]!r}: {error.detail}."
+    failure = RequestFailure(error.status_code, _CODES.get(error.status_code, "http_error"), told)
     response = json_response(failure.to_dict(), error.status_code)
     response.headers.update(error.headers or {})
     return response
@@ -104,15 +115,75 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         references, found = models_json_schema(
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
+        schema["components"]["schemas"].update(found["$defs"])
+        schema["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        refused = {"application/json": {"schema": references[ErrorResponse, "validation"]}}
         for path, operations in schema["paths"].items():
             for operation in operations.values():
                 if path in _BODIES:
-                    body = {"schema": references[_BODIES[path], "validation"]}
-                    operation["requestBody"] = {"required": True, "content": {"application/json": body}}
-                    refused = {"application/json": {"schema": references[ErrorResponse, "validation"]}}
-                    for status, told in _ERRORS.items():
-                        operation["responses"][str(status)] = {"description": told, "content": refused}
-        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                    operation["requestBody"] = _body(path, references[_BODIES[path], "validation"], found["$defs"])
+                guarded = path not in OPEN_PATHS
+                if guarded:
+                    operation["security"] = [{"bearer": []}, {"header": []}, *([] if path in _ADMIN_PATHS else [{}])]
+                for status, told in _ERRORS.items():
+                    if _may_be(status, path, guarded):
+                        answer = operation["responses"].setdefault(str(status), {"content": refused})
+                        answer["description"] = told
+                for status, answer in operation["responses"].items():
+                    names = [*_HEADERS, *_HEADERS_OF.get(int(status), ())]
+                    answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        schema["components"]["headers"] = {
+            name: {"description": told, "required": name in _HEADERS, "schema": {"type": kind}}
+            for name, (kind, told) in {
+                **_HEADERS,
+                **{k: v for of in _HEADERS_OF.values() for k, v in of.items()},
+            }.items()
+        }
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _may_be(status: int, path: str, guarded: bool) -> bool:
+    if status == 401:
+        return guarded
+    if status == 403:
+        return path in _ADMIN_PATHS
+    if status in (404, 429):
+        return path in _BODIES and path not in _ADMIN_PATHS
+    if status == 503:
+        return path.startswith("/v1/")
+    return path in _BODIES
+
+
+def _body(path: str, reference: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    model = _BODIES[path]
+    examples = {name: {"value": value} for name, value in EXAMPLES[path].items()}
+    content: dict[str, Any] = {"application/json": {"schema": reference, "examples": examples}}
+    if path not in _ADMIN_PATHS:
+        content["multipart/form-data"] = {"schema": _form_of(definitions[model.__name__])}
+    return {"required": True, "content": content}
+
+
+def _form_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same fields as parts of a form: images as files, lists as parts of one name, no objects."""
+    fields = dict(schema["properties"])
+    required = list(schema.get("required", []))
+    if "pairs" in fields:  # the first image with the first text
+        del fields["pairs"]
+        fields |= {"images": {}, "texts": {}}
+        required = ["images", "texts"]
+    fields.pop("messages", None)
+    form: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in ("images", "input"):
+            form[name] = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+        elif name == "image":
+            form[name] = {"type": "string", "format": "binary"}
+        elif name in ("texts", "labels", "where"):
+            form[name] = {"type": "array", "items": {"type": "string"}}
+        else:
+            form[name] = field
+    return {"type": "object", "properties": form, "required": required, "additionalProperties": False}

@@ -149,12 +149,12 @@ class Batcher:
             work = queue.popleft()
             if work.cancelled:
                 continue
-            fits = not taken or rows + work.prepared.rows <= most
-            if work.bucket != first.bucket or work.model is not first.model or not fits:
+            if work.bucket != first.bucket or work.model is not first.model:
                 left.append(work)
-                if not fits:
-                    break
                 continue
+            if taken and rows + work.prepared.rows > most:
+                left.append(work)
+                break
             taken.append(work)
             rows += work.prepared.rows
         queue.extendleft(reversed(left))

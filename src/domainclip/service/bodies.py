@@ -206,14 +206,25 @@ def _paired(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "pairs": [{"image": image, "text": text} for image, text in zip(images, texts, strict=True)]}
 
 
+class _WholeForm(MultiPartParser):
+    """Knows whether the form has come to its end: the last part of one that was cut is left out without a word."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
 async def _form(request: Request, max_items: int) -> dict[str, Any]:
     body = await request.body()
-    parser = MultiPartParser(
+    parser = _WholeForm(
         request.headers, request.stream(), max_files=max_items, max_fields=max_items, max_part_size=len(body)
     )
     parser.spool_max_size = len(body) + 1  # it is in memory already, and no disk is needed
     try:
         form = await parser.parse()
+        if not parser.ended:
+            raise ValueError("its end is missing")
     except Exception as error:  # whatever the parser says of a form that is none
         raise RequestFailure(400, "invalid_form", f"The form cannot be read: {str(error).rstrip('.')}.") from None
     values: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from domainclip.service.service import Service
 
 log = logging.getLogger("domainclip.requests")
 _EVENTS = "/dashboard/events"
-_OPEN = ("/health/live", "/health/ready", "/dashboard")
+OPEN_PATHS = ("/health/live", "/health/ready", "/dashboard")
 """Answered without a key, with what is below them: the dashboard's page holds no figure, and asks for a key itself."""
 _OFTEN = ("/health/", "/metrics", "/dashboard")
 """Asked for by machines every few seconds: in the log for who looks for errors only."""
@@ -70,7 +70,7 @@ class Gateway:
         service.in_flight += 1
         service.metrics.in_flight_requests.set(service.in_flight)
         traced: AbstractContextManager[None] = nullcontext()
-        if service.tracing is not None and scope["path"].startswith(_TRACED):
+        if service.tracing is not None and scope["path"] in _TRACED:
             traced = service.tracing.request(scope["method"], scope["path"], headers, call)
         try:
             with traced:
@@ -110,7 +110,7 @@ class Gateway:
         elif (
             keys
             and role is None
-            and (path == _EVENTS or not f"{path}/".startswith(tuple(f"{each}/" for each in _OPEN)))
+            and (path == _EVENTS or not f"{path}/".startswith(tuple(f"{each}/" for each in OPEN_PATHS)))
         ):
             raise RequestFailure(401, "invalid_api_key", "Send a known API key as: Authorization: Bearer KEY.")
 

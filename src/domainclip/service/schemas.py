@@ -308,3 +308,37 @@ class ErrorResponse(BaseModel):
 
     error: ErrorBody
     errors: list[ItemError] = []
+
+
+EXAMPLES: dict[str, dict[str, dict[str, object]]] = {
+    "/v1/similarity": {
+        "images and texts": {"texts": ["a cracked cell", "an intact cell"], "images": [EXAMPLE_IMAGE]},
+    },
+    "/v1/pairs": {"a pair": {"pairs": [{"image": EXAMPLE_IMAGE, "text": "a cracked cell"}]}},
+    "/v1/classify": {
+        "classes of the request": {"images": [EXAMPLE_IMAGE], "labels": ["crack", "ok"], "top_k": 1},
+        "bulk work": {"images": [EXAMPLE_IMAGE], "labels": ["crack", "ok"], "priority": "bulk"},
+    },
+    "/v1/embeddings": {
+        "texts": {"input": ["a cracked cell", "an intact cell"]},
+        "images": {"input": [EXAMPLE_IMAGE], "modality": "image", "encoding_format": "base64"},
+        "both": {"input": [{"text": "a cracked cell"}, {"image": EXAMPLE_IMAGE}]},
+        "messages": {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "a cracked cell"},
+                        {"type": "image_url", "image_url": {"url": EXAMPLE_IMAGE}},
+                    ],
+                }
+            ]
+        },
+    },
+    "/v1/search": {
+        "by a text": {"text": "a cracked cell", "top_k": 3},
+        "by an image": {"image": EXAMPLE_IMAGE, "where": ["label!=ok"]},
+    },
+    "/admin/reload": {"the same model": {}},
+}
+"""What requests can look like, by path and by what they show."""

@@ -6,6 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from domainclip.errors import CLIPFinetuningError
 from domainclip.service.bodies import parsed
@@ -13,6 +14,8 @@ from domainclip.service.failures import RequestFailure
 from domainclip.service.routes import json_response
 from domainclip.service.schemas import ModelOut, Readiness, ReloadRequest
 from domainclip.service.service import Service
+
+_OPENMETRICS = "application/openmetrics-text"
 
 
 def system_router(service: Service) -> APIRouter:
@@ -38,7 +41,7 @@ def system_router(service: Service) -> APIRouter:
         found = service.readiness()
         return json_response(found.model_dump(), 200 if found.status == "ready" else 503)
 
-    @router.get("/metrics", response_class=Response)
+    @router.get("/metrics", response_class=PlainTextResponse, responses={200: {"content": {_OPENMETRICS: {}}}})
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
         accept = request.headers.get("accept", "")
