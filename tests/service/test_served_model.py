@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
@@ -22,3 +24,18 @@ def test_threads_tokenize_as_one_does(tmp_path: Path) -> None:
     one_after_the_other = [model.texts([text])[0] for text in texts]
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(lambda text: model.texts([text])[0], texts)) == one_after_the_other
+
+
+def test_what_counts_tokens_has_the_tokenizer_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CLIPFinetuningConfig(model_name=str(save_tiny_model(tmp_path / "model")), device="cpu")
+    model = ServedModel.load(config, None, Console(quiet=True))
+    alone: list[bool] = []
+    inner = type(model.session.processor.tokenizer).__call__
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        alone.append(model._tokenizing.locked())
+        return inner(*arguments, **options)
+
+    monkeypatch.setattr(type(model.session.processor.tokenizer), "__call__", call)
+    model.texts(["qxz " * 70])
+    assert len(alone) >= 2 and all(alone)
