@@ -202,9 +202,11 @@ def test_who_sends_a_body_above_the_limit_gets_to_read_why_not(
     with Connection(port) as connection:
         if chunked:
             pieces = [b"%x\r\n" % MIB + piece + b"\r\n"] * 54 + [b"0\r\n\r\n"]
-            connection.send(request(EMBEDDINGS, b"", "Transfer-Encoding: chunked", length=""), *pieces)
+            head = request(EMBEDDINGS, b"", "Transfer-Encoding: chunked", length="")
         else:
-            connection.send(request(EMBEDDINGS, b"", length=54 * MIB), *[piece] * 54)
+            pieces, head = [piece] * 54, request(EMBEDDINGS, b"", length=54 * MIB)
+        for each in (head, *pieces):
+            connection.socket.sendall(each)  # the connection is not closed meanwhile
         answer = connection.answer()
         assert "51" in refused(answer, 413) or "53,477,376" in refused(answer, 413)
         assert answer.headers["connection"] == "close" and connection.is_closed()
@@ -312,7 +314,7 @@ def test_slow_headers_end(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_answer_that_is_not_read_ends(service: Running, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_UNREAD_S", 0.3)
     asked = json.dumps(
-        {"texts": [f"{row}" for row in range(1200)], "images": [encoded(drawn_image(1))] * 1200}
+        {"texts": [f"{row}" for row in range(1000)], "images": [encoded(drawn_image(1))] * 1000}
     ).encode()
     with Connection(port) as connection:
         connection.send(request("/v1/similarity", asked))
@@ -624,6 +626,8 @@ def test_odd_json(port: int, body: bytes, statuses: set[int]) -> None:
         (EMBEDDINGS, {"messages": [{"content": [{"text": str(row)} for row in range(2000)]}] * 2}, "messages"),
         ("/v1/search", {"text": "a", "where": ["label=a"] * 10_000}, "where"),
         (EMBEDDINGS, {"input": [[1] * 2000] * 2000}, "input"),
+        ("/v1/similarity", {"images": ["x"] * 1025, "texts": ["a"] * 1024}, "texts"),
+        ("/v1/classify", {"images": ["x"] * 1025, "labels": ["a"] * 1024}, "labels"),
     ],
 )
 def test_ten_thousand_of_anything_are_too_many(service: Running, path: str, asked: Any, param: str) -> None:

@@ -41,6 +41,8 @@ from domainclip.service.schemas import (
 from domainclip.service.service import Service
 
 R = TypeVar("R", bound=ServiceRequest)
+_NUMBERS = 2**20
+"""Of one answer, at the most: 12 MB of JSON."""
 
 
 def json_response(values: Any, status: int = 200) -> Response:
@@ -77,6 +79,7 @@ class Routes:
     async def similarity(self, request: Request) -> Response:
         """Compare every image with every text."""
         asked, call = await self._asked(request, SimilarityRequest)
+        _require_few(asked.images, asked.texts, "texts")
         with self.service.using() as model:
             images, texts, _ = await self.service.embedder.embed(call, model, asked.images, asked.texts)
             errors = _errors("images", images) + _errors("texts", texts)
@@ -108,6 +111,7 @@ class Routes:
     async def classify(self, request: Request) -> Response:
         """Say which class each image shows, by the prompts of the domain, with calibrated probabilities."""
         asked, call = await self._asked(request, ClassifyRequest)
+        _require_few(asked.images, asked.labels or [], "labels")
         with self.service.using() as model:
             classifier = model.classifiers.get(asked.labels)
             sentences: list[str] = []
@@ -266,6 +270,13 @@ def _errors(name: str, results: Sequence[Result]) -> list[dict[str, Any]]:
         for index, result in enumerate(results)
         if isinstance(result, ItemFailure)
     ]
+
+
+def _require_few(images: Sequence[Image], texts: Sequence[str], param: str) -> None:
+    """An answer has a number for each image with each text, which keeps everybody waiting while it is written."""
+    if len(images) * len(texts) > _NUMBERS:
+        told = f"{len(images):,} images with {len(texts):,} {param} each are more than {_NUMBERS:,} numbers: "
+        raise RequestFailure(413, "too_many_items", f"{told}send several requests.", param)
 
 
 def _require_one(results: Sequence[Result], errors: Sequence[Mapping[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from domainclip.service.cache import DiskCache, VectorCache
 from domainclip.service.calls import Call
 from domainclip.service.device_worker import DeviceWorker
 from domainclip.service.embedding import Embedder
-from domainclip.service.failures import ItemFailure, RequestFailure
+from domainclip.service.failures import RequestFailure
 from domainclip.service.fetch import UrlFetcher
 from domainclip.service.images import ImageLimits
 from domainclip.service.latency import IMAGE, LatencyModel
@@ -272,7 +272,7 @@ class Service:
             try:
                 async with asyncio.timeout(_CHECK_HOLDS_S):
                     await self.check()
-            except (ItemFailure, TimeoutError) as error:
+            except Exception as error:  # whatever it is, the next check comes
                 log.error("The golden batch got no answer: %s", error or "not in time")
             ready = self.readiness().status
             self.metrics.ready.set(ready == "ready")
