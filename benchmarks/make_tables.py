@@ -20,6 +20,7 @@ from _memory_tables import gradcache_table, memory_table
 from _progressive_tables import progressive_resolutions_table, progressive_table
 from _record import RESULTS
 from _search_tables import search_table
+from _serve_tables import serve_table
 from _table_cells import look_up, newest, number, ratio, table
 from derived_sets import SETS as DERIVED
 from domainclip.files import write_text
@@ -477,6 +478,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "progressive": progressive_table,
     "progressive_resolutions": progressive_resolutions_table,
     "search": search_table,
+    "serve": serve_table,
     "machines": machines_table,
 }
 

@@ -26,6 +26,7 @@ The parts:
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.util
 import json
 import math
@@ -372,24 +373,7 @@ PARTS: dict[str, Part] = {
 
 
 def run(arguments: argparse.Namespace) -> Path:
-    facts = machine_facts()
-    script = Path(__file__).resolve()
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        spec = {"name": "load", "cores": arguments.load_cores}
-        with Worker(script, spec) as load:
-            bench = Bench(arguments, Path(folder), load)
-            shape = {**bench.shape, "seconds": min(bench.shape["seconds"], 5.0)}
-            alone_figures = load.ask("generator", load=shape)
-            say(f"The generator alone: {alone_figures['throughput']:.0f}/s")
-            for name in arguments.parts:
-                say(f"--- {name}")
-                began = time.monotonic()
-                results[name] = {**PARTS[name](bench), "took_s": 0.0}
-                results[name]["took_s"] = round(time.monotonic() - began, 1)
-                say(shown(results[name]))
-    record = {
-        "machine": facts,
+    conditions = {
         "quick": arguments.quick,
         "model": "tiny" if arguments.quick else "ViT-B/32 shape, random weights",
         "clients": arguments.clients,
@@ -398,10 +382,36 @@ def run(arguments: argparse.Namespace) -> Path:
         "threads": arguments.threads,
         "server_cores": arguments.server_cores,
         "load_cores": arguments.load_cores,
-        "generator": alone_figures,
-        "results": results,
     }
-    return write_record("serve", record, arguments.output)
+    facts = machine_facts()
+    script = Path(__file__).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        spec = {"name": "load", "cores": arguments.load_cores}
+        with Worker(script, spec) as load:
+            bench = Bench(arguments, Path(folder), load)
+            shape = {**bench.shape, "seconds": min(bench.shape["seconds"], 5.0)}
+            record = {"machine": facts, **conditions, "generator": load.ask("generator", load=shape)}
+            say(f"The generator alone: {record['generator']['throughput']:.0f}/s")
+            # Parts that were measured today stay, and so does each that is done, whatever happens to the next.
+            results = parts_so_far(arguments.output, conditions)
+            for name in arguments.parts:
+                say(f"--- {name}")
+                found = {"load_average_at_start": round(os.getloadavg()[0], 2)}
+                began = time.monotonic()
+                found |= PARTS[name](bench)
+                results[name] = {**found, "took_s": round(time.monotonic() - began, 1)}
+                say(shown(results[name]))
+                path = write_record("serve", {**record, "results": results}, arguments.output)
+    return path
+
+
+def parts_so_far(folder: Path, conditions: dict[str, Any]) -> dict[str, Any]:
+    """The parts in today's record, if it is of the same conditions."""
+    path = folder / f"serve-{datetime.date.today().isoformat()}.json"
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return dict(record["results"]) if conditions.items() <= record.items() else {}
 
 
 def shown(figures: dict[str, Any]) -> str:
