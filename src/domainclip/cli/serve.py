@@ -79,7 +79,6 @@ def serve(
         slo_ms=slo,
         max_wait_s=max_wait,
         max_items=max_items,
-        max_queue_rows=max(4096, 2 * max_items),
         max_body_mb=max_body_mb,
         max_image_megapixels=max_image_megapixels,
         cache_mb=cache_mb,

@@ -14,6 +14,8 @@ from domainclip.service.failures import RequestFailure
 from domainclip.service.latency import Bucket, LatencyModel
 from domainclip.service.metrics import ServiceMetrics
 
+ITEMS_AT_ONCE = 64
+"""Images and texts of one request that are under way at one time."""
 _SHARED_BY = 8
 """Rows that share what a batch takes whatever its size, as it is guessed before the batch is there."""
 
@@ -62,7 +64,7 @@ class Admission:
         seconds = fixed / _SHARED_BY + slope
         with self._lock:
             if not call.accepted:
-                self._refuse(call, call.rows, call.rows * seconds)
+                self._refuse(call, min(call.rows, ITEMS_AT_ONCE), call.rows * seconds)
                 call.accepted = True
                 self.metrics.observe("admission", time.monotonic() - call.began)
             here = self._accepted[call.priority]

@@ -10,12 +10,13 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from domainclip.errors import CLIPFinetuningError
-from domainclip.service.admission import Admission
+from domainclip.service.admission import ITEMS_AT_ONCE, Admission
 from domainclip.service.batcher import Batcher, Priority, Work
 from domainclip.service.cache import DiskCache, Vector, VectorCache
 from domainclip.service.calls import Call
@@ -33,8 +34,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Result = Vector | ItemFailure
-_AHEAD = {Priority.INTERACTIVE: 512, Priority.BULK: 64}
-"""Items that are decoded and not yet computed: enough for several batches, little memory."""
 _CHARACTERS_A_TOKEN = 3
 _INLINE_CHARACTERS = 200_000
 """A text of base64 up to this is decoded where it is: about as long as handing it to another thread takes."""
@@ -85,7 +84,6 @@ class Embedder:
             Priority.INTERACTIVE: ThreadPoolExecutor(cores, "decode"),
             Priority.BULK: ThreadPoolExecutor(max(1, cores // 2), "decode-bulk"),
         }
-        self._ahead = {priority: asyncio.Semaphore(rows) for priority, rows in _AHEAD.items()}
 
     def close(self) -> None:
         """Let the threads end."""
@@ -119,10 +117,12 @@ class Embedder:
             RequestFailure: It is not accepted.
         """
         call.rows = len(images) + len(texts) + len(tokens)
+        # Of a large request some at a time: thousands would hold up the event loop, and fill the queue for others.
+        slots = asyncio.Semaphore(ITEMS_AT_ONCE)
         items = [
-            *(self._settled(call, "image", self._image(call, model, each)) for each in images),
-            *(self._settled(call, "text", self._text(call, model, each)) for each in texts),
-            *(self._settled(call, "text", self._tokens(call, model, each)) for each in tokens),
+            *(self._settled(call, "image", slots, partial(self._image, call, model, each)) for each in images),
+            *(self._settled(call, "text", slots, partial(self._text, call, model, each)) for each in texts),
+            *(self._settled(call, "text", slots, partial(self._tokens, call, model, each)) for each in tokens),
         ]
         tasks = [asyncio.ensure_future(item) for item in items]
         try:
@@ -149,10 +149,13 @@ class Embedder:
         # One after the other: other requests have their turn in between.
         return await self._in_pool(call, lambda: sum(len(model.texts([text])[0].tokens) for text in texts))
 
-    async def _settled(self, call: Call, kind: str, item: Coroutine[Any, Any, Vector]) -> Result:
+    async def _settled(
+        self, call: Call, kind: str, slots: asyncio.Semaphore, item: Callable[[], Coroutine[Any, Any, Vector]]
+    ) -> Result:
         """One that fails leaves the others alone."""
         try:
-            return await item
+            async with slots:
+                return await item()
         except RequestFailure:
             raise
         except ItemFailure as failure:
@@ -224,9 +227,8 @@ class Embedder:
         async def compute() -> Vector:
             try:
                 with self.admission.accepted(call, bucket):
-                    async with self._ahead[call.priority]:
-                        prepared = await self._in_pool(call, prepare)
-                        vector = await self.queued(call, model, prepared)
+                    prepared = await self._in_pool(call, prepare)
+                    vector = await self.queued(call, model, prepared)
             except asyncio.CancelledError:
                 self.metrics.cancelled_total.inc()
                 outcomes.labels(bucket.tower, "cancelled").inc()

@@ -19,7 +19,7 @@ class ServeSettings:
         index: What ``domainclip embed`` has written, for ``/v1/search``.
         slo_ms: What an interactive answer should take at most, in milliseconds. It bounds what is computed at once.
         max_wait_s: A request that would wait longer for others is turned away at once, in seconds.
-        max_queue_rows: So many images and texts are accepted and not yet answered, at the most.
+        max_queue_rows: So many images and texts are under way at one time, at the most.
         max_body_mb: Of one request, in MiB.
         max_items: Images or texts of one request.
         max_image_mb: Of one image's file, in MiB.
@@ -37,7 +37,7 @@ class ServeSettings:
     index: Path | None = None
     slo_ms: float = 100.0
     max_wait_s: float = 2.0
-    max_queue_rows: int = 4096
+    max_queue_rows: int = 1024
     max_body_mb: int = 64
     max_items: int = 2048
     max_image_mb: int = 20
@@ -54,8 +54,3 @@ class ServeSettings:
         for name in ("slo_ms", "max_wait_s", "max_queue_rows", "max_body_mb", "max_items", "max_image_mb"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be positive: {getattr(self, name)}")
-        if self.max_items > self.max_queue_rows:
-            raise ConfigurationError(
-                f"max_items ({self.max_items}) is more than the queue takes ({self.max_queue_rows}): no such request "
-                "could ever be accepted"
-            )
