@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 
 from domainclip.service.batcher import Priority
+from domainclip.service.calls import Call
+from domainclip.service.embedding import Embedded
+from domainclip.service.failures import RequestFailure
 from domainclip.service.served_model import Prepared, ServedModel
 from running_service import Running, drawn_image, encoded, running_service, save_tiny_model
 
@@ -236,3 +240,21 @@ def test_health_is_cheap_and_metrics_come_while_all_is_busy(service: Running, de
         assert time.monotonic() - begun < 0.5
         assert all(each.result().status_code in (200, 429) for each in busy)
     assert 'domainclip_stage_seconds_bucket{le="0.1",stage="queue"}' in text
+
+
+def test_a_request_that_is_refused_takes_no_other_along(service: Running, device: Device) -> None:
+    hurried, patient = Call("embeddings", "hurried", timeout_s=0.001), Call("embeddings", "patient")
+    ahead = service.service.admission._accepted[Priority.INTERACTIVE]
+
+    async def both() -> list[Any]:
+        ahead.rows, ahead.seconds = 1, 0.4
+        try:
+            with service.service.using() as model:
+                asked = (service.service.embedder.embed(call, model, texts=["of both"]) for call in (hurried, patient))
+                return await asyncio.gather(*asked, return_exceptions=True)
+        finally:
+            ahead.rows, ahead.seconds = 0, 0.0
+
+    refused, answered = service.do(both())
+    assert isinstance(refused, RequestFailure) and refused.status == 429
+    assert isinstance(answered, Embedded) and isinstance(answered.texts[0], np.ndarray)
