@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domainclip.service.batcher import LARGEST_BATCH, Batcher, Priority, Work
+from domainclip.inference.backends.shapes import BATCHES
+from domainclip.service.batcher import Batcher, Priority, Work, rows_of_batch
 from domainclip.service.latency import IMAGE, Bucket, LatencyModel
 from domainclip.service.served_model import Prepared
 
@@ -30,8 +31,8 @@ def work(model: int = 0, bucket: int = 0, priority: int = 0, tiles: int = 1) -> 
 class Model:
     """What the queue promises, written down as a loop over a list."""
 
-    def __init__(self, most: dict[Priority, int]) -> None:
-        self.most, self.waiting, self.in_a_row = most, list[Work](), 0
+    def __init__(self, latency: LatencyModel) -> None:
+        self.latency, self.waiting, self.in_a_row = latency, list[Work](), 0
 
     def take(self) -> list[Work]:
         self.waiting = [each for each in self.waiting if not each.cancelled]
@@ -42,11 +43,12 @@ class Model:
         self.in_a_row = 0 if bulk else self.in_a_row + 1
         own = [each for each in self.waiting if (each.priority is Priority.BULK) == bulk]
         taken: list[Work] = []
+        most = rows_of_batch(self.latency, own[0].bucket, own[0].priority, len(own), 0.1)
         for each in own:
             if each.model is not own[0].model or each.bucket != own[0].bucket:
                 continue
             rows = sum(other.prepared.rows for other in taken)
-            if taken and rows + each.prepared.rows > self.most[each.priority]:
+            if taken and rows + each.prepared.rows > most:
                 break
             taken.append(each)
         self.waiting = [each for each in self.waiting if each not in taken]
@@ -69,8 +71,7 @@ def test_batches_are_those_of_a_plain_loop(steps: list[tuple[Any, ...]], seconds
         for bucket in BUCKETS:
             latency.observe(bucket, 1, seconds_a_row)
     batcher = Batcher(latency, 0.1)
-    within = {Priority.INTERACTIVE: 0.05, Priority.BULK: 0.025}
-    model = Model({p: latency.rows_within(IMAGE, seconds, LARGEST_BATCH) for p, seconds in within.items()})
+    model = Model(latency)
     made: list[Work] = []
     taken: list[Work] = []
 
@@ -80,7 +81,7 @@ def test_batches_are_those_of_a_plain_loop(steps: list[tuple[Any, ...]], seconds
         assert found == wanted and isinstance(found, list)
         taken.extend(found)
         assert len({(id(each.model), each.bucket, each.priority) for each in found}) <= 1
-        assert len(found) == 1 or sum(each.prepared.rows for each in found) <= LARGEST_BATCH
+        assert len(found) == 1 or sum(each.prepared.rows for each in found) <= BATCHES[-1]
         assert not any(each.cancelled for each in found)
 
     for step, *values in steps:
@@ -105,6 +106,18 @@ def test_batches_are_those_of_a_plain_loop(steps: list[tuple[Any, ...]], seconds
                 order = [made.index(e) for e in taken if (e.priority, e.bucket, e.model) == (priority, bucket, served)]
                 assert order == sorted(order)
     assert batcher.rows(Priority.INTERACTIVE) == batcher.rows(Priority.BULK) == 0
+
+
+def test_a_batch_takes_half_the_promised_time_and_no_padding() -> None:
+    latency = LatencyModel()
+    latency.observe(IMAGE, 1, 0.013)
+    sizes = {
+        (priority, few): rows_of_batch(latency, IMAGE, priority, few, 0.1) for priority in Priority for few in (1, 20)
+    }
+    interactive, bulk = Priority.INTERACTIVE, Priority.BULK
+    # 3 rows fit into 50 ms, and take as long as 4; of 20 that wait the last is late whatever is done.
+    assert sizes == {(interactive, 1): 4, (interactive, 20): 8, (bulk, 1): 1, (bulk, 20): 1}
+    assert rows_of_batch(latency, Bucket("text", 16), interactive, 1, 0.1) == 32  # of which nothing is known yet
 
 
 def test_bulk_work_gets_every_fourth_batch() -> None:

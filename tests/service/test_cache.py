@@ -270,3 +270,19 @@ def test_two_processes_share_one_file(path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0, 0]
     assert readable(path, range(200)) >= 150  # a lock that takes too long costs a few
+
+
+def test_the_file_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_MOST_ROWS", 100)
+    path = tmp_path / "cache.sqlite"
+    for first in range(0, 1000, 50):
+        disk = DiskCache(path)
+        for number in range(first, first + 50):
+            disk.put(number.to_bytes(4), np.full(4, number, np.float32))
+        disk.close()
+    disk = DiskCache(path)
+    found = disk.get([number.to_bytes(4) for number in range(1000)])
+    disk.close()
+    assert 50 <= len(found) <= 150
+    assert all((vector == int.from_bytes(key)).all() for key, vector in found.items())
+    assert (999).to_bytes(4) in found and (0).to_bytes(4) not in found

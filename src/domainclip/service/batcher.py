@@ -11,10 +11,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from domainclip.inference.backends.shapes import BATCHES, LARGEST_WASTE
 from domainclip.service.latency import Bucket, LatencyModel
 from domainclip.service.served_model import Prepared, ServedModel
 
-LARGEST_BATCH = 32
 _BULK_TURN = 4
 """Of so many batches one is of bulk work, where both wait: neither starves."""
 _SLO_FRACTION, _BULK_FRACTION = 0.5, 0.25
@@ -140,8 +140,8 @@ class Batcher:
 
     def _batch(self, queue: deque[Work]) -> list[Work]:
         first = queue[0]
-        fraction = _BULK_FRACTION if first.priority is Priority.BULK else _SLO_FRACTION
-        most = self.latency.rows_within(first.bucket, fraction * self.slo_s, LARGEST_BATCH)
+        waiting = sum(not work.cancelled for work in queue)
+        most = rows_of_batch(self.latency, first.bucket, first.priority, waiting, self.slo_s)
         taken: list[Work] = []
         left: deque[Work] = deque()
         rows = 0
@@ -159,3 +159,25 @@ class Batcher:
             rows += work.prepared.rows
         queue.extendleft(reversed(left))
         return taken
+
+
+def rows_of_batch(latency: LatencyModel, bucket: Bucket, priority: Priority, waiting: int, slo_s: float) -> int:
+    """How many rows are computed at once at most.
+
+    Args:
+        latency: Says what they take.
+        bucket: What they are.
+        priority: Of them.
+        waiting: How many wait.
+        slo_s: What an interactive answer should take, in seconds.
+
+    Returns:
+        One of ``BATCHES``.
+    """
+    fraction = _BULK_FRACTION if priority is Priority.BULK else _SLO_FRACTION
+    within = latency.rows_within(bucket, fraction * slo_s, BATCHES[-1])
+    if priority is Priority.INTERACTIVE and waiting > within / fraction:
+        # The promise is broken for who came last, and larger batches are sooner done with all of them.
+        within = latency.rows_within(bucket, slo_s, BATCHES[-1])
+    # Of what fits into the time, a size that is computed as it is: three rows take as long as four.
+    return max(size for size in BATCHES if size <= within * LARGEST_WASTE)

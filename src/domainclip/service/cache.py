@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 Vector = Float32[np.ndarray, " dim"]
 _OVERHEAD = 200
 """Bytes that an entry takes besides its numbers."""
-_TABLE = "CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
+_TABLE = "CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
+_MOST_ROWS = 1_000_000
+"""Of the file: about 2 GiB at 512 dimensions. The oldest tenth makes room for the next."""
 _TOGETHER = 256
 _WAITING = 10_000
 """Entries that wait to be written; more are left out, since a cache must not fill the memory."""
@@ -180,6 +182,11 @@ class DiskCache:
                     # Opened each time: after a failure (a full disk) nothing is left half done.
                     with closing(self._open()) as database:
                         database.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
+                        (newest,) = database.execute("SELECT max(rowid) FROM embeddings").fetchone()
+                        (oldest,) = database.execute("SELECT min(rowid) FROM embeddings").fetchone()
+                        if newest - oldest >= _MOST_ROWS:
+                            gone = newest - _MOST_ROWS * 9 // 10
+                            database.execute("DELETE FROM embeddings WHERE rowid <= ?", (gone,))
                         database.commit()
             except sqlite3.Error as error:
                 log.warning("Embeddings cannot be written into the cache %s: %s", self.path, error)

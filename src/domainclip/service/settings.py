@@ -42,7 +42,7 @@ class ServeSettings:
     max_items: int = 2048
     max_image_mb: int = 20
     max_image_megapixels: int = 64
-    max_text_characters: int = 20_000
+    max_text_characters: int = 8_000
     cache_mb: int = 256
     cache_file: Path | None = None
     url_hosts: tuple[str, ...] = ()

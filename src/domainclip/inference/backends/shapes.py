@@ -16,7 +16,7 @@ from domainclip.inference.backends.encoder import Encoder
 BATCHES = (1, 2, 4, 8, 16, 32)
 LENGTHS = (16, 32, 48, 77)
 """Never as short as 8: there a fused kernel for causal attention has given wrong numbers."""
-_LARGEST_WASTE = 4 / 3
+LARGEST_WASTE = 4 / 3
 """Rows of a padded batch for each that is wanted, at the most; beyond it the batch is cut."""
 
 
@@ -49,7 +49,7 @@ def batches_of(count: int) -> Iterator[tuple[int, int]]:
     """
     while count > 0:
         size = next((size for size in BATCHES if size >= count), BATCHES[-1])
-        if size > count * _LARGEST_WASTE:
+        if size > count * LARGEST_WASTE:
             size = max(smaller for smaller in BATCHES if smaller < size)
         rows = min(size, count)
         yield rows, size
