@@ -637,7 +637,7 @@ def test_ten_thousand_of_anything_are_too_many(service: Running, path: str, aske
     assert time.monotonic() - begun < 3
 
 
-@pytest.mark.parametrize("text", ["\0", "\0" * 20_000, "￿", "\U0010ffff", "‮" * 100, "<|endoftext|>" * 50, "a" * 20_000])
+@pytest.mark.parametrize("text", ["\0", "\0" * 7_800, "￿", "\U0010ffff", "‮" * 100, "<|endoftext|>" * 50, "a" * 7_800])
 def test_odd_texts_are_texts(service: Running, text: str) -> None:
     image = encoded(drawn_image(4))
     assert service.post(EMBEDDINGS, {"input": text}).status_code == 200
@@ -648,9 +648,7 @@ def test_odd_texts_are_texts(service: Running, text: str) -> None:
     assert service.post("/v1/search", {"text": "a", "where": ["label!=" + text[:900]]}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "text", [". " * 10_000, "no " * 6_600, "the sky, no grass, " * 1_000, "a b c. no d e f; " * 1_100]
-)
+@pytest.mark.parametrize("text", [". " * 3_900, "no " * 2_600, "the sky, no grass, " * 410, "a b c. no d e f; " * 450])
 def test_a_text_of_pages_takes_no_minutes(service: Running, text: str) -> None:
     begun = time.monotonic()
     assert service.post(EMBEDDINGS, {"input": text}).status_code == 200
