@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 from rich.console import Console
 
+from domainclip.config import CLIPFinetuningConfig
 from domainclip.devices.out_of_memory import release_memory
 from domainclip.errors import CLIPFinetuningError
 from domainclip.inference.backends.golden import MINIMUM_COSINE, least_cosine
@@ -137,7 +137,8 @@ class Service:
                 if before.space != found.space:
                     self.cache.clear()
                 del before
-                await asyncio.to_thread(_free, device)
+                # The old weights: an hour later they would still be in the allocator's hands.
+                await asyncio.to_thread(release_memory, device)
             return found
 
     @contextmanager
@@ -228,9 +229,9 @@ class Service:
         if self.tracing is not None:
             self.tracing.close()
 
-    def _load(self, config: object, index: Path | None) -> ServedModel:
+    def _load(self, config: CLIPFinetuningConfig, index: Path | None) -> ServedModel:
         first = self.model is None
-        model = ServedModel.load(config, index, Console(stderr=True, highlight=False))  # type: ignore[arg-type]
+        model = ServedModel.load(config, index, Console(stderr=True, highlight=False))
         # A device that one thread must drive; the CPU warms a second model while it serves the first.
         run: Run = (lambda job: job()) if model.on_cpu else self.worker.run
         if first:
@@ -313,13 +314,6 @@ class Service:
                 found = len(self.model.shapes.shapes)
                 self.metrics.shapes_total.inc(max(0, found - shapes))
                 shapes = found
-
-
-def _free(device: object) -> None:
-    """Give the old weights back: an hour later they would still be in the allocator's hands."""
-    with suppress(Exception):
-        gc.collect()
-    release_memory(device)  # type: ignore[arg-type]
 
 
 def _hardware() -> dict[str, object]:
