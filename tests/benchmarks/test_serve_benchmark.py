@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,6 @@ needs_server = pytest.mark.skipif(
 
 
 @needs_server
-@pytest.mark.skipif(
-    not os.environ.get("DOMAINCLIP_TEST_BENCHMARKS"), reason="takes most of a minute: set DOMAINCLIP_TEST_BENCHMARKS=1"
-)
 def test_it_runs_and_the_sides_agree(tmp_path: Path) -> None:
     options = ("--quick", "--rounds", "1", "--backends", "torch", "--parts", "clients", "reloads")
     done = run_script("serve.py", *options, "--output", str(tmp_path))
