@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from torch import from_numpy
 
 from domainclip.errors import CLIPFinetuningError
+from domainclip.pipelines.search import hit_values
 from domainclip.retrieval.store.where import Condition
 from domainclip.service.batcher import Priority
 from domainclip.service.bodies import parsed
@@ -196,15 +197,7 @@ class Routes:
             query = _matrix(found)
             with _as_invalid("where"):
                 answer = (await asyncio.to_thread(store.search, query, asked.top_k, conditions))[0]
-            hits = [
-                {
-                    "image": hit.row.path,
-                    "score": hit.score,
-                    "label": hit.row.label or None,
-                    "caption": hit.row.caption or None,
-                }
-                for hit in answer.hits
-            ]
+            hits = hit_values(answer.hits)
             return self._answer({"model": model.name, "hits": hits, "reranked": answer.reranked, "errors": []})
 
     async def models(self) -> Response:
