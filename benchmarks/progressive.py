@@ -55,7 +55,7 @@ def one_run(data: Path, model: str, way: str, seed: int, steps: int, batch: int,
 
     from domainclip import CLIPFinetuningConfig, CLIPFinetuningController
     from domainclip.data.splits import load_splits
-    from domainclip.tracking import read_metrics
+    from domainclip.tracking import read_rows
 
     steps = max(1, round(FRACTION_OF_STEPS.get(way, 1.0) * steps))
     config = CLIPFinetuningConfig(
@@ -79,7 +79,7 @@ def one_run(data: Path, model: str, way: str, seed: int, steps: int, batch: int,
         controller = CLIPFinetuningController(config, Console(quiet=True))
         controller.setup()
         result = controller.fine_tune(splits.train, splits.val, folder)
-        log = read_metrics(Path(folder) / "metrics.jsonl")
+        log = read_rows(Path(folder) / "metrics.jsonl")
         metrics = controller.evaluate(splits.test).metrics
     assert controller.recipe is not None
     schedule = controller.recipe.resolution_schedule

@@ -18,8 +18,9 @@ from domainclip.events import (
     Emitter,
     Event,
     ImageSkipped,
+    InitialValidated,
     Listener,
-    Milestone,
+    Noted,
     PhaseFinished,
     PhaseProgress,
     PhaseStarted,
@@ -33,7 +34,7 @@ from domainclip.events import (
 from domainclip.pipelines import run_training
 from domainclip.pipelines.controller import CLIPFinetuningController
 from domainclip.reports.schema import RunReport
-from domainclip.tracking import read_metrics
+from domainclip.tracking import read_rows
 from domainclip.training import Validation
 from probe_cases import make_probe
 from tiny_data import TinyData
@@ -41,7 +42,7 @@ from training_setup import make_trainer, same, train_until, weights
 
 pytestmark = pytest.mark.slow
 
-STEP = Milestone(name="test", step=1)
+STEP = Noted(name="test", step=1)
 
 
 def test_a_listener_that_raises_is_switched_off_with_one_warning() -> None:
@@ -58,7 +59,7 @@ def test_a_listener_that_raises_is_switched_off_with_one_warning() -> None:
         emitter.emit(STEP)
     assert calls == [STEP]
     (warning,) = [event for event in heard if isinstance(event, Warned)]
-    assert "broken failed at Milestone (ValueError: no such page)" in warning.text and "switched off" in warning.text
+    assert "broken failed at Noted (ValueError: no such page)" in warning.text and "switched off" in warning.text
     assert emitter.warnings == [warning.text]
     assert [event for event in heard if event is STEP] == [STEP] * 3
 
@@ -118,9 +119,10 @@ EVENTS = (
     PhaseProgress,
     PhaseFinished,
     StepLogged,
+    InitialValidated,
     Validated,
     CheckpointSaved,
-    Milestone,
+    Noted,
     Warned,
     RunFinished,
 )
@@ -227,7 +229,7 @@ def test_a_training_tells_everything(tiny_data: TinyData, tmp_path: Path) -> Non
     of = {kind: [event for event in heard if isinstance(event, kind)] for kind in set(kinds)}
     steps: list[StepLogged] = of[StepLogged]  # type: ignore[assignment]
     assert [event.step for event in steps] == list(range(1, 13))
-    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
     for event, row in zip(steps, rows, strict=True):
         assert event.metrics["loss"] == row["loss"]
         assert {"image_to_text_loss", "text_to_image_loss"} <= event.metrics.keys()
@@ -243,9 +245,9 @@ def test_a_training_tells_everything(tiny_data: TinyData, tmp_path: Path) -> Non
     assert [event.done for event in of[PhaseProgress]] == list(range(1, 13))  # type: ignore[union-attr]
     (skipped,) = of[ImageSkipped]
     assert isinstance(skipped, ImageSkipped) and skipped.path.endswith("broken.png") and "broken.png" in skipped.reason
-    assert [event.name for event in of[Milestone] if event.values] == ["probe_first"]  # type: ignore[union-attr]
+    assert [event.name for event in of[Noted] if event.values] == ["probe_first"]  # type: ignore[union-attr]
     phases = [event.name for event in of[PhaseStarted]]  # type: ignore[union-attr]
-    assert phases == ["probe_first", "validation", "training", *["validation"] * 4]
+    assert phases == ["validation", "probe_first", "validation", "training", *["validation"] * 4]
     (finished,) = of[RunFinished]
     assert isinstance(finished, RunFinished) and result.best is not None
     assert (finished.steps, finished.train_loss, finished.best_step) == (12, result.train_loss, result.best["step"])

@@ -10,9 +10,11 @@ import inspect
 import logging
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from domainclip.errors import InputTypeError
 
@@ -22,6 +24,8 @@ SLOW_SECONDS = 5.0
 """A listener that takes longer than this for one event holds the training up, and the user is told."""
 
 Number = float | int | bool | None
+Level = Literal["info", "warning", "error"]
+"""How urgent something is for the person whose run it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,11 @@ class StepLogged:
     """The factor itself, not its logarithm: 1 / temperature."""
     embedding_spread: float
     """Root-mean-square distance of the unit image embeddings from their mean, in [0, 1]."""
+    effective_rank: float
+    """How many directions the batch's image embeddings take up, in [1, min(rows, dim)]; see ``metrics.uniformity``."""
+    seconds: Mapping[str, float]
+    """Of a step, the mean since the last logged one: ``data`` (waiting for the batch), ``towers``, ``loss``,
+    ``optimizer``. On an accelerator, which works on by itself, ``data`` and ``step`` (all the rest)."""
     samples_per_second: float | None
     """Over all training steps of the run so far, those before a resumption included."""
     memory_mb: float
@@ -96,6 +105,51 @@ class StepLogged:
     def temperature(self) -> float:
         """What similarities are divided by: 1 / ``logit_scale``."""
         return 1 / self.logit_scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarities:
+    """How similar validation images are to their own texts, and to the most similar wrong one: two histograms."""
+
+    low: float
+    high: float
+    """The first bin's lower and the last one's upper edge, as cosines; all bins are equally wide."""
+    positives: tuple[int, ...]
+    """Images in each bin by the similarity to their own text (the most similar, where there are several)."""
+    hardest_negatives: tuple[int, ...]
+    """The same by the most similar text that is not theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFigures:
+    """How one class fared in a validation."""
+
+    label: str
+    images: int
+    recall: float
+    mistaken: tuple[tuple[str, str], ...] = ()
+    """A few of its images that were taken for another class: path and that class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationDetails:
+    """What a validation has found beside its figures."""
+
+    similarities: Similarities | None = None
+    classes: tuple[ClassFigures, ...] = ()
+    """The worst first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialValidated:
+    """The initial weights, before any training, have been validated: what training has to be better than."""
+
+    metrics: Mapping[str, float]
+    primary: str
+    value: float
+    """Of the primary metric."""
+    greater_is_better: bool
+    standard_error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +168,7 @@ class Validated:
     """The best value so far, at whichever step."""
     kept: bool
     """Whether these weights are now the ones the run would end with."""
+    details: ValidationDetails = ValidationDetails()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +180,7 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Milestone:
+class Noted:
     """Something that happens once: the probe is trained, a run goes on from a checkpoint, memory has been predicted.
 
     ``text`` is the line a person reads, or empty; ``values`` are figures by the names they have in ``metrics.jsonl``.
@@ -135,6 +190,24 @@ class Milestone:
     step: int
     text: str = ""
     values: Mapping[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Milestone:
+    """The run has come to a point that its owner wants to know of, be it good or bad."""
+
+    name: str
+    """``better_than_zero_shot``, ``plateau``, ``collapse``, …: one word for one rule."""
+    step: int
+    level: Level
+    text: str
+    """What has happened, in a sentence."""
+    rule: str
+    """When it is said to have happened, in a sentence."""
+    evidence: Mapping[str, Number]
+    """The figures that the rule has looked at, by name."""
+    advice: str
+    """What to do about it, in a sentence; empty where nothing is to be done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,18 +246,32 @@ class RunFinished:
     best_value: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunEnded:
+    """The last event: nothing more comes of this start of the run."""
+
+    outcome: Literal["finished", "interrupted", "failed"]
+    text: str
+    """What it has come to, or why it has ended, in a few sentences."""
+    report: str | None = None
+    """The path of its report, where it has finished."""
+
+
 Event = (
     RunStarted
     | PhaseStarted
     | PhaseProgress
     | PhaseFinished
     | StepLogged
+    | InitialValidated
     | Validated
     | CheckpointSaved
+    | Noted
     | Milestone
     | Warned
     | ImageSkipped
     | RunFinished
+    | RunEnded
 )
 Listener = Callable[[Event], object]
 """Called with every event, in the thread of the loop. What it returns is not looked at."""
@@ -195,8 +282,9 @@ class StopRun(Exception):
 
 
 class Emitter:
-    """Hands events to listeners, in the order in which these were added.
+    """Hands events to listeners, in the order in which these were added, from the thread of the loop alone.
 
+    What a listener emits while it has an event follows once all have had that one: all hear the same in the same order.
     A listener that raises is switched off for the rest of the run, evaluations before and after the training included,
     with one warning. One that is slow stays, and the
     user is told once.
@@ -205,6 +293,8 @@ class Emitter:
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
         self._slow: set[int] = set()
+        self._waiting: deque[Event] = deque()
+        self._emitting = False
         self.warnings: list[str] = []
         """What was said of listeners, for the report."""
 
@@ -233,10 +323,22 @@ class Emitter:
         Raises:
             StopRun: A listener wants the run to end. All others have had the event by then.
         """
+        self._waiting.append(event)
+        if self._emitting:
+            return
+        stop: StopRun | None = None
+        self._emitting = True
+        try:
+            while self._waiting:
+                stop = self._send(self._waiting.popleft()) or stop
+        finally:
+            self._emitting = False
+        if stop is not None:
+            raise stop
+
+    def _send(self, event: Event) -> StopRun | None:
         stop: StopRun | None = None
         for listener in list(self._listeners):
-            if not any(each is listener for each in self._listeners):  # it has failed at a warning about another
-                continue
             started = time.monotonic()
             try:
                 listener(event)
@@ -257,8 +359,7 @@ class Emitter:
                     f"The listener {_name_of(listener)} took {seconds:.1f} s at {type(event).__name__}, and the run "
                     "waits for it each time. Let it do slow work in a thread of its own"
                 )
-        if stop is not None:
-            raise stop
+        return stop
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, done: int = 0) -> Iterator[None]:

@@ -24,7 +24,8 @@ from domainclip.events import Emitter
 from domainclip.losses import build_loss
 from domainclip.models import DualEncoder, make_tiny_clip
 from domainclip.resolve import ResolvedRun
-from domainclip.tracking import ConsoleListener, MetricsFile
+from domainclip.tracking import ConsoleListener
+from domainclip.tracking.jsonl import EventFile, metrics_row
 from domainclip.training import TrainContext, Trainer, TrainingParts, Validation, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.regularization.initial_weights import InitialWeights
@@ -82,7 +83,7 @@ def make_trainer(
     torch.manual_seed(config.seed + (processes.rank if processes else 0))
     emitter = Emitter()
     if processes is None or processes.is_first:
-        emitter.add(MetricsFile(folder / "metrics.jsonl", emitter.warn))
+        emitter.add(EventFile(folder / "metrics.jsonl", metrics_row, emitter.warn))
         emitter.add(ConsoleListener(console or Console(quiet=True)))
     return build_trainer(
         TrainContext(folder, processes=processes or OneProcess(), emitter=emitter),

@@ -14,7 +14,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import save_encoder
 from domainclip.pipelines import CLIPFinetuningController
-from domainclip.tracking import read_metrics
+from domainclip.tracking import read_rows
 from domainclip.training import CheckpointStore
 from domainclip.training.identity import NEUTRAL_KEYS
 from tiny_data import TinyData
@@ -106,7 +106,7 @@ def learned(model: str, data: TinyData, folder: Path, **changed: Any) -> tuple[d
     controller.fine_tune(data.pairs(), data.pairs("val"), folder, listeners=[listener])
     if values.get("keep_checkpoints") != 0:
         best_weights(folder)
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "val_loss" in row or "val_acc1" in row]
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if "val_loss" in row or "val_acc1" in row]
     return (
         kept["state"],
         kept["best"],

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from domainclip.tracking import read_metrics
+from domainclip.tracking import read_rows
 from tiny_data import TinyData
 from training_setup import make_trainer
 
@@ -30,7 +30,7 @@ def test_the_table_is_written_by_a_run(tiny_data: TinyData, tmp_path: Path, monk
     assert options in run and str(tiny_data.folder) in run
     exec(compile(listener + run, "adding-a-listener.md", "exec"), {})
     rows = list(csv.reader((tmp_path / "validation.csv").open(newline="")))
-    validated = [row for row in read_metrics(tmp_path / "outputs/run/metrics.jsonl") if "val_acc1" in row]
+    validated = [row for row in read_rows(tmp_path / "outputs/run/metrics.jsonl") if "val_acc1" in row]
     assert [(int(step), name, float(value)) for step, name, value, _ in rows] == [
         (row["step"], "acc1", row["val_acc1"]) for row in validated
     ]
@@ -59,7 +59,7 @@ def test_figures_are_posted(tiny_data: TinyData, tmp_path: Path) -> None:
     trainer.train()
     listener.pool.shutdown(wait=True)
     server.shutdown()
-    rows = read_metrics(tmp_path / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert [(event["step"], event["metrics"]["loss"]) for event in received] == [
         (row["step"], row["loss"]) for row in rows
     ]

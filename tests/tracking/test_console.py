@@ -11,7 +11,7 @@ from rich.console import Console
 
 from domainclip.events import (
     ImageSkipped,
-    Milestone,
+    Noted,
     PhaseFinished,
     PhaseProgress,
     PhaseStarted,
@@ -49,8 +49,8 @@ def test_a_validation_is_a_line(kept: bool, end: str) -> None:
 
 def test_milestones_with_words_are_lines(caplog: pytest.LogCaptureFixture) -> None:
     show, file = listener()
-    show(Milestone(name="probe_first", step=0, text="Probe first: [18] rows", values={"probe_rows": 18}))
-    show(Milestone(name="references", step=0, values={"val_reference_mean": 0.5}))
+    show(Noted(name="probe_first", step=0, text="Probe first: [18] rows", values={"probe_rows": 18}))
+    show(Noted(name="references", step=0, values={"val_reference_mean": 0.5}))
     assert file.getvalue() == "Probe first: [18] rows\n"
 
 

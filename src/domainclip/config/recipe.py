@@ -12,10 +12,11 @@ from pydantic import ConfigDict
 from domainclip.config.loss_settings import LossSettings
 from domainclip.config.recipe_files import recipe_values
 from domainclip.config.settings import DataSettings, ModelSettings, TrainingSettings
+from domainclip.config.tracking_settings import TrackingSettings
 from domainclip.errors import ConfigurationError
 
 
-class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSettings):
+class CLIPFinetuningConfig(ModelSettings, DataSettings, LossSettings, TrainingSettings, TrackingSettings):
     """A fine-tuning recipe. Every key is a keyword, a YAML key and ``key=value`` on the command line.
 
     Unset differs from set: ``is_set(key)`` tells, and ``resolve`` decides what was left unset. Building one

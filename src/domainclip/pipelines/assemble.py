@@ -25,6 +25,7 @@ from domainclip.devices.precision import PrecisionDecision
 from domainclip.errors import CheckpointError
 from domainclip.evaluation.evaluators import DomainEvaluator, known_labels
 from domainclip.evaluation.shared import SharedEmbedder
+from domainclip.evaluation.validation_details import details_of, geometry
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.prompts import class_prompts
 from domainclip.inference.session import caption_pipeline
@@ -415,12 +416,13 @@ def validation_by(
     def validate() -> Validation:
         embed = SharedEmbedder(engine)
         result = evaluator.evaluate(embed)
-        metrics, primary = result.metrics, evaluator.primary_metric
+        metrics, primary = result.metrics | geometry(evaluator, embed), evaluator.primary_metric
         if loss is not None and engine.text_map is None:  # a learned comparison would be applied twice
             metrics = metrics | {LOSS: loss(embed)}
         if reference_sets is not None:
             metrics = metrics | reference_sets.during()
-        return Validation(metrics, primary, evaluator.greater_is_better, result.records[primary].standard_error)
+        found = details_of(evaluator, embed, result)
+        return Validation(metrics, primary, evaluator.greater_is_better, result.records[primary].standard_error, found)
 
     return validate
 

@@ -19,7 +19,7 @@ from domainclip.data.dataset import CLIPDataset
 from domainclip.data.records import ImageTextPair
 from domainclip.devices import DeviceManager
 from domainclip.errors import DataError
-from domainclip.events import Emitter, Listener, Milestone
+from domainclip.events import Emitter, Listener, Noted
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.model_record import ModelRecord
 from domainclip.losses import build_loss
@@ -45,7 +45,7 @@ from domainclip.resolve import ResolvedInference, ResolvedRun, resolve
 from domainclip.resolve.facts import data_facts
 from domainclip.signals import StopSignals
 from domainclip.similarity import BilinearSimilarity
-from domainclip.tracking import ConsoleListener, MetricsFile
+from domainclip.tracking import ConsoleListener
 from domainclip.training import TrainContext, TrainingParts, TrainingResult, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
@@ -197,12 +197,12 @@ def fine_tune(
     if emitter is None:
         emitter = Emitter()
         emitter.add(ConsoleListener(console))
-    metrics = MetricsFile(folder.metrics, emitter.warn) if processes.is_first else None
-    if metrics is not None:
-        emitter.add(metrics, first=True)
+    files = folder.files(emitter.warn) if processes.is_first else None
+    if files is not None:
+        emitter.add(files, first=True)
         for listener in listeners:
             emitter.add(listener)
-    context = TrainContext(folder.path, processes=processes, emitter=emitter, metrics=metrics)
+    context = TrainContext(folder.path, processes=processes, emitter=emitter, files=files)
     with _learned_metric(loss, engine, *([evaluated.engine] if evaluated else ())) as metric:
         parts = training_parts(session, run, data, val, loss, start, validate, reference_sets, engine.text_map)
         parts = replace(parts, accept_changed_data=accept_changed_data)
@@ -252,7 +252,7 @@ def _train(
 
 def _tell_references(context: TrainContext, sets: ReferenceSets, step: int, prefix: str) -> None:
     scores = {f"{prefix}_{name}": value for name, value in sets.during().items()}
-    context.emitter.emit(Milestone(name="references", step=step, values=scores))
+    context.emitter.emit(Noted(name="references", step=step, values=scores))
 
 
 @contextmanager

@@ -22,11 +22,11 @@ from domainclip.data.records import PairList
 from domainclip.data.skipped import readable_pairs, require_images, skipped_rows, unreadable_rows
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
-from domainclip.errors import InputTypeError
+from domainclip.errors import InputTypeError, Interrupted
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
-from domainclip.events import Emitter, Listener, PhaseProgress
+from domainclip.events import Emitter, Listener, PhaseProgress, RunEnded, StopRun
 from domainclip.files import read_record, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.model_record import ModelRecord
@@ -50,7 +50,7 @@ from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
-from domainclip.tracking import ConsoleListener, read_metrics
+from domainclip.tracking import ConsoleListener, ProgressFile, read_rows
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 from domainclip.waiting import said_while_waiting
 
@@ -151,6 +151,8 @@ def run_training(
                 folder.clear()
             folder.begin()
             held.callback(folder.end)
+            emitter.add(ProgressFile(folder.progress, emitter.warn))
+            held.enter_context(_told_how_it_ends(emitter, folder))
             first.record.begin(resume)
             stop.advice = ". What was saved is whole: go on with resume=True"
             first.evaluate_before()
@@ -171,6 +173,19 @@ def run_training(
             accept_changed_data=accept_changed_data,
         )
         return RunOutcome(folder.path, first.finish(result) if first is not None else None)
+
+
+@contextmanager
+def _told_how_it_ends(emitter: Emitter, folder: RunFolder) -> Iterator[None]:
+    """Tell the listeners of a run that has begun how it ends."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt | StopRun)
+        text = str(error) or type(error).__name__
+        emitter.emit(RunEnded(outcome="interrupted" if stopped else "failed", text=text))
+        raise
+    emitter.emit(RunEnded(outcome="finished", text=f"The report is {folder.report}", report=str(folder.report)))
 
 
 @contextmanager
@@ -325,7 +340,7 @@ class _FirstProcess:
         facts = run_facts(
             self.session, self.splits, rows.split, result, skipped, folder.path, run_time, warnings=warnings, **parts
         )
-        report = write_report(folder.path, facts, self.before, after, read_metrics(folder.metrics), self._shown)
+        report = write_report(folder.path, facts, self.before, after, read_rows(folder.metrics), self._shown)
         plain = plain_use(self.session, self.engine, rows.shown)
         write_text(folder.model / "README.md", model_card(report, plain))
         if self.alignment is not None:

@@ -21,6 +21,7 @@ from domainclip.reports.alignment_report import remove_report
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.run_report import FILES as REPORT_FILES
 from domainclip.reports.run_report import REPORT
+from domainclip.tracking import RunFiles
 from domainclip.training.checkpoint import CheckpointStore
 
 
@@ -144,6 +145,12 @@ class RunFolder(OutputFolder):
         "reference_before.json",
         "alignment_before.safetensors",
         "metrics.jsonl",
+        "milestones.jsonl",
+        "validations.jsonl",
+        "classes.json",
+        "progress.json",
+        "notifications",
+        "exports.json",
         "memory.json",
         "checkpoints",
         "best",
@@ -170,6 +177,17 @@ class RunFolder(OutputFolder):
         self.alignment_before = self.path / "alignment_before.safetensors"
         """Embeddings of the evaluated rows before the training."""
         self.metrics = self.path / "metrics.jsonl"
+        self.milestones = self.path / "milestones.jsonl"
+        self.validations = self.path / "validations.jsonl"
+        """Histograms of similarities."""
+        self.classes = self.path / "classes.json"
+        """The worst classes of the newest validation."""
+        self.progress = self.path / "progress.json"
+        """What the run is doing."""
+        self.notifications = self.path / "notifications"
+        """Messages that wait to be sent, and which were."""
+        self.exports = self.path / "exports.json"
+        """How far each tracker has been told."""
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         """The weights of the best validation."""
@@ -184,6 +202,17 @@ class RunFolder(OutputFolder):
     def holds_one(self) -> bool:
         """Whether there is a run to go on with: one that had begun."""
         return self.is_trained or super().holds_one
+
+    def files(self, warn: Callable[[str], None]) -> RunFiles:
+        """The listener that writes the run's files line by line.
+
+        Args:
+            warn: Called once with a sentence for each file that cannot be written.
+
+        Returns:
+            The listener.
+        """
+        return RunFiles.of(self.metrics, self.milestones, self.validations, self.classes, warn)
 
     def begin(self) -> None:
         """Write down that files of these names are ours from here on, and remove what a killed process left."""

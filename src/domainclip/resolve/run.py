@@ -22,6 +22,7 @@ from domainclip.config import (
     ResolutionSettings,
     RunSettings,
 )
+from domainclip.config.tracking_settings import TrackingSettings
 from domainclip.domains.domain import DomainConfig
 from domainclip.domains.recipes import with_models_domain
 from domainclip.resolve.facts import Decision
@@ -123,6 +124,11 @@ class ResolvedRun(ResolvedInference):
     def record(self) -> RunSettings:
         """Where the run is written down, and how often."""
         return self.recipe.group(RunSettings)
+
+    @cached_property
+    def tracking(self) -> TrackingSettings:
+        """Who is told of the run meanwhile."""
+        return self.recipe.group(TrackingSettings)
 
 
 def objective_of(settings: LossSettings, domain: DomainConfig) -> ObjectiveSettings:

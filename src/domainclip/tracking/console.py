@@ -18,7 +18,7 @@ from rich.progress import (
 from domainclip.events import (
     Event,
     ImageSkipped,
-    Milestone,
+    Noted,
     PhaseFinished,
     PhaseProgress,
     PhaseStarted,
@@ -62,7 +62,7 @@ class ConsoleListener:
                 f"  step {event.step}: validation {event.primary} {event.value:.4f} "
                 f"(best {event.top:.4f}{', kept' if event.kept else ''})"
             )
-        elif isinstance(event, Milestone):
+        elif isinstance(event, Noted):
             if event.text:
                 self.console.print(event.text, highlight=False, markup=False)
         elif isinstance(event, Warned):

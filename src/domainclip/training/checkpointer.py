@@ -9,7 +9,7 @@ import torch
 
 from domainclip.data.step_plan import StepPlan
 from domainclip.errors import CheckpointError
-from domainclip.events import CheckpointSaved, Milestone
+from domainclip.events import CheckpointSaved, Noted
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.io import load_training_state, training_state
 from domainclip.training.checkpoint import CheckpointStore, random_state, recover_directory, restore_random_state
@@ -104,7 +104,7 @@ class Checkpointer:
             "threads": self.threads,
             **{name: part.state_dict() for name, part in self.shared.items()},
             "processes": context.processes.gather_objects(own),
-            "metrics": context.metrics.state_dict() if context.metrics is not None else None,
+            "files": context.files.state_dict() if context.files is not None else None,
         }
 
         def write() -> None:
@@ -160,8 +160,8 @@ class Checkpointer:
                 f"{self.threads} from there on: sums over another number of threads are rounded otherwise, so that it "
                 "does not end with the very weights of an undisturbed run (OMP_NUM_THREADS sets their number)"
             )
-        if context.metrics is not None:
-            context.metrics.load_state_dict(content["metrics"])
+        if context.files is not None:
+            context.files.load_state_dict(content.get("files"))
         if as_before:
             restore_random_state(own["random"], self.device)
         else:
@@ -193,4 +193,4 @@ class Checkpointer:
         )
 
     def _report(self, step: int, text: str) -> None:
-        self.context.emitter.emit(Milestone(name="resumed", step=step, text=text))
+        self.context.emitter.emit(Noted(name="resumed", step=step, text=text))

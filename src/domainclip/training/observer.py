@@ -11,6 +11,7 @@ from torch import Tensor
 
 from domainclip.devices.memory import peak_memory_mb
 from domainclip.events import StepLogged
+from domainclip.metrics.uniformity import effective_rank
 from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
 from domainclip.training.guards import CollapseGuard
 from domainclip.training.memory.monitor import MemoryMonitor
@@ -50,20 +51,15 @@ class StepObserver:
         """
         return step % self.logging_steps == 0 or step == self.step.plan.total_steps
 
-    def __call__(self, output: Mapping[str, Any], norm: Tensor, rows: int, seconds: float) -> None:
+    def __call__(self, output: Mapping[str, Any], norm: Tensor, rows: int) -> None:
         """Read the figures of the step that is just behind.
 
         Args:
             output: What ``TrainStep.update`` has returned.
             norm: The same.
             rows: Pairs of the contrastive batch.
-            seconds: That the run's steps have taken so far.
-
-        Raises:
-            TrainingDivergedError: The loss or the gradient is not finite.
         """
         state, plan, encoder = self.context.state, self.step.plan, self.step.encoder
-        self.step.finite.check(state.step)
         state.last_loss = float(output["loss"])
         state.loss_sum += state.last_loss
         state.loss_count += 1
@@ -90,7 +86,9 @@ class StepObserver:
                 gradient_norm=float(norm),
                 logit_scale=scale,
                 embedding_spread=spread,
-                samples_per_second=state.rows_seen / seconds if seconds else None,
+                effective_rank=effective_rank(unit) if rows > 1 else 1.0,
+                seconds=self.step.times.take(),
+                samples_per_second=state.rows_seen / state.step_seconds if state.step_seconds else None,
                 memory_mb=self.monitor.take() / 2**20,
                 peak_memory_mb=peak_memory_mb(self.step.device),
             )

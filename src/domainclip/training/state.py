@@ -145,14 +145,14 @@ class TrainContext:
         state: Where the run is.
         processes: Those that train together. The first alone validates and writes.
         emitter: Takes the events. Only the first process has listeners.
-        metrics: What was logged so far, which a checkpoint keeps too: a damaged file is then written anew.
+        files: What was logged so far, which a checkpoint keeps too: a damaged file is then written anew.
     """
 
     folder: Path
     state: RunState = field(default_factory=RunState)
     processes: ProcessGroup | OneProcess = field(default_factory=OneProcess)
     emitter: Emitter = field(default_factory=Emitter)
-    metrics: Stateful | None = None
+    files: Stateful | None = None
 
     def warn(self, text: str) -> None:
         """Tell the listeners, and have the report say it.

@@ -15,7 +15,7 @@ from domainclip.data.batches import Batch, PrefetchDataLoader
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.devices.memory import peak_memory_mb
 from domainclip.errors import DataError, Interrupted
-from domainclip.events import ImageSkipped, Milestone, PhaseProgress, RunFinished, RunStarted
+from domainclip.events import ImageSkipped, Noted, PhaseProgress, RunFinished, RunStarted
 from domainclip.signals import StopSignals
 from domainclip.training.checkpointer import Checkpointer
 from domainclip.training.memory.run import RunMemory
@@ -101,6 +101,8 @@ class Trainer:
         earlier_time = state.elapsed
         began = time.monotonic() - earlier_time
         emitter.emit(RunStarted(folder=str(context.folder), step=state.step, total_steps=self.total_steps))
+        if not state.step and self.validator is not None:
+            self.validator.validate_initial()
         if not state.step and state.probe_first is None and self.probes.first:
             self.step.set_temperature()
             with self.stop.watch():
@@ -116,7 +118,9 @@ class Trainer:
                     with emitter.phase("hard_negatives"):
                         self.sampler.set_neighbours(context.processes.on_first(self.find_hard_negatives))
                 self.sampler.set_position(state.epoch, state.batch)
+                waiting = time.monotonic()
                 for batch in self.loader:
+                    waited = time.monotonic() - waiting
                     if not resumed_from and not state.step:
                         self._fit_memory(batch)
                     clock = time.monotonic()
@@ -130,9 +134,14 @@ class Trainer:
                     last = state.step == self.total_steps
 
                     # Log.
-                    if output is not None and (self.step.on_cpu or self.observer.is_due(state.step)):
-                        self.observer(output, norm, rows, state.step_seconds + time.monotonic() - clock)
-                    state.step_seconds += time.monotonic() - clock
+                    read = self.step.on_cpu or self.observer.is_due(state.step)
+                    if read:
+                        self.step.finite.check(state.step)  # this waits for the device
+                    seconds = time.monotonic() - clock
+                    state.step_seconds += seconds
+                    self.step.times.finish_step(waited, seconds)
+                    if read and output is not None:
+                        self.observer(output, norm, rows)
                     emitter.emit(
                         PhaseProgress(name="training", done=state.step, total=self.total_steps, loss=state.last_loss)
                     )
@@ -160,6 +169,7 @@ class Trainer:
                         )
                     if done or state.batch == 0:
                         break
+                    waiting = time.monotonic()
         if state.step and state.steps_skipped == state.step:
             raise DataError(
                 f"Nothing was learned: no batch of {state.step} had two readable images "
@@ -234,7 +244,7 @@ class Trainer:
                 "less. A smaller batch_size that fits keeps its statistics in training"
             )
         if forecast is not None and forecast.micro_batch is not None:
-            self.context.emitter.emit(Milestone(name="memory", step=0, text=f"Memory: {forecast.reason}"))
+            self.context.emitter.emit(Noted(name="memory", step=0, text=f"Memory: {forecast.reason}"))
 
     def _micro_batch_changed(self, _: int, old: int, new: int, reason: str) -> None:
         step = self.state.step + 1

@@ -15,7 +15,7 @@ from domainclip.errors import ConfigurationError, ShapeError
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import load_weights
 from domainclip.resolve import DataFacts, ModelFacts, resolve
-from domainclip.tracking import read_metrics
+from domainclip.tracking import read_rows
 from domainclip.training import Trainer, Validation
 from domainclip.training.probe import stages
 from domainclip.training.probe.fit import Effort
@@ -88,7 +88,7 @@ def test_the_towers_stay_and_the_projections_are_what_they_become_on_them(
     assert result.best == {"step": STEPS, "metric": "acc", "value": 0.5, "all": {"acc": 0.5}}
     reported = result.probe_last
     assert reported is not None and (reported["kept"], reported["validation"], reported["rows"]) == (True, 0.5, 18)
-    rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
+    rows = read_rows(tmp_path / "a" / "metrics.jsonl")
     assert [row["probe_last_kept"] for row in rows if "probe_last_kept" in row] == [True]
 
 
@@ -196,7 +196,7 @@ def test_a_run_killed_while_the_projections_learn_ends_as_a_whole_one(tiny_data:
         result = again.train(resume=True)
         assert result.resumed_from == STEPS and same(weights(again), weights(whole))
         assert result.best == expected.best and same(kept_in(tmp_path / "b"), weights(whole))
-        rows = read_metrics(tmp_path / "b" / "metrics.jsonl")
+        rows = read_rows(tmp_path / "b" / "metrics.jsonl")
         assert sum("probe_last_rows" in row for row in rows) == 1
 
 
@@ -277,7 +277,7 @@ def test_a_run_tells_and_saves_it(
     assert result.exit_code == 0, result.err
     message = result.out + result.err
     assert "Probe last: 18 rows, trained towers, validation acc1" in message and "Probe first" not in message
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows = read_rows(folder / "metrics.jsonl")
     (reported,) = [row for row in rows if "probe_last_kept" in row]
     last = [row["val_acc1"] for row in rows if "val_acc1" in row][-1]
     assert reported["probe_last_kept"] == (reported["probe_last_validation"] >= last)

@@ -16,7 +16,7 @@ from domainclip.errors import ConfigurationError
 from domainclip.models import make_tiny_clip
 from domainclip.models.lora import attach_lora
 from domainclip.resolve import DataFacts, ModelFacts, resolve
-from domainclip.tracking import read_metrics
+from domainclip.tracking import read_rows
 from domainclip.training import Validation
 from domainclip.training.probe.fit import ProbeRestraint
 from domainclip.training.probe.stages import HALF_WAY, chosen_fraction
@@ -122,7 +122,7 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     result = again.train(resume=True)
     assert result.resumed_from == stop_at and len(calls) == (stop_at == 0)
     assert same(weights(again), weights(whole))
-    rows = read_metrics(tmp_path / "broken" / "metrics.jsonl")
+    rows = read_rows(tmp_path / "broken" / "metrics.jsonl")
     assert sum("probe_rows" in row for row in rows) == 1
     assert {**result.probe_first, "seconds": 0} == {**whole.state.probe_first, "seconds": 0}
 
@@ -306,5 +306,5 @@ def test_a_run_says_what_the_projections_came_to(
     )
     assert result.exit_code == 0, result.err
     assert "Probe first: 18 rows" in result.out + result.err
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["step"] == 0]
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["step"] == 0]
     assert any("probe_surprise" in row for row in rows) and any("val_acc1" in row for row in rows)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from domainclip.config.probe_settings import ProbeSettings
 from domainclip.errors import ShapeError
-from domainclip.events import Milestone, Number
+from domainclip.events import Noted, Number
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.training.probe.fit import Effort
 from domainclip.training.probe.held_out import Difference, calibrating_scale
@@ -255,7 +255,7 @@ class ProbeStages:
             numbers = {key: value for key, value in flat.items() if value is None or isinstance(value, int | float)}
             values = {f"{prefix}_{key}": value for key, value in numbers.items()}
             text += f", {outcome['seconds']:.1f} s"
-        self.context.emitter.emit(Milestone(name=stage, step=self.context.state.step, text=text, values=values))
+        self.context.emitter.emit(Noted(name=stage, step=self.context.state.step, text=text, values=values))
 
 
 def chosen_fraction(surprises: Mapping[float, list[float] | None]) -> tuple[float, str]:

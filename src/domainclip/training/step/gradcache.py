@@ -23,6 +23,7 @@ from domainclip.data.batches import Batch
 from domainclip.training.distributed import ProcessGroup
 from domainclip.training.regularization.regularizers import FeatureDistillation
 from domainclip.training.step.class_term import ClassificationTerm
+from domainclip.training.step.times import StepTimes
 
 Encode = Callable[..., Tensor]
 
@@ -66,6 +67,7 @@ class ContrastiveStep:
         parameters: With ``processes`` all that learn, without gradients from before.
         distillation: A further term, of the same embeddings; ``loss`` in what comes back is the objective's alone.
         classification: The same, of ``batch["classes"]``.
+        times: Is told how long the loss takes, forward.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class ContrastiveStep:
         parameters: Iterable[nn.Parameter] = (),
         distillation: FeatureDistillation | None = None,
         classification: ClassificationTerm | None = None,
+        times: StepTimes | None = None,
     ) -> None:
         self.encode_image = encode_image
         self.encode_text = encode_text
@@ -96,6 +99,7 @@ class ContrastiveStep:
         self.processes = processes
         self.parameters = list(parameters)
         self.distillation, self.classification = distillation, classification
+        self.times = times or StepTimes(device.type == "cpu")
         self.enlarged = 1
         """So many times ``micro_batch`` rows go through at once: for steps with images smaller than it was chosen
         for."""
@@ -128,7 +132,8 @@ class ContrastiveStep:
         if micro_batch == size and self.processes is None:
             image_embeds = self._run(self.encode_image, (batch["pixels"],))
             text_embeds = self._run(self.encode_text, (batch["input_ids"], batch["attention_mask"]))
-            output, image_embeds, total = self._loss(image_embeds, text_embeds, batch, start)
+            with self.times.of("loss"):
+                output, image_embeds, total = self._loss(image_embeds, text_embeds, batch, start)
             self.backward_scale(total).backward()
             return _logged_metrics(output, image_embeds)
         work: list[_Pass] = []
@@ -154,7 +159,8 @@ class ContrastiveStep:
         after = self._random_state()
         for tower, leaf in leaves.items():
             leaf.requires_grad_(tower in self.learning)
-        output, image_embeds, total = self._loss(leaves.get("image"), leaves.get("text"), batch, start)
+        with self.times.of("loss"):
+            output, image_embeds, total = self._loss(leaves.get("image"), leaves.get("text"), batch, start)
         self.backward_scale(total).backward()
         metrics = _logged_metrics(output, image_embeds)
         whole = self._whole_gradients(metrics)

@@ -25,6 +25,7 @@ from domainclip.training.regularization.weight_average import WeightAverage
 from domainclip.training.step.adaptive_step import AdaptiveStep
 from domainclip.training.step.class_term import ClassificationTerm
 from domainclip.training.step.gradcache import ContrastiveStep
+from domainclip.training.step.times import StepTimes
 from domainclip.training.step.views import ImageViews
 
 
@@ -91,6 +92,7 @@ class TrainStep:
             )
         self.average = WeightAverage(encoder, optim.ema_fraction * plan.total_steps)
         self.l2sp = L2SP(encoder, references.l2sp_strength) if references.l2sp_strength > 0 else None
+        self.times = StepTimes(self.on_cpu)
         self._step = 0
         learning = {tower for tower, _, p in encoder.named_tower_parameters() if p.requires_grad}
         scales = getattr(loss, "resolution_scales", None)
@@ -116,6 +118,7 @@ class TrainStep:
             classification=terms.classification,
             processes=processes if isinstance(processes, ProcessGroup) else None,
             parameters=self.parameters,
+            times=self.times,
         )
         self.adaptive = AdaptiveStep(contrastive, encoder, loss)
 
@@ -172,17 +175,18 @@ class TrainStep:
             micro_batch = self.adaptive.step.micro_batch_of(len(batch["rows"]))
             penalty = terms.rehearsal.add_gradient(step, self.pairs(batch), micro_batch, self.scaler.scale)
             output = {**output, "rehearsal": penalty}
-        self.scaler.unscale_(optimizer)
-        if self.l2sp is not None:
-            output = {**output, "l2sp": self.l2sp.add_gradient()}
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, optim.max_grad_norm)
-        self.finite.hold(output["loss"], None if self.scaler.is_enabled() else norm)
-        if self.on_cpu:  # free of cost there, and the weights stay as they were
-            self.finite.check(step + 1)
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        self.encoder.clamp_logit_scale()
-        self.average.update()
+        with self.times.of("optimizer"):
+            self.scaler.unscale_(optimizer)
+            if self.l2sp is not None:
+                output = {**output, "l2sp": self.l2sp.add_gradient()}
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, optim.max_grad_norm)
+            self.finite.hold(output["loss"], None if self.scaler.is_enabled() else norm)
+            if self.on_cpu:  # free of cost there, and the weights stay as they were
+                self.finite.check(step + 1)
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            self.encoder.clamp_logit_scale()
+            self.average.update()
         if self.temperature is not None:  # only the adaptive schedule reads the loss, and waits for the device to do so
             self.temperature.step(step + 1, float(output["loss"]) if self.reads_loss else None)
         return output, norm

@@ -1,0 +1,107 @@
+"""``progress.json``: what a run is doing, for those who look at its folder from another process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from domainclip.events import (
+    Event,
+    PhaseFinished,
+    PhaseProgress,
+    PhaseStarted,
+    RunEnded,
+    RunStarted,
+)
+from domainclip.tracking.pace import Pace
+
+log = logging.getLogger(__name__)
+
+EVERY_SECONDS = 0.5
+"""It is written no more often."""
+
+
+class ProgressFile:
+    """A listener that keeps ``progress.json`` up to date.
+
+    It has ``state`` (``running``, ``finished``, ``interrupted`` or ``failed``), ``text`` (why it has ended), ``pid``
+    and ``host``, ``started_at`` and ``updated_at`` (seconds since 1970), ``step`` and ``total_steps``, and ``phases``:
+    those under way, the outermost first, each with ``name``, ``done``, ``total``, ``seconds`` and ``seconds_left``,
+    where these are known. It may be half a second old, and nobody waits for the disk: it tells of a run that lives.
+
+    Args:
+        path: The file.
+        warn: Called once with a sentence, where the file cannot be written.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None] = log.warning) -> None:
+        self.path, self.warn = path, warn
+        self._failed = False
+        self._content: dict[str, Any] = {
+            "state": "running",
+            "text": "",
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started_at": time.time(),
+            "step": 0,
+            "total_steps": None,
+        }
+        self._phases: dict[str, Pace | None] = {}
+        self._began: dict[str, float] = {}
+        self._written = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Take an event, and write the file if it is time to.
+
+        Args:
+            event: Any event.
+        """
+        at_once = True
+        if isinstance(event, RunStarted):
+            self._content |= {"step": event.step, "total_steps": event.total_steps}
+        elif isinstance(event, PhaseStarted):
+            self._began[event.name] = time.monotonic()
+            self._phases[event.name] = Pace(event.total, event.done) if event.total else None
+        elif isinstance(event, PhaseProgress):
+            if (pace := self._phases.get(event.name)) is None:
+                pace = self._phases[event.name] = Pace(event.total)
+            pace.observe(event.done)
+            if event.name == "training":
+                self._content["step"] = event.done
+            at_once = False
+        elif isinstance(event, PhaseFinished):
+            self._phases.pop(event.name, None)
+        elif isinstance(event, RunEnded):
+            self._content |= {"state": event.outcome, "text": event.text}
+        else:
+            return
+        if at_once or time.monotonic() - self._written >= EVERY_SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        now = time.monotonic()
+        phases = [
+            {
+                "name": name,
+                "seconds": round(now - self._began.get(name, now), 1),
+                "done": pace.done if pace else None,
+                "total": pace.total if pace else None,
+                "seconds_left": pace.seconds_left() if pace else None,
+            }
+            for name, pace in self._phases.items()
+        ]
+        self._written = now
+        temporary = self.path.with_name(f".{self.path.name}.00000000.tmp")  # what ``remove_leftovers`` knows
+        try:
+            temporary.write_text(json.dumps({**self._content, "updated_at": time.time(), "phases": phases}))
+            temporary.replace(self.path)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                self.warn(f"{self.path} cannot be written: {error}. The run goes on")
