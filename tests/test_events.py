@@ -247,7 +247,7 @@ def test_a_training_tells_everything(tiny_data: TinyData, tmp_path: Path) -> Non
     assert isinstance(skipped, ImageSkipped) and skipped.path.endswith("broken.png") and "broken.png" in skipped.reason
     assert [event.name for event in of[Noted] if event.values] == ["probe_first"]  # type: ignore[union-attr]
     phases = [event.name for event in of[PhaseStarted]]  # type: ignore[union-attr]
-    assert phases == ["validation", "probe_first", "validation", "training", *["validation"] * 4]
+    assert phases == ["probe_first", "validation", "training", *["validation"] * 4]
     (finished,) = of[RunFinished]
     assert isinstance(finished, RunFinished) and result.best is not None
     assert (finished.steps, finished.train_loss, finished.best_step) == (12, result.train_loss, result.best["step"])

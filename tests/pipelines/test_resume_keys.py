@@ -57,6 +57,8 @@ OTHER: dict[str, Any] = {
     "precision": "bf16",
     "prompt_templates": ["this is {}"],
     "resolution_scales": [1.0, 0.25],
+    "notify": ["command:true"],
+    "report_to": ["tensorboard"],
     "resolution_schedule": {0: 16, 0.5: 32},
     "similarity_metric": "dot",
     "target_modules": ["out_proj"],

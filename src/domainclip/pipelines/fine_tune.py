@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from domainclip.data.dataset import CLIPDataset
 from domainclip.data.records import ImageTextPair
 from domainclip.devices import DeviceManager
 from domainclip.errors import DataError
-from domainclip.events import Emitter, Listener, Noted
+from domainclip.events import Emitter, InitialValidated, Listener, Noted
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.model_record import ModelRecord
 from domainclip.losses import build_loss
@@ -46,7 +46,7 @@ from domainclip.resolve.facts import data_facts
 from domainclip.signals import StopSignals
 from domainclip.similarity import BilinearSimilarity
 from domainclip.tracking import ConsoleListener
-from domainclip.training import TrainContext, TrainingParts, TrainingResult, build_trainer
+from domainclip.training import TrainContext, TrainingParts, TrainingResult, Validation, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
 from domainclip.training.regularization.initial_weights import initial_weights
@@ -190,10 +190,11 @@ def fine_tune(
     loss = training_loss(encoder, run, loader, device)
     engine = engine or session.engine()
     engine.expect([pair.image_path for pair in val])
-    validate = None
+    validate = initial = None
     if evaluator is not None:
         own_loss = ValidationLoss.of(loss, encoder, run, val, engine.text_transform)
         validate = validation_by(evaluator, engine, evaluated, own_loss)
+        initial = validation_by(evaluator, engine, None, own_loss)
     if emitter is None:
         emitter = Emitter()
         emitter.add(ConsoleListener(console))
@@ -207,8 +208,11 @@ def fine_tune(
         parts = training_parts(session, run, data, val, loss, start, validate, reference_sets, engine.text_map)
         parts = replace(parts, accept_changed_data=accept_changed_data)
         torch.manual_seed(recipe.seed + processes.rank)  # their own dropout
-        if evaluated is not None and not (resume and folder.is_trained):
-            _tell_references(context, evaluated, 0, "val")
+        if processes.is_first and not (resume and folder.is_trained):
+            if initial is not None:
+                _tell_initial(context, initial)
+            if evaluated is not None:
+                _tell_references(context, evaluated, 0, "val")
         session.as_loaded = False
         try:
             result = _train(session, run, loss, loader, context, parts, StopSignals(console.print), resume)
@@ -248,6 +252,20 @@ def _train(
         return trainer.train(resume=resume)
     finally:
         del trainer, loader, parts  # a traceback would keep them
+
+
+def _tell_initial(context: TrainContext, validate: Callable[[], Validation]) -> None:
+    with context.emitter.phase("validation"):
+        found = validate()
+    context.emitter.emit(
+        InitialValidated(
+            metrics=dict(found.metrics),
+            primary=found.primary,
+            value=found.value,
+            greater_is_better=found.greater_is_better,
+            standard_error=found.standard_error,
+        )
+    )
 
 
 def _tell_references(context: TrainContext, sets: ReferenceSets, step: int, prefix: str) -> None:

@@ -115,7 +115,8 @@ class EventFile:
         rows = [row for row in found if row["step"] <= step]
         self._known, self._last_step, self._restored = set(), 0, None
         self._remember(rows)
-        self._write_all(rows)
+        if rows or self.path.exists():
+            self._write_all(rows)
 
     def _remember(self, rows: Iterable[Row]) -> None:
         for row in rows:

@@ -101,8 +101,6 @@ class Trainer:
         earlier_time = state.elapsed
         began = time.monotonic() - earlier_time
         emitter.emit(RunStarted(folder=str(context.folder), step=state.step, total_steps=self.total_steps))
-        if not state.step and self.validator is not None:
-            self.validator.validate_initial()
         if not state.step and state.probe_first is None and self.probes.first:
             self.step.set_temperature()
             with self.stop.watch():

@@ -13,7 +13,7 @@ from torch import nn
 
 from domainclip.config import EvaluationSettings
 from domainclip.errors import CheckpointError, ShapeError, TrainingDivergedError
-from domainclip.events import InitialValidated, Validated, ValidationDetails
+from domainclip.events import Validated, ValidationDetails
 from domainclip.files import damage_of, digests_of, replaced_directory, write_json
 from domainclip.models.dual_encoder import DualEncoder
 from domainclip.models.io import load_weights, save_encoder
@@ -170,24 +170,6 @@ class Validator:
 
         state.load_state_dict(self.context.processes.on_first(validate))
         return state.stops_early(self.evaluation)
-
-    def validate_initial(self) -> None:
-        """Validate the initial weights, of which nothing is kept: the figures that training has to be better than."""
-
-        def validate() -> None:
-            with self.context.emitter.phase("validation"):
-                result = self.evaluate()
-            self.context.emitter.emit(
-                InitialValidated(
-                    metrics=dict(result.metrics),
-                    primary=result.primary,
-                    value=result.value,
-                    greater_is_better=result.greater_is_better,
-                    standard_error=result.standard_error,
-                )
-            )
-
-        self.context.processes.on_first(validate)
 
     def _validate(self) -> None:
         state = self.context.state

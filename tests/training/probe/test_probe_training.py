@@ -112,11 +112,11 @@ def test_a_killed_run_ends_as_a_whole_one(tiny_data: TinyData, tmp_path: Path, s
     torch.manual_seed(999)
     again = with_probe(pairs, val, tmp_path / "broken")
     calls: list[int] = []
-    read_rows = again.probes.probe.read
+    read = again.probes.probe.read
 
     def counted(progress: object = None) -> object:
         calls.append(1)
-        return read_rows()
+        return read()
 
     again.probes.probe.read = counted
     result = again.train(resume=True)
