@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from domainclip.losses import MultiPositiveContrastiveLoss
 from domainclip.models import make_tiny_clip
 from domainclip.models.io import load_weights
 from domainclip.training import Validation
-from domainclip.training.guards import PATIENCE, CollapseGuard, check_finite
+from domainclip.training.guards import check_finite
 from domainclip.training.optim.optimizer import rate_factor
 from domainclip.training.step.train_step import TrainStep
 from tiny_data import TinyData
@@ -229,43 +228,6 @@ def test_check_finite_gives_advice() -> None:
     ) as caught:
         check_finite(1.0, math.inf, 3, 1e-4, "fp16", "Nothing was saved.")
     assert "precision=fp32 (now fp16)" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("observed", "word"),
-    [
-        ({"loss": math.log(32), "spread": 0.5, "logit_scale": 14.0}, "as if guessing"),
-        ({"loss": 1.0, "spread": 0.001, "logit_scale": 14.0}, "collapsed"),
-        ({"loss": 1.0, "spread": 0.5, "logit_scale": 100.0}, "at its limit"),
-        ({"loss": 1.0, "spread": 0.5, "logit_scale": 0.5}, "fell to 0.50"),
-    ],
-)
-def test_the_guard_warns_once_after_several_observations(observed: dict[str, float], word: str) -> None:
-    guard = CollapseGuard(warmup_steps=2, clamped_scale=100.0)
-    message = [guard.observe(step=step, batch=32, **observed) for step in range(1, 12)]
-    (where,) = [index for index, new in enumerate(message) if new]
-    assert where == 2 + PATIENCE - 1
-    assert word in message[where][0]
-    healthy = CollapseGuard(warmup_steps=0, clamped_scale=100.0)
-    assert not any(healthy.observe(step, 1.0, 32, 0.5, 14.0) for step in range(1, 12))
-
-
-def test_a_fixed_scale_is_no_sign_of_anything() -> None:
-    guard = CollapseGuard(warmup_steps=0, clamped_scale=100.0, scale_trained=False)
-    for scale in (100.0, 0.5):
-        assert not any(guard.observe(step, 1.0, 32, 0.5, scale) for step in range(1, 12))
-
-
-def test_collapse_is_seen_in_a_run(tiny_data: TinyData, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    encoder = make_tiny_clip()
-    with torch.no_grad():  # every image gets the same embedding
-        encoder.model.vision_model.post_layernorm.weight.zero_()
-        encoder.model.vision_model.post_layernorm.bias.fill_(1.0)
-    encoder.lock("image")
-    with caplog.at_level(logging.WARNING):
-        result = make_trainer(tiny_data.pairs(), tmp_path, encoder=encoder, warmup_steps=0).train()
-    assert any("collapsed" in warning for warning in result.warnings)
-    assert "collapsed" in caplog.text
 
 
 def test_unreadable_images_are_skipped(tiny_data: TinyData, tmp_path: Path) -> None:

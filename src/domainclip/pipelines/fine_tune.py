@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -23,6 +24,7 @@ from domainclip.events import Emitter, InitialValidated, Listener, Noted
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.model_record import ModelRecord
 from domainclip.losses import build_loss
+from domainclip.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from domainclip.models.facts import model_facts
 from domainclip.models.lora import require_peft
 from domainclip.pipelines.assemble import (
@@ -46,6 +48,8 @@ from domainclip.resolve.facts import data_facts
 from domainclip.signals import StopSignals
 from domainclip.similarity import BilinearSimilarity
 from domainclip.tracking import ConsoleListener
+from domainclip.tracking.milestones.rule import RunFacts
+from domainclip.tracking.milestones.watch import MilestoneWatch
 from domainclip.training import TrainContext, TrainingParts, TrainingResult, Validation, build_trainer
 from domainclip.training.distributed import OneProcess, ProcessGroup
 from domainclip.training.optim.choice import check_optimizer
@@ -198,12 +202,15 @@ def fine_tune(
     if emitter is None:
         emitter = Emitter()
         emitter.add(ConsoleListener(console))
-    files = folder.files(emitter.warn) if processes.is_first else None
-    if files is not None:
-        emitter.add(files, first=True)
+    watch = MilestoneWatch(_facts_for_milestones(encoder, run, folder), emitter.emit)
+    kept: dict[str, Any] = {}
+    if processes.is_first:
+        kept = {"files": folder.files(emitter.warn), "milestones": watch}
+        emitter.add(kept["files"], first=True)
+        emitter.add(watch)
         for listener in listeners:
             emitter.add(listener)
-    context = TrainContext(folder.path, processes=processes, emitter=emitter, files=files)
+    context = TrainContext(folder.path, processes=processes, emitter=emitter, listeners=kept)
     with _learned_metric(loss, engine, *([evaluated.engine] if evaluated else ())) as metric:
         parts = training_parts(session, run, data, val, loss, start, validate, reference_sets, engine.text_map)
         parts = replace(parts, accept_changed_data=accept_changed_data)
@@ -233,7 +240,13 @@ def fine_tune(
     processes.on_first(lambda: write_model(session, folder.path))
     encoder.eval()
     skipped = {row.image_path: row.reason for row in data.skipped} | result.skipped_images
-    return asdict(result) | {"model_path": str(folder.model), "trade_off": trade_off, "skipped_images": skipped}
+    return asdict(result) | {
+        "model_path": str(folder.model),
+        "trade_off": trade_off,
+        "skipped_images": skipped,
+        "milestones": [asdict(milestone) for milestone in watch.reached],
+        "warnings": [*result.warnings, *watch.warnings],
+    }
 
 
 def _train(
@@ -252,6 +265,16 @@ def _train(
         return trainer.train(resume=resume)
     finally:
         del trainer, loader, parts  # a traceback would keep them
+
+
+def _facts_for_milestones(encoder: DualEncoder, run: ResolvedRun, folder: RunFolder) -> RunFacts:
+    return RunFacts(
+        folder=folder.path,
+        warmup_steps=run.optim.warmup_steps,
+        largest_scale=None if encoder.is_siglip else math.exp(MAX_LOGIT_SCALE),
+        scale_trained=encoder.logit_scale.requires_grad and not run.objective.temperature_scheduling,
+        max_forgetting=run.references.max_forgetting,
+    )
 
 
 def _tell_initial(context: TrainContext, validate: Callable[[], Validation]) -> None:

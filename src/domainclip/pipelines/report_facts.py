@@ -77,6 +77,7 @@ def run_facts(
             "seed": recipe.seed,  # so that the intervals are those of a comparison with this recipe
             "choices": [outcome["said"] for key in ("probe_first", "probe_last") if (outcome := result[key])],
             "warnings": [*found, *warnings],
+            "milestones": result["milestones"],
             "next": [f"domainclip evaluate --model {shlex.quote(str(folder / 'model'))} --data YOUR_DATA"],
             "trade_off": result["trade_off"],
             **parts,

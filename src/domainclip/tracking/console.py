@@ -18,6 +18,7 @@ from rich.progress import (
 from domainclip.events import (
     Event,
     ImageSkipped,
+    Milestone,
     Noted,
     PhaseFinished,
     PhaseProgress,
@@ -25,6 +26,7 @@ from domainclip.events import (
     Validated,
     Warned,
 )
+from domainclip.tracking.milestones.watch import sentence_of
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,11 @@ class ConsoleListener:
         elif isinstance(event, Noted):
             if event.text:
                 self.console.print(event.text, highlight=False, markup=False)
+        elif isinstance(event, Milestone):
+            if event.level == "info":
+                self.console.print(f"  {sentence_of(event)}", highlight=False, markup=False)
+            else:
+                log.warning("%s", sentence_of(event))
         elif isinstance(event, Warned):
             log.warning("%s", event.text)
         elif isinstance(event, ImageSkipped):

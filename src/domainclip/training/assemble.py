@@ -168,7 +168,7 @@ def build_trainer(
         run.evaluation,
         loader,
         step,
-        StepObserver(context, step, run.optim.warmup_steps, run.record.logging_steps, memory.monitor),
+        StepObserver(context, step, run.record.logging_steps, memory.monitor),
         memory,
         checkpointer,
         probes,

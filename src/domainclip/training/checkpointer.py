@@ -104,7 +104,7 @@ class Checkpointer:
             "threads": self.threads,
             **{name: part.state_dict() for name, part in self.shared.items()},
             "processes": context.processes.gather_objects(own),
-            "files": context.files.state_dict() if context.files is not None else None,
+            "listeners": {name: listener.state_dict() for name, listener in context.listeners.items()},
         }
 
         def write() -> None:
@@ -160,8 +160,8 @@ class Checkpointer:
                 f"{self.threads} from there on: sums over another number of threads are rounded otherwise, so that it "
                 "does not end with the very weights of an undisturbed run (OMP_NUM_THREADS sets their number)"
             )
-        if context.files is not None:
-            context.files.load_state_dict(content.get("files"))
+        for name, listener in context.listeners.items():
+            listener.load_state_dict(content.get("listeners", {}).get(name))
         if as_before:
             restore_random_state(own["random"], self.device)
         else:

@@ -1,44 +1,33 @@
-"""Reading the figures of a step: what is logged, what is warned of."""
+"""Reading the figures of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from domainclip.devices.memory import peak_memory_mb
 from domainclip.events import StepLogged
 from domainclip.metrics.uniformity import effective_rank
-from domainclip.models.dual_encoder import MAX_LOGIT_SCALE
-from domainclip.training.guards import CollapseGuard
 from domainclip.training.memory.monitor import MemoryMonitor
 from domainclip.training.state import TrainContext
 from domainclip.training.step.train_step import TrainStep
 
 
 class StepObserver:
-    """Reads the numbers of steps (this waits for an accelerator), watches over them, and emits those that are due.
+    """Reads the numbers of steps (this waits for an accelerator), and emits those that are due.
 
     Args:
         context: Of the training.
         step: Whose steps are read.
-        warmup_steps: During which nothing is said of a collapse.
         logging_steps: Between two steps that are logged.
         monitor: Of the memory that is held.
     """
 
-    def __init__(
-        self, context: TrainContext, step: TrainStep, warmup_steps: int, logging_steps: int, monitor: MemoryMonitor
-    ) -> None:
+    def __init__(self, context: TrainContext, step: TrainStep, logging_steps: int, monitor: MemoryMonitor) -> None:
         self.context, self.step, self.logging_steps, self.monitor = context, step, logging_steps, monitor
-        self.guard = CollapseGuard(
-            warmup_steps,
-            None if step.encoder.is_siglip else float(torch.tensor(MAX_LOGIT_SCALE).exp()),
-            scale_trained=step.encoder.logit_scale.requires_grad,
-        )
 
     def is_due(self, step: int) -> bool:
         """Ask whether the figures of a step go into the log.
@@ -63,17 +52,11 @@ class StepObserver:
         state.last_loss = float(output["loss"])
         state.loss_sum += state.last_loss
         state.loss_count += 1
-        if not self.is_due(state.step):
+        if not self.is_due(state.step) or not self.context.processes.is_first:  # nobody listens in the others
             return
         unit = F.normalize(output["image_embeds"].reshape(rows, -1), dim=-1)
         spread = float((unit - unit.mean(0)).square().sum(-1).mean().sqrt())
         scale = float(encoder.logit_scale.detach().exp())
-        # Only a cross-entropy tells it, and only for one is ln(B) what guessing costs.
-        floor = float(output["target_entropy"]) if "target_entropy" in output else None
-        for warning in self.guard.observe(state.step, state.last_loss, rows, spread, scale, floor):
-            self.context.warn(warning)
-        if not self.context.processes.is_first:  # nobody listens there
-            return
         self.context.emitter.emit(
             StepLogged(
                 step=state.step,

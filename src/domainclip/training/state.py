@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -145,14 +146,14 @@ class TrainContext:
         state: Where the run is.
         processes: Those that train together. The first alone validates and writes.
         emitter: Takes the events. Only the first process has listeners.
-        files: What was logged so far, which a checkpoint keeps too: a damaged file is then written anew.
+        listeners: By name those whose state a checkpoint keeps, too: a damaged file is then written anew.
     """
 
     folder: Path
     state: RunState = field(default_factory=RunState)
     processes: ProcessGroup | OneProcess = field(default_factory=OneProcess)
     emitter: Emitter = field(default_factory=Emitter)
-    files: Stateful | None = None
+    listeners: Mapping[str, Stateful] = field(default_factory=dict)
 
     def warn(self, text: str) -> None:
         """Tell the listeners, and have the report say it.

@@ -333,6 +333,18 @@ class Verdict(Content):
     worse: list[str] = []
 
 
+class MilestoneReached(Content):
+    """A point that the training has come to; see ``domainclip.events.Milestone``."""
+
+    name: str
+    step: int
+    level: Literal["info", "warning", "error"]
+    text: str
+    rule: str
+    evidence: dict[str, float | int | bool | None]
+    advice: str
+
+
 class RunFacts(Content):
     """What a run knows before anything is worked out for its report.
 
@@ -345,6 +357,7 @@ class RunFacts(Content):
         seed: Of the resamples, as ``compare`` takes it from the recipe.
         choices: How the saved model was chosen, and on which rows: sentences.
         warnings: Sentences.
+        milestones: Points that the training has come to, in order.
         next: Sentences or commands: what to do next.
         alignment: Where the alignment report is, seen from the run's folder.
         error_analysis: Where the page with single images is.
@@ -367,6 +380,7 @@ class RunFacts(Content):
     seed: int = 0
     choices: list[str] = []
     warnings: list[str] = []
+    milestones: list[MilestoneReached] = []
     next: list[str] = []
     alignment: str | None = None
     error_analysis: str | None = None
