@@ -63,7 +63,7 @@ def names(folder: Path) -> list[str]:
 def test_a_run_that_learns_is_better_than_zero_shot_and_has_it_in_its_report(
     tiny_data: TinyData, tmp_path: Path
 ) -> None:
-    report = train(tiny_data, tmp_path / "run", learning_rate=1e-3, max_steps=30, eval_steps=10)
+    report = train(tiny_data, tmp_path / "run", learning_rate=1e-3, max_steps=30, eval_steps=10, warmup_steps=10)
     assert "better_than_zero_shot" in names(tmp_path / "run")
     assert [each.name for each in report.milestones] == names(tmp_path / "run")
     assert "## Milestones" in (tmp_path / "run" / "report_details.md").read_text()
