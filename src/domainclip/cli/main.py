@@ -20,6 +20,7 @@ from domainclip.cli.deploy import deploy_app
 from domainclip.cli.domain import domain_app
 from domainclip.cli.embed import embed, export_embeddings
 from domainclip.cli.memory import memory_app
+from domainclip.cli.notify import notify
 from domainclip.cli.options import (
     AsJson,
     Data,
@@ -244,6 +245,7 @@ app.command("embed", cls=KeyCommand)(embed)
 app.command("export-embeddings")(export_embeddings)
 app.command("search", cls=KeyCommand)(search)
 app.command("serve", cls=KeyCommand)(serve)
+app.command("notify")(notify)
 app.command("tune", cls=KeyCommand)(tune)
 
 

@@ -51,6 +51,7 @@ from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
 from domainclip.tracking import ConsoleListener, ProgressFile, read_rows
+from domainclip.tracking.notifications import notifications, targets_of
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 from domainclip.waiting import said_while_waiting
 
@@ -126,6 +127,7 @@ def run_training(
         if processes.is_first:
             held.enter_context(locked_output(folder.path, "The output directory", console.print))
             folder.claim(resume, overwrite, paths_read(inference.recipe))
+            targets = targets_of(config.notify)
         splits = splits or load_splits_of(inference)
         if processes.is_first:
             train, most = splits.train, config.max_image_pixels
@@ -152,6 +154,10 @@ def run_training(
             folder.begin()
             held.callback(folder.end)
             emitter.add(ProgressFile(folder.progress, emitter.warn))
+            if targets:
+                name = folder.path.resolve().name
+                told = notifications(targets, config.notify_level, folder.notifications, name, emitter.warn)
+                emitter.add(held.enter_context(told))
             held.enter_context(_told_how_it_ends(emitter, folder))
             first.record.begin(resume)
             stop.advice = ". What was saved is whole: go on with resume=True"
