@@ -251,7 +251,8 @@ def _train(
 
 
 def _tell_references(context: TrainContext, sets: ReferenceSets, step: int, prefix: str) -> None:
-    scores = {f"{prefix}_{name}": value for name, value in sets.during().items()}
+    with context.emitter.phase("references"):
+        scores = {f"{prefix}_{name}": value for name, value in sets.during().items()}
     context.emitter.emit(Noted(name="references", step=step, values=scores))
 
 

@@ -19,7 +19,7 @@ from domainclip.events import (
     RunEnded,
     RunStarted,
 )
-from domainclip.tracking.pace import Pace
+from domainclip.pace import Pace
 
 log = logging.getLogger(__name__)
 
