@@ -45,21 +45,22 @@ from domainclip.pipelines.run_record import RunRecord
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card, using_code
+from domainclip.reports.notebook import report_html, report_line
 from domainclip.reports.run_report import before_after_table, write_report
 from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
-from domainclip.tracking import ConsoleListener, ProgressFile, read_rows
+from domainclip.tracking import ConsoleListener, ProgressFile, notebook_display, read_rows
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 from domainclip.waiting import Progress
 
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(repr=False)
 class RunOutcome:
-    """What a run leaves.
+    """What a run leaves. As the value of a notebook's cell it shows the verdict, a plot and a table.
 
     Attributes:
         folder: Where everything is.
@@ -68,6 +69,13 @@ class RunOutcome:
 
     folder: Path
     content: RunReport | None
+
+    def __repr__(self) -> str:
+        said = report_line(self.content) if self.content is not None else "the first process has the report"
+        return f"RunOutcome({said}; {self.folder})"
+
+    def _repr_html_(self) -> str | None:
+        return report_html(self.content, self.folder) if self.content is not None else None
 
     @property
     def report(self) -> RunReport:
@@ -115,13 +123,15 @@ def run_training(
     if not isinstance(config, CLIPFinetuningConfig):
         raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
     started = time.monotonic()
-    emitter = Emitter()
+    emitter, no_console = Emitter(), console is None
     for listener in listeners:
         emitter.add(listener)
     folder, stop = RunFolder(config.output_dir), StopSignals(at_once=True)
     with stop.watch(), _processes(config) as processes, ExitStack() as held:
         console = (console or Console(stderr=True)) if processes.is_first else Console(quiet=True)
         emitter.add(ConsoleListener(console), first=True)
+        for display in held.enter_context(notebook_display(no_console and processes.is_first)):
+            emitter.add(display)
         inference = resolve_for_inference(config)
         if processes.is_first:
             held.enter_context(locked_output(folder.path, "The output directory", console.print))
