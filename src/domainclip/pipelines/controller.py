@@ -36,7 +36,7 @@ from domainclip.pipelines.reference_sets import with_reference_sets
 from domainclip.pipelines.run_folder import RunFolder, paths_read
 from domainclip.registry import nearest
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
-from domainclip.tracking import notebook_display
+from domainclip.tracking import notebook_display, usual_console
 from domainclip.training.distributed import OneProcess
 from domainclip.training.memory.plan import StepCounter, batch_that_fits
 from domainclip.words import counted
@@ -69,7 +69,7 @@ class CLIPFinetuningController:
         self._resolved = config if isinstance(config, ResolvedInference) else None
         self.config = (config.recipe if isinstance(config, ResolvedInference) else config) or CLIPFinetuningConfig()
         self._in_a_console = console is not None
-        self.console = console or Console(stderr=True)
+        self.console = console or usual_console()
         self.run: ResolvedRun | None = None
         self._loaded: ModelSession | None = None
         self._auto_resolution = AutoResolution()

@@ -51,7 +51,7 @@ from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
-from domainclip.tracking import ConsoleListener, ProgressFile, notebook_display, read_rows
+from domainclip.tracking import ConsoleListener, ProgressFile, notebook_display, read_rows, usual_console
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 from domainclip.waiting import Progress
 
@@ -108,7 +108,7 @@ def run_training(
         resume: Go on with the run in the folder.
         overwrite: Replace the run in the folder, once everything that can be wrong with this one has been looked at.
         accept_changed_data: Go on with a run whose rows or images have changed since it began.
-        console: Where the course is shown; standard error, if left out.
+        console: Where the course is shown; standard error, or in a notebook below the cell, if left out.
         splits: The rows; those of ``config.data_path``, if left out.
         listeners: Called with each event of the run (see ``domainclip.events``), in the first of several processes.
 
@@ -128,7 +128,7 @@ def run_training(
         emitter.add(listener)
     folder, stop = RunFolder(config.output_dir), StopSignals(at_once=True)
     with stop.watch(), _processes(config) as processes, ExitStack() as held:
-        console = (console or Console(stderr=True)) if processes.is_first else Console(quiet=True)
+        console = (console or usual_console()) if processes.is_first else Console(quiet=True)
         emitter.add(ConsoleListener(console), first=True)
         for display in held.enter_context(notebook_display(no_console and processes.is_first)):
             emitter.add(display)

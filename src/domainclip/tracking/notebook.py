@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
+from rich.console import Console
+
 from domainclip.events import (
     Event,
     InitialValidated,
@@ -51,6 +53,15 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None
+
+
+def usual_console() -> Console:
+    """Where a run says what it does, if nobody has said otherwise.
+
+    Returns:
+        Standard error; in a notebook standard output, as text in one piece and not as a display for each line.
+    """
+    return Console(stderr=not in_notebook(), force_jupyter=False)
 
 
 @contextmanager
