@@ -126,7 +126,7 @@ def test_a_command_is_never_silent(name: str, tiny_data: TinyData, model: Path, 
         "evaluate": ("evaluate", "--data", tiny_data.folder, "--model", model),
         "doctor": ("doctor",),
         "data check": ("data", "check", tiny_data.table("train"), "--model", model),
-        "predict": ("predict", tiny_data.folder / "images", "--model", model, "--label", "brick", "--label", "sky"),
+        "predict": ("predict", tiny_data.folder / "images", "--model", model, "--labels", "brick,sky"),
         "preview": ("data", "preview", "--data", tiny_data.folder, "--output", tmp_path / "sheet.png"),
     }
     shown = command(*arguments[name])
