@@ -313,6 +313,8 @@ class _Guard:
 
 def _on_terminal(name: str = "stderr") -> bool:
     stream: TextIO | None = getattr(sys, name)
+    if "ipykernel" in sys.modules:  # whose streams say that they are terminals
+        return False
     try:
         return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
     except ValueError:  # it is closed

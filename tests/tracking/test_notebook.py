@@ -214,14 +214,15 @@ def test_the_page_runs_in_a_kernel(tiny_data: TinyData, tmp_path: Path) -> None:
             return super().process_message(message, cell, index)
 
     Client(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    if keep := Path(tmp_path / "notebook.ipynb"):
-        nbformat.write(book, keep)
+    nbformat.write(book, tmp_path / "notebook.ipynb")
     _, run, value, lines, with_console = book.cells
     display = next(out for out in run.outputs if "domainclip-run" in out.get("data", {}).get("text/html", ""))
     assert "Finished" in words(display["data"]["text/html"])  # what is saved is the last state
     assert any("Running" in text and "Training" in text for text in updates)
     assert any("Evaluation before" in text for text in updates)
-    assert not [out for out in run.outputs if "s left)" in out.get("text", "")]
+    said = "".join(out.get("text", "") for out in run.outputs)
+    assert "Before and after, test split" in said and "s left)" not in said and "\x1b" not in said
+    assert len([out for out in run.outputs if out["output_type"] == "display_data"]) == 1
     (html,) = [out["data"]["text/html"] for out in value.outputs]
     assert "domainclip-outcome" in html and "data:image/png;base64," in html and "<table>" in html
     printed = "".join(out.get("text", "") for out in lines.outputs)

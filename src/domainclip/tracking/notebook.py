@@ -61,7 +61,9 @@ def usual_console() -> Console:
     Returns:
         Standard error; in a notebook standard output, as text in one piece and not as a display for each line.
     """
-    return Console(stderr=not in_notebook(), force_jupyter=False)
+    if in_notebook():
+        return Console(force_jupyter=False, force_terminal=False)
+    return Console(stderr=True)
 
 
 @contextmanager
