@@ -11,17 +11,19 @@ import logging
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from domainclip.errors import InputTypeError
+from domainclip.waiting import FIRST_SECONDS, Progress
 
 log = logging.getLogger(__name__)
 
 SLOW_SECONDS = 5.0
 """A listener that takes longer than this for one event holds the training up, and the user is told."""
+PART_SECONDS = 0.5
+"""Between two events of how far work within a phase is."""
 
 Number = float | int | bool | None
 Level = Literal["info", "warning", "error"]
@@ -41,7 +43,9 @@ class RunStarted:
 @dataclass(frozen=True, kw_only=True)
 class PhaseStarted:
     """A stretch of work begins: ``training``, ``validation``, ``probe_first``, ``probe_last``,
-    ``hard_negatives``; and before and after all of them ``evaluation_before`` and ``evaluation_after``."""
+    ``hard_negatives``; and before and after all of them ``evaluation_before``, ``evaluation_after``, ``references``,
+    ``calibration``, ``report``, ``alignment`` and ``error_analysis``. What takes longer than a moment within one of
+    them is a phase of its own, whose name is a few words: ``Embedding images``, ``Fitting projections``."""
 
     name: str
     total: int | None = None
@@ -51,7 +55,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseProgress:
-    """A phase has got so far. Sent after every training step, and as an evaluation embeds its images."""
+    """A phase has got so far. Sent after every training step, and now and then as other phases go on."""
 
     name: str
     done: int
@@ -361,27 +365,19 @@ class Emitter:
                 )
         return stop
 
-    @contextmanager
-    def phase(self, name: str, total: int | None = None, done: int = 0) -> Iterator[None]:
-        """Emit ``PhaseStarted`` before the block and ``PhaseFinished`` after it, also where the block raises.
+    def phase(self, name: str, total: int | None = None, done: int = 0) -> Phase:
+        """Work that listeners hear of: ``PhaseStarted`` before the block and ``PhaseFinished`` after it, also where the
+        block raises.
 
         Args:
             name: Of the phase.
             total: Its length, where it is known.
             done: How much of it is behind already.
 
-        Yields:
-            Nothing.
-
-        Raises:
-            StopRun: A listener wants the run to end.
+        Returns:
+            A context manager, whose ``at`` says how far it is.
         """
-        self.emit(PhaseStarted(name=name, total=total, done=done))
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.emit(PhaseFinished(name=name, seconds=time.monotonic() - started))
+        return Phase(self, name, total, done)
 
     def warn(self, text: str) -> None:
         """Warn about a listener: all listeners are told, and the report says it.
@@ -391,6 +387,55 @@ class Emitter:
         """
         self.warnings.append(text)
         self.emit(Warned(text=text))
+
+
+class Phase(Progress):
+    """Work of a run, which is shown as all work is (see ``domainclip.waiting``), and of which listeners hear. They hear
+    of the work of known length within it as well, as phases of their own, once it takes longer than a moment.
+
+    Args:
+        emitter: Of the run.
+        name: Of the phase.
+        total: Its length, where it is known.
+        done: How much of it is behind already.
+    """
+
+    def __init__(self, emitter: Emitter, name: str, total: int | None = None, done: int = 0) -> None:
+        super().__init__(total, name.replace("_", " ").capitalize(), done)
+        self.emitter, self.name = emitter, name
+        self._parts: dict[Progress, float] = {}  # those told of, with the time until which no more is told
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._started = time.monotonic()
+        self.emitter.emit(PhaseStarted(name=self.name, total=self.total, done=self.done))
+        return self
+
+    def at(self, done: int, note: str = "", loss: float | None = None) -> None:
+        """Note how far it is, and tell listeners.
+
+        Args:
+            done: Of ``total``.
+            note: Said after it on the terminal.
+            loss: The newest loss that has been read.
+        """
+        self.done, self.note = done, note or (f"loss {loss:.4f}" if loss is not None else "")
+        self.emitter.emit(PhaseProgress(name=self.name, done=done, total=self.total or done, loss=loss))
+
+    def _of_part(self, part: Progress, ended: bool = False) -> None:
+        now = time.monotonic()
+        if ended:
+            if self._parts.pop(part, None) is not None:
+                self.emitter.emit(PhaseFinished(name=part.what, seconds=now - part.began))
+        elif part.total and now >= self._parts.get(part, part.began + FIRST_SECONDS):
+            if part not in self._parts:
+                self.emitter.emit(PhaseStarted(name=part.what, total=part.total))
+            self._parts[part] = now + PART_SECONDS
+            self.emitter.emit(PhaseProgress(name=part.what, done=part.done, total=part.total))
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.emitter.emit(PhaseFinished(name=self.name, seconds=time.monotonic() - self._started))
 
 
 def _place_of(error: Exception) -> str:

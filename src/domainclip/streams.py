@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -82,6 +83,20 @@ class LastingStream:
         if self._other is not None and not self._forgiving and number != errno.EPIPE:
             with suppress(OSError, ValueError):
                 self._other.write(f"{self._name} cannot be written any more ({error}); the work goes on\n")
+
+
+class StandardErrorHandler(logging.Handler):
+    """Writes each record to what standard error is at the time: the one that is there while a line of progress is shown
+    takes that away first."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record.
+
+        Args:
+            record: What has happened.
+        """
+        if sys.stderr is not None:
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 def keep_streams() -> None:

@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from domainclip.events import (
-    ImageSkipped,
-    Noted,
-    PhaseFinished,
-    PhaseProgress,
-    PhaseStarted,
-    Validated,
-    Warned,
-)
+from domainclip.events import ImageSkipped, Noted, Validated, Warned
 from domainclip.tracking import ConsoleListener
 from domainclip.training import Validation
 from tiny_data import TinyData
@@ -64,21 +56,6 @@ def test_warnings_and_skipped_images_are_logged(caplog: pytest.LogCaptureFixture
         "Skipped: a.png is no image",
     ]
     assert file.getvalue() == ""
-
-
-def test_the_bar_is_there_for_a_terminal_alone_and_goes_away() -> None:
-    for terminal in (True, False):
-        show, file = listener(terminal)
-        show(PhaseStarted(name="validation"))
-        show(PhaseStarted(name="training", total=6, done=2))
-        assert (show._bar is not None) == terminal
-        show(PhaseProgress(name="training", done=3, total=6, loss=1.25))
-        if show._bar is not None:
-            (task,) = show._bar[0].tasks
-            assert (task.completed, task.total, task.fields["loss"]) == (3, 6, 1.25)
-        show(PhaseFinished(name="training", seconds=1.0))
-        assert show._bar is None
-        assert ("training" in file.getvalue()) == terminal
 
 
 def test_a_run_says_what_it_always_said(tiny_data: TinyData, tmp_path: Path) -> None:

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from domainclip.events import PhaseFinished, PhaseProgress, PhaseStarted, RunEnded, RunStarted
-from domainclip.tracking import pace as pace_module
+from domainclip.pace import Pace
 from domainclip.tracking import progress_file
-from domainclip.tracking.pace import Pace
 from domainclip.tracking.progress_file import ProgressFile
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    for module in (pace_module, progress_file):
-        monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_file.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Pace.__init__, "__defaults__", (0, lambda: now[0]))
     return now
 
 

@@ -16,6 +16,7 @@ from domainclip.cli.options import (
     Recipe,
     Split,
     config_of,
+    importing,
     print_json,
     recipe_keys,
 )
@@ -60,7 +61,8 @@ def align_report(
     require_writable(output, "--output")
     if compare is not None:
         check_model(config_of(None, None, model_name=compare))
-    from domainclip.pipelines.align import run_alignment
+    with importing():
+        from domainclip.pipelines.align import run_alignment
 
     report = run_alignment(config, split, output, compare=compare, top_k=top_k)
     if as_json:

@@ -15,6 +15,7 @@ from domainclip.cli.options import (
     Recipe,
     Split,
     config_of,
+    importing,
     print_json,
     recipe_keys,
     warn,
@@ -70,8 +71,9 @@ def compare(
             check_model(config.updated(model_name=models[name]))
     for path in sets.values() if strict or len(sets) == 1 else ():
         check_data(path)
-    from domainclip.pipelines.compare import comparison_folder, run_compare
-    from domainclip.pipelines.output_lock import locked_output
+    with importing():
+        from domainclip.pipelines.compare import comparison_folder, run_compare
+        from domainclip.pipelines.output_lock import locked_output
 
     with locked_output(output, "--output", warn) if output is not None else nullcontext():
         if output is not None:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from domainclip.cli.options import AsJson, print_json
 from domainclip.errors import ConfigurationError
+from domainclip.waiting import nothing_said
 
 
 class DeployGroup(TyperGroup):
@@ -209,7 +210,8 @@ def run(
     status_of(name)  # refuses a name that is none, or somebody else's
     # The supervisor takes the place of this process, without the command line's imports: it stays for years.
     command = supervisor_command(name, log_file=log_file)
-    os.execv(command[0], command)
+    with nothing_said():
+        os.execv(command[0], command)
 
 
 @deploy_app.command("status")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Domain, Recipe, config_of, print_json
+from domainclip.cli.options import AsJson, Domain, Recipe, config_of, importing, print_json
 from domainclip.cli.predict import Images, ModelFolder, images_and_keys, required_model
 from domainclip.cli.start_checks import check_model, check_recipe
 from domainclip.errors import ConfigurationError
@@ -48,8 +48,9 @@ def embed(
     require_writable(output, "--output")
     check_model(config)
     check_recipe(config)
-    from domainclip.pipelines.embed import run_embedding
-    from domainclip.pipelines.run_folder import refuse_among_data
+    with importing():
+        from domainclip.pipelines.embed import run_embedding
+        from domainclip.pipelines.run_folder import refuse_among_data
 
     refuse_among_data(output, [("DATA", each) for each in given])
     found = run_embedding(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import logging
 import os
@@ -34,6 +35,7 @@ from domainclip.cli.options import (
     Split,
     as_typed,
     config_of,
+    importing,
     output_folder,
     parse_resolutions,
     print_json,
@@ -48,7 +50,8 @@ from domainclip.cli.tune import tune
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 from domainclip.files import require_writable
 from domainclip.signals import StopSignals, leave_at_the_next
-from domainclip.streams import keep_streams
+from domainclip.streams import StandardErrorHandler, keep_streams
+from domainclip.waiting import Progress
 
 app = typer.Typer(
     name="domainclip",
@@ -131,7 +134,8 @@ def train(
         check_model(config)
     if recipe is not None or not resume:  # a run that was started from Python says itself what is missing
         check_start(config)
-    from domainclip.pipelines import run_training
+    with importing():
+        from domainclip.pipelines import run_training
 
     run_training(config, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
 
@@ -198,7 +202,8 @@ def evaluate(
         )
     if output is not None:
         require_writable(output, "--output", is_file=True)
-    from domainclip.pipelines.run_folder import output_file, paths_read
+    with importing():
+        from domainclip.pipelines.run_folder import output_file, paths_read
 
     beside: list[str] = []
     if output is not None and resolutions is not None:
@@ -209,7 +214,8 @@ def evaluate(
         if wanted is not None:
             _evaluate_resolutions(config, wanted, split, robustness is not False, output, as_json)
             return
-        from domainclip.pipelines.evaluate import run_evaluation
+        with importing():
+            from domainclip.pipelines.evaluate import run_evaluation
 
         report = run_evaluation(config, split, error_analysis)
         if output is not None:
@@ -224,7 +230,8 @@ def evaluate(
 def _evaluate_resolutions(  # type: ignore[no-untyped-def]
     config, wanted: list[int], split: str, robustness: bool, output: Path | None, as_json: bool
 ) -> None:
-    from domainclip.pipelines.evaluate_resolutions import check_places, run_resolutions
+    with importing():
+        from domainclip.pipelines.evaluate_resolutions import check_places, run_resolutions
 
     if output is not None:
         check_places(output)
@@ -263,7 +270,9 @@ def demo(
     check_recipe(config_of(None, overrides))
     require_writable(output, "--output")
     from domainclip.config import parse_overrides
-    from domainclip.demo import run_demo
+
+    with importing():
+        from domainclip.demo import run_demo
 
     run_demo(output, parse_overrides(overrides or []))
 
@@ -274,7 +283,8 @@ def doctor(as_json: AsJson = False, device: Device = None) -> None:
 
     Example: domainclip doctor
     """
-    from domainclip.doctor import diagnose
+    with importing():
+        from domainclip.doctor import diagnose
 
     report = diagnose(device)
     if as_json:
@@ -364,8 +374,9 @@ def data_check(
         check_start(config)
     else:
         check_recipe(config)
-    from domainclip.data.captions.pipeline import CaptionPipeline
-    from domainclip.data.checks.check import check_data
+    with importing():
+        from domainclip.data.captions.pipeline import CaptionPipeline
+        from domainclip.data.checks.check import check_data
     from domainclip.domains.recipes import caption_steps
     from domainclip.registry import load_plugins
 
@@ -373,8 +384,9 @@ def data_check(
     captions = CaptionPipeline(caption_steps(config))
     count_tokens, vocabulary, limit = None, None, config.max_sequence_length
     if model is not None:
-        from domainclip.models.loading import load_processor
-        from domainclip.models.vocabulary import Vocabulary
+        with importing():
+            from domainclip.models.loading import load_processor
+            from domainclip.models.vocabulary import Vocabulary
 
         processor = load_processor(model)
         vocabulary = Vocabulary(processor.tokenizer)
@@ -429,9 +441,12 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that no encoding has
         sys.stdout.reconfigure(errors="backslashreplace")
     keep_streams()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", handlers=[StandardErrorHandler()])
     try:
-        with StopSignals(at_once=True).watch():
+        with (
+            StopSignals(at_once=True).watch(),
+            Progress(None, "Working"),
+        ):  # where nothing says what it is
             app()
     except Interrupted as stop:
         leave_at_the_next()
@@ -453,3 +468,5 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.secho("Interrupted", err=True)
         sys.exit(130)
+    finally:
+        gc.freeze()  # Python would look through all objects once more before it ends, which takes seconds

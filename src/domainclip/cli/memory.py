@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Device, config_of, print_json
+from domainclip.cli.options import AsJson, Device, config_of, importing, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +64,9 @@ def memory_plan(
     from domainclip.devices.memory import GB, read_memory
     from domainclip.devices.precision import choose_precision
     from domainclip.errors import ConfigurationError
-    from domainclip.pipelines.memory_plan import make_plan, parse_size
+
+    with importing():
+        from domainclip.pipelines.memory_plan import make_plan, parse_size
 
     if device is not None and device not in ("cpu", "cuda", "mps"):
         raise ConfigurationError(f"Invalid device {device!r}: choose cpu, cuda or mps")

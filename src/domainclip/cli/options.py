@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from domainclip.errors import ConfigurationError
 from domainclip.registry import nearest
+from domainclip.waiting import Progress
 
 if TYPE_CHECKING:
     from domainclip.config import CLIPFinetuningConfig
@@ -179,6 +183,23 @@ def warn(text: str) -> None:
         text: The sentence.
     """
     typer.echo(f"WARNING: {text}", err=True)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import what takes seconds, PyTorch above all, in the block: that is said, and the collector of garbage keeps out
+    of it. It would take a quarter of the time, among a million objects that stay.
+
+    Yields:
+        Nothing.
+    """
+    with Progress(None, "Loading PyTorch"):
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.freeze()
+            gc.enable()
 
 
 def parse_resolutions(text: str) -> list[int]:

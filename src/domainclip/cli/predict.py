@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Domain, Recipe, config_of, print_json, warn
+from domainclip.cli.options import AsJson, Domain, Recipe, config_of, importing, print_json, warn
 from domainclip.cli.start_checks import check_model, check_recipe
 from domainclip.errors import ConfigurationError
 from domainclip.files import require_writable
@@ -62,8 +62,10 @@ def predict(
     check_model(config)
     check_recipe(config)
     from domainclip.files import writing
-    from domainclip.pipelines.predict import run_prediction
-    from domainclip.pipelines.run_folder import output_file
+
+    with importing():
+        from domainclip.pipelines.predict import run_prediction
+        from domainclip.pipelines.run_folder import output_file
 
     read = [("IMAGES", each) for each in given if os.path.isdir(each)]
     with output_file(output, read, warn), output_file(sheet, read, warn):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import Data, Domain, Recipe, Split, config_of, recipe_keys, warn
+from domainclip.cli.options import Data, Domain, Recipe, Split, config_of, importing, recipe_keys, warn
 from domainclip.cli.start_checks import check_model, check_start
 from domainclip.errors import ConfigurationError
 from domainclip.files import require_writable
@@ -34,8 +34,9 @@ def preview(
         check_model(config, weights=False)
     check_start(config)
     require_writable(output, "--output", is_file=True)
-    from domainclip.pipelines.preview import preview as make
-    from domainclip.pipelines.run_folder import output_file, paths_read
+    with importing():
+        from domainclip.pipelines.preview import preview as make
+        from domainclip.pipelines.run_folder import output_file, paths_read
     from domainclip.words import counted
 
     with output_file(output, paths_read(config), warn):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Recipe, config_of, print_json, warn
+from domainclip.cli.options import AsJson, Recipe, config_of, importing, print_json, warn
 from domainclip.cli.predict import ModelFolder, check_file
 from domainclip.cli.start_checks import check_model
 from domainclip.errors import ConfigurationError
@@ -60,7 +60,8 @@ def search(
     config = config_of(recipe, None, model_name=model)
     if model is not None:
         check_model(config)
-    from domainclip.pipelines.search import Query, run_search
+    with importing():
+        from domainclip.pipelines.search import Query, run_search
 
     found = run_search(config, [Query.of(each) for each in queries], index, top_k, conditions, engine)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from domainclip.cli.options import AsJson, Device, Domain, Overrides, Recipe, config_of, print_json
+from domainclip.cli.options import AsJson, Device, Domain, Overrides, Recipe, config_of, importing, print_json
 from domainclip.cli.predict import ModelFolder, required_model
 from domainclip.cli.start_checks import check_model, check_recipe
 from domainclip.errors import MissingExtraError
@@ -69,9 +69,10 @@ def serve(
     keys = AccessKeys.read(api_keys)
     check_model(config)
     check_recipe(config)
-    from domainclip.service.logs import begin_logging
-    from domainclip.service.server import check_service, run_service
-    from domainclip.service.settings import ServeSettings
+    with importing():
+        from domainclip.service.logs import begin_logging
+        from domainclip.service.server import check_service, run_service
+        from domainclip.service.settings import ServeSettings
 
     settings = ServeSettings(
         config=config,

@@ -14,6 +14,7 @@ from domainclip.cli.options import (
     Model,
     Recipe,
     config_of,
+    importing,
     output_folder,
     recipe_keys,
 )
@@ -75,7 +76,8 @@ def tune(
     for dimension in wanted.dimensions if wanted is not None and not config.plugins else ():
         for choice in dimension.choices or ():
             check_name(dimension.key, choice)
-    from domainclip.tune.run import run_tuning
+    with importing():
+        from domainclip.tune.run import run_tuning
 
     run_tuning(
         config,

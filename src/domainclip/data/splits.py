@@ -18,6 +18,7 @@ from domainclip.data.records import ColumnOptions, Columns, ImageTextPair, PairL
 from domainclip.errors import ConfigurationError
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference
+from domainclip.waiting import Progress
 from domainclip.words import counted
 
 
@@ -310,22 +311,23 @@ def load_splits_of(resolved: ResolvedInference) -> DataSplits:
     """
     config = resolved.data
     load_plugins(resolved.recipe.plugins)  # which may read the data
-    return load_splits(
-        config.data_path,
-        image_col=config.image_col,
-        caption_col=config.caption_col,
-        label_col=config.label_col,
-        group_col=document_column(resolved),
-        split_col=config.split_col,
-        image_root=config.image_root,
-        caption_template=config.caption_template,
-        domain_template=template_of(resolved.evaluation.prompt_templates),
-        train_split=config.train_split,
-        val_split=config.val_split,
-        test_split=config.test_split,
-        seed=config.seed,
-        strict=config.strict,
-    )
+    with Progress(None, "Reading the data"):
+        return load_splits(
+            config.data_path,
+            image_col=config.image_col,
+            caption_col=config.caption_col,
+            label_col=config.label_col,
+            group_col=document_column(resolved),
+            split_col=config.split_col,
+            image_root=config.image_root,
+            caption_template=config.caption_template,
+            domain_template=template_of(resolved.evaluation.prompt_templates),
+            train_split=config.train_split,
+            val_split=config.val_split,
+            test_split=config.test_split,
+            seed=config.seed,
+            strict=config.strict,
+        )
 
 
 def document_column(resolved: ResolvedInference) -> str:

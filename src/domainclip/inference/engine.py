@@ -29,7 +29,7 @@ from domainclip.devices.out_of_memory import ShrinkingBatches
 from domainclip.errors import ImageError, MissingExtraError
 from domainclip.inference.backends.shapes import FixedShapes
 from domainclip.models import DualEncoder
-from domainclip.waiting import said_while_waiting
+from domainclip.waiting import Progress, said_while_waiting
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,10 @@ class EmbeddingEngine:
             DataError: There are no images, or one is of another type (then also a ``TypeError``).
         """
         found, rows, read = image_list(images), [], self._reader()
-        with ThreadPoolExecutor() as pool, self._inference():
-            starts = range(0, len(found), self.batch_size)
-            for start in said_while_waiting(starts, len(found), "Embedding images", self.batch_size):
+        with ThreadPoolExecutor() as pool, self._inference(), Progress(len(found), "Embedding images") as progress:
+            for start in range(0, len(found), self.batch_size):
                 rows.append(self._embed(list(pool.map(read, found[start : start + self.batch_size]))))
+                progress.at(min(start + self.batch_size, len(found)))
         return torch.cat(rows)
 
     def encode_files(self, paths: Sequence[Path], *, digests: bool = False) -> Iterator[EncodedFiles]:

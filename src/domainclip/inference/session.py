@@ -41,6 +41,7 @@ from domainclip.models.source.files import CONFIG
 from domainclip.registry import load_plugins
 from domainclip.resolve import ResolvedInference, resolve_for_inference
 from domainclip.similarity import make_similarity
+from domainclip.waiting import Progress
 
 
 class ModelSession:
@@ -118,8 +119,9 @@ class ModelSession:
         manager = device_manager or DeviceManager(config.use_mps, config.device)
         precision = choose_precision(manager.device, resolved.memory.precision, resolved.memory.mixed_precision)
         manager.optimize_for_device()
-        encoder = load_encoder(resolved.model).to(manager.device)
-        encoder.optimize_layout(manager.device)
+        with Progress(None, "Loading the model"):
+            encoder = load_encoder(resolved.model).to(manager.device)
+            encoder.optimize_layout(manager.device)
         if manager.device.type == "mps" and precision.name != "fp32":
             encoder.avoid_fused_text_attention()
         session = cls(encoder, resolved, manager, precision, images, ModelRecord.read(Path(config.model_name)))

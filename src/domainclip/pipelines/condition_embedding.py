@@ -12,8 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from domainclip.config.image_preprocessing import ImagePreprocessing
@@ -26,6 +24,7 @@ from domainclip.devices.out_of_memory import ShrinkingBatches
 from domainclip.errors import ImageError
 from domainclip.evaluation.robustness import Condition, corrupt
 from domainclip.models import DualEncoder
+from domainclip.waiting import Progress
 
 BUFFER_BYTES = 256 * 2**20
 """Of resized images held at once, over all conditions."""
@@ -92,13 +91,12 @@ class ConditionEmbedder:
         return torch.cat(self._batches(len(pixels), len(pixels), embed))
 
     def embed(
-        self, paths: Sequence[Path], console: Console | None = None
+        self, paths: Sequence[Path]
     ) -> tuple[dict[Condition, Float[Tensor, "readable dim"]], dict[Path, int], dict[Path, str]]:
         """Embed images under every condition.
 
         Args:
             paths: Different files.
-            console: One that is a terminal shows progress; None shows nothing.
 
         Returns:
             Embeddings under each condition, unit length, float32 on the CPU; which of their rows is which image's; and
@@ -111,32 +109,26 @@ class ConditionEmbedder:
         rows: dict[Path, int] = {}
         unreadable: dict[Path, str] = {}
         parts: dict[Condition, list[Tensor]] = {condition: [] for condition in self.conditions}
-        for found in self._views(paths, console):
-            views = []
-            for path, view in found.items():
-                if isinstance(view, ImageError):
-                    if self.strict:
-                        raise view
-                    unreadable[path] = str(view)
-                else:
-                    rows[path] = len(rows)
-                    views.append(view)
-            for condition, pixels in zip(self.conditions, zip(*views, strict=True), strict=True) if views else ():
-                parts[condition].append(self.embed_pixels(torch.stack(pixels)))
+        with Progress(len(paths), "Embedding images") as progress:
+            for found in self._views(paths):
+                views = []
+                for path, view in found.items():
+                    if isinstance(view, ImageError):
+                        if self.strict:
+                            raise view
+                        unreadable[path] = str(view)
+                    else:
+                        rows[path] = len(rows)
+                        views.append(view)
+                for condition, pixels in zip(self.conditions, zip(*views, strict=True), strict=True) if views else ():
+                    parts[condition].append(self.embed_pixels(torch.stack(pixels)))
+                progress.at(len(rows) + len(unreadable))
         return {condition: torch.cat(found) for condition, found in parts.items() if found}, rows, unreadable
 
-    def _views(self, paths: Sequence[Path], console: Console | None) -> Iterator[dict[Path, list[Tensor] | ImageError]]:
-        step = self.images_per_batch
-        starts = track(
-            range(0, len(paths), step),
-            "Embedding",
-            console=console,
-            transient=True,
-            disable=console is None or not console.is_terminal,
-        )
+    def _views(self, paths: Sequence[Path]) -> Iterator[dict[Path, list[Tensor] | ImageError]]:
         with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
-            for start in starts:
-                part = paths[start : start + step]
+            for start in range(0, len(paths), self.images_per_batch):
+                part = paths[start : start + self.images_per_batch]
                 yield dict(zip(part, pool.map(self._read, part), strict=True))
 
     def _read(self, path: Path) -> list[Tensor] | ImageError:

@@ -36,6 +36,7 @@ from domainclip.pipelines.reference_sets import with_reference_sets
 from domainclip.pipelines.run_folder import RunFolder, paths_read
 from domainclip.registry import nearest
 from domainclip.resolve import Decision, ResolvedInference, ResolvedRun, resolve_for_inference
+from domainclip.tracking import notebook_display, usual_console
 from domainclip.training.distributed import OneProcess
 from domainclip.training.memory.plan import StepCounter, batch_that_fits
 from domainclip.words import counted
@@ -67,7 +68,8 @@ class CLIPFinetuningController:
         self.processes = processes or OneProcess()
         self._resolved = config if isinstance(config, ResolvedInference) else None
         self.config = (config.recipe if isinstance(config, ResolvedInference) else config) or CLIPFinetuningConfig()
-        self.console = console or Console(stderr=True)
+        self._in_a_console = console is not None
+        self.console = console or usual_console()
         self.run: ResolvedRun | None = None
         self._loaded: ModelSession | None = None
         self._auto_resolution = AutoResolution()
@@ -323,7 +325,8 @@ class CLIPFinetuningController:
                 held.enter_context(locked_output(folder.path, "output_path", self.console.print))
                 folder.claim(resume, inputs=paths_read(self.config))
                 held.callback(folder.end)
-            return self._fine_tune(train_dataset, pairs, val, folder, resume, engine, listeners)
+            displays = held.enter_context(notebook_display(not self._in_a_console and self.processes.is_first))
+            return self._fine_tune(train_dataset, pairs, val, folder, resume, engine, [*listeners, *displays])
 
     def _fine_tune(
         self,

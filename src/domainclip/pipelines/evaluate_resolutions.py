@@ -162,7 +162,7 @@ def run_resolutions(
     resolved = resolve_for_inference(config)
     rows, skipped, notes = rows_of_split(resolved, split)
     plain_evaluator(resolved, rows)  # an error now, not after the work
-    session, console = ModelSession.from_pretrained(resolved), Console(stderr=True)
+    session = ModelSession.from_pretrained(resolved)
     encoder = session.encoder
     native = encoder.native_resolution
     robustness_resolution = config.image_resolution if config.is_set("image_resolution") else native
@@ -183,7 +183,7 @@ def run_resolutions(
     # Before the images: what allocators keep of all the resolutions would blur the memory of each.
     costs = embedding_costs(embedder.embed_pixels, evaluated, batch_size, session.device)
     paths = list(dict.fromkeys(pair.image_path for pair in rows))
-    embeds, row_of, unreadable = embedder.embed(paths, console)
+    embeds, row_of, unreadable = embedder.embed(paths)
     rows = readable_rows(rows, lambda images: [unreadable.get(path, "") for path in images], config, split, skipped)
     evaluator = build_evaluator(session, rows)
     conditions = ConditionEvaluator(evaluator, row_of, embeds, session.engine().encode_texts)

@@ -292,7 +292,8 @@ def _tell_initial(context: TrainContext, validate: Callable[[], Validation]) -> 
 
 
 def _tell_references(context: TrainContext, sets: ReferenceSets, step: int, prefix: str) -> None:
-    scores = {f"{prefix}_{name}": value for name, value in sets.during().items()}
+    with context.emitter.phase("references"):
+        scores = {f"{prefix}_{name}": value for name, value in sets.during().items()}
     context.emitter.emit(Noted(name="references", step=step, values=scores))
 
 

@@ -16,6 +16,7 @@ from domainclip.errors import ConfigurationError, MissingExtraError
 from domainclip.models.lora import require_peft
 from domainclip.training.memory.model import MARGIN, SMALLEST_EFFICIENT, StepMemory
 from domainclip.training.memory.plan import ModelShape, plan_step
+from domainclip.waiting import Progress
 
 LORA_R = 8
 """The rank that is planned: memory hardly depends on it."""
@@ -152,30 +153,33 @@ def make_plan(
     length = text_length or min(77, shape.processor.max_length)
     notes: list[str] = []
     ways: list[_Way] = []
-    for with_lora in _lora_choices(lora, notes):
-        for precision in precisions:
-            for checkpointing in (False, True):
-                text = None
-                for resolution in tried:
-                    try:
-                        memory = plan_step(
-                            shape,
-                            DataSettings(image_resolution=resolution, max_sequence_length=length),
-                            OptimizerSettings(optimizer=optimizer, lora_r=LORA_R if with_lora else None),
-                            MemorySettings(precision=precision, gradient_checkpointing=checkpointing),
-                            device_type,
-                            overhead,
-                            memory_bytes=budget_bytes,
-                            known_text=text,
-                        )
-                    except ConfigurationError as error:
-                        if not checkpointing and (lora or not with_lora):  # nothing can be planned
-                            raise
-                        if str(error) not in notes:
-                            notes.append(str(error))
-                        break
-                    text = memory.text
-                    ways.append(_Way(resolution, with_lora, precision, checkpointing, memory))
+    adapters = _lora_choices(lora, notes)
+    with Progress(2 * len(adapters) * len(precisions) * len(tried), "Counting what steps hold in memory") as progress:
+        for with_lora in adapters:
+            for precision in precisions:
+                for checkpointing in (False, True):
+                    text = None
+                    for resolution in tried:
+                        try:
+                            memory = plan_step(
+                                shape,
+                                DataSettings(image_resolution=resolution, max_sequence_length=length),
+                                OptimizerSettings(optimizer=optimizer, lora_r=LORA_R if with_lora else None),
+                                MemorySettings(precision=precision, gradient_checkpointing=checkpointing),
+                                device_type,
+                                overhead,
+                                memory_bytes=budget_bytes,
+                                known_text=text,
+                            )
+                        except ConfigurationError as error:
+                            if not checkpointing and (lora or not with_lora):  # nothing can be planned
+                                raise
+                            if str(error) not in notes:
+                                notes.append(str(error))
+                            break
+                        text = memory.text
+                        ways.append(_Way(resolution, with_lora, precision, checkpointing, memory))
+                        progress.at(len(ways))
     rows = [
         _row(way, micro_batch, batch, budget_bytes)
         for resolution in tried

@@ -23,7 +23,7 @@ from domainclip.files import csv_text, write_bytes, write_text
 from domainclip.inference import ModelSession
 from domainclip.inference.classifier import Prediction
 from domainclip.resolve import resolve_for_inference
-from domainclip.waiting import said_while_waiting
+from domainclip.waiting import Progress
 from domainclip.words import counted, shortened_paths, some_of
 
 SHOWN_ROWS = 20
@@ -218,12 +218,14 @@ def run_prediction(
     engine = session.engine(images=ImageStore(0, config.max_image_pixels), backend=session.backend)
     batches = engine.encode_files([Path(found.rows[index].path) for index in there])
     at = 0
-    for batch in said_while_waiting(batches, len(there), "Classifying images", engine.batch_size):
-        predictions = iter(classifier(batch.embeddings, top_k, threshold))
-        for problem in batch.problems:
-            row = found.rows[there[at]]
-            rows[there[at]] = ClassifiedRow(row, None if problem else next(predictions), problem)
-            at += 1
+    with Progress(len(there), "Classifying images") as progress:
+        for batch in batches:
+            predictions = iter(classifier(batch.embeddings, top_k, threshold))
+            for problem in batch.problems:
+                row = found.rows[there[at]]
+                rows[there[at]] = ClassifiedRow(row, None if problem else next(predictions), problem)
+                at += 1
+            progress.at(at)
     result = Predictions(config.model_name, classifier.classes, threshold, rows, found.notes)
     bad = result.unreadable
     if bad and (config.strict or len(bad) == len(rows)):

@@ -26,7 +26,7 @@ from domainclip.errors import InputTypeError, Interrupted
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
-from domainclip.events import Emitter, Listener, PhaseProgress, RunEnded, StopRun
+from domainclip.events import Emitter, Listener, RunEnded, StopRun
 from domainclip.files import read_record, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.model_record import ModelRecord
@@ -45,22 +45,23 @@ from domainclip.pipelines.run_record import RunRecord
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
 from domainclip.reports.model_card import model_card, using_code
+from domainclip.reports.notebook import report_html, report_line
 from domainclip.reports.run_report import before_after_table, write_report
 from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
-from domainclip.tracking import ConsoleListener, ProgressFile, read_rows
+from domainclip.tracking import ConsoleListener, ProgressFile, notebook_display, read_rows, usual_console
 from domainclip.tracking.notifications import notifications, targets_of
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
-from domainclip.waiting import said_while_waiting
+from domainclip.waiting import Progress
 
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(repr=False)
 class RunOutcome:
-    """What a run leaves.
+    """What a run leaves. As the value of a notebook's cell it shows the verdict, a plot and a table.
 
     Attributes:
         folder: Where everything is.
@@ -69,6 +70,13 @@ class RunOutcome:
 
     folder: Path
     content: RunReport | None
+
+    def __repr__(self) -> str:
+        said = report_line(self.content) if self.content is not None else "the first process has the report"
+        return f"RunOutcome({said}; {self.folder})"
+
+    def _repr_html_(self) -> str | None:
+        return report_html(self.content, self.folder) if self.content is not None else None
 
     @property
     def report(self) -> RunReport:
@@ -101,7 +109,7 @@ def run_training(
         resume: Go on with the run in the folder.
         overwrite: Replace the run in the folder, once everything that can be wrong with this one has been looked at.
         accept_changed_data: Go on with a run whose rows or images have changed since it began.
-        console: Where the course is shown; standard error, if left out.
+        console: Where the course is shown; standard error, or in a notebook below the cell, if left out.
         splits: The rows; those of ``config.data_path``, if left out.
         listeners: Called with each event of the run (see ``domainclip.events``), in the first of several processes.
 
@@ -116,13 +124,15 @@ def run_training(
     if not isinstance(config, CLIPFinetuningConfig):
         raise InputTypeError(f"config is a {type(config).__name__}: give a CLIPFinetuningConfig")
     started = time.monotonic()
-    emitter = Emitter()
+    emitter, no_console = Emitter(), console is None
     for listener in listeners:
         emitter.add(listener)
     folder, stop = RunFolder(config.output_dir), StopSignals(at_once=True)
     with stop.watch(), _processes(config) as processes, ExitStack() as held:
-        console = (console or Console(stderr=True)) if processes.is_first else Console(quiet=True)
+        console = (console or usual_console()) if processes.is_first else Console(quiet=True)
         emitter.add(ConsoleListener(console), first=True)
+        for display in held.enter_context(notebook_display(no_console and processes.is_first)):
+            emitter.add(display)
         inference = resolve_for_inference(config)
         if processes.is_first:
             held.enter_context(locked_output(folder.path, "The output directory", console.print))
@@ -309,9 +319,12 @@ class _FirstProcess:
         if alignment is not None:
             if record.goes_on and not folder.alignment_before.exists():
                 record.require_initial_weights("The rows have to be embedded as they were before the training")
-            record.kept(lambda goes_on: alignment.remember_before(untrained, goes_on, rows))
+            with self.emitter.phase("alignment"):
+                record.kept(lambda goes_on: alignment.remember_before(untrained, goes_on, rows))
         if references is not None:
-            self.references_before = record.kept(lambda goes_on: references.before(folder.references_before, goes_on))
+            with self.emitter.phase("references"):
+                before_file = folder.references_before
+                self.references_before = record.kept(lambda goes_on: references.before(before_file, goes_on))
         record.took(time.monotonic() - self.started)
 
     def finish(self, result: dict[str, Any]) -> RunReport:
@@ -330,13 +343,15 @@ class _FirstProcess:
             write_json(folder.skipped, skipped)
         embed = SharedEmbedder(self.engine)
         after = self._evaluate(embed, "evaluation_after") if len(rows.shown) else None
-        calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path, _confidence(result))
+        with self.emitter.phase("calibration"):
+            calibration = calibrate(self.session, rows.val, rows.test, embed, folder.path, _confidence(result))
         self._record_for_users(calibration)
         of_listeners = [text for text in self.emitter.warnings if text not in result["warnings"]]  # since the training
         warnings = [*self.record.notes, *self.undrawn, *of_listeners]
         parts = dict[str, Any](decisions=self.record.decisions, calibration=calibration)
         if references is not None:
-            parts["reference_sets"] = references.report(self.references_before, references.on_test())
+            with self.emitter.phase("references"):
+                parts["reference_sets"] = references.report(self.references_before, references.on_test())
             warnings = [*references.warnings, *warnings]
         if self.run.recipe.error_analysis and len(rows.shown):
             parts["error_analysis"] = ERROR_ANALYSIS
@@ -346,16 +361,19 @@ class _FirstProcess:
         facts = run_facts(
             self.session, self.splits, rows.split, result, skipped, folder.path, run_time, warnings=warnings, **parts
         )
-        report = write_report(folder.path, facts, self.before, after, read_rows(folder.metrics), self._shown)
-        plain = plain_use(self.session, self.engine, rows.shown)
-        write_text(folder.model / "README.md", model_card(report, plain))
+        with self.emitter.phase("report"):
+            report = write_report(folder.path, facts, self.before, after, read_rows(folder.metrics), self._shown)
+            plain = plain_use(self.session, self.engine, rows.shown)
+            write_text(folder.model / "README.md", model_card(report, plain))
         if self.alignment is not None:
             of_split = [row for row in skipped if row["split"] == rows.split]
-            self.alignment.write(embed, of_split, self.run.recipe.retrieval_top_k)
+            with self.emitter.phase("alignment"):
+                self.alignment.write(embed, of_split, self.run.recipe.retrieval_top_k)
             console.print(f"Alignment: {self.alignment.folder / 'report.md'}", markup=False)
         if facts.error_analysis:  # after the reports: an image that cannot be shown must not cost the figures
             title = f"{folder.path.resolve().name}: after fine-tuning, {rows.split} split"
-            write_error_analysis_of(self.session, rows.shown, self.engine, embed, folder.path, title)
+            with self.emitter.phase("error_analysis"):
+                write_error_analysis_of(self.session, rows.shown, self.engine, embed, folder.path, title)
         console.print(before_after_table(report))
         console.print(f"Report: {folder.report}\nModel:  {folder.model}", markup=False)
         code = using_code(str(folder.model), bool(self.session.record.classes))
@@ -389,11 +407,12 @@ class _FirstProcess:
         """Evaluate the present weights as a phase of this name, which listeners can follow."""
         evaluator = build_evaluator(self.session, self.rows.shown, domain_metrics=True)
         paths, chunk = evaluator.paths, 4 * self.run.evaluation.eval_batch_size  # whole batches: the same figures
-        with self.emitter.phase(name, len(paths)):
-            for start in said_while_waiting(range(0, len(paths), chunk), len(paths), "Embedding images", chunk):
+        with self.emitter.phase(name, len(paths)) as phase:
+            for start in range(0, len(paths), chunk):
                 embed.encode_images(paths[start : start + chunk])
-                self.emitter.emit(PhaseProgress(name=name, done=min(start + chunk, len(paths)), total=len(paths)))
-            return evaluator.evaluate(embed)
+                phase.at(min(start + chunk, len(paths)))
+            with Progress(None, "Comparing with the texts"):
+                return evaluator.evaluate(embed)
 
     def _alignment(self) -> tuple[RunAlignment | None, list[str]]:
         """The alignment report that is asked for, or why it cannot be made of these rows."""

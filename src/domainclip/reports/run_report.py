@@ -131,7 +131,7 @@ def report_markdown(report: RunReport) -> str:
         skipped=skipped_lines(report.data.skipped),
         few_lines=_FEW_LINES,
         warnings=report.warnings[:_FEW_WARNINGS],
-        majority=_majority_not_passed(report),
+        majority=majority_not_passed(report),
         code=using_code(report.checkpoint, bool(classes)) if report.checkpoint else None,
     )
 
@@ -214,12 +214,26 @@ def before_after_table(report: RunReport) -> Table:
     table.add_column("metric")
     for column in ("before", "after"):
         table.add_column(column, justify="right")
-    domain = [name for name in report.after if METRICS[name].section == "domain"]
-    for name in dict.fromkeys([*shown_metrics(report.before, report.after), *domain]):
-        if report.after.get(name) is not None:
-            old, new = (value_text(part.get(name), name) for part in (report.before, report.after))
-            table.add_row(escape(title(name)), old, new)
+    for name, old, new in before_after_rows(report):
+        table.add_row(escape(title(name)), old, new)
     return table
+
+
+def before_after_rows(report: RunReport) -> list[tuple[str, str, str]]:
+    """The figures that a table of before and after has.
+
+    Args:
+        report: The report.
+
+    Returns:
+        Short names of metrics, each with both values as texts.
+    """
+    domain = [name for name in report.after if METRICS[name].section == "domain"]
+    return [
+        (name, value_text(report.before.get(name), name), value_text(report.after[name], name))
+        for name in dict.fromkeys([*shown_metrics(report.before, report.after), *domain])
+        if report.after.get(name) is not None
+    ]
 
 
 def _parts(report: RunReport) -> list[tuple[When, EvaluationDetails]]:
@@ -237,8 +251,15 @@ def _recall_before(report: RunReport) -> dict[str, float | None]:
     return old.per_class_recall if old and new else {}
 
 
-def _majority_not_passed(report: RunReport) -> float | None:
-    """What the most frequent class alone would score, where the model does no better."""
+def majority_not_passed(report: RunReport) -> float | None:
+    """What the most frequent class alone would score, where the model does no better.
+
+    Args:
+        report: The report.
+
+    Returns:
+        A fraction in [0, 1]; None where the model is better, or nothing is classified.
+    """
     found, accuracy = report.details.after.classification, report.after.get("acc1")
     if found is None or found.majority_fraction is None or accuracy is None:
         return None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from typing import Literal
 
 import orjson
+
+from domainclip.streams import StandardErrorHandler
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
@@ -47,7 +48,7 @@ def begin_logging(form: Literal["json", "text"], level: str = "INFO") -> None:
         form: How.
         level: From which on.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StandardErrorHandler()
     handler.setFormatter(
         JsonFormatter() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     )

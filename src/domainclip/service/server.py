@@ -23,6 +23,7 @@ from domainclip.service.app import build_app
 from domainclip.service.failures import RequestFailure
 from domainclip.service.service import Service
 from domainclip.service.settings import ServeSettings
+from domainclip.waiting import Progress, nothing_said
 
 log = logging.getLogger(__name__)
 
@@ -180,13 +181,15 @@ class _Process:
         loading = asyncio.create_task(self.service.start())
         ending = asyncio.create_task(self._ending.wait())
         try:
-            await asyncio.wait((loading, ending), return_when=asyncio.FIRST_COMPLETED)
+            with Progress(None, "Starting the service"):
+                await asyncio.wait((loading, ending), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 await loading
                 serving = serving or asyncio.create_task(self.server.serve([self.listening]))
                 notify("READY=1\nSTATUS=Ready")
                 log.info("Ready")
-                await asyncio.wait((ending, serving), return_when=asyncio.FIRST_COMPLETED)
+                with nothing_said():
+                    await asyncio.wait((ending, serving), return_when=asyncio.FIRST_COMPLETED)
             notify("STOPPING=1")
             if not loading.done():  # nothing was accepted, and a model that is being loaded cannot be hurried
                 os._exit(0)

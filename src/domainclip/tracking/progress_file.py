@@ -19,7 +19,7 @@ from domainclip.events import (
     RunEnded,
     RunStarted,
 )
-from domainclip.tracking.pace import Pace
+from domainclip.tracking.phases import PhasesUnderWay
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,7 @@ class ProgressFile:
             "step": 0,
             "total_steps": None,
         }
-        self._phases: dict[str, Pace | None] = {}
-        self._began: dict[str, float] = {}
+        self._phases = PhasesUnderWay()
         self._written = 0.0
 
     def __call__(self, event: Event) -> None:
@@ -62,41 +61,23 @@ class ProgressFile:
         Args:
             event: Any event.
         """
-        at_once = True
+        self._phases(event)
+        at_once = not isinstance(event, PhaseProgress)
         if isinstance(event, RunStarted):
             self._content |= {"step": event.step, "total_steps": event.total_steps}
-        elif isinstance(event, PhaseStarted):
-            self._began[event.name] = time.monotonic()
-            self._phases[event.name] = Pace(event.total, event.done) if event.total else None
         elif isinstance(event, PhaseProgress):
-            if (pace := self._phases.get(event.name)) is None:
-                pace = self._phases[event.name] = Pace(event.total)
-            pace.observe(event.done)
             if event.name == "training":
                 self._content["step"] = event.done
-            at_once = False
-        elif isinstance(event, PhaseFinished):
-            self._phases.pop(event.name, None)
         elif isinstance(event, RunEnded):
             self._content |= {"state": event.outcome, "text": event.text}
-        else:
+        elif not isinstance(event, PhaseStarted | PhaseFinished):
             return
         if at_once or time.monotonic() - self._written >= EVERY_SECONDS:
             self._write()
 
     def _write(self) -> None:
-        now = time.monotonic()
-        phases = [
-            {
-                "name": name,
-                "seconds": round(now - self._began.get(name, now), 1),
-                "done": pace.done if pace else None,
-                "total": pace.total if pace else None,
-                "seconds_left": pace.seconds_left() if pace else None,
-            }
-            for name, pace in self._phases.items()
-        ]
-        self._written = now
+        phases = [phase.to_dict() for phase in self._phases]
+        self._written = time.monotonic()
         temporary = self.path.with_name(f".{self.path.name}.00000000.tmp")  # what ``remove_leftovers`` knows
         try:
             temporary.write_text(json.dumps({**self._content, "updated_at": time.time(), "phases": phases}))

@@ -15,7 +15,7 @@ from domainclip.data.batches import Batch, PrefetchDataLoader
 from domainclip.data.sampler import EpochBatchSampler
 from domainclip.devices.memory import peak_memory_mb
 from domainclip.errors import DataError, Interrupted
-from domainclip.events import ImageSkipped, Noted, PhaseProgress, RunFinished, RunStarted
+from domainclip.events import ImageSkipped, Noted, RunFinished, RunStarted
 from domainclip.signals import StopSignals
 from domainclip.training.checkpointer import Checkpointer
 from domainclip.training.memory.run import RunMemory
@@ -110,7 +110,8 @@ class Trainer:
             self._save_probe()
         stopped_early = state.stops_early(self.evaluation)
         self.encoder.train()
-        with self.stop.watch(), self.memory.monitor, emitter.phase("training", self.total_steps, state.step):
+        training = emitter.phase("training", self.total_steps, state.step)
+        with self.stop.watch(), self.memory.monitor, training:
             while state.step < self.total_steps and not stopped_early:
                 if self.find_hard_negatives is not None and state.epoch and not state.batch:
                     with emitter.phase("hard_negatives"):
@@ -140,9 +141,7 @@ class Trainer:
                     self.step.times.finish_step(waited, seconds)
                     if read and output is not None:
                         self.observer(output, norm, rows)
-                    emitter.emit(
-                        PhaseProgress(name="training", done=state.step, total=self.total_steps, loss=state.last_loss)
-                    )
+                    training.at(state.step, loss=state.last_loss)
 
                     # Validate.
                     if self.validator is not None and (

@@ -28,6 +28,7 @@ from domainclip.tune.prepare import Work, prepare
 from domainclip.tune.results import PARTS, trial_line, write_results
 from domainclip.tune.space import Space
 from domainclip.tune.stopping import StudySignals
+from domainclip.waiting import Progress
 from domainclip.words import some_of
 
 if TYPE_CHECKING:
@@ -151,48 +152,52 @@ def _check_request(
 
 def _run_trials(work: Work, trials: int, signals: StudySignals, console: Console) -> None:
     study, drawn = work.study, 0.0
-    while (done := sum(record.finished for record in studies.records(study))) < trials:
-        signals.check()
-        trial = studies.draw(study, work.tuning.recipe.seed, trials)
-        try:
-            _one_trial(work, trial, signals, console, f"trial {trial.number}, {done + 1} of {trials}")
-        except Interrupted:
-            studies.fail(study, trial, "interrupted", "stopped by a signal", again=True)
-            raise
-        except Exception as error:  # what stops the study is told by its own message; here the trial is closed
-            again = not isinstance(error, ConfigurationError)  # these values would fail again
-            studies.fail(study, trial, "error", str(error), again=again)
-            raise
-        studies.seal(study)
-        summary = work.summary(trials)
-        draw = time.monotonic() - drawn > REDRAW_SECONDS
-        write_results(work.runner.folder, summary, plots=draw)
-        drawn = time.monotonic() if draw else drawn
-        record = next(r for r in summary.trials if r.number == trial.number)
-        console.print(trial_line(record, summary), markup=False, highlight=False, soft_wrap=True)
+
+    def finished() -> int:
+        return sum(record.finished for record in studies.records(study))
+
+    with Progress(trials, "Trials", finished()) as progress:
+        while (done := finished()) < trials:
+            progress.at(done)
+            signals.check()
+            trial = studies.draw(study, work.tuning.recipe.seed, trials)
+            try:
+                _one_trial(work, trial, signals, progress)
+            except Interrupted:
+                studies.fail(study, trial, "interrupted", "stopped by a signal", again=True)
+                raise
+            except Exception as error:  # what stops the study is told by its own message; here the trial is closed
+                again = not isinstance(error, ConfigurationError)  # these values would fail again
+                studies.fail(study, trial, "error", str(error), again=again)
+                raise
+            studies.seal(study)
+            summary = work.summary(trials)
+            draw = time.monotonic() - drawn > REDRAW_SECONDS
+            write_results(work.runner.folder, summary, plots=draw)
+            drawn = time.monotonic() if draw else drawn
+            record = next(r for r in summary.trials if r.number == trial.number)
+            console.print(trial_line(record, summary), markup=False, highlight=False, soft_wrap=True)
     signals.check()
 
 
-def _one_trial(work: Work, trial: Trial, signals: StudySignals, console: Console, title: str) -> None:
+def _one_trial(work: Work, trial: Trial, signals: StudySignals, progress: Progress) -> None:
     from optuna.trial import TrialState
 
     study, default = work.study, bool(trial.user_attrs.get("default"))
     only = set(studies.labels(study, trial.number)) if default else None
     params = work.conditions.suggest(trial, only)
 
-    with console.status(f"{title}: training …") as status:
+    def judge(validated: Validated) -> str:
+        trial.report(validated.value, validated.step)
+        progress.note = f"trial {trial.number}: {validated.primary} {validated.value:.4f} at step {validated.step}"
+        signals.check()
+        if not default and trial.should_prune():  # the yardstick itself is measured whole
+            return f"below the median of the trials before it at step {validated.step}"
+        return ""
 
-        def judge(validated: Validated) -> str:
-            trial.report(validated.value, validated.step)
-            status.update(f"{title}: {validated.primary} {validated.value:.4f} at step {validated.step}")
-            signals.check()
-            if not default and trial.should_prune():  # the yardstick itself is measured whole
-                return f"below the median of the trials before it at step {validated.step}"
-            return ""
-
-        # The default is the recipe with nothing changed: setting a key to the value it would resolve to is a choice
-        # too (a set temperature, for one, is not the model's own any more).
-        result = work.runner(trial.number, {} if default else params, judge)
+    # The default is the recipe with nothing changed: setting a key to the value it would resolve to is a choice
+    # too (a set temperature, for one, is not the model's own any more).
+    result = work.runner(trial.number, {} if default else params, judge)
     studies.note(
         study,
         trial,

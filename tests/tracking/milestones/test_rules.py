@@ -24,7 +24,7 @@ from domainclip.events import (
     StepLogged,
     Validated,
 )
-from domainclip.tracking import pace
+from domainclip.pace import Pace
 from domainclip.tracking.milestones import health_rules
 from domainclip.tracking.milestones.rule import RunFacts
 from domainclip.tracking.milestones.watch import RULES, MilestoneWatch, sentence_of
@@ -194,8 +194,8 @@ def test_a_disk_with_less_than_two_checkpoints(tmp_path: Path, monkeypatch: pyte
 
 def test_an_end_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    for module in (pace, health_rules):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(health_rules, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Pace.__init__, "__defaults__", (0, lambda: now[0]))
 
     def run(seconds_of: Any) -> list[Milestone]:
         watch = MilestoneWatch(FACTS, lambda event: None)

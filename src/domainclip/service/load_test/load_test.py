@@ -18,6 +18,8 @@ from domainclip.service.load_test.null_server import null_server
 from domainclip.service.load_test.outcomes import Trial
 from domainclip.service.load_test.slo import Slo
 from domainclip.service.load_test.trial import TrialSettings, closed_loop, open_loop
+from domainclip.waiting import Progress
+from domainclip.words import counted
 
 T = TypeVar("T")
 
@@ -98,7 +100,8 @@ class LoadTest:
         if clients < 1:
             raise ConfigurationError(f"There must be at least one client, got {clients}")
         first = next(self._numbers) * _INDICES_OF_A_TRIAL
-        trial = run_in_loop(closed_loop(self.settings, clients, self.slos, first))
+        with Progress(None, f"Asking with {counted(clients, 'client')}"):
+            trial = run_in_loop(closed_loop(self.settings, clients, self.slos, first))
         self.say(trial)
         return trial
 

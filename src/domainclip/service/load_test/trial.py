@@ -18,6 +18,7 @@ from domainclip.service.load_test.http_client import Answer, ConnectionLost, Con
 from domainclip.service.load_test.outcomes import ERROR, TIMEOUT, Outcome, Trial
 from domainclip.service.load_test.slo import Slo
 from domainclip.service.load_test.workload import Workload
+from domainclip.waiting import Progress
 
 Heard = Callable[[int, Answer], None]
 """Is told each answer with the index of its request."""
@@ -114,15 +115,17 @@ async def open_loop(
     allowed = max((slo.late_allowed(counted) for slo in slos), default=counted)
     sent = 0
     cpu, sender.began = time.process_time(), time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:  # ends when all are answered
-        for number, due in enumerate(arrivals):
-            wait = due - sender.now()
-            if wait > 0 or number % 16 == 0:  # where it is behind its times, it still has to read answers
-                await asyncio.sleep(max(wait, 0))
-            if stop_early and sender.late > allowed:
-                break
-            tasks.create_task(sender.send(number, due))
-            sent += 1
+    with Progress(len(arrivals), f"Asking {rate:,.4g} times a second") as progress:
+        async with asyncio.TaskGroup() as tasks:  # ends when all are answered
+            for number, due in enumerate(arrivals):
+                wait = due - sender.now()
+                if wait > 0 or number % 16 == 0:  # where it is behind its times, it still has to read answers
+                    await asyncio.sleep(max(wait, 0))
+                if stop_early and sender.late > allowed:
+                    break
+                tasks.create_task(sender.send(number, due))
+                sent += 1
+                progress.at(sent)
     cpu, wall = time.process_time() - cpu, sender.now()
     pool.close()
     return Trial.of(

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from domainclip.events import CheckpointSaved, Event, PhaseProgress, RunStarted, StepLogged
+from domainclip.pace import Pace
 from domainclip.tracking.milestones.rule import Found, InARow, Rule, RunFacts
-from domainclip.tracking.pace import Pace
 
 RANK_LEFT = 0.1
 """The fraction of its effective rank at the start below which a batch has collapsed."""

@@ -12,6 +12,7 @@ from domainclip.config.probe_settings import ProbeSettings
 from domainclip.training.probe.fit import Effort, ProjectionFit
 from domainclip.training.probe.held_out import HeldOut, calibrated_surprise
 from domainclip.training.probe.rows import ProbeRows
+from domainclip.waiting import Progress
 
 FOLDS = 3
 EFFORTS = (
@@ -134,10 +135,12 @@ def cross_validated(
     Returns:
         One part for each fold.
     """
-    parts = []
-    for fitted, held in folds:
-        fit(fitted, effort, check=check)
-        parts.append(fit.held_out(held))
+    parts: list[HeldOut] = []
+    with Progress(len(folds), f"Trying {effort.steps} steps in folds") as progress:
+        for fitted, held in folds:
+            fit(fitted, effort, check=check)
+            parts.append(fit.held_out(held))
+            progress.at(len(parts))
     return parts
 
 

@@ -25,7 +25,7 @@ from domainclip.models.projections import (
 )
 from domainclip.models.towers import TowerName
 from domainclip.training.probe.progress import SAVE_SECONDS, ProbeProgress
-from domainclip.waiting import said_while_waiting
+from domainclip.waiting import Progress
 
 
 @dataclass
@@ -126,9 +126,9 @@ class FeatureReader:
             return {"rows": list(kept), "skipped": dict(skipped), "images": content}
 
         done, began = saved.get("done", 0), time.monotonic()
-        with ThreadPoolExecutor() as pool, self._frozen():
-            starts = range(done, len(rows), self.batch_size)
-            for start in said_while_waiting(starts, len(rows) - done, "Reading features of images", self.batch_size):
+        reading = Progress(len(rows), "Reading features of images", done)
+        with ThreadPoolExecutor() as pool, self._frozen(), reading:
+            for start in range(done, len(rows), self.batch_size):
                 part = rows[start : start + self.batch_size]
                 good = []
                 for row, found in zip(part, pool.map(read, part), strict=True):
@@ -147,6 +147,7 @@ class FeatureReader:
                         ),
                     )
                 self._keep(name, start + len(part), len(rows), so_far, began)
+                reading.at(start + len(part))
         return ImageFeatures(join_inputs(parts) if parts else self.nothing("image"), kept, skipped)
 
     def nothing(self, tower: TowerName) -> ProjectionInputs:
@@ -180,7 +181,7 @@ class FeatureReader:
         def so_far() -> dict[str, Any]:
             return {"texts": _content(join_inputs(parts))}
 
-        with self._frozen():
+        with self._frozen(), Progress(len(order), "Reading features of texts", done) as reading:
             for start in range(done, len(order), self.batch_size):
                 part = [list(token_ids[number]) for number in order[start : start + self.batch_size]]
                 length = processor.max_length
@@ -196,6 +197,7 @@ class FeatureReader:
                     ),
                 )
                 self._keep(name, start + len(part), len(order), so_far, began)
+                reading.at(start + len(part))
         joined = join_inputs(parts)
         back = torch.empty(len(order), dtype=torch.long)
         back[order] = torch.arange(len(order))

@@ -19,6 +19,7 @@ from domainclip.training.optim.optimizer import rate_factor
 from domainclip.training.probe.held_out import HeldOut
 from domainclip.training.probe.rows import ClassPrompts, Draw, ProbeRows
 from domainclip.training.regularization.regularizers import distillation_penalty
+from domainclip.waiting import Progress
 
 BATCH = 256
 """Rows of a step. Batches of 1,024 took four times as long and were 0 to 4 points worse (docs/log.md)."""
@@ -133,7 +134,7 @@ class ProjectionFit:
         batches = self.rows.batches(rows, BATCH, effort.steps, generator)
         training = self.encoder.training
         self.encoder.eval()  # an adapter's dropout
-        with torch.enable_grad():
+        with torch.enable_grad(), Progress(effort.steps, "Fitting projections") as progress:
             for step, batch in enumerate(batches):
                 if check is not None:
                     check()
@@ -160,6 +161,7 @@ class ProjectionFit:
                 loss.backward()
                 optimizer.step()
                 self.encoder.clamp_logit_scale()
+                progress.at(step + 1)
         optimizer.zero_grad(set_to_none=True)
         self.encoder.train(training)
 
