@@ -81,7 +81,7 @@
         },
         axes: [
           { ...axis, grid: { show: false }, size: 26, space: 60, incrs: WHOLE, values: (_, ticks) => ticks.map((tick) => figure(tick)) },
-          { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => tick === null ? null : this.show(tick)) },
+          { ...axis, size: 58, values: (_, ticks, __, ___, apart) => ticks.map((tick) => tick === null ? null : this.panel.log ? figure(tick) : tickText(tick, apart)) },
         ],
         series: [{}, ...series],
         bands,
@@ -96,8 +96,10 @@
         const dash = dashOf(line.run);
         series.push({
           stroke: colour, width: line.faint ? 1 : 1.75, alpha: line.faint ? 0.4 : 1, dash, points: { show: false },
-          fill: line.hatch === undefined ? undefined : (plot) => hatching(plot.ctx, line.hatch, colour),
+          fill: line.hatch === 0 ? (plot) => hatching(plot.ctx, 0, colour) : undefined,
         });
+        // A layer of a stack reaches down to the one below, whose line comes next.
+        if (line.hatch > 0) bands.push({ series: [series.length, series.length + 1], fill: (plot) => hatching(plot.ctx, line.hatch, colour) });
         if (!line.low) continue;
         for (let edge = 0; edge < 2; edge++) series.push({ stroke: "transparent", width: 0, points: { show: false } });
         bands.push({ series: [series.length, series.length - 1], fill: fade(colour, 0.16) });
@@ -140,7 +142,14 @@
         ctx.lineTo(bbox.left + bbox.width, y);
         ctx.stroke();
         ctx.textBaseline = y - bbox.top < 20 * ratio ? "top" : "bottom";
-        ctx.fillText(`${name} ${this.show(value)}`, bbox.left + bbox.width - 4 * ratio, y + (ctx.textBaseline === "top" ? 3 : -3) * ratio);
+        // On a rim of the card's colour, so that it can be read where a line passes behind it.
+        const text = [`${name} ${this.show(value)}`, bbox.left + bbox.width - 4 * ratio, y + (ctx.textBaseline === "top" ? 3 : -3) * ratio];
+        ctx.setLineDash([]);
+        ctx.save();
+        Object.assign(ctx, { strokeStyle: getComputedStyle(this.box).backgroundColor, lineWidth: 4 * ratio, lineJoin: "round" });
+        ctx.strokeText(...text);
+        ctx.restore();
+        ctx.fillText(...text);
       }
       ctx.restore();
     }
@@ -199,6 +208,14 @@
     }
   }
 
+  /* As many digits as it takes to tell two ticks apart. */
+  function tickText(tick, apart) {
+    if (tick !== 0 && Math.abs(tick) < 0.001) return figure(tick);
+    let digits = 0;
+    while (digits < 8 && Math.abs(apart * 10 ** digits - Math.round(apart * 10 ** digits)) > 1e-6) digits++;
+    return page.round(tick, digits);
+  }
+
   const WHOLE = [1, 2, 5].flatMap((digit) => Array.from({ length: 9 }, (_, power) => digit * 10 ** power)).sort((a, b) => a - b);
 
   page.tableOf = (heads, rows) => element("table", {},
@@ -206,5 +223,6 @@
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, cell))))));
 
   page.Chart = Chart;
+  page.tickText = tickText;
   page.redrawCharts = () => { for (const chart of charts) if (chart.drawn) chart.draw(); };
 })(window.domainclip);

@@ -83,8 +83,8 @@
         ...this.size(), padding: [10, 14, 0, 0], legend: { show: false }, cursor: { show: false },
         scales: { x: { time: false, range: () => this.range() }, y: { range: (_, low, high) => [0, 1.08 * (high || 1)] } },
         axes: [
-          { ...axis, grid: { show: false }, size: 26, values: (_, ticks) => ticks.map(figure) },
-          { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => `${figure(tick)} %`) },
+          { ...axis, grid: { show: false }, size: 26, values: (_, ticks, __, ___, apart) => ticks.map((tick) => page.tickText(tick, apart)) },
+          { ...axis, size: 58, values: (_, ticks, __, ___, apart) => ticks.map((tick) => `${page.tickText(tick, apart)} %`) },
         ],
         series: [{}, ...this.keys.map(({ key, hatch }) => {
           const colour = getComputedStyle(key).color;

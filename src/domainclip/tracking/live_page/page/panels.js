@@ -66,7 +66,7 @@
     const form = shownAs(name);
     return {
       id: "primary", title: words(name), ...form, unit: `${form.unit ? `${form.unit}, ` : ""}the primary metric, by validation`,
-      note: "The band is the interval of the newest figures: two values within it are not told apart.",
+      note: "The band is the interval of each validation: values nearer than that are not told apart.",
       lines: (all) => lines(all.filter((run) => bare(run) === name), `val_${name}`, { ...form, name: words(name), mark: 2 })
         .map((line) => ({ ...line, run: runs.findIndex((run) => run.name === line.runName) })),
       levels: (all) => levelsOfZeroShot(all, () => name, form.scale),
@@ -84,7 +84,7 @@
 
   const TIMES = ["data", "towers", "loss", "optimizer"];
 
-  /* Areas on top of each other; the uppermost is drawn first, so that each lower one covers its part. */
+  /* Areas on top of each other, the uppermost first, as its name stands in the legend. */
   function stack(run) {
     const series = TIMES.map((name) => run.series[`seconds_${name}`]);
     const there = TIMES.map((name, row) => ({ name, series: series[row], hatch: row })).filter((layer) => layer.series);
@@ -116,7 +116,8 @@
   }
 
   function sections(runs) {
-    const references = namesOf(runs).filter((name) => name.startsWith("val_reference_"));
+    const sets = namesOf(runs).filter((name) => name.startsWith("val_reference_") && name !== "val_reference_mean");
+    const references = sets.length > 1 ? ["val_reference_mean", ...sets] : sets; // of one set, the mean says nothing more
     const power = namesOf(runs).filter((name) => /^power_/.test(name));
     const ofStacks = runs.length > 1 ? (run) => `, ${run.name}` : () => "";
     return [
@@ -126,8 +127,8 @@
           { id: "loss", title: "Loss", wide: true, lines: lossLines, note: "Thick: a moving average of the training steps; thin: the steps themselves." },
           primaryPanel(runs),
           { id: "parts", title: "Parts of the loss", lines: parts, zero: true },
-          { id: "accuracy", title: "Accuracy", ...PERCENT, lines: several(ACCURACY, PERCENT) },
-          { id: "retrieval", title: "Retrieval", ...PERCENT, unit: "% of queries", lines: several(RETRIEVAL, PERCENT) },
+          { id: "accuracy", title: "Accuracy", ...PERCENT, lines: (all) => several(ACCURACY, PERCENT)(all).map(({ low, high, ...line }) => line) },
+          { id: "retrieval", title: "Retrieval", ...PERCENT, unit: "% of queries", lines: (all) => several(RETRIEVAL, PERCENT)(all).map(({ low, high, ...line }) => line) },
           {
             id: "references", title: "Reference sets", ...PERCENT, unit: "%, what is kept of what it knew before",
             lines: (all) => references.flatMap((key, row) => lines(all, key, { ...PERCENT, mark: row + 1, name: words(key.replace("reference_", "")) })),
