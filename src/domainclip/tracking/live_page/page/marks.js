@@ -5,7 +5,7 @@
 (function (page) {
   const DASHES = [[], [7, 4], [2, 3], [11, 3, 2, 3], [4, 8]];
   const SHAPES = ["circle", "square", "triangle", "diamond", "cross", "ring"];
-  const FAR = 130, NEAR = 12, FEW = 40;
+  const FAR = 130, NEAR = 12, FEW = 16;
 
   const dashOf = (run) => DASHES[run % DASHES.length];
 

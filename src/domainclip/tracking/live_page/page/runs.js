@@ -75,7 +75,7 @@
   }
 
   function showRuns({ runs }) {
-    setText(byId("runs-title"), runs.length > 1 ? "Runs, each with its dash pattern" : "Run");
+    setText(byId("runs-title"), runs.length > 1 ? "Runs: each has its dash pattern, and in legends their figures stand in this order" : "Run");
     setText(byId("names"), runs.map((run) => run.name).join(", "));
     document.title = `${runs.map((run) => run.state === "running" && run.total_steps ? `${Math.floor(100 * run.step / run.total_steps)} %` : run.state).join(", ")} · ${runs.map((run) => run.name).join(", ")} · domainclip`;
     runs.forEach((run, index) => {
