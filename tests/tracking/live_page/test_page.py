@@ -1,4 +1,4 @@
-"""The live page in a real browser: served with events and as one file, four views, keyboard, a server that goes away."""
+"""The live page in a real browser: with events and as one file, four views, keyboard, a server that goes away."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@
       const { series, bands } = this.series();
       this.drawn = new uPlot({
         ...this.size(),
-        padding: [10, 14, 0, 0],
+        padding: [10, 26, 0, 0],
         legend: { show: false },
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 }, sync: { key: "steps", setSeries: false } },
         scales: {

@@ -80,7 +80,7 @@
       const style = getComputedStyle(this.plot);
       const axis = { stroke: style.color, font: "12px system-ui, sans-serif", grid: { stroke: style.borderTopColor, width: 1 }, ticks: { show: false } };
       this.drawn = new uPlot({
-        ...this.size(), padding: [10, 14, 0, 0], legend: { show: false }, cursor: { show: false },
+        ...this.size(), padding: [10, 26, 0, 0], legend: { show: false }, cursor: { show: false },
         scales: { x: { time: false, range: () => this.range() }, y: { range: (_, low, high) => [0, 1.08 * (high || 1)] } },
         axes: [
           { ...axis, grid: { show: false }, size: 26, values: (_, ticks, __, ___, apart) => ticks.map((tick) => page.tickText(tick, apart)) },

@@ -41,6 +41,7 @@
   function drawMarkers(plot, line, colour) {
     const { ctx, bbox } = plot, ratio = devicePixelRatio;
     const apart = (line.steps.length <= FEW ? NEAR : FAR) * ratio;
+    ctx.setLineDash([]); // the line before may have left its own
     let next = bbox.left + (line.steps.length <= FEW ? -1 : (20 + 23 * line.mark) * ratio);
     line.steps.forEach((step, row) => {
       const x = plot.valToPos(step, "x", true), value = line.shown[row];

@@ -52,13 +52,17 @@
   const inPercent = (name) => /(acc\d*|accuracy|recall|precision|f1|R@\d+|mAP|auc|auroc|sensitivity|specificity|kappa|MRR)/i.test(name);
   const shownAs = (name) => inPercent(name) ? PERCENT : {};
 
-  function levelsOfZeroShot(runs, metricOf, scale = 1) {
-    const values = runs.map((run) => run.zero_shot?.[metricOf(run)]);
+  /* A level line for each value that a run has, with the run's name where they differ. */
+  function levels(name, runs, valueOf) {
+    const values = runs.map(valueOf);
     const known = [...new Set(values.filter((value) => typeof value === "number"))];
-    return known.map((value) => ({
-      name: known.length > 1 ? `zero-shot ${runs[values.indexOf(value)].name}` : "zero-shot", value: value * scale,
-    }));
+    return known.map((value) => ({ name: known.length > 1 ? `${name}, ${runs[values.indexOf(value)].name}` : name, value }));
   }
+
+  const zeroShot = (runs, metric, scale = 1) => levels("zero-shot", runs, (run) => {
+    const value = run.zero_shot?.[metric];
+    return typeof value === "number" ? value * scale : null;
+  });
 
   function primaryPanel(runs) {
     const name = runs.map(bare).find(Boolean);
@@ -69,7 +73,7 @@
       note: "The band is the interval of each validation: values nearer than that are not told apart.",
       lines: (all) => lines(all.filter((run) => bare(run) === name), `val_${name}`, { ...form, name: words(name), mark: 2 })
         .map((line) => ({ ...line, run: runs.findIndex((run) => run.name === line.runName) })),
-      levels: (all) => levelsOfZeroShot(all, () => name, form.scale),
+      levels: (all) => zeroShot(all, name, form.scale),
     };
   }
 
@@ -77,8 +81,6 @@
   const RETRIEVAL = ["val_mean_R@1", "val_i2t_R@1", "val_t2i_R@1", "val_i2t_R@5", "val_t2i_R@5"];
   const GEOMETRY = ["val_modality_gap", "val_uniformity", "val_effective_rank"];
   const COUNTS = /^val_n_/;
-
-  const zeroShotOf = (key) => (runs) => levelsOfZeroShot(runs, () => key.replace("val_", ""));
 
   /* ---- time ---- */
 
@@ -100,18 +102,13 @@
 
   /* ---- sections ---- */
 
-  function memoryLevels(runs) {
-    const predicted = runs.map((run) => run.memory?.predicted_mb).filter((value) => typeof value === "number");
-    return [...new Set(predicted)].map((value) => ({ name: "predicted", value }));
-  }
-
   function furtherPanels(runs) {
     const shown = new Set([...ACCURACY, ...RETRIEVAL, ...GEOMETRY, "val_loss", ...runs.map((run) => `val_${bare(run)}`)]);
     return namesOf(runs)
       .filter((name) => name.startsWith("val_") && !shown.has(name) && !COUNTS.test(name) && !name.startsWith("val_reference_"))
       .map((name) => ({
         id: name.replace(/[^a-zA-Z0-9]/g, "-"), title: words(name), ...shownAs(name), lines: one(name, { ...shownAs(name), mark: 2 }),
-        levels: (all) => levelsOfZeroShot(all, () => name.slice(4), shownAs(name).scale),
+        levels: (all) => zeroShot(all, name.slice(4), shownAs(name).scale),
       }));
   }
 
@@ -138,12 +135,12 @@
       {
         title: "Embeddings", similarities: true,
         panels: [
-          { id: "gap", title: "Modality gap", unit: "distance of the two means", zero: true, lines: one("val_modality_gap", { mark: 1 }), levels: zeroShotOf("val_modality_gap") },
-          { id: "uniformity", title: "Uniformity", unit: "lower: spread out more evenly", lines: one("val_uniformity", { mark: 3 }), levels: zeroShotOf("val_uniformity") },
+          { id: "gap", title: "Modality gap", unit: "distance of the two means", zero: true, lines: one("val_modality_gap", { mark: 1 }), levels: (all) => zeroShot(all, "modality_gap") },
+          { id: "uniformity", title: "Uniformity", unit: "lower: spread out more evenly", lines: one("val_uniformity", { mark: 3 }), levels: (all) => zeroShot(all, "uniformity") },
           {
             id: "rank", title: "Effective rank", unit: "dimensions in use", zero: true,
             lines: (all) => [...lines(all, "val_effective_rank", { name: "validation", mark: 5 }), ...lines(all, "effective_rank", { name: "batch", mark: 1 })],
-            levels: zeroShotOf("val_effective_rank"),
+            levels: (all) => zeroShot(all, "effective_rank"),
           },
           { id: "spread", title: "Spread of the embeddings", unit: "of a batch; near 0: collapse", zero: true, lines: one("embedding_spread", { mark: 4 }) },
         ],
@@ -163,7 +160,7 @@
           ...runs.map((run, index) => ({
             id: `time-${index}`, title: `Where the time goes${ofStacks(run)}`, unit: "ms a step", zero: true, lines: (all) => all[index] ? stack(all[index]) : [],
           })),
-          { id: "memory", title: "Memory", unit: "MB", lines: (all) => [...lines(all, "memory_mb", { name: "held", mark: 1 }), ...lines(all, "peak_memory_mb", { name: "peak", mark: 3 })], levels: memoryLevels, zero: true },
+          { id: "memory", title: "Memory", unit: "MB", lines: (all) => [...lines(all, "memory_mb", { name: "held", mark: 1 }), ...lines(all, "peak_memory_mb", { name: "peak", mark: 3 })], levels: (all) => levels("predicted", all, (run) => run.memory?.predicted_mb), zero: true },
           { id: "power", title: "Power", unit: "W", zero: true, lines: several(power) },
         ],
       },
