@@ -47,6 +47,7 @@ from domainclip.cli.search import search
 from domainclip.cli.serve import serve
 from domainclip.cli.start_checks import check_model, check_recipe, check_start
 from domainclip.cli.tune import tune
+from domainclip.cli.watch import watch
 from domainclip.errors import CLIPFinetuningError, ConfigurationError, DamagedFileError, Interrupted
 from domainclip.files import require_writable
 from domainclip.signals import StopSignals, leave_at_the_next
@@ -253,6 +254,7 @@ app.command("export-embeddings")(export_embeddings)
 app.command("search", cls=KeyCommand)(search)
 app.command("serve", cls=KeyCommand)(serve)
 app.command("notify")(notify)
+app.command("watch")(watch)
 app.command("tune", cls=KeyCommand)(tune)
 
 

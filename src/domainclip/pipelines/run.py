@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,6 +168,8 @@ def run_training(
                 name = folder.path.resolve().name
                 told = notifications(targets, config.notify_level, folder.notifications, name, emitter.warn)
                 emitter.add(held.enter_context(told))
+            if config.dashboard:
+                held.enter_context(_live_page(folder, console))
             held.enter_context(_told_how_it_ends(emitter, folder))
             first.record.begin(resume)
             stop.advice = ". What was saved is whole: go on with resume=True"
@@ -189,6 +191,12 @@ def run_training(
             accept_changed_data=accept_changed_data,
         )
         return RunOutcome(folder.path, first.finish(result) if first is not None else None)
+
+
+def _live_page(folder: RunFolder, console: Console) -> AbstractContextManager[None]:
+    from domainclip.tracking.live_page.server import served_beside
+
+    return served_beside(folder.path, lambda text: console.print(f"Live page: {text}", markup=False, highlight=False))
 
 
 @contextmanager

@@ -301,7 +301,11 @@ def metrics_row(event: Event) -> Row | None:
     elif isinstance(event, InitialValidated):
         row = {"step": 0, **{f"zero_shot_{name}": value for name, value in event.metrics.items()}}
     elif isinstance(event, Validated):
-        row = {"step": event.step, **{f"val_{name}": value for name, value in event.metrics.items()}}
+        row = {
+            "step": event.step,
+            **{f"val_{name}": value for name, value in event.metrics.items()},
+            "val_standard_error": event.standard_error,
+        }
     elif isinstance(event, Noted) and event.values:
         row = {"step": event.step, **event.values}
     else:

@@ -13,11 +13,13 @@ from typing import Any
 
 from domainclip.events import (
     Event,
+    InitialValidated,
     PhaseFinished,
     PhaseProgress,
     PhaseStarted,
     RunEnded,
     RunStarted,
+    Validated,
 )
 from domainclip.tracking.phases import PhasesUnderWay
 
@@ -68,6 +70,8 @@ class ProgressFile:
         elif isinstance(event, PhaseProgress):
             if event.name == "training":
                 self._content["step"] = event.done
+        elif isinstance(event, InitialValidated | Validated):
+            self._content |= {"primary": event.primary, "greater_is_better": event.greater_is_better}
         elif isinstance(event, RunEnded):
             self._content |= {"state": event.outcome, "text": event.text}
         elif not isinstance(event, PhaseStarted | PhaseFinished):

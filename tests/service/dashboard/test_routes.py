@@ -83,7 +83,7 @@ def test_no_other_file_is_given(address: str, name: str) -> None:
 
 
 def test_the_vendored_script_says_its_version_and_license() -> None:
-    vendor = resources.files("domainclip.service.dashboard") / "vendor"
+    vendor = resources.files("domainclip.web") / "vendor"
     version = re.search(r"uPlot ([\d.]+)", (vendor / "README.md").read_text(encoding="utf-8"))
     assert version is not None and f"(v{version[1]})" in (vendor / "uplot.min.js").read_text(encoding="utf-8")[:100]
     assert "MIT" in (vendor / "uplot.LICENSE").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ _OVERLAP_SECONDS = 5
 """Each event repeats the last seconds, so that one that is lost or late leaves no gap in the charts."""
 
 _FILES = resources.files("domainclip.service.dashboard")
+_WEB = resources.files("domainclip.web")
 _ASSETS = {
     "dashboard.css": "text/css",
     "dashboard.js": "text/javascript",
@@ -136,7 +137,7 @@ def dashboard_router(recent: RecentActivity, allowed: Callable[..., object] | No
     router = APIRouter(include_in_schema=False)
     broadcast = Broadcast(recent)
     page = _FILES.joinpath("page.html").read_bytes()
-    assets = {name: _FILES.joinpath(name).read_bytes() for name in _ASSETS}
+    assets = {name: (_WEB if name.startswith("vendor/") else _FILES).joinpath(name).read_bytes() for name in _ASSETS}
 
     @router.get("/dashboard")
     async def dashboard() -> Response:

@@ -1,0 +1,1 @@
+"""What the pages of the package share: the vendored chart library."""

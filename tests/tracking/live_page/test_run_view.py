@@ -1,0 +1,198 @@
+"""What the page reads from a run's folder, whatever state that is in."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domainclip.errors import ConfigurationError
+from domainclip.tracking.live_page.downsample import kept_points
+from domainclip.tracking.live_page.page import page_as_one_file, runs_in, snapshot_of, to_json
+from domainclip.tracking.live_page.run_view import RunView, recipe_difference
+from domainclip.tracking.live_page.tail import Tail
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], mode: str = "w") -> None:
+    with open(path, mode) as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def progress(folder: Path, **values: Any) -> None:
+    content = {"state": "running", "text": "", "pid": os.getpid(), "host": socket.gethostname()}
+    content |= {"started_at": time.time(), "updated_at": time.time(), "step": 3, "total_steps": 9, "phases": []}
+    (folder / "progress.json").write_text(json.dumps(content | values))
+
+
+# --- fewer points ---
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan)), max_size=300), st.integers(4, 60))
+def test_extremes_and_ends_are_kept(values: list[float], points: int) -> None:
+    kept = kept_points(np.array(values, float), points).tolist()
+    assert kept == sorted(set(kept)) and len(kept) <= max(points, min(len(values), points))
+    if len(values) <= points:
+        assert kept == list(range(len(values)))
+        return
+    assert kept[0] == 0 and kept[-1] == len(values) - 1
+    numbers = [value for value in values if not math.isnan(value)]
+    if numbers:
+        drawn = [values[position] for position in kept]
+        assert min(numbers) in drawn and max(numbers) in drawn
+    edges = np.linspace(0, len(values), (points - 2) // 2 + 1).astype(int).tolist()
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):  # a plain loop over the stretches
+        stretch = [value for value in values[start:stop] if not math.isnan(value)]
+        drawn = [values[position] for position in kept if start <= position < stop]
+        assert not stretch or (min(stretch) in drawn and max(stretch) in drawn)
+
+
+# --- a file that grows ---
+
+
+def test_a_tail_reads_what_is_new_and_waits_for_half_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.read() == (False, [])
+    write_rows(path, [{"step": 1}, {"step": 2}])
+    assert tail.read() == (False, [{"step": 1}, {"step": 2}])
+    assert tail.read() == (False, [])
+    with open(path, "a") as file:
+        file.write('{"step": 3, "lo')
+    assert tail.read() == (False, [])
+    with open(path, "a") as file:
+        file.write('ss": 1.5}\nno json\n[1]\n{"step": "x"}\n{"step": 4}\n')
+    assert tail.read() == (False, [{"step": 3, "loss": 1.5}, {"step": 4}])
+
+
+@pytest.mark.parametrize("how", ["replaced", "in place", "in place and longer"])
+def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_rows(path, [{"step": step} for step in range(1, 6)])
+    tail = Tail(path)
+    tail.read()
+    rows = [
+        {"step": 1},
+        {"step": 2},
+        *([{"step": step, "again": 1} for step in range(3, 20)] if "longer" in how else []),
+    ]
+    if how == "replaced":
+        write_rows(tmp_path / "other", rows)
+        (tmp_path / "other").replace(path)
+    else:
+        write_rows(path, rows)
+    assert tail.read() == (True, rows)
+    path.unlink()
+    assert tail.read() == (True, [])
+
+
+# --- a folder ---
+
+
+def test_a_view_has_every_figure_of_its_run(tmp_path: Path) -> None:
+    rows = [{"step": 0, "zero_shot_acc1": 0.4, "zero_shot_loss": 2.0}]
+    rows += [{"step": step, "loss": 3.0 / step, "learning_rate": 1e-4, "note": "text"} for step in range(1, 30)]
+    rows += [{"step": 30, "val_acc1": 0.5, "val_standard_error": 0.01}]
+    rows += [{"step": 31, "loss": None}]
+    write_rows(tmp_path / "metrics.jsonl", rows)
+    write_rows(tmp_path / "milestones.jsonl", [{"step": 3, "name": "new_best", "text": "<b>"}])
+    write_rows(tmp_path / "validations.jsonl", [{"step": step, "low": 0} for step in range(200)])
+    (tmp_path / "classes.json").write_text(
+        json.dumps({"step": 3, "classes": [{"label": "a", "mistaken": [["x.png", "b"]]}]})
+    )
+    progress(tmp_path, primary="acc1", phases=[{"name": "training", "done": 3, "total": 9}])
+    view = RunView(tmp_path)
+    found = view.snapshot()
+    assert found["series"]["loss"] == {
+        "steps": [*range(1, 30), 31],
+        "values": [*(3.0 / step for step in range(1, 30)), None],
+    }
+    assert found["series"]["val_acc1"] == {
+        "steps": [30],
+        "values": [0.5],
+        "low": [pytest.approx(0.4804)],
+        "high": [pytest.approx(0.5196)],
+    }
+    assert found["zero_shot"] == {"acc1": 0.4, "loss": 2.0} and "note" not in found["series"]
+    assert (found["state"], found["step"], found["total_steps"], found["primary"]) == ("running", 3, 9, "acc1")
+    assert found["milestones"][0]["name"] == "new_best" and view.images == {"x.png"}
+    assert len(found["validations"]) == 60
+    assert [found["validations"][0]["step"], found["validations"][-1]["step"]] == [0, 199]
+    write_rows(tmp_path / "metrics.jsonl", [{"step": 40, "loss": 0.1}], "a")
+    assert view.snapshot()["series"]["loss"]["steps"][-1] == 40
+    assert "<" not in to_json(snapshot_of([view]))
+
+
+def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    began = time.time()
+    progress(tmp_path, pid=child.pid, started_at=began + 0.5)
+    view = RunView(tmp_path)
+    assert view.snapshot()["state"] == "running"
+    child.kill()
+    child.wait()
+    assert view.snapshot()["state"] == "killed"
+    # The number may belong to another process by now, which is younger.
+    progress(tmp_path, pid=os.getpid(), started_at=1.0)
+    assert RunView(tmp_path).snapshot()["state"] == "killed"
+    progress(tmp_path, host="elsewhere", updated_at=time.time() - 10)
+    assert RunView(tmp_path).snapshot()["state"] == "running"
+    progress(tmp_path, host="elsewhere", updated_at=time.time() - 1000)
+    assert RunView(tmp_path).snapshot()["state"] == "killed"
+    progress(tmp_path, state="failed", text="the disk is full")
+    found = RunView(tmp_path).snapshot()
+    assert (found["state"], found["text"]) == ("failed", "the disk is full")
+
+
+def test_damaged_foreign_and_old_folders_show_less_and_break_nothing(tmp_path: Path) -> None:
+    assert RunView(tmp_path / "none").snapshot()["state"] == "unknown"
+    names = ("metrics.jsonl", "milestones.jsonl", "validations.jsonl", "classes.json", "progress.json", "recipe.yaml")
+    for content in (b"", b"\x00\xff\xfe", b"[" * 5000, b"null", b"[]", b'{"step": 1, "classes": {"a": 1}}\n', b"{"):
+        for name in (*names, "memory.json", "report.json"):
+            (tmp_path / name).write_bytes(content)
+        json.loads(to_json(snapshot_of([RunView(tmp_path)])))
+    old = tmp_path / "old"
+    old.mkdir()
+    write_rows(old / "metrics.jsonl", [{"step": 1, "loss": 1.0}, {"step": 2, "val_acc1": 0.5}])
+    (old / "report.json").write_text('{"verdict": {"outcome": "better", "metric": "acc1"}, "before": {}, "after": {}}')
+    found = RunView(old).snapshot()
+    assert (found["state"], found["primary"], found["step"]) == ("finished", "acc1", 2)
+    assert found["report"]["verdict"] == "better, by acc1"
+
+
+def test_a_hundred_thousand_points_a_curve_are_less_than_a_megabyte(tmp_path: Path) -> None:
+    names = [f"figure_{number}" for number in range(20)]
+    rows = np.random.default_rng(0).normal(size=(100_000, len(names))).tolist()
+    write_rows(
+        tmp_path / "metrics.jsonl",
+        [{"step": step + 1, **dict(zip(names, row, strict=True))} for step, row in enumerate(rows)],
+    )
+    assert len(page_as_one_file([RunView(tmp_path)])) < 1_000_000
+
+
+def test_the_difference_of_recipes(tmp_path: Path) -> None:
+    for name, text in (
+        ("a", "batch_size: 8\nlearning_rate: 0.1\noutput_dir: a\n"),
+        ("b", "batch_size: 16\nlearning_rate: 0.1\n"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text(text)
+    assert runs_in([tmp_path]) == [tmp_path / "a", tmp_path / "b"]
+    assert runs_in([tmp_path / "b", tmp_path]) == [tmp_path / "b", tmp_path / "a"]
+    views = [RunView(folder) for folder in runs_in([tmp_path])]
+    assert recipe_difference(views) == [{"key": "batch_size", "values": ["8", "16"]}]
+    (tmp_path / "empty").mkdir()
+    for wrong, text in ((tmp_path / "empty", "holds no run"), (tmp_path / "none", "is not there")):
+        with pytest.raises(ConfigurationError, match=text):
+            runs_in([wrong])
