@@ -181,7 +181,8 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, kw_only=True)
 class Noted:
-    """Something that happens once: the probe is trained, a run goes on from a checkpoint, memory has been predicted.
+    """Something that happens once: the probe is trained, a run goes on from a checkpoint, memory has been predicted;
+    or again whenever it happens: a step did not fit into memory and is repeated (``out_of_memory``).
 
     ``text`` is the line a person reads, or empty; ``values`` are figures by the names they have in ``metrics.jsonl``.
     """
@@ -255,6 +256,8 @@ class RunEnded:
     """What it has come to, or why it has ended, in a few sentences."""
     report: str | None = None
     """The path of its report, where it has finished."""
+    error: str = ""
+    """The class of the exception that has ended it, such as ``TrainingDivergedError``; empty where it has finished."""
 
 
 Event = (

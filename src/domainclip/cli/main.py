@@ -19,6 +19,7 @@ from domainclip.cli.compare import compare
 from domainclip.cli.deploy import deploy_app
 from domainclip.cli.domain import domain_app
 from domainclip.cli.embed import embed, export_embeddings
+from domainclip.cli.export_metrics import export_metrics
 from domainclip.cli.memory import memory_app
 from domainclip.cli.options import (
     AsJson,
@@ -242,6 +243,7 @@ data_app.command("preview", cls=KeyCommand)(preview)
 app.command("predict", cls=KeyCommand)(predict)
 app.command("embed", cls=KeyCommand)(embed)
 app.command("export-embeddings")(export_embeddings)
+app.command("export-metrics")(export_metrics)
 app.command("search", cls=KeyCommand)(search)
 app.command("serve", cls=KeyCommand)(serve)
 app.command("tune", cls=KeyCommand)(tune)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -51,6 +51,8 @@ from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
 from domainclip.tracking import ConsoleListener, ProgressFile, read_rows
+from domainclip.tracking.exporters import exporting, make_exporters
+from domainclip.tracking.prometheus import prometheus
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 from domainclip.waiting import said_while_waiting
 
@@ -126,6 +128,8 @@ def run_training(
         if processes.is_first:
             held.enter_context(locked_output(folder.path, "The output directory", console.print))
             folder.claim(resume, overwrite, paths_read(inference.recipe))
+            exporters = make_exporters(config.report_to, config.plugins)
+            held.enter_context(prometheus(folder.path, config, emitter))
         splits = splits or load_splits_of(inference)
         if processes.is_first:
             train, most = splits.train, config.max_image_pixels
@@ -152,6 +156,7 @@ def run_training(
             folder.begin()
             held.callback(folder.end)
             emitter.add(ProgressFile(folder.progress, emitter.warn))
+            held.enter_context(exporting(exporters, folder.path, folder.exports, emitter))
             held.enter_context(_told_how_it_ends(emitter, folder))
             first.record.begin(resume)
             stop.advice = ". What was saved is whole: go on with resume=True"
@@ -183,7 +188,8 @@ def _told_how_it_ends(emitter: Emitter, folder: RunFolder) -> Iterator[None]:
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt | StopRun)
         text = str(error) or type(error).__name__
-        emitter.emit(RunEnded(outcome="interrupted" if stopped else "failed", text=text))
+        outcome: Literal["interrupted", "failed"] = "interrupted" if stopped else "failed"
+        emitter.emit(RunEnded(outcome=outcome, text=text, error=type(error).__name__))
         raise
     emitter.emit(RunEnded(outcome="finished", text=f"The report is {folder.report}", report=str(folder.report)))
 
