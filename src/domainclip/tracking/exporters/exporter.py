@@ -80,7 +80,8 @@ class Exporter:
     asked for everything when a run goes on."""
 
     def start(self, run: RunFacts) -> None:
-        """Begin a run, or go on with the one that has this ``run.id``.
+        """Begin a run, or go on with the one that has this ``run.id``. Called again after an error: what an earlier
+        connection still holds back is written, or given up, before this returns.
 
         Args:
             run: What there is to know of it.

@@ -49,6 +49,7 @@ class MLflowExporter(Exporter):
         if self._uri.startswith("sqlite:"):
             require("sqlalchemy", "mlflow")
             require("alembic", "mlflow")
+            mlflow.MlflowClient(self._uri)  # makes the file: killed while it does so, MLflow would not open it again
         self.destination = without_password(self._uri)
         self._client: Any = None
         self._run_id = ""

@@ -68,6 +68,9 @@ class Sender:
             yield
         except BaseException:
             self._started = False  # its connection may be what is broken
+            if not self.exporter.keeps_at_once:  # and with it what it had taken
+                self._cursor.doubt_all()
+                self.reader = RunReader(self.reader.folder)
             raise
 
     def _start(self) -> None:

@@ -41,6 +41,8 @@ class TrackioExporter(Exporter):
         """
         self._name = f"{run.name}-{run.id[:8]}"
         with redirect_stdout(sys.stderr):  # standard output is for what the user has asked for
+            if self._run is not None:
+                self._run.finish()
             self._run = self._trackio.init(
                 project=self._project,
                 name=self._name,
