@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
 import traceback
 from collections import deque
@@ -103,8 +104,9 @@ class StepLogged:
 
     @property
     def temperature(self) -> float:
-        """What similarities are divided by: 1 / ``logit_scale``."""
-        return 1 / self.logit_scale
+        """What similarities are divided by: 1 / ``logit_scale``; infinite where that is zero, as in a run that
+        diverges."""
+        return 1 / self.logit_scale if self.logit_scale else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

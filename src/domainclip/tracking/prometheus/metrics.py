@@ -104,8 +104,10 @@ class TrainingMetrics:
         elif isinstance(event, PhaseFinished):
             self._phases = [name for name in self._phases if name != event.name]
         elif isinstance(event, Milestone):
-            name = event.name if len(self._milestones) < MILESTONES else OTHER
-            self._milestones[name, event.level] = self._milestones.get((name, event.level), 0) + 1
+            labels = event.name, event.level
+            if labels not in self._milestones and len(self._milestones) >= MILESTONES:
+                labels = OTHER, event.level
+            self._milestones[labels] = self._milestones.get(labels, 0) + 1
         elif isinstance(event, RunStarted):
             self._values |= {"step": event.step, "total_steps": event.total_steps}
         elif isinstance(event, RunEnded):
