@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -136,7 +137,7 @@ def config_of(data: TinyData, folder: Path, **values: object) -> CLIPFinetuningC
 
 
 def test_a_run_reports_to_a_tracker_of_a_plugin(tiny_data: TinyData, tmp_path: Path, quick: None) -> None:
-    """Wholly: figures, report, recipe; one that fails is in the report; the run is resumed in the same tracker's run."""
+    """Figures, report and recipe; one that fails is in the report; a resumed run goes on in the same."""
     tracker = Tracker()
 
     def refuse(method: str, taken: int) -> None:
@@ -161,24 +162,16 @@ def test_a_run_reports_to_a_tracker_of_a_plugin(tiny_data: TinyData, tmp_path: P
 
 
 def test_export_metrics_sends_what_was_missed(tiny_data: TinyData, tmp_path: Path, quick: None, domainclip) -> None:
+    """By the exporter that docs/trackers.md shows."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "trackers.md").read_text("utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
     plugin = tmp_path / "my_tracker.py"
-    plugin.write_text(
-        "import json\n"
-        "from domainclip.tracking.exporters import EXPORTERS, Exporter\n\n\n"
-        '@EXPORTERS.register("lines")\n'
-        "class Lines(Exporter):\n"
-        "    def start(self, run):\n"
-        '        self.path = run.folder / "../lines.jsonl"\n\n'
-        "    def log(self, rows):\n"
-        '        with open(self.path, "a") as file:\n'
-        "            for row in rows:\n"
-        '                file.write(json.dumps({"step": row.step, **row.values}) + "\\n")\n'
-    )
+    plugin.write_text(block)
     folder = tmp_path / "run"
     run_training(config_of(tiny_data, folder), console=Console(quiet=True))
     result = domainclip("export-metrics", folder, "--to", "lines", "--plugin", plugin)
     assert result.exit_code == 0 and "rows sent to lines" in result.out, result.err
-    lines = (tmp_path / "lines.jsonl").read_text().splitlines()
+    lines = (tmp_path / "run.lines").read_text().splitlines()
     again = domainclip("export-metrics", folder, "--to", "lines", "--json")
     assert again.exit_code == 0 and '"rows_sent"' in again.out and ": 0" in again.out
     assert len(lines) == len((folder / "metrics.jsonl").read_text().splitlines()) + 1  # the report's
