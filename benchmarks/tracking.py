@@ -125,6 +125,10 @@ class Side:
         path = self.folder / "steps"
         return [float(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
 
+    def threads(self) -> dict[str, float]:
+        """Seconds of processor time of each thread so far, up to two seconds ago."""
+        return json.loads((self.folder / "threads.json").read_text())
+
     def wait_for_steps(self, count: int) -> None:
         while len(self.steps()) < count:
             if self.process.poll() is not None:
@@ -163,35 +167,38 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             with side.going():
                 side.wait_for_steps(arguments.warmup)
                 time.sleep(arguments.settle)
+        before = sides["all"].threads()
         for number in range(arguments.blocks):
             for name in SIDES if number % 2 else reversed(SIDES):
                 with sides[name].going():
                     began = time.monotonic()
                     time.sleep(arguments.block_seconds)
                     blocks[name].append((began, time.monotonic()))
-        return result_of(sides, blocks)
+        return result_of(sides, blocks, before)
     finally:
         for side in sides.values():
             side.end()
 
 
-def result_of(sides: dict[str, Side], blocks: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+def result_of(
+    sides: dict[str, Side], blocks: dict[str, list[tuple[float, float]]], before: dict[str, float]
+) -> dict[str, Any]:
     rates = {name: [steps_a_second(side.steps(), *block) for block in blocks[name]] for name, side in sides.items()}
     pairs = [(with_all, without) for with_all, without in zip(rates["all"], rates["none"], strict=True)]
     ratios = sorted(with_all / without for with_all, without in pairs if with_all and without)
     if not ratios:
         raise SystemExit("No block holds three steps: give a longer --block-seconds")
-    used = json.loads((sides["all"].folder / "threads.json").read_text())
+    used = sides["all"].threads()
     going = sum(ended - began for began, ended in blocks["all"])
-    times = sides["all"].steps()
-    whole = going + (blocks["all"][0][0] - times[0])
     return {
         "blocks": len(ratios),
         "steps_per_s": {name: round(median([rate for rate in rates[name] if rate]), 4) for name in SIDES},
         "steps_with_all_over_none": round(median(ratios), 4),
         "quartiles": [round(ratios[len(ratios) // 4], 4), round(ratios[-1 - len(ratios) // 4], 4)],
         "thread_seconds_over_training_seconds": {
-            name: round(seconds / whole, 5) for name, seconds in sorted(used.items()) if name.startswith(OWN_THREADS)
+            name: round((seconds - before.get(name, 0.0)) / going, 5)
+            for name, seconds in sorted(used.items())
+            if name.startswith(OWN_THREADS)
         },
         "trackers": json.loads((sides["all"].folder / "recipe.json").read_text())["report_to"],
     }

@@ -56,7 +56,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "MLFLOW_TRACKING_URI": ""},
+                env={**os.environ, "MLFLOW_TRACKING_URI": "", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         until(lambda: answers(self.port), 120)
 
