@@ -52,7 +52,7 @@ def recipe_of(side: str, folder: Path, arguments: argparse.Namespace) -> dict[st
         "data_path": arguments.data,
         "output_dir": str(folder / "run"),
         "batch_size": arguments.batch_size,
-        "max_steps": 1_000_000,
+        "num_epochs": 1_000_000,  # it is ended from outside
         "eval_steps": 1_000_000,
         "save_steps": 1_000_000,
         "logging_steps": 1,
