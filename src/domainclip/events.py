@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
 import traceback
 from collections import deque
@@ -107,8 +108,9 @@ class StepLogged:
 
     @property
     def temperature(self) -> float:
-        """What similarities are divided by: 1 / ``logit_scale``."""
-        return 1 / self.logit_scale
+        """What similarities are divided by: 1 / ``logit_scale``; infinite where that is zero, as in a run that
+        diverges."""
+        return 1 / self.logit_scale if self.logit_scale else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,8 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, kw_only=True)
 class Noted:
-    """Something that happens once: the probe is trained, a run goes on from a checkpoint, memory has been predicted.
+    """Something that happens once: the probe is trained, a run goes on from a checkpoint, memory has been predicted;
+    or again whenever it happens: a step did not fit into memory and is repeated (``out_of_memory``).
 
     ``text`` is the line a person reads, or empty; ``values`` are figures by the names they have in ``metrics.jsonl``.
     """
@@ -259,6 +262,8 @@ class RunEnded:
     """What it has come to, or why it has ended, in a few sentences."""
     report: str | None = None
     """The path of its report, where it has finished."""
+    error: str = ""
+    """The class of the exception that has ended it, such as ``TrainingDivergedError``; empty where it has finished."""
 
 
 Event = (

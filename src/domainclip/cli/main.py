@@ -20,6 +20,7 @@ from domainclip.cli.compare import compare
 from domainclip.cli.deploy import deploy_app
 from domainclip.cli.domain import domain_app
 from domainclip.cli.embed import embed, export_embeddings
+from domainclip.cli.export_metrics import export_metrics
 from domainclip.cli.memory import memory_app
 from domainclip.cli.notify import notify
 from domainclip.cli.options import (
@@ -251,6 +252,7 @@ data_app.command("preview", cls=KeyCommand)(preview)
 app.command("predict", cls=KeyCommand)(predict)
 app.command("embed", cls=KeyCommand)(embed)
 app.command("export-embeddings")(export_embeddings)
+app.command("export-metrics")(export_metrics)
 app.command("search", cls=KeyCommand)(search)
 app.command("serve", cls=KeyCommand)(serve)
 app.command("notify")(notify)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +22,11 @@ from domainclip.data.records import PairList
 from domainclip.data.skipped import readable_pairs, require_images, skipped_rows, unreadable_rows
 from domainclip.data.splits import DataSplits, load_splits_of
 from domainclip.devices import DeviceManager
-from domainclip.errors import InputTypeError, Interrupted
+from domainclip.errors import InputTypeError
 from domainclip.evaluation.build import build_evaluator
 from domainclip.evaluation.protocols import EvaluationResult
 from domainclip.evaluation.shared import SharedEmbedder
-from domainclip.events import Emitter, Listener, RunEnded, StopRun
+from domainclip.events import Emitter, Listener
 from domainclip.files import read_record, write_json, write_record, write_text
 from domainclip.inference import EmbeddingEngine, ModelSession
 from domainclip.inference.model_record import ModelRecord
@@ -41,6 +41,7 @@ from domainclip.pipelines.reference_sets import ReferenceSets, with_reference_se
 from domainclip.pipelines.report_facts import run_facts
 from domainclip.pipelines.run_alignment import RunAlignment
 from domainclip.pipelines.run_folder import RunFolder, paths_read
+from domainclip.pipelines.run_listeners import RunListeners
 from domainclip.pipelines.run_record import RunRecord
 from domainclip.pipelines.wise_ft import check_start
 from domainclip.reports.error_analysis_page import FILE as ERROR_ANALYSIS
@@ -51,8 +52,7 @@ from domainclip.reports.schema import RunReport
 from domainclip.reports.schema.base import jsonable
 from domainclip.resolve import ResolvedRun, resolve_for_inference
 from domainclip.signals import StopSignals
-from domainclip.tracking import ConsoleListener, ProgressFile, notebook_display, read_rows, usual_console
-from domainclip.tracking.notifications import notifications, targets_of
+from domainclip.tracking import ConsoleListener, notebook_display, read_rows, usual_console
 from domainclip.training.distributed import OneProcess, ProcessGroup, claim_local_gpu, world_size
 from domainclip.waiting import Progress
 
@@ -137,7 +137,8 @@ def run_training(
         if processes.is_first:
             held.enter_context(locked_output(folder.path, "The output directory", console.print))
             folder.claim(resume, overwrite, paths_read(inference.recipe))
-            targets = targets_of(config.notify)
+            tracking = RunListeners.of(inference.recipe)
+            held.enter_context(tracking.scraped(folder, emitter))
         splits = splits or load_splits_of(inference)
         if processes.is_first:
             train, most = splits.train, config.max_image_pixels
@@ -163,14 +164,7 @@ def run_training(
                 folder.clear()
             folder.begin()
             held.callback(folder.end)
-            emitter.add(ProgressFile(folder.progress, emitter.warn))
-            if targets:
-                name = folder.path.resolve().name
-                told = notifications(targets, config.notify_level, folder.notifications, name, emitter.warn)
-                emitter.add(held.enter_context(told))
-            if config.dashboard:
-                held.enter_context(_live_page(folder, console))
-            held.enter_context(_told_how_it_ends(emitter, folder))
+            held.enter_context(tracking.listening(folder, emitter, console))
             first.record.begin(resume)
             stop.advice = ". What was saved is whole: go on with resume=True"
             first.evaluate_before()
@@ -191,25 +185,6 @@ def run_training(
             accept_changed_data=accept_changed_data,
         )
         return RunOutcome(folder.path, first.finish(result) if first is not None else None)
-
-
-def _live_page(folder: RunFolder, console: Console) -> AbstractContextManager[None]:
-    from domainclip.tracking.live_page.server import served_beside
-
-    return served_beside(folder.path, lambda text: console.print(f"Live page: {text}", markup=False, highlight=False))
-
-
-@contextmanager
-def _told_how_it_ends(emitter: Emitter, folder: RunFolder) -> Iterator[None]:
-    """Tell the listeners of a run that has begun how it ends."""
-    try:
-        yield
-    except BaseException as error:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt | StopRun)
-        text = str(error) or type(error).__name__
-        emitter.emit(RunEnded(outcome="interrupted" if stopped else "failed", text=text))
-        raise
-    emitter.emit(RunEnded(outcome="finished", text=f"The report is {folder.report}", report=str(folder.report)))
 
 
 @contextmanager

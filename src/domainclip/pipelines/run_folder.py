@@ -151,6 +151,8 @@ class RunFolder(OutputFolder):
         "progress.json",
         "notifications",
         "exports.json",
+        "tensorboard",
+        "wandb",
         "memory.json",
         "checkpoints",
         "best",

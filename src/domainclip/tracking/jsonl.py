@@ -29,10 +29,18 @@ def read_rows(path: Path) -> list[Row]:
         All whole lines, in order. A line that a crash has cut short or that is no row is left out, with what follows
         it.
     """
-    return _rows_of(path.read_bytes()) if path.is_file() else []
+    return rows_of(path.read_bytes()) if path.is_file() else []
 
 
-def _rows_of(content: bytes) -> list[Row]:
+def rows_of(content: bytes) -> list[Row]:
+    """The rows of lines of such a file.
+
+    Args:
+        content: Lines; the last may be cut short.
+
+    Returns:
+        All whole lines, in order, up to the first that is no row.
+    """
     rows: list[Row] = []
     for line in content.splitlines():
         try:

@@ -247,6 +247,8 @@ class Trainer:
         step = self.state.step + 1
         self.memory.note_change(step, old, new, reason)
         text = f"step {step}: {counted(new, 'pair')} at once instead of {old}: {reason}"
+        if new <= old:
+            self.context.emitter.emit(Noted(name="out_of_memory", step=step))
         if new < old:
             self.context.warn(text)
         else:

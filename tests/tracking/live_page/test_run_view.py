@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -52,7 +53,7 @@ def test_extremes_and_ends_are_kept(values: list[float], points: int) -> None:
         drawn = [values[position] for position in kept]
         assert min(numbers) in drawn and max(numbers) in drawn
     edges = np.linspace(0, len(values), (points - 2) // 2 + 1).astype(int).tolist()
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):  # a plain loop over the stretches
+    for start, stop in itertools.pairwise(edges):  # a plain loop over the stretches
         stretch = [value for value in values[start:stop] if not math.isnan(value)]
         drawn = [values[position] for position in kept if start <= position < stop]
         assert not stretch or (min(stretch) in drawn and max(stretch) in drawn)

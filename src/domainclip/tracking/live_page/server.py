@@ -92,18 +92,19 @@ class Snapshots:
             yield _event(await asyncio.to_thread(self.read))
             version = self._version
             while True:
-                async with self._changed:
-                    try:
-                        await asyncio.wait_for(
-                            self._changed.wait_for(lambda seen=version: self._version != seen), _HEARTBEAT_SECONDS
-                        )
-                    except TimeoutError:
-                        yield b": still here\n\n"
-                        continue
-                    version, text = self._version, self._text
-                yield _event(text)
+                try:
+                    version, text = await asyncio.wait_for(self._newer_than(version), _HEARTBEAT_SECONDS)
+                except TimeoutError:
+                    yield b": still here\n\n"
+                else:
+                    yield _event(text)
         finally:
             self._watchers -= 1
+
+    async def _newer_than(self, version: int) -> tuple[int, str]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._version != version)
+            return self._version, self._text
 
     @property
     def is_full(self) -> bool:
