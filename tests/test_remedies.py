@@ -89,7 +89,8 @@ def test_the_scan_finds_remedies() -> None:
 
 def test_each_key_is_one_of_the_recipe() -> None:
     known = set(CLIPFinetuningConfig.model_fields) | PYTHON | OF_DOMAINS | OF_PATTERNS
-    assert [(file, key) for file, text in MESSAGES for key in KEY.findall(text) if key not in known] == []
+    texts = [(file, text) for file, text in MESSAGES if "<" not in text and '="' not in text]  # HTML
+    assert [(file, key) for file, text in texts for key in KEY.findall(text) if key not in known] == []
 
 
 def test_each_option_is_one_of_the_command_line() -> None:

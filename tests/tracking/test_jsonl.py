@@ -64,7 +64,7 @@ def test_a_start_made_again_keeps_the_order_of_its_rows(tmp_path: Path) -> None:
         listener(started(0))
         listener(Noted(name="probe_first", step=0, values={"probe_rows": rows}))
         listener(validated)
-    assert read_rows(path) == [{"step": 0, "probe_rows": 19}, {"step": 0, "val_acc": 0.5}]
+    assert read_rows(path) == [{"step": 0, "probe_rows": 19}, {"step": 0, "val_acc": 0.5, "val_standard_error": 0.0}]
 
 
 def test_a_milestone_without_figures_leaves_no_row(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.errors import ConfigurationError, MissingExtraError
 from domainclip.events import Emitter, Event, Noted
 from domainclip.pipelines import run_training
+from domainclip.tracking import read_rows
 from domainclip.tracking.exporters import EXPORTERS, exporting, live, make_exporters
 from tiny_data import TinyData
 from tracker_cases import Tracker, append_rows, expected_figures, until, write_rows
@@ -174,7 +175,8 @@ def test_export_metrics_sends_what_was_missed(tiny_data: TinyData, tmp_path: Pat
     lines = (tmp_path / "run.lines").read_text().splitlines()
     again = domainclip("export-metrics", folder, "--to", "lines", "--json")
     assert again.exit_code == 0 and '"rows_sent"' in again.out and ": 0" in again.out
-    assert len(lines) == len((folder / "metrics.jsonl").read_text().splitlines()) + 1  # the report's
+    logged = [row for name in ("metrics", "milestones") for row in read_rows(folder / f"{name}.jsonl")]
+    assert len(lines) == len(logged) + 1  # the report's
     for wrong, words in (
         ((folder, "--to", "tensorbord"), "Did you mean 'tensorboard'"),
         ((folder, "--to", "prometheus"), "metrics_port"),
