@@ -62,6 +62,7 @@ def run_facts(
                 "best_step": best["step"] if best else None,
                 "stopped_early": result["stopped_early"],
                 "resumed_from": result["resumed_from"],
+                **(result.get("energy") or {}),
             },
             "data": {
                 "counts": {"train": len(splits.train), "validation": len(splits.val), "test": len(splits.test)},

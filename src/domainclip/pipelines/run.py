@@ -164,7 +164,7 @@ def run_training(
                 folder.clear()
             folder.begin()
             held.callback(folder.end)
-            held.enter_context(tracking.listening(folder, emitter, console))
+            energy = held.enter_context(tracking.listening(folder, emitter, console, session.device))
             first.record.begin(resume)
             stop.advice = ". What was saved is whole: go on with resume=True"
             first.evaluate_before()
@@ -184,7 +184,9 @@ def run_training(
             console=console,
             accept_changed_data=accept_changed_data,
         )
-        return RunOutcome(folder.path, first.finish(result) if first is not None else None)
+        if first is None:
+            return RunOutcome(folder.path, None)
+        return RunOutcome(folder.path, first.finish(result | {"energy": energy.record}))
 
 
 @contextmanager

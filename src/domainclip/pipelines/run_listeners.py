@@ -7,14 +7,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from rich.console import Console
 
 from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.tracking_settings import TrackingSettings
+from domainclip.devices.power import power_sources
 from domainclip.errors import Interrupted
 from domainclip.events import Emitter, RunEnded, StopRun
 from domainclip.pipelines.run_folder import RunFolder
 from domainclip.tracking import ProgressFile
+from domainclip.tracking.energy import EnergyListener, energy_of
 from domainclip.tracking.exporters import Exporter, exporting, make_exporters
 from domainclip.tracking.notifications import Target, notifications, targets_of
 from domainclip.tracking.prometheus import prometheus
@@ -55,18 +58,25 @@ class RunListeners:
         return cls(settings, targets_of(settings.notify), exporters)
 
     @contextmanager
-    def listening(self, folder: RunFolder, emitter: Emitter, console: Console) -> Iterator[None]:
+    def listening(
+        self, folder: RunFolder, emitter: Emitter, console: Console, device: torch.device
+    ) -> Iterator[EnergyListener]:
         """Within it they hear of a run that has begun, and at last how it has ended.
 
         Args:
             folder: Of the run.
             emitter: Of the run.
             console: Where the live page's address is shown.
+            device: That trains.
 
         Yields:
-            Nothing.
+            What knows the energy of the training, once that is over.
         """
         with ExitStack() as held:
+            sources, reasons = power_sources(device.type, device.index or 0)
+            energy = held.enter_context(energy_of(sources, reasons, emitter.emit, folder.metrics))
+            if sources:
+                emitter.add(energy)
             emitter.add(ProgressFile(folder.progress, emitter.warn))
             held.enter_context(exporting(self.exporters, folder.path, folder.exports, emitter))
             if self.targets:
@@ -78,7 +88,7 @@ class RunListeners:
 
                 held.enter_context(served_beside(folder.path, lambda text: console.print(f"Live page: {text}")))
             held.enter_context(_told_how_it_ends(folder, emitter))
-            yield
+            yield energy
 
     @contextmanager
     def scraped(self, folder: RunFolder, emitter: Emitter) -> Iterator[None]:

@@ -16,59 +16,19 @@ from hypothesis import strategies as st
 from domainclip.events import (
     CheckpointSaved,
     Event,
-    InitialValidated,
     Milestone,
     Noted,
     PhaseProgress,
     RunStarted,
     StepLogged,
-    Validated,
 )
 from domainclip.pace import Pace
 from domainclip.tracking.milestones import health_rules
 from domainclip.tracking.milestones.rule import RunFacts
 from domainclip.tracking.milestones.watch import RULES, MilestoneWatch, sentence_of
+from run_events import initial, logged, validated
 
 FACTS = RunFacts(folder=Path(), warmup_steps=2, largest_scale=100.0)
-
-
-def logged(step: int, **values: Any) -> StepLogged:
-    given = {
-        "total_steps": 100,
-        "epoch": 1.5,
-        "batch_size": 32,
-        "resolution": 32,
-        "metrics": {"loss": 1.0, "target_entropy": 0.0},
-        "learning_rates": (1e-4,),
-        "gradient_norm": 1.0,
-        "logit_scale": 14.0,
-        "embedding_spread": 0.5,
-        "effective_rank": 20.0,
-        "seconds": {"data": 0.1, "towers": 1.0},
-        "samples_per_second": 10.0,
-        "memory_mb": 1.0,
-        "peak_memory_mb": 1.0,
-    }
-    return StepLogged(step=step, **(given | values))  # type: ignore[arg-type]
-
-
-def validated(step: int, value: float, error: float = 0.01, better: bool = True, **metrics: float) -> Validated:
-    return Validated(
-        step=step,
-        metrics={"acc1": value, **metrics},
-        primary="acc1",
-        value=value,
-        greater_is_better=better,
-        standard_error=error,
-        top=value,
-        kept=False,
-    )
-
-
-def initial(value: float, error: float = 0.01, better: bool = True) -> InitialValidated:
-    return InitialValidated(
-        metrics={"acc1": value}, primary="acc1", value=value, greater_is_better=better, standard_error=error
-    )
 
 
 def reached(events: Sequence[Event], facts: RunFacts = FACTS) -> list[Milestone]:
@@ -270,3 +230,10 @@ EVENTS = st.one_of(
 def test_no_course_of_events_breaks_the_watch(events: list[Event]) -> None:
     for each in reached(events):
         assert each.text and each.rule
+
+
+def test_the_documents_have_all_rules() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "milestones.md").read_text()
+    for rule in RULES:
+        again = " ↻" if rule.again else ""
+        assert f"| `{rule.name}`{again} | {rule.level} | {rule.rule} | {rule.advice} |" in page

@@ -306,6 +306,9 @@ class TrainingFigures(Content):
     best_step: int | None = None
     stopped_early: bool | None = None
     resumed_from: int | None = None
+    joules: float | None = None
+    joules_per_sample: float | None = None
+    energy_covers: str | None = None
 
 
 class DataSummary(Content):

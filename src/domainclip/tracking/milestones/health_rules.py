@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from domainclip.events import CheckpointSaved, Event, PhaseProgress, RunStarted, StepLogged
+from domainclip.events import CheckpointSaved, Event, Noted, PhaseProgress, RunStarted, StepLogged
 from domainclip.pace import Pace
 from domainclip.tracking.milestones.rule import Found, InARow, Rule, RunFacts
 
@@ -189,6 +189,25 @@ class DiskShort(Rule):
             return None
         text = f"{free / 1e6:,.0f} MB are free, and a checkpoint takes {size / 1e6:,.0f} MB"
         return Found(text, {"free_bytes": free, "checkpoint_bytes": size})
+
+
+class Throttled(InARow):
+    """The machine slows down to stay cool."""
+
+    name = "throttled"
+    level = "warning"
+    rule = "The system says at three logged steps in a row that it runs slower to stay cool."
+    advice = (
+        "Let it have air, or another room; on a laptop on battery, connect it. Figures of speed are of a hot machine"
+    )
+
+    def look(self, event: Event, facts: RunFacts) -> Found | None:
+        """See ``Rule.look``."""
+        if not isinstance(event, Noted) or event.name != "energy":
+            return None
+        if not event.values.get("throttled"):
+            return self.counted(None)
+        return self.counted(Found("the machine throttles: it runs slower to stay cool", {"throttled": 1}))
 
 
 class EtaMoved(Rule):

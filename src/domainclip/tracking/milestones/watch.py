@@ -15,6 +15,7 @@ from domainclip.tracking.milestones.health_rules import (
     LossAtChance,
     TemperatureClamped,
     TemperatureLost,
+    Throttled,
 )
 from domainclip.tracking.milestones.progress_rules import (
     BeatsLinearProbe,
@@ -37,6 +38,7 @@ RULES: tuple[type[Rule], ...] = (
     DataBound,
     Forgetting,
     DiskShort,
+    Throttled,
     EtaMoved,
 )
 
