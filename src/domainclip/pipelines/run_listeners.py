@@ -86,7 +86,10 @@ class RunListeners:
             if self.settings.dashboard:
                 from domainclip.tracking.live_page.server import served_beside
 
-                held.enter_context(served_beside(folder.path, lambda text: console.print(f"Live page: {text}")))
+                def show(text: str) -> None:
+                    console.print(f"Live page: {text}", markup=False, highlight=False)
+
+                held.enter_context(served_beside(folder.path, show))
             held.enter_context(_told_how_it_ends(folder, emitter))
             yield energy
 

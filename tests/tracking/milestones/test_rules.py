@@ -174,6 +174,14 @@ def test_an_end_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert faster and "earlier" in faster[0].text
 
 
+def test_a_machine_that_throttles() -> None:
+    def noted(*throttled: int) -> list[Event]:
+        return [Noted(name="energy", step=step, values={"throttled": each}) for step, each in enumerate(throttled)]
+
+    assert names(noted(1, 1, 0, 1, 1)) == []
+    assert names(noted(0, 1, 1, 1)) == ["throttled"]
+
+
 def test_every_rule_says_what_it_is() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
     for rule in RULES:

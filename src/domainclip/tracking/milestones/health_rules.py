@@ -197,9 +197,7 @@ class Throttled(InARow):
     name = "throttled"
     level = "warning"
     rule = "The system says at three logged steps in a row that it runs slower to stay cool."
-    advice = (
-        "Let it have air, or another room; on a laptop on battery, connect it. Figures of speed are of a hot machine"
-    )
+    advice = "Let it have air, or a cooler room. Until then its figures of speed are those of a hot machine"
 
     def look(self, event: Event, facts: RunFacts) -> Found | None:
         """See ``Rule.look``."""
