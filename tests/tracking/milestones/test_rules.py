@@ -131,9 +131,11 @@ def test_waiting_for_data_after_the_first_epoch() -> None:
 
 def test_forgetting_beyond_the_limit() -> None:
     start = Noted(name="references", step=0, values={"val_reference_mean": 0.6, "val_reference_a": 0.6})
-    assert names([start, validated(5, 0.5, reference_mean=0.575)]) == []
+    assert names([start, *(validated(step, 0.5, reference_mean=0.575) for step in (5, 9))]) == []
+    once = [validated(5, 0.5, reference_mean=0.56), validated(9, 0.5, reference_mean=0.58)]
+    assert names([start, *once, *once]) == []
     (found,) = reached([start, validated(5, 0.5, reference_mean=0.56), validated(9, 0.4, reference_mean=0.5)])
-    assert (found.name, found.step, found.evidence["max_forgetting"]) == ("forgetting", 5, 0.03)
+    assert (found.name, found.step, found.evidence["max_forgetting"]) == ("forgetting", 9, 0.03)
     assert names([validated(5, 0.5, reference_mean=0.1)]) == []
 
 

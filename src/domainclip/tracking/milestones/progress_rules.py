@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from domainclip.events import Event, InitialValidated, Noted, Validated
-from domainclip.tracking.milestones.rule import Found, Rule, RunFacts
+from domainclip.tracking.milestones.rule import Found, InARow, Rule, RunFacts
 
 PLATEAU = 5
 """Validations in a row without a gain."""
@@ -116,18 +116,20 @@ class Plateau(Rule):
         )
 
 
-class Forgetting(Rule):
+class Forgetting(InARow):
     """The general knowledge falls below the limit."""
 
     name = "forgetting"
     level = "warning"
-    rule = "The mean score of the reference sets has lost more than max_forgetting."
+    patience = 2
+    rule = "The mean score of the reference sets has lost more than max_forgetting, at two validations in a row."
     advice = (
         "Raise rehearsal_strength or l2sp_strength, or lower learning_rate; wise_ft mixes the initial weights in "
         "again at the end"
     )
 
     def __init__(self) -> None:
+        super().__init__()
         self.initial: float | None = None
 
     def look(self, event: Event, facts: RunFacts) -> Found | None:
@@ -139,9 +141,10 @@ class Forgetting(Rule):
             return None
         now = event.metrics["reference_mean"]
         if self.initial - now <= facts.max_forgetting:
-            return None
-        return Found(
+            return self.counted(None)
+        text = (
             f"the reference sets fell from {self.initial:.4f} to {now:.4f}, more than max_forgetting "
-            f"({facts.max_forgetting:g}) allows",
-            {"reference_mean": now, "initial": self.initial, "max_forgetting": facts.max_forgetting},
+            f"({facts.max_forgetting:g}) allows"
         )
+        evidence = {"reference_mean": now, "initial": self.initial, "max_forgetting": facts.max_forgetting}
+        return self.counted(Found(text, evidence))

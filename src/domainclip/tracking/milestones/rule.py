@@ -87,7 +87,7 @@ class Rule:
 
 
 class InARow(Rule):
-    """A rule that holds once something was seen at several logged steps in a row."""
+    """A rule that holds once something was seen several times in a row."""
 
     patience: ClassVar[int] = PATIENCE
 
