@@ -37,10 +37,11 @@ EXTRAS := .venv-extras
 test-extras: $(READY)
 	$(PYTHON) -m venv $(EXTRAS)
 	$(BIN)/python -c "$(SITE)" > "$$($(EXTRAS)/bin/python -c "$(SITE)")/domainclip.pth"
-	$(EXTRAS)/bin/pip install -q -c constraints.txt "ray[data]" openvino nncf onnxruntime onnx faiss-cpu pylance
+	$(EXTRAS)/bin/pip install -q -c constraints.txt "ray[data]" openvino nncf onnxruntime onnx faiss-cpu pylance \
+	  tensorboard "mlflow-skinny<3.18" sqlalchemy aiohttp huey wandb ipykernel nbclient
 	PYTHONPATH=src:tests/helpers OMP_NUM_THREADS=1 DOMAINCLIP_TEST_BENCHMARKS=1 \
 	  $(EXTRAS)/bin/python -m pytest tests/benchmarks tests/pipelines/test_embed_on_ray.py \
-	  tests/inference tests/retrieval tests/cli/test_predict_and_embed.py
+	  tests/inference tests/retrieval tests/cli/test_predict_and_embed.py tests/tracking/exporters tests/tracking/test_notebook.py
 
 test-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
