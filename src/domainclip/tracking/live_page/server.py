@@ -71,7 +71,7 @@ class Snapshots:
         before = ""
         while True:
             began = time.monotonic()
-            if self._watchers:
+            if self._watchers or not before:  # once before anybody asks: a long run takes seconds to read
                 text = await asyncio.to_thread(self.read)
                 content = text.partition(",")[2]  # without the time at which it was made
                 if content != before:
