@@ -5,8 +5,8 @@
 
 The folder is written first. ``server_ready_s`` is from the command to its address, ``snapshot_first_s`` from the first
 request to the figures (all lines are read then), ``snapshot_again_s`` the same once more after a line was added. With
-Chromium and npm's playwright-core (``NODE_PATH``), ``first_paint_ms`` and ``charts_ms`` are of the page's own clock, from
-navigation to the first paint and to the charts.
+Chromium and npm's playwright-core (``NODE_PATH``), ``first_paint_ms`` and ``charts_ms`` are of the page's own clock,
+from navigation to the first paint and to the charts.
 """
 
 from __future__ import annotations

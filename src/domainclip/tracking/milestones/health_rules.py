@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from domainclip.events import CheckpointSaved, Event, Noted, PhaseProgress, RunStarted, StepLogged
-from domainclip.pace import Pace
+from domainclip.pace import RECENT, Pace
 from domainclip.tracking.milestones.rule import Found, InARow, Rule, RunFacts
 
 RANK_LEFT = 0.1
@@ -25,6 +25,8 @@ WAITING = 0.3
 MOVED = 0.2
 """The fraction of the time left by which the estimated end has to move."""
 _FEW_STEPS = 20
+_FIRST_STEPS = RECENT
+"""Steps before the first estimate: the first ones read images and fill caches."""
 _SHORT = 60.0  # seconds: nobody plans by less
 
 
@@ -222,6 +224,7 @@ class EtaMoved(Rule):
         self.pace: Pace | None = None
         self.expected_end: float | None = None  # both by time.monotonic: another start estimates anew
         self.left_then = 0.0
+        self.begins = 0
 
     def state_dict(self) -> dict[str, object]:
         """Nothing is kept: another start of the run has a pace of its own."""
@@ -230,12 +233,12 @@ class EtaMoved(Rule):
     def look(self, event: Event, facts: RunFacts) -> Found | None:
         """See ``Rule.look``."""
         if isinstance(event, RunStarted):
-            self.pace, self.expected_end = Pace(event.total_steps, event.step), None
+            self.pace, self.expected_end, self.begins = Pace(event.total_steps, event.step), None, event.step
         if not isinstance(event, PhaseProgress) or event.name != "training" or self.pace is None:
             return None
         self.pace.observe(event.done)
         left = self.pace.seconds_left()
-        if left is None or event.done % _FEW_STEPS:
+        if left is None or event.done % _FEW_STEPS or event.done - self.begins < _FIRST_STEPS:
             return None
         end = time.monotonic() + left
         if self.expected_end is None:
