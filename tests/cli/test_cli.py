@@ -32,6 +32,7 @@ RUN_FILES = {
     "data.json",
     "before.json",
     "metrics.jsonl",
+    "milestones.jsonl",
     "validations.jsonl",
     "classes.json",
     "progress.json",

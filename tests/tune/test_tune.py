@@ -200,6 +200,7 @@ def test_a_study_with_real_training(tiny_data: TinyData, tmp_path: Path) -> None
         assert validated == record.history
         assert {path.name for path in (folder / "trials" / f"{record.number:04d}").iterdir()} == {
             "metrics.jsonl",
+            "milestones.jsonl",
             "validations.jsonl",
             "classes.json",
             "memory.json",

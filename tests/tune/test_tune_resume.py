@@ -181,6 +181,7 @@ def test_killed_in_the_middle_of_a_trial(tiny_data: TinyData, tmp_path: Path) ->
     assert outcome.trials[2].params == outcome.trials[1].params
     assert {path.name for path in (tmp_path / "out" / "trials").rglob("*") if path.is_file()} == {
         "metrics.jsonl",
+        "milestones.jsonl",
         "validations.jsonl",
         "classes.json",
         "memory.json",
