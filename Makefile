@@ -17,7 +17,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 help:
 	@echo "make demo    train a small CLIP on bundled images and report before and after"
 	@echo "make test    run the tests"
-	@echo "make test-extras  the tests that need large extras (Ray, OpenVINO, ONNX, faiss, Lance), and those of benchmarks/"
+	@echo "make test-extras  the tests that need large extras (Ray, OpenVINO, ONNX, faiss, Lance), those of benchmarks/, and the slowest"
 	@echo "make test-quick  the tests without the slow ones, for the inner loop"
 	@echo "make check   lint, formatting, types, and the direction of imports"
 	@echo "make bench   run the benchmarks in benchmarks/"
@@ -39,9 +39,10 @@ test-extras: $(READY)
 	$(BIN)/python -c "$(SITE)" > "$$($(EXTRAS)/bin/python -c "$(SITE)")/domainclip.pth"
 	$(EXTRAS)/bin/pip install -q -c constraints.txt "ray[data]" openvino nncf onnxruntime onnx faiss-cpu pylance \
 	  tensorboard "mlflow-skinny<3.18" sqlalchemy aiohttp huey wandb ipykernel nbclient
-	PYTHONPATH=src:tests/helpers OMP_NUM_THREADS=1 DOMAINCLIP_TEST_BENCHMARKS=1 \
+	PYTHONPATH=src:tests/helpers OMP_NUM_THREADS=1 DOMAINCLIP_TEST_BENCHMARKS=1 DOMAINCLIP_TEST_SLOWEST=1 \
 	  $(EXTRAS)/bin/python -m pytest tests/benchmarks tests/pipelines/test_embed_on_ray.py \
 	  tests/inference tests/retrieval tests/cli/test_predict_and_embed.py tests/tracking/exporters tests/tracking/test_notebook.py
+	OMP_NUM_THREADS=1 DOMAINCLIP_TEST_SLOWEST=1 $(BIN)/python -m pytest -n auto -m slowest
 
 test-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"

@@ -43,6 +43,13 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture is made."""
+    if item.get_closest_marker("slowest") and not os.environ.get("DOMAINCLIP_TEST_SLOWEST"):
+        pytest.skip("takes half a minute: set DOMAINCLIP_TEST_SLOWEST=1, or make test-extras")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def unsynced() -> Iterator[None]:
     """No test cuts the power, which alone loses what was written and not synced; waiting for the disk is slow."""

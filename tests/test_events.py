@@ -150,24 +150,26 @@ def test_a_listener_that_fails_at_any_event_of_a_run_is_heard_of_once(tiny_data:
     plain, expected = run("plain")
     phases = ("evaluation_before", "evaluation_after", "training", "validation")
     cases = [(kind, "") for kind in EVENTS] + [(PhaseStarted, phase) for phase in phases]
-    for kind, phase in cases:
-        calls: list[Event] = []
+    calls: dict[str, list[Event]] = {}
 
-        def broken(event: Event, calls: list[Event] = calls, kind: type = kind, phase: str = phase) -> None:
+    def broken_at(kind: type, phase: str) -> Listener:
+        name = f"broken_at_{kind.__name__}_{phase}"
+        calls[name] = []
+
+        def broken(event: Event) -> None:
             if isinstance(event, kind) and getattr(event, "name", phase) == (phase or getattr(event, "name", "")):
-                calls.append(event)
+                calls[name].append(event)
                 raise ValueError("no such page")
 
-        def warning(event: Event, calls: list[Event] = calls) -> None:  # so that there is one to hear
-            if isinstance(event, StepLogged):
-                raise OSError("gone")
+        broken.__qualname__ = name
+        return broken
 
-        name = f"{kind.__name__}{phase}"
-        weights_found, report = run(name, *([warning] if kind is Warned else []), broken)
-        assert weights_found == plain, name
-        assert report.after == expected.after, name
-        assert len(calls) == 1, name
-        told = [text for text in report.warnings if "broken failed" in text]
+    weights_found, report = run("broken", *(broken_at(kind, phase) for kind, phase in cases))
+    assert weights_found == plain
+    assert report.after == expected.after
+    for (kind, _), (name, heard) in zip(cases, calls.items(), strict=True):
+        assert len(heard) == 1, name
+        told = [text for text in report.warnings if f"The listener {name} failed" in text]
         assert len(told) == 1 and f"at {kind.__name__} (ValueError: no such page)" in told[0], name
 
 

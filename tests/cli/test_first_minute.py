@@ -262,6 +262,7 @@ def test_tables_of_keys_and_domains_cut_no_word_at_80_columns(domainclip, monkey
         assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.slowest
 def test_the_memory_of_known_shapes_needs_no_network(domainclip, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for model in ((), ("--model", "openai/clip-vit-base-patch32")):

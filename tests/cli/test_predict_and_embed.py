@@ -136,6 +136,7 @@ def test_a_store_among_the_images_is_none_of_them(domainclip, run: Path, tiny_da
     assert "holds images of" in refused.err
 
 
+@pytest.mark.slowest
 def test_two_processes_write_what_one_writes(run: Path, tiny_data: TinyData, tmp_path: Path) -> None:
     from domainclip.pipelines.embed import run_embedding
 

@@ -72,6 +72,7 @@ def test_a_program_is_begun_once(form: str, tiny_data: TinyData, tmp_path: Path)
         assert starts == (3 if form == "guarded" else 1)  # the two readers import a guarded program
 
 
+@pytest.mark.slowest
 @pytest.mark.slow
 def test_work_outside_the_guard_beside_work_within_ends_in_a_sentence(tiny_data: TinyData, tmp_path: Path) -> None:
     """The first training is outside: the readers of the second one would begin it again."""

@@ -102,7 +102,11 @@ def run_on_terminal(
         stdin=theirs,
         stdout=subprocess.PIPE if output_elsewhere else theirs,
         stderr=theirs,
-        env={**{name: value for name, value in os.environ.items() if name != "COLUMNS"}, "TERM": "xterm-256color", **(environment or {})},
+        env={
+            **{name: value for name, value in os.environ.items() if name != "COLUMNS"},
+            "TERM": "xterm-256color",
+            **(environment or {}),
+        },
         start_new_session=True,
     )
     os.close(theirs)

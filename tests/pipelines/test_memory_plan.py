@@ -234,6 +234,7 @@ def test_a_name_that_is_no_model() -> None:
 # --- the benchmark ---
 
 
+@pytest.mark.slowest
 @pytest.mark.slow
 def test_the_benchmark_measures_what_it_predicts(tmp_path: Path) -> None:
     done = subprocess.run(

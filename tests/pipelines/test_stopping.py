@@ -101,6 +101,7 @@ def test_a_run_stopped_in_every_phase_ends_alike(tiny_data: TinyData, model: Pat
     assert not [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".old"))]
 
 
+@pytest.mark.slowest
 def test_a_second_signal_leaves_at_once_in_every_phase(
     tiny_data: TinyData, model: Path, tmp_path: Path, whole: Any
 ) -> None:

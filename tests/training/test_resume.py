@@ -166,6 +166,7 @@ def assert_same_run(folder: Path, undisturbed: Path) -> None:
     assert not [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".old"))]
 
 
+@pytest.mark.slowest
 @pytest.mark.slow
 def test_killed_at_random_moments(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"

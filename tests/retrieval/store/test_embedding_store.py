@@ -218,6 +218,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in EmbeddingStore.open(folder).paths}
 
 
+@pytest.mark.slowest
 def test_killed_at_every_write_it_goes_on_with_the_same_bytes(photos: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     embed(whole, stored_rows(photos), FakeEncoder())

@@ -199,6 +199,7 @@ def test_no_weights_are_tried_where_classes_are_alike(tiny_data: TinyData) -> No
     assert read(probe).choose() == choice.Choice(Effort(3, 0.1))
 
 
+@pytest.mark.slowest
 def test_a_probe_is_as_good_as_the_textbooks_on_the_same_rows() -> None:
     """scikit-learn's digits as features: a logistic regression whose strength is chosen by cross-validation has, within
     a standard error, the accuracy that the projections have under the class prompts."""

@@ -220,6 +220,7 @@ def _process(rank: int, port: int, data: TinyData, folder: Path) -> None:
     torch.save({"weights": weights(trainer), "message": message}, folder / f"{rank}.pt")
 
 
+@pytest.mark.slowest
 def test_two_processes_are_held_as_one_is(tiny_data: TinyData, tmp_path: Path) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     forking()
