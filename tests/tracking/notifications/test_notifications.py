@@ -291,7 +291,7 @@ def test_a_url_that_apprise_does_not_know_is_not_repeated(monkeypatch: pytest.Mo
 class Receiver:
     """An HTTP server whose answers are given one by one; the last one stays."""
 
-    def __init__(self, answers: list[int | float]) -> None:
+    def __init__(self, answers: list[int | float], port: int = 0) -> None:
         self.answers, self.bodies = answers, []  # type: ignore[var-annotated]
         receiver = self
 
@@ -309,7 +309,7 @@ class Receiver:
 
             def log_message(self, *_: object) -> None: ...
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.port = self.server.server_address[1]
 
@@ -345,6 +345,30 @@ def test_an_http_receiver_that_answers_500_and_is_slow_gets_each_once(
                 time.sleep(0.05)
         assert [line.split(".")[0] for line in http.lines] == [str(number) for number in range(1, 8)]
     assert SECRET not in caplog.text and SECRET.encode() not in all_bytes(tmp_path)
+
+
+def test_a_receiver_that_is_down_at_first_gets_each_once_when_it_is_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("apprise")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("DOMAINCLIP_URL", f"json://127.0.0.1:{port}/")
+    (target,) = targets_of(["env:DOMAINCLIP_URL"])
+    with notifications([target], "info", tmp_path, "run", pauses=QUICK) as listener:
+        for number in range(1, 4):
+            listener(warned(number))
+        time.sleep(0.3)
+        assert MessageQueue(tmp_path).told(target.name) == 0
+        http = Receiver([200], port)
+        try:
+            listener(warned(4))
+            until = time.monotonic() + 20
+            while MessageQueue(tmp_path).told(target.name) < 4 and time.monotonic() < until:
+                time.sleep(0.05)
+        finally:
+            http.server.shutdown()
+    assert [line.split(".")[0] for line in http.lines] == ["1", "2", "3", "4"]
 
 
 @pytest.mark.slow
