@@ -29,10 +29,10 @@ def read_rows(path: Path) -> list[Row]:
         All whole lines, in order. A line that a crash has cut short or that is no row is left out, with what follows
         it.
     """
-    return rows_of(path.read_bytes()) if path.is_file() else []
+    return _rows_of(path.read_bytes()) if path.is_file() else []
 
 
-def rows_of(content: bytes) -> list[Row]:
+def _rows_of(content: bytes) -> list[Row]:
     """The rows of lines of such a file.
 
     Args:

@@ -17,7 +17,7 @@ from domainclip.files import read_record
 from domainclip.tracking.exporters import replay, sender
 from domainclip.tracking.exporters.cursor import Cursor, ExportsFile, StepSet
 from domainclip.tracking.exporters.exporter import Figures
-from domainclip.tracking.exporters.run_files import RunReader, Tail
+from domainclip.tracking.exporters.run_files import RunReader
 from domainclip.tracking.exporters.sender import Sender
 from tracker_cases import Tracker, append_rows, expected_figures, write_rows
 
@@ -168,20 +168,6 @@ def test_many_rows_go_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tracker.fault = lambda method, taken: sizes.append(taken) if method == "log" else None
     replay(tmp_path, tmp_path / "exports.json", "fake", tracker.exporter())
     assert max(sizes) == 14 and len(tracker.figures) == 78
-
-
-def test_half_a_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    tail = Tail(path)
-    assert tail.read() == []
-    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
-    assert tail.read() == [{"step": 1, "loss": 1.0}]
-    assert tail.read() == []
-    with open(path, "a") as handle:
-        handle.write('ss": 2.0}\n')
-    assert tail.read() == [{"step": 2, "loss": 2.0}]
-    write_rows(tmp_path, [{"step": 1, "loss": 1.0}])
-    assert tail.read() == [{"step": 1, "loss": 1.0}]
 
 
 def test_a_damaged_file_is_said(tmp_path: Path) -> None:

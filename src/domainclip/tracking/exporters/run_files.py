@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,47 +12,10 @@ import yaml
 
 from domainclip.files import read_checked
 from domainclip.tracking.exporters.exporter import Figures, Result, RunFacts
-from domainclip.tracking.jsonl import Row, rows_of
+from domainclip.tracking.jsonl import Row
+from domainclip.tracking.tail import Tail
 
 OUTCOMES = ("finished", "interrupted", "failed")
-
-
-class Tail:
-    """Reads what has been added to a file of rows since it was last asked.
-
-    Args:
-        path: The file; it need not be there yet. Where it was replaced (a resumption cuts it back), it is read anew.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: tuple[int, int] | None = None
-        self._at = 0
-
-    def read(self) -> list[Row]:
-        """Read on.
-
-        Returns:
-            New rows; all of a file that was replaced. Half a line at the end is left for the next time.
-
-        Raises:
-            OSError: The file cannot be read.
-        """
-        try:
-            with open(self.path, "rb") as handle:
-                return self._read(handle)
-        except FileNotFoundError:
-            return []
-
-    def _read(self, handle: Any) -> list[Row]:
-        facts = os.fstat(handle.fileno())
-        if self._file != (facts.st_dev, facts.st_ino) or facts.st_size < self._at:
-            self._file, self._at = (facts.st_dev, facts.st_ino), 0
-        handle.seek(self._at)
-        content = handle.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self._at += len(whole)
-        return rows_of(whole)
 
 
 class RunReader:
@@ -96,7 +58,7 @@ class RunReader:
         Raises:
             OSError: A file cannot be read.
         """
-        return [row for tail, made_of in self._files for row in map(made_of, tail.read()) if row.values]
+        return [row for tail, made_of in self._files for row in map(made_of, tail.read()[1]) if row.values]
 
     def of_report(self) -> list[Figures]:
         """The figures of the report: before and after the training, at its last step.

@@ -19,7 +19,7 @@ from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_value
 from domainclip.errors import CLIPFinetuningError
 from domainclip.tracking.live_page.downsample import kept_points
-from domainclip.tracking.live_page.tail import Tail
+from domainclip.tracking.tail import Tail
 
 SILENT_SECONDS = 120.0
 """A run on another machine of which nothing was heard for so long counts as killed."""
@@ -104,7 +104,7 @@ class RunView:
         return self._file("recipe.yaml")
 
     def _read(self) -> None:
-        anew, rows = self._rows.read()
+        anew, rows = _new_rows(self._rows)
         if anew:
             self._steps, self._values = {}, {}
         for row in rows:
@@ -114,7 +114,7 @@ class RunView:
                     self._steps.setdefault(name, array("d")).append(step)
                     self._values.setdefault(name, array("d")).append(math.nan if value is None else value)
         for name, tail in (("milestones", self._milestones), ("validations", self._validations)):
-            anew, rows = tail.read()
+            anew, rows = _new_rows(tail)
             self._lists[name] = rows if anew else [*self._lists[name], *rows]
 
     def _series(self, primary: str | None) -> dict[str, Any]:
@@ -190,6 +190,13 @@ def recipe_difference(views: list[RunView]) -> list[dict[str, Any]]:
 _MAIN_KEYS = frozenset(
     name for name, facts in facts_by_key(CLIPFinetuningConfig) if facts.common or name in ("model_name", "data_path")
 )
+
+
+def _new_rows(tail: Tail) -> tuple[bool, list[dict[str, Any]]]:
+    try:
+        return tail.read()
+    except OSError:  # a folder of somebody else's, or a disk that is away: the page shows what it has
+        return False, []
 
 
 def _is_alive(pid: object, started_at: object) -> bool:

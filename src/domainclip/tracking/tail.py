@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
+
+from domainclip.tracking.jsonl import Row
 
 
 class Tail:
@@ -23,36 +26,41 @@ class Tail:
         self._offset = 0
         self._seen: bytes = b""  # the last bytes that were read: what an appended file still has there
 
-    def read(self) -> tuple[bool, list[dict[str, Any]]]:
+    def read(self) -> tuple[bool, list[Row]]:
         """Read what is new.
 
         Returns:
             Whether everything that was read before no longer holds, and the new rows.
+
+        Raises:
+            OSError: The file is there and cannot be read.
         """
         try:
             with open(self.path, "rb") as file:
-                found = file.seek(0, 2), self.path.stat()
-                size, identity = found[0], (found[1].st_dev, found[1].st_ino)
-                file.seek(max(0, self._offset - len(self._seen)))
-                anew = identity != self._file or size < self._offset or file.read(len(self._seen)) != self._seen
-                if anew:
-                    had = self._file is not None and self._offset > 0
-                    self._file, self._offset, self._seen = identity, 0, b""
-                else:
-                    had = False
-                file.seek(self._offset)
-                content = file.read()
-        except OSError:
-            had = self._offset > 0
-            self._file, self._offset, self._seen = None, 0, b""
-            return had, []
+                return self._read(file)
+        except FileNotFoundError:
+            return self._begin_anew(None), []
+
+    def _read(self, file: BinaryIO) -> tuple[bool, list[Row]]:
+        found = os.fstat(file.fileno())
+        identity = found.st_dev, found.st_ino
+        file.seek(max(0, self._offset - len(self._seen)))
+        same = identity == self._file and found.st_size >= self._offset and file.read(len(self._seen)) == self._seen
+        anew = False if same else self._begin_anew(identity)
+        file.seek(self._offset)
+        content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
         self._seen = (self._seen + whole)[-64:]
-        return had, [row for line in whole.splitlines() if (row := _row(line)) is not None]
+        return anew, [row for line in whole.splitlines() if (row := _row(line)) is not None]
+
+    def _begin_anew(self, identity: tuple[int, int] | None) -> bool:
+        had_read = self._offset > 0
+        self._file, self._offset, self._seen = identity, 0, b""
+        return had_read
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _row(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
