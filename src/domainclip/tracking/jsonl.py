@@ -263,7 +263,7 @@ def milestone_row(event: Event) -> Row | None:
     Returns:
         A milestone's attributes; None for another event.
     """
-    return _finite(asdict(event)) if isinstance(event, Milestone) else None
+    return finite(asdict(event)) if isinstance(event, Milestone) else None
 
 
 def validation_row(event: Event) -> Row | None:
@@ -318,11 +318,20 @@ def metrics_row(event: Event) -> Row | None:
         row = {"step": event.step, **event.values}
     else:
         return None
-    return _finite(row)
+    return finite(row)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
+def finite(value: Any) -> Any:
+    """A value without infinity and NaN, which JSON does not have.
+
+    Args:
+        value: Numbers, strings, and mappings and lists of them.
+
+    Returns:
+        The same, with None for such numbers.
+    """
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

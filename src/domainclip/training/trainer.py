@@ -235,6 +235,8 @@ class Trainer:
         batches = self.plan.batch_schedule
         largest = min(batches.largest, batches.rows)
         forecast = self.memory.fit(batch, -(-largest // self.context.processes.world_size))
+        if forecast is not None and self.context.processes.is_first:
+            self.memory.record()  # for those who watch the run: at its end it is written again
         if forecast is not None and forecast.frozen_batch_norm:
             self.context.warn(
                 "Batch norm is frozen, since the batch does not fit into memory whole: the image tower may adapt "

@@ -299,7 +299,7 @@ def test_the_state_the_milestones_and_the_classes_are_said_in_words(found: dict[
     text = found["views"]["light-1400"]["text"]
     for said in (
         "30 of 60", "1 min 30 s so far, 1 min 35 s left", "best 75.0 %, zero-shot 35.0 %", "predicted 623.5 MB",
-        "Warning Steps wait for data.", "What to do: Raise num_workers.", "<b>platelet</b>", "taken for lymphocyte",
+        "Warning: Steps wait for data.", "What to do: Raise num_workers.", "<b>platelet</b>", "taken for lymphocyte",
     ):  # fmt: skip
         assert said in text
     assert text.index("<b>platelet</b>") < text.index("lymphocyte")  # the worst first

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from domainclip.errors import ConfigurationError
 from domainclip.tracking.live_page.downsample import kept_points
 from domainclip.tracking.live_page.page import page_as_one_file, runs_in, snapshot_of, to_json
 from domainclip.tracking.live_page.run_view import RunView, recipe_difference
+
+HISTOGRAMS = {"low": -1.0, "high": 1.0, "positives": [1] * 40, "hardest_negatives": [2] * 40}
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], mode: str = "w") -> None:
@@ -68,9 +71,9 @@ def test_a_view_has_every_figure_of_its_run(tmp_path: Path) -> None:
     rows += [{"step": 31, "loss": None}]
     write_rows(tmp_path / "metrics.jsonl", rows)
     write_rows(tmp_path / "milestones.jsonl", [{"step": 3, "name": "new_best", "text": "<b>"}])
-    write_rows(tmp_path / "validations.jsonl", [{"step": step, "low": 0} for step in range(200)])
+    write_rows(tmp_path / "validations.jsonl", [{"step": step, **HISTOGRAMS} for step in range(200)])
     (tmp_path / "classes.json").write_text(
-        json.dumps({"step": 3, "classes": [{"label": "a", "mistaken": [["x.png", "b"]]}]})
+        json.dumps({"step": 3, "classes": [{"label": "a", "recall": 0.5, "mistaken": [["x.png", "b"]]}]})
     )
     progress(tmp_path, primary="acc1", phases=[{"name": "training", "done": 3, "total": 9}])
     view = RunView(tmp_path)
@@ -105,12 +108,16 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
     child.wait()
     assert view.snapshot()["state"] == "killed"
     # The number may belong to another process by now, which is younger.
-    progress(tmp_path, pid=os.getpid(), started_at=1.0)
+    progress(tmp_path, pid=os.getpid(), started_at=1.0, updated_at=time.time() - 1000)
     assert RunView(tmp_path).snapshot()["state"] == "killed"
+    # Or the clock was set while it ran.
+    progress(tmp_path, pid=os.getpid(), started_at=1.0)
+    assert RunView(tmp_path).snapshot()["state"] == "running"
     progress(tmp_path, host="elsewhere", updated_at=time.time() - 10)
     assert RunView(tmp_path).snapshot()["state"] == "running"
     progress(tmp_path, host="elsewhere", updated_at=time.time() - 1000)
-    assert RunView(tmp_path).snapshot()["state"] == "killed"
+    found = RunView(tmp_path).snapshot()
+    assert found["state"] == "killed" and "elsewhere, and has written nothing for 2 minutes" in found["text"]
     progress(tmp_path, state="failed", text="the disk is full")
     found = RunView(tmp_path).snapshot()
     assert (found["state"], found["text"]) == ("failed", "the disk is full")
@@ -132,14 +139,80 @@ def test_damaged_foreign_and_old_folders_show_less_and_break_nothing(tmp_path: P
     assert found["report"]["verdict"] == "better, by acc1"
 
 
-def test_a_hundred_thousand_points_a_curve_are_less_than_a_megabyte(tmp_path: Path) -> None:
+_KEYS = [
+    *("step", "loss", "val_acc1", "val_standard_error", "zero_shot_acc1", "state", "text", "pid", "host", "started_at"),
+    *("updated_at", "phases", "primary", "total_steps", "classes", "label", "mistaken", "recall", "images", "verdict"),
+    *("outcome", "metric", "before", "after", "predicted_mb", "low", "high", "positives", "hardest_negatives", "name"),
+]
+_LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+    st.sampled_from([10**400, "running", "finished", "acc1", "a\0b", socket.gethostname()]),
+)
+_VALUES = st.recursive(
+    _LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=5),
+    max_leaves=10,
+)
+_OBJECTS = st.dictionaries(st.sampled_from(_KEYS), _VALUES, max_size=8)
+_SINGLE = ("classes.json", "progress.json", "memory.json", "report.json", "recipe.yaml")
+_BY_LINE = ("metrics.jsonl", "milestones.jsonl", "validations.jsonl")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.fixed_dictionaries(dict.fromkeys(_SINGLE, _OBJECTS) | dict.fromkeys(_BY_LINE, st.lists(_OBJECTS, max_size=4)))
+)
+def test_whatever_stands_in_the_files_the_page_gets_numbers_it_can_read(files: dict[str, Any]) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON: the browser would show nothing")
+
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in files.items():
+            lines = [{"step": 1} | row for row in content] if file in _BY_LINE else [content]
+            Path(name, file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        json.loads(to_json(snapshot_of([RunView(Path(name))])), parse_constant=refuse)
+        page_as_one_file([RunView(Path(name))])
+
+
+def test_curves_of_any_number_of_points_and_runs_are_less_than_a_megabyte(tmp_path: Path) -> None:
     names = [f"figure_{number}" for number in range(20)]
-    rows = np.random.default_rng(0).normal(size=(100_000, len(names))).tolist()
+    rows = np.random.default_rng(0).normal(size=(10_000, len(names))).tolist()
     write_rows(
         tmp_path / "metrics.jsonl",
-        [{"step": step + 1, **dict(zip(names, row, strict=True))} for step, row in enumerate(rows)],
+        [{"step": 10 * step + 1, **dict(zip(names, row, strict=True))} for step, row in enumerate(rows)],
     )
-    assert len(page_as_one_file([RunView(tmp_path)])) < 1_000_000
+    view = RunView(tmp_path)
+    for runs in (1, 2, 5):
+        assert len(page_as_one_file([view] * runs)) < 1_000_000
+
+
+def test_the_reference_sets_are_shown_as_they_were_last_evaluated_at_a_step(tmp_path: Path) -> None:
+    name = "val_reference_clothing"
+    write_rows(tmp_path / "metrics.jsonl", [{"step": 0, name: 0.9}, {"step": 0, name: 0.86}, {"step": 8, name: 0.84}])
+    assert RunView(tmp_path).snapshot()["series"][name] == {"steps": [0, 8], "values": [0.86, 0.84]}
+
+
+def test_only_the_worst_classes_are_shown_with_images(tmp_path: Path) -> None:
+    classes = [
+        {"label": str(index), "images": 3, "recall": 1 - index / 20, "mistaken": [[f"{index}.png", "other"]]}
+        for index in range(20)
+    ]
+    (tmp_path / "classes.json").write_text(json.dumps({"step": 3, "classes": classes}))
+    view = RunView(tmp_path)
+    assert view.images == {f"{index}.png" for index in range(14, 20)}
+    found = view.snapshot()["classes"]["classes"]
+    assert [each["label"] for each in found] == [str(index) for index in reversed(range(20))]
+
+
+def test_the_interval_stands_where_a_validation_has_one(tmp_path: Path) -> None:
+    rows = [{"step": 0, "val_acc1": 0.5}, {"step": 8, "val_acc1": 0.6, "val_standard_error": 0.1}]
+    write_rows(tmp_path / "metrics.jsonl", rows)
+    found = RunView(tmp_path).snapshot()["series"]["val_acc1"]
+    assert found["low"] == [None, pytest.approx(0.6 - 0.196)] and found["high"] == [None, pytest.approx(0.6 + 0.196)]
 
 
 def test_the_difference_of_recipes(tmp_path: Path) -> None:

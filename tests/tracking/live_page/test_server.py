@@ -65,7 +65,9 @@ def test_the_page_its_files_and_images_and_nothing_else(tmp_path: Path) -> None:
     Image.new("RGB", (400, 200), (200, 20, 20)).save(tmp_path / "shown.png")
     Image.new("RGB", (400, 200)).save(tmp_path / "private.png")
     mistaken = [[str(tmp_path / "shown.png"), "b"], [str(tmp_path / "gone.png"), "b"]]
-    (folder / "classes.json").write_text(json.dumps({"step": 1, "classes": [{"label": "a", "mistaken": mistaken}]}))
+    (folder / "classes.json").write_text(
+        json.dumps({"step": 1, "classes": [{"label": "a", "recall": 0.5, "mistaken": mistaken}]})
+    )
     progress(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with watching(folder, "--port", "0") as (process, port):

@@ -17,8 +17,12 @@ from PIL import Image
 
 from domainclip.data.images.reader import read_image
 from domainclip.errors import CLIPFinetuningError, ConfigurationError
+from domainclip.tracking.jsonl import finite
+from domainclip.tracking.live_page.downsample import POINTS
 from domainclip.tracking.live_page.run_view import RunView, recipe_difference
 
+_POINTS_OF_ALL, _FEWEST = 1000, 50
+"""So many points has a chart at most for all of its runs together, and a run at least: the page stays small."""
 EDGE = 160
 """The longest side of a thumbnail, in pixels."""
 _PAGE = resources.files("domainclip.tracking.live_page") / "page"
@@ -71,7 +75,8 @@ def snapshot_of(views: list[RunView]) -> dict[str, Any]:
     Returns:
         ``made_at``, ``runs`` and ``recipe_difference``.
     """
-    runs = [view.snapshot() for view in views]
+    points = max(_FEWEST, min(POINTS, _POINTS_OF_ALL // max(1, len(views))))
+    runs = [view.snapshot(points) for view in views]
     return {"made_at": time.time(), "runs": runs, "recipe_difference": recipe_difference(views)}
 
 
@@ -84,7 +89,7 @@ def to_json(snapshot: dict[str, Any]) -> str:
     Returns:
         JSON in a line, which may stand within a script element: it has no ``<``.
     """
-    return json.dumps(snapshot, separators=(",", ":"), default=str).replace("<", "\\u003c")
+    return json.dumps(finite(snapshot), allow_nan=False, separators=(",", ":"), default=str).replace("<", "\\u003c")
 
 
 def asset(name: str) -> bytes:

@@ -8,6 +8,7 @@ import socket
 import time
 from array import array
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from domainclip.config import CLIPFinetuningConfig
 from domainclip.config.key_facts import facts_by_key
 from domainclip.config.located_yaml import yaml_value
 from domainclip.errors import CLIPFinetuningError
-from domainclip.tracking.live_page.downsample import kept_points
+from domainclip.tracking.live_page.downsample import POINTS, kept_points
 from domainclip.tracking.tail import Tail
 
 SILENT_SECONDS = 120.0
 """A run on another machine of which nothing was heard for so long counts as killed."""
 VALIDATIONS = 60
 """Histograms that are shown at most, evenly drawn."""
+CLASSES_WITH_IMAGES = 6
+"""So many of the worst classes are shown with images."""
 _INITIAL = "zero_shot_"
 _OF_ONE_RUN = ("output_dir",)
 
@@ -48,17 +51,14 @@ class RunView:
     @property
     def images(self) -> set[str]:
         """The paths of the images that the page may show."""
-        classes = self._file("classes.json").get("classes")
-        found: set[str] = set()
-        for each in classes if isinstance(classes, list) else []:
-            mistaken = each.get("mistaken") if isinstance(each, Mapping) else None
-            for pair in mistaken if isinstance(mistaken, list) else []:
-                if isinstance(pair, list) and pair:
-                    found.add(str(pair[0]))
-        return found
+        classes = self._classes()
+        return {path for each in classes["classes"] for path, _ in each["mistaken"]} if classes else set()
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self, points: int = POINTS) -> dict[str, Any]:
         """Read what is new, and give everything.
+
+        Args:
+            points: Of a curve at most.
 
         Returns:
             The run, as the page's scripts take it.
@@ -71,10 +71,8 @@ class RunView:
             for name, values in self._values.items()
             if name.startswith(_INITIAL) and not math.isnan(values[-1])
         }
-        primary = progress.get("primary") or next(
-            (name for name in ("acc1", "mAP", "mean_R@1") if f"val_{name}" in self._values), None
-        )
-        classes = self._file("classes.json")
+        usual = (name for name in ("acc1", "mAP", "mean_R@1") if f"val_{name}" in self._values)
+        primary = progress["primary"] if isinstance(progress.get("primary"), str) else next(usual, None)
         last_step = max((int(steps[-1]) for steps in self._steps.values()), default=0)
         return {
             "name": self.folder.resolve().name,
@@ -85,14 +83,14 @@ class RunView:
             "total_steps": progress.get("total_steps"),
             "started_at": progress.get("started_at"),
             "updated_at": progress.get("updated_at"),
-            "phases": progress.get("phases", []) if state == "running" else [],
-            "series": self._series(primary),
+            "phases": _well_formed(progress.get("phases"), {"name": str}) if state == "running" else [],
+            "series": self._series(primary, points),
             "zero_shot": zero_shot,
             "primary": primary,
             "greater_is_better": progress.get("greater_is_better", True),
             "milestones": self._lists["milestones"],
             "validations": _evenly(self._lists["validations"]),
-            "classes": classes if isinstance(classes.get("classes"), list) else None,
+            "classes": self._classes(),
             "memory": self._file("memory.json") or None,
             "report": self._report(),
             "recipe": {name: value for name, value in self.recipe.items() if name in _MAIN_KEYS},
@@ -108,38 +106,54 @@ class RunView:
         if anew:
             self._steps, self._values = {}, {}
         for row in rows:
-            step = float(row.pop("step"))
             for name, value in row.items():
-                if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-                    self._steps.setdefault(name, array("d")).append(step)
-                    self._values.setdefault(name, array("d")).append(math.nan if value is None else value)
-        for name, tail in (("milestones", self._milestones), ("validations", self._validations)):
+                if name != "step" and (number := _number(value)) is not None:
+                    self._add(name, row["step"], number)
+        milestone = {"name": str, "text": str}
+        histograms = {"positives": list, "hardest_negatives": list, "low": Real, "high": Real}
+        for name, tail, types in (
+            ("milestones", self._milestones, milestone),
+            ("validations", self._validations, histograms),
+        ):
             anew, rows = _new_rows(tail)
-            self._lists[name] = rows if anew else [*self._lists[name], *rows]
+            self._lists[name] = [*([] if anew else self._lists[name]), *_well_formed(rows, types)]
 
-    def _series(self, primary: str | None) -> dict[str, Any]:
+    def _add(self, name: str, step: int, value: float) -> None:
+        steps, values = self._steps.setdefault(name, array("d")), self._values.setdefault(name, array("d"))
+        if steps and steps[-1] == step:  # the reference sets are evaluated before the probe and after it
+            values[-1] = value
+        else:
+            steps.append(step)
+            values.append(value)
+
+    def _series(self, primary: str | None, points: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, numbers in self._values.items():
             if name.startswith(_INITIAL) or name == "val_standard_error":
                 continue
             values, steps = np.array(numbers), np.array(self._steps[name])
-            kept = kept_points(values)
+            kept = kept_points(values, points)
             found[name] = {"steps": steps[kept].astype(int).tolist(), "values": _listed(values[kept])}
             errors = self._values.get("val_standard_error")
-            if name == f"val_{primary}" and errors is not None and len(errors) == len(values):
+            if name == f"val_{primary}" and errors is not None:
                 # Two standard errors on both sides: nineteen of twenty times the true value lies within.
-                margin = 1.96 * np.array(errors)[kept]
+                of_step = dict(zip(self._steps["val_standard_error"], errors, strict=True))
+                margin = 1.96 * np.array([of_step.get(step, math.nan) for step in steps[kept]])
                 found[name] |= {"low": _listed(values[kept] - margin), "high": _listed(values[kept] + margin)}
         return found
 
     def _state(self, progress: Mapping[str, Any]) -> tuple[str, str]:
         state, text = progress.get("state"), str(progress.get("text", ""))
         if state == "running":
+            heard = progress.get("updated_at")
+            recently = isinstance(heard, int | float) and abs(time.time() - heard) < SILENT_SECONDS
             if progress.get("host") == socket.gethostname():
-                alive = _is_alive(progress.get("pid"), progress.get("started_at"))
-            else:
-                alive = time.time() - float(progress.get("updated_at") or 0) < SILENT_SECONDS
-            return ("running", "") if alive else ("killed", "Its process is gone and has not said why")
+                alive = _is_alive(progress.get("pid"), progress.get("started_at"), recently)
+                return ("running" if alive else "killed"), ""
+            if recently:
+                return "running", ""
+            minutes = f"{SILENT_SECONDS / 60:.0f} minutes or more"
+            return "killed", f"It ran on {progress.get('host')}, and has written nothing for {minutes}"
         if state in ("finished", "interrupted", "failed"):
             return str(state), text
         return ("finished", "") if (self.folder / "report.json").is_file() else ("unknown", "")
@@ -151,7 +165,19 @@ class RunView:
             return None
         metric = verdict.get("metric")
         sentence = f"{verdict.get('outcome')}" + (f", by {metric}" if metric else "")
-        return {"verdict": sentence, "before": report.get("before", {}), "after": report.get("after", {})}
+        before, after = report.get("before"), report.get("after")
+        figures = {"before": before, "after": after} if isinstance(before, dict) and isinstance(after, dict) else {}
+        return {"verdict": sentence, **figures}
+
+    def _classes(self) -> dict[str, Any] | None:
+        content = self._file("classes.json")
+        found = _well_formed(content.get("classes"), {"label": str, "recall": Real})
+        classes, with_images = [], 0
+        for each in sorted(found, key=lambda each: each["recall"]):
+            mistaken = _mistaken(each.get("mistaken")) if with_images < CLASSES_WITH_IMAGES else []
+            with_images += bool(mistaken)
+            classes.append({**each, "mistaken": mistaken})
+        return {"step": content.get("step"), "classes": classes} if classes else None
 
     def _file(self, name: str) -> dict[str, Any]:
         """The content of a small file, read again when it has changed; empty where there is none that can be read."""
@@ -199,15 +225,48 @@ def _new_rows(tail: Tail) -> tuple[bool, list[dict[str, Any]]]:
         return False, []
 
 
-def _is_alive(pid: object, started_at: object) -> bool:
-    """Whether the process lives, and is not another one that has got its number since."""
+def _is_alive(pid: object, started_at: object, recently: bool) -> bool:
+    """Whether the process lives, and is not another one that has got its number since. Of one that was heard of
+    recently it is the same, whatever the clock says, which may have been set meanwhile."""
     if not isinstance(pid, int) or not isinstance(started_at, int | float):
         return False
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= started_at + 1
+        return process.status() != psutil.STATUS_ZOMBIE and (recently or process.create_time() <= started_at + 1)
     except psutil.Error:
         return False
+
+
+def _number(value: object) -> float | None:
+    """A figure: NaN for one that was not finite, None for what is none."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:
+        return None
+
+
+def _well_formed(rows: object, types: Mapping[str, type]) -> list[dict[str, Any]]:
+    """Those of the rows of a file that have what the page's scripts count on: values of these types by these keys."""
+    found = rows if isinstance(rows, list) else []
+    return [
+        row
+        for row in found
+        if isinstance(row, dict) and all(isinstance(row.get(name), of_type) for name, of_type in types.items())
+    ]
+
+
+def _mistaken(pairs: object) -> list[list[str]]:
+    """Path of an image, and the class that it was taken for."""
+    found = pairs if isinstance(pairs, list) else []
+    return [
+        pair
+        for pair in found
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(each, str) for each in pair)
+    ]
 
 
 def _listed(values: np.ndarray) -> list[float | None]:

@@ -81,7 +81,7 @@
         },
         axes: [
           { ...axis, grid: { show: false }, size: 26, space: 60, incrs: WHOLE, values: (_, ticks) => ticks.map((tick) => figure(tick)) },
-          { ...axis, size: 58, values: (_, ticks, __, ___, apart) => ticks.map((tick) => tick === null ? null : this.panel.log ? figure(tick) : tickText(tick, apart)) },
+          { ...axis, size: roomFor, values: (_, ticks, __, ___, apart) => ticks.map((tick) => tick === null ? null : this.panel.log ? figure(tick) : tickText(tick, apart)) },
         ],
         series: [{}, ...series],
         bands,
@@ -210,11 +210,15 @@
 
   /* As many digits as it takes to tell two ticks apart. */
   function tickText(tick, apart) {
-    if (tick !== 0 && Math.abs(tick) < 0.001) return figure(tick);
+    if (tick === 0) return "0";
+    if (Math.abs(tick) < 0.001) return tick.toExponential(2).replace(/\.?0*e/, "e");
     let digits = 0;
     while (digits < 8 && Math.abs(apart * 10 ** digits - Math.round(apart * 10 ** digits)) > 1e-6) digits++;
     return page.round(tick, digits);
   }
+
+  /* As wide as the longest of the labels of an upright axis. */
+  const roomFor = (_, labels) => Math.max(58, 18 + 7.5 * Math.max(0, ...(labels ?? []).map((label) => label?.length ?? 0)));
 
   const WHOLE = [1, 2, 5].flatMap((digit) => Array.from({ length: 9 }, (_, power) => digit * 10 ** power)).sort((a, b) => a - b);
 

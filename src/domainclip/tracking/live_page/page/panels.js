@@ -59,7 +59,7 @@
     return known.map((value) => ({ name: known.length > 1 ? `${name}, ${runs[values.indexOf(value)].name}` : name, value }));
   }
 
-  const zeroShot = (runs, metric, scale = 1) => levels("zero-shot", runs, (run) => {
+  const zeroShot = (runs, metric, scale = 1, name = "zero-shot") => levels(name, runs, (run) => {
     const value = run.zero_shot?.[metric];
     return typeof value === "number" ? value * scale : null;
   });
@@ -129,6 +129,8 @@
           {
             id: "references", title: "Reference sets", ...PERCENT, unit: "%, what is kept of what it knew before",
             lines: (all) => references.flatMap((key, row) => lines(all, key, { ...PERCENT, mark: row + 1, name: words(key.replace("reference_", "")) })),
+            // One line alone, that of the mean where there are several.
+            levels: (all) => references.slice(0, 1).flatMap((key) => zeroShot(all, key.slice(4), 100, sets.length > 1 ? "zero-shot mean" : "zero-shot")),
           },
         ],
       },

@@ -19,8 +19,8 @@
   function best(run) {
     const name = bare(run);
     const values = (run.series[`val_${name}`]?.values ?? []).filter((value) => value !== null);
-    // Of a loss the lowest is best, and no other metric may be primary of which less is better but a rank.
-    return values.length ? (/loss|rank/.test(name) ? Math.min(...values) : Math.max(...values)) : null;
+    if (!values.length) return null;
+    return run.greater_is_better === false ? Math.min(...values) : Math.max(...values);
   }
 
   function facts(run) {
@@ -31,16 +31,14 @@
     if (typeof left === "number") rows.push(["Time left", duration(left), "of the training"]);
     if (name && best(run) !== null) {
       rows.push([`${words(name)}, newest`, metric(name, newest(run, `val_${name}`)), `best ${metric(name, best(run))}${typeof zero === "number" ? `, zero-shot ${metric(name, zero)}` : ""}`]);
-    }
+    } else if (name && typeof zero === "number") rows.push([`${words(name)}, zero-shot`, metric(name, zero), "the initial model"]);
     if (newest(run, "loss") !== null) {
       rows.push(["Loss, newest", figure(newest(run, "loss")), newest(run, "val_loss") === null ? "training" : `training; validation ${figure(newest(run, "val_loss"))}`]);
     }
     if (newest(run, "samples_per_second") !== null) rows.push(["Images per second", figure(newest(run, "samples_per_second")), ""]);
-    if (run.memory?.measured_peak_mb) {
-      rows.push(["Memory, peak", `${figure(run.memory.measured_peak_mb)} MB`, run.memory.predicted_mb ? `predicted ${figure(run.memory.predicted_mb)} MB` : ""]);
-    } else if (newest(run, "peak_memory_mb") !== null) {
-      rows.push(["Memory, peak", `${figure(newest(run, "peak_memory_mb"))} MB`, run.memory?.predicted_mb ? `predicted ${figure(run.memory.predicted_mb)} MB` : ""]);
-    }
+    // memory.json is written before the first step and after the last: meanwhile the steps know more.
+    const peak = newest(run, "peak_memory_mb") ?? run.memory?.measured_peak_mb;
+    if (peak) rows.push(["Memory, peak", `${figure(peak)} MB`, run.memory?.predicted_mb ? `predicted ${figure(run.memory.predicted_mb)} MB` : ""]);
     return rows;
   }
 
@@ -97,7 +95,7 @@
     const figures = Object.entries(evidence ?? {}).map(([key, value]) => `${words(key)} ${typeof value === "number" ? figure(value) : value}`).join(", ");
     const more = [["Rule", rule], ["Evidence", figures]].filter(([, said]) => said);
     return element("li", { "data-level": level },
-      element("p", {}, element("strong", { class: "level" }, WORDS[level] ?? level), ` ${text}`),
+      element("p", {}, element("strong", { class: "level" }, `${WORDS[level] ?? level}:`), ` ${text}`),
       element("p", { class: "note" }, `${several ? `${run}, ` : ""}step ${figure(step)}, ${words(name ?? "")}`),
       ...(advice ? [element("p", {}, element("strong", {}, "What to do: "), advice)] : []),
       ...(more.length ? [element("details", {}, element("summary", {}, "Rule and evidence"), element("dl", { class: "facts" },
@@ -114,8 +112,6 @@
 
   /* ---- classes ---- */
 
-  const WORST = 6, IMAGES = 6;
-
   function thumbnail(path, predicted, label, index) {
     const embedded = page.snapshot.thumbnails?.[path];
     const source = embedded ?? (page.isFile ? null : `image?run=${index}&path=${encodeURIComponent(path)}`);
@@ -129,7 +125,7 @@
     const sorted = [...run.classes.classes].sort((a, b) => a.recall - b.recall);
     const table = tableOf(["Class", "Images", "Recall"], sorted.map((each) => [each.label, figure(each.images), percent(100 * each.recall)]));
     [...table.tBodies[0].rows].forEach((row, at) => row.cells[2].append(element("meter", { min: 0, max: 1, value: sorted[at].recall, "aria-label": `Recall of ${sorted[at].label}` })));
-    const wrong = sorted.filter((each) => each.mistaken?.length).slice(0, WORST);
+    const wrong = sorted.filter((each) => each.mistaken?.length);
     const title = `${several ? `${run.name}, ` : ""}validation of step ${figure(run.classes.step)}`;
     return [
       element("div", { class: "card" }, element("h3", {}, "Recall by class", element("span", {}, title)),
@@ -137,7 +133,7 @@
       element("div", { class: "card" }, element("h3", {}, "Taken for another class", element("span", {}, title)),
         ...(wrong.length ? wrong.map((each) => element("div", { class: "mistaken" },
           element("h4", {}, each.label, element("span", {}, `recall ${percent(100 * each.recall)}`)),
-          element("div", { class: "images" }, ...each.mistaken.slice(0, IMAGES).map(([path, predicted]) => thumbnail(path, predicted, each.label, index)))))
+          element("div", { class: "images" }, ...each.mistaken.map(([path, predicted]) => thumbnail(path, predicted, each.label, index)))))
           : [element("p", { class: "note" }, "None of the images was taken for another class.")])),
     ];
   }
