@@ -52,6 +52,7 @@ def test_examples_run_without_extras_from_another_folder(example: Path, tmp_path
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slowest
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = json.loads((ROOT / "examples" / "first_steps.ipynb").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-// Opens the live page in a headless Chromium and writes what it finds as JSON. Called by test_page.py:
+// Opens the live page in a headless Chromium and writes what it finds as JSON. Called by test_live_page.py:
 //   node browser.cjs ADDRESS FILE FOLDER
 // It asks for the server to be stopped, started, or given another snapshot by a line on standard output, and waits for
 // an answer.
